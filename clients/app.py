@@ -1,0 +1,60 @@
+"""The Flower ClientApp: answers which merchants a site has, trains them, and measures a student on them."""
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.site import Site, open_site
+from fed_distill.config import Experiment
+from fed_distill.transport.records import decode_downlink, encode_uplink, from_array_record, prefixed
+from fed_distill.transport.requests import Refusal, TrainRequest
+
+
+def build_app() -> ClientApp:
+    """A ClientApp with sites of its own, opened at the first message to each."""
+    app = ClientApp()
+    sites: dict[int, Site] = {}
+
+    def site_of(context: Context) -> Site:
+        if context.node_id not in sites:
+            experiment = Experiment.from_run_config(context.run_config)
+            part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+            sites[context.node_id] = open_site(experiment, part, parts)
+        return sites[context.node_id]
+
+    @app.query("merchants")
+    def merchants(message: Message, context: Context) -> Message:
+        held = site_of(context).merchants
+        record = ConfigRecord({"names": list(held), "examples": [len(data.train) for data in held.values()]})
+        return Message(RecordDict({"merchants": record}), reply_to=message)
+
+    @app.train("merchants")
+    def train(message: Message, context: Context) -> Message:
+        content = message.content
+        request = TrainRequest.from_record(content.config_records["request"])
+        starts = {
+            name.removeprefix("start."): from_array_record(record)
+            for name, record in content.array_records.items()
+            if name.startswith("start.")
+        }
+        reply = RecordDict()
+        for number, answer in enumerate(site_of(context).train(request, decode_downlink(content), starts)):
+            if isinstance(answer, Refusal):
+                reply[f"{number}/refusal"] = ConfigRecord({"merchant": answer.merchant, "reason": answer.reason})
+            else:
+                reply.update(prefixed(encode_uplink(answer), f"{number}/"))
+        return Message(reply, reply_to=message)
+
+    @app.evaluate("merchants")
+    def evaluate(message: Message, context: Context) -> Message:
+        content = message.content
+        request = TrainRequest.from_record(content.config_records["request"])
+        weights = decode_downlink(content).weights
+        assert weights is not None
+        counts = site_of(context).evaluate(weights, request.merchants, request.blueprints[request.students[0]])
+        record = MetricRecord({merchant: [right, count] for merchant, (right, count) in counts.items()})
+        return Message(RecordDict({"counts": record}), reply_to=message)
+
+    return app
+
+
+app = build_app()

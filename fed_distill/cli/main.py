@@ -1,0 +1,163 @@
+"""The command line: ``fed-distill run`` and what goes with it.
+
+A user's mistake ends in one message and exit code 2, never in a traceback. Heavy imports happen inside the
+commands, so that ``--help`` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fed_distill.errors import FedDistillError
+
+if TYPE_CHECKING:
+    from fed_distill.config import Experiment
+    from fed_distill.registry import Registry
+
+app = typer.Typer(
+    name="fed-distill",
+    help="Federated distillation for e-commerce search and recommendation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a key, for example federation.rounds=3")
+]
+
+
+@app.command(epilog="Example: fed-distill run experiments/quickstart.toml --set federation.rounds=3 --name short")
+def run(
+    file: File,
+    settings: Settings = None,
+    name: Annotated[str | None, typer.Option(help="name of the run's folder instead of the file's")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped run of this name")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="try the file out: few merchants, small teacher, two rounds")] = False,
+) -> None:
+    """Run an experiment in this process and write its report."""
+    from fed_distill.cli.simulation import run as simulate
+
+    experiment = _experiment(file, settings, name, resume, tiny)
+    result = simulate(experiment)
+    Console().print(f"report: {escape(str(result.report))}", soft_wrap=True)
+
+
+@app.command(epilog="Example: fed-distill config experiments/quickstart.toml --flower > run.toml")
+def config(
+    file: File,
+    settings: Settings = None,
+    flower: Annotated[bool, typer.Option("--flower", help="as a flat run config for `flwr run . --run-config`")] = False,
+) -> None:
+    """Print the complete experiment, defaults included."""
+    import tomli_w
+
+    experiment = _experiment(file, settings)
+    sys.stdout.write(tomli_w.dumps(experiment.to_run_config()) if flower else experiment.to_toml())
+
+
+@app.command(epilog="Example: fed-distill report runs/quickstart --markdown")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)],
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the comparison as a Markdown table too")] = False,
+) -> None:
+    """Write the HTML report of a finished run again from its files."""
+    from fed_distill.results.report import write_report
+    from fed_distill.results.store import read_summary
+    from fed_distill.results.tables import markdown_table
+
+    path = write_report(folder)
+    if markdown:
+        sys.stdout.write(markdown_table(read_summary(folder)) + "\n")
+    Console(stderr=markdown).print(f"report: {escape(str(path))}", soft_wrap=True)
+
+
+@data_app.command(epilog="Example: fed-distill data describe pricerunner --out pictures")
+def describe(
+    dataset: Annotated[str, typer.Argument(metavar="NAME", help="a dataset, or an experiment file", show_default=False)],
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("."),
+) -> None:
+    """Print how a dataset was cleaned and split, and draw its merchants' sizes and label skew."""
+    from fed_distill.config import Experiment, parse_setting
+    from fed_distill.data import load
+    from fed_distill.data.describe import describe as describe_data
+
+    changes = dict(parse_setting(text) for text in settings or ())
+    if dataset.endswith(".toml"):
+        experiment = Experiment.read(dataset, changes)
+    else:
+        experiment = Experiment().with_changes({"data.dataset": dataset, **changes})
+    sys.stdout.write(describe_data(load(experiment.data), out) + "\n")
+
+
+@data_app.command("list", epilog="Example: fed-distill data list")
+def list_datasets() -> None:
+    """List the built-in datasets and their options."""
+    from fed_distill.data import DATASETS
+
+    _print_registry(DATASETS)
+
+
+@app.command(epilog="Example: fed-distill methods")
+def methods() -> None:
+    """List the federated methods and the aggregators, with their options."""
+    from fed_distill.merging import AGGREGATORS
+    from fed_distill.methods import METHODS
+
+    _print_registry(METHODS)
+    _print_registry(AGGREGATORS)
+
+
+@app.command(epilog="Example: fed-distill models")
+def models() -> None:
+    """List the teachers and students, with their options."""
+    from fed_distill.models import STUDENTS, TEACHERS
+
+    _print_registry(TEACHERS)
+    _print_registry(STUDENTS)
+
+
+def main() -> None:
+    """Entry point: prints a user's mistake once and exits with code 2."""
+    try:
+        app()
+    except FedDistillError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; go on with the same command and --resume", soft_wrap=True)
+        sys.exit(130)
+
+
+def _experiment(
+    file: Path, settings: list[str] | None, name: str | None = None, resume: bool = False, tiny: bool = False
+) -> "Experiment":
+    from fed_distill.config import Experiment, parse_setting
+
+    changes = dict(parse_setting(text) for text in settings or ())
+    if name is not None:
+        changes["name"] = name
+    if resume:
+        changes["runtime.resume"] = True
+    experiment = Experiment.read(file, changes)
+    return experiment.tiny() if tiny else experiment
+
+
+def _print_registry(registry: "Registry") -> None:
+    from fed_distill.cli.listing import option_rows
+
+    table = Table(title=f"{registry.kind}s", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in (registry.kind, "options", "what it is"):
+        table.add_column(column, overflow="fold")
+    for name in registry:
+        table.add_row(*map(escape, option_rows(registry, name)))
+    Console().print(table)

@@ -1,0 +1,320 @@
+"""An experiment as one typed value: the same in Python, in a TOML file and in a flat Flower run config.
+
+Every table of the file is a class here and every key a field, with its meaning beside it. Parts chosen by
+name (dataset, student, method ...) take their own options in an ``options`` table, checked when they are built.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fed_distill.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+CONTROLS = ("server", "local", "pooled", "fedavg")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(_Table):
+    """Which examples, and how they are split between server, merchants, validation and test."""
+
+    dataset: str = Field("marketplace", description="name of a dataset, or import path of an own one")
+    task: str = Field("relevance", description="relevance, recommend or category")
+    seed: int = Field(0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set")
+    public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")
+    min_rows: PositiveInt = Field(30, description="merchants with fewer training rows are not clients; their rows are public")
+    valid_share: Share = Field(0.1, description="share of the groups held out for validation")
+    test_share: Share = Field(0.2, description="share of the groups held out for the test")
+    proxy_size: PositiveInt = Field(4000, description="examples in the shared, unlabeled proxy set")
+    max_characters: PositiveInt = Field(512, description="longer texts are dropped in cleaning")
+    max_merchants: PositiveInt | None = Field(None, description="keep only so many clients, the largest; none for all")
+    max_examples: PositiveInt | None = Field(None, description="keep only so many examples in each table; none for all")
+    partition: Literal["merchant", "dirichlet", "shard", "size"] = Field(
+        "merchant", description="who owns a row: its merchant column, or a flwr-datasets partitioner where there is none"
+    )
+    partitions: PositiveInt = Field(20, description="merchants that a partitioner makes")
+    concentration: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller is more skewed")
+    options: dict[str, Any] = Field(default_factory=dict, description="the dataset's own options")
+
+
+class TeacherConfig(_Table):
+    """The model that the server holds, fine-tuned once on the public examples."""
+
+    model: str = Field("bert-small", description="minilm, bert-small, a folder, a hub id, or an import path")
+    epochs: PositiveInt = 3
+    learning_rate: PositiveFloat = 5e-5
+    batch_size: PositiveInt = 32
+    max_examples: PositiveInt = Field(20_000, description="public examples used for fine-tuning at most")
+    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    patience: PositiveInt = Field(2, description="validations without improvement before training stops")
+    max_length: PositiveInt = Field(64, description="tokens of a text or pair; longer ones are cut")
+    options: dict[str, Any] = Field(default_factory=dict, description="the model's own options")
+
+
+class StudentConfig(_Table):
+    """The small model that merchants train."""
+
+    model: str = Field("two-tower", description="name of a student, or import path of an own one")
+    options: dict[str, Any] = Field(default_factory=dict, description="the student's own options")
+    by_merchant: list[str] = Field(
+        default_factory=list,
+        description="students dealt to the merchants in turn, where a method lets them differ; the global one stays `model`",
+    )
+
+    def models(self) -> list[str]:
+        """Every kind of student in use, the global one first."""
+        return [self.model, *(name for name in dict.fromkeys(self.by_merchant) if name != self.model)]
+
+    def options_of(self, model: str) -> dict[str, Any]:
+        """Options of one kind of student: ``options`` for the global one, defaults for others."""
+        return self.options if model == self.model else {}
+
+
+class TrainingConfig(_Table):
+    """How any phase of any plan is trained, at a merchant and at the server."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: PositiveFloat = 3e-3
+    batch_size: PositiveInt = 64
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="decoupled; not applied to embedding tables")
+    clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of a gradient; none for no clipping")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how the rate falls to 0: within one training at the server, over the rounds at merchants"
+    )
+    warmup_share: Share = Field(0.0, description="share of that time in which the rate rises from 0 first")
+    server_epochs: PositiveFloat = Field(4.0, description="epochs of the server's student before the first round")
+    pooled_epochs: PositiveFloat = Field(8.0, description="epochs of the pooled control, from the server's student")
+    local_epochs: PositiveFloat = Field(2.0, description="epochs of each merchant alone in the local control")
+    server_learning_rate: PositiveFloat = Field(3e-3, description="learning rate of training at the server")
+    server_temperature: PositiveFloat = Field(2.0, description="distillation temperature of training at the server")
+    submodel: bool = Field(True, description="train and send only the embedding rows that a merchant's data touch")
+
+
+class FederationConfig(_Table):
+    """The method and its rounds."""
+
+    method: str = Field("fedavg-kd", description="name of a method, or import path of an own one")
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
+    aggregator: str = Field("fedavg", description="how weights are merged: fedavg, fedsubavg, fedadam, fedmedian ...")
+    aggregator_options: dict[str, Any] = Field(default_factory=dict, description="the aggregator's own options")
+    rounds: PositiveInt = 10
+    participation: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of merchants sampled in a round")
+    validate_every: PositiveInt = Field(1, description="rounds between two validations; the last round is always validated")
+    label: str = Field("", description="name in tables; the method's and aggregator's names if empty")
+
+    @property
+    def title(self) -> str:
+        """Name of this federation in tables and folders."""
+        return self.label or (self.method if self.aggregator == "fedavg" else f"{self.method}+{self.aggregator}")
+
+
+class AdaptationConfig(_Table):
+    """What happens to the global student after the last round."""
+
+    enabled: bool = Field(True, description="fine-tune on the server's data, distil again on domain text, fine-tune again")
+    epochs: PositiveFloat = Field(1.0, description="epochs of each of the three stages")
+    learning_rate_scale: PositiveFloat = Field(0.3, description="factor on training.learning_rate")
+    personal: bool = Field(False, description="also adapt to each merchant; its student stays there")
+    personal_epochs: PositiveFloat = Field(1.0, description="epochs of a merchant's own adaptation")
+
+
+class RuntimeConfig(_Table):
+    """Where a run is kept and what follows it."""
+
+    folder: Path = Field(Path("runs"), description="runs are kept in FOLDER/NAME")
+    resume: bool = Field(False, description="go on with a stopped run of this name")
+    cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
+    threads: PositiveInt | None = Field(None, description="threads of one process; default: all cores")
+    callbacks: list[str] = Field(
+        default_factory=lambda: ["progress", "tensorboard"], description="what follows a run: progress, tensorboard, wandb, own"
+    )
+
+
+class Experiment(_Table):
+    """Everything that a run depends on. ``Experiment.read(path)`` reads a TOML file."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and its folder")
+    seed: int = Field(0, ge=0, description="seed of the first repeat; repeat k uses seed + k")
+    repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
+    controls: list[Literal["server", "local", "pooled", "fedavg"]] = Field(
+        default_factory=lambda: list(CONTROLS), description="what the method is compared with"
+    )
+    data: DataConfig = Field(default_factory=DataConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    compare: list[dict[str, Any]] = Field(
+        default_factory=list, description="further federations, each a table that overrides [federation]"
+    )
+    adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="after")
+    def _distinct_federations(self) -> Self:
+        titles = [federation.title for federation in self.federations()]
+        taken = {"server", "local", "pooled", "personal"} & set(titles)
+        if taken:
+            raise ValueError(f"a federation cannot be called {sorted(taken)[0]!r}: give it another `label`")
+        twice = {title for title in titles if titles.count(title) > 1}
+        if twice:
+            raise ValueError(f"two federations are called {sorted(twice)[0]!r}: give one of them a `label`")
+        if self.data.valid_share + self.data.test_share >= 1.0:
+            raise ValueError("data.valid_share and data.test_share leave nothing to train on")
+        return self
+
+    def federations(self) -> list[FederationConfig]:
+        """The main federation first, then each of ``compare``; options are taken over only by the same method."""
+        main = self.federation.model_dump()
+        result = [self.federation]
+        for override in self.compare:
+            inherited = dict(main, label="")
+            if override.get("method", main["method"]) != main["method"]:
+                inherited["options"] = {}
+            if override.get("aggregator", main["aggregator"]) != main["aggregator"]:
+                inherited["aggregator_options"] = {}
+            result.append(FederationConfig.model_validate({**inherited, **override}))
+        return result
+
+    def arms(self) -> dict[str, FederationConfig]:
+        """Everything that merchants are asked to train, by name: the federations, then the controls that need them.
+
+        A federation titled ``fedavg`` is its own control. ``personal`` adapts the global student to each merchant.
+        """
+        arms = {federation.title: federation for federation in self.federations()}
+        kept = {"rounds": self.federation.rounds, "participation": self.federation.participation}
+        local_epochs = self.federation.options.get("local_epochs")
+        plain = {} if local_epochs is None else {"local_epochs": local_epochs}
+        if "fedavg" in self.controls:
+            arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, **kept))
+        alone = {"local_epochs": self.training.local_epochs}
+        if "local" in self.controls:
+            arms["local"] = FederationConfig(method="local", options=alone, rounds=1)
+        if self.adaptation.personal:
+            alone = {"local_epochs": self.adaptation.personal_epochs}
+            arms["personal"] = FederationConfig(method="personal", options=alone, rounds=1)
+        return arms
+
+    @classmethod
+    def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:
+        """Check ``tables``; raise ConfigError naming ``source`` and the first wrong key."""
+        try:
+            return cls.model_validate(tables)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_first_problem(error)}") from error
+
+    @classmethod
+    def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a TOML file and apply ``overrides`` (dotted keys)."""
+        try:
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read experiment {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        for key, value in (overrides or {}).items():
+            _set(tables, key, value)
+        return cls.parse(tables, str(path))
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
+        """A checked copy with ``changes`` (dotted keys) applied."""
+        tables = self.model_dump(mode="json", exclude_none=True)
+        for key, value in changes.items():
+            _set(tables, key, value)
+        return type(self).parse(tables)
+
+    def tiny(self) -> Self:
+        """A quick version of the same experiment, for trying a file out: few merchants, a small teacher, two rounds."""
+        quick_rounds = [{**table, "rounds": min(2, table.get("rounds", 2))} for table in self.compare]
+        return self.with_changes(
+            {
+                "name": f"{self.name}-tiny",
+                "repeats": 1,
+                "compare": quick_rounds,
+                "data.max_merchants": min(6, self.data.max_merchants or 6),
+                "data.proxy_size": min(100, self.data.proxy_size),
+                "data.max_examples": min(200, self.data.max_examples or 200),
+                "teacher.model": "bert-small",
+                "teacher.options": {"layers": 1, "width": 32, "heads": 2},
+                "teacher.epochs": 1,
+                "teacher.max_examples": 200,
+                "training.server_epochs": 1,
+                "training.pooled_epochs": 1,
+                "training.local_epochs": 1,
+                "federation.rounds": min(2, self.federation.rounds),
+            }
+        )
+
+    def to_toml(self) -> str:
+        """The complete experiment as TOML, defaults included."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def to_run_config(self) -> dict[str, bool | int | float | str]:
+        """The experiment as a flat Flower run config: dotted keys; lists, option tables and absent values as JSON."""
+        flat: dict[str, bool | int | float | str] = {}
+
+        def walk(prefix: str, table: BaseModel) -> None:
+            dumped = table.model_dump(mode="json")
+            for key in type(table).model_fields:
+                value = getattr(table, key)
+                if isinstance(value, BaseModel):
+                    walk(f"{prefix}{key}.", value)
+                elif isinstance(value, (list, dict)) or value is None:
+                    flat[prefix + key] = json.dumps(dumped[key])
+                else:
+                    flat[prefix + key] = dumped[key]
+
+        walk("", self)
+        return flat
+
+    @classmethod
+    def from_run_config(cls, flat: Mapping[str, Any]) -> Self:
+        """Inverse of ``to_run_config``."""
+        tables: dict[str, Any] = {}
+        for key, value in flat.items():
+            if isinstance(value, str) and value[:1] in ("[", "{") or value == "null":
+                try:
+                    value = json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ConfigError(f"run config key {key!r} is not valid JSON: {error}") from error
+            if value is not None:
+                _set(tables, key, value)
+        return cls.parse(tables, "run config")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value`` as on the command line; the value is TOML, or a plain string."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set wants key=value, for example federation.rounds=3, not {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{dotted}: {parent} is a value, not a table")
+    tables[last] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "experiment"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"

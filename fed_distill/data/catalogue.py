@@ -1,0 +1,257 @@
+"""A source whose rows are offers: a title, what a shopper typed to find it, and three nested codes.
+
+The codes grade any pair of query and title: same product is exact, same kind (within it, another product) a
+substitute, same family a complement, anything else irrelevant. Pairs are made after the split and, at a
+merchant, of nothing but its own offers, because it doesn't know the others' catalogues.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fed_distill.config import DataConfig
+from fed_distill.data.cleaning import clean
+from fed_distill.data.dataset import IntArray
+from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task
+from fed_distill.data.labeled import distinct, factorize, grow_keys, proxy_too_large
+from fed_distill.data.partition import assign
+from fed_distill.data.tasks import RELEVANCE
+from fed_distill.errors import DataError
+from fed_distill.runtime.seeds import numpy_stream
+
+EXACT, SUBSTITUTE, COMPLEMENT, IRRELEVANT = range(4)
+_INSTEAD = np.array([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 1, 0], [3, 2, 1, 0]])
+"""Which grade to try, in turn, when the wanted one has no partner."""
+_PROXY_MIX = (0.3, 0.3, 0.2, 0.2)
+_EXACT_CANDIDATES = 10
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs and rankings are made of offers.
+
+    pairs_per_row: pairs of one offer: exact, substitute, then complement or irrelevant, drawn by the merchant's
+    own odds. max_pairs: pairs of a merchant in one part of the split at most. ranking_queries, ranking_candidates:
+    size of the ranking view. grade_skew: 0 for that fixed pattern, up to 1 for grades drawn from shares that differ
+    widely between merchants.
+    """
+
+    pairs_per_row: int = 3
+    max_pairs: int = 900
+    ranking_queries: int = 400
+    ranking_candidates: int = 50
+    grade_skew: float = 0.0
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Clean offers of all merchants; implements ``Source`` for relevance. Made by `build`.
+
+    products, kinds, families: int64 ``[n]``, each nested in the next; groups: products that must stay together.
+    titles, queries: texts of each offer.
+    """
+
+    names: tuple[str, ...]
+    owners: IntArray
+    groups: IntArray
+    titles: tuple[str, ...]
+    queries: tuple[str, ...]
+    products: IntArray
+    kinds: IntArray
+    families: IntArray
+    options: PairOptions = PairOptions()
+    account: Mapping[str, Any] = field(default_factory=dict)
+    task: Task = RELEVANCE
+
+    @classmethod
+    def build(
+        cls,
+        titles: Sequence[str],
+        queries: Sequence[str],
+        merchants: Sequence[str],
+        products: Sequence[int] | IntArray,
+        kinds: Sequence[int] | IntArray,
+        families: Sequence[int] | IntArray,
+        config: DataConfig,
+        options: PairOptions,
+    ) -> Self:
+        """Clean the offers and give each its merchant (a partitioner skews the families). Raises DataError if none is left."""
+        named = merchants if config.partition == "merchant" else None
+        cleaned = clean(titles, queries, None, named, config.max_characters)
+        if not cleaned.rows or cleaned.pairs is None:
+            raise DataError(f"no offer is left of {len(titles)} after cleaning: {cleaned.account['dropped']}")
+        rows = np.asarray(cleaned.rows, dtype=np.int64)
+        family = np.asarray(families, dtype=np.int64)[rows]
+        names, owners = assign(None if named is None else [named[row] for row in cleaned.rows], family, config)
+        product = np.asarray(products, dtype=np.int64)[rows]
+        kind = np.asarray(kinds, dtype=np.int64)[rows]
+        return cls(names, owners, product, cleaned.texts, cleaned.pairs, product, kind, family, options, cleaned.account)
+
+    def grades(self, query_rows: IntArray, title_rows: IntArray) -> IntArray:
+        """Grade of each pair: the query of one offer with the title of another."""
+        return np.where(
+            self.products[query_rows] == self.products[title_rows],
+            EXACT,
+            np.where(
+                self.kinds[query_rows] == self.kinds[title_rows],
+                SUBSTITUTE,
+                np.where(self.families[query_rows] == self.families[title_rows], COMPLEMENT, IRRELEVANT),
+            ),
+        )
+
+    def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
+        """Graded pairs of the merchant's own queries and titles, without duplicates, ``max_pairs`` at most."""
+        rng = numpy_stream(seed, "pairs", merchant, part)
+        slots = self.options.pairs_per_row
+        wanted = self._wanted(len(rows), merchant, seed, rng)
+        query_rows = np.stack([self._partners(rows, wanted[:, slot], rng) for slot in range(slots)], axis=1).ravel()
+        title_rows = np.repeat(rows, slots)
+        texts = [(self.queries[q], self.titles[t]) for q, t in zip(query_rows.tolist(), title_rows.tolist(), strict=True)]
+        keep = np.unique(factorize(texts), return_index=True)[1]
+        if len(keep) > self.options.max_pairs:
+            keep = rng.choice(keep, self.options.max_pairs, replace=False)
+        keep.sort()
+        return self._pairs(query_rows[keep], title_rows[keep], [merchant] * len(keep))
+
+    def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
+        """Distinct pairs of public queries and public titles, of all grades, across the public merchants."""
+        rng = numpy_stream(seed, "proxy")
+        queries, titles = factorize([self.queries[row] for row in rows]), factorize([self.titles[row] for row in rows])
+        if not len(rows):
+            raise proxy_too_large(size, 0)
+        lefts, rights = int(queries.max()) + 1, int(titles.max()) + 1
+        here = np.arange(len(rows))
+        keys = np.zeros(0, dtype=np.int64)
+        while len(keys) < size:
+            wanted = rng.choice(4, size=len(rows), p=_PROXY_MIX)
+            partners = self._partners(rows, wanted, rng, others=len(keys) > 0, positions=True)
+            shuffled = rng.permutation(here)
+            found = distinct(np.concatenate([keys, (queries[partners] * rights + titles)[shuffled]]))
+            if len(found) - len(keys) <= len(rows) // 100:
+                found = grow_keys(found, lefts, rights, size, rng)
+            keys = found[:size]
+        first_query = np.unique(queries, return_index=True)[1]
+        first_title = np.unique(titles, return_index=True)[1]
+        query_rows, title_rows = rows[first_query[keys // rights]], rows[first_title[keys % rights]]
+        return self._pairs(query_rows, title_rows, [self.names[owner] for owner in self.owners[title_rows]]).unlabeled()
+
+    def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
+        """Queries for products with two offers or more, each with graded candidates from all merchants' offers.
+
+        A query has its exact offers (10 at most) and about as many substitutes as all the rest: complements and
+        irrelevant offers fill up to ``ranking_candidates``. No title occurs twice under a query.
+        """
+        rng = numpy_stream(seed, "ranking", part)
+        order = rows[np.lexsort((self.products[rows], self.kinds[rows], self.families[rows]))]
+        blocks = [_blocks(codes[order]) for codes in (self.products, self.kinds, self.families)]
+        starts = np.flatnonzero(np.diff(self.products[order], prepend=-1))
+        stops = np.append(starts, len(order))[1:]
+        several = [
+            (start, stop)
+            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+            if len({self.titles[row] for row in order[start:stop]}) > 1
+        ]
+        asked: list[int] = []
+        found: list[IntArray] = []
+        for choice in rng.permutation(len(several))[: self.options.ranking_queries]:
+            start, stop = several[choice]
+            asked.append(int(order[rng.integers(start, stop)]))
+            edges = [(int(begin[start]), int(end[start])) for begin, end in blocks]
+            found.append(self._candidates(order, edges, rng))
+        if not asked:
+            return None
+        lengths = [len(candidates) for candidates in found]
+        title_rows = np.concatenate(found)
+        examples = self._pairs(np.repeat(asked, lengths), title_rows, [self.names[owner] for owner in self.owners[title_rows]])
+        return Ranking(examples, np.repeat(np.arange(len(asked)), lengths))
+
+    def _candidates(self, order: IntArray, edges: list[tuple[int, int]], rng: np.random.Generator) -> IntArray:
+        """Candidates of one query, shuffled. ``edges``: where its product, kind and family lie in ``order``."""
+        total = self.options.ranking_candidates
+        chosen: dict[str, int] = {}
+        inner = (0, 0)
+        for grade, outer in enumerate([*edges, (0, len(order))]):
+            left = total - len(chosen)
+            quota = (min(_EXACT_CANDIDATES, left), left // 2, left // 2, left)[grade]
+            pool = np.concatenate([np.arange(outer[0], inner[0]), np.arange(inner[1], outer[1])]) if grade else np.arange(*outer)
+            # Four times the quota, so that equal titles leave enough.
+            pool = rng.choice(pool, min(len(pool), 4 * quota), replace=False)
+            for row in order[pool].tolist():
+                if quota == 0:
+                    break
+                if self.titles[row] not in chosen:
+                    chosen[self.titles[row]] = row
+                    quota -= 1
+            inner = outer
+        return rng.permutation(np.fromiter(chosen.values(), dtype=np.int64))
+
+    def _wanted(self, count: int, merchant: str, seed: int, rng: np.random.Generator) -> IntArray:
+        """Grades to look for, ``[rows, slots]``; the odds are the merchant's own, the same in every part of the split."""
+        own = numpy_stream(seed, "grades", merchant)
+        complement = own.uniform(0.2, 0.8)
+        skewed = own.dirichlet([2.0, 2.0, 1.0, 1.0])
+        wanted = np.full((count, self.options.pairs_per_row), EXACT, dtype=np.int64)
+        wanted[:, 1:2] = SUBSTITUTE
+        rest = wanted[:, 2:]
+        rest[:] = np.where(rng.random(rest.shape) < complement, COMPLEMENT, IRRELEVANT)
+        if self.options.grade_skew:
+            drawn = rng.choice(4, size=wanted.shape, p=skewed)
+            wanted = np.where(rng.random(wanted.shape) < self.options.grade_skew, drawn, wanted)
+        return wanted
+
+    def _partners(
+        self, rows: IntArray, wanted: IntArray, rng: np.random.Generator, others: bool = False, positions: bool = False
+    ) -> IntArray:
+        """For each offer another one among ``rows`` whose query has the ``wanted`` grade for its title, or the next best.
+
+        Exact is the offer itself, or with ``others`` another offer of the product, if there is one.
+        """
+        product, kind, family = self.products[rows], self.kinds[rows], self.families[rows]
+        here = np.arange(len(rows))
+        by_grade = np.stack(
+            [
+                _partner(product, here, rng) if others else here,
+                _partner(kind, product, rng),
+                _partner(family, kind, rng),
+                _partner(np.zeros_like(family), family, rng),
+            ]
+        )
+        by_grade[EXACT] = np.where(by_grade[EXACT] < 0, here, by_grade[EXACT])
+        partner = np.full(len(rows), -1, dtype=np.int64)
+        for attempt in range(4):
+            partner = np.where(partner < 0, by_grade[_INSTEAD[wanted, attempt], here], partner)
+        return partner if positions else rows[partner]
+
+    def _pairs(self, query_rows: IntArray, title_rows: IntArray, merchants: Sequence[str]) -> Examples:
+        return Examples(
+            texts=tuple(self.queries[row] for row in query_rows.tolist()),
+            pairs=tuple(self.titles[row] for row in title_rows.tolist()),
+            labels=self.grades(query_rows, title_rows),
+            groups=self.groups[query_rows],
+            merchants=tuple(merchants),
+        )
+
+
+def _partner(coarse: IntArray, fine: IntArray, rng: np.random.Generator) -> IntArray:
+    """For each row a random row of equal ``coarse`` and other ``fine`` code (nested in it), or -1. All ``[n]``."""
+    order = np.lexsort((fine, coarse))
+    outer_start, outer_stop = _blocks(coarse[order])
+    runs = np.cumsum(np.diff(coarse[order], prepend=0).astype(bool) | np.diff(fine[order], prepend=0).astype(bool))
+    inner_start, inner_stop = _blocks(runs)
+    inner = inner_stop - inner_start
+    room = outer_stop - outer_start - inner
+    pick = outer_start + (rng.random(len(order)) * room).astype(np.int64)
+    pick += np.where(pick >= inner_start, inner, 0)
+    partner = np.empty(len(order), dtype=np.int64)
+    partner[order] = np.where(room > 0, order[np.minimum(pick, len(order) - 1)], -1)
+    return partner
+
+
+def _blocks(codes: npt.NDArray[np.int64]) -> tuple[IntArray, IntArray]:
+    """First and one past the last position of each element's run, for ``codes`` in which equal ones are adjacent."""
+    starts = np.flatnonzero(np.diff(codes, prepend=codes[:1] - 1))
+    stops = np.append(starts, len(codes))[1:]
+    return np.repeat(starts, stops - starts), np.repeat(stops, stops - starts)

@@ -1,0 +1,171 @@
+"""The account of a dataset for people: as text, and as a picture of the merchants' sizes and label skew."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fed_distill.data.examples import FederatedData
+
+PICTURE = "merchants.png"
+_GRADE_COLORS = ("#1b6ca8", "#5aa9a3", "#e8c468", "#d3d7dd")
+_MORE_COLORS = (
+    "#1b6ca8", "#5aa9a3", "#e8c468", "#d1495b", "#8d6a9f", "#7fb069", "#e68a4f", "#4f5d75", "#c9ada7", "#9ad1d4", "#6b705c"
+)  # fmt: skip
+_OTHER = "#d3d7dd"
+_INK = "#2b2d33"
+_FAINT = "#8a8f98"
+
+
+def describe(data: FederatedData, folder: Path) -> str:
+    """Write ``merchants.png`` into ``folder`` and return the account as text, which names the picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PICTURE
+    draw_merchants(data, path)
+    return f"{render(data.account)}\n\nPicture of the merchants: {path}"
+
+
+def render(account: Mapping[str, Any]) -> str:
+    """The account as aligned text of at most 100 columns or so."""
+    cleaning, merchants = account["cleaning"], account["merchants"]
+    lines = [f"{account['dataset']}, task {account['task']}", "", "Cleaning"]
+    lines.append(_row("rows read", cleaning["rows_read"]))
+    lines.extend(_row(f"dropped: {reason}", count) for reason, count in cleaning["dropped"].items())
+    lines.append(_row("rows kept", cleaning["rows_kept"]))
+    lines.extend(_row(f"masked: {kind}", count) for kind, count in cleaning["masked"].items())
+    if cleaning["unlabeled_merchants"]:
+        lines.append(_row("merchants without a known label", len(cleaning["unlabeled_merchants"])))
+    lines += ["", "Merchants", _row("all", merchants["all"])]
+    lines.append(_row("public (the server's)", merchants["public"], f"{merchants['too_small']} of them too small to be clients"))
+    lines.append(_row("clients", merchants["clients"]))
+    if merchants["single_class"]:
+        lines.append(_row("clients with one class only", len(merchants["single_class"])))
+    lines += ["", "Split" + " " * 19 + "".join(f"{part:>11}" for part in ("train", "valid", "test"))]
+    for label, counts in (
+        ("groups", account["groups"]),
+        ("rows, public", account["rows"]["public"]),
+        ("rows, clients", account["rows"]["clients"]),
+    ):
+        lines.append(f"  {label:<22}" + "".join(f"{counts[part]:>11,}" for part in ("train", "valid", "test")))
+    lines += ["", *_class_table(account)]
+    lines += ["", "Ranking"]
+    for part, ranking in account["ranking"].items():
+        lines.append(
+            f"  {part:<22}none"
+            if ranking is None
+            else f"  {part:<22}{ranking['queries']:>11,} queries, {ranking['candidates_per_query']:g} candidates each, "
+            f"{ranking['best_grade_per_query']:g} of the best grade"
+        )
+    return "\n".join(lines)
+
+
+def _row(label: str, count: int, note: str = "") -> str:
+    return f"  {label:<33}{count:>11,}" + (f"   {note}" if note else "")
+
+
+def _class_table(account: Mapping[str, Any]) -> list[str]:
+    """Tables in rows, classes in columns; beyond six classes, classes in rows and tables in columns."""
+    examples, classes = account["examples"], account["classes"]
+    names = list(next(iter(classes.values())))
+    if len(names) <= 6:
+        lines = ["Examples" + " " * 10 + "".join(f"{name:>14}" for name in ("all", *names))]
+        for table, count in examples.items():
+            shares = "".join(f"{classes[table][name] / max(count, 1):>14.1%}" for name in names) if table in classes else ""
+            lines.append(f"  {table:<16}{count:>14,}" + (shares or "     (unlabeled)"))
+        return lines
+    width = min(max(map(len, names)), 30)
+    lines = [f"{'Examples':<{width + 2}}" + "".join(f"{table:>14}" for table in examples)]
+    lines.append(f"  {'all':<{width}}" + "".join(f"{count:>14,}" for count in examples.values()))
+    for name in sorted(names, key=lambda name: -classes["train"][name]):
+        cells = (f"{classes[table][name] / max(count, 1):.1%}" if table in classes else "-" for table, count in examples.items())
+        lines.append(f"  {name[:width]:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
+    return lines
+
+
+def draw_merchants(data: FederatedData, path: Path) -> None:
+    """Draw each client's training rows, largest first, and beneath them the share of each class in its training examples."""
+    rows = data.account["client_rows"]
+    clients = sorted(data.merchants.values(), key=lambda merchant: (-rows[merchant.name], merchant.name))
+    sizes = np.array([rows[merchant.name] for merchant in clients])
+    counts = np.stack([np.bincount(merchant.train.labels, minlength=len(data.task.classes)) for merchant in clients])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    figure = Figure(figsize=(9.6, 6.2), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
+    merchants = data.account["merchants"]
+    figure.suptitle(
+        f"{data.account['dataset']} · {data.task.name}: {len(clients):,} clients, {merchants['public']:,} public merchants",
+        x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK,
+    )  # fmt: skip
+    _draw_sizes(upper, sizes)
+    _draw_shares(lower, shares, data.task.classes, sort=data.task.gains is None)
+    names = [merchant.name for merchant in clients]
+    if len(names) <= 16:
+        lower.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
+    else:
+        lower.set_xlabel("clients, largest first", fontsize=9, color=_INK)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_sizes(axes: Axes, sizes: npt.NDArray[np.int64]) -> None:
+    positions = np.arange(len(sizes))
+    axes.fill_between(_steps(positions), 0, np.repeat(sizes, 2), color=_GRADE_COLORS[0], linewidth=0)
+    _separate(axes, len(sizes))
+    median = float(np.median(sizes))
+    axes.axhline(median, color="#d1495b", linewidth=1.1)
+    axes.annotate(
+        f"median {median:,.0f}", (1, median), xycoords=("axes fraction", "data"), xytext=(-4, 4), textcoords="offset points",
+        ha="right", va="bottom", fontsize=8.5, color="#d1495b",
+    )  # fmt: skip
+    axes.set_ylabel("training rows", fontsize=9, color=_INK)
+    axes.set_ylim(0, sizes.max() * 1.08)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(axis="y", color="#eceef1", linewidth=0.8)
+    axes.set_axisbelow(True)
+    _plain(axes)
+
+
+def _draw_shares(axes: Axes, shares: npt.NDArray[np.float64], classes: tuple[str, ...], sort: bool) -> None:
+    order = np.argsort(-shares.mean(axis=0), kind="stable") if sort else np.arange(len(classes))
+    colors = _GRADE_COLORS if len(classes) <= 4 else _MORE_COLORS
+    shown = order[: len(colors)]
+    layers = [(classes[index], shares[:, index], color) for index, color in zip(shown, colors, strict=False)]
+    if len(order) > len(shown):
+        layers.append((f"{len(order) - len(shown)} more", shares[:, order[len(shown) :]].sum(axis=1), _OTHER))
+    bottom = np.zeros(len(shares))
+    for name, share, color in layers:
+        top = bottom + share
+        axes.fill_between(
+            _steps(np.arange(len(shares))), np.repeat(bottom, 2), np.repeat(top, 2), color=color, linewidth=0, label=name
+        )
+        bottom = top
+    _separate(axes, len(shares))
+    axes.set_xlim(-0.5, len(shares) - 0.5)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of each class", fontsize=9, color=_INK)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8.5, labelcolor=_INK, reverse=True, handlelength=1.0)
+    _plain(axes)
+
+
+def _separate(axes: Axes, merchants: int) -> None:
+    """White gaps between the merchants, while they are few enough to tell apart."""
+    if merchants <= 60:
+        axes.vlines(np.arange(merchants - 1) + 0.5, 0, 1, transform=axes.get_xaxis_transform(), color="white", linewidth=1.0)
+
+
+def _steps(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Left and right edge of each merchant's bar, ``[2 * merchants]``."""
+    return np.stack([positions - 0.5, positions + 0.5], axis=1).ravel()
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_FAINT)
+    axes.tick_params(colors=_FAINT, labelsize=8.5, length=0)

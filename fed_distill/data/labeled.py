@@ -1,0 +1,155 @@
+"""A source whose rows are labelled examples already: tables, own datasets, and every task of one text."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from fed_distill.config import DataConfig
+from fed_distill.data.cleaning import clean
+from fed_distill.data.dataset import IntArray
+from fed_distill.data.examples import Examples, Ranking, Task
+from fed_distill.data.partition import assign
+from fed_distill.errors import DataError
+from fed_distill.runtime.seeds import numpy_stream
+
+
+@dataclass(frozen=True)
+class LabeledRows:
+    """Clean labelled rows; implements ``Source``. Made by `build`.
+
+    ranking_queries: queries of the ranking view at most, where the task has gains: texts with candidates of
+    two grades or more.
+    """
+
+    task: Task
+    names: tuple[str, ...]
+    owners: IntArray
+    groups: IntArray
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None
+    labels: IntArray
+    account: Mapping[str, Any] = field(default_factory=dict)
+    ranking_queries: int = 400
+
+    @classmethod
+    def build(
+        cls,
+        task: Task,
+        texts: Sequence[str | None],
+        labels: Sequence[int] | IntArray,
+        config: DataConfig,
+        pairs: Sequence[str | None] | None = None,
+        merchants: Sequence[str] | None = None,
+        groups: Sequence[Hashable] | None = None,
+        ranking_queries: int = 400,
+    ) -> Self:
+        """Clean the rows and give each its merchant.
+
+        labels: class indices, or `UNLABELED`. groups: what must not be split between training and test; without
+        them, rows of equal query (relevance), product (recommend) or text belong together.
+        Raises DataError if no row is left or ``pairs`` and the task don't fit.
+        """
+        if task.pair != (pairs is not None):
+            raise DataError(f"task {task.name} has {'two texts' if task.pair else 'one text'}; the data have another number")
+        named = merchants if config.partition == "merchant" else None
+        cleaned = clean(texts, pairs, [int(label) for label in labels], named, config.max_characters)
+        if not cleaned.rows:
+            raise DataError(f"no row is left of {len(texts)}: {_reasons(cleaned.account)}")
+        kept = np.asarray(labels, dtype=np.int64)[list(cleaned.rows)]
+        names, owners = assign(None if named is None else [named[row] for row in cleaned.rows], kept, config)
+        if groups is None:
+            keys: Sequence[Hashable] = cleaned.pairs if cleaned.pairs is not None and task.gains is None else cleaned.texts
+        else:
+            keys = [groups[row] for row in cleaned.rows]
+        return cls(
+            task, names, owners, factorize(keys), cleaned.texts, cleaned.pairs, kept, cleaned.account, ranking_queries
+        )
+
+    def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
+        """The rows themselves."""
+        return Examples(
+            texts=tuple(self.texts[row] for row in rows),
+            pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
+            labels=self.labels[rows],
+            groups=self.groups[rows],
+            merchants=tuple(self.names[owner] for owner in self.owners[rows]),
+        )
+
+    def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
+        """Public rows without their labels; where the task has pairs and they don't suffice, newly crossed pairs."""
+        rng = numpy_stream(seed, "proxy")
+        mixed = rng.permutation(rows)
+        lefts = [self.texts[row] for row in mixed]
+        rights = lefts if self.pairs is None else [self.pairs[row] for row in mixed]
+        left, right = factorize(lefts), factorize(rights)
+        first_left, first_right = np.unique(left, return_index=True)[1], np.unique(right, return_index=True)[1]
+        keys = distinct(left * len(first_right) + right)
+        if size > len(keys):
+            if self.pairs is None or not len(keys):
+                raise proxy_too_large(size, len(keys))
+            keys = grow_keys(keys, len(first_left), len(first_right), size, rng)
+        left_at = first_left[keys[:size] // len(first_right)]
+        right_at = first_right[keys[:size] % len(first_right)]
+        examples = self.examples(mixed[left_at], "", "train", seed).unlabeled()
+        return replace(examples, pairs=None if self.pairs is None else tuple(rights[at] for at in right_at))
+
+    def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
+        """Queries (distinct texts) whose candidates have two grades or more."""
+        if self.task.gains is None or self.pairs is None:
+            return None
+        by_query: dict[str, dict[str, int]] = {}
+        for row in rows.tolist():
+            by_query.setdefault(self.texts[row], {}).setdefault(self.pairs[row], row)
+        queries = [
+            list(found.values()) for found in by_query.values() if len({int(self.labels[row]) for row in found.values()}) > 1
+        ]
+        if not queries:
+            return None
+        rng = numpy_stream(seed, "ranking", part)
+        chosen = [rng.permutation(queries[at]) for at in rng.permutation(len(queries))[: self.ranking_queries]]
+        index = np.concatenate(chosen)
+        return Ranking(self.examples(index, "", part, seed), np.repeat(np.arange(len(chosen)), [len(found) for found in chosen]))
+
+
+def factorize(values: Sequence[Hashable]) -> IntArray:
+    """Number distinct values from 0 in the order in which they first occur."""
+    numbers: dict[Hashable, int] = {}
+    return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), dtype=np.int64, count=len(values))
+
+
+def grow_keys(keys: IntArray, lefts: int, rights: int, size: int, rng: np.random.Generator) -> IntArray:
+    """Add random pairs ``left * rights + right`` to the distinct ``keys`` until there are ``size``.
+
+    Raises DataError if ``lefts * rights`` pairs are too few.
+    """
+    possible = lefts * rights
+    if size > possible:
+        raise proxy_too_large(size, possible)
+    while len(keys) < size:
+        if possible <= 4 * size:
+            fresh = rng.permutation(possible)
+        else:
+            fresh = rng.integers(possible, size=2 * (size - len(keys)))
+        keys = distinct(np.concatenate([keys, fresh]))
+    return keys[:size]
+
+
+def distinct(values: IntArray) -> IntArray:
+    """Distinct values in the order in which they first occur."""
+    _, first = np.unique(values, return_index=True)
+    return values[np.sort(first)]
+
+
+def proxy_too_large(size: int, possible: int) -> DataError:
+    """The error of a proxy set that cannot be filled."""
+    return DataError(
+        f"data.proxy_size = {size} is more than the public merchants' training rows give: {possible} distinct examples. "
+        "Lower data.proxy_size, or raise data.public_share"
+    )
+
+
+def _reasons(account: Mapping[str, Any]) -> str:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in account["dropped"].items() if count)
+    return f"dropped {dropped}" if dropped else "the data are empty"

@@ -1,0 +1,134 @@
+"""The built-in, generated marketplace: no download, any number of merchants, the same bytes for the same seeds.
+
+Merchants differ in assortment, brands, language, writing habits, size (heavy tail) and share of each grade. They sell
+from one shared world, in which brands, types, models and units have several names: a public merchant shows
+the server only some of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fed_distill.config import DataConfig
+from fed_distill.data.catalogue import Catalogue, PairOptions
+from fed_distill.data.clicks import Clicks
+from fed_distill.data.dataset import IntArray, Source
+from fed_distill.data.labeled import LabeledRows
+from fed_distill.data.tasks import category_task, choose_task
+from fed_distill.data.vocabulary import COLORS, DEPARTMENTS, LANGUAGES
+from fed_distill.data.world import World, make_world
+from fed_distill.data.writing import draw_habits, write_query, write_title
+from fed_distill.runtime.seeds import numpy_stream
+
+_LARGEST = 15
+"""The largest merchant's size, in mean sizes."""
+
+
+@dataclass(frozen=True)
+class Offers:
+    """Offers of all merchants, in columns ``[offers]``."""
+
+    titles: list[str]
+    queries: list[str]
+    merchants: list[str]
+    products: IntArray
+    colors: IntArray
+
+
+@dataclass(frozen=True)
+class Marketplace:
+    """Generated merchants; tasks ``relevance``, ``recommend`` and ``category`` (the department of a title).
+
+    merchants: how many. rows: offers of a merchant, on average. products: products in the world; 0 for 100 a merchant, at
+    most 60,000. languages: of titles and queries; each merchant has a main one. size_spread: standard deviation
+    of the logarithm of the merchants' sizes. grade_skew: from 0 (all merchants make pairs by the same pattern) to 1
+    (shares of the grades differ widely). world_seed: another seed is another world.
+    pairs_per_row: pairs (or, for recommend, clicks shown) made of one offer. max_pairs: of one merchant in one part of
+    the split at most. ranking_queries, ranking_candidates: size of the ranking view.
+    """
+
+    merchants: Annotated[int, Field(ge=2, le=100_000)] = 12
+    rows: Annotated[int, Field(ge=2)] = 300
+    products: Annotated[int, Field(ge=0)] = 0
+    languages: tuple[Literal["en", "de", "zh"], ...] = ("en", "de", "zh")
+    size_spread: Annotated[float, Field(ge=0.0, le=3.0)] = 0.9
+    grade_skew: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    world_seed: int = 0
+    pairs_per_row: Annotated[int, Field(ge=1)] = 3
+    max_pairs: Annotated[int, Field(ge=1)] = 900
+    ranking_queries: Annotated[int, Field(ge=1)] = 400
+    ranking_candidates: Annotated[int, Field(ge=2)] = 50
+
+    def __post_init__(self) -> None:
+        if not self.languages:
+            raise ValueError("name one language or more")
+
+    def read(self, config: DataConfig) -> Source:
+        """Generate the offers and what the task needs of them."""
+        choose_task(config.task, "marketplace", ("relevance", "recommend", "category"))
+        world = make_world(self.products or min(100 * self.merchants, 60_000), self.world_seed)
+        offers = self.offers(world)
+        if config.task == "category":
+            departments = tuple(DEPARTMENTS)
+            labels = world.department_of[offers.products]
+            task = category_task(departments[label] for label in labels)
+            index = np.array([task.classes.index(name) if name in task.classes else -1 for name in departments])
+            return LabeledRows.build(
+                task, offers.titles, index[labels], config, merchants=offers.merchants, groups=offers.products.tolist()
+            )
+        if config.task == "recommend":
+            return Clicks.build(offers.titles, offers.merchants, offers.products, offers.colors, world, config, self.pairs_per_row, self.max_pairs)
+        return Catalogue.build(
+            offers.titles,
+            offers.queries,
+            offers.merchants,
+            offers.products,
+            world.type_of[offers.products],
+            world.department_of[offers.products],
+            config,
+            PairOptions(self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates, self.grade_skew),
+        )
+
+    def offers(self, world: World) -> Offers:
+        """Generate every merchant's offers from ``world``."""
+        titles: list[str] = []
+        queries: list[str] = []
+        owners: list[str] = []
+        products: list[IntArray] = []
+        colors: list[IntArray] = []
+        for name, language, size in self._merchants():
+            rng = numpy_stream(self.world_seed, "offers", name)
+            languages = tuple(LANGUAGES.index(known) for known in self.languages)
+            habits = draw_habits(language, languages, rng)
+            chosen = _assortment(world, size, rng)
+            color = rng.integers(len(COLORS), size=size)
+            draws = rng.random((size, 16)).tolist()
+            for product, shade, draw in zip(chosen.tolist(), color.tolist(), draws, strict=True):
+                titles.append(write_title(world, product, shade, habits, draw[:8]))
+                queries.append(write_query(world, product, language, draw[8:]))
+            owners.extend([name] * size)
+            products.append(chosen)
+            colors.append(color)
+        return Offers(titles, queries, owners, np.concatenate(products), np.concatenate(colors))
+
+    def _merchants(self) -> Iterator[tuple[str, int, int]]:
+        """Name, main language and number of offers of each merchant."""
+        rng = numpy_stream(self.world_seed, "merchants")
+        languages = [LANGUAGES.index(name) for name in self.languages]
+        spoken = rng.permutation([languages[at % len(languages)] for at in range(self.merchants)])
+        factors = rng.lognormal(-(self.size_spread**2) / 2, self.size_spread, size=self.merchants)
+        sizes = np.clip(np.round(self.rows * factors), 1, self.rows * _LARGEST).astype(np.int64)
+        for index in range(self.merchants):
+            yield f"merchant-{index + 1}", int(spoken[index]), int(sizes[index])
+
+
+def _assortment(world: World, size: int, rng: np.random.Generator) -> IntArray:
+    """Products that a merchant offers, ``[size]``: of some departments and brands, popular ones more often."""
+    departments = rng.dirichlet(np.full(len(DEPARTMENTS), 0.5)) + 0.02
+    brands = rng.dirichlet(np.full(len(world.brands), 0.6)) + 1e-6
+    weights = np.cumsum(world.popularity * departments[world.department_of] * brands[world.brand_of])
+    drawn: IntArray = np.searchsorted(weights, rng.random(size) * weights[-1], side="right")
+    return drawn.clip(max=world.products - 1)

@@ -1,0 +1,219 @@
+"""Splits a source between the server and the merchants, the same way for every dataset.
+
+Groups are split over all merchants at once, so that a test product is seen in training by nobody, public
+merchants included. A share of the merchants that are large enough, and all that are too small, are public: the
+server's. Every draw comes from ``data.seed``.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fed_distill.config import DataConfig
+from fed_distill.data.dataset import IntArray, Source
+from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task
+from fed_distill.errors import DataError
+from fed_distill.runtime.seeds import numpy_stream
+
+LOG = logging.getLogger("fed_distill.data")
+
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who has what. parts: ``[rows]``, index into `PARTS`. public, small, clients: indices of merchants, sorted;
+    the ``small`` ones are public too, because they have too few training rows to be clients."""
+
+    parts: IntArray
+    public: tuple[int, ...]
+    small: tuple[int, ...]
+    clients: tuple[int, ...]
+
+
+def federate(source: Source, config: DataConfig) -> FederatedData:
+    """Split ``source`` as ``config`` says and make everybody's examples.
+
+    Raises DataError if no client or no public merchant is left, if the proxy set cannot be filled, or if all
+    training examples have one class.
+    """
+    split = split_rows(source, config)
+    row_blocks = _RowBlocks(source, split.parts)
+    public = _together(source, row_blocks, split.public, "train", config)
+    if not len(public):
+        raise DataError("the public merchants have no training example; raise data.public_share or lower data.test_share")
+    merchants = {
+        source.names[index]: MerchantData(
+            source.names[index], *(_of_one(source, row_blocks, index, part, config) for part in PARTS)
+        )
+        for index in split.clients
+    }
+    _check_classes(source.task, [public, *(merchant.train for merchant in merchants.values())])
+    held_out = {part: np.flatnonzero(split.parts == PARTS.index(part)) for part in ("valid", "test")}
+    data = FederatedData(
+        task=source.task,
+        public=public,
+        public_valid=_together(source, row_blocks, split.public, "valid", config),
+        proxy=source.proxy(row_blocks.of(split.public, "train"), config.proxy_size, config.seed),
+        merchants=merchants,
+        valid=_stack([merchant.valid for merchant in merchants.values()], public),
+        test=_stack([merchant.test for merchant in merchants.values()], public),
+        ranking_valid=source.ranking(held_out["valid"], "valid", config.seed),
+        ranking_test=source.ranking(held_out["test"], "test", config.seed),
+        account={},
+    )
+    return _with_account(data, source, split, row_blocks, config)
+
+
+def split_rows(source: Source, config: DataConfig) -> Split:
+    """Draw the parts and the public merchants."""
+    parts = _draw_parts(source.groups, config)
+    training = np.bincount(source.owners[parts == 0], minlength=len(source.names))
+    enough = max(config.min_rows, 2)
+    large = np.flatnonzero(training >= enough)
+    small = np.flatnonzero(training < enough)
+    if not len(large):
+        raise DataError(
+            f"no merchant is left as a client: {len(small)} merchants have {training.min()} to {training.max()} training rows, "
+            f"and a client needs data.min_rows = {config.min_rows}; lower data.min_rows"
+        )
+    if len(source.names) == 1:
+        raise DataError(f"{source.names[0]} is the only merchant; a federation wants one public merchant and one client at least")
+    public_count = round(config.public_share * len(large))
+    if config.public_share > 0 and not len(small):
+        public_count = max(public_count, 1)
+    public_count = min(public_count, len(large) - 1)
+    if not public_count and not len(small):
+        raise DataError(f"no merchant is public: data.public_share = {config.public_share} of {len(large)} merchants; raise it")
+    public = _spread(large[np.argsort(training[large], kind="stable")], public_count, numpy_stream(config.seed, "public"))
+    return Split(
+        parts,
+        public=tuple(sorted([*small.tolist(), *public])),
+        small=tuple(small.tolist()),
+        clients=tuple(sorted(set(large.tolist()) - set(public))),
+    )
+
+
+def _spread(by_size: IntArray, count: int, rng: np.random.Generator) -> list[int]:
+    """One random merchant of each of ``count`` size classes, so that the server's share of the data varies little."""
+    return [int(rng.choice(size_class)) for size_class in np.array_split(by_size, max(count, 1))[:count]]
+
+
+def _draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
+    distinct, of_row = np.unique(groups, return_inverse=True)
+    sizes = [round(share * len(distinct)) for share in (config.valid_share, config.test_share)]
+    sizes = [max(size, 1) if share else 0 for size, share in zip(sizes, (config.valid_share, config.test_share), strict=True)]
+    if sum(sizes) >= len(distinct):
+        raise DataError(
+            f"{len(distinct)} groups are too few to hold out data.valid_share = {config.valid_share} and "
+            f"data.test_share = {config.test_share}; give a finer group column, or more data"
+        )
+    order = numpy_stream(config.seed, "groups").permutation(len(distinct))
+    part = np.zeros(len(distinct), dtype=np.int64)
+    part[order[: sizes[0]]] = 1
+    part[order[sizes[0] : sum(sizes)]] = 2
+    return part[of_row]
+
+
+class _RowBlocks:
+    """Rows sorted by (merchant, part), so that each merchant's are a slice."""
+
+    def __init__(self, source: Source, parts: IntArray) -> None:
+        keys = source.owners * len(PARTS) + parts
+        self._order = np.argsort(keys, kind="stable")
+        self._edges = np.searchsorted(keys[self._order], np.arange(len(source.names) * len(PARTS) + 1))
+
+    def of(self, merchants: Sequence[int], part: str) -> IntArray:
+        """Rows of one part of the split, merchant by merchant."""
+        slots = [merchant * len(PARTS) + PARTS.index(part) for merchant in merchants]
+        return np.concatenate([self._order[:0], *(self._order[self._edges[slot] : self._edges[slot + 1]] for slot in slots)])
+
+
+def _of_one(source: Source, row_blocks: _RowBlocks, merchant: int, part: str, config: DataConfig) -> Examples:
+    return source.examples(row_blocks.of([merchant], part), source.names[merchant], part, config.seed)
+
+
+def _together(source: Source, row_blocks: _RowBlocks, merchants: Sequence[int], part: str, config: DataConfig) -> Examples:
+    return Examples.concatenate([_of_one(source, row_blocks, merchant, part, config) for merchant in merchants])
+
+
+def _stack(parts: Sequence[Examples], like: Examples) -> Examples:
+    """Stack tables; the table without rows has the columns of ``like``."""
+    return Examples.concatenate([*parts, like.take([])])
+
+
+def _check_classes(task: Task, tables: Sequence[Examples]) -> None:
+    seen = {int(label) for table in tables for label in np.unique(table.labels)} - {UNLABELED}
+    if len(seen) < 2:
+        only = ", ".join(task.classes[label] for label in seen) or "none"
+        raise DataError(f"all training examples have one class ({only}); {task.name} cannot be learned from them")
+
+
+def _with_account(
+    data: FederatedData, source: Source, split: Split, row_blocks: _RowBlocks, config: DataConfig
+) -> FederatedData:
+    single = [name for name, merchant in data.merchants.items() if len(np.unique(merchant.train.labels)) < 2]
+    if single:
+        LOG.warning("%d merchants have training examples of one class only: %s", len(single), _few(single))
+    if len(np.unique(data.public.labels)) < 2:
+        LOG.warning("the public merchants have examples of one class only; a teacher learns nothing from them")
+    if data.task.gains is not None and data.ranking_test is None:
+        LOG.warning("no ranking view: no held-out query has candidates of two grades; give the data more products, or groups")
+    tables = dict(_tables(data))
+    account: dict[str, Any] = {
+        "dataset": config.dataset,
+        "task": data.task.name,
+        "cleaning": dict(source.account),
+        "merchants": {
+            "all": len(source.names),
+            "public": len(split.public),
+            "too_small": len(split.small),
+            "clients": len(split.clients),
+            "single_class": single,
+        },
+        "client_rows": {source.names[index]: len(row_blocks.of([index], "train")) for index in split.clients},
+        "rows": {
+            "public": {part: len(row_blocks.of(split.public, part)) for part in PARTS},
+            "clients": {part: len(row_blocks.of(split.clients, part)) for part in PARTS},
+        },
+        "groups": {part: len(np.unique(source.groups[split.parts == index])) for index, part in enumerate(PARTS)},
+        "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
+        "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name != "proxy"},
+        "ranking": {"valid": _ranking_account(data.ranking_valid), "test": _ranking_account(data.ranking_test)},
+    }
+    return FederatedData(**{**{name: getattr(data, name) for name in data.__dataclass_fields__}, "account": account})
+
+
+def _tables(data: FederatedData) -> Iterator[tuple[str, list[Examples]]]:
+    yield "public", [data.public]
+    yield "public_valid", [data.public_valid]
+    yield "proxy", [data.proxy]
+    yield "train", [merchant.train for merchant in data.merchants.values()]
+    yield "valid", [data.valid]
+    yield "test", [data.test]
+
+
+def class_counts(task: Task, tables: Sequence[Examples]) -> dict[str, int]:
+    """Examples of each class in ``tables`` together."""
+    counts = np.zeros(len(task.classes), dtype=np.int64)
+    for table in tables:
+        counts += np.bincount(table.labels[table.labels != UNLABELED], minlength=len(task.classes))
+    return dict(zip(task.classes, counts.tolist(), strict=True))
+
+
+def _ranking_account(ranking: Ranking | None) -> Mapping[str, float] | None:
+    if ranking is None:
+        return None
+    queries = int(ranking.queries.max()) + 1
+    return {
+        "queries": queries,
+        "candidates_per_query": round(len(ranking.queries) / queries, 2),
+        "best_grade_per_query": round(int((ranking.examples.labels == 0).sum()) / queries, 2),
+    }
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -1,0 +1,158 @@
+"""The user's own table: CSV, TSV, Parquet or JSON lines, read by the Hugging Face ``datasets`` library, never from a network."""
+
+import csv
+import tempfile
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from datasets import Dataset, Features, Value
+from datasets.exceptions import DatasetGenerationError
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from fed_distill.config import DataConfig
+from fed_distill.data.dataset import Source
+from fed_distill.data.examples import UNLABELED, Task
+from fed_distill.data.labeled import LabeledRows
+from fed_distill.data.tasks import RECOMMEND, RELEVANCE, category_task, choose_task, label_reader, label_text
+from fed_distill.errors import DataError
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Columns:
+    """Names of the columns in the file; ``text`` and ``label`` must be there, an empty name means that there is none.
+
+    text: query, history or title. pair: product, for relevance and recommend. label: a class by name or by index.
+    merchant: who owns the row; without it, set data.partition. group: rows that must not be split between training
+    and test; without it, rows of one query (relevance), product (recommend) or text belong together.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    pair: str = ""
+    merchant: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of labelled texts or pairs; tasks ``relevance``, ``recommend`` and ``category``.
+
+    path: a .csv, .tsv, .parquet, .jsonl or .json (one object a line) file. columns: what each column is called.
+    ranking_queries: queries of the ranking view at most.
+    """
+
+    path: Path
+    columns: Columns = Columns()
+    ranking_queries: Annotated[int, Field(ge=1)] = 400
+
+    def read(self, config: DataConfig) -> Source:
+        """Read and clean the rows; raise DataError that names the file and what is wrong with it."""
+        choose_task(config.task, "table", ("relevance", "recommend", "category"))
+        if config.task != "category" and not self.columns.pair:
+            raise DataError(f"task {config.task} wants two texts: name the product's column as data.options.columns.pair")
+        columns = self._load()
+        raw = columns[self.columns.label]
+        task = _task(config.task, raw, self.path)
+        read_label = label_reader(task)
+        labels = [read_label(value) for value in raw]
+        if raw and all(label == UNLABELED for label in labels):
+            common = ", ".join(repr(name) for name, _ in Counter(map(str, raw)).most_common(3))
+            raise DataError(
+                f"{self.path}: no label in column {self.columns.label!r} is a class of {task.name}; they are {common}, "
+                f"first in row 1; {task.name} has: {', '.join(task.classes)}"
+            )
+        merchants = self.columns.merchant
+        groups: list[Hashable] | None = None
+        if self.columns.group:
+            # A row without a group is a group of its own.
+            groups = [label_text(value) or row for row, value in enumerate(columns[self.columns.group])]
+        return LabeledRows.build(
+            task,
+            texts=self._texts(columns, self.columns.text),
+            labels=labels,
+            config=config,
+            pairs=self._texts(columns, self.columns.pair) if config.task != "category" else None,
+            merchants=[label_text(value) for value in columns[merchants]] if merchants else None,
+            groups=groups,
+            ranking_queries=self.ranking_queries,
+        )
+
+    def _load(self) -> dict[str, list[Any]]:
+        """The wanted columns as lists."""
+        if not self.path.is_file():
+            raise DataError(f"{self.path} does not exist")
+        if not self.path.stat().st_size:
+            raise DataError(f"{self.path} is empty")
+        wanted = sorted({name for name in vars(self.columns).values() if isinstance(name, str) and name})
+        # The library keeps an Arrow copy of what it reads; the table is small, so the copy goes at once.
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                table = _open(self.path, wanted, scratch)
+            except DatasetGenerationError as error:
+                raise DataError(f"cannot read {self.path}: {error.__cause__ or error}") from error
+            except (ValueError, OSError) as error:
+                raise DataError(f"cannot read {self.path}: {error}") from error
+            _check_columns(self.path, wanted, table.column_names)
+            columns = {name: list(table[name]) for name in wanted}
+            del table
+        if not columns[self.columns.text]:
+            raise DataError(f"{self.path} has no rows")
+        return columns
+
+    def _texts(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
+        texts: list[str | None] = []
+        for row, value in enumerate(columns[name], start=1):
+            if value is not None and not isinstance(value, (str, int, float)):
+                raise DataError(f"{self.path}, row {row}: column {name!r} holds a {type(value).__name__}, not text")
+            texts.append(label_text(value))
+        return texts
+
+
+def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
+    suffix = path.suffix.lower()
+    if suffix in _SEPARATORS:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            header = next(csv.reader(lines, delimiter=_SEPARATORS[suffix]), [])
+        _check_columns(path, wanted, header)
+        # All columns as text: a merchant called 007 keeps its name, and a product called NA is not a missing value.
+        table = Dataset.from_csv(
+            str(path),
+            features=Features({name: Value("string") for name in header}),
+            cache_dir=scratch,
+            keep_in_memory=True,
+            sep=_SEPARATORS[suffix],
+            keep_default_na=False,
+            encoding="utf-8-sig",
+        )
+    elif suffix == ".parquet":
+        table = Dataset.from_parquet(str(path), cache_dir=scratch, keep_in_memory=True)
+    elif suffix in (".jsonl", ".json"):
+        table = Dataset.from_json(str(path), cache_dir=scratch, keep_in_memory=True)
+    else:
+        raise DataError(f"{path}: a table is a .csv, .tsv, .parquet, .jsonl or .json file")
+    if not isinstance(table, Dataset):
+        raise DataError(f"{path} holds more than one table")
+    return table
+
+
+def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise DataError(
+            f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. Name the columns under data.options.columns"
+        )
+
+
+def _task(name: str, labels: list[Any], path: Path) -> Task:
+    if name != "category":
+        return {"relevance": RELEVANCE, "recommend": RECOMMEND}[name]
+    try:
+        return category_task(labels)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error

@@ -1,0 +1,80 @@
+"""The tasks: classes in the order of the logits, gains for ranking, and how a label in a file is understood.
+
+Gains are those of the Shopping Queries dataset (ESCI; Reddy et al. 2022, arXiv:2206.06588), used in the KDD Cup
+2022: exact 1, substitute 0.1, complement 0.01, irrelevant 0.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fed_distill.data.examples import UNLABELED, Task
+from fed_distill.errors import ConfigError, DataError
+
+RELEVANCE = Task(
+    name="relevance",
+    classes=("exact", "substitute", "complement", "irrelevant"),
+    pair=True,
+    positive="exact",
+    gains=(1.0, 0.1, 0.01, 0.0),
+)
+"""Grade of (query, product)."""
+
+RECOMMEND = Task(name="recommend", classes=("not_recommend", "recommend"), pair=True, positive="recommend")
+"""Whether to recommend a product, from (history, product); a history is the last clicked titles."""
+
+HISTORY_SEPARATOR = " ; "
+"""Joins the titles of a history, oldest first."""
+
+
+def category_task(labels: Iterable[Any]) -> Task:
+    """A task of one text whose classes are the distinct ``labels``, sorted; the most frequent one is positive.
+
+    Labels that `label_text` finds empty are left out. Raises DataError if fewer than two are left.
+    """
+    counts = Counter(text for text in map(label_text, labels) if text)
+    if len(counts) < 2:
+        raise DataError(f"a category task wants two classes or more; the data have {sorted(counts) or 'none'}")
+    classes = tuple(sorted(counts))
+    return Task("category", classes, pair=False, positive=max(classes, key=lambda name: (counts[name], name)))
+
+
+def choose_task(name: str, dataset: str, offered: Sequence[str]) -> None:
+    """Raise ConfigError naming the tasks that ``dataset`` offers, if ``name`` is none of them."""
+    if name not in offered:
+        raise ConfigError(f"dataset {dataset!r} does not offer data.task = {name!r}; it offers: {', '.join(offered)}")
+
+
+def label_text(value: Any) -> str:
+    """A label as text: whole floats as integers, surrounding blanks off; empty for null and NaN."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def label_reader(task: Task) -> Callable[[Any], int]:
+    """A function from a label as it stands in a file to a class index, `UNLABELED` if it is none.
+
+    A class is named exactly, or in other case or with blanks or hyphens for underscores, or by its index.
+    """
+    known = {name: index for index, name in enumerate(task.classes)}
+    loose = {_loose(name): index for name, index in known.items()}
+    indices = {str(index): index for index in range(len(task.classes))}
+
+    def read(value: Any) -> int:
+        text = label_text(value)
+        for names, key in ((known, text), (loose, _loose(text)), (indices, text)):
+            if key in names:
+                return names[key]
+        return UNLABELED
+
+    return read
+
+
+def _loose(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.casefold())

@@ -1,0 +1,227 @@
+"""The server's teacher: fine-tuned once on the public examples, kept on disk, never trained twice for the same input.
+
+Fine-tuning is BERT's recipe (Devlin et al. 2019, app. A.3): AdamW, linear warm-up and decay, a few epochs; with
+batches of similar length, validation every half epoch, early stopping and the best weights kept.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
+
+from fed_distill.config import TeacherConfig
+from fed_distill.data.examples import UNLABELED, Examples, Task
+from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint
+from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
+from fed_distill.models import Encoded, TextModel, load_model, load_teacher, predict
+from fed_distill.models.prediction import lengths
+from fed_distill.results.files import read_json, replace_folder, strict_json
+from fed_distill.results.metrics import classification
+from fed_distill.results.versions import versions
+from fed_distill.runtime import seeds
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called with steps done, steps in all, and what is known by then (``train_loss``, ``valid_macro_f1`` ...)."""
+
+VALIDATION_EXAMPLES = 2000
+"""Validation examples used at most: enough to tell epochs apart, few enough not to cost one."""
+
+WEIGHT_DECAY = 0.01
+MAX_GRAD_NORM = 1.0
+_BUCKET_BATCHES = 50
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A teacher with its best weights.
+
+    history: a row a validation (``epoch``, ``step``, ``train_loss``, ``valid_loss``, ``valid_macro_f1``).
+    best_epoch: when the kept weights were reached.
+    """
+
+    model: TextModel
+    history: list[dict[str, float]]
+    best_epoch: float
+
+
+def fine_tune(
+    teacher: TextModel,
+    public: Examples,
+    valid: Examples,
+    task: Task,
+    config: TeacherConfig,
+    seed: int,
+    progress: Progress,
+) -> FineTuned:
+    """Train ``teacher`` in place on the labelled ``public`` examples; keep the weights of the best macro-F1 on
+    ``valid`` (of equal ones, the lower loss).
+
+    Raise DataError if either has no labelled example or ``public`` has a single class, TrainingError if the loss is
+    not finite.
+    """
+    public = _sample(public, "public", config.max_examples, seed)
+    valid = _sample(valid, "public validation", VALIDATION_EXAMPLES, seed)
+    if len(np.unique(public.labels)) < 2:
+        only = task.classes[public.labels[0]]
+        raise DataError(f"all {len(public)} public examples are labelled {only!r}: a teacher needs two classes or more")
+    encoded, labels = teacher.encode(public.texts, public.pairs), torch.from_numpy(public.labels)
+    encoded_valid = teacher.encode(valid.texts, valid.pairs)
+
+    per_epoch = math.ceil(len(public) / config.batch_size)
+    total = per_epoch * config.epochs
+    optimizer = _optimizer(teacher, config.learning_rate)
+    make_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
+    schedule = make_schedule(optimizer, round(config.warmup_share * total), total)
+    checks = {max(1, round(half * per_epoch / 2)) for half in range(1, 2 * config.epochs + 1)}
+    order = seeds.torch_stream(seed, "teacher", "order")
+    sizes = lengths(encoded)
+    batches = (index for _ in range(config.epochs) for index in bucketed_batches(sizes, config.batch_size, order))
+
+    history: list[dict[str, float]] = []
+    best = 0
+    best_weights: dict[str, Tensor] = {}
+    losses: list[float] = []
+    with seeds.scope(seed, "teacher", "dropout"):
+        for step, index in enumerate(batches, start=1):
+            losses.append(_train_step(teacher, encoded, labels, index, optimizer, step))
+            schedule.step()
+            train_loss = sum(losses) / len(losses)
+            if step not in checks:
+                progress(step, total, {"train_loss": train_loss})
+                continue
+            losses.clear()
+            measured = _validate(teacher, encoded_valid, valid, task)
+            history.append({"epoch": step / per_epoch, "step": step, "train_loss": train_loss, **measured})
+            progress(step, total, history[-1])
+            if not best_weights or _better(history[-1], history[best]):
+                best = len(history) - 1
+                best_weights = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+            elif len(history) - 1 - best >= config.patience:
+                break
+    teacher.load_state_dict(best_weights)
+    return FineTuned(teacher.eval(), history, history[best]["epoch"])
+
+
+def bucketed_batches(sizes: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """One epoch of shuffled batches, each of examples of similar ``sizes`` ``[n]``: within every 50 batches of a random
+    order, examples are sorted by size, so that little is padding; the order of the batches is random again."""
+    shuffled = torch.randperm(len(sizes), generator=generator)
+    batches: list[Tensor] = []
+    for start in range(0, len(shuffled), batch_size * _BUCKET_BATCHES):
+        bucket = shuffled[start : start + batch_size * _BUCKET_BATCHES]
+        bucket = bucket[torch.argsort(sizes[bucket], stable=True)]
+        batches += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
+    return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def teacher_fingerprint(config: TeacherConfig, task: Task, public: Examples, valid: Examples, seed: int) -> str:
+    """Fingerprint of everything that a fine-tuned teacher depends on: configuration, the pretrained folder's files,
+    data, seed and versions of the libraries."""
+    folder = Path(config.model)
+    return fingerprint(
+        config=config.model_dump(mode="json"),
+        pretrained=files_fingerprint(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None,
+        classes=task.classes,
+        public=examples_fingerprint(public),
+        valid=examples_fingerprint(valid),
+        seed=seed,
+        versions=versions(),
+    )
+
+
+def cached_teacher(
+    cache_dir: Path,
+    config: TeacherConfig,
+    task: Task,
+    public: Examples,
+    valid: Examples,
+    seed: int,
+    progress: Progress,
+) -> tuple[FineTuned, str]:
+    """The fine-tuned teacher and its fingerprint: loaded from ``cache_dir`` if it was made before, else made and kept.
+
+    A stored teacher that cannot be read is reported in the log and made again.
+    """
+    name = teacher_fingerprint(config, task, public, valid, seed)
+    folder = cache_dir / "teachers" / name
+    if folder.exists():
+        try:
+            return _load(folder), name
+        except (ModelError, CheckpointError, KeyError, TypeError) as error:
+            logger.warning("the stored teacher in %s cannot be used and is made again: %s", folder, error)
+    with seeds.scope(seed, "teacher", "weights"):
+        teacher = load_teacher(config, task)
+    tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(folder, partial(_save, tuned))
+    return tuned, name
+
+
+def _save(tuned: FineTuned, folder: Path) -> None:
+    tuned.model.save(folder)
+    training = {"history": tuned.history, "best_epoch": tuned.best_epoch}
+    (folder / "training.json").write_text(strict_json(training, "teacher", indent=2) + "\n", encoding="utf-8")
+
+
+def _load(folder: Path) -> FineTuned:
+    training = read_json(folder / "training.json")
+    return FineTuned(load_model(folder), training["history"], training["best_epoch"])
+
+
+def _sample(examples: Examples, name: str, limit: int, seed: int) -> Examples:
+    labelled = np.flatnonzero(examples.labels != UNLABELED)
+    if not len(labelled):
+        raise DataError(f"there is no labelled {name} example to fine-tune the teacher with")
+    if len(labelled) > limit:
+        draw = seeds.numpy_stream(seed, "teacher", "examples", name)
+        labelled = np.sort(draw.choice(labelled, size=limit, replace=False))
+    return examples.take(labelled)
+
+
+def _optimizer(teacher: TextModel, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only, not on biases, norms and embedding tables."""
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, value in teacher.named_parameters():
+        (decayed if value.dim() > 1 and name not in teacher.tables else free).append(value)
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+
+
+def _train_step(
+    teacher: TextModel, encoded: Encoded, labels: Tensor, index: Tensor, optimizer: torch.optim.Optimizer, step: int
+) -> float:
+    device = next(teacher.parameters()).device
+    teacher.train()
+    batch = {name: values.to(device) for name, values in teacher.collate(encoded, index).items()}
+    loss = torch.nn.functional.cross_entropy(teacher(batch).logits.float(), labels[index].to(device))
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(f"the teacher's loss is {value} at step {step}: lower teacher.learning_rate")
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+    torch.nn.utils.clip_grad_norm_(teacher.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    return value
+
+
+def _validate(teacher: TextModel, encoded: Encoded, valid: Examples, task: Task) -> dict[str, float]:
+    probabilities = predict(teacher, encoded)
+    of_label = probabilities[torch.arange(len(valid)), torch.from_numpy(valid.labels)]
+    loss = -of_label.clamp_min(torch.finfo(torch.float32).tiny).log().mean().item()
+    macro_f1 = classification(probabilities.numpy(), valid.labels, task)["macro_f1"]
+    return {"valid_loss": loss, "valid_macro_f1": 0.0 if macro_f1 is None else macro_f1}
+
+
+def _better(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return (one["valid_macro_f1"], -one["valid_loss"]) > (other["valid_macro_f1"], -other["valid_loss"])

@@ -1,0 +1,21 @@
+"""What every aggregator does: the global weights and the merchants' in, the next global weights out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from fed_distill.transport.messages import Uplink, Weights
+
+
+class Aggregator(Protocol):
+    """Merges weights. What it carries from round to round (a server optimizer's moments) is in ``state``."""
+
+    def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
+        """The next global weights. ``uplinks`` all have weights and are ordered by merchant."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What must be kept for the next round, by name; empty if nothing is."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a ``state``."""

@@ -1,0 +1,194 @@
+"""Flower's own strategies as aggregators: the merchants' weights are handed to ``aggregate_train`` as messages.
+
+Partly sent tables are completed from the downlink first, which gives a plain strategy the same input as if
+every merchant had sent the whole table.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.serverapp import strategy as flower
+from torch import Tensor
+
+from fed_distill.errors import ConfigError, UplinkRejected
+from fed_distill.training.submodel import completed
+from fed_distill.transport.messages import Uplink, Weights
+
+_MOMENTS = ("m_t", "v_t")
+
+
+@dataclass
+class _FlowerAggregator:
+    """Runs one Flower strategy; the subclass names it, and its fields are the strategy's options."""
+
+    strategy: ClassVar[type[flower.FedAvg]]
+    _running: flower.FedAvg = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        options = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
+        with _quiet():
+            self._running = self.strategy(fraction_train=0.0, fraction_evaluate=0.0, **options)
+
+    def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
+        """The strategy's aggregate; weighted by examples where the strategy weights at all."""
+        messages = [
+            _message(uplink.examples, completed(uplink.weights, current))
+            for uplink in uplinks
+            if uplink.weights is not None
+        ]
+        running: Any = self._running
+        with _quiet():
+            if hasattr(running, "current_arrays"):
+                running.current_arrays = None
+            running.configure_train(0, _record(current), ConfigRecord(), None)
+            try:
+                record, _ = running.aggregate_train(0, messages)
+            except ValueError as error:
+                raise ConfigError(f"aggregator {type(self).__name__.lower()} cannot merge {len(messages)} merchants: {error}") from error
+        if record is None:
+            raise UplinkRejected("no merchant sent weights that could be merged")
+        merged = {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+        return {name: merged[name].to(value.dtype).reshape(value.shape) for name, value in current.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The server optimizer's moments, where the strategy has one."""
+        kept: dict[str, Tensor] = {}
+        for moment in _MOMENTS:
+            for name, value in (getattr(self._running, moment, None) or {}).items():
+                kept[f"{moment}/{name}"] = torch.from_numpy(np.array(value))
+        for number, value in enumerate(getattr(self._running, "momentum_vector", None) or []):
+            kept[f"momentum_vector/{number}"] = torch.from_numpy(np.array(value))
+        return kept
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from kept moments."""
+        running: Any = self._running
+        for moment in _MOMENTS:
+            found = {key.partition("/")[2]: value.numpy() for key, value in state.items() if key.startswith(f"{moment}/")}
+            if found:
+                setattr(running, moment, found)
+        momentum = [state[f"momentum_vector/{number}"].numpy() for number in range(len(state)) if f"momentum_vector/{number}" in state]
+        if momentum:
+            running.momentum_vector = momentum
+
+
+@dataclass
+class FedAvg(_FlowerAggregator):
+    """Mean weighted by examples (McMahan et al., AISTATS 2017)."""
+
+    strategy = flower.FedAvg
+
+
+@dataclass
+class FedAvgM(_FlowerAggregator):
+    """FedAvg with server momentum (Hsu et al., 2019)."""
+
+    strategy = flower.FedAvgM
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.9
+
+
+@dataclass
+class FedAdam(_FlowerAggregator):
+    """Adam at the server on the mean update (Reddi et al., ICLR 2021, algorithm 2).
+
+    eta: server learning rate. beta_1, beta_2: decay of the moments. tau: degree of adaptivity.
+    """
+
+    strategy = flower.FedAdam
+    eta: float = 1e-2
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+
+@dataclass
+class FedYogi(_FlowerAggregator):
+    """Yogi at the server (Reddi et al., ICLR 2021); options as of ``fedadam``."""
+
+    strategy = flower.FedYogi
+    eta: float = 1e-2
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+
+@dataclass
+class FedAdagrad(_FlowerAggregator):
+    """Adagrad at the server (Reddi et al., ICLR 2021). eta: server learning rate. tau: degree of adaptivity."""
+
+    strategy = flower.FedAdagrad
+    eta: float = 1e-2
+    tau: float = 1e-3
+
+
+@dataclass
+class FedMedian(_FlowerAggregator):
+    """Coordinate-wise median (Yin et al., ICML 2018)."""
+
+    strategy = flower.FedMedian
+
+
+@dataclass
+class FedTrimmedAvg(_FlowerAggregator):
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018). beta: share cut off at each end."""
+
+    strategy = flower.FedTrimmedAvg
+    beta: float = 0.2
+
+
+@dataclass
+class Krum(_FlowerAggregator):
+    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017). num_malicious_nodes: liars expected."""
+
+    strategy = flower.Krum
+    num_malicious_nodes: int = 1
+
+
+@dataclass
+class MultiKrum(_FlowerAggregator):
+    """Mean of the ``num_nodes_to_select`` updates that Krum ranks first (Blanchard et al., NeurIPS 2017)."""
+
+    strategy = flower.MultiKrum
+    num_malicious_nodes: int = 1
+    num_nodes_to_select: int = 3
+
+
+@dataclass
+class Bulyan(_FlowerAggregator):
+    """Krum selection, then a trimmed mean (El Mhamdi et al., ICML 2018). num_malicious_nodes: liars expected."""
+
+    strategy = flower.Bulyan
+    num_malicious_nodes: int = 1
+
+
+def _record(weights: Weights) -> ArrayRecord:
+    return ArrayRecord({name: Array(value.numpy()) for name, value in weights.items()})
+
+
+def _message(examples: int, weights: Weights) -> Message:
+    content = RecordDict({"arrays": _record(weights), "metrics": MetricRecord({"num-examples": examples})})
+    metadata = Metadata(
+        run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id="", group_id="",
+        created_at=0.0, ttl=0.0, message_type=MessageType.TRAIN,
+    )  # fmt: skip
+    return Message(content=content, metadata=metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence a strategy that reports on sampling, which is not its job here."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,38 @@
+"""Federated averaging without a teacher: train on private labels, average the weights.
+
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017,
+algorithm 1. How the weights are averaged is the aggregator's choice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fed_distill.distill.losses import hard_labels
+from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.transport.messages import Downlink, Uplink
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """local_epochs: epochs over a merchant's private examples in a round (E in the paper)."""
+
+    local_epochs: float = 1.0
+    personal: ClassVar[bool] = False
+
+    def broadcast(self, state: GlobalState) -> Downlink:
+        """The global student."""
+        return Downlink(round=state.round + 1, weights=state.weights)
+
+    def plan(self, down: Downlink) -> Plan:
+        """Private labels only."""
+        return Plan((Phase(hard_labels(), epochs=self.local_epochs),))
+
+    def uplink(self, trained: Trained, down: Downlink) -> Uplink:
+        """The trained weights."""
+        return Uplink(trained.merchant, trained.examples, weights=trained.weights)
+
+    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+        """The aggregator's average."""
+        return replace(state, round=state.round + 1, weights=state.average(state.weights, up))

@@ -1,0 +1,37 @@
+"""FedAvg whose merchants also distil from the teacher: private labels, then the teacher's soft labels on the proxy.
+
+The distillation loss is Hinton et al., "Distilling the knowledge in a neural network", 2015, section 2; the
+averaging is McMahan et al., AISTATS 2017. The proxy phase keeps merchants from drifting apart.
+"""
+
+from dataclasses import dataclass
+
+from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.methods.base import GlobalState, replace
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.transport.messages import Downlink
+
+
+@dataclass(frozen=True)
+class FedAvgKD(FedAvg):
+    """proxy_steps: batches of the proxy set in a round. temperature: of the distillation loss."""
+
+    proxy_steps: int = 16
+    temperature: float = 2.0
+
+    def broadcast(self, state: GlobalState) -> Downlink:
+        """The global student and the teacher's soft labels."""
+        return replace(super().broadcast(state), soft_labels=state.teacher_labels)
+
+    def plan(self, down: Downlink) -> Plan:
+        """Private labels, then the teacher's soft labels on part of the proxy set."""
+        assert down.soft_labels is not None
+        private = Phase(hard_labels(), epochs=self.local_epochs)
+        proxy = Phase(
+            soft_labels(self.temperature),
+            data="proxy",
+            steps=self.proxy_steps,
+            references={"soft_labels": down.soft_labels},
+        )
+        return Plan((private, proxy))

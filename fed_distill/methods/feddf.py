@@ -1,0 +1,46 @@
+"""Average the weights, then distil the merchants' ensemble into the average on the proxy set.
+
+Lin et al., "Ensemble distillation for robust model fusion in federated learning", NeurIPS 2020, eq. 1: the
+target is the softmax of the mean of the merchants' logits. Merchants send their proxy probabilities beside
+their weights: log-probabilities are logits up to a constant an example, so the target is the paper's, and the
+server is spared one pass for each merchant's student.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fed_distill.distill.losses import soft_labels
+from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.transport.messages import Downlink, Uplink
+
+
+@dataclass(frozen=True)
+class FedDF(FedAvg):
+    """server_epochs: epochs of ensemble distillation a round. temperature: of its loss. teacher_share: weight
+    of the server's teacher in the target, in [0, 1]; 0 is the paper's method."""
+
+    server_epochs: float = 1.0
+    temperature: float = 1.0
+    teacher_share: float = 0.0
+
+    def uplink(self, trained: Trained, down: Downlink) -> Uplink:
+        """The trained weights and their probabilities on the proxy set."""
+        return replace(super().uplink(trained, down), soft_labels=trained.predict_proxy())
+
+    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+        """The aggregator's average, then a server phase on the ensemble's soft labels."""
+        probabilities = torch.stack([uplink.soft_labels for uplink in up if uplink.soft_labels is not None])
+        tiny = torch.finfo(probabilities.dtype).tiny
+        ensemble = probabilities.clamp_min(tiny).log().mean(dim=0).softmax(dim=-1)
+        target = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * ensemble
+        distil = Phase(
+            soft_labels(self.temperature),
+            data="proxy",
+            epochs=self.server_epochs,
+            references={"soft_labels": target},
+        )
+        return replace(super().merge(state, up), consensus=target, server_plan=Plan((distil,)))

@@ -1,0 +1,64 @@
+"""Soft labels instead of weights: merchants agree on the proxy set, whatever student each of them has.
+
+Li and Wang, "FedMD: Heterogenous federated learning via model distillation", 2019, algorithm 1: a merchant
+digests the consensus on the public set, revisits its private examples, and sends its scores on the public
+set; the server averages them. Here the scores are probabilities, the server's teacher takes part in the
+consensus, and the server distils its global student from it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.transport.messages import Downlink, Uplink
+
+
+@dataclass(frozen=True)
+class FedMD:
+    """digest_epochs: epochs on the consensus over the proxy set. local_epochs: epochs on private examples.
+    server_epochs: epochs of the global student on the consensus. temperature: of both distillations.
+    teacher_share: weight of the teacher in the consensus, in [0, 1]."""
+
+    digest_epochs: float = 1.0
+    local_epochs: float = 1.0
+    server_epochs: float = 1.0
+    temperature: float = 1.0
+    teacher_share: float = 0.5
+    personal: ClassVar[bool] = True
+
+    def broadcast(self, state: GlobalState) -> Downlink:
+        """The consensus; before there is one, the teacher's soft labels."""
+        consensus = state.teacher_labels if state.consensus is None else state.consensus
+        return Downlink(round=state.round + 1, soft_labels=consensus)
+
+    def plan(self, down: Downlink) -> Plan:
+        """Digest the consensus, then revisit the private examples."""
+        assert down.soft_labels is not None
+        digest = Phase(
+            soft_labels(self.temperature),
+            data="proxy",
+            epochs=self.digest_epochs,
+            references={"soft_labels": down.soft_labels},
+        )
+        return Plan((digest, Phase(hard_labels(), epochs=self.local_epochs)))
+
+    def uplink(self, trained: Trained, down: Downlink) -> Uplink:
+        """Probabilities on the proxy set; no weights."""
+        return Uplink(trained.merchant, trained.examples, soft_labels=trained.predict_proxy())
+
+    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+        """Average the merchants' soft labels (each merchant counts the same), mix in the teacher, and distil."""
+        merchants = torch.stack([uplink.soft_labels for uplink in up if uplink.soft_labels is not None]).mean(dim=0)
+        consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
+        distil = Phase(
+            soft_labels(self.temperature),
+            data="proxy",
+            epochs=self.server_epochs,
+            references={"soft_labels": consensus},
+        )
+        return replace(state, round=state.round + 1, consensus=consensus, server_plan=Plan((distil,)))

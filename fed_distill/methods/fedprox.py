@@ -1,0 +1,22 @@
+"""FedAvg whose merchants are held near the global student by a quadratic penalty.
+
+Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, eq. 2.
+"""
+
+from dataclasses import dataclass
+
+from fed_distill.distill.losses import hard_labels
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.transport.messages import Downlink
+
+
+@dataclass(frozen=True)
+class FedProx(FedAvg):
+    """proximal_mu: weight of the penalty mu/2 * ||w - w_global||^2; 0 is FedAvg."""
+
+    proximal_mu: float = 0.01
+
+    def plan(self, down: Downlink) -> Plan:
+        """Private labels, held near the weights of the downlink."""
+        return Plan((Phase(hard_labels(), epochs=self.local_epochs, proximal_mu=self.proximal_mu),))

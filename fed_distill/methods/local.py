@@ -1,0 +1,20 @@
+"""No federation: every merchant trains alone from the server's student, and nothing is merged.
+
+The control that shows what a merchant gains by taking part at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fed_distill.methods.base import GlobalState, replace
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.transport.messages import Uplink
+
+
+@dataclass(frozen=True)
+class Local(FedAvg):
+    """local_epochs: epochs of each merchant alone."""
+
+    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+        """The global student stays as it was."""
+        return replace(state, round=state.round + 1)

@@ -1,0 +1,118 @@
+"""One small interface for teachers, assistants and students: text to tensors, tensors to logits.
+
+A model is a ``torch.nn.Module`` that can also encode its own input. Encoding is separate from the forward
+pass so that a merchant's texts are encoded once, not once an epoch; ``narrowed`` builds the same model over
+only some rows of its embedding tables, so that a merchant trains and sends what its data touch.
+"""
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fed_distill.errors import ModelError
+
+Encoded = Mapping[str, Tensor]
+"""Row-aligned tensors of encoded examples, each ``[examples, ...]``; zero is padding."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """logits: ``[batch, classes]``. hidden: hidden states from input to output, each ``[batch, length, width]``,
+    on request."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] | None = None
+
+
+class TextModel(nn.Module, ABC):
+    """A text or text-pair classifier.
+
+    A kind of one's own is one subclass with ``encode`` and ``forward``, whose constructor takes ``classes`` (how
+    many), ``pair`` (whether examples have a second text) and its options, typed, as keyword arguments.
+
+    ``kind`` is the registry name or import path, ``settings`` the JSON-ready keyword arguments that rebuild the
+    model; ``build_student`` fills them in.
+    ``tables`` maps each embedding parameter's name to the encoded fields whose integers index its rows.
+    Row 0 of a table is padding: it is zero or never used.
+    ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.
+    """
+
+    kind: str = ""
+    settings: Mapping[str, Any] = {}
+    tables: Mapping[str, tuple[str, ...]] = {}
+    files: Mapping[str, str] = {}
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """Turn ``n`` texts (and their pairs) into row-aligned tensors."""
+
+    @abstractmethod
+    def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
+        """Classify a collated batch."""
+
+    def narrowed(self, rows: Mapping[str, Tensor]) -> Self:
+        """A copy whose tables hold only the given sorted rows (row 0 among them), other weights shared by value.
+
+        Encoded fields fed to it must be renumbered to positions in ``rows``. Such a copy is for training and
+        scoring; saving and rebuilding are for the whole model.
+        """
+        parameters = dict(self.named_parameters())
+        copied: dict[int, Any] = {
+            id(parameters[name]): nn.Parameter(parameters[name].detach()[index], parameters[name].requires_grad)
+            for name, index in rows.items()
+        }
+        narrow = copy.deepcopy(self, copied)
+        for module in narrow.modules():
+            if isinstance(module, nn.Embedding):
+                module.num_embeddings = len(module.weight)
+        return narrow
+
+    def collate(self, encoded: Encoded, index: Tensor) -> dict[str, Tensor]:
+        """Take the examples ``index`` and cut trailing columns that are padding in all of them."""
+        return {name: _trim(values[index]) for name, values in encoded.items()}
+
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``, ``model.json`` and the files named in ``files``."""
+        if not self.kind:
+            raise ModelError(f"a {type(self).__name__} made by hand cannot be saved: make it with build_student")
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = dict(self.settings)
+        files = {setting: file for setting, file in self.files.items() if settings.get(setting)}
+        for setting, file in files.items():
+            (folder / file).write_text(settings.pop(setting), encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
+        description = {"kind": self.kind, "settings": settings, "files": files}
+        (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _trim(values: Tensor) -> Tensor:
+    if values.dim() != 2 or values.is_floating_point():
+        return values
+    used = values.ne(0).any(dim=0).nonzero()
+    return values[:, : int(used[-1]) + 1 if len(used) else 1]
+
+
+def read_model_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Read what ``TextModel.save`` wrote: kind, settings and weights; raise ModelError if it is not all there."""
+    try:
+        description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        settings = dict(description["settings"])
+        for setting, file in description["files"].items():
+            settings[setting] = (folder / file).read_text(encoding="utf-8")
+        return str(description["kind"]), settings, load_file(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} does not hold a saved model (model.json, model.safetensors and the files named in it): {error}"
+        ) from error

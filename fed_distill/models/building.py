@@ -1,0 +1,116 @@
+"""Models by name: build a student or teacher from checked options, rebuild it from its settings, load it from a folder.
+
+What a registry names is a TextModel class or a function that returns one. Of its arguments ``classes``, ``pair``,
+``teacher`` and (for teachers) ``max_length`` come from the program; all others are the user's options, typed and
+with defaults.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from fed_distill.config import TeacherConfig
+from fed_distill.data.examples import Task
+from fed_distill.errors import ConfigError, ModelError
+from fed_distill.models.base import TextModel, read_model_files
+from fed_distill.registry import Registry
+from fed_distill.runtime import seeds
+
+STUDENTS = Registry(
+    "student",
+    {
+        "two-tower": "fed_distill.models.two_tower:TwoTower",
+        "lstm": "fed_distill.models.lstm:LSTM",
+        "bert-mini": "fed_distill.models.transformer:bert_mini",
+        "distilbert": "fed_distill.models.transformer:distilbert",
+        "mobilebert": "fed_distill.models.transformer:mobilebert",
+    },
+)
+TEACHERS = Registry(
+    "teacher",
+    {
+        "minilm": "fed_distill.models.transformer:minilm",
+        "bert-small": "fed_distill.models.transformer:bert_small",
+    },
+)
+_ANY_PRETRAINED = "fed_distill.models.transformer:pretrained"
+
+
+def build_student(name: str, options: Mapping[str, Any], task: Task, teacher: TextModel | None = None) -> TextModel:
+    """Build the student called ``name``; its weights are drawn from torch's global state (see ``seeds.scope``).
+
+    ``teacher`` is needed by options that copy from it, such as bert-mini's ``from_teacher``. Raise ConfigError for an
+    unknown name or option or a value of the wrong type.
+    """
+    return _build(STUDENTS, name, options, {"classes": len(task.classes), "pair": task.pair, "teacher": teacher})
+
+
+def load_teacher(config: TeacherConfig, task: Task) -> TextModel:
+    """Build the teacher that ``config`` names, not yet fine-tuned: a built-in one, an import path, or else the folder
+    or hub id of any Hugging Face sequence classifier. Raise ModelError if its files are not there."""
+    given = {"classes": len(task.classes), "pair": task.pair, "max_length": config.max_length}
+    if config.model in TEACHERS or (":" in config.model and not Path(config.model).exists()):
+        return _build(TEACHERS, config.model, config.options, given)
+    return _build(TEACHERS, _ANY_PRETRAINED, config.options, {**given, "path": config.model})
+
+
+def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:
+    """The model described by ``TextModel.kind`` and ``settings``, with arbitrary weights: load a state dict into it."""
+    try:
+        factory = STUDENTS.resolve(kind)
+        with seeds.scope(0, "rebuild"):
+            model = factory(**settings)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ModelError(f"cannot rebuild a model of kind {kind!r}: {error}") from error
+    return _described(model, kind, settings)
+
+
+def load_model(folder: Path) -> TextModel:
+    """Load what ``TextModel.save`` wrote; raise ModelError naming ``folder`` if it is missing or torn."""
+    kind, settings, weights = read_model_files(Path(folder))
+    try:
+        model = rebuild(kind, settings)
+        model.load_state_dict(weights)
+    except (ModelError, RuntimeError) as error:
+        raise ModelError(f"{folder} holds a model that does not fit its description: {error}") from error
+    return model.eval()
+
+
+def _build(registry: Registry, name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> TextModel:
+    factory = registry.resolve(name)
+    if not callable(factory):
+        raise ConfigError(f"{registry.kind} {name!r} is neither a TextModel class nor a function that returns one")
+    accepted = {key: value for key, value in given.items() if key in inspect.signature(factory).parameters}
+    settings = {**accepted, **_checked(f"{registry.kind} {given.get('path', name)!r}", factory, options, set(given))}
+    model = factory(**settings)
+    if not isinstance(model, TextModel):
+        raise ConfigError(f"{registry.kind} {name!r} is not a TextModel")
+    return model if model.kind else _described(model, name, settings)
+
+
+def _described(model: TextModel, kind: str, settings: Mapping[str, Any]) -> TextModel:
+    model.kind, model.settings = kind, {key: value for key, value in settings.items() if key != "teacher"}
+    return model
+
+
+def _checked(title: str, factory: Callable[..., Any], options: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+    """``options`` with defaults filled in, checked against the factory's typed keyword arguments."""
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
+    known: dict[str, Any] = {
+        key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for key, parameter in inspect.signature(factory).parameters.items()
+        if key not in given
+    }
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        listing = f"it has: {', '.join(sorted(known))}" if known else "it has none"
+        raise ConfigError(f"{title} has no option {unknown[0]!r}; {listing}")
+    try:
+        checked = create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True), **known)(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{title}, option {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return {key: getattr(checked, key) for key in known}

@@ -1,0 +1,203 @@
+"""Text to table rows by hashing: no vocabulary to train, ship or keep in step between server and merchants.
+
+Two views of a text: an unordered bag of words and character n-grams (for towers), and a sequence of word pieces
+(for transformers and LSTMs). Everything is computed over the code points of the whole batch at once. The idea of
+hashed character n-grams is fastText's (Bojanowski et al. 2017, sec. 3.2).
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Codes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+Matrix = npt.NDArray[np.int32]
+
+SEPARATOR, LETTER, DIGIT, IDEOGRAPH = 0, 1, 2, 3
+"""Kinds of code points: what is dropped; letters with their marks; numbers; characters that are words of their own
+(Han, kana, emoji and other symbols)."""
+
+PAD, CLS, SEP = 0, 1, 2
+"""Rows that no piece is hashed to."""
+
+WHOLE_PIECE = 6
+"""Words of up to so many characters are one piece; longer ones are cut into pieces of ``CUT_PIECE``."""
+CUT_PIECE = 4
+
+_KANA = ((0x3040, 0x3100), (0x31F0, 0x3200))
+_HAN = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x32000))
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
+_WORD_START, _WORD_END = 0x110000, 0x110001
+_BASE = 0x9E3779B97F4A7C15
+_CHUNK = 4096
+_WORD, _UNIGRAM, _BIGRAM, _PIECE, _CONTINUATION = 101, 102, 103, 104, 105
+
+
+def normalize(text: str) -> str:
+    """Compatibility-normalized (NFKC) and case-folded text."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def bag_rows(texts: Sequence[str], rows: int, ngrams: Sequence[int] = (3, 4), max_features: int = 512) -> Matrix:
+    """Hash each text's words and character n-grams to rows 1 ... ``rows`` - 1; return int32 ``[texts, features]``.
+
+    A word is a run of letters and digits, or of ideographs, after ``normalize``. N-grams stay within a word and see
+    its ends; ideographs also give unigrams and bigrams. Words come first, so that a text of more than
+    ``max_features`` features loses n-grams. 0 is padding; a feature that occurs twice is there twice.
+    """
+    return _stack([_bag(chunk, rows, ngrams, max_features) for chunk in _chunks(texts)], len(texts))
+
+
+def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
+    """Hash each text's word pieces, in order, to rows 3 ... ``rows`` - 1; return int32 ``[texts, pieces]``, 0-padded.
+
+    Runs of letters and runs of digits of up to ``WHOLE_PIECE`` characters are one piece, longer ones are cut; an
+    ideograph is a piece. A piece that continues a word hashes differently from one that begins it.
+    """
+    return _stack([_pieces(chunk, rows, max_pieces) for chunk in _chunks(texts)], len(texts))
+
+
+@cache
+def _kinds() -> npt.NDArray[np.uint8]:
+    """Kind of every code point."""
+    of_category = {"L": LETTER, "M": LETTER, "N": DIGIT}
+    kinds = np.zeros(0x110000, dtype=np.uint8)
+    for code in range(len(kinds)):
+        category = unicodedata.category(chr(code))
+        kinds[code] = IDEOGRAPH if category == "So" else of_category.get(category[0], SEPARATOR)
+    for start, stop in _KANA + _HAN:
+        kinds[start:stop][kinds[start:stop] == LETTER] = IDEOGRAPH
+    kinds[_VARIATION_SELECTORS.start : _VARIATION_SELECTORS.stop] = SEPARATOR
+    return kinds
+
+
+@dataclass(frozen=True)
+class _Characters:
+    """The characters of a batch that are part of words, aligned: code point, kind, index of the text,
+    and whether a separator, a text's end or neither stands before it."""
+
+    codes: Codes
+    kinds: npt.NDArray[np.uint8]
+    texts: Rows
+    after_gap: npt.NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, texts: Sequence[str]) -> "_Characters":
+        normalized = [normalize(text) for text in texts]
+        lengths = np.fromiter(map(len, normalized), dtype=np.int64, count=len(normalized))
+        codes = np.frombuffer("".join(normalized).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        kinds = _kinds()[codes]
+        kept = np.flatnonzero(kinds)
+        owner = np.repeat(np.arange(len(texts)), lengths)[kept]
+        after_gap = np.ones(len(kept), dtype=np.bool_)
+        after_gap[1:] = (kept[1:] - kept[:-1] > 1) | (owner[1:] != owner[:-1])
+        return cls(codes[kept].astype(np.uint64), kinds[kept], owner, after_gap)
+
+
+def _bag(texts: Sequence[str], rows: int, ngrams: Sequence[int], max_features: int) -> Matrix:
+    characters = _Characters.read(texts)
+    codes, owner = characters.codes, characters.texts
+    ideograph = characters.kinds == IDEOGRAPH
+    first = characters.after_gap.copy()
+    first[1:] |= ideograph[1:] != ideograph[:-1]
+    word = np.cumsum(first) - 1
+    starts = np.flatnonzero(first)
+    lengths = np.diff(np.append(starts, len(codes)))
+
+    features = [(owner[starts], _row(_polynomial(codes, starts, lengths), _WORD, rows))]
+    pair = ideograph[:-1] & ~first[1:]
+    features.append((owner[ideograph], _row(codes[ideograph], _UNIGRAM, rows)))
+    features.append((owner[:-1][pair], _row(_window(codes, 2)[pair], _BIGRAM, rows)))
+
+    marked = np.empty(len(codes) + 2 * len(starts), dtype=np.uint64)
+    marked[starts + 2 * np.arange(len(starts))] = _WORD_START
+    marked[starts + lengths + 2 * np.arange(len(starts)) + 1] = _WORD_END
+    marked[np.arange(len(codes)) + 2 * word + 1] = codes
+    marked_word = np.repeat(np.arange(len(starts)), lengths + 2)
+    for size in ngrams:
+        last = max(len(marked) - size + 1, 0)
+        inside = marked_word[:last] == marked_word[len(marked) - last :]
+        hashed = _row(_window(marked, size)[inside], size, rows)
+        features.append((owner[starts][marked_word[:last][inside]], hashed))
+    return _matrix(features, len(texts), max_features)
+
+
+def _pieces(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
+    characters = _Characters.read(texts)
+    kinds = characters.kinds
+    new_word = characters.after_gap | (kinds == IDEOGRAPH)
+    new_word[1:] |= kinds[1:] != kinds[:-1]
+    starts = np.flatnonzero(new_word)
+    lengths = np.diff(np.append(starts, len(kinds)))
+    within = np.arange(len(kinds)) - np.repeat(starts, lengths)
+    cut = (np.repeat(lengths, lengths) > WHOLE_PIECE) & (within % CUT_PIECE == 0)
+    pieces = np.flatnonzero(new_word | cut)
+    piece_lengths = np.diff(np.append(pieces, len(kinds)))
+    salt = np.where(new_word[pieces], np.uint64(_PIECE), np.uint64(_CONTINUATION))
+    hashed = _row(_polynomial(characters.codes, pieces, piece_lengths), salt, rows - SEP) + SEP
+    return _matrix([(characters.texts[pieces], hashed)], len(texts), max_pieces)
+
+
+def _polynomial(codes: Codes, starts: Rows, lengths: Rows) -> Codes:
+    """Sum over each run of (code + 1) * base^(position in the run), modulo 2^64."""
+    if not len(starts):
+        return np.empty(0, dtype=np.uint64)
+    powers = np.cumprod(np.full(int(lengths.max()), _BASE, dtype=np.uint64))
+    within = np.arange(len(codes)) - np.repeat(starts, lengths)
+    return np.add.reduceat((codes + np.uint64(1)) * powers[within], starts)
+
+
+def _window(codes: Codes, size: int) -> Codes:
+    """The same sum over every window of ``size`` codes: ``[codes - size + 1]``, empty if there are fewer."""
+    last = max(len(codes) - size + 1, 0)
+    powers = np.cumprod(np.full(size, _BASE, dtype=np.uint64))
+    total = np.zeros(last, dtype=np.uint64)
+    for offset in range(size):
+        total += (codes[offset : offset + last] + np.uint64(1)) * powers[offset]
+    return total
+
+
+def _row(values: Codes, salt: Codes | int, rows: int) -> Rows:
+    """Mix (the finalizer of splitmix64) and scale to 1 ... rows - 1."""
+    mixed = values + np.asarray(salt, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = mixed ^ (mixed >> np.uint64(31))
+    scaled: Codes = ((mixed >> np.uint64(32)) * np.uint64(rows - 1)) >> np.uint64(32)
+    hashed: Rows = scaled.astype(np.int64) + 1
+    return hashed
+
+
+def _matrix(features: Sequence[tuple[Rows, Rows]], texts: int, limit: int) -> Matrix:
+    """Lay lists of (text, row), each sorted by text, out as one padded matrix: the first list first in every text."""
+    counts = [np.bincount(owner, minlength=texts) for owner, _ in features]
+    width = min(limit, int(np.sum(counts, axis=0).max(initial=1)) or 1)
+    matrix = np.zeros((texts, width), dtype=np.int32)
+    before = np.zeros(texts, dtype=np.int64)
+    for (owner, rows), count in zip(features, counts, strict=True):
+        position = np.arange(len(owner)) + (before - np.cumsum(count) + count)[owner]
+        fits = position < width
+        matrix[owner[fits], position[fits]] = rows[fits]
+        before += count
+    return matrix
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    edges = [*range(0, len(texts), _CHUNK), len(texts)]
+    return (texts[start:stop] for start, stop in pairwise(edges))
+
+
+def _stack(parts: Sequence[Matrix], texts: int) -> Matrix:
+    matrix = np.zeros((texts, max((part.shape[1] for part in parts), default=1)), dtype=np.int32)
+    start = 0
+    for part in parts:
+        matrix[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return matrix

@@ -1,0 +1,63 @@
+"""A recurrent student: a bidirectional LSTM over hashed word pieces, pooled by attention.
+
+Text and pair are one sequence with a separator between them, as for the transformers, so the second is read in the
+light of the first. Pooling by a learned query follows Yang et al. 2016 (sec. 2.2).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fed_distill.models.base import Encoded, Outputs, TextModel
+from fed_distill.models.tokens import HashedTokens
+
+Size = Annotated[int, Field(ge=1)]
+Rows = Annotated[int, Field(ge=16)]
+Length = Annotated[int, Field(ge=8)]
+
+
+class LSTM(TextModel):
+    """Embedding, one LSTM for each direction, attention pooling, linear head."""
+
+    tables = {"words.weight": ("input_ids",)}
+
+    def __init__(
+        self, classes: int, pair: bool, *, rows: Rows = 8192, width: Size = 64, max_length: Length = 64
+    ) -> None:
+        """rows: ids of word pieces. width: of an embedding and of each direction's state. max_length: tokens."""
+        super().__init__()
+        self.tokens = HashedTokens(rows, max_length)
+        self.words = nn.Embedding(rows, width, padding_idx=0)
+        self.segments = nn.Embedding(3, width, padding_idx=0) if pair else None
+        self.forwards = nn.LSTM(width, width, batch_first=True)
+        self.backwards = nn.LSTM(width, width, batch_first=True)
+        self.attention = nn.Linear(2 * width, 1)
+        self.head = nn.Linear(2 * width, classes)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """``input_ids`` and, for pairs, ``segments``: int64 ``[n, length]``, 0 for padding."""
+        return self.tokens.encode(texts, pairs)
+
+    def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
+        """Classify a batch; hidden states are the embeddings and both directions' states."""
+        ids = batch["input_ids"]
+        used = ids > 0
+        embedded = self.words(ids)
+        if self.segments is not None:
+            embedded = embedded + self.segments(batch["segments"])
+        turn = _turned(used).unsqueeze(-1)
+        ahead, _ = self.forwards(embedded)
+        back, _ = self.backwards(embedded.gather(1, turn.expand_as(embedded)))
+        states = torch.cat([ahead, back.gather(1, turn.expand_as(back))], dim=-1)
+        scores = self.attention(states).squeeze(-1).masked_fill(~used, -torch.inf)
+        pooled = torch.einsum("bl,blw->bw", torch.softmax(scores, dim=-1), states)
+        return Outputs(self.head(pooled), (embedded, states) if hidden else None)
+
+
+def _turned(used: Tensor) -> Tensor:
+    """Positions that read each sequence backwards and leave its padding where it is: ``[batch, length]``."""
+    position = torch.arange(used.shape[1], device=used.device)
+    return torch.where(used, used.sum(dim=1, keepdim=True) - 1 - position, position)

@@ -1,0 +1,83 @@
+"""The edge student: two texts, one vector each, and a small head that compares them.
+
+A text's vector is a weighted mean of rows of one hashed table, so the vectors of a catalogue can be computed
+once and kept; only the head sees both. Nearly all weights are table rows, of which one merchant's data touch a few
+thousand: that is what makes ``narrowed`` worth having here.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fed_distill.models.base import Encoded, Outputs, TextModel
+from fed_distill.models.hashing import bag_rows
+
+Size = Annotated[int, Field(ge=1)]
+Rows = Annotated[int, Field(ge=16)]
+NGrams = tuple[Annotated[int, Field(ge=2, le=8)], ...]
+
+
+class TwoTower(TextModel):
+    """Hashed words and character n-grams, averaged to a vector; a multilayer perceptron over both vectors."""
+
+    tables = {"table.weight": ("text_ids", "pair_ids"), "importance.weight": ("text_ids", "pair_ids")}
+
+    def __init__(
+        self,
+        classes: int,
+        pair: bool,
+        *,
+        rows: Rows = 32_768,
+        width: Size = 64,
+        head_width: Size = 64,
+        ngrams: NGrams = (3, 4),
+        max_features: Size = 512,
+    ) -> None:
+        """rows: rows of the table, row 0 for padding. width: of a text's vector. head_width: hidden units of the head.
+
+        ngrams: lengths of the character n-grams. max_features: features of a text at most.
+        """
+        super().__init__()
+        self.rows, self.ngrams, self.max_features = rows, ngrams, max_features
+        if not pair:
+            self.tables = {name: ("text_ids",) for name in self.tables}
+        self.table = nn.Embedding(rows, width, padding_idx=0)
+        self.importance = nn.Embedding(rows, 1, padding_idx=0)
+        nn.init.zeros_(self.importance.weight)
+        compared = 2 * width + 1 if pair else width
+        self.head = nn.Sequential(nn.Linear(compared, head_width), nn.ReLU(), nn.Linear(head_width, classes))
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """``text_ids`` and, for pairs, ``pair_ids``: int32 ``[n, features]``, 0 for padding."""
+        fields = {"text_ids": texts} if pairs is None else {"text_ids": texts, "pair_ids": pairs}
+        return {
+            name: torch.from_numpy(bag_rows(values, self.rows, self.ngrams, self.max_features))
+            for name, values in fields.items()
+        }
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """One text's vector ``[batch, width]`` from its rows ``[batch, features]``; no text sees another.
+
+        The mean of the rows, weighted by exp(importance), is only needed up to scale: each vector is
+        normalized to mean 0 and variance 1. A text without features has the zero vector.
+        """
+        weights = torch.where(ids > 0, self.importance(ids).squeeze(-1).exp(), 0.0)
+        summed = torch.bmm(weights.unsqueeze(1), self.table(ids)).squeeze(1)
+        return F.layer_norm(summed, summed.shape[-1:])
+
+    def score(self, text: Tensor, pair: Tensor) -> Tensor:
+        """Logits ``[batch, classes]`` of two texts' vectors, compared by product, distance and cosine."""
+        product = text * pair
+        compared = [product, (text - pair).abs(), product.mean(dim=-1, keepdim=True)]
+        logits: Tensor = self.head(torch.cat(compared, dim=-1))
+        return logits
+
+    def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
+        """Classify a batch; hidden states are the texts' vectors, each ``[batch, 1, width]``."""
+        vectors = [self.vectors(batch[name]) for name in ("text_ids", "pair_ids") if name in batch]
+        logits = self.score(*vectors) if len(vectors) == 2 else self.head(vectors[0])
+        return Outputs(logits, tuple(vector.unsqueeze(1) for vector in vectors) if hidden else None)

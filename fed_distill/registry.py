@@ -1,0 +1,87 @@
+"""Names to things: built-in parts by short name, a user's own by import path ``package.module:Attribute``.
+
+A registry holds import paths, not objects, so that listing the methods does not import torch.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fed_distill.errors import ConfigError
+
+
+class Registry(Mapping[str, str]):
+    """Built-in names of one kind of part, each with the import path of what it names."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> str:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def resolve(self, name: str) -> Any:
+        """Return the object called ``name``; raise ConfigError with the nearest names if there is none."""
+        path = self._entries.get(name, name)
+        if ":" not in path:
+            near = difflib.get_close_matches(name, self._entries, n=3) or sorted(self._entries)
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}; did you mean {', '.join(near)}? "
+                f"An own {self.kind} is named by import path: my_package.my_module:MyName"
+            )
+        module_name, _, attribute = path.partition(":")
+        try:
+            module = _import(module_name)
+        except ImportError as error:
+            raise ConfigError(f"cannot import {self.kind} {name!r}: {error}") from error
+        try:
+            return getattr(module, attribute)
+        except AttributeError:
+            raise ConfigError(f"{module_name} has no {attribute!r} (wanted as {self.kind})") from None
+
+    def build(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
+        """Build the dataclass called ``name`` from ``options``, checked against its fields and their types.
+
+        Fields in ``given`` come from the program, not from the user, and win nothing: naming one in
+        ``options`` is an error like any unknown option.
+        """
+        factory = self.resolve(name)
+        if not is_dataclass(factory):
+            raise ConfigError(f"{self.kind} {name!r} must be a dataclass, so that its options can be checked")
+        known = {field.name for field in fields(factory) if field.init} - set(given)
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ConfigError(
+                f"{self.kind} {name!r} has no option {unknown[0]!r}; "
+                + (f"it has: {', '.join(sorted(known))}" if known else "it has none")
+            )
+        try:
+            return TypeAdapter(factory).validate_python({**options, **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{self.kind} {name!r}, option {where}: {first['msg']}") from error
+
+
+def _import(module_name: str) -> Any:
+    """Import a module, looking in the working folder too, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here in sys.path or "" in sys.path:
+        return importlib.import_module(module_name)
+    sys.path.append(here)
+    try:
+        return importlib.import_module(module_name)
+    finally:
+        sys.path.remove(here)

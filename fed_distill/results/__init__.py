@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, one folder a run, tables and the report."""

@@ -1,0 +1,123 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed into it.
+
+A reader never sees half a file, and a process killed at any instant leaves the old content or the new
+(POSIX rename(2) is atomic). JSON is written strictly: no NaN, which other languages refuse to read.
+"""
+
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fed_distill.errors import CheckpointError, TrainingError
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace the file at ``path`` by ``content`` (text as UTF-8), all of it or nothing."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = _beside(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Replace the folder at ``path`` by what ``fill`` writes into an empty one.
+
+    Until ``fill`` has returned, the old folder stays as it is.
+    """
+    fresh, old = _beside(path), _beside(path)
+    try:
+        fresh.mkdir()
+        fill(fresh)
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left beside the files of ``folder`` before it could rename it into place."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
+    _sync(folder)
+
+
+def strict_json(value: Any, source: str, indent: int | None = None) -> str:
+    """``value`` as JSON; raise TrainingError naming ``source`` and the key of a number that is not finite."""
+    bad = _not_finite(value, "")
+    if bad is not None:
+        raise TrainingError(
+            f"{source}: {bad[0]} is {bad[1]}, which is no result: training diverged or nothing was measured"
+        )
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; CheckpointError naming it if it is missing or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_finite(value: Any, where: str) -> tuple[str, float] | None:
+    if isinstance(value, Mapping):
+        children = [(f"{where}.{key}" if where else str(key), child) for key, child in value.items()]
+    elif isinstance(value, (list, tuple)):
+        children = [(f"{where}[{index}]", child) for index, child in enumerate(value)]
+    elif isinstance(value, (float, np.floating)) and not math.isfinite(value):
+        return where or "the value", float(value)
+    else:
+        return None
+    return next((found for name, child in children if (found := _not_finite(child, name)) is not None), None)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,76 @@
+"""What one student scored on one seed: the unit from which a summary is made and at which a run resumes.
+
+A finished control or federation is kept as one small JSON file, so that a run killed later does not train it
+again.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fed_distill.errors import CheckpointError
+from fed_distill.results.files import read_json, strict_json, write_atomic
+from fed_distill.results.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained student.
+
+    name: ``server``, ``local``, ``pooled``, ``fedavg``, or a federation's title. metrics: on the common test set
+    (for ``local`` the mean over the merchants' students). merchant_accuracy: on each merchant's own test set of
+    merchant_counts rows, by the global student (for ``local`` by the merchant's own). personal_accuracy: the same
+    by the students that adapted to each merchant, where that was asked for. before_adaptation: metrics of the
+    student before domain adaptation. validation: metrics on the common validation set, from which the learning
+    curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
+    included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
+    seconds: time spent on it.
+    """
+
+    name: str
+    kind: Literal["control", "federation"]
+    seed: int
+    metrics: Metrics
+    merchant_accuracy: Mapping[str, float] = field(default_factory=dict)
+    merchant_counts: Mapping[str, int] = field(default_factory=dict)
+    personal_accuracy: Mapping[str, float] = field(default_factory=dict)
+    before_adaptation: Metrics | None = None
+    validation: Metrics | None = None
+    adaptation: list[str] = field(default_factory=list)
+    downlink_bytes: float = 0.0
+    uplink_bytes: float = 0.0
+    seconds: float = 0.0
+    rounds: int = 0
+
+    def __post_init__(self) -> None:
+        for accuracies in (self.merchant_accuracy, self.personal_accuracy):
+            if accuracies and set(accuracies) != set(self.merchant_counts):
+                odd = sorted(set(accuracies) ^ set(self.merchant_counts))[0]
+                raise ValueError(f"{self.name}: merchant {odd!r} has an accuracy or a count of test examples, not both")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any, source: str = "outcome") -> Self:
+        """Inverse of ``to_json``; CheckpointError naming ``source`` and the first wrong key."""
+        try:
+            return TypeAdapter(cls, config=ConfigDict(extra="forbid")).validate_python(values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"]) or "content"
+            raise CheckpointError(f"{source} is not a stored outcome: {where}: {problem['msg']}") from error
+
+    def save(self, path: Path) -> None:
+        """Write as a JSON file, atomically."""
+        write_atomic(path, strict_json(self.to_json(), str(path), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what ``save`` wrote; CheckpointError naming the file if it is missing or torn."""
+        return cls.from_json(read_json(path), str(path))

@@ -1,0 +1,220 @@
+"""One run's folder: what the experiment was, a line a round, the summary, the student and the report.
+
+The folder appears complete or not at all, belongs to one process at a time, and can be taken up again after
+the process was killed at any instant.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tomllib
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from fed_distill.config import Experiment
+from fed_distill.errors import CheckpointError, ConfigError
+from fed_distill.results.files import (
+    read_json,
+    remove_leftovers,
+    replace_folder,
+    strict_json,
+    sync_folder,
+    write_atomic,
+)
+from fed_distill.results.versions import versions
+
+EXPERIMENT, METRICS, SUMMARY = "experiment.toml", "metrics.jsonl", "summary.json"
+REPORT, CLASSES, STUDENT, LOCK = "report.html", "classification_report.txt", "student", ".lock"
+IRRELEVANT_ON_RESUME = ("runtime.",)
+
+
+class RunStore:
+    """The folder of one run, held for writing. Open it with ``create`` or ``resume``; close it, or use ``with``.
+
+    ``metrics.jsonl`` is the order in which rounds happened: append a round's line before the checkpoint of that
+    round is written, and ``rewind`` to the checkpoint on resume; then no round is missing or there twice.
+    """
+
+    def __init__(self, folder: Path, lock: IO[str]) -> None:
+        self.folder = folder
+        self._lock = lock
+
+    @classmethod
+    def create(cls, folder: Path, experiment: Experiment) -> Self:
+        """Start a run in a new ``folder``; ConfigError if there is something in it already."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        fresh.mkdir()
+        lock = _take_lock(fresh)
+        try:
+            header = ", ".join(f"{name} {version}" for name, version in versions().items())
+            write_atomic(fresh / EXPERIMENT, f"# Written by {header}\n{experiment.to_toml()}")
+            os.rename(fresh, folder)
+        except OSError as error:
+            lock.close()
+            shutil.rmtree(fresh, ignore_errors=True)
+            if folder.exists():
+                raise ConfigError(
+                    f"{folder} exists already: go on with it by --resume, or start another run by --name NAME"
+                ) from error
+            raise
+        sync_folder(folder.parent)
+        return cls(folder, lock)
+
+    @classmethod
+    def resume(cls, folder: Path, experiment: Experiment) -> Self:
+        """Go on with the run in ``folder``; CheckpointError if it is missing, held, or of another experiment."""
+        path = folder / EXPERIMENT
+        if not path.is_file():
+            raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
+        lock = _take_lock(folder)
+        try:
+            _check_same(path, experiment)
+            store = cls(folder, lock)
+            remove_leftovers(folder)
+            store._drop_torn_line()
+        except BaseException:
+            lock.close()
+            raise
+        return store
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one round's line to ``metrics.jsonl``, flushed to disk; TrainingError if a number is not finite."""
+        line = strict_json(record, METRICS)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of ``metrics.jsonl``."""
+        return read_records(self.folder)
+
+    def rewind(self, seed: int, federation: str, round: int) -> None:
+        """Cut every line after the given round of the given seed and federation, the point at which a run resumes.
+
+        Round 0 is before the first one. CheckpointError if the round's own line is not there.
+        """
+        records = self.records()
+        unit = [index for index, line in enumerate(records) if (line["seed"], line["federation"]) == (seed, federation)]
+        kept = [index for index in unit if records[index]["round"] <= round]
+        if round > 0 and (not kept or records[kept[-1]]["round"] != round):
+            raise CheckpointError(
+                f"{self.folder / METRICS} has no line for round {round} of {federation}, seed {seed}: "
+                "the run is damaged; start again with another --name"
+            )
+        cut = kept[-1] + 1 if kept else (unit[0] if unit else len(records))
+        if cut < len(records):
+            self._write_records(records[:cut])
+
+    def write_summary(self, summary: Mapping[str, Any]) -> Path:
+        """Write ``summary.json``; TrainingError naming the key of a number that is not finite."""
+        return self.write(SUMMARY, strict_json(summary, SUMMARY, indent=2) + "\n")
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Write a file of the run, whole or not at all; returns its path."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+        return path
+
+    def save_student(self, save: Callable[[Path], None]) -> Path:
+        """Replace ``student/`` by what ``save`` (such as ``TextModel.save``) writes into the folder it is given."""
+        replace_folder(self.folder / STUDENT, save)
+        return self.folder / STUDENT
+
+    def close(self) -> None:
+        """Let go of the run, so that another process may resume it."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop_torn_line(self) -> None:
+        path = self.folder / METRICS
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            write_atomic(path, whole)
+
+    def _write_records(self, records: Iterable[Mapping[str, Any]]) -> None:
+        write_atomic(self.folder / METRICS, "".join(strict_json(record, METRICS) + "\n" for record in records))
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, a torn last one left out; CheckpointError naming any other bad line."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number} is not valid JSON: {error}") from error
+    return records
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's ``summary.json``; CheckpointError if it is missing or torn."""
+    path = folder / SUMMARY
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no {SUMMARY}: the run has not ended; go on with it by --resume")
+    summary: dict[str, Any] = read_json(path)
+    return summary
+
+
+def _take_lock(folder: Path) -> IO[str]:
+    """Lock the folder for this process. The system lets go of it when the process ends, however it ends."""
+    lock = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise CheckpointError(
+            f"{folder} is being written by process {holder}: wait for it to end, or use another --name"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _check_same(path: Path, experiment: Experiment) -> None:
+    try:
+        stored = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    before, now = _flat(stored), _flat(tomllib.loads(experiment.to_toml()))
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
+            raise CheckpointError(
+                f"{path.parent} is a run of another experiment: {key} is {_shown(before, key)} there and "
+                f"{_shown(now, key)} now. Use the same value, or another --name"
+            )
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not set"

@@ -1,0 +1,121 @@
+"""Numbers and findings as a person reads them: the same words in the report, the README table and the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+METRIC_NAMES = {
+    "ndcg@10": "nDCG@10",
+    "mrr@10": "MRR@10",
+    "auc": "AUC",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+}
+ROW_NAMES = {
+    "teacher": "teacher",
+    "server": "server alone",
+    "local": "each merchant alone",
+    "pooled": "all data pooled",
+    "fedavg": "FedAvg, no teacher",
+}
+"""Plain names of the teacher and the controls; a federation is called by its title."""
+
+UNKNOWN = "–"
+NARROW = "\N{NARROW NO-BREAK SPACE}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A metric with a fixed number of digits; a dash where it is not defined."""
+    return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def plus_minus(half_width: float | None, digits: int = 4) -> str:
+    """Half-width of an interval, or nothing where there is none."""
+    return "" if half_width is None else f"±{NARROW}{half_width:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as per cent."""
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f}{NARROW}%".replace("-", "\N{MINUS SIGN}")
+
+
+def size(count: float | None) -> str:
+    """Bytes in decimal units."""
+    if count is None:
+        return UNKNOWN
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * scale:
+            scaled = count / scale
+            return f"{scaled:.0f}{NARROW}{unit}" if scaled >= 99.5 else f"{scaled:.3g}{NARROW}{unit}"
+    return f"{count:.0f}{NARROW}B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g}{NARROW}µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g}{NARROW}ms"
+    if seconds < 99.5:
+        return f"{seconds:.3g}{NARROW}s"
+    if seconds < 5970:
+        return f"{seconds / 60:.3g}{NARROW}min"
+    return f"{seconds / 3600:.3g}{NARROW}h"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands set apart."""
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def privacy(summary: Mapping[str, Any]) -> str:
+    """What the run promises about a merchant's data, in words."""
+    block = summary["privacy"]
+    kept = (
+        "Merchants' texts and labels never left them; what a merchant sends is a trained student or its soft labels. "
+    )
+    if block["unit"] == "none":
+        return kept + (
+            "There was no differential privacy in this run: a determined reader of an update may learn something "
+            "about the examples behind it, and no bound on that is claimed."
+        )
+    return kept + (
+        f"Differential privacy protects each {block['unit']} with ε = {block['epsilon']:g} and δ = {block['delta']:g}."
+    )
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """The run's main finding in one or two sentences that need no knowledge of the field."""
+    main = summary["federations"][summary["federation"]]
+    metric = METRIC_NAMES[summary["headline"]]
+    several = len(summary["seeds"]) > 1
+    subject = f"Trained across {summary['merchants']:,} merchants without moving their data, the small student"
+    kept = (
+        f"keeps {percent(main['retention'], 1)} of the teacher's {metric}"
+        if main["retention"] is not None
+        else f"reaches {number(main[summary['headline']])} {metric}"
+    )
+    gap, half = main["gap_closed"], main["interval"]["gap_closed"]
+    if gap is None:
+        reason = main["notes"].get("gap_closed", "")
+        if "no better than" in reason:
+            return f"{subject} {kept}. There was no gap to close: {reason.split(': ', 1)[1]}."
+        return f"{subject} {kept}. How much of the merchants' value that is cannot be said: {_needs(summary)}."
+    if half is not None and abs(gap) <= half:
+        return (
+            f"{subject} {kept}, but over {len(summary['seeds'])} seeds its gain over the best student trained without "
+            f"federation is within chance ({percent(gap)}{NARROW}±{NARROW}{percent(half)} of what pooling all data would give)."
+        )
+    if gap <= 0:
+        return f"{subject} {kept}, but it is no better than the best student trained without federation."
+    spread = f"{NARROW}±{NARROW}{percent(half)}" if several and half is not None else ""
+    return (
+        f"{subject} {kept} and gains {percent(gap)}{spread} of what collecting everybody's data in one place would "
+        "have gained."
+    )
+
+
+def _needs(summary: Mapping[str, Any]) -> str:
+    missing = [ROW_NAMES[name] for name in ("server", "local", "pooled") if name not in summary["controls"]]
+    return f"the controls {', '.join(missing)} were not run" if missing else "a control was not run on every seed"

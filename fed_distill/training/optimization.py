@@ -1,0 +1,58 @@
+"""Optimizers and learning-rate schedules by name, the same for every trainer.
+
+Weight decay is decoupled and leaves embedding tables alone: a row that no example touches must not move,
+or training only the touched rows would differ from training the whole table.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fed_distill.config import TrainingConfig
+
+
+def build_optimizer(
+    model: nn.Module, tables: Collection[str], config: TrainingConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters; those named in ``tables`` get no weight decay."""
+    trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for name, value in trainable if name not in tables], "weight_decay": config.weight_decay},
+        {"params": [value for name, value in trainable if name in tables], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The learning rate of one training, and how it changes over that training's steps."""
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_share: float = 0.0
+
+    def at(self, step: int, steps: int) -> float:
+        """Learning rate of step ``step`` (0-based) of ``steps``."""
+        return self.learning_rate * schedule_factor(self.schedule, self.warmup_share, (step + 0.5) / steps)
+
+
+def schedule_factor(schedule: str, warmup_share: float, done: float) -> float:
+    """Factor on the learning rate when the share ``done`` in [0, 1] of the time has passed.
+
+    It rises linearly from 0 to 1 over ``warmup_share``, then stays (``constant``) or falls to 0 along a
+    line (``linear``) or half a cosine wave (``cosine``; Loshchilov and Hutter 2017, eq. 5).
+    """
+    if done < warmup_share:
+        return done / warmup_share
+    left = 1.0 - (done - warmup_share) / (1.0 - warmup_share)
+    if schedule == "linear":
+        return left
+    if schedule == "cosine":
+        return 0.5 * (1.0 - math.cos(math.pi * left))
+    return 1.0

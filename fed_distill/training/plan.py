@@ -1,0 +1,51 @@
+"""What a merchant (or the server) trains, as data: phases of an objective over its private or the proxy examples.
+
+A plan says nothing of how it is run, so that any trainer can run it: one example at a time for DP, one
+merchant at a time, or a whole cohort at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from fed_distill.models.base import Outputs
+
+References = Mapping[str, Tensor]
+"""Values that an objective compares with, each row-aligned with the batch: ``labels``, ``soft_labels`` ..."""
+
+Objective = Callable[[Outputs, References], Tensor]
+"""A pure function: (model outputs, references) -> loss of each example ``[batch]``."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training.
+
+    data: whose examples, the merchant's ``private`` ones or the shared ``proxy``.
+    epochs or steps: how long; exactly one of them.
+    references: tensors row-aligned with the whole proxy set (``[proxy, ...]``); a private phase has ``labels``.
+    proximal_mu: weight of the pull toward the weights that training began from, mu/2 * ||w - w0||^2
+    (FedProx, Li et al. 2020, eq. 2); 0 for none.
+    learning_rate_scale: factor on the configured learning rate.
+    """
+
+    objective: Objective
+    data: Literal["private", "proxy"] = "private"
+    epochs: float | None = None
+    steps: int | None = None
+    references: References = field(default_factory=dict)
+    proximal_mu: float = 0.0
+    learning_rate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a phase lasts a number of epochs or a number of steps: give exactly one")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Phases in the order in which they are trained."""
+
+    phases: tuple[Phase, ...] = ()

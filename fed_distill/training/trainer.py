@@ -1,0 +1,64 @@
+"""What every trainer takes and gives: learners in, trained learners out.
+
+A learner is one owner of examples (a merchant, or the server) with the student it starts from. Two trainers
+that are given the same learners return the same weights, up to float summation.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from fed_distill.models.base import Encoded, TextModel
+from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Plan
+from fed_distill.transport.messages import PartialWeights
+
+
+@dataclass(frozen=True)
+class Learner:
+    """An owner of examples and what it trains.
+
+    student: where training starts; it is not changed. private: its encoded examples with int64 ``labels``
+    ``[examples]``. proxy: the encoded proxy set. randomness: (run seed, then what tells this training from
+    all others, such as merchant and round).
+    """
+
+    name: str
+    student: TextModel
+    private: Encoded
+    labels: Tensor
+    proxy: Encoded
+    randomness: tuple[int, *tuple[str | int, ...]]
+
+    def examples(self) -> int:
+        """Number of private examples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A learner after training. weights: what training could change: every weight outside the tables, and of
+    each table the touched rows (all of them where the submodel is off). loss: mean loss of each phase."""
+
+    name: str
+    weights: PartialWeights
+    loss: tuple[float, ...]
+
+
+class Trainer(Protocol):
+    """Runs one plan for each learner."""
+
+    def fit(
+        self,
+        learners: Sequence[Learner],
+        plans: Mapping[str, Plan],
+        pace: Pace,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Fitted]:
+        """Train every learner by its plan (by learner name); yield each when it is done, in the given order.
+
+        ``progress`` is called with (steps done, steps in all) of the learner being trained.
+        Raises TrainingError, naming the learner, when a loss is not finite.
+        """

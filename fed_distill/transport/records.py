@@ -1,0 +1,159 @@
+"""Typed messages to Flower records and back, with the bytes they take on the wire.
+
+Arrays travel as npy, numbers as Flower metric and config records: nothing is pickled. What comes from a
+merchant is checked before it is believed: names, shapes, row numbers, finite values.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from torch import Tensor
+
+from fed_distill.errors import UplinkRejected
+from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
+
+
+def to_array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Tensors as npy arrays by name."""
+    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in tensors.items()})
+
+
+def from_array_record(record: ArrayRecord) -> dict[str, Tensor]:
+    """Inverse of ``to_array_record``; the tensors own their memory."""
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+
+def serialized_bytes(content: RecordDict) -> int:
+    """Bytes of the records as Flower puts them on the wire."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def encode_downlink(down: Downlink) -> RecordDict:
+    """The records of a downlink."""
+    content = RecordDict({"down": ConfigRecord({"round": down.round})})
+    if down.scalars:
+        content["down.scalars"] = MetricRecord(dict(down.scalars))
+    if down.weights is not None:
+        content["down.weights"] = to_array_record(down.weights)
+    if down.soft_labels is not None:
+        content["down.soft_labels"] = to_array_record({"soft_labels": down.soft_labels})
+    return content
+
+
+def decode_downlink(content: RecordDict) -> Downlink:
+    """Inverse of ``encode_downlink``."""
+    arrays, scalars = content.array_records, content.metric_records
+    return Downlink(
+        round=int(_scalar(content.config_records["down"]["round"])),
+        weights=from_array_record(arrays["down.weights"]) if "down.weights" in arrays else None,
+        soft_labels=from_array_record(arrays["down.soft_labels"])["soft_labels"] if "down.soft_labels" in arrays else None,
+        scalars={name: float(_scalar(value)) for name, value in scalars.get("down.scalars", MetricRecord()).items()},
+    )
+
+
+def encode_uplink(up: Uplink) -> RecordDict:
+    """The records of one merchant's uplink."""
+    content = RecordDict({"up": ConfigRecord({"merchant": up.merchant, "examples": up.examples})})
+    if up.metrics:
+        content["up.metrics"] = MetricRecord(dict(up.metrics))
+    if up.weights is not None:
+        content["up.weights"] = to_array_record(up.weights.arrays)
+        if up.weights.rows:
+            rows = {name: value.to(torch.int32) for name, value in up.weights.rows.items()}
+            content["up.rows"] = to_array_record(rows)
+    if up.soft_labels is not None:
+        content["up.soft_labels"] = to_array_record({"soft_labels": up.soft_labels})
+    return content
+
+
+def decode_uplink(content: RecordDict) -> Uplink:
+    """Inverse of ``encode_uplink``; raises UplinkRejected if a part is missing or of the wrong kind."""
+    arrays = content.array_records
+    try:
+        head = content.config_records["up"]
+        weights = None
+        if "up.weights" in arrays:
+            rows = from_array_record(arrays["up.rows"]) if "up.rows" in arrays else {}
+            weights = PartialWeights(
+                from_array_record(arrays["up.weights"]), {name: value.long() for name, value in rows.items()}
+            )
+        soft_labels = None
+        if "up.soft_labels" in arrays:
+            soft_labels = from_array_record(arrays["up.soft_labels"])["soft_labels"]
+        metrics = content.metric_records.get("up.metrics", MetricRecord())
+        return Uplink(
+            merchant=str(head["merchant"]),
+            examples=int(_scalar(head["examples"])),
+            weights=weights,
+            soft_labels=soft_labels,
+            metrics={name: float(_scalar(value)) for name, value in metrics.items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
+
+
+def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> None:
+    """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round.
+
+    Weights must have the names and shapes of ``current`` (rows sorted, distinct and in range where a table is
+    sent in part), soft labels the shape ``proxy_shape`` with rows that are probabilities; all must be finite.
+    """
+    if up.examples < 1:
+        raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")
+    if up.weights is not None:
+        _check_weights(up.merchant, up.weights, current)
+    if up.soft_labels is not None:
+        _check_soft_labels(up.merchant, up.soft_labels, proxy_shape)
+
+
+def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> None:
+    if set(sent.arrays) != set(current):
+        odd = sorted(set(sent.arrays) ^ set(current))[0]
+        raise UplinkRejected(f"merchant {merchant}: weight {odd!r} is missing or unknown")
+    for name, value in sent.arrays.items():
+        expected = list(current[name].shape)
+        rows = sent.rows.get(name)
+        if rows is not None:
+            if rows.dim() != 1 or not expected or len(rows) > expected[0]:
+                raise UplinkRejected(f"merchant {merchant}: {name} has rows of the wrong shape {list(rows.shape)}")
+            if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= expected[0] or bool((rows.diff() <= 0).any())):
+                raise UplinkRejected(f"merchant {merchant}: row numbers of {name} are out of range or not sorted")
+            expected = [len(rows), *expected[1:]]
+        if list(value.shape) != expected:
+            raise UplinkRejected(f"merchant {merchant}: {name} has shape {list(value.shape)}, not {expected}")
+        if value.dtype != current[name].dtype:
+            raise UplinkRejected(f"merchant {merchant}: {name} is {value.dtype}, not {current[name].dtype}")
+        if not bool(torch.isfinite(value).all()):
+            raise UplinkRejected(f"merchant {merchant}: {name} has values that are not finite")
+    unknown = set(sent.rows) - set(sent.arrays)
+    if unknown:
+        raise UplinkRejected(f"merchant {merchant}: rows of {sorted(unknown)[0]!r} without its values")
+
+
+def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(sent.shape) != shape:
+        raise UplinkRejected(f"merchant {merchant}: soft labels have shape {list(sent.shape)}, not {list(shape)}")
+    if not bool(torch.isfinite(sent).all()) or float(sent.min()) < 0.0:
+        raise UplinkRejected(f"merchant {merchant}: soft labels are not finite or negative")
+    if not torch.allclose(sent.sum(dim=-1), torch.ones(shape[0]), atol=1e-3):
+        raise UplinkRejected(f"merchant {merchant}: soft labels do not sum to 1")
+
+
+def prefixed(content: RecordDict, prefix: str) -> dict[str, Any]:
+    """The same records under names that begin with ``prefix``, so that several fit into one message."""
+    return {f"{prefix}{name}": record for name, record in content.items()}
+
+
+def unprefixed(content: RecordDict, prefix: str) -> RecordDict:
+    """Inverse of ``prefixed``: the records under ``prefix``."""
+    return RecordDict({name.removeprefix(prefix): record for name, record in content.items() if name.startswith(prefix)})
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, list):
+        raise TypeError("a list where one number belongs")
+    return value

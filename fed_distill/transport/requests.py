@@ -1,0 +1,84 @@
+"""What the server asks of a site, beside the method's downlink, and how a site says no."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from fed_distill.models import TextModel, rebuild
+
+QUERY_MERCHANTS = "query.merchants"
+TRAIN = "train.merchants"
+EVALUATE = "evaluate.merchants"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """One round at one site.
+
+    arm: which federation or control of the experiment. merchants: who is meant. students: name of each one's
+    student. blueprints: how to build a student, by name (kind and settings as JSON). learning_rate: of this
+    round. test: whether each merchant also measures its trained student on its own test set.
+    """
+
+    arm: str
+    seed: int
+    merchants: tuple[str, ...]
+    students: tuple[str, ...]
+    blueprints: Mapping[str, str]
+    learning_rate: float = 0.0
+    test: bool = False
+
+    def student_of(self, merchant: str) -> str:
+        """Kind of student of one of ``merchants``."""
+        return self.students[self.merchants.index(merchant)]
+
+    def to_record(self) -> ConfigRecord:
+        """As a Flower config record."""
+        return ConfigRecord(
+            {
+                "arm": self.arm,
+                "seed": self.seed,
+                "merchants": list(self.merchants),
+                "students": list(self.students),
+                "blueprint_names": list(self.blueprints),
+                "blueprints": list(self.blueprints.values()),
+                "learning_rate": self.learning_rate,
+                "test": self.test,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> "TrainRequest":
+        """Inverse of ``to_record``."""
+        values: dict[str, Any] = dict(record)
+        return cls(
+            arm=values["arm"],
+            seed=values["seed"],
+            merchants=tuple(values["merchants"]),
+            students=tuple(values["students"]),
+            blueprints=dict(zip(values["blueprint_names"], values["blueprints"], strict=True)),
+            learning_rate=values["learning_rate"],
+            test=values["test"],
+        )
+
+
+def blueprint_of(model: TextModel) -> str:
+    """How to build an equal model with other weights: its kind and settings as JSON."""
+    return json.dumps({"kind": model.kind, "settings": dict(model.settings)}, sort_keys=True)
+
+
+def built_from(blueprint: str) -> TextModel:
+    """Inverse of ``blueprint_of``, with arbitrary weights."""
+    description = json.loads(blueprint)
+    return rebuild(description["kind"], description["settings"])
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A merchant that did not train, and why."""
+
+    merchant: str
+    reason: str

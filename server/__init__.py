@@ -1,0 +1,1 @@
+"""The server's side: teacher, proxy labels, rounds, merging, adaptation and the comparison with its controls."""

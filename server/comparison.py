@@ -1,0 +1,250 @@
+"""One seed of an experiment: the server's student, the controls, and every federation, each kept when done.
+
+All of them start from the same server's student and are measured on the same test set, so that what differs
+between two rows of the comparison is the method alone.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from fed_distill.config import CONTROLS, Experiment
+from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
+from fed_distill.methods import METHODS
+from fed_distill.methods.base import GlobalState
+from fed_distill.models import TextModel, build_student
+from fed_distill.results.metrics import Metrics
+from fed_distill.results.outcome import Outcome
+from fed_distill.results.store import RunStore
+from fed_distill.runtime import seeds
+from fed_distill.runtime.callbacks import Callback
+from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.training.submodel import completed
+from fed_distill.transport.messages import Weights
+from fed_distill.transport.requests import TrainRequest, blueprint_of
+from server.evaluation import Evaluator, accuracies, mean_metrics
+from server.rounds import Federation, checked, federate, own_test_counts, round_learning_rate
+from server.sites import Sites
+from server.students import ServerTraining, server_plan
+from server.teaching import Teaching
+
+
+@dataclass
+class Comparison:
+    """Everything that is measured on one seed. ``run`` gives one outcome for each control and federation."""
+
+    experiment: Experiment
+    seed: int
+    sites: Sites
+    teaching: Teaching
+    server: ServerTraining
+    evaluator: Evaluator
+    store: RunStore
+    callbacks: Callback
+
+    def run(self) -> list[Outcome]:
+        """Train and measure what is not kept yet; controls first."""
+        controls = self.experiment.controls
+        titles = [federation.title for federation in self.experiment.federations()]
+        measures: dict[str, Callable[[], Outcome]] = {
+            "server": self._server,
+            "local": self._local,
+            "pooled": self._pooled,
+            "fedavg": partial(self._federation, "fedavg", adapted=False),
+        }
+        outcomes = [self._kept(name, measures[name]) for name in CONTROLS if name in controls and name not in titles]
+        outcomes += [self._kept(title, partial(self._federation, title, adapted=True)) for title in titles]
+        if "fedavg" in controls and "fedavg" in titles:
+            outcomes += [replace(outcome, kind="control") for outcome in outcomes if outcome.name == "fedavg"]
+        return outcomes
+
+    def student(self, name: str) -> TextModel:
+        """A student by name, built the same for a seed whenever it is asked for."""
+        with seeds.scope(self.seed, "student", name):
+            options = self.experiment.student.options_of(name)
+            return build_student(name, options, self.server.data.task, self.teaching.teacher)
+
+    def final_weights(self, name: str) -> Weights:
+        """The weights that the outcome ``name`` was measured with."""
+        found = read_checkpoint(self._path(f"{name}.final"))
+        assert found is not None, f"{name} was not trained"
+        return found[0]
+
+    def _kept(self, name: str, measure: Callable[[], Outcome]) -> Outcome:
+        path = self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{name}.json"
+        if path.exists():
+            return Outcome.load(path)
+        outcome = measure()
+        outcome.save(path)
+        return outcome
+
+    def _start(self, name: str) -> Weights:
+        """The server's student of one kind: all that the server can do without merchants."""
+        path = self._path(f"server.{name}")
+        found = read_checkpoint(path)
+        if found is not None:
+            return found[0]
+        student = self.student(name)
+        config = self.experiment.training
+        plan = server_plan(self.teaching.labels, config.server_temperature, config.server_epochs)
+        self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
+        weights = self.server.train(
+            student, student.state_dict(), plan, (self.seed, "server", name), self.server.pace(), self._step
+        )
+        write_checkpoint(path, weights, {})
+        return weights
+
+    def _server(self) -> Outcome:
+        began = time.perf_counter()
+        return self._outcome("server", "control", self._start(self.experiment.student.model), began)
+
+    def _pooled(self) -> Outcome:
+        began = time.perf_counter()
+        name = self.experiment.student.model
+        config = self.experiment.training
+        plan = server_plan(self.teaching.labels, config.server_temperature, config.pooled_epochs)
+        self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
+        start = self._start(name)
+        weights = self.server.train_pooled(self.student(name), start, plan, (self.seed, "pooled"), self._step)
+        return self._outcome("pooled", "control", weights, began)
+
+    def _local(self) -> Outcome:
+        """Each merchant alone from the server's student; every one of them is measured on the common test set."""
+        began = time.perf_counter()
+        federation = self._federation_of("local")
+        self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
+        method = METHODS.build("local", federation.config.options)
+        start = federation.starts[federation.global_student]
+        state = GlobalState(0, start, self.teaching.labels, lambda current, uplinks: current)
+        rate = round_learning_rate(federation.training, 1, 1)
+        request = federation.request(self.sites.merchants, rate, test=True)
+        replies = self.sites.train(request, method.broadcast(state), {})
+        uplinks, _ = checked(replies, state, len(self.sites.merchants), 1)
+        student = federation.students[federation.global_student]
+        measured = []
+        for done, uplink in enumerate(uplinks, 1):
+            assert uplink.weights is not None
+            student.load_state_dict(completed(uplink.weights, start))
+            measured.append(self.evaluator.test(student))
+            self.callbacks.on_step(done, {})
+        counts = own_test_counts(uplinks)
+        return Outcome(
+            name="local",
+            kind="control",
+            seed=self.seed,
+            metrics=mean_metrics(measured),
+            merchant_accuracy=accuracies(counts),
+            merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
+            seconds=time.perf_counter() - began,
+        )
+
+    def _federation(self, arm: str, adapted: bool) -> Outcome:
+        federation = self._federation_of(arm)
+        self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
+        progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
+        began = time.perf_counter() - progress.seconds
+        weights, before, notes = progress.state.weights, None, []
+        if adapted and self.experiment.adaptation.enabled:
+            before = self._test(weights)
+            result = self._adapt(arm, weights)
+            weights, notes = result.weights, list(result.notes)
+        outcome = self._outcome(arm, "federation" if adapted else "control", weights, began)
+        personal = self._personal(arm, weights) if adapted and self.experiment.adaptation.personal else {}
+        write_checkpoint(self._path(f"{arm}.final"), weights, {})
+        return replace(
+            outcome,
+            before_adaptation=before,
+            adaptation=notes,
+            personal_accuracy=personal,
+            downlink_bytes=progress.downlink_bytes,
+            uplink_bytes=progress.uplink_bytes,
+            rounds=federation.config.rounds,
+        )
+
+    def _adapt(self, arm: str, weights: Weights) -> Adapted:
+        """Domain adaptation of the global student on the server's data, judged on the validation set."""
+        config = self.experiment.adaptation
+        student = self.student(self.experiment.student.model)
+        temperature = self.experiment.training.server_temperature
+        stages = domain_stages(self.teaching.labels, temperature, config.epochs, config.learning_rate_scale)
+
+        def train(current: Weights, stage: Stage) -> Weights:
+            randomness = (self.seed, arm, "adapt", stage.title)
+            return self.server.train(student, current, stage.plan, randomness, self.server.pace())
+
+        def validate(current: Weights) -> float:
+            student.load_state_dict(dict(current))
+            return self.evaluator.validation_score(student)
+
+        self.callbacks.on_stage(f"seed {self.seed} · {arm}: domain adaptation", None)
+        return adapt(weights, stages, train, validate)
+
+    def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
+        """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
+        federation = replace(self._federation_of("personal"), arm=f"personal of {arm}")
+        method = METHODS.build("personal", federation.config.options)
+        state = GlobalState(0, weights, self.teaching.labels, lambda current, uplinks: current)
+        rate = round_learning_rate(federation.training, 1, 1)
+        merchants = self.sites.merchants
+        request = replace(federation.request(merchants, rate, test=True), arm="personal")
+        name = federation.global_student
+        replies = self.sites.train(request, method.broadcast(state), {merchant: {name: weights} for merchant in merchants})
+        accepted, _ = checked(replies, state, len(merchants), 1)
+        return accuracies(own_test_counts(accepted))
+
+    def _federation_of(self, arm: str) -> Federation:
+        models = {name: self.student(name) for name in self.experiment.student.models()}
+        return Federation(
+            arm=arm,
+            config=self.experiment.arms()[arm],
+            training=self.experiment.training,
+            seed=self.seed,
+            students=models,
+            starts={name: self._start(name) for name in models},
+            dealt=self.experiment.student.by_merchant or [self.experiment.student.model],
+            teacher_labels=self.teaching.labels,
+            sites=self.sites,
+            server=self.server,
+            evaluator=self.evaluator,
+            checkpoint=self._path(arm),
+        )
+
+    def _test(self, weights: Weights) -> Metrics:
+        student = self.student(self.experiment.student.model)
+        student.load_state_dict(dict(weights))
+        return self.evaluator.test(student)
+
+    def _outcome(self, name: str, kind: Literal["control", "federation"], weights: Weights, began: float) -> Outcome:
+        """Measure the student on the common test set, and at the merchants on their own."""
+        metrics = self._test(weights)
+        student = self.experiment.student.model
+        request = TrainRequest(
+            arm=name,
+            seed=self.seed,
+            merchants=tuple(self.sites.merchants),
+            students=(student,) * len(self.sites.merchants),
+            blueprints={student: blueprint_of(self.student(student))},
+        )
+        counts = self.sites.evaluate(request, weights)
+        return Outcome(
+            name=name,
+            kind=kind,
+            seed=self.seed,
+            metrics=metrics,
+            merchant_accuracy=accuracies(counts),
+            merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
+            seconds=time.perf_counter() - began,
+        )
+
+    def _on_round(self, record: dict[str, Any]) -> None:
+        self.store.append(record)
+        self.callbacks.on_round(record)
+
+    def _step(self, done: int, total: int) -> None:
+        self.callbacks.on_step(done, {"steps": total})
+
+    def _path(self, name: str) -> Path:
+        return self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{name}.safetensors"

@@ -1,0 +1,86 @@
+"""One experiment from data to report: teacher and soft labels first, then everything that is compared, seed by seed.
+
+Every finished piece is kept in the run's ``checkpoint`` folder; a resumed run skips what is there.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from flwr.serverapp import Grid
+
+from fed_distill.config import Experiment
+from fed_distill.data import load
+from fed_distill.errors import ConfigError
+from fed_distill.merging import AGGREGATORS
+from fed_distill.methods import METHODS
+from fed_distill.models import STUDENTS
+from fed_distill.results.metrics import classification_report
+from fed_distill.results.outcome import Outcome
+from fed_distill.results.report import write_report
+from fed_distill.results.speed import speed
+from fed_distill.results.store import CLASSES, RunStore
+from fed_distill.results.summary import summarize
+from fed_distill.runtime.callbacks import Callback
+from server.comparison import Comparison
+from server.evaluation import Evaluator
+from server.sites import Sites
+from server.students import ServerTraining
+from server.teaching import prepare_teacher
+
+
+def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
+    """Run ``experiment`` over the sites behind ``grid``; returns the run's folder."""
+    began = time.perf_counter()
+    check_names(experiment)
+    if experiment.runtime.threads is not None:
+        torch.set_num_threads(experiment.runtime.threads)
+    folder = experiment.runtime.folder / experiment.name
+    opened = RunStore.resume if experiment.runtime.resume else RunStore.create
+    with opened(folder, experiment) as store:
+        callbacks.on_start(experiment, folder)
+        data = load(experiment.data)
+        sites = Sites(grid)
+        teaching = prepare_teacher(experiment, data, callbacks)
+        server, evaluator = ServerTraining(data, experiment.training), Evaluator(data)
+        outcomes: list[Outcome] = []
+        for seed in range(experiment.seed, experiment.seed + experiment.repeats):
+            comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks)
+            outcomes += comparison.run()
+            if seed == experiment.seed:
+                first = comparison
+        callbacks.on_stage("report", None)
+        student = first.student(experiment.student.model)
+        student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
+        store.save_student(student.save)
+        probabilities = evaluator.test_probabilities(student).numpy()
+        store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
+        summary = summarize(
+            experiment,
+            data.task,
+            teaching.metrics,
+            student.parameter_count(),
+            outcomes,
+            merchants=len(sites.merchants),
+            seconds=time.perf_counter() - began,
+            speed=speed(teaching.teacher, student, data.test),
+            account=data.account,
+        )
+        store.write_summary(summary)
+        write_report(folder)
+        callbacks.on_end(summary)
+    return folder
+
+
+def check_names(experiment: Experiment) -> None:
+    """Resolve every name in the experiment before anything is spent on it; ConfigError on the first unknown one."""
+    for federation in experiment.federations():
+        method = METHODS.build(federation.method, federation.options)
+        AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
+        if experiment.student.by_merchant and not method.personal:
+            raise ConfigError(
+                "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
+                f"{federation.method} shares one student's weights"
+            )
+    for name in experiment.student.models():
+        STUDENTS.resolve(name)

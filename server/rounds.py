@@ -1,0 +1,244 @@
+"""The rounds of one federation: broadcast, train at the sites, check, merge, measure, keep, repeat."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.merging import AGGREGATORS
+from fed_distill.merging.base import Aggregator
+from fed_distill.methods import METHODS
+from fed_distill.methods.base import GlobalState, Method, replace
+from fed_distill.models import TextModel
+from fed_distill.results.metrics import Metrics
+from fed_distill.runtime import seeds
+from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.training.optimization import Pace, schedule_factor
+from fed_distill.transport.messages import Uplink, Weights
+from fed_distill.transport.records import check_uplink
+from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of
+from server.evaluation import Evaluator
+from server.sites import RoundReplies, Sites
+from server.students import ServerTraining
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One federation on one seed: what it needs, and who runs it.
+
+    students: one model by name, the global one first; starts: the server's weights for each. checkpoint: the
+    file that keeps the state between rounds.
+    """
+
+    arm: str
+    config: FederationConfig
+    training: TrainingConfig
+    seed: int
+    students: Mapping[str, TextModel]
+    starts: Mapping[str, Weights]
+    dealt: Sequence[str]
+    teacher_labels: Tensor
+    sites: Sites
+    server: ServerTraining
+    evaluator: Evaluator
+    checkpoint: Path
+
+    def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
+        """A request to ``merchants``, each with the student dealt to it."""
+        place = {merchant: number for number, merchant in enumerate(self.sites.merchants)}
+        return TrainRequest(
+            arm=self.arm,
+            seed=self.seed,
+            merchants=tuple(merchants),
+            students=tuple(self.dealt[place[merchant] % len(self.dealt)] for merchant in merchants),
+            blueprints={name: blueprint_of(model) for name, model in self.students.items()},
+            learning_rate=learning_rate,
+            test=test,
+        )
+
+    @property
+    def global_student(self) -> str:
+        """Name of the global student."""
+        return next(iter(self.students))
+
+
+@dataclass
+class Progress:
+    """What a federation carries from round to round beside the method's state."""
+
+    state: GlobalState
+    started: set[str] = field(default_factory=set)
+    downlink_bytes: float = 0.0
+    uplink_bytes: float = 0.0
+    seconds: float = 0.0
+    personal_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def federate(
+    federation: Federation,
+    on_round: Callable[[dict[str, Any]], None],
+    on_resume: Callable[[int], None],
+) -> Progress:
+    """Run all rounds, going on from the checkpoint if there is one.
+
+    ``on_resume`` is told the round that the checkpoint holds (0 for none) before the first round; ``on_round``
+    gets each round's record before the round's checkpoint is written.
+    """
+    config = federation.config
+    method: Method = METHODS.build(config.method, config.options)
+    aggregator: Aggregator = AGGREGATORS.build(config.aggregator, config.aggregator_options)
+    progress = _restore(federation, aggregator)
+    on_resume(progress.state.round)
+    while progress.state.round < config.rounds:
+        began = time.perf_counter()
+        record = _one_round(federation, method, progress)
+        progress.seconds += time.perf_counter() - began
+        on_round({**record, "seconds": time.perf_counter() - began})
+        _keep(federation, aggregator, progress)
+    return progress
+
+
+def _one_round(federation: Federation, method: Method, progress: Progress) -> dict[str, Any]:
+    config, state = federation.config, progress.state
+    number = state.round + 1
+    merchants = sampled(federation.sites.merchants, config.participation, federation.seed, federation.arm, number)
+    rate = round_learning_rate(federation.training, number, config.rounds)
+    request = federation.request(merchants, rate, test=method.personal)
+    fresh = [merchant for merchant in merchants if method.personal and merchant not in progress.started]
+    starts = {
+        merchant: {name: federation.starts[name] for name in [request.student_of(merchant)]} for merchant in fresh
+    }
+    down = method.broadcast(state)
+    replies = federation.sites.train(request, down, starts)
+    accepted, refusals = checked(replies, state, len(merchants), number)
+    progress.started |= {uplink.merchant for uplink in accepted} if method.personal else set()
+    state = method.merge(state, accepted)
+    if state.server_plan.phases:
+        student = federation.students[federation.global_student]
+        weights = federation.server.train(
+            student, state.weights, state.server_plan, (federation.seed, federation.arm, "server", number), Pace(rate)
+        )
+        state = replace(state, weights=weights)
+    progress.state = state
+    progress.downlink_bytes += replies.downlink_bytes / config.rounds
+    progress.uplink_bytes += replies.uplink_bytes / config.rounds
+    progress.personal_counts |= own_test_counts(accepted)
+    record: dict[str, Any] = {
+        "seed": federation.seed,
+        "federation": federation.arm,
+        "round": number,
+        "rounds": config.rounds,
+        "merchants": len(accepted),
+        "rejected": len(refusals),
+        "reasons": [refusal.reason for refusal in refusals],
+        "train_loss": sum(uplink.metrics["loss"] for uplink in accepted) / len(accepted),
+        "bytes": {"downlink": replies.downlink_bytes, "uplink": replies.uplink_bytes},
+    }
+    if number % config.validate_every == 0 or number == config.rounds:
+        record["valid"] = validated(federation, state.weights)
+    shares = [right / count for right, count in progress.personal_counts.values()]
+    if shares:
+        record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": min(shares)}
+    return record
+
+
+def validated(federation: Federation, weights: Weights) -> Metrics:
+    """Metrics of the global student on the common validation set."""
+    student = federation.students[federation.global_student]
+    student.load_state_dict(dict(weights))
+    return federation.evaluator.validation(student)
+
+
+def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str, number: int) -> list[str]:
+    """The merchants of one round, sorted: a share of all, at least one, drawn anew each round."""
+    size = max(1, round(participation * len(merchants)))
+    if size == len(merchants):
+        return list(merchants)
+    chosen = seeds.numpy_stream(seed, arm, number, "sample merchants").choice(len(merchants), size, replace=False)
+    return [merchants[place] for place in sorted(chosen)]
+
+
+def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> float:
+    """The merchants' learning rate in round ``number`` (1-based): the configured schedule runs over the rounds."""
+    done = (number - 0.5) / rounds
+    return training.learning_rate * schedule_factor(training.schedule, training.warmup_share, done)
+
+
+def checked(
+    replies: RoundReplies, state: GlobalState, asked: int, number: int
+) -> tuple[list[Uplink], list[Refusal]]:
+    """The uplinks that may be merged, and why others may not; TrainingError if fewer than half may."""
+    accepted: list[Uplink] = []
+    refusals = list(replies.refusals)
+    proxy_shape = (state.teacher_labels.shape[0], state.teacher_labels.shape[1])
+    for uplink in replies.uplinks:
+        try:
+            check_uplink(uplink, state.weights, proxy_shape)
+            accepted.append(uplink)
+        except UplinkRejected as error:
+            refusals.append(Refusal(uplink.merchant, str(error)))
+    for refusal in refusals:
+        _log.warning("round %d: %s", number, refusal.reason)
+    if len(accepted) < math.ceil(asked / 2):
+        reason = refusals[0].reason if refusals else "the others did not answer"
+        raise TrainingError(f"round {number}: only {len(accepted)} of {asked} merchants can be merged; {reason}")
+    return accepted, refusals
+
+
+def own_test_counts(uplinks: Sequence[Uplink]) -> dict[str, tuple[int, int]]:
+    """(right, all) own test examples of each merchant's trained student, as the merchants measured it."""
+    return {
+        uplink.merchant: (int(uplink.metrics["test_right"]), int(uplink.metrics["test_count"]))
+        for uplink in uplinks
+        if uplink.metrics.get("test_count")
+    }
+
+
+def _restore(federation: Federation, aggregator: Aggregator) -> Progress:
+    start = GlobalState(0, federation.starts[federation.global_student], federation.teacher_labels, aggregator.average)
+    found = read_checkpoint(federation.checkpoint)
+    if found is None:
+        return Progress(start)
+    tensors, values = found
+    aggregator.restore(_under(tensors, "aggregator/"))
+    state = replace(
+        start, round=values["round"], weights=_under(tensors, "weights/"), consensus=tensors.get("consensus")
+    )
+    return Progress(
+        state,
+        set(values["started"]),
+        values["downlink_bytes"],
+        values["uplink_bytes"],
+        values["seconds"],
+        {merchant: (right, count) for merchant, (right, count) in values["personal_counts"].items()},
+    )
+
+
+def _keep(federation: Federation, aggregator: Aggregator, progress: Progress) -> None:
+    state = progress.state
+    tensors = {f"weights/{name}": value for name, value in state.weights.items()}
+    tensors |= {f"aggregator/{name}": value for name, value in aggregator.state().items()}
+    if state.consensus is not None:
+        tensors["consensus"] = state.consensus
+    values = {
+        "round": state.round,
+        "started": sorted(progress.started),
+        "downlink_bytes": progress.downlink_bytes,
+        "uplink_bytes": progress.uplink_bytes,
+        "seconds": progress.seconds,
+        "personal_counts": progress.personal_counts,
+    }
+    write_checkpoint(federation.checkpoint, tensors, values)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,171 @@
+"""The server's view of the sites: which merchants there are, and one question and answer each round.
+
+Merchants are named, never numbered: which site hosts one is this file's business alone, so that a run's result
+does not depend on how merchants are spread over sites.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fed_distill.errors import DataError, UplinkRejected
+from fed_distill.transport.messages import Downlink, Uplink, Weights
+from fed_distill.transport.records import (
+    decode_uplink,
+    encode_downlink,
+    serialized_bytes,
+    to_array_record,
+    unprefixed,
+)
+from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN, Refusal, TrainRequest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundReplies:
+    """What came back in one round: uplinks ordered by merchant, refusals, and serialized bytes a merchant."""
+
+    uplinks: tuple[Uplink, ...]
+    refusals: tuple[Refusal, ...]
+    downlink_bytes: float
+    uplink_bytes: float
+
+
+class Sites:
+    """The merchants that are reachable through a Flower grid."""
+
+    def __init__(self, grid: Grid, minimum: int = 1, poll_seconds: float = 1.0) -> None:
+        """Wait until ``minimum`` sites are connected, then ask each for its merchants."""
+        self._grid = grid
+        nodes = sorted(grid.get_node_ids())
+        while len(nodes) < minimum:
+            _log.info("waiting for sites: %d of %d are connected", len(nodes), minimum)
+            time.sleep(poll_seconds)
+            nodes = sorted(grid.get_node_ids())
+        self._node_of: dict[str, int] = {}
+        asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in nodes]
+        for reply in self._ask(asked):
+            for name in _names(reply.content.config_records["merchants"]):
+                if name in self._node_of:
+                    raise DataError(f"merchant {name!r} is at two sites: each merchant belongs to one")
+                self._node_of[name] = reply.metadata.src_node_id
+        if not self._node_of:
+            raise DataError("no site has any merchant; see the log of the sites for what each of them said")
+
+    @property
+    def merchants(self) -> list[str]:
+        """Names of all merchants, sorted."""
+        return sorted(self._node_of)
+
+    def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Mapping[str, Weights]]) -> RoundReplies:
+        """One round: each site trains those of ``request.merchants`` that it hosts.
+
+        ``starts``: for merchants that begin with a student of their own, its weights by student name.
+        """
+        content = encode_downlink(down)
+        records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
+        down_bytes = float(serialized_bytes(content))
+        start_bytes = {
+            name: serialized_bytes(RecordDict({f"start.{name}": record})) for name, record in records.items()
+        }
+        messages = []
+        for node, part in self._by_node(request).items():
+            needed = {name for merchant in part.merchants for name in starts.get(merchant, {})}
+            message = RecordDict(dict(content.items()))
+            message["request"] = part.to_record()
+            for name in sorted(needed):
+                message[f"start.{name}"] = records[name]
+            messages.append(Message(message, node, TRAIN, group_id=str(down.round)))
+        uplinks: list[Uplink] = []
+        refusals: list[Refusal] = []
+        up_bytes = 0
+        for reply in self._ask(messages):
+            for single in _singles(reply.content):
+                if "refusal" in single.config_records:
+                    head = single.config_records["refusal"]
+                    refusals.append(Refusal(str(head["merchant"]), str(head["reason"])))
+                    continue
+                try:
+                    uplink = decode_uplink(single)
+                    self._check_sender(uplink, request, reply.metadata.src_node_id, uplinks)
+                except UplinkRejected as error:
+                    refusals.append(Refusal("", str(error)))
+                    continue
+                uplinks.append(uplink)
+                up_bytes += serialized_bytes(single)
+        started = sum(start_bytes[name] for merchant in request.merchants for name in starts.get(merchant, {}))
+        return RoundReplies(
+            tuple(sorted(uplinks, key=lambda uplink: uplink.merchant)),
+            tuple(refusals),
+            down_bytes + started / len(request.merchants),
+            up_bytes / max(len(uplinks), 1),
+        )
+
+    def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
+        """(right, all) test examples of each merchant that has any, under one student."""
+        content = encode_downlink(Downlink(round=0, weights=weights))
+        messages = []
+        for node, part in self._by_node(request).items():
+            message = RecordDict(dict(content.items()))
+            message["request"] = part.to_record()
+            messages.append(Message(message, node, EVALUATE))
+        counts: dict[str, tuple[int, int]] = {}
+        for reply in self._ask(messages):
+            for merchant, value in reply.content.metric_records["counts"].items():
+                right, count = _pair(value)
+                counts[merchant] = (right, count)
+        return dict(sorted(counts.items()))
+
+    def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
+        nodes: dict[int, list[int]] = {}
+        for place, merchant in enumerate(request.merchants):
+            nodes.setdefault(self._node_of[merchant], []).append(place)
+        return {
+            node: replace(
+                request,
+                merchants=tuple(request.merchants[place] for place in places),
+                students=tuple(request.students[place] for place in places),
+            )
+            for node, places in sorted(nodes.items())
+        }
+
+    def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Sequence[Uplink]) -> None:
+        if uplink.merchant not in request.merchants or self._node_of[uplink.merchant] != node:
+            raise UplinkRejected(f"an uplink for merchant {uplink.merchant!r} came from a site that was not asked for it")
+        if any(uplink.merchant == other.merchant for other in before):
+            raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
+
+    def _ask(self, messages: Sequence[Message]) -> list[Message]:
+        answered = []
+        for reply in self._grid.send_and_receive(messages):
+            if reply.has_error():
+                _log.warning("site %d failed: %s", reply.metadata.src_node_id, reply.error.reason)
+            else:
+                answered.append(reply)
+        return answered
+
+
+def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
+    return {name: weights for by_name in starts.values() for name, weights in by_name.items()}
+
+
+def _singles(content: RecordDict) -> list[RecordDict]:
+    """The parts of a site's reply, one a merchant, in the order in which they were put in."""
+    prefixes = dict.fromkeys(f"{name.partition('/')[0]}/" for name in content)
+    return [unprefixed(content, prefix) for prefix in prefixes]
+
+
+def _names(record: ConfigRecord) -> list[str]:
+    names = record["names"]
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise UplinkRejected(f"a merchant's counts are {value!r}, not two numbers")
+    return int(value[0]), int(value[1])

@@ -1,0 +1,224 @@
+"""A run's folder: complete or absent, held by one process, resumable after a kill at any instant."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from fed_distill.config import Experiment
+from fed_distill.errors import CheckpointError, ConfigError, TrainingError
+from fed_distill.results import store as store_module
+from fed_distill.results.store import RunStore, read_records, read_summary
+
+EXPERIMENT = Experiment(name="trial", seed=3)
+
+
+def line(federation, round, seed=3):
+    return {"seed": seed, "federation": federation, "round": round, "train_loss": 0.5}
+
+
+def written(folder):
+    return [(record["seed"], record["federation"], record["round"]) for record in read_records(folder)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "trial"
+
+
+def test_a_new_run_holds_the_complete_experiment_and_the_versions(folder):
+    with RunStore.create(folder, EXPERIMENT):
+        text = (folder / "experiment.toml").read_text()
+    assert Experiment.read(folder / "experiment.toml") == EXPERIMENT
+    assert tomllib.loads(text)["training"]["batch_size"] == 64
+    comment = text.splitlines()[0]
+    assert comment.startswith("# ")
+    assert all(f"{name} " in comment for name in ("fed-distill", "python", "torch", "transformers", "flwr"))
+
+
+def test_an_existing_run_is_not_written_over(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    before = sorted(path.name for path in folder.parent.rglob("*"))
+    with pytest.raises(ConfigError, match="trial exists already: .*--resume.*--name"):
+        RunStore.create(folder, EXPERIMENT)
+    assert sorted(path.name for path in folder.parent.rglob("*")) == before
+
+
+def test_a_folder_with_other_things_in_it_is_not_written_into(folder):
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists already"):
+        RunStore.create(folder, EXPERIMENT)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_cannot_be_created_leaves_nothing(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module, "write_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
+        RunStore.create(folder, EXPERIMENT)
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_lines_are_appended_and_read_back(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        assert store.records() == []
+        store.append(line("fedavg", 1))
+        store.append(line("fedavg", 2))
+        assert store.records() == [line("fedavg", 1), line("fedavg", 2)]
+
+
+def test_a_number_that_is_not_finite_is_not_written(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        with pytest.raises(TrainingError, match="train_loss is nan"):
+            store.append({**line("fedavg", 1), "train_loss": float("nan")})
+        with pytest.raises(TrainingError, match=r"summary\.json: student\.auc is inf"):
+            store.write_summary({"student": {"auc": float("inf")}})
+    assert not (folder / "metrics.jsonl").exists()
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_torn_last_line_is_dropped_on_resume(folder, cut):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        store.append(line("fedavg", 1))
+        store.append(line("fedavg", 2))
+    content = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(content[:-cut])
+    assert written(folder) == [(3, "fedavg", 1)]
+    with RunStore.resume(folder, EXPERIMENT) as store:
+        store.append(line("fedavg", 2))
+    assert (folder / "metrics.jsonl").read_bytes() == content
+
+
+def test_a_damaged_line_in_the_middle_is_named(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        store.append(line("fedavg", 1))
+    (folder / "metrics.jsonl").write_text('{"seed": 3\n' + json.dumps(line("fedavg", 2)) + "\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1"):
+        read_records(folder)
+
+
+ROUNDS = [("fedavg", 1, 3), ("fedavg", 2, 3), ("fedavg-kd", 1, 3), ("fedavg-kd", 2, 3), ("fedavg", 1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("point", "kept"),
+    [
+        ((3, "fedavg", 0), 0),
+        ((3, "fedavg", 1), 1),
+        ((3, "fedavg-kd", 0), 2),
+        ((3, "fedavg-kd", 1), 3),
+        ((4, "fedavg", 0), 4),
+        ((4, "fedavg", 1), 5),
+        ((4, "fedavg-kd", 0), 5),
+    ],
+)
+def test_rewinding_cuts_every_line_after_the_resume_point(folder, point, kept):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        for federation, round, seed in ROUNDS:
+            store.append(line(federation, round, seed))
+        store.rewind(*point)
+    assert written(folder) == [(seed, federation, round) for federation, round, seed in ROUNDS[:kept]]
+
+
+def test_rewinding_to_a_round_that_is_not_there_is_refused(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        store.append(line("fedavg", 1))
+        with pytest.raises(CheckpointError, match="no line for round 2 of fedavg, seed 3"):
+            store.rewind(3, "fedavg", 2)
+
+
+def test_there_must_be_a_run_to_resume(folder):
+    with pytest.raises(CheckpointError, match="no run in .*trial to resume: .*without --resume"):
+        RunStore.resume(folder, EXPERIMENT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "values"),
+    [
+        ({"training.learning_rate": 0.5}, "training.learning_rate", "0.003 there and 0.5 now"),
+        ({"training.clip_norm": 1.0}, "training.clip_norm", "not set there and 1.0 now"),
+        ({"federation.options": {"epochs": 2}}, "federation.options.epochs", "not set there and 2 now"),
+        ({"repeats": 2, "federation.rounds": 3}, "repeats", "1 there and 2 now"),
+    ],
+)
+def test_a_run_of_another_experiment_is_not_resumed(folder, changes, key, values):
+    RunStore.create(folder, EXPERIMENT).close()
+    with pytest.raises(CheckpointError, match=f"another experiment: {key} is {values}"):
+        RunStore.resume(folder, EXPERIMENT.with_changes(changes))
+
+
+def test_where_a_run_is_kept_and_what_follows_it_may_change_on_resume(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    changed = EXPERIMENT.with_changes({"runtime.threads": 1, "runtime.callbacks": []})
+    with RunStore.resume(folder, changed) as store:
+        assert store.folder == folder
+
+
+def test_a_run_is_written_by_one_process_at_a_time(folder):
+    with (
+        RunStore.create(folder, EXPERIMENT),
+        pytest.raises(CheckpointError, match=f"written by process {os.getpid()}: .*--name"),
+    ):
+        RunStore.resume(folder, EXPERIMENT)
+    RunStore.resume(folder, EXPERIMENT).close()
+
+
+def test_a_refused_resume_lets_go_of_the_lock(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    with pytest.raises(CheckpointError, match="another experiment"):
+        RunStore.resume(folder, EXPERIMENT.with_changes({"seed": 4}))
+    with RunStore.resume(folder, EXPERIMENT) as store:
+        assert store.records() == []
+
+
+HOLDER = """
+import fcntl, sys
+lock = open(sys.argv[1], "a+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+lock.truncate(0); lock.write(str(__import__("os").getpid())); lock.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    command = [sys.executable, "-c", HOLDER, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match=f"written by process {holder.pid}"):
+            RunStore.resume(folder, EXPERIMENT)
+        holder.kill()
+        holder.wait()
+        with RunStore.resume(folder, EXPERIMENT):
+            assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_what_a_killed_write_left_is_removed_on_resume(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    (folder / ".summary.json.12345678.tmp").write_text("{")
+    RunStore.resume(folder, EXPERIMENT).close()
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "experiment.toml"]
+
+
+def test_the_student_is_replaced_as_a_whole(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        store.save_student(lambda path: (path / "a.bin").write_bytes(b"1"))
+        assert store.save_student(lambda path: (path / "b.bin").write_bytes(b"2")) == folder / "student"
+    assert [path.name for path in (folder / "student").iterdir()] == ["b.bin"]
+
+
+def test_the_summary_is_read_back_and_a_missing_one_explained(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        with pytest.raises(CheckpointError, match="has not ended; .*--resume"):
+            read_summary(folder)
+        store.write_summary({"schema": 1, "student": {"auc": None}})
+    assert read_summary(folder) == {"schema": 1, "student": {"auc": None}}
