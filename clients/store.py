@@ -28,7 +28,9 @@ class MerchantStore:
 
     def load(self, arm: str, seed: int, merchant: str, before: int) -> dict[str, Tensor] | None:
         """The weights kept last in a round earlier than ``before``; None if there are none."""
-        kept = [path for path in sorted(self._place(arm, seed, merchant).glob("*.safetensors")) if int(path.stem) < before]
+        kept = [
+            path for path in sorted(self._place(arm, seed, merchant).glob("*.safetensors")) if int(path.stem) < before
+        ]
         found = read_checkpoint(kept[-1]) if kept else None
         return found[0] if found else None
 

@@ -30,9 +30,13 @@ class DataConfig(_Table):
 
     dataset: str = Field("marketplace", description="name of a dataset, or import path of an own one")
     task: str = Field("relevance", description="relevance, recommend or category")
-    seed: int = Field(0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set")
+    seed: int = Field(
+        0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set"
+    )
     public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")
-    min_rows: PositiveInt = Field(30, description="merchants with fewer training rows are not clients; their rows are public")
+    min_rows: PositiveInt = Field(
+        30, description="merchants with fewer training rows are not clients; their rows are public"
+    )
     valid_share: Share = Field(0.1, description="share of the groups held out for validation")
     test_share: Share = Field(0.2, description="share of the groups held out for the test")
     proxy_size: PositiveInt = Field(4000, description="examples in the shared, unlabeled proxy set")
@@ -40,7 +44,8 @@ class DataConfig(_Table):
     max_merchants: PositiveInt | None = Field(None, description="keep only so many clients, the largest; none for all")
     max_examples: PositiveInt | None = Field(None, description="keep only so many examples in each table; none for all")
     partition: Literal["merchant", "dirichlet", "shard", "size"] = Field(
-        "merchant", description="who owns a row: its merchant column, or a flwr-datasets partitioner where there is none"
+        "merchant",
+        description="who owns a row: its merchant column, or a flwr-datasets partitioner where there is none",
     )
     partitions: PositiveInt = Field(20, description="merchants that a partitioner makes")
     concentration: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller is more skewed")
@@ -68,7 +73,7 @@ class StudentConfig(_Table):
     options: dict[str, Any] = Field(default_factory=dict, description="the student's own options")
     by_merchant: list[str] = Field(
         default_factory=list,
-        description="students dealt to the merchants in turn, where a method lets them differ; the global one stays `model`",
+        description="students dealt to the merchants in turn, if the method lets them differ; the global one stays `model`",
     )
 
     def models(self) -> list[str]:
@@ -89,7 +94,8 @@ class TrainingConfig(_Table):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="decoupled; not applied to embedding tables")
     clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of a gradient; none for no clipping")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the rate falls to 0: within one training at the server, over the rounds at merchants"
+        "constant",
+        description="how the rate falls to 0: within one training at the server, over the rounds at merchants",
     )
     warmup_share: Share = Field(0.0, description="share of that time in which the rate rises from 0 first")
     server_epochs: PositiveFloat = Field(4.0, description="epochs of the server's student before the first round")
@@ -108,9 +114,15 @@ class FederationConfig(_Table):
     aggregator: str = Field("fedavg", description="how weights are merged: fedavg, fedsubavg, fedadam, fedmedian ...")
     aggregator_options: dict[str, Any] = Field(default_factory=dict, description="the aggregator's own options")
     rounds: PositiveInt = 10
-    participation: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of merchants sampled in a round")
-    validate_every: PositiveInt = Field(1, description="rounds between two validations; the last round is always validated")
-    label: str = Field("", description="name in tables; the method's and aggregator's names if empty")
+    participation: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of merchants sampled in a round"
+    )
+    validate_every: PositiveInt = Field(
+        1, description="rounds between two validations; the last round is always validated"
+    )
+    label: str = Field(
+        "", pattern=r"^[^/]*$", description="name in tables and files; the method's and aggregator's names if empty"
+    )
 
     @property
     def title(self) -> str:
@@ -121,7 +133,9 @@ class FederationConfig(_Table):
 class AdaptationConfig(_Table):
     """What happens to the global student after the last round."""
 
-    enabled: bool = Field(True, description="fine-tune on the server's data, distil again on domain text, fine-tune again")
+    enabled: bool = Field(
+        True, description="fine-tune on the server's data, distil again on domain text, fine-tune again"
+    )
     epochs: PositiveFloat = Field(1.0, description="epochs of each of the three stages")
     learning_rate_scale: PositiveFloat = Field(0.3, description="factor on training.learning_rate")
     personal: bool = Field(False, description="also adapt to each merchant; its student stays there")
@@ -136,14 +150,17 @@ class RuntimeConfig(_Table):
     cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
     threads: PositiveInt | None = Field(None, description="threads of one process; default: all cores")
     callbacks: list[str] = Field(
-        default_factory=lambda: ["progress", "tensorboard"], description="what follows a run: progress, tensorboard, wandb, own"
+        default_factory=lambda: ["progress", "tensorboard"],
+        description="what follows a run: progress, tensorboard, wandb, own",
     )
 
 
 class Experiment(_Table):
     """Everything that a run depends on. ``Experiment.read(path)`` reads a TOML file."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and its folder")
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and its folder"
+    )
     seed: int = Field(0, ge=0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
     controls: list[Literal["server", "local", "pooled", "fedavg"]] = Field(
@@ -163,9 +180,10 @@ class Experiment(_Table):
     @model_validator(mode="after")
     def _distinct_federations(self) -> Self:
         titles = [federation.title for federation in self.federations()]
-        taken = {"server", "local", "pooled", "personal"} & set(titles)
+        reserved = {"server", "local", "pooled", "personal", *(f"personal of {title}" for title in titles)}
+        taken = [title for title in titles if title in reserved]
         if taken:
-            raise ValueError(f"a federation cannot be called {sorted(taken)[0]!r}: give it another `label`")
+            raise ValueError(f"a federation cannot be called {taken[0]!r}: give it another `label`")
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
             raise ValueError(f"two federations are called {sorted(twice)[0]!r}: give one of them a `label`")
@@ -177,19 +195,22 @@ class Experiment(_Table):
         """The main federation first, then each of ``compare``; options are taken over only by the same method."""
         main = self.federation.model_dump()
         result = [self.federation]
-        for override in self.compare:
+        for number, override in enumerate(self.compare, 1):
             inherited = dict(main, label="")
             if override.get("method", main["method"]) != main["method"]:
                 inherited["options"] = {}
             if override.get("aggregator", main["aggregator"]) != main["aggregator"]:
                 inherited["aggregator_options"] = {}
-            result.append(FederationConfig.model_validate({**inherited, **override}))
+            try:
+                result.append(FederationConfig.model_validate({**inherited, **override}))
+            except ValidationError as error:
+                raise ValueError(f"table {number} of compare: {_first_problem(error)}") from error
         return result
 
     def arms(self) -> dict[str, FederationConfig]:
         """Everything that merchants are asked to train, by name: the federations, then the controls that need them.
 
-        A federation titled ``fedavg`` is its own control. ``personal`` adapts the global student to each merchant.
+        A federation titled ``fedavg`` is its own control. ``personal of X`` adapts X's global student to each merchant.
         """
         arms = {federation.title: federation for federation in self.federations()}
         kept = {"rounds": self.federation.rounds, "participation": self.federation.participation}
@@ -202,7 +223,9 @@ class Experiment(_Table):
             arms["local"] = FederationConfig(method="local", options=alone, rounds=1)
         if self.adaptation.personal:
             alone = {"local_epochs": self.adaptation.personal_epochs}
-            arms["personal"] = FederationConfig(method="personal", options=alone, rounds=1)
+            for federation in self.federations():
+                name = f"personal of {federation.title}"
+                arms[name] = FederationConfig(method="personal", options=alone, rounds=1)
         return arms
 
     @classmethod
@@ -260,7 +283,10 @@ class Experiment(_Table):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def to_run_config(self) -> dict[str, bool | int | float | str]:
-        """The experiment as a flat Flower run config: dotted keys; lists, option tables and absent values as JSON."""
+        """The experiment as a flat Flower run config: dotted keys; lists, option tables and absent values as JSON.
+
+        A text that could be taken for JSON is written as JSON too.
+        """
         flat: dict[str, bool | int | float | str] = {}
 
         def walk(prefix: str, table: BaseModel) -> None:
@@ -269,7 +295,7 @@ class Experiment(_Table):
                 value = getattr(table, key)
                 if isinstance(value, BaseModel):
                     walk(f"{prefix}{key}.", value)
-                elif isinstance(value, (list, dict)) or value is None:
+                elif isinstance(value, (list, dict)) or value is None or _looks_like_json(dumped[key]):
                     flat[prefix + key] = json.dumps(dumped[key])
                 else:
                     flat[prefix + key] = dumped[key]
@@ -282,7 +308,7 @@ class Experiment(_Table):
         """Inverse of ``to_run_config``."""
         tables: dict[str, Any] = {}
         for key, value in flat.items():
-            if isinstance(value, str) and value[:1] in ("[", "{") or value == "null":
+            if _looks_like_json(value):
                 try:
                     value = json.loads(value)
                 except json.JSONDecodeError as error:
@@ -312,9 +338,14 @@ def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
     tables[last] = value
 
 
+def _looks_like_json(value: Any) -> bool:
+    return isinstance(value, str) and (value == "null" or value.startswith(("[", "{", '"')))
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "experiment"
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}"
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

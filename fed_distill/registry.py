@@ -71,8 +71,8 @@ class Registry(Mapping[str, str]):
             return TypeAdapter(factory).validate_python({**options, **given})
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{self.kind} {name!r}, option {where}: {first['msg']}") from error
+            where = "".join(f", option {part}" for part in first["loc"][:1])
+            raise ConfigError(f"{self.kind} {name!r}{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _import(module_name: str) -> Any:

@@ -184,19 +184,24 @@ class Comparison:
 
     def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
         """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
-        federation = replace(self._federation_of("personal"), arm=f"personal of {arm}")
+        federation = self._federation_of(f"personal of {arm}")
         method = METHODS.build("personal", federation.config.options)
         state = GlobalState(0, weights, self.teaching.labels, lambda current, uplinks: current)
         rate = round_learning_rate(federation.training, 1, 1)
         merchants = self.sites.merchants
-        request = replace(federation.request(merchants, rate, test=True), arm="personal")
+        request = federation.request(merchants, rate, test=True)
         name = federation.global_student
-        replies = self.sites.train(request, method.broadcast(state), {merchant: {name: weights} for merchant in merchants})
+        replies = self.sites.train(
+            request, method.broadcast(state), {merchant: {name: weights} for merchant in merchants}
+        )
         accepted, _ = checked(replies, state, len(merchants), 1)
         return accuracies(own_test_counts(accepted))
 
     def _federation_of(self, arm: str) -> Federation:
-        models = {name: self.student(name) for name in self.experiment.student.models()}
+        """What an arm runs on; only the compared federations deal different students to the merchants."""
+        config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
+        dealt = config.by_merchant if config.by_merchant and arm in titles else [config.model]
+        models = {name: self.student(name) for name in dict.fromkeys([config.model, *dealt])}
         return Federation(
             arm=arm,
             config=self.experiment.arms()[arm],
@@ -204,7 +209,7 @@ class Comparison:
             seed=self.seed,
             students=models,
             starts={name: self._start(name) for name in models},
-            dealt=self.experiment.student.by_merchant or [self.experiment.student.model],
+            dealt=dealt,
             teacher_labels=self.teaching.labels,
             sites=self.sites,
             server=self.server,

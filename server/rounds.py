@@ -173,9 +173,7 @@ def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> f
     return training.learning_rate * schedule_factor(training.schedule, training.warmup_share, done)
 
 
-def checked(
-    replies: RoundReplies, state: GlobalState, asked: int, number: int
-) -> tuple[list[Uplink], list[Refusal]]:
+def checked(replies: RoundReplies, state: GlobalState, asked: int, number: int) -> tuple[list[Uplink], list[Refusal]]:
     """The uplinks that may be merged, and why others may not; TrainingError if fewer than half may."""
     accepted: list[Uplink] = []
     refusals = list(replies.refusals)

@@ -49,13 +49,15 @@ class Sites:
             nodes = sorted(grid.get_node_ids())
         self._node_of: dict[str, int] = {}
         asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in nodes]
-        for reply in self._ask(asked):
+        replies, failures = self._ask(asked)
+        for reply in replies:
             for name in _names(reply.content.config_records["merchants"]):
                 if name in self._node_of:
                     raise DataError(f"merchant {name!r} is at two sites: each merchant belongs to one")
                 self._node_of[name] = reply.metadata.src_node_id
         if not self._node_of:
-            raise DataError("no site has any merchant; see the log of the sites for what each of them said")
+            reasons = "; ".join(failure.reason for failure in failures) or "each site answered with none"
+            raise DataError(f"no site has any merchant: {reasons}")
 
     @property
     def merchants(self) -> list[str]:
@@ -82,9 +84,9 @@ class Sites:
                 message[f"start.{name}"] = records[name]
             messages.append(Message(message, node, TRAIN, group_id=str(down.round)))
         uplinks: list[Uplink] = []
-        refusals: list[Refusal] = []
         up_bytes = 0
-        for reply in self._ask(messages):
+        replies, refusals = self._ask(messages)
+        for reply in replies:
             for single in _singles(reply.content):
                 if "refusal" in single.config_records:
                     head = single.config_records["refusal"]
@@ -115,7 +117,7 @@ class Sites:
             message["request"] = part.to_record()
             messages.append(Message(message, node, EVALUATE))
         counts: dict[str, tuple[int, int]] = {}
-        for reply in self._ask(messages):
+        for reply in self._ask(messages)[0]:
             for merchant, value in reply.content.metric_records["counts"].items():
                 right, count = _pair(value)
                 counts[merchant] = (right, count)
@@ -136,18 +138,23 @@ class Sites:
 
     def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Sequence[Uplink]) -> None:
         if uplink.merchant not in request.merchants or self._node_of[uplink.merchant] != node:
-            raise UplinkRejected(f"an uplink for merchant {uplink.merchant!r} came from a site that was not asked for it")
+            raise UplinkRejected(
+                f"an uplink for merchant {uplink.merchant!r} came from a site that was not asked for it"
+            )
         if any(uplink.merchant == other.merchant for other in before):
             raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
 
-    def _ask(self, messages: Sequence[Message]) -> list[Message]:
-        answered = []
+    def _ask(self, messages: Sequence[Message]) -> tuple[list[Message], list[Refusal]]:
+        """The replies, and for each site that failed why."""
+        answered, failures = [], []
         for reply in self._grid.send_and_receive(messages):
             if reply.has_error():
-                _log.warning("site %d failed: %s", reply.metadata.src_node_id, reply.error.reason)
+                node = reply.metadata.src_node_id
+                failures.append(Refusal("", f"site {node} failed: {reply.error.reason}"))
+                _log.warning("%s", failures[-1].reason)
             else:
                 answered.append(reply)
-        return answered
+        return answered, failures
 
 
 def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:

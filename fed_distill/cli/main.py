@@ -41,7 +41,9 @@ def run(
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="name of the run's folder instead of the file's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped run of this name")] = False,
-    tiny: Annotated[bool, typer.Option("--tiny", help="try the file out: few merchants, small teacher, two rounds")] = False,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="try the file out: few merchants, small teacher, two rounds")
+    ] = False,
 ) -> None:
     """Run an experiment in this process and write its report."""
     from fed_distill.cli.simulation import run as simulate
@@ -55,7 +57,9 @@ def run(
 def config(
     file: File,
     settings: Settings = None,
-    flower: Annotated[bool, typer.Option("--flower", help="as a flat run config for `flwr run . --run-config`")] = False,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="as a flat run config for `flwr run . --run-config`")
+    ] = False,
 ) -> None:
     """Print the complete experiment, defaults included."""
     import tomli_w
@@ -82,7 +86,9 @@ def report(
 
 @data_app.command(epilog="Example: fed-distill data describe pricerunner --out pictures")
 def describe(
-    dataset: Annotated[str, typer.Argument(metavar="NAME", help="a dataset, or an experiment file", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(metavar="NAME", help="a dataset, or an experiment file", show_default=False)
+    ],
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("."),
 ) -> None:
@@ -161,3 +167,7 @@ def _print_registry(registry: "Registry") -> None:
     for name in registry:
         table.add_row(*map(escape, option_rows(registry, name)))
     Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task
+from fed_distill.data.examples import Examples, Ranking, Task
 from fed_distill.data.labeled import distinct, factorize, grow_keys, proxy_too_large
 from fed_distill.data.partition import assign
 from fed_distill.data.tasks import RELEVANCE
@@ -78,7 +78,10 @@ class Catalogue:
         config: DataConfig,
         options: PairOptions,
     ) -> Self:
-        """Clean the offers and give each its merchant (a partitioner skews the families). Raises DataError if none is left."""
+        """Clean the offers and give each its merchant; a partitioner skews the families.
+
+        Raises DataError if no offer is left.
+        """
         named = merchants if config.partition == "merchant" else None
         cleaned = clean(titles, queries, None, named, config.max_characters)
         if not cleaned.rows or cleaned.pairs is None:
@@ -88,7 +91,9 @@ class Catalogue:
         names, owners = assign(None if named is None else [named[row] for row in cleaned.rows], family, config)
         product = np.asarray(products, dtype=np.int64)[rows]
         kind = np.asarray(kinds, dtype=np.int64)[rows]
-        return cls(names, owners, product, cleaned.texts, cleaned.pairs, product, kind, family, options, cleaned.account)
+        return cls(
+            names, owners, product, cleaned.texts, cleaned.pairs, product, kind, family, options, cleaned.account
+        )
 
     def grades(self, query_rows: IntArray, title_rows: IntArray) -> IntArray:
         """Grade of each pair: the query of one offer with the title of another."""
@@ -107,9 +112,11 @@ class Catalogue:
         rng = numpy_stream(seed, "pairs", merchant, part)
         slots = self.options.pairs_per_row
         wanted = self._wanted(len(rows), merchant, seed, rng)
-        query_rows = np.stack([self._partners(rows, wanted[:, slot], rng) for slot in range(slots)], axis=1).ravel()
+        query_rows = rows[self._partners(rows, wanted, rng)].ravel()
         title_rows = np.repeat(rows, slots)
-        texts = [(self.queries[q], self.titles[t]) for q, t in zip(query_rows.tolist(), title_rows.tolist(), strict=True)]
+        texts = [
+            (self.queries[q], self.titles[t]) for q, t in zip(query_rows.tolist(), title_rows.tolist(), strict=True)
+        ]
         keep = np.unique(factorize(texts), return_index=True)[1]
         if len(keep) > self.options.max_pairs:
             keep = rng.choice(keep, self.options.max_pairs, replace=False)
@@ -126,8 +133,8 @@ class Catalogue:
         here = np.arange(len(rows))
         keys = np.zeros(0, dtype=np.int64)
         while len(keys) < size:
-            wanted = rng.choice(4, size=len(rows), p=_PROXY_MIX)
-            partners = self._partners(rows, wanted, rng, others=len(keys) > 0, positions=True)
+            wanted = rng.choice(4, size=(len(rows), 1), p=_PROXY_MIX)
+            partners = self._partners(rows, wanted, rng, others=len(keys) > 0)[:, 0]
             shuffled = rng.permutation(here)
             found = distinct(np.concatenate([keys, (queries[partners] * rights + titles)[shuffled]]))
             if len(found) - len(keys) <= len(rows) // 100:
@@ -147,8 +154,8 @@ class Catalogue:
         rng = numpy_stream(seed, "ranking", part)
         order = rows[np.lexsort((self.products[rows], self.kinds[rows], self.families[rows]))]
         blocks = [_blocks(codes[order]) for codes in (self.products, self.kinds, self.families)]
-        starts = np.flatnonzero(np.diff(self.products[order], prepend=-1))
-        stops = np.append(starts, len(order))[1:]
+        starts = np.unique(blocks[0][0])
+        stops = np.unique(blocks[0][1])
         several = [
             (start, stop)
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
@@ -165,7 +172,9 @@ class Catalogue:
             return None
         lengths = [len(candidates) for candidates in found]
         title_rows = np.concatenate(found)
-        examples = self._pairs(np.repeat(asked, lengths), title_rows, [self.names[owner] for owner in self.owners[title_rows]])
+        examples = self._pairs(
+            np.repeat(asked, lengths), title_rows, [self.names[owner] for owner in self.owners[title_rows]]
+        )
         return Ranking(examples, np.repeat(np.arange(len(asked)), lengths))
 
     def _candidates(self, order: IntArray, edges: list[tuple[int, int]], rng: np.random.Generator) -> IntArray:
@@ -176,7 +185,11 @@ class Catalogue:
         for grade, outer in enumerate([*edges, (0, len(order))]):
             left = total - len(chosen)
             quota = (min(_EXACT_CANDIDATES, left), left // 2, left // 2, left)[grade]
-            pool = np.concatenate([np.arange(outer[0], inner[0]), np.arange(inner[1], outer[1])]) if grade else np.arange(*outer)
+            pool = (
+                np.concatenate([np.arange(outer[0], inner[0]), np.arange(inner[1], outer[1])])
+                if grade
+                else np.arange(*outer)
+            )
             # Four times the quota, so that equal titles leave enough.
             pool = rng.choice(pool, min(len(pool), 4 * quota), replace=False)
             for row in order[pool].tolist():
@@ -189,7 +202,7 @@ class Catalogue:
         return rng.permutation(np.fromiter(chosen.values(), dtype=np.int64))
 
     def _wanted(self, count: int, merchant: str, seed: int, rng: np.random.Generator) -> IntArray:
-        """Grades to look for, ``[rows, slots]``; the odds are the merchant's own, the same in every part of the split."""
+        """Grades to look for, ``[rows, slots]``; the odds are the merchant's own, equal in all parts of the split."""
         own = numpy_stream(seed, "grades", merchant)
         complement = own.uniform(0.2, 0.8)
         skewed = own.dirichlet([2.0, 2.0, 1.0, 1.0])
@@ -202,28 +215,33 @@ class Catalogue:
             wanted = np.where(rng.random(wanted.shape) < self.options.grade_skew, drawn, wanted)
         return wanted
 
-    def _partners(
-        self, rows: IntArray, wanted: IntArray, rng: np.random.Generator, others: bool = False, positions: bool = False
-    ) -> IntArray:
-        """For each offer another one among ``rows`` whose query has the ``wanted`` grade for its title, or the next best.
+    def _partners(self, rows: IntArray, wanted: IntArray, rng: np.random.Generator, others: bool = False) -> IntArray:
+        """Positions in ``rows`` of offers whose queries have the ``wanted`` grades for each offer's title.
 
-        Exact is the offer itself, or with ``others`` another offer of the product, if there is one.
+        Both are ``[rows, slots]``. A grade that no offer has is replaced by the next best. Exact is the offer itself,
+        or with ``others`` another offer of the product, if there is one.
         """
-        product, kind, family = self.products[rows], self.kinds[rows], self.families[rows]
-        here = np.arange(len(rows))
-        by_grade = np.stack(
-            [
-                _partner(product, here, rng) if others else here,
-                _partner(kind, product, rng),
-                _partner(family, kind, rng),
-                _partner(np.zeros_like(family), family, rng),
-            ]
-        )
-        by_grade[EXACT] = np.where(by_grade[EXACT] < 0, here, by_grade[EXACT])
-        partner = np.full(len(rows), -1, dtype=np.int64)
+        codes = (self.products[rows], self.kinds[rows], self.families[rows])
+        order = np.lexsort(codes)
+        place = np.arange(len(rows))
+        # Where in ``order`` the offer itself, its product, kind and family and all offers begin and end.
+        edges = [(place, place + 1), *(_blocks(code[order]) for code in codes), (0 * place, 0 * place + len(rows))]
+        starts, stops = (np.stack([edge[side] for edge in edges]) for side in (0, 1))
+        lengths = stops - starts
+        room = np.diff(lengths, axis=0)
+        sorted_wanted = wanted[order]
+        grade = np.full(sorted_wanted.shape, -1, dtype=np.int64)
         for attempt in range(4):
-            partner = np.where(partner < 0, by_grade[_INSTEAD[wanted, attempt], here], partner)
-        return partner if positions else rows[partner]
+            candidate = _INSTEAD[sorted_wanted, attempt]
+            there = (candidate == EXACT) | (room[candidate, place[:, None]] > 0)
+            grade = np.where((grade < 0) & there, candidate, grade)
+        at = (grade, place[:, None])
+        pick = starts[1:][at] + (rng.random(grade.shape) * room[at]).astype(np.int64)
+        pick += np.where(pick >= starts[:-1][at], lengths[:-1][at], 0)
+        alone = (grade == EXACT) & ((room[at] == 0) | (not others))
+        partners = np.empty(grade.shape, dtype=np.int64)
+        partners[order] = order[np.where(alone, place[:, None], pick)]
+        return partners
 
     def _pairs(self, query_rows: IntArray, title_rows: IntArray, merchants: Sequence[str]) -> Examples:
         return Examples(
@@ -235,23 +253,10 @@ class Catalogue:
         )
 
 
-def _partner(coarse: IntArray, fine: IntArray, rng: np.random.Generator) -> IntArray:
-    """For each row a random row of equal ``coarse`` and other ``fine`` code (nested in it), or -1. All ``[n]``."""
-    order = np.lexsort((fine, coarse))
-    outer_start, outer_stop = _blocks(coarse[order])
-    runs = np.cumsum(np.diff(coarse[order], prepend=0).astype(bool) | np.diff(fine[order], prepend=0).astype(bool))
-    inner_start, inner_stop = _blocks(runs)
-    inner = inner_stop - inner_start
-    room = outer_stop - outer_start - inner
-    pick = outer_start + (rng.random(len(order)) * room).astype(np.int64)
-    pick += np.where(pick >= inner_start, inner, 0)
-    partner = np.empty(len(order), dtype=np.int64)
-    partner[order] = np.where(room > 0, order[np.minimum(pick, len(order) - 1)], -1)
-    return partner
-
-
 def _blocks(codes: npt.NDArray[np.int64]) -> tuple[IntArray, IntArray]:
     """First and one past the last position of each element's run, for ``codes`` in which equal ones are adjacent."""
-    starts = np.flatnonzero(np.diff(codes, prepend=codes[:1] - 1))
+    begins = np.ones(len(codes), dtype=bool)
+    begins[1:] = codes[1:] != codes[:-1]
+    starts = np.flatnonzero(begins)
     stops = np.append(starts, len(codes))[1:]
     return np.repeat(starts, stops - starts), np.repeat(stops, stops - starts)

@@ -26,7 +26,8 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "card",
         re.compile(
-            r"(?<![\w.-])(?:\d{15,16}|\d{19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-])"
+            r"(?<![\w.-])(?:\d{15,16}|\d{19}"
+            r"|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-])"
         ),
     ),
     # With the country's code, after a word that announces it, or in the North American or Chinese grouping.
@@ -39,7 +40,10 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
             re.IGNORECASE,
         ),
     ),
-    ("phone", re.compile(r"(?<![\w.-])(?:\([2-9]\d{2}\) ?[2-9]\d{2}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-])")),
+    (
+        "phone",
+        re.compile(r"(?<![\w.-])(?:\([2-9]\d{2}\) ?[2-9]\d{2}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-])"),
+    ),
     ("phone", re.compile(r"(?<![\w-])1[3-9]\d([ -])\d{4}\1\d{4}(?![\w-])")),
 )
 _PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,2}){7}")
@@ -111,7 +115,9 @@ def clean(
     silent = sorted(set(unlabeled) - labeled - {""})
     if silent:
         LOG.warning(
-            "%d merchants have no known label and are left out: %s", len(silent), ", ".join(silent[:5]) + " ..." * (len(silent) > 5)
+            "%d merchants have no known label and are left out: %s",
+            len(silent),
+            ", ".join(silent[:5]) + " ..." * (len(silent) > 5),
         )
     account = {
         "rows_read": len(texts),

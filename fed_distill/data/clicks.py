@@ -68,13 +68,18 @@ class Clicks:
         names, owners = assign(
             None if named is None else [named[row] for row in cleaned.rows], world.department_of[kept], config
         )
-        return cls(names, owners, kept, cleaned.texts, kept, colors[rows], world, per_row, max_examples, cleaned.account)
+        return cls(
+            names, owners, kept, cleaned.texts, kept, colors[rows], world, per_row, max_examples, cleaned.account
+        )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
         """Histories of the merchant's shoppers, each with a product shown next."""
         rate = numpy_stream(seed, "clicks", merchant).uniform(0.3, 0.6)
         return self._draw(
-            rows, min(self.per_row * len(rows), self.max_examples), float(rate), numpy_stream(seed, "clicks", merchant, part)
+            rows,
+            min(self.per_row * len(rows), self.max_examples),
+            float(rate),
+            numpy_stream(seed, "clicks", merchant, part),
         )
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
@@ -110,9 +115,13 @@ class Clicks:
         for shopper in range(count):
             idea = rng.integers(len(rows))
             weights = np.cumsum(
-                0.2 + 6.0 * (department == department[idea]) * (1 + 3.0 * (brand == brand[idea])) + 2.0 * (color == color[idea])
+                0.2
+                + 6.0 * (department == department[idea]) * (1 + 3.0 * (brand == brand[idea]))
+                + 2.0 * (color == color[idea])
             )
-            drawn = np.searchsorted(weights, rng.random(_CLICKS + 1) * weights[-1], side="right").clip(max=len(rows) - 1)
+            drawn = np.searchsorted(weights, rng.random(_CLICKS + 1) * weights[-1], side="right").clip(
+                max=len(rows) - 1
+            )
             clicked[shopper] = drawn[:_CLICKS]
             shown[shopper] = drawn[_CLICKS] if rng.random() < 0.6 else rng.integers(len(rows))
         wish = self._wish(product, color, clicked, shown) + rng.logistic(scale=_NOISE / 2, size=count)

@@ -91,7 +91,7 @@ class Source(Protocol):
         ...
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
-        """Queries with graded candidates among all merchants' ``rows`` of one part, or None if the task has no such view."""
+        """Queries with graded candidates among all merchants' ``rows`` of one part; None without such a view."""
         ...
 
 

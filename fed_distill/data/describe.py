@@ -15,7 +15,8 @@ from fed_distill.data.examples import FederatedData
 PICTURE = "merchants.png"
 _GRADE_COLORS = ("#1b6ca8", "#5aa9a3", "#e8c468", "#d3d7dd")
 _MORE_COLORS = (
-    "#1b6ca8", "#5aa9a3", "#e8c468", "#d1495b", "#8d6a9f", "#7fb069", "#e68a4f", "#4f5d75", "#c9ada7", "#9ad1d4", "#6b705c"
+    "#1b6ca8", "#5aa9a3", "#e8c468", "#d1495b", "#8d6a9f", "#7fb069", "#e68a4f", "#4f5d75", "#c9ada7", "#9ad1d4",
+    "#6b705c",
 )  # fmt: skip
 _OTHER = "#d3d7dd"
 _INK = "#2b2d33"
@@ -41,8 +42,12 @@ def render(account: Mapping[str, Any]) -> str:
     if cleaning["unlabeled_merchants"]:
         lines.append(_row("merchants without a known label", len(cleaning["unlabeled_merchants"])))
     lines += ["", "Merchants", _row("all", merchants["all"])]
-    lines.append(_row("public (the server's)", merchants["public"], f"{merchants['too_small']} of them too small to be clients"))
+    lines.append(
+        _row("public (the server's)", merchants["public"], f"{merchants['too_small']} of them too small to be clients")
+    )
     lines.append(_row("clients", merchants["clients"]))
+    if "limited_to" in account:
+        lines.append(_row("clients kept (data.max_merchants)", account["limited_to"]["merchants"]))
     if merchants["single_class"]:
         lines.append(_row("clients with one class only", len(merchants["single_class"])))
     lines += ["", "Split" + " " * 19 + "".join(f"{part:>11}" for part in ("train", "valid", "test"))]
@@ -75,20 +80,25 @@ def _class_table(account: Mapping[str, Any]) -> list[str]:
     if len(names) <= 6:
         lines = ["Examples" + " " * 10 + "".join(f"{name:>14}" for name in ("all", *names))]
         for table, count in examples.items():
-            shares = "".join(f"{classes[table][name] / max(count, 1):>14.1%}" for name in names) if table in classes else ""
+            shares = (
+                "".join(f"{classes[table][name] / max(count, 1):>14.1%}" for name in names) if table in classes else ""
+            )
             lines.append(f"  {table:<16}{count:>14,}" + (shares or "     (unlabeled)"))
         return lines
     width = min(max(map(len, names)), 30)
     lines = [f"{'Examples':<{width + 2}}" + "".join(f"{table:>14}" for table in examples)]
     lines.append(f"  {'all':<{width}}" + "".join(f"{count:>14,}" for count in examples.values()))
     for name in sorted(names, key=lambda name: -classes["train"][name]):
-        cells = (f"{classes[table][name] / max(count, 1):.1%}" if table in classes else "-" for table, count in examples.items())
+        cells = (
+            f"{classes[table][name] / max(count, 1):.1%}" if table in classes else "-"
+            for table, count in examples.items()
+        )
         lines.append(f"  {name[:width]:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
     return lines
 
 
 def draw_merchants(data: FederatedData, path: Path) -> None:
-    """Draw each client's training rows, largest first, and beneath them the share of each class in its training examples."""
+    """Draw each client's training rows, largest first, and beneath them the classes of its training examples."""
     rows = data.account["client_rows"]
     clients = sorted(data.merchants.values(), key=lambda merchant: (-rows[merchant.name], merchant.name))
     sizes = np.array([rows[merchant.name] for merchant in clients])
@@ -97,9 +107,9 @@ def draw_merchants(data: FederatedData, path: Path) -> None:
     figure = Figure(figsize=(9.6, 6.2), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
-    merchants = data.account["merchants"]
     figure.suptitle(
-        f"{data.account['dataset']} · {data.task.name}: {len(clients):,} clients, {merchants['public']:,} public merchants",
+        f"{data.account['dataset']} · {data.task.name}: {len(clients):,} clients, "
+        f"{data.account['merchants']['public']:,} public merchants",
         x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK,
     )  # fmt: skip
     _draw_sizes(upper, sizes)
@@ -115,12 +125,12 @@ def draw_merchants(data: FederatedData, path: Path) -> None:
 def _draw_sizes(axes: Axes, sizes: npt.NDArray[np.int64]) -> None:
     positions = np.arange(len(sizes))
     axes.fill_between(_steps(positions), 0, np.repeat(sizes, 2), color=_GRADE_COLORS[0], linewidth=0)
-    _separate(axes, len(sizes))
+    _separate(axes, sizes)
     median = float(np.median(sizes))
     axes.axhline(median, color="#d1495b", linewidth=1.1)
     axes.annotate(
-        f"median {median:,.0f}", (1, median), xycoords=("axes fraction", "data"), xytext=(-4, 4), textcoords="offset points",
-        ha="right", va="bottom", fontsize=8.5, color="#d1495b",
+        f"median {median:,.0f}", (1, median), xycoords=("axes fraction", "data"), xytext=(-4, 4),
+        textcoords="offset points", ha="right", va="bottom", fontsize=8.5, color="#d1495b",
     )  # fmt: skip
     axes.set_ylabel("training rows", fontsize=9, color=_INK)
     axes.set_ylim(0, sizes.max() * 1.08)
@@ -141,22 +151,35 @@ def _draw_shares(axes: Axes, shares: npt.NDArray[np.float64], classes: tuple[str
     for name, share, color in layers:
         top = bottom + share
         axes.fill_between(
-            _steps(np.arange(len(shares))), np.repeat(bottom, 2), np.repeat(top, 2), color=color, linewidth=0, label=name
+            _steps(np.arange(len(shares))),
+            np.repeat(bottom, 2),
+            np.repeat(top, 2),
+            color=color,
+            linewidth=0,
+            label=name,
         )
         bottom = top
-    _separate(axes, len(shares))
+    _separate(axes, np.ones(len(shares)))
     axes.set_xlim(-0.5, len(shares) - 0.5)
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of each class", fontsize=9, color=_INK)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8.5, labelcolor=_INK, reverse=True, handlelength=1.0)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=_INK,
+        reverse=True,
+        handlelength=1.0,
+    )
     _plain(axes)
 
 
-def _separate(axes: Axes, merchants: int) -> None:
-    """White gaps between the merchants, while they are few enough to tell apart."""
-    if merchants <= 60:
-        axes.vlines(np.arange(merchants - 1) + 0.5, 0, 1, transform=axes.get_xaxis_transform(), color="white", linewidth=1.0)
+def _separate(axes: Axes, heights: npt.NDArray[Any]) -> None:
+    """White gaps between the bars of falling ``heights``, while they are few enough to tell apart."""
+    if len(heights) <= 60:
+        axes.vlines(np.arange(len(heights) - 1) + 0.5, 0, heights[:-1], color="white", linewidth=1.0)
 
 
 def _steps(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

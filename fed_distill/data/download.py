@@ -26,9 +26,9 @@ def data_cache() -> Path:
 
 
 def find(name: str, given: Path | None) -> Path | None:
-    """The file ``name``, plain or with ``.gz``: at the ``given`` path (a file or its folder), in the data folder or in the cache.
+    """The file ``name``, plain or with ``.gz``: at the ``given`` path, in the data folder or in the cache.
 
-    Raises DataError if a path is given and nothing is there.
+    A given path is the file or its folder; DataError if nothing is there.
     """
     if given is not None:
         if given.is_file():
@@ -46,7 +46,7 @@ def _inside(folder: Path, name: str) -> Path | None:
 
 
 def fetch(url: str, member_suffix: str, name: str, sha256: str, normalize: Callable[[bytes], bytes]) -> Path:
-    """Download the zip at ``url``, verify its one member that ends with ``member_suffix``, and keep it in the cache as ``name``.
+    """Download the zip at ``url``, verify its member that ends with ``member_suffix`` and cache it as ``name``.
 
     ``normalize`` maps every known variant of the content to the one whose ``sha256`` is given. Raises DataError
     if there is no network or the content is another.

@@ -52,7 +52,9 @@ class LabeledRows:
         Raises DataError if no row is left or ``pairs`` and the task don't fit.
         """
         if task.pair != (pairs is not None):
-            raise DataError(f"task {task.name} has {'two texts' if task.pair else 'one text'}; the data have another number")
+            raise DataError(
+                f"task {task.name} has {'two texts' if task.pair else 'one text'}; the data have another number"
+            )
         named = merchants if config.partition == "merchant" else None
         cleaned = clean(texts, pairs, [int(label) for label in labels], named, config.max_characters)
         if not cleaned.rows:
@@ -60,7 +62,9 @@ class LabeledRows:
         kept = np.asarray(labels, dtype=np.int64)[list(cleaned.rows)]
         names, owners = assign(None if named is None else [named[row] for row in cleaned.rows], kept, config)
         if groups is None:
-            keys: Sequence[Hashable] = cleaned.pairs if cleaned.pairs is not None and task.gains is None else cleaned.texts
+            keys: Sequence[Hashable] = (
+                cleaned.pairs if cleaned.pairs is not None and task.gains is None else cleaned.texts
+            )
         else:
             keys = [groups[row] for row in cleaned.rows]
         return cls(
@@ -103,14 +107,18 @@ class LabeledRows:
         for row in rows.tolist():
             by_query.setdefault(self.texts[row], {}).setdefault(self.pairs[row], row)
         queries = [
-            list(found.values()) for found in by_query.values() if len({int(self.labels[row]) for row in found.values()}) > 1
+            list(found.values())
+            for found in by_query.values()
+            if len({int(self.labels[row]) for row in found.values()}) > 1
         ]
         if not queries:
             return None
         rng = numpy_stream(seed, "ranking", part)
         chosen = [rng.permutation(queries[at]) for at in rng.permutation(len(queries))[: self.ranking_queries]]
         index = np.concatenate(chosen)
-        return Ranking(self.examples(index, "", part, seed), np.repeat(np.arange(len(chosen)), [len(found) for found in chosen]))
+        return Ranking(
+            self.examples(index, "", part, seed), np.repeat(np.arange(len(chosen)), [len(found) for found in chosen])
+        )
 
 
 def factorize(values: Sequence[Hashable]) -> IntArray:
@@ -145,8 +153,8 @@ def distinct(values: IntArray) -> IntArray:
 def proxy_too_large(size: int, possible: int) -> DataError:
     """The error of a proxy set that cannot be filled."""
     return DataError(
-        f"data.proxy_size = {size} is more than the public merchants' training rows give: {possible} distinct examples. "
-        "Lower data.proxy_size, or raise data.public_share"
+        f"data.proxy_size = {size} is more than the public merchants' training rows give: "
+        f"{possible} distinct examples. Lower data.proxy_size, or raise data.public_share"
     )
 
 

@@ -42,10 +42,10 @@ class Offers:
 class Marketplace:
     """Generated merchants; tasks ``relevance``, ``recommend`` and ``category`` (the department of a title).
 
-    merchants: how many. rows: offers of a merchant, on average. products: products in the world; 0 for 100 a merchant, at
-    most 60,000. languages: of titles and queries; each merchant has a main one. size_spread: standard deviation
-    of the logarithm of the merchants' sizes. grade_skew: from 0 (all merchants make pairs by the same pattern) to 1
-    (shares of the grades differ widely). world_seed: another seed is another world.
+    merchants: how many. rows: offers of a merchant, on average. products: products in the world; 0 for 100 a
+    merchant, at most 60,000. languages: of titles and queries; each merchant has a main one. size_spread: standard
+    deviation of the logarithm of the merchants' sizes. grade_skew: from 0 (all merchants make pairs by the same
+    pattern) to 1 (shares of the grades differ widely). world_seed: another seed is another world.
     pairs_per_row: pairs (or, for recommend, clicks shown) made of one offer. max_pairs: of one merchant in one part of
     the split at most. ranking_queries, ranking_candidates: size of the ranking view.
     """
@@ -55,7 +55,7 @@ class Marketplace:
     products: Annotated[int, Field(ge=0)] = 0
     languages: tuple[Literal["en", "de", "zh"], ...] = ("en", "de", "zh")
     size_spread: Annotated[float, Field(ge=0.0, le=3.0)] = 0.9
-    grade_skew: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    grade_skew: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
     world_seed: int = 0
     pairs_per_row: Annotated[int, Field(ge=1)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
@@ -80,7 +80,16 @@ class Marketplace:
                 task, offers.titles, index[labels], config, merchants=offers.merchants, groups=offers.products.tolist()
             )
         if config.task == "recommend":
-            return Clicks.build(offers.titles, offers.merchants, offers.products, offers.colors, world, config, self.pairs_per_row, self.max_pairs)
+            return Clicks.build(
+                offers.titles,
+                offers.merchants,
+                offers.products,
+                offers.colors,
+                world,
+                config,
+                self.pairs_per_row,
+                self.max_pairs,
+            )
         return Catalogue.build(
             offers.titles,
             offers.queries,
@@ -89,7 +98,9 @@ class Marketplace:
             world.type_of[offers.products],
             world.department_of[offers.products],
             config,
-            PairOptions(self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates, self.grade_skew),
+            PairOptions(
+                self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates, self.grade_skew
+            ),
         )
 
     def offers(self, world: World) -> Offers:

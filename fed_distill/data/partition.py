@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 SHARDS_PER_MERCHANT = 2
 
 
-def assign(merchants: Sequence[str] | None, labels: Sequence[int] | IntArray, config: DataConfig) -> tuple[tuple[str, ...], IntArray]:
+def assign(
+    merchants: Sequence[str] | None, labels: Sequence[int] | IntArray, config: DataConfig
+) -> tuple[tuple[str, ...], IntArray]:
     """Merchant names in natural order, and the index of each row's merchant ``[rows]``.
 
     ``labels`` (class indices) are what a partitioner skews. Raises DataError where ``config.partition`` is
@@ -31,7 +33,8 @@ def assign(merchants: Sequence[str] | None, labels: Sequence[int] | IntArray, co
         return _partition(np.asarray(labels, dtype=np.int64), config)
     if merchants is None:
         raise DataError(
-            "the data name no merchant: give the dataset its merchant column, or set data.partition to dirichlet, shard or size"
+            "the data name no merchant: give the dataset its merchant column, "
+            "or set data.partition to dirichlet, shard or size"
         )
     names = tuple(sorted(set(merchants), key=natural))
     index = {name: position for position, name in enumerate(names)}
@@ -57,8 +60,8 @@ def _partition(labels: IntArray, config: DataConfig) -> tuple[tuple[str, ...], I
             owners[np.asarray(partitioner.load_partition(part)["row"], dtype=np.int64)] = part
     except ValueError as error:
         raise ConfigError(
-            f"data.partition = {config.partition!r} cannot make {config.partitions} merchants of {len(labels)} rows: {error}. "
-            "Lower data.partitions or raise data.concentration"
+            f"data.partition = {config.partition!r} cannot make {config.partitions} merchants of {len(labels)} rows: "
+            f"{error}. Lower data.partitions or raise data.concentration"
         ) from error
     left_over = np.flatnonzero(owners < 0)  # a shard is a whole number of rows
     owners[left_over] = np.arange(len(left_over)) % config.partitions
@@ -70,10 +73,17 @@ def _partitioner(config: DataConfig, seed: int) -> "Partitioner":
 
     if config.partition == "dirichlet":
         return DirichletPartitioner(
-            num_partitions=config.partitions, partition_by="label", alpha=config.concentration, min_partition_size=1, seed=seed
+            num_partitions=config.partitions,
+            partition_by="label",
+            alpha=config.concentration,
+            min_partition_size=0,
+            seed=seed,
         )
     if config.partition == "shard":
         return ShardPartitioner(
-            num_partitions=config.partitions, partition_by="label", num_shards_per_partition=SHARDS_PER_MERCHANT, seed=seed
+            num_partitions=config.partitions,
+            partition_by="label",
+            num_shards_per_partition=SHARDS_PER_MERCHANT,
+            seed=seed,
         )
     return LinearPartitioner(num_partitions=config.partitions)

@@ -44,13 +44,12 @@ class PriceRunner:
     """Real merchants' titles; tasks ``relevance`` and ``category``.
 
     path: the CSV file, plain or gzipped, or its folder; looked for in FED_DISTILL_DATA and the cache, and then
-    downloaded, if not given. merchants: keep only so many, the largest; 0 for all.
+    downloaded, if not given.
     pairs_per_row: pairs made of one offer (exact, substitute, then complement or irrelevant). max_pairs: pairs of
     one merchant in one part of the split at most. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
     path: Path | None = None
-    merchants: Annotated[int, Field(ge=0)] = 0
     pairs_per_row: Annotated[int, Field(ge=3)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
     ranking_queries: Annotated[int, Field(ge=1)] = 400
@@ -61,10 +60,6 @@ class PriceRunner:
         choose_task(config.task, "pricerunner", ("relevance", "category"))
         path = find(FILE, self.path) or fetch(URL, ".csv", FILE, SHA256, _with_our_header)
         offers = _read(path)
-        if self.merchants:
-            largest = Counter(offer.merchant for offer in offers).most_common(self.merchants)
-            kept = {merchant for merchant, _ in largest}
-            offers = [offer for offer in offers if offer.merchant in kept]
         if config.task == "category":
             task = category_task(offer.category for offer in offers)
             read_label = label_reader(task)

@@ -44,7 +44,9 @@ def federate(source: Source, config: DataConfig) -> FederatedData:
     row_blocks = _RowBlocks(source, split.parts)
     public = _together(source, row_blocks, split.public, "train", config)
     if not len(public):
-        raise DataError("the public merchants have no training example; raise data.public_share or lower data.test_share")
+        raise DataError(
+            "the public merchants have no training example; raise data.public_share or lower data.test_share"
+        )
     merchants = {
         source.names[index]: MerchantData(
             source.names[index], *(_of_one(source, row_blocks, index, part, config) for part in PARTS)
@@ -77,18 +79,24 @@ def split_rows(source: Source, config: DataConfig) -> Split:
     small = np.flatnonzero(training < enough)
     if not len(large):
         raise DataError(
-            f"no merchant is left as a client: {len(small)} merchants have {training.min()} to {training.max()} training rows, "
-            f"and a client needs data.min_rows = {config.min_rows}; lower data.min_rows"
+            f"no merchant is left as a client: {len(small)} merchants have {training.min()} to {training.max()} "
+            f"training rows, and a client needs data.min_rows = {config.min_rows}; lower data.min_rows"
         )
     if len(source.names) == 1:
-        raise DataError(f"{source.names[0]} is the only merchant; a federation wants one public merchant and one client at least")
+        raise DataError(
+            f"{source.names[0]} is the only merchant; a federation wants one public merchant and one client at least"
+        )
     public_count = round(config.public_share * len(large))
     if config.public_share > 0 and not len(small):
         public_count = max(public_count, 1)
     public_count = min(public_count, len(large) - 1)
     if not public_count and not len(small):
-        raise DataError(f"no merchant is public: data.public_share = {config.public_share} of {len(large)} merchants; raise it")
-    public = _spread(large[np.argsort(training[large], kind="stable")], public_count, numpy_stream(config.seed, "public"))
+        raise DataError(
+            f"no merchant is public: data.public_share = {config.public_share} of {len(large)} merchants; raise it"
+        )
+    public = _spread(
+        large[np.argsort(training[large], kind="stable")], public_count, numpy_stream(config.seed, "public")
+    )
     return Split(
         parts,
         public=tuple(sorted([*small.tolist(), *public])),
@@ -105,7 +113,9 @@ def _spread(by_size: IntArray, count: int, rng: np.random.Generator) -> list[int
 def _draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
     distinct, of_row = np.unique(groups, return_inverse=True)
     sizes = [round(share * len(distinct)) for share in (config.valid_share, config.test_share)]
-    sizes = [max(size, 1) if share else 0 for size, share in zip(sizes, (config.valid_share, config.test_share), strict=True)]
+    sizes = [
+        max(size, 1) if share else 0 for size, share in zip(sizes, (config.valid_share, config.test_share), strict=True)
+    ]
     if sum(sizes) >= len(distinct):
         raise DataError(
             f"{len(distinct)} groups are too few to hold out data.valid_share = {config.valid_share} and "
@@ -129,14 +139,18 @@ class _RowBlocks:
     def of(self, merchants: Sequence[int], part: str) -> IntArray:
         """Rows of one part of the split, merchant by merchant."""
         slots = [merchant * len(PARTS) + PARTS.index(part) for merchant in merchants]
-        return np.concatenate([self._order[:0], *(self._order[self._edges[slot] : self._edges[slot + 1]] for slot in slots)])
+        return np.concatenate(
+            [self._order[:0], *(self._order[self._edges[slot] : self._edges[slot + 1]] for slot in slots)]
+        )
 
 
 def _of_one(source: Source, row_blocks: _RowBlocks, merchant: int, part: str, config: DataConfig) -> Examples:
     return source.examples(row_blocks.of([merchant], part), source.names[merchant], part, config.seed)
 
 
-def _together(source: Source, row_blocks: _RowBlocks, merchants: Sequence[int], part: str, config: DataConfig) -> Examples:
+def _together(
+    source: Source, row_blocks: _RowBlocks, merchants: Sequence[int], part: str, config: DataConfig
+) -> Examples:
     return Examples.concatenate([_of_one(source, row_blocks, merchant, part, config) for merchant in merchants])
 
 
@@ -161,7 +175,9 @@ def _with_account(
     if len(np.unique(data.public.labels)) < 2:
         LOG.warning("the public merchants have examples of one class only; a teacher learns nothing from them")
     if data.task.gains is not None and data.ranking_test is None:
-        LOG.warning("no ranking view: no held-out query has candidates of two grades; give the data more products, or groups")
+        LOG.warning(
+            "no ranking view: no held-out query has candidates of two grades; give the data more products, or groups"
+        )
     tables = dict(_tables(data))
     account: dict[str, Any] = {
         "dataset": config.dataset,

@@ -1,15 +1,27 @@
-"""The user's own table: CSV, TSV, Parquet or JSON lines, read by the Hugging Face ``datasets`` library, never from a network."""
+"""The user's own table: CSV, TSV, Parquet or JSON lines, read by the Hugging Face ``datasets`` library.
+
+Only the file is read, never a network, and nothing stays in that library's cache.
+"""
 
 import csv
 import tempfile
 from collections import Counter
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from datasets import Dataset, Features, Value
+from datasets import (
+    Dataset,
+    Features,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from datasets.exceptions import DatasetGenerationError
+from datasets.utils import logging as library_log
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -21,6 +33,8 @@ from fed_distill.data.tasks import RECOMMEND, RELEVANCE, category_task, choose_t
 from fed_distill.errors import DataError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
+"""What the library says of a table without rows: a text, a Parquet file."""
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -48,14 +62,16 @@ class Table:
     """
 
     path: Path
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     ranking_queries: Annotated[int, Field(ge=1)] = 400
 
     def read(self, config: DataConfig) -> Source:
         """Read and clean the rows; raise DataError that names the file and what is wrong with it."""
         choose_task(config.task, "table", ("relevance", "recommend", "category"))
         if config.task != "category" and not self.columns.pair:
-            raise DataError(f"task {config.task} wants two texts: name the product's column as data.options.columns.pair")
+            raise DataError(
+                f"task {config.task} wants two texts: name the product's column as data.options.columns.pair"
+            )
         columns = self._load()
         raw = columns[self.columns.label]
         task = _task(config.task, raw, self.path)
@@ -93,11 +109,13 @@ class Table:
         # The library keeps an Arrow copy of what it reads; the table is small, so the copy goes at once.
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                table = _open(self.path, wanted, scratch)
-            except DatasetGenerationError as error:
-                raise DataError(f"cannot read {self.path}: {error.__cause__ or error}") from error
-            except (ValueError, OSError) as error:
-                raise DataError(f"cannot read {self.path}: {error}") from error
+                with _quiet():
+                    table = _open(self.path, wanted, scratch)
+            except (DatasetGenerationError, ValueError, OSError) as error:
+                reason = str(error.__cause__ or error).strip()
+                if any(words in reason for words in _NO_ROWS):
+                    raise DataError(f"{self.path} has no rows") from error
+                raise DataError(f"cannot read {self.path}: {reason}") from error
             _check_columns(self.path, wanted, table.column_names)
             columns = {name: list(table[name]) for name in wanted}
             del table
@@ -112,6 +130,20 @@ class Table:
                 raise DataError(f"{self.path}, row {row}: column {name!r} holds a {type(value).__name__}, not text")
             texts.append(label_text(value))
         return texts
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars and log, which would run into ours; what it raises is enough."""
+    disabled, verbosity = are_progress_bars_disabled(), library_log.get_verbosity()
+    disable_progress_bars()
+    library_log.set_verbosity(library_log.CRITICAL)
+    try:
+        yield
+    finally:
+        library_log.set_verbosity(verbosity)
+        if not disabled:
+            enable_progress_bars()
 
 
 def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
@@ -145,7 +177,8 @@ def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
         raise DataError(
-            f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. Name the columns under data.options.columns"
+            f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. "
+            "Name the columns under data.options.columns"
         )
 
 

@@ -13,7 +13,8 @@ from fed_distill.training.plan import Objective, References
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with class indices ``labels`` ``[batch]``."""
-    return F.cross_entropy(logits, labels, reduction="none")
+    losses: Tensor = F.cross_entropy(logits, labels, reduction="none")
+    return losses
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -54,5 +55,3 @@ def soft_labels(temperature: float) -> Objective:
         return distillation_kl(outputs.logits, soften(references["soft_labels"], temperature), temperature)
 
     return objective
-
-

@@ -47,7 +47,7 @@ def soft_labels(
     if path.exists():
         try:
             return _read(path, len(proxy))
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             logger.warning("the stored soft labels in %s cannot be used and are computed again: %s", path, error)
     probabilities = _compute(teacher, proxy, temperature, progress)
     if not bool(torch.isfinite(probabilities).all()):

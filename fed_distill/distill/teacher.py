@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 class FineTuned:
     """A teacher with its best weights.
 
-    history: a row a validation (``epoch``, ``step``, ``train_loss``, ``valid_loss``, ``valid_macro_f1``).
-    best_epoch: when the kept weights were reached.
+    history: a row a validation (``epoch``, ``step``, ``train_loss`` since the last one, ``learning_rate``,
+    ``valid_loss``, ``valid_macro_f1``). best_epoch: when the kept weights were reached.
     """
 
     model: TextModel
@@ -94,14 +94,14 @@ def fine_tune(
     with seeds.scope(seed, "teacher", "dropout"):
         for step, index in enumerate(batches, start=1):
             losses.append(_train_step(teacher, encoded, labels, index, optimizer, step))
+            trained = {"train_loss": sum(losses) / len(losses), "learning_rate": schedule.get_last_lr()[0]}
             schedule.step()
-            train_loss = sum(losses) / len(losses)
             if step not in checks:
-                progress(step, total, {"train_loss": train_loss})
+                progress(step, total, trained)
                 continue
             losses.clear()
             measured = _validate(teacher, encoded_valid, valid, task)
-            history.append({"epoch": step / per_epoch, "step": step, "train_loss": train_loss, **measured})
+            history.append({"epoch": step / per_epoch, "step": step, **trained, **measured})
             progress(step, total, history[-1])
             if not best_weights or _better(history[-1], history[best]):
                 best = len(history) - 1

@@ -1,20 +1,22 @@
 """Flower's own strategies as aggregators: the merchants' weights are handed to ``aggregate_train`` as messages.
 
 Partly sent tables are completed from the downlink first, which gives a plain strategy the same input as if
-every merchant had sent the whole table.
+every merchant had sent the whole table. Arrays are handed over in the order of their names, because some strategies
+tell them apart by position only.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.serverapp import strategy as flower
+from pydantic import Field
 from torch import Tensor
 
 from fed_distill.errors import ConfigError, UplinkRejected
@@ -22,6 +24,8 @@ from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Uplink, Weights
 
 _MOMENTS = ("m_t", "v_t")
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
 
 
 @dataclass
@@ -30,36 +34,51 @@ class _FlowerAggregator:
 
     strategy: ClassVar[type[flower.FedAvg]]
     _running: flower.FedAvg = field(init=False, repr=False)
+    _merges: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         options = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
         with _quiet():
             self._running = self.strategy(fraction_train=0.0, fraction_evaluate=0.0, **options)
 
+    def minimum(self) -> int:
+        """Merchants that a merge needs at least."""
+        return 1
+
     def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
-        """The strategy's aggregate; weighted by examples where the strategy weights at all."""
+        """The strategy's aggregate; weighted by examples where the strategy weights at all.
+
+        Weights that are not floating-point stay as they are. Raises ConfigError if too few merchants sent weights.
+        """
+        names = sorted(name for name, value in current.items() if value.is_floating_point())
         messages = [
-            _message(uplink.examples, completed(uplink.weights, current))
+            _message(uplink.examples, completed(uplink.weights, current), names)
             for uplink in uplinks
             if uplink.weights is not None
         ]
+        if not messages:
+            raise UplinkRejected("no merchant sent weights that could be merged")
+        if len(messages) < self.minimum():
+            raise ConfigError(
+                f"aggregator {type(self).__name__.lower()} with its options needs {self.minimum()} merchants a round, "
+                f"and {len(messages)} sent weights: lower its options, raise federation.participation, or take another one"
+            )
+        self._merges += 1
         running: Any = self._running
         with _quiet():
             if hasattr(running, "current_arrays"):
                 running.current_arrays = None
-            running.configure_train(0, _record(current), ConfigRecord(), None)
-            try:
-                record, _ = running.aggregate_train(0, messages)
-            except ValueError as error:
-                raise ConfigError(f"aggregator {type(self).__name__.lower()} cannot merge {len(messages)} merchants: {error}") from error
-        if record is None:
-            raise UplinkRejected("no merchant sent weights that could be merged")
+            running.configure_train(self._merges, _record(current, names), ConfigRecord(), None)
+            record, _ = running.aggregate_train(self._merges, messages)
         merged = {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
-        return {name: merged[name].to(value.dtype).reshape(value.shape) for name, value in current.items()}
+        return {
+            name: merged[name].to(value.dtype).reshape(value.shape) if name in merged else value
+            for name, value in current.items()
+        }
 
     def state(self) -> dict[str, Tensor]:
-        """The server optimizer's moments, where the strategy has one."""
-        kept: dict[str, Tensor] = {}
+        """The number of merges, and the server optimizer's moments where the strategy has one."""
+        kept = {"merges": torch.tensor(self._merges)}
         for moment in _MOMENTS:
             for name, value in (getattr(self._running, moment, None) or {}).items():
                 kept[f"{moment}/{name}"] = torch.from_numpy(np.array(value))
@@ -68,13 +87,20 @@ class _FlowerAggregator:
         return kept
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from kept moments."""
+        """Go on from what was kept."""
+        self._merges = int(state["merges"])
         running: Any = self._running
         for moment in _MOMENTS:
-            found = {key.partition("/")[2]: value.numpy() for key, value in state.items() if key.startswith(f"{moment}/")}
+            found = {
+                key.partition("/")[2]: value.numpy() for key, value in state.items() if key.startswith(f"{moment}/")
+            }
             if found:
                 setattr(running, moment, found)
-        momentum = [state[f"momentum_vector/{number}"].numpy() for number in range(len(state)) if f"momentum_vector/{number}" in state]
+        momentum = [
+            state[f"momentum_vector/{number}"].numpy()
+            for number in range(len(state))
+            if f"momentum_vector/{number}" in state
+        ]
         if momentum:
             running.momentum_vector = momentum
 
@@ -149,7 +175,11 @@ class Krum(_FlowerAggregator):
     """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017). num_malicious_nodes: liars expected."""
 
     strategy = flower.Krum
-    num_malicious_nodes: int = 1
+    num_malicious_nodes: Count = 1
+
+    def minimum(self) -> int:
+        """2f + 3, for f liars (proposition 4.2)."""
+        return 2 * self.num_malicious_nodes + 3
 
 
 @dataclass
@@ -157,8 +187,12 @@ class MultiKrum(_FlowerAggregator):
     """Mean of the ``num_nodes_to_select`` updates that Krum ranks first (Blanchard et al., NeurIPS 2017)."""
 
     strategy = flower.MultiKrum
-    num_malicious_nodes: int = 1
-    num_nodes_to_select: int = 3
+    num_malicious_nodes: Count = 1
+    num_nodes_to_select: PositiveCount = 3
+
+    def minimum(self) -> int:
+        """2f + 3, for f liars, and as many as are selected."""
+        return max(2 * self.num_malicious_nodes + 3, self.num_nodes_to_select)
 
 
 @dataclass
@@ -166,20 +200,26 @@ class Bulyan(_FlowerAggregator):
     """Krum selection, then a trimmed mean (El Mhamdi et al., ICML 2018). num_malicious_nodes: liars expected."""
 
     strategy = flower.Bulyan
-    num_malicious_nodes: int = 1
+    num_malicious_nodes: Count = 1
+
+    def minimum(self) -> int:
+        """4f + 3, for f liars (section 4)."""
+        return 4 * self.num_malicious_nodes + 3
 
 
-def _record(weights: Weights) -> ArrayRecord:
-    return ArrayRecord({name: Array(value.numpy()) for name, value in weights.items()})
+def _record(weights: Weights, names: Sequence[str]) -> ArrayRecord:
+    return ArrayRecord({name: Array(weights[name].numpy()) for name in names})
 
 
-def _message(examples: int, weights: Weights) -> Message:
-    content = RecordDict({"arrays": _record(weights), "metrics": MetricRecord({"num-examples": examples})})
+def _message(examples: int, weights: Weights, names: Sequence[str]) -> Message:
+    content = RecordDict({"arrays": _record(weights, names), "metrics": MetricRecord({"num-examples": examples})})
     metadata = Metadata(
         run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id="", group_id="",
         created_at=0.0, ttl=0.0, message_type=MessageType.TRAIN,
     )  # fmt: skip
-    return Message(content=content, metadata=metadata)
+    build: Any = Message  # its declared overloads take no metadata, and make their own from a running Flower task
+    message: Message = build(content=content, metadata=metadata)
+    return message
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
 from fed_distill.training.plan import Plan
+from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
 
 __all__ = ["GlobalState", "Method", "Trained", "replace"]
 

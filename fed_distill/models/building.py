@@ -1,8 +1,8 @@
 """Models by name: build a student or teacher from checked options, rebuild it from its settings, load it from a folder.
 
-What a registry names is a TextModel class or a function that returns one. Of its arguments ``classes``, ``pair``,
-``teacher`` and (for teachers) ``max_length`` come from the program; all others are the user's options, typed and
-with defaults.
+What a registry names is a TextModel class, or a function that returns a model with ``kind`` and ``settings`` of its
+own. Of its arguments ``classes``, ``pair``, ``teacher`` and (for teachers) ``max_length`` come from the program; all
+others are the user's options, typed and with defaults.
 """
 
 import inspect
@@ -24,19 +24,19 @@ STUDENTS = Registry(
     {
         "two-tower": "fed_distill.models.two_tower:TwoTower",
         "lstm": "fed_distill.models.lstm:LSTM",
-        "bert-mini": "fed_distill.models.transformer:bert_mini",
-        "distilbert": "fed_distill.models.transformer:distilbert",
-        "mobilebert": "fed_distill.models.transformer:mobilebert",
+        "bert-mini": "fed_distill.models.bert:bert_mini",
+        "distilbert": "fed_distill.models.bert:distilbert",
+        "mobilebert": "fed_distill.models.bert:mobilebert",
     },
 )
 TEACHERS = Registry(
     "teacher",
     {
-        "minilm": "fed_distill.models.transformer:minilm",
-        "bert-small": "fed_distill.models.transformer:bert_small",
+        "minilm": "fed_distill.models.pretrained:minilm",
+        "bert-small": "fed_distill.models.bert:bert_small",
     },
 )
-_ANY_PRETRAINED = "fed_distill.models.transformer:pretrained"
+_ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
 
 
 def build_student(name: str, options: Mapping[str, Any], task: Task, teacher: TextModel | None = None) -> TextModel:
@@ -58,12 +58,18 @@ def load_teacher(config: TeacherConfig, task: Task) -> TextModel:
 
 
 def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:
-    """The model described by ``TextModel.kind`` and ``settings``, with arbitrary weights: load a state dict into it."""
+    """The model described by ``TextModel.kind`` and ``settings``, with arbitrary weights: load a state dict into it.
+
+    Raise ModelError if ``kind`` is not a TextModel class (a stored name must not call anything else) or does not take
+    the settings.
+    """
     try:
         factory = STUDENTS.resolve(kind)
+        if not (inspect.isclass(factory) and issubclass(factory, TextModel)):
+            raise ModelError(f"{kind!r} is not the name of a TextModel class")
         with seeds.scope(0, "rebuild"):
             model = factory(**settings)
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot rebuild a model of kind {kind!r}: {error}") from error
     return _described(model, kind, settings)
 
@@ -88,7 +94,13 @@ def _build(registry: Registry, name: str, options: Mapping[str, Any], given: Map
     model = factory(**settings)
     if not isinstance(model, TextModel):
         raise ConfigError(f"{registry.kind} {name!r} is not a TextModel")
-    return model if model.kind else _described(model, name, settings)
+    if inspect.isclass(factory):
+        return _described(model, name, settings)
+    if not model.kind:
+        raise ConfigError(
+            f"{registry.kind} {name!r} is a function: its model needs a kind and settings that rebuild it"
+        )
+    return model
 
 
 def _described(model: TextModel, kind: str, settings: Mapping[str, Any]) -> TextModel:
@@ -102,14 +114,15 @@ def _checked(title: str, factory: Callable[..., Any], options: Mapping[str, Any]
     known: dict[str, Any] = {
         key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
         for key, parameter in inspect.signature(factory).parameters.items()
-        if key not in given
+        if key not in given and parameter.kind is not parameter.VAR_KEYWORD
     }
     unknown = sorted(set(options) - set(known))
     if unknown:
         listing = f"it has: {', '.join(sorted(known))}" if known else "it has none"
         raise ConfigError(f"{title} has no option {unknown[0]!r}; {listing}")
     try:
-        checked = create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True), **known)(**options)
+        form = create_model("Options", __config__=ConfigDict(protected_namespaces=()), **known)
+        checked = form(**options)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{title}, option {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

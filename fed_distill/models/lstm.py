@@ -22,13 +22,12 @@ Length = Annotated[int, Field(ge=8)]
 class LSTM(TextModel):
     """Embedding, one LSTM for each direction, attention pooling, linear head."""
 
-    tables = {"words.weight": ("input_ids",)}
-
     def __init__(
         self, classes: int, pair: bool, *, rows: Rows = 8192, width: Size = 64, max_length: Length = 64
     ) -> None:
         """rows: ids of word pieces. width: of an embedding and of each direction's state. max_length: tokens."""
         super().__init__()
+        self.tables = {"words.weight": ("input_ids",)}
         self.tokens = HashedTokens(rows, max_length)
         self.words = nn.Embedding(rows, width, padding_idx=0)
         self.segments = nn.Embedding(3, width, padding_idx=0) if pair else None

@@ -55,8 +55,9 @@ class HashedTokens:
         ids[:, 0] = CLS
         ids[np.arange(len(ids)), kept + 1] = SEP
         ids[np.arange(len(ids)), kept + kept_pair + 2] = SEP
-        segments = (ids > 0) + ((ids > 0) & (np.arange(ids.shape[1]) > kept[:, None] + 1))
-        return {"input_ids": torch.from_numpy(ids), "segments": torch.from_numpy(segments.astype(np.int64))}
+        of_pair = np.arange(ids.shape[1]) > kept[:, None] + 1
+        segments = np.where(ids > 0, np.where(of_pair, 2, 1), 0)
+        return {"input_ids": torch.from_numpy(ids), "segments": torch.from_numpy(segments)}
 
 
 class PretrainedTokens:

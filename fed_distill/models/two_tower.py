@@ -24,8 +24,6 @@ NGrams = tuple[Annotated[int, Field(ge=2, le=8)], ...]
 class TwoTower(TextModel):
     """Hashed words and character n-grams, averaged to a vector; a multilayer perceptron over both vectors."""
 
-    tables = {"table.weight": ("text_ids", "pair_ids"), "importance.weight": ("text_ids", "pair_ids")}
-
     def __init__(
         self,
         classes: int,
@@ -43,8 +41,8 @@ class TwoTower(TextModel):
         """
         super().__init__()
         self.rows, self.ngrams, self.max_features = rows, ngrams, max_features
-        if not pair:
-            self.tables = {name: ("text_ids",) for name in self.tables}
+        fields = ("text_ids", "pair_ids") if pair else ("text_ids",)
+        self.tables = {"table.weight": fields, "importance.weight": fields}
         self.table = nn.Embedding(rows, width, padding_idx=0)
         self.importance = nn.Embedding(rows, 1, padding_idx=0)
         nn.init.zeros_(self.importance.weight)

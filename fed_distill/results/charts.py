@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
-WIDTH = 760
+WIDTH = 880
 """Width of every chart in SVG units; a unit is a CSS pixel where there is room."""
 COLORS = 6
 """The CSS colours ``.color0`` (the run's own federation) to ``.color5``; what else there is, is neutral."""
+DOT = 6.2
+"""Distance between stacked dots."""
 LABEL_GAP = 15
 LABEL_LENGTH = 26
 
@@ -125,12 +127,21 @@ def scatter(points: Sequence[Point], levels: Sequence[Mark], x_axis: str, y_axis
     y = _Scale([point.y for point in points] + [level.value for level in levels], height - 48, 26)
     plot = _Plot(x, y)
     parts = plot.frame(x.ticks, x_axis, y_axis)
-    labels = plot.levels(parts, levels)
-    for point in points:
-        style = _color(point.color)
-        parts.append(_dot(style, x(point.x), y(point.y), 6.5, f"{point.label}: {point.x:.3g}, {point.y:.4f}"))
-        labels.append((y(point.y), point.label, style))
-    return _svg([*parts, *plot.side_labels(labels)], height, title)
+    parts += plot.side_labels(plot.levels(parts, levels))
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda point: -point.y):
+        style, px, py = _color(point.color), x(point.x), y(point.y)
+        parts.append(_dot(style, px, py, 6.5, f"{point.label}: {point.x:.3g}, {point.y:.4f}"))
+        before = px > (x.start + x.end) / 2
+        length = 7.5 * min(len(point.label), LABEL_LENGTH) + 12
+        start, end = (px - length, px) if before else (px, px + length)
+        while any(abs(py - height) < LABEL_GAP and start < right and left < end for left, right, height in taken):
+            py += 1
+        taken.append((start, end, py))
+        parts.append(
+            _text(f"label {style}", px - 12 if before else px + 12, py + 4, point.label, "end" if before else "start")
+        )
+    return _svg(parts, height, title)
 
 
 def stacked_dots(spreads: Sequence[Spread], axis: str, title: str) -> Markup:
@@ -138,11 +149,12 @@ def stacked_dots(spreads: Sequence[Spread], axis: str, title: str) -> Markup:
 
     Where there are many values a dot stands for several, and the axis says for how many.
     """
-    left, right, top, row, bins = 190, 24, 6, 78, 72
-    bottom = top + row * len(spreads)
+    left, right, top, bins = 190, 24, 6, 84
     x = _Scale([value for spread in spreads for value in spread.values], left, WIDTH - right, pad=0.02)
     columns = [_binned(spread.values, x, bins) for spread in spreads]
     each = -(-max(count for of_spread in columns for count in of_spread) // 8)
+    row = 34 + DOT * max(3, -(-max(count for of_spread in columns for count in of_spread) // each))
+    bottom = top + row * len(spreads)
     parts = _vertical_grid(x, top, bottom, axis if each == 1 else f"{axis} (a dot is {each} merchants)")
     step = (WIDTH - right - left) / bins
     for index, (spread, of_spread) in enumerate(zip(spreads, columns, strict=True)):
@@ -154,9 +166,9 @@ def stacked_dots(spreads: Sequence[Spread], axis: str, title: str) -> Markup:
         parts.append(_text("tick", left - 14, base + 4, f"mean {mean:.3f}", "end"))
         for number, count in enumerate(of_spread):
             parts += [
-                _dot(style, left + (number + 0.5) * step, base - 6.2 * level, 2.9) for level in range(-(-count // each))
+                _dot(style, left + (number + 0.5) * step, base - DOT * level, 2.9) for level in range(-(-count // each))
             ]
-        parts.append(_segment(f"mean {style}", x(mean), base - 52, x(mean), base + 5))
+        parts.append(_segment(f"mean {style}", x(mean), base - row + 26, x(mean), base + 5))
         if spread.lowest:
             parts.append(_text("tick", x(min(spread.values)) - 2, base - 12, spread.lowest))
     return _svg(parts, bottom + 42, title)

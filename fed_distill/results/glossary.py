@@ -26,5 +26,5 @@ GLOSSARY = {
     "Domain adaptation": "A last polish of the student on the server's own examples after the final round.",
     "Seed": "The number from which all chance in a run follows. Several seeds show how much of a result is luck.",
     "± (95 % interval)": "Were the experiment repeated with new seeds, the mean would be expected within this range.",
-    "Differential privacy": "A proven bound on what anyone can learn of one example, or one merchant, from what is sent.",
+    "Differential privacy": "A proven bound on what can be learned of one example, or one merchant, from what is sent.",
 }

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -30,6 +30,8 @@ class Outcome:
     included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
     seconds: time spent on it.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     kind: Literal["control", "federation"]
@@ -60,7 +62,7 @@ class Outcome:
     def from_json(cls, values: Any, source: str = "outcome") -> Self:
         """Inverse of ``to_json``; CheckpointError naming ``source`` and the first wrong key."""
         try:
-            return TypeAdapter(cls, config=ConfigDict(extra="forbid")).validate_python(values)
+            return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "content"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fed_distill.errors import CheckpointError
@@ -19,8 +19,8 @@ from fed_distill.results.files import write_atomic
 from fed_distill.results.glossary import GLOSSARY
 from fed_distill.results.metrics import interval
 from fed_distill.results.store import EXPERIMENT, METRICS, REPORT, read_records, read_summary
+from fed_distill.results.template import REPORT_PAGE
 
-TEMPLATE = "report.html.jinja"
 Record = Mapping[str, Any]
 
 
@@ -39,7 +39,6 @@ def write_report(folder: Path) -> Path:
 def render(summary: Record, records: Sequence[Record], experiment: str, folder: str) -> str:
     """The report's HTML. experiment: the run's TOML. folder: where the run is, for the command that repeats it."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -55,7 +54,7 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         "words": lambda name: str(name).replace("_", " "),
     }
     metric = wording.METRIC_NAMES[summary["headline"]]
-    return environment.get_template(TEMPLATE).render(
+    return environment.from_string(REPORT_PAGE).render(
         summary=summary,
         main=summary["federations"][summary["federation"]],
         metric=metric,

@@ -73,7 +73,9 @@ def privacy(summary: Mapping[str, Any]) -> str:
     """What the run promises about a merchant's data, in words."""
     block = summary["privacy"]
     kept = (
-        "Merchants' texts and labels never left them; what a merchant sends is a trained student or its soft labels. "
+        "In a federation merchants' texts and labels stay with them; a merchant sends a trained student or its soft "
+        "labels, how many examples are behind them, and its own scores. Only the control with all data pooled "
+        "collects what federation leaves in place. "
     )
     if block["unit"] == "none":
         return kept + (
@@ -89,7 +91,6 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """The run's main finding in one or two sentences that need no knowledge of the field."""
     main = summary["federations"][summary["federation"]]
     metric = METRIC_NAMES[summary["headline"]]
-    several = len(summary["seeds"]) > 1
     subject = f"Trained across {summary['merchants']:,} merchants without moving their data, the small student"
     kept = (
         f"keeps {percent(main['retention'], 1)} of the teacher's {metric}"
@@ -102,18 +103,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
         if "no better than" in reason:
             return f"{subject} {kept}. There was no gap to close: {reason.split(': ', 1)[1]}."
         return f"{subject} {kept}. How much of the merchants' value that is cannot be said: {_needs(summary)}."
+    gained = percent(gap) + (f"{NARROW}±{NARROW}{percent(half)}" if half is not None else "")
     if half is not None and abs(gap) <= half:
         return (
             f"{subject} {kept}, but over {len(summary['seeds'])} seeds its gain over the best student trained without "
-            f"federation is within chance ({percent(gap)}{NARROW}±{NARROW}{percent(half)} of what pooling all data would give)."
+            f"federation is within chance ({gained} of what pooling all data would give)."
         )
     if gap <= 0:
         return f"{subject} {kept}, but it is no better than the best student trained without federation."
-    spread = f"{NARROW}±{NARROW}{percent(half)}" if several and half is not None else ""
-    return (
-        f"{subject} {kept} and gains {percent(gap)}{spread} of what collecting everybody's data in one place would "
-        "have gained."
-    )
+    return f"{subject} {kept} and gains {gained} of what collecting everybody's data in one place would have gained."
 
 
 def _needs(summary: Mapping[str, Any]) -> str:

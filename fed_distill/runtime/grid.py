@@ -70,7 +70,7 @@ class InProcessGrid(Grid):
             try:
                 reply = self._app(message, self._contexts[message.metadata.dst_node_id])
             except Exception as error:  # any fault of the app is the reply, as on a real node
-                logging.getLogger(__name__).exception("the client app failed")
+                logging.getLogger(__name__).debug("the client app failed", exc_info=True)
                 reply = Message(Error(CLIENT_APP_CRASHED, f"{type(error).__name__}: {error}"), reply_to=message)
             self._replies[message_id] = reply
             sent.append(message_id)

@@ -35,9 +35,8 @@ class Progress(Callback):
     def on_start(self, experiment: Experiment, folder: Path) -> None:
         """Say what is run and where it is kept."""
         methods = ", ".join(federation.title for federation in experiment.federations())
-        self._print(
-            f"run {experiment.name}: {experiment.data.task} on {experiment.data.dataset}, {methods}; kept in {folder}"
-        )
+        data = experiment.data
+        self._print(f"run {experiment.name}: {data.task} on {data.dataset}, {methods}; kept in {folder}")
         if self._console.is_terminal:
             self._bars = Bars(
                 SpinnerColumn(finished_text="✓"),

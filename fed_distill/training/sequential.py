@@ -50,9 +50,7 @@ class SequentialTrainer:
         for learner in learners:
             yield self._fit_one(learner, plans[learner.name], pace, progress)
 
-    def _fit_one(
-        self, learner: Learner, plan: Plan, pace: Pace, progress: Callable[[int, int], None] | None
-    ) -> Fitted:
+    def _fit_one(self, learner: Learner, plan: Plan, pace: Pace, progress: Callable[[int, int], None] | None) -> Fitted:
         segments = [draw(phase, number, learner, self.config.batch_size) for number, phase in enumerate(plan.phases)]
         model, rows = learner.student, {}
         if self.config.submodel and learner.student.tables:
@@ -77,7 +75,8 @@ class SequentialTrainer:
     ) -> tuple[float, ...]:
         optimizer = build_optimizer(model, model.tables, self.config, pace.learning_rate)
         steps = sum(len(segment.batches) for segment in segments)
-        done, losses = 0, []
+        losses: list[float] = []
+        done = 0
         anchor = {key: value.detach().clone() for key, value in model.named_parameters()}
         model.train()
         for segment in segments:

@@ -1,0 +1,1 @@
+"""What travels between server and merchants: typed messages, and their encoding as Flower records."""

@@ -50,7 +50,9 @@ def decode_downlink(content: RecordDict) -> Downlink:
     return Downlink(
         round=int(_scalar(content.config_records["down"]["round"])),
         weights=from_array_record(arrays["down.weights"]) if "down.weights" in arrays else None,
-        soft_labels=from_array_record(arrays["down.soft_labels"])["soft_labels"] if "down.soft_labels" in arrays else None,
+        soft_labels=from_array_record(arrays["down.soft_labels"])["soft_labels"]
+        if "down.soft_labels" in arrays
+        else None,
         scalars={name: float(_scalar(value)) for name, value in scalars.get("down.scalars", MetricRecord()).items()},
     )
 
@@ -150,7 +152,9 @@ def prefixed(content: RecordDict, prefix: str) -> dict[str, Any]:
 
 def unprefixed(content: RecordDict, prefix: str) -> RecordDict:
     """Inverse of ``prefixed``: the records under ``prefix``."""
-    return RecordDict({name.removeprefix(prefix): record for name, record in content.items() if name.startswith(prefix)})
+    return RecordDict(
+        {name.removeprefix(prefix): record for name, record in content.items() if name.startswith(prefix)}
+    )
 
 
 def _scalar(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """A finished run as the runner would leave it, with numbers drawn from fixed seeds."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -132,6 +134,20 @@ def write_run(folder, seeds):
             store.append(record)
         store.write_summary(summary_of(seeds))
     return folder
+
+
+@pytest.fixture
+def sample():
+    """What the sample run is made of."""
+    return SimpleNamespace(
+        task=TASK,
+        teacher=TEACHER,
+        account=ACCOUNT,
+        speed=SPEED,
+        experiment=experiment(3),
+        outcomes=outcomes(3),
+        federations=list(FEDERATIONS),
+    )
 
 
 @pytest.fixture

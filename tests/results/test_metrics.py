@@ -79,7 +79,7 @@ def test_nothing_is_measured_on_no_examples():
 def test_predictions_that_are_not_finite_are_refused_with_their_row():
     probabilities = certain([0, 1, 2])
     probabilities[1, 2] = np.nan
-    with pytest.raises(TrainingError, match="row 1 .*learning_rate"):
+    with pytest.raises(TrainingError, match=r"row 1 .*learning_rate"):
         classification(probabilities, np.array([0, 1, 2]), GRADES)
 
 
@@ -150,7 +150,7 @@ def test_the_headline_is_ndcg_for_graded_tasks_and_macro_f1_otherwise():
     metrics = {"macro_f1": 0.7, "ndcg@10": 0.9}
     assert headline(metrics, GRADES) == 0.9
     assert headline(metrics, BINARY) == 0.7
-    with pytest.raises(DataError, match="ndcg@10 .*no ranking view"):
+    with pytest.raises(DataError, match=r"ndcg@10 .*no ranking view"):
         headline({"macro_f1": 0.7}, GRADES)
 
 

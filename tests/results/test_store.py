@@ -42,7 +42,7 @@ def test_a_new_run_holds_the_complete_experiment_and_the_versions(folder):
 def test_an_existing_run_is_not_written_over(folder):
     RunStore.create(folder, EXPERIMENT).close()
     before = sorted(path.name for path in folder.parent.rglob("*"))
-    with pytest.raises(ConfigError, match="trial exists already: .*--resume.*--name"):
+    with pytest.raises(ConfigError, match=r"trial exists already: .*--resume.*--name"):
         RunStore.create(folder, EXPERIMENT)
     assert sorted(path.name for path in folder.parent.rglob("*")) == before
 
@@ -135,7 +135,7 @@ def test_rewinding_to_a_round_that_is_not_there_is_refused(folder):
 
 
 def test_there_must_be_a_run_to_resume(folder):
-    with pytest.raises(CheckpointError, match="no run in .*trial to resume: .*without --resume"):
+    with pytest.raises(CheckpointError, match=r"no run in .*trial to resume: .*without --resume"):
         RunStore.resume(folder, EXPERIMENT)
 
 
@@ -218,7 +218,7 @@ def test_the_student_is_replaced_as_a_whole(folder):
 
 def test_the_summary_is_read_back_and_a_missing_one_explained(folder):
     with RunStore.create(folder, EXPERIMENT) as store:
-        with pytest.raises(CheckpointError, match="has not ended; .*--resume"):
+        with pytest.raises(CheckpointError, match=r"has not ended; .*--resume"):
             read_summary(folder)
         store.write_summary({"schema": 1, "student": {"auc": None}})
     assert read_summary(folder) == {"schema": 1, "student": {"auc": None}}

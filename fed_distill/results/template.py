@@ -1,4 +1,6 @@
-{% macro value(row, name, filter="number") -%}
+"""The report's page as a Jinja template. A Python module, because a Flower app ships no other kind of template file."""
+
+REPORT_PAGE = """{% macro value(row, name, filter="number") -%}
 {{ row.values[name] | percent(1) if filter == "percent" else row.values[name] | number }}
 {%- endmacro %}
 {% macro half(row, name) -%}
@@ -7,6 +9,12 @@
 {%- endmacro %}
 {% macro tile(name, big, sub, half) -%}
 <div><dt>{{ name }}</dt><dd class="big">{{ big }}{% if half %} <small>{{ half }}</small>{% endif %}</dd><dd class="sub">{{ sub }}</dd></div>
+{%- endmacro %}
+{% macro stages(title, adaptation) -%}
+<ul class="notes soft">
+{% for seed, notes in adaptation.notes.items() %}{% for note in notes %}<li>{{ title }}, seed {{ seed }}: {{ note }}</li>
+{% endfor %}{% endfor %}
+</ul>
 {%- endmacro %}
 {% macro figure(chart, caption) -%}
 <figure><div class="chart">{{ chart }}</div><figcaption>{{ caption }}</figcaption></figure>
@@ -57,7 +65,7 @@ body {
   font: 16px/1.6 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif;
   font-variant-numeric: tabular-nums;
 }
-main { max-width: 1120px; margin: 0 auto; padding: 56px 28px 96px; }
+main { max-width: 1180px; margin: 0 auto; padding: 56px 28px 96px; }
 header p { max-width: 46rem; }
 .eyebrow { margin: 0; color: var(--soft); font-size: .875rem; letter-spacing: .02em; }
 h1 { margin: .1em 0 .5em; font-size: clamp(1.7rem, 4.5vw, 2.5rem); line-height: 1.15; letter-spacing: -.022em; font-weight: 650; text-wrap: balance; }
@@ -92,7 +100,7 @@ tr.main td.head { font-weight: 650; }
 td.head { font-weight: 560; }
 figure { margin: 18px 0 0; padding: 20px 22px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 figcaption { margin-top: 10px; max-width: 46rem; }
-svg { display: block; width: 100%; min-width: 560px; max-width: 900px; height: auto; margin: 0 auto; overflow: visible;
+svg { display: block; width: 100%; min-width: 640px; max-width: 1000px; height: auto; margin: 0 auto; overflow: visible;
   font-size: 13px; }
 svg text { fill: var(--ink); }
 svg .tick { fill: var(--soft); font-size: 12px; }
@@ -114,14 +122,14 @@ ul.notes li { margin: .2em 0; }
 pre { margin: 0; padding: 14px 18px; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   font: .86rem/1.55 ui-monospace, "SF Mono", "Cascadia Code", "DejaVu Sans Mono", monospace; }
 details { margin-top: 14px; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; } details pre { margin-top: 10px; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 10px 48px; }
 dl { margin: 0; }
 .account { font-size: .9rem; }
 .account div { display: flex; justify-content: space-between; gap: 16px; padding: 5px 0; border-bottom: 1px solid var(--line); }
 .account dt { color: var(--soft); } .account dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 .account .nested { display: block; border-bottom: 0; padding-top: 12px; }
 .account .nested > dt { color: var(--ink); font-weight: 600; } .account .nested > dd { text-align: left; }
-.account .nested .account { padding-left: 0; }
+.data > .account { columns: 2 340px; column-gap: 56px; }
+.data > .account > div { break-inside: avoid; }
 .words { columns: 2 320px; column-gap: 48px; font-size: .92rem; }
 .words div { break-inside: avoid; margin-bottom: 14px; }
 .words dt { font-weight: 600; } .words dd { margin: 0; color: var(--soft); line-height: 1.5; }
@@ -143,7 +151,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <p class="verdict">{{ verdict }}</p>
   <dl class="tiles">
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
-    {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's " ~ metric, "") }}
+    {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
     {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent), "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
     {% if summary.speed %}
     {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ ", not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
@@ -163,8 +171,8 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <table>
     <thead><tr><th scope="col">Model</th>
       {% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}
-      <th scope="col">Merchants,<br>mean accuracy</th><th scope="col">Worst<br>merchant</th><th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
-      <th scope="col">↑ sent, ↓ received<br>in a round</th><th scope="col">Time</th></tr></thead>
+      <th scope="col">Mean<br>merchant</th><th scope="col">Worst<br>merchant</th><th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
+      <th scope="col">Bytes<br>a round</th><th scope="col">Time</th></tr></thead>
     <tbody>
     {% for row in rows %}
     <tr class="{{ row.kind }}"><th scope="row">{{ row.name }}<small>{{ row.note }}</small></th>
@@ -172,22 +180,22 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
       {% if row.kind == "teacher" %}
       <td>–</td><td>–</td><td>–</td><td>–</td><td>–</td><td>–</td>
       {% else %}
-      <td>{{ row["values"].merchant_accuracy | number(3) }}</td>
-      <td>{% if row["values"].worst_merchant %}{{ row["values"].worst_merchant.accuracy | number(3) }}<small>{{ row["values"].worst_merchant.merchant | truncate(18) }}</small>{% else %}–{% endif %}</td>
+      <td>{{ row.values.merchant_accuracy | number(3) }}</td>
+      <td>{% if row.values.worst_merchant %}{{ row.values.worst_merchant.accuracy | number(3) }}<small>{{ row.values.worst_merchant.merchant | truncate(18) }}</small>{% else %}–{% endif %}</td>
       <td>{{ value(row, "retention", "percent") }}</td>
-      <td>{{ row["values"].gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>
+      <td>{{ row.values.gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>
       {% if row.federated %}
-      <td>↑ {{ row["values"].bytes.uplink_per_merchant_round | size }}<small>↓ {{ row["values"].bytes.downlink_per_merchant_round | size }}</small></td>
+      <td>↑ {{ row.values.bytes.uplink_per_merchant_round | size }}<small>↓ {{ row.values.bytes.downlink_per_merchant_round | size }}</small></td>
       {% else %}<td>–</td>{% endif %}
-      <td>{{ row["values"].seconds | duration }}</td>
+      <td>{{ row.values.seconds | duration }}</td>
       {% endif %}</tr>
     {% endfor %}
     </tbody>
   </table>
   </div>
-  {% for row in rows if row.kind not in ("teacher",) and row["values"].notes %}
+  {% for row in rows if row.kind not in ("teacher",) and row.values.notes %}
   {% if loop.first %}<ul class="notes soft">{% endif %}
-  {% for name, note in row["values"].notes.items() %}<li>{{ row.name }}: gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}.</li>{% endfor %}
+  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}.</li>{% endfor %}
   {% if loop.last %}</ul>{% endif %}
   {% endfor %}
 </section>
@@ -231,11 +239,12 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
     </tbody>
   </table>
   </div>
-  <ul class="notes soft">
-  {% for title, row in summary.federations.items() if row.adaptation %}
-  {% for seed, notes in row.adaptation.notes.items() %}{% for note in notes %}<li>{{ title }}, seed {{ seed }}: {{ note }}</li>{% endfor %}{% endfor %}
-  {% endfor %}
-  </ul>
+  {{ stages(summary.federation, main.adaptation) if main.adaptation }}
+  {% if summary.federations | length > 1 %}
+  <details><summary>The stages of the other federations</summary>
+  {% for title, row in summary.federations.items() if row.adaptation and title != summary.federation %}{{ stages(title, row.adaptation) }}{% endfor %}
+  </details>
+  {% endif %}
 </section>
 {% endif %}
 {% endfor %}
@@ -249,7 +258,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 <section id="data">
   <h2>The data</h2>
   <p>What was read, what was left out and why, and how the rest was split. No product or query of the test set occurs in training.</p>
-  <div class="columns">{{ account(summary.data) }}</div>
+  <div class="data">{{ account(summary.data) }}</div>
 </section>
 {% endif %}
 
@@ -273,3 +282,4 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 </main>
 </body>
 </html>
+"""

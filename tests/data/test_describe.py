@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from fed_distill.config import DataConfig
+from fed_distill.data import load
+from fed_distill.data.describe import describe, render
+from fed_distill.data.examples import FederatedData
+
+
+@pytest.fixture(scope="module")
+def data() -> FederatedData:
+    return load(DataConfig(proxy_size=100, options={"merchants": 6, "rows": 80}))
+
+
+def test_the_account_is_json_and_renders_the_same_after_a_round_trip(data: FederatedData) -> None:
+    assert render(json.loads(json.dumps(data.account))) == render(data.account)
+
+
+def test_the_text_shows_what_was_counted(data: FederatedData) -> None:
+    lines = [line.split() for line in render(data.account).splitlines()]
+    cleaning, account = data.account["cleaning"], data.account
+    assert ["rows", "read", f"{cleaning['rows_read']:,}"] in lines
+    assert ["dropped:", "duplicate", f"{cleaning['dropped']['duplicate']:,}"] in lines
+    assert ["clients", str(len(data.merchants))] in lines
+    assert ["groups", *(f"{account['groups'][part]:,}" for part in ("train", "valid", "test"))] in lines
+    exact = (data.test.labels == 0).mean()
+    assert any(line[:3] == ["test", f"{len(data.test):,}", f"{exact:.1%}"] for line in lines)
+    assert any(line[:1] == ["test"] and "queries," in line for line in lines)
+
+
+def test_the_picture_is_written_and_named(data: FederatedData, tmp_path: Path) -> None:
+    text = describe(data, tmp_path / "new")
+    path = tmp_path / "new" / "merchants.png"
+    assert text.splitlines()[-1].endswith(str(path))
+    picture = imread(path)
+    assert picture.shape[0] > 600
+    assert picture.shape[1] > 1000
+    assert (
+        len({tuple(pixel) for pixel in picture[::7, ::7, :3].reshape(-1, 3).tolist()}) > 4
+    )  # the four grades' colours
+
+
+def test_many_classes_are_listed_one_a_line_and_drawn(tmp_path: Path) -> None:
+    many = load(DataConfig(task="category", proxy_size=50, options={"merchants": 6, "rows": 80}))
+    text = describe(many, tmp_path)
+    assert (tmp_path / "merchants.png").stat().st_size > 10_000
+    heads = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    assert set(many.task.classes) <= set(heads)

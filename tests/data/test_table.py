@@ -1,0 +1,167 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fed_distill.config import DataConfig
+from fed_distill.data import load
+from fed_distill.errors import ConfigError, DataError
+
+GRADES = ("exact", "substitute", "complement", "irrelevant")
+COLUMNS = {"text": "search term", "pair": "product", "label": "grade", "merchant": "shop", "group": "term_id"}
+
+
+def graded_rows() -> list[dict[str, Any]]:
+    """Six shops (called 001 to 006), 30 queries with four candidates each at every shop."""
+    return [
+        {
+            "search term": f"query {query}",
+            "product": f"candidate {candidate} of {query} at {shop}",
+            "grade": GRADES[candidate],
+            "shop": f"{shop:03d}",
+            "term_id": query,
+        }
+        for shop in range(1, 7)
+        for query in range(30)
+        for candidate in range(4)
+    ]
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> Path:
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix in (".jsonl", ".json"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+def config(path: Path, columns: Mapping[str, str] = COLUMNS, **changes: Any) -> DataConfig:
+    options = {"path": str(path), "columns": dict(columns)}
+    return DataConfig.model_validate(
+        {"dataset": "table", "min_rows": 20, "proxy_size": 30, "options": options, **changes}
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])
+def test_every_format_gives_the_same_data(suffix: str, tmp_path: Path) -> None:
+    data = load(config(write(graded_rows(), tmp_path / f"rows{suffix}")))
+    assert data.account["cleaning"]["rows_kept"] == 720
+    assert set(data.public.merchants) | set(data.merchants) == {f"{shop:03d}" for shop in range(1, 7)}
+    for text, product, label in zip(data.test.texts, data.test.pairs or (), data.test.labels.tolist(), strict=True):
+        assert product.startswith(f"candidate {label} of {text.split()[1]} ")
+    reference = load(config(write(graded_rows(), tmp_path / "reference.csv")))
+    assert data.test.texts == reference.test.texts
+    assert data.proxy.pairs == reference.proxy.pairs
+
+
+def test_groups_with_several_candidates_are_ranked(tmp_path: Path) -> None:
+    data = load(config(write(graded_rows(), tmp_path / "rows.csv")))
+    assert data.ranking_test is not None
+    # A fifth of 30 queries, four candidates at each of six shops.
+    assert data.account["ranking"]["test"] == {"queries": 6, "candidates_per_query": 24.0, "best_grade_per_query": 6.0}
+    assert set(data.ranking_test.examples.groups.tolist()) == set(data.test.groups.tolist())
+
+
+def test_unknown_labels_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = graded_rows()
+    rows[0]["grade"], rows[1]["grade"], rows[2]["grade"] = "great", "", "2"
+    data = load(config(write(rows, tmp_path / "rows.csv")))
+    assert data.account["cleaning"]["dropped"]["unknown label"] == 2
+
+
+def test_texts_that_look_like_missing_values_stay_texts(tmp_path: Path) -> None:
+    rows = graded_rows()
+    for row in rows[:4]:
+        row["search term"] = "NA"
+    rows[5]["product"] = ""
+    data = load(config(write(rows, tmp_path / "rows.csv")))
+    assert data.account["cleaning"]["dropped"]["empty"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_missing_column_names_the_file_and_the_columns_there_are(suffix: str, tmp_path: Path) -> None:
+    path = write(graded_rows(), tmp_path / f"rows{suffix}")
+    with pytest.raises(
+        DataError, match=rf"rows{suffix} has no column 'titel'; it has: search term, product, grade, shop, term_id"
+    ):
+        load(config(path, {**COLUMNS, "text": "titel"}))
+
+
+def test_labels_of_another_task_are_shown(tmp_path: Path) -> None:
+    rows = [{**row, "grade": "good"} for row in graded_rows()]
+    with pytest.raises(
+        DataError, match=r"no label in column 'grade' .* 'good', first in row 1; relevance has: exact, substitute"
+    ):
+        load(config(write(rows, tmp_path / "rows.csv")))
+
+
+def test_a_text_that_is_none_names_its_row(tmp_path: Path) -> None:
+    rows = [{**row, "product": [row["product"]]} for row in graded_rows()]
+    with pytest.raises(DataError, match=r"rows.jsonl, row 1: column 'product' holds a list, not text"):
+        load(config(write(rows, tmp_path / "rows.jsonl")))
+
+
+def test_pairs_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"task recommend wants two texts.*data.options.columns.pair"):
+        load(config(tmp_path / "rows.csv", {"text": "a", "label": "b"}, task="recommend"))
+
+
+def test_an_unknown_column_role_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'table', option .*titel"):
+        load(config(tmp_path / "rows.csv", {"titel": "a"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", "", "rows.csv is empty"),
+        ("rows.csv", "search term,product,grade,shop,term_id\n", "rows.csv has no rows"),
+        ("rows.csv", 'search term,product,grade,shop,term_id\n"a,b\n', r"cannot read .*rows.csv"),
+        ("rows.csv", "search term,product,grade,shop,term_id\na,b,c,d,e\nf,g,h,i,j,k\n", r"rows.csv: .*line 3, saw 6"),
+        ("rows.jsonl", "{not json\n", r"cannot read .*rows.jsonl"),
+        ("rows.parquet", "no parquet", r"cannot read .*rows.parquet"),
+        ("rows.xlsx", "x", r"rows.xlsx: a table is a .csv"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        load(config(tmp_path / name))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows.csv does not exist"):
+        load(config(tmp_path / "rows.csv"))
+
+
+def test_a_partitioner_makes_merchants_where_the_table_has_none(tmp_path: Path) -> None:
+    path = write(graded_rows(), tmp_path / "rows.csv")
+    without = {name: column for name, column in COLUMNS.items() if name != "merchant"}
+    with pytest.raises(DataError, match=r"name no merchant"):
+        load(config(path, without))
+    data = load(config(path, without, partition="dirichlet", partitions=8, concentration=5.0))
+    assert data.account["merchants"]["all"] == 8
+    assert {name.split("-")[0] for name in data.merchants} == {"merchant"}
+
+
+def test_integer_and_missing_categories_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"item {row} of {shop}", "label": row % 3 + 5, "shop": shop} for shop in "abcd" for row in range(40)
+    ]
+    rows[0]["label"] = None
+    path = write(rows, tmp_path / "rows.parquet")
+    data = load(config(path, {"merchant": "shop"}, task="category", proxy_size=10))
+    assert data.task.classes == ("5", "6", "7")
+    assert (
+        data.task.positive == "6"
+        if sum(row["label"] == 6 for row in rows) > sum(row["label"] == 5 for row in rows)
+        else "5"
+    )
+    assert data.account["cleaning"]["dropped"]["unknown label"] == 1
+    assert all(int(text.split()[1]) % 3 == label for text, label in zip(data.test.texts, data.test.labels, strict=True))

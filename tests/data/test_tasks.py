@@ -1,0 +1,50 @@
+import math
+
+import pytest
+
+from fed_distill.data.examples import UNLABELED
+from fed_distill.data.tasks import RECOMMEND, RELEVANCE, category_task, choose_task, label_reader
+from fed_distill.errors import ConfigError, DataError
+
+
+def test_relevance_has_the_gains_of_esci() -> None:
+    assert dict(zip(RELEVANCE.classes, RELEVANCE.gains or (), strict=True)) == {
+        "exact": 1.0, "substitute": 0.1, "complement": 0.01, "irrelevant": 0.0,
+    }  # fmt: skip
+    assert (RELEVANCE.headline, RELEVANCE.positive_index) == ("ndcg@10", 0)
+    assert (RECOMMEND.headline, RECOMMEND.positive_index) == ("macro_f1", 1)
+
+
+def test_the_most_frequent_category_is_positive() -> None:
+    task = category_task(["tv", "fridge", "tv", None, float("nan"), ""])
+    assert task.classes == ("fridge", "tv")
+    assert task.positive == "tv"
+
+
+def test_one_category_is_not_a_task() -> None:
+    with pytest.raises(DataError, match=r"two classes or more.*'tv'"):
+        category_task(["tv", "tv"])
+
+
+@pytest.mark.parametrize(
+    ("value", "index"),
+    [("exact", 0), (" Substitute ", 1), ("IRRELEVANT", 3), (2, 2), ("2", 2), (1.0, 1), ("maybe", UNLABELED),
+     (4, UNLABELED), (None, UNLABELED), (math.nan, UNLABELED), ("", UNLABELED), (0.5, UNLABELED)],
+)  # fmt: skip
+def test_labels_are_read_by_name_and_by_index(value: object, index: int) -> None:
+    assert label_reader(RELEVANCE)(value) == index
+
+
+@pytest.mark.parametrize(("value", "index"), [("not recommend", 0), ("Not-Recommend", 0), (True, 1), (False, 0)])
+def test_labels_may_be_spelled_loosely(value: object, index: int) -> None:
+    assert label_reader(RECOMMEND)(value) == index
+
+
+def test_a_class_that_is_called_like_an_index_wins_over_the_index() -> None:
+    task = category_task(["5", "1", "5"])
+    assert [label_reader(task)(value) for value in ("1", 5, "0")] == [0, 1, 0]
+
+
+def test_an_unknown_task_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="'sentiment'; it offers: relevance, category"):
+        choose_task("sentiment", "pricerunner", ("relevance", "category"))

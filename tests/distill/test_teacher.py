@@ -1,0 +1,228 @@
+"""Fine-tuning the teacher: its schedule, early stopping, determinism, refusals and cache."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.distill import teacher as module
+from fed_distill.distill.teacher import bucketed_batches, cached_teacher, fine_tune, teacher_fingerprint
+from fed_distill.errors import DataError, TrainingError
+from fed_distill.models import load_teacher, predict
+from fed_distill.runtime import seeds
+
+
+def fresh(config, task):
+    with seeds.scope(0, "weights"):
+        return load_teacher(config, task)
+
+
+def silent(step, total, metrics):
+    assert 0 < step <= total
+
+
+def weights_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_teacher_learns_what_the_public_examples_teach(config, task, public, valid):
+    config = config.model_copy(update={"epochs": 15, "patience": 30})
+    tuned = fine_tune(fresh(config, task), public, valid, task, config, 0, silent)
+    predicted = predict(tuned.model, tuned.model.encode(valid.texts, None)).argmax(dim=1)
+    assert (predicted.numpy() == valid.labels).mean() > 0.9
+    assert tuned.history[-1]["valid_loss"] < tuned.history[0]["valid_loss"]
+    assert not tuned.model.training
+
+
+def test_rate_warms_up_and_falls_along_a_line_and_validation_comes_every_half_epoch(config, task, public, valid):
+    config = config.model_copy(update={"epochs": 2, "batch_size": 12, "learning_rate": 0.008, "warmup_share": 0.5})
+    seen = []
+    tuned = fine_tune(fresh(config, task), public, valid, task, config, 0, lambda *told: seen.append(told))
+    assert [(step, total) for step, total, _ in seen] == [(step, 8) for step in range(1, 9)]
+    rates = [metrics["learning_rate"] for _, _, metrics in seen]
+    assert rates == pytest.approx([0, 0.002, 0.004, 0.006, 0.008, 0.006, 0.004, 0.002])
+    assert [row["epoch"] for row in tuned.history] == [0.5, 1.0, 1.5, 2.0]
+    assert [step for step, _, metrics in seen if "valid_macro_f1" in metrics] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "checks"),
+    [
+        ([0.5, 0.7, 0.6, 0.6, 0.9], 1, 4),
+        ([0.5, 0.6, 0.5, 0.7, 0.6, 0.6, 0.9], 3, 6),
+        ([0.9, 0.8, 0.8], 0, 3),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 7, 8),
+    ],
+)
+def test_early_stopping_waits_for_its_patience_and_restores_the_best(
+    scores, kept, checks, config, task, public, valid, monkeypatch
+):
+    config = config.model_copy(update={"patience": 2})
+    snapshots, script = [], iter(scores)
+
+    def scripted(teacher, encoded, examples, of_task):
+        snapshots.append(weights_of(teacher))
+        return {"valid_macro_f1": next(script), "valid_loss": 1.0}
+
+    monkeypatch.setattr(module, "_validate", scripted)
+    tuned = fine_tune(fresh(config, task), public, valid, task, config, 0, silent)
+    assert len(snapshots) == checks
+    assert tuned.best_epoch == (kept + 1) / 2
+    for name, value in tuned.model.state_dict().items():
+        torch.testing.assert_close(value, snapshots[kept][name], rtol=0, atol=0)
+    assert any(not torch.equal(value, snapshots[kept][name]) for name, value in snapshots[kept - 1].items())
+
+
+def test_of_equal_scores_the_lower_loss_is_better(config, task, public, valid, monkeypatch):
+    losses = iter([1.0, 0.5, 0.7, 0.6])
+    config = config.model_copy(update={"epochs": 2})
+    monkeypatch.setattr(module, "_validate", lambda *_: {"valid_macro_f1": 0.5, "valid_loss": next(losses)})
+    assert fine_tune(fresh(config, task), public, valid, task, config, 0, silent).best_epoch == 1.0
+
+
+def test_same_seed_gives_the_same_weights_whatever_was_drawn_before(config, task, public, valid):
+    config = config.model_copy(update={"epochs": 1})
+    tuned = []
+    for seed in (0, 0, 1):
+        torch.rand(5)
+        state = torch.get_rng_state()
+        tuned.append(weights_of(fine_tune(fresh(config, task), public, valid, task, config, seed, silent).model))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, tuned[1][name]) for name, value in tuned[0].items())
+    assert any(not torch.equal(value, tuned[2][name]) for name, value in tuned[0].items())
+
+
+def test_validation_measures_loss_and_macro_f1(config, task, valid):
+    model = fresh(config, task).eval()
+    logits = model(model.encode(valid.texts, None)).logits.detach()
+    measured = module._validate(model, model.encode(valid.texts, None), valid, task)
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(valid.labels)).item()
+    assert measured["valid_loss"] == pytest.approx(expected, rel=1e-5)
+    predicted, f1 = logits.argmax(dim=1).numpy(), []
+    for label in sorted({*predicted.tolist(), *valid.labels.tolist()}):
+        hits = ((predicted == label) & (valid.labels == label)).sum()
+        f1.append(2 * hits / ((predicted == label).sum() + (valid.labels == label).sum()))
+    assert measured["valid_macro_f1"] == pytest.approx(np.mean(f1))
+
+
+def test_no_more_than_the_configured_examples_are_used_and_unlabeled_ones_never(config, task, public, valid):
+    config = config.model_copy(update={"epochs": 1, "max_examples": 16})
+    totals = []
+    fine_tune(fresh(config, task), public, valid, task, config, 0, lambda step, total, _: totals.append(total))
+    assert totals == [2, 2]
+    half = replace(public, labels=np.where(np.arange(48) < 24, public.labels, UNLABELED))
+    fine_tune(
+        fresh(config, task),
+        half,
+        valid,
+        task,
+        config.model_copy(update={"max_examples": 100}),
+        0,
+        lambda step, total, _: totals.append(total),
+    )
+    assert totals[2:] == [3, 3, 3]
+
+
+def test_unfit_public_examples_are_refused(config, task, public, valid):
+    one_class = replace(public, labels=np.ones(48, dtype=np.int64))
+    with pytest.raises(DataError, match="all 48 public examples are labelled 'green'"):
+        fine_tune(fresh(config, task), one_class, valid, task, config, 0, silent)
+    with pytest.raises(DataError, match="no labelled public example"):
+        fine_tune(fresh(config, task), public.unlabeled(), valid, task, config, 0, silent)
+    with pytest.raises(DataError, match="no labelled public validation example"):
+        fine_tune(fresh(config, task), public, valid.take([]), task, config, 0, silent)
+
+
+def test_loss_that_is_not_finite_stops_the_training(config, task, public, valid):
+    model = fresh(config, task)
+    with torch.no_grad():
+        model.network.classifier.bias[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1: lower teacher\.learning_rate"):
+        fine_tune(model, public, valid, task, config, 0, silent)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_of_batches_holds_every_example_once(sizes, batch_size, seed):
+    batches = bucketed_batches(torch.tensor(sizes), batch_size, seeds.torch_stream(seed))
+    again = bucketed_batches(torch.tensor(sizes), batch_size, seeds.torch_stream(seed))
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(sizes)))
+    assert all(len(batch) <= batch_size for batch in batches)
+    assert [batch.tolist() for batch in batches] == [batch.tolist() for batch in again]
+
+
+def test_batches_hold_examples_of_similar_length_in_an_order_that_changes():
+    sizes = torch.arange(400) % 50
+    stream = seeds.torch_stream(0)
+    first, second = bucketed_batches(sizes, 8, stream), bucketed_batches(sizes, 8, stream)
+    assert all(sizes[batch].max() - sizes[batch].min() <= 1 for batch in first)
+    assert [batch.tolist() for batch in first] != [batch.tolist() for batch in second]
+    means = [sizes[batch].float().mean().item() for batch in first]
+    assert means != sorted(means)
+
+
+def test_cached_teacher_is_trained_once(config, task, public, valid, tmp_path, monkeypatch):
+    config = config.model_copy(update={"epochs": 1})
+    tuned, name = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+    monkeypatch.setattr(module, "fine_tune", lambda *_: pytest.fail("it was trained again"))
+    again, same = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+    assert same == name == teacher_fingerprint(config, task, public, valid, 0)
+    assert (again.history, again.best_epoch) == (tuned.history, tuned.best_epoch)
+    encoded = tuned.model.encode(valid.texts, None)
+    torch.testing.assert_close(predict(again.model, encoded), predict(tuned.model, encoded), rtol=0, atol=0)
+    assert [path.name for path in (tmp_path / "teachers").iterdir()] == [name]
+
+
+def test_training_that_is_cut_short_leaves_no_teacher_behind(config, task, public, valid, tmp_path):
+    def killed(step, total, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_teacher(tmp_path, config, task, public, valid, 0, killed)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_torn_teacher_is_made_again_and_said(config, task, public, valid, tmp_path, caplog):
+    config = config.model_copy(update={"epochs": 1})
+    tuned, name = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+    weights = tmp_path / "teachers" / name / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with caplog.at_level(logging.WARNING):
+        again, _ = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+    assert name in caplog.text and "made again" in caplog.text
+    for (key, one), other in zip(tuned.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
+    assert module._load(tmp_path / "teachers" / name).history == tuned.history
+
+
+def test_fingerprint_changes_with_everything_that_the_teacher_depends_on(config, task, public, valid, tmp_path):
+    def name(config=config, task=task, public=public, valid=valid, seed=0):
+        return teacher_fingerprint(config, task, public, valid, seed)
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"1")
+    local = config.model_copy(update={"model": str(folder)})
+    names = [name(config=local)]
+    (folder / "model.safetensors").write_bytes(b"2")
+    names += [
+        name(config=local),
+        name(),
+        name(seed=1),
+        name(config=config.model_copy(update={"learning_rate": 1e-3})),
+        name(config=config.model_copy(update={"options": {**config.options, "layers": 2}})),
+        name(task=replace(task, classes=("red", "green", "other"))),
+        name(public=replace(public, labels=(public.labels + 1) % 3)),
+        name(public=replace(public, texts=("other", *public.texts[1:]))),
+        name(public=public.take(range(47))),
+        name(valid=public),
+    ]
+    assert len(set(names)) == len(names)
+    elsewhere = Examples(public.texts, None, public.labels, public.groups + 5, ("other",) * 48)
+    assert name(public=elsewhere) == name()
