@@ -86,7 +86,7 @@ class Site:
         return self._with_metrics(uplink, fitted, student if request.test else None)
 
     def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
-        """(right, all) test examples of each merchant under the given student; merchants without a test are left out."""
+        """(right, all) test examples of each merchant under the given student; merchants without any are left out."""
         student = self._student(blueprint)
         student.load_state_dict(dict(weights))
         counted = {merchant: self._count_right(student, merchant) for merchant in merchants}
@@ -136,7 +136,7 @@ class Site:
 
 
 def open_site(experiment: Experiment, part: int, parts: int) -> Site:
-    """Open the site that holds every ``parts``-th merchant, beginning with ``part``, and a state folder in the run's."""
+    """Open the site that holds every ``parts``-th merchant from ``part`` on, with a state folder in the run's."""
     data = load(experiment.data)
     merchants = {name: data.merchants[name] for name in sorted(data.merchants)[part::parts]}
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint" / "sites"

@@ -18,7 +18,8 @@ from fed_distill.errors import ConfigError
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-CONTROLS = ("server", "local", "pooled", "fedavg")
+Control = Literal["server", "local", "pooled", "fedavg"]
+CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
 
 
 class _Table(BaseModel):
@@ -35,7 +36,7 @@ class DataConfig(_Table):
     )
     public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")
     min_rows: PositiveInt = Field(
-        30, description="merchants with fewer training rows are not clients; their rows are public"
+        30, description="merchants with fewer rows are not clients; their rows are public"
     )
     valid_share: Share = Field(0.1, description="share of the groups held out for validation")
     test_share: Share = Field(0.2, description="share of the groups held out for the test")
@@ -73,7 +74,7 @@ class StudentConfig(_Table):
     options: dict[str, Any] = Field(default_factory=dict, description="the student's own options")
     by_merchant: list[str] = Field(
         default_factory=list,
-        description="students dealt to the merchants in turn, if the method lets them differ; the global one stays `model`",
+        description="students dealt to the merchants in turn, if the method allows it; the global one stays `model`",
     )
 
     def models(self) -> list[str]:
@@ -163,7 +164,7 @@ class Experiment(_Table):
     )
     seed: int = Field(0, ge=0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
-    controls: list[Literal["server", "local", "pooled", "fedavg"]] = Field(
+    controls: list[Control] = Field(
         default_factory=lambda: list(CONTROLS), description="what the method is compared with"
     )
     data: DataConfig = Field(default_factory=DataConfig)

@@ -152,7 +152,10 @@ class Comparison:
             result = self._adapt(arm, weights)
             weights, notes = result.weights, list(result.notes)
         outcome = self._outcome(arm, "federation" if adapted else "control", weights, began)
-        personal = self._personal(arm, weights) if adapted and self.experiment.adaptation.personal else {}
+        personal = {}
+        if adapted and self.experiment.adaptation.personal:  # a merchant that failed keeps the global student
+            adapted_to = self._personal(arm, weights)
+            personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
         write_checkpoint(self._path(f"{arm}.final"), weights, {})
         return replace(
             outcome,

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,10 +178,13 @@ def checked(replies: RoundReplies, state: GlobalState, asked: int, number: int) 
     """The uplinks that may be merged, and why others may not; TrainingError if fewer than half may."""
     accepted: list[Uplink] = []
     refusals = list(replies.refusals)
+    usual = Counter(map(_parts, replies.uplinks)).most_common(1)
     proxy_shape = (state.teacher_labels.shape[0], state.teacher_labels.shape[1])
     for uplink in replies.uplinks:
         try:
             check_uplink(uplink, state.weights, proxy_shape)
+            if _parts(uplink) != usual[0][0]:
+                raise UplinkRejected(f"merchant {uplink.merchant}: its uplink has other parts than most others have")
             accepted.append(uplink)
         except UplinkRejected as error:
             refusals.append(Refusal(uplink.merchant, str(error)))
@@ -190,6 +194,10 @@ def checked(replies: RoundReplies, state: GlobalState, asked: int, number: int) 
         reason = refusals[0].reason if refusals else "the others did not answer"
         raise TrainingError(f"round {number}: only {len(accepted)} of {asked} merchants can be merged; {reason}")
     return accepted, refusals
+
+
+def _parts(uplink: Uplink) -> tuple[bool, bool]:
+    return uplink.weights is not None, uplink.soft_labels is not None
 
 
 def own_test_counts(uplinks: Sequence[Uplink]) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fed_distill.errors import DataError, UplinkRejected
@@ -90,7 +90,7 @@ class Sites:
             for single in _singles(reply.content):
                 if "refusal" in single.config_records:
                     head = single.config_records["refusal"]
-                    refusals.append(Refusal(str(head["merchant"]), str(head["reason"])))
+                    refusals.append(Refusal(str(head.get("merchant", "")), str(head.get("reason", "no reason given"))))
                     continue
                 try:
                     uplink = decode_uplink(single)
@@ -118,9 +118,13 @@ class Sites:
             messages.append(Message(message, node, EVALUATE))
         counts: dict[str, tuple[int, int]] = {}
         for reply in self._ask(messages)[0]:
-            for merchant, value in reply.content.metric_records["counts"].items():
-                right, count = _pair(value)
-                counts[merchant] = (right, count)
+            site = reply.metadata.src_node_id
+            for merchant, value in reply.content.metric_records.get("counts", MetricRecord()).items():
+                try:
+                    self._check_owner(merchant, request, site)
+                    counts[merchant] = _counts(merchant, value)
+                except UplinkRejected as error:
+                    _log.warning("test counts left out: %s", error)
         return dict(sorted(counts.items()))
 
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
@@ -136,11 +140,12 @@ class Sites:
             for node, places in sorted(nodes.items())
         }
 
+    def _check_owner(self, merchant: str, request: TrainRequest, node: int) -> None:
+        if merchant not in request.merchants or self._node_of[merchant] != node:
+            raise UplinkRejected(f"a reply for merchant {merchant!r} came from site {node}, which was not asked for it")
+
     def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Sequence[Uplink]) -> None:
-        if uplink.merchant not in request.merchants or self._node_of[uplink.merchant] != node:
-            raise UplinkRejected(
-                f"an uplink for merchant {uplink.merchant!r} came from a site that was not asked for it"
-            )
+        self._check_owner(uplink.merchant, request, node)
         if any(uplink.merchant == other.merchant for other in before):
             raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
 
@@ -172,7 +177,7 @@ def _names(record: ConfigRecord) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _pair(value: object) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise UplinkRejected(f"a merchant's counts are {value!r}, not two numbers")
+def _counts(merchant: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or not 0 <= value[0] <= value[1] or not value[1]:
+        raise UplinkRejected(f"merchant {merchant}: {value!r} is not (right, all) of its test examples")
     return int(value[0]), int(value[1])

@@ -1,13 +1,26 @@
-"""Shared by all tests: a small task, its examples, and a small student for it."""
+"""Shared by all tests: a small task, its examples, a small student for it, and whole runs of about a second."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
+from flwr.common.serde import recorddict_to_proto
 
+from clients.app import build_app
+from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, Task
 from fed_distill.models import build_student
 from fed_distill.models.base import TextModel
+from fed_distill.results.result import Result
 from fed_distill.runtime import seeds
+from fed_distill.runtime.callbacks import CallbackList
+from fed_distill.runtime.grid import InProcessGrid
+from server.conduct import conduct
 
 WORDS = ("red", "blue", "green", "phone", "shoe", "kettle", "maxi", "mini", "ultra", "pro", "kühl", "手机")
 
@@ -51,3 +64,75 @@ def make_examples(task):
 def student(task) -> TextModel:
     with seeds.scope(0, "test student"):
         return build_student("two-tower", {"rows": 512, "width": 8, "head_width": 8}, task)
+
+
+TINY = {
+    "name": "tiny",
+    "data": {
+        "proxy_size": 40,
+        "min_rows": 10,
+        "max_merchants": 5,
+        "max_examples": 60,
+        "options": {"merchants": 8, "rows": 40, "size_spread": 0.4, "ranking_queries": 20, "ranking_candidates": 8},
+    },
+    "teacher": {"options": {"layers": 1, "width": 16, "heads": 2}, "epochs": 1, "max_examples": 60, "max_length": 24},
+    "student": {"options": {"rows": 256, "width": 8, "head_width": 8}},
+    "training": {"server_epochs": 1, "pooled_epochs": 1, "local_epochs": 1, "learning_rate": 0.01},
+    "federation": {"rounds": 2, "options": {"proxy_steps": 2}},
+    "adaptation": {"epochs": 0.5},
+    "runtime": {"callbacks": []},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tmp_path_factory):
+    """A function (folder for runs, dotted changes) -> an experiment of about a second; all share one teacher."""
+    cache = tmp_path_factory.mktemp("teachers")
+
+    def make(folder: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+        places = {"runtime.folder": str(folder), "runtime.cache": str(cache)}
+        return Experiment.parse(TINY).with_changes({**places, **(changes or {})})
+
+    return make
+
+
+class RecordingGrid(InProcessGrid):
+    """Keeps (type, request, reply) of every message, serialized as on the wire."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.wire: list[tuple[str, bytes, bytes]] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        keys = []
+        for message in messages:
+            request = recorddict_to_proto(message.content).SerializeToString()
+            keys += super().push_messages([message])
+            reply = self._replies[keys[-1]]
+            answer = b"" if reply.has_error() else recorddict_to_proto(reply.content).SerializeToString()
+            self.wire.append((message.metadata.message_type, request, answer))
+        return keys
+
+
+@pytest.fixture(scope="session")
+def simulate():
+    """A function that runs an experiment over an own client app, number of sites and callbacks; gives folder, grid."""
+
+    def run(experiment, app=None, sites=1, callbacks=()):
+        grid = RecordingGrid(app or build_app(), experiment.to_run_config(), sites)
+        return conduct(experiment, grid, CallbackList(callbacks)), grid
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_experiment, simulate, tmp_path_factory):
+    """One whole run, shared by the tests that only look at it: experiment, result, and what was on the wire."""
+    changes = {
+        "federation.aggregator": "fedsubavg",
+        "adaptation.personal": True,
+        "compare": [{"method": "fedmd", "aggregator": "fedavg"}],
+    }
+    experiment = tiny_experiment(tmp_path_factory.mktemp("runs"), changes)
+    folder, grid = simulate(experiment)
+    return SimpleNamespace(experiment=experiment, result=Result(folder), wire=grid.wire)

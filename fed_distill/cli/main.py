@@ -18,6 +18,7 @@ from fed_distill.errors import FedDistillError
 if TYPE_CHECKING:
     from fed_distill.config import Experiment
     from fed_distill.registry import Registry
+    from fed_distill.results.result import Result
 
 app = typer.Typer(
     name="fed-distill",
@@ -50,6 +51,7 @@ def run(
 
     experiment = _experiment(file, settings, name, resume, tiny)
     result = simulate(experiment)
+    Console().print(_comparison(result))
     Console().print(f"report: {escape(str(result.report))}", soft_wrap=True)
 
 
@@ -156,6 +158,18 @@ def _experiment(
         changes["runtime.resume"] = True
     experiment = Experiment.read(file, changes)
     return experiment.tiny() if tiny else experiment
+
+
+def _comparison(result: "Result") -> Table:
+    from fed_distill.results.tables import comparison_cells
+
+    header, *rows = comparison_cells(result.summary)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for place, title in enumerate(header):
+        table.add_column(title, justify="left" if place == 0 else "right")
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    return table
 
 
 def _print_registry(registry: "Registry") -> None:

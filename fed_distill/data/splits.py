@@ -26,7 +26,7 @@ PARTS = ("train", "valid", "test")
 @dataclass(frozen=True)
 class Split:
     """Who has what. parts: ``[rows]``, index into `PARTS`. public, small, clients: indices of merchants, sorted;
-    the ``small`` ones are public too, because they have too few training rows to be clients."""
+    the ``small`` ones are public too, because they have too few rows to be clients."""
 
     parts: IntArray
     public: tuple[int, ...]
@@ -74,13 +74,13 @@ def split_rows(source: Source, config: DataConfig) -> Split:
     """Draw the parts and the public merchants."""
     parts = _draw_parts(source.groups, config)
     training = np.bincount(source.owners[parts == 0], minlength=len(source.names))
-    enough = max(config.min_rows, 2)
-    large = np.flatnonzero(training >= enough)
-    small = np.flatnonzero(training < enough)
+    rows = np.bincount(source.owners, minlength=len(source.names))
+    enough = (rows >= config.min_rows) & (training >= 2)
+    large, small = np.flatnonzero(enough), np.flatnonzero(~enough)
     if not len(large):
         raise DataError(
-            f"no merchant is left as a client: {len(small)} merchants have {training.min()} to {training.max()} "
-            f"training rows, and a client needs data.min_rows = {config.min_rows}; lower data.min_rows"
+            f"no merchant is left as a client: {len(small)} merchants have {rows.min()} to {rows.max()} "
+            f"rows, and a client needs data.min_rows = {config.min_rows}; lower data.min_rows"
         )
     if len(source.names) == 1:
         raise DataError(

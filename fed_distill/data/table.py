@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +22,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils import logging as library_log
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import Source
@@ -37,7 +36,7 @@ _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """What the library says of a table without rows: a text, a Parquet file."""
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class Columns:
     """Names of the columns in the file; ``text`` and ``label`` must be there, an empty name means that there is none.
 
@@ -57,43 +56,54 @@ class Columns:
 class Table:
     """A file of labelled texts or pairs; tasks ``relevance``, ``recommend`` and ``category``.
 
-    path: a .csv, .tsv, .parquet, .jsonl or .json (one object a line) file. columns: what each column is called.
-    ranking_queries: queries of the ranking view at most.
+    path: a .csv, .tsv, .parquet, .jsonl or .json (one object a line) file. columns: what the columns are called, by
+    the roles of `Columns`. ranking_queries: queries of the ranking view at most.
     """
 
     path: Path
-    columns: Columns = field(default_factory=Columns)
+    columns: dict[str, str] = field(default_factory=dict)
     ranking_queries: Annotated[int, Field(ge=1)] = 400
+
+    def __post_init__(self) -> None:
+        roles = [role.name for role in fields(Columns)]
+        unknown = sorted(set(self.columns) - set(roles))
+        if unknown:
+            raise ValueError(f"columns has no {unknown[0]!r}; it has: {', '.join(roles)}")
+
+    @property
+    def named(self) -> Columns:
+        """What each role's column is called, defaults included."""
+        return Columns(**self.columns)
 
     def read(self, config: DataConfig) -> Source:
         """Read and clean the rows; raise DataError that names the file and what is wrong with it."""
         choose_task(config.task, "table", ("relevance", "recommend", "category"))
-        if config.task != "category" and not self.columns.pair:
+        if config.task != "category" and not self.named.pair:
             raise DataError(
                 f"task {config.task} wants two texts: name the product's column as data.options.columns.pair"
             )
         columns = self._load()
-        raw = columns[self.columns.label]
+        raw = columns[self.named.label]
         task = _task(config.task, raw, self.path)
         read_label = label_reader(task)
         labels = [read_label(value) for value in raw]
         if raw and all(label == UNLABELED for label in labels):
             common = ", ".join(repr(name) for name, _ in Counter(map(str, raw)).most_common(3))
             raise DataError(
-                f"{self.path}: no label in column {self.columns.label!r} is a class of {task.name}; they are {common}, "
+                f"{self.path}: no label in column {self.named.label!r} is a class of {task.name}; they are {common}, "
                 f"first in row 1; {task.name} has: {', '.join(task.classes)}"
             )
-        merchants = self.columns.merchant
+        merchants = self.named.merchant
         groups: list[Hashable] | None = None
-        if self.columns.group:
+        if self.named.group:
             # A row without a group is a group of its own.
-            groups = [label_text(value) or row for row, value in enumerate(columns[self.columns.group])]
+            groups = [label_text(value) or row for row, value in enumerate(columns[self.named.group])]
         return LabeledRows.build(
             task,
-            texts=self._texts(columns, self.columns.text),
+            texts=self._texts(columns, self.named.text),
             labels=labels,
             config=config,
-            pairs=self._texts(columns, self.columns.pair) if config.task != "category" else None,
+            pairs=self._texts(columns, self.named.pair) if config.task != "category" else None,
             merchants=[label_text(value) for value in columns[merchants]] if merchants else None,
             groups=groups,
             ranking_queries=self.ranking_queries,
@@ -105,7 +115,7 @@ class Table:
             raise DataError(f"{self.path} does not exist")
         if not self.path.stat().st_size:
             raise DataError(f"{self.path} is empty")
-        wanted = sorted({name for name in vars(self.columns).values() if isinstance(name, str) and name})
+        wanted = sorted({name for name in asdict(self.named).values() if name})
         # The library keeps an Arrow copy of what it reads; the table is small, so the copy goes at once.
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -119,7 +129,7 @@ class Table:
             _check_columns(self.path, wanted, table.column_names)
             columns = {name: list(table[name]) for name in wanted}
             del table
-        if not columns[self.columns.text]:
+        if not columns[self.named.text]:
             raise DataError(f"{self.path} has no rows")
         return columns
 

@@ -28,8 +28,8 @@ def distillation_kl(logits: Tensor, probabilities: Tensor, temperature: float) -
     ``probabilities`` are the teacher's, already softened at the same ``temperature``. The factor T^2 keeps
     the gradient's size independent of the temperature.
     """
-    log_q = F.log_softmax(logits / temperature, dim=-1)
-    entropy = torch.special.entr(probabilities).sum(dim=-1)
+    log_q: Tensor = F.log_softmax(logits / temperature, dim=-1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
     return temperature**2 * (-(probabilities * log_q).sum(dim=-1) - entropy)
 
 

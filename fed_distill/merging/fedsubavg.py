@@ -21,7 +21,7 @@ class FedSubAvg:
     server_learning_rate: float = 1.0
 
     def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
-        """Mean of the updates weighted by examples: over all merchants, or, in a table, over those that sent the row."""
+        """Mean update weighted by examples: over all merchants, or, for a table's row, over those that sent it."""
         return {name: self._average_one(name, value, uplinks) for name, value in current.items()}
 
     def _average_one(self, name: str, value: Tensor, uplinks: Sequence[Uplink]) -> Tensor:

@@ -61,7 +61,7 @@ class _FlowerAggregator:
         if len(messages) < self.minimum():
             raise ConfigError(
                 f"aggregator {type(self).__name__.lower()} with its options needs {self.minimum()} merchants a round, "
-                f"and {len(messages)} sent weights: lower its options, raise federation.participation, or take another one"
+                f"and {len(messages)} sent weights: lower its options, raise federation.participation, or take another"
             )
         self._merges += 1
         running: Any = self._running
@@ -178,7 +178,7 @@ class Krum(_FlowerAggregator):
     num_malicious_nodes: Count = 1
 
     def minimum(self) -> int:
-        """2f + 3, for f liars (proposition 4.2)."""
+        """2f + 3, for f liars."""
         return 2 * self.num_malicious_nodes + 3
 
 
@@ -203,7 +203,7 @@ class Bulyan(_FlowerAggregator):
     num_malicious_nodes: Count = 1
 
     def minimum(self) -> int:
-        """4f + 3, for f liars (section 4)."""
+        """4f + 3, for f liars."""
         return 4 * self.num_malicious_nodes + 3
 
 

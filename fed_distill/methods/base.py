@@ -5,7 +5,7 @@ optimizer and never knows which runtime carries it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class GlobalState:
     teacher_labels: Tensor
     average: Callable[[Weights, Sequence[Uplink]], Weights]
     consensus: Tensor | None = None
-    server_plan: Plan = Plan()
+    server_plan: Plan = field(default_factory=Plan)
 
 
 @dataclass(frozen=True)

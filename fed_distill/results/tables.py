@@ -54,20 +54,29 @@ def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(sorted(stored["counts"]), name="merchant")).reset_index()
 
 
-def markdown_table(summary: Mapping[str, Any]) -> str:
-    """The comparison as a Markdown table; ± is the half-width of the 95 % interval over the seeds."""
+def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The comparison as text, header first; ± is the half-width of the 95 % interval over the seeds."""
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
-    header = ["", *(METRIC_NAMES[name] for name in metrics)]
-    header += ["merchants: mean", "worst", "retention", "gap closed", "up / down a round", "time"]
-    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
+    header = ["", *(METRIC_NAMES[name] for name in metrics), "merchants: mean", "worst", "retention"]
+    header += ["gap closed", *(["in AUC"] if len(gaps) > 1 else []), "up / down a round", "time"]
+    lines = [header]
     for row in comparison_table(summary).to_dict("records"):
-        name = f"**{row['name']}**" if row["kind"] == "federation" else str(row["name"])
-        cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
+        cells = [str(row["name"]), *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
-        cells += [percent(_value(row, "retention"), 1), _with_interval(row, "gap_closed", percent)]
+        cells += [percent(_value(row, "retention"), 1), *(_with_interval(row, gap, percent) for gap in gaps)]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
         cells += [" / ".join(map(size, sent)) if any(sent) else "–", duration(_value(row, "seconds"))]
-        lines.append(_line(cells))
+        lines.append(cells)
+    return lines
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """``comparison_cells`` as a Markdown table, the federations in bold."""
+    header, *rows = comparison_cells(summary)
+    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    for name, *cells in rows:
+        lines.append(_line([f"**{name}**" if name in summary["federations"] else name, *cells]))
     return "\n".join(lines) + "\n"
 
 

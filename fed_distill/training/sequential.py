@@ -128,7 +128,7 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     steps = phase.steps if phase.steps is not None else max(1, round((phase.epochs or 0.0) * per_epoch))
     batches: list[Tensor] = []
     while len(batches) < steps:
-        batches += torch.randperm(size, generator=generator).split(batch_size)
+        batches += torch.split(torch.randperm(size, generator=generator), batch_size)
     return Segment(phase, encoded, references, tuple(batches[:steps]))
 
 
@@ -136,12 +136,12 @@ def _only_used(segment: Segment) -> Segment:
     """The same segment over only those examples that its batches use."""
     if not segment.batches:
         return segment
-    used, inverse = torch.cat(segment.batches).unique(return_inverse=True)
+    used, inverse = torch.unique(torch.cat(segment.batches), return_inverse=True)
     return replace(
         segment,
         encoded={key: values[used] for key, values in segment.encoded.items()},
         references={key: values[used] for key, values in segment.references.items()},
-        batches=inverse.split([len(batch) for batch in segment.batches]),
+        batches=torch.split(inverse, [len(batch) for batch in segment.batches]),
     )
 
 

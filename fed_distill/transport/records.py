@@ -4,6 +4,7 @@ Arrays travel as npy, numbers as Flower metric and config records: nothing is pi
 merchant is checked before it is believed: names, shapes, row numbers, finite values.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,7 @@ def encode_uplink(up: Uplink) -> RecordDict:
 
 
 def decode_uplink(content: RecordDict) -> Uplink:
-    """Inverse of ``encode_uplink``; raises UplinkRejected if a part is missing or of the wrong kind."""
+    """Inverse of ``encode_uplink``; raises UplinkRejected if a part is missing or cannot be read."""
     arrays = content.array_records
     try:
         head = content.config_records["up"]
@@ -94,7 +95,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
             soft_labels=soft_labels,
             metrics={name: float(_scalar(value)) for name, value in metrics.items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
         raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
 
 
@@ -102,14 +103,26 @@ def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> 
     """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round.
 
     Weights must have the names and shapes of ``current`` (rows sorted, distinct and in range where a table is
-    sent in part), soft labels the shape ``proxy_shape`` with rows that are probabilities; all must be finite.
+    sent in part), soft labels the shape ``proxy_shape`` with rows that are probabilities; the metric ``loss`` must
+    be there; all must be finite.
     """
     if up.examples < 1:
         raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")
+    _check_metrics(up.merchant, up.metrics)
     if up.weights is not None:
         _check_weights(up.merchant, up.weights, current)
     if up.soft_labels is not None:
         _check_soft_labels(up.merchant, up.soft_labels, proxy_shape)
+
+
+def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
+    if "loss" not in sent:
+        raise UplinkRejected(f"merchant {merchant}: metric loss is missing")
+    for name, value in sent.items():
+        if not math.isfinite(value):
+            raise UplinkRejected(f"merchant {merchant}: metric {name} is {value}")
+    if not 0 <= sent.get("test_right", 0.0) <= sent.get("test_count", 0.0):
+        raise UplinkRejected(f"merchant {merchant}: metric test_right is not between 0 and test_count")
 
 
 def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> None:
@@ -139,9 +152,11 @@ def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> Non
 def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
     if tuple(sent.shape) != shape:
         raise UplinkRejected(f"merchant {merchant}: soft labels have shape {list(sent.shape)}, not {list(shape)}")
-    if not bool(torch.isfinite(sent).all()) or float(sent.min()) < 0.0:
-        raise UplinkRejected(f"merchant {merchant}: soft labels are not finite or negative")
-    if not torch.allclose(sent.sum(dim=-1), torch.ones(shape[0]), atol=1e-3):
+    if not sent.is_floating_point() or not bool(torch.isfinite(sent).all()) or float(sent.min()) < 0.0:
+        raise UplinkRejected(
+            f"merchant {merchant}: soft labels are not finite, or negative, or no floating-point numbers"
+        )
+    if not torch.allclose(sent.sum(dim=-1), torch.ones(shape[0], dtype=sent.dtype), atol=1e-3):
         raise UplinkRejected(f"merchant {merchant}: soft labels do not sum to 1")
 
 

@@ -113,7 +113,7 @@ def test_pairs_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_unknown_column_role_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'table', option .*titel"):
+    with pytest.raises(ConfigError, match=r"'table': columns has no 'titel'; it has: text, label, pair, merchant"):
         load(config(tmp_path / "rows.csv", {"titel": "a"}))
 
 

@@ -1,0 +1,46 @@
+"""A toy round: two weights, three proxy examples, three classes, and merchants whose trained parts are given."""
+
+import pytest
+import torch
+
+from fed_distill.methods.base import GlobalState, Trained
+from fed_distill.models.base import Outputs
+from fed_distill.transport.messages import PartialWeights, Uplink
+
+TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
+
+
+@pytest.fixture
+def state():
+    """After round 4; its aggregator adds up the merchants' weights, so that it is seen to have been asked."""
+
+    def average(current, uplinks):
+        return {name: value + sum(uplink.weights.arrays[name] for uplink in uplinks) for name, value in current.items()}
+
+    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average)
+
+
+@pytest.fixture
+def uplinks():
+    """Two merchants with weights, proxy probabilities and unequal numbers of examples."""
+    return [
+        Uplink("a", 10, PartialWeights({"w": torch.tensor([10.0, 20.0])}), torch.tensor([[0.5, 0.3, 0.2]] * 3)),
+        Uplink("b", 90, PartialWeights({"w": torch.tensor([100.0, 200.0])}), torch.tensor([[0.1, 0.1, 0.8]] * 3)),
+    ]
+
+
+@pytest.fixture
+def trained():
+    return Trained(
+        "a", 10, PartialWeights({"w": torch.tensor([3.0, 4.0])}), lambda: torch.tensor([[0.5, 0.3, 0.2]] * 3)
+    )
+
+
+@pytest.fixture
+def loss_of():
+    """A function: the loss of a phase's objective for logits, with the phase's own or the given references."""
+
+    def loss(phase, logits, **references):
+        return phase.objective(Outputs(logits), {**phase.references, **references})
+
+    return loss

@@ -1,0 +1,34 @@
+"""FedAvg sends the student, trains on private labels, and leaves the merging to the aggregator."""
+
+import math
+
+import torch
+
+from fed_distill.methods.fedavg import FedAvg
+
+
+def test_it_broadcasts_the_global_student_of_the_next_round(state):
+    down = FedAvg().broadcast(state)
+    assert (down.round, down.weights, down.soft_labels) == (5, state.weights, None)
+
+
+def test_merchants_train_on_their_labels_only(state, loss_of):
+    method = FedAvg(local_epochs=2.5)
+    (phase,) = method.plan(method.broadcast(state)).phases
+    assert (phase.data, phase.epochs, phase.proximal_mu) == ("private", 2.5, 0.0)
+    loss = loss_of(phase, torch.tensor([[0.0, math.log(3.0), 0.0]]), labels=torch.tensor([1]))
+    torch.testing.assert_close(loss, torch.tensor([-math.log(3 / 5)]))
+
+
+def test_the_uplink_is_the_trained_weights(state, trained):
+    up = FedAvg().uplink(trained, FedAvg().broadcast(state))
+    assert (up.merchant, up.examples, up.weights, up.soft_labels) == ("a", 10, trained.weights, None)
+
+
+def test_merging_asks_the_aggregator_and_ends_the_round(state, uplinks):
+    merged = FedAvg().merge(state, uplinks)
+    assert merged.round == 5
+    assert merged.weights["w"].tolist() == [111.0, 222.0]
+    assert merged.server_plan.phases == ()
+    assert state.round == 4
+    assert state.weights["w"].tolist() == [1.0, 2.0]

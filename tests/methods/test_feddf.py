@@ -1,0 +1,49 @@
+"""FedDF: the mean of the weights, then distillation from the softmax of the mean of the merchants' logits."""
+
+import torch
+
+from fed_distill.methods.feddf import FedDF
+
+
+def with_logits(uplinks, logits):
+    return [
+        type(up)(up.merchant, up.examples, up.weights, one.softmax(dim=-1))
+        for up, one in zip(uplinks, logits, strict=True)
+    ]
+
+
+def test_the_target_is_the_softmax_of_the_mean_of_the_logits(state, uplinks):
+    logits = [
+        torch.tensor([[4.0, -2.0, 0.5], [0.0, 1.0, 2.0], [-30.0, 5.0, 0.0]]),
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(0)) * 3,
+    ]
+    merged = FedDF().merge(state, with_logits(uplinks, logits))
+    expected = ((logits[0] + logits[1]) / 2).softmax(dim=-1)
+    torch.testing.assert_close(merged.consensus, expected)
+    (phase,) = merged.server_plan.phases
+    assert phase.data == "proxy"
+    assert torch.equal(phase.references["soft_labels"], merged.consensus)
+
+
+def test_a_probability_of_zero_does_not_break_the_target(state, uplinks):
+    certain = torch.eye(3)
+    merged = FedDF().merge(state, [type(up)(up.merchant, up.examples, up.weights, certain) for up in uplinks])
+    torch.testing.assert_close(merged.consensus, certain)
+
+
+def test_the_teacher_takes_part_by_its_share(state, uplinks):
+    ensemble = FedDF().merge(state, uplinks).consensus
+    mixed = FedDF(teacher_share=0.25).merge(state, uplinks).consensus
+    torch.testing.assert_close(mixed, 0.25 * state.teacher_labels + 0.75 * ensemble)
+
+
+def test_merchants_send_weights_and_proxy_probabilities(state, trained):
+    up = FedDF().uplink(trained, FedDF().broadcast(state))
+    assert up.weights is trained.weights
+    assert torch.equal(up.soft_labels, trained.predict_proxy())
+
+
+def test_the_weights_are_the_aggregators(state, uplinks):
+    merged = FedDF(server_epochs=3).merge(state, uplinks)
+    assert (merged.round, merged.weights["w"].tolist()) == (5, [111.0, 222.0])
+    assert merged.server_plan.phases[0].epochs == 3

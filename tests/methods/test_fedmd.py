@@ -1,0 +1,53 @@
+"""FedMD: no weights travel; the consensus is the mean of the merchants' soft labels, mixed with the teacher."""
+
+import pytest
+import torch
+
+from fed_distill.methods.base import replace
+from fed_distill.methods.fedmd import FedMD
+
+
+def test_the_first_downlink_is_the_teachers_soft_labels(state):
+    down = FedMD().broadcast(state)
+    assert (down.round, down.weights) == (5, None)
+    assert torch.equal(down.soft_labels, state.teacher_labels)
+
+
+def test_later_downlinks_are_the_consensus(state):
+    consensus = torch.full((3, 3), 1 / 3)
+    assert torch.equal(FedMD().broadcast(replace(state, consensus=consensus)).soft_labels, consensus)
+
+
+def test_merchants_digest_the_consensus_then_revisit_their_examples(state):
+    method = FedMD(digest_epochs=3, local_epochs=2)
+    down = method.broadcast(state)
+    digest, revisit = method.plan(down).phases
+    assert (digest.data, digest.epochs) == ("proxy", 3)
+    assert torch.equal(digest.references["soft_labels"], down.soft_labels)
+    assert (revisit.data, revisit.epochs) == ("private", 2)
+
+
+def test_merchants_keep_their_students_and_send_no_weights(state, trained):
+    assert FedMD.personal
+    up = FedMD().uplink(trained, FedMD().broadcast(state))
+    assert up.weights is None
+    assert torch.equal(up.soft_labels, trained.predict_proxy())
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, [0.3, 0.2, 0.5]), (1.0, [0.7, 0.2, 0.1]), (0.25, [0.4, 0.2, 0.4])],
+)
+def test_the_consensus_counts_each_merchant_the_same_and_the_teacher_by_its_share(state, uplinks, share, expected):
+    merged = FedMD(teacher_share=share).merge(state, uplinks)
+    torch.testing.assert_close(merged.consensus[0], torch.tensor(expected))
+    torch.testing.assert_close(merged.consensus.sum(dim=-1), torch.ones(3))
+    assert merged.round == 5
+
+
+def test_the_server_distils_its_student_from_the_consensus(state, uplinks):
+    merged = FedMD(server_epochs=4).merge(state, uplinks)
+    (phase,) = merged.server_plan.phases
+    assert (phase.data, phase.epochs) == ("proxy", 4)
+    assert torch.equal(phase.references["soft_labels"], merged.consensus)
+    assert merged.weights is state.weights

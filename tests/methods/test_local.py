@@ -1,0 +1,27 @@
+"""Local training merges nothing; personal adaptation does not even send the weights."""
+
+from fed_distill.methods.local import Local
+from fed_distill.methods.personal import Personal
+
+
+def test_the_global_student_stays_as_it_was(state, uplinks):
+    for method in (Local(), Personal()):
+        merged = method.merge(state, uplinks)
+        assert (merged.round, merged.weights) == (5, state.weights)
+
+
+def test_local_students_are_sent_to_be_measured(state, trained):
+    assert Local().uplink(trained, Local().broadcast(state)).weights is trained.weights
+    assert not Local.personal
+
+
+def test_personal_students_stay_at_the_merchant(state, trained):
+    up = Personal().uplink(trained, Personal().broadcast(state))
+    assert (up.merchant, up.examples, up.weights, up.soft_labels) == ("a", 10, None, None)
+    assert Personal.personal
+
+
+def test_both_train_on_private_labels(state):
+    for method in (Local(local_epochs=3), Personal(local_epochs=3)):
+        (phase,) = method.plan(method.broadcast(state)).phases
+        assert (phase.data, phase.epochs) == ("private", 3)

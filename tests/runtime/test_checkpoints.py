@@ -1,0 +1,57 @@
+"""A checkpoint is read as it was written, or named as unreadable; a failed write leaves the old one."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fed_distill.errors import CheckpointError, TrainingError
+from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
+
+TENSORS = {"weights/a": torch.tensor([[1.5, -0.0], [float(2**-149), 3e38]]), "count": torch.tensor(7)}
+VALUES = {"round": 3, "started": ["Müller & Söhne"], "seconds": 0.1}
+
+
+def test_tensors_and_values_come_back_bit_for_bit(tmp_path):
+    path = tmp_path / "deep" / "state.safetensors"
+    write_checkpoint(path, TENSORS, VALUES)
+    tensors, values = read_checkpoint(path)
+    assert values == VALUES
+    assert {name: value.numpy().tobytes() for name, value in tensors.items()} == {
+        name: value.numpy().tobytes() for name, value in TENSORS.items()
+    }
+
+
+def test_the_file_is_plain_safetensors_and_stands_alone(tmp_path):
+    path = tmp_path / "state.safetensors"
+    write_checkpoint(path, TENSORS, VALUES)
+    assert set(load_file(path)) == set(TENSORS)
+    assert [found.name for found in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_views_that_share_memory_are_written(tmp_path):
+    whole = torch.arange(6.0).reshape(2, 3)
+    write_checkpoint(tmp_path / "state.safetensors", {"turned": whole.T}, {})
+    assert torch.equal(read_checkpoint(tmp_path / "state.safetensors")[0]["turned"], whole.T)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert read_checkpoint(tmp_path / "none.safetensors") is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: b"", lambda data: b"\x80\x04pickle" + data])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    path = tmp_path / "state.safetensors"
+    write_checkpoint(path, TENSORS, VALUES)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        CheckpointError, match=r"state\.safetensors cannot be read .*delete it to train this part again"
+    ):
+        read_checkpoint(path)
+
+
+def test_a_value_that_is_no_number_is_refused_and_the_old_checkpoint_kept(tmp_path):
+    path = tmp_path / "state.safetensors"
+    write_checkpoint(path, TENSORS, VALUES)
+    with pytest.raises(TrainingError, match="seconds is nan"):
+        write_checkpoint(path, {}, {"seconds": float("nan")})
+    assert read_checkpoint(path)[1] == VALUES

@@ -1,0 +1,220 @@
+"""An experiment is the same in Python, in TOML and as a flat Flower run config; what is wrong in it is named."""
+
+import tomllib
+
+import pytest
+from flwr.common.config import flatten_dict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fed_distill.config import Experiment, parse_setting
+from fed_distill.errors import ConfigError
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00", exclude_categories=["Cs", "Cc"]), max_size=12)
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
+        "seed": st.integers(0, 2**40),
+        "controls": st.lists(st.sampled_from(["server", "local", "pooled", "fedavg"]), unique=True),
+        "data.dataset": TEXTS,
+        "data.max_merchants": st.integers(1, 1000),
+        "data.public_share": st.floats(0.0, 0.9),
+        "data.options": st.dictionaries(TEXTS, st.one_of(st.booleans(), st.integers(-9, 9), TEXTS), max_size=3),
+        "student.by_merchant": st.lists(TEXTS, max_size=3),
+        "training.clip_norm": st.floats(0.1, 10.0),
+        "federation.label": st.one_of(TEXTS, st.sampled_from(["null", "[", "{x", '"', '"quoted"', "true", "1"])).filter(
+            lambda text: text not in ("server", "local", "pooled", "personal")
+        ),
+        "runtime.cache": TEXTS.filter(bool),
+        "runtime.resume": st.booleans(),
+    },
+)
+
+
+@given(CHANGES)
+def test_an_experiment_survives_toml(changes):
+    experiment = Experiment().with_changes(changes)
+    read_again = Experiment.model_validate(tomllib.loads(experiment.to_toml()))
+    assert read_again == experiment
+
+
+@given(CHANGES)
+def test_an_experiment_survives_a_flat_run_config_of_scalars(changes):
+    experiment = Experiment().with_changes(changes)
+    flat = experiment.to_run_config()
+    assert all(isinstance(value, (bool, int, float, str)) for value in flat.values())
+    assert Experiment.from_run_config(flat) == experiment
+
+
+def test_flower_flattens_the_nested_tables_to_the_same_run_config():
+    nested = {}
+    for key, value in Experiment().to_run_config().items():
+        *tables, last = key.split(".")
+        place = nested
+        for table in tables:
+            place = place.setdefault(table, {})
+        place[last] = value
+    assert flatten_dict(nested) == Experiment().to_run_config()
+
+
+def test_run_config_that_is_not_json_names_the_key():
+    flat = Experiment().to_run_config() | {"data.options": "{broken"}
+    with pytest.raises(ConfigError, match=r"run config key 'data\.options' is not valid JSON"):
+        Experiment.from_run_config(flat)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sede = 1", "unknown key sede"),
+        ("[federation]\nruonds = 3", r"unknown key federation\.ruonds"),
+        ("[federation]\nrounds = 'three'", r"federation\.rounds: Input should be a valid integer"),
+        ("[federation]\nrounds = 0", r"federation\.rounds: Input should be greater than or equal to 1"),
+        ("[federation]\nparticipation = 0.0", r"federation\.participation: Input should be greater than 0"),
+        ("[federation]\nlabel = 'a/b'", r"federation\.label: String should match"),
+        ("data = 3", "data: Input should be a valid dictionary"),
+        ("name = 'two words'", "name: String should match"),
+        ("controls = ['server', 'oracle']", r"controls\.1: Input should be 'server', 'local', 'pooled' or 'fedavg'"),
+        ("[data]\nvalid_share = 0.5\ntest_share = 0.5", r"data\.valid_share and data\.test_share leave nothing"),
+        ("[[compare]]\nlabel = 'a'\n[[compare]]\nruonds = 1", "table 2 of compare: unknown key ruonds"),
+        ("[[compare]]\nrounds = 'x'", "table 1 of compare: rounds: Input should be a valid integer"),
+        ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': give one of them a `label`"),
+        ("[federation]\nlabel = 'pooled'", "a federation cannot be called 'pooled': give it another `label`"),
+        ("[federation]\nmethod = 'local'", "a federation cannot be called 'local'"),
+        ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
+        ("name = ", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_and_the_key(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Experiment.read(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read experiment .*none\.toml: No such file"):
+        Experiment.read(tmp_path / "none.toml")
+
+
+def test_overrides_win_over_the_file_and_make_missing_tables(tmp_path):
+    path = write(tmp_path, "[federation]\nrounds = 3\n")
+    experiment = Experiment.read(path, {"federation.rounds": 5, "student.options.width": 16})
+    assert experiment.federation.rounds == 5
+    assert experiment.student.options == {"width": 16}
+
+
+def test_an_override_below_a_value_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"seed\.deep: seed is a value, not a table"):
+        Experiment.read(write(tmp_path, "seed = 1"), {"seed.deep": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("federation.rounds=3", "federation.rounds", 3),
+        ("federation.participation = 0.5", "federation.participation", 0.5),
+        ("runtime.resume=true", "runtime.resume", True),
+        ('controls=["server"]', "controls", ["server"]),
+        ("data.dataset=pricerunner", "data.dataset", "pricerunner"),
+        ("federation.label=a=b", "federation.label", "a=b"),
+        ("teacher.options={layers=1}", "teacher.options", {"layers": 1}),
+    ],
+)
+def test_settings_are_toml_or_plain_text(text, key, value):
+    assert parse_setting(text) == (key, value)
+
+
+@pytest.mark.parametrize("text", ["federation.rounds", "=3", ""])
+def test_a_setting_without_key_or_value_is_refused(text):
+    with pytest.raises(ConfigError, match="--set wants key=value"):
+        parse_setting(text)
+
+
+def with_compare(*tables, **federation):
+    return Experiment.parse({"federation": federation, "compare": list(tables)})
+
+
+def test_compared_federations_inherit_what_they_do_not_override():
+    experiment = with_compare({"aggregator": "fedadam"}, method="fedavg", rounds=7, participation=0.5, label="main")
+    compared = experiment.federations()[1]
+    assert (compared.method, compared.rounds, compared.participation) == ("fedavg", 7, 0.5)
+    assert compared.title == "fedavg+fedadam"
+
+
+def test_options_are_inherited_by_the_same_method_and_aggregator_only():
+    experiment = with_compare(
+        {"label": "same"},
+        {"method": "fedavg"},
+        {"aggregator": "fedmedian"},
+        method="fedprox",
+        options={"proximal_mu": 0.5},
+        aggregator="fedadam",
+        aggregator_options={"eta": 0.1},
+    )
+    _, same, other_method, other_aggregator = experiment.federations()
+    assert (same.options, same.aggregator_options) == ({"proximal_mu": 0.5}, {"eta": 0.1})
+    assert (other_method.options, other_method.aggregator_options) == ({}, {"eta": 0.1})
+    assert (other_aggregator.options, other_aggregator.aggregator_options) == ({"proximal_mu": 0.5}, {})
+
+
+def test_arms_are_the_federations_and_the_controls_that_merchants_train():
+    experiment = Experiment.parse(
+        {
+            "federation": {"method": "fedavg-kd", "rounds": 4, "participation": 0.5, "options": {"local_epochs": 3}},
+            "compare": [{"method": "fedmd"}],
+            "training": {"local_epochs": 5},
+            "adaptation": {"personal": True, "personal_epochs": 2},
+        }
+    )
+    arms = experiment.arms()
+    assert list(arms) == ["fedavg-kd", "fedmd", "fedavg", "local", "personal of fedavg-kd", "personal of fedmd"]
+    fedavg = arms["fedavg"]
+    assert (fedavg.method, fedavg.rounds, fedavg.participation) == ("fedavg", 4, 0.5)
+    assert fedavg.options == {"local_epochs": 3}
+    assert (arms["local"].rounds, arms["local"].options) == (1, {"local_epochs": 5})
+    assert arms["personal of fedmd"].options == {"local_epochs": 2}
+
+
+def test_a_federation_called_fedavg_is_its_own_control():
+    experiment = Experiment.parse({"federation": {"method": "fedavg", "rounds": 9}, "controls": ["fedavg"]})
+    assert list(experiment.arms()) == ["fedavg"]
+    assert experiment.arms()["fedavg"].rounds == 9
+
+
+def test_tiny_makes_everything_small_and_keeps_what_is_compared():
+    experiment = Experiment.parse(
+        {
+            "name": "big",
+            "repeats": 5,
+            "teacher": {"model": "minilm", "epochs": 3},
+            "data": {"dataset": "pricerunner", "max_merchants": 3},
+            "federation": {"rounds": 15, "aggregator": "fedsubavg"},
+            "compare": [{"method": "fedmd", "rounds": 30}, {"method": "feddf", "rounds": 1}],
+        }
+    )
+    tiny = experiment.tiny()
+    assert (tiny.name, tiny.repeats, tiny.teacher.model) == ("big-tiny", 1, "bert-small")
+    assert (tiny.data.dataset, tiny.data.max_merchants, tiny.data.max_examples) == ("pricerunner", 3, 200)
+    assert [(one.title, one.rounds) for one in tiny.federations()] == [
+        ("fedavg-kd+fedsubavg", 2),
+        ("fedmd+fedsubavg", 2),
+        ("feddf+fedsubavg", 1),
+    ]
+
+
+def test_a_student_that_is_dealt_keeps_default_options():
+    student = Experiment.parse(
+        {"student": {"model": "lstm", "options": {"width": 8}, "by_merchant": ["two-tower", "lstm", "two-tower"]}}
+    ).student
+    assert student.models() == ["lstm", "two-tower"]
+    assert student.options_of("lstm") == {"width": 8}
+    assert student.options_of("two-tower") == {}

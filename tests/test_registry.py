@@ -1,0 +1,123 @@
+"""Names lead to things, near misses to hints, and options are checked before anything is built."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from fed_distill.errors import ConfigError
+from fed_distill.registry import Registry
+
+
+@dataclass(frozen=True)
+class Oven:
+    degrees: int = 180
+    share: Annotated[float, Field(ge=0.0)] = 0.5
+    given: str = ""
+
+    def __post_init__(self):
+        if self.degrees > 300:
+            raise ValueError("no oven is hotter than 300")
+
+
+class NotADataclass:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kitchen", sys.modules[__name__])
+
+
+@pytest.fixture
+def ovens():
+    return Registry("oven", {"oven": "kitchen:Oven", "stove": "kitchen:Missing", "plain": "kitchen:NotADataclass"})
+
+
+def test_short_names_and_import_paths_lead_to_the_same_thing(ovens):
+    assert ovens.resolve("oven") is Oven
+    assert ovens.resolve("kitchen:Oven") is Oven
+
+
+def test_a_near_miss_is_answered_with_the_nearest_names(ovens):
+    with pytest.raises(
+        ConfigError, match=r"unknown oven 'ovne'; did you mean oven, stove\? An own oven is named by import path"
+    ):
+        ovens.resolve("ovne")
+
+
+def test_a_name_like_none_is_answered_with_all_names(ovens):
+    with pytest.raises(ConfigError, match="did you mean oven, plain, stove"):
+        ovens.resolve("zzz")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_package:Thing", "cannot import oven 'no_such_package:Thing': No module named 'no_such_package'"),
+        ("kitchen:Fridge", "kitchen has no 'Fridge' \\(wanted as oven\\)"),
+    ],
+)
+def test_a_wrong_import_path_says_what_is_missing(ovens, path, message):
+    with pytest.raises(ConfigError, match=message):
+        ovens.resolve(path)
+
+
+def test_a_module_in_the_working_folder_is_found_and_the_search_path_left_as_it_was(tmp_path, monkeypatch, ovens):
+    (tmp_path / "own_oven_of_the_test.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass\nclass Own:\n    heat: int = 3\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = [entry for entry in sys.path if entry]
+    monkeypatch.setattr(sys, "path", list(path))
+    assert ovens.build("own_oven_of_the_test:Own", {"heat": 5}).heat == 5
+    assert sys.path == path
+
+
+def test_options_are_converted_and_defaults_kept(ovens):
+    assert ovens.build("oven", {"degrees": 200}, given="by the program") == Oven(200, 0.5, "by the program")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"degree": 1}, "oven 'oven' has no option 'degree'; it has: degrees, share$"),
+        ({"given": "x"}, "oven 'oven' has no option 'given'"),
+        ({"degrees": "hot"}, "oven 'oven', option degrees: Input should be a valid integer"),
+        ({"share": -1}, "oven 'oven', option share: Input should be greater than or equal to 0"),
+        ({"degrees": 301}, "oven 'oven': no oven is hotter than 300"),
+    ],
+)
+def test_a_wrong_option_is_named(ovens, options, message):
+    with pytest.raises(ConfigError, match=message):
+        ovens.build("oven", options, given="")
+
+
+def test_what_is_not_a_dataclass_cannot_be_built(ovens):
+    with pytest.raises(ConfigError, match="oven 'plain' must be a dataclass, so that its options can be checked"):
+        ovens.build("plain", {})
+
+
+def test_every_built_in_name_resolves():
+    from fed_distill.data import DATASETS
+    from fed_distill.merging import AGGREGATORS
+    from fed_distill.methods import METHODS
+    from fed_distill.models import STUDENTS, TEACHERS
+    from fed_distill.runtime.callbacks import CALLBACKS
+
+    for registry in (DATASETS, AGGREGATORS, METHODS, STUDENTS, TEACHERS, CALLBACKS):
+        for name in registry:
+            assert callable(registry.resolve(name))
+
+
+def test_listing_the_methods_does_not_import_torch():
+    code = (
+        "import sys; from fed_distill.methods import METHODS; assert 'fedmd' in METHODS; print('torch' in sys.modules)"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
