@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
-from fed_distill.config import CONTROLS, Experiment
+from fed_distill.config import Experiment
 from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
+from fed_distill.errors import CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
 from fed_distill.models import TextModel, build_student
@@ -47,18 +49,20 @@ class Comparison:
 
     def run(self) -> list[Outcome]:
         """Train and measure what is not kept yet; controls first."""
-        controls = self.experiment.controls
-        titles = [federation.title for federation in self.experiment.federations()]
-        measures: dict[str, Callable[[], Outcome]] = {
+        controls: dict[str, Callable[[], Outcome]] = {
             "server": self._server,
             "local": self._local,
             "pooled": self._pooled,
-            "fedavg": partial(self._federation, "fedavg", adapted=False),
+            "fedavg": partial(self._federation, "fedavg", "control"),
         }
-        outcomes = [self._kept(name, measures[name]) for name in CONTROLS if name in controls and name not in titles]
-        outcomes += [self._kept(title, partial(self._federation, title, adapted=True)) for title in titles]
-        if "fedavg" in controls and "fedavg" in titles:
-            outcomes += [replace(outcome, kind="control") for outcome in outcomes if outcome.name == "fedavg"]
+        outcomes = [
+            self._kept(f"control.{name}", measure)
+            for name, measure in controls.items()
+            if name in self.experiment.controls
+        ]
+        for federation in self.experiment.federations():
+            title = federation.title
+            outcomes.append(self._kept(f"federation.{title}", partial(self._federation, title, "federation")))
         return outcomes
 
     def student(self, name: str) -> TextModel:
@@ -67,14 +71,16 @@ class Comparison:
             options = self.experiment.student.options_of(name)
             return build_student(name, options, self.server.data.task, self.teaching.teacher)
 
-    def final_weights(self, name: str) -> Weights:
-        """The weights that the outcome ``name`` was measured with."""
-        found = read_checkpoint(self._path(f"{name}.final"))
-        assert found is not None, f"{name} was not trained"
+    def final_weights(self, title: str) -> Weights:
+        """The weights that a federation was measured with; call it after ``run``."""
+        path = self._path(f"federation.{title}.final")
+        found = read_checkpoint(path)
+        if found is None:
+            raise CheckpointError(f"{path} is missing: delete the run's folder and start again")
         return found[0]
 
     def _kept(self, name: str, measure: Callable[[], Outcome]) -> Outcome:
-        path = self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{name}.json"
+        path = self._path(name).with_suffix(".json")
         if path.exists():
             return Outcome.load(path)
         outcome = measure()
@@ -141,22 +147,24 @@ class Comparison:
             seconds=time.perf_counter() - began,
         )
 
-    def _federation(self, arm: str, adapted: bool) -> Outcome:
+    def _federation(self, arm: str, kind: Literal["control", "federation"]) -> Outcome:
+        """All rounds, then domain adaptation; a control stays as federation left it."""
         federation = self._federation_of(arm)
         self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
         progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
         began = time.perf_counter() - progress.seconds
         weights, before, notes = progress.state.weights, None, []
-        if adapted and self.experiment.adaptation.enabled:
+        adaptation = self.experiment.adaptation
+        if kind == "federation" and adaptation.enabled:
             before = self._test(weights)
             result = self._adapt(arm, weights)
             weights, notes = result.weights, list(result.notes)
-        outcome = self._outcome(arm, "federation" if adapted else "control", weights, began)
+        outcome = self._outcome(arm, kind, weights, began)
         personal = {}
-        if adapted and self.experiment.adaptation.personal:  # a merchant that failed keeps the global student
+        if kind == "federation" and adaptation.personal:  # a merchant that failed keeps the global student
             adapted_to = self._personal(arm, weights)
             personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
-        write_checkpoint(self._path(f"{arm}.final"), weights, {})
+        write_checkpoint(self._path(f"{kind}.{arm}.final"), weights, {})
         return replace(
             outcome,
             before_adaptation=before,
@@ -255,4 +263,4 @@ class Comparison:
         self.callbacks.on_step(done, {"steps": total})
 
     def _path(self, name: str) -> Path:
-        return self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{name}.safetensors"
+        return self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{quote(name, safe='')}.safetensors"

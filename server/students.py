@@ -96,7 +96,8 @@ class ServerTraining:
             proxy=self._encode(student, "proxy", [self.data.proxy]),
             randomness=randomness,
         )
-        fitted = next(SequentialTrainer(self.config).fit([learner], {learner.name: plan}, pace, progress))
+        config = self.config.model_copy(update={"batch_size": self.config.server_batch_size})
+        fitted = next(SequentialTrainer(config).fit([learner], {learner.name: plan}, pace, progress))
         return completed(fitted.weights, weights)
 
     def _encode(self, student: TextModel, name: str, parts: Sequence[Examples]) -> Encoded:

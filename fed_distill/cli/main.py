@@ -161,14 +161,21 @@ def _experiment(
 
 
 def _comparison(result: "Result") -> Table:
+    """The comparison in as many columns as the terminal has room for; the report has all."""
     from fed_distill.results.tables import comparison_cells
 
-    header, *rows = comparison_cells(result.summary)
+    lines = comparison_cells(result.summary)
+    dispensable = ("accuracy", "macro-F1", "merchants: mean", "retention", "up / down a round", "time", "AUC")
+    shown = list(range(len(lines[0])))
+    for title in dispensable:
+        if sum(max(len(line[place]) for line in lines) + 2 for place in shown) <= Console().width:
+            break
+        shown = [place for place in shown if lines[0][place] != title or place == 1]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for place, title in enumerate(header):
-        table.add_column(title, justify="left" if place == 0 else "right")
-    for cells in rows:
-        table.add_row(*map(escape, cells))
+    for place in shown:
+        table.add_column(lines[0][place], justify="left" if place == 0 else "right", no_wrap=True)
+    for cells in lines[1:]:
+        table.add_row(*(escape(cells[place]) for place in shown))
     return table
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fed_distill.transport.messages import Uplink, Weights
+from fed_distill.errors import UplinkRejected
+from fed_distill.transport.messages import PartialWeights, Uplink, Weights
 
 
 @dataclass
@@ -22,24 +23,24 @@ class FedSubAvg:
 
     def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
         """Mean update weighted by examples: over all merchants, or, for a table's row, over those that sent it."""
-        return {name: self._average_one(name, value, uplinks) for name, value in current.items()}
+        sent = [(uplink.examples, uplink.weights) for uplink in uplinks if uplink.weights is not None]
+        if not sent:
+            raise UplinkRejected("no merchant sent weights that could be merged")
+        return {name: self._average_one(name, value, sent) for name, value in current.items()}
 
-    def _average_one(self, name: str, value: Tensor, uplinks: Sequence[Uplink]) -> Tensor:
+    def _average_one(self, name: str, value: Tensor, sent: Sequence[tuple[int, PartialWeights]]) -> Tensor:
         if not value.is_floating_point():
             return value
         update = torch.zeros_like(value)
         weight = torch.zeros(len(value) if value.dim() else 1)
-        for uplink in uplinks:
-            if uplink.weights is None:
-                continue
-            sent = uplink.weights.arrays[name]
-            rows = uplink.weights.rows.get(name)
+        for examples, weights in sent:
+            rows = weights.rows.get(name)
             if rows is None:
-                update += uplink.examples * (sent - value)
-                weight += uplink.examples
+                update += examples * (weights.arrays[name] - value)
+                weight += examples
             else:
-                update[rows] += uplink.examples * (sent - value[rows])
-                weight[rows] += uplink.examples
+                update[rows] += examples * (weights.arrays[name] - value[rows])
+                weight[rows] += examples
         scale = self.server_learning_rate / weight.clamp_min(1.0)
         return value + update * scale.reshape([-1] + [1] * (value.dim() - 1) if value.dim() else [])
 

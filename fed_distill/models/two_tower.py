@@ -20,6 +20,10 @@ Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]
 NGrams = tuple[Annotated[int, Field(ge=2, le=8)], ...]
 
+_SPREAD = 0.1
+"""Standard deviation of the table at the start. A text's vector is normalized, so this changes nothing but how far
+a step of given size turns it."""
+
 
 class TwoTower(TextModel):
     """Hashed words and character n-grams, averaged to a vector; a multilayer perceptron over both vectors."""
@@ -45,7 +49,9 @@ class TwoTower(TextModel):
         self.tables = {"table.weight": fields, "importance.weight": fields}
         self.table = nn.Embedding(rows, width, padding_idx=0)
         self.importance = nn.Embedding(rows, 1, padding_idx=0)
-        nn.init.zeros_(self.importance.weight)
+        with torch.no_grad():
+            self.table.weight.mul_(_SPREAD)
+            self.importance.weight.zero_()
         compared = 2 * width + 1 if pair else width
         self.head = nn.Sequential(nn.Linear(compared, head_width), nn.ReLU(), nn.Linear(head_width, classes))
 

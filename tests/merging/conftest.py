@@ -1,5 +1,7 @@
 """Merchants that sent a table in part, and the same uplinks with the whole table, completed by a plain loop."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,15 @@ from fed_distill.transport.messages import PartialWeights, Uplink
 
 ROWS = ([0, 2, 3], [0, 3, 5], [0, 1, 3], [0, 4], [0, 2, 5], [0, 3], [0, 1, 5], [0, 2, 4])
 EXAMPLES = (10, 30, 5, 20, 35, 1, 7, 12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_collection():
+    """Flower's Bulyan collects garbage for every array: keep it from walking over all that is imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

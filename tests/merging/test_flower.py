@@ -198,7 +198,7 @@ def test_adaptive_server_optimizers_follow_reddi_et_al(current, make_uplinks, de
     assert_weights(merged, weights, rtol=1e-3, atol=1e-4)
 
 
-def test_fedadam_counts_rounds_as_flowers_own_loop_does(current, make_uplinks, dense, monkeypatch):
+def test_fedadam_counts_rounds_as_flowers_own_loop_does(current, make_uplinks, monkeypatch):
     seen = []
     original = flower.FedAdam.aggregate_train
     monkeypatch.setattr(

@@ -1,0 +1,52 @@
+"""Domain adaptation: three stages, each kept only if it does not make the student worse on validation."""
+
+import torch
+
+from fed_distill.distill.adapt import Stage, adapt, domain_stages
+from fed_distill.training.plan import Plan
+
+LABELS = torch.full((2, 3), 1 / 3)
+
+
+def test_the_stages_fine_tune_distil_and_fine_tune_again():
+    stages = domain_stages(LABELS, temperature=2.0, epochs=1.5, learning_rate_scale=0.3)
+    phases = [stage.plan.phases for stage in stages]
+    assert [[phase.data for phase in some] for some in phases] == [["private"], ["proxy"], ["private"]]
+    assert {(phase.epochs, phase.learning_rate_scale) for some in phases for phase in some} == {(1.5, 0.3)}
+    assert torch.equal(phases[1][0].references["soft_labels"], LABELS)
+    assert len({stage.title for stage in stages}) == 3
+
+
+def run(scores):
+    """Adapt through stages after which validation says ``scores``; the weights count the stages that were kept."""
+    stages = [Stage(f"stage {number}", Plan()) for number in range(1, len(scores))]
+    reached = {(): scores[0]}
+    trained = []
+
+    def train(weights, stage):
+        trained.append((tuple(weights), stage.title))
+        done = (*weights, stage.title)
+        reached[done] = scores[int(stage.title[-1])]
+        return dict.fromkeys(done)
+
+    return adapt({}, stages, train, lambda weights: reached[tuple(weights)]), trained
+
+
+def test_stages_that_help_or_do_no_harm_are_kept():
+    result, trained = run([0.5, 0.6, 0.6])
+    assert list(result.weights) == ["stage 1", "stage 2"]
+    assert result.notes == ("stage 1: validation 0.5000 -> 0.6000, kept", "stage 2: validation 0.6000 -> 0.6000, kept")
+    assert trained == [((), "stage 1"), (("stage 1",), "stage 2")]
+
+
+def test_a_stage_that_harms_is_undone_and_the_next_starts_from_before_it():
+    result, trained = run([0.5, 0.6, 0.4, 0.7])
+    assert list(result.weights) == ["stage 1", "stage 3"]
+    assert result.notes[1] == "stage 2: validation 0.6000 -> 0.4000, undone"
+    assert trained[2] == (("stage 1",), "stage 3")
+
+
+def test_a_student_that_only_gets_worse_stays_as_it_was():
+    result, _ = run([0.5, 0.4, 0.3, 0.49])
+    assert result.weights == {}
+    assert [note.endswith("undone") for note in result.notes] == [True] * 3

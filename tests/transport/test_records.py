@@ -1,0 +1,230 @@
+"""Messages come back as they were sent, take the bytes that are reported, and are not believed unchecked."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fed_distill.errors import UplinkRejected
+from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
+from fed_distill.transport.records import (
+    check_uplink,
+    decode_downlink,
+    decode_uplink,
+    encode_downlink,
+    encode_uplink,
+    prefixed,
+    serialized_bytes,
+    unprefixed,
+)
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_])
+TENSORS = DTYPES.flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
+NAMES = st.text(min_size=1, max_size=8)
+WEIGHTS = st.dictionaries(NAMES, TENSORS.map(lambda value: torch.from_numpy(np.array(value))), max_size=3)
+SCALARS = st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=3)
+LABELS = st.none() | hnp.arrays(np.float32, (3, 2), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)
+
+
+def over_the_wire(content):
+    """As another process would get it: serialized to bytes and parsed again."""
+    sent = recorddict_to_proto(content)
+    return recorddict_from_proto(type(sent).FromString(sent.SerializeToString()))
+
+
+def same(one, other):
+    """Bit for bit, NaN included."""
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def all_same(one, other):
+    return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
+
+
+@given(st.integers(0, 10**6), st.none() | WEIGHTS, LABELS, SCALARS)
+def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars):
+    sent = Downlink(round, weights, soft_labels, scalars)
+    got = decode_downlink(over_the_wire(encode_downlink(sent)))
+    assert got.round == round
+    assert (got.weights is None) == (weights is None)
+    assert weights is None or all_same(got.weights, weights)
+    assert same(got.soft_labels, soft_labels)
+    assert got.scalars == scalars
+
+
+@given(
+    st.text(max_size=10),
+    st.integers(0, 2**40),
+    st.none() | WEIGHTS,
+    st.lists(st.integers(0, 2**31 - 1), max_size=5),
+    LABELS,
+    SCALARS,
+)
+def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, soft_labels, metrics):
+    of_tables = {} if weights is None else {name: torch.tensor(rows, dtype=torch.int64) for name in list(weights)[:1]}
+    sent = Uplink(
+        merchant, examples, None if weights is None else PartialWeights(weights, of_tables), soft_labels, metrics
+    )
+    got = decode_uplink(over_the_wire(encode_uplink(sent)))
+    assert (got.merchant, got.examples, got.metrics) == (merchant, examples, metrics)
+    assert (got.weights is None) == (weights is None)
+    assert weights is None or (all_same(got.weights.arrays, weights) and all_same(got.weights.rows, of_tables))
+    assert same(got.soft_labels, soft_labels)
+
+
+@given(WEIGHTS, SCALARS)
+def test_reported_bytes_are_the_length_of_flowers_serialized_message(weights, metrics):
+    content = encode_uplink(Uplink("a", 3, PartialWeights(weights), metrics=metrics))
+    assert serialized_bytes(content) == len(recorddict_to_proto(content).SerializeToString())
+
+
+def test_several_merchants_fit_into_one_message():
+    content = RecordDict()
+    for number in range(12):
+        content.update(prefixed(encode_uplink(Uplink(f"m{number}", number)), f"{number}/"))
+    got = [decode_uplink(unprefixed(over_the_wire(content), f"{number}/")) for number in range(12)]
+    assert [(up.merchant, up.examples) for up in got] == [(f"m{number}", number) for number in range(12)]
+
+
+CURRENT = {"table": torch.zeros(6, 2), "bias": torch.zeros(3)}
+PROXY = (4, 2)
+
+
+def uplink(table=None, rows=(0, 2, 5), bias=None, labels=None, **changes):
+    arrays = {"table": torch.ones(3, 2) if table is None else table, "bias": torch.ones(3) if bias is None else bias}
+    fields = {
+        "merchant": "Nord",
+        "examples": 5,
+        "weights": PartialWeights(arrays, {"table": torch.tensor(rows)}),
+        "soft_labels": torch.full(PROXY, 0.5) if labels is None else labels,
+        "metrics": {"loss": 1.0, "test_right": 3.0, "test_count": 4.0},
+    }
+    return Uplink(**{**fields, **changes})
+
+
+def only(arrays, rows=None):
+    return PartialWeights(arrays, {} if rows is None else rows)
+
+
+def test_a_sound_uplink_is_accepted_with_tables_whole_or_in_part():
+    check_uplink(uplink(), CURRENT, PROXY)
+    check_uplink(uplink(weights=only(dict(CURRENT))), CURRENT, PROXY)
+    check_uplink(uplink(table=torch.ones(0, 2), rows=[]), CURRENT, PROXY)
+    accepted = uplink(weights=None, soft_labels=None)
+    check_uplink(accepted, CURRENT, PROXY)
+    assert accepted.metrics["loss"] == 1.0
+
+
+NAN, INF = float("nan"), float("inf")
+BAD_UPLINKS = {
+    "nan": (uplink(bias=torch.tensor([1.0, NAN, 1.0])), "bias has values that are not finite"),
+    "infinite": (uplink(table=torch.tensor([[1.0, -INF]] * 3)), "table has values that are not finite"),
+    "shape": (uplink(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
+    "table shape": (uplink(table=torch.ones(3, 3)), r"table has shape \[3, 3\], not \[3, 2\]"),
+    "fewer rows": (uplink(table=torch.ones(2, 2)), r"table has shape \[2, 2\], not \[3, 2\]"),
+    "missing": (uplink(weights=only({"bias": torch.ones(3)})), "weight 'table' is missing or unknown"),
+    "extra": (uplink(weights=only({**CURRENT, "door": torch.ones(1)})), "weight 'door' is missing or unknown"),
+    "type": (uplink(bias=torch.ones(3, dtype=torch.float64)), "bias is torch.float64, not torch.float32"),
+    "row too large": (uplink(rows=[0, 2, 6]), "row numbers of table are out of range or not sorted"),
+    "row negative": (uplink(rows=[-1, 2, 5]), "row numbers of table are out of range"),
+    "rows unsorted": (uplink(rows=[2, 0, 5]), "row numbers of table are out of range or not sorted"),
+    "row twice": (uplink(rows=[0, 2, 2]), "row numbers of table are out of range or not sorted"),
+    "too many rows": (uplink(table=torch.ones(7, 2), rows=list(range(7))), "table has rows of the wrong shape"),
+    "rows of a matrix": (uplink(rows=[[0, 1, 2]]), r"table has rows of the wrong shape \[1, 3\]"),
+    "rows alone": (
+        uplink(weights=only(dict(CURRENT), {"door": torch.tensor([0])})),
+        "rows of 'door' without its values",
+    ),
+    "label shape": (uplink(labels=torch.full((2, 4), 0.25)), r"soft labels have shape \[2, 4\], not \[4, 2\]"),
+    "label sum": (uplink(labels=torch.full(PROXY, 0.6)), "soft labels do not sum to 1"),
+    "label negative": (uplink(labels=torch.tensor([[1.5, -0.5]] * 4)), "soft labels are not finite, or negative"),
+    "label nan": (uplink(labels=torch.full(PROXY, NAN)), "soft labels are not finite"),
+    "label integers": (uplink(labels=torch.tensor([[1, 0]] * 4)), "no floating-point numbers"),
+    "no examples": (uplink(examples=0), "0 training examples"),
+    "no loss": (uplink(metrics={}), "metric loss is missing"),
+    "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
+    "more right than all": (uplink(metrics={"loss": 1.0, "test_right": 5.0, "test_count": 4.0}), "metric test_right"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_UPLINKS)
+def test_an_unfit_uplink_is_rejected_with_merchant_and_part(case):
+    unfit, message = BAD_UPLINKS[case]
+    with pytest.raises(UplinkRejected, match=f"merchant Nord: .*{message}|merchant Nord: {message}"):
+        check_uplink(unfit, CURRENT, PROXY)
+
+
+def test_soft_labels_in_half_precision_are_accepted():
+    labels = torch.full(PROXY, 0.5, dtype=torch.float16)
+    check_uplink(uplink(labels=labels), CURRENT, PROXY)
+    assert labels.dtype == torch.float16
+
+
+def arrays_of(content):
+    return [array for record in content.array_records.values() for array in record.values()]
+
+
+def test_arrays_travel_as_npy_without_objects():
+    down = encode_downlink(Downlink(1, CURRENT, torch.full(PROXY, 0.5)))
+    found = arrays_of(down) + arrays_of(encode_uplink(uplink()))
+    assert len(found) == 7
+    for array in found:
+        assert array.stype == "numpy.ndarray"
+        assert array.data.startswith(b"\x93NUMPY")
+        assert not np.lib.format.read_array(io.BytesIO(array.data), allow_pickle=False).dtype.hasobject
+
+
+class Bomb:
+    """Unpickling it would show."""
+
+    exploded = False
+
+    @staticmethod
+    def explode():
+        Bomb.exploded = True
+
+    def __reduce__(self):
+        return Bomb.explode, ()
+
+
+def npy_of_objects():
+    file = io.BytesIO()
+    np.save(file, np.array([Bomb()], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data", [npy_of_objects(), pickle.dumps(Bomb()), b"", b"PK\x03\x04nonsense", b"\x93NUMPY\x01\x00\xff\xff{"]
+)
+def test_a_payload_that_is_no_plain_array_is_rejected_and_never_unpickled(data):
+    content = encode_uplink(uplink())
+    content["up.weights"]["bias"] = Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=data)
+    with pytest.raises(UplinkRejected, match="an uplink could not be read"):
+        decode_uplink(over_the_wire(content))
+    assert not Bomb.exploded
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"up": ConfigRecord({"merchant": "Nord"})}),
+        RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": [1, 2]})}),
+        RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": "many"})}),
+        RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": 1}), "up.soft_labels": ArrayRecord()}),
+    ],
+)
+def test_an_uplink_with_missing_or_odd_records_is_rejected(content):
+    with pytest.raises(UplinkRejected, match="an uplink could not be read"):
+        decode_uplink(content)

@@ -1,0 +1,41 @@
+"""Requests and blueprints of students come back as they were sent."""
+
+import torch
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from
+
+REQUEST = TrainRequest(
+    arm="fedmd · 日本",
+    seed=3,
+    merchants=("Müller & Söhne", "b"),
+    students=("lstm", "two-tower"),
+    blueprints={"lstm": "{}", "two-tower": '{"a": 1}'},
+    learning_rate=0.003,
+    test=True,
+)
+
+
+def over_the_wire(request):
+    proto = recorddict_to_proto(RecordDict({"request": request.to_record()}))
+    content = recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
+    return TrainRequest.from_record(content.config_records["request"])
+
+
+def test_a_request_comes_back_as_it_was_sent():
+    assert over_the_wire(REQUEST) == REQUEST
+    empty = TrainRequest("a", 0, (), (), {})
+    assert over_the_wire(empty) == empty
+
+
+def test_each_merchant_has_its_student():
+    assert [REQUEST.student_of(merchant) for merchant in REQUEST.merchants] == ["lstm", "two-tower"]
+
+
+def test_a_blueprint_builds_an_equal_model_with_other_weights(student):
+    built = built_from(blueprint_of(student))
+    assert blueprint_of(built) == blueprint_of(student)
+    built.load_state_dict(student.state_dict())
+    encoded = student.encode(["red shoe"], ["blue kettle"])
+    assert torch.equal(built(encoded).logits, student(encoded).logits)
