@@ -35,9 +35,7 @@ class DataConfig(_Table):
         0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set"
     )
     public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")
-    min_rows: PositiveInt = Field(
-        30, description="merchants with fewer rows are not clients; their rows are public"
-    )
+    min_rows: PositiveInt = Field(30, description="merchants with fewer rows are not clients; their rows are public")
     valid_share: Share = Field(0.1, description="share of the groups held out for validation")
     test_share: Share = Field(0.2, description="share of the groups held out for the test")
     proxy_size: PositiveInt = Field(4000, description="examples in the shared, unlabeled proxy set")

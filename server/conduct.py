@@ -35,11 +35,11 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
     check_names(experiment)
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
+    data = load(experiment.data)
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
         callbacks.on_start(experiment, folder)
-        data = load(experiment.data)
         sites = Sites(grid)
         teaching = prepare_teacher(experiment, data, callbacks)
         server, evaluator = ServerTraining(data, experiment.training), Evaluator(data)
@@ -82,5 +82,7 @@ def check_names(experiment: Experiment) -> None:
                 "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
                 f"{federation.method} shares one student's weights"
             )
+        if federation.aggregator == "fedsubavg" and not experiment.training.submodel:
+            raise ConfigError("aggregator fedsubavg averages submodels: it needs training.submodel = true")
     for name in experiment.student.models():
         STUDENTS.resolve(name)

@@ -196,8 +196,9 @@ def checked(replies: RoundReplies, state: GlobalState, asked: int, number: int) 
     return accepted, refusals
 
 
-def _parts(uplink: Uplink) -> tuple[bool, bool]:
-    return uplink.weights is not None, uplink.soft_labels is not None
+def _parts(uplink: Uplink) -> tuple[frozenset[str] | None, bool]:
+    """Which tables came in part, None without weights, and whether there are soft labels."""
+    return None if uplink.weights is None else frozenset(uplink.weights.rows), uplink.soft_labels is not None
 
 
 def own_test_counts(uplinks: Sequence[Uplink]) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,10 @@
 """What a registry offers, read from the things themselves: their options and the first sentence about them."""
 
+import dataclasses
 import inspect
+import re
 import sys
+from collections.abc import Iterator
 
 from fed_distill.registry import Registry
 
@@ -11,21 +14,30 @@ _PROGRAM_GIVEN = {"classes", "pair", "teacher", "max_length"}
 def option_rows(registry: Registry, name: str) -> tuple[str, str, str]:
     """Name, options with their defaults, and the first sentence of what ``name`` is."""
     thing = registry.resolve(name)
-    options = [
-        f"{key}={parameter.default!r}"
-        for key, parameter in inspect.signature(thing).parameters.items()
-        if key not in _PROGRAM_GIVEN and parameter.default is not parameter.empty
-    ]
-    return name, "\n".join(options), _first_sentence(thing)
+    return name, "\n".join(_options(thing)), _first_sentence(thing)
+
+
+def _options(thing: type) -> Iterator[str]:
+    made = (
+        {field.name: field.default_factory for field in dataclasses.fields(thing)}
+        if dataclasses.is_dataclass(thing)
+        else {}
+    )
+    for key, parameter in inspect.signature(thing).parameters.items():
+        if key in _PROGRAM_GIVEN:
+            continue
+        factory = made.get(key, dataclasses.MISSING)
+        if factory is not dataclasses.MISSING:
+            yield f"{key}={factory()!r}"
+        elif parameter.default is parameter.empty:
+            yield f"{key} (required)"
+        else:
+            yield f"{key}={parameter.default!r}"
 
 
 def _first_sentence(thing: object) -> str:
+    """Of its docstring; of its module's, where its own only explains options (``name: meaning``)."""
     text = inspect.getdoc(thing) or ""
-    if registry_text := _module_sentence(thing):
-        text = registry_text if ":" in text.partition(".")[0] or not text else text
-    return " ".join(text.split()).partition(". ")[0].rstrip(".")
-
-
-def _module_sentence(thing: object) -> str:
-    module = sys.modules.get(getattr(thing, "__module__", ""), None)
-    return inspect.getdoc(module) or ""
+    if not text or re.match(r"[a-z]\w*(, [a-z]\w*)*: ", text):
+        text = inspect.getdoc(sys.modules.get(getattr(thing, "__module__", ""))) or text
+    return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("``", "")

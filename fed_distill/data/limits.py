@@ -35,7 +35,10 @@ def limited(data: FederatedData, config: DataConfig) -> FederatedData:
         test=_sample(_of(data.test, kept), config, "test"),
         ranking_valid=_whole_queries(data.ranking_valid, config),
         ranking_test=_whole_queries(data.ranking_test, config),
-        account={**data.account, "limited_to": {"merchants": len(merchants), "examples_per_table": config.max_examples}},
+        account={
+            **data.account,
+            "limited_to": {"merchants": len(merchants), "examples_per_table": config.max_examples},
+        },
     )
 
 

@@ -7,6 +7,7 @@ move. Dividing by the merchants that touched the row removes that bias.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +18,18 @@ from fed_distill.transport.messages import PartialWeights, Uplink, Weights
 
 @dataclass
 class FedSubAvg:
-    """server_learning_rate: factor on the averaged update; 1 takes the average itself."""
+    """Mean update of what each merchant touched; weights outside the tables are averaged by examples.
 
+    weight: what a merchant counts for in a row's mean. ``uses``: how often its examples use the row, so that who
+    knows a feature best has most say; ``examples``: all of its examples; ``merchants``: each the same, as in the
+    paper. server_learning_rate: factor on the averaged update; 1 takes the average itself.
+    """
+
+    weight: Literal["uses", "examples", "merchants"] = "uses"
     server_learning_rate: float = 1.0
 
     def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
-        """Mean update weighted by examples: over all merchants, or, for a table's row, over those that sent it."""
+        """The next global weights; rows that nobody sent stay as they are."""
         sent = [(uplink.examples, uplink.weights) for uplink in uplinks if uplink.weights is not None]
         if not sent:
             raise UplinkRejected("no merchant sent weights that could be merged")
@@ -31,18 +38,24 @@ class FedSubAvg:
     def _average_one(self, name: str, value: Tensor, sent: Sequence[tuple[int, PartialWeights]]) -> Tensor:
         if not value.is_floating_point():
             return value
-        update = torch.zeros_like(value)
-        weight = torch.zeros(len(value) if value.dim() else 1)
-        for examples, weights in sent:
-            rows = weights.rows.get(name)
-            if rows is None:
-                update += examples * (weights.arrays[name] - value)
-                weight += examples
-            else:
-                update[rows] += examples * (weights.arrays[name] - value[rows])
-                weight[rows] += examples
-        scale = self.server_learning_rate / weight.clamp_min(1.0)
-        return value + update * scale.reshape([-1] + [1] * (value.dim() - 1) if value.dim() else [])
+        if name not in sent[0][1].rows:
+            total = sum(examples for examples, _ in sent)
+            update = sum(
+                (examples / total * (one.arrays[name] - value) for examples, one in sent), torch.zeros_like(value)
+            )
+            return value + self.server_learning_rate * update
+        update, weight = torch.zeros_like(value), torch.zeros(len(value))
+        for examples, one in sent:
+            rows = one.rows[name]
+            share = self._row_weights(examples, one.counts[name])
+            update[rows] += share.unsqueeze(-1) * (one.arrays[name] - value[rows])
+            weight[rows] += share
+        return value + self.server_learning_rate * update / weight.clamp_min(1.0).unsqueeze(-1)
+
+    def _row_weights(self, examples: int, counts: Tensor) -> Tensor:
+        if self.weight == "uses":
+            return counts.float()
+        return torch.full(counts.shape, float(examples) if self.weight == "examples" else 1.0)
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is kept between rounds."""

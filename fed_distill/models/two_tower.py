@@ -20,6 +20,7 @@ Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]
 NGrams = tuple[Annotated[int, Field(ge=2, le=8)], ...]
 
+_SMALLEST = 1e-6
 _SPREAD = 0.1
 """Standard deviation of the table at the start. A text's vector is normalized, so this changes nothing but how far
 a step of given size turns it."""
@@ -44,7 +45,7 @@ class TwoTower(TextModel):
         ngrams: lengths of the character n-grams. max_features: features of a text at most.
         """
         super().__init__()
-        self.rows, self.ngrams, self.max_features = rows, ngrams, max_features
+        self.rows, self.width, self.ngrams, self.max_features = rows, width, ngrams, max_features
         fields = ("text_ids", "pair_ids") if pair else ("text_ids",)
         self.tables = {"table.weight": fields, "importance.weight": fields}
         self.table = nn.Embedding(rows, width, padding_idx=0)
@@ -66,22 +67,30 @@ class TwoTower(TextModel):
     def vectors(self, ids: Tensor) -> Tensor:
         """One text's vector ``[batch, width]`` from its rows ``[batch, features]``; no text sees another.
 
-        The mean of the rows, weighted by exp(importance), is only needed up to scale: each vector is
-        normalized to mean 0 and variance 1. A text without features has the zero vector.
+        The mean of the rows, weighted by exp(importance), is only needed up to scale: each vector has length 1.
+        A text without features has the zero vector.
         """
         weights = torch.where(ids > 0, self.importance(ids).squeeze(-1).exp(), 0.0)
         summed = torch.bmm(weights.unsqueeze(1), self.table(ids)).squeeze(1)
-        return F.layer_norm(summed, summed.shape[-1:])
+        return F.normalize(summed, dim=-1, eps=_SMALLEST)
 
     def score(self, text: Tensor, pair: Tensor) -> Tensor:
-        """Logits ``[batch, classes]`` of two texts' vectors, compared by product, distance and cosine."""
+        """Logits ``[batch, classes]`` of two texts' vectors, compared by product, distance and cosine.
+
+        Products of unit vectors' entries are of size 1/width and distances of 1/sqrt(width): both are scaled up
+        for the head, which would otherwise see little but the cosine.
+        """
         product = text * pair
-        compared = [product, (text - pair).abs(), product.mean(dim=-1, keepdim=True)]
+        compared = [
+            self.width**0.5 * product,
+            self.width**0.25 * (text - pair).abs(),
+            product.sum(dim=-1, keepdim=True),
+        ]
         logits: Tensor = self.head(torch.cat(compared, dim=-1))
         return logits
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a batch; hidden states are the texts' vectors, each ``[batch, 1, width]``."""
         vectors = [self.vectors(batch[name]) for name in ("text_ids", "pair_ids") if name in batch]
-        logits = self.score(*vectors) if len(vectors) == 2 else self.head(vectors[0])
+        logits = self.score(*vectors) if len(vectors) == 2 else self.head(self.width**0.5 * vectors[0])
         return Outputs(logits, tuple(vector.unsqueeze(1) for vector in vectors) if hidden else None)

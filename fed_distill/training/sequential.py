@@ -18,7 +18,7 @@ from fed_distill.models.base import Encoded, TextModel
 from fed_distill.runtime import seeds
 from fed_distill.training.optimization import Pace, build_optimizer
 from fed_distill.training.plan import Phase, Plan, References
-from fed_distill.training.submodel import renumber, touched_rows
+from fed_distill.training.submodel import renumber, row_counts, touched_rows
 from fed_distill.training.trainer import Fitted, Learner
 from fed_distill.transport.messages import PartialWeights
 
@@ -52,10 +52,12 @@ class SequentialTrainer:
 
     def _fit_one(self, learner: Learner, plan: Plan, pace: Pace, progress: Callable[[int, int], None] | None) -> Fitted:
         segments = [draw(phase, number, learner, self.config.batch_size) for number, phase in enumerate(plan.phases)]
-        model, rows = learner.student, {}
+        model, rows, counts = learner.student, {}, {}
         if self.config.submodel and learner.student.tables:
             segments = [_only_used(segment) for segment in segments]
-            rows = touched_rows(model, [segment.encoded for segment in segments])
+            used = row_counts(model, [segment.encoded for segment in segments])
+            rows = touched_rows(used)
+            counts = {table: used[table][index] for table, index in rows.items()}
             segments = [replace(segment, encoded=renumber(model, segment.encoded, rows)) for segment in segments]
             model = model.narrowed(rows)
         else:
@@ -63,7 +65,7 @@ class SequentialTrainer:
         with seeds.scope(*learner.randomness, "dropout"):
             losses = self._run(model, segments, pace, learner.name, progress)
         arrays = {name: value.detach() for name, value in model.state_dict().items()}
-        return Fitted(learner.name, PartialWeights(arrays, rows), losses)
+        return Fitted(learner.name, PartialWeights(arrays, rows, counts), losses)
 
     def _run(
         self,

@@ -13,16 +13,26 @@ from fed_distill.models.base import Encoded, TextModel
 from fed_distill.transport.messages import PartialWeights, Weights
 
 
-def touched_rows(model: TextModel, parts: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Sorted row numbers of each table that the encoded examples touch, padding row 0 always among them."""
-    rows: dict[str, Tensor] = {}
+def row_counts(model: TextModel, parts: Sequence[Encoded]) -> dict[str, Tensor]:
+    """How often the encoded examples use each row of each table, int64 ``[rows]``; padding is not counted."""
+    counts: dict[str, Tensor] = {}
     for table, fields in model.tables.items():
-        used = torch.zeros(len(model.get_parameter(table)), dtype=torch.bool)
-        used[0] = True
+        size = len(model.get_parameter(table))
+        counts[table] = torch.zeros(size, dtype=torch.int64)
         for encoded in parts:
             for name in fields:
                 if name in encoded:
-                    used[encoded[name].flatten().long()] = True
+                    counts[table] += torch.bincount(encoded[name].flatten().long(), minlength=size)
+        counts[table][0] = 0
+    return counts
+
+
+def touched_rows(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sorted row numbers of each table that are used at all, padding row 0 always among them."""
+    rows = {}
+    for table, count in counts.items():
+        used = count > 0
+        used[0] = True
         rows[table] = used.nonzero().flatten()
     return rows
 

@@ -18,11 +18,13 @@ class PartialWeights:
     """Weights of which some tables are present in part.
 
     arrays: by parameter name. rows: for each partly present table, the sorted int64 row numbers that
-    ``arrays`` holds of it; all other rows are as they were in the downlink.
+    ``arrays`` holds of it; all other rows are as they were in the downlink. counts: for each of those tables, int64,
+    how often the examples that were trained on use each of the rows.
     """
 
     arrays: Weights
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

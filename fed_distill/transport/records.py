@@ -68,6 +68,8 @@ def encode_uplink(up: Uplink) -> RecordDict:
         if up.weights.rows:
             rows = {name: value.to(torch.int32) for name, value in up.weights.rows.items()}
             content["up.rows"] = to_array_record(rows)
+            counts = {name: value.to(torch.int32) for name, value in up.weights.counts.items()}
+            content["up.counts"] = to_array_record(counts)
     if up.soft_labels is not None:
         content["up.soft_labels"] = to_array_record({"soft_labels": up.soft_labels})
     return content
@@ -81,8 +83,11 @@ def decode_uplink(content: RecordDict) -> Uplink:
         weights = None
         if "up.weights" in arrays:
             rows = from_array_record(arrays["up.rows"]) if "up.rows" in arrays else {}
+            counts = from_array_record(arrays["up.counts"]) if "up.counts" in arrays else {}
             weights = PartialWeights(
-                from_array_record(arrays["up.weights"]), {name: value.long() for name, value in rows.items()}
+                from_array_record(arrays["up.weights"]),
+                {name: value.long() for name, value in rows.items()},
+                {name: value.long() for name, value in counts.items()},
             )
         soft_labels = None
         if "up.soft_labels" in arrays:
@@ -137,6 +142,9 @@ def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> Non
                 raise UplinkRejected(f"merchant {merchant}: {name} has rows of the wrong shape {list(rows.shape)}")
             if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= expected[0] or bool((rows.diff() <= 0).any())):
                 raise UplinkRejected(f"merchant {merchant}: row numbers of {name} are out of range or not sorted")
+            counts = sent.counts.get(name)
+            if counts is None or counts.shape != rows.shape or bool((counts < 0).any()):
+                raise UplinkRejected(f"merchant {merchant}: counts of {name} are missing, negative or of another shape")
             expected = [len(rows), *expected[1:]]
         if list(value.shape) != expected:
             raise UplinkRejected(f"merchant {merchant}: {name} has shape {list(value.shape)}, not {expected}")
@@ -144,7 +152,7 @@ def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> Non
             raise UplinkRejected(f"merchant {merchant}: {name} is {value.dtype}, not {current[name].dtype}")
         if not bool(torch.isfinite(value).all()):
             raise UplinkRejected(f"merchant {merchant}: {name} has values that are not finite")
-    unknown = set(sent.rows) - set(sent.arrays)
+    unknown = (set(sent.rows) | set(sent.counts)) - set(sent.arrays)
     if unknown:
         raise UplinkRejected(f"merchant {merchant}: rows of {sorted(unknown)[0]!r} without its values")
 

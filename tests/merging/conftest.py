@@ -47,7 +47,8 @@ def make_uplinks(current):
                 "scale": current["scale"] + torch.randn((), generator=draw),
                 "steps": current["steps"] + 1,
             }
-            made.append(Uplink(f"m{number}", EXAMPLES[number], PartialWeights(arrays, {"table": rows})))
+            counts = torch.randint(1, 9, rows.shape, generator=draw)
+            made.append(Uplink(f"m{number}", EXAMPLES[number], PartialWeights(arrays, {"table": rows}, {"table": counts})))
         return made
 
     return make

@@ -7,33 +7,34 @@ from fed_distill.merging.fedsubavg import FedSubAvg
 from fed_distill.transport.messages import Uplink
 
 
-def by_rows(current, uplinks, rate=1.0):
+def by_rows(current, uplinks, weight, rate=1.0):
     """x_m + rate * sum of w_i * (x_m^i - x_m) over the merchants i that have row m, over the sum of their w_i."""
     table = current["table"].double().numpy().copy()
     for row in range(len(table)):
-        change, weight = np.zeros(table.shape[1]), 0.0
+        change, total = np.zeros(table.shape[1]), 0.0
         for uplink in uplinks:
             held = uplink.weights.rows["table"].tolist()
             if row in held:
-                change += uplink.examples * (
-                    uplink.weights.arrays["table"][held.index(row)].double().numpy() - table[row]
-                )
-                weight += uplink.examples
-        if weight:
-            table[row] += rate * change / weight
+                uses = int(uplink.weights.counts["table"][held.index(row)])
+                own = {"uses": uses, "examples": uplink.examples, "merchants": 1}[weight]
+                change += own * (uplink.weights.arrays["table"][held.index(row)].double().numpy() - table[row])
+                total += own
+        if total:
+            table[row] += rate * change / total
     return table
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_a_row_is_averaged_over_the_merchants_that_have_it(current, make_uplinks, rate):
+@pytest.mark.parametrize("weight", ["uses", "examples", "merchants"])
+def test_a_row_is_averaged_over_the_merchants_that_have_it(current, make_uplinks, weight, rate):
     uplinks = make_uplinks(5)
-    merged = FedSubAvg(rate).average(current, uplinks)
-    np.testing.assert_allclose(merged["table"].numpy(), by_rows(current, uplinks, rate), rtol=1e-5, atol=1e-6)
+    merged = FedSubAvg(weight, rate).average(current, uplinks)
+    np.testing.assert_allclose(merged["table"].numpy(), by_rows(current, uplinks, weight, rate), rtol=1e-5, atol=1e-6)
 
 
 def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
     """Ding et al. 2022: the mean over all N merchants, times N / n_m for a row that n_m of them have."""
-    uplinks = [Uplink(one.merchant, 10, one.weights) for one in make_uplinks(5)]
+    uplinks = make_uplinks(5)
     table = current["table"].double().numpy()
     mean_update, having = np.zeros_like(table), np.zeros(len(table))
     for uplink in uplinks:
@@ -43,7 +44,8 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
     expected = (
         table + np.divide(len(uplinks), having, out=np.zeros(len(table)), where=having > 0)[:, None] * mean_update
     )
-    np.testing.assert_allclose(FedSubAvg().average(current, uplinks)["table"].numpy(), expected, rtol=1e-5, atol=1e-6)
+    merged = FedSubAvg("merchants").average(current, uplinks)
+    np.testing.assert_allclose(merged["table"].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_row_that_nobody_has_stays_bit_for_bit(current, make_uplinks):

@@ -81,9 +81,14 @@ def test_unfit_uplinks_are_left_out_and_counted_with_the_refusals(state):
     assert "merchant b: w has values that are not finite" in refusals[1].reason
 
 
-def test_an_uplink_without_the_parts_that_others_have_is_left_out(state):
-    empty = Uplink("b", 1, metrics={"loss": 1.0})
-    accepted, refusals = checked(replies(good("a"), empty, good("c")), state, 3, 1)
+def in_part(name):
+    rows = torch.tensor([1])
+    return Uplink(name, 1, PartialWeights({"w": torch.ones(1)}, {"w": rows}, {"w": rows}), metrics={"loss": 1.0})
+
+
+@pytest.mark.parametrize("odd", [Uplink("b", 1, metrics={"loss": 1.0}), in_part("b")])
+def test_an_uplink_with_other_parts_than_most_have_is_left_out(state, odd):
+    accepted, refusals = checked(replies(good("a"), odd, good("c")), state, 3, 1)
     assert [uplink.merchant for uplink in accepted] == ["a", "c"]
     assert refusals[0].reason == "merchant b: its uplink has other parts than most others have"
 

@@ -2,19 +2,21 @@
 
 import torch
 
-from fed_distill.training.submodel import completed, renumber, touched_rows
+from fed_distill.training.submodel import completed, renumber, row_counts, touched_rows
 from fed_distill.transport.messages import PartialWeights
 
 
 def test_touched_rows_are_sorted_distinct_and_hold_the_padding_row(student):
     encoded = {"text_ids": torch.tensor([[5, 3, 0]]), "pair_ids": torch.tensor([[3, 9, 9]])}
-    rows = touched_rows(student, [encoded])
-    assert rows["table.weight"].tolist() == [0, 3, 5, 9]
+    counts = row_counts(student, [encoded, encoded])
+    assert counts["table.weight"].nonzero().flatten().tolist() == [3, 5, 9]
+    assert counts["table.weight"][[3, 5, 9]].tolist() == [4, 2, 4]
+    assert touched_rows(counts)["table.weight"].tolist() == [0, 3, 5, 9]
 
 
 def test_renumbered_examples_point_at_the_same_rows(student):
     encoded = {"text_ids": torch.tensor([[5, 3, 0]]), "pair_ids": torch.tensor([[3, 9, 9]])}
-    rows = touched_rows(student, [encoded])
+    rows = touched_rows(row_counts(student, [encoded]))
     renumbered = renumber(student, encoded, rows)
     for name, values in encoded.items():
         assert torch.equal(rows["table.weight"][renumbered[name].long()], values)

@@ -74,12 +74,13 @@ def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars)
 def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, soft_labels, metrics):
     of_tables = {} if weights is None else {name: torch.tensor(rows, dtype=torch.int64) for name in list(weights)[:1]}
     sent = Uplink(
-        merchant, examples, None if weights is None else PartialWeights(weights, of_tables), soft_labels, metrics
+        merchant, examples, None if weights is None else PartialWeights(weights, of_tables, of_tables), soft_labels, metrics
     )
     got = decode_uplink(over_the_wire(encode_uplink(sent)))
     assert (got.merchant, got.examples, got.metrics) == (merchant, examples, metrics)
     assert (got.weights is None) == (weights is None)
     assert weights is None or (all_same(got.weights.arrays, weights) and all_same(got.weights.rows, of_tables))
+    assert weights is None or all_same(got.weights.counts, of_tables)
     assert same(got.soft_labels, soft_labels)
 
 
@@ -106,7 +107,7 @@ def uplink(table=None, rows=(0, 2, 5), bias=None, labels=None, **changes):
     fields = {
         "merchant": "Nord",
         "examples": 5,
-        "weights": PartialWeights(arrays, {"table": torch.tensor(rows)}),
+        "weights": PartialWeights(arrays, {"table": torch.tensor(rows)}, {"table": torch.tensor(rows).abs()}),
         "soft_labels": torch.full(PROXY, 0.5) if labels is None else labels,
         "metrics": {"loss": 1.0, "test_right": 3.0, "test_count": 4.0},
     }
@@ -178,7 +179,7 @@ def arrays_of(content):
 def test_arrays_travel_as_npy_without_objects():
     down = encode_downlink(Downlink(1, CURRENT, torch.full(PROXY, 0.5)))
     found = arrays_of(down) + arrays_of(encode_uplink(uplink()))
-    assert len(found) == 7
+    assert len(found) == 8
     for array in found:
         assert array.stype == "numpy.ndarray"
         assert array.data.startswith(b"\x93NUMPY")

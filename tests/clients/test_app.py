@@ -1,0 +1,67 @@
+"""What the ClientApp puts on the wire: names, numbers and plain arrays, and never a merchant's texts."""
+
+import io
+
+import numpy as np
+import pytest
+from flwr.common.serde import recorddict_from_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+from fed_distill.data import load
+from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN
+
+
+@pytest.fixture(scope="module")
+def private_texts(tiny_run):
+    data = load(tiny_run.experiment.data)
+    tables = [
+        table for merchant in data.merchants.values() for table in (merchant.train, merchant.valid, merchant.test)
+    ]
+    return {text for table in tables for text in (*table.texts, *table.pairs)}
+
+
+def test_no_message_of_a_run_holds_a_text_of_a_merchant(tiny_run, private_texts):
+    assert len(private_texts) > 100
+    assert {kind for kind, _, _ in tiny_run.wire} == {QUERY_MERCHANTS, TRAIN, EVALUATE}
+    wire = b"".join(request + reply for _, request, reply in tiny_run.wire)
+    assert len(wire) > 100_000
+    for text in private_texts:
+        for encoding in ("utf-8", "utf-16-le", "utf-32-le"):
+            assert text.encode(encoding) not in wire
+
+
+def test_every_array_of_a_run_is_npy_without_objects(tiny_run):
+    arrays = 0
+    for _, request, reply in tiny_run.wire:
+        for message in (request, reply):
+            for record in recorddict_from_proto(Proto.FromString(message)).array_records.values():
+                for array in record.values():
+                    value = np.lib.format.read_array(io.BytesIO(array.data), allow_pickle=False)
+                    assert value.dtype in (np.float32, np.int32)
+                    arrays += 1
+    assert arrays > 100
+
+
+def test_replies_hold_only_the_records_of_an_uplink(tiny_run):
+    seen = set()
+    for kind, _, reply in tiny_run.wire:
+        if kind == TRAIN:
+            seen |= {name.partition("/")[2] for name in recorddict_from_proto(Proto.FromString(reply))}
+    assert seen == {"up", "up.metrics", "up.weights", "up.rows", "up.counts", "up.soft_labels"}
+
+
+def test_a_query_is_answered_with_merchants_and_their_numbers_of_examples(tiny_run):
+    data = load(tiny_run.experiment.data)
+    (answer,) = [reply for kind, _, reply in tiny_run.wire if kind == QUERY_MERCHANTS]
+    record = recorddict_from_proto(Proto.FromString(answer))["merchants"]
+    assert dict(zip(record["names"], record["examples"], strict=True)) == {
+        name: len(merchant.train) for name, merchant in data.merchants.items()
+    }
+
+
+def test_personal_students_never_leave(tiny_run):
+    for kind, request, reply in tiny_run.wire:
+        if kind == TRAIN and recorddict_from_proto(Proto.FromString(request))["request"]["arm"].startswith("personal"):
+            assert not recorddict_from_proto(Proto.FromString(reply)).array_records
+    kept = tiny_run.result.folder / "checkpoint" / "sites" / "seed-0"
+    assert {path.name for path in kept.iterdir()} >= {"personal%20of%20fedmd", "personal%20of%20fedavg-kd%2Bfedsubavg"}

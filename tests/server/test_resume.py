@@ -1,0 +1,103 @@
+"""A run stopped at any instant goes on and ends bit-equal to one that was not disturbed, times aside."""
+
+import pytest
+
+from clients.app import build_app
+from fed_distill.runtime.callbacks import Callback
+from fed_distill.transport.requests import TRAIN
+
+FEDERATIONS = {
+    "server optimizer": {"controls": ["server"], "federation.aggregator": "fedadam"},
+    "merchants' own students": {
+        "controls": [],
+        "federation.method": "fedmd",
+        "federation.options": {},
+        "student.by_merchant": ["two-tower", "lstm"],
+    },
+}
+
+
+class Stopped(BaseException):
+    """Stands for a signal: no code that catches errors may catch it."""
+
+
+class StopAt(Callback):
+    """Notes each stage and round, and stops the run at the given one."""
+
+    def __init__(self, place=None):
+        self.place, self.seen = place, []
+
+    def on_stage(self, title, total):
+        self._note(title)
+
+    def on_round(self, record):
+        self._note(f"round {record['round']}")
+
+    def _note(self, event):
+        self.seen.append(event)
+        if len(self.seen) - 1 == self.place:
+            raise Stopped(event)
+
+
+@pytest.fixture(scope="module", params=FEDERATIONS, ids=lambda name: name.replace(" ", "-"))
+def undisturbed(request, tiny_experiment, simulate, outcome_of, tmp_path_factory):
+    """Changes of the experiment, what happened in an undisturbed run of it, and how it ended."""
+    changes = {**FEDERATIONS[request.param], "federation.rounds": 3}
+    watcher = StopAt()
+    folder, _ = simulate(tiny_experiment(tmp_path_factory.mktemp("whole"), changes), callbacks=[watcher])
+    return changes, watcher.seen, outcome_of(folder)
+
+
+def test_stopped_at_every_stage_and_round(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path):
+    """One run, stopped at each event in turn: every resumption gets one event further."""
+    changes, events, expected = undisturbed
+    assert [event for event in events if event.startswith("round")] == ["round 1", "round 2", "round 3"]
+    experiment = tiny_experiment(tmp_path, changes)
+    stops = 0
+    for event in events:
+        resumed = experiment.with_changes({"runtime.resume": stops > 0})
+        watcher = StopAt()
+        watcher._note = lambda seen, wanted=event: _stop(seen, wanted)
+        try:
+            simulate(resumed, callbacks=[watcher])
+        except Stopped:
+            stops += 1
+    assert stops == len(set(events))
+    folder, _ = simulate(experiment.with_changes({"runtime.resume": True}))
+    assert outcome_of(folder) == expected
+
+
+def _stop(seen, wanted):
+    if seen == wanted:
+        raise Stopped(seen)
+
+
+@pytest.mark.parametrize("message", [2, 4, 6])
+def test_stopped_while_merchants_train(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path, message):
+    """Three sites: some have trained, and kept their students, when the run is stopped in the middle of a round."""
+    changes, _, expected = undisturbed
+    experiment = tiny_experiment(tmp_path, changes)
+    inner, trained = build_app(), []
+
+    def app(request, context):
+        reply = inner(request, context)
+        trained.append(request.metadata.message_type == TRAIN)
+        if sum(trained) == message:
+            raise Stopped
+        return reply
+
+    with pytest.raises(Stopped):
+        simulate(experiment, app=app, sites=3)
+    folder, _ = simulate(experiment.with_changes({"runtime.resume": True}), sites=3)
+    assert outcome_of(folder) == expected
+
+
+def test_a_finished_run_resumes_to_itself_without_training(
+    undisturbed, tiny_experiment, simulate, outcome_of, tmp_path
+):
+    changes, _, expected = undisturbed
+    experiment = tiny_experiment(tmp_path, changes)
+    simulate(experiment)
+    folder, grid = simulate(experiment.with_changes({"runtime.resume": True}))
+    assert outcome_of(folder) == expected
+    assert TRAIN not in [kind for kind, _, _ in grid.wire]

@@ -1,0 +1,53 @@
+"""What a notebook uses: ``Experiment``, ``run``, data frames, and own parts as the documentation shows them."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import fed_distill
+from fed_distill import Experiment, Result, run
+from fed_distill.models import load_model
+
+GUIDE = Path(__file__).parent.parent / "docs" / "extending.md"
+
+
+def test_run_returns_a_result_with_data_frames(tiny_experiment, tmp_path):
+    result = run(tiny_experiment(tmp_path, {"controls": ["server"]}))
+    assert isinstance(result, Result)
+    assert result.folder == tmp_path / "tiny"
+    assert all(isinstance(table, pd.DataFrame) for table in (result.comparison, result.rounds, result.merchants))
+    assert len(result.rounds) == 2
+    assert len(result.merchants) >= 5
+    assert result.comparison.to_string().count("fedavg-kd") >= 1
+    assert result.summary["merchants"] == 5
+    assert result.report.is_file()
+    assert load_model(result.student).parameter_count() == result.summary["student"]["parameters"]
+
+
+def test_the_package_offers_what_it_lists_and_nothing_else():
+    assert all(getattr(fed_distill, name) is not None for name in fed_distill.__all__)
+    with pytest.raises(AttributeError, match="module 'fed_distill' has no attribute 'train'"):
+        _ = fed_distill.train
+
+
+def block(language):
+    (found,) = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    return found
+
+
+def test_the_documented_parts_of_ones_own_run_and_are_short(tiny_experiment, tmp_path, monkeypatch, capsys):
+    assert block("python").count("\n") < 40
+    (tmp_path / "my_shop.py").write_text(block("python"), encoding="utf-8")
+    (tmp_path / "my_shop.toml").write_text(block("toml"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    quick = tiny_experiment(tmp_path).model_dump(mode="json", include={"teacher": {"options", "epochs", "max_length"}})
+    changes = {f"teacher.{key}": value for key, value in quick["teacher"].items()}
+    result = run(Experiment.read("my_shop.toml", {**changes, "runtime.cache": str(tmp_path / "cache")}))
+    printed = capsys.readouterr().out
+    assert re.findall(r"my_shop:Damped round (\d) accuracy \d\.\d+", printed) == ["1", "2"]
+    summary = result.summary
+    assert (summary["dataset"], summary["method"], summary["task"]) == ("my_shop:Reviews", "my_shop:Damped", "category")
+    assert summary["student"]["parameters"] == 6 * 2 + 2
+    assert load_model(result.student).kind == "my_shop:LetterCounts"
