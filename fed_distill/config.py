@@ -89,16 +89,16 @@ class TrainingConfig(_Table):
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 3e-3
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = 32
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="decoupled; not applied to embedding tables")
     clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of a gradient; none for no clipping")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant",
+        "linear",
         description="how the rate falls to 0: within one training at the server, over the rounds at merchants",
     )
     warmup_share: Share = Field(0.0, description="share of that time in which the rate rises from 0 first")
-    server_epochs: PositiveFloat = Field(4.0, description="epochs of the server's student before the first round")
-    pooled_epochs: PositiveFloat = Field(8.0, description="epochs of the pooled control, from the server's student")
+    server_epochs: PositiveFloat = Field(3.0, description="epochs of the server's student before the first round")
+    pooled_epochs: PositiveFloat = Field(4.0, description="epochs of the pooled control, from the server's student")
     local_epochs: PositiveFloat = Field(2.0, description="epochs of each merchant alone in the local control")
     server_batch_size: PositiveInt = Field(128, description="batch size of training at the server, pooled included")
     server_learning_rate: PositiveFloat = Field(3e-3, description="learning rate of training at the server")

@@ -11,16 +11,18 @@ from flwr.serverapp import Grid
 
 from fed_distill.config import Experiment
 from fed_distill.data import load
+from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError
 from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
-from fed_distill.models import STUDENTS
+from fed_distill.models import build_student, load_teacher
 from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.report import write_report
 from fed_distill.results.speed import speed
 from fed_distill.results.store import CLASSES, RunStore
 from fed_distill.results.summary import summarize
+from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
 from server.comparison import Comparison
 from server.evaluation import Evaluator
@@ -36,6 +38,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
     data = load(experiment.data)
+    check_models(experiment, data.task)
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
@@ -73,7 +76,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Resolve every name in the experiment before anything is spent on it; ConfigError on the first unknown one."""
+    """Build every method and aggregator before anything is spent on them; ConfigError on the first that is wrong."""
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
@@ -84,5 +87,11 @@ def check_names(experiment: Experiment) -> None:
             )
         if federation.aggregator == "fedsubavg" and not experiment.training.submodel:
             raise ConfigError("aggregator fedsubavg averages submodels: it needs training.submodel = true")
-    for name in experiment.student.models():
-        STUDENTS.resolve(name)
+
+
+def check_models(experiment: Experiment, task: Task) -> None:
+    """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
+    with seeds.scope(experiment.seed, "check models"):
+        teacher = load_teacher(experiment.teacher, task)
+        for name in experiment.student.models():
+            build_student(name, experiment.student.options_of(name), task, teacher)

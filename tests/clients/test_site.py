@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(w
     request = replace(world.request(world.names[0]), learning_rate=1e30)
     (answer,) = world.site().train(request, world.down(), {})
     assert answer.merchant == world.names[0]
-    assert answer.reason.startswith(f"{world.names[0]}: the loss of phase 2 is nan; lower training.learning_rate")
+    assert answer.reason.startswith(f"{world.names[0]}: the loss of phase 1 is nan; lower training.learning_rate")
 
 
 def count_right(student, weights, test):

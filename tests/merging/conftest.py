@@ -48,7 +48,9 @@ def make_uplinks(current):
                 "steps": current["steps"] + 1,
             }
             counts = torch.randint(1, 9, rows.shape, generator=draw)
-            made.append(Uplink(f"m{number}", EXAMPLES[number], PartialWeights(arrays, {"table": rows}, {"table": counts})))
+            made.append(
+                Uplink(f"m{number}", EXAMPLES[number], PartialWeights(arrays, {"table": rows}, {"table": counts}))
+            )
         return made
 
     return make

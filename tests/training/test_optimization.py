@@ -8,7 +8,8 @@ from fed_distill.training.optimization import Pace, schedule_factor
 
 
 @pytest.mark.parametrize(
-    ("schedule", "reference"), [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)]
+    ("schedule", "reference"),
+    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
 )
 def test_schedules_equal_those_of_transformers(schedule, reference):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -98,7 +98,9 @@ def test_a_submodel_trains_to_the_same_weights_as_the_whole_model(learner, optim
 
 def test_a_submodel_sends_exactly_the_rows_that_the_batches_touch(learner):
     _, fitted = fit(learner, Plan((Phase(hard_labels(), epochs=1),)))
-    touched = {0} | set(learner.private["text_ids"].flatten().tolist()) | set(learner.private["pair_ids"].flatten().tolist())
+    touched = (
+        {0} | set(learner.private["text_ids"].flatten().tolist()) | set(learner.private["pair_ids"].flatten().tolist())
+    )
     assert fitted.weights.rows["table.weight"].tolist() == sorted(touched)
 
 

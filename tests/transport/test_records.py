@@ -74,7 +74,11 @@ def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars)
 def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, soft_labels, metrics):
     of_tables = {} if weights is None else {name: torch.tensor(rows, dtype=torch.int64) for name in list(weights)[:1]}
     sent = Uplink(
-        merchant, examples, None if weights is None else PartialWeights(weights, of_tables, of_tables), soft_labels, metrics
+        merchant,
+        examples,
+        None if weights is None else PartialWeights(weights, of_tables, of_tables),
+        soft_labels,
+        metrics,
     )
     got = decode_uplink(over_the_wire(encode_uplink(sent)))
     assert (got.merchant, got.examples, got.metrics) == (merchant, examples, metrics)
