@@ -102,6 +102,7 @@ class TrainingConfig(_Table):
     local_epochs: PositiveFloat = Field(2.0, description="epochs of each merchant alone in the local control")
     server_batch_size: PositiveInt = Field(128, description="batch size of training at the server, pooled included")
     server_learning_rate: PositiveFloat = Field(3e-3, description="learning rate of training at the server")
+    pooled_learning_rate: PositiveFloat = Field(5e-3, description="learning rate of the pooled control")
     server_temperature: PositiveFloat = Field(2.0, description="distillation temperature of training at the server")
     submodel: bool = Field(True, description="train and send only the embedding rows that a merchant's data touch")
 

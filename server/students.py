@@ -1,7 +1,7 @@
 """The server's own training: its student before the first round, the pooled control, and phases after a merge."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ class ServerTraining:
     ) -> dict[str, Tensor]:
         """The same with every merchant's examples beside the public ones: the control that federation avoids."""
         everybody = [self.data.public, *(merchant.train for merchant in self.data.merchants.values())]
-        return self._train(student, weights, plan, randomness, self.pace(), progress, "pooled", everybody)
+        pace = replace(self.pace(), learning_rate=self.config.pooled_learning_rate)
+        return self._train(student, weights, plan, randomness, pace, progress, "pooled", everybody)
 
     def _train(
         self,
