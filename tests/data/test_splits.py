@@ -108,9 +108,7 @@ def test_a_proxy_that_cannot_be_filled_says_how_many_there_are() -> None:
 
 def test_no_client_left_says_which_key_to_lower() -> None:
     config = CONFIG.model_copy(update={"min_rows": 100})
-    with pytest.raises(
-        DataError, match=r"8 merchants have \d+ to \d+ rows.*data.min_rows = 100; lower data.min_rows"
-    ):
+    with pytest.raises(DataError, match=r"8 merchants have \d+ to \d+ rows.*data.min_rows = 100; lower data.min_rows"):
         federate(rows(EVEN, config), config)
 
 

@@ -30,6 +30,12 @@ def test_an_experiment_runs_to_its_report(path, tmp_path):
     assert set(summary["controls"]) == {"server", "local", "pooled", "fedavg"}
     assert summary["bytes"]["uplink_per_merchant_round"] > 0
     assert 0 <= summary["student"][summary["headline"]] <= 1
-    for name in ("report.html", "experiment.toml", "metrics.jsonl", "classification_report.txt", "student/model.safetensors"):
+    for name in (
+        "report.html",
+        "experiment.toml",
+        "metrics.jsonl",
+        "classification_report.txt",
+        "student/model.safetensors",
+    ):
         assert (folder / name).stat().st_size > 0
     assert str(folder / "report.html") in done.stdout

@@ -44,7 +44,12 @@ def superlink(tmp_path):
     home = tmp_path / "flwr"
     home.mkdir()
     (home / "config.toml").write_text(CONNECTION.format(port=port))
-    environment = {**os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
     arguments = ["--simulation", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
     with (tmp_path / "superlink.log").open("w") as log:
         process = subprocess.Popen(
