@@ -189,7 +189,7 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(command, tmp_p
     code, out, _ = command("report", str(folder), "--markdown")
     assert code == 0
     assert out.startswith("|")
-    assert "fedavg-kd+fedsubavg" in out
+    assert "| **fedavg-kd** |" in out
     assert (folder / "report.html").is_file()
 
     assert mistake(command(*line)).startswith(f"error: {folder} exists already: go on with it by --resume")
