@@ -18,7 +18,6 @@ from fed_distill.errors import CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
 from fed_distill.models import TextModel, build_student
-from fed_distill.results.metrics import Metrics
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
 from fed_distill.runtime import seeds
@@ -156,7 +155,7 @@ class Comparison:
         weights, before, notes = progress.state.weights, None, []
         adaptation = self.experiment.adaptation
         if kind == "federation" and adaptation.enabled:
-            before = self._test(weights)
+            before = self.evaluator.test(self._global_student(weights))
             result = self._adapt(arm, weights)
             weights, notes = result.weights, list(result.notes)
         outcome = self._outcome(arm, kind, weights, began)
@@ -228,28 +227,28 @@ class Comparison:
             checkpoint=self._path(arm),
         )
 
-    def _test(self, weights: Weights) -> Metrics:
+    def _global_student(self, weights: Weights) -> TextModel:
         student = self.student(self.experiment.student.model)
         student.load_state_dict(dict(weights))
-        return self.evaluator.test(student)
+        return student
 
     def _outcome(self, name: str, kind: Literal["control", "federation"], weights: Weights, began: float) -> Outcome:
-        """Measure the student on the common test set, and at the merchants on their own."""
-        metrics = self._test(weights)
-        student = self.experiment.student.model
+        """Measure the student on the common test and validation sets, and at the merchants on their own test sets."""
+        model, student = self.experiment.student.model, self._global_student(weights)
         request = TrainRequest(
             arm=name,
             seed=self.seed,
             merchants=tuple(self.sites.merchants),
-            students=(student,) * len(self.sites.merchants),
-            blueprints={student: blueprint_of(self.student(student))},
+            students=(model,) * len(self.sites.merchants),
+            blueprints={model: blueprint_of(student)},
         )
         counts = self.sites.evaluate(request, weights)
         return Outcome(
             name=name,
             kind=kind,
             seed=self.seed,
-            metrics=metrics,
+            metrics=self.evaluator.test(student),
+            validation=self.evaluator.validation(student),
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
             seconds=time.perf_counter() - began,
