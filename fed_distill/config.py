@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,9 +18,11 @@ from fed_distill.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Control = Literal["server", "local", "pooled", "fedavg"]
 CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
+LONGEST_TITLE = 150
+"""Bytes of a federation's title in the name of a file."""
 
 
 class _Table(BaseModel):
@@ -90,7 +93,9 @@ class TrainingConfig(_Table):
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 3e-3
     batch_size: PositiveInt = 32
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="decoupled; not applied to embedding tables")
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        0.0, description="decoupled; not applied to embedding tables"
+    )
     clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of a gradient; none for no clipping")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear",
@@ -138,7 +143,7 @@ class AdaptationConfig(_Table):
         True, description="fine-tune on the server's data, distil again on domain text, fine-tune again"
     )
     epochs: PositiveFloat = Field(1.0, description="epochs of each of the three stages")
-    learning_rate_scale: PositiveFloat = Field(0.3, description="factor on training.learning_rate")
+    learning_rate_scale: PositiveFloat = Field(0.3, description="factor on training.server_learning_rate")
     personal: bool = Field(False, description="also adapt to each merchant; its student stays there")
     personal_epochs: PositiveFloat = Field(1.0, description="epochs of a merchant's own adaptation")
 
@@ -160,7 +165,10 @@ class Experiment(_Table):
     """Everything that a run depends on. ``Experiment.read(path)`` reads a TOML file."""
 
     name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and its folder"
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
+        description="name of the run and its folder",
     )
     seed: int = Field(0, ge=0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
@@ -181,10 +189,19 @@ class Experiment(_Table):
     @model_validator(mode="after")
     def _distinct_federations(self) -> Self:
         titles = [federation.title for federation in self.federations()]
-        reserved = {"server", "local", "pooled", "personal", *(f"personal of {title}" for title in titles)}
-        taken = [title for title in titles if title in reserved]
+        reserved = {".", "..", "server", "local", "pooled", "personal", *(f"personal of {title}" for title in titles)}
+        taken = [
+            federation.title
+            for federation in self.federations()
+            if federation.title in reserved
+            or federation.title.startswith(("server.", "control.", "federation."))
+            or (federation.title == "fedavg" and (federation.method, federation.aggregator) != ("fedavg", "fedavg"))
+        ]
         if taken:
             raise ValueError(f"a federation cannot be called {taken[0]!r}: give it another `label`")
+        long = [title for title in titles if len(quote(title, safe="")) > LONGEST_TITLE]
+        if long:
+            raise ValueError(f"the federation's name {long[0][:20]!r} ... is too long: give it a shorter `label`")
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
             raise ValueError(f"two federations are called {sorted(twice)[0]!r}: give one of them a `label`")
@@ -322,7 +339,7 @@ class Experiment(_Table):
 def parse_setting(text: str) -> tuple[str, Any]:
     """Read ``key=value`` as on the command line; the value is TOML, or a plain string."""
     key, separator, value = text.partition("=")
-    if not separator or not key.strip():
+    if not separator or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set wants key=value, for example federation.rounds=3, not {text!r}")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]

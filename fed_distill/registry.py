@@ -46,6 +46,8 @@ class Registry(Mapping[str, str]):
             module = _import(module_name)
         except ImportError as error:
             raise ConfigError(f"cannot import {self.kind} {name!r}: {error}") from error
+        except Exception as error:  # a user's module can fail in any way while it is imported
+            raise ConfigError(f"cannot import {self.kind} {name!r}: {type(error).__name__}: {error}") from error
         try:
             return getattr(module, attribute)
         except AttributeError:

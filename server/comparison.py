@@ -75,13 +75,17 @@ class Comparison:
         path = self._path(f"federation.{title}.final")
         found = read_checkpoint(path)
         if found is None:
-            raise CheckpointError(f"{path} is missing: delete the run's folder and start again")
+            outcome = self._path(f"federation.{title}").with_suffix(".json")
+            raise CheckpointError(f"{path} is missing: delete {outcome.name} beside it to make both again")
         return found[0]
 
     def _kept(self, name: str, measure: Callable[[], Outcome]) -> Outcome:
         path = self._path(name).with_suffix(".json")
         if path.exists():
-            return Outcome.load(path)
+            try:
+                return Outcome.load(path)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; delete it to measure this part again") from error
         outcome = measure()
         outcome.save(path)
         return outcome

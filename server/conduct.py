@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 
 from fed_distill.config import Experiment
 from fed_distill.data import load
-from fed_distill.data.examples import Task
-from fed_distill.errors import ConfigError
+from fed_distill.data.examples import FederatedData, Task
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
 from fed_distill.models import build_student, load_teacher
@@ -38,6 +38,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
     data = load(experiment.data)
+    check_parts(experiment, data)
     check_models(experiment, data.task)
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
@@ -87,6 +88,22 @@ def check_names(experiment: Experiment) -> None:
             )
         if federation.aggregator == "fedsubavg" and not experiment.training.submodel:
             raise ConfigError("aggregator fedsubavg averages submodels: it needs training.submodel = true")
+
+
+def check_parts(experiment: Experiment, data: FederatedData) -> None:
+    """DataError unless there is something to choose a teacher by, to validate and adapt students by, and a test set."""
+    for name, part, share in (
+        ("public validation", data.public_valid, "valid_share"),
+        ("common validation", data.valid, "valid_share"),
+        ("common test", data.test, "test_share"),
+    ):
+        if not len(part):
+            raise DataError(f"the {name} set is empty: raise data.{share}, or give the data more rows")
+    if experiment.adaptation.enabled and data.task.gains is not None and data.ranking_valid is None:
+        raise DataError(
+            "domain adaptation is judged by ranking, and no validation query has candidates of two grades: "
+            "raise data.valid_share, give the data more candidates a query, or set adaptation.enabled = false"
+        )
 
 
 def check_models(experiment: Experiment, task: Task) -> None:

@@ -24,7 +24,10 @@ CHANGES = st.fixed_dictionaries(
         "student.by_merchant": st.lists(TEXTS, max_size=3),
         "training.clip_norm": st.floats(0.1, 10.0),
         "federation.label": st.one_of(TEXTS, st.sampled_from(["null", "[", "{x", '"', '"quoted"', "true", "1"])).filter(
-            lambda text: text not in ("server", "local", "pooled", "personal")
+            lambda text: (
+                text not in (".", "..", "server", "local", "pooled", "personal", "fedavg")
+                and not text.startswith(("server.", "control.", "federation."))
+            )
         ),
         "runtime.cache": TEXTS.filter(bool),
         "runtime.resume": st.booleans(),
@@ -88,6 +91,12 @@ def write(tmp_path, text):
         ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': give one of them a `label`"),
         ("[federation]\nlabel = 'pooled'", "a federation cannot be called 'pooled': give it another `label`"),
         ("[federation]\nmethod = 'local'", "a federation cannot be called 'local'"),
+        ("[federation]\nlabel = 'fedavg'", "a federation cannot be called 'fedavg': give it another `label`"),
+        ("[federation]\nlabel = 'server.two-tower'", "a federation cannot be called 'server.two-tower'"),
+        ("[[compare]]\nlabel = '..'", r"a federation cannot be called '\.\.'"),
+        (f"[federation]\nlabel = '{'商' * 20}'", "the federation's name '商+' ... is too long: give it a shorter"),
+        (f"name = '{'a' * 201}'", "name: String should have at most 200 characters"),
+        ("[training]\nserver_epochs = inf", r"training\.server_epochs: Input should be a finite number"),
         ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
         ("name = ", "is not valid TOML"),
     ],
@@ -133,7 +142,7 @@ def test_settings_are_toml_or_plain_text(text, key, value):
     assert parse_setting(text) == (key, value)
 
 
-@pytest.mark.parametrize("text", ["federation.rounds", "=3", ""])
+@pytest.mark.parametrize("text", ["federation.rounds", "=3", "", ".rounds=3", "federation..rounds=3"])
 def test_a_setting_without_key_or_value_is_refused(text):
     with pytest.raises(ConfigError, match="--set wants key=value"):
         parse_setting(text)

@@ -59,12 +59,24 @@ def test_a_name_like_none_is_answered_with_all_names(ovens):
     ("path", "message"),
     [
         ("no_such_package:Thing", "cannot import oven 'no_such_package:Thing': No module named 'no_such_package'"),
+        (":Thing", "cannot import oven ':Thing': ValueError: Empty module name"),
+        (".kitchen:Thing", "cannot import oven '.kitchen:Thing': TypeError: the 'package' argument is required"),
         ("kitchen:Fridge", "kitchen has no 'Fridge' \\(wanted as oven\\)"),
     ],
 )
 def test_a_wrong_import_path_says_what_is_missing(ovens, path, message):
     with pytest.raises(ConfigError, match=message):
         ovens.resolve(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("def (", "SyntaxError: "), ("1 / 0", "ZeroDivisionError: division by zero")]
+)
+def test_a_module_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch, ovens, code, said):
+    (tmp_path / "broken_oven_of_the_test.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"cannot import oven 'broken_oven_of_the_test:Own': {said}"):
+        ovens.resolve("broken_oven_of_the_test:Own")
 
 
 def test_a_module_in_the_working_folder_is_found_and_the_search_path_left_as_it_was(tmp_path, monkeypatch, ovens):

@@ -6,7 +6,7 @@ commands, so that ``--help`` answers at once.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -139,11 +139,19 @@ def main() -> None:
     try:
         app()
     except FedDistillError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        _complain(str(error))
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        _complain(f"cannot use {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; go on with the same command and --resume", soft_wrap=True)
         sys.exit(130)
+
+
+def _complain(problem: str) -> NoReturn:
+    Console(stderr=True, emoji=False).print(f"[bold red]error:[/] {escape(problem)}", soft_wrap=True)
+    sys.exit(2)
 
 
 def _experiment(

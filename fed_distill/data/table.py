@@ -112,7 +112,7 @@ class Table:
     def _load(self) -> dict[str, list[Any]]:
         """The wanted columns as lists."""
         if not self.path.is_file():
-            raise DataError(f"{self.path} does not exist")
+            raise DataError(f"{self.path} " + ("is not a file" if self.path.exists() else "does not exist"))
         if not self.path.stat().st_size:
             raise DataError(f"{self.path} is empty")
         wanted = sorted({name for name in asdict(self.named).values() if name})

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fed_distill.config import PositiveFloat
 from fed_distill.errors import UplinkRejected
 from fed_distill.transport.messages import PartialWeights, Uplink, Weights
 
@@ -26,7 +27,7 @@ class FedSubAvg:
     """
 
     weight: Literal["uses", "examples", "merchants"] = "uses"
-    server_learning_rate: float = 1.0
+    server_learning_rate: PositiveFloat = 1.0
 
     def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
         """The next global weights; rows that nobody sent stay as they are."""

@@ -19,6 +19,7 @@ from flwr.serverapp import strategy as flower
 from pydantic import Field
 from torch import Tensor
 
+from fed_distill.config import PositiveFloat
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Uplink, Weights
@@ -26,6 +27,7 @@ from fed_distill.transport.messages import Uplink, Weights
 _MOMENTS = ("m_t", "v_t")
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 @dataclass
@@ -117,8 +119,8 @@ class FedAvgM(_FlowerAggregator):
     """FedAvg with server momentum (Hsu et al., 2019)."""
 
     strategy = flower.FedAvgM
-    server_learning_rate: float = 1.0
-    server_momentum: float = 0.9
+    server_learning_rate: PositiveFloat = 1.0
+    server_momentum: Decay = 0.9
 
 
 @dataclass
@@ -129,10 +131,10 @@ class FedAdam(_FlowerAggregator):
     """
 
     strategy = flower.FedAdam
-    eta: float = 1e-2
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
+    eta: PositiveFloat = 1e-2
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: PositiveFloat = 1e-3
 
 
 @dataclass
@@ -140,10 +142,10 @@ class FedYogi(_FlowerAggregator):
     """Yogi at the server (Reddi et al., ICLR 2021); options as of ``fedadam``."""
 
     strategy = flower.FedYogi
-    eta: float = 1e-2
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
+    eta: PositiveFloat = 1e-2
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: PositiveFloat = 1e-3
 
 
 @dataclass
@@ -151,8 +153,8 @@ class FedAdagrad(_FlowerAggregator):
     """Adagrad at the server (Reddi et al., ICLR 2021). eta: server learning rate. tau: degree of adaptivity."""
 
     strategy = flower.FedAdagrad
-    eta: float = 1e-2
-    tau: float = 1e-3
+    eta: PositiveFloat = 1e-2
+    tau: PositiveFloat = 1e-3
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
 from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.training.plan import Phase, Plan
@@ -18,7 +19,7 @@ from fed_distill.transport.messages import Downlink, Uplink
 class FedAvg:
     """local_epochs: epochs over a merchant's private examples in a round (E in the paper)."""
 
-    local_epochs: float = 1.0
+    local_epochs: PositiveFloat = 1.0
     personal: ClassVar[bool] = False
 
     def broadcast(self, state: GlobalState) -> Downlink:

@@ -5,7 +5,11 @@ averaging is McMahan et al., AISTATS 2017. The proxy phase keeps merchants from 
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
+
+from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.methods.fedavg import FedAvg
@@ -17,8 +21,8 @@ from fed_distill.transport.messages import Downlink
 class FedAvgKD(FedAvg):
     """proxy_steps: batches of the proxy set in a round. temperature: of the distillation loss."""
 
-    proxy_steps: int = 16
-    temperature: float = 2.0
+    proxy_steps: Annotated[int, Field(ge=0)] = 16
+    temperature: PositiveFloat = 2.0
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student and the teacher's soft labels."""

@@ -8,9 +8,12 @@ server is spared one pass for each merchant's student.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
+from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
 from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
@@ -23,9 +26,9 @@ class FedDF(FedAvg):
     """server_epochs: epochs of ensemble distillation a round. temperature: of its loss. teacher_share: weight
     of the server's teacher in the target, in [0, 1]; 0 is the paper's method."""
 
-    server_epochs: float = 1.0
-    temperature: float = 1.0
-    teacher_share: float = 0.0
+    server_epochs: PositiveFloat = 1.0
+    temperature: PositiveFloat = 1.0
+    teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The trained weights and their probabilities on the proxy set."""

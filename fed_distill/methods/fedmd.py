@@ -8,10 +8,12 @@ consensus, and the server distils its global student from it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
+from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.training.plan import Phase, Plan
@@ -24,11 +26,11 @@ class FedMD:
     server_epochs: epochs of the global student on the consensus. temperature: of both distillations.
     teacher_share: weight of the teacher in the consensus, in [0, 1]."""
 
-    digest_epochs: float = 1.0
-    local_epochs: float = 1.0
-    server_epochs: float = 1.0
-    temperature: float = 1.0
-    teacher_share: float = 0.5
+    digest_epochs: PositiveFloat = 1.0
+    local_epochs: PositiveFloat = 1.0
+    server_epochs: PositiveFloat = 1.0
+    temperature: PositiveFloat = 1.0
+    teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     personal: ClassVar[bool] = True
 
     def broadcast(self, state: GlobalState) -> Downlink:

@@ -4,6 +4,9 @@ Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, eq. 2
 """
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from fed_distill.distill.losses import hard_labels
 from fed_distill.methods.fedavg import FedAvg
@@ -15,7 +18,7 @@ from fed_distill.transport.messages import Downlink
 class FedProx(FedAvg):
     """proximal_mu: weight of the penalty mu/2 * ||w - w_global||^2; 0 is FedAvg."""
 
-    proximal_mu: float = 0.01
+    proximal_mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
 
     def plan(self, down: Downlink) -> Plan:
         """Private labels, held near the weights of the downlink."""

@@ -95,21 +95,21 @@ class RunStore:
         return read_records(self.folder)
 
     def rewind(self, seed: int, federation: str, round: int) -> None:
-        """Cut every line after the given round of the given seed and federation, the point at which a run resumes.
+        """Cut a federation's lines after the given round of the given seed, the point at which it resumes.
 
-        Round 0 is before the first one. CheckpointError if the round's own line is not there.
+        Lines of other federations stay: one that is finished writes none again. Round 0 is before the first one.
+        CheckpointError if the round's own line is not there.
         """
         records = self.records()
-        unit = [index for index, line in enumerate(records) if (line["seed"], line["federation"]) == (seed, federation)]
-        kept = [index for index in unit if records[index]["round"] <= round]
-        if round > 0 and (not kept or records[kept[-1]]["round"] != round):
+        unit = [line for line in records if (line["seed"], line["federation"]) == (seed, federation)]
+        if round > 0 and all(line["round"] != round for line in unit):
             raise CheckpointError(
                 f"{self.folder / METRICS} has no line for round {round} of {federation}, seed {seed}: "
                 "the run is damaged; start again with another --name"
             )
-        cut = kept[-1] + 1 if kept else (unit[0] if unit else len(records))
-        if cut < len(records):
-            self._write_records(records[:cut])
+        kept = [line for line in records if line not in unit or line["round"] <= round]
+        if len(kept) < len(records):
+            self._write_records(kept)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write ``summary.json``; TrainingError naming the key of a number that is not finite."""
@@ -159,15 +159,22 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             raise CheckpointError(f"{path}, line {number} is not valid JSON: {error}") from error
+        if not isinstance(record, dict) or not {"seed", "federation", "round"} <= set(record):
+            raise CheckpointError(
+                f"{path}, line {number} is not a round's record: seed, federation or round is missing"
+            )
+        records.append(record)
     return records
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """A run's ``summary.json``; CheckpointError if it is missing or torn."""
     path = folder / SUMMARY
+    if not path.exists() and not (folder / EXPERIMENT).exists():
+        raise CheckpointError(f"{folder} has no {SUMMARY} and no {EXPERIMENT}: it is not the folder of a run")
     if not path.exists():
         raise CheckpointError(f"{folder} has no {SUMMARY}: the run has not ended; go on with it by --resume")
     summary: dict[str, Any] = read_json(path)

@@ -99,11 +99,23 @@ def test_a_mistake_on_the_command_line_is_named(command, tmp_path, arguments, me
 
 def test_a_missing_file_is_named(command, tmp_path):
     assert "cannot read experiment" in mistake(command("run", str(tmp_path / "none.toml")))
-    assert "has no summary.json" in mistake(command("report", str(tmp_path)))
+    assert "it is not the folder of a run" in mistake(command("report", str(tmp_path)))
 
 
-def test_a_name_with_brackets_is_printed_as_it_is(command, tmp_path):
-    path = tmp_path / "[red]mine.toml"
+@pytest.mark.parametrize("key", ["runtime.folder", "runtime.cache"])
+def test_a_folder_that_is_a_file_is_named(command, tmp_path, key):
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    places = {"runtime.folder": tmp_path / "runs", "runtime.cache": tmp_path / "cache", key: tmp_path / "taken"}
+    settings = [word for name, place in places.items() for word in ("--set", f"{name}={place}")]
+    code, _, errors = command("run", QUICKSTART, "--tiny", *settings, "--set", "runtime.callbacks=[]")
+    assert code == 2
+    assert f"error: cannot use {tmp_path / 'taken'}" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["[red]mine", "a:b:c"])
+def test_a_name_with_brackets_or_colons_is_printed_as_it_is(command, tmp_path, name):
+    path = tmp_path / f"{name}.toml"
     path.write_text("x = 1", encoding="utf-8")
     assert mistake(command("run", str(path))) == f"error: {path}: unknown key x"
 

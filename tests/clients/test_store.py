@@ -49,9 +49,15 @@ def test_arms_seeds_and_merchants_of_any_name_are_kept_apart(store, tmp_path):
         ("fedmd", 0, "../a"),
         ("fedmd", 0, "a/b"),
         ("a/fedmd", 0, "日本"),
+        ("fedmd", 0, "."),
+        ("fedmd", 0, ".."),
+        ("fedmd", 0, "商户" * 60 + "a"),
+        ("fedmd", 0, "商户" * 60 + "b"),
+        ("..", 0, "a"),
     ]
     for number, key in enumerate(keys):
         store.save(*key, 1, weights(number))
     assert [store.load(*key, before=2)["w"][0].item() for key in keys] == list(range(len(keys)))
+    assert len({len(path.parts) for path in tmp_path.rglob("*.safetensors")}) == 1
     assert all((tmp_path / "sites") in path.parents for path in tmp_path.rglob("*.safetensors"))
     assert store.load("fedmd", 0, "unknown", before=9) is None

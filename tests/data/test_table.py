@@ -138,6 +138,8 @@ def test_a_file_that_cannot_be_read_is_named(name: str, content: str, message: s
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows.csv does not exist"):
         load(config(tmp_path / "rows.csv"))
+    with pytest.raises(DataError, match=r"is not a file"):
+        load(config(tmp_path))
 
 
 def test_a_partitioner_makes_merchants_where_the_table_has_none(tmp_path: Path) -> None:

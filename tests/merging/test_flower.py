@@ -258,6 +258,9 @@ def test_nothing_to_merge_is_said(current, name):
         ("fedtrimmedavg", {"beta": 0.5}, "aggregator 'fedtrimmedavg': `beta` must be in the range"),
         ("krum", {"num_malicious_nodes": -1}, "aggregator 'krum', option num_malicious_nodes: Input should be greater"),
         ("fedadam", {"eta": "big"}, "aggregator 'fedadam', option eta: Input should be a valid number"),
+        ("fedadam", {"eta": -1.0}, "aggregator 'fedadam', option eta: Input should be greater than 0"),
+        ("fedyogi", {"beta_1": 1.0}, "aggregator 'fedyogi', option beta_1: Input should be less than 1"),
+        ("fedadagrad", {"tau": 0.0}, "aggregator 'fedadagrad', option tau: Input should be greater than 0"),
         ("fedavg", {"eta": 1.0}, "aggregator 'fedavg' has no option 'eta'; it has none"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_new_run_holds_the_complete_experiment_and_the_versions(folder):
     with RunStore.create(folder, EXPERIMENT):
         text = (folder / "experiment.toml").read_text()
     assert Experiment.read(folder / "experiment.toml") == EXPERIMENT
-    assert tomllib.loads(text)["training"]["batch_size"] == 64
+    assert tomllib.loads(text)["training"]["batch_size"] == 32
     comment = text.splitlines()[0]
     assert comment.startswith("# ")
     assert all(f"{name} " in comment for name in ("fed-distill", "python", "torch", "transformers", "flwr"))
@@ -104,27 +104,36 @@ def test_a_damaged_line_in_the_middle_is_named(folder):
         read_records(folder)
 
 
+@pytest.mark.parametrize("text", ["[1]", "{}", '{"seed": 3, "round": 1}'])
+def test_a_line_that_is_no_rounds_record_is_named(folder, text):
+    RunStore.create(folder, EXPERIMENT).close()
+    (folder / "metrics.jsonl").write_text(text + "\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1 is not a round's record"):
+        read_records(folder)
+
+
 ROUNDS = [("fedavg", 1, 3), ("fedavg", 2, 3), ("fedavg-kd", 1, 3), ("fedavg-kd", 2, 3), ("fedavg", 1, 4)]
 
 
 @pytest.mark.parametrize(
     ("point", "kept"),
     [
-        ((3, "fedavg", 0), 0),
-        ((3, "fedavg", 1), 1),
-        ((3, "fedavg-kd", 0), 2),
-        ((3, "fedavg-kd", 1), 3),
-        ((4, "fedavg", 0), 4),
-        ((4, "fedavg", 1), 5),
-        ((4, "fedavg-kd", 0), 5),
+        ((3, "fedavg", 0), [2, 3, 4]),
+        ((3, "fedavg", 1), [0, 2, 3, 4]),
+        ((3, "fedavg", 2), [0, 1, 2, 3, 4]),
+        ((3, "fedavg-kd", 0), [0, 1, 4]),
+        ((3, "fedavg-kd", 1), [0, 1, 2, 4]),
+        ((4, "fedavg", 0), [0, 1, 2, 3]),
+        ((4, "fedavg", 1), [0, 1, 2, 3, 4]),
+        ((4, "fedavg-kd", 0), [0, 1, 2, 3, 4]),
     ],
 )
-def test_rewinding_cuts_every_line_after_the_resume_point(folder, point, kept):
+def test_rewinding_cuts_a_federations_lines_after_the_resume_point_and_no_others(folder, point, kept):
     with RunStore.create(folder, EXPERIMENT) as store:
         for federation, round, seed in ROUNDS:
             store.append(line(federation, round, seed))
         store.rewind(*point)
-    assert written(folder) == [(seed, federation, round) for federation, round, seed in ROUNDS[:kept]]
+    assert written(folder) == [(seed, federation, round) for federation, round, seed in map(ROUNDS.__getitem__, kept)]
 
 
 def test_rewinding_to_a_round_that_is_not_there_is_refused(folder):

@@ -10,7 +10,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from safetensors.torch import load_file
 
-from fed_distill.errors import CheckpointError, ConfigError
+from fed_distill.errors import CheckpointError, ConfigError, DataError
 from fed_distill.models import load_model
 from fed_distill.transport.requests import TRAIN
 
@@ -188,3 +188,53 @@ def test_a_wrong_name_is_said_before_anything_is_written(tiny_experiment, simula
     with pytest.raises(ConfigError, match=message):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.valid_share": 0.0}, "validation set is empty: raise data.valid_share"),
+        ({"data.test_share": 0.0}, "the common test set is empty: raise data.test_share"),
+    ],
+)
+def test_an_empty_part_is_said_before_anything_is_written(tiny_experiment, simulate, tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        simulate(tiny_experiment(tmp_path / "runs", changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_table_without_a_ranking_is_refused_before_anything_is_trained(tiny_experiment, simulate, tmp_path):
+    grades = ("exact", "substitute", "complement", "irrelevant")
+    rows = [f"query {row},product {row},{grades[row // 5 % 4]},{'abcde'[row % 5]}" for row in range(300)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,pair,label,merchant", *rows]), encoding="utf-8")
+    options = {"path": str(tmp_path / "rows.csv"), "columns": {"pair": "pair", "merchant": "merchant"}}
+    changes = {"data.dataset": "table", "data.options": options, "controls": ["server"], "federation.rounds": 1}
+    with pytest.raises(DataError, match=r"no validation query has candidates .* adaptation\.enabled = false"):
+        simulate(tiny_experiment(tmp_path / "runs", changes))
+    assert not (tmp_path / "runs").exists()
+    folder, _ = simulate(tiny_experiment(tmp_path / "runs", {**changes, "adaptation.enabled": False}))
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["student"]["ndcg@10"] is None
+
+
+def test_a_federation_that_is_its_own_control_leaves_the_rounds_of_others(tiny_experiment, simulate, tmp_path):
+    changes = {"controls": ["fedavg"], "compare": [{"method": "fedavg"}], "federation.rounds": 1}
+    folder, _ = simulate(tiny_experiment(tmp_path, changes))
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["federation"] for line in lines] == ["fedavg", "fedavg-kd"]
+
+
+def test_a_torn_or_missing_result_says_what_to_delete(tiny_experiment, simulate, outcome_of, tmp_path):
+    changes = {"controls": ["server"], "federation.rounds": 1}
+    folder, _ = simulate(tiny_experiment(tmp_path, changes))
+    expected = outcome_of(folder)
+    resumed = tiny_experiment(tmp_path, {**changes, "runtime.resume": True})
+    kept = folder / "checkpoint" / "seed-0"
+    (kept / "control.server.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"control\.server\.json is not valid JSON: .*; delete it to measure"):
+        simulate(resumed)
+    (kept / "control.server.json").unlink()
+    (kept / "federation.fedavg-kd.final.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"is missing: delete federation\.fedavg-kd\.json beside it"):
+        simulate(resumed)
+    (kept / "federation.fedavg-kd.json").unlink()
+    assert outcome_of(simulate(resumed)[0]) == expected
