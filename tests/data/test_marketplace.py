@@ -111,7 +111,7 @@ def test_the_vocabulary_is_complete() -> None:
 
 
 def test_category_is_the_department() -> None:
-    data = load(config("category", proxy_size=100))
+    data = load(config("category", proxy_size=40))
     assert set(data.task.classes) == set(DEPARTMENTS)
     words = {
         name: {word.casefold() for kind in kinds.values() for language in kind[0] for word in language}
