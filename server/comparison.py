@@ -1,7 +1,7 @@
 """One seed of an experiment: the server's student, the controls, and every federation, each kept when done.
 
-All of them start from the same server's student and are measured on the same test set, so that what differs
-between two rows of the comparison is the method alone.
+All of them start from the same server's student and are measured on the same test set. Federations are adapted to
+the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave.
 """
 
 import time
@@ -194,7 +194,10 @@ class Comparison:
             return self.evaluator.validation_score(student)
 
         self.callbacks.on_stage(f"seed {self.seed} · {arm}: domain adaptation", None)
-        return adapt(weights, stages, train, validate)
+        adapted = adapt(weights, stages, train, validate)
+        for note in adapted.notes:
+            self.callbacks.on_message(note)
+        return adapted
 
     def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
         """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""

@@ -44,7 +44,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
         callbacks.on_start(experiment, folder)
-        sites = Sites(grid)
+        sites = Sites(grid, experiment.runtime.sites)
         teaching = prepare_teacher(experiment, data, callbacks)
         server, evaluator = ServerTraining(data, experiment.training), Evaluator(data)
         outcomes: list[Outcome] = []

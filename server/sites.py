@@ -48,13 +48,14 @@ class Sites:
             time.sleep(poll_seconds)
             nodes = sorted(grid.get_node_ids())
         self._node_of: dict[str, int] = {}
+        self._examples: dict[str, int] = {}
         asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in nodes]
         replies, failures = self._ask(asked)
         for reply in replies:
-            for name in _names(reply.content.config_records["merchants"]):
+            for name, examples in _announced(reply.content.config_records["merchants"]):
                 if name in self._node_of:
                     raise DataError(f"merchant {name!r} is at two sites: each merchant belongs to one")
-                self._node_of[name] = reply.metadata.src_node_id
+                self._node_of[name], self._examples[name] = reply.metadata.src_node_id, examples
         if not self._node_of:
             reasons = "; ".join(failure.reason for failure in failures) or "each site answered with none"
             raise DataError(f"no site has any merchant: {reasons}")
@@ -71,7 +72,8 @@ class Sites:
         """
         content = encode_downlink(down)
         records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
-        down_bytes = float(serialized_bytes(content))
+        alone = replace(request, merchants=request.merchants[:1], students=request.students[:1])
+        down_bytes = float(serialized_bytes(RecordDict({**content, "request": alone.to_record()})))
         start_bytes = {
             name: serialized_bytes(RecordDict({f"start.{name}": record})) for name, record in records.items()
         }
@@ -146,6 +148,11 @@ class Sites:
 
     def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Sequence[Uplink]) -> None:
         self._check_owner(uplink.merchant, request, node)
+        announced = self._examples[uplink.merchant]
+        if uplink.examples > announced:
+            raise UplinkRejected(
+                f"merchant {uplink.merchant} claims {uplink.examples} training examples, but announced {announced}"
+            )
         if any(uplink.merchant == other.merchant for other in before):
             raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
 
@@ -172,9 +179,12 @@ def _singles(content: RecordDict) -> list[RecordDict]:
     return [unprefixed(content, prefix) for prefix in prefixes]
 
 
-def _names(record: ConfigRecord) -> list[str]:
-    names = record["names"]
-    return [str(name) for name in names] if isinstance(names, list) else []
+def _announced(record: ConfigRecord) -> list[tuple[str, int]]:
+    """A site's merchants and how many training examples each has."""
+    names, examples = record["names"], record["examples"]
+    if not isinstance(names, list) or not isinstance(examples, list) or len(names) != len(examples):
+        raise DataError("a site did not answer with the names and sizes of its merchants")
+    return [(str(name), int(str(size))) for name, size in zip(names, examples, strict=True)]
 
 
 def _counts(merchant: str, value: object) -> tuple[int, int]:

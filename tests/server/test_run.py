@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from safetensors.torch import load_file
@@ -87,6 +87,10 @@ def parts(wire, arm, number):
                 {k.partition("/")[2]: v for k, v in answer.items() if k.startswith(f"{place}/")} for place in places
             ]
             down = {name: record for name, record in content.items() if name.startswith("down")}
+            asked = dict(content["request"])  # what a merchant would be asked on its own
+            down["request"] = ConfigRecord(
+                {**asked, "merchants": asked["merchants"][:1], "students": asked["students"][:1]}
+            )
             starts = {name: record for name, record in content.items() if name.startswith("start.")}
             return down, starts, uplinks, len(reply)
     raise AssertionError(f"no message of {arm}, round {number}")

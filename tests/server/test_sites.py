@@ -13,6 +13,7 @@ from fed_distill.transport.records import encode_uplink, prefixed, serialized_by
 from fed_distill.transport.requests import TrainRequest
 from server.sites import Sites
 
+ANNOUNCED = 2
 HELD = {0: ["a", "d"], 1: ["b"], 2: ["c"]}
 
 
@@ -27,7 +28,9 @@ def make_sites(held=HELD, answers=None, counts=None):
     def merchants(message, context):
         if held[number_of(context)] is None:
             raise RuntimeError("disk on fire")
-        return Message(RecordDict({"merchants": ConfigRecord({"names": held[number_of(context)]})}), reply_to=message)
+        names = held[number_of(context)]
+        record = ConfigRecord({"names": names, "examples": [ANNOUNCED] * len(names)})
+        return Message(RecordDict({"merchants": record}), reply_to=message)
 
     @app.train("merchants")
     def train(message, context):
@@ -103,6 +106,7 @@ def test_bytes_are_those_of_a_merchants_own_records():
         ),
         ({1: [Uplink("ghost", 1)]}, ["a", "c", "d"], "a reply for merchant 'ghost' came from site 3"),
         ({0: [Uplink("a", 1), Uplink("a", 2)]}, ["a", "b", "c"], "merchant a sent two uplinks in one round"),
+        ({1: [Uplink("b", 3)]}, ["a", "c", "d"], "merchant b claims 3 training examples, but announced 2"),
         (
             {1: [RecordDict({"up": ConfigRecord({"merchant": "b"})})]},
             ["a", "c", "d"],
