@@ -154,7 +154,7 @@ class RuntimeConfig(_Table):
     folder: Path = Field(Path("runs"), description="runs are kept in FOLDER/NAME")
     resume: bool = Field(False, description="go on with a stopped run of this name")
     cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
-    sites: PositiveInt = Field(1, description="sites to wait for before a run begins")
+    sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")
     threads: PositiveInt | None = Field(None, description="threads of one process; default: all cores")
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],

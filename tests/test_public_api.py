@@ -26,6 +26,15 @@ def test_run_returns_a_result_with_data_frames(tiny_experiment, tmp_path):
     assert load_model(result.student).parameter_count() == result.summary["student"]["parameters"]
 
 
+def test_a_run_over_several_sites_in_process_scores_the_same(tiny_experiment, tmp_path):
+    quick = {"controls": ["server"], "federation.rounds": 1}
+    one = run(tiny_experiment(tmp_path / "one", quick)).summary
+    three = run(tiny_experiment(tmp_path / "three", {**quick, "runtime.sites": 3})).summary
+    assert three["merchants"] == one["merchants"] == 5
+    for score in ("accuracy", "auc", "ndcg@10"):
+        assert three["student"][score] == pytest.approx(one["student"][score], abs=1e-6)
+
+
 def test_the_package_offers_what_it_lists_and_nothing_else():
     assert all(getattr(fed_distill, name) is not None for name in fed_distill.__all__)
     with pytest.raises(AttributeError, match="module 'fed_distill' has no attribute 'train'"):

@@ -17,6 +17,6 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> Result:
     user can mend: a wrong name or option, unreadable data, a loss that is not finite, a run that exists already.
     """
     named = CallbackList.from_names(experiment.runtime.callbacks)
-    grid = InProcessGrid(build_app(), experiment.to_run_config())
+    grid = InProcessGrid(build_app(), experiment.to_run_config(), sites=experiment.runtime.sites)
     with CallbackList([named, *callbacks]) as followers:
         return Result(conduct(experiment, grid, followers))

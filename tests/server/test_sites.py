@@ -17,7 +17,18 @@ ANNOUNCED = 2
 HELD = {0: ["a", "d"], 1: ["b"], 2: ["c"]}
 
 
-def make_sites(held=HELD, answers=None, counts=None):
+class SlowGrid(InProcessGrid):
+    """A grid whose second site is only seen when it is asked for the third time."""
+
+    asked = 0
+
+    def get_node_ids(self):
+        self.asked += 1
+        nodes = super().get_node_ids()
+        return nodes if self.asked >= 3 else nodes[:1]
+
+
+def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiting):
     """Sites that hold merchants, answer a training with ``answers`` (by site) or honestly, and give ``counts``."""
     app = ClientApp()
 
@@ -48,7 +59,7 @@ def make_sites(held=HELD, answers=None, counts=None):
         content = RecordDict() if found is None else RecordDict({"counts": MetricRecord(found)})
         return Message(content, reply_to=message)
 
-    return Sites(InProcessGrid(app, {}, sites=len(held)))
+    return Sites(grid(app, {}, sites=len(held)), **waiting)
 
 
 def request(*merchants):
@@ -57,6 +68,12 @@ def request(*merchants):
 
 def test_merchants_of_all_sites_are_known_sorted():
     assert make_sites().merchants == ["a", "b", "c", "d"]
+
+
+def test_a_run_waits_for_its_sites():
+    held = {0: ["a"], 1: ["b"]}
+    assert make_sites(held, grid=SlowGrid).merchants == ["a"]
+    assert make_sites(held, grid=SlowGrid, minimum=2, poll_seconds=0.0).merchants == ["a", "b"]
 
 
 def test_a_merchant_at_two_sites_is_refused():
