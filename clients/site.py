@@ -66,10 +66,10 @@ class Site:
         kind = request.student_of(merchant)
         weights = self._starting_weights(merchant, kind, method, request, down, starts)
         student = self._student(request.blueprints[kind])
-        student.load_state_dict(dict(weights))
         learner = Learner(
             merchant,
             student,
+            weights,
             private=self._encode(student, f"train of {merchant}", self.merchants[merchant].train),
             labels=torch.from_numpy(self.merchants[merchant].train.labels),
             proxy=self._encode(student, "proxy", self.proxy),

@@ -87,11 +87,11 @@ class ServerTraining:
         name: str,
         parts: Sequence[Examples],
     ) -> dict[str, Tensor]:
-        student.load_state_dict(dict(weights))
         labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
         learner = Learner(
             f"the server ({name})",
             student,
+            weights,
             private=self._encode(student, name, parts),
             labels=labels,
             proxy=self._encode(student, "proxy", [self.data.proxy]),

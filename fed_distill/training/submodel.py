@@ -4,7 +4,8 @@ Rows that no batch touches get no gradient, so leaving them out changes nothing 
 (federated submodel learning, Niu et al., MobiCom 2020). Tables that share an encoded field must share all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,45 +14,87 @@ from fed_distill.models.base import Encoded, TextModel
 from fed_distill.transport.messages import PartialWeights, Weights
 
 
-def row_counts(model: TextModel, parts: Sequence[Encoded]) -> dict[str, Tensor]:
-    """How often the encoded examples use each row of each table, int64 ``[rows]``; padding is not counted."""
-    counts: dict[str, Tensor] = {}
+@dataclass(frozen=True)
+class Submodel:
+    """Which rows of the tables a learner reads, trains and sends; without any tables, the whole model.
+
+    rows: by table, the sorted int64 row numbers that it reads, padding row 0 always among them. trained: by table,
+    bool ``[rows]``, those of ``rows`` that it may change. counts: by table, int64 ``[rows]``, how often its examples
+    use each row.
+    """
+
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    trained: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
+    positions: Mapping[str, Tensor] = field(default_factory=dict)
+    """By encoded field, int32 ``[rows of the whole table]``: where in ``rows`` a row is, 0 if it is not there."""
+
+    def renumber(self, encoded: Encoded) -> dict[str, Tensor]:
+        """The encoded examples with row numbers turned into positions within ``rows``."""
+        return {
+            name: self.positions[name][values.long()] if name in self.positions else values
+            for name, values in encoded.items()
+        }
+
+    def sent(self, arrays: Weights) -> PartialWeights:
+        """What leaves a learner of its trained ``arrays``: whole weights, and of each table the rows it may change."""
+        kept = {table: mask.clone() for table, mask in self.trained.items()}
+        for mask in kept.values():
+            mask[0] = True
+        return PartialWeights(
+            {name: value[kept[name]] if name in kept else value for name, value in arrays.items()},
+            {table: self.rows[table][mask] for table, mask in kept.items()},
+            {table: self.counts[table][mask] for table, mask in kept.items()},
+        )
+
+
+def submodel_of(model: TextModel, read: Iterable[Encoded], public: Encoded | None = None) -> Submodel:
+    """The submodel of a learner whose batches hold the examples ``read``.
+
+    With ``public`` (the proxy set, under DP) it also has every row that these examples use and trains only those:
+    which rows its own examples touch is private, so neither the rows that it sends nor their counts may depend on it.
+    """
+    counts = row_counts(model, read)
+    public_counts = None if public is None else row_counts(model, [public])
+    rows: dict[str, Tensor] = {}
+    trained: dict[str, Tensor] = {}
+    sent_counts: dict[str, Tensor] = {}
+    positions: dict[str, Tensor] = {}
     for table, fields in model.tables.items():
-        size = len(model.get_parameter(table))
-        counts[table] = torch.zeros(size, dtype=torch.int64)
-        for encoded in parts:
-            for name in fields:
-                if name in encoded:
-                    counts[table] += torch.bincount(encoded[name].flatten().long(), minlength=size)
-        counts[table][0] = 0
-    return counts
-
-
-def touched_rows(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sorted row numbers of each table that are used at all, padding row 0 always among them."""
-    rows = {}
-    for table, count in counts.items():
-        used = count > 0
+        known = counts[table] if public_counts is None else public_counts[table]
+        used = (counts[table] > 0) | (known > 0)
         used[0] = True
         rows[table] = used.nonzero().flatten()
-    return rows
-
-
-def renumber(model: TextModel, encoded: Encoded, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoded examples with row numbers turned into positions within ``rows``."""
-    result = dict(encoded)
-    for table, fields in model.tables.items():
-        position = torch.zeros(len(model.get_parameter(table)), dtype=torch.int32)
+        sent_counts[table] = known[rows[table]]
+        trained[table] = sent_counts[table] > 0
+        position = torch.zeros(len(used), dtype=torch.int32)
         position[rows[table]] = torch.arange(len(rows[table]), dtype=torch.int32)
-        for name in fields:
-            if name in encoded:
-                result[name] = position[encoded[name].long()]
-    return result
+        positions |= dict.fromkeys(fields, position)
+    return Submodel(rows, trained, sent_counts, positions)
+
+
+def row_counts(model: TextModel, parts: Iterable[Encoded]) -> dict[str, Tensor]:
+    """How often the encoded examples use each row of each table, int64 ``[rows]``; padding is not counted."""
+    counts = {table: torch.zeros(len(model.get_parameter(table)), dtype=torch.int64) for table in model.tables}
+    for encoded in parts:
+        of_field = {
+            name: torch.bincount(encoded[name].flatten(), minlength=len(model.get_parameter(table)))
+            for table, fields in model.tables.items()
+            for name in fields
+            if name in encoded
+        }
+        for table, fields in model.tables.items():
+            for name in fields:
+                if name in of_field:
+                    counts[table] += of_field[name]
+    for count in counts.values():
+        count[0] = 0
+    return counts
 
 
 def completed(partial: PartialWeights, base: Weights) -> dict[str, Tensor]:
     """The whole weights: ``base`` with the rows and arrays of ``partial`` put in."""
-    whole: dict[str, Tensor] = {}
+    whole = dict(base)
     for name, value in partial.arrays.items():
         if name in partial.rows:
             whole[name] = base[name].clone()

@@ -11,26 +11,30 @@ from typing import Protocol
 from torch import Tensor
 
 from fed_distill.models.base import Encoded, TextModel
+from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
-from fed_distill.transport.messages import PartialWeights
+from fed_distill.transport.messages import PartialWeights, Weights
 
 
 @dataclass(frozen=True)
 class Learner:
     """An owner of examples and what it trains.
 
-    student: where training starts; it is not changed. private: its encoded examples with int64 ``labels``
-    ``[examples]``. proxy: the encoded proxy set. randomness: (run seed, then what tells this training from
-    all others, such as merchant and round).
+    student: the model; learners may share one, whose own weights are overwritten. weights: where training starts; they
+    are not changed. private: its encoded examples with int64 ``labels`` ``[examples]``. proxy: the encoded proxy set.
+    randomness: (run seed, then what tells this training from all others, such as merchant and round). privacy: how
+    its private phases are protected; None for not at all.
     """
 
     name: str
     student: TextModel
+    weights: Weights
     private: Encoded
     labels: Tensor
     proxy: Encoded
     randomness: tuple[int, *tuple[str | int, ...]]
+    privacy: ExampleDP | None = None
 
     def examples(self) -> int:
         """Number of private examples."""
@@ -57,7 +61,7 @@ class Trainer(Protocol):
         pace: Pace,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Fitted]:
-        """Train every learner by its plan (by learner name); yield each when it is done, in the given order.
+        """Train every learner by its plan (by learner name); yield each when it is done, in any order.
 
         ``progress`` is called with (steps done, steps in all) of the learner being trained.
         Raises TrainingError, naming the learner, when a loss is not finite.

@@ -12,7 +12,8 @@ from fed_distill.models import build_student
 from fed_distill.runtime import seeds
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.training.sequential import SequentialTrainer, draw
+from fed_distill.training.preparation import draw
+from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Learner
 
@@ -23,6 +24,7 @@ def learner_of(student, examples, proxy, name="shop"):
     return Learner(
         name,
         student,
+        {key: value.clone() for key, value in student.state_dict().items()},
         private=student.encode(examples.texts, examples.pairs),
         labels=torch.from_numpy(examples.labels),
         proxy=student.encode(proxy.texts, proxy.pairs),
@@ -48,7 +50,7 @@ def two_phase_plan(classes=3, proxy=40, proximal_mu=0.0):
 def fit(learner, plan, pace=Pace(1e-2), **config):  # noqa: B008  # a frozen value
     trainer = SequentialTrainer(TrainingConfig(batch_size=16, **config))
     fitted = next(trainer.fit([learner], {learner.name: plan}, pace))
-    return completed(fitted.weights, learner.student.state_dict()), fitted
+    return completed(fitted.weights, learner.weights), fitted
 
 
 def test_training_equals_a_loop_written_by_hand(learner):

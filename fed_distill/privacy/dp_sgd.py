@@ -1,0 +1,42 @@
+"""Example-level DP-SGD as parameters: what both trainers need to know to train a private phase.
+
+Abadi et al., "Deep learning with differential privacy", CCS 2016, algorithm 1: Poisson-sampled batches, each example's
+gradient clipped, Gaussian noise on their sum. Phases on the proxy set are public and trained as usual.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExampleDP:
+    """One learner's private steps.
+
+    noise_multiplier: standard deviation of the noise in units of ``max_grad_norm`` (sigma in the paper). max_grad_norm:
+    largest L2 norm of one example's gradient over all trained weights (C in the paper).
+    """
+
+    noise_multiplier: float
+    max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        if self.noise_multiplier < 0.0 or self.max_grad_norm <= 0.0:
+            raise ValueError("DP-SGD needs noise_multiplier >= 0 and max_grad_norm > 0")
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise on every entry of the sum of clipped gradients."""
+        return self.noise_multiplier * self.max_grad_norm
+
+
+def gaussian(size: int, deviation: float, generator: torch.Generator) -> Tensor:
+    """Noise for one step of one learner, float32 ``[size]``, on the generator's device.
+
+    Drawn flat over all trained weights (in the order of the model's parameters, of a table only its trained rows), so
+    that every trainer that is given the same generator adds the same noise.
+    """
+    if deviation == 0.0:
+        return torch.zeros(size, device=generator.device)
+    return deviation * torch.randn(size, generator=generator, device=generator.device)

@@ -1,0 +1,101 @@
+"""Everything about a training that is known before its first step: batches, what they touch, how long it lasts.
+
+Both trainers begin here, so that they train on the same batches of the same submodel and send the same parts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fed_distill.config import TrainingConfig
+from fed_distill.errors import TrainingError
+from fed_distill.models.base import Encoded
+from fed_distill.privacy.dp_sgd import ExampleDP
+from fed_distill.runtime import seeds
+from fed_distill.training.plan import Phase, Plan, References
+from fed_distill.training.submodel import Submodel, submodel_of
+from fed_distill.training.trainer import Fitted, Learner
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A phase with everything it runs on.
+
+    encoded and references: all examples of its data. batches: int64 row indices of each step; Poisson sampling may
+    draw none. privacy: of a private phase under DP, else None. expected_batch: mean size of a Poisson-sampled batch.
+    """
+
+    phase: Phase
+    encoded: Encoded
+    references: References
+    batches: tuple[Tensor, ...]
+    privacy: ExampleDP | None = None
+    expected_batch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A learner that is ready to be trained."""
+
+    learner: Learner
+    segments: tuple[Segment, ...]
+    submodel: Submodel
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(len(segment.batches) for segment in self.segments)
+
+    def fitted(self, arrays: dict[str, Tensor], losses: tuple[float, ...]) -> Fitted:
+        """The trained learner; raise TrainingError naming it if the mean ``losses`` of its phases are not finite."""
+        for number, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"{self.learner.name}: the loss of phase {number} is {loss}; "
+                    "lower training.learning_rate or set training.clip_norm"
+                )
+        return Fitted(self.learner.name, self.submodel.sent(arrays), losses)
+
+
+def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
+    """Draw the batches of all phases and find the submodel that they need."""
+    segments = tuple(draw(phase, number, learner, config.batch_size) for number, phase in enumerate(plan.phases))
+    submodel = Submodel()
+    if config.submodel and learner.student.tables:
+        read = [_used(segment) for segment in segments]
+        submodel = submodel_of(learner.student, read, None if learner.privacy is None else learner.proxy)
+    return Prepared(learner, segments, submodel)
+
+
+def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segment:
+    """Draw the batches of a learner's phase ``number``.
+
+    Without replacement within an epoch, the last batch of one short; a private phase under DP has as many steps, and
+    each takes every example with probability batch size / examples (Poisson sampling, which the accountants assume).
+    """
+    encoded, references, privacy = learner.proxy, phase.references, None
+    if phase.data == "private":
+        encoded, references = learner.private, {**phase.references, "labels": learner.labels}
+        privacy = learner.privacy
+    size = len(next(iter(encoded.values())))
+    if size == 0:
+        raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
+    generator = seeds.torch_stream(*learner.randomness, "batches", number)
+    per_epoch = math.ceil(size / batch_size)
+    steps = phase.steps if phase.steps is not None else max(1, round((phase.epochs or 0.0) * per_epoch))
+    if privacy is not None:
+        rate = min(1.0, batch_size / size)
+        sampled = tuple((torch.rand(size, generator=generator) < rate).nonzero().flatten() for _ in range(steps))
+        return Segment(phase, encoded, references, sampled, privacy, rate * size)
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        batches += torch.split(torch.randperm(size, generator=generator), batch_size)
+    return Segment(phase, encoded, references, tuple(batches[:steps]))
+
+
+def _used(segment: Segment) -> Encoded:
+    """Those examples that the batches use."""
+    used = torch.unique(torch.cat(segment.batches)) if segment.batches else torch.empty(0, dtype=torch.int64)
+    return {key: values[used] for key, values in segment.encoded.items()}
