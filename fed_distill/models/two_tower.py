@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import Encoded, Outputs, TextModel
 from fed_distill.models.hashing import bag_rows
 
@@ -47,12 +48,8 @@ class TwoTower(TextModel):
         super().__init__()
         self.rows, self.width, self.ngrams, self.max_features = rows, width, ngrams, max_features
         fields = ("text_ids", "pair_ids") if pair else ("text_ids",)
-        self.tables = {"table.weight": fields, "importance.weight": fields}
-        self.table = nn.Embedding(rows, width, padding_idx=0)
-        self.importance = nn.Embedding(rows, 1, padding_idx=0)
-        with torch.no_grad():
-            self.table.weight.mul_(_SPREAD)
-            self.importance.weight.zero_()
+        self.tables = {"bag.table": fields, "bag.importance": fields}
+        self.bag = WeightedBag(rows, width, _SPREAD)
         compared = 2 * width + 1 if pair else width
         self.head = nn.Sequential(nn.Linear(compared, head_width), nn.ReLU(), nn.Linear(head_width, classes))
 
@@ -70,9 +67,7 @@ class TwoTower(TextModel):
         The mean of the rows, weighted by exp(importance), is only needed up to scale: each vector has length 1.
         A text without features has the zero vector.
         """
-        weights = torch.where(ids > 0, self.importance(ids).squeeze(-1).exp(), 0.0)
-        summed = torch.bmm(weights.unsqueeze(1), self.table(ids)).squeeze(1)
-        return F.normalize(summed, dim=-1, eps=_SMALLEST)
+        return F.normalize(self.bag(ids), dim=-1, eps=_SMALLEST)
 
     def score(self, text: Tensor, pair: Tensor) -> Tensor:
         """Logits ``[batch, classes]`` of two texts' vectors, compared by product, distance and cosine.

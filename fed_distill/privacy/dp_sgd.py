@@ -34,8 +34,8 @@ class ExampleDP:
 def gaussian(size: int, deviation: float, generator: torch.Generator) -> Tensor:
     """Noise for one step of one learner, float32 ``[size]``, on the generator's device.
 
-    Drawn flat over all trained weights (in the order of the model's parameters, of a table only its trained rows), so
-    that every trainer that is given the same generator adds the same noise.
+    Drawn flat over all trained weights (in the order of the model's parameters, of a table only its trained rows and
+    never padding row 0), so that every trainer that is given the same generator adds the same noise.
     """
     if deviation == 0.0:
         return torch.zeros(size, device=generator.device)

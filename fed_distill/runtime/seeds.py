@@ -23,9 +23,9 @@ def numpy_stream(seed: int, *parts: str | int) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *parts))
 
 
-def torch_stream(seed: int, *parts: str | int) -> torch.Generator:
-    """A torch CPU generator for one purpose."""
-    return torch.Generator().manual_seed(derive(seed, *parts))
+def torch_stream(seed: int, *parts: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator for one purpose; another device draws other numbers."""
+    return torch.Generator(device).manual_seed(derive(seed, *parts))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, fused=True)
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 

@@ -15,7 +15,7 @@ from fed_distill.models.base import Encoded
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.runtime import seeds
 from fed_distill.training.plan import Phase, Plan, References
-from fed_distill.training.submodel import Submodel, submodel_of
+from fed_distill.training.submodel import Submodel, submodel_of, whole_model
 from fed_distill.training.trainer import Fitted, Learner
 
 
@@ -62,10 +62,11 @@ class Prepared:
 def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
     """Draw the batches of all phases and find the submodel that they need."""
     segments = tuple(draw(phase, number, learner, config.batch_size) for number, phase in enumerate(plan.phases))
-    submodel = Submodel()
-    if config.submodel and learner.student.tables:
+    if config.submodel:
         read = [_used(segment) for segment in segments]
         submodel = submodel_of(learner.student, read, None if learner.privacy is None else learner.proxy)
+    else:
+        submodel = whole_model(learner.student)
     return Prepared(learner, segments, submodel)
 
 

@@ -1,10 +1,11 @@
 """The plain trainer: one learner after another, any torch model, and the reference for every faster one.
 
 It trains only the embedding rows that a learner's batches touch: a batch's row numbers are turned into positions in
-the learner's submodel as it is taken.
+the learner's submodel as it is taken. Private phases run through Opacus; see ``training.private_steps``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ from fed_distill.training.trainer import Fitted, Learner
 
 @dataclass(frozen=True)
 class SequentialTrainer:
-    """Trains learners one after another; see ``training.trainer.Trainer``."""
+    """Trains learners one after another; see ``training.trainer.Trainer``.
+
+    ``clip_norm`` is for public steps; in private ones each example's gradient is clipped already.
+    """
 
     config: TrainingConfig
 
@@ -47,22 +51,44 @@ class SequentialTrainer:
     def _run(
         self, model: TextModel, prepared: Prepared, pace: Pace, progress: Callable[[int, int], None] | None
     ) -> tuple[float, ...]:
+        """Train all segments; returns each one's loss: mean over batches, of a private one over drawn examples.
+
+        The loss of a private segment is private itself: it must not leave the merchant without noise.
+        """
         optimizer = build_optimizer(model, model.tables, self.config, pace.learning_rate)
         steps, done = prepared.steps, 0
         losses: list[float] = []
         anchor = {key: value.detach().clone() for key, value in model.named_parameters()}
         model.train()
-        for segment in prepared.segments:
+        for number, segment in enumerate(prepared.segments):
             total = torch.zeros(())
-            for index in segment.batches:
-                for group in optimizer.param_groups:
-                    group["lr"] = pace.at(done, steps) * segment.phase.learning_rate_scale
-                total += self._step(model, optimizer, prepared, segment, index, anchor)
-                done += 1
-                if progress is not None:
-                    progress(done, steps)
-            losses.append(float(total) / max(len(segment.batches), 1))
+            with self._steps(model, optimizer, prepared, number, anchor) as step:
+                for index in segment.batches:
+                    for group in optimizer.param_groups:
+                        group["lr"] = pace.at(done, steps) * segment.phase.learning_rate_scale
+                    total += step(index)
+                    done += 1
+                    if progress is not None:
+                        progress(done, steps)
+            counted = len(segment.batches) if segment.privacy is None else sum(map(len, segment.batches))
+            losses.append(float(total) / max(counted, 1))
         return tuple(losses)
+
+    def _steps(
+        self,
+        model: TextModel,
+        optimizer: torch.optim.Optimizer,
+        prepared: Prepared,
+        number: int,
+        anchor: Mapping[str, Tensor],
+    ) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
+        """What takes one step on the examples with given indices, in segment ``number``; it returns their loss."""
+        segment = prepared.segments[number]
+        if segment.privacy is None:
+            return nullcontext(lambda index: self._step(model, optimizer, prepared, segment, index, anchor))
+        from fed_distill.training.private_steps import private_steps  # brings Opacus: a second that few runs need
+
+        return private_steps(model, optimizer, prepared, number, anchor)
 
     def _step(
         self,

@@ -16,11 +16,11 @@ from fed_distill.transport.messages import PartialWeights, Weights
 
 @dataclass(frozen=True)
 class Submodel:
-    """Which rows of the tables a learner reads, trains and sends; without any tables, the whole model.
+    """Which rows of the tables a learner reads, trains and sends; of a student without tables there are none.
 
     rows: by table, the sorted int64 row numbers that it reads, padding row 0 always among them. trained: by table,
     bool ``[rows]``, those of ``rows`` that it may change. counts: by table, int64 ``[rows]``, how often its examples
-    use each row.
+    use each row. whole: it has all rows, and sends its tables as whole weights.
     """
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)
@@ -28,6 +28,7 @@ class Submodel:
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     positions: Mapping[str, Tensor] = field(default_factory=dict)
     """By encoded field, int32 ``[rows of the whole table]``: where in ``rows`` a row is, 0 if it is not there."""
+    whole: bool = False
 
     def renumber(self, encoded: Encoded) -> dict[str, Tensor]:
         """The encoded examples with row numbers turned into positions within ``rows``."""
@@ -38,6 +39,8 @@ class Submodel:
 
     def sent(self, arrays: Weights) -> PartialWeights:
         """What leaves a learner of its trained ``arrays``: whole weights, and of each table the rows it may change."""
+        if self.whole:
+            return PartialWeights(arrays)
         kept = {table: mask.clone() for table, mask in self.trained.items()}
         for mask in kept.values():
             mask[0] = True
@@ -46,6 +49,22 @@ class Submodel:
             {table: self.rows[table][mask] for table, mask in kept.items()},
             {table: self.counts[table][mask] for table, mask in kept.items()},
         )
+
+
+def whole_model(model: TextModel) -> Submodel:
+    """No submodel: every row of every table is read, trained (but padding) and sent."""
+    sizes = {table: len(model.get_parameter(table)) for table in model.tables}
+    return Submodel(
+        {table: torch.arange(size) for table, size in sizes.items()},
+        {table: torch.arange(size) > 0 for table, size in sizes.items()},
+        {table: torch.zeros(size, dtype=torch.int64) for table, size in sizes.items()},
+        {
+            name: torch.arange(sizes[table], dtype=torch.int32)
+            for table, fields in model.tables.items()
+            for name in fields
+        },
+        whole=True,
+    )
 
 
 def submodel_of(model: TextModel, read: Iterable[Encoded], public: Encoded | None = None) -> Submodel:

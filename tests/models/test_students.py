@@ -164,11 +164,11 @@ def test_two_tower_scores_from_vectors_computed_apart(student, task):
 def test_two_tower_vector_is_the_weighted_mean_of_rows_normalized(student, task):
     model = student("two-tower", task, rows=50, width=8)
     with torch.no_grad():
-        model.importance.weight.normal_(generator=torch.Generator().manual_seed(1))
+        model.bag.importance.normal_(generator=torch.Generator().manual_seed(1))
         ids = model.encode(["green tea"], None)["text_ids"]
         rows = [row for row in ids[0].tolist() if row]
-        weights = [model.importance.weight[row, 0].exp() for row in rows]
-        mean = sum(w * model.table.weight[row] for w, row in zip(weights, rows, strict=True)) / sum(weights)
+        weights = [model.bag.importance[row, 0].exp() for row in rows]
+        mean = sum(w * model.bag.table[row] for w, row in zip(weights, rows, strict=True)) / sum(weights)
         torch.testing.assert_close(model.vectors(ids)[0], mean / mean.norm(), rtol=1e-5, atol=1e-6)
 
 
@@ -199,8 +199,8 @@ def test_two_tower_ignores_the_padding_row_even_if_noise_moved_it(student, task)
     batch = model.encode(TEXTS, PAIRS)
     before = model(batch).logits
     with torch.no_grad():
-        model.table.weight[0] = 9.0
-        model.importance.weight[0] = 9.0
+        model.bag.table[0] = 9.0
+        model.bag.importance[0] = 9.0
     torch.testing.assert_close(model(batch).logits, before)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from fed_distill.training.optimization import Pace, schedule_factor
+from fed_distill.config import TrainingConfig
+from fed_distill.training.optimization import Pace, build_optimizer, schedule_factor
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,13 @@ def test_a_constant_rate_stays_after_the_warm_up():
 def test_every_step_of_a_pace_has_a_positive_rate():
     rates = [Pace(2.0, "linear", 0.5).at(step, 4) for step in range(4)]
     assert rates == pytest.approx([0.5, 1.5, 1.5, 0.5])
+
+
+def test_momentum_adds_a_share_of_the_last_step():
+    model = torch.nn.Linear(1, 1, bias=False)
+    start = float(model.weight.detach())
+    optimizer = build_optimizer(model, (), TrainingConfig(optimizer="sgd", momentum=0.5), 0.1)
+    for gradient in (1.0, 2.0, -1.0):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    assert float(model.weight.detach()) == pytest.approx(start - 0.1 * (1.0 + 2.5 + 0.25))

@@ -103,7 +103,7 @@ def test_a_submodel_sends_exactly_the_rows_that_the_batches_touch(learner):
     touched = (
         {0} | set(learner.private["text_ids"].flatten().tolist()) | set(learner.private["pair_ids"].flatten().tolist())
     )
-    assert fitted.weights.rows["table.weight"].tolist() == sorted(touched)
+    assert fitted.weights.rows["bag.table"].tolist() == sorted(touched)
 
 
 def test_the_students_that_training_starts_from_are_not_changed(learner):

@@ -5,13 +5,12 @@ import torch
 from fed_distill.training.submodel import completed, submodel_of
 from fed_distill.transport.messages import PartialWeights
 
-
 ENCODED = {"text_ids": torch.tensor([[5, 3, 0]]), "pair_ids": torch.tensor([[3, 9, 9]])}
 
 
 def test_touched_rows_are_sorted_distinct_and_hold_the_padding_row(student):
     submodel = submodel_of(student, [ENCODED, ENCODED])
-    for table in ("table.weight", "importance.weight"):
+    for table in ("bag.table", "bag.importance"):
         assert submodel.rows[table].tolist() == [0, 3, 5, 9]
         assert submodel.counts[table].tolist() == [0, 4, 2, 4]
         assert submodel.trained[table].tolist() == [False, True, True, True]
@@ -21,18 +20,18 @@ def test_renumbered_examples_point_at_the_same_rows(student):
     submodel = submodel_of(student, [ENCODED])
     renumbered = submodel.renumber(ENCODED)
     for name, values in ENCODED.items():
-        assert torch.equal(submodel.rows["table.weight"][renumbered[name].long()], values)
+        assert torch.equal(submodel.rows["bag.table"][renumbered[name].long()], values)
 
 
 def test_under_dp_what_is_trained_and_sent_depends_on_public_examples_alone(student):
     public = {"text_ids": torch.tensor([[5, 7]]), "pair_ids": torch.tensor([[7, 0]])}
     submodel = submodel_of(student, [ENCODED], public)
-    assert submodel.rows["table.weight"].tolist() == [0, 3, 5, 7, 9]
-    assert submodel.trained["table.weight"].tolist() == [False, False, True, True, False]
-    sent = submodel.sent({"table.weight": torch.arange(5.0).unsqueeze(1), "head": torch.ones(2)})
-    assert sent.rows["table.weight"].tolist() == [0, 5, 7]
-    assert sent.counts["table.weight"].tolist() == [0, 1, 2]
-    assert sent.arrays["table.weight"].flatten().tolist() == [0.0, 2.0, 3.0]
+    assert submodel.rows["bag.table"].tolist() == [0, 3, 5, 7, 9]
+    assert submodel.trained["bag.table"].tolist() == [False, False, True, True, False]
+    sent = submodel.sent({"bag.table": torch.arange(5.0).unsqueeze(1), "head": torch.ones(2)})
+    assert sent.rows["bag.table"].tolist() == [0, 5, 7]
+    assert sent.counts["bag.table"].tolist() == [0, 1, 2]
+    assert sent.arrays["bag.table"].flatten().tolist() == [0.0, 2.0, 3.0]
     assert sent.arrays["head"].tolist() == [1.0, 1.0]
 
 

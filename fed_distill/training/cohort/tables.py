@@ -1,0 +1,163 @@
+"""Embedding tables of a cohort: every merchant's rows one after another in one flat table.
+
+Row 0 is padding and shared; after it come each merchant's other rows. With row numbers that point into the flat table
+a lookup is the plain one, and merchants with few rows cost no more than they have. A merchant's part of a batch never
+points at another's rows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fed_distill.training.cohort.layers import CannotStack, StackedLayer
+
+
+class TableLayer(StackedLayer):
+    """A layer that looks up rows; its weights are flat tables ``[1 + rows of all merchants, width]``.
+
+    ``trainable``: bool ``[flat rows]``, those that DP lets it change; None for all.
+    """
+
+    trainable: Tensor | None = None
+
+    def _kept(self, ids: Tensor) -> Tensor:
+        """Which looked-up places have a gradient."""
+        return ids > 0 if self.trainable is None else self.trainable[ids]
+
+    def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
+        """Through the lookups once more: nothing that flows into them depends on a weight."""
+        weights = {name: getattr(self, name) for name in self.own}
+        outputs = [output for _, output in self.calls]
+        scaled = [gradient * factors.reshape(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
+        found = torch.autograd.grad(outputs, list(weights.values()), scaled, retain_graph=True)
+        if self.trainable is not None:
+            found = tuple(value * self.trainable.unsqueeze(-1) for value in found)
+        return dict(zip(weights, found, strict=True))
+
+
+class Table(TableLayer):
+    """``nn.Embedding`` over a flat table."""
+
+    weight: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows ``[a * B, ..., width]`` of ``ids`` ``[a * B, ...]``; 0 is padding, which is never trained."""
+        return self._noted((ids,), F.embedding(ids, self.weight, padding_idx=0))
+
+    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+        """Sum over pairs of places with the same row of the product of their gradients."""
+        ids = torch.cat([inputs[0].flatten(1) for inputs, _ in self.calls], dim=1)
+        g = torch.cat([gradient.flatten(1, -2) for gradient in gradients], dim=1)
+        return same_row_products(ids, g, self._kept(ids)).view(merchants, -1)
+
+
+class Rows(StackedLayer):
+    """``nn.Embedding`` whose rows every merchant has all of (positions, segments): weight ``[a, rows, width]``."""
+
+    weight: Tensor
+
+    def __init__(self, plain: nn.Embedding) -> None:
+        super().__init__(plain)
+        if plain.max_norm is not None or plain.scale_grad_by_freq or plain.sparse:
+            raise CannotStack("an Embedding with max_norm, scale_grad_by_freq or sparse gradients")
+        self.padding = plain.padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows ``[a * B, ..., width]`` of ``ids`` ``[a * B, ...]``."""
+        merchants, rows, width = self.weight.shape
+        if len(ids) % merchants:
+            raise CannotStack(f"an Embedding that is asked for {tuple(ids.shape)} rows, not for each example's")
+        offsets = torch.arange(merchants, device=ids.device).view(-1, *[1] * ids.dim()) * rows
+        placed = (ids.view(merchants, -1, *ids.shape[1:]) + offsets).view(ids.shape)
+        found = F.embedding(placed, self.weight.view(-1, width))
+        if self.padding is not None:
+            found = torch.where((ids == self.padding).unsqueeze(-1), found.detach(), found)
+        return self._noted((ids,), found)
+
+    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+        """As for ``Table``."""
+        ids = torch.cat([inputs[0].flatten(1) for inputs, _ in self.calls], dim=1)
+        g = torch.cat([gradient.flatten(1, -2) for gradient in gradients], dim=1)
+        kept = torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
+        return same_row_products(ids, g, kept).view(merchants, -1)
+
+    def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
+        """Through the lookups once more."""
+        outputs = [output for _, output in self.calls]
+        scaled = [gradient * factors.reshape(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
+        return {"weight": torch.autograd.grad(outputs, [self.weight], scaled, retain_graph=True)[0]}
+
+
+class Bag(TableLayer):
+    """``WeightedBag`` over flat tables."""
+
+    table: Tensor
+    importance: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Weighted sums of rows ``[a * B, width]`` of ``ids`` ``[a * B, features]``; 0 is padding."""
+        importance = F.embedding(ids, self.importance, padding_idx=0).squeeze(-1)
+        weights = torch.where(ids > 0, importance.exp(), 0.0)
+        summed = F.embedding_bag(ids, self.table, per_sample_weights=weights, mode="sum", padding_idx=0)
+        return self._noted((ids,), summed)
+
+    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+        """From each row's coefficient in each call: a row's gradient is the calls' gradients in these proportions.
+
+        Places of one example with the same row are brought together by sorting; a row's importance has the gradient
+        coefficient times (row, call's gradient).
+        """
+        calls, places = len(self.calls), [inputs[0].shape[1] for inputs, _ in self.calls]
+        ids = torch.cat([inputs[0] for inputs, _ in self.calls], dim=1)
+        call = torch.arange(calls, device=ids.device).repeat_interleave(torch.tensor(places, device=ids.device))
+        ids, order = ids.sort(dim=1)
+        call = call.expand_as(ids).gather(1, order)
+        weights = torch.where(self._kept(ids), self.importance.detach()[ids].squeeze(-1).exp(), 0.0)
+        first = torch.ones_like(ids, dtype=torch.bool)
+        first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        group = first.long().cumsum(dim=1) - 1
+        coefficients = ids.new_zeros((*ids.shape, calls), dtype=weights.dtype)
+        coefficients = coefficients.flatten(1).scatter_add_(1, group * calls + call, weights).view_as(coefficients)
+        flows = torch.stack(list(gradients), dim=1)
+        products = torch.matmul(coefficients.transpose(1, 2), coefficients)
+        table = (products * torch.matmul(flows, flows.transpose(1, 2))).sum(dim=(1, 2))
+        rows = self.table.detach()[torch.where(first, ids, 0)]
+        per_place = torch.matmul(rows, flows.transpose(1, 2))
+        at = group.unsqueeze(-1).expand_as(per_place)
+        per_row = torch.zeros_like(coefficients).scatter_add_(1, at, per_place * first.unsqueeze(-1))
+        importance = (coefficients * per_row).sum(dim=2).square().sum(dim=1)
+        return (table + importance).view(merchants, -1)
+
+
+def same_row_products(ids: Tensor, gradients: Tensor, kept: Tensor) -> Tensor:
+    """Squared norms ``[N]`` of the example gradients of a table, ids and kept ``[N, P]``, gradients ``[N, P, width]``:
+    the sum over places p, q with the same row of (g_p, g_q)."""
+    same = (ids.unsqueeze(1) == ids.unsqueeze(2)) & kept.unsqueeze(1) & kept.unsqueeze(2)
+    return (torch.matmul(gradients, gradients.transpose(1, 2)) * same).sum(dim=(1, 2)).clamp_min(0.0)
+
+
+def flat_starts(rows: Sequence[int]) -> list[int]:
+    """Where each merchant's rows begin in a flat table, and where it ends; ``rows`` count the padding row."""
+    starts = [1]
+    for count in rows:
+        starts.append(starts[-1] + count - 1)
+    return starts
+
+
+def flattened(parts: Sequence[Tensor]) -> Tensor:
+    """Merchants' tables ``[rows, width]`` as one flat table."""
+    return torch.cat([parts[0][:1], *(part[1:] for part in parts)])
+
+
+def unflattened(flat: Tensor, starts: Sequence[int], merchant: int) -> Tensor:
+    """One merchant's table, padding row first."""
+    return torch.cat([flat[:1], flat[starts[merchant] : starts[merchant + 1]]])
+
+
+def placed(positions: Mapping[str, Tensor], starts: Sequence[int], merchant: int) -> dict[str, Tensor]:
+    """A merchant's map from row numbers to positions as one to places in the flat table."""
+    return {
+        field: torch.where(position > 0, position + (starts[merchant] - 1), 0) for field, position in positions.items()
+    }

@@ -1,0 +1,271 @@
+"""Private phases against a loop over single examples, written out by hand from Abadi et al. 2016, algorithm 1."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from fed_distill.config import TrainingConfig
+from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.errors import TrainingError
+from fed_distill.models import build_student
+from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
+from fed_distill.runtime import seeds
+from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.preparation import Prepared, draw
+from fed_distill.training.sequential import SequentialTrainer
+from fed_distill.training.submodel import completed
+from fed_distill.training.trainer import Learner
+
+STUDENTS = {
+    "two-tower": {"rows": 512, "width": 8, "head_width": 8},
+    "lstm": {"rows": 256, "width": 8},
+    "bert-mini": {"rows": 256, "width": 16, "layers": 1, "max_length": 24},
+    "distilbert": {"rows": 256, "width": 16, "layers": 1, "max_length": 24},
+    "mobilebert": {"rows": 256, "width": 16, "layers": 1, "max_length": 24},
+}
+every_student = pytest.mark.parametrize("name", STUDENTS)
+LIMITS = {"two-tower": 1.5, "lstm": 0.95, "bert-mini": 0.95, "distilbert": 0.87, "mobilebert": 0.94}
+"""Norms that some examples' gradients exceed and others do not."""
+NOISY = {name: ExampleDP(noise_multiplier=0.7, max_grad_norm=limit) for name, limit in LIMITS.items()}
+RATE = 0.05
+BATCH = 4
+
+
+@pytest.fixture
+def learner_of(task, make_examples):
+    """A function that makes a learner of some kind, private examples and proxy examples; some rows are its own."""
+
+    def make(name="two-tower", size=11, proxy=3, privacy=None, round_number=1, student=None):
+        if student is None:
+            with seeds.scope(0, name):
+                student = build_student(name, STUDENTS[name], task)
+        own, public = make_examples(size), make_examples(proxy, seed=1)
+        return Learner(
+            "shop",
+            student,
+            {key: value.clone() for key, value in student.state_dict().items()},
+            private=student.encode(own.texts, own.pairs),
+            labels=torch.from_numpy(own.labels),
+            proxy=student.encode(public.texts, public.pairs),
+            randomness=(7, "arm", "shop", round_number),
+            privacy=privacy or NOISY[name],
+        )
+
+    return make
+
+
+def mixed_plan(proxy=3):
+    """Private, public, private again."""
+    soft = torch.softmax(torch.randn(proxy, 3, generator=seeds.torch_stream(3)), dim=-1)
+    return Plan(
+        (
+            Phase(hard_labels(), steps=4, proximal_mu=0.3),
+            Phase(soft_labels(2.0), data="proxy", steps=2, references={"soft_labels": soft}, learning_rate_scale=0.5),
+            Phase(hard_labels(), epochs=1),
+        )
+    )
+
+
+def fit(learner, plan, **config):
+    trainer = SequentialTrainer(TrainingConfig(**{"optimizer": "sgd", "batch_size": BATCH, **config}))
+    fitted = next(trainer.fit([learner], {learner.name: plan}, Pace(RATE)))
+    return completed(fitted.weights, learner.weights), fitted
+
+
+def rows_that_may_change(learner, submodel):
+    """By table, its rows as a list: those of the proxy's examples, or all; never padding."""
+    rows = {}
+    for table, fields in learner.student.tables.items():
+        every = range(1, len(learner.student.get_parameter(table)))
+        used = {row for field in fields for row in learner.proxy[field].flatten().tolist()}
+        rows[table] = [row for row in every if row in used or not submodel]
+    return rows
+
+
+def loss_of(learner, weights, segment, rows):
+    batch = {key: values[rows] for key, values in segment.encoded.items()}
+    references = {key: values[rows] for key, values in segment.references.items()}
+    return segment.phase.objective(functional_call(learner.student, weights, (batch,)), references)
+
+
+def private_gradients(learner, weights, segment, index, rows, generator):
+    """One step of algorithm 1: gradient of every weight; losses and norms of the drawn examples."""
+    limit, losses, norms = learner.privacy.max_grad_norm, [], []
+    summed = {key: torch.zeros_like(value) for key, value in weights.items()}
+    for example in index.tolist():
+        loss = loss_of(learner, weights, segment, [example])[0]
+        losses.append(loss.item())
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        gradients = {}
+        for (key, value), gradient in zip(weights.items(), found, strict=True):
+            gradients[key] = torch.zeros_like(value) if gradient is None else gradient
+            if key in rows:
+                gradients[key] = torch.zeros_like(value)
+                gradients[key][rows[key]] = gradient[rows[key]]
+        norms.append(float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()))
+        for key, gradient in gradients.items():
+            summed[key] += gradient * min(1.0, limit / norms[-1])
+    size = sum(len(rows[key]) * value.shape[1] if key in rows else value.numel() for key, value in weights.items())
+    noise = iter(gaussian(size, learner.privacy.noise_multiplier * limit, generator).tolist())
+    for key, value in weights.items():
+        for place in rows.get(key, range(len(value))):
+            entry = summed[key][place].flatten()
+            summed[key][place] += torch.tensor([next(noise) for _ in entry]).view_as(summed[key][place])
+    assert next(noise, None) is None
+    return {key: value / min(BATCH, len(learner.labels)) for key, value in summed.items()}, losses, norms
+
+
+def train_by_hand(learner, plan, submodel, make_optimizer):
+    """The weights and mean losses that training by ``plan`` must reach; norms of all examples' gradients."""
+    names = dict(learner.student.named_parameters())
+    weights = {key: torch.nn.Parameter(learner.weights[key].clone()) for key in names}
+    rows = rows_that_may_change(learner, submodel)
+    optimizer = make_optimizer(list(weights.values()))
+    losses, norms = [], []
+    for number, phase in enumerate(plan.phases):
+        segment, found = draw(phase, number, learner, BATCH), []
+        generator = seeds.torch_stream(*learner.randomness, "noise", number)
+        optimizer.param_groups[0]["lr"] = RATE * phase.learning_rate_scale
+        for index in segment.batches:
+            if phase.data == "private":
+                gradients, *drawn = private_gradients(learner, weights, segment, index, rows, generator)
+                found, norms = found + drawn[0], norms + drawn[1]
+            else:
+                loss = loss_of(learner, weights, segment, index).mean()
+                found.append(loss.item())
+                values = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+                gradients = dict(zip(weights, values, strict=True))
+            for key, value in weights.items():
+                value.grad = gradients[key]
+                if phase.proximal_mu:
+                    value.grad = value.grad + phase.proximal_mu * (value.detach() - learner.weights[key])
+            optimizer.step()
+        losses.append(sum(found) / len(found))
+    return weights, losses, norms
+
+
+def assert_trained_as_by_hand(learner, submodel, make_optimizer, **config):
+    reached, fitted = fit(learner, mixed_plan(), submodel=submodel, **config)
+    expected, losses, norms = train_by_hand(learner, mixed_plan(), submodel, make_optimizer)
+    assert min(norms) < learner.privacy.max_grad_norm < max(norms)
+    assert set(reached) == set(learner.weights)
+    for key, value in expected.items():
+        assert torch.equal(value, learner.weights[key]) or not torch.equal(reached[key], learner.weights[key])
+        torch.testing.assert_close(reached[key], value.detach(), rtol=1e-5, atol=1e-5)
+    for table in learner.student.tables:
+        assert torch.equal(reached[table][0], learner.weights[table][0])
+    assert fitted.loss == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("submodel", [True, False])
+@every_student
+def test_private_training_equals_a_loop_over_examples(learner_of, name, submodel):
+    learner = learner_of(name)
+    assert_trained_as_by_hand(learner, submodel, lambda values: torch.optim.SGD(values, lr=RATE))
+
+
+@pytest.mark.parametrize(
+    ("config", "make"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.9}, lambda values: torch.optim.SGD(values, lr=RATE, momentum=0.9)),
+        ({"optimizer": "adamw"}, lambda values: torch.optim.AdamW(values, lr=RATE, weight_decay=0.0)),
+    ],
+)
+def test_private_and_public_phases_share_the_optimizers_moments(learner_of, config, make):
+    assert_trained_as_by_hand(learner_of(), True, make, **config)
+
+
+@pytest.mark.parametrize("submodel", [True, False])
+def test_an_empty_batch_adds_noise_and_nothing_else(learner_of, submodel):
+    plan = Plan((Phase(hard_labels(), steps=1),))
+    candidates = (learner_of(size=40, round_number=number) for number in range(10_000))
+    learner = next(one for one in candidates if not len(draw(plan.phases[0], 0, one, BATCH).batches[0]))
+    reached, fitted = fit(learner, plan, submodel=submodel)
+    rows = rows_that_may_change(learner, submodel)
+    shapes = {key: value[rows[key]].shape if key in rows else value.shape for key, value in learner.weights.items()}
+    generator = seeds.torch_stream(*learner.randomness, "noise", 0)
+    noise = gaussian(sum(shape.numel() for shape in shapes.values()), learner.privacy.deviation, generator)
+    for key, part in zip(shapes, noise.split([shape.numel() for shape in shapes.values()]), strict=True):
+        moved = torch.zeros_like(learner.weights[key])
+        moved[rows.get(key, slice(None))] = -RATE * part.view(shapes[key]) / BATCH
+        torch.testing.assert_close(reached[key], learner.weights[key] + moved, rtol=1e-6, atol=1e-7)
+    assert fitted.loss == (0.0,)
+
+
+def test_rows_that_only_private_examples_use_are_neither_changed_nor_sent(learner_of, monkeypatch):
+    learner, seen, fitted_of = learner_of(), {}, Prepared.fitted
+
+    def fitted(prepared, arrays, losses):
+        seen.update(arrays=arrays, rows=prepared.submodel.rows)
+        return fitted_of(prepared, arrays, losses)
+
+    monkeypatch.setattr(Prepared, "fitted", fitted)
+    _, result = fit(learner, mixed_plan(), optimizer="adamw", weight_decay=0.1)
+    for table, public in rows_that_may_change(learner, True).items():
+        held = seen["rows"][table].tolist()
+        own = [place for place, row in enumerate(held) if row not in public]
+        assert len(own) > 1
+        assert torch.equal(seen["arrays"][table][own], learner.weights[table][[held[place] for place in own]])
+        assert result.weights.rows[table].tolist() == [0, *public]
+        ids = torch.cat([learner.proxy[field].flatten() for field in learner.student.tables[table]]).tolist()
+        assert result.weights.counts[table].tolist() == [0, *(ids.count(row) for row in public)]
+
+
+def test_a_merchants_sampling_rate_depends_on_its_number_of_examples(learner_of):
+    phase = Phase(hard_labels(), steps=400)
+    small, large, tiny = (draw(phase, 0, learner_of(size=size), BATCH) for size in (8, 40, 3))
+    for segment, size in ((small, 8), (large, 40)):
+        share = sum(map(len, segment.batches)) / (400 * size)
+        assert share == pytest.approx(BATCH / size, rel=0.1)
+        assert len({len(batch) for batch in segment.batches}) > 3
+    assert all(batch.tolist() == [0, 1, 2] for batch in tiny.batches)
+    assert (small.expected_batch, large.expected_batch, tiny.expected_batch) == (BATCH, BATCH, 3)
+
+
+@every_student
+def test_without_noise_and_clipping_it_is_plain_training_on_all_examples(learner_of, name):
+    learner = learner_of(name, privacy=ExampleDP(noise_multiplier=0.0, max_grad_norm=1e6))
+    plain = dataclasses.replace(learner, privacy=None)
+    plan = Plan((Phase(hard_labels(), epochs=5, proximal_mu=0.2),))
+    options = {"submodel": False, "batch_size": 16, "momentum": 0.5}
+    (private, one), (public, other) = fit(learner, plan, **options), fit(plain, plan, **options)
+    for key, value in public.items():
+        torch.testing.assert_close(private[key], value, rtol=1e-5, atol=1e-6)
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+
+
+def test_private_steps_are_clipped_by_example_only(learner_of):
+    plan = Plan((Phase(hard_labels(), steps=3),))
+    free, _ = fit(learner_of(), plan)
+    clipped, _ = fit(learner_of(), plan, clip_norm=1e-3)
+    assert all(torch.equal(free[key], clipped[key]) for key in free)
+
+
+def test_the_noise_of_each_phase_is_its_own(learner_of):
+    empty = Phase(lambda outputs, references: 0.0 * outputs.logits.sum(dim=-1), steps=1)
+    learner = learner_of()
+    once, twice = fit(learner, Plan((empty,)))[0], fit(learner, Plan((empty, empty)))[0]
+    first, second = (
+        once["head.0.weight"] - learner.weights["head.0.weight"],
+        twice["head.0.weight"] - once["head.0.weight"],
+    )
+    assert first.abs().min() > 0 and not torch.allclose(first, second)
+
+
+def test_a_student_with_batch_norm_is_refused_with_its_learners_name(learner_of, student):
+    student.head.insert(1, torch.nn.BatchNorm1d(8))
+    with pytest.raises(TrainingError, match=r"shop: this student cannot be trained with DP: .*BatchNorm"):
+        fit(learner_of(student=student), mixed_plan())
+
+
+def test_a_weight_used_outside_its_module_is_refused_by_name(learner_of, student, monkeypatch):
+    class Sideways(torch.nn.Sequential):
+        def forward(self, values):
+            return torch.nn.functional.linear(torch.relu(self[0](values)), self[2].weight, self[2].bias)
+
+    student.head = Sideways(*student.head)
+    with pytest.raises(TrainingError, match=r"shop: .* weight 'head\.2\.weight'"):
+        fit(learner_of(student=student), mixed_plan())
