@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clients.spread import spread
 from clients.store import MerchantStore
 from fed_distill.config import Experiment
 from fed_distill.data import load
@@ -20,10 +21,10 @@ from fed_distill.methods import METHODS
 from fed_distill.methods.base import Method, Trained
 from fed_distill.models import predict
 from fed_distill.models.base import Encoded, TextModel
+from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
-from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
-from fed_distill.training.trainer import Fitted, Learner
+from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, built_from
 
@@ -37,52 +38,63 @@ class Site:
     merchants: Mapping[str, MerchantData]
     proxy: Examples
     store: MerchantStore
+    _trainer: Trainer = field(init=False)
     _students: dict[str, TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._trainer = build_trainer(self.experiment.training, self.experiment.runtime)
+
     def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
-        """Train the requested merchants one after another; a merchant that fails is a refusal that says why.
+        """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.
 
         ``starts`` are weights by kind of student, for merchants that keep their own and have none yet.
         """
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
-        trainer = SequentialTrainer(self.experiment.training)
+        plan = method.plan(down)
+        learners: dict[str, Learner] = {}
         for merchant in request.merchants:
             try:
-                yield self._train_one(merchant, method, trainer, request, down, starts)
+                learners[merchant] = self._learner(merchant, method, request, down, starts)
             except FedDistillError as error:
                 yield Refusal(merchant, str(error))
+        plans = dict.fromkeys(learners, plan)
+        for fitted in self._trainer.fit(list(learners.values()), plans, Pace(request.learning_rate)):
+            if isinstance(fitted, Failure):
+                yield Refusal(fitted.name, fitted.reason)
+                continue
+            try:
+                yield self._uplink(learners[fitted.name], fitted, method, request, down)
+            except FedDistillError as error:
+                yield Refusal(fitted.name, str(error))
 
-    def _train_one(
-        self,
-        merchant: str,
-        method: Method,
-        trainer: SequentialTrainer,
-        request: TrainRequest,
-        down: Downlink,
-        starts: Mapping[str, Weights],
-    ) -> Uplink:
+    def _learner(
+        self, merchant: str, method: Method, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
+    ) -> Learner:
         kind = request.student_of(merchant)
-        weights = self._starting_weights(merchant, kind, method, request, down, starts)
         student = self._student(request.blueprints[kind])
-        learner = Learner(
+        return Learner(
             merchant,
             student,
-            weights,
+            self._starting_weights(merchant, kind, method, request, down, starts),
             private=self._encode(student, f"train of {merchant}", self.merchants[merchant].train),
             labels=torch.from_numpy(self.merchants[merchant].train.labels),
             proxy=self._encode(student, "proxy", self.proxy),
             randomness=(request.seed, request.arm, merchant, down.round),
         )
-        fitted = next(trainer.fit([learner], {merchant: method.plan(down)}, Pace(request.learning_rate)))
-        student.load_state_dict(completed(fitted.weights, weights))
+
+    def _uplink(
+        self, learner: Learner, fitted: Fitted, method: Method, request: TrainRequest, down: Downlink
+    ) -> Uplink:
+        student = learner.student
+        student.load_state_dict(completed(fitted.weights, learner.weights))
         trained = Trained(
-            merchant, learner.examples(), fitted.weights, predict_proxy=lambda: predict(student, learner.proxy)
+            fitted.name, learner.examples(), fitted.weights, predict_proxy=lambda: predict(student, learner.proxy)
         )
         uplink = method.uplink(trained, down)
         if method.personal:
-            self.store.save(request.arm, request.seed, merchant, down.round, student.state_dict())
+            self.store.save(request.arm, request.seed, fitted.name, down.round, student.state_dict())
         return self._with_metrics(uplink, fitted, student if request.test else None)
 
     def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
@@ -136,8 +148,9 @@ class Site:
 
 
 def open_site(experiment: Experiment, part: int, parts: int) -> Site:
-    """Open the site that holds every ``parts``-th merchant from ``part`` on, with a state folder in the run's."""
+    """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's."""
     data = load(experiment.data)
-    merchants = {name: data.merchants[name] for name in sorted(data.merchants)[part::parts]}
+    sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
+    merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint" / "sites"
     return Site(experiment, data.task, merchants, data.proxy, MerchantStore(state))

@@ -91,6 +91,7 @@ class TrainingConfig(_Table):
     """How any phase of any plan is trained, at a merchant and at the server."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    momentum: Share = Field(0.0, description="of optimizer sgd; adamw has its own")
     learning_rate: PositiveFloat = 3e-3
     batch_size: PositiveInt = 32
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
@@ -110,6 +111,15 @@ class TrainingConfig(_Table):
     pooled_learning_rate: PositiveFloat = Field(5e-3, description="learning rate of the pooled control")
     server_temperature: PositiveFloat = Field(2.0, description="distillation temperature of training at the server")
     submodel: bool = Field(True, description="train and send only the embedding rows that a merchant's data touch")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="of products in a cohort's forward and backward pass; weights stay float32"
+    )
+
+    @model_validator(mode="after")
+    def _momentum_of_sgd(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for optimizer sgd, {self.optimizer} has its own: drop momentum or take sgd")
+        return self
 
 
 class FederationConfig(_Table):
@@ -155,7 +165,15 @@ class RuntimeConfig(_Table):
     resume: bool = Field(False, description="go on with a stopped run of this name")
     cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
     sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")
-    threads: PositiveInt | None = Field(None, description="threads of one process; default: all cores")
+    trainer: Literal["cohort", "sequential"] = Field(
+        "cohort", description="many merchants as one tensor program, or one after another: the same result"
+    )
+    cohort: PositiveInt | None = Field(
+        None, description="merchants that train together at most; default: 8 on a CPU, on a GPU what fits"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where students are trained; auto: a GPU if any")
+    workers: PositiveInt = Field(1, description="processes that train the merchants; in process only")
+    threads: PositiveInt | None = Field(None, description="threads of one process; default: its share of all cores")
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
         description="what follows a run: progress, tensorboard, wandb, own",

@@ -1,5 +1,7 @@
 """The Flower ServerApp: runs the experiment in the run config over whatever grid it is given."""
 
+import logging
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -8,11 +10,21 @@ from fed_distill.runtime.callbacks import CallbackList
 from server.conduct import conduct
 
 app = ServerApp()
+_log = logging.getLogger(__name__)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment; the results are in its run folder."""
+    """Run the experiment; the results are in its run folder.
+
+    Flower starts the processes that serve its nodes, so that ``runtime.workers`` means nothing here.
+    """
     experiment = Experiment.from_run_config(context.run_config)
+    if experiment.runtime.workers > 1:
+        _log.warning(
+            "runtime.workers = %d has no effect under `flwr run`: Flower starts the processes of its nodes; "
+            "start more SuperNodes instead, or give its simulation more of them",
+            experiment.runtime.workers,
+        )
     with CallbackList.from_names(experiment.runtime.callbacks) as callbacks:
         conduct(experiment, grid, callbacks)

@@ -27,7 +27,8 @@ from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator, accuracies, mean_metrics
-from server.rounds import Federation, checked, federate, own_test_counts, round_learning_rate
+from server.intake import Intake
+from server.rounds import Federation, federate, round_learning_rate
 from server.sites import Sites
 from server.students import ServerTraining, server_plan
 from server.teaching import Teaching
@@ -130,16 +131,16 @@ class Comparison:
         state = GlobalState(0, start, self.teaching.labels, lambda current, uplinks: current)
         rate = round_learning_rate(federation.training, 1, 1)
         request = federation.request(self.sites.merchants, rate, test=True)
-        replies = self.sites.train(request, method.broadcast(state), {})
-        uplinks, _ = checked(replies, state, len(self.sites.merchants), 1)
+        chunks = self.sites.train(request, method.broadcast(state), {}, federation.chunk())
+        intake = Intake(chunks, state, len(self.sites.merchants), 1)
         student = federation.students[federation.global_student]
         measured = []
-        for done, uplink in enumerate(uplinks, 1):
+        for done, uplink in enumerate(intake, 1):
             assert uplink.weights is not None
             student.load_state_dict(completed(uplink.weights, start))
             measured.append(self.evaluator.test(student))
             self.callbacks.on_step(done, {})
-        counts = own_test_counts(uplinks)
+        counts = intake.own_counts
         return Outcome(
             name="local",
             kind="control",
@@ -208,11 +209,11 @@ class Comparison:
         merchants = self.sites.merchants
         request = federation.request(merchants, rate, test=True)
         name = federation.global_student
-        replies = self.sites.train(
-            request, method.broadcast(state), {merchant: {name: weights} for merchant in merchants}
-        )
-        accepted, _ = checked(replies, state, len(merchants), 1)
-        return accuracies(own_test_counts(accepted))
+        starts = {merchant: {name: weights} for merchant in merchants}
+        chunks = self.sites.train(request, method.broadcast(state), starts, federation.chunk())
+        intake = Intake(chunks, state, len(merchants), 1)
+        intake.finish()
+        return accuracies(intake.own_counts)
 
     def _federation_of(self, arm: str) -> Federation:
         """What an arm runs on; only the compared federations deal different students to the merchants."""

@@ -24,6 +24,7 @@ from fed_distill.results.store import CLASSES, RunStore
 from fed_distill.results.summary import summarize
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
+from fed_distill.training.choosing import build_trainer
 from server.comparison import Comparison
 from server.evaluation import Evaluator
 from server.sites import Sites
@@ -46,7 +47,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
         callbacks.on_start(experiment, folder)
         sites = Sites(grid, experiment.runtime.sites)
         teaching = prepare_teacher(experiment, data, callbacks)
-        server, evaluator = ServerTraining(data, experiment.training), Evaluator(data)
+        server, evaluator = ServerTraining(data, experiment.training, experiment.runtime), Evaluator(data)
         outcomes: list[Outcome] = []
         for seed in range(experiment.seed, experiment.seed + experiment.repeats):
             comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks)
@@ -77,7 +78,9 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Build every method and aggregator before anything is spent on them; ConfigError on the first that is wrong."""
+    """Build every method, aggregator and trainer before anything is spent on them; ConfigError on the first that is
+    wrong."""
+    build_trainer(experiment.training, experiment.runtime)
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)

@@ -1,9 +1,6 @@
 """The rounds of one federation: broadcast, train at the sites, check, merge, measure, keep, repeat."""
 
-import logging
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from fed_distill.config import FederationConfig, TrainingConfig
-from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.merging import AGGREGATORS
 from fed_distill.merging.base import Aggregator
 from fed_distill.methods import METHODS
@@ -22,14 +18,12 @@ from fed_distill.results.metrics import Metrics
 from fed_distill.runtime import seeds
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.training.optimization import Pace, schedule_factor
-from fed_distill.transport.messages import Uplink, Weights
-from fed_distill.transport.records import check_uplink
-from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of
+from fed_distill.transport.messages import Weights
+from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator
-from server.sites import RoundReplies, Sites
+from server.intake import Intake
+from server.sites import Sites, chunk_size
 from server.students import ServerTraining
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,12 @@ class Federation:
             blueprints={name: blueprint_of(model) for name, model in self.students.items()},
             learning_rate=learning_rate,
             test=test,
+        )
+
+    def chunk(self) -> int:
+        """Merchants whose uplinks are taken in at once, by the size of the largest student."""
+        return chunk_size(
+            max(sum(value.nbytes for value in model.state_dict().values()) for model in self.students.values())
         )
 
     @property
@@ -114,15 +114,18 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     merchants = sampled(federation.sites.merchants, config.participation, federation.seed, federation.arm, number)
     rate = round_learning_rate(federation.training, number, config.rounds)
     request = federation.request(merchants, rate, test=method.personal)
-    fresh = [merchant for merchant in merchants if method.personal and merchant not in progress.started]
-    starts = {
-        merchant: {name: federation.starts[name] for name in [request.student_of(merchant)]} for merchant in fresh
-    }
-    down = method.broadcast(state)
-    replies = federation.sites.train(request, down, starts)
-    accepted, refusals = checked(replies, state, len(merchants), number)
-    progress.started |= {uplink.merchant for uplink in accepted} if method.personal else set()
-    state = method.merge(state, accepted)
+    starts: dict[str, dict[str, Weights]] = {}
+    if method.personal:
+        starts = {
+            merchant: {name: federation.starts[name]}
+            for merchant, name in zip(request.merchants, request.students, strict=True)
+            if merchant not in progress.started
+        }
+    chunks = federation.sites.train(request, method.broadcast(state), starts, federation.chunk())
+    intake = Intake(chunks, state, len(merchants), number)
+    state = method.merge(state, intake)
+    intake.finish()
+    progress.started |= set(intake.merchants) if method.personal else set()
     if state.server_plan.phases:
         student = federation.students[federation.global_student]
         weights = federation.server.train(
@@ -130,19 +133,19 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
         )
         state = replace(state, weights=weights)
     progress.state = state
-    progress.downlink_bytes += replies.downlink_bytes / config.rounds
-    progress.uplink_bytes += replies.uplink_bytes / config.rounds
-    progress.personal_counts |= own_test_counts(accepted)
+    progress.downlink_bytes += intake.bytes["downlink"] / config.rounds
+    progress.uplink_bytes += intake.bytes["uplink"] / config.rounds
+    progress.personal_counts |= intake.own_counts
     record: dict[str, Any] = {
         "seed": federation.seed,
         "federation": federation.arm,
         "round": number,
         "rounds": config.rounds,
-        "merchants": len(accepted),
-        "rejected": len(refusals),
-        "reasons": [refusal.reason for refusal in refusals],
-        "train_loss": sum(uplink.metrics["loss"] for uplink in accepted) / len(accepted),
-        "bytes": {"downlink": replies.downlink_bytes, "uplink": replies.uplink_bytes},
+        "merchants": len(intake.merchants),
+        "rejected": len(intake.refusals),
+        "reasons": [refusal.reason for refusal in intake.refusals],
+        "train_loss": intake.train_loss,
+        "bytes": intake.bytes,
     }
     if number % config.validate_every == 0 or number == config.rounds:
         record["valid"] = validated(federation, state.weights)
@@ -172,42 +175,6 @@ def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> f
     """The merchants' learning rate in round ``number`` (1-based): the configured schedule runs over the rounds."""
     done = (number - 0.5) / rounds
     return training.learning_rate * schedule_factor(training.schedule, training.warmup_share, done)
-
-
-def checked(replies: RoundReplies, state: GlobalState, asked: int, number: int) -> tuple[list[Uplink], list[Refusal]]:
-    """The uplinks that may be merged, and why others may not; TrainingError if fewer than half may."""
-    accepted: list[Uplink] = []
-    refusals = list(replies.refusals)
-    usual = Counter(map(_parts, replies.uplinks)).most_common(1)
-    proxy_shape = (state.teacher_labels.shape[0], state.teacher_labels.shape[1])
-    for uplink in replies.uplinks:
-        try:
-            check_uplink(uplink, state.weights, proxy_shape)
-            if _parts(uplink) != usual[0][0]:
-                raise UplinkRejected(f"merchant {uplink.merchant}: its uplink has other parts than most others have")
-            accepted.append(uplink)
-        except UplinkRejected as error:
-            refusals.append(Refusal(uplink.merchant, str(error)))
-    for refusal in refusals:
-        _log.warning("round %d: %s", number, refusal.reason)
-    if len(accepted) < math.ceil(asked / 2):
-        reason = refusals[0].reason if refusals else "the others did not answer"
-        raise TrainingError(f"round {number}: only {len(accepted)} of {asked} merchants can be merged; {reason}")
-    return accepted, refusals
-
-
-def _parts(uplink: Uplink) -> tuple[frozenset[str] | None, bool]:
-    """Which tables came in part, None without weights, and whether there are soft labels."""
-    return None if uplink.weights is None else frozenset(uplink.weights.rows), uplink.soft_labels is not None
-
-
-def own_test_counts(uplinks: Sequence[Uplink]) -> dict[str, tuple[int, int]]:
-    """(right, all) own test examples of each merchant's trained student, as the merchants measured it."""
-    return {
-        uplink.merchant: (int(uplink.metrics["test_right"]), int(uplink.metrics["test_count"]))
-        for uplink in uplinks
-        if uplink.metrics.get("test_count")
-    }
 
 
 def _restore(federation: Federation, aggregator: Aggregator) -> Progress:

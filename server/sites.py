@@ -1,12 +1,13 @@
 """The server's view of the sites: which merchants there are, and one question and answer each round.
 
 Merchants are named, never numbered: which site hosts one is this file's business alone, so that a run's result
-does not depend on how merchants are spread over sites.
+does not depend on how merchants are spread over sites. A round's answers come in chunk by chunk, so that the
+server's memory does not grow with the number of merchants.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,33 +16,63 @@ from flwr.serverapp import Grid
 from fed_distill.errors import DataError, UplinkRejected
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.records import (
+    by_prefix,
     decode_uplink,
     encode_downlink,
     serialized_bytes,
     to_array_record,
-    unprefixed,
 )
 from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN, Refusal, TrainRequest
+
+CHUNK_BYTES = 2 * 2**30
+"""Students' weights in one chunk of a round's answers: the server, and a site's reply, hold about so much at once."""
+SMALLEST_CHUNK = 16
+"""Merchants in a chunk at least, however large the student: fewer would leave a site nothing to train together."""
+LARGEST_CHUNK = 1024
+"""Merchants in a chunk at most, however small the student: a site trains no more than so many at once with profit."""
+_FIRST_PAUSE = 0.05
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RoundReplies:
-    """What came back in one round: uplinks ordered by merchant, refusals, and serialized bytes a merchant."""
+def chunk_size(student_bytes: int) -> int:
+    """Merchants in a chunk, for students of ``student_bytes``: as many as fit ``CHUNK_BYTES``, within both limits."""
+    return min(max(CHUNK_BYTES // student_bytes, SMALLEST_CHUNK), LARGEST_CHUNK)
 
-    uplinks: tuple[Uplink, ...]
+
+@dataclass(frozen=True)
+class Chunk:
+    """What came back from consecutive merchants: uplinks ordered by merchant, refusals, and serialized bytes.
+
+    downlink_bytes: sum over the merchants asked, each as if it had been sent a message of its own. uplink_bytes: sum
+    over ``uplinks``.
+    """
+
+    uplinks: tuple[Uplink, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    downlink_bytes: int = 0
+    uplink_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A chunk's messages by id, each with its site and what it asked; refusals for those that could not be sent."""
+
+    asked: Mapping[str, tuple[int, TrainRequest]]
     refusals: tuple[Refusal, ...]
-    downlink_bytes: float
-    uplink_bytes: float
+    downlink_bytes: int
 
 
 class Sites:
     """The merchants that are reachable through a Flower grid."""
 
     def __init__(self, grid: Grid, minimum: int = 1, poll_seconds: float = 1.0) -> None:
-        """Wait until ``minimum`` sites are connected, then ask each for its merchants."""
+        """Wait until ``minimum`` sites are connected, then ask each for its merchants.
+
+        ``poll_seconds``: longest pause between two looks for sites or for replies.
+        """
         self._grid = grid
+        self._poll_seconds = poll_seconds
         nodes = sorted(grid.get_node_ids())
         while len(nodes) < minimum:
             _log.info("waiting for sites: %d of %d are connected", len(nodes), minimum)
@@ -59,56 +90,45 @@ class Sites:
         if not self._node_of:
             reasons = "; ".join(failure.reason for failure in failures) or "each site answered with none"
             raise DataError(f"no site has any merchant: {reasons}")
+        self._merchants = sorted(self._node_of)
 
     @property
     def merchants(self) -> list[str]:
         """Names of all merchants, sorted."""
-        return sorted(self._node_of)
+        return list(self._merchants)
 
-    def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Mapping[str, Weights]]) -> RoundReplies:
+    def train(
+        self,
+        request: TrainRequest,
+        down: Downlink,
+        starts: Mapping[str, Mapping[str, Weights]],
+        chunk: int = LARGEST_CHUNK,
+    ) -> Iterator[Chunk]:
         """One round: each site trains those of ``request.merchants`` that it hosts.
 
-        ``starts``: for merchants that begin with a student of their own, its weights by student name.
+        ``starts``: for merchants that begin with a student of their own, its weights by student name. Merchants are
+        cut, in sorted order, into chunks of ``chunk``; all are asked at once, so that no site waits for another, and
+        answers are taken chunk by chunk as the result is iterated.
         """
         content = encode_downlink(down)
         records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
         alone = replace(request, merchants=request.merchants[:1], students=request.students[:1])
-        down_bytes = float(serialized_bytes(RecordDict({**content, "request": alone.to_record()})))
+        each = serialized_bytes(RecordDict({**content, "request": alone.to_record()}))
         start_bytes = {
             name: serialized_bytes(RecordDict({f"start.{name}": record})) for name, record in records.items()
         }
-        messages = []
-        for node, part in self._by_node(request).items():
-            needed = {name for merchant in part.merchants for name in starts.get(merchant, {})}
-            message = RecordDict(dict(content.items()))
-            message["request"] = part.to_record()
-            for name in sorted(needed):
-                message[f"start.{name}"] = records[name]
-            messages.append(Message(message, node, TRAIN, group_id=str(down.round)))
-        uplinks: list[Uplink] = []
-        up_bytes = 0
-        replies, refusals = self._ask(messages)
-        for reply in replies:
-            for single in _singles(reply.content):
-                if "refusal" in single.config_records:
-                    head = single.config_records["refusal"]
-                    refusals.append(Refusal(str(head.get("merchant", "")), str(head.get("reason", "no reason given"))))
-                    continue
-                try:
-                    uplink = decode_uplink(single)
-                    self._check_sender(uplink, request, reply.metadata.src_node_id, uplinks)
-                except UplinkRejected as error:
-                    refusals.append(Refusal("", str(error)))
-                    continue
-                uplinks.append(uplink)
-                up_bytes += serialized_bytes(single)
-        started = sum(start_bytes[name] for merchant in request.merchants for name in starts.get(merchant, {}))
-        return RoundReplies(
-            tuple(sorted(uplinks, key=lambda uplink: uplink.merchant)),
-            tuple(refusals),
-            down_bytes + started / len(request.merchants),
-            up_bytes / max(len(uplinks), 1),
-        )
+        sent = []
+        for part in _chunks(request, chunk):
+            started = sum(start_bytes[name] for merchant in part.merchants for name in starts.get(merchant, {}))
+            messages = []
+            for node, own in self._by_node(part).items():
+                message = RecordDict(dict(content.items()))
+                message["request"] = own.to_record()
+                for name in sorted({name for merchant in own.merchants for name in starts.get(merchant, {})}):
+                    message[f"start.{name}"] = records[name]
+                messages.append((Message(message, node, TRAIN, group_id=str(down.round)), own))
+            sent.append(self._push(messages, each * len(part.merchants) + started))
+        return map(self._collect, sent)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
         """(right, all) test examples of each merchant that has any, under one student."""
@@ -119,11 +139,12 @@ class Sites:
             message["request"] = part.to_record()
             messages.append(Message(message, node, EVALUATE))
         counts: dict[str, tuple[int, int]] = {}
+        asked = frozenset(request.merchants)
         for reply in self._ask(messages)[0]:
             site = reply.metadata.src_node_id
             for merchant, value in reply.content.metric_records.get("counts", MetricRecord()).items():
                 try:
-                    self._check_owner(merchant, request, site)
+                    self._check_owner(merchant, asked, site)
                     counts[merchant] = _counts(merchant, value)
                 except UplinkRejected as error:
                     _log.warning("test counts left out: %s", error)
@@ -133,27 +154,68 @@ class Sites:
         nodes: dict[int, list[int]] = {}
         for place, merchant in enumerate(request.merchants):
             nodes.setdefault(self._node_of[merchant], []).append(place)
-        return {
-            node: replace(
-                request,
-                merchants=tuple(request.merchants[place] for place in places),
-                students=tuple(request.students[place] for place in places),
-            )
-            for node, places in sorted(nodes.items())
-        }
+        return {node: _part(request, places) for node, places in sorted(nodes.items())}
 
-    def _check_owner(self, merchant: str, request: TrainRequest, node: int) -> None:
-        if merchant not in request.merchants or self._node_of[merchant] != node:
+    def _push(self, messages: Sequence[tuple[Message, TrainRequest]], downlink_bytes: int) -> _Sent:
+        """Send one message at a time, which keeps the payload that a grid must take at once small."""
+        asked: dict[str, tuple[int, TrainRequest]] = {}
+        refusals: list[Refusal] = []
+        for message, request in messages:
+            node = message.metadata.dst_node_id
+            keys = [key for key in self._grid.push_messages([message]) if key]
+            if keys:
+                asked[keys[0]] = (node, request)
+            else:  # how a grid says that it could not send a message
+                refusals.append(_failure(node, "its request could not be sent"))
+        return _Sent(asked, tuple(refusals), downlink_bytes)
+
+    def _collect(self, sent: _Sent) -> Chunk:
+        """Wait for a chunk's answers; those that cannot be used are refusals."""
+        uplinks: dict[str, Uplink] = {}
+        refusals, uplink_bytes = list(sent.refusals), 0
+        for reply, node, request in self._replies(sent.asked):
+            if reply.has_error():
+                refusals.append(_failure(node, reply.error.reason))
+                continue
+            for single in by_prefix(reply.content).values():
+                if "refusal" in single.config_records:
+                    head = single.config_records["refusal"]
+                    refusals.append(Refusal(str(head.get("merchant", "")), str(head.get("reason", "no reason given"))))
+                    continue
+                try:
+                    uplink = decode_uplink(single)
+                    self._check_sender(uplink, request, reply.metadata.src_node_id, uplinks)
+                except UplinkRejected as error:
+                    refusals.append(Refusal("", str(error)))
+                    continue
+                uplinks[uplink.merchant] = uplink
+                uplink_bytes += serialized_bytes(single)
+        ordered = tuple(uplinks[merchant] for merchant in sorted(uplinks))
+        return Chunk(ordered, tuple(refusals), sent.downlink_bytes, uplink_bytes)
+
+    def _replies(self, asked: Mapping[str, tuple[int, TrainRequest]]) -> Iterator[tuple[Message, int, TrainRequest]]:
+        """Each message's reply when it is there, with the site and the request; a pull gives only what is there."""
+        missing, pause = dict(asked), _FIRST_PAUSE
+        while missing:
+            for reply in self._grid.pull_messages(list(missing)):
+                yield reply, *missing.pop(reply.metadata.reply_to_message_id)
+                pause = _FIRST_PAUSE
+            if missing:
+                time.sleep(min(pause, self._poll_seconds))
+                pause *= 2
+
+    def _check_owner(self, merchant: str, asked: Collection[str], node: int) -> None:
+        if merchant not in asked or self._node_of[merchant] != node:
             raise UplinkRejected(f"a reply for merchant {merchant!r} came from site {node}, which was not asked for it")
 
-    def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Sequence[Uplink]) -> None:
-        self._check_owner(uplink.merchant, request, node)
+    def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Collection[str]) -> None:
+        self._check_owner(uplink.merchant, request.merchants, node)
         announced = self._examples[uplink.merchant]
         if uplink.examples > announced:
             raise UplinkRejected(
                 f"merchant {uplink.merchant} claims {uplink.examples} training examples, but announced {announced}"
             )
-        if any(uplink.merchant == other.merchant for other in before):
+        if uplink.merchant in before:
             raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
 
     def _ask(self, messages: Sequence[Message]) -> tuple[list[Message], list[Refusal]]:
@@ -161,22 +223,36 @@ class Sites:
         answered, failures = [], []
         for reply in self._grid.send_and_receive(messages):
             if reply.has_error():
-                node = reply.metadata.src_node_id
-                failures.append(Refusal("", f"site {node} failed: {reply.error.reason}"))
-                _log.warning("%s", failures[-1].reason)
+                failures.append(_failure(reply.metadata.src_node_id, reply.error.reason))
             else:
                 answered.append(reply)
         return answered, failures
 
 
+def _failure(node: int, reason: str | None) -> Refusal:
+    refusal = Refusal("", f"site {node} failed: {reason}")
+    _log.warning("%s", refusal.reason)
+    return refusal
+
+
+def _part(request: TrainRequest, places: Sequence[int]) -> TrainRequest:
+    """The same request for the merchants at these places only."""
+    return replace(
+        request,
+        merchants=tuple(request.merchants[place] for place in places),
+        students=tuple(request.students[place] for place in places),
+    )
+
+
+def _chunks(request: TrainRequest, size: int) -> Iterator[TrainRequest]:
+    """Requests of ``size`` consecutive merchants each, in sorted order."""
+    places = sorted(range(len(request.merchants)), key=lambda place: request.merchants[place])
+    for first in range(0, len(places), size):
+        yield _part(request, places[first : first + size])
+
+
 def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
     return {name: weights for by_name in starts.values() for name, weights in by_name.items()}
-
-
-def _singles(content: RecordDict) -> list[RecordDict]:
-    """The parts of a site's reply, one a merchant, in the order in which they were put in."""
-    prefixes = dict.fromkeys(f"{name.partition('/')[0]}/" for name in content)
-    return [unprefixed(content, prefix) for prefix in prefixes]
 
 
 def _announced(record: ConfigRecord) -> list[tuple[str, int]]:

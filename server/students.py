@@ -6,16 +6,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import RuntimeConfig, TrainingConfig
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.errors import TrainingError
 from fed_distill.models import TextModel
 from fed_distill.models.base import Encoded
+from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
-from fed_distill.training.trainer import Learner
+from fed_distill.training.trainer import Failure, Learner
 from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import blueprint_of
 
@@ -45,6 +46,7 @@ class ServerTraining:
 
     data: FederatedData
     config: TrainingConfig
+    runtime: RuntimeConfig
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
     def pace(self) -> Pace:
@@ -98,7 +100,9 @@ class ServerTraining:
             randomness=randomness,
         )
         config = self.config.model_copy(update={"batch_size": self.config.server_batch_size})
-        fitted = next(SequentialTrainer(config).fit([learner], {learner.name: plan}, pace, progress))
+        fitted = next(build_trainer(config, self.runtime).fit([learner], {learner.name: plan}, pace, progress))
+        if isinstance(fitted, Failure):
+            raise TrainingError(fitted.reason)
         return completed(fitted.weights, weights)
 
     def _encode(self, student: TextModel, name: str, parts: Sequence[Examples]) -> Encoded:

@@ -1,6 +1,7 @@
 """Shared by all tests: a small task, its examples, a small student for it, and whole runs of about a second."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from fed_distill.runtime.callbacks import CallbackList
 from fed_distill.runtime.grid import InProcessGrid
 from server.conduct import conduct
 
+TIMES = ("seconds", "speed", "name")
 WORDS = ("red", "blue", "green", "phone", "shoe", "kettle", "maxi", "mini", "ultra", "pro", "kühl", "手机")
 
 
@@ -103,15 +105,12 @@ class RecordingGrid(InProcessGrid):
         super().__init__(*args, **kwargs)
         self.wire: list[tuple[str, bytes, bytes]] = []
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        keys = []
-        for message in messages:
-            request = recorddict_to_proto(message.content).SerializeToString()
-            keys += super().push_messages([message])
-            reply = self._replies[keys[-1]]
-            answer = b"" if reply.has_error() else recorddict_to_proto(reply.content).SerializeToString()
-            self.wire.append((message.metadata.message_type, request, answer))
-        return keys
+    def _run_at_node(self, message: Message) -> Message:
+        request = recorddict_to_proto(message.content).SerializeToString()
+        reply = super()._run_at_node(message)
+        answer = b"" if reply.has_error() else recorddict_to_proto(reply.content).SerializeToString()
+        self.wire.append((message.metadata.message_type, request, answer))
+        return reply
 
 
 @pytest.fixture(scope="session")
@@ -136,3 +135,44 @@ def tiny_run(tiny_experiment, simulate, tmp_path_factory):
     experiment = tiny_experiment(tmp_path_factory.mktemp("runs"), changes)
     folder, grid = simulate(experiment)
     return SimpleNamespace(experiment=experiment, result=Result(folder), wire=grid.wire)
+
+
+def timeless(value):
+    if isinstance(value, dict):
+        return {key: timeless(child) for key, child in value.items() if key not in TIMES}
+    return [timeless(child) for child in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="session")
+def outcome_of():
+    """A function: summary, rounds and student weights of a finished run, times left out."""
+
+    def outcome(folder):
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return {
+            "summary": timeless(json.loads((folder / "summary.json").read_text(encoding="utf-8"))),
+            "rounds": [timeless(json.loads(line)) for line in lines],
+            "student": (folder / "student" / "model.safetensors").read_bytes(),
+            "classes": (folder / "classification_report.txt").read_text(encoding="utf-8"),
+        }
+
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def distance():
+    """A function: the largest relative L2 distance between two sets of weights, array by array.
+
+    An array of norm below 1e-3 counts as one of that norm: of one that is zero but for rounding, only rounding is left.
+    """
+
+    def largest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+        assert one.keys() == other.keys()
+        apart = [
+            float((one[name] - other[name]).norm() / other[name].norm().clamp_min(1e-3))
+            for name in one
+            if not torch.equal(one[name], other[name])
+        ]
+        return max(apart, default=0.0)
+
+    return largest

@@ -97,6 +97,8 @@ def write(tmp_path, text):
         (f"[federation]\nlabel = '{'商' * 20}'", "the federation's name '商+' ... is too long: give it a shorter"),
         (f"name = '{'a' * 201}'", "name: String should have at most 200 characters"),
         ("[training]\nserver_epochs = inf", r"training\.server_epochs: Input should be a finite number"),
+        ("[training]\nmomentum = 0.9", "training: momentum is for optimizer sgd, adamw has its own: drop momentum"),
+        ("[training]\noptimizer = 'sgd'\nmomentum = 1.0", r"training\.momentum: Input should be less than 1"),
         ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
         ("name = ", "is not valid TOML"),
     ],

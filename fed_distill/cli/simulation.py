@@ -1,22 +1,44 @@
-"""Both sides in this process: the server's conductor over an in-process grid of the clients' app."""
+"""Both sides on this machine: the server's conductor, and the clients' app in this process or in worker processes.
+
+What takes long to import is imported after the workers have been started, so that they import at the same time.
+"""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from clients.app import build_app
 from fed_distill.config import Experiment
-from fed_distill.results.result import Result
 from fed_distill.runtime.callbacks import Callback, CallbackList
-from fed_distill.runtime.grid import InProcessGrid
-from server.conduct import conduct
+from fed_distill.runtime.grid import InProcessGrid, LocalGrid
+
+if TYPE_CHECKING:
+    from fed_distill.results.result import Result
 
 
-def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> Result:
-    """Run ``experiment`` in this process and return its results.
+def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
+    """Run ``experiment`` on this machine and return its results.
 
-    ``callbacks`` follow the run beside those that the experiment names. Raises FedDistillError for whatever the
-    user can mend: a wrong name or option, unreadable data, a loss that is not finite, a run that exists already.
+    ``callbacks`` follow the run beside those that the experiment names. With ``runtime.workers`` above 1, a script that
+    calls this needs ``if __name__ == "__main__":``, because worker processes import it. Raises FedDistillError for
+    whatever the user can mend: a wrong name or option, unreadable data, a loss that is not finite, a run that exists
+    already.
     """
-    named = CallbackList.from_names(experiment.runtime.callbacks)
-    grid = InProcessGrid(build_app(), experiment.to_run_config(), sites=experiment.runtime.sites)
-    with CallbackList([named, *callbacks]) as followers:
-        return Result(conduct(experiment, grid, followers))
+    with _grid(experiment) as grid:
+        from fed_distill.results.result import Result
+        from server.conduct import conduct
+
+        named = CallbackList.from_names(experiment.runtime.callbacks)
+        with CallbackList([named, *callbacks]) as followers:
+            return Result(conduct(experiment, grid, followers))
+
+
+def _grid(experiment: Experiment) -> LocalGrid:
+    """As many nodes as there are sites, and at least one for each worker."""
+    runtime, run_config = experiment.runtime, experiment.to_run_config()
+    if runtime.workers == 1:
+        from clients.app import build_app
+
+        return InProcessGrid(build_app(), run_config, sites=runtime.sites)
+    from fed_distill.runtime.workers import WorkerGrid
+
+    nodes = max(runtime.sites, runtime.workers)
+    return WorkerGrid("clients.app:build_app", run_config, nodes, runtime.workers, runtime.threads)

@@ -1,6 +1,7 @@
 """How the merchants' weights become one: aggregators by name.
 
-All but ``fedsubavg`` are Flower's own strategies.
+All but ``fedavg`` and ``fedsubavg`` are Flower's own strategies. Those that take a mean see one merchant at a time;
+the robust ones (median, trimmed mean, Krum ...) compare all merchants and hold them all in memory.
 """
 
 from fed_distill.registry import Registry
@@ -8,7 +9,7 @@ from fed_distill.registry import Registry
 AGGREGATORS = Registry(
     "aggregator",
     {
-        "fedavg": "fed_distill.merging.flower:FedAvg",
+        "fedavg": "fed_distill.merging.fedavg:FedAvg",
         "fedavgm": "fed_distill.merging.flower:FedAvgM",
         "fedadam": "fed_distill.merging.flower:FedAdam",
         "fedadagrad": "fed_distill.merging.flower:FedAdagrad",

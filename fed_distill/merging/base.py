@@ -1,6 +1,6 @@
 """What every aggregator does: the global weights and the merchants' in, the next global weights out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -11,8 +11,9 @@ from fed_distill.transport.messages import Uplink, Weights
 class Aggregator(Protocol):
     """Merges weights. What it carries from round to round (a server optimizer's moments) is in ``state``."""
 
-    def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
-        """The next global weights. ``uplinks`` all have weights and are ordered by merchant."""
+    def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
+        """The next global weights. ``uplinks`` are ordered by merchant, have the same tables in part, and come in while
+        merchants still train: they are iterated once, and an error that ends them leaves ``state`` as it was."""
 
     def state(self) -> dict[str, Tensor]:
         """What must be kept for the next round, by name; empty if nothing is."""

@@ -1,12 +1,13 @@
 """Flower's own strategies as aggregators: the merchants' weights are handed to ``aggregate_train`` as messages.
 
-Partly sent tables are completed from the downlink first, which gives a plain strategy the same input as if
-every merchant had sent the whole table. Arrays are handed over in the order of their names, because some strategies
-tell them apart by position only.
+Server optimizers (FedAvgM, FedAdam ...) step on the merchants' mean: they are handed that mean, summed up here in one
+pass, as the only message. Robust strategies compare merchants and are handed all of them, so their memory grows with
+the number of merchants; partly sent tables are completed from the downlink first, as if every merchant had sent the
+whole table. Arrays are handed over in the order of their names: some strategies tell them apart by position only.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from fed_distill.config import PositiveFloat
 from fed_distill.errors import ConfigError, UplinkRejected
+from fed_distill.merging.running import mean_weights
 from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Uplink, Weights
 
@@ -32,7 +34,10 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 @dataclass
 class _FlowerAggregator:
-    """Runs one Flower strategy; the subclass names it, and its fields are the strategy's options."""
+    """Runs one Flower strategy; the subclass names it, and its fields are the strategy's options.
+
+    It is handed every merchant's whole weights, all held in memory at once.
+    """
 
     strategy: ClassVar[type[flower.FedAvg]]
     _running: flower.FedAvg = field(init=False, repr=False)
@@ -47,17 +52,13 @@ class _FlowerAggregator:
         """Merchants that a merge needs at least."""
         return 1
 
-    def average(self, current: Weights, uplinks: Sequence[Uplink]) -> Weights:
+    def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The strategy's aggregate; weighted by examples where the strategy weights at all.
 
         Weights that are not floating-point stay as they are. Raises ConfigError if too few merchants sent weights.
         """
         names = sorted(name for name, value in current.items() if value.is_floating_point())
-        messages = [
-            _message(uplink.examples, completed(uplink.weights, current), names)
-            for uplink in uplinks
-            if uplink.weights is not None
-        ]
+        messages = self._messages(current, uplinks, names)
         if not messages:
             raise UplinkRejected("no merchant sent weights that could be merged")
         if len(messages) < self.minimum():
@@ -77,6 +78,14 @@ class _FlowerAggregator:
             name: merged[name].to(value.dtype).reshape(value.shape) if name in merged else value
             for name, value in current.items()
         }
+
+    def _messages(self, current: Weights, uplinks: Iterable[Uplink], names: Sequence[str]) -> list[Message]:
+        """What the strategy is handed: every merchant's whole weights."""
+        return [
+            _message(uplink.examples, completed(uplink.weights, current), names)
+            for uplink in uplinks
+            if uplink.weights is not None
+        ]
 
     def state(self) -> dict[str, Tensor]:
         """The number of merges, and the server optimizer's moments where the strategy has one."""
@@ -108,14 +117,16 @@ class _FlowerAggregator:
 
 
 @dataclass
-class FedAvg(_FlowerAggregator):
-    """Mean weighted by examples (McMahan et al., AISTATS 2017)."""
+class _ServerOptimizer(_FlowerAggregator):
+    """A strategy that takes a step on the merchants' mean weights."""
 
-    strategy = flower.FedAvg
+    def _messages(self, current: Weights, uplinks: Iterable[Uplink], names: Sequence[str]) -> list[Message]:
+        """The mean alone: the strategy's own mean of one message is that message."""
+        return [_message(1, mean_weights(current, uplinks), names)]
 
 
 @dataclass
-class FedAvgM(_FlowerAggregator):
+class FedAvgM(_ServerOptimizer):
     """FedAvg with server momentum (Hsu et al., 2019)."""
 
     strategy = flower.FedAvgM
@@ -124,7 +135,7 @@ class FedAvgM(_FlowerAggregator):
 
 
 @dataclass
-class FedAdam(_FlowerAggregator):
+class FedAdam(_ServerOptimizer):
     """Adam at the server on the mean update (Reddi et al., ICLR 2021, algorithm 2).
 
     eta: server learning rate. beta_1, beta_2: decay of the moments. tau: degree of adaptivity.
@@ -138,7 +149,7 @@ class FedAdam(_FlowerAggregator):
 
 
 @dataclass
-class FedYogi(_FlowerAggregator):
+class FedYogi(_ServerOptimizer):
     """Yogi at the server (Reddi et al., ICLR 2021); options as of ``fedadam``."""
 
     strategy = flower.FedYogi
@@ -149,7 +160,7 @@ class FedYogi(_FlowerAggregator):
 
 
 @dataclass
-class FedAdagrad(_FlowerAggregator):
+class FedAdagrad(_ServerOptimizer):
     """Adagrad at the server (Reddi et al., ICLR 2021). eta: server learning rate. tau: degree of adaptivity."""
 
     strategy = flower.FedAdagrad

@@ -4,7 +4,7 @@ A method is a frozen dataclass whose fields are its options. It never opens a da
 optimizer and never knows which runtime carries it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -29,7 +29,7 @@ class GlobalState:
     round: int
     weights: Weights
     teacher_labels: Tensor
-    average: Callable[[Weights, Sequence[Uplink]], Weights]
+    average: Callable[[Weights, Iterable[Uplink]], Weights]
     consensus: Tensor | None = None
     server_plan: Plan = field(default_factory=Plan)
 
@@ -63,5 +63,9 @@ class Method(Protocol):
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Merchant: what leaves it."""
 
-    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
-        """Server, end of a round: the next state, its ``round`` one higher."""
+    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+        """Server, while the merchants' uplinks come in: the next state, its ``round`` one higher.
+
+        ``up`` is ordered by merchant and iterated once; keep sums of it rather than the uplinks themselves, so that
+        memory does not grow with the number of merchants.
+        """

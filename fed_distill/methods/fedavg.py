@@ -4,7 +4,7 @@ McMahan et al., "Communication-efficient learning of deep networks from decentra
 algorithm 1. How the weights are averaged is the aggregator's choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +34,6 @@ class FedAvg:
         """The trained weights."""
         return Uplink(trained.merchant, trained.examples, weights=trained.weights)
 
-    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """The aggregator's average."""
         return replace(state, round=state.round + 1, weights=state.average(state.weights, up))

@@ -6,7 +6,7 @@ their weights: log-probabilities are logits up to a constant an example, so the 
 server is spared one pass for each merchant's student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
+from fed_distill.merging.running import RunningMean
 from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.training.plan import Phase, Plan
@@ -34,11 +35,19 @@ class FedDF(FedAvg):
         """The trained weights and their probabilities on the proxy set."""
         return replace(super().uplink(trained, down), soft_labels=trained.predict_proxy())
 
-    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
-        """The aggregator's average, then a server phase on the ensemble's soft labels."""
-        probabilities = torch.stack([uplink.soft_labels for uplink in up if uplink.soft_labels is not None])
-        tiny = torch.finfo(probabilities.dtype).tiny
-        ensemble = probabilities.clamp_min(tiny).log().mean(dim=0).softmax(dim=-1)
+    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+        """The aggregator's average, then a server phase on the ensemble's soft labels; both in one pass."""
+        logits = RunningMean()
+
+        def heard() -> Iterator[Uplink]:
+            for uplink in up:
+                if uplink.soft_labels is not None:
+                    tiny = torch.finfo(uplink.soft_labels.dtype).tiny
+                    logits.add(uplink.soft_labels.clamp_min(tiny).log())
+                yield uplink
+
+        merged = super().merge(state, heard())
+        ensemble = logits.mean().softmax(dim=-1).to(state.teacher_labels.dtype)
         target = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * ensemble
         distil = Phase(
             soft_labels(self.temperature),
@@ -46,4 +55,4 @@ class FedDF(FedAvg):
             epochs=self.server_epochs,
             references={"soft_labels": target},
         )
-        return replace(super().merge(state, up), consensus=target, server_plan=Plan((distil,)))
+        return replace(merged, consensus=target, server_plan=Plan((distil,)))

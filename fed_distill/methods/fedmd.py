@@ -6,15 +6,15 @@ set; the server averages them. Here the scores are probabilities, the server's t
 consensus, and the server distils its global student from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.merging.running import RunningMean
 from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Uplink
@@ -53,9 +53,13 @@ class FedMD:
         """Probabilities on the proxy set; no weights."""
         return Uplink(trained.merchant, trained.examples, soft_labels=trained.predict_proxy())
 
-    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """Average the merchants' soft labels (each merchant counts the same), mix in the teacher, and distil."""
-        merchants = torch.stack([uplink.soft_labels for uplink in up if uplink.soft_labels is not None]).mean(dim=0)
+        scores = RunningMean()
+        for uplink in up:
+            if uplink.soft_labels is not None:
+                scores.add(uplink.soft_labels)
+        merchants = scores.mean().to(state.teacher_labels.dtype)
         consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
         distil = Phase(
             soft_labels(self.temperature),

@@ -3,7 +3,7 @@
 The control that shows what a merchant gains by taking part at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fed_distill.methods.base import GlobalState, replace
@@ -15,6 +15,6 @@ from fed_distill.transport.messages import Uplink
 class Local(FedAvg):
     """local_epochs: epochs of each merchant alone."""
 
-    def merge(self, state: GlobalState, up: Sequence[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """The global student stays as it was."""
         return replace(state, round=state.round + 1)

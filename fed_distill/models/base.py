@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ class Outputs:
 
     logits: Tensor
     hidden: tuple[Tensor, ...] | None = None
+
+    def to(self, dtype: torch.dtype) -> "Outputs":
+        """The same in another precision."""
+        hidden = None if self.hidden is None else tuple(values.to(dtype) for values in self.hidden)
+        return Outputs(self.logits.to(dtype), hidden)
 
 
 class TextModel(nn.Module, ABC):

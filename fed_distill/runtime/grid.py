@@ -6,8 +6,9 @@ runtime must know of Flower's internals (task identity, message ids) is in this 
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,26 +21,18 @@ CLIENT_APP_CRASHED = 2
 _RUN = 1
 
 
-class InProcessGrid(Grid):
-    """A grid of ``sites`` nodes that are all served by one ClientApp, one message after another."""
+class LocalGrid(Grid):
+    """What grids on this machine share: their nodes, and messages that are kept until their replies are pulled.
 
-    def __init__(self, app: ClientApp, run_config: Mapping[str, Any], sites: int = 1) -> None:
+    A context: whatever serves the nodes ends with it.
+    """
+
+    def __init__(self, nodes: int) -> None:
         TaskIdentity.run_id = _RUN
         TaskIdentity.node_id = SERVER_NODE
         TaskIdentity.task_id = 0
-        self._app = app
-        self._contexts = {
-            SERVER_NODE + 1 + number: Context(
-                run_id=_RUN,
-                node_id=SERVER_NODE + 1 + number,
-                node_config={"partition-id": number, "num-partitions": sites},
-                state=RecordDict(),
-                run_config=dict(run_config),
-            )
-            for number in range(sites)
-        }
+        self._nodes = [SERVER_NODE + 1 + number for number in range(nodes)]
         self._ids = itertools.count(1)
-        self._replies: dict[str, Message] = {}
         self._run = Run.create_empty(_RUN)
 
     def set_run(self, run: Run) -> None:
@@ -59,27 +52,78 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Ids of the nodes."""
-        return list(self._contexts)
+        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Run each message at its node now; an error in the app becomes an error reply, as in Flower."""
+        """Queue each message at its node; gives the ids by which the replies are pulled."""
         sent = []
         for message in messages:
             message_id = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = message_id
-            try:
-                reply = self._app(message, self._contexts[message.metadata.dst_node_id])
-            except Exception as error:  # any fault of the app is the reply, as on a real node
-                logging.getLogger(__name__).debug("the client app failed", exc_info=True)
-                reply = Message(Error(CLIENT_APP_CRASHED, f"{type(error).__name__}: {error}"), reply_to=message)
-            self._replies[message_id] = reply
+            self._queue(message_id, message)
             sent.append(message_id)
         return sent
 
+    def close(self) -> None:
+        """End what serves the nodes; there is nothing to end in this process."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _queue(self, message_id: str, message: Message) -> None:
+        """Keep a message until it is its node's turn."""
+
+    @abstractmethod
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Take the replies to these messages, each once."""
-        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+        """Wait for the replies to these messages and take them, each once; ids that are not known have none."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull; there is nothing to wait for."""
+        """Push, then pull; pulling waits already."""
         return self.pull_messages(self.push_messages(messages))
+
+
+class InProcessGrid(LocalGrid):
+    """A grid of ``sites`` nodes that are all served by one ClientApp, one message after another.
+
+    A message runs when its reply is pulled, so that replies never pile up.
+    """
+
+    def __init__(self, app: ClientApp, run_config: Mapping[str, Any], sites: int = 1) -> None:
+        super().__init__(sites)
+        self._app = app
+        self._contexts = {node: context_of(node, sites, run_config) for node in self._nodes}
+        self._queued: dict[str, Message] = {}
+
+    def _queue(self, message_id: str, message: Message) -> None:
+        self._queued[message_id] = message
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run these messages, in the given order, and take their replies; a message runs once."""
+        return [self._run_at_node(self._queued.pop(key)) for key in message_ids if key in self._queued]
+
+    def _run_at_node(self, message: Message) -> Message:
+        return answer(self._app, message, self._contexts[message.metadata.dst_node_id])
+
+
+def context_of(node: int, nodes: int, run_config: Mapping[str, Any]) -> Context:
+    """The Flower context of one of ``nodes`` local nodes."""
+    return Context(
+        run_id=_RUN,
+        node_id=node,
+        node_config={"partition-id": node - SERVER_NODE - 1, "num-partitions": nodes},
+        state=RecordDict(),
+        run_config=dict(run_config),
+    )
+
+
+def answer(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
+    """The app's reply; any error in the app becomes an error reply, as on a real node."""
+    try:
+        return app(message, context)
+    except Exception as error:  # any fault of the app is the reply
+        logging.getLogger(__name__).debug("the client app failed", exc_info=True)
+        return Message(Error(CLIENT_APP_CRASHED, f"{type(error).__name__}: {error}"), reply_to=message)

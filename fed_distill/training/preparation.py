@@ -49,14 +49,19 @@ class Prepared:
         return sum(len(segment.batches) for segment in self.segments)
 
     def fitted(self, arrays: dict[str, Tensor], losses: tuple[float, ...]) -> Fitted:
-        """The trained learner; raise TrainingError naming it if the mean ``losses`` of its phases are not finite."""
+        """The trained learner, without the weights that its student freezes.
+
+        Raise TrainingError naming it if the mean ``losses`` of its phases are not finite.
+        """
         for number, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"{self.learner.name}: the loss of phase {number} is {loss}; "
                     "lower training.learning_rate or set training.clip_norm"
                 )
-        return Fitted(self.learner.name, self.submodel.sent(arrays), losses)
+        frozen = {name for name, value in self.learner.student.named_parameters() if not value.requires_grad}
+        trained = {name: value for name, value in arrays.items() if name not in frozen}
+        return Fitted(self.learner.name, self.submodel.sent(trained), losses)
 
 
 def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:

@@ -139,7 +139,7 @@ def _bag_gradients(bag: WeightedBag, activations: list[Tensor], backprops: Tenso
     The vector is sum_r u_r table_r with u_r, how much the example uses row r, proportional to exp(importance_r).
     """
     (ids,) = activations
-    used = torch.zeros(len(ids), len(bag.table)).scatter_add_(1, ids.long(), bag.weights(ids).detach())
+    used = bag.table.new_zeros(len(ids), len(bag.table)).scatter_add_(1, ids.long(), bag.weights(ids).detach())
     return {
         bag.table: used.unsqueeze(2) * backprops.unsqueeze(1),
         bag.importance: (used * (backprops @ bag.table.detach().T)).unsqueeze(2),

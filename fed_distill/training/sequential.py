@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from fed_distill.config import TrainingConfig
+from fed_distill.errors import TrainingError
 from fed_distill.models.base import TextModel
 from fed_distill.runtime import seeds
+from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.optimization import Pace, build_optimizer
 from fed_distill.training.plan import Plan
 from fed_distill.training.preparation import Prepared, Segment, prepare
-from fed_distill.training.trainer import Fitted, Learner
+from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,32 @@ class SequentialTrainer:
         plans: Mapping[str, Plan],
         pace: Pace,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Fitted]:
+    ) -> Iterator[Fitted | Failure]:
         """Train every learner by its plan; yield each when it is done, in the given order."""
+        ready: list[Prepared | Failure] = []
         for learner in learners:
-            yield self._fit_one(prepare(learner, plans[learner.name], self.config), pace, progress)
+            try:
+                ready.append(prepare(learner, plans[learner.name], self.config))
+            except TrainingError as error:
+                ready.append(Failure(learner.name, str(error)))
+        steps = Steps(sum(one.steps for one in ready if isinstance(one, Prepared)), progress)
+        for one in ready:
+            yield self.fit_one(one, pace, steps.take) if isinstance(one, Prepared) else one
 
-    def _fit_one(self, prepared: Prepared, pace: Pace, progress: Callable[[int, int], None] | None) -> Fitted:
+    def fit_one(self, prepared: Prepared, pace: Pace, on_steps: Callable[[int], None]) -> Fitted | Failure:
+        """Train one learner; ``on_steps(1)`` is called after each step."""
         learner = prepared.learner
         learner.student.load_state_dict(dict(learner.weights))
         model = learner.student.narrowed(prepared.submodel.rows)
-        with seeds.scope(*learner.randomness, "dropout"):
-            losses = self._run(model, prepared, pace, progress)
-        return prepared.fitted({name: value.detach() for name, value in model.state_dict().items()}, losses)
+        with seeds.scope(*learner.randomness, "own draws"):
+            losses = self._run(model, prepared, pace, on_steps)
+        try:
+            return prepared.fitted({name: value.detach() for name, value in model.state_dict().items()}, losses)
+        except TrainingError as error:
+            return Failure(learner.name, str(error))
 
     def _run(
-        self, model: TextModel, prepared: Prepared, pace: Pace, progress: Callable[[int, int], None] | None
+        self, model: TextModel, prepared: Prepared, pace: Pace, on_steps: Callable[[int], None]
     ) -> tuple[float, ...]:
         """Train all segments; returns each one's loss: mean over batches, of a private one over drawn examples.
 
@@ -59,17 +72,18 @@ class SequentialTrainer:
         steps, done = prepared.steps, 0
         losses: list[float] = []
         anchor = {key: value.detach().clone() for key, value in model.named_parameters()}
+        dropout = SeededDropout([seeds.derive(*prepared.learner.randomness, "dropout")])
         model.train()
         for number, segment in enumerate(prepared.segments):
             total = torch.zeros(())
-            with self._steps(model, optimizer, prepared, number, anchor) as step:
+            with dropout, self._steps(model, optimizer, prepared, number, anchor) as step:
                 for index in segment.batches:
                     for group in optimizer.param_groups:
                         group["lr"] = pace.at(done, steps) * segment.phase.learning_rate_scale
+                    dropout.begin([done])
                     total += step(index)
                     done += 1
-                    if progress is not None:
-                        progress(done, steps)
+                    on_steps(1)
             counted = len(segment.batches) if segment.privacy is None else sum(map(len, segment.batches))
             losses.append(float(total) / max(counted, 1))
         return tuple(losses)

@@ -51,16 +51,22 @@ class Submodel:
         )
 
 
+def trained_tables(model: TextModel) -> dict[str, tuple[str, ...]]:
+    """The model's tables without those that it freezes: of these all rows are read, none is trained or sent."""
+    return {table: fields for table, fields in model.tables.items() if model.get_parameter(table).requires_grad}
+
+
 def whole_model(model: TextModel) -> Submodel:
     """No submodel: every row of every table is read, trained (but padding) and sent."""
-    sizes = {table: len(model.get_parameter(table)) for table in model.tables}
+    tables = trained_tables(model)
+    sizes = {table: len(model.get_parameter(table)) for table in tables}
     return Submodel(
         {table: torch.arange(size) for table, size in sizes.items()},
         {table: torch.arange(size) > 0 for table, size in sizes.items()},
         {table: torch.zeros(size, dtype=torch.int64) for table, size in sizes.items()},
         {
             name: torch.arange(sizes[table], dtype=torch.int32)
-            for table, fields in model.tables.items()
+            for table, fields in tables.items()
             for name in fields
         },
         whole=True,
@@ -79,7 +85,7 @@ def submodel_of(model: TextModel, read: Iterable[Encoded], public: Encoded | Non
     trained: dict[str, Tensor] = {}
     sent_counts: dict[str, Tensor] = {}
     positions: dict[str, Tensor] = {}
-    for table, fields in model.tables.items():
+    for table, fields in trained_tables(model).items():
         known = counts[table] if public_counts is None else public_counts[table]
         used = (counts[table] > 0) | (known > 0)
         used[0] = True

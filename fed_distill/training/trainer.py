@@ -51,6 +51,29 @@ class Fitted:
     loss: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A learner that could not be trained, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Steps:
+    """Counts the steps of all learners of a call, for whoever wants to know."""
+
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+
+    def take(self, count: int = 1) -> None:
+        """``count`` learners have taken a step."""
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
 class Trainer(Protocol):
     """Runs one plan for each learner."""
 
@@ -60,9 +83,9 @@ class Trainer(Protocol):
         plans: Mapping[str, Plan],
         pace: Pace,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Fitted]:
+    ) -> Iterator[Fitted | Failure]:
         """Train every learner by its plan (by learner name); yield each when it is done, in any order.
 
-        ``progress`` is called with (steps done, steps in all) of the learner being trained.
-        Raises TrainingError, naming the learner, when a loss is not finite.
+        ``progress`` is called with (steps done, steps in all). A learner without examples, or whose loss is not
+        finite, is a Failure; the others go on.
         """

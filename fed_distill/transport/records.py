@@ -107,7 +107,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
 def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> None:
     """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round.
 
-    Weights must have the names and shapes of ``current`` (rows sorted, distinct and in range where a table is
+    Weights must be of ``current`` (those that students freeze are not sent) and have the shapes there (rows sorted, distinct and in range where a table is
     sent in part), soft labels the shape ``proxy_shape`` with rows that are probabilities; the metric ``loss`` must
     be there; all must be finite.
     """
@@ -131,9 +131,10 @@ def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
 
 
 def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> None:
-    if set(sent.arrays) != set(current):
-        odd = sorted(set(sent.arrays) ^ set(current))[0]
-        raise UplinkRejected(f"merchant {merchant}: weight {odd!r} is missing or unknown")
+    unknown = set(sent.arrays) - set(current)
+    if unknown or not sent.arrays:
+        odd = f"weight {sorted(unknown)[0]!r} is unknown" if unknown else "it sent no weight"
+        raise UplinkRejected(f"merchant {merchant}: {odd}")
     for name, value in sent.arrays.items():
         expected = list(current[name].shape)
         rows = sent.rows.get(name)
@@ -150,7 +151,7 @@ def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> Non
             raise UplinkRejected(f"merchant {merchant}: {name} has shape {list(value.shape)}, not {expected}")
         if value.dtype != current[name].dtype:
             raise UplinkRejected(f"merchant {merchant}: {name} is {value.dtype}, not {current[name].dtype}")
-        if not bool(torch.isfinite(value).all()):
+        if not _finite(value):
             raise UplinkRejected(f"merchant {merchant}: {name} has values that are not finite")
     unknown = (set(sent.rows) | set(sent.counts)) - set(sent.arrays)
     if unknown:
@@ -160,7 +161,7 @@ def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> Non
 def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
     if tuple(sent.shape) != shape:
         raise UplinkRejected(f"merchant {merchant}: soft labels have shape {list(sent.shape)}, not {list(shape)}")
-    if not sent.is_floating_point() or not bool(torch.isfinite(sent).all()) or float(sent.min()) < 0.0:
+    if not sent.is_floating_point() or not _finite(sent) or bool((sent < 0.0).any()):
         raise UplinkRejected(
             f"merchant {merchant}: soft labels are not finite, or negative, or no floating-point numbers"
         )
@@ -168,16 +169,25 @@ def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> N
         raise UplinkRejected(f"merchant {merchant}: soft labels do not sum to 1")
 
 
+def _finite(value: Tensor) -> bool:
+    """Whether all values are finite: the extremes are NaN if any value is, at a tenth of the time of ``isfinite``."""
+    if not value.numel() or not value.is_floating_point():
+        return True
+    return all(math.isfinite(float(extreme)) for extreme in value.aminmax())
+
+
 def prefixed(content: RecordDict, prefix: str) -> dict[str, Any]:
     """The same records under names that begin with ``prefix``, so that several fit into one message."""
     return {f"{prefix}{name}": record for name, record in content.items()}
 
 
-def unprefixed(content: RecordDict, prefix: str) -> RecordDict:
-    """Inverse of ``prefixed``: the records under ``prefix``."""
-    return RecordDict(
-        {name.removeprefix(prefix): record for name, record in content.items() if name.startswith(prefix)}
-    )
+def by_prefix(content: RecordDict) -> dict[str, RecordDict]:
+    """Inverse of ``prefixed``: the records of each prefix that ends with ``/``, in the order in which they came."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, record in content.items():
+        prefix, slash, rest = name.partition("/")
+        parts.setdefault(prefix + slash, {})[rest] = record
+    return {prefix: RecordDict(records) for prefix, records in parts.items()}
 
 
 def _scalar(value: Any) -> Any:

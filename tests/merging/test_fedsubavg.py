@@ -1,7 +1,10 @@
 """Federated submodel averaging against the paper's formula, row by row."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from fed_distill.merging.fedsubavg import FedSubAvg
 from fed_distill.transport.messages import Uplink
@@ -46,6 +49,22 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
     )
     merged = FedSubAvg("merchants").average(current, uplinks)
     np.testing.assert_allclose(merged["table"].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_merchant_that_overstates_its_uses_counts_no_more_than_four_an_example(current, make_uplinks):
+    uplinks = make_uplinks(5)
+    liar = uplinks[1]
+    boasting = replace(liar, weights=replace(liar.weights, counts={"table": torch.full((3,), 2**31 - 1)}))
+    limited = replace(liar, weights=replace(liar.weights, counts={"table": torch.full((3,), 4 * liar.examples)}))
+    expected = by_rows(current, [uplinks[0], limited, *uplinks[2:]], "uses")
+    merged = FedSubAvg().average(current, [uplinks[0], boasting, *uplinks[2:]])
+    np.testing.assert_allclose(merged["table"].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_uplinks_are_taken_one_after_another(current, make_uplinks):
+    uplinks = make_uplinks(5)
+    streamed = FedSubAvg().average(current, iter(uplinks))
+    assert all(torch.equal(value, streamed[name]) for name, value in FedSubAvg().average(current, uplinks).items())
 
 
 def test_a_row_that_nobody_has_stays_bit_for_bit(current, make_uplinks):

@@ -1,14 +1,20 @@
 """Each of Flower's strategies against the formula of its paper, written out in numpy on whole tables."""
 
+import math
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
-from fed_distill.errors import ConfigError, UplinkRejected
+from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
 from fed_distill.merging import AGGREGATORS
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
-from fed_distill.transport.messages import Uplink
+from fed_distill.training.submodel import completed
+from fed_distill.transport.messages import PartialWeights, Uplink
 
 FLOATS = ("table", "bias", "scale")
 
@@ -39,6 +45,102 @@ def test_a_merchant_that_sent_no_weights_does_not_count(current, make_uplinks, d
     uplinks = make_uplinks(3)
     merged = build("fedavg").average(current, [*uplinks, Uplink("silent", 1000)])
     assert_weights(merged, weighted_mean(uplinks, dense(uplinks)))
+
+
+def by_flower(strategy, current, uplinks, number=1):
+    """Flower's own aggregate of all merchants' completed weights, each a message of its own."""
+    strategy.configure_train(number, record(current), ConfigRecord(), None)
+    replies = [message(up.examples, completed(up.weights, current)) for up in uplinks]
+    merged, _ = strategy.aggregate_train(number, replies)
+    return {name: array.numpy().astype(np.float32) for name, array in merged.items()}
+
+
+def record(weights):
+    return ArrayRecord({name: Array(weights[name].numpy()) for name in sorted(FLOATS)})
+
+
+def message(examples, weights):
+    content = RecordDict({"arrays": record(weights), "metrics": MetricRecord({"num-examples": examples})})
+    return SimpleNamespace(content=content, has_error=lambda: False)
+
+
+@pytest.mark.parametrize("kind", ["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
+def test_a_running_mean_gives_what_flower_gives_from_all_merchants_at_once(current, make_uplinks, kind):
+    options = {} if kind == "FedAvg" else {"server_momentum": 0.9} if kind == "FedAvgM" else {"eta": 0.1}
+    theirs = getattr(flower, kind)(fraction_train=0.0, fraction_evaluate=0.0, **options)
+    ours = build(kind.lower(), **options)
+    weights, expected = current, current
+    for number in range(1, 4):
+        uplinks = make_uplinks(8, number)
+        if kind == "FedAvgM":
+            theirs.current_arrays = None
+        merged = by_flower(theirs, expected, uplinks, number)
+        expected = {**expected, **{name: torch.from_numpy(value) for name, value in merged.items()}}
+        weights = ours.average(weights, iter(uplinks))
+        for name in FLOATS:
+            torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_ten_thousand_is_exact_to_float32():
+    draw = np.random.default_rng(0)
+    changes = draw.normal(0.001, 0.01, (10_000, 8)).astype(np.float32)
+    examples = draw.integers(30, 900, 10_000)
+    uplinks = (
+        Uplink("m", int(count), PartialWeights({"w": torch.from_numpy(row)}))
+        for count, row in zip(examples, changes, strict=True)
+    )
+    merged = build("fedavg").average({"w": torch.zeros(8)}, uplinks)["w"].numpy()
+    exact = [
+        math.fsum(float(row) * int(n) for row, n in zip(column, examples, strict=True)) / int(examples.sum())
+        for column in changes.T
+    ]
+    np.testing.assert_array_max_ulp(merged, np.array(exact, dtype=np.float32), maxulp=1)
+
+
+class Watched:
+    """Uplinks that note how many of them are alive at once."""
+
+    def __init__(self, make):
+        self.make, self.made, self.most = make, [], 0
+
+    def __iter__(self):
+        for number in range(8):
+            uplink = self.make(number)
+            self.made.append(weakref.ref(uplink.weights))
+            self.most = max(self.most, sum(weights() is not None for weights in self.made))
+            yield uplink
+            del uplink
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedsubavg"])
+def test_means_hold_one_merchants_weights_at_a_time(current, name):
+    rows = torch.tensor([1])
+
+    def make(number):
+        arrays = {name: value + number for name, value in current.items()}
+        arrays["table"] = arrays["table"][rows]
+        return Uplink(f"m{number}", 1, PartialWeights(arrays, {"table": rows}, {"table": rows}))
+
+    watched = Watched(make)
+    build(name).average(current, watched)
+    assert watched.most <= 2  # the one before goes when the next one is there
+
+
+@pytest.mark.parametrize("name", list(AGGREGATORS))
+def test_an_error_in_the_middle_leaves_the_state_as_it_was(current, make_uplinks, name):
+    aggregator = build(name)
+    weights = aggregator.average(current, make_uplinks(8))
+    before = {key: value.clone() for key, value in aggregator.state().items()}
+
+    def broken():
+        yield from make_uplinks(7, 1)
+        raise TrainingError("too few")
+
+    with pytest.raises(TrainingError):
+        aggregator.average(weights, broken())
+    after = aggregator.state()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
 
 
 @pytest.mark.parametrize("name", list(AGGREGATORS))

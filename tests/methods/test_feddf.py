@@ -1,7 +1,9 @@
 """FedDF: the mean of the weights, then distillation from the softmax of the mean of the merchants' logits."""
 
+import pytest
 import torch
 
+from fed_distill.errors import UplinkRejected
 from fed_distill.methods.feddf import FedDF
 
 
@@ -47,3 +49,17 @@ def test_the_weights_are_the_aggregators(state, uplinks):
     merged = FedDF(server_epochs=3).merge(state, uplinks)
     assert (merged.round, merged.weights["w"].tolist()) == (5, [111.0, 222.0])
     assert merged.server_plan.phases[0].epochs == 3
+
+
+def test_weights_and_ensemble_come_from_one_pass(state, uplinks):
+    once = FedDF().merge(state, iter(uplinks))
+    again = FedDF().merge(state, uplinks)
+    assert once.weights["w"].tolist() == [111.0, 222.0]
+    assert torch.equal(once.consensus, again.consensus)
+    assert once.consensus.dtype == torch.float32
+
+
+def test_an_ensemble_of_nobody_is_refused(state, uplinks):
+    silent = [type(up)(up.merchant, up.examples, up.weights) for up in uplinks]
+    with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
+        FedDF().merge(state, silent)

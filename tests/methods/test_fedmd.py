@@ -51,3 +51,10 @@ def test_the_server_distils_its_student_from_the_consensus(state, uplinks):
     assert (phase.data, phase.epochs) == ("proxy", 4)
     assert torch.equal(phase.references["soft_labels"], merged.consensus)
     assert merged.weights is state.weights
+
+
+def test_uplinks_are_taken_one_after_another(state, uplinks):
+    sent = [up.soft_labels.clone() for up in uplinks]
+    once = FedMD().merge(state, iter(uplinks)).consensus
+    assert torch.equal(once, FedMD().merge(state, uplinks).consensus)
+    assert all(torch.equal(up.soft_labels, labels) for up, labels in zip(uplinks, sent, strict=True))

@@ -79,6 +79,21 @@ def test_each_reply_is_given_once(app):
     assert grid.pull_messages(["unknown"]) == []
 
 
+def test_a_message_runs_when_its_reply_is_pulled(app):
+    grid = InProcessGrid(app, {})
+    (node,) = grid.get_node_ids()
+
+    def message():
+        content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(1))})})
+        return grid.create_message(content, "train", node, group_id="1")
+
+    first, second, third = grid.push_messages([message() for _ in range(3)])
+    (last,) = grid.pull_messages([third])
+    others = grid.pull_messages([first, second])
+    assert last.content["metrics"]["n"] == 1
+    assert [reply.content["metrics"]["n"] for reply in others] == [2, 3]
+
+
 def test_it_belongs_to_the_run_that_is_set(app):
     grid = InProcessGrid(app, {})
     run = grid.run

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fed_distill.errors import CheckpointError, ConfigError, DataError
 from fed_distill.models import load_model
 from fed_distill.transport.requests import TRAIN
+from server import rounds
 
 SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10")
 
@@ -128,6 +129,7 @@ def test_a_submodel_is_fewer_bytes_than_the_whole_student(tiny_run):
     assert max(size(uplink) for uplink in uplinks) < size(down)
 
 
+PERSONAL = {"adaptation.personal": True, "compare": [{"method": "fedmd"}]}
 QUICK = {"controls": ["server", "fedavg"], "federation.aggregator": "fedadam"}
 
 
@@ -141,6 +143,21 @@ def test_one_site_and_three_sites_give_the_same_student(tiny_experiment, simulat
     for name, value in weights.items():
         torch.testing.assert_close(others[name], value, rtol=1e-6, atol=1e-6)
     assert outcome_of(one) == outcome_of(three)
+
+
+@pytest.mark.parametrize("sites", [1, 3])
+def test_merging_in_chunks_of_two_gives_the_same_run_bit_for_bit(
+    tiny_experiment, simulate, outcome_of, tmp_path, monkeypatch, sites
+):
+    changes = {"controls": ["local"], "federation.method": "feddf", "federation.options": {}, **PERSONAL}
+    whole, grid = simulate(tiny_experiment(tmp_path / "whole", changes), sites=sites)
+    monkeypatch.setattr(rounds, "chunk_size", lambda student_bytes: 2)
+    cut, small = simulate(tiny_experiment(tmp_path / "cut", changes), sites=sites)
+    asked = [[kind for kind, _, _ in found.wire].count(TRAIN) for found in (grid, small)]
+    trainings = 1 + 2 * (2 + 1)  # local; of each of the two federations two rounds, and personal adaptation
+    assert asked[0] == sites * trainings
+    assert asked[1] >= 3 * trainings
+    assert outcome_of(whole) == outcome_of(cut)
 
 
 def test_another_seed_is_another_student_on_the_same_test_set(tiny_experiment, simulate, outcome_of, tmp_path):

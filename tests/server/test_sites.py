@@ -1,6 +1,5 @@
 """The server's view of the sites: who hosts whom, and answers that nobody was asked for."""
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -9,12 +8,45 @@ from flwr.clientapp import ClientApp
 from fed_distill.errors import DataError
 from fed_distill.runtime.grid import InProcessGrid
 from fed_distill.transport.messages import Downlink, Uplink
-from fed_distill.transport.records import encode_uplink, prefixed, serialized_bytes
-from fed_distill.transport.requests import TrainRequest
-from server.sites import Sites
+from fed_distill.transport.records import (
+    encode_downlink,
+    encode_uplink,
+    prefixed,
+    serialized_bytes,
+    to_array_record,
+)
+from fed_distill.transport.requests import TRAIN, TrainRequest
+from server.sites import CHUNK_BYTES, Chunk, Sites, chunk_size
 
 ANNOUNCED = 2
 HELD = {0: ["a", "d"], 1: ["b"], 2: ["c"]}
+
+
+class LateGrid(InProcessGrid):
+    """Like a real grid: a pull gives only what is there, here the last message's reply, and notes what was asked."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked = []
+
+    def pull_messages(self, message_ids):
+        ids = list(message_ids)
+        self.asked.append(ids)
+        return super().pull_messages(ids[-1:])
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return [reply for key in self.push_messages(messages) for reply in super(LateGrid, self).pull_messages([key])]
+
+
+class FullGrid(InProcessGrid):
+    """A grid that refuses messages to its second site in the way that Flower's grids do."""
+
+    def push_messages(self, messages):
+        return [
+            None if message.metadata.dst_node_id == 3 else super(FullGrid, self).push_messages([message])[0]
+            for message in messages
+            if message.metadata.message_type == TRAIN
+        ] or super().push_messages(messages)
 
 
 class SlowGrid(InProcessGrid):
@@ -66,6 +98,17 @@ def request(*merchants):
     return TrainRequest("fedavg", 0, merchants, ("s",) * len(merchants), {"s": "{}"})
 
 
+def whole(chunks):
+    """All chunks of a round as one."""
+    found = list(chunks)
+    return Chunk(
+        tuple(uplink for one in found for uplink in one.uplinks),
+        tuple(refusal for one in found for refusal in one.refusals),
+        sum(one.downlink_bytes for one in found),
+        sum(one.uplink_bytes for one in found),
+    )
+
+
 def test_merchants_of_all_sites_are_known_sorted():
     assert make_sites().merchants == ["a", "b", "c", "d"]
 
@@ -92,25 +135,89 @@ def test_a_site_that_fails_is_left_out():
     assert make_sites({0: ["a"], 1: None, 2: ["c"]}).merchants == ["a", "c"]
 
 
-def test_uplinks_come_back_ordered_by_merchant_whoever_hosts_them():
-    replies = make_sites().train(request("d", "c", "b", "a"), Downlink(1), {})
-    assert [uplink.merchant for uplink in replies.uplinks] == ["a", "b", "c", "d"]
-    assert replies.refusals == ()
+@pytest.mark.parametrize("grid", [InProcessGrid, LateGrid])
+@pytest.mark.parametrize(
+    ("chunk", "expected"), [(1, ["a", "b", "c", "d"]), (2, ["ab", "cd"]), (3, ["abc", "d"]), (9, ["abcd"])]
+)
+def test_uplinks_come_in_chunks_of_consecutive_merchants_whoever_hosts_them(grid, chunk, expected):
+    sites = make_sites(grid=grid, poll_seconds=0.0)
+    chunks = list(sites.train(request("d", "c", "b", "a"), Downlink(1), {}, chunk))
+    assert ["".join(uplink.merchant for uplink in one.uplinks) for one in chunks] == expected
+    assert all(one.refusals == () for one in chunks)
+
+
+def test_replies_that_are_not_there_yet_are_asked_for_again():
+    sites = make_sites(grid=LateGrid, poll_seconds=0.0)
+    list(sites.train(request("a", "b", "c", "d"), Downlink(1), {}))
+    first, *others = sites._grid.asked
+    assert len(first) == 3
+    assert others == [first[:2], first[:1]]
+
+
+def test_all_sites_are_asked_at_once_and_a_chunk_is_pulled_when_it_is_wanted():
+    sites = make_sites(grid=LateGrid, poll_seconds=0.0)
+    chunks = sites.train(request("a", "b", "c", "d"), Downlink(1), {}, 2)
+    assert len(sites._grid._queued) == 4  # a at site 2 and b at 3; c at 4 and d at 2
+    assert sites._grid.asked == []
+    next(chunks)
+    assert len(sites._grid._queued) == 2
+
+
+def test_each_message_asks_a_site_for_its_own_merchants_of_the_chunk_with_their_students():
+    seen = []
+
+    class Watched(InProcessGrid):
+        def _queue(self, message_id, message):
+            if message.metadata.message_type == TRAIN:
+                asked = TrainRequest.from_record(message.content.config_records["request"])
+                starts = sorted(name for name in message.content if name.startswith("start."))
+                seen.append((message.metadata.dst_node_id, asked.merchants, asked.students, starts))
+            super()._queue(message_id, message)
+
+    mixed = TrainRequest("fedmd", 0, ("d", "a", "c", "b"), ("s4", "s1", "s3", "s2"), {})
+    starts = {"d": {"s4": {"w": torch.zeros(1)}}, "a": {"s1": {"w": torch.zeros(1)}}}
+    list(make_sites(grid=Watched).train(mixed, Downlink(1), starts, 3))
+    assert seen == [
+        (2, ("a",), ("s1",), ["start.s1"]),
+        (3, ("b",), ("s2",), []),
+        (4, ("c",), ("s3",), []),
+        (2, ("d",), ("s4",), ["start.s4"]),
+    ]
+
+
+def test_a_request_that_cannot_be_sent_is_a_refusal():
+    (chunk,) = make_sites(grid=FullGrid).train(request("a", "b", "c"), Downlink(1), {})
+    assert [uplink.merchant for uplink in chunk.uplinks] == ["a", "c"]
+    assert [refusal.reason for refusal in chunk.refusals] == ["site 3 failed: its request could not be sent"]
+
+
+@pytest.mark.parametrize(
+    ("student_bytes", "merchants"),
+    [(8 * 2**20, 64), (CHUNK_BYTES // 100, 100), (1000, 1024), (2**30, 16), (2**25 + 1, 16), (2**24, 32)],
+)
+def test_a_chunk_holds_512_mib_of_students_within_its_limits(student_bytes, merchants):
+    assert chunk_size(student_bytes) == merchants
 
 
 def test_only_the_asked_merchants_train():
-    replies = make_sites().train(request("b", "d"), Downlink(1), {})
-    assert [uplink.merchant for uplink in replies.uplinks] == ["b", "d"]
+    assert [uplink.merchant for uplink in whole(make_sites().train(request("b", "d"), Downlink(1), {})).uplinks] == [
+        "b",
+        "d",
+    ]
 
 
-def test_bytes_are_those_of_a_merchants_own_records():
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_bytes_are_those_of_a_merchants_own_records(chunk):
     long = Uplink("a", 1, soft_labels=torch.zeros(100, 4), metrics={"loss": 1.0})
     short = Uplink("b", 1, metrics={"loss": 1.0})
-    down = Downlink(1, {"w": torch.zeros(50)})
-    replies = make_sites({0: ["a"], 1: ["b"]}, {0: [long], 1: [short]}).train(request("a", "b"), down, {})
+    down, start = Downlink(1, {"w": torch.zeros(50)}), {"w": torch.zeros(30)}
+    sites = make_sites({0: ["a"], 1: ["b"]}, {0: [long], 1: [short]})
+    total = whole(sites.train(request("a", "b"), down, {"b": {"s": start}}, chunk))
     sizes = [serialized_bytes(encode_uplink(uplink)) for uplink in (long, short)]
-    assert replies.uplink_bytes == np.mean(sizes)
+    assert total.uplink_bytes == sum(sizes)
     assert sizes[0] > 100 * 4 * 4 > sizes[1]
+    alone = serialized_bytes(RecordDict({**encode_downlink(down), "request": request("a").to_record()}))
+    assert total.downlink_bytes == 2 * alone + serialized_bytes(RecordDict({"start.s": to_array_record(start)}))
 
 
 @pytest.mark.parametrize(
@@ -138,9 +245,17 @@ def test_bytes_are_those_of_a_merchants_own_records():
     ],
 )
 def test_answers_that_cannot_be_used_are_refusals_that_say_why(answers, accepted, reason):
-    replies = make_sites(answers=answers).train(request("a", "b", "c", "d"), Downlink(1), {})
+    replies = whole(make_sites(answers=answers).train(request("a", "b", "c", "d"), Downlink(1), {}))
     assert [uplink.merchant for uplink in replies.uplinks] == accepted
     assert [reason in refusal.reason for refusal in replies.refusals] == [True]
+
+
+def test_a_merchant_that_answers_before_its_chunk_is_asked_is_refused():
+    """The order of merging stays that of the merchants, whatever a site sends."""
+    eager = {0: [Uplink("d", 1), Uplink("a", 1)]}
+    first, _ = make_sites(answers=eager).train(request("a", "b", "c", "d"), Downlink(1), {}, 2)
+    assert [uplink.merchant for uplink in first.uplinks] == ["a", "b"]
+    assert "a reply for merchant 'd' came from site 2, which was not asked for it" in first.refusals[0].reason
 
 
 def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from fed_distill.errors import UplinkRejected
 from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
 from fed_distill.transport.records import (
+    by_prefix,
     check_uplink,
     decode_downlink,
     decode_uplink,
@@ -22,7 +23,6 @@ from fed_distill.transport.records import (
     encode_uplink,
     prefixed,
     serialized_bytes,
-    unprefixed,
 )
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_])
@@ -98,7 +98,9 @@ def test_several_merchants_fit_into_one_message():
     content = RecordDict()
     for number in range(12):
         content.update(prefixed(encode_uplink(Uplink(f"m{number}", number)), f"{number}/"))
-    got = [decode_uplink(unprefixed(over_the_wire(content), f"{number}/")) for number in range(12)]
+    parts = by_prefix(over_the_wire(content))
+    assert list(parts) == [f"{number}/" for number in range(12)]
+    got = [decode_uplink(part) for part in parts.values()]
     assert [(up.merchant, up.examples) for up in got] == [(f"m{number}", number) for number in range(12)]
 
 

@@ -1,0 +1,1 @@
+"""The cohort trainer: many merchants as one tensor program."""

@@ -4,7 +4,7 @@ A merchant that has fewer examples in a step repeats its first one with weight 0
 number of steps, so that those who are done are at the end and are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +21,23 @@ class Batch:
     """One step of the first merchants of a cohort.
 
     index: which examples of the phase's data, int64 ``[merchants, B]``. mask: 1 for examples that count, 0 for
-    padding, float32 ``[merchants, B]``.
+    padding, float32 ``[merchants, B]``. first: where in each merchant's batch this one begins, if it is a part.
     """
 
     index: Tensor
     mask: Tensor
+    first: int = 0
 
     @property
     def sizes(self) -> Tensor:
         """Examples that count, ``[merchants]``."""
         return self.mask.sum(dim=1)
+
+    def parts(self, together: int) -> Iterator["Batch"]:
+        """The batch in parts of at most ``together`` examples of each merchant."""
+        for first in range(0, self.index.shape[1], together):
+            last = first + together
+            yield Batch(self.index[:, first:last], self.mask[:, first:last], first)
 
 
 class PhaseData:

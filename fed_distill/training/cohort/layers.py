@@ -10,7 +10,7 @@ gradient ("ghost norms": Goodfellow 2015; Li et al., ICLR 2022, sec. 4), and the
 al., ICML 2023). Shapes: merchants a, examples of a merchant B, positions of an example P.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,8 +111,9 @@ class Linear(StackedLayer):
         return sums
 
     def _flows(self, gradients: Sequence[Tensor], merchants: int) -> tuple[Tensor, Tensor]:
+        g = joined_positions([by_example(gradient, merchants) for gradient in gradients])
         x = joined_positions([by_example(inputs[0].detach(), merchants) for inputs, _ in self.calls])
-        return x, joined_positions([by_example(gradient, merchants) for gradient in gradients])
+        return x.to(g.dtype), g
 
 
 def linear_square_norms(x: Tensor, g: Tensor) -> Tensor:
@@ -124,7 +125,9 @@ def linear_square_norms(x: Tensor, g: Tensor) -> Tensor:
     if 2 * positions**2 <= size:
         gram = torch.matmul(x, x.transpose(2, 3)).mul_(torch.matmul(g, g.transpose(2, 3)))
         return gram.sum(dim=(2, 3)).clamp_min(0.0)
-    parts = [torch.matmul(g_one.transpose(1, 2), x_one).square().sum(dim=(1, 2)) for x_one, g_one in zip(x, g)]
+    parts = [
+        torch.matmul(g_one.transpose(1, 2), x_one).square().sum(dim=(1, 2)) for x_one, g_one in zip(x, g, strict=True)
+    ]
     return torch.stack(parts)
 
 
@@ -163,7 +166,8 @@ class LayerNorm(StackedLayer):
         total: dict[str, Tensor] = {}
         for (inputs, _), gradient in zip(self.calls, gradients, strict=True):
             g = by_example(gradient, merchants)
-            normal = by_example(F.layer_norm(inputs[0].detach(), self.shape, eps=self.eps), merchants)
+            x = inputs[0].detach().to(g.dtype)
+            normal = by_example(F.layer_norm(x, self.shape, eps=self.eps), merchants)
             parts = {"weight": (g * normal).sum(dim=2)}
             if self.bias is not None:
                 parts["bias"] = g.sum(dim=2)
@@ -239,8 +243,9 @@ class LSTM(StackedLayer):
         }
 
     def _flows(self, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        x, state = (torch.stack([inputs[k].detach() for inputs, _ in self.calls], dim=2) for k in range(2))
-        return x, state, torch.stack(list(gradients), dim=2)
+        g = torch.stack(list(gradients), dim=2)
+        x, state = (torch.stack([inputs[k].detach().to(g.dtype) for inputs, _ in self.calls], dim=2) for k in range(2))
+        return x, state, g
 
 
 class Mapped(StackedLayer):
@@ -277,7 +282,7 @@ class Mapped(StackedLayer):
         weights = {name: getattr(self, name).detach() for name in self.own}
 
         def one(weights: dict[str, Tensor], gradient: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
-            _, pullback = torch.func.vjp(lambda own: self._call(own, *(x.unsqueeze(0) for x in inputs)), weights)
+            pullback: Any = torch.func.vjp(lambda own: self._call(own, *(x.unsqueeze(0) for x in inputs)), weights)[1]
             found: dict[str, Tensor] = pullback(gradient.unsqueeze(0))[0]
             return found
 
@@ -298,6 +303,3 @@ def sum_of_squares(examples: Mapping[str, Tensor]) -> Tensor:
 def weighted(examples: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
     """Sums over examples of factor ``[a, B]`` times example gradient ``[a, B, ...]``."""
     return {name: torch.einsum("ab,ab...->a...", factors, value) for name, value in examples.items()}
-
-
-Maker = Callable[[Any], StackedLayer]

@@ -74,7 +74,8 @@ class StackedOptimizer:
         adamw(
             weights,
             slopes,
-            *moments,
+            moments[0],
+            moments[1],
             [],
             [torch.tensor(float(self._done[first]), device=weight.device) for weight in weights],
             fused=True,
@@ -92,13 +93,11 @@ def clip(stack: Stack, gradients: Mapping[str, Tensor], merchants: int, largest:
     """Scale each merchant's gradient, in place, to an L2 norm of at most ``largest``; as
     ``torch.nn.utils.clip_grad_norm_`` does for one model."""
     squares = torch.zeros(merchants, device=stack.device)
-    owners = stack.owners(merchants) if stack.tables else None
     for name, gradient in gradients.items():
         if name in stack.tables:
-            squares.index_add_(0, owners, gradient.square().sum(dim=1))
+            squares.index_add_(0, stack.owners(merchants), gradient.square().sum(dim=1))
         else:
             squares += gradient.square().flatten(1).sum(dim=1)
     factors = (largest / (squares.sqrt() + 1e-6)).clamp_max(1.0)
     for name, gradient in gradients.items():
-        of_row = factors[owners] if name in stack.tables else factors
-        gradient.mul_(of_row.view(-1, *[1] * (gradient.dim() - 1)))
+        gradient.mul_(stack.spread(name, factors, gradient.dim()))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
 from fed_distill.runtime import seeds
+from fed_distill.training.cohort.layers import StackedLayer
 from fed_distill.training.cohort.stacking import Stack
 from fed_distill.training.preparation import Prepared, Segment
 
@@ -18,25 +19,33 @@ _SMALLEST = 1e-6
 """Added to a norm before it divides, as Opacus does."""
 
 
-def clipped_gradients(stack: Stack, losses: Tensor, mask: Tensor, largest: Tensor) -> dict[str, Tensor]:
-    """Each merchant's sum of its examples' clipped gradients, stacked like the weights; 0 for weights not in use.
+Flows = Mapping[StackedLayer, Sequence[Tensor]]
+"""By layer that was called, the losses' gradients by the outputs of its calls."""
 
-    losses: of each example, ``[merchants, B]``, computed while the stack was protected. mask: 1 for examples that
-    count. largest: each merchant's largest norm, ``[merchants]``.
-    """
-    layers = list(dict.fromkeys(layer for layer, _ in stack.layers.values()))
+
+def example_flows(stack: Stack, losses: Tensor, mask: Tensor) -> Flows:
+    """What flows back to each layer's outputs from the losses ``[merchants, B]`` of examples that count (``mask`` 1);
+    the losses must have been computed while the stack was protected."""
+    layers = [layer for layer in dict.fromkeys(layer for layer, _ in stack.layers.values()) if layer.calls]
     outputs = [output for layer in layers for _, output in layer.calls]
     found = torch.autograd.grad((losses * mask).sum(), outputs, retain_graph=True, allow_unused=True)
-    flows = [torch.zeros_like(output) if flow is None else flow for output, flow in zip(outputs, found, strict=True)]
-    of_layer = []
+    flows = [torch.zeros_like(one) if flow is None else flow for one, flow in zip(outputs, found, strict=True)]
+    flows = [flow.to(stack.dtype) for flow in flows]
+    of_layer = {}
     for layer in layers:
-        of_layer.append(flows[: len(layer.calls)])
-        flows = flows[len(layer.calls) :]
-    used = [(layer, own) for layer, own in zip(layers, of_layer, strict=True) if layer.calls]
+        of_layer[layer], flows = flows[: len(layer.calls)], flows[len(layer.calls) :]
+    return of_layer
+
+
+def clipped_sums(stack: Stack, flows: Flows, mask: Tensor, largest: Tensor) -> dict[str, Tensor]:
+    """Each merchant's sum of its examples' clipped gradients, stacked like the weights; 0 for weights not in use.
+
+    mask: 1 for examples that count, ``[merchants, B]``. largest: each merchant's largest norm, ``[merchants]``.
+    """
     with torch.no_grad():
-        squares = torch.stack([layer.square_norms(own, stack.active) for layer, own in used]).sum(dim=0)
+        squares = torch.stack([layer.square_norms(own, stack.active) for layer, own in flows.items()]).sum(dim=0)
         factors = mask * (largest.unsqueeze(1) / (squares.sqrt() + _SMALLEST)).clamp_max(1.0)
-    sums = {layer: layer.clipped_sums(own, factors) for layer, own in used}
+    sums = {layer: layer.clipped_sums(own, factors) for layer, own in flows.items()}
     return {
         name: sums[layer][own].detach() if layer in sums else torch.zeros_like(stack.parameters[name])
         for name, (layer, own) in stack.layers.items()
@@ -76,7 +85,7 @@ class Noise:
         for place in range(merchants):
             sizes = self._sizes[place]
             flat = gaussian(sum(sizes.values()), self._privacy[place].deviation, self._generators[place])
-            drawn.append(dict(zip(sizes, flat.split(list(sizes.values())), strict=True)))
+            drawn.append(dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True)))
         for name, total in sums.items():
             if name in self._stack.tables:
                 rows = torch.cat(self._rows[name][:merchants])

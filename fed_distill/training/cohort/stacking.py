@@ -5,7 +5,8 @@ is one of it, and it is computed for all merchants as one ordinary batch.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class Stack:
                 self.stacked[name] = flattened(rows).to(device)
             else:
                 self.stacked[name] = torch.stack([one[name] for one in weights]).to(device)
+        self.dtype = next(iter(self.stacked.values())).dtype
         self.trained_rows: dict[str, Tensor] = {}
         for name in self.tables:
             masks = [sub.trained[name] for sub in submodels]
@@ -83,23 +85,20 @@ class Stack:
             parameter = nn.Parameter(self.stacked[name][: self.end(name, merchants)])
             setattr(layer, own, parameter)
             self.parameters[name] = parameter
-            if isinstance(layer, TableLayer):
-                layer.trainable = None
 
-    def protect(self) -> None:
-        """From now on only rows that DP allows have gradients, and layers keep their calls."""
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """While entered, only rows that DP allows have gradients, and layers keep their calls."""
         for name, (layer, _) in self.layers.items():
             layer.record = True
             if isinstance(layer, TableLayer):
                 layer.trainable = self.trained_rows[name][: self.end(name, self.active)]
-
-    def expose(self) -> None:
-        """The opposite of ``protect``."""
-        for layer, _ in self.layers.values():
-            layer.record = False
-            layer.forget()
-            if isinstance(layer, TableLayer):
-                layer.trainable = None
+        try:
+            yield
+        finally:
+            for layer, _ in self.layers.values():
+                layer.record = False
+                layer.forget()
 
     def end(self, name: str, merchants: int) -> int:
         """Where the weights of the first ``merchants`` end."""
@@ -114,6 +113,11 @@ class Stack:
         sizes = torch.tensor(self.starts[: merchants + 1]).diff().to(self.device)
         sizes[0] += 1
         return torch.arange(merchants, device=self.device).repeat_interleave(sizes)
+
+    def spread(self, name: str, values: Tensor, dimensions: int) -> Tensor:
+        """One value a merchant, laid out to scale a stacked weight or gradient of so many dimensions."""
+        of_entry = values[self.owners(len(values))] if name in self.tables else values
+        return of_entry.view(-1, *[1] * (dimensions - 1))
 
     def renumbered(self, batch: Encoded, merchants: Tensor) -> dict[str, Tensor]:
         """A batch with row numbers turned into places in the flat tables; ``merchants``: whose example each is."""
@@ -134,6 +138,9 @@ def stackable(student: TextModel) -> tuple[TextModel, dict[str, tuple[StackedLay
     """A copy of ``student`` with stacked layers that have no weights yet; and by weight name, its layer and its name
     there. Raise CannotStack naming the layer."""
     frozen = {name for name, value in student.named_parameters() if not value.requires_grad}
+    kept = set(student.state_dict()) - {name for name, _ in student.named_parameters()}
+    if kept:
+        raise CannotStack(f"it keeps {sorted(kept)[0]!r}, which training may change and which is no weight")
     if len(list(student.named_parameters(remove_duplicate=False))) > len(list(student.named_parameters())):
         raise CannotStack("weights that two layers share")
     owners = {name: module for name, module in student.named_modules() if list(module.parameters(recurse=False))}

@@ -17,14 +17,14 @@ from fed_distill.training.cohort.layers import CannotStack, StackedLayer
 class TableLayer(StackedLayer):
     """A layer that looks up rows; its weights are flat tables ``[1 + rows of all merchants, width]``.
 
-    ``trainable``: bool ``[flat rows]``, those that DP lets it change; None for all.
+    ``trainable``: bool ``[flat rows]``, those that private steps may change; set from outside before them.
     """
 
-    trainable: Tensor | None = None
+    trainable: Tensor
 
     def _kept(self, ids: Tensor) -> Tensor:
-        """Which looked-up places have a gradient."""
-        return ids > 0 if self.trainable is None else self.trainable[ids]
+        """Which looked-up places have a gradient in a private step."""
+        return self.trainable[ids]
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Through the lookups once more: nothing that flows into them depends on a weight."""
@@ -32,9 +32,8 @@ class TableLayer(StackedLayer):
         outputs = [output for _, output in self.calls]
         scaled = [gradient * factors.reshape(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
         found = torch.autograd.grad(outputs, list(weights.values()), scaled, retain_graph=True)
-        if self.trainable is not None:
-            found = tuple(value * self.trainable.unsqueeze(-1) for value in found)
-        return dict(zip(weights, found, strict=True))
+        allowed = self.trainable.unsqueeze(-1)
+        return {name: value * allowed for name, value in zip(weights, found, strict=True)}
 
 
 class Table(TableLayer):

@@ -1,0 +1,29 @@
+"""Federated averaging: the merchants' mean weights, each merchant counting by its examples.
+
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017,
+algorithm 1. A running sum, so that memory does not grow with the number of merchants.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fed_distill.merging.running import mean_weights
+from fed_distill.transport.messages import Uplink, Weights
+
+
+@dataclass
+class FedAvg:
+    """Mean weighted by examples (McMahan et al., AISTATS 2017)."""
+
+    def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
+        """The next global weights; rows that a merchant did not send count as they were."""
+        return mean_weights(current, uplinks)
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is kept between rounds."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to go on from."""

@@ -1,0 +1,117 @@
+"""The uplinks of one round on their way to be merged: checked, counted and let go, one after another.
+
+What a round is reported by (losses, bytes, refusals, merchants' own test counts) is summed up on the way, so that
+no uplink has to be kept.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.methods.base import GlobalState
+from fed_distill.transport.messages import Uplink
+from fed_distill.transport.records import check_uplink
+from fed_distill.transport.requests import Refusal
+from server.sites import Chunk
+
+_log = logging.getLogger(__name__)
+_Parts = tuple[frozenset[str] | None, frozenset[str] | None, bool]
+
+
+class Intake:
+    """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
+
+    An uplink may be merged if it fits the round and has the parts (weights, tables in part, soft labels) that most have in the
+    first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be merged,
+    the iteration ends in a TrainingError. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test
+    examples of each merchant's trained student, as it measured it) grow while it is iterated.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk], state: GlobalState, asked: int, number: int) -> None:
+        """``asked`` merchants were asked in round ``number``; ``state`` is what they were sent."""
+        self.merchants: list[str] = []
+        self.refusals: list[Refusal] = []
+        self.own_counts: dict[str, tuple[int, int]] = {}
+        self._state, self._asked, self._number = state, asked, number
+        self._usual: _Parts | None = None
+        self._received = self._downlink_bytes = self._uplink_bytes = 0
+        self._loss = 0.0
+        self._stream = self._accepted(chunks)
+
+    def __iter__(self) -> Iterator[Uplink]:
+        return self._stream
+
+    def finish(self) -> None:
+        """Take in what nobody asked for: a method that merges nothing leaves its uplinks. TrainingError as above."""
+        for _ in self._stream:
+            pass
+        self._check_enough()
+
+    @property
+    def train_loss(self) -> float:
+        """Mean training loss of the merchants that may be merged."""
+        return self._loss / len(self.merchants)
+
+    @property
+    def bytes(self) -> dict[str, float]:
+        """Serialized bytes a merchant: ``downlink`` over those asked, ``uplink`` over those that sent one."""
+        return {
+            "downlink": self._downlink_bytes / self._asked,
+            "uplink": self._uplink_bytes / max(self._received, 1),
+        }
+
+    def _accepted(self, chunks: Iterable[Chunk]) -> Iterator[Uplink]:
+        # map and chain hold no chunk while the next one comes in; a loop over chunks would
+        for uplink in chain.from_iterable(map(self._fit, chunks)):
+            self.merchants.append(uplink.merchant)
+            self._loss += uplink.metrics["loss"]
+            if uplink.metrics.get("test_count"):
+                right, count = uplink.metrics["test_right"], uplink.metrics["test_count"]
+                self.own_counts[uplink.merchant] = (int(right), int(count))
+            yield uplink
+        self._check_enough()
+
+    def _fit(self, chunk: Chunk) -> list[Uplink]:
+        self._received += len(chunk.uplinks)
+        self._downlink_bytes += chunk.downlink_bytes
+        self._uplink_bytes += chunk.uplink_bytes
+        for refusal in chunk.refusals:
+            self._refuse(refusal)
+        fit = [uplink for uplink in chunk.uplinks if self._checked(uplink)]
+        if self._usual is None and fit:
+            self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
+        usual = [uplink for uplink in fit if _parts(uplink) == self._usual]
+        for uplink in fit:
+            if _parts(uplink) != self._usual:
+                reason = f"merchant {uplink.merchant}: its uplink has other parts than most others have"
+                self._refuse(Refusal(uplink.merchant, reason))
+        return usual
+
+    def _checked(self, uplink: Uplink) -> bool:
+        proxy, classes = self._state.teacher_labels.shape
+        try:
+            check_uplink(uplink, self._state.weights, (proxy, classes))
+        except UplinkRejected as error:
+            self._refuse(Refusal(uplink.merchant, str(error)))
+            return False
+        return True
+
+    def _refuse(self, refusal: Refusal) -> None:
+        _log.warning("round %d: %s", self._number, refusal.reason)
+        self.refusals.append(refusal)
+
+    def _check_enough(self) -> None:
+        if len(self.merchants) < math.ceil(self._asked / 2):
+            reason = self.refusals[0].reason if self.refusals else "the others did not answer"
+            raise TrainingError(
+                f"round {self._number}: only {len(self.merchants)} of {self._asked} merchants can be merged; {reason}"
+            )
+
+
+def _parts(uplink: Uplink) -> _Parts:
+    """Which weights came, which of them in part (None without weights), and whether there are soft labels."""
+    weights, labels = uplink.weights, uplink.soft_labels is not None
+    return (None, None, labels) if weights is None else (frozenset(weights.arrays), frozenset(weights.rows), labels)

@@ -1,0 +1,24 @@
+"""The ServerApp runs the experiment of the run config, and says which setting means nothing under Flower."""
+
+import pytest
+from flwr.app import Context, RecordDict
+
+import server.app
+from fed_distill.runtime.grid import InProcessGrid
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_are_said_to_have_no_effect_over_flowers_own_grid(
+    tiny_experiment, tmp_path, monkeypatch, caplog, workers
+):
+    conducted = []
+    monkeypatch.setattr(server.app, "conduct", lambda *given: conducted.append(given))
+    experiment = tiny_experiment(tmp_path, {"runtime.workers": workers})
+    grid = InProcessGrid(lambda message, context: message, {})
+    context = Context(1, 1, {}, RecordDict(), experiment.to_run_config())
+    server.app.app(grid, context)
+    ((ran, over, _),) = conducted
+    assert (ran, over) == (experiment, grid)
+    said = [record.getMessage() for record in caplog.records if "runtime.workers" in record.getMessage()]
+    assert len(said) == (workers > 1)
+    assert all("runtime.workers = 3 has no effect under `flwr run`" in text for text in said)

@@ -1,0 +1,148 @@
+"""Whose uplinks are merged, what is counted on the way, and when a round has too few."""
+
+import math
+
+import pytest
+import torch
+
+from fed_distill.errors import TrainingError
+from fed_distill.methods.base import GlobalState
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.methods.local import Local
+from fed_distill.transport.messages import PartialWeights, Uplink
+from fed_distill.transport.requests import Refusal
+from server.intake import Intake
+from server.sites import Chunk
+
+
+@pytest.fixture
+def state():
+    """Its aggregator takes the last merchant's weights."""
+
+    def last(current, uplinks):
+        return [uplink.weights.arrays for uplink in uplinks][-1]
+
+    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last)
+
+
+def good(name, loss=1.0, **metrics):
+    return Uplink(name, 1, PartialWeights({"w": torch.ones(2)}), metrics={"loss": loss, **metrics})
+
+
+def bad(name):
+    return Uplink(name, 1, PartialWeights({"w": torch.tensor([1.0, math.nan])}), metrics={"loss": 1.0})
+
+
+def in_part(name):
+    rows = torch.tensor([1])
+    return Uplink(name, 1, PartialWeights({"w": torch.ones(1)}, {"w": rows}, {"w": rows}), metrics={"loss": 1.0})
+
+
+def without_weights(name):
+    return Uplink(name, 1, metrics={"loss": 1.0})
+
+
+def chunk(*uplinks, **other):
+    return Chunk(tuple(uplinks), **other)
+
+
+def names(uplinks):
+    return [uplink.merchant for uplink in uplinks]
+
+
+def test_unfit_uplinks_are_left_out_and_counted_with_the_refusals(state):
+    refused = Refusal("d", "d has no data")
+    intake = Intake([chunk(good("a"), bad("b"), good("c"), refusals=(refused,))], state, 4, 7)
+    assert names(intake) == intake.merchants == ["a", "c"]
+    assert names(intake.refusals) == ["d", "b"]
+    assert "merchant b: w has values that are not finite" in intake.refusals[1].reason
+
+
+@pytest.mark.parametrize("odd", [without_weights("b"), in_part("b")])
+def test_an_uplink_with_other_parts_than_most_have_is_left_out(state, odd):
+    intake = Intake([chunk(good("a"), odd, good("c"))], state, 3, 1)
+    assert names(intake) == ["a", "c"]
+    assert intake.refusals[0].reason == "merchant b: its uplink has other parts than most others have"
+
+
+def test_what_most_have_is_what_most_fit_ones_have_in_the_first_chunk_with_any(state):
+    chunks = [
+        chunk(refusals=(Refusal("a", "ill"),)),
+        chunk(bad("b"), bad("c")),
+        chunk(bad("d"), bad("e"), in_part("f"), good("g"), in_part("h")),
+        chunk(good("i"), good("j"), good("k"), in_part("l")),
+    ]
+    intake = Intake(chunks, state, 6, 1)
+    assert names(intake) == ["f", "h", "l"]
+    assert names(intake.refusals) == ["a", "b", "c", "d", "e", "g", "i", "j", "k"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("fit", "asked", "enough"), [(1, 2, True), (2, 5, False), (3, 5, True), (1, 1, True), (0, 1, False)]
+)
+def test_half_of_those_asked_must_be_fit(state, fit, asked, enough, size):
+    uplinks = [good(f"g{number}") for number in range(fit)] + [bad(f"x{number}") for number in range(asked - fit)]
+    intake = Intake([chunk(*uplinks[first : first + size]) for first in range(0, asked, size)], state, asked, 3)
+    if enough:
+        assert len(list(intake)) == fit
+    else:
+        with pytest.raises(
+            TrainingError, match=rf"round 3: only {fit} of {asked} merchants can be merged; merchant x0: w"
+        ):
+            list(intake)
+
+
+def test_silence_of_most_is_said_to_be_silence(state):
+    with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; the others did not answer"):
+        list(Intake([chunk(good("a"))], state, 4, 1))
+
+
+def test_too_few_end_a_merge_before_there_is_a_new_state(state):
+    with pytest.raises(TrainingError, match="only 1 of 4"):
+        FedAvg().merge(state, Intake([chunk(good("a"), bad("b"))], state, 4, 1))
+
+
+def test_what_a_method_leaves_is_counted_when_the_round_is_finished(state):
+    intake = Intake([chunk(good("a", 2.0)), chunk(good("b", 4.0), bad("c"))], state, 3, 1)
+    Local().merge(state, intake)
+    assert intake.merchants == []
+    intake.finish()
+    assert (intake.merchants, names(intake.refusals), intake.train_loss) == (["a", "b"], ["c"], 3.0)
+    few = Intake([chunk(good("a"))], state, 3, 1)
+    Local().merge(state, few)
+    with pytest.raises(TrainingError, match="only 1 of 3"):
+        few.finish()
+
+
+def test_a_chunk_is_taken_in_when_the_one_before_is_merged(state):
+    taken = []
+
+    def chunks():
+        for name in "abc":
+            taken.append(name)
+            yield chunk(good(name))
+
+    merged = []
+    for uplink in Intake(chunks(), state, 3, 1):
+        merged.append(uplink.merchant)
+        assert taken == merged
+
+
+def test_losses_and_bytes_are_means_over_all_chunks(state):
+    chunks = [
+        chunk(good("a", 1.0), bad("b"), downlink_bytes=30, uplink_bytes=100),
+        chunk(good("c", 2.0), good("d", 6.0), refusals=(Refusal("e", "ill"),), downlink_bytes=20, uplink_bytes=50),
+    ]
+    intake = Intake(chunks, state, 5, 1)
+    intake.finish()
+    assert intake.train_loss == 3.0
+    assert intake.bytes == {"downlink": 50 / 5, "uplink": 150 / 4}
+
+
+def test_own_test_counts_leave_out_merchants_without_a_test(state):
+    measured = good("a", test_right=3.0, test_count=4.0)
+    untested = good("b", test_right=0.0, test_count=0.0)
+    intake = Intake([chunk(measured, untested, good("c"))], state, 3, 1)
+    intake.finish()
+    assert intake.own_counts == {"a": (3, 4)}

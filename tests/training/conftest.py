@@ -1,0 +1,77 @@
+"""Merchants of very different sizes for every kind of student, and a plan with private and proxy phases."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.models import build_student
+from fed_distill.runtime import seeds
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.trainer import Learner
+
+SMALL = {
+    "two-tower": {"rows": 512, "width": 8, "head_width": 8},
+    "lstm": {"rows": 256, "width": 8},
+    "bert-mini": {"rows": 256, "width": 16, "heads": 2},
+    "distilbert": {"rows": 256, "width": 16, "heads": 2},
+    "mobilebert": {"rows": 256, "width": 16, "heads": 2},
+}
+SIZES = (5, 50, 23, 31, 16)
+
+
+@pytest.fixture
+def small_student(task):
+    """A function: a small student of a kind, always with the same weights."""
+
+    def make(kind, **options):
+        with seeds.scope(0, "small student"):
+            return build_student(kind, {**SMALL[kind], **options}, task)
+
+    return make
+
+
+@pytest.fixture
+def merchants(make_examples):
+    """A function: learners of uneven sizes that share a student, its start and the proxy set."""
+
+    def make(student, privacy=None, sizes=SIZES):
+        start = {name: value.clone() for name, value in student.state_dict().items()}
+        proxy = make_examples(40, seed=99)
+        encoded_proxy = student.encode(proxy.texts, proxy.pairs)
+        learners = []
+        for number, size in enumerate(sizes):
+            examples = make_examples(size, seed=number)
+            learners.append(
+                Learner(
+                    f"shop {number}",
+                    student,
+                    start,
+                    private=student.encode(examples.texts, examples.pairs),
+                    labels=torch.from_numpy(examples.labels),
+                    proxy=encoded_proxy,
+                    randomness=(7, "arm", f"shop {number}", 1),
+                    privacy=privacy,
+                )
+            )
+        return learners
+
+    return make
+
+
+@pytest.fixture
+def plans():
+    """Plans by name: what the built-in methods train."""
+    drawn = torch.randn(40, 3, generator=seeds.torch_stream(3))
+    references = {"soft_labels": torch.softmax(drawn, dim=-1)}
+    private = Phase(hard_labels(), epochs=2)
+    digest = Phase(soft_labels(1.0), data="proxy", epochs=1, references=references)
+    proxy = Phase(soft_labels(2.0), data="proxy", steps=3, references=references, learning_rate_scale=0.5)
+    return SimpleNamespace(
+        fedavg=Plan((private,)),
+        fedprox=Plan((Phase(hard_labels(), epochs=1.5, proximal_mu=0.3),)),
+        fedavg_kd=Plan((private, proxy)),
+        fedmd=Plan((digest, private)),
+        turns=Plan((private, proxy, Phase(hard_labels(), steps=2), proxy)),
+    )
