@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fed_distill.errors import ModelError
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.transport.messages import PartialWeights, Weights
 
@@ -52,8 +53,16 @@ class Submodel:
 
 
 def trained_tables(model: TextModel) -> dict[str, tuple[str, ...]]:
-    """The model's tables without those that it freezes: of these all rows are read, none is trained or sent."""
-    return {table: fields for table, fields in model.tables.items() if model.get_parameter(table).requires_grad}
+    """The model's tables without those that it freezes: of these all rows are read, none is trained or sent.
+
+    Raise ModelError for tables with a common field of which only some are frozen: one row number cannot mean both.
+    """
+    trained = {table: fields for table, fields in model.tables.items() if model.get_parameter(table).requires_grad}
+    fields_of_trained = {name for fields in trained.values() for name in fields}
+    for table in model.tables.keys() - trained.keys():
+        if fields_of_trained.intersection(model.tables[table]):
+            raise ModelError(f"table {table!r} is frozen and shares a field with one that is not: freeze both or none")
+    return trained
 
 
 def whole_model(model: TextModel) -> Submodel:
@@ -64,11 +73,7 @@ def whole_model(model: TextModel) -> Submodel:
         {table: torch.arange(size) for table, size in sizes.items()},
         {table: torch.arange(size) > 0 for table, size in sizes.items()},
         {table: torch.zeros(size, dtype=torch.int64) for table, size in sizes.items()},
-        {
-            name: torch.arange(sizes[table], dtype=torch.int32)
-            for table, fields in tables.items()
-            for name in fields
-        },
+        {name: torch.arange(sizes[table], dtype=torch.int32) for table, fields in tables.items() for name in fields},
         whole=True,
     )
 

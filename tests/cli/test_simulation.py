@@ -12,6 +12,7 @@ CHANGES = {
     "federation.aggregator": "fedsubavg",
     "compare": [{"method": "fedmd", "aggregator": "fedavg"}],
     "runtime.threads": 1,
+    "runtime.trainer": "sequential",
 }
 
 

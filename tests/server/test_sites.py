@@ -193,9 +193,9 @@ def test_a_request_that_cannot_be_sent_is_a_refusal():
 
 @pytest.mark.parametrize(
     ("student_bytes", "merchants"),
-    [(8 * 2**20, 64), (CHUNK_BYTES // 100, 100), (1000, 1024), (2**30, 16), (2**25 + 1, 16), (2**24, 32)],
+    [(8 * 2**20, 256), (CHUNK_BYTES // 100, 100), (1000, 1024), (2**30, 16), (2**27 + 1, 16), (2**26, 32)],
 )
-def test_a_chunk_holds_512_mib_of_students_within_its_limits(student_bytes, merchants):
+def test_a_chunk_holds_2_gib_of_students_within_its_limits(student_bytes, merchants):
     assert chunk_size(student_bytes) == merchants
 
 

@@ -3,6 +3,7 @@
 Both are found by trying, on a few examples of the first merchant of each kind of student.
 """
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _few(member: Prepared) -> Encoded:
 
 
 def _plain(member: Prepared, weights: Mapping[str, Tensor], examples: Encoded, seed: int) -> Tensor:
-    student = member.learner.student
+    student = copy.deepcopy(member.learner.student)  # whose own weights may be the learner's
     student.load_state_dict(dict(weights))
     model = student.narrowed(member.submodel.rows).train()
     dropout = SeededDropout([seed])
