@@ -24,9 +24,9 @@ _Parts = tuple[frozenset[str] | None, frozenset[str] | None, bool]
 class Intake:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
-    An uplink may be merged if it fits the round and has the parts (weights, tables in part, soft labels) that most have in the
-    first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be merged,
-    the iteration ends in a TrainingError. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test
+    An uplink may be merged if it fits the round and has the parts (weights, tables in part, soft labels) that most have
+    in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be
+    merged, the iteration ends in a TrainingError. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test
     examples of each merchant's trained student, as it measured it) grow while it is iterated.
     """
 

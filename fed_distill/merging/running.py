@@ -33,8 +33,10 @@ class RunningMean:
 
 
 class RunningUpdate:
-    """How far merchants moved each weight from ``current``, summed; a table sent in part touches only its rows, and what
-    is not sent (because students freeze it) did not move."""
+    """How far merchants moved each weight from ``current``, summed.
+
+    A table sent in part touches only its rows; what is not sent, because students freeze it, did not move.
+    """
 
     def __init__(self, current: Weights) -> None:
         """Weights that are not floating-point have no update and stay as they are."""

@@ -107,9 +107,9 @@ def decode_uplink(content: RecordDict) -> Uplink:
 def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> None:
     """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round.
 
-    Weights must be of ``current`` (those that students freeze are not sent) and have the shapes there (rows sorted, distinct and in range where a table is
-    sent in part), soft labels the shape ``proxy_shape`` with rows that are probabilities; the metric ``loss`` must
-    be there; all must be finite.
+    Weights must be of ``current`` (those that students freeze are not sent) and have the shapes there, rows sorted,
+    distinct and in range where a table is sent in part; soft labels the shape ``proxy_shape`` with rows that are
+    probabilities; the metric ``loss`` must be there; all must be finite.
     """
     if up.examples < 1:
         raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")

@@ -84,12 +84,8 @@ class Linear(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[a * B, ..., in]`` to ``[a * B, ..., out]``."""
-        merchants = len(self.weight)
-        rows, transposed = x.reshape(merchants, -1, x.shape[-1]), self.weight.transpose(1, 2)
-        if self.bias is None:
-            output = torch.bmm(rows, transposed)
-        else:
-            output = torch.baddbmm(self.bias.unsqueeze(1), rows, transposed)
+        rows = x.reshape(len(self.weight), -1, x.shape[-1])
+        output: Tensor = _Product.apply(rows, self.weight, self.bias)
         return self._noted((x,), output.view(*x.shape[:-1], output.shape[-1]))
 
     def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
@@ -114,6 +110,31 @@ class Linear(StackedLayer):
         g = joined_positions([by_example(gradient, merchants) for gradient in gradients])
         x = joined_positions([by_example(inputs[0].detach(), merchants) for inputs, _ in self.calls])
         return x.to(g.dtype), g
+
+
+class _Product(torch.autograd.Function):
+    """``x w^T + b`` for each merchant: x ``[a, N, in]``, w ``[a, out, in]``, b ``[a, out]`` or None.
+
+    Torch's own batched product gives the gradient of w transposed in memory, and the optimizer would have to copy it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return torch.bmm(x, weight.transpose(1, 2))
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (g,) = gradients
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(g, weight.to(g.dtype)) if of_x else None,
+            torch.bmm(g.transpose(1, 2), x.to(g.dtype)) if of_weight else None,
+            g.sum(dim=1) if of_bias else None,
+        )
 
 
 def linear_square_norms(x: Tensor, g: Tensor) -> Tensor:
