@@ -169,7 +169,7 @@ class RuntimeConfig(_Table):
         "cohort", description="many merchants as one tensor program, or one after another: the same result"
     )
     cohort: PositiveInt | None = Field(
-        None, description="merchants that train together at most; default: 8 on a CPU, on a GPU what fits"
+        None, description="merchants that train together at most; default: 16 on a CPU, on a GPU what fits"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where students are trained; auto: a GPU if any")
     workers: PositiveInt = Field(1, description="processes that train the merchants; in process only")

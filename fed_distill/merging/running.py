@@ -57,12 +57,13 @@ class RunningUpdate:
         if name not in sent.arrays:
             return
         value, rows = sent.arrays[name], sent.rows.get(name)
-        change = (value - (self._current[name] if rows is None else self._current[name][rows])).double()
-        change *= _by_row(weight, change.dim()) if isinstance(weight, Tensor) else weight
+        change = value - (self._current[name] if rows is None else self._current[name][rows])
+        if isinstance(weight, Tensor):
+            change, weight = change.double() * _by_row(weight, change.dim()), 1
         if rows is None:
-            self._sums[name] += change
+            self._sums[name].add_(change, alpha=weight)
         else:
-            self._sums[name].index_add_(0, rows, change)
+            self._sums[name].index_add_(0, rows, change.double(), alpha=weight)
 
     def moved(self, name: str, weight: int | Tensor, rate: float = 1.0) -> Tensor:
         """``current[name]`` moved by ``rate`` times the mean update: the sum over ``weight``, one number or one a row.

@@ -39,4 +39,4 @@ def gaussian(size: int, deviation: float, generator: torch.Generator) -> Tensor:
     """
     if deviation == 0.0:
         return torch.zeros(size, device=generator.device)
-    return deviation * torch.randn(size, generator=generator, device=generator.device)
+    return torch.randn(size, generator=generator, device=generator.device).mul_(deviation)

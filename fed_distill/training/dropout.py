@@ -29,7 +29,7 @@ _MIX = (-4658895280553007687, -7723592293110705685)
 class SeededDropout(TorchFunctionMode):
     """While it is entered, ``torch.nn.functional.dropout`` takes its masks from here.
 
-    ``begin`` must be called before each forward pass. Inputs are ``[merchants * B, ...]``, merchants after one another.
+    ``begin`` must be called before each forward pass. Inputs are ``[N, ...]``, an example each.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -37,12 +37,17 @@ class SeededDropout(TorchFunctionMode):
         super().__init__()
         self._seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
         self._steps: Sequence[int] = ()
-        self._first = self._calls = 0
+        self._owner: Tensor | None = None
+        self._column: Tensor | None = None
+        self._calls = 0
 
-    def begin(self, steps: Sequence[int], first: int = 0) -> None:
-        """A forward pass of the first ``len(steps)`` merchants begins, each at its own number of steps so far; of each
-        batch it begins at example ``first``."""
-        self._steps, self._first, self._calls = steps, first, 0
+    def begin(self, steps: Sequence[int], owner: Tensor | None = None, column: Tensor | None = None) -> None:
+        """A forward pass of the first ``len(steps)`` merchants begins, each at its own number of steps so far.
+
+        owner and column: whose each example is, and its place in that merchant's batch, int64 ``[N]``; None for one
+        merchant's whole batch.
+        """
+        self._steps, self._owner, self._column, self._calls = steps, owner, column, 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -59,16 +64,16 @@ class SeededDropout(TorchFunctionMode):
         steps = torch.tensor(self._steps, dtype=torch.int64, device=input.device)
         call = torch.tensor(self._calls, device=input.device) * _CALL
         base = mixed(mixed(self._seeds[: len(steps)] + steps * _ODD[0]) + call)
-        shape = (len(steps), -1, *input.shape[1:])
-        grouped = input.reshape(shape)
-        code = base.view(-1, *[1] * (grouped.dim() - 1))
-        for place, size in enumerate(grouped.shape[1:]):
-            along = torch.arange(size, dtype=torch.int64, device=input.device) + (0 if place else self._first)
-            along = along * _ODD[place % len(_ODD)]
-            code = code + mixed(along).view(-1, *[1] * (grouped.dim() - 2 - place))
+        count, device = len(input), input.device
+        owner = torch.zeros(count, dtype=torch.int64, device=device) if self._owner is None else self._owner
+        column = torch.arange(count, device=device) if self._column is None else self._column
+        code = (base[owner] + mixed(column * _ODD[0])).view(-1, *[1] * (input.dim() - 1))
+        for place, size in enumerate(input.shape[1:], start=1):
+            along = torch.arange(size, device=device) * _ODD[place % len(_ODD)]
+            code = code + mixed(along).view(-1, *[1] * (input.dim() - 1 - place))
         uniform = (mixed(code) >> 40) & 0xFFFFFF
         keep = uniform >= round(p * 2**24)
-        dropped = torch.where(keep, grouped / (1.0 - p), 0.0).view(input.shape)
+        dropped = torch.where(keep, input / ((1.0 - p) or 1.0), 0.0)
         return input.copy_(dropped) if inplace else dropped
 
 

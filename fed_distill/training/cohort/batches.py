@@ -1,6 +1,7 @@
-"""Batches of a whole cohort: every merchant's next batch, padded to the longest and masked.
+"""Batches of a whole cohort: every merchant's next batch, one after another.
 
-A merchant that has fewer examples in a step repeats its first one with weight 0. Merchants are ordered by falling
+Where all must have the same number of examples (see ``layout``), a merchant that has fewer in a step gets one of those
+that it draws in the phase, with weight 0: of others its submodel may lack rows. Merchants are ordered by falling
 number of steps, so that those who are done are at the end and are left out.
 """
 
@@ -18,26 +19,30 @@ from fed_distill.training.preparation import Segment
 
 @dataclass(frozen=True)
 class Batch:
-    """One step of the first merchants of a cohort.
+    """One step of the first merchants of a cohort, their examples one after another.
 
-    index: which examples of the phase's data, int64 ``[merchants, B]``. mask: 1 for examples that count, 0 for
-    padding, float32 ``[merchants, B]``. first: where in each merchant's batch this one begins, if it is a part.
+    index: which example of the phase's data each is, int64 ``[N]``. owner: whose, int64 ``[N]``. column: its place in
+    its merchant's batch, int64 ``[N]``. mask: 1 for examples that count, 0 for padding, float32 ``[N]``. sizes: how
+    many examples each merchant has here, padding among them. counted: how many of its whole batch count, int64
+    ``[merchants]``.
     """
 
     index: Tensor
+    owner: Tensor
+    column: Tensor
     mask: Tensor
-    first: int = 0
-
-    @property
-    def sizes(self) -> Tensor:
-        """Examples that count, ``[merchants]``."""
-        return self.mask.sum(dim=1)
+    sizes: Sequence[int]
+    counted: Tensor
 
     def parts(self, together: int) -> Iterator["Batch"]:
         """The batch in parts of at most ``together`` examples of each merchant."""
-        for first in range(0, self.index.shape[1], together):
-            last = first + together
-            yield Batch(self.index[:, first:last], self.mask[:, first:last], first)
+        if max(self.sizes) <= together:
+            yield self
+            return
+        for first in range(0, max(self.sizes), together):
+            here = (self.column >= first) & (self.column < first + together)
+            sizes = [min(max(size - first, 0), together) for size in self.sizes]
+            yield Batch(self.index[here], self.owner[here], self.column[here], self.mask[here], sizes, self.counted)
 
 
 class PhaseData:
@@ -52,6 +57,8 @@ class PhaseData:
         shared = all(segment.encoded is first.encoded and _same(segment.references, first) for segment in segments)
         sizes = [0 if shared else len(next(iter(segment.encoded.values()))) for segment in segments]
         self._first_rows = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        drawn = [next((index[0] for index in segment.batches if len(index)), torch.tensor(0)) for segment in segments]
+        self._fillers = self._first_rows + torch.stack(drawn)
         parts = segments[:1] if shared else segments
         self.encoded: Encoded = {
             name: joined([part.encoded[name] for part in parts]).to(device) for name in first.encoded
@@ -64,17 +71,18 @@ class PhaseData:
         """How many merchants, from the first on, have this step."""
         return sum(steps > step for steps in self.steps)
 
-    def batch(self, step: int, merchants: int) -> Batch:
-        """The examples of step ``step`` of the first ``merchants``."""
+    def batch(self, step: int, merchants: int, even: bool) -> Batch:
+        """The examples of step ``step`` of the first ``merchants``; ``even``: padded to the same number for each."""
         drawn = [segment.batches[step] for segment in self.segments[:merchants]]
-        sizes = torch.tensor([len(one) for one in drawn])
-        width = max(int(sizes.max()), 1)
+        real = torch.tensor([len(one) for one in drawn])
+        sizes = torch.full_like(real, max(int(real.max()), 1)) if even else real
         owner = torch.arange(merchants).repeat_interleave(sizes)
         column = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
-        index = self._first_rows[:merchants].unsqueeze(1).repeat(1, width)
-        index[owner, column] += torch.cat(drawn)
-        mask = (torch.arange(width) < sizes.unsqueeze(1)).float()
-        return Batch(index.to(self.device), mask.to(self.device))
+        counts = column < real[owner]
+        index = self._fillers[owner]
+        index[counts] = self._first_rows[owner[counts]] + torch.cat(drawn)
+        index, owner, column, mask = (one.to(self.device) for one in (index, owner, column, counts.float()))
+        return Batch(index, owner, column, mask, sizes.tolist(), real.to(self.device))
 
     def taken(self, index: Tensor) -> References:
         """References of the examples ``index`` ``[examples]``."""

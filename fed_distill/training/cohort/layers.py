@@ -1,23 +1,28 @@
 """Layers whose weights differ from merchant to merchant, on a batch that holds the examples of all of them.
 
-A batch of a cohort is an ordinary batch, merchants after one another, each with the same number of (padded) examples.
+A batch of a cohort is an ordinary batch, merchants after one another (see ``layout``).
 All that a model does between its weighted layers treats examples independently, so it runs unchanged; only layers
 with weights must know whose example is whose. This is what ``torch.func.vmap`` over merchants would compute, in fewer
 and larger operations, and for models that vmap cannot trace.
 
 For DP each layer also gives the norm of every example's gradient from what flows in and out of it, without that
 gradient ("ghost norms": Goodfellow 2015; Li et al., ICLR 2022, sec. 4), and the clipped sum ("book-keeping": Bu et
-al., ICML 2023). Shapes: merchants a, examples of a merchant B, positions of an example P.
+al., ICML 2023). Shapes: merchants a, examples of all of them N, positions of an example P.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fed_distill.errors import ModelError
+from fed_distill.training.cohort.layout import Layout
+
+_AT_A_TIME = 64
+"""Examples whose gradients by one layer are made at a time, where that is less work than their norms alone."""
 
 Call = tuple[tuple[Tensor, ...], Tensor]
 """One use of a layer in a forward pass: what flowed in, and the tensor whose gradient is needed."""
@@ -30,14 +35,21 @@ class CannotStack(ModelError):
 class StackedLayer(nn.Module):
     """A layer for several merchants at once; ``weight`` and the like are ``[merchants, ...]``, set from outside.
 
-    ``record`` makes it keep its calls for per-example gradients; ``forget`` drops them.
+    ``layout`` says whose example is whose. ``record`` makes it keep its calls for per-example gradients; ``forget``
+    drops them.
     """
+
+    needs_even: ClassVar[bool] = False
+    """Whether all merchants must have the same number of examples, always."""
+    needs_even_recording: ClassVar[bool] = False
+    """Whether they must while it records."""
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         self.own = tuple(name for name, _ in plain.named_parameters(recurse=False))
-        for name in self.own:
+        for name in plain._parameters:  # also those that are None, as a bias may be
             self.register_parameter(name, None)
+        self.layout = Layout()
         self.calls: list[Call] = []
         self.record = False
         self._found: dict[str, Tensor] = {}
@@ -53,8 +65,14 @@ class StackedLayer(nn.Module):
             self.calls.append((inputs, output))
         return output
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
-        """Squared norm of each example's gradient by all weights of this layer, ``[merchants, examples]``.
+    def _checked(self, x: Tensor) -> Tensor:
+        if len(x) != len(self.layout.owner):
+            examples = len(self.layout.owner)
+            raise CannotStack(f"a {type(self).__name__} is called with {len(x)} inputs for {examples} examples")
+        return x
+
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Squared norm of each example's gradient by all weights of this layer, ``[N]``.
 
         ``gradients`` are the losses' by the outputs of ``calls``, in their order.
         """
@@ -62,94 +80,96 @@ class StackedLayer(nn.Module):
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Each merchant's sum over examples of factor times gradient, by own weight, after ``square_norms`` of the same
-        ``gradients``; ``factors`` ``[a, B]``."""
+        ``gradients``; ``factors`` ``[N]``."""
         raise NotImplementedError
 
 
 def joined_positions(parts: Sequence[Tensor]) -> Tensor:
-    """``[a, B, P, width]`` of several calls along P; of a single one, itself."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=2)
+    """``[N, P, width]`` of several calls along P; of a single one, itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def by_example(values: Tensor, merchants: int) -> Tensor:
-    """``[a * B, ..., width]`` as ``[a, B, P, width]``."""
-    return values.reshape(merchants, len(values) // merchants, -1, values.shape[-1])
+def by_example(values: Tensor) -> Tensor:
+    """``[N, ..., width]`` as ``[N, P, width]``."""
+    return values.reshape(len(values), math.prod(values.shape[1:-1]), values.shape[-1])
 
 
 class Linear(StackedLayer):
-    """``nn.Linear`` as one batched product."""
+    """``nn.Linear``, a product for each merchant."""
 
     weight: Tensor
     bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[a * B, ..., in]`` to ``[a * B, ..., out]``."""
-        rows = x.reshape(len(self.weight), -1, x.shape[-1])
-        output: Tensor = _Product.apply(rows, self.weight, self.bias)
+        """``[N, ..., in]`` to ``[N, ..., out]``."""
+        self._checked(x)
+        product: Any = _Product.apply  # untyped in torch
+        output: Tensor = product(x.reshape(-1, x.shape[-1]), self.weight, self.bias, self.layout)
         return self._noted((x,), output.view(*x.shape[:-1], output.shape[-1]))
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """By the Gram matrices of inputs and gradients where that is less work than the gradients themselves
         (Li et al., ICLR 2022, sec. 4)."""
-        x, g = self._flows(gradients, merchants)
+        x, g = self._flows(gradients)
         norms = linear_square_norms(x, g)
         if self.bias is not None:
-            norms = norms + g.sum(dim=2).square().sum(dim=-1)
+            self._found = {"bias": g.sum(dim=1)}
+            norms = norms + sum_of_squares(self._found)
         return norms
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
-        """One batched product of clipped gradients and inputs."""
-        x, g = self._flows(gradients, len(factors))
-        g = g * factors[:, :, None, None]
-        sums = {"weight": torch.bmm(g.flatten(1, 2).transpose(1, 2), x.flatten(1, 2))}
-        if self.bias is not None:
-            sums["bias"] = g.sum(dim=(1, 2))
-        return sums
+        """A product of clipped gradients and inputs for each merchant."""
+        x, g = self._flows(gradients)
+        sums = weighted(self._found, factors, self.layout)
+        if x.shape[-1] < g.shape[-1]:
+            x = x * factors[:, None, None]
+        else:
+            g = g * factors[:, None, None]
+        return {"weight": self.layout.outer(g.flatten(0, 1), x.flatten(0, 1)), **sums}
 
-    def _flows(self, gradients: Sequence[Tensor], merchants: int) -> tuple[Tensor, Tensor]:
-        g = joined_positions([by_example(gradient, merchants) for gradient in gradients])
-        x = joined_positions([by_example(inputs[0].detach(), merchants) for inputs, _ in self.calls])
-        return x.to(g.dtype), g
+    def _flows(self, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        g = joined_positions([by_example(gradient) for gradient in gradients])
+        return joined_positions([by_example(inputs[0].detach()) for inputs, _ in self.calls]).to(g.dtype), g
 
 
 class _Product(torch.autograd.Function):
-    """``x w^T + b`` for each merchant: x ``[a, N, in]``, w ``[a, out, in]``, b ``[a, out]`` or None.
+    """``x w^T + b`` for each merchant: x ``[rows, in]``, w ``[a, out, in]``, b ``[a, out]`` or None.
 
     Torch's own batched product gives the gradient of w transposed in memory, and the optimizer would have to copy it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
-        if bias is None:
-            return torch.bmm(x, weight.transpose(1, 2))
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        ctx.layout = layout
+        return layout.products(x, weight.transpose(1, 2), None if bias is None else bias.to(dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        (g,) = gradients
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        g, layout = gradients[0].contiguous(), ctx.layout
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
-            torch.bmm(g, weight.to(g.dtype)) if of_x else None,
-            torch.bmm(g.transpose(1, 2), x.to(g.dtype)) if of_weight else None,
-            g.sum(dim=1) if of_bias else None,
+            layout.products(g, weight) if of_x else None,
+            layout.outer(g, x) if of_weight else None,
+            layout.sums(g) if of_bias else None,
+            None,
         )
 
 
 def linear_square_norms(x: Tensor, g: Tensor) -> Tensor:
-    """Squared norms ``[a, B]`` of the example gradients ``g^T x`` of a product, x ``[a, B, P, in]``, g
-    ``[a, B, P, out]``."""
-    positions, size = x.shape[2], x.shape[3] * g.shape[3]
+    """Squared norms ``[N]`` of the example gradients ``g^T x`` of a product, x ``[N, P, in]``, g ``[N, P, out]``."""
+    positions, size = x.shape[1], x.shape[2] * g.shape[2]
     if positions == 1:
-        return x.square().sum(dim=(2, 3)) * g.square().sum(dim=(2, 3))
+        return x.square().sum(dim=(1, 2)) * g.square().sum(dim=(1, 2))
     if 2 * positions**2 <= size:
-        gram = torch.matmul(x, x.transpose(2, 3)).mul_(torch.matmul(g, g.transpose(2, 3)))
-        return gram.sum(dim=(2, 3)).clamp_min(0.0)
-    parts = [
-        torch.matmul(g_one.transpose(1, 2), x_one).square().sum(dim=(1, 2)) for x_one, g_one in zip(x, g, strict=True)
-    ]
-    return torch.stack(parts)
+        gram = torch.bmm(x, x.transpose(1, 2)).mul_(torch.bmm(g, g.transpose(1, 2)))
+        return gram.sum(dim=(1, 2)).clamp_min(0.0)
+    parts = zip(torch.split(x, _AT_A_TIME), torch.split(g, _AT_A_TIME), strict=True)
+    return torch.cat([torch.bmm(flow.transpose(1, 2), own).square().sum(dim=(1, 2)) for own, flow in parts])
 
 
 class LayerNorm(StackedLayer):
@@ -165,33 +185,31 @@ class LayerNorm(StackedLayer):
         self.shape, self.eps = plain.normalized_shape, plain.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[a * B, ..., width]`` to the same."""
-        merchants = len(self.weight)
-        normal = F.layer_norm(x, self.shape, eps=self.eps).view(merchants, -1, x.shape[-1])
+        """``[N, ..., width]`` to the same."""
+        self._checked(x)
+        normal = F.layer_norm(x, self.shape, eps=self.eps)
+        scale = self.layout.of_examples(self.weight, x)
         if self.bias is None:
-            output = normal * self.weight.unsqueeze(1)
-        else:
-            output = torch.addcmul(self.bias.unsqueeze(1), normal, self.weight.unsqueeze(1))
-        return self._noted((x,), output.view(x.shape))
+            return self._noted((x,), normal * scale)
+        return self._noted((x,), torch.addcmul(self.layout.of_examples(self.bias, x), normal, scale))
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """From the example gradients themselves, which are only as wide as the layer."""
-        self._found = self._examples(gradients, merchants)
+        self._found = self._examples(gradients)
         return sum_of_squares(self._found)
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Sums of the example gradients."""
-        return weighted(self._found, factors)
+        return weighted(self._found, factors, self.layout)
 
-    def _examples(self, gradients: Sequence[Tensor], merchants: int) -> dict[str, Tensor]:
+    def _examples(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for (inputs, _), gradient in zip(self.calls, gradients, strict=True):
-            g = by_example(gradient, merchants)
+            g = by_example(gradient)
             x = inputs[0].detach().to(g.dtype)
-            normal = by_example(F.layer_norm(x, self.shape, eps=self.eps), merchants)
-            parts = {"weight": (g * normal).sum(dim=2)}
+            parts = {"weight": (g * by_example(F.layer_norm(x, self.shape, eps=self.eps))).sum(dim=1)}
             if self.bias is not None:
-                parts["bias"] = g.sum(dim=2)
+                parts["bias"] = g.sum(dim=1)
             total = {name: total[name] + part if total else part for name, part in parts.items()}
         return total
 
@@ -203,6 +221,7 @@ class LSTM(StackedLayer):
     merchants go through one loop over time.
     """
 
+    needs_even_recording = True
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
     bias_ih_l0: Tensor
@@ -215,22 +234,22 @@ class LSTM(StackedLayer):
         self.width = plain.hidden_size
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """``[a * B, length, in]`` to the states ``[a * B, length, width]`` and None."""
-        merchants = len(self.weight_ih_l0)
+        """``[N, length, in]`` to the states ``[N, length, width]`` and None."""
+        self._checked(x)
         if x.is_cuda or self.record:
-            return self._scan(x, merchants), None
-        rows = x.view(merchants, -1, *x.shape[1:]).unbind()
+            return self._scan(x), None
         weights = zip(*(getattr(self, name).unbind() for name in self.own), strict=True)
-        start = x.new_zeros(1, len(rows[0]), self.width)
         kernel: Any = torch.lstm
-        outputs = [
-            kernel(one, (start, start), own, True, 1, 0.0, self.training, False, True)[0]
-            for one, own in zip(rows, weights, strict=True)
-        ]
+        outputs = []
+        for rows, own in zip(torch.split(x, list(self.layout.sizes)), weights, strict=True):
+            start = x.new_zeros(1, len(rows), self.width)
+            if len(rows):
+                outputs.append(kernel(rows, (start, start), own, True, 1, 0.0, self.training, False, True)[0])
         return torch.cat(outputs), None
 
-    def _scan(self, x: Tensor, merchants: int) -> Tensor:
-        rows = by_example(x, merchants)
+    def _scan(self, x: Tensor) -> Tensor:
+        merchants = len(self.weight_ih_l0)
+        rows = x.reshape(merchants, -1, *x.shape[1:])
         bias = (self.bias_ih_l0 + self.bias_hh_l0).unsqueeze(1)
         fed = torch.baddbmm(bias, rows.flatten(1, 2), self.weight_ih_l0.transpose(1, 2)).view(*rows.shape[:3], -1)
         recurrent = self.weight_hh_l0.transpose(1, 2)
@@ -245,32 +264,34 @@ class LSTM(StackedLayer):
             states.append(state)
         return torch.stack(states, dim=2).flatten(0, 1)
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """As of two products into the gates, and of the two biases that are added to them."""
         x, state, g = self._flows(gradients)
-        biases = 2 * g.sum(dim=2).square().sum(dim=-1)
+        biases = 2 * g.sum(dim=1).square().sum(dim=-1)
         return linear_square_norms(x, g) + linear_square_norms(state, g) + biases
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """As of two products into the gates."""
         x, state, g = self._flows(gradients)
-        g = (g * factors[:, :, None, None]).flatten(1, 2)
-        bias = g.sum(dim=1)
+        g = (g * factors[:, None, None]).flatten(0, 1)
+        bias = self.layout.sums(g)
         return {
-            "weight_ih_l0": torch.bmm(g.transpose(1, 2), x.flatten(1, 2)),
-            "weight_hh_l0": torch.bmm(g.transpose(1, 2), state.flatten(1, 2)),
+            "weight_ih_l0": self.layout.outer(g, x.flatten(0, 1)),
+            "weight_hh_l0": self.layout.outer(g, state.flatten(0, 1)),
             "bias_ih_l0": bias,
             "bias_hh_l0": bias.clone(),
         }
 
     def _flows(self, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        g = torch.stack(list(gradients), dim=2)
+        g = torch.stack(list(gradients), dim=2).flatten(0, 1)
         x, state = (torch.stack([inputs[k].detach().to(g.dtype) for inputs, _ in self.calls], dim=2) for k in range(2))
-        return x, state, g
+        return x.flatten(0, 1), state.flatten(0, 1), g
 
 
 class Mapped(StackedLayer):
     """Any other layer with weights of its own, mapped over merchants by ``torch.func.vmap``."""
+
+    needs_even = True
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__(plain)
@@ -279,28 +300,29 @@ class Mapped(StackedLayer):
         self._plain = (plain,)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Tensors ``[a * B, ...]`` to one ``[a * B, ...]``."""
+        """Tensors ``[N, ...]`` to one ``[N, ...]``."""
         weights = {name: getattr(self, name) for name in self.own}
-        merchants = len(next(iter(weights.values())))
-        rows = tuple(one.reshape(merchants, -1, *one.shape[1:]) for one in inputs)
+        merchants = len(self.layout.sizes)
+        rows = tuple(self._checked(one).reshape(merchants, -1, *one.shape[1:]) for one in inputs)
         output = torch.func.vmap(self._call, randomness="error")(weights, *rows)
         return self._noted(inputs, output.flatten(0, 1))
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """From the example gradients themselves."""
-        self._found = self._examples(gradients, merchants)
+        self._found = self._examples(gradients)
         return sum_of_squares(self._found)
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Sums of the example gradients."""
-        return weighted(self._found, factors)
+        return weighted(self._found, factors, self.layout)
 
     def _call(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         output: Tensor = torch.func.functional_call(self._plain[0], dict(weights), inputs)
         return output
 
-    def _examples(self, gradients: Sequence[Tensor], merchants: int) -> dict[str, Tensor]:
+    def _examples(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         weights = {name: getattr(self, name).detach() for name in self.own}
+        merchants = len(self.layout.sizes)
 
         def one(weights: dict[str, Tensor], gradient: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
             pullback: Any = torch.func.vjp(lambda own: self._call(own, *(x.unsqueeze(0) for x in inputs)), weights)[1]
@@ -311,16 +333,16 @@ class Mapped(StackedLayer):
         for (inputs, _), gradient in zip(self.calls, gradients, strict=True):
             flows = [value.detach().reshape(merchants, -1, *value.shape[1:]) for value in (gradient, *inputs)]
             examples = torch.func.vmap(one, in_dims=(None, *[0] * len(flows)))
-            found = torch.func.vmap(examples)(weights, *flows)
+            found = {name: value.flatten(0, 1) for name, value in torch.func.vmap(examples)(weights, *flows).items()}
             total = {name: total[name] + part if total else part for name, part in found.items()}
         return total
 
 
 def sum_of_squares(examples: Mapping[str, Tensor]) -> Tensor:
-    """Squared norms ``[a, B]`` over example gradients ``[a, B, ...]`` by weight."""
-    return torch.stack([value.flatten(2).square().sum(dim=-1) for value in examples.values()]).sum(dim=0)
+    """Squared norms ``[N]`` over example gradients ``[N, ...]`` by weight."""
+    return torch.stack([value.flatten(1).square().sum(dim=-1) for value in examples.values()]).sum(dim=0)
 
 
-def weighted(examples: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
-    """Sums over examples of factor ``[a, B]`` times example gradient ``[a, B, ...]``."""
-    return {name: torch.einsum("ab,ab...->a...", factors, value) for name, value in examples.items()}
+def weighted(examples: Mapping[str, Tensor], factors: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Each merchant's sum over examples of factor ``[N]`` times example gradient ``[N, ...]``."""
+    return {name: layout.sums(value * factors.view(-1, *[1] * (value.dim() - 1))) for name, value in examples.items()}

@@ -24,7 +24,8 @@ class StackedOptimizer:
     def __init__(self, stack: Stack, config: TrainingConfig, tables: Sequence[str]) -> None:
         """``tables``: weights without weight decay."""
         self._stack, self._config, self._tables = stack, config, set(tables)
-        self._done = [0] * stack.size
+        done = [0] * stack.size
+        self._done = dict.fromkeys(stack.stacked, done)
         moments = 2 if config.optimizer == "adamw" else 1 if config.momentum else 0
         self._moments = [
             {name: torch.zeros_like(value) for name, value in stack.stacked.items()} for _ in range(moments)
@@ -33,26 +34,24 @@ class StackedOptimizer:
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], rates: Sequence[float]) -> None:
         """One step of the first ``len(rates)`` merchants, each at its learning rate; weights without a gradient
-        stay."""
-        for first, last in self._alike(rates):
-            for tables in (False, True):
-                names = [name for name in gradients if (name in self._tables) == tables]
-                if names:
-                    decay = 0.0 if tables else self._config.weight_decay
-                    self._update(names, gradients, first, last, rates[first], decay)
-        for merchant in range(len(rates)):
-            self._done[merchant] += 1
-
-    def _alike(self, rates: Sequence[float]) -> Iterator[tuple[int, int]]:
-        first = 0
-        for _, run in groupby(zip(self._done, rates, strict=False)):
-            last = first + len(list(run))
-            yield first, last
-            first = last
+        stay, and do not count it."""
+        groups: dict[tuple[int, bool], list[str]] = {}
+        for name in gradients:
+            groups.setdefault((id(self._done[name]), name in self._tables), []).append(name)
+        for (_, tables), names in groups.items():
+            decay = 0.0 if tables else self._config.weight_decay
+            for first, last in _alike(self._done[names[0]], rates):
+                self._update(names, gradients, first, last, rates[first], decay)
+        for name in self._done.keys() - gradients.keys():
+            self._done[name] = list(self._done[name])  # counts on its own from now on
+        for done in {id(self._done[name]): self._done[name] for name in gradients}.values():
+            for merchant in range(len(rates)):
+                done[merchant] += 1
 
     def _update(
         self, names: Sequence[str], gradients: Mapping[str, Tensor], first: int, last: int, rate: float, decay: float
     ) -> None:
+        done = self._done[names[0]][first]
         spans = [self._stack.span(name, first, last) for name in names]
         weights = [self._stack.stacked[name][span] for name, span in zip(names, spans, strict=True)]
         slopes = [gradients[name][span].contiguous() for name, span in zip(names, spans, strict=True)]
@@ -77,7 +76,7 @@ class StackedOptimizer:
             moments[0],
             moments[1],
             [],
-            [torch.tensor(float(self._done[first]), device=weight.device) for weight in weights],
+            [torch.tensor(float(done), device=weight.device) for weight in weights],
             fused=True,
             amsgrad=False,
             beta1=_BETAS[0],
@@ -89,15 +88,23 @@ class StackedOptimizer:
         )
 
 
-def clip(stack: Stack, gradients: Mapping[str, Tensor], merchants: int, largest: float) -> None:
-    """Scale each merchant's gradient, in place, to an L2 norm of at most ``largest``; as
-    ``torch.nn.utils.clip_grad_norm_`` does for one model."""
+def _alike(done: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """Spans of neighbours that have taken as many steps and have the same rate."""
+    first = 0
+    for _, run in groupby(zip(done, rates, strict=False)):
+        last = first + len(list(run))
+        yield first, last
+        first = last
+
+
+def clipped(stack: Stack, gradients: Mapping[str, Tensor], merchants: int, largest: float) -> dict[str, Tensor]:
+    """Each merchant's gradient, scaled to an L2 norm of at most ``largest``; as ``torch.nn.utils.clip_grad_norm_``
+    does for one model. Not in place: autograd gives two biases that are added one tensor for both."""
     squares = torch.zeros(merchants, device=stack.device)
     for name, gradient in gradients.items():
         if name in stack.tables:
-            squares.index_add_(0, stack.owners(merchants), gradient.square().sum(dim=1))
+            squares.index_add_(0, stack.owners(name, merchants), gradient.square().sum(dim=1))
         else:
             squares += gradient.square().flatten(1).sum(dim=1)
     factors = (largest / (squares.sqrt() + 1e-6)).clamp_max(1.0)
-    for name, gradient in gradients.items():
-        gradient.mul_(stack.spread(name, factors, gradient.dim()))
+    return {name: gradient * stack.spread(name, factors, gradient.dim()) for name, gradient in gradients.items()}

@@ -1,11 +1,12 @@
 """Before a cohort is trained: does the stacked model compute what the plain one does, and how many fit into memory?
 
-Both are found by trying, on a few examples of the first merchant of each kind of student.
+Both are found by trying, on a few examples of one merchant of each kind of student.
 """
 
 import copy
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from fed_distill.models.base import Encoded
 from fed_distill.runtime import seeds
 from fed_distill.training.cohort.layers import CannotStack
-from fed_distill.training.cohort.stacking import Stack
+from fed_distill.training.cohort.private import example_flows, square_norms
+from fed_distill.training.cohort.stacking import Skeleton, Stack, skeleton_of
 from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.preparation import Prepared
 
@@ -24,6 +26,7 @@ CPU_SHARE, GPU_SHARE = 0.25, 0.8
 _TRIED = 4
 _SPREAD = 0.1
 _TOLERANCE = 1e-4
+_TOLERANCE_OF_NORMS = 1e-3
 _PASSING = 1.5
 _PASSING_PRIVATE = 3.0
 """Activations live in a backward pass, in units of those that the forward pass keeps."""
@@ -46,75 +49,103 @@ class Footprint:
 
 
 def memory_budget(device: torch.device, workers: int) -> int:
-    """Bytes that cohorts may take, by the size of the memory: not by what is free, so that a resumed run cuts the same
-    cohorts."""
+    """Bytes that the cohorts of one of ``workers`` processes may take, by the size of the memory: not by what is free,
+    so that a resumed run cuts the same cohorts."""
     if device.type == "cuda":
-        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory / workers)
     return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers)
 
 
-def examined(member: Prepared, device: torch.device, moments: int) -> Footprint:
+def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skeleton, Footprint]:
     """Prove the stacked model and measure its footprint; ``moments``: tensors that the optimizer keeps for a weight.
 
-    Two merchants, one with the learner's weights and one with others, must get the outputs that the plain model gives
-    each. Raise CannotStack if they do not, or the stacked model fails.
+    Two merchants of other weights and other examples, in a batch padded more than theirs, must get the outputs (under
+    DP also the norms of their examples' gradients) that the plain model gives each of them. Raise CannotStack if they
+    do not, or a trial fails. ``member`` must draw an example in some phase.
     """
-    learner, examples = member.learner, _few(member)
+    learner = member.learner
+    encoded, turns = _few(member)
     noise = seeds.torch_stream(0, "examine")
-    other = {
-        name: value + _SPREAD * torch.randn(value.shape, generator=noise) if value.is_floating_point() else value
-        for name, value in learner.weights.items()
-    }
-    for table in learner.student.tables:
-        other[table][0] = learner.weights[table][0]
+    other = dict(learner.weights)
+    for name, value in learner.student.named_parameters():
+        if value.requires_grad:
+            drawn = torch.randn(value.shape, generator=noise, dtype=value.dtype)
+            other[name] = learner.weights[name] + _SPREAD * drawn
+            if name in learner.student.tables:
+                other[name][0] = learner.weights[name][0]
     both = [learner.weights, other]
-    expected = torch.cat([_plain(member, weights, examples, seed) for seed, weights in enumerate(both)])
     try:
-        stack = Stack(learner.student, both, [member.submodel] * 2, device)
+        skeleton = skeleton_of(learner.student)
+        stack = Stack(skeleton, both, [member.submodel] * 2, device)
         stack.model.train()
         stack.activate(2)
-        found, kept = _stacked(stack, examples, device)
+        examples = {name: values[torch.cat(turns)] for name, values in encoded.items()}
+        found, norms, kept = _stacked(stack, examples, device, learner.privacy is not None)
+        alone = [_plain(member, both[seed], encoded, turns[seed], seed) for seed in range(2)]
     except CannotStack:
         raise
     except Exception as error:  # whatever a model of the user's own does with weights of a shape that it does not know
-        raise CannotStack(f"its stacked forward pass fails: {type(error).__name__}: {error}") from error
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+        raise CannotStack(f"trying it stacked fails: {type(error).__name__}: {error}") from error
+    expected, expected_norms = (torch.cat(parts) for parts in zip(*alone, strict=True))
+    if not _alike(found, expected, _TOLERANCE):
         raise CannotStack(
-            "stacked, it computes something else than alone: it mixes examples, draws random numbers by itself, "
-            "or uses weights outside the layer that they belong to"
+            "stacked, it computes something else than alone: it mixes examples, depends on how far they are padded, "
+            "draws random numbers by itself, or uses weights outside the layer that they belong to"
         )
+    if not _alike(norms, expected_norms, _TOLERANCE_OF_NORMS):
+        raise CannotStack("the gradients of single examples are not what its layers' inputs and outputs tell")
     weights = sum(_bytes(value) for value in stack.stacked.values()) // 2
     data = sum(_bytes(values) for segment in member.segments for values in segment.encoded.values())
     places = sum(_bytes(value) for value in stack.places.values()) // 2
     passing = _PASSING_PRIVATE if learner.privacy is not None else _PASSING
-    return Footprint(weights * (3 + moments) + places + data, int(kept * passing / (2 * len(_rows(examples)))))
+    return skeleton, Footprint(weights * (3 + moments) + places + data, int(kept * passing / len(found)))
 
 
-def _few(member: Prepared) -> Encoded:
-    """Few examples of the first batch that has any, collated."""
-    for segment in member.segments:
-        for index in segment.batches:
-            if len(index):
-                return member.learner.student.collate(segment.encoded, index[:_TRIED])
-    raise CannotStack("it has no examples to try it with")
+def _few(member: Prepared) -> tuple[Encoded, list[Tensor]]:
+    """All examples of the first phase that draws any, and which few of them each of two merchants tries."""
+    segment = next(segment for segment in member.segments if any(map(len, segment.batches)))
+    drawn = torch.unique(torch.cat(segment.batches))[:_TRIED]
+    first = drawn if len(drawn) > 1 else drawn.repeat(2)
+    return segment.encoded, [first, torch.cat([first[:1], first[:-1]])]
 
 
-def _plain(member: Prepared, weights: Mapping[str, Tensor], examples: Encoded, seed: int) -> Tensor:
+def _plain(
+    member: Prepared, weights: Mapping[str, Tensor], encoded: Encoded, index: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Logits of the examples ``index`` and, under DP, the norms of the gradients of their trial losses, one by one."""
     student = copy.deepcopy(member.learner.student)  # whose own weights may be the learner's
     student.load_state_dict(dict(weights))
     model = student.narrowed(member.submodel.rows).train()
     dropout = SeededDropout([seed])
-    with torch.no_grad(), dropout:
-        dropout.begin([0])
-        logits: Tensor = model(member.submodel.renumber(examples)).logits
-    return logits
+
+    def logits(first: int, last: int) -> Tensor:
+        dropout.begin([0], torch.zeros(last - first, dtype=torch.int64), torch.arange(first, last))
+        with dropout:
+            found: Tensor = model(member.submodel.renumber(model.collate(encoded, index[first:last]))).logits
+        return found
+
+    with torch.no_grad():
+        whole = logits(0, len(index))
+    if member.learner.privacy is None:
+        return whole, torch.zeros(len(index))
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    squares = torch.zeros(len(index))
+    for place in range(len(index)):
+        loss = _trial_losses(logits(place, place + 1)).sum()
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                rows = member.submodel.trained.get(name)
+                squares[place] += (gradient if rows is None else gradient[rows]).square().sum()
+    return whole, squares.sqrt()
 
 
-def _stacked(stack: Stack, examples: Encoded, device: torch.device) -> tuple[Tensor, int]:
-    """Logits of both merchants, and bytes that the forward pass keeps for the backward pass."""
-    count = len(_rows(examples))
+def _stacked(stack: Stack, examples: Encoded, device: torch.device, private: bool) -> tuple[Tensor, Tensor, int]:
+    """Of two merchants' ``examples``: logits, norms as ``_plain`` gives them, and bytes that the forward pass keeps for
+    the backward pass."""
+    count = len(_rows(examples)) // 2
     owner = torch.arange(2, device=device).repeat_interleave(count)
-    twice = {name: torch.cat([values, values]).to(device) for name, values in examples.items()}
+    inputs = stack.renumbered({name: values.to(device) for name, values in examples.items()}, owner)
     weights = {value.untyped_storage().data_ptr() for value in stack.stacked.values()}
     kept: dict[int, int] = {}
 
@@ -125,10 +156,26 @@ def _stacked(stack: Stack, examples: Encoded, device: torch.device) -> tuple[Ten
         return tensor
 
     dropout = SeededDropout([0, 1], device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), dropout:
-        dropout.begin([0, 0])
-        logits = stack.model(stack.renumbered(twice, owner)).logits
-    return logits.detach().cpu(), sum(kept.values())
+    squares = torch.zeros(2 * count)
+    stack.layout.set([count, count], owner)
+    with stack.protected() if private else nullcontext():
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), dropout:
+            dropout.begin([0, 0], owner, torch.arange(count, device=device).repeat(2))
+            logits = stack.model(inputs).logits
+        if private:
+            flows = example_flows(stack, _trial_losses(logits), torch.ones(2 * count, device=device))
+            with torch.no_grad():
+                squares = square_norms(flows)
+    return logits.detach().cpu(), squares.sqrt().cpu(), sum(kept.values())
+
+
+def _trial_losses(logits: Tensor) -> Tensor:
+    """Some loss of each example."""
+    return (logits + 1.0).square().sum(dim=-1)
+
+
+def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected.to(found), rtol=tolerance, atol=tolerance)
 
 
 def _rows(examples: Encoded) -> Tensor:

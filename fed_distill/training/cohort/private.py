@@ -5,6 +5,7 @@ step costs little more than an ordinary one. Abadi et al. 2016, algorithm 1.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ Flows = Mapping[StackedLayer, Sequence[Tensor]]
 
 
 def example_flows(stack: Stack, losses: Tensor, mask: Tensor) -> Flows:
-    """What flows back to each layer's outputs from the losses ``[merchants, B]`` of examples that count (``mask`` 1);
-    the losses must have been computed while the stack was protected."""
+    """What flows back to each layer's outputs from the losses ``[N]`` of examples that count (``mask`` 1); the losses
+    must have been computed while the stack was protected."""
     layers = [layer for layer in dict.fromkeys(layer for layer, _ in stack.layers.values()) if layer.calls]
     outputs = [output for layer in layers for _, output in layer.calls]
     found = torch.autograd.grad((losses * mask).sum(), outputs, retain_graph=True, allow_unused=True)
@@ -37,14 +38,18 @@ def example_flows(stack: Stack, losses: Tensor, mask: Tensor) -> Flows:
     return of_layer
 
 
+def square_norms(flows: Flows) -> Tensor:
+    """Squared norm of each example's gradient by all weights, ``[N]``."""
+    return torch.stack([layer.square_norms(own) for layer, own in flows.items()]).sum(dim=0)
+
+
 def clipped_sums(stack: Stack, flows: Flows, mask: Tensor, largest: Tensor) -> dict[str, Tensor]:
     """Each merchant's sum of its examples' clipped gradients, stacked like the weights; 0 for weights not in use.
 
-    mask: 1 for examples that count, ``[merchants, B]``. largest: each merchant's largest norm, ``[merchants]``.
+    mask: 1 for examples that count, ``[N]``. largest: each merchant's largest norm, ``[merchants]``.
     """
     with torch.no_grad():
-        squares = torch.stack([layer.square_norms(own, stack.active) for layer, own in flows.items()]).sum(dim=0)
-        factors = mask * (largest.unsqueeze(1) / (squares.sqrt() + _SMALLEST)).clamp_max(1.0)
+        factors = mask * (largest[stack.layout.owner] / (square_norms(flows).sqrt() + _SMALLEST)).clamp_max(1.0)
     sums = {layer: layer.clipped_sums(own, factors) for layer, own in flows.items()}
     return {
         name: sums[layer][own].detach() if layer in sums else torch.zeros_like(stack.parameters[name])
@@ -81,14 +86,16 @@ class Noise:
     @torch.no_grad()
     def add(self, sums: Mapping[str, Tensor], merchants: int) -> None:
         """Add one step's noise to the first ``merchants``' sums of clipped gradients, in place."""
-        drawn: list[dict[str, Tensor]] = []
-        for place in range(merchants):
-            sizes = self._sizes[place]
-            flat = gaussian(sum(sizes.values()), self._privacy[place].deviation, self._generators[place])
-            drawn.append(dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True)))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a generator draws one number after another
+            drawn = list(threads.map(self._draw, range(merchants)))
         for name, total in sums.items():
             if name in self._stack.tables:
                 rows = torch.cat(self._rows[name][:merchants])
                 total[rows] += torch.cat([one[name] for one in drawn]).view(len(rows), -1)
             else:
                 total += torch.stack([one[name] for one in drawn]).view_as(total)
+
+    def _draw(self, place: int) -> dict[str, Tensor]:
+        sizes = self._sizes[place]
+        flat = gaussian(sum(sizes.values()), self._privacy[place].deviation, self._generators[place])
+        return dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))

@@ -5,8 +5,9 @@ is one of it, and it is computed for all merchants as one ordinary batch.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.training.cohort.layers import LSTM, CannotStack, LayerNorm, Linear, Mapped, StackedLayer
+from fed_distill.training.cohort.layout import Layout
 from fed_distill.training.cohort.tables import (
     Bag,
     Rows,
@@ -37,6 +39,14 @@ _LAYERS: dict[type[nn.Module], type[StackedLayer]] = {
 _CROSS_EXAMPLE = (nn.modules.batchnorm._BatchNorm,)
 
 
+@dataclass(frozen=True)
+class Skeleton:
+    """A student with stacked layers: ``layers`` by weight name, with the weight's name there."""
+
+    model: TextModel
+    layers: Mapping[str, tuple[StackedLayer, str]]
+
+
 class Stack:
     """The stacked weights of several merchants and the model that reads them.
 
@@ -45,18 +55,19 @@ class Stack:
     """
 
     def __init__(
-        self, student: TextModel, weights: Sequence[Weights], submodels: Sequence[Submodel], device: torch.device
+        self, skeleton: Skeleton, weights: Sequence[Weights], submodels: Sequence[Submodel], device: torch.device
     ) -> None:
-        """``weights``: each merchant's whole weights. Raise CannotStack if the student has a layer that cannot be."""
+        """skeleton: of the merchants' student; it is this stack's from now on. weights: each merchant's whole ones."""
         self.size, self.device = len(weights), device
-        self.model, self.layers = stackable(student)
+        self.model, self.layers = skeleton.model, skeleton.layers
         for name, value in self.model.named_parameters():
             value.data = weights[0][name].clone()
         self.model.to(device)
-        self.tables = [name for name in student.tables if name in self.layers]
-        self.starts: list[int] = []
-        if self.tables:
-            self.starts = flat_starts([len(one.rows[self.tables[0]]) for one in submodels])
+        self.layout = Layout()
+        for layer, _ in self.layers.values():
+            layer.layout = self.layout
+        self.tables = [name for name in self.model.tables if name in self.layers]
+        self.starts = {name: flat_starts([len(one.rows[name]) for one in submodels]) for name in self.tables}
         self.stacked: dict[str, Tensor] = {}
         for name in self.layers:
             if name in self.tables:
@@ -69,10 +80,9 @@ class Stack:
         for name in self.tables:
             masks = [sub.trained[name] for sub in submodels]
             self.trained_rows[name] = torch.cat([masks[0][:1], *(mask[1:] for mask in masks)]).to(device)
-        self.places: dict[str, Tensor] = {}
-        if self.tables:
-            maps = [placed(sub.positions, self.starts, place) for place, sub in enumerate(submodels)]
-            self.places = {field: torch.stack([one[field] for one in maps]).to(device) for field in maps[0]}
+        starts = {field: self.starts[name] for name in self.tables for field in self.model.tables[name]}
+        maps = [placed(sub.positions, starts, place) for place, sub in enumerate(submodels)]
+        self.places = {field: torch.stack([one[field] for one in maps]).to(device) for field in starts}
         self.active = 0
         self.parameters: dict[str, nn.Parameter] = {}
 
@@ -85,6 +95,12 @@ class Stack:
             parameter = nn.Parameter(self.stacked[name][: self.end(name, merchants)])
             setattr(layer, own, parameter)
             self.parameters[name] = parameter
+
+    def even(self, private: bool) -> bool:
+        """Whether the merchants of a batch must all have the same number of examples."""
+        layers = [layer for layer, _ in self.layers.values()]
+        needed = any(layer.needs_even or (private and layer.needs_even_recording) for layer in layers)
+        return needed or self.device.type != "cpu"
 
     @contextmanager
     def protected(self) -> Iterator[None]:
@@ -102,47 +118,52 @@ class Stack:
 
     def end(self, name: str, merchants: int) -> int:
         """Where the weights of the first ``merchants`` end."""
-        return self.starts[merchants] if name in self.tables else merchants
+        return self.starts[name][merchants] if name in self.starts else merchants
 
     def span(self, name: str, first: int, last: int) -> slice:
         """Where the weights of merchants ``first`` to before ``last`` lie."""
-        return slice(self.starts[first], self.starts[last]) if name in self.tables else slice(first, last)
+        if name in self.starts:
+            return slice(self.starts[name][first], self.starts[name][last])
+        return slice(first, last)
 
-    def owners(self, merchants: int) -> Tensor:
+    def owners(self, table: str, merchants: int) -> Tensor:
         """Which of the first ``merchants`` owns each row of a flat table; the padding row is the first's."""
-        sizes = torch.tensor(self.starts[: merchants + 1]).diff().to(self.device)
+        sizes = torch.tensor(self.starts[table][: merchants + 1]).diff().to(self.device)
         sizes[0] += 1
         return torch.arange(merchants, device=self.device).repeat_interleave(sizes)
 
     def spread(self, name: str, values: Tensor, dimensions: int) -> Tensor:
         """One value a merchant, laid out to scale a stacked weight or gradient of so many dimensions."""
-        of_entry = values[self.owners(len(values))] if name in self.tables else values
+        of_entry = values[self.owners(name, len(values))] if name in self.starts else values
         return of_entry.view(-1, *[1] * (dimensions - 1))
 
     def renumbered(self, batch: Encoded, merchants: Tensor) -> dict[str, Tensor]:
         """A batch with row numbers turned into places in the flat tables; ``merchants``: whose example each is."""
         return {
-            name: self.places[name][merchants.unsqueeze(1), values.long()] if name in self.places else values
+            name: self.places[name][merchants.view(-1, *[1] * (values.dim() - 1)), values.long()]
+            if name in self.places
+            else values
             for name, values in batch.items()
         }
 
     def member(self, merchant: int) -> dict[str, Tensor]:
         """One merchant's weights as they are now, on the CPU, of memory of their own."""
+        tables = {name: unflattened(self.stacked[name], starts, merchant) for name, starts in self.starts.items()}
         return {
-            name: (unflattened(value, self.starts, merchant) if name in self.tables else value[merchant].clone()).cpu()
+            name: (tables[name] if name in tables else value[merchant].clone()).cpu()
             for name, value in self.stacked.items()
         }
 
 
-def stackable(student: TextModel) -> tuple[TextModel, dict[str, tuple[StackedLayer, str]]]:
-    """A copy of ``student`` with stacked layers that have no weights yet; and by weight name, its layer and its name
-    there. Raise CannotStack naming the layer."""
+def skeleton_of(student: TextModel) -> Skeleton:
+    """A copy of ``student`` with stacked layers that have no weights yet. Raise CannotStack naming the layer that
+    cannot be stacked."""
     frozen = {name for name, value in student.named_parameters() if not value.requires_grad}
+    if len(list(student.named_parameters(remove_duplicate=False))) > len(list(student.named_parameters())):
+        raise CannotStack("weights that two layers share")
     kept = set(student.state_dict()) - {name for name, _ in student.named_parameters()}
     if kept:
         raise CannotStack(f"it keeps {sorted(kept)[0]!r}, which training may change and which is no weight")
-    if len(list(student.named_parameters(remove_duplicate=False))) > len(list(student.named_parameters())):
-        raise CannotStack("weights that two layers share")
     owners = {name: module for name, module in student.named_modules() if list(module.parameters(recurse=False))}
     skeleton = copy.deepcopy(student, {id(value): value for value in student.parameters() if value.requires_grad})
     layers: dict[str, tuple[StackedLayer, str]] = {}
@@ -153,6 +174,8 @@ def stackable(student: TextModel) -> tuple[TextModel, dict[str, tuple[StackedLay
             continue
         if not path or not frozen.isdisjoint(names.values()):
             raise CannotStack(f"weights {', '.join(names.values())} that are frozen in part or the model's own")
+        if len(list(module.parameters())) > len(names):
+            raise CannotStack(f"layer {path}, a {type(module).__name__} with weights of its own and layers within")
         if id(module) not in made:
             made[id(module)] = _stacked_layer(path, module, student)
         parent, _, last = path.rpartition(".")
@@ -161,7 +184,7 @@ def stackable(student: TextModel) -> tuple[TextModel, dict[str, tuple[StackedLay
     for module in student.modules():
         if isinstance(module, _CROSS_EXAMPLE):
             raise CannotStack(f"a {type(module).__name__}, which mixes examples")
-    return skeleton, layers
+    return Skeleton(skeleton, layers)
 
 
 def _stacked_layer(path: str, module: nn.Module, student: TextModel) -> StackedLayer:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fed_distill.training.cohort.layers import CannotStack, StackedLayer
+from fed_distill.training.cohort.layers import Call, CannotStack, StackedLayer
 
 
 class TableLayer(StackedLayer):
@@ -41,15 +41,18 @@ class Table(TableLayer):
 
     weight: Tensor
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Rows ``[a * B, ..., width]`` of ``ids`` ``[a * B, ...]``; 0 is padding, which is never trained."""
-        return self._noted((ids,), F.embedding(ids, self.weight, padding_idx=0))
+    def __init__(self, plain: nn.Embedding) -> None:
+        super().__init__(plain)
+        _refuse_options(plain)
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows ``[N, ..., width]`` of ``ids`` ``[N, ...]``; 0 is padding, which is never trained."""
+        return self._noted((ids,), F.embedding(self._checked(ids), self.weight, padding_idx=0))
+
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """Sum over pairs of places with the same row of the product of their gradients."""
-        ids = torch.cat([inputs[0].flatten(1) for inputs, _ in self.calls], dim=1)
-        g = torch.cat([gradient.flatten(1, -2) for gradient in gradients], dim=1)
-        return same_row_products(ids, g, self._kept(ids)).view(merchants, -1)
+        ids, g = looked_up(self.calls, gradients)
+        return same_row_products(ids, g, self._kept(ids))
 
 
 class Rows(StackedLayer):
@@ -59,28 +62,24 @@ class Rows(StackedLayer):
 
     def __init__(self, plain: nn.Embedding) -> None:
         super().__init__(plain)
-        if plain.max_norm is not None or plain.scale_grad_by_freq or plain.sparse:
-            raise CannotStack("an Embedding with max_norm, scale_grad_by_freq or sparse gradients")
+        _refuse_options(plain)
         self.padding = plain.padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Rows ``[a * B, ..., width]`` of ``ids`` ``[a * B, ...]``."""
-        merchants, rows, width = self.weight.shape
-        if len(ids) % merchants:
-            raise CannotStack(f"an Embedding that is asked for {tuple(ids.shape)} rows, not for each example's")
-        offsets = torch.arange(merchants, device=ids.device).view(-1, *[1] * ids.dim()) * rows
-        placed = (ids.view(merchants, -1, *ids.shape[1:]) + offsets).view(ids.shape)
+        """Rows ``[N, ..., width]`` of ``ids`` ``[N, ...]``."""
+        self._checked(ids)
+        rows, width = self.weight.shape[1:]
+        placed = ids + self.layout.owner.view(-1, *[1] * (ids.dim() - 1)) * rows
         found = F.embedding(placed, self.weight.view(-1, width))
         if self.padding is not None:
             found = torch.where((ids == self.padding).unsqueeze(-1), found.detach(), found)
         return self._noted((ids,), found)
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """As for ``Table``."""
-        ids = torch.cat([inputs[0].flatten(1) for inputs, _ in self.calls], dim=1)
-        g = torch.cat([gradient.flatten(1, -2) for gradient in gradients], dim=1)
+        ids, g = looked_up(self.calls, gradients)
         kept = torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
-        return same_row_products(ids, g, kept).view(merchants, -1)
+        return same_row_products(ids, g, kept)
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Through the lookups once more."""
@@ -96,13 +95,13 @@ class Bag(TableLayer):
     importance: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Weighted sums of rows ``[a * B, width]`` of ``ids`` ``[a * B, features]``; 0 is padding."""
-        importance = F.embedding(ids, self.importance, padding_idx=0).squeeze(-1)
+        """Weighted sums of rows ``[N, width]`` of ``ids`` ``[N, features]``; 0 is padding."""
+        importance = F.embedding(self._checked(ids), self.importance, padding_idx=0).squeeze(-1)
         weights = torch.where(ids > 0, importance.exp(), 0.0)
         summed = F.embedding_bag(ids, self.table, per_sample_weights=weights, mode="sum", padding_idx=0)
         return self._noted((ids,), summed)
 
-    def square_norms(self, gradients: Sequence[Tensor], merchants: int) -> Tensor:
+    def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """From each row's coefficient in each call: a row's gradient is the calls' gradients in these proportions.
 
         Places of one example with the same row are brought together by sorting; a row's importance has the gradient
@@ -127,7 +126,19 @@ class Bag(TableLayer):
         at = group.unsqueeze(-1).expand_as(per_place)
         per_row = torch.zeros_like(coefficients).scatter_add_(1, at, per_place * first.unsqueeze(-1))
         importance = (coefficients * per_row).sum(dim=2).square().sum(dim=1)
-        return (table + importance).view(merchants, -1)
+        return table + importance
+
+
+def looked_up(calls: Sequence[Call], gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of every example, all row numbers that it looks up ``[N, P]`` and the gradients there ``[N, P, width]``."""
+    ids = [inputs[0].reshape(len(inputs[0]), -1) for inputs, _ in calls]
+    g = [one.reshape(*places.shape, one.shape[-1]) for places, one in zip(ids, gradients, strict=True)]
+    return torch.cat(ids, dim=1), torch.cat(g, dim=1)
+
+
+def _refuse_options(plain: nn.Embedding) -> None:
+    if plain.max_norm is not None or plain.scale_grad_by_freq or plain.sparse:
+        raise CannotStack("an Embedding with max_norm, scale_grad_by_freq or sparse gradients")
 
 
 def same_row_products(ids: Tensor, gradients: Tensor, kept: Tensor) -> Tensor:
@@ -155,8 +166,10 @@ def unflattened(flat: Tensor, starts: Sequence[int], merchant: int) -> Tensor:
     return torch.cat([flat[:1], flat[starts[merchant] : starts[merchant + 1]]])
 
 
-def placed(positions: Mapping[str, Tensor], starts: Sequence[int], merchant: int) -> dict[str, Tensor]:
-    """A merchant's map from row numbers to positions as one to places in the flat table."""
+def placed(positions: Mapping[str, Tensor], starts: Mapping[str, Sequence[int]], merchant: int) -> dict[str, Tensor]:
+    """A merchant's maps from row numbers to positions, by encoded field, as such to places in the flat table whose
+    ``starts`` these are."""
     return {
-        field: torch.where(position > 0, position + (starts[merchant] - 1), 0) for field, position in positions.items()
+        field: torch.where(positions[field] > 0, positions[field] + (own[merchant] - 1), 0)
+        for field, own in starts.items()
     }

@@ -5,6 +5,7 @@ step of all its merchants at once. What cannot be stacked goes to the sequential
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.models.base import TextModel
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.planning import Footprint, examined, memory_budget
+from fed_distill.training.cohort.stacking import Skeleton
 from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
@@ -22,7 +24,7 @@ from fed_distill.training.preparation import Prepared, prepare
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 
-CPU_COHORT, GPU_COHORT = 8, 1024
+CPU_COHORT, GPU_COHORT = 16, 1024
 """Merchants that train together at most, unless said otherwise. On a CPU more of them leave its cache (measured by
 ``experiments/benchmarks``); on a GPU memory is the limit."""
 
@@ -40,7 +42,7 @@ class CohortTrainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
     workers: int = 1
-    _footprints: dict[int, tuple[TextModel, Footprint | None]] = field(default_factory=dict, init=False)
+    _known: dict[int, tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(default_factory=dict, init=False)
     _smaller: int = field(default=1, init=False)
 
     def fit(
@@ -68,56 +70,83 @@ class CohortTrainer:
 
     def _fit_alike(self, members: Sequence[Prepared], pace: Pace, steps: Steps) -> Iterator[Fitted | Failure]:
         """Train merchants that share student and plan, ordered by falling number of steps."""
-        footprint = self._footprint(members[0])
-        if footprint is None or (len(members) == 1 and self._plain_is_as_good(members[0])):
+        batches = [index for member in members for segment in member.segments for index in segment.batches]
+        batch = max(map(len, batches), default=0)
+        alone = batch == 0 or (len(members) == 1 and self._plain_is_as_good(members[0]))
+        known = None if alone else self._examined(members)
+        if known is None:
             for member in members:
                 yield SequentialTrainer(self.config).fit_one(member, pace, steps.take)
             return
-        budget = memory_budget(self.device, self.workers) // self._smaller
-        batch = max(len(index) for member in members for segment in member.segments for index in segment.batches)
-        most = self.cohort or (GPU_COHORT if self.device.type == "cuda" else CPU_COHORT)
-        size = min(most, footprint.merchants(budget, batch))
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            together = footprint.examples(budget, len(part))
-            try:
-                fitted = list(Cohort(part, self.config, self.device, together).run(pace, steps.take))
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                yield from self._with_less(members[start:], pace, steps, error)
-                return
+        skeleton, footprint = known
+        while members:
+            size, together = self._cut(footprint, batch, len(members))
+            fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps)
+            if fitted is None:
+                self._shrink(footprint, batch, len(members))
+                continue
             yield from fitted
+            members = members[size:]
 
-    def _with_less(
-        self, members: Sequence[Prepared], pace: Pace, steps: Steps, error: RuntimeError
-    ) -> Iterator[Fitted | Failure]:
-        """Begin again where memory ran out, with half of it."""
-        if self._smaller >= 1024:
-            raise TrainingError(
-                "memory runs out even with one example at a time: lower training.batch_size or the student's size"
-            ) from error
-        self._smaller *= 2
-        _log.warning("memory ran out: cohorts are cut to 1/%d of what was planned from now on", self._smaller)
+    def _cut(self, footprint: Footprint, batch: int, members: int) -> tuple[int, int]:
+        """How many of ``members`` train next, and how many examples of each at a time."""
+        budget = memory_budget(self.device, self.workers) // self._smaller
+        most = self.cohort or (GPU_COHORT if self.device.type == "cuda" else CPU_COHORT)
+        most = min(most, footprint.merchants(budget, batch))
+        size = math.ceil(members / math.ceil(members / most))
+        return size, min(batch, footprint.examples(budget, size))
+
+    def _fit_cohort(
+        self, members: Sequence[Prepared], skeleton: Skeleton, together: int, pace: Pace, steps: Steps
+    ) -> list[Fitted | Failure] | None:
+        """Train one cohort; None if memory runs out, with nothing of it kept and its steps taken back.
+
+        Raise TrainingError if it runs out with a single example.
+        """
+        done = steps.done
+        try:
+            return list(Cohort(members, skeleton, self.config, self.device, together).run(pace, steps.take))
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if len(members) == 1 and together == 1:
+                raise TrainingError(
+                    f"{members[0].learner.name}: memory runs out even with one example at a time: lower "
+                    "data.max_examples or the student's size"
+                ) from error
+        steps.done = done
+        return None
+
+    def _shrink(self, footprint: Footprint, batch: int, members: int) -> None:
+        """Halve the memory that is planned with, from now on, until cohorts are cut smaller than they were."""
+        before = self._cut(footprint, batch, members)
+        while self._cut(footprint, batch, members) == before:
+            self._smaller *= 2
+        _log.warning(
+            "memory ran out with %d merchants and %d examples of each at a time: going on with %d and %d",
+            *before,
+            *self._cut(footprint, batch, members),
+        )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        yield from self._fit_alike(members, pace, steps)
 
-    def _footprint(self, member: Prepared) -> Footprint | None:
-        """What one of these merchants takes, found once for each student; None if it cannot be stacked."""
-        student = member.learner.student
-        if id(student) not in self._footprints:
+    def _examined(self, members: Sequence[Prepared]) -> tuple[Skeleton, Footprint] | None:
+        """The stacked student and what a merchant takes, found once for each; None if it cannot be stacked."""
+        student = members[0].learner.student
+        if id(student) not in self._known:
+            member = next(one for one in members if any(len(index) for part in one.segments for index in part.batches))
             moments = 2 if self.config.optimizer == "adamw" else 1
             try:
-                self._footprints[id(student)] = student, examined(member, self.device, moments)
+                self._known[id(student)] = student, examined(member, self.device, moments)
             except CannotStack as error:
                 _log.warning(
-                    "student %s cannot be trained by cohorts, so merchants train one after another: %s",
+                    "student %s cannot be trained by cohorts, so merchants train one after another, on the CPU in "
+                    "float32: %s",
                     student.kind or type(student).__name__,
                     error,
                 )
-                self._footprints[id(student)] = student, None
-        return self._footprints[id(student)][1]
+                self._known[id(student)] = student, None
+        return self._known[id(student)][1]
 
     def _plain_is_as_good(self, member: Prepared) -> bool:
         """Whether nothing is gained over the plain loop for a single merchant."""

@@ -10,9 +10,9 @@ from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
 from fed_distill.runtime import seeds
 from fed_distill.training.cohort.batches import Batch, PhaseData
-from fed_distill.training.cohort.optimizers import StackedOptimizer, clip
+from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped
 from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows
-from fed_distill.training.cohort.stacking import Stack
+from fed_distill.training.cohort.stacking import Skeleton, Stack
 from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.optimization import Pace
 from fed_distill.training.preparation import Prepared
@@ -23,14 +23,19 @@ class Cohort:
     """Merchants that train together: of one student and plan, ordered by falling number of steps."""
 
     def __init__(
-        self, members: Sequence[Prepared], config: TrainingConfig, device: torch.device, together: int
+        self,
+        members: Sequence[Prepared],
+        skeleton: Skeleton,
+        config: TrainingConfig,
+        device: torch.device,
+        together: int,
     ) -> None:
         """together: examples of each merchant that go through the model at a time; more of a batch go in turns."""
         learners = [member.learner for member in members]
         self._members, self._config, self._together = members, config, together
         self._student = learners[0].student
         self._stack = Stack(
-            self._student, [one.weights for one in learners], [member.submodel for member in members], device
+            skeleton, [one.weights for one in learners], [member.submodel for member in members], device
         )
         self._stack.model.train()
         self._optimizer = StackedOptimizer(self._stack, config, list(self._student.tables))
@@ -39,28 +44,31 @@ class Cohort:
 
     def run(self, pace: Pace, on_steps: Callable[[int], None]) -> Iterator[Fitted | Failure]:
         """Train all phases, then give every member's weights; ``on_steps`` is told how many merchants took a step."""
-        losses = [self._phase(number, pace, on_steps) for number in range(len(self._members[0].segments))]
+        segments = self._members[0].segments
+        pulled = any(segment.phase.proximal_mu for segment in segments)
+        anchor = {name: value.clone() for name, value in self._stack.stacked.items()} if pulled else {}
+        losses = [self._phase(number, anchor, pace, on_steps) for number in range(len(segments))]
         for place, member in enumerate(self._members):
             try:
                 yield member.fitted(self._stack.member(place), tuple(float(one[place]) for one in losses))
             except TrainingError as error:
                 yield Failure(member.learner.name, str(error))
 
-    def _phase(self, number: int, pace: Pace, on_steps: Callable[[int], None]) -> Tensor:
+    def _phase(self, number: int, anchor: Mapping[str, Tensor], pace: Pace, on_steps: Callable[[int], None]) -> Tensor:
         """Train one phase; returns each member's mean loss, over steps, of a private phase over drawn examples."""
         stack = self._stack
         segments = [member.segments[number] for member in self._members]
         data = PhaseData(segments, stack.device)
-        anchor = {name: value.clone() for name, value in stack.stacked.items()} if data.phase.proximal_mu else {}
         noise = Noise(stack, self._members, segments, number) if data.private else None
         total, weights = torch.zeros(2, len(segments), device=stack.device)
+        even = stack.even(data.private)
         for step in range(max(data.steps, default=0)):
             active = data.active(step)
             stack.activate(active)
-            batch = data.batch(step, active)
+            batch = data.batch(step, active, even)
             summed, gradients = self._mean(data, batch) if noise is None else self._private(data, batch, noise)
-            weight = torch.ones_like(summed) if noise is None else batch.sizes
-            total[:active] += summed / batch.sizes.clamp_min(1) * weight
+            weight = torch.ones_like(summed) if noise is None else batch.counted
+            total[:active] += summed / batch.counted.clamp_min(1) * weight
             weights[:active] += weight
             self._update(gradients, data, anchor, active, pace)
             on_steps(active)
@@ -70,14 +78,14 @@ class Cohort:
     def _mean(self, data: PhaseData, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Each merchant's summed loss, and the gradient of its mean."""
         names, weights = list(self._stack.parameters), list(self._stack.parameters.values())
-        summed = torch.zeros_like(batch.sizes)
+        summed = torch.zeros(len(batch.sizes), device=self._stack.device)
         gradients: dict[str, Tensor] = {}
         for part in batch.parts(self._together):
             with products(self._config):
                 losses = self._losses(data, part)
-                mean = (losses * (part.mask / batch.sizes.unsqueeze(1))).sum()
+                mean = (losses * (part.mask / batch.counted[part.owner])).sum()
                 found = torch.autograd.grad(mean, weights, allow_unused=True)
-            summed += (losses.detach() * part.mask).sum(dim=1)
+            summed.index_add_(0, part.owner, (losses.detach() * part.mask).to(summed.dtype))
             for name, value in zip(names, found, strict=True):
                 if value is not None:
                     gradients[name] = gradients[name] + value if name in gradients else value
@@ -85,43 +93,44 @@ class Cohort:
 
     def _private(self, data: PhaseData, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Each merchant's summed loss, and its noised sum of clipped gradients by its expected batch size."""
-        stack, segments = self._stack, data.segments[: len(batch.mask)]
+        stack, segments = self._stack, data.segments[: len(batch.sizes)]
         largest = torch.tensor([one.privacy.max_grad_norm for one in segments if one.privacy], device=stack.device)
         expected = torch.tensor([one.expected_batch for one in segments], device=stack.device)
-        summed = torch.zeros_like(batch.sizes)
+        summed = torch.zeros(len(segments), device=stack.device)
         sums: dict[str, Tensor] = {}
-        for part in batch.parts(self._together):
+        for part in batch.parts(self._together) if len(batch.index) else ():
             with stack.protected():
                 with products(self._config):
                     losses = self._losses(data, part)
                     flows = example_flows(stack, losses, part.mask)
                 found = clipped_sums(stack, flows, part.mask, largest)
-            summed += (losses.detach() * part.mask).sum(dim=1)
+            summed.index_add_(0, part.owner, (losses.detach() * part.mask).to(summed.dtype))
             sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+        if not sums:
+            sums = {name: torch.zeros_like(value) for name, value in stack.parameters.items()}
         noise.add(sums, len(segments))
         return summed, {name: value / stack.spread(name, expected, value.dim()) for name, value in sums.items()}
 
     def _losses(self, data: PhaseData, batch: Batch) -> Tensor:
-        """Loss of each example, ``[merchants, B]``."""
-        index = batch.index.flatten()
-        owner = torch.arange(len(batch.index), device=index.device).repeat_interleave(batch.index.shape[1])
-        inputs = self._stack.renumbered(self._student.collate(data.encoded, index), owner)
-        self._dropout.begin(self._done[: len(batch.index)], batch.first)
+        """Loss of each example, ``[N]``."""
+        inputs = self._stack.renumbered(self._student.collate(data.encoded, batch.index), batch.owner)
+        self._stack.layout.set(batch.sizes, batch.owner)
+        self._dropout.begin(self._done[: len(batch.sizes)], batch.owner, batch.column)
         with self._dropout, autocast(self._config, self._stack.device):
             outputs = self._stack.model(inputs)
-        losses: Tensor = data.phase.objective(outputs.to(self._stack.dtype), data.taken(index))
-        return losses.view(batch.mask.shape)
+        losses: Tensor = data.phase.objective(outputs.to(self._stack.dtype), data.taken(batch.index))
+        return losses
 
     def _update(
         self, gradients: dict[str, Tensor], data: PhaseData, anchor: Mapping[str, Tensor], active: int, pace: Pace
     ) -> None:
         stack = self._stack
-        for name, start in anchor.items():
+        for name, start in anchor.items() if data.phase.proximal_mu else ():
             end = stack.end(name, active)
             pull = (stack.stacked[name][:end] - start[:end]) * data.phase.proximal_mu
             gradients[name] = gradients[name] + pull if name in gradients else pull
         if self._config.clip_norm is not None and not data.private:
-            clip(stack, gradients, active, self._config.clip_norm)
+            gradients = clipped(stack, gradients, active, self._config.clip_norm)
         scale = data.phase.learning_rate_scale
         rates = [pace.at(self._done[place], self._members[place].steps) * scale for place in range(active)]
         self._optimizer.step(gradients, rates)

@@ -23,8 +23,15 @@ OPTIMIZERS = {
 }
 PACE = Pace(1e-2, "linear", 0.1)
 DP = ExampleDP(noise_multiplier=0.7, max_grad_norm=0.5)
-CASES = [(kind, optimizer) for kind in STUDENTS[:3] for optimizer in OPTIMIZERS]
-CASES += [(kind, optimizer) for kind in STUDENTS[3:] for optimizer in ("sgd", "adamw")]
+CASES = [(kind, optimizer) for kind in STUDENTS[:2] for optimizer in OPTIMIZERS]
+CASES += [(kind, optimizer) for kind in STUDENTS[2:] for optimizer in ("sgd", "adamw")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_falls_back(caplog):
+    """Else the sequential trainer would be compared with itself."""
+    yield
+    assert not caplog.get_records("call")
 
 
 def rounds(trainer, learners, plan, count=2):
@@ -64,8 +71,7 @@ def test_every_student_and_optimizer(kind, optimizer, privacy, small_student, me
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["two-tower", "bert-mini"])
+@pytest.mark.parametrize(("kind", "method"), [*(("two-tower", method) for method in METHODS), ("bert-mini", "turns")])
 def test_every_plan(kind, method, privacy, small_student, merchants, plans, distance):
     check_equal(merchants(small_student(kind), privacy), getattr(plans, method), distance, optimizer="sgd")
 

@@ -1,0 +1,112 @@
+"""A cohort's batches against each merchant's own."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fed_distill.config import TrainingConfig
+from fed_distill.privacy.dp_sgd import ExampleDP
+from fed_distill.training.cohort.batches import Batch, PhaseData, joined
+from fed_distill.training.preparation import prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def segments_of(words, merchants, plans):
+    """A function: segment ``number`` of the plan fedavg_kd for merchants ordered by falling number of steps."""
+
+    def make(number=0, privacy=None, batch_size=8, sizes=(21, 13, 4)):
+        learners = merchants(words(), privacy, sizes)
+        return [
+            prepare(one, plans.fedavg_kd, TrainingConfig(batch_size=batch_size)).segments[number] for one in learners
+        ]
+
+    return make
+
+
+def examples_of(data, batch, merchant):
+    """What one merchant's part of a batch holds: the encoded examples and references that count."""
+    counted = batch.index[merchant][batch.mask[merchant] == 1.0]
+    return {name: values[counted] for name, values in data.encoded.items()}, data.taken(counted)
+
+
+@pytest.mark.parametrize("privacy", [None, ExampleDP(1.0, 1.0)], ids=["plain", "private"])
+@pytest.mark.parametrize("number", [0, 1], ids=["own examples", "shared examples"])
+def test_every_step_holds_each_merchants_own_batch(number, privacy, segments_of):
+    segments = segments_of(number, privacy, batch_size=3)
+    data = PhaseData(segments, CPU)
+    assert data.private == (privacy is not None and number == 0)
+    for step in range(max(data.steps)):
+        active = data.active(step)
+        assert active == sum(len(segment.batches) > step for segment in segments)
+        batch = data.batch(step, active)
+        assert batch.sizes.tolist() == [len(segment.batches[step]) for segment in segments[:active]]
+        assert batch.index.shape == batch.mask.shape == (active, max(1, int(batch.sizes.max())))
+        for merchant, segment in enumerate(segments[:active]):
+            index = segment.batches[step]
+            encoded, references = examples_of(data, batch, merchant)
+            for name, values in segment.encoded.items():
+                assert torch.equal(encoded[name][:, : values.shape[1]], values[index])
+                assert not encoded[name][:, values.shape[1] :].any()
+            assert references.keys() == segment.references.keys()
+            assert all(torch.equal(references[name], values[index]) for name, values in segment.references.items())
+
+
+def test_what_all_merchants_share_is_not_copied(segments_of):
+    segments = segments_of(1)
+    data = PhaseData(segments, CPU)
+    assert data.encoded["ids"] is segments[0].encoded["ids"]
+    assert data.references["soft_labels"] is segments[0].references["soft_labels"]
+
+
+def test_equal_examples_with_references_of_their_own_are_not_shared(segments_of):
+    first, second, third = segments_of(1)
+    other = dataclasses.replace(second, references={"soft_labels": second.references["soft_labels"].flip(0)})
+    data = PhaseData([first, other, third], CPU)
+    batch = data.batch(0, 3)
+    _, references = examples_of(data, batch, 1)
+    assert torch.equal(references["soft_labels"], other.references["soft_labels"][other.batches[0]])
+
+
+def test_a_filler_is_an_example_that_its_merchant_draws(segments_of):
+    segments = segments_of(0, ExampleDP(1.0, 1.0), batch_size=1, sizes=(30, 12, 7))
+    data = PhaseData(segments, CPU)
+    ends = torch.tensor([len(segment.references["labels"]) for segment in segments]).cumsum(0).tolist()
+    fillers = [set(), set(), set()]
+    for step in range(max(data.steps)):
+        batch = data.batch(step, data.active(step))
+        for merchant in range(len(batch.index)):
+            fillers[merchant].update(batch.index[merchant][batch.mask[merchant] == 0.0].tolist())
+    for segment, start, found in zip(segments, [0, *ends], fillers, strict=False):
+        drawn = torch.cat(segment.batches) + start
+        assert len(found) == 1 and found <= set(drawn.tolist())
+
+
+def test_a_step_in_which_nobody_draws_anything_is_all_padding(segments_of):
+    segments = [
+        dataclasses.replace(one, batches=(torch.empty(0, dtype=torch.int64),))
+        for one in segments_of(0, ExampleDP(1, 1))
+    ]
+    batch = PhaseData(segments, CPU).batch(0, 3)
+    assert batch.mask.tolist() == [[0.0], [0.0], [0.0]]
+    assert batch.index.tolist() == [[0], [21], [34]]
+
+
+@pytest.mark.parametrize("together", [1, 3, 7, 8, 100])
+def test_parts_are_the_whole_in_order(together):
+    whole = Batch(torch.arange(16).view(2, 8), (torch.arange(16).view(2, 8) < 13).float())
+    parts = list(whole.parts(together))
+    assert torch.equal(torch.cat([part.index for part in parts], dim=1), whole.index)
+    assert torch.equal(torch.cat([part.mask for part in parts], dim=1), whole.mask)
+    assert [part.first for part in parts] == list(range(0, 8, together))
+    assert all(part.index.shape[1] <= together for part in parts)
+
+
+def test_joined_matrices_are_padded_with_zeros_to_the_widest():
+    parts = [torch.tensor([[1, 2], [3, 4]]), torch.tensor([[5, 6, 7]])]
+    assert joined(parts).tolist() == [[1, 2, 0], [3, 4, 0], [5, 6, 7]]
+    assert joined([torch.ones(2, 2), torch.zeros(1, 2)]).tolist() == [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    assert joined([torch.tensor([1, 2]), torch.tensor([3])]).tolist() == [1, 2, 3]
+    assert joined(parts[:1]) is parts[0]
