@@ -1,13 +1,14 @@
 """This project's own trainers, on the same cohort: in one process, and as Flower messages to worker processes.
 
-A round is all that a round of a run does with the weights: batches and submodels are drawn, merchants train, and what
-comes back is merged as a running sum. Only the order of a merchant's batches differs from the other contenders: it
-is drawn by the trainer.
+A round is all that a round of a run does with the weights: batches and submodels are drawn, merchants train, in the
+chunks in which a site is asked for them, and what comes back is merged as a running sum. Only the order of a merchant's
+batches differs from the other contenders: it is drawn by the trainer.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from fed_distill.transport.records import (
     encode_uplink,
     prefixed,
 )
+from server.sites import chunk_size
 
 _PUBLIC_SHOPS = 2
 """Merchants whose examples stand for the public proxy set where DP trains only the rows that this touches."""
@@ -55,8 +57,11 @@ def train(
     """Train the cohort in this process. ``size``: merchants trained together at most."""
     side = Side(cohort, settings.device, trainer, private, submodel, precision, size)
     weights: Weights = {name: value.clone() for name, value in side.student.state_dict().items()}
+    chunk = chunk_size(sum(value.nbytes for value in weights.values()))
+    chunks = [range(len(cohort.shops))[first : first + chunk] for first in range(0, len(cohort.shops), chunk)]
     for number in range(1, settings.rounds + 1):
-        weights = mean_weights(weights, side.round(number, weights, range(len(cohort.shops))))
+        trained = chain.from_iterable(side.round(number, weights, shops) for shops in chunks)
+        weights = mean_weights(weights, trained)
         if settings.device != "cpu":
             clock.device_memory(torch.cuda.max_memory_allocated())
         clock.round_done(partial(dict, weights))

@@ -35,7 +35,8 @@ class RunningMean:
 class RunningUpdate:
     """How far merchants moved each weight from ``current``, summed.
 
-    A table sent in part touches only its rows; what is not sent, because students freeze it, did not move.
+    A table sent in part touches only its rows; what is not sent, because students freeze it, did not move. Of what is
+    sent whole the values are summed, and ``current`` is taken off at the end: one pass less over each.
     """
 
     def __init__(self, current: Weights) -> None:
@@ -46,6 +47,7 @@ class RunningUpdate:
             for name, value in current.items()
             if value.is_floating_point()
         }
+        self._whole: dict[str, int] = {}
 
     @property
     def names(self) -> list[str]:
@@ -57,13 +59,14 @@ class RunningUpdate:
         if name not in sent.arrays:
             return
         value, rows = sent.arrays[name], sent.rows.get(name)
-        change = value - (self._current[name] if rows is None else self._current[name][rows])
-        if isinstance(weight, Tensor):
-            change, weight = change.double() * _by_row(weight, change.dim()), 1
         if rows is None:
-            self._sums[name].add_(change, alpha=weight)
-        else:
-            self._sums[name].index_add_(0, rows, change.double(), alpha=weight)
+            assert isinstance(weight, int)
+            self._whole[name] = self._whole.get(name, 0) + weight
+            self._sums[name].add_(value, alpha=weight)
+            return
+        change = (value - self._current[name][rows]).double()
+        change *= _by_row(weight, change.dim()) if isinstance(weight, Tensor) else weight
+        self._sums[name].index_add_(0, rows, change)
 
     def moved(self, name: str, weight: int | Tensor, rate: float = 1.0) -> Tensor:
         """``current[name]`` moved by ``rate`` times the mean update: the sum over ``weight``, one number or one a row.
@@ -75,7 +78,8 @@ class RunningUpdate:
             return current
         if isinstance(weight, Tensor):
             weight = _by_row(weight.clamp_min(1.0), current.dim())
-        return (current.double() + rate * self._sums[name] / weight).to(current.dtype)
+        change = self._sums[name] - self._whole.get(name, 0) * current.double()
+        return (current.double() + rate * change / weight).to(current.dtype)
 
 
 def mean_weights(current: Weights, uplinks: Iterable[Uplink]) -> dict[str, Tensor]:

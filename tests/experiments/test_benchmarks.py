@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.benchmarks import chart, run
+from experiments.benchmarks import chart, ours, run
 from experiments.benchmarks.ceiling import step_flops
 from experiments.benchmarks.contenders import Clock, Contender, Settings
 from experiments.benchmarks.plain import train
@@ -60,6 +60,22 @@ def test_the_same_seed_gives_every_contender_the_same_bytes(tmp_path, student):
     }
     assert all(same.values())
     assert not any(other.values())
+
+
+@pytest.mark.parametrize("contender", [ours.train, ours.train_with_workers])
+@pytest.mark.parametrize("student", ["two-tower", "bert-mini"])
+def test_our_trainers_do_the_plain_loops_work(tmp_path, student, contender, distance):
+    """With one batch a merchant its order does not matter, and all must end with the same weights."""
+    cohort = opened(tmp_path, student=student, texts=16, length=16, learning_rate=1e-4)
+    ends = []
+    for train_round in (train, contender):
+        clock = Clock("cpu")
+        train_round(cohort, Settings(rounds=1, threads=1), clock)
+        ends.append(clock.weights())
+    started = cohort.workload.new_student().state_dict()
+    ours_moved, plain_moved = ({k: v - started[k] for k, v in end.items()} for end in reversed(ends))
+    assert distance(plain_moved, {name: torch.zeros_like(value) for name, value in plain_moved.items()}) > 1.0
+    assert distance(ours_moved, plain_moved) < 1e-2
 
 
 def test_token_students_get_examples_of_exactly_the_asked_length(tmp_path):

@@ -14,11 +14,17 @@ from fed_distill.training.dropout import SeededDropout, mixed
 SEEDS = [seeds.derive(0, "merchant", number) for number in range(3)]
 
 
-def dropped(values, steps=(0,), first=0, of=SEEDS, p=0.5, calls=1, dropout=None):
-    """What is left of ``values`` after the last of ``calls`` calls in one forward pass."""
-    dropout = dropout or SeededDropout(of[: len(steps)])
+def dropped(values, steps=(0,), sizes=None, first=0, of=SEEDS, p=0.5, calls=1):
+    """What is left of ``values`` after the last of ``calls`` calls in one forward pass.
+
+    sizes: examples of each merchant, equally many unless said. first: the place of each one's first example.
+    """
+    sizes = sizes or [len(values) // len(steps)] * len(steps)
+    owner = torch.arange(len(steps)).repeat_interleave(torch.tensor(sizes))
+    column = torch.cat([torch.arange(first, first + size) for size in sizes])
+    dropout = SeededDropout(of[: len(steps)])
     with dropout:
-        dropout.begin(steps, first)
+        dropout.begin(steps, owner, column)
         for _ in range(calls):
             found = F.dropout(values, p)
     return found
@@ -110,11 +116,27 @@ def test_padding_parts_and_company_change_no_mask(merchants, examples, length, m
     turned = dropped(values.flip(0).flatten(0, 1), steps[::-1], of=SEEDS[:merchants][::-1])
     assert torch.equal(turned.view_as(values).flip(0), alone)
     parts = [
-        dropped(values[:, first : first + together].flatten(0, 1), steps, first)
+        dropped(values[:, first : first + together].flatten(0, 1), steps, first=first)
         for first in range(0, examples, together)
     ]
     whole = torch.cat([part.view(merchants, -1, length, 4) for part in parts], dim=1)
     assert torch.equal(whole, alone)
+
+
+@pytest.mark.parametrize("sizes", [[5, 2, 3], [0, 7, 3], [9, 0, 1]])
+def test_merchants_with_different_numbers_of_examples_have_the_masks_they_have_alone(sizes):
+    values = torch.randn(sum(sizes), 4, 6, generator=seeds.torch_stream(1))
+    found = dropped(values, (3, 8, 2), sizes).split(sizes)
+    for place, (own, part) in enumerate(zip(values.split(sizes), found, strict=True)):
+        assert torch.equal(part, dropped(own, (3, 8, 2)[place : place + 1], of=SEEDS[place:]))
+
+
+def test_a_batch_of_one_merchant_alone_needs_neither_owners_nor_places():
+    values, dropout = torch.ones(6, 50), SeededDropout(SEEDS[1:2])
+    with dropout:
+        dropout.begin([4])
+        found = F.dropout(values, 0.5)
+    assert torch.equal(found, dropped(values, (4,), of=SEEDS[1:]))
 
 
 def test_merchants_that_are_done_leave_the_masks_of_others():

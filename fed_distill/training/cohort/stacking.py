@@ -96,6 +96,12 @@ class Stack:
             setattr(layer, own, parameter)
             self.parameters[name] = parameter
 
+    def release(self) -> None:
+        """Give the weights up: the skeleton, which outlives this stack, must not keep their memory."""
+        for layer, own in self.layers.values():
+            setattr(layer, own, None)
+        self.parameters.clear()
+
     def even(self, private: bool) -> bool:
         """Whether the merchants of a batch must all have the same number of examples."""
         layers = [layer for layer, _ in self.layers.values()]
@@ -147,11 +153,10 @@ class Stack:
         }
 
     def member(self, merchant: int) -> dict[str, Tensor]:
-        """One merchant's weights as they are now, on the CPU, of memory of their own."""
+        """One merchant's weights, on the CPU; they may be views of the stack's, which must not be trained any more."""
         tables = {name: unflattened(self.stacked[name], starts, merchant) for name, starts in self.starts.items()}
         return {
-            name: (tables[name] if name in tables else value[merchant].clone()).cpu()
-            for name, value in self.stacked.items()
+            name: (tables[name] if name in tables else value[merchant]).cpu() for name, value in self.stacked.items()
         }
 
 

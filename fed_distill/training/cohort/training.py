@@ -47,7 +47,10 @@ class Cohort:
         segments = self._members[0].segments
         pulled = any(segment.phase.proximal_mu for segment in segments)
         anchor = {name: value.clone() for name, value in self._stack.stacked.items()} if pulled else {}
-        losses = [self._phase(number, anchor, pace, on_steps) for number in range(len(segments))]
+        try:
+            losses = [self._phase(number, anchor, pace, on_steps) for number in range(len(segments))]
+        finally:
+            self._stack.release()
         for place, member in enumerate(self._members):
             try:
                 yield member.fitted(self._stack.member(place), tuple(float(one[place]) for one in losses))

@@ -9,7 +9,7 @@ from torch import nn
 from fed_distill.config import TrainingConfig
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.runtime import seeds
-from fed_distill.training.cohort.stacking import Stack
+from fed_distill.training.cohort.stacking import Stack, skeleton_of
 from fed_distill.training.preparation import prepare
 
 ROWS = 64
@@ -60,6 +60,6 @@ def stack_of():
     def make(learners, plan, **config):
         members = [prepare(one, plan, TrainingConfig(**{"batch_size": 8, **config})) for one in learners]
         weights, submodels = [one.weights for one in learners], [one.submodel for one in members]
-        return members, Stack(learners[0].student, weights, submodels, torch.device("cpu"))
+        return members, Stack(skeleton_of(learners[0].student), weights, submodels, torch.device("cpu"))
 
     return make

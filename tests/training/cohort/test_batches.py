@@ -28,22 +28,27 @@ def segments_of(words, merchants, plans):
 
 def examples_of(data, batch, merchant):
     """What one merchant's part of a batch holds: the encoded examples and references that count."""
-    counted = batch.index[merchant][batch.mask[merchant] == 1.0]
+    counted = batch.index[(batch.owner == merchant) & (batch.mask == 1.0)]
     return {name: values[counted] for name, values in data.encoded.items()}, data.taken(counted)
 
 
+@pytest.mark.parametrize("even", [False, True], ids=["as drawn", "even"])
 @pytest.mark.parametrize("privacy", [None, ExampleDP(1.0, 1.0)], ids=["plain", "private"])
 @pytest.mark.parametrize("number", [0, 1], ids=["own examples", "shared examples"])
-def test_every_step_holds_each_merchants_own_batch(number, privacy, segments_of):
+def test_every_step_holds_each_merchants_own_batch(number, privacy, even, segments_of):
     segments = segments_of(number, privacy, batch_size=3)
     data = PhaseData(segments, CPU)
     assert data.private == (privacy is not None and number == 0)
     for step in range(max(data.steps)):
         active = data.active(step)
         assert active == sum(len(segment.batches) > step for segment in segments)
-        batch = data.batch(step, active)
-        assert batch.sizes.tolist() == [len(segment.batches[step]) for segment in segments[:active]]
-        assert batch.index.shape == batch.mask.shape == (active, max(1, int(batch.sizes.max())))
+        batch = data.batch(step, active, even)
+        drawn = [len(segment.batches[step]) for segment in segments[:active]]
+        assert batch.counted.tolist() == drawn
+        assert list(batch.sizes) == ([max(1, *drawn)] * active if even else drawn)
+        assert batch.owner.tolist() == [place for place, size in enumerate(batch.sizes) for _ in range(size)]
+        assert batch.column.tolist() == [column for size in batch.sizes for column in range(size)]
+        assert len(batch.index) == len(batch.mask) == sum(batch.sizes)
         for merchant, segment in enumerate(segments[:active]):
             index = segment.batches[step]
             encoded, references = examples_of(data, batch, merchant)
@@ -65,7 +70,7 @@ def test_equal_examples_with_references_of_their_own_are_not_shared(segments_of)
     first, second, third = segments_of(1)
     other = dataclasses.replace(second, references={"soft_labels": second.references["soft_labels"].flip(0)})
     data = PhaseData([first, other, third], CPU)
-    batch = data.batch(0, 3)
+    batch = data.batch(0, 3, even=False)
     _, references = examples_of(data, batch, 1)
     assert torch.equal(references["soft_labels"], other.references["soft_labels"][other.batches[0]])
 
@@ -76,32 +81,47 @@ def test_a_filler_is_an_example_that_its_merchant_draws(segments_of):
     ends = torch.tensor([len(segment.references["labels"]) for segment in segments]).cumsum(0).tolist()
     fillers = [set(), set(), set()]
     for step in range(max(data.steps)):
-        batch = data.batch(step, data.active(step))
-        for merchant in range(len(batch.index)):
-            fillers[merchant].update(batch.index[merchant][batch.mask[merchant] == 0.0].tolist())
+        batch = data.batch(step, data.active(step), even=True)
+        for merchant in range(len(batch.sizes)):
+            fillers[merchant].update(batch.index[(batch.owner == merchant) & (batch.mask == 0.0)].tolist())
     for segment, start, found in zip(segments, [0, *ends], fillers, strict=False):
         drawn = torch.cat(segment.batches) + start
         assert len(found) == 1 and found <= set(drawn.tolist())
 
 
-def test_a_step_in_which_nobody_draws_anything_is_all_padding(segments_of):
+def test_a_step_in_which_nobody_draws_anything_is_empty_or_all_padding(segments_of):
     segments = [
         dataclasses.replace(one, batches=(torch.empty(0, dtype=torch.int64),))
         for one in segments_of(0, ExampleDP(1, 1))
     ]
-    batch = PhaseData(segments, CPU).batch(0, 3)
-    assert batch.mask.tolist() == [[0.0], [0.0], [0.0]]
-    assert batch.index.tolist() == [[0], [21], [34]]
+    data = PhaseData(segments, CPU)
+    batch = data.batch(0, 3, even=True)
+    assert batch.mask.tolist() == [0.0, 0.0, 0.0]
+    assert batch.index.tolist() == [0, 21, 34]
+    empty = data.batch(0, 3, even=False)
+    assert len(empty.index) == len(empty.mask) == 0
+    assert list(empty.sizes) == empty.counted.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 0, 3)], ids=["even", "as drawn"])
 @pytest.mark.parametrize("together", [1, 3, 7, 8, 100])
-def test_parts_are_the_whole_in_order(together):
-    whole = Batch(torch.arange(16).view(2, 8), (torch.arange(16).view(2, 8) < 13).float())
+def test_parts_are_the_whole_in_order(together, sizes):
+    count, counted = sum(sizes), torch.tensor(sizes)
+    owner = torch.arange(len(sizes)).repeat_interleave(counted)
+    column = torch.cat([torch.arange(size) for size in sizes])
+    whole = Batch(torch.arange(count), owner, column, (torch.arange(count) % 5 > 0).float(), sizes, counted)
     parts = list(whole.parts(together))
-    assert torch.equal(torch.cat([part.index for part in parts], dim=1), whole.index)
-    assert torch.equal(torch.cat([part.mask for part in parts], dim=1), whole.mask)
-    assert [part.first for part in parts] == list(range(0, 8, together))
-    assert all(part.index.shape[1] <= together for part in parts)
+    for merchant, size in enumerate(sizes):
+        for name in ("index", "column", "mask"):
+            own = [getattr(part, name)[part.owner == merchant] for part in parts]
+            assert torch.equal(torch.cat(own), getattr(whole, name)[owner == merchant])
+        assert [part.sizes[merchant] for part in parts] == [
+            len(range(size)[first : first + together]) for first in range(0, 8, together)
+        ]
+    for part in parts:
+        assert part.owner.tolist() == [place for place, size in enumerate(part.sizes) for _ in range(size)]
+        assert max(part.sizes) <= together
+        assert torch.equal(part.counted, counted)
 
 
 def test_joined_matrices_are_padded_with_zeros_to_the_widest():

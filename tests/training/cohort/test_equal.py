@@ -7,6 +7,7 @@ import torch
 
 from fed_distill.config import TrainingConfig
 from fed_distill.privacy.dp_sgd import ExampleDP
+from fed_distill.training.cohort.stacking import Stack
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.sequential import SequentialTrainer
@@ -114,3 +115,12 @@ def test_each_merchant_has_its_own_noise_and_norm(small_student, merchants, plan
         for number, one in enumerate(merchants(small_student("two-tower")))
     ]
     check_equal(learners, plans.fedavg, distance, optimizer="sgd")
+
+
+@pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
+@pytest.mark.parametrize("kind", ["two-tower", "bert-mini"])
+def test_padded_to_the_same_number_of_examples_as_on_a_gpu(
+    kind, privacy, small_student, merchants, plans, distance, monkeypatch
+):
+    monkeypatch.setattr(Stack, "even", lambda stack, private: True)
+    check_equal(merchants(small_student(kind), privacy), plans.turns, distance, optimizer="sgd")

@@ -1,4 +1,5 @@
-"""Every stacked layer against a plain module for each merchant, its example gradients against autograd's one by one."""
+"""Every stacked layer against a plain module for each merchant, its example gradients against autograd's one by one;
+with as many examples of each merchant and with different numbers, one of them none."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from fed_distill.runtime import seeds
 from fed_distill.training.cohort.layers import LSTM, CannotStack, LayerNorm, Linear, Mapped, linear_square_norms
 from fed_distill.training.cohort.tables import Bag, Rows, Table, flat_starts, flattened, unflattened
 
-MERCHANTS, EXAMPLES = 3, 4
+MERCHANTS, N = 3, 12
+LAYOUTS = {"even": (4, 4, 4), "uneven": (7, 0, 5)}
 
 
 @dataclass
@@ -28,21 +30,28 @@ class Case:
     inputs: tuple[torch.Tensor, ...]
     own_inputs: tuple[torch.Tensor, ...]
     use: Any
+    sizes: tuple[int, ...]
     starts: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.layer.layout.set(self.sizes, owners(self.sizes))
 
     def of_merchant(self, values: torch.Tensor, merchant: int) -> torch.Tensor:
         return values[merchant] if self.starts is None else unflattened(values, self.starts, merchant)
 
     def losses(self) -> torch.Tensor:
-        return loss(self.use(self.layer, *self.inputs)).view(MERCHANTS, EXAMPLES)
+        return loss(self.use(self.layer, *self.inputs))
 
-    def alone(self, merchant: int, example: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def alone(self, place: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One example's loss and its gradient."""
-        place = merchant * EXAMPLES + example
-        plain = self.plain[merchant]
+        plain = self.plain[owners(self.sizes)[place]]
         one = loss(self.use(plain, *(values[place : place + 1] for values in self.own_inputs)))[0]
         names = [name for name, _ in plain.named_parameters()]
         return one.detach(), dict(zip(names, torch.autograd.grad(one, list(plain.parameters())), strict=True))
+
+
+def owners(sizes):
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
 
 def loss(vectors):
@@ -104,15 +113,15 @@ class Gate(nn.Module):
         return (values @ self.mixing + self.shift).tanh() * gate.unsqueeze(1)
 
 
-def stack_case(kind, make, inputs, use=once):
+def stack_case(sizes, kind, make, inputs, use=once):
     plain = [randomized(make(), merchant) for merchant in range(MERCHANTS)]
     layer = kind(plain[0])
     for name in layer.own:
         setattr(layer, name, nn.Parameter(torch.stack([getattr(one, name).detach() for one in plain])))
-    return Case(layer, plain, inputs, inputs, use)
+    return Case(layer, plain, inputs, inputs, use, sizes)
 
 
-def table_case(kind, make, fields, use=once):
+def table_case(sizes, kind, make, fields, use=once):
     """Merchants with tables of 7, 4 and 9 rows; ``fields``: positions looked up in each call."""
     rows = (7, 4, 9)
     plain = [randomized(make(count), merchant) for merchant, count in enumerate(rows)]
@@ -125,52 +134,65 @@ def table_case(kind, make, fields, use=once):
         setattr(layer, name, nn.Parameter(flattened([getattr(one, name).detach() for one in plain])))
     draw = seeds.torch_stream(5)
     own = [
-        torch.cat([torch.randint(0, count, (EXAMPLES, places), generator=draw) for count in rows]) for places in fields
+        torch.cat(
+            [torch.randint(0, count, (size, places), generator=draw) for count, size in zip(rows, sizes, strict=True)]
+        )
+        for places in fields
     ]
-    owner = torch.arange(MERCHANTS).repeat_interleave(EXAMPLES).unsqueeze(1)
+    owner = owners(sizes).unsqueeze(1)
     placed = [torch.where(ids > 0, ids + torch.tensor(starts)[owner] - 1, 0) for ids in own]
     layer.trainable = torch.arange(starts[-1]) > 0
-    return Case(layer, plain, tuple(placed), tuple(own), use, starts)
+    return Case(layer, plain, tuple(placed), tuple(own), use, sizes, starts)
 
 
-N = MERCHANTS * EXAMPLES
 CASES = {
-    "linear": lambda: stack_case(Linear, lambda: nn.Linear(5, 3), (drawn(N, 5),)),
-    "linear without bias": lambda: stack_case(Linear, lambda: nn.Linear(5, 3, bias=False), (drawn(N, 5),)),
-    "linear, few positions": lambda: stack_case(Linear, lambda: nn.Linear(6, 5), (drawn(N, 3, 6),)),
-    "linear, many positions": lambda: stack_case(Linear, lambda: nn.Linear(3, 2), (drawn(N, 6, 3),)),
-    "linear, no bias, many positions": lambda: stack_case(
-        Linear, lambda: nn.Linear(3, 2, bias=False), (drawn(N, 6, 3),)
+    "linear": lambda sizes: stack_case(sizes, Linear, lambda: nn.Linear(5, 3), (drawn(N, 5),)),
+    "linear without bias": lambda sizes: stack_case(sizes, Linear, lambda: nn.Linear(5, 3, bias=False), (drawn(N, 5),)),
+    "linear, few positions": lambda sizes: stack_case(sizes, Linear, lambda: nn.Linear(6, 5), (drawn(N, 3, 6),)),
+    "linear, many positions": lambda sizes: stack_case(sizes, Linear, lambda: nn.Linear(3, 2), (drawn(N, 6, 3),)),
+    "linear, no bias, many positions": lambda sizes: stack_case(
+        sizes, Linear, lambda: nn.Linear(3, 2, bias=False), (drawn(N, 6, 3),)
     ),
-    "linear, two dimensions of positions": lambda: stack_case(Linear, lambda: nn.Linear(3, 2), (drawn(N, 2, 3, 3),)),
-    "linear twice": lambda: stack_case(Linear, lambda: nn.Linear(4, 4), (drawn(N, 4),), twice),
-    "linear twice over positions": lambda: stack_case(Linear, lambda: nn.Linear(4, 4), (drawn(N, 3, 4),), twice),
-    "norm": lambda: stack_case(LayerNorm, lambda: nn.LayerNorm(5), (drawn(N, 5),)),
-    "norm without bias": lambda: stack_case(LayerNorm, lambda: nn.LayerNorm(5, bias=False), (drawn(N, 3, 5),)),
-    "norm twice": lambda: stack_case(LayerNorm, lambda: nn.LayerNorm(5), (drawn(N, 3, 5),), twice),
-    "recurrence": lambda: stack_case(LSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states),
-    "recurrence twice": lambda: stack_case(
-        LSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states_twice
+    "linear, two dimensions of positions": lambda sizes: stack_case(
+        sizes, Linear, lambda: nn.Linear(3, 2), (drawn(N, 2, 3, 3),)
     ),
-    "any other": lambda: stack_case(Mapped, lambda: NoNorm(5), (drawn(N, 3, 5),)),
-    "any other twice": lambda: stack_case(Mapped, lambda: NoNorm(5), (drawn(N, 3, 5),), twice),
-    "any other of two inputs": lambda: stack_case(Mapped, Gate, (drawn(N, 2, 3), drawn(N, 3, seed=1))),
-    "convolution": lambda: stack_case(Mapped, lambda: nn.Conv1d(2, 3, 2), (drawn(N, 2, 5),)),
-    "rows": lambda: stack_case(Rows, lambda: nn.Embedding(4, 3), (ids(N, 5, high=4),)),
-    "rows with padding": lambda: stack_case(Rows, lambda: nn.Embedding(4, 3, padding_idx=2), (ids(N, 5, high=4),)),
-    "one row each": lambda: stack_case(Rows, lambda: nn.Embedding(4, 3, padding_idx=0), (ids(N, high=4),)),
-    "rows called twice": lambda: stack_case(
-        Rows, lambda: nn.Embedding(4, 3), (ids(N, 5, high=4), ids(N, 2, high=4, seed=1)), bags_of_rows
+    "linear twice": lambda sizes: stack_case(sizes, Linear, lambda: nn.Linear(4, 4), (drawn(N, 4),), twice),
+    "linear twice over positions": lambda sizes: stack_case(
+        sizes, Linear, lambda: nn.Linear(4, 4), (drawn(N, 3, 4),), twice
     ),
-    "table": lambda: table_case(Table, lambda rows: nn.Embedding(rows, 3, padding_idx=0), (6,)),
-    "table twice": lambda: table_case(
+    "norm": lambda sizes: stack_case(sizes, LayerNorm, lambda: nn.LayerNorm(5), (drawn(N, 5),)),
+    "norm without bias": lambda sizes: stack_case(
+        sizes, LayerNorm, lambda: nn.LayerNorm(5, bias=False), (drawn(N, 3, 5),)
+    ),
+    "norm twice": lambda sizes: stack_case(sizes, LayerNorm, lambda: nn.LayerNorm(5), (drawn(N, 3, 5),), twice),
+    "recurrence": lambda sizes: stack_case(
+        sizes, LSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states
+    ),
+    "recurrence twice": lambda sizes: stack_case(
+        sizes, LSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states_twice
+    ),
+    "any other": lambda sizes: stack_case(sizes, Mapped, lambda: NoNorm(5), (drawn(N, 3, 5),)),
+    "any other twice": lambda sizes: stack_case(sizes, Mapped, lambda: NoNorm(5), (drawn(N, 3, 5),), twice),
+    "any other of two inputs": lambda sizes: stack_case(sizes, Mapped, Gate, (drawn(N, 2, 3), drawn(N, 3, seed=1))),
+    "convolution": lambda sizes: stack_case(sizes, Mapped, lambda: nn.Conv1d(2, 3, 2), (drawn(N, 2, 5),)),
+    "rows": lambda sizes: stack_case(sizes, Rows, lambda: nn.Embedding(4, 3), (ids(N, 5, high=4),)),
+    "rows with padding": lambda sizes: stack_case(
+        sizes, Rows, lambda: nn.Embedding(4, 3, padding_idx=2), (ids(N, 5, high=4),)
+    ),
+    "one row each": lambda sizes: stack_case(sizes, Rows, lambda: nn.Embedding(4, 3, padding_idx=0), (ids(N, high=4),)),
+    "rows called twice": lambda sizes: stack_case(
+        sizes, Rows, lambda: nn.Embedding(4, 3), (ids(N, 5, high=4), ids(N, 2, high=4, seed=1)), bags_of_rows
+    ),
+    "table": lambda sizes: table_case(sizes, Table, lambda rows: nn.Embedding(rows, 3, padding_idx=0), (6,)),
+    "table twice": lambda sizes: table_case(
+        sizes,
         Table,
         lambda rows: nn.Embedding(rows, 3, padding_idx=0),
         (6, 3),
         lambda layer, *both: bags_of_rows(layer, *both),
     ),
-    "bag": lambda: table_case(Bag, lambda rows: WeightedBag(rows, 3), (6,)),
-    "bag twice": lambda: table_case(Bag, lambda rows: WeightedBag(rows, 3), (8, 5), bags),
+    "bag": lambda sizes: table_case(sizes, Bag, lambda rows: WeightedBag(rows, 3), (6,)),
+    "bag twice": lambda sizes: table_case(sizes, Bag, lambda rows: WeightedBag(rows, 3), (8, 5), bags),
 }
 
 
@@ -183,9 +205,27 @@ def bags_of_rows(layer, text, pair):
     return torch.cat([first, second, first * second], dim=1)
 
 
-@pytest.fixture(params=CASES)
+def supported(recording):
+    """Each case in each layout that its layer can compute."""
+    found = []
+    for name, make in CASES.items():
+        kind = type(make(LAYOUTS["even"]).layer)
+        needs_even = kind.needs_even or (recording and kind.needs_even_recording)
+        found += [pytest.param((name, layout), id=f"{name}-{layout}") for layout in list(LAYOUTS)[: 2 - needs_even]]
+    return found
+
+
+def made(name, layout="even"):
+    return CASES[name](LAYOUTS[layout])
+
+
+@pytest.fixture
 def case(request):
-    return CASES[request.param]()
+    return made(*request.param)
+
+
+plain = pytest.mark.parametrize("case", supported(recording=False), indirect=True)
+recorded = pytest.mark.parametrize("case", supported(recording=True), indirect=True)
 
 
 def close(found, expected):
@@ -193,33 +233,43 @@ def close(found, expected):
 
 
 def examples_of(case):
-    found = [[case.alone(merchant, example) for example in range(EXAMPLES)] for merchant in range(MERCHANTS)]
-    return SimpleNamespace(
-        losses=torch.stack([torch.stack([one for one, _ in row]) for row in found]),
-        gradients=[[gradient for _, gradient in row] for row in found],
-    )
+    """Losses and gradients of the examples one by one, merchant after merchant."""
+    losses, gradients = zip(*(case.alone(place) for place in range(N)), strict=True)
+    return SimpleNamespace(losses=torch.stack(losses), gradients=gradients)
 
 
 def check_sums(case, found, expected, factors):
+    owner = owners(case.sizes).tolist()
     for merchant in range(MERCHANTS):
         for name, values in found.items():
-            total = sum(
-                float(factor) * one[name]
-                for factor, one in zip(factors[merchant], expected.gradients[merchant], strict=True)
-            )
-            close(case.of_merchant(values, merchant), total)
+            own = case.of_merchant(values, merchant)
+            total = torch.zeros_like(own)
+            for place, gradient in enumerate(expected.gradients):
+                if owner[place] == merchant:
+                    total += float(factors[place]) * gradient[name]
+            close(own, total)
 
 
-@pytest.mark.parametrize("record", [False, True], ids=["plain", "recorded"])
-def test_each_merchant_gets_its_own_outputs_and_gradients(case, record):
-    case.layer.record = record
+def check_outputs_and_gradients(case):
     expected = examples_of(case)
     losses = case.losses()
     close(losses, expected.losses)
     weights = {name: getattr(case.layer, name) for name in case.layer.own}
     found = dict(zip(weights, torch.autograd.grad(losses.sum(), list(weights.values())), strict=True))
-    check_sums(case, found, expected, torch.ones(MERCHANTS, EXAMPLES))
-    assert bool(case.layer.calls) == record
+    check_sums(case, found, expected, torch.ones(N))
+
+
+@plain
+def test_each_merchant_gets_its_own_outputs_and_gradients(case):
+    check_outputs_and_gradients(case)
+    assert not case.layer.calls
+
+
+@recorded
+def test_recording_changes_neither_outputs_nor_gradients(case):
+    case.layer.record = True
+    check_outputs_and_gradients(case)
+    assert case.layer.calls
 
 
 def flows_of(case):
@@ -229,69 +279,69 @@ def flows_of(case):
     return torch.autograd.grad(losses.sum(), [output for _, output in case.layer.calls], retain_graph=True)
 
 
-def square(gradient):
-    return sum(value.square().sum() for value in gradient.values())
+def squares(gradients):
+    return torch.stack([sum(value.square().sum() for value in one.values()) for one in gradients])
 
 
+def drawn_factors():
+    factors = torch.rand(N, generator=seeds.torch_stream(9), dtype=torch.float64)
+    factors[5] = 0.0
+    return factors
+
+
+@recorded
 def test_norms_are_those_of_each_examples_gradient(case):
-    found = case.layer.square_norms(flows_of(case), MERCHANTS)
-    close(found, torch.stack([torch.stack([square(one) for one in row]) for row in examples_of(case).gradients]))
+    close(case.layer.square_norms(flows_of(case)), squares(examples_of(case).gradients))
 
 
+@recorded
 def test_clipped_sums_are_those_of_each_examples_gradient(case):
-    factors = torch.rand(MERCHANTS, EXAMPLES, generator=seeds.torch_stream(9), dtype=torch.float64)
-    factors[1, 2] = 0.0
-    flows = flows_of(case)
-    case.layer.square_norms(flows, MERCHANTS)
+    flows, factors = flows_of(case), drawn_factors()
+    case.layer.square_norms(flows)
     sums = case.layer.clipped_sums(flows, factors)
     assert sums.keys() == set(case.layer.own)
     check_sums(case, sums, examples_of(case), factors)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["table", "table twice", "bag", "bag twice"])
-def test_rows_that_may_not_change_count_for_nothing(name):
-    case = CASES[name]()
+def test_rows_that_may_not_change_count_for_nothing(name, layout):
+    case = made(name, layout)
     case.layer.trainable = case.layer.trainable & (torch.arange(len(case.layer.trainable)) % 3 > 0)
-    flows = flows_of(case)
-    allowed = [case.of_merchant(case.layer.trainable, merchant) for merchant in range(MERCHANTS)]
+    flows, factors = flows_of(case), drawn_factors()
     expected = examples_of(case)
-    for merchant, row in enumerate(expected.gradients):
-        for gradient in row:
-            for value in gradient.values():
-                value[~allowed[merchant]] = 0.0
-    found = case.layer.square_norms(flows, MERCHANTS)
-    close(found, torch.stack([torch.stack([square(one) for one in row]) for row in expected.gradients]))
-    factors = torch.rand(MERCHANTS, EXAMPLES, generator=seeds.torch_stream(9), dtype=torch.float64)
+    for merchant, gradient in zip(owners(case.sizes).tolist(), expected.gradients, strict=True):
+        for value in gradient.values():
+            value[~case.of_merchant(case.layer.trainable, merchant)] = 0.0
+    close(case.layer.square_norms(flows), squares(expected.gradients))
     check_sums(case, case.layer.clipped_sums(flows, factors), expected, factors)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    merchants=st.integers(1, 3),
-    examples=st.integers(1, 3),
+    examples=st.integers(1, 70),
     positions=st.integers(1, 6),
     fan_in=st.integers(1, 6),
     fan_out=st.integers(1, 6),
     seed=st.integers(0, 1000),
 )
-def test_norms_of_products_of_any_shape(merchants, examples, positions, fan_in, fan_out, seed):
-    x = drawn(merchants, examples, positions, fan_in, seed=seed)
-    g = drawn(merchants, examples, positions, fan_out, seed=seed + 1)
-    gradients = torch.einsum("abpo,abpi->aboi", g, x)
-    torch.testing.assert_close(linear_square_norms(x, g), gradients.square().sum(dim=(2, 3)), rtol=1e-9, atol=1e-10)
+def test_norms_of_products_of_any_shape(examples, positions, fan_in, fan_out, seed):
+    x = drawn(examples, positions, fan_in, seed=seed)
+    g = drawn(examples, positions, fan_out, seed=seed + 1)
+    gradients = torch.einsum("npo,npi->noi", g, x)
+    close(linear_square_norms(x, g), gradients.square().sum(dim=(1, 2)))
 
 
 def test_norms_whose_terms_cancel_are_not_below_zero():
-    x = torch.tensor([[[[1.0, 1e-4], [1.0, 1e-4]]]]).repeat(1, 1, 1, 8)
-    g = torch.tensor([[[[3.3], [-3.3]]]]).repeat(1, 1, 1, 8)
-    assert linear_square_norms(x, g).tolist() == [[pytest.approx(0.0, abs=1e-4)]]
+    x = torch.tensor([[[1.0, 1e-4], [1.0, 1e-4]]]).repeat(1, 1, 8)
+    g = torch.tensor([[[3.3], [-3.3]]]).repeat(1, 1, 8)
+    assert linear_square_norms(x, g).tolist() == [pytest.approx(0.0, abs=1e-4)]
     assert float(linear_square_norms(x, g)) >= 0.0
 
 
 def test_what_was_recorded_can_be_forgotten():
-    case = CASES["norm twice"]()
-    flows = flows_of(case)
-    case.layer.square_norms(flows, MERCHANTS)
+    case = made("norm twice")
+    case.layer.square_norms(flows_of(case))
     assert len(case.layer.calls) == 2
     case.layer.forget()
     assert case.layer.calls == []
@@ -316,10 +366,22 @@ def test_what_cannot_be_stacked_is_refused(kind, plain, reason):
         kind(plain)
 
 
-def test_rows_asked_for_once_for_all_examples_are_refused():
-    case = CASES["rows"]()
-    with pytest.raises(CannotStack, match=r"asked for \(1, 5\) rows"):
-        case.layer(torch.arange(5).clamp_max(3).unsqueeze(0))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("inputs", [1, N - 1, N * 2])
+@pytest.mark.parametrize("name", ["linear, few positions", "norm twice", "rows", "table", "bag"])
+def test_a_layer_called_with_another_number_of_inputs_than_examples_is_refused(name, inputs, layout):
+    case = made(name, layout)
+    x = case.inputs[0]
+    kind = type(case.layer).__name__
+    with pytest.raises(CannotStack, match=f"a {kind} is called with {inputs} inputs for {N} examples"):
+        case.layer(torch.cat([x, x])[:inputs])
+
+
+@pytest.mark.parametrize("name", ["recurrence", "any other of two inputs"])
+def test_so_is_one_that_needs_as_many_examples_of_each_merchant(name):
+    case = made(name)
+    with pytest.raises(CannotStack, match=f"is called with {N - MERCHANTS} inputs for {N} examples"):
+        case.layer(*(x[: N - MERCHANTS] for x in case.inputs))
 
 
 def test_flat_tables_give_back_each_merchants_rows():

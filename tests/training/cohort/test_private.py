@@ -80,23 +80,24 @@ def test_noise_does_not_depend_on_who_else_is_in_the_cohort(small_student, merch
                 assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def contributions(stack, members, precision):
-    """What each drawn example adds to its merchant's sum, as one vector; ``[merchants, B, entries]`` and the mask."""
+def contributions(stack, members, precision, even):
+    """What each drawn example adds to its merchant's sum, as one vector: ``[columns][merchants][entries]``; and the
+    mask, ``[merchants, columns]``."""
     student = members[0].learner.student
     data = PhaseData([member.segments[0] for member in members], stack.device)
-    batch = data.batch(0, len(members))
+    batch = data.batch(0, len(members), even)
     stack.activate(len(members))
-    index = batch.index.flatten()
-    owner = torch.arange(len(members)).repeat_interleave(batch.index.shape[1])
+    stack.layout.set(batch.sizes, batch.owner)
     largest = torch.tensor([member.learner.privacy.max_grad_norm for member in members])
+    counts = torch.zeros(len(members), max(batch.sizes))
+    counts[batch.owner, batch.column] = batch.mask
     found = []
-    for place in range(batch.index.shape[1]):
+    for place in range(max(batch.sizes)):
         with stack.protected():
             with autocast(TrainingConfig(precision=precision), stack.device):
-                outputs = stack.model(stack.renumbered(student.collate(data.encoded, index), owner))
-            losses = data.phase.objective(outputs.to(stack.dtype), data.taken(index)).view(batch.mask.shape)
-            mask = torch.zeros_like(batch.mask)
-            mask[:, place] = batch.mask[:, place]
+                outputs = stack.model(stack.renumbered(student.collate(data.encoded, batch.index), batch.owner))
+            losses = data.phase.objective(outputs.to(stack.dtype), data.taken(batch.index))
+            mask = batch.mask * (batch.column == place)
             sums = clipped_sums(stack, example_flows(stack, losses, mask), mask, largest)
         found.append(
             [
@@ -104,22 +105,28 @@ def contributions(stack, members, precision):
                 for merchant in range(len(members))
             ]
         )
-    return found, batch.mask
+    return found, counts
+
+
+LAYOUTS = [(kind, even) for kind in ("two-tower", "mobilebert") for even in (False, True)]
+LAYOUTS += [("lstm", True), ("bert-mini", False)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["two-tower", "lstm", "bert-mini", "mobilebert"])
-def test_no_example_contributes_more_than_its_norm(kind, precision, small_student, merchants, plans, stack_of):
+@pytest.mark.parametrize(("kind", "even"), LAYOUTS)
+def test_no_example_contributes_more_than_its_norm(kind, even, precision, small_student, merchants, plans, stack_of):
     limits = (0.05, 0.5, 50.0)
     learners = [
         merchants(small_student(kind), ExampleDP(1.0, limit), (20, 5, 9))[place] for place, limit in enumerate(limits)
     ]
     members, stack = stack_of(learners, plans.fedavg)
-    found, mask = contributions(stack, members, precision)
+    assert even or not stack.even(private=True)
+    found, counts = contributions(stack, members, precision, even)
+    assert counts.sum() < counts.numel()
     for place, of_merchants in enumerate(found):
         for merchant, (vector, limit) in enumerate(zip(of_merchants, limits, strict=True)):
             norm = float(vector.norm())
-            if mask[merchant, place] == 0.0:
+            if counts[merchant, place] == 0.0:
                 assert norm == 0.0
                 continue
             assert norm <= limit * (1 + 1e-5)
@@ -129,7 +136,8 @@ def test_no_example_contributes_more_than_its_norm(kind, precision, small_studen
                 assert 0.05 < norm < limit / 2
 
 
-def test_a_layer_that_cannot_tell_examples_apart_is_refused(words, merchants, plans, stack_of):
+@pytest.mark.parametrize("even", [False, True])
+def test_a_layer_that_cannot_tell_examples_apart_is_refused(even, words, merchants, plans, stack_of):
     """One of it alone would otherwise be clipped place by place, and an example could add more than its norm."""
     words_class = type(words())
 
@@ -142,5 +150,5 @@ def test_a_layer_that_cannot_tell_examples_apart_is_refused(words, merchants, pl
             return values
 
     members, stack = stack_of(merchants(words(Flattened), DP, (5, 5)), plans.fedavg)
-    with pytest.raises(CannotStack, match="more or fewer inputs than there are examples"):
-        contributions(stack, members, "float32")
+    with pytest.raises(CannotStack, match=r"a Linear is called with \d+ inputs for \d+ examples"):
+        contributions(stack, members, "float32", even)

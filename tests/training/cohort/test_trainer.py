@@ -15,6 +15,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort import trainer as module
 from fed_distill.training.cohort.layers import LSTM
+from fed_distill.training.cohort.stacking import skeleton_of
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.optimization import Pace
@@ -59,8 +60,8 @@ def scarce(monkeypatch):
 
     def make(times):
         class Scarce(Cohort):
-            def __init__(self, members, config, device, together):
-                super().__init__(members, config, device, together)
+            def __init__(self, members, skeleton, config, device, together):
+                super().__init__(members, skeleton, config, device, together)
                 made.append((len(members), together))
                 self.number = len(made)
 
@@ -148,7 +149,7 @@ def test_batches_in_parts_equal_whole_ones(kind, privacy, small_student, merchan
     members = [prepare(one, plans.fedavg_kd, config_of(clip_norm=0.5)) for one in learners]
 
     def trained(together):
-        cohort = Cohort(members, config_of(clip_norm=0.5), CPU, together)
+        cohort = Cohort(members, skeleton_of(learners[0].student), config_of(clip_norm=0.5), CPU, together)
         return {one.name: one for one in cohort.run(PACE, lambda count: None)}
 
     whole = trained(100)
@@ -316,13 +317,22 @@ def test_weights_that_are_not_in_use(optimizer, privacy, words, merchants, plans
 def test_a_recurrent_student_trains_the_same_in_the_gpus_loop_over_time(
     clip_norm, small_student, merchants, plans, distance, monkeypatch
 ):
-    monkeypatch.setattr(LSTM, "forward", lambda self, x: (self._scan(x, len(self.weight_ih_l0)), None))
+    monkeypatch.setattr(LSTM, "forward", lambda self, x: (self._scan(x), None))
+    monkeypatch.setattr(LSTM, "needs_even", True)
     learners, config = merchants(small_student("lstm")), config_of(clip_norm=clip_norm)
     check(
         fit(CohortTrainer(config), learners, plans.turns),
         fit(SequentialTrainer(config), learners, plans.turns),
         distance,
     )
+
+
+def test_merchants_are_cut_into_cohorts_of_about_the_same_size(words, merchants, plans, monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "Cohort", lambda members, *rest: made.append(len(members)) or Cohort(members, *rest))
+    learners = merchants(words(), sizes=(3,) * 50)
+    assert len(fit(CohortTrainer(config_of(), cohort=16), learners, plans.fedavg)) == 50
+    assert made == [13, 13, 12, 12]
 
 
 def test_one_merchant_alone_is_trained_the_plain_way_unless_dp_or_precision_ask_for_more(
