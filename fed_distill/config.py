@@ -18,6 +18,7 @@ from fed_distill.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Control = Literal["server", "local", "pooled", "fedavg"]
 CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
@@ -93,9 +94,9 @@ class TrainingConfig(_Table):
     optimizer: Literal["sgd", "adamw"] = "adamw"
     momentum: Share = Field(0.0, description="of optimizer sgd; adamw has its own")
     learning_rate: PositiveFloat = 3e-3
-    batch_size: PositiveInt = 32
+    batch_size: BatchSize = 32
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        0.0, description="decoupled; not applied to embedding tables"
+        0.0, description="of adamw decoupled, of sgd part of the gradient; not applied to embedding tables"
     )
     clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of a gradient; none for no clipping")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -106,7 +107,7 @@ class TrainingConfig(_Table):
     server_epochs: PositiveFloat = Field(3.0, description="epochs of the server's student before the first round")
     pooled_epochs: PositiveFloat = Field(4.0, description="epochs of the pooled control, from the server's student")
     local_epochs: PositiveFloat = Field(2.0, description="epochs of each merchant alone in the local control")
-    server_batch_size: PositiveInt = Field(128, description="batch size of training at the server, pooled included")
+    server_batch_size: BatchSize = Field(128, description="batch size of training at the server, pooled included")
     server_learning_rate: PositiveFloat = Field(3e-3, description="learning rate of training at the server")
     pooled_learning_rate: PositiveFloat = Field(5e-3, description="learning rate of the pooled control")
     server_temperature: PositiveFloat = Field(2.0, description="distillation temperature of training at the server")
@@ -159,21 +160,25 @@ class AdaptationConfig(_Table):
 
 
 class RuntimeConfig(_Table):
-    """Where a run is kept and what follows it."""
+    """Where a run is kept, how it is computed and what follows it; nothing here changes a result but by rounding."""
 
     folder: Path = Field(Path("runs"), description="runs are kept in FOLDER/NAME")
     resume: bool = Field(False, description="go on with a stopped run of this name")
     cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
     sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")
     trainer: Literal["cohort", "sequential"] = Field(
-        "cohort", description="many merchants as one tensor program, or one after another: the same result"
+        "cohort", description="many merchants as one tensor program, or one after another on the CPU"
     )
     cohort: PositiveInt | None = Field(
         None, description="merchants that train together at most; default: 16 on a CPU, on a GPU what fits"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where students are trained; auto: a GPU if any")
-    workers: PositiveInt = Field(1, description="processes that train the merchants; in process only")
-    threads: PositiveInt | None = Field(None, description="threads of one process; default: its share of all cores")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="processes that train the merchants, with at least one site each; in process only"
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="threads of one process; default: its share of all cores"
+    )
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
         description="what follows a run: progress, tensorboard, wandb, own",

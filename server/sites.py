@@ -30,6 +30,10 @@ SMALLEST_CHUNK = 16
 """Merchants in a chunk at least, however large the student: fewer would leave a site nothing to train together."""
 LARGEST_CHUNK = 1024
 """Merchants in a chunk at most, however small the student: a site trains no more than so many at once with profit."""
+MOST_EXAMPLES = 2**31
+"""Examples that a site may announce of a merchant at most: sums over merchants stay exact."""
+LONGEST_REASON = 500
+"""Characters of a refusal's reason that are kept."""
 _FIRST_PAUSE = 0.05
 
 _log = logging.getLogger(__name__)
@@ -173,14 +177,17 @@ class Sites:
         """Wait for a chunk's answers; those that cannot be used are refusals."""
         uplinks: dict[str, Uplink] = {}
         refusals, uplink_bytes = list(sent.refusals), 0
+        refused: set[str] = set()
         for reply, node, request in self._replies(sent.asked):
             if reply.has_error():
                 refusals.append(_failure(node, reply.error.reason))
                 continue
             for single in by_prefix(reply.content).values():
                 if "refusal" in single.config_records:
-                    head = single.config_records["refusal"]
-                    refusals.append(Refusal(str(head.get("merchant", "")), str(head.get("reason", "no reason given"))))
+                    refusal = _refusal(single.config_records["refusal"], request, node)
+                    if refusal.merchant not in refused:
+                        refused.add(refusal.merchant)
+                        refusals.append(refusal)
                     continue
                 try:
                     uplink = decode_uplink(single)
@@ -255,15 +262,26 @@ def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
     return {name: weights for by_name in starts.values() for name, weights in by_name.items()}
 
 
+def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
+    """What a site says of a merchant that did not train; of one that it was not asked for, what it did wrong."""
+    merchant, reason = str(record.get("merchant", "")), str(record.get("reason", "no reason given"))
+    if merchant not in request.merchants:
+        return _failure(node, "it refused for merchants that it was not asked for")
+    return Refusal(merchant, "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON]))
+
+
 def _announced(record: ConfigRecord) -> list[tuple[str, int]]:
     """A site's merchants and how many training examples each has."""
     names, examples = record["names"], record["examples"]
     if not isinstance(names, list) or not isinstance(examples, list) or len(names) != len(examples):
         raise DataError("a site did not answer with the names and sizes of its merchants")
+    if not all(isinstance(size, int) and 0 <= size <= MOST_EXAMPLES for size in examples):
+        raise DataError("a site announced merchants whose numbers of examples are no such numbers")
     return [(str(name), int(str(size))) for name, size in zip(names, examples, strict=True)]
 
 
 def _counts(merchant: str, value: object) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2 or not 0 <= value[0] <= value[1] or not value[1]:
+    sound = isinstance(value, list) and len(value) == 2 and 0 <= value[0] <= value[1] <= MOST_EXAMPLES
+    if not isinstance(value, list) or not sound or not value[1] or value != [int(one) for one in value]:
         raise UplinkRejected(f"merchant {merchant}: {value!r} is not (right, all) of its test examples")
     return int(value[0]), int(value[1])

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules by name, the same for every trainer.
 
-Weight decay is decoupled and leaves embedding tables alone: a row that no example touches must not move,
-or training only the touched rows would differ from training the whole table.
+Weight decay (decoupled in AdamW, part of the gradient in SGD) leaves embedding tables alone: a row that no example
+touches must not move, or training only the touched rows would differ from training the whole table.
 """
 
 import math

@@ -10,13 +10,27 @@ from typing import Literal
 
 from torch import Tensor
 
+from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs
 
 References = Mapping[str, Tensor]
 """Values that an objective compares with, each row-aligned with the batch: ``labels``, ``soft_labels`` ..."""
 
 Objective = Callable[[Outputs, References], Tensor]
-"""A pure function: (model outputs, references) -> loss of each example ``[batch]``."""
+"""A pure function: (model outputs, references) -> loss of each example ``[batch]``.
+
+An example's loss must not depend on the others of the batch: who is in a batch is the trainer's business, and under DP
+nothing could be said of an example otherwise. The cohort trainer checks it, and trains merchants one by one if so.
+"""
+
+
+def one_each(losses: Tensor, examples: int) -> Tensor:
+    """``losses``; raise TrainingError unless there is one for each of the ``examples``."""
+    if losses.shape != (examples,):
+        raise TrainingError(
+            f"an objective must return one loss for each example, shape [{examples}], not {list(losses.shape)}"
+        )
+    return losses
 
 
 @dataclass(frozen=True)

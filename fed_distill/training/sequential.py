@@ -17,7 +17,7 @@ from fed_distill.models.base import TextModel
 from fed_distill.runtime import seeds
 from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.optimization import Pace, build_optimizer
-from fed_distill.training.plan import Plan
+from fed_distill.training.plan import Plan, one_each
 from fed_distill.training.preparation import Prepared, Segment, prepare
 from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 
@@ -54,9 +54,9 @@ class SequentialTrainer:
         learner = prepared.learner
         learner.student.load_state_dict(dict(learner.weights))
         model = learner.student.narrowed(prepared.submodel.rows)
-        with seeds.scope(*learner.randomness, "own draws"):
-            losses = self._run(model, prepared, pace, on_steps)
         try:
+            with seeds.scope(*learner.randomness, "own draws"):
+                losses = self._run(model, prepared, pace, on_steps)
             return prepared.fitted({name: value.detach() for name, value in model.state_dict().items()}, losses)
         except TrainingError as error:
             return Failure(learner.name, str(error))
@@ -116,7 +116,7 @@ class SequentialTrainer:
         """One optimizer step on the examples ``index``; returns their mean loss, penalty left out."""
         outputs = model(prepared.submodel.renumber(model.collate(segment.encoded, index)))
         references = {key: values[index] for key, values in segment.references.items()}
-        loss: Tensor = segment.phase.objective(outputs, references).mean()
+        loss: Tensor = one_each(segment.phase.objective(outputs, references), len(index)).mean()
         objective = loss
         if segment.phase.proximal_mu:
             distance = [(value - anchor[key]).square().sum() for key, value in model.named_parameters()]

@@ -17,6 +17,9 @@ from torch import Tensor
 from fed_distill.errors import UplinkRejected
 from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
 
+LARGEST_METRIC = 1e9
+"""A merchant's loss or count beyond this is a lie or a fault; sums over merchants stay finite."""
+
 
 def to_array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Tensors as npy arrays by name."""
@@ -124,8 +127,10 @@ def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
     if "loss" not in sent:
         raise UplinkRejected(f"merchant {merchant}: metric loss is missing")
     for name, value in sent.items():
-        if not math.isfinite(value):
+        if not abs(value) <= LARGEST_METRIC:
             raise UplinkRejected(f"merchant {merchant}: metric {name} is {value}")
+        if name in ("test_right", "test_count") and value != int(value):
+            raise UplinkRejected(f"merchant {merchant}: metric {name} is {value}, not a number of examples")
     if not 0 <= sent.get("test_right", 0.0) <= sent.get("test_count", 0.0):
         raise UplinkRejected(f"merchant {merchant}: metric test_right is not between 0 and test_count")
 

@@ -241,7 +241,7 @@ def test_bytes_are_those_of_a_merchants_own_records(chunk):
             ["a", "c", "d"],
             "budget spent",
         ),
-        ({1: [RecordDict({"refusal": ConfigRecord({})})]}, ["a", "c", "d"], "no reason given"),
+        ({1: [RecordDict({"refusal": ConfigRecord({})})]}, ["a", "c", "d"], "not asked for"),
     ],
 )
 def test_answers_that_cannot_be_used_are_refusals_that_say_why(answers, accepted, reason):
@@ -264,3 +264,29 @@ def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):
     assert found == {"a": (3, 4)}
     assert "merchant d: [5, 4] is not (right, all)" in caplog.text
     assert "a reply for merchant 'c' came from site 3" in caplog.text
+
+
+@pytest.mark.parametrize("size", [1.5, -1, 2**40])
+def test_announced_sizes_that_are_no_numbers_of_examples_are_refused(monkeypatch, size):
+    monkeypatch.setitem(globals(), "ANNOUNCED", size)
+    with pytest.raises(DataError, match="numbers of examples are no such numbers"):
+        make_sites()
+
+
+@pytest.mark.parametrize("found", [[0.1, 0.5], [1.0, float("inf")], [3.0, 2.0]])
+def test_counts_that_are_no_counts_are_left_out(found):
+    merchant, other = HELD[0][:2]
+    sites = make_sites(counts={0: {merchant: found, other: [1, 2]}})
+    assert sites.evaluate(request(merchant, other), {"w": torch.zeros(1)}) == {other: (1, 2)}
+
+
+def test_refusals_for_others_count_once_and_reasons_are_cut_to_what_can_be_read():
+    merchant = HELD[0][0]
+    refusal = [("nobody", "x")] * 50 + [(merchant, "\x1b[31mred" + "e" * 5000)] * 2
+    lies = [RecordDict({"refusal": ConfigRecord({"merchant": name, "reason": reason})}) for name, reason in refusal]
+    found = whole(make_sites(answers={0: lies}).train(request(merchant), Downlink(1), {})).refusals
+    assert len(found) == 2
+    assert "not asked for" in found[0].reason
+    assert found[1].merchant == merchant
+    assert found[1].reason.startswith(" [31mredeee")
+    assert len(found[1].reason) == 500

@@ -161,6 +161,11 @@ BAD_UPLINKS = {
     "no examples": (uplink(examples=0), "0 training examples"),
     "no loss": (uplink(metrics={}), "metric loss is missing"),
     "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
+    "loss beyond all measure": (uplink(metrics={"loss": 1e300}), r"metric loss is 1e\+300"),
+    "part of an example": (
+        uplink(metrics={"loss": 1.0, "test_right": 0.1, "test_count": 0.5}),
+        "metric test_right is 0.1, not a number of examples",
+    ),
     "more right than all": (uplink(metrics={"loss": 1.0, "test_right": 5.0, "test_count": 4.0}), "metric test_right"),
 }
 

@@ -331,7 +331,8 @@ class Mapped(StackedLayer):
 
         total: dict[str, Tensor] = {}
         for (inputs, _), gradient in zip(self.calls, gradients, strict=True):
-            flows = [value.detach().reshape(merchants, -1, *value.shape[1:]) for value in (gradient, *inputs)]
+            values = (gradient, *(one.to(gradient.dtype) if one.is_floating_point() else one for one in inputs))
+            flows = [value.detach().reshape(merchants, -1, *value.shape[1:]) for value in values]
             examples = torch.func.vmap(one, in_dims=(None, *[0] * len(flows)))
             found = {name: value.flatten(0, 1) for name, value in torch.func.vmap(examples)(weights, *flows).items()}
             total = {name: total[name] + part if total else part for name, part in found.items()}

@@ -49,8 +49,7 @@ class Footprint:
 
 
 def memory_budget(device: torch.device, workers: int) -> int:
-    """Bytes that the cohorts of one of ``workers`` processes may take, by the size of the memory: not by what is free,
-    so that a resumed run cuts the same cohorts."""
+    """Bytes that the cohorts of one of ``workers`` processes may take, by the memory's size, not by what is free."""
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory / workers)
     return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers)

@@ -157,8 +157,10 @@ def flat_starts(rows: Sequence[int]) -> list[int]:
 
 
 def flattened(parts: Sequence[Tensor]) -> Tensor:
-    """Merchants' tables ``[rows, width]`` as one flat table."""
-    return torch.cat([parts[0][:1], *(part[1:] for part in parts)])
+    """Merchants' tables ``[rows, width]`` as one flat table; the padding row, which is the same for all, is that of the
+    first whose is finite."""
+    padding = next((part[:1] for part in parts if bool(torch.isfinite(part[0]).all())), parts[0][:1])
+    return torch.cat([padding, *(part[1:] for part in parts)])
 
 
 def unflattened(flat: Tensor, starts: Sequence[int], merchant: int) -> Tensor:

@@ -42,7 +42,9 @@ class CohortTrainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
     workers: int = 1
-    _known: dict[int, tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(default_factory=dict, init=False)
+    _known: dict[tuple[int, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
+        default_factory=dict, init=False
+    )
     _smaller: int = field(default=1, init=False)
 
     def fit(
@@ -81,7 +83,14 @@ class CohortTrainer:
         skeleton, footprint = known
         while members:
             size, together = self._cut(footprint, batch, len(members))
-            fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps)
+            done = steps.done
+            try:
+                fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps)
+            except CannotStack as error:
+                _log.warning("these merchants are trained one after another: %s", error)
+                steps.done = done
+                yield from (SequentialTrainer(self.config).fit_one(member, pace, steps.take) for member in members)
+                return
             if fitted is None:
                 self._shrink(footprint, batch, len(members))
                 continue
@@ -132,12 +141,15 @@ class CohortTrainer:
 
     def _examined(self, members: Sequence[Prepared]) -> tuple[Skeleton, Footprint] | None:
         """The stacked student and what a merchant takes, found once for each; None if it cannot be stacked."""
-        student = members[0].learner.student
-        if id(student) not in self._known:
-            member = next(one for one in members if any(len(index) for part in one.segments for index in part.batches))
+        student, private = members[0].learner.student, members[0].learner.privacy is not None
+        key = id(student), private
+        if key not in self._known:
+            member = next((one for one in members if _can_be_tried(one)), None)
+            if member is None:
+                return None
             moments = 2 if self.config.optimizer == "adamw" else 1
             try:
-                self._known[id(student)] = student, examined(member, self.device, moments)
+                self._known[key] = student, examined(member, self.device, moments)
             except CannotStack as error:
                 _log.warning(
                     "student %s cannot be trained by cohorts, so merchants train one after another, on the CPU in "
@@ -145,12 +157,18 @@ class CohortTrainer:
                     student.kind or type(student).__name__,
                     error,
                 )
-                self._known[id(student)] = student, None
-        return self._known[id(student)][1]
+                self._known[key] = student, None
+        return self._known[key][1]
 
     def _plain_is_as_good(self, member: Prepared) -> bool:
         """Whether nothing is gained over the plain loop for a single merchant."""
         return self.device.type == "cpu" and self.config.precision == "float32" and member.learner.privacy is None
+
+
+def _can_be_tried(member: Prepared) -> bool:
+    """Whether it draws any example, and starts from finite weights."""
+    drawn = any(len(index) for segment in member.segments for index in segment.batches)
+    return drawn and all(bool(torch.isfinite(value).all()) for value in member.learner.weights.values())
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

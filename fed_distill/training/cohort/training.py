@@ -8,13 +8,16 @@ from torch import Tensor
 
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
+from fed_distill.models.base import Outputs
 from fed_distill.runtime import seeds
 from fed_distill.training.cohort.batches import Batch, PhaseData
+from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped
 from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows
 from fed_distill.training.cohort.stacking import Skeleton, Stack
 from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Phase, References, one_each
 from fed_distill.training.preparation import Prepared
 from fed_distill.training.trainer import Failure, Fitted
 
@@ -41,6 +44,7 @@ class Cohort:
         self._optimizer = StackedOptimizer(self._stack, config, list(self._student.tables))
         self._dropout = SeededDropout([seeds.derive(*one.randomness, "dropout") for one in learners], device)
         self._done = [0] * len(members)
+        self._trusted: Phase | None = None
 
     def run(self, pace: Pace, on_steps: Callable[[int], None]) -> Iterator[Fitted | Failure]:
         """Train all phases, then give every member's weights; ``on_steps`` is told how many merchants took a step."""
@@ -121,8 +125,27 @@ class Cohort:
         self._dropout.begin(self._done[: len(batch.sizes)], batch.owner, batch.column)
         with self._dropout, autocast(self._config, self._stack.device):
             outputs = self._stack.model(inputs)
-        losses: Tensor = data.phase.objective(outputs.to(self._stack.dtype), data.taken(batch.index))
+        outputs, references = outputs.to(self._stack.dtype), data.taken(batch.index)
+        losses: Tensor = one_each(data.phase.objective(outputs, references), len(batch.index))
+        if self._trusted is not data.phase:
+            self._check_objective(data, batch, outputs, references, losses)
         return losses
+
+    def _check_objective(
+        self, data: PhaseData, batch: Batch, outputs: Outputs, references: References, losses: Tensor
+    ) -> None:
+        """Once a phase: the first merchant's losses (under DP its first example's) must not depend on the others.
+
+        Raise CannotStack if they do, TrainingError under DP, where no trainer could bound what an example changes.
+        """
+        count = 1 if data.private else next((size for size in batch.sizes if size), 1)
+        own = Outputs(outputs.logits[:count].detach())
+        alone = one_each(data.phase.objective(own, {name: one[:count] for name, one in references.items()}), count)
+        if not torch.allclose(alone.detach(), losses[:count].detach(), rtol=1e-4, atol=1e-5, equal_nan=True):
+            if data.private:
+                raise TrainingError("an objective that looks across the batch cannot be trained with DP")
+            raise CannotStack("an objective looks across the batch, which would mix merchants")
+        self._trusted = data.phase
 
     def _update(
         self, gradients: dict[str, Tensor], data: PhaseData, anchor: Mapping[str, Tensor], active: int, pace: Pace

@@ -108,13 +108,17 @@ def test_a_weight_without_a_gradient_stays_and_does_not_count_the_step(name, mem
 
 def test_merchants_that_are_done_do_not_move(members_and_stack):
     members, stack = members_and_stack
-    before = stack.member(2)
     optimizer = StackedOptimizer(stack, TrainingConfig(weight_decay=0.5), list(members[0].learner.student.tables))
+
+    def last():
+        return {name: of_merchant(stack, name, values, 2).clone() for name, values in stack.stacked.items()}
+
+    before = last()
     optimizer.step(gradients_of(stack, 3, 0), [0.1] * 3)
-    moved = stack.member(2)
+    moved = last()
     optimizer.step(gradients_of(stack, 2, 1), [0.1] * 2)
-    assert all(not torch.equal(moved[name], before[name]) for name in before)
-    assert all(torch.equal(stack.member(2)[name], moved[name]) for name in before)
+    assert all(not torch.equal(moved[name], value) for name, value in before.items())
+    assert all(torch.equal(moved[name], value) for name, value in last().items())
 
 
 def test_clipping_is_torchs_for_each_merchant(members_and_stack):

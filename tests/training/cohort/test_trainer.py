@@ -349,14 +349,14 @@ def test_one_merchant_alone_is_trained_the_plain_way_unless_dp_or_precision_ask_
 
 
 class OwnLayers(Words):
-    """Layers that are mapped over merchants, one of them a product; after another, so that they get its precision."""
+    """Layers that are mapped over merchants, one of them a product of what a product gave in its precision."""
 
     def __init__(self):
         super().__init__()
         self.scale, self.product = NoNorm(6), Product()
 
     def middle(self, values):
-        return torch.tanh(self.product(self.scale(super().middle(values))))
+        return torch.tanh(self.scale(self.product(super().middle(values))))
 
 
 class Product(nn.Module):
