@@ -11,6 +11,7 @@ al., ICML 2023). Shapes: merchants a, examples of all of them N, positions of an
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ class CannotStack(ModelError):
     """A model (or one of its layers) cannot be trained by the cohort trainer; the message says why."""
 
 
-class StackedLayer(nn.Module):
+class StackedLayer(nn.Module, ABC):
     """A layer for several merchants at once; ``weight`` and the like are ``[merchants, ...]``, set from outside.
 
     ``layout`` says whose example is whose. ``record`` makes it keep its calls for per-example gradients; ``forget``
@@ -71,17 +72,17 @@ class StackedLayer(nn.Module):
             raise CannotStack(f"a {type(self).__name__} is called with {len(x)} inputs for {examples} examples")
         return x
 
+    @abstractmethod
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """Squared norm of each example's gradient by all weights of this layer, ``[N]``.
 
         ``gradients`` are the losses' by the outputs of ``calls``, in their order.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Each merchant's sum over examples of factor times gradient, by own weight, after ``square_norms`` of the same
         ``gradients``; ``factors`` ``[N]``."""
-        raise NotImplementedError
 
 
 def joined_positions(parts: Sequence[Tensor]) -> Tensor:

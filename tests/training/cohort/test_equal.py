@@ -46,7 +46,7 @@ def rounds(trainer, learners, plan, count=2):
     return {one.name: (one.weights, fitted[one.name]) for one in learners}
 
 
-def check_equal(learners, plan, distance, cohort=3, **config):
+def assert_equal_training(learners, plan, distance, cohort=3, **config):
     config = TrainingConfig(batch_size=16, **config)
     slow = rounds(SequentialTrainer(config), learners, plan)
     fast = rounds(CohortTrainer(config, cohort=cohort), learners, plan)
@@ -68,19 +68,19 @@ def test_every_student_and_optimizer(kind, optimizer, privacy, small_student, me
     float64 there are hardly any."""
     student = small_student(kind)
     learners = merchants(student.double() if optimizer == "adamw" else student, privacy)
-    check_equal(learners, plans.fedavg_kd, distance, **OPTIMIZERS[optimizer])
+    assert_equal_training(learners, plans.fedavg_kd, distance, **OPTIMIZERS[optimizer])
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
 @pytest.mark.parametrize(("kind", "method"), [*(("two-tower", method) for method in METHODS), ("bert-mini", "turns")])
 def test_every_plan(kind, method, privacy, small_student, merchants, plans, distance):
-    check_equal(merchants(small_student(kind), privacy), getattr(plans, method), distance, optimizer="sgd")
+    assert_equal_training(merchants(small_student(kind), privacy), getattr(plans, method), distance, optimizer="sgd")
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
 def test_dropout_is_each_merchants_own(privacy, small_student, merchants, plans, distance):
     learners = merchants(small_student("bert-mini", dropout=0.3), privacy)
-    check_equal(learners, plans.fedavg_kd, distance, optimizer="sgd")
+    assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
     still = merchants(small_student("bert-mini"), privacy)
     config = TrainingConfig(batch_size=16, optimizer="sgd")
     dropped, kept = (rounds(SequentialTrainer(config), some, plans.fedavg_kd, 1) for some in (learners, still))
@@ -92,12 +92,12 @@ def test_what_is_frozen_stays_and_costs_no_stack(privacy, small_student, merchan
     student = small_student("bert-mini")
     student.network.bert.embeddings.requires_grad_(False)
     learners = merchants(student, privacy)
-    check_equal(learners, plans.fedavg_kd, distance, optimizer="sgd")
+    assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
 
 
 @pytest.mark.parametrize("cohort", [1, 2, 8])
 def test_the_size_of_cohorts_changes_nothing(cohort, small_student, merchants, plans, distance):
-    check_equal(merchants(small_student("lstm")), plans.fedavg_kd, distance, cohort=cohort, optimizer="sgd")
+    assert_equal_training(merchants(small_student("lstm")), plans.fedavg_kd, distance, cohort=cohort, optimizer="sgd")
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
@@ -106,7 +106,7 @@ def test_each_merchant_may_start_from_weights_of_its_own(privacy, small_student,
         dataclasses.replace(one, weights={name: value * (1 + 0.1 * number) for name, value in one.weights.items()})
         for number, one in enumerate(merchants(small_student("two-tower"), privacy))
     ]
-    check_equal(learners, plans.fedmd, distance, optimizer="sgd")
+    assert_equal_training(learners, plans.fedmd, distance, optimizer="sgd")
 
 
 def test_each_merchant_has_its_own_noise_and_norm(small_student, merchants, plans, distance):
@@ -114,7 +114,7 @@ def test_each_merchant_has_its_own_noise_and_norm(small_student, merchants, plan
         dataclasses.replace(one, privacy=ExampleDP(0.3 * number, 0.1 + 0.2 * number))
         for number, one in enumerate(merchants(small_student("two-tower")))
     ]
-    check_equal(learners, plans.fedavg, distance, optimizer="sgd")
+    assert_equal_training(learners, plans.fedavg, distance, optimizer="sgd")
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
@@ -123,4 +123,4 @@ def test_padded_to_the_same_number_of_examples_as_on_a_gpu(
     kind, privacy, small_student, merchants, plans, distance, monkeypatch
 ):
     monkeypatch.setattr(Stack, "even", lambda stack, private: True)
-    check_equal(merchants(small_student(kind), privacy), plans.turns, distance, optimizer="sgd")
+    assert_equal_training(merchants(small_student(kind), privacy), plans.turns, distance, optimizer="sgd")

@@ -228,7 +228,7 @@ plain = pytest.mark.parametrize("case", supported(recording=False), indirect=Tru
 recorded = pytest.mark.parametrize("case", supported(recording=True), indirect=True)
 
 
-def close(found, expected):
+def assert_close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -238,7 +238,7 @@ def examples_of(case):
     return SimpleNamespace(losses=torch.stack(losses), gradients=gradients)
 
 
-def check_sums(case, found, expected, factors):
+def assert_sums(case, found, expected, factors):
     owner = owners(case.sizes).tolist()
     for merchant in range(MERCHANTS):
         for name, values in found.items():
@@ -247,16 +247,16 @@ def check_sums(case, found, expected, factors):
             for place, gradient in enumerate(expected.gradients):
                 if owner[place] == merchant:
                     total += float(factors[place]) * gradient[name]
-            close(own, total)
+            assert_close(own, total)
 
 
 def check_outputs_and_gradients(case):
     expected = examples_of(case)
     losses = case.losses()
-    close(losses, expected.losses)
+    assert_close(losses, expected.losses)
     weights = {name: getattr(case.layer, name) for name in case.layer.own}
     found = dict(zip(weights, torch.autograd.grad(losses.sum(), list(weights.values())), strict=True))
-    check_sums(case, found, expected, torch.ones(N))
+    assert_sums(case, found, expected, torch.ones(N))
 
 
 @plain
@@ -291,7 +291,7 @@ def drawn_factors():
 
 @recorded
 def test_norms_are_those_of_each_examples_gradient(case):
-    close(case.layer.square_norms(flows_of(case)), squares(examples_of(case).gradients))
+    assert_close(case.layer.square_norms(flows_of(case)), squares(examples_of(case).gradients))
 
 
 @recorded
@@ -300,7 +300,7 @@ def test_clipped_sums_are_those_of_each_examples_gradient(case):
     case.layer.square_norms(flows)
     sums = case.layer.clipped_sums(flows, factors)
     assert sums.keys() == set(case.layer.own)
-    check_sums(case, sums, examples_of(case), factors)
+    assert_sums(case, sums, examples_of(case), factors)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -313,8 +313,8 @@ def test_rows_that_may_not_change_count_for_nothing(name, layout):
     for merchant, gradient in zip(owners(case.sizes).tolist(), expected.gradients, strict=True):
         for value in gradient.values():
             value[~case.of_merchant(case.layer.trainable, merchant)] = 0.0
-    close(case.layer.square_norms(flows), squares(expected.gradients))
-    check_sums(case, case.layer.clipped_sums(flows, factors), expected, factors)
+    assert_close(case.layer.square_norms(flows), squares(expected.gradients))
+    assert_sums(case, case.layer.clipped_sums(flows, factors), expected, factors)
 
 
 @settings(max_examples=40, deadline=None)
@@ -329,7 +329,7 @@ def test_norms_of_products_of_any_shape(examples, positions, fan_in, fan_out, se
     x = drawn(examples, positions, fan_in, seed=seed)
     g = drawn(examples, positions, fan_out, seed=seed + 1)
     gradients = torch.einsum("npo,npi->noi", g, x)
-    close(linear_square_norms(x, g), gradients.square().sum(dim=(1, 2)))
+    assert_close(linear_square_norms(x, g), gradients.square().sum(dim=(1, 2)))
 
 
 def test_norms_whose_terms_cancel_are_not_below_zero():

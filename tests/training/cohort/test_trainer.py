@@ -40,7 +40,7 @@ def fit(trainer, learners, plan, progress=None):
     return {one.name: one for one in trainer.fit(learners, plans, PACE, progress)}
 
 
-def check(found, expected, distance, within=1e-5):
+def assert_alike(found, expected, distance, within=1e-5):
     assert found.keys() == expected.keys()
     for name, one in expected.items():
         assert distance(found[name].weights.arrays, one.weights.arrays) < within, name
@@ -92,7 +92,7 @@ def test_when_memory_runs_out_cohorts_get_smaller_and_training_ends_the_same(
     trainer = CohortTrainer(config_of())
     with caplog.at_level(logging.WARNING):
         found = fit(trainer, learners, plans.turns, lambda *steps: told.append(steps))
-    check(found, undisturbed, distance)
+    assert_alike(found, undisturbed, distance)
     first, second, third = made[:3]
     assert first[0] == 5
     for before, after, record in zip((first, second), (second, third), caplog.records, strict=True):
@@ -154,7 +154,7 @@ def test_batches_in_parts_equal_whole_ones(kind, privacy, small_student, merchan
 
     whole = trained(100)
     for together in (1, 3):
-        check(trained(together), whole, distance)
+        assert_alike(trained(together), whole, distance)
 
 
 @pytest.mark.usefixtures("nothing_falls_back")
@@ -162,7 +162,7 @@ def test_batches_in_parts_equal_whole_ones(kind, privacy, small_student, merchan
 def test_a_merchant_fifty_times_larger_than_the_rest(privacy, words, merchants, plans, distance):
     learners, told = merchants(words(), privacy, (4, 200, 5, 3)), []
     found = fit(CohortTrainer(config_of()), learners, plans.turns, lambda *steps: told.append(steps))
-    check(found, fit(SequentialTrainer(config_of()), learners, plans.turns), distance)
+    assert_alike(found, fit(SequentialTrainer(config_of()), learners, plans.turns), distance)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1] == (sum(prepare(one, plans.turns, config_of()).steps for one in learners),) * 2
 
@@ -192,7 +192,7 @@ def test_a_merchant_that_diverges_harms_nobody_else(
     assert isinstance(failure, Failure)
     assert failure.reason.startswith(f"shop {place}: the loss of phase 1 is nan")
     del healthy[f"shop {place}"]
-    check(found, healthy, distance, 1e-6)
+    assert_alike(found, healthy, distance, 1e-6)
 
 
 def test_plans_and_students_may_differ_within_one_call(words, small_student, merchants, plans, distance):
@@ -206,7 +206,7 @@ def test_plans_and_students_may_differ_within_one_call(words, small_student, mer
     plan = {one.name: (plans.fedavg, plans.turns, plans.fedmd)[place % 3] for place, one in enumerate(learners)}
     told = []
     found = fit(CohortTrainer(config_of()), learners, plan, lambda *steps: told.append(steps))
-    check(found, fit(SequentialTrainer(config_of()), learners, plan), distance)
+    assert_alike(found, fit(SequentialTrainer(config_of()), learners, plan), distance)
     assert told[-1] == (sum(prepare(one, plan[one.name], config_of()).steps for one in learners),) * 2
 
 
@@ -239,7 +239,7 @@ def test_merchants_that_draw_nothing_in_a_step_get_noise_alone(kind, small_stude
     plan = Plan((Phase(hard_labels(), steps=40), *plans.fedavg_kd.phases[1:]))
     drawn = [prepare(one, plan, config).segments[0].batches for one in learners]
     assert any(not any(map(len, step)) for step in zip(*drawn, strict=True))
-    check(fit(CohortTrainer(config), learners, plan), fit(SequentialTrainer(config), learners, plan), distance)
+    assert_alike(fit(CohortTrainer(config), learners, plan), fit(SequentialTrainer(config), learners, plan), distance)
 
 
 def test_merchants_that_never_draw_anything_get_noise_alone(words, merchants, distance, caplog):
@@ -252,7 +252,7 @@ def test_merchants_that_never_draw_anything_get_noise_alone(words, merchants, di
     ][:3]
     assert len(learners) == 3
     found = fit(CohortTrainer(config_of(batch_size=1)), learners, plan)
-    check(found, fit(SequentialTrainer(config_of(batch_size=1)), learners, plan), distance)
+    assert_alike(found, fit(SequentialTrainer(config_of(batch_size=1)), learners, plan), distance)
     assert not caplog.records
 
 
@@ -277,7 +277,7 @@ def test_an_example_that_is_never_drawn_fills_no_batch(small_student, merchants,
     number = next(numbers)
     learners = [dataclasses.replace(one, randomness=(number, one.name)) for one in learners]
     assert 200 not in prepare(learners[0], plan, config).submodel.rows["words.weight"]
-    check(fit(CohortTrainer(config), learners, plan), fit(SequentialTrainer(config), learners, plan), distance)
+    assert_alike(fit(CohortTrainer(config), learners, plan), fit(SequentialTrainer(config), learners, plan), distance)
 
 
 @pytest.mark.usefixtures("nothing_falls_back")
@@ -286,7 +286,7 @@ def test_the_proximal_pull_is_toward_where_training_began(privacy, words, mercha
     digest, private = plans.fedmd.phases
     plan = Plan((digest, dataclasses.replace(private, proximal_mu=5.0), private))
     learners = merchants(words(), privacy)
-    check(
+    assert_alike(
         fit(CohortTrainer(config_of()), learners, plan), fit(SequentialTrainer(config_of()), learners, plan), distance
     )
 
@@ -305,7 +305,7 @@ class LeavesALayerOut(Words):
 def test_weights_that_are_not_in_use(optimizer, privacy, words, merchants, plans, distance):
     learners, config = merchants(words(LeavesALayerOut).double(), privacy), config_of(optimizer=optimizer)
     found = fit(CohortTrainer(config), learners, plans.turns)
-    check(found, fit(SequentialTrainer(config), learners, plans.turns), distance)
+    assert_alike(found, fit(SequentialTrainer(config), learners, plans.turns), distance)
     moved = [
         not torch.equal(one.weights.arrays["spare.bias"], learners[0].weights["spare.bias"]) for one in found.values()
     ]
@@ -320,7 +320,7 @@ def test_a_recurrent_student_trains_the_same_in_the_gpus_loop_over_time(
     monkeypatch.setattr(LSTM, "forward", lambda self, x: (self._scan(x), None))
     monkeypatch.setattr(LSTM, "needs_even", True)
     learners, config = merchants(small_student("lstm")), config_of(clip_norm=clip_norm)
-    check(
+    assert_alike(
         fit(CohortTrainer(config), learners, plans.turns),
         fit(SequentialTrainer(config), learners, plans.turns),
         distance,
