@@ -93,6 +93,7 @@ def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skel
         )
     if not _alike(norms, expected_norms, _TOLERANCE_OF_NORMS):
         raise CannotStack("the gradients of single examples are not what its layers' inputs and outputs tell")
+    stack.release()
     weights = sum(_bytes(value) for value in stack.stacked.values()) // 2
     data = sum(_bytes(values) for segment in member.segments for values in segment.encoded.values())
     places = sum(_bytes(value) for value in stack.places.values()) // 2
@@ -152,7 +153,7 @@ def _stacked(stack: Stack, examples: Encoded, device: torch.device, private: boo
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would keep the graph that keeps it
 
     dropout = SeededDropout([0, 1], device)
     squares = torch.zeros(2 * count)

@@ -14,6 +14,7 @@ import torch
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import TextModel
+from fed_distill.training.cohort.allocator import keep_freed_memory
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.planning import Footprint, examined, memory_budget
 from fed_distill.training.cohort.stacking import Skeleton
@@ -55,6 +56,8 @@ class CohortTrainer:
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Fitted | Failure]:
         """Train every learner by its plan; yield each when it is done, those with the most steps first."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         ready: list[Prepared] = []
         for learner in learners:
             try:

@@ -1,6 +1,7 @@
 """The cohort trainer's own business: memory, parts, failures, progress, precision; always against slower training."""
 
 import dataclasses
+import gc
 import logging
 import weakref
 
@@ -15,7 +16,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort import trainer as module
 from fed_distill.training.cohort.layers import LSTM
-from fed_distill.training.cohort.stacking import skeleton_of
+from fed_distill.training.cohort.stacking import Stack, skeleton_of
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.optimization import Pace
@@ -123,6 +124,20 @@ def test_what_ran_out_of_memory_is_given_back_before_the_next_try(scarce, words,
     monkeypatch.setattr(module, "Cohort", Watched)
     fit(CohortTrainer(config_of()), merchants(words()), plans.fedavg)
     assert len(held) >= 3 and not any(held[:3])
+
+
+def test_nothing_of_a_cohort_is_kept_once_its_merchants_are_handed_out(words, merchants, plans, monkeypatch):
+    weights, activate = [], Stack.activate
+
+    def watched(stack, count):
+        activate(stack, count)
+        weights.extend(weakref.ref(value) for value in stack.parameters.values())
+
+    monkeypatch.setattr(Stack, "activate", watched)
+    trainer = CohortTrainer(config_of())
+    assert len(fit(trainer, merchants(words()), plans.fedavg)) == 5
+    gc.collect()
+    assert weights and not any(one() is not None for one in weights)
 
 
 def test_memory_that_never_suffices_is_said_with_what_to_do(scarce, words, merchants, plans):
