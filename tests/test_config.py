@@ -1,6 +1,7 @@
 """An experiment is the same in Python, in TOML and as a flat Flower run config; what is wrong in it is named."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 from flwr.common.config import flatten_dict
@@ -229,3 +230,9 @@ def test_a_student_that_is_dealt_keeps_default_options():
     assert student.models() == ["lstm", "two-tower"]
     assert student.options_of("lstm") == {"width": 8}
     assert student.options_of("two-tower") == {}
+
+
+def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
+    root = Path(__file__).parents[1]
+    nested = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+    assert flatten_dict(nested) == Experiment.read(root / "experiments" / "quickstart.toml").to_run_config()
