@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-import torch
 from safetensors.torch import load_file
 
 from fed_distill import Experiment, run
@@ -75,7 +74,7 @@ def wait_until_it_answers(process: subprocess.Popen, port: int) -> None:
     raise RuntimeError("the SuperLink ended before it answered")
 
 
-def test_flowers_simulation_gives_the_same_student_as_the_in_process_runtime(superlink, tmp_path):
+def test_flowers_simulation_gives_the_same_student_as_the_in_process_runtime(superlink, tmp_path, distance):
     base = Experiment.read(ROOT / "experiments" / "quickstart.toml").tiny()
     common = {"runtime.cache": str(tmp_path / "cache"), "runtime.callbacks": [], "runtime.threads": 1}
     here = run(base.with_changes({"runtime.folder": str(tmp_path / "here"), **common}))
@@ -88,6 +87,4 @@ def test_flowers_simulation_gives_the_same_student_as_the_in_process_runtime(sup
     assert student.exists(), done.stdout + done.stderr
     expected = load_file(here.student / "model.safetensors")
     reached = load_file(student)
-    assert reached.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(reached[name], value, rtol=1e-5, atol=1e-6)
+    assert distance(reached, expected) < 1e-5  # two nodes, one site: other merchants are summed together

@@ -38,9 +38,10 @@ class Layout:
         merchants = len(weights)
         if self.even:
             grouped = x.view(merchants, -1, x.shape[-1])
-            if shifts is None:
-                return torch.bmm(grouped, weights).flatten(0, 1)
-            return torch.baddbmm(shifts.unsqueeze(1), grouped, weights).flatten(0, 1)
+            product = torch.bmm(grouped, weights)
+            if shifts is not None:
+                product += shifts.unsqueeze(1)  # baddbmm would first write the shifts to all rows, which is slower
+            return product.flatten(0, 1)
         found = x.new_empty(len(x), weights.shape[-1])
         for merchant, first, last in self.spans(len(x)):
             if shifts is None:
