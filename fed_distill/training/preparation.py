@@ -12,7 +12,7 @@ from torch import Tensor
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Encoded
-from fed_distill.privacy.dp_sgd import ExampleDP
+from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.runtime import seeds
 from fed_distill.training.plan import Phase, Plan, References
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model
@@ -89,16 +89,29 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     if size == 0:
         raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
     generator = seeds.torch_stream(*learner.randomness, "batches", number)
-    per_epoch = math.ceil(size / batch_size)
-    steps = phase.steps if phase.steps is not None else max(1, round((phase.epochs or 0.0) * per_epoch))
+    if privacy is not None and privacy.batch_size is not None:
+        batch_size = privacy.batch_size
+    steps = steps_of(phase, size, batch_size)
     if privacy is not None:
-        rate = min(1.0, batch_size / size)
+        rate = sampling_rate(size, batch_size)
         sampled = tuple((torch.rand(size, generator=generator) < rate).nonzero().flatten() for _ in range(steps))
         return Segment(phase, encoded, references, sampled, privacy, rate * size)
     batches: list[Tensor] = []
     while len(batches) < steps:
         batches += torch.split(torch.randperm(size, generator=generator), batch_size)
     return Segment(phase, encoded, references, tuple(batches[:steps]))
+
+
+def steps_of(phase: Phase, examples: int, batch_size: int) -> int:
+    """How many steps a phase takes on so many examples."""
+    if phase.steps is not None:
+        return phase.steps
+    return max(1, round((phase.epochs or 0.0) * math.ceil(examples / batch_size)))
+
+
+def private_steps(plan: Plan, examples: int, batch_size: int) -> int:
+    """Steps of a plan that touch a learner's private ``examples``."""
+    return sum(steps_of(phase, examples, batch_size) for phase in plan.phases if phase.data == "private")
 
 
 def _used(segment: Segment) -> Encoded:

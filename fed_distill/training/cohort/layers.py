@@ -63,8 +63,13 @@ class StackedLayer(nn.Module, ABC):
 
     def _noted(self, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.record:
-            self.calls.append((inputs, output))
+            self.calls.append((inputs, output if output.requires_grad else output.requires_grad_()))
         return output
+
+    def _read(self, weight: Tensor) -> Tensor:
+        """``weight``, but cut from the graph while calls are kept: an autograd function of our own would compute its
+        gradient over all examples in vain."""
+        return weight.detach() if self.record else weight
 
     def _checked(self, x: Tensor) -> Tensor:
         if len(x) != len(self.layout.owner):
@@ -105,7 +110,8 @@ class Linear(StackedLayer):
         """``[N, ..., in]`` to ``[N, ..., out]``."""
         self._checked(x)
         product: Any = _Product.apply  # untyped in torch
-        output: Tensor = product(x.reshape(-1, x.shape[-1]), self.weight, self.bias, self.layout)
+        bias = None if self.bias is None else self._read(self.bias)
+        output: Tensor = product(x.reshape(-1, x.shape[-1]), self._read(self.weight), bias, self.layout)
         return self._noted((x,), output.view(*x.shape[:-1], output.shape[-1]))
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -190,7 +196,7 @@ class LayerNorm(StackedLayer):
         self._checked(x)
         if x.device.type == "cpu" and x.dtype == self.weight.dtype and self.bias is not None:
             own: Any = _Normalized.apply  # untyped in torch
-            return self._noted((x,), own(x, self.weight, self.bias, self.layout, self.eps))
+            return self._noted((x,), own(x, self._read(self.weight), self._read(self.bias), self.layout, self.eps))
         normal = F.layer_norm(x, self.shape, eps=self.eps)
         scale = self.layout.of_examples(self.weight, x)
         if self.bias is None:

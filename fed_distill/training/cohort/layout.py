@@ -44,10 +44,9 @@ class Layout:
             return product.flatten(0, 1)
         found = x.new_empty(len(x), weights.shape[-1])
         for merchant, first, last in self.spans(len(x)):
-            if shifts is None:
-                torch.mm(x[first:last], weights[merchant], out=found[first:last])
-            else:
-                torch.addmm(shifts[merchant], x[first:last], weights[merchant], out=found[first:last])
+            own = torch.mm(x[first:last], weights[merchant], out=found[first:last])
+            if shifts is not None:
+                own += shifts[merchant]
         return found
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
