@@ -1,5 +1,7 @@
 """The Flower ClientApp: answers which merchants a site has, trains them, and measures a student on them."""
 
+from dataclasses import asdict
+
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -23,9 +25,17 @@ def build_app() -> ClientApp:
 
     @app.query("merchants")
     def merchants(message: Message, context: Context) -> Message:
-        held = site_of(context).merchants
-        record = ConfigRecord({"names": list(held), "examples": [len(data.train) for data in held.values()]})
+        site = site_of(context)
+        record = ConfigRecord({"names": list(site.merchants)})
+        if site.experiment.privacy.unit == "none":
+            record["examples"] = [len(data.train) for data in site.merchants.values()]
         return Message(RecordDict({"merchants": record}), reply_to=message)
+
+    @app.query("privacy")
+    def privacy(message: Message, context: Context) -> Message:
+        site, asked = site_of(context), message.content.config_records["request"]
+        spent = site.protection.spent(str(asked["arm"]), int(str(asked["seed"])), site.merchants)
+        return Message(RecordDict({"spent": MetricRecord(asdict(spent))}), reply_to=message)
 
     @app.train("merchants")
     def train(message: Message, context: Context) -> Message:
@@ -39,7 +49,7 @@ def build_app() -> ClientApp:
         reply = RecordDict()
         for number, answer in enumerate(site_of(context).train(request, decode_downlink(content), starts)):
             if isinstance(answer, Refusal):
-                reply[f"{number}/refusal"] = ConfigRecord({"merchant": answer.merchant, "reason": answer.reason})
+                reply[f"{number}/refusal"] = answer.to_record()
             else:
                 reply.update(prefixed(encode_uplink(answer), f"{number}/"))
         return Message(reply, reply_to=message)

@@ -4,29 +4,36 @@ A site knows the experiment, its own merchants' tables and the shared proxy set;
 from the server as a request.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from clients.protection import Asked, Digests, Protection
 from clients.spread import spread
 from clients.store import MerchantStore
 from fed_distill.config import Experiment
 from fed_distill.data import load
 from fed_distill.data.examples import Examples, MerchantData, Task
-from fed_distill.errors import FedDistillError
+from fed_distill.errors import BudgetExceeded, FedDistillError, TrainingError, UplinkRejected
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Method, Trained
 from fed_distill.models import predict
 from fed_distill.models.base import Encoded, TextModel
+from fed_distill.models.freezing import freeze
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Plan
+from fed_distill.training.preparation import private_steps
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, built_from
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,8 +45,9 @@ class Site:
     merchants: Mapping[str, MerchantData]
     proxy: Examples
     store: MerchantStore
+    protection: Protection
     _trainer: Trainer = field(init=False)
-    _students: dict[str, TextModel] = field(default_factory=dict)
+    _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,27 +61,40 @@ class Site:
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
         plan = method.plan(down)
+        digests = Digests(self.experiment, request, down)
         learners: dict[str, Learner] = {}
+        sizes: dict[str, int] = {}
         for merchant in request.merchants:
             try:
-                learners[merchant] = self._learner(merchant, method, request, down, starts)
+                self.protection.check(merchant, request.arm)
+                learner = self._learner(merchant, method, request, down, starts)
+                learners[merchant], sizes[merchant] = self._protected(learner, plan, request, down, digests)
             except FedDistillError as error:
-                yield Refusal(merchant, str(error))
+                yield self._refusal(merchant, error, request.arm)
         plans = dict.fromkeys(learners, plan)
         for fitted in self._trainer.fit(list(learners.values()), plans, Pace(request.learning_rate)):
             if isinstance(fitted, Failure):
-                yield Refusal(fitted.name, fitted.reason)
+                yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
                 continue
             try:
-                yield self._uplink(learners[fitted.name], fitted, method, request, down)
+                yield self._uplink(learners[fitted.name], sizes[fitted.name], fitted, method, request, down)
             except FedDistillError as error:
-                yield Refusal(fitted.name, str(error))
+                yield self._refusal(fitted.name, error, request.arm)
+
+    def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
+        """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
+        budget = isinstance(error, BudgetExceeded)
+        if self.protection.unit_of(arm) == "none":
+            return Refusal(merchant, str(error), budget)
+        _log.warning("%s", error)
+        told = "its privacy budget or its limits do not allow this" if budget else "its training failed"
+        return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", budget)
 
     def _learner(
         self, merchant: str, method: Method, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
     ) -> Learner:
         kind = request.student_of(merchant)
-        student = self._student(request.blueprints[kind])
+        student = self._student(request.blueprints[kind], self.protection.unit_of(request.arm) == "example")
         return Learner(
             merchant,
             student,
@@ -84,21 +105,46 @@ class Site:
             randomness=(request.seed, request.arm, merchant, down.round),
         )
 
+    def _protected(
+        self, learner: Learner, plan: Plan, request: TrainRequest, down: Downlink, digests: Digests
+    ) -> tuple[Learner, int]:
+        """The learner with its privacy, paid for, and by how many examples it counts."""
+        if self.protection.unit_of(request.arm) != "example":
+            return learner, learner.examples()
+        steps = private_steps(plan, learner.examples(), self.protection.batch_size)
+        digest = digests.of(request.blueprints[request.student_of(learner.name)], learner)
+        asked = Asked(learner, steps, request, down.round, digest)
+        size = self.protection.noised_size(asked)
+        return replace(learner, privacy=self.protection.example_dp(asked)), size
+
     def _uplink(
-        self, learner: Learner, fitted: Fitted, method: Method, request: TrainRequest, down: Downlink
+        self, learner: Learner, size: int, fitted: Fitted, method: Method, request: TrainRequest, down: Downlink
     ) -> Uplink:
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
-        trained = Trained(
-            fitted.name, learner.examples(), fitted.weights, predict_proxy=lambda: predict(student, learner.proxy)
-        )
+        trained = Trained(fitted.name, size, fitted.weights, predict_proxy=lambda: predict(student, learner.proxy))
         uplink = method.uplink(trained, down)
+        undeclared = uplink.parts - set(method.sends)
+        if undeclared:
+            raise UplinkRejected(
+                f"merchant {fitted.name}: method {request.arm} would send {', '.join(sorted(undeclared))}, which its "
+                "`sends` does not declare"
+            )
         if method.personal:
             self.store.save(request.arm, request.seed, fitted.name, down.round, student.state_dict())
-        return self._with_metrics(uplink, fitted, student if request.test else None)
+        metrics = dict(uplink.metrics)
+        if learner.privacy is None:
+            metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
+        if request.test and self._tells_scores:
+            right, count = self._count_right(student, uplink.merchant)
+            metrics |= {"test_right": float(right), "test_count": float(count)}
+        return replace(uplink, metrics=metrics)
 
     def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
-        """(right, all) test examples of each merchant under the given student; merchants without any are left out."""
+        """(right, all) test examples of each merchant under the given student; merchants without any are left out, and
+        all of them where scores are kept private."""
+        if not self._tells_scores:
+            return {}
         student = self._student(blueprint)
         student.load_state_dict(dict(weights))
         counted = {merchant: self._count_right(student, merchant) for merchant in merchants}
@@ -121,13 +167,6 @@ class Site:
         assert down.weights is not None
         return down.weights
 
-    def _with_metrics(self, uplink: Uplink, fitted: Fitted, student: TextModel | None) -> Uplink:
-        metrics = {"loss": sum(fitted.loss) / max(len(fitted.loss), 1), **uplink.metrics}
-        if student is not None:
-            right, count = self._count_right(student, uplink.merchant)
-            metrics |= {"test_right": float(right), "test_count": float(count)}
-        return Uplink(uplink.merchant, uplink.examples, uplink.weights, uplink.soft_labels, metrics)
-
     def _count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         test = self.merchants[merchant].test
         if not len(test):
@@ -135,10 +174,19 @@ class Site:
         predicted = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
         return int(np.sum(predicted == test.labels)), len(test)
 
-    def _student(self, blueprint: str) -> TextModel:
-        if blueprint not in self._students:
-            self._students[blueprint] = built_from(blueprint)
-        return self._students[blueprint]
+    @property
+    def _tells_scores(self) -> bool:
+        privacy = self.experiment.privacy
+        return privacy.unit == "none" or privacy.report_scores
+
+    def _student(self, blueprint: str, protected: bool = False) -> TextModel:
+        """The student of a blueprint; ``protected``: with the weights frozen that private steps leave alone."""
+        if (blueprint, protected) not in self._students:
+            student = built_from(blueprint)
+            self._students[blueprint, protected] = (
+                freeze(student, self.experiment.privacy.freeze) if protected else student
+            )
+        return self._students[blueprint, protected]
 
     def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
         key = (blueprint_of(student), name)
@@ -152,5 +200,6 @@ def open_site(experiment: Experiment, part: int, parts: int) -> Site:
     data = load(experiment.data)
     sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
     merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
-    state = Path(experiment.runtime.folder) / experiment.name / "checkpoint" / "sites"
-    return Site(experiment, data.task, merchants, data.proxy, MerchantStore(state))
+    state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
+    protection = Protection(experiment, state / "ledgers")
+    return Site(experiment, data.task, merchants, data.proxy, MerchantStore(state / "sites"), protection)

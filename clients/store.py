@@ -4,16 +4,13 @@ Kept by round, the newest two: a run that is killed in the middle of a round tra
 needs what was there before it.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 from torch import Tensor
 
+from fed_distill.results.files import as_file_name
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
-
-_LONGEST = 150
 
 
 class MerchantStore:
@@ -38,12 +35,4 @@ class MerchantStore:
         return found[0] if found else None
 
     def _place(self, arm: str, seed: int, merchant: str) -> Path:
-        return self._folder / f"seed-{seed}" / _folder_name(arm) / _folder_name(merchant)
-
-
-def _folder_name(name: str) -> str:
-    """``name`` as one folder, never ``.`` or ``..``; a long one is cut and told apart by its hash."""
-    quoted = quote(name, safe="").replace(".", "%2E")
-    if len(quoted) <= _LONGEST:
-        return quoted
-    return f"{quoted[:_LONGEST]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return self._folder / f"seed-{seed}" / as_file_name(arm) / as_file_name(merchant)

@@ -147,6 +147,49 @@ class FederationConfig(_Table):
         return self.label or (self.method if self.aggregator == "fedavg" else f"{self.method}+{self.aggregator}")
 
 
+class PrivacyConfig(_Table):
+    """What the federations promise, to whom, and at what price; controls are trained without.
+
+    The unit says whose presence cannot be told from what is released: one ``example`` of a merchant, or a whole
+    ``merchant``. A promise has a target ``epsilon``, for which the noise is found, or a fixed ``noise_multiplier``.
+    """
+
+    unit: Literal["none", "example", "merchant", "vote"] = Field(
+        "none", description="example: DP-SGD at merchants; merchant: noise on the merged update; vote: on label votes"
+    )
+    epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a whole federation, all rounds")
+    noise_multiplier: PositiveFloat | None = Field(None, description="noise instead of a target epsilon")
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None, description="of the promise; none for n^-1.1, n the merchant's examples or the number of merchants"
+    )
+    accountant: Literal["rdp", "prv"] = Field("rdp", description="Rényi DP, or numerical (tighter, slower)")
+    max_grad_norm: PositiveFloat = Field(1.0, description="unit example: largest L2 norm of an example's gradient")
+    batch_size: BatchSize | None = Field(
+        None, description="unit example: expected examples of a private step; none for training.batch_size"
+    )
+    freeze: list[str] | None = Field(
+        None,
+        description="unit example: patterns of weights that merchants leave alone; none for a transformer's embeddings",
+    )
+    size_noise: PositiveFloat = Field(
+        20.0, description="unit example: deviation of the noise on a merchant's number of examples, by which it counts"
+    )
+    report_scores: bool = Field(True, description="merchants tell how many of their test examples are right, exactly")
+    ledger: Path | None = Field(
+        None, description="folder of ledgers that add up over runs; none: each seed and federation has its own"
+    )
+    limits: Path | None = Field(None, description="a site's own limits, a TOML file; they win over everything here")
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> Self:
+        given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
+        if self.unit == "none" and given:
+            raise ValueError(f"{given[0]} without a unit: set privacy.unit to example, merchant or vote")
+        if self.unit != "none" and len(given) != 1:
+            raise ValueError(f"unit {self.unit!r} needs epsilon or noise_multiplier: give exactly one")
+        return self
+
+
 class AdaptationConfig(_Table):
     """What happens to the global student after the last round."""
 
@@ -208,6 +251,7 @@ class Experiment(_Table):
         default_factory=list, description="further federations, each a table that overrides [federation]"
     )
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     @model_validator(mode="after")
@@ -269,6 +313,10 @@ class Experiment(_Table):
                 name = f"personal of {federation.title}"
                 arms[name] = FederationConfig(method="personal", options=alone, rounds=1)
         return arms
+
+    def is_private(self, arm: str) -> bool:
+        """Whether ``privacy`` holds for an arm: for federations, not for controls or what stays at merchants."""
+        return self.privacy.unit != "none" and arm in {federation.title for federation in self.federations()}
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:

@@ -31,3 +31,11 @@ class UplinkRejected(FedDistillError):
 
 class CheckpointError(FedDistillError):
     """A stored run is missing, torn, or belongs to another experiment."""
+
+
+class BudgetExceeded(FedDistillError):
+    """A private release would cost more epsilon than its merchant has left."""
+
+
+class LedgerError(FedDistillError):
+    """A merchant's ledger is torn, edited, or another merchant's."""

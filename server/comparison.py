@@ -5,7 +5,7 @@ the domain afterwards and controls are not; ``before_adaptation`` is what the me
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from fed_distill.errors import CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
 from fed_distill.models import TextModel, build_student
+from fed_distill.privacy.promise import account
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
 from fed_distill.runtime import seeds
@@ -169,6 +170,7 @@ class Comparison:
             adapted_to = self._personal(arm, weights)
             personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
         write_checkpoint(self._path(f"{kind}.{arm}.final"), weights, {})
+        method = METHODS.build(federation.config.method, federation.config.options)
         return replace(
             outcome,
             before_adaptation=before,
@@ -176,8 +178,15 @@ class Comparison:
             personal_accuracy=personal,
             downlink_bytes=progress.downlink_bytes,
             uplink_bytes=progress.uplink_bytes,
-            rounds=federation.config.rounds,
+            privacy=self._account(arm, method.sends),
+            rounds=progress.state.round,
         )
+
+    def _account(self, arm: str, sends: Sequence[str]) -> dict[str, Any] | None:
+        """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
+        if not self.experiment.is_private(arm):
+            return None
+        return account(self.experiment.privacy, self.sites.spent(arm, self.seed), sends)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
         """Domain adaptation of the global student on the server's data, judged on the validation set."""
@@ -249,6 +258,7 @@ class Comparison:
             merchants=tuple(self.sites.merchants),
             students=(model,) * len(self.sites.merchants),
             blueprints={model: blueprint_of(student)},
+            rounds=(0,) * len(self.sites.merchants),
         )
         counts = self.sites.evaluate(request, weights)
         return Outcome(

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
-from fed_distill.config import Experiment
+from fed_distill.config import Experiment, FederationConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
+from fed_distill.methods.base import Method
 from fed_distill.models import build_student, load_teacher
 from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
@@ -84,6 +85,7 @@ def check_names(experiment: Experiment) -> None:
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
+        check_promise(experiment.privacy.unit, federation, method)
         if experiment.student.by_merchant and not method.personal:
             raise ConfigError(
                 "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
@@ -91,6 +93,26 @@ def check_names(experiment: Experiment) -> None:
             )
         if federation.aggregator == "fedsubavg" and not experiment.training.submodel:
             raise ConfigError("aggregator fedsubavg averages submodels: it needs training.submodel = true")
+
+
+def check_promise(unit: str, federation: FederationConfig, method: Method) -> None:
+    """ConfigError unless the noise of privacy ``unit`` covers all that the method says it sends."""
+    sends = getattr(method, "sends", None)
+    if sends is None:
+        raise ConfigError(
+            f"method {federation.method} does not declare what merchants send: give it `sends`, for example "
+            'sends: ClassVar[tuple[Part, ...]] = ("weights",)'
+        )
+    if unit == "merchant" and (sends != ("weights",) or federation.aggregator != "fedavg"):
+        raise ConfigError(
+            f"privacy.unit = 'merchant' noises a mean of weights: it needs a method that sends weights only, such as "
+            f"fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
+        )
+    if unit == "vote" and sends != ("votes",):
+        raise ConfigError(
+            f"privacy.unit = 'vote' noises counts of votes: it needs a method that sends votes only, such as pate, not "
+            f"{federation.method}"
+        )
 
 
 def check_parts(experiment: Experiment, data: FederatedData) -> None:

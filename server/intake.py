@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.errors import BudgetExceeded, TrainingError, UplinkRejected
 from fed_distill.methods.base import GlobalState
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import check_uplink
@@ -26,8 +26,9 @@ class Intake:
 
     An uplink may be merged if it fits the round and has the parts (weights, tables in part, soft labels) that most have
     in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be
-    merged, the iteration ends in a TrainingError. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test
-    examples of each merchant's trained student, as it measured it) grow while it is iterated.
+    merged, the iteration ends in a TrainingError; those whose privacy budget is spent do not count as asked, and if
+    nobody else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
+    test examples of each merchant's trained student, as it measured it) grow while it is iterated.
     """
 
     def __init__(self, chunks: Iterable[Chunk], state: GlobalState, asked: int, number: int) -> None:
@@ -38,7 +39,8 @@ class Intake:
         self._state, self._asked, self._number = state, asked, number
         self._usual: _Parts | None = None
         self._received = self._downlink_bytes = self._uplink_bytes = 0
-        self._loss = 0.0
+        self._losses: list[float] = []
+        self._spent = 0
         self._stream = self._accepted(chunks)
 
     def __iter__(self) -> Iterator[Uplink]:
@@ -51,9 +53,9 @@ class Intake:
         self._check_enough()
 
     @property
-    def train_loss(self) -> float:
-        """Mean training loss of the merchants that may be merged."""
-        return self._loss / len(self.merchants)
+    def train_loss(self) -> float | None:
+        """Mean training loss of the merchants that may be merged and tell theirs; None if none does."""
+        return sum(self._losses) / len(self._losses) if self._losses else None
 
     @property
     def bytes(self) -> dict[str, float]:
@@ -67,7 +69,8 @@ class Intake:
         # map and chain hold no chunk while the next one comes in; a loop over chunks would
         for uplink in chain.from_iterable(map(self._fit, chunks)):
             self.merchants.append(uplink.merchant)
-            self._loss += uplink.metrics["loss"]
+            if "loss" in uplink.metrics:
+                self._losses.append(uplink.metrics["loss"])
             if uplink.metrics.get("test_count"):
                 right, count = uplink.metrics["test_right"], uplink.metrics["test_count"]
                 self.own_counts[uplink.merchant] = (int(right), int(count))
@@ -102,9 +105,12 @@ class Intake:
     def _refuse(self, refusal: Refusal) -> None:
         _log.warning("round %d: %s", self._number, refusal.reason)
         self.refusals.append(refusal)
+        self._spent += refusal.budget
 
     def _check_enough(self) -> None:
-        if len(self.merchants) < math.ceil(self._asked / 2):
+        if self._spent and not self.merchants:
+            raise BudgetExceeded(f"round {self._number}: no merchant has any budget left; {self.refusals[0].reason}")
+        if len(self.merchants) < math.ceil((self._asked - self._spent) / 2):
             reason = self.refusals[0].reason if self.refusals else "the others did not answer"
             raise TrainingError(
                 f"round {self._number}: only {len(self.merchants)} of {self._asked} merchants can be merged; {reason}"

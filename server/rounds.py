@@ -1,14 +1,18 @@
 """The rounds of one federation: broadcast, train at the sites, check, merge, measure, keep, repeat."""
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.errors import BudgetExceeded
 from fed_distill.merging import AGGREGATORS
 from fed_distill.merging.base import Aggregator
 from fed_distill.methods import METHODS
@@ -24,6 +28,8 @@ from server.evaluation import Evaluator
 from server.intake import Intake
 from server.sites import Sites, chunk_size
 from server.students import ServerTraining
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,23 @@ class Federation:
             merchants=tuple(merchants),
             students=tuple(self.dealt[place[merchant] % len(self.dealt)] for merchant in merchants),
             blueprints={name: blueprint_of(model) for name, model in self.students.items()},
+            rounds=tuple(self.planned[merchant] for merchant in merchants),
             learning_rate=learning_rate,
             test=test,
         )
+
+    @cached_property
+    def planned(self) -> Mapping[str, int]:
+        """In how many rounds each merchant is asked."""
+        config, merchants = self.config, self.sites.merchants
+        if config.participation == 1.0:
+            return dict.fromkeys(merchants, config.rounds)
+        counts = Counter(
+            merchant
+            for number in range(1, config.rounds + 1)
+            for merchant in sampled(merchants, config.participation, self.seed, self.arm, number)
+        )
+        return {merchant: counts[merchant] for merchant in merchants}
 
     def chunk(self) -> int:
         """Merchants whose uplinks are taken in at once, by the size of the largest student."""
@@ -101,7 +121,11 @@ def federate(
     on_resume(progress.state.round)
     while progress.state.round < config.rounds:
         began = time.perf_counter()
-        record = _one_round(federation, method, progress)
+        try:
+            record = _one_round(federation, method, progress)
+        except BudgetExceeded as error:
+            _log.warning("%s ends after round %d of %d: %s", federation.arm, progress.state.round, config.rounds, error)
+            break
         progress.seconds += time.perf_counter() - began
         on_round({**record, "seconds": time.perf_counter() - began})
         _keep(federation, aggregator, progress)

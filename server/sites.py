@@ -8,21 +8,24 @@ server's memory does not grow with the number of merchants.
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fed_distill.errors import DataError, UplinkRejected
+from fed_distill.errors import DataError, TrainingError, UplinkRejected
+from fed_distill.privacy.promise import Spent
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.records import (
+    MOST_EXAMPLES,
     by_prefix,
     decode_uplink,
     encode_downlink,
     serialized_bytes,
     to_array_record,
 )
-from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN, Refusal, TrainRequest
+from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, QUERY_PRIVACY, TRAIN, Refusal, TrainRequest
 
 CHUNK_BYTES = 2 * 2**30
 """Students' weights in one chunk of a round's answers: the server, and a site's reply, hold about so much at once."""
@@ -30,8 +33,6 @@ SMALLEST_CHUNK = 16
 """Merchants in a chunk at least, however large the student: fewer would leave a site nothing to train together."""
 LARGEST_CHUNK = 1024
 """Merchants in a chunk at most, however small the student: a site trains no more than so many at once with profit."""
-MOST_EXAMPLES = 2**31
-"""Examples that a site may announce of a merchant at most: sums over merchants stay exact."""
 LONGEST_REASON = 500
 """Characters of a refusal's reason that are kept."""
 _FIRST_PAUSE = 0.05
@@ -83,7 +84,7 @@ class Sites:
             time.sleep(poll_seconds)
             nodes = sorted(grid.get_node_ids())
         self._node_of: dict[str, int] = {}
-        self._examples: dict[str, int] = {}
+        self._examples: dict[str, int | None] = {}
         asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in nodes]
         replies, failures = self._ask(asked)
         for reply in replies:
@@ -116,7 +117,7 @@ class Sites:
         """
         content = encode_downlink(down)
         records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
-        alone = replace(request, merchants=request.merchants[:1], students=request.students[:1])
+        alone = request.part([0])
         each = serialized_bytes(RecordDict({**content, "request": alone.to_record()}))
         start_bytes = {
             name: serialized_bytes(RecordDict({f"start.{name}": record})) for name, record in records.items()
@@ -154,11 +155,20 @@ class Sites:
                     _log.warning("test counts left out: %s", error)
         return dict(sorted(counts.items()))
 
+    def spent(self, arm: str, seed: int) -> Spent:
+        """What an arm has cost the merchants, by their ledgers, as their sites tell."""
+        asked = ConfigRecord({"arm": arm, "seed": seed})
+        nodes = sorted(set(self._node_of.values()))
+        replies, failures = self._ask([Message(RecordDict({"request": asked}), node, QUERY_PRIVACY) for node in nodes])
+        if failures:
+            raise TrainingError(f"{arm}: what it cost cannot be told: {failures[0].reason}")
+        return Spent.joined(_spent(reply.content.metric_records) for reply in replies)
+
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
         nodes: dict[int, list[int]] = {}
         for place, merchant in enumerate(request.merchants):
             nodes.setdefault(self._node_of[merchant], []).append(place)
-        return {node: _part(request, places) for node, places in sorted(nodes.items())}
+        return {node: request.part(places) for node, places in sorted(nodes.items())}
 
     def _push(self, messages: Sequence[tuple[Message, TrainRequest]], downlink_bytes: int) -> _Sent:
         """Send one message at a time, which keeps the payload that a grid must take at once small."""
@@ -218,7 +228,7 @@ class Sites:
     def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Collection[str]) -> None:
         self._check_owner(uplink.merchant, request.merchants, node)
         announced = self._examples[uplink.merchant]
-        if uplink.examples > announced:
+        if announced is not None and uplink.examples > announced:
             raise UplinkRejected(
                 f"merchant {uplink.merchant} claims {uplink.examples} training examples, but announced {announced}"
             )
@@ -242,20 +252,11 @@ def _failure(node: int, reason: str | None) -> Refusal:
     return refusal
 
 
-def _part(request: TrainRequest, places: Sequence[int]) -> TrainRequest:
-    """The same request for the merchants at these places only."""
-    return replace(
-        request,
-        merchants=tuple(request.merchants[place] for place in places),
-        students=tuple(request.students[place] for place in places),
-    )
-
-
 def _chunks(request: TrainRequest, size: int) -> Iterator[TrainRequest]:
     """Requests of ``size`` consecutive merchants each, in sorted order."""
     places = sorted(range(len(request.merchants)), key=lambda place: request.merchants[place])
     for first in range(0, len(places), size):
-        yield _part(request, places[first : first + size])
+        yield request.part(places[first : first + size])
 
 
 def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
@@ -267,17 +268,31 @@ def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
     merchant, reason = str(record.get("merchant", "")), str(record.get("reason", "no reason given"))
     if merchant not in request.merchants:
         return _failure(node, "it refused for merchants that it was not asked for")
-    return Refusal(merchant, "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON]))
+    clean = "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON])
+    return Refusal(merchant, clean, bool(record.get("budget", False)))
 
 
-def _announced(record: ConfigRecord) -> list[tuple[str, int]]:
-    """A site's merchants and how many training examples each has."""
-    names, examples = record["names"], record["examples"]
+def _announced(record: ConfigRecord) -> list[tuple[str, int | None]]:
+    """A site's merchants and how many training examples each has, None where the site keeps that private."""
+    names = record["names"]
+    if "examples" not in record and isinstance(names, list):
+        return [(str(name), None) for name in names]
+    examples = record.get("examples")
     if not isinstance(names, list) or not isinstance(examples, list) or len(names) != len(examples):
         raise DataError("a site did not answer with the names and sizes of its merchants")
     if not all(isinstance(size, int) and 0 <= size <= MOST_EXAMPLES for size in examples):
         raise DataError("a site announced merchants whose numbers of examples are no such numbers")
     return [(str(name), int(str(size))) for name, size in zip(names, examples, strict=True)]
+
+
+def _spent(records: Mapping[str, MetricRecord]) -> Spent:
+    """What a site tells of its ledgers."""
+    values: dict[str, Any] = dict(records["spent"])
+    try:
+        merchants = int(values.pop("merchants"))
+        return Spent(merchants, **{name: float(value) for name, value in values.items()})
+    except (TypeError, ValueError, KeyError) as error:
+        raise UplinkRejected(f"a site's account of its ledgers cannot be read: {error}") from error
 
 
 def _counts(merchant: str, value: object) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fed_distill.cli.ledger import ledger_app
+from fed_distill.cli.study import study
 from fed_distill.errors import FedDistillError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(ledger_app, name="ledger")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
 Settings = Annotated[
@@ -132,6 +135,9 @@ def models() -> None:
 
     _print_registry(TEACHERS)
     _print_registry(STUDENTS)
+
+
+app.command(epilog="Example: fed-distill study experiments/privacy_marketplace.toml --set seeds=1")(study)
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from fed_distill.training.plan import Plan
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
+from fed_distill.transport.messages import Downlink, Part, PartialWeights, Uplink, Weights
 
-__all__ = ["GlobalState", "Method", "Trained", "replace"]
+__all__ = ["GlobalState", "Method", "Part", "Trained", "replace"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ class Method(Protocol):
     """The two halves of a federated algorithm, side by side.
 
     ``personal`` declares that a merchant keeps its own student between rounds (in the site's store), and
-    that students may differ by merchant; otherwise each round starts from ``Downlink.weights``.
+    that students may differ by merchant; otherwise each round starts from ``Downlink.weights``. ``sends`` declares all
+    parts of its uplinks: a site sends no other, and what privacy is promised rests on it.
     """
 
     personal: ClassVar[bool]
+    sends: ClassVar[tuple[Part, ...]]
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """Server, start of a round: what every merchant gets."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Uplink
 
@@ -21,6 +21,7 @@ class FedAvg:
 
     local_epochs: PositiveFloat = 1.0
     personal: ClassVar[bool] = False
+    sends: ClassVar[tuple[Part, ...]] = ("weights",)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student."""

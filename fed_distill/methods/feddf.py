@@ -8,7 +8,7 @@ server is spared one pass for each merchant's student.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from pydantic import Field
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
 from fed_distill.merging.running import RunningMean
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Uplink
@@ -30,6 +30,7 @@ class FedDF(FedAvg):
     server_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    sends: ClassVar[tuple[Part, ...]] = ("weights", "soft_labels")
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The trained weights and their probabilities on the proxy set."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.merging.running import RunningMean
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Uplink
 
@@ -32,6 +32,7 @@ class FedMD:
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     personal: ClassVar[bool] = True
+    sends: ClassVar[tuple[Part, ...]] = ("soft_labels",)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The consensus; before there is one, the teacher's soft labels."""

@@ -15,20 +15,27 @@ class ExampleDP:
     """One learner's private steps.
 
     noise_multiplier: standard deviation of the noise in units of ``max_grad_norm`` (sigma in the paper). max_grad_norm:
-    largest L2 norm of one example's gradient over all trained weights (C in the paper).
+    largest L2 norm of one example's gradient over all trained weights (C in the paper). batch_size: expected examples
+    of a private step; None for the trainer's.
     """
 
     noise_multiplier: float
     max_grad_norm: float
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.noise_multiplier < 0.0 or self.max_grad_norm <= 0.0:
-            raise ValueError("DP-SGD needs noise_multiplier >= 0 and max_grad_norm > 0")
+        if self.noise_multiplier < 0.0 or self.max_grad_norm <= 0.0 or (self.batch_size or 1) < 1:
+            raise ValueError("DP-SGD needs noise_multiplier >= 0, max_grad_norm > 0 and batch_size >= 1")
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the noise on every entry of the sum of clipped gradients."""
         return self.noise_multiplier * self.max_grad_norm
+
+
+def sampling_rate(examples: int, batch_size: int) -> float:
+    """Probability with which Poisson sampling takes each of ``examples`` into a batch of expected ``batch_size``."""
+    return min(1.0, batch_size / examples)
 
 
 def gaussian(size: int, deviation: float, generator: torch.Generator) -> Tensor:

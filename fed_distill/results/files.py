@@ -4,6 +4,7 @@ A reader never sees half a file, and a process killed at any instant leaves the 
 (POSIX rename(2) is atomic). JSON is written strictly: no NaN, which other languages refuse to read.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -12,10 +13,21 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from fed_distill.errors import CheckpointError, TrainingError
+
+_LONGEST_NAME = 150
+
+
+def as_file_name(name: str) -> str:
+    """``name`` as one file or folder, never ``.`` or ``..``; a long one is cut and told apart by its hash."""
+    quoted = quote(name, safe="").replace(".", "%2E")
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    return f"{quoted[:_LONGEST_NAME]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

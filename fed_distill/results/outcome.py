@@ -28,7 +28,8 @@ class Outcome:
     student before domain adaptation. validation: metrics on the common validation set, from which the learning
     curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
     included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
-    seconds: time spent on it.
+    privacy: what was promised to the merchants and what it cost (``privacy.promise.account``); None where nothing was
+    protected. seconds: time spent on it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -45,6 +46,7 @@ class Outcome:
     adaptation: list[str] = field(default_factory=list)
     downlink_bytes: float = 0.0
     uplink_bytes: float = 0.0
+    privacy: Mapping[str, Any] | None = None
     seconds: float = 0.0
     rounds: int = 0
 

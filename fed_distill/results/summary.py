@@ -46,7 +46,11 @@ def summarize(
         raise ValueError(f"no outcome of the main federation {main!r} among {sorted(federations)}")
     control_rows = {name: _row(units, controls, teacher, task) for name, units in controls.items()}
     federation_rows = {
-        title: {**_row(units, controls, teacher, task), "adaptation": _adaptation(units)}
+        title: {
+            **_row(units, controls, teacher, task),
+            "adaptation": _adaptation(units),
+            "privacy": _privacy(units),
+        }
         for title, units in federations.items()
     }
     student = federation_rows[main]
@@ -76,12 +80,7 @@ def summarize(
         "retention": student["retention"],
         "gap_closed": student["gap_closed"],
         "bytes": student["bytes"],
-        "privacy": {
-            "unit": "none",
-            "epsilon": None,
-            "delta": None,
-            "audit": {"auc": None, "epsilon_lower_bound": None},
-        },
+        "privacy": {**student["privacy"], "audit": {"auc": None, "epsilon_lower_bound": None}},
         "federations": federation_rows,
         "intervals": {
             "student": student["interval"],
@@ -184,6 +183,14 @@ def _adaptation(units: Sequence[Outcome]) -> dict[str, Any] | None:
             "after": _mean_and_worst([unit.personal_accuracy for unit in personal], personal[0].merchant_counts),
         },
     }
+
+
+def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
+    """The account of the seed that cost the most."""
+    known = [unit.privacy for unit in units if unit.privacy is not None]
+    return (
+        dict(max(known, key=lambda one: one["epsilon"])) if known else {"unit": "none", "epsilon": None, "delta": None}
+    )
 
 
 def _mean_and_worst(of_seeds: Sequence[Mapping[str, float]], counts: Mapping[str, int]) -> dict[str, Any]:

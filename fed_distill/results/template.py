@@ -252,6 +252,14 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 <section id="privacy">
   <h2>Privacy</h2>
   <p>{{ privacy }}</p>
+  {% if summary.privacy.unit != "none" %}
+  <div class="scroll" tabindex="0" role="region" aria-label="What leaves a merchant">
+  <table>
+    <thead><tr><th scope="col">What leaves a merchant</th><th scope="col">How it is protected</th></tr></thead>
+    <tbody>{% for part in summary.privacy.reveals %}<tr><th scope="row">{{ part.what }}</th><td>{{ part.how }}</td></tr>{% endfor %}</tbody>
+  </table>
+  </div>
+  {% endif %}
 </section>
 
 {% if summary.data %}

@@ -72,18 +72,22 @@ def count(value: float | None) -> str:
 def privacy(summary: Mapping[str, Any]) -> str:
     """What the run promises about a merchant's data, in words."""
     block = summary["privacy"]
-    kept = (
-        "In a federation merchants' texts and labels stay with them; a merchant sends a trained student or its soft "
-        "labels, how many examples are behind them, and its own scores. Only the control with all data pooled "
-        "collects what federation leaves in place. "
-    )
+    kept = "In a federation merchants' texts and labels stay with them. "
+    pooled = "Only the control with all data pooled collects what federation leaves in place. "
     if block["unit"] == "none":
         return kept + (
+            "A merchant sends a trained student or its soft labels, how many examples are behind them, and its own "
+            f"scores. {pooled}"
             "There was no differential privacy in this run: a determined reader of an update may learn something "
             "about the examples behind it, and no bound on that is claimed."
         )
+    noise = block["noise_multiplier"]
     return kept + (
-        f"Differential privacy protects each {block['unit']} with ε = {block['epsilon']:g} and δ = {block['delta']:g}."
+        f"What is released hides the presence of {block['protects']}: differential privacy with ε = "
+        f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "
+        f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers "
+        f"were {noise['least']:.3g} to {noise['most']:.3g}, counted by the {block['accountant'].upper()} accountant. "
+        f"To be trusted: {block['trusted']}. Controls are trained without privacy, as its measure. {pooled}"
     )
 
 

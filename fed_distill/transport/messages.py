@@ -6,11 +6,17 @@ Every part is optional; a method fills in what it needs. How the parts become by
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 """A whole model's weights by parameter name."""
+
+
+Part = Literal["weights", "soft_labels"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""Parts of an uplink that are computed from a merchant's data."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,8 @@ class Uplink:
     weights: PartialWeights | None = None
     soft_labels: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of the parts that were computed from the merchant's data and are there."""
+        return frozenset(name for name in PARTS if getattr(self, name) is not None)

@@ -1,8 +1,8 @@
 """What the server asks of a site, beside the method's downlink, and how a site says no."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import ConfigRecord
@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord
 from fed_distill.models import TextModel, rebuild
 
 QUERY_MERCHANTS = "query.merchants"
+QUERY_PRIVACY = "query.privacy"
 TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
 
@@ -19,8 +20,9 @@ class TrainRequest:
     """One round at one site.
 
     arm: which federation or control of the experiment. merchants: who is meant. students: name of each one's
-    student. blueprints: how to build a student, by name (kind and settings as JSON). learning_rate: of this
-    round. test: whether each merchant also measures its trained student on its own test set.
+    student. blueprints: how to build a student, by name (kind and settings as JSON). rounds: in how many rounds of the
+    arm each merchant is asked in all, by which its privacy budget is spread. learning_rate: of this round. test:
+    whether each merchant also measures its trained student on its own test set.
     """
 
     arm: str
@@ -28,12 +30,26 @@ class TrainRequest:
     merchants: tuple[str, ...]
     students: tuple[str, ...]
     blueprints: Mapping[str, str]
+    rounds: tuple[int, ...]
     learning_rate: float = 0.0
     test: bool = False
 
     def student_of(self, merchant: str) -> str:
         """Kind of student of one of ``merchants``."""
         return self.students[self.merchants.index(merchant)]
+
+    def rounds_of(self, merchant: str) -> int:
+        """Planned rounds of one of ``merchants``."""
+        return self.rounds[self.merchants.index(merchant)]
+
+    def part(self, places: Sequence[int]) -> "TrainRequest":
+        """The same request for the merchants at these places only."""
+        return replace(
+            self,
+            merchants=tuple(self.merchants[place] for place in places),
+            students=tuple(self.students[place] for place in places),
+            rounds=tuple(self.rounds[place] for place in places),
+        )
 
     def to_record(self) -> ConfigRecord:
         """As a Flower config record."""
@@ -45,6 +61,7 @@ class TrainRequest:
                 "students": list(self.students),
                 "blueprint_names": list(self.blueprints),
                 "blueprints": list(self.blueprints.values()),
+                "rounds": list(self.rounds),
                 "learning_rate": self.learning_rate,
                 "test": self.test,
             }
@@ -60,6 +77,7 @@ class TrainRequest:
             merchants=tuple(values["merchants"]),
             students=tuple(values["students"]),
             blueprints=dict(zip(values["blueprint_names"], values["blueprints"], strict=True)),
+            rounds=tuple(values["rounds"]),
             learning_rate=values["learning_rate"],
             test=values["test"],
         )
@@ -78,7 +96,12 @@ def built_from(blueprint: str) -> TextModel:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A merchant that did not train, and why."""
+    """A merchant that did not train, and why. budget: because of its privacy budget or limits, not of a fault."""
 
     merchant: str
     reason: str
+    budget: bool = False
+
+    def to_record(self) -> ConfigRecord:
+        """As a Flower config record."""
+        return ConfigRecord({"merchant": self.merchant, "reason": self.reason, "budget": self.budget})

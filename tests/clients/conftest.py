@@ -29,9 +29,11 @@ def world(tiny_experiment, tiny_data, tmp_path):
     draw = torch.Generator().manual_seed(0)
     labels = torch.rand(len(tiny_data.proxy), classes, generator=draw).softmax(dim=-1)
 
-    def request(*merchants, arm="fedavg-kd", test=False):
+    def request(*merchants, arm="fedavg-kd", test=False, rounds=1):
         blueprints = {"two-tower": blueprint_of(student)}
-        return TrainRequest(arm, 0, merchants, ("two-tower",) * len(merchants), blueprints, 0.01, test)
+        return TrainRequest(
+            arm, 0, merchants, ("two-tower",) * len(merchants), blueprints, (rounds,) * len(merchants), 0.01, test
+        )
 
     return SimpleNamespace(
         experiment=experiment,

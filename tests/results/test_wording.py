@@ -2,6 +2,8 @@
 
 import pytest
 
+from fed_distill.config import PrivacyConfig
+from fed_distill.privacy.promise import Spent, account
 from fed_distill.results.wording import count, duration, number, percent, plus_minus, privacy, size, verdict
 
 MAIN = "fedavg-kd+fedsubavg"
@@ -76,5 +78,10 @@ def test_the_verdict_names_the_controls_that_were_not_run(summary):
 
 def test_privacy_claims_no_more_than_there_was(summary):
     assert "no differential privacy in this run" in privacy(summary)
-    summary["privacy"] = {"unit": "merchant", "epsilon": 3.0, "delta": 1e-5}
-    assert "each merchant with ε = 3 and δ = 1e-05" in privacy(summary)
+    config = PrivacyConfig(unit="example", epsilon=3.0)
+    summary["privacy"] = account(config, Spent(5, 2.99, 1e-5, 0.8, 1.25), ("weights",))
+    told = privacy(summary)
+    assert "any one example of a merchant" in told
+    assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
+    assert "Noise multipliers were 0.8 to 1.25, counted by the RDP accountant" in told
+    assert "To be trusted: nobody but the merchant itself" in told

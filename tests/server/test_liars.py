@@ -40,8 +40,8 @@ def as_somebody_else(content, prefix):
     content[f"{prefix}up"]["merchant"] = "merchant-of-nowhere"
 
 
-def without_loss(content, prefix):
-    del content[f"{prefix}up.metrics"]
+def with_too_many_examples(content, prefix):
+    content[f"{prefix}up"]["examples"] = 2**40
 
 
 def without_weights(content, prefix):
@@ -53,7 +53,7 @@ LIES = {
     "nan": (replaced("head.0.bias", lambda value: value * np.nan), "head.0.bias has values that are not finite"),
     "shape": (replaced("head.0.bias", lambda value: value[:-1]), "head.0.bias has shape [7], not [8]"),
     "name": (as_somebody_else, "a reply for merchant 'merchant-of-nowhere' came from site 2"),
-    "metrics": (without_loss, "metric loss is missing"),
+    "examples": (with_too_many_examples, "training examples, but announced"),
     "nothing": (without_weights, "its uplink has other parts than most others have"),
 }
 

@@ -90,7 +90,7 @@ def parts(wire, arm, number):
             down = {name: record for name, record in content.items() if name.startswith("down")}
             asked = dict(content["request"])  # what a merchant would be asked on its own
             down["request"] = ConfigRecord(
-                {**asked, "merchants": asked["merchants"][:1], "students": asked["students"][:1]}
+                {**asked, **{name: asked[name][:1] for name in ("merchants", "students", "rounds")}}
             )
             starts = {name: record for name, record in content.items() if name.startswith("start.")}
             return down, starts, uplinks, len(reply)

@@ -95,7 +95,7 @@ def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiti
 
 
 def request(*merchants):
-    return TrainRequest("fedavg", 0, merchants, ("s",) * len(merchants), {"s": "{}"})
+    return TrainRequest("fedavg", 0, merchants, ("s",) * len(merchants), {"s": "{}"}, (1,) * len(merchants))
 
 
 def whole(chunks):
@@ -171,17 +171,17 @@ def test_each_message_asks_a_site_for_its_own_merchants_of_the_chunk_with_their_
             if message.metadata.message_type == TRAIN:
                 asked = TrainRequest.from_record(message.content.config_records["request"])
                 starts = sorted(name for name in message.content if name.startswith("start."))
-                seen.append((message.metadata.dst_node_id, asked.merchants, asked.students, starts))
+                seen.append((message.metadata.dst_node_id, asked.merchants, asked.students, asked.rounds, starts))
             super()._queue(message_id, message)
 
-    mixed = TrainRequest("fedmd", 0, ("d", "a", "c", "b"), ("s4", "s1", "s3", "s2"), {})
+    mixed = TrainRequest("fedmd", 0, ("d", "a", "c", "b"), ("s4", "s1", "s3", "s2"), {}, (4, 1, 3, 2))
     starts = {"d": {"s4": {"w": torch.zeros(1)}}, "a": {"s1": {"w": torch.zeros(1)}}}
     list(make_sites(grid=Watched).train(mixed, Downlink(1), starts, 3))
     assert seen == [
-        (2, ("a",), ("s1",), ["start.s1"]),
-        (3, ("b",), ("s2",), []),
-        (4, ("c",), ("s3",), []),
-        (2, ("d",), ("s4",), ["start.s4"]),
+        (2, ("a",), ("s1",), (1,), ["start.s1"]),
+        (3, ("b",), ("s2",), (2,), []),
+        (4, ("c",), ("s3",), (3,), []),
+        (2, ("d",), ("s4",), (4,), ["start.s4"]),
     ]
 
 

@@ -159,7 +159,6 @@ BAD_UPLINKS = {
     "label nan": (uplink(labels=torch.full(PROXY, NAN)), "soft labels are not finite"),
     "label integers": (uplink(labels=torch.tensor([[1, 0]] * 4)), "no floating-point numbers"),
     "no examples": (uplink(examples=0), "0 training examples"),
-    "no loss": (uplink(metrics={}), "metric loss is missing"),
     "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
     "loss beyond all measure": (uplink(metrics={"loss": 1e300}), r"metric loss is 1e\+300"),
     "part of an example": (

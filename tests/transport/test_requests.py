@@ -12,6 +12,7 @@ REQUEST = TrainRequest(
     merchants=("Müller & Söhne", "b"),
     students=("lstm", "two-tower"),
     blueprints={"lstm": "{}", "two-tower": '{"a": 1}'},
+    rounds=(5, 15),
     learning_rate=0.003,
     test=True,
 )
@@ -25,12 +26,19 @@ def over_the_wire(request):
 
 def test_a_request_comes_back_as_it_was_sent():
     assert over_the_wire(REQUEST) == REQUEST
-    empty = TrainRequest("a", 0, (), (), {})
+    empty = TrainRequest("a", 0, (), (), {}, ())
     assert over_the_wire(empty) == empty
 
 
-def test_each_merchant_has_its_student():
+def test_each_merchant_has_its_student_and_its_planned_rounds():
     assert [REQUEST.student_of(merchant) for merchant in REQUEST.merchants] == ["lstm", "two-tower"]
+    assert [REQUEST.rounds_of(merchant) for merchant in REQUEST.merchants] == [5, 15]
+
+
+def test_a_part_keeps_each_merchant_with_what_belongs_to_it():
+    part = REQUEST.part([1])
+    assert (part.merchants, part.students, part.rounds) == (("b",), ("two-tower",), (15,))
+    assert part.blueprints == REQUEST.blueprints
 
 
 def test_a_blueprint_builds_an_equal_model_with_other_weights(student):

@@ -1,0 +1,198 @@
+"""What a site does for its merchants' privacy before anything of theirs is released: its rules, the noise, the charge.
+
+A merchant's ledger is charged before its first private step (DESIGN 6.3). An equal request is answered by an equal
+uplink, noise included, and is charged once; anything else that is asked is a release of its own, and is paid for.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from clients.limits import Limits
+from fed_distill.config import Experiment
+from fed_distill.distill.fingerprint import fingerprint
+from fed_distill.errors import BudgetExceeded
+from fed_distill.privacy.accounting import Spend, default_delta, noise_for
+from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
+from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed
+from fed_distill.privacy.promise import Spent
+from fed_distill.results.files import as_file_name
+from fed_distill.runtime import seeds
+from fed_distill.training.trainer import Learner
+from fed_distill.transport.messages import Downlink, Weights
+from fed_distill.transport.requests import TrainRequest
+
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One merchant's part in a request. steps: private steps of this round. digest: of all that decides the answer."""
+
+    learner: Learner
+    steps: int
+    request: TrainRequest
+    round: int
+    digest: str
+
+
+@dataclass
+class Protection:
+    """The privacy of one site's merchants in one experiment; ``folder`` keeps ledgers where it names no other."""
+
+    experiment: Experiment
+    folder: Path
+    _sizes: dict[tuple[str, int, str], int] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The site's own rules."""
+        return Limits.read(self.experiment.privacy.limits)
+
+    @property
+    def batch_size(self) -> int:
+        """Expected examples of a private step."""
+        return self.experiment.privacy.batch_size or self.experiment.training.batch_size
+
+    def unit_of(self, arm: str) -> str:
+        """What is protected in an arm: ``none`` in a control, and in what never leaves its merchant."""
+        return self.experiment.privacy.unit if self.experiment.is_private(arm) else "none"
+
+    def check(self, merchant: str, arm: str) -> None:
+        """Raise BudgetExceeded if the merchant takes no part in what is protected as this arm is."""
+        self.limits.of(merchant).check_unit(merchant, self.unit_of(arm))
+
+    def ledger(self, arm: str, seed: int, merchant: str) -> Ledger:
+        """The ledger that a merchant's releases in an arm are charged to."""
+        shared = self.experiment.privacy.ledger
+        folder = self.folder / f"seed-{seed}" / as_file_name(arm) if shared is None else shared
+        return Ledgers(folder).of(merchant)
+
+    def example_dp(self, asked: Asked) -> ExampleDP:
+        """Noise for the merchant's private steps of this round, after they have been charged.
+
+        Raise BudgetExceeded if its limits, or the target epsilon of this federation, do not allow them.
+        """
+        config, examples = self.experiment.privacy, asked.learner.examples()
+        rate = sampling_rate(examples, self.batch_size)
+        if config.noise_multiplier is not None:
+            noise = config.noise_multiplier
+        else:
+            assert config.epsilon is not None
+            planned = asked.steps * asked.request.rounds_of(asked.learner.name)
+            size = (Spend(config.size_noise, 1.0, 1),)
+            noise = noise_for(config.epsilon, self._delta(asked), rate, planned, size, config.accountant)
+        self.limits.of(asked.learner.name).check_noise(asked.learner.name, noise)
+        self._charge(asked, "training", asked.round, asked.digest, Spend(noise, rate, asked.steps))
+        return ExampleDP(noise, config.max_grad_norm, config.batch_size)
+
+    def noised_size(self, asked: Asked) -> int:
+        """By how many examples the merchant counts: their number with noise, drawn and charged once a federation."""
+        key = asked.request.arm, asked.request.seed, asked.learner.name
+        if key not in self._sizes:
+            examples, noise = asked.learner.examples(), self.experiment.privacy.size_noise
+            self._charge(asked, "size", 0, fingerprint(examples=examples), Spend(noise, 1.0, 1))
+            arm, seed, merchant = key
+            drawn = float(seeds.numpy_stream(seed, arm, merchant, "size noise").normal())
+            self._sizes[key] = max(1, round(examples + noise * drawn))
+        return self._sizes[key]
+
+    def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
+        """What the arm has cost ``merchants`` so far, by their ledgers."""
+        parts = []
+        for merchant in merchants:
+            paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
+            noises = [spend.noise_multiplier for one in paid if one.what != "size" for spend in one.spends]
+            if noises:
+                total = composed(paid, None, self.experiment.privacy.accountant)
+                parts.append(Spent(1, total, min(one.delta for one in paid), min(noises), max(noises)))
+        return Spent.joined(parts)
+
+    def _paid(self, ledger: Ledger, arm: str, seed: int) -> list[Charge]:
+        """What this run has charged for an arm."""
+        return [
+            entry.charge
+            for entry in ledger.entries()
+            if (entry.charge.run, entry.charge.arm, entry.charge.seed) == (self.experiment.name, arm, seed)
+        ]
+
+    def _delta(self, asked: Asked) -> float:
+        given = self.experiment.privacy.delta
+        return default_delta(asked.learner.examples()) if given is None else given
+
+    def _charge(self, asked: Asked, what: str, round: int, digest: str, spend: Spend) -> None:
+        config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
+        charge = Charge(
+            run=self.experiment.name,
+            arm=request.arm,
+            seed=request.seed,
+            round=round,
+            unit="example",
+            what=what,
+            request=digest,
+            spends=(spend,),
+            delta=self._delta(asked),
+        )
+        ledger = self.ledger(request.arm, request.seed, merchant)
+        if config.epsilon is not None:
+            self._check_target(ledger, charge, config.epsilon)
+        ledger.charge(charge, self.limits.of(merchant).max_epsilon, config.accountant)
+
+    def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:
+        """Raise BudgetExceeded if the federation would spend more than its target with ``charge``."""
+        paid = self._paid(ledger, charge.arm, charge.seed)
+        if any(one.same_release(charge) for one in paid):
+            return
+        total = composed([*paid, charge], charge.delta, self.experiment.privacy.accountant)
+        if not total <= target * (1.0 + _SLACK):
+            raise BudgetExceeded(
+                f"merchant {ledger.merchant}: budget spent: {charge.what} in round {charge.round} would raise the "
+                f"federation's epsilon to {total:.6g}, above its target of {target:.6g}"
+            )
+
+
+class Digests:
+    """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once."""
+
+    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink) -> None:
+        tables = experiment.model_dump(mode="json", exclude={"runtime", "name", "repeats", "compare", "controls"})
+        self._base = hashlib.sha256()
+        self._base.update(
+            fingerprint(
+                experiment=tables,
+                federation=experiment.arms()[request.arm].model_dump(mode="json"),
+                arm=request.arm,
+                seed=request.seed,
+                rate=request.learning_rate,
+                test=request.test,
+                round=down.round,
+                scalars=dict(down.scalars),
+            ).encode()
+        )
+        if down.soft_labels is not None:
+            _hash(self._base, {"soft_labels": down.soft_labels})
+        self._starts: dict[int, tuple[Weights, bytes]] = {}
+
+    def of(self, blueprint: str, learner: Learner) -> str:
+        """Digest for a learner that trains the student of ``blueprint``."""
+        start = learner.weights
+        if id(start) not in self._starts:
+            hashed = hashlib.sha256(blueprint.encode())
+            _hash(hashed, start)
+            self._starts[id(start)] = start, hashed.digest()
+        whole = self._base.copy()
+        whole.update(self._starts[id(start)][1])
+        _hash(whole, {**learner.private, "labels": learner.labels})
+        return whole.hexdigest()
+
+
+def _hash(into: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        into.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        into.update(value.numpy().reshape(-1).view(np.uint8).data)

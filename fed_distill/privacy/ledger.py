@@ -1,0 +1,267 @@
+"""A merchant's append-only record of the privacy that its releases have cost: one file of JSON lines a merchant.
+
+Charged before it is spent: an entry is on disk before the release that it pays for begins, so a crash can overcharge
+and never undercharge. Entries compose over rounds, methods and runs, within each privacy unit (DESIGN 6.3, 7).
+
+Each line ends in a check, the SHA-256 of the previous line's check and of the line itself, so that an edited, removed
+or moved line is found, and the ledger refused from there on. What a chain cannot show is that its last lines were
+removed: a merchant who fears that keeps a copy of the last check elsewhere (``fed-distill ledger verify`` prints it).
+Files are locked with flock(2).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fed_distill.errors import BudgetExceeded, LedgerError
+from fed_distill.privacy.accounting import Accountant, Spend, epsilon
+from fed_distill.results.files import as_file_name, sync_folder, write_atomic
+
+Unit = Literal["example", "merchant", "vote"]
+
+_VERSION = 1
+_SUFFIX = ".jsonl"
+_LINE = re.compile(rb'(\{.*),"check":"([0-9a-f]{64})"\}')
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One private release and what it costs.
+
+    run, arm, seed, round: where it happened. unit: whose presence is hidden: one example of the merchant, the merchant
+    as a whole, or its vote. what: the part of the uplink that it pays for, such as ``training`` or ``size``. request:
+    hex digest of all that was asked for; the answer to an equal request is the same, noise included. spends: the
+    mechanisms that it runs. delta: the delta at which the merchant wants its epsilon. Raises ValueError for others.
+    """
+
+    run: str
+    arm: str
+    seed: int
+    round: int
+    unit: Unit
+    what: str
+    request: str
+    spends: tuple[Spend, ...]
+    delta: float
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"unit must be one of {', '.join(get_args(Unit))}, not {self.unit!r}")
+        if not re.fullmatch(r"[0-9a-f]+", self.request):
+            raise ValueError(f"request must be a hex digest, not {self.request!r}")
+        if not self.spends:
+            raise ValueError("a charge needs at least one spend")
+        if not 0.0 < self.delta < 1.0:
+            raise ValueError(f"delta must lie between 0 and 1, not {self.delta}")
+
+    def same_release(self, other: "Charge") -> bool:
+        """Whether both pay for one and the same answer: all is equal but delta, which changes nothing about it."""
+        return self._release() == other._release()
+
+    def _release(self) -> tuple[object, ...]:
+        return self.unit, self.run, self.arm, self.seed, self.round, self.what, self.request, self.spends
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a ledger: the charge, whose it is, when (UTC, ISO 8601), and its link in the chain of checks."""
+
+    charge: Charge
+    merchant: str
+    time: str
+    check: str
+
+
+def composed(charges: Iterable[Charge], delta: float | None = None, accountant: Accountant = "rdp") -> float:
+    """The epsilon of all ``charges`` together, which must be of one unit; 0 without any.
+
+    At ``delta``, or else at the smallest of the charges' own, so that no later charge makes earlier ones look cheaper.
+    """
+    mine = tuple(charges)
+    if len({charge.unit for charge in mine}) > 1:
+        raise ValueError("charges of different privacy units are separate promises and do not compose")
+    if not mine:
+        return 0.0
+    if delta is None:
+        delta = min(charge.delta for charge in mine)
+    return epsilon([spend for charge in mine for spend in charge.spends], delta, accountant)
+
+
+class Ledger:
+    """The ledger of ``merchant`` at ``path``; the file appears with the first charge."""
+
+    def __init__(self, path: Path, merchant: str) -> None:
+        self.path = path
+        self.merchant = merchant
+
+    def charge(self, charge: Charge, max_epsilon: float | None = None, accountant: Accountant = "rdp") -> float:
+        """Pay for ``charge``; returns the epsilon of its unit, all entries composed, as ``composed`` does.
+
+        When this returns, the entry is on disk and the release may begin. A release that was paid before costs nothing:
+        a resumed run neither pays twice nor answers differently. Raises BudgetExceeded, with nothing written, if the
+        epsilon would rise above ``max_epsilon``; LedgerError if the ledger is torn, edited or another merchant's.
+        """
+        with self._locked():
+            content = _content(self.path)
+            entries = _verified(content, self.path, self.merchant)
+            charges = [entry.charge for entry in entries if entry.charge.unit == charge.unit]
+            delta = min([charge.delta, *(former.delta for former in charges)])
+            spent = composed(charges, delta, accountant)
+            if any(former.same_release(charge) for former in charges):
+                sync_folder(self.path.parent)  # who wrote it may have been killed just before doing so
+                return spent
+            total = composed([*charges, charge], delta, accountant)
+            if max_epsilon is not None and not total <= max_epsilon + _SLACK:
+                raise BudgetExceeded(
+                    f"merchant {self.merchant}: budget spent: {charge.what} in round {charge.round} of {charge.run} "
+                    f"would raise epsilon from {spent:.6g} to {total:.6g}, above the limit of {max_epsilon:.6g} "
+                    f"(unit {charge.unit}, delta {delta:.3g})"
+                )
+            write_atomic(self.path, content + _line(charge, self.merchant, entries[-1].check if entries else ""))
+        return total
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, oldest first. Raises LedgerError if the ledger is torn, edited or another merchant's."""
+        return _verified(_content(self.path), self.path, self.merchant)
+
+    def epsilon(self, unit: Unit, delta: float | None = None, accountant: Accountant = "rdp") -> float:
+        """What has been spent within ``unit``, at ``delta`` or else the smallest of its entries' own; 0 if nothing."""
+        charges = (entry.charge for entry in self.entries() if entry.charge.unit == unit)
+        return composed(charges, delta, accountant)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the ledger against all other threads and processes; the lock ends with the process that holds it."""
+        _make_folder(self.path.parent)
+        descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+class Ledgers:
+    """The ledgers of many merchants in one folder, a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def of(self, merchant: str) -> Ledger:
+        """The ledger of ``merchant``, which may have no entries yet."""
+        return Ledger(self.folder / f"{as_file_name(merchant)}{_SUFFIX}", merchant)
+
+    def files(self) -> list[Path]:
+        """The files of all ledgers that have entries, by name."""
+        return sorted(self.folder.glob(f"*{_SUFFIX}"))
+
+    def merchants(self) -> list[str]:
+        """Who has a ledger with entries. Raises LedgerError for the first that is torn, edited or misplaced."""
+        return sorted(self.read(path)[0].merchant for path in self.files())
+
+    def read(self, path: Path) -> tuple[Entry, ...]:
+        """The entries of one of ``files()``. Raises LedgerError too if they belong into another file."""
+        entries = read_ledger(path)
+        proper = self.of(entries[0].merchant).path.name
+        if path.name != proper:
+            raise LedgerError(f"{path}: belongs to merchant {entries[0].merchant}, whose ledger is {proper}")
+        return entries
+
+
+def read_ledger(path: Path) -> tuple[Entry, ...]:
+    """The entries of the ledger at ``path``, at least one. Raises LedgerError if it is missing, torn or edited."""
+    content = _content(path)
+    if not content:
+        raise LedgerError(f"there is no ledger at {path}")
+    return _verified(content, path, None)
+
+
+def _content(path: Path) -> bytes:
+    """The file's bytes; none if there is no file. An empty file is torn: none is ever written."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    if not content:
+        raise _damaged(path, 1, "the file is empty")
+    return content
+
+
+def _verified(content: bytes, path: Path, merchant: str | None) -> tuple[Entry, ...]:
+    """All entries, of ``merchant`` alone (None: of the first entry's), each checked against the one before."""
+    *lines, rest = content.split(b"\n")
+    entries: list[Entry] = []
+    for number, line in enumerate(lines, 1):
+        entry = _entry(line, path, number, entries[-1].check if entries else "")
+        if merchant is None:
+            merchant = entry.merchant
+        if entry.merchant != merchant:
+            raise LedgerError(f"{path}, line {number}: belongs to merchant {entry.merchant}, not to {merchant}")
+        entries.append(entry)
+    if rest:
+        raise _damaged(path, len(lines) + 1, "the line is torn")
+    return tuple(entries)
+
+
+def _entry(line: bytes, path: Path, number: int, previous: str) -> Entry:
+    found = _LINE.fullmatch(line)
+    if not found:
+        raise _damaged(path, number, "this is no ledger entry")
+    body, check = found[1] + b"}", found[2].decode()
+    if _check(previous, body) != check:
+        raise _damaged(path, number, "the check fails: this line was edited, or a line before it removed or moved")
+    try:
+        fields = json.loads(body)
+        if fields.pop("v") != _VERSION:
+            raise LedgerError(f"{path}, line {number}: written by another version of fed-distill; use that one")
+        merchant, time = fields.pop("merchant"), fields.pop("time")
+        spends = tuple(Spend(**spend) for spend in fields.pop("spends"))
+        return Entry(Charge(**fields, spends=spends), merchant, time, check)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, number, f"its check is right and its content is not ({error})") from error
+
+
+def _line(charge: Charge, merchant: str, previous: str) -> bytes:
+    """The entry as canonical JSON (sorted keys, no spaces) with its check at the end."""
+    fields: dict[str, Any] = {
+        **vars(charge),
+        "spends": [
+            {
+                "noise_multiplier": float(spend.noise_multiplier),
+                "sampling_rate": float(spend.sampling_rate),
+                "steps": int(spend.steps),
+            }
+            for spend in charge.spends
+        ],
+        "v": _VERSION,
+        "merchant": merchant,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    body = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return body[:-1] + f',"check":"{_check(previous, body)}"}}\n'.encode()
+
+
+def _check(previous: str, body: bytes) -> str:
+    return hashlib.sha256(previous.encode() + body).hexdigest()
+
+
+def _damaged(path: Path, number: int, problem: str) -> LedgerError:
+    return LedgerError(f"{path}, line {number}: {problem}; put back a whole copy before this merchant spends more")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make ``folder`` and whatever above it is missing, so that they outlive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
