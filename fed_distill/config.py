@@ -91,7 +91,8 @@ class StudentConfig(_Table):
 class TrainingConfig(_Table):
     """How any phase of any plan is trained, at a merchant and at the server."""
 
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="of merchants")
+    server_optimizer: Literal["sgd", "adamw"] = Field("adamw", description="of training at the server")
     momentum: Share = Field(0.0, description="of optimizer sgd; adamw has its own")
     learning_rate: PositiveFloat = 3e-3
     batch_size: BatchSize = 32

@@ -99,7 +99,13 @@ class ServerTraining:
             proxy=self._encode(student, "proxy", [self.data.proxy]),
             randomness=randomness,
         )
-        config = self.config.model_copy(update={"batch_size": self.config.server_batch_size})
+        config = self.config.model_copy(
+            update={
+                "batch_size": self.config.server_batch_size,
+                "optimizer": self.config.server_optimizer,
+                "momentum": self.config.momentum if self.config.server_optimizer == "sgd" else 0.0,
+            }
+        )
         fitted = next(build_trainer(config, self.runtime).fit([learner], {learner.name: plan}, pace, progress))
         if isinstance(fitted, Failure):
             raise TrainingError(fitted.reason)

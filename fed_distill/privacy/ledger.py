@@ -1,7 +1,7 @@
 """A merchant's append-only record of the privacy that its releases have cost: one file of JSON lines a merchant.
 
 Charged before it is spent: an entry is on disk before the release that it pays for begins, so a crash can overcharge
-and never undercharge. Entries compose over rounds, methods and runs, within each privacy unit (DESIGN 6.3, 7).
+and never undercharge. Entries compose over rounds, methods and runs, within each privacy unit.
 
 Each line ends in a check, the SHA-256 of the previous line's check and of the line itself, so that an edited, removed
 or moved line is found, and the ledger refused from there on. What a chain cannot show is that its last lines were

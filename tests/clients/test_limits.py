@@ -1,0 +1,69 @@
+"""A site's own rules are read strictly and win over what is asked."""
+
+import pytest
+
+from clients.limits import Limits
+from fed_distill.errors import BudgetExceeded, ConfigError
+
+RULES = """
+[default]
+max_epsilon = 4.0
+units = ["example"]
+
+[merchants."Müller & Söhne"]
+min_noise = 1.0
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "limits.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_merchant_has_its_own_rules_or_those_of_the_site(write):
+    limits = Limits.read(write(RULES))
+    assert (limits.of("a").max_epsilon, limits.of("a").units) == (4.0, ("example",))
+    own = limits.of("Müller & Söhne")
+    assert (own.max_epsilon, own.min_noise, own.units) == (None, 1.0, ("none", "example", "merchant", "vote"))
+
+
+def test_without_a_file_everything_is_allowed():
+    limit = Limits.read(None).of("a")
+    for unit in ("none", "example", "merchant", "vote"):
+        limit.check_unit("a", unit)
+    limit.check_noise("a", 0.0)
+    assert limit.max_epsilon is None
+
+
+def test_a_unit_that_is_not_allowed_and_too_little_noise_are_refused_by_name(write):
+    limits = Limits.read(write(RULES))
+    with pytest.raises(BudgetExceeded, match="merchant a: its limits allow units example, not 'none'"):
+        limits.of("a").check_unit("a", "none")
+    own = limits.of("Müller & Söhne")
+    own.check_noise("Müller & Söhne", 1.0)
+    with pytest.raises(BudgetExceeded, match=r"at least 1, not 0\.99"):
+        own.check_noise("Müller & Söhne", 0.99)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[default]\nmax_epsilom = 1", r"default\.max_epsilom: Extra inputs"),
+        ("[default]\nmax_epsilon = -1", r"default\.max_epsilon: Input should be greater than 0"),
+        ('[merchants.a]\nunits = ["all"]', r"merchants\.a\.units\.0"),
+        ("[default", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        Limits.read(write(text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the limits in .*nowhere"):
+        Limits.read(tmp_path / "nowhere.toml")

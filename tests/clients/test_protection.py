@@ -1,0 +1,222 @@
+"""What a protected merchant releases is calibrated, paid for before it is made, and no more than was promised."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clients.protection import Protection
+from clients.site import open_site
+from fed_distill.privacy.accounting import Spend, epsilon
+from fed_distill.privacy.ledger import Ledger
+from fed_distill.training.sequential import SequentialTrainer
+from fed_distill.transport.requests import Refusal
+
+PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 6.0, "privacy.batch_size": 8}
+
+
+@pytest.fixture
+def protected(world, tmp_path):
+    """A function that opens a site of the tiny marketplace under DP, its state in a folder of this test's."""
+
+    def open_protected(folder="runs", **changes):
+        settings = {"runtime.folder": str(tmp_path / folder), **PRIVATE}
+        experiment = world.experiment.with_changes({**settings, **changes})
+        return open_site(experiment, 0, 1)
+
+    return open_protected
+
+
+def answers(site, request, down):
+    return {answer.merchant: answer for answer in site.train(request, down, {})}
+
+
+def charges(site, merchant, arm="fedavg-kd"):
+    return [entry.charge for entry in site.protection.ledger(arm, 0, merchant).entries()]
+
+
+def test_all_planned_rounds_together_cost_at_most_the_target_and_nearly_that(world, protected):
+    site = protected()
+    for number in range(1, 4):
+        answers(site, world.request(*world.names, rounds=3), world.down(number))
+    for merchant in world.names:
+        paid = charges(site, merchant)
+        assert [(one.what, one.round) for one in paid] == [("size", 0), *(("training", number) for number in (1, 2, 3))]
+        spent = epsilon([spend for one in paid for spend in one.spends], paid[0].delta)
+        assert 0.98 * 6.0 < spent <= 6.0
+        examples = len(world.data.merchants[merchant].train)
+        assert paid[0].delta == pytest.approx(examples**-1.1)
+        assert paid[1].spends[0].sampling_rate == pytest.approx(min(1.0, 8 / examples))
+
+
+def test_a_round_that_was_not_planned_is_refused_and_costs_nothing(world, protected):
+    site = protected()
+    for number in (1, 2):
+        assert not any(
+            isinstance(one, Refusal)
+            for one in answers(site, world.request(*world.names, rounds=2), world.down(number)).values()
+        )
+    before = {merchant: charges(site, merchant) for merchant in world.names}
+    refused = answers(site, world.request(*world.names, rounds=2), world.down(3))
+    assert all(isinstance(one, Refusal) and one.budget for one in refused.values())
+    assert {merchant: charges(site, merchant) for merchant in world.names} == before
+
+
+def test_an_equal_request_is_answered_equally_and_charged_once(world, protected):
+    first, merchant = protected(), world.names[0]
+    answer = answers(first, world.request(merchant), world.down())[merchant]
+    paid = charges(first, merchant)
+    again = answers(protected(), world.request(merchant), world.down())[merchant]
+    assert charges(protected(), merchant) == paid
+    assert again.examples == answer.examples
+    assert all(torch.equal(again.weights.arrays[name], value) for name, value in answer.weights.arrays.items())
+
+
+@pytest.mark.parametrize("change", ["weights", "rate", "optimizer", "data"])
+def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
+    merchant = world.names[0]
+    request, down = world.request(merchant, rounds=9), world.down()
+    answers(protected(), request, down)
+    site = protected(**({"training.optimizer": "sgd"} if change == "optimizer" else {}))
+    if change == "weights":
+        down = replace(down, weights={name: value + 1e-3 for name, value in down.weights.items()})
+    if change == "rate":
+        request = replace(request, learning_rate=0.02)
+    if change == "data":
+        own = site.merchants[merchant]
+        site = replace(site, merchants={merchant: replace(own, train=own.train.take(range(1, len(own.train))))})
+    answers(site, request, down)
+    assert sum(one.what == "training" for one in charges(site, merchant)) == 2
+
+
+def test_the_charge_is_on_disk_before_the_first_private_step(world, protected, monkeypatch):
+    site, seen = protected(**{"runtime.trainer": "sequential"}), []
+
+    def fit(trainer, learners, *rest):
+        for learner in learners:
+            seen.append((learner.name, [one.what for one in charges(site, learner.name)], learner.privacy))
+        return iter(())
+
+    monkeypatch.setattr(SequentialTrainer, "fit", fit)
+    answers(site, world.request(*world.names), world.down())
+    assert [name for name, *_ in seen] == world.names
+    for name, paid, privacy in seen:
+        assert paid == ["size", "training"]
+        assert charges(site, name)[1].spends[0].noise_multiplier == privacy.noise_multiplier
+
+
+class Stop(BaseException):
+    """Ends a process as a kill would: nothing catches it."""
+
+
+@pytest.mark.parametrize("writes", range(8))
+def test_a_kill_at_any_write_never_leaves_a_release_unpaid(world, protected, monkeypatch, writes):
+    """Of each attempt the merchant may have released what it had paid for; all attempts end with the same ledger."""
+    import fed_distill.privacy.ledger as module
+
+    merchant, rounds = world.names[0], 3
+    whole, left, released = module.write_atomic, [writes], set()
+
+    def killed(path, content):
+        if left[0] == 0:
+            left[0] = -1
+            raise Stop
+        left[0] -= 1
+        whole(path, content)
+        if left[0] == 0:  # killed between the charge and the step
+            left[0] = -1
+            raise Stop
+
+    monkeypatch.setattr(module, "write_atomic", killed)
+    for _ in range(3):
+        try:
+            site = protected()
+            for number in range(1, rounds + 1):
+                answers(site, world.request(merchant, rounds=rounds), world.down(number))
+                released.add(number)
+                assert released <= {one.round for one in charges(site, merchant) if one.what == "training"}
+        except Stop:
+            continue
+    paid = charges(protected(), merchant)
+    assert [(one.what, one.round) for one in paid] == [("size", 0), ("training", 1), ("training", 2), ("training", 3)]
+    assert epsilon([spend for one in paid for spend in one.spends], paid[0].delta) <= 6.0
+
+
+def test_limits_win_over_what_is_asked_and_the_others_go_on(world, protected, tmp_path):
+    poor, careful, closed, *rest = world.names
+    limits = tmp_path / "limits.toml"
+    limits.write_text(
+        f'[merchants."{poor}"]\nmax_epsilon = 5.0\n[merchants."{careful}"]\nmin_noise = 50.0\n'
+        f'[merchants."{closed}"]\nunits = ["merchant"]\n'
+    )
+    site = protected(**{"privacy.limits": str(limits)})
+    refused = []
+    for number in (1, 2, 3):
+        found = answers(site, world.request(*world.names, rounds=3), world.down(number))
+        refused.append(sorted(name for name, one in found.items() if isinstance(one, Refusal)))
+        assert set(rest) <= {name for name, one in found.items() if not isinstance(one, Refusal)}
+    assert refused[0] == sorted([careful, closed])
+    assert refused[2] == sorted([poor, careful, closed])
+    assert site.protection.ledger("fedavg-kd", 0, poor).epsilon("example") <= 5.0
+    assert not charges(site, closed)
+    assert [one.what for one in charges(site, careful)] == ["size"]
+
+
+def test_two_runs_against_one_ledger_add_up(world, protected, tmp_path):
+    merchant, shared = world.names[0], str(tmp_path / "ledgers")
+    for folder in ("one", "other"):
+        changes = {"privacy.ledger": shared, "name": folder}
+        answers(protected(folder, **changes), world.request(merchant), world.down())
+    ledger = Ledger(next(Path(shared).glob("*.jsonl")), merchant)
+    paid = [entry.charge for entry in ledger.entries()]
+    assert [one.run for one in paid] == ["one", "one", "other", "other"]
+    training = [one.spends[0] for one in paid if one.what == "training"]
+    both = [*(Spend(20.0, 1.0, 1),) * 2, *training]
+    assert ledger.epsilon("example") == pytest.approx(epsilon(both, paid[0].delta))
+    assert ledger.epsilon("example") > 6.0
+
+
+def test_nothing_leaves_beside_what_is_protected(world, protected):
+    site = protected(**{"privacy.report_scores": False})
+    found = answers(site, world.request(*world.names, test=True), world.down())
+    proxy = site._encode(world.student, "proxy", world.data.proxy)
+    public = torch.unique(torch.cat([values.flatten() for values in proxy.values()])).long()
+    public = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), public]))
+    for merchant, uplink in found.items():
+        assert uplink.metrics == {}
+        assert all(torch.equal(rows, public) for rows in uplink.weights.rows.values())
+        examples = len(world.data.merchants[merchant].train)
+        assert uplink.examples != examples or examples == 1
+        assert abs(uplink.examples - examples) < 5 * 20
+    assert site.evaluate(world.start, world.names, world.request(merchant).blueprints["two-tower"]) == {}
+    counts = [uplink.weights.counts["bag.table"] for uplink in found.values()]
+    assert all(torch.equal(one, counts[0]) for one in counts)
+
+
+def test_a_refusal_tells_the_server_nothing_of_the_data_and_the_log_everything(world, protected, caplog):
+    site = protected(**{"privacy.epsilon": 0.01})
+    refused = answers(site, world.request(world.names[0]), world.down())[world.names[0]]
+    assert refused.reason == (
+        f"merchant {world.names[0]}: its privacy budget or its limits do not allow this; the site's log says more"
+    )
+    assert "epsilon" in caplog.text
+
+
+def test_controls_are_not_protected_and_not_charged(world, protected):
+    site = protected(controls=["local"])
+    found = answers(site, world.request(*world.names, arm="local"), world.down())
+    assert all("loss" in uplink.metrics for uplink in found.values())
+    assert site.protection.spent("local", 0, world.names).merchants == 0
+    assert isinstance(site.protection, Protection)
+
+
+def test_what_was_spent_is_the_worst_of_the_merchants(world, protected):
+    site = protected()
+    answers(site, world.request(*world.names), world.down())
+    spent = site.protection.spent("fedavg-kd", 0, world.names)
+    each = [site.protection.ledger("fedavg-kd", 0, merchant).epsilon("example") for merchant in world.names]
+    assert spent.merchants == len(world.names)
+    assert spent.epsilon == pytest.approx(max(each))
+    noises = [charges(site, merchant)[1].spends[0].noise_multiplier for merchant in world.names]
+    assert (spent.noise_least, spent.noise_most) == (min(noises), max(noises))

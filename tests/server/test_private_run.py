@@ -1,0 +1,100 @@
+"""A protected run keeps its promise to the end, whatever its merchants' limits are, and says what it cost."""
+
+import json
+
+import pytest
+
+from fed_distill.data import load
+from fed_distill.errors import ConfigError
+from fed_distill.privacy.ledger import Ledgers
+
+PRIVATE = {
+    "privacy.unit": "example",
+    "privacy.epsilon": 6.0,
+    "privacy.batch_size": 8,
+    "controls": ["server", "fedavg"],
+    "federation.rounds": 3,
+}
+
+
+def lines(folder, arm):
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, text) if line["federation"] == arm]
+
+
+@pytest.fixture
+def limited(tiny_experiment, tmp_path):
+    """A function that makes a private experiment whose site has limits (TOML)."""
+
+    def make(limits, **changes):
+        path = tmp_path / "limits.toml"
+        path.write_text(limits, encoding="utf-8")
+        return tiny_experiment(tmp_path, {**PRIVATE, "privacy.limits": str(path), **changes})
+
+    return make
+
+
+def test_the_summary_tells_what_each_federation_cost(tiny_experiment, simulate, tmp_path):
+    experiment = tiny_experiment(tmp_path, {**PRIVATE, "compare": [{"method": "fedmd"}]})
+    folder, _ = simulate(experiment)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    main = experiment.federation.title
+    for title in (main, "fedmd"):
+        told = summary["federations"][title]["privacy"]
+        assert (told["unit"], told["merchants"]) == ("example", 5)
+        assert 0.9 * 6.0 < told["epsilon"] <= 6.0
+    assert summary["privacy"]["epsilon"] == summary["federations"][main]["privacy"]["epsilon"]
+    assert all(line["train_loss"] is None for line in lines(folder, main))
+    assert all(line["train_loss"] is not None for line in lines(folder, "fedavg"))
+    spent = [
+        ledger.epsilon("example")
+        for at in (folder / "checkpoint" / "ledgers" / "seed-0").iterdir()
+        if at.name != "fedmd"
+        for ledger in map(Ledgers(at).of, Ledgers(at).merchants())
+    ]
+    assert max(spent) == pytest.approx(summary["privacy"]["epsilon"])
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "any one example of a merchant" in report
+    assert "How it is protected" in report
+
+
+def test_a_merchant_whose_budget_ends_in_the_middle_leaves_the_run_to_the_others(limited, simulate):
+    poor = min(load(limited("").data).merchants)
+    experiment = limited(f'[merchants."{poor}"]\nmax_epsilon = 5.0\n')
+    folder, _ = simulate(experiment)
+    found = lines(folder, experiment.federation.title)
+    assert [line["merchants"] for line in found][-1] == 4
+    assert found[0]["merchants"] == 5
+    assert "privacy budget" in found[-1]["reasons"][0]
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["student"]["accuracy"] is not None
+
+
+def test_a_federation_ends_when_no_merchant_has_any_budget_left(limited, simulate):
+    experiment = limited("[default]\nmax_epsilon = 5.0\n")
+    folder, _ = simulate(experiment)
+    found = lines(folder, experiment.federation.title)
+    assert 1 <= len(found) < 3
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["federations"][experiment.federation.title]["rounds"] == len(found)
+    assert summary["privacy"]["epsilon"] <= 5.0
+
+
+def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
+    experiment = limited('[default]\nunits = ["example"]\n')
+    folder, _ = simulate(experiment)
+    assert lines(folder, "fedavg") == []
+    assert len(lines(folder, experiment.federation.title)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"privacy.unit": "merchant", "federation.method": "fedmd"}, "needs a method that sends weights only"),
+        ({"privacy.unit": "merchant", "federation.aggregator": "fedmedian"}, "and aggregator fedavg, not"),
+        ({"privacy.unit": "vote"}, "needs a method that sends votes only, such as pate"),
+    ],
+)
+def test_noise_that_would_not_cover_what_is_sent_is_refused(tiny_experiment, simulate, tmp_path, changes, message):
+    changes = {"federation.aggregator": "fedavg", "federation.options": {}, **changes}
+    with pytest.raises(ConfigError, match=message):
+        simulate(tiny_experiment(tmp_path, {**PRIVATE, **changes}))
