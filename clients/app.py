@@ -7,12 +7,16 @@ from flwr.clientapp import ClientApp
 
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
+from fed_distill.data.examples import FederatedData
 from fed_distill.transport.records import decode_downlink, encode_uplink, from_array_record, prefixed
 from fed_distill.transport.requests import Refusal, TrainRequest
 
 
-def build_app() -> ClientApp:
-    """A ClientApp with sites of its own, opened at the first message to each."""
+def build_app(data: FederatedData | None = None) -> ClientApp:
+    """A ClientApp with sites of its own, opened at the first message to each.
+
+    ``data``: what its merchants have, where that is not what the experiment names.
+    """
     app = ClientApp()
     sites: dict[int, Site] = {}
 
@@ -20,7 +24,7 @@ def build_app() -> ClientApp:
         if context.node_id not in sites:
             experiment = Experiment.from_run_config(context.run_config)
             part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-            sites[context.node_id] = open_site(experiment, part, parts)
+            sites[context.node_id] = open_site(experiment, part, parts, data)
         return sites[context.node_id]
 
     @app.query("merchants")

@@ -6,7 +6,7 @@ uplink, noise included, and is charged once; anything else that is asked is a re
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from fed_distill.config import Experiment
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import BudgetExceeded
 from fed_distill.privacy.accounting import Spend, default_delta, noise_for
+from fed_distill.privacy.central import central_delta, central_spends
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed
+from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed
 from fed_distill.privacy.promise import Spent
 from fed_distill.results.files import as_file_name
 from fed_distill.runtime import seeds
@@ -59,9 +60,15 @@ class Protection:
         """Expected examples of a private step."""
         return self.experiment.privacy.batch_size or self.experiment.training.batch_size
 
+    @property
+    def _unit(self) -> Unit:
+        unit = self.experiment.privacy.unit
+        assert unit != "none"
+        return unit
+
     def unit_of(self, arm: str) -> str:
         """What is protected in an arm: ``none`` in a control, and in what never leaves its merchant."""
-        return self.experiment.privacy.unit if self.experiment.is_private(arm) else "none"
+        return self.experiment.unit_of(arm)
 
     def check(self, merchant: str, arm: str) -> None:
         """Raise BudgetExceeded if the merchant takes no part in what is protected as this arm is."""
@@ -88,15 +95,31 @@ class Protection:
             size = (Spend(config.size_noise, 1.0, 1),)
             noise = noise_for(config.epsilon, self._delta(asked), rate, planned, size, config.accountant)
         self.limits.of(asked.learner.name).check_noise(asked.learner.name, noise)
-        self._charge(asked, "training", asked.round, asked.digest, Spend(noise, rate, asked.steps))
+        self._charge(
+            asked, "training", asked.round, asked.digest, (Spend(noise, rate, asked.steps),), self._delta(asked)
+        )
         return ExampleDP(noise, config.max_grad_norm, config.batch_size)
+
+    def join(self, asked: Asked, proxy: int) -> None:
+        """Charge all rounds of a federation whose noise the server is trusted to add, at the first of them.
+
+        Raise BudgetExceeded if the merchant's limits do not allow it.
+        """
+        config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
+        spends = central_spends(config, self.experiment.arms()[request.arm], request.population, proxy)
+        limit = self.limits.of(merchant)
+        for spend in spends:
+            limit.check_noise(merchant, spend.noise_multiplier)
+        delta = central_delta(config, request.population)
+        agreed = fingerprint(spends=[asdict(spend) for spend in spends], merchants=request.population)
+        self._charge(asked, "all rounds", 0, agreed, spends, delta)
 
     def noised_size(self, asked: Asked) -> int:
         """By how many examples the merchant counts: their number with noise, drawn and charged once a federation."""
         key = asked.request.arm, asked.request.seed, asked.learner.name
         if key not in self._sizes:
             examples, noise = asked.learner.examples(), self.experiment.privacy.size_noise
-            self._charge(asked, "size", 0, fingerprint(examples=examples), Spend(noise, 1.0, 1))
+            self._charge(asked, "size", 0, fingerprint(examples=examples), (Spend(noise, 1.0, 1),), self._delta(asked))
             arm, seed, merchant = key
             drawn = float(seeds.numpy_stream(seed, arm, merchant, "size noise").normal())
             self._sizes[key] = max(1, round(examples + noise * drawn))
@@ -125,18 +148,20 @@ class Protection:
         given = self.experiment.privacy.delta
         return default_delta(asked.learner.examples()) if given is None else given
 
-    def _charge(self, asked: Asked, what: str, round: int, digest: str, spend: Spend) -> None:
+    def _charge(
+        self, asked: Asked, what: str, round: int, digest: str, spends: tuple[Spend, ...], delta: float
+    ) -> None:
         config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
         charge = Charge(
             run=self.experiment.name,
             arm=request.arm,
             seed=request.seed,
             round=round,
-            unit="example",
+            unit=self._unit,
             what=what,
             request=digest,
-            spends=(spend,),
-            delta=self._delta(asked),
+            spends=spends,
+            delta=delta,
         )
         ledger = self.ledger(request.arm, request.seed, merchant)
         if config.epsilon is not None:

@@ -17,7 +17,7 @@ from clients.spread import spread
 from clients.store import MerchantStore
 from fed_distill.config import Experiment
 from fed_distill.data import load
-from fed_distill.data.examples import Examples, MerchantData, Task
+from fed_distill.data.examples import Examples, FederatedData, MerchantData, Task
 from fed_distill.errors import BudgetExceeded, FedDistillError, TrainingError, UplinkRejected
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Method, Trained
@@ -94,7 +94,9 @@ class Site:
         self, merchant: str, method: Method, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
     ) -> Learner:
         kind = request.student_of(merchant)
-        student = self._student(request.blueprints[kind], self.protection.unit_of(request.arm) == "example")
+        student = self._student(
+            request.blueprints[kind], self.protection.unit_of(request.arm) in ("example", "merchant")
+        )
         return Learner(
             merchant,
             student,
@@ -109,11 +111,15 @@ class Site:
         self, learner: Learner, plan: Plan, request: TrainRequest, down: Downlink, digests: Digests
     ) -> tuple[Learner, int]:
         """The learner with its privacy, paid for, and by how many examples it counts."""
-        if self.protection.unit_of(request.arm) != "example":
+        unit = self.protection.unit_of(request.arm)
+        if unit == "none":
             return learner, learner.examples()
         steps = private_steps(plan, learner.examples(), self.protection.batch_size)
         digest = digests.of(request.blueprints[request.student_of(learner.name)], learner)
         asked = Asked(learner, steps, request, down.round, digest)
+        if unit != "example":
+            self.protection.join(asked, len(self.proxy))
+            return learner, learner.examples()
         size = self.protection.noised_size(asked)
         return replace(learner, privacy=self.protection.example_dp(asked)), size
 
@@ -195,9 +201,12 @@ class Site:
         return self._encoded[key]
 
 
-def open_site(experiment: Experiment, part: int, parts: int) -> Site:
-    """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's."""
-    data = load(experiment.data)
+def open_site(experiment: Experiment, part: int, parts: int, data: FederatedData | None = None) -> Site:
+    """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's.
+
+    ``data``: what there is, where that is not what the experiment names.
+    """
+    data = load(experiment.data) if data is None else data
     sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
     merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"

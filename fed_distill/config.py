@@ -169,8 +169,21 @@ class PrivacyConfig(_Table):
         None, description="unit example: expected examples of a private step; none for training.batch_size"
     )
     freeze: list[str] | None = Field(
-        None,
-        description="unit example: patterns of weights that merchants leave alone; none for a transformer's embeddings",
+        None, description="patterns of weights that merchants leave alone; none for a transformer's embeddings"
+    )
+    max_update_norm: PositiveFloat = Field(
+        1.0, description="unit merchant: largest L2 norm of a merchant's update; at the start, if it adapts"
+    )
+    adaptive_quantile: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="unit merchant: share of updates that the norm shall not clip; none for a fixed norm"
+    )
+    queries: PositiveInt | None = Field(None, description="unit vote: proxy examples asked about in a round; none: all")
+    answers: PositiveInt = Field(300, description="unit vote: examples answered in a round at most")
+    consensus: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.6, description="unit vote: share of the merchants that must agree on an answer"
+    )
+    vote_noise_ratio: PositiveFloat = Field(
+        3.75, description="unit vote: noise on whether there is consensus over noise on the answer"
     )
     size_noise: PositiveFloat = Field(
         20.0, description="unit example: deviation of the noise on a merchant's number of examples, by which it counts"
@@ -315,9 +328,10 @@ class Experiment(_Table):
                 arms[name] = FederationConfig(method="personal", options=alone, rounds=1)
         return arms
 
-    def is_private(self, arm: str) -> bool:
-        """Whether ``privacy`` holds for an arm: for federations, not for controls or what stays at merchants."""
-        return self.privacy.unit != "none" and arm in {federation.title for federation in self.federations()}
+    def unit_of(self, arm: str) -> str:
+        """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
+        private = any(federation.title == arm for federation in self.federations())
+        return self.privacy.unit if private else "none"
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:

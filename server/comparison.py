@@ -29,6 +29,7 @@ from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator, accuracies, mean_metrics
 from server.intake import Intake
+from server.protection import counted_plainly
 from server.rounds import Federation, federate, round_learning_rate
 from server.sites import Sites
 from server.students import ServerTraining, server_plan
@@ -129,7 +130,7 @@ class Comparison:
         self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
         method = METHODS.build("local", federation.config.options)
         start = federation.starts[federation.global_student]
-        state = GlobalState(0, start, self.teaching.labels, lambda current, uplinks: current)
+        state = GlobalState(0, start, self.teaching.labels, lambda current, uplinks: current, counted_plainly)
         rate = round_learning_rate(federation.training, 1, 1)
         request = federation.request(self.sites.merchants, rate, test=True)
         chunks = self.sites.train(request, method.broadcast(state), {}, federation.chunk())
@@ -184,7 +185,7 @@ class Comparison:
 
     def _account(self, arm: str, sends: Sequence[str]) -> dict[str, Any] | None:
         """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
-        if not self.experiment.is_private(arm):
+        if self.experiment.unit_of(arm) == "none":
             return None
         return account(self.experiment.privacy, self.sites.spent(arm, self.seed), sends)
 
@@ -213,7 +214,7 @@ class Comparison:
         """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
         federation = self._federation_of(f"personal of {arm}")
         method = METHODS.build("personal", federation.config.options)
-        state = GlobalState(0, weights, self.teaching.labels, lambda current, uplinks: current)
+        state = GlobalState(0, weights, self.teaching.labels, lambda current, uplinks: current, counted_plainly)
         rate = round_learning_rate(federation.training, 1, 1)
         merchants = self.sites.merchants
         request = federation.request(merchants, rate, test=True)
@@ -233,6 +234,8 @@ class Comparison:
             arm=arm,
             config=self.experiment.arms()[arm],
             training=self.experiment.training,
+            privacy=self.experiment.privacy,
+            unit=self.experiment.unit_of(arm),
             seed=self.seed,
             students=models,
             starts={name: self._start(name) for name in models},
@@ -259,6 +262,7 @@ class Comparison:
             students=(model,) * len(self.sites.merchants),
             blueprints={model: blueprint_of(student)},
             rounds=(0,) * len(self.sites.merchants),
+            population=len(self.sites.merchants),
         )
         counts = self.sites.evaluate(request, weights)
         return Outcome(

@@ -61,7 +61,7 @@ class Intake:
     def bytes(self) -> dict[str, float]:
         """Serialized bytes a merchant: ``downlink`` over those asked, ``uplink`` over those that sent one."""
         return {
-            "downlink": self._downlink_bytes / self._asked,
+            "downlink": self._downlink_bytes / max(self._asked, 1),
             "uplink": self._uplink_bytes / max(self._received, 1),
         }
 

@@ -1,5 +1,6 @@
 """The rounds of one federation: broadcast, train at the sites, check, merge, measure, keep, repeat."""
 
+import copy
 import logging
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, PrivacyConfig, TrainingConfig
 from fed_distill.errors import BudgetExceeded
 from fed_distill.merging import AGGREGATORS
 from fed_distill.merging.base import Aggregator
@@ -26,6 +27,7 @@ from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator
 from server.intake import Intake
+from server.protection import counted_plainly, private_mean, vote_count
 from server.sites import Sites, chunk_size
 from server.students import ServerTraining
 
@@ -36,13 +38,15 @@ _log = logging.getLogger(__name__)
 class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
-    students: one model by name, the global one first; starts: the server's weights for each. checkpoint: the
-    file that keeps the state between rounds.
+    unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
+    starts: the server's weights for each. checkpoint: the file that keeps the state between rounds.
     """
 
     arm: str
     config: FederationConfig
     training: TrainingConfig
+    privacy: PrivacyConfig
+    unit: str
     seed: int
     students: Mapping[str, TextModel]
     starts: Mapping[str, Weights]
@@ -63,6 +67,7 @@ class Federation:
             students=tuple(self.dealt[place[merchant] % len(self.dealt)] for merchant in merchants),
             blueprints={name: blueprint_of(model) for name, model in self.students.items()},
             rounds=tuple(self.planned[merchant] for merchant in merchants),
+            population=len(self.sites.merchants),
             learning_rate=learning_rate,
             test=test,
         )
@@ -73,12 +78,36 @@ class Federation:
         config, merchants = self.config, self.sites.merchants
         if config.participation == 1.0:
             return dict.fromkeys(merchants, config.rounds)
-        counts = Counter(
-            merchant
-            for number in range(1, config.rounds + 1)
-            for merchant in sampled(merchants, config.participation, self.seed, self.arm, number)
-        )
+        counts = Counter(merchant for number in range(1, config.rounds + 1) for merchant in self.sampled(number))
         return {merchant: counts[merchant] for merchant in merchants}
+
+    def aggregator(self) -> Aggregator:
+        """What merges weights: the configured aggregator, or a private mean in its place."""
+        if self.unit == "merchant":
+            student = copy.deepcopy(self.students[self.global_student])
+            merchants = len(self.sites.merchants)
+            return private_mean(self.privacy, self.config, student, merchants, (self.seed, self.arm))
+        built: Aggregator = AGGREGATORS.build(self.config.aggregator, self.config.aggregator_options)
+        return built
+
+    def tally(self, number: int) -> Callable[[Tensor], Tensor]:
+        """What counts the votes of round ``number``."""
+        if self.unit != "vote":
+            return counted_plainly
+        merchants, proxy = len(self.sites.merchants), len(self.teacher_labels)
+        return vote_count(self.privacy, self.config, merchants, proxy, (self.seed, self.arm, number))
+
+    def sampled(self, number: int) -> list[str]:
+        """The merchants of round ``number``, sorted; for unit ``merchant`` by a coin for each (Poisson sampling)."""
+        merchants, share = self.sites.merchants, self.config.participation
+        if self.unit != "merchant":
+            return sampled(merchants, share, self.seed, self.arm, number)
+        coins = seeds.numpy_stream(self.seed, self.arm, number, "sample merchants").random(len(merchants))
+        return [merchant for merchant, coin in zip(merchants, coins, strict=True) if coin < share]
+
+    def first_state(self, aggregator: Aggregator) -> GlobalState:
+        """What the server knows before the first round."""
+        return GlobalState(0, self.starts[self.global_student], self.teacher_labels, aggregator.average, self.tally(1))
 
     def chunk(self) -> int:
         """Merchants whose uplinks are taken in at once, by the size of the largest student."""
@@ -116,7 +145,7 @@ def federate(
     """
     config = federation.config
     method: Method = METHODS.build(config.method, config.options)
-    aggregator: Aggregator = AGGREGATORS.build(config.aggregator, config.aggregator_options)
+    aggregator = federation.aggregator()
     progress = _restore(federation, aggregator)
     on_resume(progress.state.round)
     while progress.state.round < config.rounds:
@@ -135,7 +164,8 @@ def federate(
 def _one_round(federation: Federation, method: Method, progress: Progress) -> dict[str, Any]:
     config, state = federation.config, progress.state
     number = state.round + 1
-    merchants = sampled(federation.sites.merchants, config.participation, federation.seed, federation.arm, number)
+    merchants = federation.sampled(number)
+    state = replace(state, tally=federation.tally(number))
     rate = round_learning_rate(federation.training, number, config.rounds)
     request = federation.request(merchants, rate, test=method.personal)
     starts: dict[str, dict[str, Weights]] = {}
@@ -145,7 +175,8 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
             for merchant, name in zip(request.merchants, request.students, strict=True)
             if merchant not in progress.started
         }
-    chunks = federation.sites.train(request, method.broadcast(state), starts, federation.chunk())
+    down = method.broadcast(state)
+    chunks = federation.sites.train(request, down, starts, federation.chunk()) if merchants else iter(())
     intake = Intake(chunks, state, len(merchants), number)
     state = method.merge(state, intake)
     intake.finish()
@@ -202,7 +233,7 @@ def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> f
 
 
 def _restore(federation: Federation, aggregator: Aggregator) -> Progress:
-    start = GlobalState(0, federation.starts[federation.global_student], federation.teacher_labels, aggregator.average)
+    start = federation.first_state(aggregator)
     found = read_checkpoint(federation.checkpoint)
     if found is None:
         return Progress(start)

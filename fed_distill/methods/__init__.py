@@ -12,5 +12,6 @@ METHODS = Registry(
         "fedavg-kd": "fed_distill.methods.fedavg_kd:FedAvgKD",
         "fedmd": "fed_distill.methods.fedmd:FedMD",
         "feddf": "fed_distill.methods.feddf:FedDF",
+        "pate": "fed_distill.methods.pate:PATE",
     },
 )

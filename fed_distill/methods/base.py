@@ -23,13 +23,15 @@ class GlobalState:
     round: rounds completed. weights: the global student. teacher_labels: the teacher's probabilities on the
     proxy set ``[proxy, classes]``. consensus: the merchants' merged probabilities on it, once there are any.
     server_plan: what the server itself trains after a merge (phases over the proxy set), before evaluation.
-    average: the configured aggregator, from the merchants' weights to the next global weights.
+    average: the configured aggregator, from the merchants' weights to the next global weights. tally: from votes
+    ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none.
     """
 
     round: int
     weights: Weights
     teacher_labels: Tensor
     average: Callable[[Weights, Iterable[Uplink]], Weights]
+    tally: Callable[[Tensor], Tensor]
     consensus: Tensor | None = None
     server_plan: Plan = field(default_factory=Plan)
 

@@ -82,6 +82,11 @@ class RunStore:
             raise
         return store
 
+    @classmethod
+    def opened(cls, folder: Path) -> Self:
+        """Hold a finished run, to add to it what was found out since; CheckpointError if another process holds it."""
+        return cls(folder, _take_lock(folder))
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one round's line to ``metrics.jsonl``, flushed to disk; TrainingError if a number is not finite."""
         line = strict_json(record, METRICS)
@@ -168,6 +173,14 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment of the run in ``folder``; CheckpointError if it has none, ConfigError if it cannot be read."""
+    path = folder / EXPERIMENT
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {EXPERIMENT}: it is not the folder of a run")
+    return Experiment.read(path)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Weights = Mapping[str, Tensor]
 """A whole model's weights by parameter name."""
 
 
-Part = Literal["weights", "soft_labels"]
+Part = Literal["weights", "soft_labels", "votes"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """Parts of an uplink that are computed from a merchant's data."""
 
@@ -46,14 +46,15 @@ class Downlink:
 
 @dataclass(frozen=True)
 class Uplink:
-    """Merchant to server. examples: training examples behind it (the weight of a mean). metrics: what the
-    merchant measured of itself (loss, accuracy on its own test set)."""
+    """Merchant to server. examples: training examples behind it (the weight of a mean). votes: class indices on the
+    proxy set, int64 ``[proxy]``. metrics: what the merchant measured of itself (loss, accuracy on its own test set)."""
 
     merchant: str
     examples: int
     weights: PartialWeights | None = None
     soft_labels: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    votes: Tensor | None = None
 
     @property
     def parts(self) -> frozenset[str]:

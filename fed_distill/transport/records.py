@@ -21,6 +21,8 @@ MOST_EXAMPLES = 2**31
 """Examples that a merchant may have at most: sums over merchants stay exact."""
 LARGEST_METRIC = 1e9
 """A merchant's loss or count beyond this is a lie or a fault; sums over merchants stay finite."""
+_VOTES = (torch.int8, torch.int16, torch.int32, torch.int64)
+"""How class indices travel, in the first of these that holds them."""
 
 
 def to_array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -77,6 +79,8 @@ def encode_uplink(up: Uplink) -> RecordDict:
             content["up.counts"] = to_array_record(counts)
     if up.soft_labels is not None:
         content["up.soft_labels"] = to_array_record({"soft_labels": up.soft_labels})
+    if up.votes is not None:
+        content["up.votes"] = to_array_record({"votes": _narrowed(up.votes)})
     return content
 
 
@@ -104,6 +108,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
             weights=weights,
             soft_labels=soft_labels,
             metrics={name: float(_scalar(value)) for name, value in metrics.items()},
+            votes=_widened(from_array_record(arrays["up.votes"])["votes"]) if "up.votes" in arrays else None,
         )
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
         raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
@@ -114,7 +119,7 @@ def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> 
 
     Weights must be of ``current`` (those that students freeze are not sent) and have the shapes there, rows sorted,
     distinct and in range where a table is sent in part; soft labels the shape ``proxy_shape`` with rows that are
-    probabilities; all must be finite.
+    probabilities; votes one class for each proxy example; all must be finite.
     """
     if not 1 <= up.examples <= MOST_EXAMPLES:
         raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")
@@ -123,6 +128,8 @@ def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> 
         _check_weights(up.merchant, up.weights, current)
     if up.soft_labels is not None:
         _check_soft_labels(up.merchant, up.soft_labels, proxy_shape)
+    if up.votes is not None:
+        _check_votes(up.merchant, up.votes, proxy_shape)
 
 
 def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
@@ -172,6 +179,29 @@ def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> N
         )
     if not torch.allclose(sent.sum(dim=-1), torch.ones(shape[0], dtype=sent.dtype), atol=1e-3):
         raise UplinkRejected(f"merchant {merchant}: soft labels do not sum to 1")
+
+
+def _check_votes(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
+    proxy, classes = shape
+    if tuple(sent.shape) != (proxy,):
+        raise UplinkRejected(f"merchant {merchant}: votes have shape {list(sent.shape)}, not {[proxy]}")
+    if sent.dtype != torch.int64:
+        raise UplinkRejected(f"merchant {merchant}: votes are {sent.dtype}, not {torch.int64}")
+    if bool(((sent < 0) | (sent >= classes)).any()):
+        raise UplinkRejected(f"merchant {merchant}: votes name classes outside 0 to {classes - 1}")
+
+
+def _narrowed(votes: Tensor) -> Tensor:
+    """Class indices in the least integers that hold them all."""
+    least, largest = (int(value) for value in votes.aminmax()) if votes.numel() else (0, 0)
+    fitting = (dtype for dtype in _VOTES if torch.iinfo(dtype).min <= least and largest <= torch.iinfo(dtype).max)
+    return votes.to(next(fitting))
+
+
+def _widened(votes: Tensor) -> Tensor:
+    if votes.dtype not in _VOTES:
+        raise TypeError(f"votes are {votes.dtype}, not class indices")
+    return votes.long()
 
 
 def _finite(value: Tensor) -> bool:

@@ -21,8 +21,9 @@ class TrainRequest:
 
     arm: which federation or control of the experiment. merchants: who is meant. students: name of each one's
     student. blueprints: how to build a student, by name (kind and settings as JSON). rounds: in how many rounds of the
-    arm each merchant is asked in all, by which its privacy budget is spread. learning_rate: of this round. test:
-    whether each merchant also measures its trained student on its own test set.
+    arm each merchant is asked in all, by which its privacy budget is spread. population: merchants of the federation.
+    learning_rate: of this round. test: whether each merchant also measures its trained student on its own test
+    set.
     """
 
     arm: str
@@ -31,6 +32,7 @@ class TrainRequest:
     students: tuple[str, ...]
     blueprints: Mapping[str, str]
     rounds: tuple[int, ...]
+    population: int
     learning_rate: float = 0.0
     test: bool = False
 
@@ -62,6 +64,7 @@ class TrainRequest:
                 "blueprint_names": list(self.blueprints),
                 "blueprints": list(self.blueprints.values()),
                 "rounds": list(self.rounds),
+                "population": self.population,
                 "learning_rate": self.learning_rate,
                 "test": self.test,
             }
@@ -78,6 +81,7 @@ class TrainRequest:
             students=tuple(values["students"]),
             blueprints=dict(zip(values["blueprint_names"], values["blueprints"], strict=True)),
             rounds=tuple(values["rounds"]),
+            population=values["population"],
             learning_rate=values["learning_rate"],
             test=values["test"],
         )

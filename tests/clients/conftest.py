@@ -32,7 +32,7 @@ def world(tiny_experiment, tiny_data, tmp_path):
     def request(*merchants, arm="fedavg-kd", test=False, rounds=1):
         blueprints = {"two-tower": blueprint_of(student)}
         return TrainRequest(
-            arm, 0, merchants, ("two-tower",) * len(merchants), blueprints, (rounds,) * len(merchants), 0.01, test
+            arm, 0, merchants, ("two-tower",) * len(merchants), blueprints, (rounds,) * len(merchants), 5, 0.01, test
         )
 
     return SimpleNamespace(

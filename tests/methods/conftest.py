@@ -6,6 +6,7 @@ import torch
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
 from fed_distill.transport.messages import PartialWeights, Uplink
+from server.protection import counted_plainly
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 
@@ -17,7 +18,7 @@ def state():
     def average(current, uplinks):
         return {name: value + sum(uplink.weights.arrays[name] for uplink in uplinks) for name, value in current.items()}
 
-    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average)
+    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average, counted_plainly)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from fed_distill.methods.local import Local
 from fed_distill.transport.messages import PartialWeights, Uplink
 from fed_distill.transport.requests import Refusal
 from server.intake import Intake
+from server.protection import counted_plainly
 from server.sites import Chunk
 
 
@@ -22,7 +23,7 @@ def state():
     def last(current, uplinks):
         return [uplink.weights.arrays for uplink in uplinks][-1]
 
-    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last)
+    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last, counted_plainly)
 
 
 def good(name, loss=1.0, **metrics):

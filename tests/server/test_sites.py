@@ -95,7 +95,7 @@ def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiti
 
 
 def request(*merchants):
-    return TrainRequest("fedavg", 0, merchants, ("s",) * len(merchants), {"s": "{}"}, (1,) * len(merchants))
+    return TrainRequest("fedavg", 0, merchants, ("s",) * len(merchants), {"s": "{}"}, (1,) * len(merchants), 3)
 
 
 def whole(chunks):
@@ -174,7 +174,7 @@ def test_each_message_asks_a_site_for_its_own_merchants_of_the_chunk_with_their_
                 seen.append((message.metadata.dst_node_id, asked.merchants, asked.students, asked.rounds, starts))
             super()._queue(message_id, message)
 
-    mixed = TrainRequest("fedmd", 0, ("d", "a", "c", "b"), ("s4", "s1", "s3", "s2"), {}, (4, 1, 3, 2))
+    mixed = TrainRequest("fedmd", 0, ("d", "a", "c", "b"), ("s4", "s1", "s3", "s2"), {}, (4, 1, 3, 2), 4)
     starts = {"d": {"s4": {"w": torch.zeros(1)}}, "a": {"s1": {"w": torch.zeros(1)}}}
     list(make_sites(grid=Watched).train(mixed, Downlink(1), starts, 3))
     assert seen == [

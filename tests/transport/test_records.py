@@ -32,6 +32,7 @@ TENSORS = DTYPES.flatmap(
 NAMES = st.text(min_size=1, max_size=8)
 WEIGHTS = st.dictionaries(NAMES, TENSORS.map(lambda value: torch.from_numpy(np.array(value))), max_size=3)
 SCALARS = st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=3)
+VOTES = st.none() | hnp.arrays(np.int64, 3, elements=st.integers(0, 2**40)).map(torch.from_numpy)
 LABELS = st.none() | hnp.arrays(np.float32, (3, 2), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)
 
 
@@ -70,8 +71,9 @@ def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars)
     st.lists(st.integers(0, 2**31 - 1), max_size=5),
     LABELS,
     SCALARS,
+    VOTES,
 )
-def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, soft_labels, metrics):
+def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, soft_labels, metrics, votes):
     of_tables = {} if weights is None else {name: torch.tensor(rows, dtype=torch.int64) for name in list(weights)[:1]}
     sent = Uplink(
         merchant,
@@ -79,6 +81,7 @@ def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, sof
         None if weights is None else PartialWeights(weights, of_tables, of_tables),
         soft_labels,
         metrics,
+        votes,
     )
     got = decode_uplink(over_the_wire(encode_uplink(sent)))
     assert (got.merchant, got.examples, got.metrics) == (merchant, examples, metrics)
@@ -86,6 +89,7 @@ def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, sof
     assert weights is None or (all_same(got.weights.arrays, weights) and all_same(got.weights.rows, of_tables))
     assert weights is None or all_same(got.weights.counts, of_tables)
     assert same(got.soft_labels, soft_labels)
+    assert same(got.votes, votes)
 
 
 @given(WEIGHTS, SCALARS)
@@ -116,6 +120,7 @@ def uplink(table=None, rows=(0, 2, 5), bias=None, labels=None, **changes):
         "weights": PartialWeights(arrays, {"table": torch.tensor(rows)}, {"table": torch.tensor(rows).abs()}),
         "soft_labels": torch.full(PROXY, 0.5) if labels is None else labels,
         "metrics": {"loss": 1.0, "test_right": 3.0, "test_count": 4.0},
+        "votes": torch.tensor([0, 1, 1, 0]),
     }
     return Uplink(**{**fields, **changes})
 
@@ -128,7 +133,7 @@ def test_a_sound_uplink_is_accepted_with_tables_whole_or_in_part():
     check_uplink(uplink(), CURRENT, PROXY)
     check_uplink(uplink(weights=only(dict(CURRENT))), CURRENT, PROXY)
     check_uplink(uplink(table=torch.ones(0, 2), rows=[]), CURRENT, PROXY)
-    accepted = uplink(weights=None, soft_labels=None)
+    accepted = uplink(weights=None, soft_labels=None, votes=None)
     check_uplink(accepted, CURRENT, PROXY)
     assert accepted.metrics["loss"] == 1.0
 
@@ -158,6 +163,11 @@ BAD_UPLINKS = {
     "label negative": (uplink(labels=torch.tensor([[1.5, -0.5]] * 4)), "soft labels are not finite, or negative"),
     "label nan": (uplink(labels=torch.full(PROXY, NAN)), "soft labels are not finite"),
     "label integers": (uplink(labels=torch.tensor([[1, 0]] * 4)), "no floating-point numbers"),
+    "vote shape": (uplink(votes=torch.zeros(3, dtype=torch.int64)), r"votes have shape \[3\], not \[4\]"),
+    "votes as probabilities": (uplink(votes=torch.full(PROXY, 0.5)), r"votes have shape \[4, 2\], not \[4\]"),
+    "vote type": (uplink(votes=torch.tensor([0.0, 1.0, NAN, 0.0])), "votes are torch.float32, not torch.int64"),
+    "vote for no class": (uplink(votes=torch.tensor([0, 1, 2, 0])), "votes name classes outside 0 to 1"),
+    "vote negative": (uplink(votes=torch.tensor([0, -1, 1, 0])), "votes name classes outside 0 to 1"),
     "no examples": (uplink(examples=0), "0 training examples"),
     "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
     "loss beyond all measure": (uplink(metrics={"loss": 1e300}), r"metric loss is 1e\+300"),
@@ -182,6 +192,24 @@ def test_soft_labels_in_half_precision_are_accepted():
     assert labels.dtype == torch.float16
 
 
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(0, "int8"), (127, "int8"), (128, "int16"), (2**15 - 1, "int16"), (2**15, "int32")]
+)
+def test_votes_take_the_fewest_bytes_that_hold_every_class(largest, dtype):
+    sent = Uplink("Nord", 1, votes=torch.tensor([0, largest]))
+    (array,) = arrays_of(encode_uplink(sent))
+    assert array.dtype == dtype
+    assert torch.equal(decode_uplink(encode_uplink(sent)).votes, sent.votes)
+
+
+@pytest.mark.parametrize("votes", [np.array([0.0, np.nan]), np.array([True, False]), np.array([0, 1], np.uint8)])
+def test_votes_that_are_no_signed_integers_cannot_be_read(votes):
+    content = encode_uplink(Uplink("Nord", 1, votes=torch.tensor([0, 1])))
+    content["up.votes"]["votes"] = Array(votes)
+    with pytest.raises(UplinkRejected, match="an uplink could not be read: TypeError: votes are torch"):
+        decode_uplink(over_the_wire(content))
+
+
 def arrays_of(content):
     return [array for record in content.array_records.values() for array in record.values()]
 
@@ -189,7 +217,7 @@ def arrays_of(content):
 def test_arrays_travel_as_npy_without_objects():
     down = encode_downlink(Downlink(1, CURRENT, torch.full(PROXY, 0.5)))
     found = arrays_of(down) + arrays_of(encode_uplink(uplink()))
-    assert len(found) == 8
+    assert len(found) == 9
     for array in found:
         assert array.stype == "numpy.ndarray"
         assert array.data.startswith(b"\x93NUMPY")
@@ -234,6 +262,7 @@ def test_a_payload_that_is_no_plain_array_is_rejected_and_never_unpickled(data):
         RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": [1, 2]})}),
         RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": "many"})}),
         RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": 1}), "up.soft_labels": ArrayRecord()}),
+        RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": 1}), "up.votes": ArrayRecord()}),
     ],
 )
 def test_an_uplink_with_missing_or_odd_records_is_rejected(content):

@@ -13,6 +13,7 @@ REQUEST = TrainRequest(
     students=("lstm", "two-tower"),
     blueprints={"lstm": "{}", "two-tower": '{"a": 1}'},
     rounds=(5, 15),
+    population=90,
     learning_rate=0.003,
     test=True,
 )
@@ -26,7 +27,7 @@ def over_the_wire(request):
 
 def test_a_request_comes_back_as_it_was_sent():
     assert over_the_wire(REQUEST) == REQUEST
-    empty = TrainRequest("a", 0, (), (), {}, ())
+    empty = TrainRequest("a", 0, (), (), {}, (), 0)
     assert over_the_wire(empty) == empty
 
 

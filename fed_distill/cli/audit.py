@@ -1,0 +1,91 @@
+"""``fed-distill audit``: attack a finished run and write down what was found, beside what was promised.
+
+What takes long to import is imported inside the command.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fed_distill.config import Experiment
+    from fed_distill.data.examples import FederatedData
+    from fed_distill.runtime.callbacks import Callback
+    from fed_distill.runtime.grid import InProcessGrid
+
+AUDIT = "audit.json"
+
+
+def audit(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run", show_default=False)],
+    shadows: Annotated[int, typer.Option(min=4, help="shadow students of the strongest attack, an even number")] = 16,
+    canaries: Annotated[int, typer.Option(min=20, help="canaries put into the largest merchant's data, or not")] = 400,
+) -> None:
+    """Attack a finished run: who was in its training data, and how much privacy is left at most."""
+    from fed_distill.runtime.callbacks import CallbackList
+
+    with CallbackList.from_names(["progress"]) as callbacks:
+        found = audit_run(folder, callbacks, shadows, canaries)
+    Console().print(_table(found))
+    Console().print(f"audit: {escape(str(folder / AUDIT))}", soft_wrap=True)
+
+
+def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: int = 400) -> dict[str, Any]:
+    """Attack the run in ``folder``; writes ``audit.json``, and the findings into the summary and the report.
+
+    Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
+    """
+    from fed_distill.results.files import strict_json
+    from fed_distill.results.report import write_report
+    from fed_distill.results.store import RunStore, read_experiment, read_summary
+    from server.auditing import Auditing
+
+    summary, experiment = read_summary(folder), read_experiment(folder)
+    result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
+    found = {**result.to_json(), "epsilon_of_accountant": epsilon}
+    brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}
+    brief["attacks"] = {name: attack["auc"] for name, attack in found["attacks"].items()}
+    brief["label_shares"] = {key: found["label_shares"][key] for key in ("error", "baseline")}
+    with RunStore.opened(folder) as store:
+        store.write(AUDIT, strict_json(found, AUDIT, indent=1) + "\n")
+        store.write_summary({**summary, "privacy": {**summary["privacy"], "audit": brief}})
+    write_report(folder)
+    return found
+
+
+def make_grid(experiment: "Experiment", data: "FederatedData") -> "InProcessGrid":
+    """A grid in this process whose merchants have ``data``."""
+    from clients.app import build_app
+    from fed_distill.runtime.grid import InProcessGrid
+
+    return InProcessGrid(build_app(data), experiment.to_run_config())
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("attack", "AUC", "95 % interval", "found at 1 % false alarms", "AUC before training"):
+        table.add_column(title, justify="left" if title == "attack" else "right")
+    for name, attack in found["attacks"].items():
+        low, high = attack["auc_interval"]
+        rate = attack["tpr"]["0.01"]["value"]
+        control = attack["control_auc"]
+        table.add_row(
+            name.replace("_", " "),
+            f"{attack['auc']:.3f}",
+            f"{low:.3f} – {high:.3f}",
+            f"{100 * rate:.1f} %",
+            "–" if control is None else f"{control:.3f}",
+        )
+    table.add_section()
+    promised = found["epsilon_of_accountant"]
+    bound = f"ε is at least {found['epsilon_lower_bound']:.2f}"
+    table.add_row(
+        "canaries", bound, f"δ = {found['delta']:g}", "promised", "–" if promised is None else f"{promised:.2f}"
+    )
+    shares = found["label_shares"]
+    table.add_row("label shares", f"off by {shares['error']:.3f}", "", "by guessing", f"{shares['baseline']:.3f}")
+    return table
