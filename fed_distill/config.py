@@ -161,7 +161,7 @@ class PrivacyConfig(_Table):
     epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a whole federation, all rounds")
     noise_multiplier: PositiveFloat | None = Field(None, description="noise instead of a target epsilon")
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        None, description="of the promise; none for n^-1.1, n the merchant's examples or the number of merchants"
+        None, description="of the promise; none for n^-1.1, n the merchant's examples, or merchants (then 1e-3 at most)"
     )
     accountant: Literal["rdp", "prv"] = Field("rdp", description="Rényi DP, or numerical (tighter, slower)")
     max_grad_norm: PositiveFloat = Field(1.0, description="unit example: largest L2 norm of an example's gradient")

@@ -175,7 +175,7 @@ class _ClippedSum:
         if uplink.weights is None:
             raise UplinkRejected(f"merchant {uplink.merchant}: it sent no weights, of which a private mean is made")
         changes = {name: self._change(name, uplink.weights) for name in self.sums if name in uplink.weights.arrays}
-        norm = math.sqrt(math.fsum(float(change.square().sum()) for change in changes.values()))
+        norm = math.hypot(*(float(torch.linalg.vector_norm(change)) for change in changes.values()))
         if not math.isfinite(norm):
             raise UplinkRejected(f"merchant {uplink.merchant}: its update is not finite")
         scale = min(1.0, self._norm / norm) if norm else 1.0

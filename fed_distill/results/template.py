@@ -260,6 +260,18 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   </table>
   </div>
   {% endif %}
+  {% set audit = summary.privacy.audit %}
+  {% if audit.auc is not none %}
+  <h3>What attacks found</h3>
+  <p>The federation was trained again without half of each merchant's examples, and attackers were asked which half. An AUC of 0.5 is
+  guessing, 1 is certainty. The strongest found {{ audit.tpr_at_1pct | percent(1) }} of the members at 1 % false alarms. {{ audit_bound }}</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Attacks">
+  <table>
+    <thead><tr><th scope="col">Attack</th><th scope="col">AUC</th><th scope="col">What the attacker sees and does</th></tr></thead>
+    <tbody>{% for name, auc in audit.attacks.items() %}<tr><th scope="row">{{ name | words }}</th><td>{{ auc | number(3) }}</td><td>{{ audit.threat_models[name] }}</td></tr>{% endfor %}</tbody>
+  </table>
+  </div>
+  {% endif %}
 </section>
 
 {% if summary.data %}

@@ -91,6 +91,21 @@ def privacy(summary: Mapping[str, Any]) -> str:
     )
 
 
+def audit_bound(summary: Mapping[str, Any]) -> str:
+    """What the canaries of an audit show of epsilon, beside what the accountant says."""
+    audit = summary["privacy"]["audit"]
+    if audit["epsilon_lower_bound"] is None:
+        return ""
+    shown = (
+        f"Canaries show that ε is at least {audit['epsilon_lower_bound']:.2f} (confidence "
+        f"{percent(audit['confidence'])}, δ = {audit['delta']:g})"
+    )
+    promised = audit["epsilon_of_accountant"]
+    return (
+        f"{shown}; the ledger says {promised:.2f} there." if promised is not None else f"{shown}; nothing was promised."
+    )
+
+
 def verdict(summary: Mapping[str, Any]) -> str:
     """The run's main finding in one or two sentences that need no knowledge of the field."""
     main = summary["federations"][summary["federation"]]

@@ -223,10 +223,10 @@ def test_an_uplink_without_weights_is_refused_and_the_state_stays():
 
 
 def test_an_update_that_is_not_finite_is_refused():
-    huge = {"w": torch.tensor([1e300], dtype=torch.float64)}
+    huge = {"w": torch.tensor([1.5e308], dtype=torch.float64)}
     with pytest.raises(UplinkRejected, match="merchant b: its update is not finite"):
         private_mean().average(
-            {"w": torch.tensor([-1e300], dtype=torch.float64)}, [Uplink("b", 3, PartialWeights(huge))]
+            {"w": torch.tensor([-1.5e308], dtype=torch.float64)}, [Uplink("b", 3, PartialWeights(huge))]
         )
 
 
