@@ -98,7 +98,7 @@ class Protection:
         self._charge(
             asked, "training", asked.round, asked.digest, (Spend(noise, rate, asked.steps),), self._delta(asked)
         )
-        return ExampleDP(noise, config.max_grad_norm, config.batch_size)
+        return ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows)
 
     def join(self, asked: Asked, proxy: int) -> None:
         """Charge all rounds of a federation whose noise the server is trusted to add, at the first of them.

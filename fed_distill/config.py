@@ -185,6 +185,10 @@ class PrivacyConfig(_Table):
     vote_noise_ratio: PositiveFloat = Field(
         3.75, description="unit vote: noise on whether there is consensus over noise on the answer"
     )
+    rows: PositiveInt | None = Field(
+        None,
+        description="unit example: of a table, train so many rows that the proxy set uses most; none for all it uses",
+    )
     size_noise: PositiveFloat = Field(
         20.0, description="unit example: deviation of the noise on a merchant's number of examples, by which it counts"
     )

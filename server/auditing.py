@@ -204,7 +204,7 @@ class Auditing:
                 assert config.epsilon is not None
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
                 noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
-            privacy = ExampleDP(noise, config.max_grad_norm, config.batch_size)
+            privacy = ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows)
         trainer = build_trainer(self.experiment.training, self.experiment.runtime)
         pace = Pace(self.experiment.training.learning_rate, self.experiment.training.schedule)
         return Recipe(self.student, self.start, self.data.proxy, Plan((phase,)), pace, trainer, privacy)

@@ -69,7 +69,12 @@ def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
     segments = tuple(draw(phase, number, learner, config.batch_size) for number, phase in enumerate(plan.phases))
     if config.submodel:
         read = [_used(segment) for segment in segments]
-        submodel = submodel_of(learner.student, read, None if learner.privacy is None else learner.proxy)
+        private = learner.privacy
+        submodel = (
+            submodel_of(learner.student, read)
+            if private is None
+            else submodel_of(learner.student, read, learner.proxy, private.rows)
+        )
     else:
         submodel = whole_model(learner.student)
     return Prepared(learner, segments, submodel)

@@ -78,11 +78,14 @@ def whole_model(model: TextModel) -> Submodel:
     )
 
 
-def submodel_of(model: TextModel, read: Iterable[Encoded], public: Encoded | None = None) -> Submodel:
+def submodel_of(
+    model: TextModel, read: Iterable[Encoded], public: Encoded | None = None, most: int | None = None
+) -> Submodel:
     """The submodel of a learner whose batches hold the examples ``read``.
 
     With ``public`` (the proxy set, under DP) it also has every row that these examples use and trains only those:
     which rows its own examples touch is private, so neither the rows that it sends nor their counts may depend on it.
+    ``most``: only the so many rows of a table that the public examples use most are trained (the first of equals).
     """
     counts = row_counts(model, read)
     public_counts = None if public is None else row_counts(model, [public])
@@ -91,7 +94,7 @@ def submodel_of(model: TextModel, read: Iterable[Encoded], public: Encoded | Non
     sent_counts: dict[str, Tensor] = {}
     positions: dict[str, Tensor] = {}
     for table, fields in trained_tables(model).items():
-        known = counts[table] if public_counts is None else public_counts[table]
+        known = counts[table] if public_counts is None else most_used(public_counts[table], most)
         used = (counts[table] > 0) | (known > 0)
         used[0] = True
         rows[table] = used.nonzero().flatten()
@@ -101,6 +104,16 @@ def submodel_of(model: TextModel, read: Iterable[Encoded], public: Encoded | Non
         position[rows[table]] = torch.arange(len(rows[table]), dtype=torch.int32)
         positions |= dict.fromkeys(fields, position)
     return Submodel(rows, trained, sent_counts, positions)
+
+
+def most_used(counts: Tensor, most: int | None) -> Tensor:
+    """``counts`` ``[rows]`` of the ``most`` largest, 0 of the others; of equals the first rows are taken."""
+    if most is None:
+        return counts
+    kept = torch.zeros_like(counts)
+    chosen = counts.argsort(descending=True, stable=True)[:most]
+    kept[chosen] = counts[chosen]
+    return kept
 
 
 def row_counts(model: TextModel, parts: Iterable[Encoded]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fed_distill.training.submodel import completed, submodel_of
+from fed_distill.training.submodel import completed, most_used, row_counts, submodel_of
 from fed_distill.transport.messages import PartialWeights
 
 ENCODED = {"text_ids": torch.tensor([[5, 3, 0]]), "pair_ids": torch.tensor([[3, 9, 9]])}
@@ -42,3 +42,19 @@ def test_completed_weights_keep_untouched_rows():
     assert whole["table"].tolist() == [[0.0, 1.0], [2.0, 3.0], [9.0, 9.0], [6.0, 7.0]]
     assert whole["bias"].tolist() == [1.0, 1.0]
     assert base["table"][2].tolist() == [4.0, 5.0]
+
+
+def test_only_the_most_used_public_rows_may_be_trained(student):
+    counts = torch.tensor([0, 3, 9, 3, 1, 9])
+    assert most_used(counts, 3).tolist() == [0, 3, 9, 0, 0, 9]
+    assert torch.equal(most_used(counts, None), counts)
+    public = student.encode(["red shoe red", "blue shoe"], ["red", "kettle"])
+    private = student.encode(["mini phone"], ["maxi phone"])
+    every = row_counts(student, [public])["bag.table"]
+    found = submodel_of(student, [private], public, 4)
+    trained = found.rows["bag.table"][found.trained["bag.table"]]
+    assert len(trained) == 4
+    others = every.clone()
+    others[trained] = 0
+    assert int(every[trained].min()) >= int(others.max())
+    assert torch.equal(found.trained["bag.table"], found.trained["bag.importance"])
