@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test bench clean
+.PHONY: help install run study test bench clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ install: $(VENV)/.installed  ## Make .venv and install what the quickstart needs
 
 run: install  ## Train on the generated marketplace, about five minutes, and write a report
 	@$(BIN)/fed-distill run experiments/quickstart.toml $(ARGS)
+
+study: install  ## Study privacy against accuracy on the marketplace, and write a report
+	@$(BIN)/fed-distill study experiments/privacy_marketplace.toml $(ARGS)
 
 test: $(VENV)/.tested  ## Check style and types, then run all tests
 	$(BIN)/ruff check .

@@ -18,14 +18,14 @@ from fed_distill.transport.requests import Refusal
 from server.sites import Chunk
 
 _log = logging.getLogger(__name__)
-_Parts = tuple[frozenset[str] | None, frozenset[str] | None, bool]
+_Parts = tuple[frozenset[str], frozenset[str], frozenset[str]]
 
 
 class Intake:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
-    An uplink may be merged if it fits the round and has the parts (weights, tables in part, soft labels) that most have
-    in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be
+    An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
+    most have in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be
     merged, the iteration ends in a TrainingError; those whose privacy budget is spent do not count as asked, and if
     nobody else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
     test examples of each merchant's trained student, as it measured it) grow while it is iterated.
@@ -118,6 +118,7 @@ class Intake:
 
 
 def _parts(uplink: Uplink) -> _Parts:
-    """Which weights came, which of them in part (None without weights), and whether there are soft labels."""
-    weights, labels = uplink.weights, uplink.soft_labels is not None
-    return (None, None, labels) if weights is None else (frozenset(weights.arrays), frozenset(weights.rows), labels)
+    """Which parts there are, and of the weights which came and which of them in part."""
+    weights = uplink.weights
+    arrays, rows = (frozenset[str](), frozenset[str]()) if weights is None else (weights.arrays, weights.rows)
+    return uplink.parts, frozenset(arrays), frozenset(rows)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fed_distill.cli.audit import audit
 from fed_distill.cli.ledger import ledger_app
 from fed_distill.cli.study import study
 from fed_distill.errors import FedDistillError
@@ -32,6 +33,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
+app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
 Settings = Annotated[

@@ -1,6 +1,7 @@
 """Whose uplinks are merged, what is counted on the way, and when a round has too few."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,11 @@ def test_unfit_uplinks_are_left_out_and_counted_with_the_refusals(state):
     assert "merchant b: w has values that are not finite" in intake.refusals[1].reason
 
 
-@pytest.mark.parametrize("odd", [without_weights("b"), in_part("b")])
+def voting(name):
+    return replace(good(name), votes=torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("odd", [without_weights("b"), in_part("b"), voting("b")])
 def test_an_uplink_with_other_parts_than_most_have_is_left_out(state, odd):
     intake = Intake([chunk(good("a"), odd, good("c"))], state, 3, 1)
     assert names(intake) == ["a", "c"]

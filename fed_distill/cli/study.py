@@ -1,0 +1,144 @@
+"""``fed-distill study``: run a grid of experiments, as many at a time as the machine has room for, and report on it.
+
+What takes long to import is imported inside the command.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fed_distill.study.cells import Cell
+    from fed_distill.study.grid import Study
+    from fed_distill.study.runner import Places, Resources
+
+SIMULATE = "fed_distill.cli.simulation:run"
+STOPPED, INCOMPLETE = 130, 1
+DISPENSABLE = ("δ", "bytes", "retention", "AUC", "ε at least", "cells", "worst merchant", "attack AUC")
+"""Columns of the summary that a narrow terminal does without, in this order."""
+
+
+def study(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="study, a TOML file", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change a key of the base experiment, or name, title, seeds"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the study instead of runs/studies/NAME")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="cells at a time at most; default: what fills the cores, one on a GPU")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="try the file out: one seed of each cell's tiny version")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check the study and list its cells; run nothing")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="write the results of what has finished; run nothing")
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the summary as a Markdown table")] = False,
+) -> None:
+    """Run a study's cells, those that are finished only once, and write its tables, figures and report.
+
+    A study that was stopped, at any instant, goes on by the same command. Exit code 1: a cell has failed or is missing.
+    """
+    from fed_distill.config import parse_setting
+    from fed_distill.study.cells import expand
+    from fed_distill.study.grid import Study
+    from fed_distill.study.report import write_findings
+    from fed_distill.study.runner import Places
+    from fed_distill.study.table import markdown as as_markdown
+
+    given = Study.read(file, dict(parse_setting(text) for text in settings or ()))
+    cells = expand(given, tiny)
+    _check(cells)
+    places = Places(out or given.base.runtime.folder / "studies" / f"{given.name}{'-tiny' if tiny else ''}")
+    if dry_run:
+        Console().print(_listing(cells, places))
+        return
+    if not report_only:
+        _run(given, cells, places, _resources(given, parallel))
+    again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{' --tiny' if tiny else ''}"
+    found = write_findings(given, cells, places, again)
+    if markdown:
+        sys.stdout.write(as_markdown(found.table, len(given.axes)))
+    else:
+        Console().print(_table(found.table, len(given.axes)))
+    Console(stderr=markdown).print(f"report: {escape(str(found.report))}", soft_wrap=True)
+    if not found.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _check(cells: Sequence["Cell"]) -> None:
+    """Every name and option in every cell, before the first one is run."""
+    from fed_distill.errors import ConfigError
+    from fed_distill.study.cells import distinct
+    from server.conduct import check_names
+
+    for cell in distinct(cells).values():
+        try:
+            check_names(cell.experiment)
+        except ConfigError as error:
+            raise ConfigError(f"cell {cell.title}: {error}") from error
+
+
+def _resources(given: "Study", parallel: int | None) -> "Resources":
+    import torch
+
+    from fed_distill.study.runner import Resources
+
+    device = given.base.runtime.device
+    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return Resources.of(given.base, len(os.sched_getaffinity(0)), parallel, gpu)
+
+
+def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "Resources") -> None:
+    from fed_distill.study.progress import StudyProgress
+    from fed_distill.study.runner import Runner
+
+    progress = StudyProgress()
+    progress.say(f"study {given.name}: kept in {places.folder}")
+    try:
+        Runner(places, SIMULATE, resources, progress).run(cells)
+    except KeyboardInterrupt:
+        progress.close()
+        progress.say("stopped; go on with the same command")
+        raise typer.Exit(STOPPED) from None
+    finally:
+        progress.close()
+
+
+def _listing(cells: Sequence["Cell"], places: "Places") -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("cell", "fingerprint", "state"):
+        table.add_column(title, no_wrap=True)
+    seen: set[str] = set()
+    for cell in cells:
+        finished = "finished" if places.is_finished(cell.fingerprint) else "to run"
+        state = "the same as one above" if cell.fingerprint in seen else finished
+        seen.add(cell.fingerprint)
+        table.add_row(escape(cell.title), cell.fingerprint[:8], state)
+    table.caption = f"{len(cells):,} cells, {len(seen):,} of them distinct; {places.folder}"
+    table.caption_justify = "left"
+    return table
+
+
+def _table(lines: Sequence[Sequence[str]], axes: int) -> Table:
+    """The summary in as many columns as the terminal has room for; the report and ``summary.csv`` have all."""
+    widths = [max(len(line[place]) for line in lines) + 2 for place in range(len(lines[0]))]
+    shown = list(range(len(widths)))
+    for title in DISPENSABLE:
+        if sum(widths[place] for place in shown) > Console().width:
+            shown = [place for place in shown if lines[0][place] != title or place < axes]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for place in shown:
+        table.add_column(lines[0][place], justify="left" if place < axes else "right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*(escape(line[place]) for place in shown))
+    return table

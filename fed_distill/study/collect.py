@@ -1,0 +1,183 @@
+"""The results of a study as two tables: a row a cell, and a row a combination with means over its seeds.
+
+Everything is read from the runs' ``summary.json``. What a summary does not say is missing in the table, never made
+up; a cell that failed or was not run yet is a row that says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from fed_distill.config import CONTROLS
+from fed_distill.results.metrics import SCORES, gap_closed, interval
+from fed_distill.results.store import read_summary
+from fed_distill.results.summary import YARDSTICKS
+from fed_distill.study.cells import Cell
+from fed_distill.study.grid import Study
+from fed_distill.study.runner import Places
+
+FINISHED, FAILED, MISSING = "finished", "failed", "not run"
+MEASURES = (
+    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
+    "above_server", "downlink_bytes", "uplink_bytes", "total_bytes", "run.seconds", "audit.auc",
+    "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
+)  # fmt: skip
+"""Columns that are averaged over the seeds of a combination."""
+DESCRIBED = (
+    "run.headline", "run.rounds", "run.merchants", "run.examples", "run.parameters", "worst_merchant", "privacy.unit",
+    "run.versions",
+)  # fmt: skip
+"""Columns that say what was run; ``privacy.*`` has more, as the summaries do."""
+LARGEST = ("privacy.epsilon", "privacy.delta")
+"""Columns of which a combination has the largest over its seeds: a promise is as good as its weakest case."""
+CONSTANT = ("privacy.unit", "privacy.accountant", "run.rounds", "run.headline")
+"""Columns of which a combination has its first finished seed's, which is every seed's."""
+BETWEEN = " | "
+"""Stands between the items of a list that is written as one text."""
+
+
+def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.DataFrame:
+    """One row a cell, those of controls included (``role``).
+
+    Axes hold labels. ``score`` is the headline metric, named in ``run.headline``; ``control.X`` is that of control X on
+    the same seed, ``above_server`` the difference to the server alone. ``gap_closed`` is against those controls.
+    Bytes are those of serialized messages for one merchant: a round's down and up, and both in all rounds.
+    ``privacy.*`` and ``audit.*`` are the summary's, flattened. CheckpointError if a finished summary is torn.
+    """
+    summaries = {cell.fingerprint: _summary(cell, places) for cell in cells}
+    rows = []
+    for cell in cells:
+        summary = summaries[cell.fingerprint]
+        compared = summaries.get(cell.controls or cell.fingerprint) if cell.controls or not cell.labels else None
+        row = _head(study, cell, places, summary)
+        if summary is not None:
+            row |= _measured(summary, _controls(compared, study.base.controls))
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    absent = [name for name in (*DESCRIBED, *MEASURES, *LARGEST) if name not in table]
+    table = table.assign(**dict.fromkeys(absent, None)).astype(dict.fromkeys((*MEASURES, *LARGEST), "float64"))
+    first = [*_head(study, cells[0], places, None), *DESCRIBED, *MEASURES]
+    return table[[*first, *sorted(str(name) for name in table if name not in first)]]
+
+
+def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
+    """One row a combination of the axes, in the study's order.
+
+    ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` the mean over those, missing if one of them lacks
+    it (a mean over some would flatter), and ``<name>_interval``, the half-width of its 95 % interval, missing for
+    one seed. ``series`` names the combination without the axis that varies the privacy budget.
+    """
+    names = [axis.name for axis in study.axes]
+    budget = study.budget_axis
+    rows: list[dict[str, Any]] = []
+    own = results[results["role"] == "cell"]
+    for labels, group in own.groupby(names, sort=False):
+        done = group[group["status"] == FINISHED]
+        row: dict[str, Any] = dict(zip(names, labels, strict=True))
+        kept = [str(row[name]) for name in names if name != budget]
+        row |= {"series": " · ".join(kept) or study.name, "seeds": len(done), "of": len(group)}
+        row |= {name: done[name].iloc[0] if len(done) and name in done else None for name in CONSTANT}
+        row |= {name: _largest(done[name]) for name in LARGEST}
+        for name in MEASURES:
+            row[name], row[f"{name}_interval"] = _mean(done[name])
+        rows.append(row)
+    numbers = [*LARGEST, *MEASURES, *(f"{name}_interval" for name in MEASURES)]
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
+
+
+def flattened(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested tables as columns ``prefix.key.key``; lists as one text, of ``what: how`` where such pairs are."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping):
+            flat.update(flattened(value, name))
+        elif isinstance(value, (list, tuple)):
+            flat[name] = BETWEEN.join(_written(item) for item in value)
+        else:
+            flat[name] = value
+    return flat
+
+
+def _summary(cell: Cell, places: Places) -> dict[str, Any] | None:
+    return read_summary(places.run(cell.fingerprint)) if places.is_finished(cell.fingerprint) else None
+
+
+def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    reason = None if summary is not None else places.reason(cell.fingerprint)
+    return {
+        "role": cell.role,
+        **{axis.name: cell.labels.get(axis.name) for axis in study.axes},
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+        "status": FINISHED if summary is not None else MISSING if reason is None else FAILED,
+        "reason": reason,
+    }
+
+
+def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a finished run has measured, and how it compares with the controls of its seed."""
+    student, headline = summary["student"], summary["headline"]
+    down, up = (summary["bytes"][f"{way}_per_merchant_round"] for way in ("downlink", "uplink"))
+    worst = student["worst_merchant"] or {}
+    privacy = dict(summary["privacy"])
+    audit = privacy.pop("audit", None) or {}
+    scores = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
+    score, server = student[headline], scores["server"]
+    gaps = {
+        key: gap_closed(student[metric], *(controls.get(name, {}).get(metric) for name in YARDSTICKS)).value
+        for key, metric in (("gap_closed", headline), ("gap_closed_auc", "auc"))
+    }
+    return {
+        "run.headline": headline,
+        "score": score,
+        **{name: student[name] for name in (*SCORES, "merchant_accuracy")},
+        "worst_merchant": worst.get("merchant"),
+        "worst_merchant_accuracy": worst.get("accuracy"),
+        "retention": summary["retention"],
+        **gaps,
+        "above_server": None if score is None or server is None else score - server,
+        "downlink_bytes": down,
+        "uplink_bytes": up,
+        "total_bytes": summary["rounds"] * (down + up),
+        "run.rounds": summary["rounds"],
+        "run.merchants": summary["merchants"],
+        "run.examples": _training_examples(summary),
+        "run.parameters": student["parameters"],
+        "run.seconds": summary["seconds"],
+        **flattened(privacy, "privacy"),
+        **flattened(audit, "audit"),
+        **{f"control.{name}": value for name, value in scores.items()},
+        "run.versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
+    }
+
+
+def _controls(summary: Mapping[str, Any] | None, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Each control's metrics from the run that has the controls; plain FedAvg is that run's own federation."""
+    if summary is None:
+        return {}
+    return {name: summary["student"] if name == "fedavg" else summary["controls"][name] for name in wanted}
+
+
+def _training_examples(summary: Mapping[str, Any]) -> int | None:
+    """Training examples of all merchants; unknown where only some of them were used."""
+    data = summary["data"]
+    if "limited_to" in data:
+        return None
+    count = data.get("examples", {}).get("train")
+    return None if count is None else int(count)
+
+
+def _written(item: Any) -> str:
+    return f"{item['what']}: {item['how']}" if isinstance(item, Mapping) and {"what", "how"} <= set(item) else str(item)
+
+
+def _largest(values: pd.Series) -> float | None:
+    known = [float(value) for value in values if not pd.isna(value)]
+    return max(known) if known and len(known) == len(values) else None
+
+
+def _mean(values: pd.Series) -> tuple[float | None, float | None]:
+    known = [float(value) for value in values if not pd.isna(value)]
+    return interval(known) if known and len(known) == len(values) else (None, None)

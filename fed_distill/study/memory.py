@@ -1,0 +1,106 @@
+"""How much memory is left, and how much a process tree takes, as Linux tells it in ``/proc`` and its control groups.
+
+Elsewhere nothing is known, and None says so: then only the number of processes limits a study.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60
+"""Limits above this, in bytes, are none: control groups of version 1 write the largest page count instead."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a process and its descendants have in memory now, and had at most, shared pages counted each time."""
+
+    now: int
+    peak: int
+
+
+def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """Bytes that could be taken without swapping: the machine's, or a container's or job's where that is less.
+
+    None where the system does not tell.
+    """
+    machine = _fields(proc / "meminfo").get("MemAvailable")
+    if machine is None:
+        return None
+    return max(0, min([machine, *_group_allowances(proc, cgroups)]))
+
+
+def tree_memory(roots: Iterable[int], proc: Path = PROC) -> dict[int, Memory]:
+    """Memory of each process in ``roots`` (ids) with all that it started; who is gone is left out.
+
+    Empty where the system does not tell.
+    """
+    tables = {int(path.parent.name): _fields(path) for path in proc.glob("[0-9]*/status")}
+    children: dict[int, list[int]] = {}
+    for process, table in tables.items():
+        children.setdefault(table.get("PPid", 0), []).append(process)
+
+    def total(process: int) -> Memory:
+        now = tables[process].get("VmRSS", 0)
+        parts = [Memory(now, tables[process].get("VmHWM", now)), *map(total, children.get(process, ()))]
+        return Memory(sum(part.now for part in parts), sum(part.peak for part in parts))
+
+    return {root: total(root) for root in roots if root in tables and "VmRSS" in tables[root]}
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines ``Name: 123`` and ``Name: 123 kB`` as numbers and bytes by name; empty if there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # a process may end at any time
+        return {}
+    found = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        number, _, unit = value.strip().partition(" ")
+        if number.isdigit() and unit in ("", "kB"):
+            found[name] = int(number) * (1024 if unit else 1)
+    return found
+
+
+def _group_allowances(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What each control group of this process, and each that it lies in, still allows."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield from _allowances(cgroups, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            yield from _allowances(
+                cgroups / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            )
+
+
+def _allowances(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    inner = root / path.lstrip("/")
+    for folder in (inner, *inner.parents):
+        if not folder.is_relative_to(root):
+            return
+        most, taken = _number(folder / limit), _number(folder / usage)
+        if most is not None and taken is not None and most < UNLIMITED:
+            yield most - taken + _statistic(folder / "memory.stat", reclaimable)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)

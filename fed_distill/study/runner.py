@@ -1,0 +1,293 @@
+"""Runs the cells of a study side by side, each in a process of its own, as far as cores and memory go.
+
+What is finished is not run again and what was stopped goes on where it was, so that a study that is killed at any
+instant goes on by the same command. A cell that fails is noted with its reason, and the others go on; the next time it
+is tried again.
+"""
+
+import fcntl
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from fed_distill.config import Experiment
+from fed_distill.distill.fingerprint import fingerprint
+from fed_distill.errors import CheckpointError
+from fed_distill.results.files import write_atomic
+from fed_distill.results.store import SUMMARY
+from fed_distill.study.cells import Cell, distinct
+from fed_distill.study.memory import available_memory, tree_memory
+from fed_distill.study.process import run_cell
+
+CELLS, LOCK = "cells", ".lock"
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the memory of running cells."""
+TEACHER = "teacher"
+"""How the titles of stages begin in which a run makes its teacher and what it needs of it."""
+PROGRESS = "progress"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study keeps its cells: run folders, what they printed, and why some failed, all by fingerprint."""
+
+    folder: Path
+
+    def run(self, name: str) -> Path:
+        """Folder of the run."""
+        return self.folder / CELLS / name
+
+    def log(self, name: str) -> Path:
+        """What the cell printed, of all attempts."""
+        return self.folder / CELLS / f"{name}.log"
+
+    def failure(self, name: str) -> Path:
+        """Why the last attempt failed; there is no such file if it did not."""
+        return self.folder / CELLS / f"{name}.failed"
+
+    def is_finished(self, name: str) -> bool:
+        """Whether the run has its summary, which is written last."""
+        return (self.run(name) / SUMMARY).exists()
+
+    def reason(self, name: str) -> str | None:
+        """Why the cell failed, in one line; None if it did not."""
+        path = self.failure(name)
+        return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """processes: cells that run at the same time at most. threads: of each process of a cell."""
+
+    processes: int
+    threads: int
+
+    @classmethod
+    def of(cls, base: Experiment, cores: int, processes: int | None = None, gpu: bool = False) -> "Resources":
+        """As many cells as fill the cores by the base's ``runtime.workers`` and ``threads``, one core a thread.
+
+        processes: if given, that many, with the cores dealt to them. gpu: students are trained on a GPU, which one
+        cell fills, so that one runs at a time unless ``processes`` says otherwise.
+        """
+        runtime = base.runtime
+        if processes is None:
+            processes = 1 if gpu else max(1, cores // ((runtime.threads or 1) * runtime.workers))
+        return cls(processes, runtime.threads or max(1, cores // (processes * runtime.workers)))
+
+
+class Follower(Protocol):
+    """Who is told how a study goes on."""
+
+    def on_begin(self, total: int, finished: int, processes: int) -> None:
+        """``total`` distinct cells, of which ``finished`` were there already; ``processes`` run at a time at most."""
+
+    def on_start(self, cell: Cell, again: bool) -> None:
+        """A cell was started; ``again``: it goes on where an earlier process was stopped."""
+
+    def on_event(self, cell: Cell, what: str) -> None:
+        """A cell says what it is doing."""
+
+    def on_finish(self, cell: Cell, failure: str | None) -> None:
+        """A cell has ended, well if ``failure`` is None."""
+
+    def on_wait(self, needed: int, available: int) -> None:
+        """Nothing more is started for now: the next cell may need more bytes of memory than are there."""
+
+    def close(self) -> None:
+        """Always called last."""
+
+
+@dataclass
+class _Running:
+    """A cell in work. past_teacher: others may read from the cache what it needed of its teacher."""
+
+    cell: Cell
+    process: BaseProcess
+    pipe: "connection.Connection[bytes, bytes]"
+    teacher: str
+    past_teacher: bool = False
+    failure: str | None = None
+    now: int = 0
+    open: bool = True
+
+
+@dataclass
+class Runner:
+    """Runs cells into ``places``. simulate: import path of what runs one experiment, as ``process.run_cell`` wants it.
+
+    At most ``resources.processes`` cells run at a time. Another one is started only if the memory that is available
+    covers the largest peak that any cell of this study has shown so far, and what running cells may still grow to
+    that peak; until a cell has got past its teacher no peak is known, and it runs alone. Memory of a GPU is not
+    looked at. Of cells that share a teacher which is not cached yet, one makes it and the others wait.
+    """
+
+    places: Places
+    simulate: str
+    resources: Resources
+    follower: Follower
+    peak: int = 0
+    _running: list[_Running] = field(default_factory=list)
+    _taught: set[str] = field(default_factory=set)
+
+    def run(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Run what is not finished; returns fingerprint -> reason of the cells that failed.
+
+        CheckpointError if another process runs the study. Whatever ends this call ends the cells that it started.
+        """
+        (self.places.folder / CELLS).mkdir(parents=True, exist_ok=True)
+        everything = distinct(cells)
+        pending = [cell for name, cell in everything.items() if not self.places.is_finished(name)]
+        failures: dict[str, str] = {}
+        with _locked(self.places.folder / LOCK):
+            self.follower.on_begin(len(everything), len(everything) - len(pending), self.resources.processes)
+            try:
+                while pending or self._running:
+                    while (cell := self._next(pending)) is not None:
+                        pending.remove(cell)
+                        self._start(cell)
+                    for ended in self._wait():
+                        failure = self._finish(ended)
+                        if failure is not None:
+                            failures[ended.cell.fingerprint] = failure
+            finally:
+                self._end()
+        return failures
+
+    def _next(self, pending: Sequence[Cell]) -> Cell | None:
+        """The first cell that may be started now."""
+        if len(self._running) >= self.resources.processes:
+            return None
+        making = {one.teacher for one in self._running if not one.past_teacher} - self._taught
+        free = next((cell for cell in pending if _teacher_of(cell) not in making), None)
+        return free if free is not None and self._fits() else None
+
+    def _fits(self) -> bool:
+        if not self._running:
+            return True
+        available = available_memory()
+        if available is None:
+            return True
+        if not self.peak:
+            return False
+        needed = self.peak + sum(max(0, self.peak - one.now) for one in self._running)
+        if needed > available:
+            self.follower.on_wait(needed, available)
+        return needed <= available
+
+    def _start(self, cell: Cell) -> None:
+        name = cell.fingerprint
+        again = self.places.run(name).exists()
+        self.places.failure(name).unlink(missing_ok=True)
+        experiment = _placed(cell, self.places, self.resources.threads, again)
+        spawn = get_context("spawn")
+        ours, theirs = spawn.Pipe(duplex=False)
+        arguments = (self.simulate, experiment.to_toml(), str(self.places.log(name)), theirs)
+        process = spawn.Process(target=run_cell, args=arguments, name=f"cell {name}")
+        process.start()
+        theirs.close()
+        self._running.append(_Running(cell, process, ours, _teacher_of(cell)))
+        self.follower.on_start(cell, again)
+
+    def _wait(self) -> list[_Running]:
+        """Hear what running cells say, look at their memory, and return those that have ended."""
+        sources: list[connection.Connection[bytes, bytes] | int] = [one.process.sentinel for one in self._running]
+        sources += [one.pipe for one in self._running if one.open]
+        ready = connection.wait(sources, timeout=LOOK_EVERY)
+        found = tree_memory(one.process.pid or 0 for one in self._running)
+        for one in self._running:
+            memory = found.get(one.process.pid or 0)
+            one.now = memory.now if memory is not None else 0
+            if one.pipe in ready:
+                self._hear(one)
+            if memory is not None and one.past_teacher:
+                self.peak = max(self.peak, memory.peak)
+        return [one for one in self._running if one.process.sentinel in ready]
+
+    def _hear(self, one: _Running) -> None:
+        while one.open and one.pipe.poll():
+            try:
+                event: dict[str, str] = json.loads(one.pipe.recv_bytes())
+            except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
+                one.open = False
+                return
+            one.failure = event.get("failed", one.failure)
+            if "stage" in event and not event["stage"].startswith(TEACHER):
+                one.past_teacher = True
+                self._taught.add(one.teacher)
+            for what in (event[key] for key in ("stage", "round") if key in event):
+                self.follower.on_event(one.cell, what)
+
+    def _finish(self, one: _Running) -> str | None:
+        """Take leave of a cell that has ended; returns why it failed."""
+        self._hear(one)
+        one.process.join()
+        one.pipe.close()
+        self._running.remove(one)
+        name = one.cell.fingerprint
+        failure = None
+        if not self.places.is_finished(name):
+            failure = one.failure or _how_it_ended(one.process.exitcode, self.places.log(name))
+            write_atomic(self.places.failure(name), failure + "\n")
+        else:
+            self._taught.add(one.teacher)
+        self.follower.on_finish(one.cell, failure)
+        return failure
+
+    def _end(self) -> None:
+        """End at once what still runs: it goes on by the same command."""
+        for one in self._running:
+            one.process.terminate()
+        for one in self._running:
+            one.process.join()
+            one.pipe.close()
+        self._running.clear()
+
+
+def _placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment:
+    """The cell's experiment with its place: nothing in it that changes the result."""
+    callbacks = [name for name in cell.experiment.runtime.callbacks if name != PROGRESS]
+    return cell.experiment.with_changes(
+        {
+            "name": cell.fingerprint,
+            "runtime.folder": str(places.folder / CELLS),
+            "runtime.resume": again,
+            "runtime.threads": threads,
+            "runtime.callbacks": callbacks,
+        }
+    )
+
+
+def _teacher_of(cell: Cell) -> str:
+    """The same for cells that need the same teacher."""
+    experiment = cell.experiment
+    return fingerprint(data=experiment.data.model_dump(mode="json"), teacher=experiment.teacher.model_dump(mode="json"))
+
+
+def _how_it_ended(code: int | None, log: Path) -> str:
+    if code is not None and code < 0:
+        why = "; if memory ran out, lower --parallel" if -code == signal.SIGKILL else ""
+        return f"its process was killed by {signal.Signals(-code).name}{why}"
+    return f"its process ended with exit code {code} and left no result; what it printed is in {log}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a study for this process; the system lets go of it when the process ends, however it ends."""
+    with path.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise CheckpointError(f"{path.parent} is being run by process {holder}: wait for it to end") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield

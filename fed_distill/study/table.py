@@ -1,0 +1,66 @@
+"""The combinations of a study as a table of text, for the terminal, a README and the report."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from fed_distill.config import CONTROLS
+from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, number, percent, size
+from fed_distill.study.curves import epsilon_of, levels
+from fed_distill.study.findings import epsilon_text
+from fed_distill.study.grid import Study
+
+
+def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFrame) -> list[list[str]]:
+    """Header first, then a line for each control and each combination; ± is the half-width of the 95 % interval.
+
+    Columns of which nothing is known are left out.
+    """
+    metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
+    axes = [axis.name for axis in study.axes]
+    header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC", "worst merchant"]
+    header += ["retention", "gap closed", "attack AUC", "ε at least", "bytes"]
+    lines = [
+        [level.name, *[""] * (len(axes) + 2), _with_interval(level.value, level.half_width), *[UNKNOWN] * 7]
+        for level in levels(results, {name: ROW_NAMES[name] for name in CONTROLS})
+    ]
+    for row in combinations.to_dict("records"):
+        epsilon = epsilon_of(row)
+        lines.append(
+            [
+                *("∞" if row[name] == "inf" else str(row[name]) for name in axes),
+                f"{row['seeds']} of {row['of']}",
+                UNKNOWN if epsilon is None else epsilon_text(epsilon),
+                UNKNOWN if math.isnan(row["privacy.delta"]) else f"{row['privacy.delta']:.1e}",
+                _with_interval(row["score"], row["score_interval"]),
+                _with_interval(row["auc"], row["auc_interval"]),
+                number(_known(row["worst_merchant_accuracy"]), 3),
+                percent(_known(row["retention"]), 1),
+                percent(_known(row["gap_closed"])),
+                number(_known(row["audit.auc"]), 3),
+                number(_known(row["audit.epsilon_lower_bound"]), 2),
+                size(_known(row["total_bytes"])),
+            ]
+        )
+    kept = [place for place, title in enumerate(header) if title in axes or _says_anything(lines, place)]
+    return [[line[place] for place in kept] for line in [header, *lines]]
+
+
+def markdown(lines: Sequence[Sequence[str]], axes: int) -> str:
+    """``summary_cells`` as a Markdown table, whose first ``axes`` columns are names."""
+    rule = ["---"] * axes + ["---:"] * (len(lines[0]) - axes)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [escaped[0], rule, *escaped[1:]])
+
+
+def _says_anything(lines: Sequence[Sequence[str]], place: int) -> bool:
+    return any(line[place] not in ("", UNKNOWN, "∞") for line in lines)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _with_interval(value: float, half: float | None) -> str:
+    return number(_known(value)) + ("" if half is None or math.isnan(half) else f" ± {number(half)}")

@@ -1,0 +1,184 @@
+"""``fed-distill study``: from a file to a report, once; what failed is told by the exit code, a mistake in one line."""
+
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from fed_distill.cli import study as study_command
+from fed_distill.cli.main import app, main
+from fed_distill.study.cells import expand
+from fed_distill.study.grid import Study
+from fed_distill.study.runner import Runner
+
+ROOT = Path(__file__).parents[2]
+GRID = """
+name = "small"
+seeds = 2
+
+[base]
+controls = []
+
+[[axis]]
+key = "federation.method"
+values = ["fedavg", "fedmd"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function that runs ``fed-distill study`` as the entry point does: exit code, output, errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fed-distill", "study", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(GRID, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def sham(monkeypatch):
+    """A function: let cells be run by this function of the module that stands in for simulations."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "study"))
+    return lambda name: monkeypatch.setattr(study_command, "SIMULATE", f"sham_cells:{name}")
+
+
+def test_the_help_has_an_example():
+    shown = CliRunner().invoke(app, ["study", "--help"])
+    assert shown.exit_code == 0
+    assert "Example: fed-distill study experiments/" in " ".join(shown.output.split())
+
+
+def test_a_dry_run_lists_the_cells_and_runs_none(command, file, tmp_path):
+    code, out, _ = command(file, "--dry-run", "--out", tmp_path / "out")
+    assert code == 0
+    lines = out.splitlines()
+    cells = expand(Study.read(file))
+    assert [line.split("  ")[0] for line in lines[1:5]] == [cell.title for cell in cells]
+    assert all(line.rstrip().endswith("to run") for line in lines[1:5])
+    assert lines[5].startswith("4 cells, 4 of them distinct; ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_with_a_failed_cell_is_reported_and_exits_with_1_until_it_succeeds(command, file, sham, tmp_path):
+    out = tmp_path / "out"
+    sham("fail_fedmd")
+    code, shown, errors = command(file, "--out", out, "--set", "seeds=1", "--parallel", 1)
+    assert code == 1
+    assert "FAILED: merchant 'shop-3' has no label" in errors
+    assert f"report: {out / 'report.html'}" in shown
+    results = pd.read_csv(out / "results.csv")
+    assert results["status"].tolist() == ["finished", "failed"]
+    assert results["reason"].tolist()[1] == "merchant 'shop-3' has no label"
+    sham("run")
+    code, shown, errors = command(out / "study.toml", "--out", out, "--markdown")
+    assert code == 0
+    assert "2 cells, 1 of them finished before" in errors
+    assert shown.startswith("| method | cells | nDCG@10 |")
+    assert "report: " in errors
+
+
+def test_the_report_of_what_there_is_needs_no_run(command, file, tmp_path):
+    code, shown, errors = command(file, "--out", tmp_path / "out", "--report-only")
+    assert code == 1
+    assert "0 of 2" in shown
+    assert errors == ""
+    assert "No cell of this study has finished yet" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
+    def interrupted(self, cells):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    code, out, errors = command(file, "--out", tmp_path / "out")
+    assert code == 130
+    assert out == ""
+    assert errors.splitlines()[-1] == "stopped; go on with the same command"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "seeds=none"], "seeds: Input should be a valid integer"),
+        (["--set", "federation.ruonds=1"], "base: unknown key federation.ruonds"),
+        (["--set", "federation.aggregator=fedavgg"], "cell method=fedavg, seed 0: unknown aggregator 'fedavgg'"),
+        (["--set", "federation.options.eta=1"], "cell method=fedavg, seed 0: method 'fedavg' has no option 'eta'"),
+        (["--set", "privacy.unit=example"], "base: privacy: unit 'example' needs epsilon or noise_multiplier"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_is_run(command, file, tmp_path, arguments, message):
+    code, out, errors = command(file, "--out", tmp_path / "out", "--set", "federation.method=fedavg", *arguments)
+    assert (code, out) == (2, "")
+    (line,) = errors.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = [["method", "δ", "nDCG@10", "bytes"], ["fedavg" * 4, "1e-5", "0.9", "3 MB"]]
+    assert [column.header for column in study_command._table(lines, 1).columns] == ["method", "nDCG@10"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("privacy_*.toml")), ids=lambda path: path.stem)
+def test_every_study_file_is_a_study_and_its_tiny_version_too(path):
+    study = Study.read(path)
+    assert study.seeds == 3
+    assert study.budget_axis == "epsilon"
+    assert len(expand(study)) > len(expand(study, tiny=True)) > 3
+
+
+@pytest.mark.e2e
+def test_a_study_of_real_runs_ends_in_a_report_and_runs_nothing_twice(command, tiny_experiment, tmp_path):
+    base = tiny_experiment(tmp_path / "runs", {"controls": ["server", "local", "pooled"], "federation.rounds": 1})
+    tables = {
+        "name": "real",
+        "seeds": 1,
+        "base": base.model_dump(mode="json", exclude_none=True),
+        "axis": [{"key": "federation.method", "values": ["fedavg-kd"]}],
+    }
+    file = tmp_path / "real.toml"
+    file.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    code, out, errors = command(file, "--set", "runtime.threads=1")
+    assert code == 0, errors
+    folder = tmp_path / "runs" / "studies" / "real"
+    assert f"report: {folder / 'report.html'}" in out
+    results = pd.read_parquet(folder / "results.parquet")
+    assert results["role"].tolist() == ["controls", "cell"]
+    assert results["status"].tolist() == ["finished", "finished"]
+    cell = results.iloc[1]
+    assert cell["above_server"] == pytest.approx(cell["score"] - cell["control.server"])
+    assert cell["total_bytes"] > 0
+    assert (folder / "figures" / "bytes.png").stat().st_size > 0
+    assert all((folder / "cells" / name / "report.html").exists() for name in results["fingerprint"])
+    before = {path: os.stat(path).st_mtime_ns for path in folder.glob("cells/*/summary.json")}
+    code, _, errors = command(file, "--set", "runtime.threads=1")
+    assert code == 0
+    assert "2 cells, 2 of them finished before" in errors
+    assert {path: os.stat(path).st_mtime_ns for path in folder.glob("cells/*/summary.json")} == before

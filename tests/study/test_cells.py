@@ -1,0 +1,195 @@
+"""The grid is expanded as written, controls are trained once a seed, and a fingerprint is all that a result needs."""
+
+import math
+from itertools import product
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from fed_distill.config import Experiment
+from fed_distill.errors import ConfigError
+from fed_distill.study.cells import distinct, expand, fingerprint_of
+from fed_distill.study.grid import Study
+
+
+def test_every_combination_that_is_not_excluded_is_a_cell_of_every_seed(study):
+    cells = [cell for cell in expand(study) if cell.role == "cell"]
+    wanted = [
+        {"method": method, "unit": unit, "epsilon": epsilon}
+        for method, unit, epsilon in product(["fedavg-kd", "fedmd"], ["example", "merchant"], ["1", "8", "inf"])
+        if (method, unit) != ("fedmd", "merchant")
+    ]
+    assert [(dict(cell.labels), cell.seed) for cell in cells] == [(one, seed) for seed in range(3) for one in wanted]
+
+
+def test_a_cell_is_one_federation_on_one_seed_with_its_changes(study):
+    for cell in expand(study):
+        experiment = cell.experiment
+        assert (experiment.seed, experiment.repeats, experiment.compare) == (cell.seed, 1, [])
+        if cell.role == "cell":
+            epsilon = float(cell.labels["epsilon"])
+            private = math.isfinite(epsilon)
+            assert experiment.controls == []
+            assert experiment.federation.method == cell.labels["method"]
+            assert experiment.federation.rounds == 5
+            assert experiment.privacy.unit == (cell.labels["unit"] if private else "none")
+            assert experiment.privacy.epsilon == (epsilon if private else None)
+
+
+def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cell(study):
+    cells = expand(study)
+    controls = {cell.seed: cell for cell in cells if cell.role == "controls"}
+    assert len([cell for cell in cells if cell.role == "controls"]) == len(controls) == 3
+    assert all(cell.controls == controls[cell.seed].fingerprint for cell in cells if cell.role == "cell")
+    experiment = controls[0].experiment
+    assert experiment.controls == ["server", "local", "pooled"]
+    assert (experiment.federation.title, experiment.federation.rounds) == ("fedavg", 5)
+    assert experiment.privacy.unit == "none"
+    assert not experiment.adaptation.enabled
+    assert cells[0].role == "controls"
+
+
+def test_cells_that_change_the_servers_student_have_controls_of_their_own(tables):
+    axis = [{"key": "training.server_epochs", "values": [1, 2]}, {"key": "training.batch_size", "values": [8, 16]}]
+    cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
+    by_epochs = {(cell.labels["server_epochs"], cell.controls) for cell in cells if cell.role == "cell"}
+    assert len(by_epochs) == 2
+    assert len([cell for cell in cells if cell.role == "controls"]) == 2
+
+
+def test_a_base_without_controls_has_none(tables):
+    cells = expand(Study.parse({**tables, "base": {"controls": []}}))
+    assert all(cell.role == "cell" and cell.controls is None for cell in cells)
+
+
+def test_without_the_fedavg_control_its_run_has_one_round(tables):
+    cells = expand(Study.parse({**tables, "base": {"controls": ["server"]}}))
+    assert cells[0].experiment.controls == ["server"]
+    assert cells[0].experiment.federation.rounds == 1
+
+
+def test_equal_experiments_are_one_run(study):
+    cells = expand(study)
+    free = [cell for cell in cells if cell.labels.get("epsilon") == "inf" and cell.labels["method"] == "fedavg-kd"]
+    assert len(free) == 6
+    assert len({cell.fingerprint for cell in free}) == 3
+    assert len(distinct(cells)) == len(cells) - 3
+
+
+def test_a_tiny_study_has_one_seed_of_each_tiny_experiment(study):
+    cells = expand(study, tiny=True)
+    assert {cell.seed for cell in cells} == {0}
+    assert all(cell.experiment.data.max_merchants == 6 for cell in cells)
+    assert all(cell.experiment.federation.rounds <= 2 for cell in cells)
+
+
+def test_seeds_begin_with_the_bases(tables):
+    cells = expand(Study.parse({**tables, "base": {"seed": 7}, "seeds": 2}))
+    assert sorted({cell.seed for cell in cells}) == [7, 8]
+
+
+def test_a_wrong_key_names_the_cell(tables):
+    tables["axis"][2] = {"key": "privacy.epsilom", "values": [1]}
+    with pytest.raises(ConfigError) as raised:
+        expand(Study.parse(tables))
+    assert "cell method=fedavg-kd, unit=example, epsilom=1: unknown key privacy.epsilom" in str(raised.value)
+
+
+def test_excluding_everything_is_a_mistake(tables):
+    with pytest.raises(ConfigError, match="exclude leaves no cell"):
+        expand(Study.parse({**tables, "exclude": [{"method": ["fedavg-kd", "fedmd"]}]}))
+
+
+def leaves(table, prefix=()):
+    for key, value in table.items():
+        yield from leaves(value, (*prefix, key)) if isinstance(value, dict) and value else [((*prefix, key), value)]
+
+
+def others(path, value):
+    """Other values of a key, some of which may be wrong."""
+    table = Experiment
+    for parent in path[:-1]:
+        inner = table.model_fields[parent].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        table = inner
+    else:
+        kinds = [table.model_fields[path[-1]].annotation, *get_args(table.model_fields[path[-1]].annotation)]
+        named = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+        if named and not isinstance(value, list):
+            return [name for name in named if name != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, (int, float)):
+        return [value / 2 or 0.5, value + 1] if isinstance(value, float) else [value + 1, value - 1]
+    if isinstance(value, str):
+        return [value + "x"]
+    return [["x"], ["server"], [{"method": "fedmd"}]] if isinstance(value, list) else [{"x": 1}]
+
+
+def parsed(tables):
+    """The experiment, or None if a value does not fit."""
+    try:
+        return Experiment.parse(tables)
+    except ConfigError:
+        return None
+
+
+def changed(tables, path, value):
+    copy = {key: dict(item) if isinstance(item, dict) else item for key, item in tables.items()}
+    *parents, last = path
+    inner = copy
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return copy
+
+
+@pytest.fixture
+def full():
+    return (
+        Experiment()
+        .with_changes(
+            {
+                "data.max_merchants": 9,
+                "data.max_examples": 900,
+                "training.clip_norm": 1.0,
+                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3},
+            }
+        )
+        .model_dump(mode="json", exclude_none=True)
+    )
+
+
+def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
+    seen, fixed = {fingerprint_of(Experiment.parse(full))}, []
+    for path, value in leaves(full):
+        if path[0] in ("name", "runtime"):
+            continue
+        experiments = filter(None, (parsed(changed(full, path, other)) for other in others(path, value)))
+        experiment = next(experiments, None)
+        if experiment is None:
+            fixed.append(".".join(path))
+            continue
+        found = fingerprint_of(experiment)
+        assert found not in seen, path
+        seen.add(found)
+    assert fixed == ["training.momentum"]  # of sgd only
+    assert len(seen) > 50
+
+
+def test_the_fingerprint_does_not_know_names_places_and_the_order_of_keys(full):
+    whole = fingerprint_of(Experiment.parse(full))
+    elsewhere = Experiment.parse(full).with_changes(
+        {"name": "other", "runtime.folder": "x", "runtime.threads": 3, "runtime.resume": True}
+    )
+    assert fingerprint_of(elsewhere) == whole
+
+    def turned(table):
+        return {key: turned(table[key]) if isinstance(table[key], dict) else table[key] for key in reversed(table)}
+
+    assert list(turned(full)) != list(full)
+    assert fingerprint_of(Experiment.parse(turned(full))) == whole
+    options = [Experiment().with_changes({"federation.options": one}) for one in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+    assert fingerprint_of(options[0]) == fingerprint_of(options[1])

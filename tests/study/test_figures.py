@@ -1,0 +1,129 @@
+"""Figures place ε logarithmically with no privacy at the right, keep names apart, and stand in any page."""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import pytest
+
+from fed_distill.study.curves import Curve, Level, Offer, Reading
+from fed_distill.study.figures import COLORS, LABEL_GAP, Budget, bytes_figure, curve_figure, pareto_figure, write_figure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def curve(number, values, half=0.01, epsilons=(1.0, 2.0, 8.0, math.inf)):
+    readings = [Reading(epsilon, value, half) for epsilon, value in zip(epsilons, values, strict=True)]
+    return Curve(f"series {number}", number, readings)
+
+
+CURVES = [curve(0, (0.90, 0.91, 0.93, 0.95)), curve(1, (0.88, 0.90, 0.93, 0.95)), curve(2, (0.87, 0.89, 0.92, 0.95))]
+LEVELS = [Level("server alone", 0.90), Level("all data pooled", 0.97)]
+OFFERS = [
+    Offer("a", 0, 1.0, 0.90, 45.0, best=True),
+    Offer("a", 0, math.inf, 0.95, 45.0, best=True),
+    Offer("b", 1, 1.0, 0.89, 45.0),
+    Offer("c", 2, 1.0, 0.88, 0.5, best=True),
+    Offer("d", 3, None, 0.94, 1.0),
+]
+
+
+def test_equal_ratios_of_epsilon_are_equal_distances_and_no_privacy_is_beyond_all():
+    budget = Budget.of([1.0, 2.0, 4.0, 8.0, math.inf])
+    places = [budget.place(epsilon) for epsilon in (1.0, 2.0, 4.0, 8.0)]
+    assert places == [0.0, 1.0, 2.0, 3.0]
+    assert budget.place(math.inf) > 3.5
+    assert budget.place(math.inf, -1) < budget.place(math.inf) < budget.place(math.inf, 1)
+
+
+@pytest.mark.parametrize(
+    ("epsilons", "names"),
+    [
+        ((1.0, 2.0, 8.0, math.inf), ["1", "2", "4", "8", "∞: no privacy"]),
+        ((0.999, 7.992), ["1", "2", "4", "8"]),
+        ((0.1, 0.3), ["0.125", "0.25"]),
+        ((3.0,), []),
+    ],
+)
+def test_the_ticks_are_powers_of_two(epsilons, names):
+    figure = curve_figure([curve(0, [0.9] * len(epsilons), epsilons=epsilons)], [], "quality")
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert low < high
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+
+
+def test_every_curve_and_level_is_named_and_no_name_covers_another():
+    (axes,) = curve_figure(CURVES, LEVELS, "quality").axes
+    names = {text.get_text(): text.xyann[1] for text in axes.texts}
+    assert set(names) == {"series 0", "series 1", "series 2", "server alone", "all data pooled"}
+    heights = sorted(names.values())
+    assert min(above - below for below, above in pairwise(heights)) > LABEL_GAP - 1e-9
+    assert heights[-1] <= 1.0
+
+
+def test_bands_reach_from_end_to_end_of_the_intervals():
+    (axes,) = curve_figure(CURVES[:1], [], "quality").axes
+    (band,) = axes.collections
+    heights = [y for path in band.get_paths() for _, y in path.vertices]
+    assert min(heights) == pytest.approx(0.89)
+    assert max(heights) == pytest.approx(0.94)  # the largest finite epsilon: no band reaches over the gap
+
+
+def test_all_marks_are_within_the_axes():
+    for figure in (curve_figure(CURVES, LEVELS, "q"), bytes_figure(OFFERS, LEVELS, "q"), pareto_figure(OFFERS, "q")):
+        (axes,) = figure.axes
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.lines:
+            if line.get_marker() not in ("None", None, ""):
+                assert all(left <= x <= right for x in line.get_xdata())
+                assert all(bottom <= y <= top for y in line.get_ydata())
+
+
+def test_bytes_that_differ_much_are_on_a_logarithmic_axis():
+    assert bytes_figure(OFFERS, [], "q").axes[0].get_xscale() == "log"
+    assert bytes_figure(OFFERS[:3], [], "q").axes[0].get_xscale() == "linear"
+
+
+def test_beaten_choices_are_hollow_and_those_of_unknown_epsilon_absent():
+    (axes,) = pareto_figure(OFFERS, "q").axes
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [line.get_markerfacecolor() for line in marks] == [COLORS[0], COLORS[0], "none", COLORS[2]]
+    names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert names == ["a", "b", "c"]
+
+
+@pytest.fixture
+def written(tmp_path):
+    svg = write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "accuracy", 'Quality & "cost"')
+    return tmp_path, svg
+
+
+def test_the_files_are_a_picture_and_a_drawing_with_text(written):
+    folder, _ = written
+    assert (folder / "accuracy.png").read_bytes().startswith(PNG)
+    drawing = (folder / "accuracy.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(drawing)
+    assert "series 1</text>" in drawing
+
+
+def test_the_inline_drawing_follows_the_theme_and_shares_no_id(written, tmp_path):
+    _, svg = written
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == 'Quality & "cost"'
+    assert root.get("width") is None
+    assert "var(--c0)" in svg
+    assert not re.search(r"#(?!accuracy)[0-9a-f]{6}\b", svg)
+    other = write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "other", "Other")
+    ids = [set(re.findall(r'\bid="([^"]*)"', text)) for text in (svg, other)]
+    assert ids[0] and not ids[0] & ids[1]
+    used = set(re.findall(r"""(?:href="#|url\(#)([^")]*)""", svg))
+    assert used <= ids[0]
+
+
+def test_the_same_figure_is_written_the_same_again(written, tmp_path):
+    first = (tmp_path / "accuracy.svg").read_bytes(), (tmp_path / "accuracy.png").read_bytes()
+    write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "accuracy", "x")
+    assert ((tmp_path / "accuracy.svg").read_bytes(), (tmp_path / "accuracy.png").read_bytes()) == first
