@@ -25,9 +25,9 @@ class Intake:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
     An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
-    most have in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked may be
-    merged, the iteration ends in a TrainingError; those whose privacy budget is spent do not count as asked, and if
-    nobody else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
+    most have in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked
+    may be merged, the iteration ends in a TrainingError; those whose privacy budget is spent do not count as asked, and
+    if nobody else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
     test examples of each merchant's trained student, as it measured it) grow while it is iterated.
     """
 

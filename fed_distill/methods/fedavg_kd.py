@@ -19,10 +19,12 @@ from fed_distill.transport.messages import Downlink
 
 @dataclass(frozen=True)
 class FedAvgKD(FedAvg):
-    """proxy_steps: batches of the proxy set in a round. temperature: of the distillation loss."""
+    """proxy_steps: batches of the proxy set in a round. temperature: of the distillation loss. proxy_rate_scale: factor
+    on the learning rate of these batches, for where private steps want another one, as under DP."""
 
     proxy_steps: Annotated[int, Field(ge=0)] = 16
     temperature: PositiveFloat = 2.0
+    proxy_rate_scale: PositiveFloat = 1.0
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student and the teacher's soft labels."""
@@ -37,5 +39,6 @@ class FedAvgKD(FedAvg):
             data="proxy",
             steps=self.proxy_steps,
             references={"soft_labels": down.soft_labels},
+            learning_rate_scale=self.proxy_rate_scale,
         )
         return Plan((private, proxy))

@@ -44,7 +44,8 @@ class Level:
 class Offer:
     """A combination as a choice: quality for ε and bytes. best: no other is at least as good in all and better in one.
 
-    epsilon: None where it is 0 or the run did not say it; such an offer is compared with nobody.
+    epsilon: rounded up, so that a promise is not better for what was left of it; None where it is 0 or the run did
+    not say it: such an offer is compared with nobody.
     """
 
     series: str
@@ -62,6 +63,14 @@ def epsilon_of(row: Mapping[Hashable, Any]) -> float | None:
         return math.inf
     found = row["privacy.epsilon"]
     return found if isinstance(found, float) and not math.isnan(found) else None
+
+
+def rounded_up(epsilon: float) -> float:
+    """An ε with two digits, not smaller than it was, so that it is still a true promise; 0 and ∞ stay."""
+    if not epsilon or math.isinf(epsilon):
+        return epsilon
+    digits = 1 - math.floor(math.log10(epsilon))
+    return math.ceil(epsilon * 10.0**digits - 1e-9) / 10.0**digits
 
 
 def series_numbers(combinations: pd.DataFrame) -> dict[str, int]:
@@ -106,8 +115,9 @@ def offers(combinations: pd.DataFrame) -> list[Offer]:
     bytes)."""
     numbers = series_numbers(combinations)
     found = [
-        Offer(row["series"], numbers[row["series"]], epsilon_of(row) or None, row["score"], row["total_bytes"] / 1e6)
+        Offer(row["series"], numbers[row["series"]], epsilon, row["score"], row["total_bytes"] / 1e6)
         for row in combinations.to_dict("records")
+        for epsilon in (rounded_up(epsilon_of(row) or 0.0) or None,)
         if not math.isnan(row["score"]) and not math.isnan(row["total_bytes"])
     ]
     ranks = [_rank(offer) for offer in found]

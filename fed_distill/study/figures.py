@@ -34,6 +34,8 @@ WIDTH, HEIGHT, DPI = 9.6, 4.6, 160
 LEGEND_COLUMNS = 3
 LABEL_GAP = 0.058
 """Least distance of two labels at the right edge, in heights of the axes."""
+FAR = 1.0
+"""Values are cut off that lie more than so many times as far below the lowest level as the best one lies above it."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -98,6 +100,8 @@ def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) 
         if endless:
             _draw_endless(axes, budget, [*finite[-1:], endless[0]], look)
         labels.append((curve.readings[-1].value, curve.series, look.color))
+    places = [(budget.place(one.epsilon), one.value, curve.number) for curve in curves for one in curve.readings]
+    _tell_cut(axes, _cut_low(axes, levels, [value for _, value, _ in places]), places)
     _label_right(axes, labels)
     return figure
 
@@ -121,12 +125,13 @@ def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) 
             rank = 0 if offer.epsilon is None else ranks[offer.epsilon]
             _draw_mark(axes, x, offer.value, 30 + 90 * rank / max(1, len(ranks) - 1), look)
     axes.margins(0.1)
+    _cut_low(axes, levels, [offer.value for offer in offers])
     _label_right(axes, labels)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def pareto_figure(offers: Sequence[Offer], y_axis: str) -> Figure:
+def pareto_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) -> Figure:
     """Quality against ε for the offers whose ε is known; a larger mark is more bytes, a hollow one is beaten."""
     known = [(offer, offer.epsilon) for offer in offers if offer.epsilon is not None]
     names = _names([offer for offer, _ in known])
@@ -145,6 +150,10 @@ def pareto_figure(offers: Sequence[Offer], y_axis: str) -> Figure:
     places = [budget.place(epsilon) for epsilon, _ in front]
     axes.step(places, heights, where="post", color=NEUTRAL, linewidth=1.0, zorder=1)
     axes.margins(y=0.12)
+    labels = _draw_levels(axes, levels)
+    cut = _cut_low(axes, levels, [offer.value for offer, _ in known])
+    _tell_cut(axes, cut, [(budget.place(epsilon), offer.value, offer.number) for offer, epsilon in known])
+    _label_right(axes, labels)
     return figure
 
 
@@ -267,10 +276,36 @@ def _draw_mark(axes: Axes, x: float, y: float, area: float, look: _Look, filled:
     )  # fmt: skip
 
 
+def _cut_low(axes: Axes, levels: Sequence[Level], values: Sequence[float]) -> float:
+    """Cut off values far below the levels, lest they flatten the rest; returns the height under which nothing is seen.
+
+    Levels are needed to say what is far: with fewer than two nothing is cut.
+    """
+    lowest = min((level.value for level in levels), default=0.0)
+    highest = max(*values, *(level.value for level in levels), lowest)
+    bottom = lowest - FAR * (highest - lowest)
+    if len(levels) < 2 or min(values) >= bottom:
+        return -math.inf
+    axes.set_ylim(bottom, highest + 0.06 * (highest - bottom))
+    return bottom
+
+
+def _tell_cut(axes: Axes, bottom: float, places: Sequence[tuple[float, float, int]]) -> None:
+    """Write values under ``bottom`` as numbers at their places (horizontal place, value, number of the series)."""
+    stacked: dict[float, int] = {}
+    for x, value, number in places:
+        if value < bottom:
+            level = stacked[round(x, 1)] = stacked.get(round(x, 1), -1) + 1
+            axes.annotate(
+                f"↓ {value:.3f}", (x, bottom), xytext=(0, 5 + 12 * level), textcoords="offset points", ha="center",
+                color=_Look(number).color, fontsize=8.5,
+            )  # fmt: skip
+
+
 def _label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Names (height, text, colour) at the right edge, moved apart so that none covers another, with a thin lead."""
     bottom, top = axes.get_ylim()
-    wanted = sorted(((value - bottom) / (top - bottom), text, color) for value, text, color in labels)
+    wanted = sorted((max(0.0, (value - bottom) / (top - bottom)), text, color) for value, text, color in labels)
     heights: list[float] = []
     for height, _, _ in wanted:
         heights.append(max(height, heights[-1] + LABEL_GAP) if heights else height)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fed_distill.results.wording import METRIC_NAMES, number, percent, plus_minus
 from fed_distill.study.collect import FINISHED
-from fed_distill.study.curves import epsilon_of, series_numbers
+from fed_distill.study.curves import epsilon_of, rounded_up, series_numbers
 
 Row = dict[Any, Any]
 
@@ -21,10 +21,7 @@ def epsilon_text(epsilon: float | None) -> str:
     """An ε as a person reads it: with two digits, rounded up, so that what is written is still a true promise."""
     if epsilon is None or math.isnan(epsilon):
         return "unknown"
-    if math.isinf(epsilon) or epsilon <= 0:
-        return "∞" if epsilon > 0 else "0"
-    unit = 10.0 ** (math.floor(math.log10(epsilon)) - 1)
-    return f"{math.ceil(epsilon / unit - 1e-9) * unit:.3g}"
+    return "∞" if math.isinf(epsilon) else f"{rounded_up(epsilon):.3g}"
 
 
 def odds_factor(epsilon: float) -> str:
@@ -54,8 +51,8 @@ def answer(combinations: pd.DataFrame) -> str:
         )
     best = min(better, key=lambda row: (_epsilon(row), -row["score"]))
     return (
-        f"The strictest promise at which the merchants' data still helps is ε = {epsilon_text(_epsilon(best))}: there "
-        f"{_name(best)} reaches {_score(best)} {metric}{_against_server(best)}."
+        "The strictest promise at which a student still beats the one that the server trains alone is ε = "
+        f"{epsilon_text(_epsilon(best))}: there {_name(best)} reaches {_score(best)} {metric}{_against_server(best)}."
     )
 
 
@@ -118,7 +115,8 @@ def _kept(row: Row, free: Row | None) -> str:
     if free is None or row is free or not _is_above(free) or math.isnan(row["above_server"]):
         return ""
     share = row["above_server"] / free["above_server"]
-    return f", keeps {percent(share) if share > 0 else 'nothing'} of the gain that there is without privacy,"
+    kept = "nothing" if share <= 0 else "all" if share >= 1 else percent(share)
+    return f", keeps {kept} of the gain that there is without privacy,"
 
 
 def _against_server(row: Row, with_score: bool = True) -> str:
@@ -127,7 +125,8 @@ def _against_server(row: Row, with_score: bool = True) -> str:
         return ""
     server = "the server alone" + (f" ({number(row['control.server'])})" if with_score else "")
     if math.isnan(half):
-        return f" and is {'above' if difference > 0 else 'not above'} {server} on the only seed"
+        only = " on the only seed" if with_score else ""
+        return f" and is {'above' if difference > 0 else 'not above'} {server}{only}"
     if abs(difference) <= half:
         return f" and cannot be told from {server} by more than chance"
     return f" and is {'above' if difference > 0 else 'below'} {server}"

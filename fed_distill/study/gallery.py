@@ -36,7 +36,7 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
         _curves(combinations, folder, "score", ends, "accuracy", f"What privacy costs in {metric}",
             f"{metric} on the test set", "Bands and whiskers are 95 % intervals over the seeds. Dashed: the students "
             "that the server trains without any merchant, and with everybody's data in one place. The scale does not "
-            "begin at zero, so read differences, not heights."),
+            "begin at zero, so read differences, not heights; what lies far below is given as a number."),
         _curves(combinations, folder, "worst_merchant_accuracy", [], "worst-merchant",
             "What it costs the merchant served worst", "accuracy at the worst merchant",
             "A mean can hide a merchant that is served badly. Looked for among the merchants with at least 20 test "
@@ -45,7 +45,7 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
             "AUC of the attack", "How well an attacker tells examples that were used in training from others: 0.5 is "
             "guessing, 1 is certainty."),
         _bytes(offered, folder, ends, metric),
-        _pareto(offered, folder, metric),
+        _pareto(offered, folder, ends, metric),
     ]  # fmt: skip
     return [chart for chart in drawn if chart is not None]
 
@@ -72,13 +72,13 @@ def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metr
     title = f"What {metric} costs in bytes"
     caption = (
         "Bytes of the serialized messages of all rounds, up and down, for one merchant. A larger mark is a larger ε; "
-        "series that send the same stand side by side."
+        "series that send the same stand side by side, and a line that leaves the figure leads to values far below."
     )
     figure = bytes_figure(offered, dashed, f"{metric} on the test set")
     return Chart("bytes", title, caption, write_figure(figure, folder, "bytes", title))
 
 
-def _pareto(offered: Sequence[Offer], folder: Path, metric: str) -> Chart | None:
+def _pareto(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metric: str) -> Chart | None:
     if not any(offer.epsilon is not None and math.isfinite(offer.epsilon) for offer in offered):
         return None
     title = "Which choices are worth considering"
@@ -87,5 +87,5 @@ def _pareto(offered: Sequence[Offer], folder: Path, metric: str) -> Chart | None
         "another one is at least as good in all three. A larger mark is more bytes; the line is the best quality for "
         "each ε."
     )
-    figure = pareto_figure(offered, f"{metric} on the test set")
+    figure = pareto_figure(offered, dashed, f"{metric} on the test set")
     return Chart("pareto", title, caption, write_figure(figure, folder, "pareto", title))

@@ -51,7 +51,7 @@ td.label { text-align: left; }
 <section id="compared">
   <h2>What was compared</h2>
   <p>Every combination of the following was trained on {{ seeds | length }} seed{{ "s" if seeds | length > 1 }}{% if study.exclude %}, but for those that the study leaves out{% endif %}:
-  one small student across merchants who keep their data, taught by {{ study.base.teacher.model }} on {{ study.base.data.dataset }} ({{ study.base.data.task }}).</p>
+  one small student across merchants who keep their data, taught by {{ study.base.teacher.model }} on {{ study.base.data.dataset }} ({{ study.base.data.task }}), unless the list says otherwise.</p>
   <dl class="facts">
   {% for axis in study.axes %}<dt>{{ axis.name }}</dt><dd>{% for choice in axis.choices %}{{ "∞ (no privacy)" if choice.label == "inf" else choice.label }}{{ ", " if not loop.last }}{% endfor %}</dd>
   {% endfor %}

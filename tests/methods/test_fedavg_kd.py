@@ -11,10 +11,11 @@ def test_the_teachers_soft_labels_go_along(state):
 
 
 def test_merchants_train_on_their_labels_and_then_on_the_teacher(state):
-    method = FedAvgKD(local_epochs=2, proxy_steps=7)
+    method = FedAvgKD(local_epochs=2, proxy_steps=7, proxy_rate_scale=0.1)
     private, proxy = method.plan(method.broadcast(state)).phases
     assert (private.data, private.epochs) == ("private", 2)
     assert (proxy.data, proxy.steps, proxy.epochs) == ("proxy", 7, None)
+    assert (private.learning_rate_scale, proxy.learning_rate_scale) == (1.0, 0.1)
     assert torch.equal(proxy.references["soft_labels"], state.teacher_labels)
 
 

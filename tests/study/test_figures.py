@@ -72,7 +72,11 @@ def test_bands_reach_from_end_to_end_of_the_intervals():
 
 
 def test_all_marks_are_within_the_axes():
-    for figure in (curve_figure(CURVES, LEVELS, "q"), bytes_figure(OFFERS, LEVELS, "q"), pareto_figure(OFFERS, "q")):
+    for figure in (
+        curve_figure(CURVES, LEVELS, "q"),
+        bytes_figure(OFFERS, LEVELS, "q"),
+        pareto_figure(OFFERS, [], "q"),
+    ):
         (axes,) = figure.axes
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         for line in axes.lines:
@@ -81,13 +85,25 @@ def test_all_marks_are_within_the_axes():
                 assert all(bottom <= y <= top for y in line.get_ydata())
 
 
+def test_values_far_below_the_levels_are_cut_off_and_told_as_numbers():
+    collapsed = [curve(3, (0.2, 0.3, 0.93, 0.95)), curve(4, (0.21, 0.92, 0.93, 0.95))]
+    (axes,) = curve_figure([*CURVES, *collapsed], LEVELS, "quality").axes
+    bottom, top = axes.get_ylim()
+    assert bottom == pytest.approx(0.90 - (0.97 - 0.90))
+    assert 0.97 < top < 1.0
+    told = {text.get_text(): text.xyann for text in axes.texts if text.get_text().startswith("↓")}
+    assert set(told) == {"↓ 0.200", "↓ 0.300", "↓ 0.210"}
+    assert told["↓ 0.200"] != told["↓ 0.210"]  # the same epsilon: one above the other
+    assert curve_figure(collapsed, [], "quality").axes[0].get_ylim()[0] < 0.2
+
+
 def test_bytes_that_differ_much_are_on_a_logarithmic_axis():
     assert bytes_figure(OFFERS, [], "q").axes[0].get_xscale() == "log"
     assert bytes_figure(OFFERS[:3], [], "q").axes[0].get_xscale() == "linear"
 
 
 def test_beaten_choices_are_hollow_and_those_of_unknown_epsilon_absent():
-    (axes,) = pareto_figure(OFFERS, "q").axes
+    (axes,) = pareto_figure(OFFERS, [], "q").axes
     marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
     assert [line.get_markerfacecolor() for line in marks] == [COLORS[0], COLORS[0], "none", COLORS[2]]
     names = [text.get_text() for text in axes.figure.legends[0].get_texts()]

@@ -40,8 +40,8 @@ def test_the_odds_change_by_e_to_the_epsilon(epsilon, text):
 
 def test_the_answer_is_the_strictest_promise_that_still_beats_the_server(combinations):
     assert plain(answer(combinations)) == (
-        "The strictest promise at which the merchants' data still helps is ε = 1: there fedavg-kd · example reaches "
-        "0.9210 ±0.0050 nDCG@10 and is above the server alone (0.9010)."
+        "The strictest promise at which a student still beats the one that the server trains alone is ε = 1: there "
+        "fedavg-kd · example reaches 0.9210 ±0.0050 nDCG@10 and is above the server alone (0.9010)."
     )
 
 

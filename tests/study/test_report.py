@@ -111,7 +111,7 @@ def test_the_answer_comes_first_then_a_sentence_a_series(page):
         words.index(text)
         for text in (
             "What does privacy cost?",
-            "The strictest promise at which the merchants' data still helps is ε = 1",
+            "The strictest promise at which a student still beats the one that the server trains alone is ε = 1",
             "fedavg-kd · example: Without privacy it reaches 0.9510",
             "fedavg-kd · merchant: Without privacy it reaches 0.9510",
             "fedmd · example: Without privacy it reaches 0.9210",
