@@ -15,7 +15,7 @@ import torch
 from clients.protection import Asked, Digests, Protection
 from clients.spread import spread
 from clients.store import MerchantStore
-from fed_distill.config import Experiment
+from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.examples import Examples, FederatedData, MerchantData, Task
 from fed_distill.errors import BudgetExceeded, FedDistillError, TrainingError, UplinkRejected
@@ -46,12 +46,9 @@ class Site:
     proxy: Examples
     store: MerchantStore
     protection: Protection
-    _trainer: Trainer = field(init=False)
+    _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._trainer = build_trainer(self.experiment.training, self.experiment.runtime)
 
     def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
         """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.
@@ -72,7 +69,7 @@ class Site:
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
         plans = dict.fromkeys(learners, plan)
-        for fitted in self._trainer.fit(list(learners.values()), plans, Pace(request.learning_rate)):
+        for fitted in self._trainer(request.arm).fit(list(learners.values()), plans, Pace(request.learning_rate)):
             if isinstance(fitted, Failure):
                 yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
                 continue
@@ -179,6 +176,13 @@ class Site:
             return 0, 0
         predicted = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
         return int(np.sum(predicted == test.labels)), len(test)
+
+    def _trainer(self, arm: str) -> Trainer:
+        """What trains the merchants in an arm; one for each way of training, which knows its students."""
+        config = self.experiment.training_of(arm)
+        if config not in self._trainers:
+            self._trainers[config] = build_trainer(config, self.experiment.runtime)
+        return self._trainers[config]
 
     @property
     def _tells_scores(self) -> bool:

@@ -163,6 +163,12 @@ class PrivacyConfig(_Table):
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None, description="of the promise; none for n^-1.1, n the merchant's examples, or merchants (then 1e-3 at most)"
     )
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        None, description="of merchants in private federations; none for training.optimizer"
+    )
+    learning_rate: PositiveFloat | None = Field(
+        None, description="of merchants in private federations; none for training.learning_rate"
+    )
     accountant: Literal["rdp", "prv"] = Field("rdp", description="Rényi DP, or numerical (tighter, slower)")
     max_grad_norm: PositiveFloat = Field(1.0, description="unit example: largest L2 norm of an example's gradient")
     batch_size: BatchSize | None = Field(
@@ -336,6 +342,18 @@ class Experiment(_Table):
         """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
         private = any(federation.title == arm for federation in self.federations())
         return self.privacy.unit if private else "none"
+
+    def training_of(self, arm: str) -> TrainingConfig:
+        """How merchants train in an arm: private federations may have an optimizer and a rate of their own."""
+        if self.unit_of(arm) == "none":
+            return self.training
+        optimizer = self.privacy.optimizer or self.training.optimizer
+        changes = {
+            "optimizer": optimizer,
+            "momentum": self.training.momentum if optimizer == "sgd" else 0.0,
+            "learning_rate": self.privacy.learning_rate or self.training.learning_rate,
+        }
+        return self.training.model_copy(update=changes)
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:

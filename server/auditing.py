@@ -205,8 +205,9 @@ class Auditing:
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
                 noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
             privacy = ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows)
-        trainer = build_trainer(self.experiment.training, self.experiment.runtime)
-        pace = Pace(self.experiment.training.learning_rate, self.experiment.training.schedule)
+        training = self.experiment.training_of(federation.title)
+        trainer = build_trainer(training, self.experiment.runtime)
+        pace = Pace(training.learning_rate, training.schedule)
         return Recipe(self.student, self.start, self.data.proxy, Plan((phase,)), pace, trainer, privacy)
 
     @property
@@ -228,7 +229,7 @@ class Auditing:
             yield Federation(
                 arm=title,
                 config=experiment.federation.model_copy(update={"validate_every": experiment.federation.rounds}),
-                training=experiment.training,
+                training=experiment.training_of(title),
                 privacy=experiment.privacy,
                 unit=self._unit,
                 seed=experiment.seed,

@@ -233,7 +233,7 @@ class Comparison:
         return Federation(
             arm=arm,
             config=self.experiment.arms()[arm],
-            training=self.experiment.training,
+            training=self.experiment.training_of(arm),
             privacy=self.experiment.privacy,
             unit=self.experiment.unit_of(arm),
             seed=self.seed,

@@ -236,3 +236,28 @@ def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
     root = Path(__file__).parents[1]
     nested = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     assert flatten_dict(nested) == Experiment.read(root / "experiments" / "quickstart.toml").to_run_config()
+
+
+def test_private_federations_may_train_in_a_way_of_their_own():
+    private = {"unit": "example", "epsilon": 2.0, "optimizer": "sgd", "learning_rate": 5.0}
+    experiment = Experiment.parse({"privacy": private, "training": {"learning_rate": 0.01, "batch_size": 8}})
+    own = experiment.training_of("fedavg-kd")
+    assert (own.optimizer, own.learning_rate, own.batch_size) == ("sgd", 5.0, 8)
+    assert experiment.training_of("fedavg") == experiment.training_of("local") == experiment.training
+    plain = Experiment.parse({"training": {"optimizer": "sgd", "momentum": 0.9}, "privacy": {"optimizer": "adamw"}})
+    assert plain.training_of("fedavg-kd") == plain.training
+
+
+@pytest.mark.parametrize(
+    ("privacy", "message"),
+    [
+        ({"epsilon": 1.0}, "epsilon without a unit"),
+        ({"unit": "example"}, "needs epsilon or noise_multiplier: give exactly one"),
+        ({"unit": "example", "epsilon": 1.0, "noise_multiplier": 1.0}, "give exactly one"),
+        ({"unit": "example", "epsilon": 0.0}, r"privacy\.epsilon"),
+        ({"unit": "example", "epsilon": 1.0, "delta": 1.0}, r"privacy\.delta"),
+    ],
+)
+def test_half_a_promise_is_refused(privacy, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment.parse({"privacy": privacy})
