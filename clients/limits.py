@@ -19,13 +19,15 @@ Unit = Literal["none", "example", "merchant", "vote"]
 class Limit(BaseModel):
     """What one merchant allows.
 
-    max_epsilon: of all its releases together, for each privacy unit; None for no limit. min_noise: least noise
-    multiplier of a private step. units: what it takes part in; ``none`` is training without privacy.
+    max_epsilon: of all its releases together, for each privacy unit; None for no limit. max_delta: of any promise; None
+    for what is below one over the number of members of the unit, which always holds. min_noise: least noise multiplier
+    of a private step. units: what it takes part in; ``none`` is training without privacy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_epsilon: PositiveFloat | None = None
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     min_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     units: tuple[Unit, ...] = get_args(Unit)
 
@@ -34,6 +36,14 @@ class Limit(BaseModel):
         if unit not in self.units:
             raise BudgetExceeded(
                 f"merchant {merchant}: its limits allow units {', '.join(self.units) or 'of no kind'}, not {unit!r}"
+            )
+
+    def check_delta(self, merchant: str, delta: float, count: int) -> None:
+        """Raise BudgetExceeded for a delta of ``count`` members of the unit that would make any epsilon look small."""
+        most = 1.0 / max(count, 2) if self.max_delta is None else self.max_delta
+        if delta > most:
+            raise BudgetExceeded(
+                f"merchant {merchant}: a delta of {delta:.3g} is above {most:.3g}, and promises too little"
             )
 
     def check_noise(self, merchant: str, noise_multiplier: float) -> None:

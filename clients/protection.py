@@ -107,10 +107,10 @@ class Protection:
         """
         config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
         spends = central_spends(config, self.experiment.arms()[request.arm], request.population, proxy)
-        limit = self.limits.of(merchant)
+        limit, delta = self.limits.of(merchant), central_delta(config, request.population)
+        limit.check_delta(merchant, delta, request.population)
         for spend in spends:
             limit.check_noise(merchant, spend.noise_multiplier)
-        delta = central_delta(config, request.population)
         agreed = fingerprint(spends=[asdict(spend) for spend in spends], merchants=request.population)
         self._charge(asked, "all rounds", 0, agreed, spends, delta)
 
@@ -119,6 +119,9 @@ class Protection:
         key = asked.request.arm, asked.request.seed, asked.learner.name
         if key not in self._sizes:
             examples, noise = asked.learner.examples(), self.experiment.privacy.size_noise
+            limit = self.limits.of(asked.learner.name)
+            limit.check_delta(asked.learner.name, self._delta(asked), examples)
+            limit.check_noise(asked.learner.name, noise)
             self._charge(asked, "size", 0, fingerprint(examples=examples), (Spend(noise, 1.0, 1),), self._delta(asked))
             arm, seed, merchant = key
             drawn = float(seeds.numpy_stream(seed, arm, merchant, "size noise").normal())

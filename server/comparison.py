@@ -190,7 +190,8 @@ class Comparison:
         return account(self.experiment.privacy, self.sites.spent(arm, self.seed), sends)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
-        """Domain adaptation of the global student on the server's data, judged on the validation set."""
+        """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
+        federation on the server's own, since what is released must not depend on merchants' validation examples."""
         config = self.experiment.adaptation
         student = self.student(self.experiment.student.model)
         temperature = self.experiment.training.server_temperature
@@ -202,6 +203,8 @@ class Comparison:
 
         def validate(current: Weights) -> float:
             student.load_state_dict(dict(current))
+            if self.experiment.unit_of(arm) != "none":
+                return self.evaluator.public_score(student)
             return self.evaluator.validation_score(student)
 
         self.callbacks.on_stage(f"seed {self.seed} · {arm}: domain adaptation", None)

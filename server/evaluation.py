@@ -35,6 +35,15 @@ class Evaluator:
             raise DataError("the validation set cannot tell students apart: raise data.valid_share")
         return value
 
+    def public_score(self, student: TextModel) -> float:
+        """Macro-F1 on the server's own validation examples: of no merchant's data, for what must not depend on them."""
+        examples = self._data.public_valid
+        probabilities = predict(student, self._encode(student, "public validation", examples)).numpy()
+        value = classification(probabilities, examples.labels, self._data.task)["macro_f1"]
+        if value is None:
+            raise DataError("the public validation set cannot tell students apart: raise data.valid_share")
+        return value
+
     def test_probabilities(self, student: TextModel) -> Tensor:
         """Class probabilities on the common test set ``[test, classes]``."""
         return predict(student, self._encode(student, "test", self._data.test))

@@ -32,6 +32,15 @@ def test_a_merchant_has_its_own_rules_or_those_of_the_site(write):
     assert (own.max_epsilon, own.min_noise, own.units) == (None, 1.0, ("none", "example", "merchant", "vote"))
 
 
+def test_a_delta_that_promises_nothing_is_refused_in_any_case(write):
+    Limits.read(None).of("a").check_delta("a", 0.009, 100)
+    with pytest.raises(BudgetExceeded, match=r"a delta of 0\.02 is above 0\.01"):
+        Limits.read(None).of("a").check_delta("a", 0.02, 100)
+    own = Limits.read(write("[default]\nmax_delta = 1e-5")).of("a")
+    with pytest.raises(BudgetExceeded, match="above 1e-05"):
+        own.check_delta("a", 1e-4, 100)
+
+
 def test_without_a_file_everything_is_allowed():
     limit = Limits.read(None).of("a")
     for unit in ("none", "example", "merchant", "vote"):

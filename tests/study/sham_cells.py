@@ -93,6 +93,19 @@ def run(experiment, callbacks=()):
     write(experiment)
 
 
+def attack(folder, callback, shadows, canaries):
+    """An attack that finds nothing."""
+    callback.on_stage("audit", None)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary["privacy"]["audit"] = {**AUDIT, "auc": 0.5, "shadows": shadows, "canaries": canaries}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def broken_attack(folder, callback, shadows, canaries):
+    """An attack that cannot be made."""
+    raise DataError("too few examples to attack")
+
+
 def fail_fedmd(experiment, callbacks=()):
     """One method's runs fail: with a clear error on even seeds, with a bug on odd ones."""
     if experiment.federation.method != "fedmd":

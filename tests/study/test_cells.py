@@ -69,6 +69,14 @@ def test_without_the_fedavg_control_its_run_has_one_round(tables):
     assert cells[0].experiment.federation.rounds == 1
 
 
+def test_attacks_are_for_the_grids_cells_of_the_first_seeds_and_change_no_fingerprint(tables):
+    plain = expand(Study.parse(tables))
+    cells = expand(Study.parse({**tables, "audit": {"seeds": 2, "shadows": 8}}))
+    assert [cell.fingerprint for cell in cells] == [cell.fingerprint for cell in plain]
+    assert {(cell.seed, cell.attacks.shadows) for cell in cells if cell.attacks is not None} == {(0, 8), (1, 8)}
+    assert all(cell.attacks is None for cell in cells if cell.role == "controls" or cell.seed == 2)
+
+
 def test_equal_experiments_are_one_run(study):
     cells = expand(study)
     free = [cell for cell in cells if cell.labels.get("epsilon") == "inf" and cell.labels["method"] == "fedavg-kd"]

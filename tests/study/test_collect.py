@@ -129,6 +129,20 @@ def test_a_mean_that_one_seed_lacks_is_missing(finished):
     assert not math.isnan(row["score"])
 
 
+def test_attacks_are_averaged_over_the_cells_that_were_attacked(finished):
+    cells = [cell for cell in finished.cells if dict(cell.labels).get("epsilon") == "8"]
+    for cell in cells:
+        path = finished.places.run(cell.fingerprint) / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        auc = {0: 0.6, 1: 0.5, 2: None}[cell.seed]
+        summary["privacy"]["audit"] = {"auc": auc, "epsilon_lower_bound": None, "threat_models": {"loss": "anyone"}}
+        path.write_text(json.dumps(summary), encoding="utf-8")
+    results = results_table(finished.study, finished.cells, finished.places)
+    row = pick(combinations_table(finished.study, results), **cells[0].labels).iloc[0]
+    assert row["audit.auc"] == pytest.approx(0.55)
+    assert not [name for name in results if "threat" in name]
+
+
 def test_a_torn_summary_is_named(finished):
     path = finished.places.run(finished.cells[0].fingerprint) / "summary.json"
     path.write_text('{"headline": ', encoding="utf-8")

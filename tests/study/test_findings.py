@@ -118,6 +118,12 @@ def test_an_attack_that_proves_more_than_was_promised_is_a_warning(results):
     assert results.loc[place, "fingerprint"][:8] in found
 
 
+def test_a_bound_is_compared_with_the_accountant_at_the_same_delta(results):
+    results["audit.epsilon_of_accountant"] = 60.0
+    results["audit.epsilon_lower_bound"] = 50.0
+    assert audit_sentence(results).startswith("18 private cells were attacked. In none of them")
+
+
 def test_without_attacks_nothing_is_claimed(results):
     results["audit.epsilon_lower_bound"] = math.nan
     assert audit_sentence(results) == ""

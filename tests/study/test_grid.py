@@ -123,6 +123,8 @@ def change(tables, place, value):
         (["base"], {"federation": {"ruonds": 3}}, "study, base: unknown key federation.ruonds"),
         (["base"], {"file": 3}, "study: base.file: name an experiment's TOML file"),
         (["base"], "none.toml", "study, base: cannot read experiment none.toml"),
+        (["audit"], {"shadows": 5}, "study: audit.shadows: Input should be a multiple of 2"),
+        (["audit"], {"seed": 5}, "study: unknown key audit.seed"),
         (["axis"], [], "study: axis: List should have at least 1 item"),
         (["axis", 2], {"values": [1]}, "an axis needs a `name`, or a `key` that it is named after"),
         (["axis", 2], {"name": "n", "values": [1]}, "axis 'n': 1 is a value of which key? Give the axis its `key`"),

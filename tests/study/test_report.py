@@ -187,6 +187,20 @@ def test_what_failed_or_is_missing_is_told_with_its_reason(write, finished):
     assert f"{missing.title}: not run" in words
 
 
+def test_an_attack_that_failed_is_told_and_leaves_the_study_incomplete(tables, write_cells, tmp_path):
+    axis = [{"key": "federation.rounds", "values": [1]}]
+    audit = {"seeds": 1, "shadows": 4, "canaries": 20}
+    study = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1, "audit": audit})
+    cells, places = expand(study), Places(tmp_path / "attacked")
+    write_cells(cells, places)
+    places.failure(cells[1].fingerprint).write_text("too few examples\n", encoding="utf-8")
+    found = write_findings(study, cells, places, COMMAND)
+    words = Page(found.report.read_text(encoding="utf-8")).words
+    assert not found.complete
+    assert f"{cells[1].title}: finished, but the attack on it failed: too few examples" in words
+    assert "the cells of the first seed, with 4 shadow students and 20 canaries" in words
+
+
 def test_a_study_of_which_nothing_has_run_has_a_page(study, tmp_path):
     cells = expand(study)
     found = write_findings(study, cells, Places(tmp_path / "none"), "x")

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError
+from fed_distill.results.store import read_summary
 from fed_distill.study import runner as runner_module
 from fed_distill.study.cells import distinct, expand
 from fed_distill.study.grid import Study
@@ -57,11 +59,10 @@ def small(tables):
 def run(sham, tmp_path):
     """A function that runs cells by a function of the sham module: failures, and what the follower was told."""
 
-    def run(cells, function="run", processes=2):
-        diary = Diary()
-        simulate = f"sham_cells:{function}"
-        failures = Runner(Places(tmp_path), simulate, Resources(processes, threads=1), diary).run(cells)
-        return failures, diary
+    def run(cells, function="run", attack=""):
+        diary, resources = Diary(), Resources(processes=2, threads=1)
+        runner = Runner(Places(tmp_path), f"sham_cells:{function}", resources, diary, f"sham_cells:{attack}")
+        return runner.run(cells), diary
 
     return run
 
@@ -116,7 +117,7 @@ def test_a_bug_in_one_cell_has_its_traceback_in_the_log_and_stops_no_other(run, 
 
 def test_a_function_that_cannot_be_imported_fails_in_words(run, small):
     failures, _ = run(small[:1], "nothing")
-    assert list(failures.values()) == ["sham_cells has no 'nothing' (wanted as function that runs a cell)"]
+    assert list(failures.values()) == ["sham_cells has no 'nothing' (wanted as function for cells)"]
 
 
 def test_a_cell_whose_process_is_killed_fails_and_goes_on_next_time(run, small, tmp_path):
@@ -128,6 +129,44 @@ def test_a_cell_whose_process_is_killed_fails_and_goes_on_next_time(run, small, 
     assert failures == {}
     assert diary.started == [(small[0].fingerprint, True)]
     assert starts(tmp_path, small[0])[0].endswith(" resumed")
+
+
+@pytest.fixture
+def attacked(tables):
+    """Cells of one method on two seeds, of which the first is to be attacked."""
+    tables |= {"seeds": 2, "base": {"controls": []}, "axis": [{"key": "federation.rounds", "values": [1]}]}
+    return expand(Study.parse({**tables, "exclude": [], "audit": {"shadows": 6, "canaries": 30}}))
+
+
+def audits(tmp_path, cells):
+    return [read_summary(Places(tmp_path).run(cell.fingerprint))["privacy"]["audit"] for cell in cells]
+
+
+def test_cells_of_the_first_seeds_are_attacked_after_their_runs(run, attacked, tmp_path):
+    failures, diary = run(attacked, attack="attack")
+    assert failures == {}
+    first, second = audits(tmp_path, attacked)
+    assert (first["auc"], first["shadows"], first["canaries"]) == (0.5, 6, 30)
+    assert second["auc"] is None
+    assert (attacked[0].fingerprint, "audit") in diary.events
+
+
+def test_a_finished_run_is_attacked_without_being_run_again_and_once(run, attacked, tmp_path):
+    run([replace(cell, attacks=None) for cell in attacked])
+    failures, diary = run(attacked, attack="attack")
+    assert failures == {}
+    assert [name for name, _ in diary.started] == [attacked[0].fingerprint]
+    assert len(starts(tmp_path, attacked[0])) == 1
+    assert run(attacked, attack="broken_attack")[1].started == []
+
+
+def test_an_attack_that_fails_is_noted_and_tried_again(run, attacked, tmp_path):
+    name = attacked[0].fingerprint
+    failures, _ = run(attacked, attack="broken_attack")
+    assert failures == {name: "too few examples to attack"}
+    assert Places(tmp_path).is_finished(name) and not Places(tmp_path).is_done(attacked[0])
+    assert run(attacked, attack="attack")[0] == {}
+    assert Places(tmp_path).reason(name) is None
 
 
 STUDY = """
@@ -207,7 +246,7 @@ def admission(monkeypatch, tables, tmp_path):
         changed = {**tables, "seeds": 9, "base": {"controls": []}, "axis": [axis], "exclude": []}
         cells = list(distinct(expand(Study.parse(changed))).values())
         monkeypatch.setattr(runner_module, "available_memory", lambda: available)
-        runner = Runner(Places(tmp_path), "x:y", Resources(processes, 1), Diary(), peak)
+        runner = Runner(Places(tmp_path), "x:y", Resources(processes, 1), Diary(), peak=peak)
         for cell, (now, past) in zip(cells, running, strict=False):
             one = _Running(cell, SimpleNamespace(), SimpleNamespace(), runner_module._teacher_of(cell), past, now=now)
             runner._running.append(one)
