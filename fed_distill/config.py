@@ -246,6 +246,7 @@ class RuntimeConfig(_Table):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="threads of one process; default: its share of all cores"
     )
+    measure_speed: bool = Field(True, description="time teacher and student on a few pairs, for the report")
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
         description="what follows a run: progress, tensorboard, wandb, own",

@@ -69,7 +69,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
             outcomes,
             merchants=len(sites.merchants),
             seconds=time.perf_counter() - began,
-            speed=speed(teaching.teacher, student, data.test),
+            speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
             account=data.account,
         )
         store.write_summary(summary)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fed_distill.study.grid import Study
     from fed_distill.study.runner import Places, Resources
 
-SIMULATE = "fed_distill.cli.simulation:run"
+SIMULATE, ATTACK = "fed_distill.cli.simulation:run", "fed_distill.cli.audit:audit_run"
 STOPPED, INCOMPLETE = 130, 1
 DISPENSABLE = ("δ", "bytes", "retention", "AUC", "ε at least", "cells", "worst merchant", "attack AUC")
 """Columns of the summary that a narrow terminal does without, in this order."""
@@ -105,7 +105,7 @@ def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "
     progress = StudyProgress()
     progress.say(f"study {given.name}: kept in {places.folder}")
     try:
-        Runner(places, SIMULATE, resources, progress).run(cells)
+        Runner(places, SIMULATE, resources, progress, ATTACK).run(cells)
     except KeyboardInterrupt:
         progress.close()
         progress.say("stopped; go on with the same command")

@@ -12,7 +12,7 @@ from itertools import product
 from fed_distill.config import Experiment
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import ConfigError
-from fed_distill.study.grid import NO_PRIVACY, Choice, Study, varied
+from fed_distill.study.grid import NO_PRIVACY, Attacks, Choice, Study, varied
 
 MERCHANTS_PACE = ("learning_rate", "batch_size")
 """Keys of ``[training]`` that a cell may change for its merchants without another server's student coming of it."""
@@ -23,7 +23,8 @@ class Cell:
     """One experiment with one seed.
 
     labels: axis -> label of its value; empty for a cell of controls. controls: fingerprint of the cell that has the
-    controls of the same seed; None if the base asks for none, and for a cell of controls.
+    controls of the same seed; None if the base asks for none, and for a cell of controls. attacks: those that its run
+    is to stand; they are no part of the fingerprint.
     """
 
     labels: Mapping[str, str]
@@ -31,6 +32,7 @@ class Cell:
     experiment: Experiment
     fingerprint: str
     controls: str | None = None
+    attacks: Attacks | None = None
 
     @property
     def role(self) -> str:
@@ -55,6 +57,7 @@ def expand(study: Study, tiny: bool = False) -> list[Cell]:
     cells: list[Cell] = []
     for seed in range(study.base.seed, study.base.seed + (1 if tiny else study.seeds)):
         known: set[str] = set()
+        attacks = study.audit if study.audit is not None and seed < study.base.seed + study.audit.seeds else None
         for choices in combinations:
             labels = {axis: choice.label for axis, choice in choices.items()}
             experiment = _experiment(study, labels, choices, seed, tiny)
@@ -65,7 +68,7 @@ def expand(study: Study, tiny: bool = False) -> list[Cell]:
                 if controls not in known:
                     known.add(controls)
                     cells.append(Cell({}, seed, of_seed, controls))
-            cells.append(Cell(labels, seed, experiment, fingerprint_of(experiment), controls))
+            cells.append(Cell(labels, seed, experiment, fingerprint_of(experiment), controls, attacks))
     return cells
 
 

@@ -64,9 +64,10 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
 def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
     """One row a combination of the axes, in the study's order.
 
-    ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` the mean over those, missing if one of them lacks
-    it (a mean over some would flatter), and ``<name>_interval``, the half-width of its 95 % interval, missing for
-    one seed. ``series`` names the combination without the axis that varies the privacy budget.
+    ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over those, missing if one of
+    them lacks it (a mean over some would flatter; of attacks it is that of the cells that were attacked), and
+    ``<name>_interval``, the half-width of its 95 % interval, missing for one seed. ``series`` names the combination
+    without the axis that varies the privacy budget.
     """
     names = [axis.name for axis in study.axes]
     budget = study.budget_axis
@@ -80,7 +81,8 @@ def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
         row |= {name: done[name].iloc[0] if len(done) and name in done else None for name in CONSTANT}
         row |= {name: _largest(done[name]) for name in LARGEST}
         for name in MEASURES:
-            row[name], row[f"{name}_interval"] = _mean(done[name])
+            values = done[name].dropna() if name.startswith("audit.") else done[name]
+            row[name], row[f"{name}_interval"] = _mean(values)
         rows.append(row)
     numbers = [*LARGEST, *MEASURES, *(f"{name}_interval" for name in MEASURES)]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
@@ -105,7 +107,7 @@ def _summary(cell: Cell, places: Places) -> dict[str, Any] | None:
 
 
 def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] | None) -> dict[str, Any]:
-    reason = None if summary is not None else places.reason(cell.fingerprint)
+    reason = places.reason(cell.fingerprint)
     return {
         "role": cell.role,
         **{axis.name: cell.labels.get(axis.name) for axis in study.axes},
@@ -122,7 +124,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     down, up = (summary["bytes"][f"{way}_per_merchant_round"] for way in ("downlink", "uplink"))
     worst = student["worst_merchant"] or {}
     privacy = dict(summary["privacy"])
-    audit = privacy.pop("audit", None) or {}
+    audit = {key: value for key, value in (privacy.pop("audit", None) or {}).items() if key != "threat_models"}
     scores = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score, server = student[headline], scores["server"]
     gaps = {

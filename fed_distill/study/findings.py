@@ -75,7 +75,10 @@ def audit_sentence(results: pd.DataFrame) -> str:
     )
     if audited.empty:
         return ""
-    broken = audited[audited["audit.epsilon_lower_bound"] > audited["privacy.epsilon"]]
+    promised = audited["privacy.epsilon"]
+    if "audit.epsilon_of_accountant" in audited:  # at the audit's delta, where the two can be compared
+        promised = audited["audit.epsilon_of_accountant"].astype("float64").fillna(promised)
+    broken = audited[audited["audit.epsilon_lower_bound"] > promised]
     if broken.empty:
         return (
             f"{len(audited):,} private cells were attacked. In none of them did an attack prove a larger ε than was "

@@ -119,6 +119,14 @@ class Axis(_Table):
         return Choice(label_of(value), {self.key: value})
 
 
+class Attacks(_Table):
+    """Attacks on the finished runs of cells, as ``fed-distill audit`` makes them; each costs several runs."""
+
+    seeds: Annotated[int, Field(ge=1)] = Field(1, description="cells of so many seeds are attacked, from the first on")
+    shadows: Annotated[int, Field(ge=4, multiple_of=2)] = Field(16, description="shadow students of the strongest")
+    canaries: Annotated[int, Field(ge=20)] = Field(400, description="canaries put into the largest merchant's data")
+
+
 class Study(_Table):
     """A grid of experiments. ``Study.read(path)`` reads a TOML file; ``study.cells.expand`` gives its cells."""
 
@@ -129,6 +137,7 @@ class Study(_Table):
         "its repeats and compare do not count, its controls are trained once for each seed"
     )
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="seeds of each cell, from the base's seed on")
+    audit: Attacks | None = Field(None, description="attack the cells; none for no attack")
     axes: list[Axis] = Field(alias="axis", min_length=1, description="the axes; the first one changes slowest")
     exclude: list[dict[str, str | list[str]]] = Field(
         default_factory=list, description="combinations that are left out: axis -> label, or list of labels"

@@ -13,6 +13,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from fed_distill.runtime.callbacks import Callback
 
 Simulate = Callable[[Experiment, Iterable[Callback]], Any]
 """Runs one experiment into the folder that it names, telling the callbacks: ``fed_distill.cli.simulation.run``."""
-FUNCTIONS = Registry("function that runs a cell", {})
+Attack = Callable[[Path, Callback, int, int], Any]
+"""Attacks the run in a folder with so many shadow students and canaries: ``fed_distill.cli.audit.audit_run``."""
+FUNCTIONS = Registry("function for cells", {})
 FAILED = 1
 
 
@@ -48,19 +51,30 @@ class Reporter(Callback):
         self.send(round=f"round {record['round']} of {record['rounds']}")
 
 
-def run_cell(simulate: str, experiment: str, log: str, pipe: "connection.Connection[bytes, bytes]") -> None:
-    """Run a cell here and exit: code 0 if it ended well, else ``FAILED``, after an event that says why.
+@dataclass(frozen=True)
+class Work:
+    """What there is to do for a cell. experiment: as TOML, with its place. simulate, attack: import paths
+    ``package.module:function`` of a ``Simulate`` and an ``Attack``; None for what is done already, or not wanted.
+    """
 
-    simulate: import path ``package.module:function`` of a ``Simulate``. experiment: as TOML. log: file that
-    everything printed is appended to, the traceback of an unexpected error included.
+    experiment: str
+    simulate: str | None
+    attack: str | None = None
+    shadows: int = 0
+    canaries: int = 0
+
+
+def run_cell(work: Work, log: str, pipe: "connection.Connection[bytes, bytes]") -> None:
+    """Do a cell's work here and exit: code 0 if it ended well, else ``FAILED``, after an event that says why.
+
+    log: file that everything printed is appended to, the traceback of an unexpected error included.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the study's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _print_to(Path(log))
     reporter = Reporter(pipe)
     try:
-        run: Simulate = FUNCTIONS.resolve(simulate)
-        run(Experiment.parse(tomllib.loads(experiment)), [reporter])
+        _do(work, reporter)
     except FedDistillError as error:
         reason = str(error)
     except OSError as error:
@@ -73,6 +87,18 @@ def run_cell(simulate: str, experiment: str, log: str, pipe: "connection.Connect
         return
     reporter.send(failed=" ".join(reason.split()))
     sys.exit(FAILED)
+
+
+def _do(work: Work, reporter: Reporter) -> None:
+    experiment = Experiment.parse(tomllib.loads(work.experiment))
+    if experiment.runtime.threads is not None:  # read by torch when it is imported, which is not yet
+        os.environ["OMP_NUM_THREADS"] = str(experiment.runtime.threads)
+    if work.simulate is not None:
+        run: Simulate = FUNCTIONS.resolve(work.simulate)
+        run(experiment, [reporter])
+    if work.attack is not None:
+        attack: Attack = FUNCTIONS.resolve(work.attack)
+        attack(experiment.runtime.folder / experiment.name, reporter, work.shadows, work.canaries)
 
 
 def _print_to(log: Path) -> None:

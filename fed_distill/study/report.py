@@ -38,7 +38,8 @@ MORE_WORDS = {
     "more private; ∞ is no promise.",
     "δ (delta)": "The small chance with which the promise may fail; far below one in the number of units is safe.",
     "Attack AUC": "How well an attacker tells data that was used from data that was not; 0.5 is guessing.",
-    "ε at least": "What an attack has proved about a run: its true ε cannot be smaller, with the audit's confidence.",
+    "ε at least": "What an attack has proved about a run: its true ε, for the audit's δ, cannot be smaller, with the "
+    "audit's confidence.",
     "Pareto front": "The choices that no other one beats: whoever wants more quality, less ε or fewer bytes has to "
     "give up something else.",
     "Cell": "One combination of the study on one seed: one run.",
@@ -47,7 +48,7 @@ MORE_WORDS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What was written. complete: whether all cells have finished. table: ``summary_cells``."""
+    """What was written. complete: whether all cells are done, attacks included. table: ``summary_cells``."""
 
     report: Path
     complete: bool
@@ -70,7 +71,7 @@ def write_findings(study: Study, cells: Sequence[Cell], places: Places, command:
     table = summary_cells(study, results, combinations)
     page = _render(study, cells, results, combinations, table, charts, command)
     write_atomic(places.folder / REPORT, page)
-    return Findings(places.folder / REPORT, bool((results["status"] == FINISHED).all()), table)
+    return Findings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table)
 
 
 def _render(
@@ -118,8 +119,12 @@ def _unfinished(results: pd.DataFrame) -> str:
 
 
 def _problems(cells: Sequence[Cell], results: pd.DataFrame) -> list[tuple[str, str]]:
-    return [
-        (cell.title, str(row["reason"]) if row["status"] == FAILED else str(row["status"]))
-        for cell, row in zip(cells, results.to_dict("records"), strict=True)
-        if row["status"] != FINISHED
-    ]
+    found = []
+    for cell, row in zip(cells, results.to_dict("records"), strict=True):
+        if row["status"] == FAILED:
+            found.append((cell.title, str(row["reason"])))
+        elif row["status"] != FINISHED:
+            found.append((cell.title, str(row["status"])))
+        elif isinstance(row["reason"], str):
+            found.append((cell.title, f"finished, but the attack on it failed: {row['reason']}"))
+    return found

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,10 +21,10 @@ from fed_distill.config import Experiment
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import CheckpointError
 from fed_distill.results.files import write_atomic
-from fed_distill.results.store import SUMMARY
+from fed_distill.results.store import SUMMARY, read_summary
 from fed_distill.study.cells import Cell, distinct
 from fed_distill.study.memory import available_memory, tree_memory
-from fed_distill.study.process import run_cell
+from fed_distill.study.process import Work, run_cell
 
 CELLS, LOCK = "cells", ".lock"
 LOOK_EVERY = 1.0
@@ -55,6 +55,15 @@ class Places:
     def is_finished(self, name: str) -> bool:
         """Whether the run has its summary, which is written last."""
         return (self.run(name) / SUMMARY).exists()
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell's run is finished and has stood the attacks that the study wants; CheckpointError if its
+        summary is torn."""
+        finished = self.is_finished(cell.fingerprint)
+        if not finished or cell.attacks is None:
+            return finished
+        audit = read_summary(self.run(cell.fingerprint))["privacy"].get("audit") or {}
+        return audit.get("auc") is not None
 
     def reason(self, name: str) -> str | None:
         """Why the cell failed, in one line; None if it did not."""
@@ -120,7 +129,7 @@ class _Running:
 
 @dataclass
 class Runner:
-    """Runs cells into ``places``. simulate: import path of what runs one experiment, as ``process.run_cell`` wants it.
+    """Runs cells into ``places``. simulate, attack: import paths of what runs and what attacks, as in ``process.Work``.
 
     At most ``resources.processes`` cells run at a time. Another one is started only if the memory that is available
     covers the largest peak that any cell of this study has shown so far, and what running cells may still grow to
@@ -132,6 +141,7 @@ class Runner:
     simulate: str
     resources: Resources
     follower: Follower
+    attack: str = ""
     peak: int = 0
     _running: list[_Running] = field(default_factory=list)
     _taught: set[str] = field(default_factory=set)
@@ -143,7 +153,7 @@ class Runner:
         """
         (self.places.folder / CELLS).mkdir(parents=True, exist_ok=True)
         everything = distinct(cells)
-        pending = [cell for name, cell in everything.items() if not self.places.is_finished(name)]
+        pending = [cell for cell in everything.values() if not self.places.is_done(cell)]
         failures: dict[str, str] = {}
         with _locked(self.places.folder / LOCK):
             self.follower.on_begin(len(everything), len(everything) - len(pending), self.resources.processes)
@@ -188,7 +198,11 @@ class Runner:
         experiment = _placed(cell, self.places, self.resources.threads, again)
         spawn = get_context("spawn")
         ours, theirs = spawn.Pipe(duplex=False)
-        arguments = (self.simulate, experiment.to_toml(), str(self.places.log(name)), theirs)
+        simulate = None if self.places.is_finished(name) else self.simulate
+        work = Work(experiment.to_toml(), simulate)
+        if cell.attacks is not None:
+            work = replace(work, attack=self.attack, shadows=cell.attacks.shadows, canaries=cell.attacks.canaries)
+        arguments = (work, str(self.places.log(name)), theirs)
         process = spawn.Process(target=run_cell, args=arguments, name=f"cell {name}")
         process.start()
         theirs.close()
@@ -232,7 +246,7 @@ class Runner:
         self._running.remove(one)
         name = one.cell.fingerprint
         failure = None
-        if not self.places.is_finished(name):
+        if not self.places.is_done(one.cell):
             failure = one.failure or _how_it_ended(one.process.exitcode, self.places.log(name))
             write_atomic(self.places.failure(name), failure + "\n")
         else:
@@ -257,6 +271,7 @@ def _placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment
         {
             "name": cell.fingerprint,
             "runtime.folder": str(places.folder / CELLS),
+            "runtime.measure_speed": False,
             "runtime.resume": again,
             "runtime.threads": threads,
             "runtime.callbacks": callbacks,

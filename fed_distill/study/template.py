@@ -58,6 +58,8 @@ td.label { text-align: left; }
   {% for table in study.exclude %}<dt>left out</dt><dd>{% for axis, labels in table.items() %}{{ axis }} {{ labels if labels is string else labels | join(" or ") }}{{ " with " if not loop.last }}{% endfor %}</dd>
   {% endfor %}
   {% if controls %}<dt>compared with</dt><dd>{{ controls | join(", ") }}: trained once for each seed, without privacy</dd>{% endif %}
+  {% if study.audit %}<dt>attacked</dt><dd>the cells of {{ "the first seed" if study.audit.seeds == 1 else study.audit.seeds ~ " seeds" }}, with {{ study.audit.shadows }} shadow students and {{ study.audit.canaries }} canaries; each cell's own report tells every attack</dd>{% endif %}
+
   <dt>cells</dt><dd>{{ finished }} of {{ cells }} finished</dd>
   </dl>
   {% if seeds | length == 1 %}<p>One seed: how much of a difference is luck cannot be told from this study.</p>{% endif %}

@@ -9,21 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
+STUDIES = [ROOT / "experiments" / name for name in ("privacy_accuracy.toml", "privacy_marketplace.toml")]
+EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - set(STUDIES))
 NEEDS_DOWNLOAD = {"pricerunner.toml"}
 
 pytestmark = pytest.mark.e2e
+
+
+def command_of(kind, path, settings):
+    command = [sys.executable, "-m", "fed_distill.cli.main", kind, str(path), "--tiny"]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={value}"]
+    return command
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_runs_to_its_report(path, tmp_path):
     if path.name in NEEDS_DOWNLOAD and "FED_DISTILL_DATA" not in os.environ:
         pytest.skip("FED_DISTILL_DATA does not point to the data set")
-    command = [sys.executable, "-m", "fed_distill.cli.main", "run", str(path), "--tiny"]
     settings = {"runtime.folder": tmp_path / "runs", "runtime.cache": tmp_path / "cache", "runtime.threads": 1}
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command_of("run", path, settings), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / f"{path.stem}-tiny"
     summary = json.loads((folder / "summary.json").read_text())
@@ -39,3 +44,14 @@ def test_an_experiment_runs_to_its_report(path, tmp_path):
     ):
         assert (folder / name).stat().st_size > 0
     assert str(folder / "report.html") in done.stdout
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_is_a_grid_of_runs_that_can_be_made(path, tmp_path):
+    """All cells are checked, none is run: a tiny study is run in ``tests/cli/test_study.py``."""
+    command = [*command_of("study", path, {"runtime.cache": tmp_path / "cache"}), "--dry-run", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    cells = int(done.stdout.split(" cells")[0].split()[-1])
+    assert cells >= 8
+    assert "to run" in done.stdout
