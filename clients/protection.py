@@ -5,7 +5,7 @@ uplink, noise included, and is charged once; anything else that is asked is a re
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,15 @@ from clients.limits import Limits
 from fed_distill.config import Experiment
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import BudgetExceeded
+from fed_distill.models.base import Encoded
 from fed_distill.privacy.accounting import Spend, default_delta, noise_for
-from fed_distill.privacy.central import central_delta, central_spends
+from fed_distill.privacy.central import MOST_DELTA, central_delta, central_spends
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed
 from fed_distill.privacy.promise import Spent
 from fed_distill.results.files import as_file_name
 from fed_distill.runtime import seeds
+from fed_distill.training.choosing import chosen_device
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest
@@ -33,10 +35,9 @@ _SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Asked:
-    """One merchant's part in a request. steps: private steps of this round. digest: of all that decides the answer."""
+    """One merchant's part in a request. digest: of all that decides the answer."""
 
     learner: Learner
-    steps: int
     request: TrainRequest
     round: int
     digest: str
@@ -80,25 +81,25 @@ class Protection:
         folder = self.folder / f"seed-{seed}" / as_file_name(arm) if shared is None else shared
         return Ledgers(folder).of(merchant)
 
-    def example_dp(self, asked: Asked) -> ExampleDP:
-        """Noise for the merchant's private steps of this round, after they have been charged.
+    def example_dp(self, asked: Asked, examples: int, steps: int) -> tuple[ExampleDP, int]:
+        """Noise for the ``steps`` private steps of this round, after they have been charged, and which release it is.
 
-        Raise BudgetExceeded if its limits, or the target epsilon of this federation, do not allow them.
+        examples: the merchant's noised size, from which all that shows in its uplink is computed. Of releases of the
+        same round the first is 0; each has noise of its own, so that their difference tells nothing. Raise
+        BudgetExceeded if its limits, or the target epsilon of this federation, do not allow them.
         """
-        config, examples = self.experiment.privacy, asked.learner.examples()
-        rate = sampling_rate(examples, self.batch_size)
+        config = self.experiment.privacy
+        rate, delta = sampling_rate(examples, self.batch_size), self._delta(examples)
         if config.noise_multiplier is not None:
             noise = config.noise_multiplier
         else:
             assert config.epsilon is not None
-            planned = asked.steps * asked.request.rounds_of(asked.learner.name)
+            planned = steps * asked.request.rounds_of(asked.learner.name)
             size = (Spend(config.size_noise, 1.0, 1),)
-            noise = noise_for(config.epsilon, self._delta(asked), rate, planned, size, config.accountant)
+            noise = noise_for(config.epsilon, delta, rate, planned, size, config.accountant)
         self.limits.of(asked.learner.name).check_noise(asked.learner.name, noise)
-        self._charge(
-            asked, "training", asked.round, asked.digest, (Spend(noise, rate, asked.steps),), self._delta(asked)
-        )
-        return ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows)
+        number = self._charge(asked, "training", asked.round, asked.digest, (Spend(noise, rate, steps),), delta)
+        return ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows, examples), number
 
     def join(self, asked: Asked, proxy: int) -> None:
         """Charge all rounds of a federation whose noise the server is trusted to add, at the first of them.
@@ -115,17 +116,21 @@ class Protection:
         self._charge(asked, "all rounds", 0, agreed, spends, delta)
 
     def noised_size(self, asked: Asked) -> int:
-        """By how many examples the merchant counts: their number with noise, drawn and charged once a federation."""
-        key = asked.request.arm, asked.request.seed, asked.learner.name
+        """The merchant's number of examples with noise, drawn and charged once a federation."""
+        request, merchant = asked.request, asked.learner.name
+        key = request.arm, request.seed, merchant
         if key not in self._sizes:
             examples, noise = asked.learner.examples(), self.experiment.privacy.size_noise
-            limit = self.limits.of(asked.learner.name)
-            limit.check_delta(asked.learner.name, self._delta(asked), examples)
-            limit.check_noise(asked.learner.name, noise)
-            self._charge(asked, "size", 0, fingerprint(examples=examples), (Spend(noise, 1.0, 1),), self._delta(asked))
-            arm, seed, merchant = key
-            drawn = float(seeds.numpy_stream(seed, arm, merchant, "size noise").normal())
-            self._sizes[key] = max(1, round(examples + noise * drawn))
+            limit, spends = self.limits.of(merchant), (Spend(noise, 1.0, 1),)
+            limit.check_noise(merchant, noise)
+            digest = fingerprint(examples=examples)
+            earlier = self._of_round(self.ledger(*key), asked, "size", 0)
+            number = next((k for k, one in enumerate(earlier) if (one.request, one.spends) == (digest, spends)), None)
+            stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *_place(earlier, number))
+            size = max(1, round(examples + noise * float(stream.normal())))
+            limit.check_delta(merchant, self._delta(size), size)
+            self._charge(asked, "size", 0, digest, spends, self._delta(size))
+            self._sizes[key] = size
         return self._sizes[key]
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
@@ -147,13 +152,18 @@ class Protection:
             if (entry.charge.run, entry.charge.arm, entry.charge.seed) == (self.experiment.name, arm, seed)
         ]
 
-    def _delta(self, asked: Asked) -> float:
+    def _delta(self, examples: int) -> float:
         given = self.experiment.privacy.delta
-        return default_delta(asked.learner.examples()) if given is None else given
+        return min(default_delta(examples), MOST_DELTA) if given is None else given
 
-    def _charge(
-        self, asked: Asked, what: str, round: int, digest: str, spends: tuple[Spend, ...], delta: float
-    ) -> None:
+    def _of_round(self, ledger: Ledger, asked: Asked, what: str, round: int) -> list[Charge]:
+        """Charges of the same part, arm, seed and round, of whatever run and request, oldest first."""
+        key = asked.request.arm, asked.request.seed, round, what
+        charges = (entry.charge for entry in ledger.entries())
+        return [one for one in charges if (one.arm, one.seed, one.round, one.what) == key]
+
+    def _charge(self, asked: Asked, what: str, round: int, digest: str, spends: tuple[Spend, ...], delta: float) -> int:
+        """Charge; returns how many other releases of the same part and round the ledger had before this one."""
         config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
         charge = Charge(
             run=self.experiment.name,
@@ -170,6 +180,8 @@ class Protection:
         if config.epsilon is not None:
             self._check_target(ledger, charge, config.epsilon)
         ledger.charge(charge, self.limits.of(merchant).max_epsilon, config.accountant)
+        same = self._of_round(ledger, asked, what, round)
+        return next(number for number, one in enumerate(same) if one.same_release(charge))
 
     def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:
         """Raise BudgetExceeded if the federation would spend more than its target with ``charge``."""
@@ -199,12 +211,14 @@ class Digests:
                 rate=request.learning_rate,
                 test=request.test,
                 round=down.round,
+                device=chosen_device(experiment.runtime.device).type,
                 scalars=dict(down.scalars),
             ).encode()
         )
         if down.soft_labels is not None:
             _hash(self._base, {"soft_labels": down.soft_labels})
         self._starts: dict[int, tuple[Weights, bytes]] = {}
+        self._proxies: dict[int, tuple[Encoded, bytes]] = {}
 
     def of(self, blueprint: str, learner: Learner) -> str:
         """Digest for a learner that trains the student of ``blueprint``."""
@@ -215,8 +229,19 @@ class Digests:
             self._starts[id(start)] = start, hashed.digest()
         whole = self._base.copy()
         whole.update(self._starts[id(start)][1])
+        if id(learner.proxy) not in self._proxies:
+            hashed = hashlib.sha256()
+            _hash(hashed, learner.proxy)
+            self._proxies[id(learner.proxy)] = learner.proxy, hashed.digest()
+        whole.update(self._proxies[id(learner.proxy)][1])
         _hash(whole, {**learner.private, "labels": learner.labels})
         return whole.hexdigest()
+
+
+def _place(earlier: Sequence[Charge], number: int | None) -> tuple[int, ...]:
+    """What tells a release's draws from those of ``earlier`` ones, of which it may be one itself; () for the first."""
+    number = len(earlier) if number is None else number
+    return (number,) if number else ()
 
 
 def _hash(into: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:

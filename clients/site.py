@@ -5,6 +5,7 @@ from the server as a request.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from clients.store import MerchantStore
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.examples import Examples, FederatedData, MerchantData, Task
-from fed_distill.errors import BudgetExceeded, FedDistillError, TrainingError, UplinkRejected
+from fed_distill.errors import BudgetExceeded, ConfigError, FedDistillError, TrainingError, UplinkRejected
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Method, Trained
 from fed_distill.models import predict
@@ -33,6 +34,8 @@ from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, built_from
 
+LARGEST_WEIGHT = 1e6
+"""Size of a value in a downlink at most."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +58,7 @@ class Site:
 
         ``starts`` are weights by kind of student, for merchants that keep their own and have none yet.
         """
+        check_request(request, down, starts)
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
         plan = method.plan(down)
@@ -111,14 +115,16 @@ class Site:
         unit = self.protection.unit_of(request.arm)
         if unit == "none":
             return learner, learner.examples()
-        steps = private_steps(plan, learner.examples(), self.protection.batch_size)
         digest = digests.of(request.blueprints[request.student_of(learner.name)], learner)
-        asked = Asked(learner, steps, request, down.round, digest)
+        asked = Asked(learner, request, down.round, digest)
         if unit != "example":
             self.protection.join(asked, len(self.proxy))
             return learner, learner.examples()
         size = self.protection.noised_size(asked)
-        return replace(learner, privacy=self.protection.example_dp(asked)), size
+        steps = private_steps(plan, size, self.protection.batch_size)
+        privacy, number = self.protection.example_dp(asked, size, steps)
+        randomness = (*learner.randomness, "release", number) if number else learner.randomness
+        return replace(learner, privacy=privacy, randomness=randomness), size
 
     def _uplink(
         self, learner: Learner, size: int, fitted: Fitted, method: Method, request: TrainRequest, down: Downlink
@@ -136,7 +142,9 @@ class Site:
         if method.personal:
             self.store.save(request.arm, request.seed, fitted.name, down.round, student.state_dict())
         metrics = dict(uplink.metrics)
-        if learner.privacy is None:
+        if self.experiment.privacy.unit != "none" and not method.sends:
+            uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
+        elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
         if request.test and self._tells_scores:
             right, count = self._count_right(student, uplink.merchant)
@@ -205,6 +213,19 @@ class Site:
         return self._encoded[key]
 
 
+def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> None:
+    """Raise TrainingError for what no honest server asks: its answer could tell one example from another."""
+    sent = [*(down.weights or {}).values(), *(value for one in starts.values() for value in one.values())]
+    sent += [] if down.soft_labels is None else [down.soft_labels]
+    for value in sent:
+        if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
+            raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")
+    if not 0.0 <= request.learning_rate < math.inf:
+        raise TrainingError(f"a learning rate of {request.learning_rate}")
+    if request.population < 1 or any(rounds < 1 for rounds in request.rounds):
+        raise TrainingError("a request without a positive number of merchants and of each one's rounds")
+
+
 def open_site(experiment: Experiment, part: int, parts: int, data: FederatedData | None = None) -> Site:
     """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's.
 
@@ -215,4 +236,7 @@ def open_site(experiment: Experiment, part: int, parts: int, data: FederatedData
     merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
     protection = Protection(experiment, state / "ledgers")
+    unknown = protection.limits.merchants.keys() - data.merchants.keys()
+    if unknown:
+        raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")
     return Site(experiment, data.task, merchants, data.proxy, MerchantStore(state / "sites"), protection)

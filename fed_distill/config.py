@@ -161,7 +161,7 @@ class PrivacyConfig(_Table):
     epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a whole federation, all rounds")
     noise_multiplier: PositiveFloat | None = Field(None, description="noise instead of a target epsilon")
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        None, description="of the promise; none for n^-1.1, n the merchant's examples, or merchants (then 1e-3 at most)"
+        None, description="of the promise; none for n^-1.1, at most 1e-3, n the merchant's examples or the merchants"
     )
     optimizer: Literal["sgd", "adamw"] | None = Field(
         None, description="of merchants in private federations; none for training.optimizer"

@@ -33,6 +33,7 @@ from fed_distill.privacy.attacks.label_shares import (
 )
 from fed_distill.privacy.attacks.shadows import Recipe
 from fed_distill.privacy.attacks.victim import Predictor, predictor, trained_without
+from fed_distill.privacy.central import MOST_DELTA
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.files import as_file_name
@@ -203,7 +204,9 @@ class Auditing:
             else:
                 assert config.epsilon is not None
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
-                noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
+                noise = noise_for(
+                    config.epsilon, min(default_delta(examples), MOST_DELTA), rate, steps, (), config.accountant
+                )
             privacy = ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows)
         training = self.experiment.training_of(federation.title)
         trainer = build_trainer(training, self.experiment.runtime)

@@ -199,7 +199,7 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
         "merchants": len(intake.merchants),
         "rejected": len(intake.refusals),
         "reasons": [refusal.reason for refusal in intake.refusals],
-        "train_loss": intake.train_loss,
+        "train_loss": None if federation.unit in ("merchant", "vote") else intake.train_loss,
         "bytes": intake.bytes,
     }
     if number % config.validate_every == 0 or number == config.rounds:

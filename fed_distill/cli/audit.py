@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fed_distill.errors import ConfigError
+
 if TYPE_CHECKING:
     from fed_distill.config import Experiment
     from fed_distill.data.examples import FederatedData
@@ -45,6 +47,10 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
     from server.auditing import Auditing
 
     summary, experiment = read_summary(folder), read_experiment(folder)
+    if shadows % 2:
+        raise ConfigError(f"--shadows must be an even number, not {shadows}: each example is in half of them")
+    if experiment.student.by_merchant:
+        raise ConfigError("an audit is of one student, and this run's student.by_merchant deals merchants several")
     result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
     found = {**result.to_json(), "epsilon_of_accountant": epsilon}
     brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}

@@ -9,7 +9,7 @@ from fed_distill.privacy.merchant_level import merchant_noise, merchant_spend
 from fed_distill.privacy.votes import VoteMechanism, calibrated, vote_spends
 
 MOST_DELTA = 1e-3
-"""Delta of a promise to whole merchants at most, unless it is given: with few of them, n^-1.1 would promise nothing."""
+"""Delta of a promise at most, unless it is given: with few examples or merchants, n^-1.1 would promise nothing."""
 
 
 def central_delta(config: PrivacyConfig, merchants: int) -> float:

@@ -17,13 +17,15 @@ class ExampleDP:
     noise_multiplier: standard deviation of the noise in units of ``max_grad_norm`` (sigma in the paper). max_grad_norm:
     largest L2 norm of one example's gradient over all trained weights (C in the paper). batch_size: expected examples
     of a private step; None for the trainer's. rows: of each table, private training is of so many rows that the proxy
-    set uses most; None for all that it uses.
+    set uses most; None for all that it uses. examples: how many the learner is taken to have, for the number of steps
+    and the sampling rate, which show in what it sends; None for how many it has.
     """
 
     noise_multiplier: float
     max_grad_norm: float
     batch_size: int | None = None
     rows: int | None = None
+    examples: int | None = None
 
     def __post_init__(self) -> None:
         if self.noise_multiplier < 0.0 or self.max_grad_norm <= 0.0 or min(self.batch_size or 1, self.rows or 1) < 1:

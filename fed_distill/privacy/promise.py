@@ -83,9 +83,7 @@ def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
             scores,
             Revealed("that it could not train, or that its budget is spent", "told, without numbers of its data"),
             Revealed("how long training takes", "not hidden: it grows with the number of examples"),
-            Revealed(
-                "the noise", "drawn from the run's seed, as in any simulation: who knows the seed can take it off"
-            ),
+            _NOISE,
         ]
         return parts
     hidden = {
@@ -97,9 +95,15 @@ def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
         Revealed("number of training examples, training losses", "seen by the server; every merchant counts the same"),
         scores,
         Revealed("that it takes part at all", "seen by the server, which draws who takes part in a round"),
+        _NOISE,
     ]
 
 
+_NOISE = Revealed(
+    "the noise",
+    "drawn from the run's seed, as a simulation must be repeatable: who knows the seed, as the server does, can take "
+    "it off; real sites need secrets of their own",
+)
 _PARTS = {
     "weights": "weights of its trained student",
     "soft_labels": "its student's soft labels on the proxy set",

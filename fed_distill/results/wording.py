@@ -81,6 +81,8 @@ def privacy(summary: Mapping[str, Any]) -> str:
             "There was no differential privacy in this run: a determined reader of an update may learn something "
             "about the examples behind it, and no bound on that is claimed."
         )
+    if not block["merchants"]:
+        return f"{kept}No merchant's budget or limits allowed any release: nothing was learned from any. {pooled}"
     noise = block["noise_multiplier"]
     return kept + (
         f"What is released hides the presence of {block['protects']}: differential privacy with ε = "

@@ -51,10 +51,11 @@ class Prepared:
     def fitted(self, arrays: dict[str, Tensor], losses: tuple[float, ...]) -> Fitted:
         """The trained learner, without the weights that its student freezes.
 
-        Raise TrainingError naming it if the mean ``losses`` of its phases are not finite.
+        Raise TrainingError naming it if the mean ``losses`` of its phases are not finite. Private losses are not looked
+        at, since a failure would tell of single examples.
         """
-        for number, loss in enumerate(losses, start=1):
-            if not math.isfinite(loss):
+        for number, (loss, segment) in enumerate(zip(losses, self.segments, strict=True), start=1):
+            if segment.privacy is None and not math.isfinite(loss):
                 raise TrainingError(
                     f"{self.learner.name}: the loss of phase {number} is {loss}; "
                     "lower training.learning_rate or set training.clip_norm"
@@ -96,11 +97,12 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     generator = seeds.torch_stream(*learner.randomness, "batches", number)
     if privacy is not None and privacy.batch_size is not None:
         batch_size = privacy.batch_size
-    steps = steps_of(phase, size, batch_size)
     if privacy is not None:
-        rate = sampling_rate(size, batch_size)
+        taken = size if privacy.examples is None else privacy.examples
+        steps, rate = steps_of(phase, taken, batch_size), sampling_rate(taken, batch_size)
         sampled = tuple((torch.rand(size, generator=generator) < rate).nonzero().flatten() for _ in range(steps))
-        return Segment(phase, encoded, references, sampled, privacy, rate * size)
+        return Segment(phase, encoded, references, sampled, privacy, rate * taken)
+    steps = steps_of(phase, size, batch_size)
     batches: list[Tensor] = []
     while len(batches) < steps:
         batches += torch.split(torch.randperm(size, generator=generator), batch_size)

@@ -8,6 +8,7 @@ import torch
 
 from clients.protection import Protection
 from clients.site import open_site
+from fed_distill.errors import TrainingError
 from fed_distill.privacy.accounting import Spend, epsilon
 from fed_distill.privacy.ledger import Ledger
 from fed_distill.training.sequential import SequentialTrainer
@@ -39,15 +40,16 @@ def charges(site, merchant, arm="fedavg-kd"):
 def test_all_planned_rounds_together_cost_at_most_the_target_and_nearly_that(world, protected):
     site = protected()
     for number in range(1, 4):
-        answers(site, world.request(*world.names, rounds=3), world.down(number))
+        found = answers(site, world.request(*world.names, rounds=3), world.down(number))
     for merchant in world.names:
         paid = charges(site, merchant)
         assert [(one.what, one.round) for one in paid] == [("size", 0), *(("training", number) for number in (1, 2, 3))]
         spent = epsilon([spend for one in paid for spend in one.spends], paid[0].delta)
         assert 0.98 * 6.0 < spent <= 6.0
-        examples = len(world.data.merchants[merchant].train)
-        assert paid[0].delta == pytest.approx(examples**-1.1)
-        assert paid[1].spends[0].sampling_rate == pytest.approx(min(1.0, 8 / examples))
+        told = found[merchant].examples
+        assert paid[0].delta == paid[1].delta == min(max(told, 2) ** -1.1, 1e-3)
+        assert paid[1].spends[0].sampling_rate == min(1.0, 8 / told)
+        assert paid[1].spends[0].steps == -(-told // 8)
 
 
 def test_a_round_that_was_not_planned_is_refused_and_costs_nothing(world, protected):
@@ -88,6 +90,70 @@ def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
         site = replace(site, merchants={merchant: replace(own, train=own.train.take(range(1, len(own.train))))})
     answers(site, request, down)
     assert sum(one.what == "training" for one in charges(site, merchant)) == 2
+
+
+def changes_of(uplink, start):
+    head = [name for name in start if name.startswith("head.")]
+    return torch.cat([(uplink.weights.arrays[name] - start[name]).flatten() for name in head])
+
+
+def correlation(one, other):
+    return float(torch.corrcoef(torch.stack([one, other]))[0, 1])
+
+
+NOISY = {
+    "training.optimizer": "sgd",
+    "privacy.epsilon": None,
+    "privacy.noise_multiplier": 50.0,
+    "privacy.batch_size": 1000,
+    "federation.options": {"local_epochs": 1, "proxy_steps": 0},
+}
+
+
+def test_another_request_for_the_same_round_gets_other_noise(world, protected):
+    """Else the difference of the answers would have none, whatever the ledger says."""
+    merchant, site = world.names[0], protected(**NOISY)
+    first = answers(site, world.request(merchant), world.down())[merchant]
+    near = {name: value + 1e-6 for name, value in world.start.items()}
+    second = answers(site, world.request(merchant), replace(world.down(), weights=near))[merchant]
+    assert abs(correlation(changes_of(first, world.start), changes_of(second, near))) < 0.3
+    again = answers(protected(**NOISY), world.request(merchant), world.down())[merchant]
+    assert all(torch.equal(again.weights.arrays[name], value) for name, value in first.weights.arrays.items())
+
+
+def test_two_runs_that_share_a_ledger_share_no_noise(world, protected, tmp_path):
+    merchant, found = world.names[0], []
+    for folder, noise in (("one", 50.0), ("other", 100.0)):
+        settings = {**NOISY, "privacy.noise_multiplier": noise, "privacy.ledger": str(tmp_path / "l"), "name": folder}
+        found.append(answers(protected(folder, **settings), world.request(merchant), world.down())[merchant])
+    assert abs(correlation(*(changes_of(one, world.start) for one in found))) < 0.3
+
+
+@pytest.mark.parametrize("lie", ["nan", "inf", "huge", "rate", "population", "rounds"])
+def test_what_no_honest_server_asks_is_refused_before_any_charge(world, protected, lie):
+    site, request, down = protected(), world.request(world.names[0]), world.down()
+    if lie in ("nan", "inf", "huge"):
+        table = world.start["bag.table"].clone()
+        table[5] = {"nan": float("nan"), "inf": float("inf"), "huge": 1e30}[lie]
+        down = replace(down, weights={**world.start, "bag.table": table})
+    if lie == "rate":
+        request = replace(request, learning_rate=float("inf"))
+    if lie == "population":
+        request = replace(request, population=0)
+    if lie == "rounds":
+        request = replace(request, rounds=(0,))
+    with pytest.raises(TrainingError):
+        answers(site, request, down)
+    assert not charges(site, world.names[0])
+
+
+def test_what_stays_at_a_merchant_tells_neither_its_size_nor_its_loss(world, protected):
+    site = protected(**{"adaptation.personal": True, "privacy.report_scores": False})
+    arm = "personal of fedavg-kd"
+    starts = {"two-tower": world.start}
+    request = world.request(*world.names, arm=arm, test=True)
+    for answer in site.train(request, replace(world.down(), weights=None), starts):
+        assert (answer.examples, answer.metrics) == (1, {})
 
 
 def test_the_charge_is_on_disk_before_the_first_private_step(world, protected, monkeypatch):
