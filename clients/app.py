@@ -11,6 +11,18 @@ from fed_distill.data.examples import FederatedData
 from fed_distill.transport.records import decode_downlink, encode_uplink, from_array_record, prefixed
 from fed_distill.transport.requests import Refusal, TrainRequest
 
+OWN = ("limits", "ledger")
+"""Keys of ``[privacy]`` that are the site's business: its node config wins over what the server's run says."""
+
+
+def site_for(context: Context, data: FederatedData | None = None) -> Site:
+    """Open the site that a Flower context is of; ``data`` as for ``open_site``."""
+    experiment = Experiment.from_run_config(context.run_config)
+    own = {f"privacy.{name}": str(context.node_config[name]) for name in OWN if name in context.node_config}
+    experiment = experiment.with_changes(own) if own else experiment
+    part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    return open_site(experiment, part, parts, data)
+
 
 def build_app(data: FederatedData | None = None) -> ClientApp:
     """A ClientApp with sites of its own, opened at the first message to each.
@@ -22,9 +34,7 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     def site_of(context: Context) -> Site:
         if context.node_id not in sites:
-            experiment = Experiment.from_run_config(context.run_config)
-            part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-            sites[context.node_id] = open_site(experiment, part, parts, data)
+            sites[context.node_id] = site_for(context, data)
         return sites[context.node_id]
 
     @app.query("merchants")
@@ -40,6 +50,13 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         site, asked = site_of(context), message.content.config_records["request"]
         spent = site.protection.spent(str(asked["arm"]), int(str(asked["seed"])), site.merchants)
         return Message(RecordDict({"spent": MetricRecord(asdict(spent))}), reply_to=message)
+
+    @app.query("join")
+    def join(message: Message, context: Context) -> Message:
+        request = TrainRequest.from_record(message.content.config_records["request"])
+        refusals = site_of(context).join(request)
+        reply = {f"{number}/refusal": refusal.to_record() for number, refusal in enumerate(refusals)}
+        return Message(RecordDict(dict(reply)), reply_to=message)
 
     @app.train("merchants")
     def train(message: Message, context: Context) -> Message:

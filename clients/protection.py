@@ -98,22 +98,30 @@ class Protection:
             size = (Spend(config.size_noise, 1.0, 1),)
             noise = noise_for(config.epsilon, delta, rate, planned, size, config.accountant)
         self.limits.of(asked.learner.name).check_noise(asked.learner.name, noise)
-        number = self._charge(asked, "training", asked.round, asked.digest, (Spend(noise, rate, steps),), delta)
+        number = self._charge(
+            asked.request,
+            asked.learner.name,
+            "training",
+            asked.round,
+            asked.digest,
+            (Spend(noise, rate, steps),),
+            delta,
+        )
         return ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows, examples), number
 
-    def join(self, asked: Asked, proxy: int) -> None:
-        """Charge all rounds of a federation whose noise the server is trusted to add, at the first of them.
+    def join(self, request: TrainRequest, merchant: str, proxy: int) -> None:
+        """Charge a merchant all rounds of a federation whose noise the server is trusted to add, before the first.
 
-        Raise BudgetExceeded if the merchant's limits do not allow it.
+        Raise BudgetExceeded if its limits do not allow it.
         """
-        config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
+        config = self.experiment.privacy
         spends = central_spends(config, self.experiment.arms()[request.arm], request.population, proxy)
         limit, delta = self.limits.of(merchant), central_delta(config, request.population)
         limit.check_delta(merchant, delta, request.population)
         for spend in spends:
             limit.check_noise(merchant, spend.noise_multiplier)
         agreed = fingerprint(spends=[asdict(spend) for spend in spends], merchants=request.population)
-        self._charge(asked, "all rounds", 0, agreed, spends, delta)
+        self._charge(request, merchant, "all rounds", 0, agreed, spends, delta)
 
     def noised_size(self, asked: Asked) -> int:
         """The merchant's number of examples with noise, drawn and charged once a federation."""
@@ -124,12 +132,12 @@ class Protection:
             limit, spends = self.limits.of(merchant), (Spend(noise, 1.0, 1),)
             limit.check_noise(merchant, noise)
             digest = fingerprint(examples=examples)
-            earlier = self._of_round(self.ledger(*key), asked, "size", 0)
+            earlier = self._of_round(self.ledger(*key), request, "size", 0)
             number = next((k for k, one in enumerate(earlier) if (one.request, one.spends) == (digest, spends)), None)
             stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *_place(earlier, number))
             size = max(1, round(examples + noise * float(stream.normal())))
             limit.check_delta(merchant, self._delta(size), size)
-            self._charge(asked, "size", 0, digest, spends, self._delta(size))
+            self._charge(request, merchant, "size", 0, digest, spends, self._delta(size))
             self._sizes[key] = size
         return self._sizes[key]
 
@@ -156,15 +164,24 @@ class Protection:
         given = self.experiment.privacy.delta
         return min(default_delta(examples), MOST_DELTA) if given is None else given
 
-    def _of_round(self, ledger: Ledger, asked: Asked, what: str, round: int) -> list[Charge]:
+    def _of_round(self, ledger: Ledger, request: TrainRequest, what: str, round: int) -> list[Charge]:
         """Charges of the same part, arm, seed and round, of whatever run and request, oldest first."""
-        key = asked.request.arm, asked.request.seed, round, what
+        key = request.arm, request.seed, round, what
         charges = (entry.charge for entry in ledger.entries())
         return [one for one in charges if (one.arm, one.seed, one.round, one.what) == key]
 
-    def _charge(self, asked: Asked, what: str, round: int, digest: str, spends: tuple[Spend, ...], delta: float) -> int:
+    def _charge(
+        self,
+        request: TrainRequest,
+        merchant: str,
+        what: str,
+        round: int,
+        digest: str,
+        spends: tuple[Spend, ...],
+        delta: float,
+    ) -> int:
         """Charge; returns how many other releases of the same part and round the ledger had before this one."""
-        config, request, merchant = self.experiment.privacy, asked.request, asked.learner.name
+        config = self.experiment.privacy
         charge = Charge(
             run=self.experiment.name,
             arm=request.arm,
@@ -180,7 +197,7 @@ class Protection:
         if config.epsilon is not None:
             self._check_target(ledger, charge, config.epsilon)
         ledger.charge(charge, self.limits.of(merchant).max_epsilon, config.accountant)
-        same = self._of_round(ledger, asked, what, round)
+        same = self._of_round(ledger, request, what, round)
         return next(number for number, one in enumerate(same) if one.same_release(charge))
 
     def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:

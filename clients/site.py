@@ -118,7 +118,7 @@ class Site:
         digest = digests.of(request.blueprints[request.student_of(learner.name)], learner)
         asked = Asked(learner, request, down.round, digest)
         if unit != "example":
-            self.protection.join(asked, len(self.proxy))
+            self.protection.join(request, learner.name, len(self.proxy))
             return learner, learner.examples()
         size = self.protection.noised_size(asked)
         steps = private_steps(plan, size, self.protection.batch_size)
@@ -150,6 +150,15 @@ class Site:
             right, count = self._count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         return replace(uplink, metrics=metrics)
+
+    def join(self, request: TrainRequest) -> Iterator[Refusal]:
+        """Charge merchants for a federation of which they are drawn by coins, those too that no coin will draw."""
+        for merchant in request.merchants:
+            try:
+                self.protection.check(merchant, request.arm)
+                self.protection.join(request, merchant, len(self.proxy))
+            except FedDistillError as error:
+                yield self._refusal(merchant, error, request.arm)
 
     def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
         """(right, all) test examples of each merchant under the given student; merchants without any are left out, and

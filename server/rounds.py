@@ -66,7 +66,7 @@ class Federation:
             merchants=tuple(merchants),
             students=tuple(self.dealt[place[merchant] % len(self.dealt)] for merchant in merchants),
             blueprints={name: blueprint_of(model) for name, model in self.students.items()},
-            rounds=tuple(self.planned[merchant] for merchant in merchants),
+            rounds=tuple(max(self.planned[merchant], 1) for merchant in merchants),
             population=len(self.sites.merchants),
             learning_rate=learning_rate,
             test=test,
@@ -148,6 +148,8 @@ def federate(
     aggregator = federation.aggregator()
     progress = _restore(federation, aggregator)
     on_resume(progress.state.round)
+    if federation.unit == "merchant":
+        federation.sites.join(federation.request(federation.sites.merchants))
     while progress.state.round < config.rounds:
         began = time.perf_counter()
         try:

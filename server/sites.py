@@ -25,7 +25,7 @@ from fed_distill.transport.records import (
     serialized_bytes,
     to_array_record,
 )
-from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, QUERY_PRIVACY, TRAIN, Refusal, TrainRequest
+from fed_distill.transport.requests import EVALUATE, JOIN, QUERY_MERCHANTS, QUERY_PRIVACY, TRAIN, Refusal, TrainRequest
 
 CHUNK_BYTES = 2 * 2**30
 """Students' weights in one chunk of a round's answers: the server, and a site's reply, hold about so much at once."""
@@ -154,6 +154,17 @@ class Sites:
                 except UplinkRejected as error:
                     _log.warning("test counts left out: %s", error)
         return dict(sorted(counts.items()))
+
+    def join(self, request: TrainRequest) -> None:
+        """Have every merchant pay for a federation of which it will be drawn by a coin in each round."""
+        messages = [
+            Message(RecordDict({"request": part.to_record()}), node, JOIN)
+            for node, part in self._by_node(request).items()
+        ]
+        for reply in self._ask(messages)[0]:
+            for record in reply.content.config_records.values():
+                refusal = _refusal(record, request, reply.metadata.src_node_id)
+                _log.warning("%s", refusal.reason)
 
     def spent(self, arm: str, seed: int) -> Spent:
         """What an arm has cost the merchants, by their ledgers, as their sites tell."""

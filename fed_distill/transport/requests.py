@@ -11,6 +11,7 @@ from fed_distill.models import TextModel, rebuild
 
 QUERY_MERCHANTS = "query.merchants"
 QUERY_PRIVACY = "query.privacy"
+JOIN = "query.join"
 TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
 

@@ -7,7 +7,9 @@ import pytest
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
+from clients.app import site_for
 from fed_distill.data import load
+from fed_distill.runtime.grid import context_of
 from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN
 
 
@@ -65,3 +67,14 @@ def test_personal_students_never_leave(tiny_run):
             assert not recorddict_from_proto(Proto.FromString(reply)).array_records
     kept = tiny_run.result.folder / "checkpoint" / "sites" / "seed-0"
     assert {path.name for path in kept.iterdir()} >= {"personal%20of%20fedmd", "personal%20of%20fedavg-kd%2Bfedsubavg"}
+
+
+def test_a_sites_own_ledger_and_limits_win_over_the_run_config(tiny_experiment, tmp_path):
+    limits = tmp_path / "limits.toml"
+    limits.write_text("[default]\nmax_epsilon = 1.0\n", encoding="utf-8")
+    run_config = tiny_experiment(tmp_path, {"privacy.ledger": str(tmp_path / "theirs")}).to_run_config()
+    context = context_of(2, 1, run_config)
+    context.node_config |= {"limits": str(limits), "ledger": str(tmp_path / "own")}
+    site = site_for(context)
+    assert site.protection.limits.default.max_epsilon == 1.0
+    assert site.experiment.privacy.ledger == tmp_path / "own"

@@ -28,5 +28,5 @@ def test_without_deviation_there_is_no_noise():
 
 @pytest.mark.parametrize(("noise_multiplier", "max_grad_norm"), [(-0.1, 1.0), (1.0, 0.0), (1.0, -1.0)])
 def test_impossible_parameters_are_refused(noise_multiplier, max_grad_norm):
-    with pytest.raises(ValueError, match=r"noise_multiplier >= 0 and max_grad_norm > 0"):
+    with pytest.raises(ValueError, match=r"noise_multiplier >= 0, max_grad_norm > 0 and batch_size and rows >= 1"):
         ExampleDP(noise_multiplier, max_grad_norm)

@@ -78,3 +78,9 @@ def test_votes_alone_leave_a_merchant_of_pate(tiny_experiment, simulate, tmp_pat
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["privacy"]["epsilon"] <= 50.0
     assert summary["privacy"]["reveals"][0]["what"] == "its student's votes on the proxy set"
+
+
+def test_who_is_never_drawn_pays_too_since_its_coin_is_part_of_the_promise(tiny_experiment, simulate, tmp_path):
+    changes = {**MERCHANT, "federation.participation": 0.2, "federation.rounds": 2, "controls": ["server"]}
+    folder, _ = simulate(tiny_experiment(tmp_path, changes))
+    assert len(Ledgers(folder / "checkpoint" / "ledgers" / "seed-0" / "fedavg-kd").merchants()) == 5
