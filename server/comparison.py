@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fed_distill.config import Experiment
 from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
-from fed_distill.errors import CheckpointError
+from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
 from fed_distill.models import TextModel, build_student
@@ -57,11 +57,12 @@ class Comparison:
             "pooled": self._pooled,
             "fedavg": partial(self._federation, "fedavg", "control"),
         }
-        outcomes = [
-            self._kept(f"control.{name}", measure)
-            for name, measure in controls.items()
-            if name in self.experiment.controls
-        ]
+        outcomes = []
+        for name in (name for name in controls if name in self.experiment.controls):
+            try:
+                outcomes.append(self._kept(f"control.{name}", controls[name]))
+            except BudgetExceeded as error:  # merchants may keep out of what is trained without privacy
+                self.callbacks.on_message(f"control {name} is left out: {error}")
         for federation in self.experiment.federations():
             title = federation.title
             outcomes.append(self._kept(f"federation.{title}", partial(self._federation, title, "federation")))
@@ -158,6 +159,8 @@ class Comparison:
         federation = self._federation_of(arm)
         self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
         progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
+        if kind == "control" and not progress.state.round:
+            raise BudgetExceeded("its merchants' limits allow no round of it")
         began = time.perf_counter() - progress.seconds
         weights, before, notes = progress.state.weights, None, []
         adaptation = self.experiment.adaptation

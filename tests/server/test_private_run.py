@@ -80,9 +80,12 @@ def test_a_federation_ends_when_no_merchant_has_any_budget_left(limited, simulat
 
 
 def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
-    experiment = limited('[default]\nunits = ["example"]\n')
+    experiment = limited('[default]\nunits = ["example"]\n', controls=["server", "local", "pooled", "fedavg"])
     folder, _ = simulate(experiment)
     assert lines(folder, "fedavg") == []
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["controls"]) == ["server", "pooled"]
+    assert (folder / "report.html").stat().st_size > 0
     assert len(lines(folder, experiment.federation.title)) == 3
 
 
