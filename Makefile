@@ -14,7 +14,7 @@ install: $(VENV)/.installed  ## Make .venv and install what the quickstart needs
 run: install  ## Train on the generated marketplace, about five minutes, and write a report
 	@$(BIN)/fed-distill run experiments/quickstart.toml $(ARGS)
 
-study: install  ## Study privacy against accuracy on the marketplace, and write a report
+study: install  ## Study privacy against accuracy on the marketplace, about twenty minutes
 	@$(BIN)/fed-distill study experiments/privacy_marketplace.toml $(ARGS)
 
 test: $(VENV)/.tested  ## Check style and types, then run all tests

@@ -21,7 +21,7 @@ from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.report import write_report
 from fed_distill.results.speed import speed
-from fed_distill.results.store import CLASSES, RunStore
+from fed_distill.results.store import CLASSES, SUMMARY, RunStore, read_summary
 from fed_distill.results.summary import summarize
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
@@ -72,6 +72,8 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
             speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
             account=data.account,
         )
+        if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
+            summary["privacy"]["audit"] = read_summary(folder)["privacy"]["audit"]
         store.write_summary(summary)
         write_report(folder)
         callbacks.on_end(summary)

@@ -256,7 +256,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <div class="scroll" tabindex="0" role="region" aria-label="What leaves a merchant">
   <table>
     <thead><tr><th scope="col">What leaves a merchant</th><th scope="col">How it is protected</th></tr></thead>
-    <tbody>{% for part in summary.privacy.reveals %}<tr><th scope="row">{{ part.what }}</th><td>{{ part.how }}</td></tr>{% endfor %}</tbody>
+    <tbody>{% for part in summary.privacy.reveals %}<tr><th scope="row">{{ part.what }}</th><td class="text">{{ part.how }}</td></tr>{% endfor %}</tbody>
   </table>
   </div>
   {% endif %}
@@ -264,11 +264,12 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   {% if audit.auc is not none %}
   <h3>What attacks found</h3>
   <p>The federation was trained again without half of each merchant's examples, and attackers were asked which half. An AUC of 0.5 is
-  guessing, 1 is certainty. The strongest found {{ audit.tpr_at_1pct | percent(1) }} of the members at 1 % false alarms. {{ audit_bound }}</p>
+  guessing, 1 is certainty; {{ audit.strongest | words }} came farthest. At 1 % false alarms no attack found more than
+  {{ audit.tpr_at_1pct | percent(1) }} of the members. {{ audit_bound }}</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Attacks">
   <table>
     <thead><tr><th scope="col">Attack</th><th scope="col">AUC</th><th scope="col">What the attacker sees and does</th></tr></thead>
-    <tbody>{% for name, auc in audit.attacks.items() %}<tr><th scope="row">{{ name | words }}</th><td>{{ auc | number(3) }}</td><td>{{ audit.threat_models[name] }}</td></tr>{% endfor %}</tbody>
+    <tbody>{% for name, auc in audit.attacks.items() %}<tr><th scope="row">{{ name | words }}</th><td>{{ auc | number(3) }}</td><td class="text">{{ audit.threat_models[name] }}</td></tr>{% endfor %}</tbody>
   </table>
   </div>
   {% endif %}

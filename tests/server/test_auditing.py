@@ -54,7 +54,7 @@ def test_an_overfitted_run_is_found_out_and_a_private_one_is_not(finished, tmp_p
     assert set(caught["threat_models"]) == {*caught["attacks"], "canaries", "label_shares"}
 
 
-def test_an_audit_is_written_beside_the_run_and_charges_nobody(finished):
+def test_an_audit_is_written_beside_the_run_stays_there_and_charges_nobody(finished, simulate):
     folder = finished(**PRIVATE)
     before = {path: path.read_bytes() for path in (folder / "checkpoint").rglob("*.jsonl")}
     result = CliRunner().invoke(app, ["audit", str(folder), "--shadows", "4", "--canaries", "40"])
@@ -68,6 +68,8 @@ def test_an_audit_is_written_beside_the_run_and_charges_nobody(finished):
     assert before
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "What attacks found" in report
+    simulate(read_experiment(folder).with_changes({"runtime.resume": True}))
+    assert read_summary(folder)["privacy"]["audit"] == brief
 
 
 @pytest.mark.parametrize(("method", "sends"), [("fedmd", "soft labels"), ("pate", "votes")])

@@ -43,7 +43,7 @@ THREAT_MODELS: Mapping[str, str] = {
     ),
     "lira_online": (
         "As for lira_offline, and it also trains shadow students with the example: the likelihood ratio of its being "
-        "in and out. The strongest attacker here, with all candidates but not who is a member."
+        "in and out. It knows the most here: all candidates, but not who is a member."
     ),
     "proxy_soft_labels": (
         "Whoever sees nothing but soft labels on the proxy set, as a merchant sends them or as the released student "
