@@ -192,7 +192,7 @@ def test_a_merchant_fifty_times_larger_than_the_rest(privacy, words, merchants, 
 def test_a_merchant_that_diverges_harms_nobody_else(
     kind, options, place, privacy, small_student, merchants, plans, distance
 ):
-    """Wherever it is in its cohort: the first one's padding row stands for all. Of a private phase no loss is looked at,
+    """Wherever it is in its cohort: the first one's padding row stands for all. No private loss is looked at,
     since a failure would tell of single examples: the public one after it fails."""
 
     def objective(outputs, references):
