@@ -1,7 +1,8 @@
 """A source whose rows are offers: a title, what a shopper typed to find it, and three nested codes.
 
 The codes grade any pair of query and title: same product is exact, same kind (within it, another product) a
-substitute, same family a complement, anything else irrelevant. Pairs are made after the split and, at a
+substitute, same family a complement, anything else irrelevant. Matching keeps of this whether the product is the
+same, so that most of its other pairs are near misses. Pairs are made after the split and, at a
 merchant, of nothing but its own offers, because it doesn't know the others' catalogues.
 """
 
@@ -16,9 +17,9 @@ from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import Examples, Ranking, Task
-from fed_distill.data.labeled import distinct, factorize, grow_keys, proxy_too_large
+from fed_distill.data.labeled import distinct, factorize, grow_keys
 from fed_distill.data.partition import assign
-from fed_distill.data.tasks import RELEVANCE
+from fed_distill.data.tasks import MATCHING, RELEVANCE
 from fed_distill.errors import DataError
 from fed_distill.runtime.seeds import numpy_stream
 
@@ -48,10 +49,11 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Clean offers of all merchants; implements ``Source`` for relevance. Made by `build`.
+    """Clean offers of all merchants; implements ``Source`` for relevance and matching. Made by `build`.
 
     products, kinds, families: int64 ``[n]``, each nested in the next; groups: products that must stay together.
-    titles, queries: texts of each offer.
+    titles, queries: texts of each offer. task: relevance takes the grades as classes; matching asks whether a
+    query's product is the title's. domains: of each offer, or None.
     """
 
     names: tuple[str, ...]
@@ -65,6 +67,7 @@ class Catalogue:
     options: PairOptions = PairOptions()
     account: Mapping[str, Any] = field(default_factory=dict)
     task: Task = RELEVANCE
+    domains: tuple[str, ...] | None = None
 
     @classmethod
     def build(
@@ -77,6 +80,8 @@ class Catalogue:
         families: Sequence[int] | IntArray,
         config: DataConfig,
         options: PairOptions,
+        task: Task = RELEVANCE,
+        domains: Sequence[str] | None = None,
     ) -> Self:
         """Clean the offers and give each its merchant; a partitioner skews the families.
 
@@ -92,7 +97,18 @@ class Catalogue:
         product = np.asarray(products, dtype=np.int64)[rows]
         kind = np.asarray(kinds, dtype=np.int64)[rows]
         return cls(
-            names, owners, product, cleaned.texts, cleaned.pairs, product, kind, family, options, cleaned.account
+            names,
+            owners,
+            product,
+            cleaned.texts,
+            cleaned.pairs,
+            product,
+            kind,
+            family,
+            options,
+            cleaned.account,
+            task,
+            None if domains is None else tuple(domains[row] for row in cleaned.rows),
         )
 
     def grades(self, query_rows: IntArray, title_rows: IntArray) -> IntArray:
@@ -106,6 +122,11 @@ class Catalogue:
                 np.where(self.families[query_rows] == self.families[title_rows], COMPLEMENT, IRRELEVANT),
             ),
         )
+
+    def labels(self, query_rows: IntArray, title_rows: IntArray) -> IntArray:
+        """Class of each pair: its grade, or for matching whether both are of one product."""
+        grades = self.grades(query_rows, title_rows)
+        return (grades == EXACT).astype(np.int64) if self.task == MATCHING else grades
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
         """Graded pairs of the merchant's own queries and titles, without duplicates, ``max_pairs`` at most."""
@@ -127,9 +148,8 @@ class Catalogue:
         """Distinct pairs of public queries and public titles, of all grades, across the public merchants."""
         rng = numpy_stream(seed, "proxy")
         queries, titles = factorize([self.queries[row] for row in rows]), factorize([self.titles[row] for row in rows])
-        if not len(rows):
-            raise proxy_too_large(size, 0)
-        lefts, rights = int(queries.max()) + 1, int(titles.max()) + 1
+        lefts, rights = int(queries.max(initial=-1)) + 1, int(titles.max(initial=-1)) + 1
+        size = min(size, lefts * rights)
         here = np.arange(len(rows))
         keys = np.zeros(0, dtype=np.int64)
         while len(keys) < size:
@@ -150,7 +170,10 @@ class Catalogue:
 
         A query has its exact offers (10 at most) and about as many substitutes as all the rest: complements and
         irrelevant offers fill up to ``ranking_candidates``. No title occurs twice under a query.
+        None for matching, which is headlined by macro-F1.
         """
+        if self.task.gains is None:
+            return None
         rng = numpy_stream(seed, "ranking", part)
         order = rows[np.lexsort((self.products[rows], self.kinds[rows], self.families[rows]))]
         blocks = [_blocks(codes[order]) for codes in (self.products, self.kinds, self.families)]
@@ -209,7 +232,8 @@ class Catalogue:
         wanted = np.full((count, self.options.pairs_per_row), EXACT, dtype=np.int64)
         wanted[:, 1:2] = SUBSTITUTE
         rest = wanted[:, 2:]
-        rest[:] = np.where(rng.random(rest.shape) < complement, COMPLEMENT, IRRELEVANT)
+        # Matching an irrelevant product would be too easy.
+        rest[:] = np.where((rng.random(rest.shape) < complement) | (self.task == MATCHING), COMPLEMENT, IRRELEVANT)
         if self.options.grade_skew:
             drawn = rng.choice(4, size=wanted.shape, p=skewed)
             wanted = np.where(rng.random(wanted.shape) < self.options.grade_skew, drawn, wanted)
@@ -247,7 +271,7 @@ class Catalogue:
         return Examples(
             texts=tuple(self.queries[row] for row in query_rows.tolist()),
             pairs=tuple(self.titles[row] for row in title_rows.tolist()),
-            labels=self.grades(query_rows, title_rows),
+            labels=self.labels(query_rows, title_rows),
             groups=self.groups[query_rows],
             merchants=tuple(merchants),
         )

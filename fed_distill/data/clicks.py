@@ -16,7 +16,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import Examples, Ranking, Task
-from fed_distill.data.labeled import factorize, proxy_too_large
+from fed_distill.data.labeled import factorize
 from fed_distill.data.partition import assign
 from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.data.world import World
@@ -47,6 +47,7 @@ class Clicks:
     max_examples: int
     account: Mapping[str, Any] = field(default_factory=dict)
     task: Task = RECOMMEND
+    domains: tuple[str, ...] | None = None
 
     @classmethod
     def build(
@@ -59,6 +60,7 @@ class Clicks:
         config: DataConfig,
         per_row: int,
         max_examples: int,
+        domains: Sequence[str] | None = None,
     ) -> Self:
         """Clean the offers and give each its merchant (a partitioner skews the departments)."""
         named = merchants if config.partition == "merchant" else None
@@ -69,7 +71,17 @@ class Clicks:
             None if named is None else [named[row] for row in cleaned.rows], world.department_of[kept], config
         )
         return cls(
-            names, owners, kept, cleaned.texts, kept, colors[rows], world, per_row, max_examples, cleaned.account
+            names,
+            owners,
+            kept,
+            cleaned.texts,
+            kept,
+            colors[rows],
+            world,
+            per_row,
+            max_examples,
+            cleaned.account,
+            domains=None if domains is None else tuple(domains[row] for row in cleaned.rows),
         )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
@@ -84,6 +96,8 @@ class Clicks:
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
         """More histories of the public merchants' shoppers, without labels."""
+        if not len(rows):
+            return self._draw(rows, 0, 0.5, numpy_stream(seed, "proxy"))
         rng = numpy_stream(seed, "proxy")
         owners = self.owners[rows]
         parts: list[Examples] = []
@@ -96,8 +110,6 @@ class Clicks:
             if len(set(keys)) >= size:
                 break
         first = np.sort(np.unique(factorize(keys), return_index=True)[1])
-        if len(first) < size:
-            raise proxy_too_large(size, len(first))
         return Examples.concatenate(parts).take(np.sort(rng.permutation(first)[:size])).unlabeled()
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:

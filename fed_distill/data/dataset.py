@@ -37,9 +37,12 @@ IntArray = npt.NDArray[np.int64]
 DATASETS = Registry(
     "dataset",
     {
+        "esci": "fed_distill.data.esci:Esci",
         "marketplace": "fed_distill.data.marketplace:Marketplace",
         "pricerunner": "fed_distill.data.pricerunner:PriceRunner",
+        "reviews-zh": "fed_distill.data.reviews:ChineseReviews",
         "table": "fed_distill.data.table:Table",
+        "wands": "fed_distill.data.wands:Wands",
     },
 )
 
@@ -72,6 +75,11 @@ class Source(Protocol):
         ...
 
     @property
+    def domains(self) -> tuple[str, ...] | None:
+        """``[n]``: the domain of each row, such as its product category; None for data without domains."""
+        ...
+
+    @property
     def account(self) -> Mapping[str, Any]:
         """JSON-ready account of cleaning."""
         ...
@@ -84,10 +92,7 @@ class Source(Protocol):
         ...
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """``size`` distinct unlabeled examples made of the public merchants' training ``rows``.
-
-        Raises DataError that says how many there are, if there are fewer.
-        """
+        """``size`` distinct unlabeled examples made of the public merchants' ``rows``; all, if there are fewer."""
         ...
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:

@@ -26,23 +26,29 @@ def data_cache() -> Path:
 
 
 def find(name: str, given: Path | None) -> Path | None:
-    """The file ``name``, plain or with ``.gz``: at the ``given`` path, in the data folder or in the cache.
+    """The file ``name``: at the ``given`` path, in the data folder or in the cache.
 
-    A given path is the file or its folder; DataError if nothing is there.
+    It may be plain, have ``.gz`` added, or be alone in a ``.zip`` of its name. A given path is the file or its
+    folder; DataError if nothing is there.
     """
     if given is not None:
         if given.is_file():
             return given
         found = _inside(given, name)
         if found is None:
-            raise DataError(f"{given} does not exist" if not given.exists() else f"{given} has no {name} or {name}.gz")
+            kinds = " or ".join(path.name for path in _variants(given, name))
+            raise DataError(f"{given} has no {kinds}" if given.exists() else f"{given} does not exist")
         return found
     folder = os.environ.get(FOLDER_VARIABLE)
     return (_inside(Path(folder), name) if folder else None) or _inside(data_cache(), name)
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    return next((path for path in _variants(folder, name) if path.is_file()), None)
+
+
+def _variants(folder: Path, name: str) -> tuple[Path, ...]:
+    return folder / name, folder / f"{name}.gz", (folder / name).with_suffix(".zip")
 
 
 def fetch(url: str, member_suffix: str, name: str, sha256: str, normalize: Callable[[bytes], bytes]) -> Path:
@@ -75,14 +81,16 @@ def _member(archive: Path, suffix: str) -> bytes:
     with zipfile.ZipFile(archive) as content:
         names = [name for name in content.namelist() if name.endswith(suffix)]
         if len(names) != 1:
-            raise DataError(f"the downloaded archive has {len(names)} files that end with {suffix}, not one")
+            raise DataError(f"the archive has {len(names)} files that end with {suffix}, not one")
         return content.read(names[0])
 
 
 def read_text(path: Path) -> str:
-    """Text of a plain or gzipped UTF-8 file; raise DataError if it cannot be read."""
+    """Text of a UTF-8 file, plain, gzipped or the only .csv of a zip; raise DataError if it cannot be read."""
     try:
+        if path.suffix == ".zip":
+            return _member(path, ".csv").decode("utf-8-sig")
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (OSError, EOFError, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error

@@ -20,7 +20,7 @@ class LabeledRows:
     """Clean labelled rows; implements ``Source``. Made by `build`.
 
     ranking_queries: queries of the ranking view at most, where the task has gains: texts with candidates of
-    two grades or more.
+    two grades or more. domains: of each row, ``[n]``, or None.
     """
 
     task: Task
@@ -32,6 +32,7 @@ class LabeledRows:
     labels: IntArray
     account: Mapping[str, Any] = field(default_factory=dict)
     ranking_queries: int = 400
+    domains: tuple[str, ...] | None = None
 
     @classmethod
     def build(
@@ -44,11 +45,13 @@ class LabeledRows:
         merchants: Sequence[str] | None = None,
         groups: Sequence[Hashable] | None = None,
         ranking_queries: int = 400,
+        domains: Sequence[str] | None = None,
     ) -> Self:
         """Clean the rows and give each its merchant.
 
         labels: class indices, or `UNLABELED`. groups: what must not be split between training and test; without
-        them, rows of equal query (relevance), product (recommend) or text belong together.
+        them, rows of equal query (relevance), second text (other tasks of two) or text belong together. domains: of
+        each row, if the data have any.
         Raises DataError if no row is left or ``pairs`` and the task don't fit.
         """
         if task.pair != (pairs is not None):
@@ -68,7 +71,16 @@ class LabeledRows:
         else:
             keys = [groups[row] for row in cleaned.rows]
         return cls(
-            task, names, owners, factorize(keys), cleaned.texts, cleaned.pairs, kept, cleaned.account, ranking_queries
+            task,
+            names,
+            owners,
+            factorize(keys),
+            cleaned.texts,
+            cleaned.pairs,
+            kept,
+            cleaned.account,
+            ranking_queries,
+            None if domains is None else tuple(domains[row] for row in cleaned.rows),
         )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
@@ -90,9 +102,7 @@ class LabeledRows:
         left, right = factorize(lefts), factorize(rights)
         first_left, first_right = np.unique(left, return_index=True)[1], np.unique(right, return_index=True)[1]
         keys = distinct(left * len(first_right) + right)
-        if size > len(keys):
-            if self.pairs is None or not len(keys):
-                raise proxy_too_large(size, len(keys))
+        if size > len(keys) and self.pairs is not None:
             keys = grow_keys(keys, len(first_left), len(first_right), size, rng)
         left_at = first_left[keys[:size] // len(first_right)]
         right_at = first_right[keys[:size] % len(first_right)]
@@ -128,13 +138,9 @@ def factorize(values: Sequence[Hashable]) -> IntArray:
 
 
 def grow_keys(keys: IntArray, lefts: int, rights: int, size: int, rng: np.random.Generator) -> IntArray:
-    """Add random pairs ``left * rights + right`` to the distinct ``keys`` until there are ``size``.
-
-    Raises DataError if ``lefts * rights`` pairs are too few.
-    """
+    """Add random pairs ``left * rights + right`` to the distinct ``keys`` until there are ``size``, or all."""
     possible = lefts * rights
-    if size > possible:
-        raise proxy_too_large(size, possible)
+    size = min(size, possible)
     while len(keys) < size:
         if possible <= 4 * size:
             fresh = rng.permutation(possible)
@@ -148,14 +154,6 @@ def distinct(values: IntArray) -> IntArray:
     """Distinct values in the order in which they first occur."""
     _, first = np.unique(values, return_index=True)
     return values[np.sort(first)]
-
-
-def proxy_too_large(size: int, possible: int) -> DataError:
-    """The error of a proxy set that cannot be filled."""
-    return DataError(
-        f"data.proxy_size = {size} is more than the public merchants' training rows give: "
-        f"{possible} distinct examples. Lower data.proxy_size, or raise data.public_share"
-    )
 
 
 def _reasons(account: Mapping[str, Any]) -> str:

@@ -31,8 +31,9 @@ def limited(data: FederatedData, config: DataConfig) -> FederatedData:
         public=_sample(data.public, config, "public"),
         public_valid=_sample(data.public_valid, config, "public_valid"),
         merchants=merchants,
-        valid=_sample(_of(data.valid, kept), config, "valid"),
-        test=_sample(_of(data.test, kept), config, "test"),
+        valid=_sample(_of(data.valid, kept) if kept else data.valid, config, "valid"),
+        # A test domain is measured on whoever has it, clients or not.
+        test=_sample(_of(data.test, kept) if kept and config.test_domain is None else data.test, config, "test"),
         ranking_valid=_whole_queries(data.ranking_valid, config),
         ranking_test=_whole_queries(data.ranking_test, config),
         account={

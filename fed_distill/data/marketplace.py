@@ -16,12 +16,17 @@ from fed_distill.config import DataConfig
 from fed_distill.data.catalogue import Catalogue, PairOptions
 from fed_distill.data.clicks import Clicks
 from fed_distill.data.dataset import IntArray, Source
+from fed_distill.data.examples import Task
+from fed_distill.data.intents import INTENTS
 from fed_distill.data.labeled import LabeledRows
 from fed_distill.data.tasks import category_task, choose_task
 from fed_distill.data.vocabulary import COLORS, DEPARTMENTS, LANGUAGES
 from fed_distill.data.world import World, make_world
-from fed_distill.data.writing import draw_habits, write_query, write_title
+from fed_distill.data.writing import QUESTION_DRAWS, draw_habits, write_query, write_question, write_title
 from fed_distill.runtime.seeds import numpy_stream
+
+FAQ = Task("faq", tuple(INTENTS), pair=False, positive="return")
+"""What a shopper's question is about."""
 
 _LARGEST = 15
 """The largest merchant's size, in mean sizes."""
@@ -39,13 +44,25 @@ class Offers:
 
 
 @dataclass(frozen=True)
-class Marketplace:
-    """Generated merchants; tasks ``relevance``, ``recommend`` and ``category`` (the department of a title).
+class Questions:
+    """Questions of all merchants' shoppers, in columns ``[questions]``; intents are indices into `INTENTS`."""
 
-    merchants: how many. rows: offers of a merchant, on average. products: products in the world; 0 for 100 a
-    merchant, at most 60,000. languages: of titles and queries; each merchant has a main one. size_spread: standard
-    deviation of the logarithm of the merchants' sizes. grade_skew: from 0 (all merchants make pairs by the same
-    pattern) to 1 (shares of the grades differ widely). world_seed: another seed is another world.
+    texts: list[str]
+    merchants: list[str]
+    products: IntArray
+    intents: IntArray
+
+
+@dataclass(frozen=True)
+class Marketplace:
+    """Generated merchants; tasks ``relevance``, ``recommend``, ``category`` (the department of a title) and ``faq``
+    (the intent of a shopper's question). A product's department is its domain.
+
+    merchants: how many. rows: offers of a merchant, or questions put to it, on average. products: products in the
+    world; 0 for 100 a merchant, at most 60,000. languages: of titles, queries and questions; each merchant has a main
+    one. size_spread: standard deviation of the logarithm of the merchants' sizes. grade_skew: from 0 (all merchants
+    make pairs by the same pattern and are asked the same things) to 1 (shares of the grades or intents differ
+    widely). world_seed: another seed is another world.
     pairs_per_row: pairs (or, for recommend, clicks shown) made of one offer. max_pairs: of one merchant in one part of
     the split at most. ranking_queries, ranking_candidates: size of the ranking view.
     """
@@ -68,16 +85,33 @@ class Marketplace:
 
     def read(self, config: DataConfig) -> Source:
         """Generate the offers and what the task needs of them."""
-        choose_task(config.task, "marketplace", ("relevance", "recommend", "category"))
+        choose_task(config.task, "marketplace", ("relevance", "recommend", "category", "faq"))
         world = make_world(self.products or min(100 * self.merchants, 60_000), self.world_seed)
+        departments = tuple(DEPARTMENTS)
+        if config.task == "faq":
+            questions = self.questions(world)
+            return LabeledRows.build(
+                FAQ,
+                questions.texts,
+                questions.intents,
+                config,
+                merchants=questions.merchants,
+                domains=[departments[at] for at in world.department_of[questions.products]],
+            )
         offers = self.offers(world)
+        domains = [departments[at] for at in world.department_of[offers.products]]
         if config.task == "category":
-            departments = tuple(DEPARTMENTS)
             labels = world.department_of[offers.products]
-            task = category_task(departments[label] for label in labels)
+            task = category_task(domains)
             index = np.array([task.classes.index(name) if name in task.classes else -1 for name in departments])
             return LabeledRows.build(
-                task, offers.titles, index[labels], config, merchants=offers.merchants, groups=offers.products.tolist()
+                task,
+                offers.titles,
+                index[labels],
+                config,
+                merchants=offers.merchants,
+                groups=offers.products.tolist(),
+                domains=domains,
             )
         if config.task == "recommend":
             return Clicks.build(
@@ -89,6 +123,7 @@ class Marketplace:
                 config,
                 self.pairs_per_row,
                 self.max_pairs,
+                domains,
             )
         return Catalogue.build(
             offers.titles,
@@ -101,6 +136,7 @@ class Marketplace:
             PairOptions(
                 self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates, self.grade_skew
             ),
+            domains=domains,
         )
 
     def offers(self, world: World) -> Offers:
@@ -124,6 +160,30 @@ class Marketplace:
             products.append(chosen)
             colors.append(color)
         return Offers(titles, queries, owners, np.concatenate(products), np.concatenate(colors))
+
+    def questions(self, world: World) -> Questions:
+        """Generate the questions of every merchant's shoppers about products of ``world``."""
+        texts: list[str] = []
+        owners: list[str] = []
+        products: list[IntArray] = []
+        intents: list[IntArray] = []
+        languages = tuple(LANGUAGES.index(known) for known in self.languages)
+        names = tuple(INTENTS)
+        for name, language, size in self._merchants():
+            rng = numpy_stream(self.world_seed, "questions", name)
+            habits = draw_habits(language, languages, rng)
+            shares = self.grade_skew * rng.dirichlet(np.ones(len(names))) + (1 - self.grade_skew) / len(names)
+            asked = rng.choice(len(names), size=size, p=shares)
+            chosen = _assortment(world, size, rng)
+            draws = rng.random((size, QUESTION_DRAWS)).tolist()
+            texts.extend(
+                write_question(world, product, names[intent], habits, draw)
+                for product, intent, draw in zip(chosen.tolist(), asked.tolist(), draws, strict=True)
+            )
+            owners.extend([name] * size)
+            products.append(chosen)
+            intents.append(asked)
+        return Questions(texts, owners, np.concatenate(products), np.concatenate(intents))
 
     def _merchants(self) -> Iterator[tuple[str, int, int]]:
         """Name, main language and number of offers of each merchant."""

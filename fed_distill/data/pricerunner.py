@@ -3,6 +3,10 @@
 UCI data set 837, "Product Classification and Clustering" (L. Akritidis, CC BY 4.0). Categories are given; the
 grades of ``relevance`` are derived: a cluster's label is the query, its offers are exact, another product of the same
 brand (first word of the label) and category is a substitute, another of the category a complement.
+
+``matching`` asks whether a merchant's title is of the product that a cluster's label names. A merchant knows no other
+merchant's titles, but the labels are what a marketplace's catalogue shows to all, so each title is paired with
+its own label and with those of near products.
 """
 
 import csv
@@ -20,7 +24,7 @@ from fed_distill.data.catalogue import Catalogue, PairOptions
 from fed_distill.data.dataset import Source
 from fed_distill.data.download import fetch, find, read_text
 from fed_distill.data.labeled import LabeledRows, factorize
-from fed_distill.data.tasks import category_task, choose_task, label_reader
+from fed_distill.data.tasks import MATCHING, RELEVANCE, category_task, choose_task, label_reader
 from fed_distill.errors import DataError
 
 URL = "https://archive.ics.uci.edu/static/public/837/product+classification+and+clustering.zip"
@@ -41,11 +45,12 @@ class Offer(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceRunner:
-    """Real merchants' titles; tasks ``relevance`` and ``category``.
+    """Real merchants' titles; tasks ``relevance``, ``matching`` and ``category``, with the category as domain.
 
     path: the CSV file, plain or gzipped, or its folder; looked for in FED_DISTILL_DATA and the cache, and then
     downloaded, if not given.
-    pairs_per_row: pairs made of one offer (exact, substitute, then complement or irrelevant). max_pairs: pairs of
+    pairs_per_row: pairs made of one offer (exact, substitute, then complement or irrelevant; for matching, all
+    but the first are different products). max_pairs: pairs of
     one merchant in one part of the split at most. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
@@ -56,8 +61,8 @@ class PriceRunner:
     ranking_candidates: Annotated[int, Field(ge=2)] = 50
 
     def read(self, config: DataConfig) -> Source:
-        """Read and clean the offers; raise ConfigError for a task other than relevance and category."""
-        choose_task(config.task, "pricerunner", ("relevance", "category"))
+        """Read and clean the offers; raise ConfigError for a task that is not offered."""
+        choose_task(config.task, "pricerunner", ("relevance", "matching", "category"))
         path = find(FILE, self.path) or fetch(URL, ".csv", FILE, SHA256, _with_our_header)
         offers = _read(path)
         if config.task == "category":
@@ -69,6 +74,7 @@ class PriceRunner:
                 labels=[read_label(offer.category) for offer in offers],
                 merchants=[offer.merchant for offer in offers],
                 groups=[offer.cluster.casefold() for offer in offers],
+                domains=[offer.category for offer in offers],
                 config=config,
             )
         return self._catalogue(offers, config)
@@ -89,6 +95,8 @@ class PriceRunner:
             families=factorize([category_of[cluster] for cluster in clusters]),
             config=config,
             options=PairOptions(self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates),
+            task=MATCHING if config.task == "matching" else RELEVANCE,
+            domains=[category_of[cluster] for cluster in clusters],
         )
 
 

@@ -3,6 +3,11 @@
 Groups are split over all merchants at once, so that a test product is seen in training by nobody, public
 merchants included. A share of the merchants that are large enough, and all that are too small, are public: the
 server's. Every draw comes from ``data.seed``.
+
+Rows may have domains. A test domain is measured on and never learned from (leave one domain out; Blitzer et al. 2007,
+ACL): the test has its rows alone, training and validation have none. Parts are drawn before, so that its test rows
+are those that an experiment without a test domain has of it. Proxy domains give the proxy set and nothing else;
+a domain that is both is what unsupervised adaptation has: unlabeled texts of where it will be tested.
 """
 
 import logging
@@ -15,33 +20,37 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task
-from fed_distill.errors import DataError
+from fed_distill.data.proxy import proxy_set
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.runtime.seeds import numpy_stream
 
 LOG = logging.getLogger("fed_distill.data")
 
 PARTS = ("train", "valid", "test")
+_ROLES = (*PARTS, "proxy", "unused")
+"""What a row is for. ``proxy``: for the proxy set alone."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who has what. parts: ``[rows]``, index into `PARTS`. public, small, clients: indices of merchants, sorted;
-    the ``small`` ones are public too, because they have too few rows to be clients."""
+    """Who has what. roles: ``[rows]``, index into `PARTS` or, where domains are left out, beyond. public, small,
+    clients: indices of merchants, sorted; the ``small`` ones are public too, because they have too few rows."""
 
-    parts: IntArray
+    roles: IntArray
     public: tuple[int, ...]
     small: tuple[int, ...]
     clients: tuple[int, ...]
 
 
-def federate(source: Source, config: DataConfig) -> FederatedData:
+def federate(source: Source, config: DataConfig, proxy_source: Source | None = None) -> FederatedData:
     """Split ``source`` as ``config`` says and make everybody's examples.
 
-    Raises DataError if no client or no public merchant is left, if the proxy set cannot be filled, or if all
-    training examples have one class.
+    proxy_source: where the proxy set is from, if from other data, of which all rows are used.
+    Raises ConfigError for a domain that the data don't have, and DataError if no client or no public merchant is
+    left, if the proxy set cannot be filled, or if all training examples have one class.
     """
     split = split_rows(source, config)
-    row_blocks = _RowBlocks(source, split.parts)
+    row_blocks = _RowBlocks(source, split.roles)
     public = _together(source, row_blocks, split.public, "train", config)
     if not len(public):
         raise DataError(
@@ -54,15 +63,22 @@ def federate(source: Source, config: DataConfig) -> FederatedData:
         for index in split.clients
     }
     _check_classes(source.task, [public, *(merchant.train for merchant in merchants.values())])
-    held_out = {part: np.flatnonzero(split.parts == PARTS.index(part)) for part in ("valid", "test")}
+    held_out = {part: np.flatnonzero(split.roles == _ROLES.index(part)) for part in ("valid", "test")}
+    tests = [merchant.test for merchant in merchants.values()]
+    valids = [merchant.valid for merchant in merchants.values()]
+    if not merchants:
+        valids.append(_together(source, row_blocks, split.public, "valid", config))
+    if not merchants or config.test_domain is not None:  # which may have merchants with nothing to train on
+        tests.append(_together(source, row_blocks, split.public, "test", config))
+    proxy_rows = row_blocks.of(split.public, "proxy" if config.proxy_domains else "train")
     data = FederatedData(
         task=source.task,
         public=public,
         public_valid=_together(source, row_blocks, split.public, "valid", config),
-        proxy=source.proxy(row_blocks.of(split.public, "train"), config.proxy_size, config.seed),
+        proxy=proxy_set(source, proxy_rows, config, proxy_source),
         merchants=merchants,
-        valid=_stack([merchant.valid for merchant in merchants.values()], public),
-        test=_stack([merchant.test for merchant in merchants.values()], public),
+        valid=_stack(valids, public),
+        test=_stack(tests, public),
         ranking_valid=source.ranking(held_out["valid"], "valid", config.seed),
         ranking_test=source.ranking(held_out["test"], "test", config.seed),
         account={},
@@ -71,10 +87,12 @@ def federate(source: Source, config: DataConfig) -> FederatedData:
 
 
 def split_rows(source: Source, config: DataConfig) -> Split:
-    """Draw the parts and the public merchants."""
-    parts = _draw_parts(source.groups, config)
-    training = np.bincount(source.owners[parts == 0], minlength=len(source.names))
-    rows = np.bincount(source.owners, minlength=len(source.names))
+    """Draw the parts, leave domains out, and draw the public merchants; all are, where the clients are elsewhere."""
+    roles = _leave_out(source, draw_parts(source.groups, config), config)
+    if config.clients == "elsewhere":
+        return Split(roles, public=tuple(range(len(source.names))), small=(), clients=())
+    training = np.bincount(source.owners[roles == 0], minlength=len(source.names))
+    rows = np.bincount(source.owners[roles < len(PARTS)], minlength=len(source.names))
     enough = (rows >= config.min_rows) & (training >= 2)
     large, small = np.flatnonzero(enough), np.flatnonzero(~enough)
     if not len(large):
@@ -98,7 +116,7 @@ def split_rows(source: Source, config: DataConfig) -> Split:
         large[np.argsort(training[large], kind="stable")], public_count, numpy_stream(config.seed, "public")
     )
     return Split(
-        parts,
+        roles,
         public=tuple(sorted([*small.tolist(), *public])),
         small=tuple(small.tolist()),
         clients=tuple(sorted(set(large.tolist()) - set(public))),
@@ -110,7 +128,8 @@ def _spread(by_size: IntArray, count: int, rng: np.random.Generator) -> list[int
     return [int(rng.choice(size_class)) for size_class in np.array_split(by_size, max(count, 1))[:count]]
 
 
-def _draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
+def draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
+    """Each row's index into `PARTS`, ``[rows]``, drawn by group; DataError if there are too few groups."""
     distinct, of_row = np.unique(groups, return_inverse=True)
     sizes = [round(share * len(distinct)) for share in (config.valid_share, config.test_share)]
     sizes = [
@@ -128,17 +147,40 @@ def _draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
     return part[of_row]
 
 
+def _leave_out(source: Source, parts: IntArray, config: DataConfig) -> IntArray:
+    """Roles: ``parts``, but for rows of a test or proxy domain and, with a test domain, for all others' test rows."""
+    if config.test_domain is None and not config.proxy_domains:
+        return parts
+    known = () if source.domains is None else tuple(sorted(set(source.domains)))
+    for key, names in (("test_domain", [config.test_domain]), ("proxy_domains", config.proxy_domains)):
+        unknown = [name for name in names if name is not None and name not in known]
+        if unknown:
+            raise ConfigError(
+                f"data.{key} = {unknown[0]!r} is no domain of dataset {config.dataset!r}; "
+                + (f"it has: {', '.join(known)}" if known else "it has no domains")
+            )
+    domains = np.asarray(source.domains)
+    tested, for_proxy = domains == config.test_domain, np.isin(domains, config.proxy_domains)
+    train, test, proxy, unused = (_ROLES.index(role) for role in ("train", "test", "proxy", "unused"))
+    roles = np.where(tested | for_proxy, unused, parts)
+    roles[for_proxy & (parts == train)] = proxy
+    if config.test_domain is not None:
+        roles[parts == test] = unused
+        roles[tested & (parts == test)] = test
+    return roles
+
+
 class _RowBlocks:
-    """Rows sorted by (merchant, part), so that each merchant's are a slice."""
+    """Rows sorted by (merchant, role), so that each merchant's are a slice."""
 
-    def __init__(self, source: Source, parts: IntArray) -> None:
-        keys = source.owners * len(PARTS) + parts
+    def __init__(self, source: Source, roles: IntArray) -> None:
+        keys = source.owners * len(_ROLES) + roles
         self._order = np.argsort(keys, kind="stable")
-        self._edges = np.searchsorted(keys[self._order], np.arange(len(source.names) * len(PARTS) + 1))
+        self._edges = np.searchsorted(keys[self._order], np.arange(len(source.names) * len(_ROLES) + 1))
 
-    def of(self, merchants: Sequence[int], part: str) -> IntArray:
-        """Rows of one part of the split, merchant by merchant."""
-        slots = [merchant * len(PARTS) + PARTS.index(part) for merchant in merchants]
+    def of(self, merchants: Sequence[int], role: str) -> IntArray:
+        """Rows of one role, merchant by merchant."""
+        slots = [merchant * len(_ROLES) + _ROLES.index(role) for merchant in merchants]
         return np.concatenate(
             [self._order[:0], *(self._order[self._edges[slot] : self._edges[slot + 1]] for slot in slots)]
         )
@@ -195,7 +237,7 @@ def _with_account(
             "public": {part: len(row_blocks.of(split.public, part)) for part in PARTS},
             "clients": {part: len(row_blocks.of(split.clients, part)) for part in PARTS},
         },
-        "groups": {part: len(np.unique(source.groups[split.parts == index])) for index, part in enumerate(PARTS)},
+        "groups": {part: len(np.unique(source.groups[split.roles == index])) for index, part in enumerate(PARTS)},
         "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
         "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name != "proxy"},
         "ranking": {"valid": _ranking_account(data.ranking_valid), "test": _ranking_account(data.ranking_test)},

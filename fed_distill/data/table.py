@@ -28,9 +28,21 @@ from fed_distill.config import DataConfig
 from fed_distill.data.dataset import Source
 from fed_distill.data.examples import UNLABELED, Task
 from fed_distill.data.labeled import LabeledRows
-from fed_distill.data.tasks import RECOMMEND, RELEVANCE, category_task, choose_task, label_reader, label_text
+from fed_distill.data.tasks import (
+    MATCHING,
+    RECOMMEND,
+    RELEVANCE,
+    SENTIMENT,
+    category_task,
+    choose_task,
+    label_reader,
+    label_text,
+)
 from fed_distill.errors import DataError
 
+_FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
+_OF_LABELS = ("category", "faq")
+"""Tasks of one text whose classes are the file's labels."""
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """What the library says of a table without rows: a text, a Parquet file."""
@@ -40,9 +52,11 @@ _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 class Columns:
     """Names of the columns in the file; ``text`` and ``label`` must be there, an empty name means that there is none.
 
-    text: query, history or title. pair: product, for relevance and recommend. label: a class by name or by index.
-    merchant: who owns the row; without it, set data.partition. group: rows that must not be split between training
-    and test; without it, rows of one query (relevance), product (recommend) or text belong together.
+    text: query, history, title, review or question. pair: the product or second title, for relevance, recommend and
+    matching. label: a class by name or by index. merchant: who owns the row; without it, set data.partition. group:
+    rows that must not be split between training and test, such as those of one product; without it, rows of one
+    query (relevance), second text (recommend, matching) or text belong together. domain: such as a category, for
+    data.test_domain and data.proxy_domains.
     """
 
     text: str = "text"
@@ -50,11 +64,13 @@ class Columns:
     pair: str = ""
     merchant: str = ""
     group: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file of labelled texts or pairs; tasks ``relevance``, ``recommend`` and ``category``.
+    """A file of labelled texts or pairs, for every task: ``relevance``, ``recommend`` and ``matching`` of pairs,
+    ``sentiment``, ``category`` and ``faq`` of texts, the last two with the file's labels as classes.
 
     path: a .csv, .tsv, .parquet, .jsonl or .json (one object a line) file. columns: what the columns are called, by
     the roles of `Columns`. ranking_queries: queries of the ranking view at most.
@@ -77,12 +93,13 @@ class Table:
 
     def read(self, config: DataConfig) -> Source:
         """Read and clean the rows; raise DataError that names the file and what is wrong with it."""
-        choose_task(config.task, "table", ("relevance", "recommend", "category"))
-        if config.task != "category" and not self.named.pair:
+        choose_task(config.task, "table", (*_FIXED, *_OF_LABELS))
+        paired = config.task in _FIXED and _FIXED[config.task].pair
+        if paired and not self.named.pair:
             raise DataError(
-                f"task {config.task} wants two texts: name the product's column as data.options.columns.pair"
+                f"task {config.task} wants two texts: name the column of the second as data.options.columns.pair"
             )
-        columns = self._load()
+        columns = self.columns_of_file()
         raw = columns[self.named.label]
         task = _task(config.task, raw, self.path)
         read_label = label_reader(task)
@@ -100,22 +117,23 @@ class Table:
             groups = [label_text(value) or row for row, value in enumerate(columns[self.named.group])]
         return LabeledRows.build(
             task,
-            texts=self._texts(columns, self.named.text),
+            texts=self.texts_of(columns, self.named.text),
             labels=labels,
             config=config,
-            pairs=self._texts(columns, self.named.pair) if config.task != "category" else None,
+            pairs=self.texts_of(columns, self.named.pair) if paired else None,
             merchants=[label_text(value) for value in columns[merchants]] if merchants else None,
             groups=groups,
             ranking_queries=self.ranking_queries,
+            domains=[label_text(value) for value in columns[self.named.domain]] if self.named.domain else None,
         )
 
-    def _load(self) -> dict[str, list[Any]]:
-        """The wanted columns as lists."""
+    def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
+        """The columns that have a role, and ``more``, as lists; DataError naming the file and what is wrong with it."""
         if not self.path.is_file():
             raise DataError(f"{self.path} " + ("is not a file" if self.path.exists() else "does not exist"))
         if not self.path.stat().st_size:
             raise DataError(f"{self.path} is empty")
-        wanted = sorted({name for name in asdict(self.named).values() if name})
+        wanted = sorted({name for name in (*asdict(self.named).values(), *more) if name})
         # The library keeps an Arrow copy of what it reads; the table is small, so the copy goes at once.
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -133,7 +151,8 @@ class Table:
             raise DataError(f"{self.path} has no rows")
         return columns
 
-    def _texts(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
+    def texts_of(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
+        """One of ``columns`` as texts; DataError naming the row of what is none."""
         texts: list[str | None] = []
         for row, value in enumerate(columns[name], start=1):
             if value is not None and not isinstance(value, (str, int, float)):
@@ -193,9 +212,9 @@ def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
 
 
 def _task(name: str, labels: list[Any], path: Path) -> Task:
-    if name != "category":
-        return {"relevance": RELEVANCE, "recommend": RECOMMEND}[name]
+    if name in _FIXED:
+        return _FIXED[name]
     try:
-        return category_task(labels)
+        return category_task(labels, name)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

@@ -24,20 +24,28 @@ RELEVANCE = Task(
 RECOMMEND = Task(name="recommend", classes=("not_recommend", "recommend"), pair=True, positive="recommend")
 """Whether to recommend a product, from (history, product); a history is the last clicked titles."""
 
+MATCHING = Task(name="matching", classes=("different", "same"), pair=True, positive="same")
+"""Whether two titles are of the same product."""
+
+SENTIMENT = Task(name="sentiment", classes=("negative", "positive"), pair=False, positive="positive")
+"""Whether a review is good or bad."""
+
 HISTORY_SEPARATOR = " ; "
 """Joins the titles of a history, oldest first."""
 
 
-def category_task(labels: Iterable[Any]) -> Task:
+def category_task(labels: Iterable[Any], name: str = "category") -> Task:
     """A task of one text whose classes are the distinct ``labels``, sorted; the most frequent one is positive.
+
+    ``name`` says what the classes are: ``category`` of a title, ``faq`` for the intent of a question.
 
     Labels that `label_text` finds empty are left out. Raises DataError if fewer than two are left.
     """
     counts = Counter(text for text in map(label_text, labels) if text)
     if len(counts) < 2:
-        raise DataError(f"a category task wants two classes or more; the data have {sorted(counts) or 'none'}")
+        raise DataError(f"a {name} task wants two classes or more; the data have {sorted(counts) or 'none'}")
     classes = tuple(sorted(counts))
-    return Task("category", classes, pair=False, positive=max(classes, key=lambda name: (counts[name], name)))
+    return Task(name, classes, pair=False, positive=max(classes, key=lambda label: (counts[label], label)))
 
 
 def choose_task(name: str, dataset: str, offered: Sequence[str]) -> None:

@@ -1,15 +1,22 @@
-"""How merchants write titles and shoppers write queries: order, names, units, case, abbreviations, noise."""
+"""How merchants write titles and shoppers write queries and questions: order, names, units, case, noise."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from fed_distill.data.intents import CLOSINGS, GREETINGS, INTENTS
 from fed_distill.data.vocabulary import COLORS, LANGUAGES, PHRASES, UNITS
 from fed_distill.data.world import World
 
 _ORDERS = ("btmsc", "tbmsc", "bmtsc", "bmstc", "mbtcs", "tbmcs", "btcms")
 """Orders of brand, type, model, size and colour in a title."""
 _CHINESE = LANGUAGES.index("zh")
+_ALTERNATIVES = re.compile(r"\[([^\]]*)\]")
+QUESTION_DRAWS = 16
+"""Uniform numbers that `write_question` takes."""
+_FRAGMENTS = 0.25
+"""Share of questions of which only a part is written: nobody can be sure what some of these ask."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,31 @@ def write_query(world: World, product: int, language: int, draws: list[float]) -
     return _mistyped(text, draws[7] / 0.03) if draws[7] < 0.03 else text
 
 
+def write_question(world: World, product: int, intent: str, habits: Habits, draws: list[float]) -> str:
+    """What a shopper of a merchant with ``habits`` asks about a product. ``draws``: `QUESTION_DRAWS` uniform numbers,
+    the only source of chance. A merchant's shoppers have its language, its noise and its favourite words."""
+    language = habits.second_language if draws[0] < habits.second_share else habits.language
+    patterns = INTENTS[intent][language]
+    pattern = patterns[habits.code_style if draws[1] < 0.4 else int(draws[2] * len(patterns))]
+    name = world.types[world.type_of[product]].words[language][habits.synonym if draws[3] < 0.7 else int(draws[4] * 3)]
+    picks = iter(draws[11:])
+
+    def pick(match: re.Match[str]) -> str:
+        choices, draw = match[1].split("/"), next(picks)
+        return choices[habits.synonym % len(choices) if draw < 0.5 else int((2 * draw - 1) * len(choices))]
+
+    text = _ALTERNATIVES.sub(pick, pattern).replace("{product}", name)
+    text = _fragment(text, language, draws[10]) if draws[9] < _FRAGMENTS else text
+    text += ("？" if language == _CHINESE else "?") if draws[5] < 0.6 else ""
+    before, after = GREETINGS[language], CLOSINGS[language]
+    if draws[6] < 0.15 + habits.noise:
+        text = f"{before[int(draws[6] / (0.15 + habits.noise) * len(before))]}, {text}"
+    if draws[7] < 0.15 + habits.noise:
+        text = f"{text} {after[int(draws[7] / (0.15 + habits.noise) * len(after))]}"
+    text = _mistyped(text, draws[8] / habits.typo) if draws[8] < habits.typo else text
+    return text.upper() if habits.upper else text.lower() if habits.lower else text
+
+
 def _model(world: World, product: int, style: int) -> str:
     name, code = world.brands[world.brand_of[product]].lines[world.line_of[product]]
     number = world.number_of[product]
@@ -106,6 +138,14 @@ def _model(world: World, product: int, style: int) -> str:
 def _size(world: World, product: int, form: int) -> str:
     kind = world.types[world.type_of[product]]
     return f"{kind.sizes[world.size_of[product]]:g}{UNITS[kind.unit][form]}"
+
+
+def _fragment(text: str, language: int, draw: float) -> str:
+    """About two fifths of a text, from somewhere within it."""
+    words = list(text) if language == _CHINESE else text.split()
+    kept = max(2 * len(words) // 5, 1)
+    start = int(draw * (len(words) - kept + 1))
+    return ("" if language == _CHINESE else " ").join(words[start : start + kept])
 
 
 def _mistyped(text: str, draw: float) -> str:

@@ -122,9 +122,10 @@ def test_the_proxy_is_distinct_pairs_up_to_all_there_are(size: int) -> None:
         assert set(Counter(grade(*pair) for pair in pairs)) == {0, 1, 2, 3}
 
 
-def test_a_proxy_beyond_all_pairs_is_refused() -> None:
-    with pytest.raises(DataError, match=r"proxy_size = 1729 .* 1728 distinct"):
-        catalogue().proxy(np.arange(72), 1729, 0)
+def test_a_proxy_beyond_all_pairs_is_all_of_them() -> None:
+    proxy = catalogue().proxy(np.arange(72), 1729, 0)
+    assert len(proxy) == len(set(zip(proxy.texts, proxy.pairs or (), strict=True))) == 1728
+    assert len(catalogue().proxy(np.arange(0), 5, 0)) == 0
 
 
 def test_the_ranking_has_all_exact_offers_and_no_title_twice() -> None:

@@ -98,7 +98,7 @@ def test_a_given_path_wins_over_the_environment_and_that_over_the_cache(
     own.write_bytes(CONTENT)
     assert find("table.csv", own) == own
     assert find("table.csv", shared) == shared / "table.csv.gz"
-    with pytest.raises(DataError, match=r"has no table.csv or table.csv.gz"):
+    with pytest.raises(DataError, match=r"has no table.csv or table.csv.gz or table.zip"):
         find("table.csv", cache.parent)
 
 

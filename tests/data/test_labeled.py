@@ -54,8 +54,7 @@ def test_a_proxy_of_pairs_crosses_texts_when_rows_do_not_suffice() -> None:
     assert set(zip(crossed.texts, crossed.pairs or (), strict=True)) == {
         (q, p) for q in ("q1", "q2", "q3") for p in "abc"
     }
-    with pytest.raises(DataError, match=r"10 .* 9 distinct"):
-        source.proxy(np.arange(8), 10, 0)
+    assert len(source.proxy(np.arange(8), 10, 0)) == 9
 
 
 def test_no_row_left_says_why() -> None:

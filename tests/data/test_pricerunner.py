@@ -94,7 +94,7 @@ def test_category_is_read_from_one_text(pricerunner_file: Path) -> None:
 
 
 def test_recommend_is_not_offered(pricerunner_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"offers: relevance, category"):
+    with pytest.raises(ConfigError, match=r"offers: relevance, matching, category"):
         load(config(pricerunner_file, task="recommend"))
 
 

@@ -100,7 +100,7 @@ def test_a_proxy_that_cannot_be_filled_says_how_many_there_are() -> None:
     source = rows(EVEN, config)
     split = split_rows(source, config)
     there = sum(
-        1 for owner, part in zip(source.owners, split.parts, strict=True) if owner in split.public and part == 0
+        1 for owner, part in zip(source.owners, split.roles, strict=True) if owner in split.public and part == 0
     )
     with pytest.raises(DataError, match=rf"data.proxy_size = 5000 .* {there} distinct examples"):
         federate(source, config)
@@ -179,6 +179,6 @@ def test_the_account_counts_what_is_there() -> None:
 def test_another_seed_is_another_split() -> None:
     source = rows(EVEN)
     first, same, other = (split_rows(source, CONFIG.model_copy(update={"seed": seed})) for seed in (0, 0, 1))
-    assert np.array_equal(first.parts, same.parts)
+    assert np.array_equal(first.roles, same.roles)
     assert first.public == same.public
-    assert not np.array_equal(first.parts, other.parts)
+    assert not np.array_equal(first.roles, other.roles)

