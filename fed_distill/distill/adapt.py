@@ -4,22 +4,28 @@ Each stage is judged on validation data and undone if it made the student worse,
 time. There is no federation in here: how a plan is trained and a student judged is given by the caller.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.distill.losses import hard_labels
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Weights
 
 
 @dataclass(frozen=True)
+class Part:
+    """One training (``private`` phases run on the server's own examples), and the weights that it leaves alone."""
+
+    plan: Plan
+    frozen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Stage:
-    """One stage: what it is called and what it trains (``private`` phases run on the server's own examples)."""
+    """One stage: what it is called, and what is trained one after another."""
 
     title: str
-    plan: Plan
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -30,20 +36,21 @@ class Adapted:
     notes: tuple[str, ...]
 
 
-def domain_stages(teacher_labels: Tensor, temperature: float, epochs: float, learning_rate_scale: float) -> list[Stage]:
-    """The three stages. teacher_labels: the teacher's probabilities on the proxy set ``[proxy, classes]``."""
-    fine_tune = Phase(hard_labels(), epochs=epochs, learning_rate_scale=learning_rate_scale)
-    distil = Phase(
-        soft_labels(temperature),
-        data="proxy",
-        epochs=epochs,
-        references={"soft_labels": teacher_labels},
-        learning_rate_scale=learning_rate_scale,
+def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[Stage]:
+    """The three stages, all as long and as fast as ``distil``, a phase of distillation on the proxy set.
+
+    layers: the student's weights by layer, to fine-tune with gradual unfreezing (Howard and Ruder, ACL 2018, sec. 3.3):
+    the last layer first, then with the one before it, at last with all of them. None: all layers all the time.
+    """
+    free = max(len(layers), 1)
+    fine_tune = Phase(
+        hard_labels(), epochs=(distil.epochs or 0.0) / free, learning_rate_scale=distil.learning_rate_scale
     )
+    parts = [Part(Plan((fine_tune,)), frozenset().union(*layers[:held])) for held in reversed(range(free))]
     return [
-        Stage("fine-tune on the domain", Plan((fine_tune,))),
-        Stage("distil on the domain", Plan((distil,))),
-        Stage("fine-tune again", Plan((fine_tune,))),
+        Stage("fine-tune on the domain", tuple(parts)),
+        Stage("distil on the domain", (Part(Plan((distil,))),)),
+        Stage("fine-tune again", tuple(parts)),
     ]
 
 

@@ -39,6 +39,50 @@ def soften(probabilities: Tensor, temperature: float) -> Tensor:
     return torch.softmax(powered, dim=-1)
 
 
+def decision_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's decision, the class of its largest probability; of equals the first."""
+    return cross_entropy(logits, probabilities.argmax(dim=-1))
+
+
+def softened_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
+    """T^2 * CE(p_T, q_T): as ``distillation_kl``, with the teacher's entropy left in. ``probabilities`` are at 1."""
+    return temperature**2 * soft_cross_entropy(logits / temperature, soften(probabilities, temperature))
+
+
+def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
+    """1/2 ||hint - guided||^2, both ``[batch, width]`` (FitNets, Romero et al. 2015, eq. 3).
+
+    ``guided`` is the student's state after the learned regressor.
+    """
+    return 0.5 * (hint - guided).square().sum(dim=-1)
+
+
+def hidden_loss(states: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference of projected hidden states, both ``[batch, layers, width]``: a mean over the width
+    (TinyBERT, Jiao et al. 2020, eq. 8), summed over the layers (eq. 6)."""
+    return (states - targets).square().mean(dim=-1).sum(dim=-1)
+
+
+def attention_loss(maps: Tensor, targets: Tensor) -> Tensor:
+    """1/2 * sum over layers of the distance of two activation maps of length 1, both ``[batch, layers, positions]``
+    (attention transfer, Zagoruyko and Komodakis 2017, eq. 2, with p = 2; its beta is the weight of this loss)."""
+    apart = F.normalize(maps, dim=-1) - F.normalize(targets, dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(apart, dim=-1).sum(dim=-1)
+    return 0.5 * distance
+
+
+def relation_loss(similarities: Tensor, targets: Tensor) -> Tensor:
+    """Squared difference of two examples' similarity to the student and to the teacher, both ``[batch]`` (an entry of
+    the similarity matrices of Tung and Mori 2019, sec. 3.1; an example has one fixed partner instead of its batch)."""
+    return (similarities - targets).square()
+
+
+def margin_loss(margins: Tensor, targets: Tensor) -> Tensor:
+    """Margin MSE: squared difference of two candidates' margin by the student and by the teacher, both ``[batch]``
+    (Hofstätter et al. 2020, sec. 3). Which of the two is the better one does not matter."""
+    return (margins - targets).square()
+
+
 def hard_labels() -> Objective:
     """Objective: cross-entropy with the reference ``labels``."""
 
@@ -53,5 +97,16 @@ def soft_labels(temperature: float) -> Objective:
 
     def objective(outputs: Outputs, references: References) -> Tensor:
         return distillation_kl(outputs.logits, soften(references["soft_labels"], temperature), temperature)
+
+    return objective
+
+
+def hard_and_soft_labels(temperature: float, hard_weight: float) -> Objective:
+    """Objective: ``hard_weight`` * cross-entropy with ``labels`` + (1 - ``hard_weight``) * distillation from
+    ``soft_labels`` (Hinton et al. 2015, sec. 2)."""
+    hard, soft = hard_labels(), soft_labels(temperature)
+
+    def objective(outputs: Outputs, references: References) -> Tensor:
+        return hard_weight * hard(outputs, references) + (1.0 - hard_weight) * soft(outputs, references)
 
     return objective

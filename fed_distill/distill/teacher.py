@@ -20,6 +20,7 @@ from transformers import get_linear_schedule_with_warmup
 from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples, Task
 from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint
+from fed_distill.distill.masked import read_domain
 from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
 from fed_distill.models import Encoded, TextModel, load_model, load_teacher, predict
 from fed_distill.models.prediction import lengths
@@ -27,6 +28,7 @@ from fed_distill.results.files import read_json, replace_folder, strict_json
 from fed_distill.results.metrics import classification
 from fed_distill.results.versions import versions
 from fed_distill.runtime import seeds
+from fed_distill.training.batching import bucketed_batches
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called with steps done, steps in all, and what is known by then (``train_loss``, ``valid_macro_f1`` ...)."""
@@ -36,7 +38,6 @@ VALIDATION_EXAMPLES = 2000
 
 WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
-_BUCKET_BATCHES = 50
 
 logger = logging.getLogger(__name__)
 
@@ -112,24 +113,15 @@ def fine_tune(
     return FineTuned(teacher.eval(), history, history[best]["epoch"])
 
 
-def bucketed_batches(sizes: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """One epoch of shuffled batches, each of examples of similar ``sizes`` ``[n]``: within every 50 batches of a random
-    order, examples are sorted by size, so that little is padding; the order of the batches is random again."""
-    shuffled = torch.randperm(len(sizes), generator=generator)
-    batches: list[Tensor] = []
-    for start in range(0, len(shuffled), batch_size * _BUCKET_BATCHES):
-        bucket = shuffled[start : start + batch_size * _BUCKET_BATCHES]
-        bucket = bucket[torch.argsort(sizes[bucket], stable=True)]
-        batches += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
-    return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def teacher_fingerprint(config: TeacherConfig, task: Task, public: Examples, valid: Examples, seed: int) -> str:
+def teacher_fingerprint(
+    config: TeacherConfig, task: Task, public: Examples, valid: Examples, domain: Examples, seed: int
+) -> str:
     """Fingerprint of everything that a fine-tuned teacher depends on: configuration, the pretrained folder's files,
     data, seed and versions of the libraries."""
     folder = Path(config.model)
     return fingerprint(
-        config=config.model_dump(mode="json"),
+        config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
+        domain=examples_fingerprint(domain.unlabeled()) if config.masked_epochs else None,
         pretrained=files_fingerprint(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None,
         classes=task.classes,
         public=examples_fingerprint(public),
@@ -145,14 +137,16 @@ def cached_teacher(
     task: Task,
     public: Examples,
     valid: Examples,
+    domain: Examples,
     seed: int,
     progress: Progress,
 ) -> tuple[FineTuned, str]:
     """The fine-tuned teacher and its fingerprint: loaded from ``cache_dir`` if it was made before, else made and kept.
 
-    A stored teacher that cannot be read is reported in the log and made again.
+    domain: texts that it reads before it is fine-tuned, if it is to (``masked_epochs``); their labels are not used. A
+    stored teacher that cannot be read is reported in the log and made again.
     """
-    name = teacher_fingerprint(config, task, public, valid, seed)
+    name = teacher_fingerprint(config, task, public, valid, domain, seed)
     folder = cache_dir / "teachers" / name
     if folder.exists():
         try:
@@ -161,6 +155,9 @@ def cached_teacher(
             logger.warning("the stored teacher in %s cannot be used and is made again: %s", folder, error)
     with seeds.scope(seed, "teacher", "weights"):
         teacher = load_teacher(config, task)
+    if config.masked_epochs:
+        rate = config.masked_learning_rate
+        read_domain(teacher, domain, config.masked_epochs, rate, (seed, "teacher"), lambda d, n: progress(d, n, {}))
     tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
     folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(folder, partial(_save, tuned))

@@ -8,7 +8,7 @@ only some rows of its embedding tables, so that a merchant trains and sends what
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,15 +27,29 @@ Encoded = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Outputs:
     """logits: ``[batch, classes]``. hidden: hidden states from input to output, each ``[batch, length, width]``,
-    on request."""
+    on request. used: which of their positions hold text, bool ``[batch, length]``; None for all. shared: of a pair of
+    students (``models.pair``) what the shared one gives; all else is then of the merchant's own."""
 
     logits: Tensor
     hidden: tuple[Tensor, ...] | None = None
+    used: Tensor | None = None
+    shared: "Outputs | None" = None
 
     def to(self, dtype: torch.dtype) -> "Outputs":
         """The same in another precision."""
-        hidden = None if self.hidden is None else tuple(values.to(dtype) for values in self.hidden)
-        return Outputs(self.logits.to(dtype), hidden)
+        return self._each(lambda values: values if values.dtype == torch.bool else values.to(dtype))
+
+    def first(self, count: int) -> "Outputs":
+        """Of the first ``count`` examples, cut from the graph."""
+        return self._each(lambda values: values[:count].detach())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
+        return Outputs(
+            change(self.logits),
+            None if self.hidden is None else tuple(map(change, self.hidden)),
+            None if self.used is None else change(self.used),
+            None if self.shared is None else self.shared._each(change),
+        )
 
 
 class TextModel(nn.Module, ABC):

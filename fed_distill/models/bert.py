@@ -47,12 +47,15 @@ def bert_mini(
     max_length: Length = 64,
     from_teacher: bool = False,
     path: str | None = None,
+    lora_rank: Size | None = None,
 ) -> Transformer:
     """BERT of ``layers`` layers: from scratch (width 128, heads 2, rows 8,192, dropout 0), with ``from_teacher``
-    cut from the teacher's evenly spaced layers, or with ``path`` cut from a pretrained BERT's."""
+    cut from the teacher's evenly spaced layers, or with ``path`` cut from a pretrained BERT's.
+
+    With ``lora_rank`` merchants train adapters of that rank and the head, and nothing else."""
     sizes = {"width": width, "heads": heads, "rows": rows, "dropout": dropout}
     if not from_teacher and path is None:
-        return _from_scratch("bert", classes, pair, max_length, layers, **_with_defaults(sizes))
+        return _adapted(_from_scratch("bert", classes, pair, max_length, layers, **_with_defaults(sizes)), lora_rank)
     _refuse_sizes("bert-mini", sizes, "from_teacher" if from_teacher else "path")
     if from_teacher and path is not None:
         raise ConfigError("student 'bert-mini' takes from_teacher or path, not both")
@@ -62,7 +65,7 @@ def bert_mini(
         if isinstance(source, Transformer):
             given = f"it is a {source.architecture}"
         raise ConfigError(f"student 'bert-mini' can only be cut from a BERT teacher (minilm, bert-small): {given}")
-    return cut(source, layers, max_length)
+    return _adapted(cut(source, layers, max_length), lora_rank)
 
 
 def distilbert(
@@ -76,10 +79,13 @@ def distilbert(
     dropout: Share | None = None,
     max_length: Length = 64,
     path: str | None = None,
+    lora_rank: Size | None = None,
 ) -> Transformer:
-    """DistilBERT: from scratch (layers 2, width 128, heads 2, rows 8,192, dropout 0) or pretrained in ``path``."""
+    """DistilBERT: from scratch (layers 2, width 128, heads 2, rows 8,192, dropout 0) or pretrained in ``path``.
+
+    ``lora_rank``: as of bert-mini."""
     sizes = {"layers": layers, "width": width, "heads": heads, "rows": rows, "dropout": dropout}
-    return _small("distilbert", classes, pair, max_length, sizes, path)
+    return _adapted(_small("distilbert", classes, pair, max_length, sizes, path), lora_rank)
 
 
 def mobilebert(
@@ -93,14 +99,19 @@ def mobilebert(
     dropout: Share | None = None,
     max_length: Length = 64,
     path: str | None = None,
+    lora_rank: Size | None = None,
 ) -> Transformer:
     """MobileBERT: from scratch (layers 2, width 128, heads 2, rows 8,192, dropout 0) or pretrained in ``path``.
 
     From scratch it has layer norm instead of NoNorm, which is meant for weights transferred from a teacher
-    (Sun et al. 2020, sec. 3.3).
+    (Sun et al. 2020, sec. 3.3). ``lora_rank``: as of bert-mini.
     """
     sizes = {"layers": layers, "width": width, "heads": heads, "rows": rows, "dropout": dropout}
-    return _small("mobilebert", classes, pair, max_length, sizes, path)
+    return _adapted(_small("mobilebert", classes, pair, max_length, sizes, path), lora_rank)
+
+
+def _adapted(model: Transformer, lora_rank: int | None) -> Transformer:
+    return model if lora_rank is None else model.with_adapters(lora_rank)
 
 
 def _small(

@@ -53,7 +53,7 @@ class LSTM(TextModel):
         states = torch.cat([ahead, back.gather(1, turn.expand_as(back))], dim=-1)
         scores = self.attention(states).squeeze(-1).masked_fill(~used, -torch.inf)
         pooled = torch.einsum("bl,blw->bw", torch.softmax(scores, dim=-1), states)
-        return Outputs(self.head(pooled), (embedded, states) if hidden else None)
+        return Outputs(self.head(pooled), (embedded, states) if hidden else None, used if hidden else None)
 
 
 def _turned(used: Tensor) -> Tensor:

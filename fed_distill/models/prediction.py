@@ -1,9 +1,12 @@
-"""Class probabilities of many encoded examples, in batches of similar length so that little padding is computed."""
+"""What a model says of many encoded examples, in batches of similar length so that little padding is computed."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fed_distill.models.base import Encoded, TextModel
+from fed_distill.errors import TrainingError
+from fed_distill.models.base import Encoded, Outputs, TextModel
 
 
 def lengths(encoded: Encoded) -> Tensor:
@@ -22,6 +25,33 @@ def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperatu
     The model runs in evaluation mode on the device that it is on, without gradients, and is left in the mode in
     which it came.
     """
+    return _by_batches(
+        model, encoded, batch_size, lambda batch: torch.softmax(model(batch).logits.float() / temperature, dim=-1)
+    )
+
+
+def represent(model: TextModel, encoded: Encoded, batch_size: int = 256) -> Tensor:
+    """The ``representation`` of each example, ``[examples, width]``, computed as ``predict`` computes probabilities."""
+    return _by_batches(model, encoded, batch_size, lambda batch: representation(model(batch, hidden=True)).float())
+
+
+def representation(outputs: Outputs) -> Tensor:
+    """One vector for each example, ``[batch, width]``: the mean of its last hidden state over the positions of text.
+
+    Raise TrainingError if the model gave no hidden states.
+    """
+    if not outputs.hidden:
+        raise TrainingError("a student without hidden states has no representation: its forward must give `hidden`")
+    last = outputs.hidden[-1]
+    if outputs.used is None:
+        return last.mean(dim=1)
+    used = outputs.used.unsqueeze(-1).to(last.dtype)
+    return (last * used).sum(dim=1) / used.sum(dim=1).clamp_min(1.0)
+
+
+def _by_batches(
+    model: TextModel, encoded: Encoded, batch_size: int, compute: Callable[[dict[str, Tensor]], Tensor]
+) -> Tensor:
     device = next(model.parameters()).device
     order = torch.argsort(lengths(encoded), stable=True)
     training = model.training
@@ -32,10 +62,10 @@ def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperatu
             for start in range(0, max(len(order), 1), batch_size):
                 index = order[start : start + batch_size]
                 batch = {name: values.to(device) for name, values in model.collate(encoded, index).items()}
-                parts.append(torch.softmax(model(batch).logits.float() / temperature, dim=-1).cpu())
+                parts.append(compute(batch).cpu())
             sorted_rows = torch.cat(parts)
     finally:
         model.train(training)
-    probabilities = torch.empty_like(sorted_rows)
-    probabilities[order] = sorted_rows
-    return probabilities
+    rows = torch.empty_like(sorted_rows)
+    rows[order] = sorted_rows
+    return rows

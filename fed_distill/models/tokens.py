@@ -13,19 +13,30 @@ from tokenizers import Tokenizer
 
 from fed_distill.errors import ModelError
 from fed_distill.models.base import Encoded
-from fed_distill.models.hashing import CLS, SEP, Matrix, Rows, piece_rows
+from fed_distill.models.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows
 
 
 class Tokens(Protocol):
     """Turns texts and pairs into ``input_ids`` and, for pairs, ``segments``, int64 ``[n, length]``: 1 for the tokens of
-    the text, 2 for those of the pair, 0 for padding."""
+    the text, 2 for those of the pair, 0 for padding.
+
+    special: ids that stand for no part of a text, padding among them. mask: one that is shown in the place of a hidden
+    token."""
+
+    special: frozenset[int]
+    mask: int
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """Encode ``n`` texts or pairs, each cut to the length that the tokens were made with."""
 
 
 class HashedTokens:
-    """Word pieces hashed to ``rows`` ids; of a pair that is too long, the longer text is cut first."""
+    """Word pieces hashed to ``rows`` ids; of a pair that is too long, the longer text is cut first.
+
+    [CLS], which is otherwise at the beginning only, stands for a hidden piece too."""
+
+    special = frozenset((PAD, CLS, SEP))
+    mask = CLS
 
     def __init__(self, rows: int, max_length: int) -> None:
         """``rows`` counts the three reserved ids; ``max_length`` counts [CLS] and [SEP]."""
@@ -72,10 +83,18 @@ class PretrainedTokens:
         self._tokenizer.enable_truncation(max_length)
         self._tokenizer.no_padding()
         self._pad_id = pad_id
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token for token, one in added.items() if one.special} | {pad_id}
+        masks = [token for token, one in added.items() if one.content in ("[MASK]", "<mask>")]
+        self.special = frozenset(self._placed(token) for token in special)
+        self.mask = self._placed(next(iter(masks), max(special)))
 
     def __deepcopy__(self, memo: dict[int, object]) -> "PretrainedTokens":
         """Copies of a model share its tokenizer, which never changes."""
         return self
+
+    def _placed(self, token: int) -> int:
+        return 0 if token == self._pad_id else self._pad_id if token == 0 else token
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """See ``Tokens``."""

@@ -8,7 +8,8 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from importlib.util import find_spec
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -41,11 +42,12 @@ class Transformer(TextModel):
         max_length: int,
         tokenizer: str | None = None,
         network: PreTrainedModel | None = None,
+        lora_rank: int | None = None,
     ) -> None:
         """config: a Hugging Face configuration as a dict. max_length: tokens of a text or pair.
 
         tokenizer: text of a ``tokenizer.json``; None for hashed word pieces. network: made already; None to make it
-        from ``config`` with fresh weights.
+        from ``config`` with fresh weights. lora_rank: of adapters (see ``with_adapters``); None for none.
         """
         super().__init__()
         if max_length < SHORTEST:
@@ -69,6 +71,21 @@ class Transformer(TextModel):
         words = self.network.get_input_embeddings().weight
         names = [name for name, parameter in self.named_parameters() if parameter is words]
         self.tables = {} if self._pad_id else dict.fromkeys(names, ("input_ids",))
+        if lora_rank is not None:
+            self.with_adapters(lora_rank)
+
+    def with_adapters(self, rank: int) -> Self:
+        """This model with adapters of ``rank`` beside its queries and values (LoRA, Hu et al. 2022, sec. 4.2), which
+        change nothing yet. Raise ConfigError without peft."""
+        if find_spec("peft") is None:
+            raise ConfigError("option lora_rank needs the package peft: pip install 'fed-distill[lora]'")
+        from peft import LoraConfig, inject_adapter_in_model  # takes over a second to import
+
+        adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[*LORA_TARGETS[self.architecture]])
+        inject_adapter_in_model(adapters, self.network)
+        self.network.requires_grad_(True)  # peft freezes all else: who trains what is said by ``freezing``
+        self.settings = {**self.settings, "lora_rank": rank}
+        return self
 
     @property
     def architecture(self) -> str:
@@ -96,7 +113,11 @@ class Transformer(TextModel):
         if self._pad_id:
             ids = torch.where(ids == 0, self._pad_id, torch.where(ids == self._pad_id, 0, ids))
         outputs = self.network(input_ids=ids, output_hidden_states=hidden, return_dict=True, **inputs)
-        return Outputs(outputs.logits, tuple(outputs.hidden_states) if hidden else None)
+        return Outputs(outputs.logits, tuple(outputs.hidden_states), used) if hidden else Outputs(outputs.logits)
+
+
+LORA_TARGETS = {"bert": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "mobilebert": ("query", "value")}
+"""Layers that get adapters, by architecture."""
 
 
 @contextmanager

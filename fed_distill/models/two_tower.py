@@ -70,22 +70,31 @@ class TwoTower(TextModel):
         return F.normalize(self.bag(ids), dim=-1, eps=_SMALLEST)
 
     def score(self, text: Tensor, pair: Tensor) -> Tensor:
-        """Logits ``[batch, classes]`` of two texts' vectors, compared by product, distance and cosine.
+        """Logits ``[batch, classes]`` of two texts' vectors."""
+        logits: Tensor = self.head(self.compared(text, pair))
+        return logits
+
+    def compared(self, text: Tensor, pair: Tensor) -> Tensor:
+        """What the head sees of two texts' vectors: product, distance and cosine, ``[batch, 2 * width + 1]``.
 
         Products of unit vectors' entries are of size 1/width and distances of 1/sqrt(width): both are scaled up
         for the head, which would otherwise see little but the cosine.
         """
         product = text * pair
-        compared = [
+        parts = [
             self.width**0.5 * product,
             self.width**0.25 * (text - pair).abs(),
             product.sum(dim=-1, keepdim=True),
         ]
-        logits: Tensor = self.head(torch.cat(compared, dim=-1))
-        return logits
+        return torch.cat(parts, dim=-1)
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
-        """Classify a batch; hidden states are the texts' vectors, each ``[batch, 1, width]``."""
+        """Classify a batch; hidden states are the texts' vectors side by side and the head's hidden units, each
+        ``[batch, 1, ...]``."""
         vectors = [self.vectors(batch[name]) for name in ("text_ids", "pair_ids") if name in batch]
-        logits = self.score(*vectors) if len(vectors) == 2 else self.head(self.width**0.5 * vectors[0])
-        return Outputs(logits, tuple(vector.unsqueeze(1) for vector in vectors) if hidden else None)
+        read = self.compared(*vectors) if len(vectors) == 2 else self.width**0.5 * vectors[0]
+        if not hidden:
+            return Outputs(self.head(read))
+        first, activation, last = self.head
+        units = activation(first(read))
+        return Outputs(last(units), (torch.cat(vectors, dim=-1).unsqueeze(1), units.unsqueeze(1)))

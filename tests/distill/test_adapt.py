@@ -2,24 +2,38 @@
 
 import torch
 
-from fed_distill.distill.adapt import Stage, adapt, domain_stages
-from fed_distill.training.plan import Plan
+from fed_distill.distill.adapt import Part, Stage, adapt, domain_stages
+from fed_distill.distill.losses import soft_labels
+from fed_distill.training.plan import Phase, Plan
 
 LABELS = torch.full((2, 3), 1 / 3)
 
 
 def test_the_stages_fine_tune_distil_and_fine_tune_again():
-    stages = domain_stages(LABELS, temperature=2.0, epochs=1.5, learning_rate_scale=0.3)
-    phases = [stage.plan.phases for stage in stages]
+    references = {"soft_labels": LABELS}
+    distil = Phase(soft_labels(2.0), data="proxy", epochs=1.5, references=references, learning_rate_scale=0.3)
+    stages = domain_stages(distil)
+    assert all(len(stage.parts) == 1 and not stage.parts[0].frozen for stage in stages)
+    phases = [stage.parts[0].plan.phases for stage in stages]
     assert [[phase.data for phase in some] for some in phases] == [["private"], ["proxy"], ["private"]]
     assert {(phase.epochs, phase.learning_rate_scale) for some in phases for phase in some} == {(1.5, 0.3)}
     assert torch.equal(phases[1][0].references["soft_labels"], LABELS)
     assert len({stage.title for stage in stages}) == 3
 
 
+def test_gradual_unfreezing_frees_the_last_layer_first_in_the_same_time():
+    distil = Phase(soft_labels(2.0), data="proxy", epochs=1.5, references={"soft_labels": LABELS})
+    layers = (frozenset({"words"}), frozenset({"middle.a", "middle.b"}), frozenset({"head"}))
+    first, between, last = domain_stages(distil, layers)
+    assert first.parts == last.parts
+    assert [set(part.frozen) for part in first.parts] == [{"words", "middle.a", "middle.b"}, {"words"}, set()]
+    assert [part.plan.phases[0].epochs for part in first.parts] == [0.5] * 3
+    assert [set(part.frozen) for part in between.parts] == [set()]
+
+
 def run(scores):
     """Adapt through stages after which validation says ``scores``; the weights count the stages that were kept."""
-    stages = [Stage(f"stage {number}", Plan()) for number in range(1, len(scores))]
+    stages = [Stage(f"stage {number}", (Part(Plan()),)) for number in range(1, len(scores))]
     reached = {(): scores[0]}
     trained = []
 

@@ -4,12 +4,20 @@ import torch
 import torch.nn.functional as F
 
 from fed_distill.distill.losses import (
+    attention_loss,
     cross_entropy,
+    decision_cross_entropy,
     distillation_kl,
+    hard_and_soft_labels,
     hard_labels,
+    hidden_loss,
+    hint_loss,
+    margin_loss,
+    relation_loss,
     soft_cross_entropy,
     soft_labels,
     soften,
+    softened_cross_entropy,
 )
 from fed_distill.models.base import Outputs
 
@@ -65,3 +73,63 @@ def test_certain_soft_labels_have_a_finite_loss_and_gradient():
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_a_decision_is_the_class_that_the_teacher_holds_most_likely():
+    probabilities = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]])
+    logits = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 0.0]])
+    expected = F.cross_entropy(logits, torch.tensor([1, 0]), reduction="none")
+    torch.testing.assert_close(decision_cross_entropy(logits, probabilities), expected)
+
+
+def test_following_a_level_is_cross_entropy_with_it_and_differs_from_the_divergence_by_its_entropy():
+    p, log_q = (TEACHER / 3).softmax(dim=-1), (LOGITS / 3).log_softmax(dim=-1)
+    followed = softened_cross_entropy(LOGITS, TEACHER.softmax(dim=-1), 3.0)
+    torch.testing.assert_close(followed, -9 * (p * log_q).sum(dim=-1), rtol=1e-4, atol=1e-5)
+    entropy = -(p * p.log()).sum(dim=-1)
+    torch.testing.assert_close(followed - distillation_kl(LOGITS, p, 3.0), 9 * entropy, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hint_costs_half_the_squared_distance():
+    guided, hint = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 1.0], [3.0, 4.0, 0.0]])
+    torch.testing.assert_close(hint_loss(guided, hint), torch.tensor([2.5, 12.5]))
+    torch.testing.assert_close(hint_loss(guided, hint), 0.5 * F.mse_loss(guided, hint, reduction="none").sum(dim=1))
+
+
+def test_hidden_states_cost_their_mean_squared_difference_in_each_layer():
+    states, targets = torch.randn(2, 5, 3, 7, generator=DRAW)
+    layers = [[F.mse_loss(states[row, layer], targets[row, layer]) for layer in range(3)] for row in range(5)]
+    torch.testing.assert_close(hidden_loss(states, targets), torch.tensor(layers).sum(dim=1))
+
+
+def test_attention_costs_half_the_distance_of_the_maps_directions():
+    maps = torch.tensor([[[3.0, 4.0], [2.0, 0.0]]])
+    targets = torch.tensor([[[0.0, 5.0], [7.0, 0.0]]])
+    torch.testing.assert_close(attention_loss(maps, targets), torch.tensor([0.5 * (0.6**2 + 0.2**2) ** 0.5]))
+    torch.testing.assert_close(attention_loss(10 * maps, 0.1 * targets), attention_loss(maps, targets))
+
+
+def test_equal_maps_cost_nothing_and_have_a_gradient():
+    maps = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
+    loss = attention_loss(maps, maps.detach())
+    loss.sum().backward()
+    assert loss.item() == 0.0
+    assert torch.equal(maps.grad, torch.zeros(1, 1, 2))
+
+
+def test_relations_and_margins_cost_their_squared_difference():
+    student, teacher = torch.tensor([0.5, -0.2, 0.0]), torch.tensor([0.1, -0.2, 1.0])
+    for loss in (relation_loss, margin_loss):
+        torch.testing.assert_close(loss(student, teacher), torch.tensor([0.16, 0.0, 1.0]))
+
+
+def test_a_margin_does_not_depend_on_which_candidate_comes_first():
+    student, teacher = torch.tensor([0.5, -0.2]), torch.tensor([0.1, 0.4])
+    torch.testing.assert_close(margin_loss(-student, -teacher), margin_loss(student, teacher))
+
+
+def test_hard_and_soft_labels_are_weighed_against_each_other():
+    references = {"labels": LABELS, "soft_labels": TEACHER.softmax(dim=-1)}
+    hard, soft = hard_labels()(Outputs(LOGITS), references), soft_labels(2.0)(Outputs(LOGITS), references)
+    both = hard_and_soft_labels(2.0, 0.3)(Outputs(LOGITS), references)
+    torch.testing.assert_close(both, 0.3 * hard + 0.7 * soft)

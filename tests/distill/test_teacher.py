@@ -6,12 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.distill import teacher as module
-from fed_distill.distill.teacher import bucketed_batches, cached_teacher, fine_tune, teacher_fingerprint
+from fed_distill.distill.teacher import cached_teacher, fine_tune, teacher_fingerprint
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.models import load_teacher, predict
 from fed_distill.runtime import seeds
@@ -146,32 +144,12 @@ def test_loss_that_is_not_finite_stops_the_training(config, task, public, valid)
         fine_tune(model, public, valid, task, config, 0, silent)
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 5))
-def test_an_epoch_of_batches_holds_every_example_once(sizes, batch_size, seed):
-    batches = bucketed_batches(torch.tensor(sizes), batch_size, seeds.torch_stream(seed))
-    again = bucketed_batches(torch.tensor(sizes), batch_size, seeds.torch_stream(seed))
-    assert sorted(torch.cat(batches).tolist()) == list(range(len(sizes)))
-    assert all(len(batch) <= batch_size for batch in batches)
-    assert [batch.tolist() for batch in batches] == [batch.tolist() for batch in again]
-
-
-def test_batches_hold_examples_of_similar_length_in_an_order_that_changes():
-    sizes = torch.arange(400) % 50
-    stream = seeds.torch_stream(0)
-    first, second = bucketed_batches(sizes, 8, stream), bucketed_batches(sizes, 8, stream)
-    assert all(sizes[batch].max() - sizes[batch].min() <= 1 for batch in first)
-    assert [batch.tolist() for batch in first] != [batch.tolist() for batch in second]
-    means = [sizes[batch].float().mean().item() for batch in first]
-    assert means != sorted(means)
-
-
 def test_cached_teacher_is_trained_once(config, task, public, valid, tmp_path, monkeypatch):
     config = config.model_copy(update={"epochs": 1})
-    tuned, name = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+    tuned, name = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
     monkeypatch.setattr(module, "fine_tune", lambda *_: pytest.fail("it was trained again"))
-    again, same = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
-    assert same == name == teacher_fingerprint(config, task, public, valid, 0)
+    again, same = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
+    assert same == name == teacher_fingerprint(config, task, public, valid, public, 0)
     assert (again.history, again.best_epoch) == (tuned.history, tuned.best_epoch)
     encoded = tuned.model.encode(valid.texts, None)
     torch.testing.assert_close(predict(again.model, encoded), predict(tuned.model, encoded), rtol=0, atol=0)
@@ -184,17 +162,17 @@ def test_training_that_is_cut_short_leaves_no_teacher_behind(config, task, publi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached_teacher(tmp_path, config, task, public, valid, 0, killed)
+        cached_teacher(tmp_path, config, task, public, valid, public, 0, killed)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_torn_teacher_is_made_again_and_said(config, task, public, valid, tmp_path, caplog):
     config = config.model_copy(update={"epochs": 1})
-    tuned, name = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+    tuned, name = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
     weights = tmp_path / "teachers" / name / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with caplog.at_level(logging.WARNING):
-        again, _ = cached_teacher(tmp_path, config, task, public, valid, 0, silent)
+        again, _ = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
     assert name in caplog.text and "made again" in caplog.text
     for (key, one), other in zip(tuned.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), key
@@ -202,8 +180,8 @@ def test_torn_teacher_is_made_again_and_said(config, task, public, valid, tmp_pa
 
 
 def test_fingerprint_changes_with_everything_that_the_teacher_depends_on(config, task, public, valid, tmp_path):
-    def name(config=config, task=task, public=public, valid=valid, seed=0):
-        return teacher_fingerprint(config, task, public, valid, seed)
+    def name(config=config, task=task, public=public, valid=valid, domain=valid, seed=0):
+        return teacher_fingerprint(config, task, public, valid, domain, seed)
 
     folder = tmp_path / "model"
     folder.mkdir()
@@ -224,5 +202,8 @@ def test_fingerprint_changes_with_everything_that_the_teacher_depends_on(config,
         name(valid=public),
     ]
     assert len(set(names)) == len(names)
+    reads = config.model_copy(update={"masked_epochs": 1.0})
+    assert len({name(config=reads), name(config=reads, domain=public), name()}) == 3
+    assert name(domain=public) == name()  # which it does not read
     elsewhere = Examples(public.texts, None, public.labels, public.groups + 5, ("other",) * 48)
     assert name(public=elsewhere) == name()

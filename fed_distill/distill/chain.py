@@ -1,0 +1,84 @@
+"""Distillation over several levels: teacher, assistants by falling size, student (Mirzadeh et al., AAAI 2020).
+
+The whole chain's loss is KL(f_0 || student) + sum_k alpha_k * CE(f_k, f_(k-1)), f_0 the teacher, f_k the k-th assistant
+and the last of them above the student. With the levels above held fixed it falls apart level by level, so each is
+trained once, kept on disk like the teacher, and loaded ever after.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from fed_distill.config import AssistantConfig
+from fed_distill.distill.fingerprint import fingerprint
+from fed_distill.distill.transfer import Lesson
+from fed_distill.errors import ModelError
+from fed_distill.models import TextModel, load_model
+from fed_distill.results.files import replace_folder
+from fed_distill.transport.messages import Weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A trained assistant. name: its fingerprint. labels: its probabilities on the proxy set ``[proxy, classes]``."""
+
+    config: AssistantConfig
+    model: TextModel
+    name: str
+    labels: Tensor
+
+
+def levels(
+    assistants: Sequence[AssistantConfig],
+    lesson: Lesson,
+    depends_on: str,
+    cache_dir: Path,
+    build: Callable[[AssistantConfig, int], TextModel],
+    train: Callable[[TextModel, Lesson, AssistantConfig, int], Weights],
+    label: Callable[[TextModel, str], Tensor],
+) -> list[Level]:
+    """Every assistant, trained by the level above it or loaded from ``cache_dir``; the one below the teacher first.
+
+    lesson: the teacher's. depends_on: fingerprint of all that the levels depend on beside the assistants themselves.
+    build makes the untrained assistant of a place (1 for the first), train gives its weights, label its probabilities
+    on the proxy set by its model and name. A stored level that cannot be read is reported in the log and trained again.
+    """
+    above, name = lesson.soft_labels, depends_on
+    found: list[Level] = []
+    for place, config in enumerate(assistants, 1):
+        name = fingerprint(above=name, assistant=config.model_dump(mode="json"))
+        step = partial(_trained, config, place, lesson.following(above, config.weight), build, train)
+        model = _stored(cache_dir / "levels" / name, step)
+        above = label(model, name)
+        found.append(Level(config, model, name, above))
+    return found
+
+
+def _trained(
+    config: AssistantConfig,
+    place: int,
+    lesson: Lesson,
+    build: Callable[[AssistantConfig, int], TextModel],
+    train: Callable[[TextModel, Lesson, AssistantConfig, int], Weights],
+) -> TextModel:
+    model = build(config, place)
+    model.load_state_dict(dict(train(model, lesson, config, place)))
+    return model.eval()
+
+
+def _stored(folder: Path, make: Callable[[], TextModel]) -> TextModel:
+    if folder.exists():
+        try:
+            return load_model(folder)
+        except ModelError as error:
+            logger.warning("the stored level in %s cannot be used and is trained again: %s", folder, error)
+    model = make()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(folder, model.save)
+    return model

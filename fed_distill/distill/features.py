@@ -1,0 +1,96 @@
+"""The teacher's hidden states on the proxy set, computed once and read from disk ever after, like its soft labels.
+
+What is kept is small: of each layer the mean state of an example, and its activation map on a few parts of the text.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fed_distill.data.examples import Examples
+from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
+from fed_distill.distill.hints import POSITIONS, Layers
+from fed_distill.distill.soft_labels import checked_finite, encoded_in_chunks
+from fed_distill.distill.stored import stored_array
+from fed_distill.models import TextModel
+from fed_distill.models.base import Encoded
+from fed_distill.models.prediction import lengths
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a teacher's layers say of the proxy set, its embeddings left out.
+
+    states: mean hidden states ``[proxy, layers, width]``. maps: activation maps ``[proxy, layers, POSITIONS]``.
+    """
+
+    states: Tensor
+    maps: Tensor
+
+
+def features(
+    teacher: TextModel,
+    teacher_fingerprint: str,
+    proxy: Examples,
+    cache_dir: Path,
+    progress: Callable[[int, int], None],
+) -> Features:
+    """The teacher's features on the proxy set, from ``cache_dir`` or computed and stored there.
+
+    Raise TrainingError if they are not finite.
+    """
+    return Features(
+        _stored(teacher, teacher_fingerprint, proxy, cache_dir, progress, "states"),
+        _stored(teacher, teacher_fingerprint, proxy, cache_dir, progress, "maps"),
+    )
+
+
+def _stored(
+    teacher: TextModel,
+    teacher_fingerprint: str,
+    proxy: Examples,
+    cache_dir: Path,
+    progress: Callable[[int, int], None],
+    what: Literal["states", "maps"],
+) -> Tensor:
+    key = fingerprint(
+        teacher=teacher_fingerprint, proxy=examples_fingerprint(proxy.unlabeled()), what=what, positions=POSITIONS
+    )
+
+    def make() -> Tensor:
+        parts = [_computed(teacher, encoded, what) for encoded in encoded_in_chunks(teacher, proxy, progress)]
+        return checked_finite(torch.cat(parts))
+
+    def check(stored: Tensor) -> None:
+        if stored.dim() != 3 or len(stored) != len(proxy):
+            raise ValueError(f"it holds {tuple(stored.shape)}, not ({len(proxy)}, layers, width)")
+        if not bool(torch.isfinite(stored).all()):
+            raise ValueError("it holds numbers that are not finite")
+
+    return stored_array(cache_dir / "features" / f"{key}.npy", f"hidden {what}", make, check)
+
+
+def _computed(teacher: TextModel, encoded: Encoded, what: Literal["states", "maps"]) -> Tensor:
+    """The means or maps of all layers on encoded examples, float32 ``[examples, layers, ...]`` on the CPU."""
+    device = next(teacher.parameters()).device
+    order = torch.argsort(lengths(encoded), stable=True)
+    training = teacher.training
+    teacher.eval()
+    try:
+        with torch.no_grad():
+            parts = []
+            for index in torch.split(order, _BATCH):
+                batch = {name: values.to(device) for name, values in teacher.collate(encoded, index).items()}
+                found = Layers.of(teacher(batch, hidden=True))
+                read = found.maps if what == "maps" else torch.stack(found.means, dim=1)
+                parts.append(read.float().cpu())
+    finally:
+        teacher.train(training)
+    ordered = torch.cat(parts)
+    return torch.empty_like(ordered).index_copy_(0, order, ordered)

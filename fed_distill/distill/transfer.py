@@ -1,0 +1,185 @@
+"""What a student is taught on the proxy set: kinds of transfer, their weights, and the teacher's side of each.
+
+The kinds' losses are added. Probabilities and decisions need logits only, and any student learns from them as it is;
+for the others the student is wrapped for the time of the training (``hints.Taught``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fed_distill.config import DistillConfig, Transfer
+from fed_distill.data.examples import Examples, Task
+from fed_distill.distill import losses
+from fed_distill.distill.features import Features
+from fed_distill.distill.hints import READ, Taught, expected_gain, guided_layer, layer_map
+from fed_distill.errors import ConfigError
+from fed_distill.models.base import Outputs, TextModel
+from fed_distill.runtime import seeds
+from fed_distill.training.plan import Objective, Phase, References
+
+FEATURES: tuple[Transfer, ...] = ("hints", "hidden", "attention", "relations")
+"""Kinds of transfer that need the teacher's hidden states."""
+
+_LOSSES = {
+    "hints": losses.hint_loss,
+    "hidden": losses.hidden_loss,
+    "attention": losses.attention_loss,
+    "relations": losses.relation_loss,
+    "ranking": losses.margin_loss,
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher, and perhaps an assistant, says of the proxy set, and how a student learns from it.
+
+    soft_labels: the teacher's probabilities ``[proxy, classes]``. features: of its hidden states, where ``config``
+    transfers any. partners: of each paired kind the proxy example that each is compared with, int64 ``[proxy]``.
+    assistant: the probabilities of the level above the student, where that is not the teacher, and assistant_weight its
+    alpha. temperature: of soft labels; ``config.final_temperature`` is that at the end.
+    """
+
+    config: DistillConfig
+    task: Task
+    soft_labels: Tensor
+    temperature: float
+    features: Features | None = None
+    partners: Mapping[Transfer, Tensor] = field(default_factory=dict)
+    assistant: Tensor | None = None
+    assistant_weight: float = 1.0
+
+    def pupil(self, student: TextModel, seed: int, *purpose: str | int) -> TextModel:
+        """``student`` itself, or wrapped so that all kinds of transfer can be read of it; it is shared, not copied.
+
+        Projections are drawn by ``seed`` and ``purpose``.
+        """
+        read = [kind for kind in self.config.transfer if kind in READ]
+        if not read:
+            return student
+        width = 1 if self.features is None else self.features.states.shape[-1]
+        with seeds.scope(seed, *purpose, "projections"):
+            return Taught(student, read, self.task.pair, width, self.task.gains or (), self.partners)
+
+    def at(self, done: float) -> "Lesson":
+        """The lesson when the share ``done`` of a training has passed: its temperature has moved toward the final one
+        along a line (annealing, Jafari et al. 2021)."""
+        if self.config.final_temperature is None:
+            return self
+        moved = (self.config.final_temperature - self.temperature) * done
+        return replace(self, temperature=self.temperature + moved)
+
+    def below(self, assistant: Tensor) -> "Lesson":
+        """The lesson of the student below an assistant with these probabilities on the proxy set."""
+        return replace(self, assistant=assistant, assistant_weight=self.config.assistant_weight)
+
+    def following(self, above: Tensor, weight: float) -> "Lesson":
+        """The lesson of an assistant: nothing but ``weight`` * CE with the level above it (see ``chain``)."""
+        bare = self.config.model_copy(update={"transfer": [], "weights": {}})
+        return replace(self, config=bare, assistant=above, assistant_weight=weight)
+
+    def phase(self, pupil: TextModel, epochs: float, learning_rate_scale: float = 1.0) -> Phase:
+        """``epochs`` of distillation of ``pupil`` (see there) on the proxy set."""
+        return Phase(
+            self.objective(),
+            data="proxy",
+            epochs=epochs,
+            references=self.references(pupil),
+            hidden=isinstance(pupil, Taught),
+            learning_rate_scale=learning_rate_scale,
+        )
+
+    def objective(self) -> Objective:
+        """The weighted sum of the losses of all kinds of transfer."""
+        kinds, temperature = self.config.transfer, self.temperature
+        if kinds == ["probabilities"] and not self.config.weights and self.assistant is None:
+            return losses.soft_labels(temperature)
+        weights = {kind: self.config.weights.get(kind, 1.0) for kind in kinds}
+        places = {kind: place for place, kind in enumerate(kind for kind in kinds if kind in READ)}
+        alpha = None if self.assistant is None else self.assistant_weight
+
+        def objective(outputs: Outputs, references: References) -> Tensor:
+            terms = [weights[kind] * _loss(kind, outputs, references, temperature, places) for kind in kinds]
+            if alpha is not None:
+                followed = losses.softened_cross_entropy(outputs.logits, references["assistant"], temperature)
+                terms.append(alpha * followed)
+            return torch.stack(terms).sum(dim=0)
+
+        return objective
+
+    def references(self, pupil: TextModel) -> dict[str, Tensor]:
+        """The teacher's side of each kind, row-aligned with the proxy set."""
+        found = {"soft_labels": self.soft_labels}
+        if self.assistant is not None:
+            found["assistant"] = self.assistant
+        if not isinstance(pupil, Taught):
+            return found
+        if "ranking" in pupil.kinds:
+            score = expected_gain(self.soft_labels, pupil.gains)
+            found["ranking"] = score - score[self.partners["ranking"]]
+        if self.features is None:
+            return found
+        states, maps = self.features.states, self.features.maps
+        layers = layer_map(pupil.layers, states.shape[1])
+        if "hints" in pupil.kinds:
+            found["hints"] = states[:, layers[guided_layer(pupil.layers)]]
+        if "hidden" in pupil.kinds:
+            found["hidden"] = states[:, layers]
+        if "attention" in pupil.kinds:
+            found["attention"] = maps[:, layers]
+        if "relations" in pupil.kinds:
+            found["relations"] = torch.cosine_similarity(states[:, -1], states[self.partners["relations"], -1])
+        return found
+
+
+def _loss(
+    kind: Transfer, outputs: Outputs, references: References, temperature: float, places: Mapping[Transfer, int]
+) -> Tensor:
+    if kind == "probabilities":
+        softened = losses.soften(references["soft_labels"], temperature)
+        return losses.distillation_kl(outputs.logits, softened, temperature)
+    if kind == "decisions":
+        return losses.decision_cross_entropy(outputs.logits, references["soft_labels"])
+    assert outputs.hidden is not None
+    target = references[kind]
+    return _LOSSES[kind](outputs.hidden[places[kind]].view(target.shape), target)
+
+
+def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> None:
+    """ConfigError for kinds of transfer that ``task`` or ``student`` has nothing for."""
+    if "ranking" in config.transfer and task.gains is None:
+        raise ConfigError(
+            f"distill.transfer: ranking compares grades of a query's products, and task {task.name} has none: drop it"
+        )
+    read = [kind for kind in config.transfer if kind in READ]
+    if read:
+        Taught(student, read, task.pair, width=1, gains=task.gains or ())
+
+
+def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer, Tensor]:
+    """Whom each proxy example is compared with, int64 ``[proxy]`` for each paired kind in ``kinds``.
+
+    relations: another example, drawn. ranking: the next candidate of the same query, in an order that is drawn; an
+    example that is its query's only one is its own partner, and teaches nothing.
+    """
+    found: dict[Transfer, Tensor] = {}
+    order = seeds.torch_stream(seed, "partners")
+    if "relations" in kinds:
+        found["relations"] = _next_of_all(torch.randperm(len(proxy), generator=order))
+    if "ranking" in kinds:
+        found["ranking"] = torch.arange(len(proxy))
+        candidates: dict[str, list[int]] = {}
+        for row in torch.randperm(len(proxy), generator=order).tolist():
+            candidates.setdefault(proxy.texts[row], []).append(row)
+        for rows in candidates.values():
+            found["ranking"][rows] = torch.tensor([*rows[1:], rows[0]])
+    return found
+
+
+def _next_of_all(order: Tensor) -> Tensor:
+    """Each row's successor on the circle ``order``."""
+    following = torch.empty_like(order)
+    following[order] = order.roll(-1)
+    return following

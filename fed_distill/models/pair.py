@@ -1,0 +1,75 @@
+"""Two students as one model: the one that is shared and a merchant's own, on the same texts.
+
+Mutual learning (Zhang et al., "Deep mutual learning", CVPR 2018) trains both on every batch, each with the other's
+predictions. As one model with two parts, any trainer runs it as it runs a single student, DP and submodels included.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fed_distill.models.base import Encoded, Outputs, TextModel
+from fed_distill.models.building import rebuild
+from fed_distill.transport.messages import PartialWeights, Weights
+
+SHARED, OWN = "shared.", "own."
+"""What the names of weights, tables and encoded fields of either student begin with."""
+
+
+class Pair(TextModel):
+    """``shared`` and ``own``, two students of any kinds; nothing flows from one to the other but through a loss."""
+
+    def __init__(self, *, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """shared, own: ``kind`` and ``settings`` of each student."""
+        super().__init__()
+        self.shared = rebuild(shared["kind"], shared["settings"])
+        self.own = rebuild(own["kind"], own["settings"])
+        self.tables = {
+            prefix + table: tuple(prefix + field for field in fields)
+            for prefix, student in self._parts()
+            for table, fields in student.tables.items()
+        }
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """What both students read of the texts."""
+        return {
+            prefix + field: values
+            for prefix, student in self._parts()
+            for field, values in student.encode(texts, pairs).items()
+        }
+
+    def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
+        """Classify a batch by both; the outputs are the own student's, with the shared one's among them."""
+        shared, own = (student(part_of(batch, prefix), hidden=hidden) for prefix, student in self._parts())
+        return Outputs(own.logits, own.hidden, own.used, shared)
+
+    def _parts(self) -> tuple[tuple[str, TextModel], tuple[str, TextModel]]:
+        return (SHARED, self.shared), (OWN, self.own)
+
+
+def plain_name(student: TextModel, name: str) -> str:
+    """What a student calls its weight ``name``; of a pair, what the one of the two calls it whose weight it is."""
+    return name.removeprefix(SHARED).removeprefix(OWN) if isinstance(student, Pair) else name
+
+
+def pair_blueprint(shared: str, own: str) -> str:
+    """How to build a pair of the students that two blueprints (kind and settings as JSON) describe."""
+    settings = {"shared": json.loads(shared), "own": json.loads(own)}
+    return json.dumps({"kind": f"{Pair.__module__}:{Pair.__name__}", "settings": settings}, sort_keys=True)
+
+
+def paired(shared: Weights, own: Weights) -> dict[str, Tensor]:
+    """The weights of a pair."""
+    return {SHARED + name: value for name, value in shared.items()} | {OWN + name: value for name, value in own.items()}
+
+
+def part_of(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """One student's values (weights or encoded fields) of a pair's, under the names that they have there."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def shared_of(trained: PartialWeights) -> PartialWeights:
+    """What may leave a merchant of a trained pair: the shared student's."""
+    return PartialWeights(*(part_of(one, SHARED) for one in (trained.arrays, trained.rows, trained.counts)))

