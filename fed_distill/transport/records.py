@@ -15,7 +15,8 @@ from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
+from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, PartialWeights, Uplink, Weights
 
 MOST_EXAMPLES = 2**31
 """Examples that a merchant may have at most: sums over merchants stay exact."""
@@ -49,6 +50,10 @@ def encode_downlink(down: Downlink) -> RecordDict:
         content["down.weights"] = to_array_record(down.weights)
     if down.soft_labels is not None:
         content["down.soft_labels"] = to_array_record({"soft_labels": down.soft_labels})
+    if down.class_means is not None:
+        content["down.class_means"] = to_array_record(vars(down.class_means))
+    if down.control_variate is not None:
+        content["down.control_variate"] = to_array_record(down.control_variate)
     return content
 
 
@@ -62,25 +67,34 @@ def decode_downlink(content: RecordDict) -> Downlink:
         if "down.soft_labels" in arrays
         else None,
         scalars={name: float(_scalar(value)) for name, value in scalars.get("down.scalars", MetricRecord()).items()},
+        class_means=_class_means(arrays, "down.class_means"),
+        control_variate=_tensors(arrays, "down.control_variate"),
     )
 
 
 def encode_uplink(up: Uplink) -> RecordDict:
     """The records of one merchant's uplink."""
-    content = RecordDict({"up": ConfigRecord({"merchant": up.merchant, "examples": up.examples})})
+    head = ConfigRecord({"merchant": up.merchant, "examples": up.examples})
+    content = RecordDict({"up": head})
     if up.metrics:
         content["up.metrics"] = MetricRecord(dict(up.metrics))
     if up.weights is not None:
-        content["up.weights"] = to_array_record(up.weights.arrays)
-        if up.weights.rows:
-            rows = {name: value.to(torch.int32) for name, value in up.weights.rows.items()}
-            content["up.rows"] = to_array_record(rows)
-            counts = {name: value.to(torch.int32) for name, value in up.weights.counts.items()}
-            content["up.counts"] = to_array_record(counts)
+        content.update(_partial_records("up", up.weights))
     if up.soft_labels is not None:
         content["up.soft_labels"] = to_array_record({"soft_labels": up.soft_labels})
     if up.votes is not None:
         content["up.votes"] = to_array_record({"votes": _narrowed(up.votes)})
+    if up.answered is not None:
+        content["up.answered"] = to_array_record({"bits": _packed(up.answered)})
+        head["proxy"] = len(up.answered)
+    if up.class_means is not None:
+        content["up.class_means"] = to_array_record(vars(up.class_means))
+    if up.control_variate is not None:
+        content["up.control_variate"] = to_array_record(up.control_variate)
+    if up.low_rank_update is not None:
+        content.update(_partial_records("up.update", up.low_rank_update.plain))
+        content["up.update.thin"] = to_array_record(up.low_rank_update.thin)
+        content["up.update.wide"] = to_array_record(up.low_rank_update.wide)
     return content
 
 
@@ -89,26 +103,24 @@ def decode_uplink(content: RecordDict) -> Uplink:
     arrays = content.array_records
     try:
         head = content.config_records["up"]
-        weights = None
-        if "up.weights" in arrays:
-            rows = from_array_record(arrays["up.rows"]) if "up.rows" in arrays else {}
-            counts = from_array_record(arrays["up.counts"]) if "up.counts" in arrays else {}
-            weights = PartialWeights(
-                from_array_record(arrays["up.weights"]),
-                {name: value.long() for name, value in rows.items()},
-                {name: value.long() for name, value in counts.items()},
-            )
         soft_labels = None
         if "up.soft_labels" in arrays:
             soft_labels = from_array_record(arrays["up.soft_labels"])["soft_labels"]
+        answered = None
+        if "up.answered" in arrays:
+            answered = _unpacked(from_array_record(arrays["up.answered"])["bits"], int(_scalar(head["proxy"])))
         metrics = content.metric_records.get("up.metrics", MetricRecord())
         return Uplink(
             merchant=str(head["merchant"]),
             examples=int(_scalar(head["examples"])),
-            weights=weights,
+            weights=_partial(arrays, "up"),
             soft_labels=soft_labels,
             metrics={name: float(_scalar(value)) for name, value in metrics.items()},
             votes=_widened(from_array_record(arrays["up.votes"])["votes"]) if "up.votes" in arrays else None,
+            answered=answered,
+            class_means=_class_means(arrays, "up.class_means"),
+            control_variate=_tensors(arrays, "up.control_variate"),
+            low_rank_update=_low_rank_update(arrays),
         )
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
         raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
@@ -118,18 +130,29 @@ def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> 
     """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round.
 
     Weights must be of ``current`` (those that students freeze are not sent) and have the shapes there, rows sorted,
-    distinct and in range where a table is sent in part; soft labels the shape ``proxy_shape`` with rows that are
-    probabilities; votes one class for each proxy example; all must be finite.
+    distinct and in range where a table is sent in part; soft labels the shape ``proxy_shape``, or a row for each
+    answered proxy example, with rows that are probabilities; votes one class for each proxy example; class means a row
+    of probabilities for each class that is present, and zeros for the others; a control variate the names and shapes of
+    weights; a low-rank update those of weights when it is multiplied out; all must be finite.
     """
     if not 1 <= up.examples <= MOST_EXAMPLES:
         raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")
     _check_metrics(up.merchant, up.metrics)
     if up.weights is not None:
         _check_weights(up.merchant, up.weights, current)
+    if up.answered is not None:
+        _check_answered(up, proxy_shape[0])
     if up.soft_labels is not None:
-        _check_soft_labels(up.merchant, up.soft_labels, proxy_shape)
+        rows = proxy_shape[0] if up.answered is None else int(up.answered.sum())
+        _check_soft_labels(up.merchant, up.soft_labels, (rows, proxy_shape[1]))
     if up.votes is not None:
         _check_votes(up.merchant, up.votes, proxy_shape)
+    if up.class_means is not None:
+        _check_class_means(up.merchant, up.class_means, proxy_shape[1])
+    if up.control_variate is not None:
+        _check_weights(up.merchant, PartialWeights(up.control_variate), current)
+    if up.low_rank_update is not None:
+        _check_low_rank(up.merchant, up.low_rank_update, current)
 
 
 def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
@@ -170,6 +193,23 @@ def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> Non
         raise UplinkRejected(f"merchant {merchant}: rows of {sorted(unknown)[0]!r} without its values")
 
 
+def _check_low_rank(merchant: str, sent: LowRankUpdate, current: Weights) -> None:
+    """The factors' shapes first: their product must not be larger than what it is added to."""
+    like = {name: value.float() if value.is_floating_point() else value for name, value in current.items()}
+    if sent.thin.keys() != sent.wide.keys() or sent.thin.keys() & sent.plain.arrays.keys():
+        raise UplinkRejected(f"merchant {merchant}: a low-rank update of which factors are missing, or sent twice")
+    for name, thin in sent.thin.items():
+        wide, expected = sent.wide[name], list(like[name].shape) if name in like else []
+        if expected and name in sent.plain.rows:
+            expected[0] = min(sent.plain.rows[name].numel(), expected[0])
+        if thin.dim() != 2 or wide.dim() != 2 or len(thin) != len(wide) or [thin.shape[1], wide.shape[1]] != expected:
+            shapes = f"{list(thin.shape)} and {list(wide.shape)}"
+            raise UplinkRejected(f"merchant {merchant}: factors of {name} have shapes {shapes}, for {expected}")
+        if thin.dtype != torch.float32 or wide.dtype != torch.float32:
+            raise UplinkRejected(f"merchant {merchant}: factors of {name} are {thin.dtype} and {wide.dtype}")
+    _check_weights(merchant, multiplied_out(sent), like)
+
+
 def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
     if tuple(sent.shape) != shape:
         raise UplinkRejected(f"merchant {merchant}: soft labels have shape {list(sent.shape)}, not {list(shape)}")
@@ -189,6 +229,78 @@ def _check_votes(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
         raise UplinkRejected(f"merchant {merchant}: votes are {sent.dtype}, not {torch.int64}")
     if bool(((sent < 0) | (sent >= classes)).any()):
         raise UplinkRejected(f"merchant {merchant}: votes name classes outside 0 to {classes - 1}")
+
+
+def _check_answered(up: Uplink, proxy: int) -> None:
+    assert up.answered is not None
+    if tuple(up.answered.shape) != (proxy,):
+        raise UplinkRejected(f"merchant {up.merchant}: answered has shape {list(up.answered.shape)}, not {[proxy]}")
+    if up.soft_labels is None:
+        raise UplinkRejected(f"merchant {up.merchant}: it says which proxy examples it answers, without its answers")
+
+
+def _check_class_means(merchant: str, sent: ClassMeans, classes: int) -> None:
+    means, present = sent.probabilities, sent.present
+    if tuple(means.shape) != (classes, classes) or tuple(present.shape) != (classes,):
+        raise UplinkRejected(
+            f"merchant {merchant}: class means have shapes {list(means.shape)} and {list(present.shape)}, not "
+            f"{[classes, classes]} and {[classes]}"
+        )
+    if not means.is_floating_point() or present.dtype != torch.bool:
+        raise UplinkRejected(f"merchant {merchant}: class means are of types {means.dtype} and {present.dtype}")
+    if not _finite(means) or bool((means < 0.0).any()):
+        raise UplinkRejected(f"merchant {merchant}: class means are not finite, or negative")
+    if not torch.allclose(means.sum(dim=-1), present.to(means.dtype), atol=1e-3):
+        raise UplinkRejected(f"merchant {merchant}: class means do not sum to 1, or to 0 where it has no examples")
+
+
+def _partial_records(prefix: str, sent: PartialWeights) -> dict[str, ArrayRecord]:
+    records = {f"{prefix}.weights": to_array_record(sent.arrays)}
+    if sent.rows:
+        for part in ("rows", "counts"):
+            narrow = {name: value.to(torch.int32) for name, value in getattr(sent, part).items()}
+            records[f"{prefix}.{part}"] = to_array_record(narrow)
+    return records
+
+
+def _partial(arrays: Mapping[str, ArrayRecord], prefix: str) -> PartialWeights | None:
+    values = _tensors(arrays, f"{prefix}.weights")
+    if values is None:
+        return None
+    rows, counts = (
+        {name: value.long() for name, value in (_tensors(arrays, f"{prefix}.{part}") or {}).items()}
+        for part in ("rows", "counts")
+    )
+    return PartialWeights(values, rows, counts)
+
+
+def _low_rank_update(arrays: Mapping[str, ArrayRecord]) -> LowRankUpdate | None:
+    plain = _partial(arrays, "up.update")
+    if plain is None:
+        return None
+    return LowRankUpdate(
+        plain, from_array_record(arrays["up.update.thin"]), from_array_record(arrays["up.update.wide"])
+    )
+
+
+def _class_means(arrays: Mapping[str, ArrayRecord], name: str) -> ClassMeans | None:
+    return ClassMeans(**from_array_record(arrays[name])) if name in arrays else None
+
+
+def _tensors(arrays: Mapping[str, ArrayRecord], name: str) -> dict[str, Tensor] | None:
+    return from_array_record(arrays[name]) if name in arrays else None
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Eight to a byte."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def _unpacked(bits: Tensor, size: int) -> Tensor:
+    """Inverse of ``_packed`` for a mask of ``size``; a ValueError where as many bytes hold no mask of that size."""
+    if bits.dtype != torch.uint8 or bits.dim() != 1 or size < 0 or not 0 <= 8 * len(bits) - size < 8:
+        raise ValueError(f"{list(bits.shape)} bytes of {bits.dtype} are no mask of {size}")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
 
 
 def _narrowed(votes: Tensor) -> Tensor:

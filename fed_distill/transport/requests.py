@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord
 
+from fed_distill.errors import TrainingError
 from fed_distill.models import TextModel, rebuild
 
 QUERY_MERCHANTS = "query.merchants"
@@ -21,10 +24,11 @@ class TrainRequest:
     """One round at one site.
 
     arm: which federation or control of the experiment. merchants: who is meant. students: name of each one's
-    student. blueprints: how to build a student, by name (kind and settings as JSON). rounds: in how many rounds of the
-    arm each merchant is asked in all, by which its privacy budget is spread. population: merchants of the federation.
-    learning_rate: of this round. test: whether each merchant also measures its trained student on its own test
-    set.
+    student. blueprints: how to build a student, by name (kind and settings as JSON), the global one first. rounds: in
+    how many rounds of the arm each merchant is asked in all, by which its privacy budget is spread. population:
+    merchants of the federation. learning_rate: of this round. test: whether each merchant also measures its trained
+    student on its own test set. known: the round of which the server has each one's soft labels, 0 for none; empty
+    where these are not cached. proxy: which of a site's proxy examples are used, as bits (``packed``); empty for all.
     """
 
     arm: str
@@ -36,14 +40,25 @@ class TrainRequest:
     population: int
     learning_rate: float = 0.0
     test: bool = False
+    known: tuple[int, ...] = ()
+    proxy: bytes = b""
 
     def student_of(self, merchant: str) -> str:
         """Kind of student of one of ``merchants``."""
         return self.students[self.merchants.index(merchant)]
 
+    @property
+    def global_blueprint(self) -> str:
+        """How to build the global student."""
+        return next(iter(self.blueprints.values()))
+
     def rounds_of(self, merchant: str) -> int:
         """Planned rounds of one of ``merchants``."""
         return self.rounds[self.merchants.index(merchant)]
+
+    def known_of(self, merchant: str) -> int:
+        """Round of which the server has the soft labels of one of ``merchants``; 0 for none."""
+        return self.known[self.merchants.index(merchant)] if self.known else 0
 
     def part(self, places: Sequence[int]) -> "TrainRequest":
         """The same request for the merchants at these places only."""
@@ -52,6 +67,7 @@ class TrainRequest:
             merchants=tuple(self.merchants[place] for place in places),
             students=tuple(self.students[place] for place in places),
             rounds=tuple(self.rounds[place] for place in places),
+            known=tuple(self.known[place] for place in places) if self.known else (),
         )
 
     def to_record(self) -> ConfigRecord:
@@ -68,6 +84,8 @@ class TrainRequest:
                 "population": self.population,
                 "learning_rate": self.learning_rate,
                 "test": self.test,
+                **({"known": list(self.known)} if self.known else {}),
+                **({"proxy": self.proxy} if self.proxy else {}),
             }
         )
 
@@ -85,7 +103,23 @@ class TrainRequest:
             population=values["population"],
             learning_rate=values["learning_rate"],
             test=values["test"],
+            known=tuple(values.get("known", ())),
+            proxy=values.get("proxy", b""),
         )
+
+
+def packed(chosen: npt.NDArray[np.bool_]) -> bytes:
+    """Eight to a byte."""
+    return np.packbits(chosen).tobytes()
+
+
+def unpacked(bits: bytes, size: int) -> npt.NDArray[np.bool_]:
+    """Inverse of ``packed``, ``[size]``. TrainingError unless there are as many bits, whole bytes aside."""
+    if len(bits) != (size + 7) // 8:
+        raise TrainingError(
+            f"the server chose in another proxy set than this site's, of {size} examples: run one experiment at both"
+        )
+    return np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=size).astype(np.bool_)
 
 
 def blueprint_of(model: TextModel) -> str:

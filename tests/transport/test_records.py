@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fed_distill.errors import UplinkRejected
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
+from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, PartialWeights, Uplink
 from fed_distill.transport.records import (
     by_prefix,
     check_uplink,
@@ -34,6 +34,13 @@ WEIGHTS = st.dictionaries(NAMES, TENSORS.map(lambda value: torch.from_numpy(np.a
 SCALARS = st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=3)
 VOTES = st.none() | hnp.arrays(np.int64, 3, elements=st.integers(0, 2**40)).map(torch.from_numpy)
 LABELS = st.none() | hnp.arrays(np.float32, (3, 2), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)
+ANSWERED = st.none() | hnp.arrays(np.bool_, st.integers(0, 40)).map(torch.from_numpy)
+MEANS = st.none() | st.builds(
+    ClassMeans,
+    hnp.arrays(np.float32, (2, 2), elements=st.floats(0, 1, width=32)).map(torch.from_numpy),
+    hnp.arrays(np.bool_, 2).map(torch.from_numpy),
+)
+UPDATES = st.none() | st.builds(LowRankUpdate, WEIGHTS.map(PartialWeights), WEIGHTS, WEIGHTS)
 
 
 def over_the_wire(content):
@@ -49,19 +56,29 @@ def same(one, other):
     return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
 
 
+def same_means(one, other):
+    if one is None or other is None:
+        return one is other
+    return same(one.probabilities, other.probabilities) and same(one.present, other.present)
+
+
 def all_same(one, other):
+    if one is None or other is None:
+        return one is other
     return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
 
 
-@given(st.integers(0, 10**6), st.none() | WEIGHTS, LABELS, SCALARS)
-def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars):
-    sent = Downlink(round, weights, soft_labels, scalars)
+@given(st.integers(0, 10**6), st.none() | WEIGHTS, LABELS, SCALARS, MEANS, st.none() | WEIGHTS)
+def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars, class_means, control_variate):
+    sent = Downlink(round, weights, soft_labels, scalars, class_means, control_variate)
     got = decode_downlink(over_the_wire(encode_downlink(sent)))
     assert got.round == round
     assert (got.weights is None) == (weights is None)
     assert weights is None or all_same(got.weights, weights)
     assert same(got.soft_labels, soft_labels)
     assert got.scalars == scalars
+    assert same_means(got.class_means, class_means)
+    assert all_same(got.control_variate, control_variate)
 
 
 @given(
@@ -72,8 +89,14 @@ def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars)
     LABELS,
     SCALARS,
     VOTES,
+    ANSWERED,
+    MEANS,
+    st.none() | WEIGHTS,
+    UPDATES,
 )
-def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, soft_labels, metrics, votes):
+def test_an_uplink_comes_back_bit_for_bit(
+    merchant, examples, weights, rows, soft_labels, metrics, votes, answered, class_means, control_variate, update
+):
     of_tables = {} if weights is None else {name: torch.tensor(rows, dtype=torch.int64) for name in list(weights)[:1]}
     sent = Uplink(
         merchant,
@@ -82,6 +105,10 @@ def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, sof
         soft_labels,
         metrics,
         votes,
+        answered,
+        class_means,
+        control_variate,
+        update,
     )
     got = decode_uplink(over_the_wire(encode_uplink(sent)))
     assert (got.merchant, got.examples, got.metrics) == (merchant, examples, metrics)
@@ -90,6 +117,21 @@ def test_an_uplink_comes_back_bit_for_bit(merchant, examples, weights, rows, sof
     assert weights is None or all_same(got.weights.counts, of_tables)
     assert same(got.soft_labels, soft_labels)
     assert same(got.votes, votes)
+    assert same(got.answered, answered)
+    assert same_means(got.class_means, class_means)
+    assert all_same(got.control_variate, control_variate)
+    assert got.parts == sent.parts
+    if update is not None:
+        assert all_same(got.low_rank_update.plain.arrays, update.plain.arrays)
+        assert all_same(got.low_rank_update.thin, update.thin)
+        assert all_same(got.low_rank_update.wide, update.wide)
+
+
+def test_rows_of_an_update_come_back():
+    sent = low_rank()
+    got = decode_uplink(over_the_wire(encode_uplink(Uplink("a", 3, low_rank_update=sent)))).low_rank_update
+    assert all_same(got.plain.rows, sent.plain.rows)
+    assert all_same(got.plain.counts, sent.plain.counts)
 
 
 @given(WEIGHTS, SCALARS)
@@ -139,7 +181,60 @@ def test_a_sound_uplink_is_accepted_with_tables_whole_or_in_part():
 
 
 NAN, INF = float("nan"), float("inf")
+SOME = torch.tensor([True, False, False, True])
+ONLY_ONE = torch.tensor([True, False])
+
+
+def means(rows=((0.25, 0.75), (0.0, 0.0)), present=ONLY_ONE):
+    return ClassMeans(torch.tensor(rows), present)
+
+
+def test_answers_to_some_examples_and_class_means_are_accepted():
+    check_uplink(uplink(labels=torch.full((2, 2), 0.5), answered=SOME), CURRENT, PROXY)
+    check_uplink(uplink(labels=torch.zeros(0, 2), answered=torch.zeros(4, dtype=torch.bool)), CURRENT, PROXY)
+    accepted = uplink(class_means=means())
+    check_uplink(accepted, CURRENT, PROXY)
+    assert accepted.parts == {"weights", "soft_labels", "votes", "class_means"}
+
+
+def low_rank(thin=None, wide=None, bias=None, rows=(0, 2, 5), names=("table", "table")):
+    """An update of rank 1 of some rows of the table, and the bias as it is."""
+    rows = torch.tensor(rows)
+    plain = PartialWeights({"bias": torch.ones(3) if bias is None else bias}, {"table": rows}, {"table": rows.abs()})
+    thin, wide = torch.ones(1, 3) if thin is None else thin, torch.ones(1, 2) if wide is None else wide
+    return LowRankUpdate(plain, {names[0]: thin}, {names[1]: wide})
+
+
+def updated(**changes):
+    return uplink(weights=None, low_rank_update=low_rank(**changes))
+
+
+def test_updates_and_control_variates_are_accepted():
+    check_uplink(updated(), CURRENT, PROXY)
+    accepted = uplink(control_variate={"bias": torch.ones(3)})
+    check_uplink(accepted, CURRENT, PROXY)
+    assert accepted.parts == {"weights", "soft_labels", "votes", "control_variate"}
+
+
 BAD_UPLINKS = {
+    "control variate of another shape": (uplink(control_variate={"bias": torch.ones(4)}), r"bias has shape \[4\]"),
+    "control variate nan": (uplink(control_variate={"bias": torch.full((3,), NAN)}), "bias has values that are not"),
+    "factors of other rows": (updated(thin=torch.ones(1, 4)), r"factors of table have shapes \[1, 4\] and \[1, 2\]"),
+    "factors of other ranks": (updated(thin=torch.ones(2, 3)), r"factors of table have shapes \[2, 3\] and \[1, 2\]"),
+    "factors of a large product": (
+        updated(thin=torch.ones(1, 10**6), wide=torch.ones(1, 10**6), rows=list(range(10**6))),
+        "factors of table have shapes",
+    ),
+    "factors of a vector": (updated(names=("bias", "bias")), "factors are missing, or sent twice"),
+    "factors of what is unknown": (updated(names=("door", "door")), "factors of door have shapes"),
+    "one factor": (updated(names=("table", "bias")), "factors are missing"),
+    "factors in another precision": (
+        updated(thin=torch.ones(1, 3, dtype=torch.float64)),
+        "factors of table are torch.float64 and torch.float32",
+    ),
+    "factors nan": (updated(wide=torch.tensor([[1.0, NAN]])), "table has values that are not finite"),
+    "update of a row too large": (updated(rows=[0, 2, 6]), "row numbers of table are out of range"),
+    "update of another shape": (updated(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
     "nan": (uplink(bias=torch.tensor([1.0, NAN, 1.0])), "bias has values that are not finite"),
     "infinite": (uplink(table=torch.tensor([[1.0, -INF]] * 3)), "table has values that are not finite"),
     "shape": (uplink(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
@@ -168,6 +263,38 @@ BAD_UPLINKS = {
     "vote type": (uplink(votes=torch.tensor([0.0, 1.0, NAN, 0.0])), "votes are torch.float32, not torch.int64"),
     "vote for no class": (uplink(votes=torch.tensor([0, 1, 2, 0])), "votes name classes outside 0 to 1"),
     "vote negative": (uplink(votes=torch.tensor([0, -1, 1, 0])), "votes name classes outside 0 to 1"),
+    "fewer answers than said": (
+        uplink(labels=torch.full((1, 2), 0.5), answered=SOME),
+        r"soft labels have shape \[1, 2\], not \[2, 2\]",
+    ),
+    "all answers though few are said": (uplink(answered=SOME), r"soft labels have shape \[4, 2\], not \[2, 2\]"),
+    "answered of another proxy set": (uplink(answered=SOME[:3]), r"answered has shape \[3\], not \[4\]"),
+    "no answers": (
+        uplink(soft_labels=None, answered=SOME),
+        "says which proxy examples it answers, without its answers",
+    ),
+    "means of more classes": (
+        uplink(class_means=means(torch.eye(3).tolist())),
+        r"class means have shapes \[3, 3\] and \[2\], not \[2, 2\] and \[2\]",
+    ),
+    "means as counts": (
+        uplink(class_means=means(((1, 0), (0, 0)))),
+        "class means are of types torch.int64 and torch.bool",
+    ),
+    "numbers of examples": (
+        uplink(class_means=means(present=torch.tensor([7, 0]))),
+        "class means are of types torch.float32 and torch.int64",
+    ),
+    "mean nan": (uplink(class_means=means(((NAN, 0.75), (0.0, 0.0)))), "class means are not finite, or negative"),
+    "mean negative": (
+        uplink(class_means=means(((1.25, -0.25), (0.0, 0.0)))),
+        "class means are not finite, or negative",
+    ),
+    "mean sum": (uplink(class_means=means(((0.5, 0.75), (0.0, 0.0)))), "class means do not sum to 1"),
+    "mean of an absent class": (
+        uplink(class_means=means(((0.25, 0.75), (0.5, 0.5)))),
+        "or to 0 where it has no examples",
+    ),
     "no examples": (uplink(examples=0), "0 training examples"),
     "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
     "loss beyond all measure": (uplink(metrics={"loss": 1e300}), r"metric loss is 1e\+300"),
@@ -207,6 +334,26 @@ def test_votes_that_are_no_signed_integers_cannot_be_read(votes):
     content = encode_uplink(Uplink("Nord", 1, votes=torch.tensor([0, 1])))
     content["up.votes"]["votes"] = Array(votes)
     with pytest.raises(UplinkRejected, match="an uplink could not be read: TypeError: votes are torch"):
+        decode_uplink(over_the_wire(content))
+
+
+def test_which_examples_are_answered_takes_a_bit_each():
+    sent = Uplink("Nord", 1, soft_labels=torch.zeros(0, 2), answered=torch.zeros(4001, dtype=torch.bool))
+    bits = np.frombuffer(encode_uplink(sent)["up.answered"]["bits"].data[-501:], np.uint8)
+    assert encode_uplink(sent)["up.answered"]["bits"].shape == (501,)
+    assert not bits.any()
+
+
+@pytest.mark.parametrize(
+    ("size", "bits"),
+    [(9, [255]), (0, [255]), (-1, []), (2**60, [255, 255]), (8, [[255]]), (2, [1.0])],
+)
+def test_a_mask_that_its_bytes_do_not_hold_cannot_be_read(size, bits):
+    """Unpacking fills up with zeros: a mask of a made-up size would cost memory."""
+    content = encode_uplink(Uplink("Nord", 1, soft_labels=torch.zeros(0, 2), answered=SOME))
+    content["up"]["proxy"] = size
+    content["up.answered"]["bits"] = Array(np.array(bits, None if bits == [1.0] else np.uint8))
+    with pytest.raises(UplinkRejected, match=r"an uplink could not be read: ValueError: .* are no mask of"):
         decode_uplink(over_the_wire(content))
 
 

@@ -1,10 +1,18 @@
 """Requests and blueprints of students come back as they were sent."""
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
 import torch
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from
+from fed_distill.errors import TrainingError
+from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, packed, unpacked
 
 REQUEST = TrainRequest(
     arm="fedmd · 日本",
@@ -16,6 +24,8 @@ REQUEST = TrainRequest(
     population=90,
     learning_rate=0.003,
     test=True,
+    known=(0, 2),
+    proxy=b"\xa0",
 )
 
 
@@ -40,6 +50,16 @@ def test_a_part_keeps_each_merchant_with_what_belongs_to_it():
     part = REQUEST.part([1])
     assert (part.merchants, part.students, part.rounds) == (("b",), ("two-tower",), (15,))
     assert part.blueprints == REQUEST.blueprints
+    assert (part.known, part.proxy) == ((2,), b"\xa0")
+    assert [REQUEST.known_of(merchant) for merchant in REQUEST.merchants] == [0, 2]
+    assert replace(REQUEST, known=()).known_of("b") == 0
+
+
+@given(hnp.arrays(np.bool_, st.integers(0, 40)))
+def test_a_choice_comes_back_and_none_of_another_set_is_taken(chosen):
+    assert np.array_equal(unpacked(packed(chosen), len(chosen)), chosen)
+    with pytest.raises(TrainingError, match=f"another proxy set than this site's, of {len(chosen) + 8} examples"):
+        unpacked(packed(chosen), len(chosen) + 8)
 
 
 def test_a_blueprint_builds_an_equal_model_with_other_weights(student):

@@ -1,0 +1,295 @@
+"""How the messages of one federation are coded: chains for updates, soft labels and the downlink, and their records.
+
+Weights go up as updates of the downlink, which the server adds to its own weights: these are exact even where the
+downlink is coded too, so that what is too small for the downlink's steps still adds up over the rounds. Without any
+stage, messages are those of ``transport.records``, byte for byte.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from fed_distill.config import TransportConfig
+from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.registry import Registry
+from fed_distill.transport import records
+from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
+from fed_distill.transport.coding.base import Chain
+from fed_distill.transport.coding.kept import Kept
+from fed_distill.transport.coding.soft_labels import (
+    read_changed,
+    read_soft_labels,
+    write_changed,
+    write_soft_labels,
+)
+from fed_distill.transport.coding.stream import Reader, Writer
+from fed_distill.transport.coding.weights import (
+    Randomness,
+    applied,
+    read_weights,
+    residual_of,
+    update_of,
+    with_residual,
+    write_weights,
+)
+from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
+
+Known = Callable[[str], Tensor | None]
+"""The soft labels that the server has of a merchant; None for none."""
+_UP, _DOWN, _SHAPES = "up.coded", "down.coded", "down.shapes"
+
+
+def _nothing(merchant: str) -> None:
+    """Of no merchant anything is known."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What codes each part of a message; None for a part that travels as it is.
+
+    error_feedback: merchants keep what coding loses of their updates. cache: merchants send soft labels only of proxy
+    examples in which a probability changed by more than this; None for all of them.
+    """
+
+    weights: Chain | None = None
+    soft_labels: Chain | None = None
+    downlink_weights: Chain | None = None
+    downlink_soft_labels: Chain | None = None
+    error_feedback: bool = False
+    cache: float | None = None
+
+    @classmethod
+    def of(cls, config: TransportConfig) -> Self:
+        """What an experiment asks for. ConfigError for a stage or option that there is not."""
+        updates = config.weights or config.downlink_weights
+        labels = config.soft_labels or config.soft_label_cache is not None
+        answers = config.downlink_soft_labels
+        return cls(
+            weights=_chain(config.weights, UPDATE_STAGES) if updates else None,
+            soft_labels=_chain(config.soft_labels, SOFT_LABEL_STAGES) if labels else None,
+            downlink_weights=_chain(config.downlink_weights, UPDATE_STAGES) if config.downlink_weights else None,
+            downlink_soft_labels=_chain(answers, SOFT_LABEL_STAGES) if answers else None,
+            error_feedback=bool(config.weights) and config.error_feedback,
+            cache=config.soft_label_cache,
+        )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether merchants keep anything of an uplink for coding the next one."""
+        return self.error_feedback or self.cache is not None
+
+    def encode_downlink(self, down: Downlink, randomness: Randomness) -> RecordDict:
+        """The records of a downlink, the same for every merchant."""
+        shapes: dict[str, list[int] | list[str]] = {}
+        coded: dict[str, Tensor] = {}
+        plain = down
+        if self.downlink_weights is not None and down.weights is not None:
+            weights = {name: down.weights[name].detach().cpu() for name in sorted(down.weights)}
+            out = Writer()
+            write_weights(out, PartialWeights(weights), weights, self.downlink_weights, randomness)
+            coded["weights"], plain = _tensor(out.content()), replace(plain, weights=None)
+            shapes |= _announcement(weights)
+        if self.downlink_soft_labels is not None and down.soft_labels is not None:
+            coded["soft_labels"] = _tensor(write_soft_labels(down.soft_labels, self.downlink_soft_labels))
+            shapes["soft_labels"], plain = list(down.soft_labels.shape), replace(plain, soft_labels=None)
+        content = records.encode_downlink(plain)
+        if coded:
+            content[_SHAPES] = ConfigRecord(dict(shapes))
+            content[_DOWN] = records.to_array_record(coded)
+        return content
+
+    def decode_downlink(self, content: RecordDict) -> Downlink:
+        """Inverse of ``encode_downlink``, but for what coding loses. TrainingError if it is not coded as agreed."""
+        down = records.decode_downlink(content)
+        try:
+            coded = _read_bytes(content, _DOWN) if _DOWN in content else {}
+            chains = {"weights": self.downlink_weights, "soft_labels": self.downlink_soft_labels}
+            if any(chains.get(part) is None for part in coded) or any(
+                chain is not None and getattr(down, part) is not None for part, chain in chains.items()
+            ):
+                raise ValueError("it is not as this site's experiment says: run the same one at both ends")
+            if "weights" in coded and self.downlink_weights is not None:
+                like, source = _announced(content.config_records[_SHAPES]), Reader(coded["weights"])
+                sent = read_weights(source, like, self.downlink_weights)
+                source.finish()
+                nothing = {name: torch.zeros_like(value) for name, value in like.items()}
+                down = replace(down, weights=applied(sent, nothing).arrays)
+            if "soft_labels" in coded and self.downlink_soft_labels is not None:
+                source = Reader(coded["soft_labels"])
+                shape = _announced_labels(content.config_records[_SHAPES])
+                down = replace(down, soft_labels=read_soft_labels(source, shape, self.downlink_soft_labels))
+                source.finish()
+        except Exception as error:  # as of what comes from a merchant: it must not stop the site
+            raise TrainingError(f"the coded downlink cannot be read: {error}") from error
+        return down
+
+    def encode_uplink(
+        self, up: Uplink, base: Weights | None, randomness: Randomness, kept: Kept | None = None
+    ) -> tuple[RecordDict, Kept]:
+        """The records of an uplink, and what the merchant is to keep for its next one, if this codec ``keeps``.
+
+        base: the weights that the merchant was sent. kept: what it has kept; its soft labels only if the server has
+        these too. UplinkRejected, naming the merchant, for weights that cannot be coded.
+        """
+        coded: dict[str, Tensor] = {}
+        plain, kept = up, kept or Kept()
+        try:
+            if self.weights is not None and up.weights is not None:
+                data, residual = self._encode_weights(up.weights, base, randomness, kept.residual)
+                coded["weights"], kept = data, replace(kept, residual=residual)
+                plain = replace(plain, weights=None)
+            if self.soft_labels is not None and up.soft_labels is not None:
+                data, received = self._encode_soft_labels(up.soft_labels, up.answered, kept.soft_labels)
+                coded["soft_labels"], kept = data, replace(kept, soft_labels=received)
+                plain = replace(plain, soft_labels=None)
+        except ValueError as error:
+            raise UplinkRejected(f"merchant {up.merchant}: {error}") from error
+        content = records.encode_uplink(plain)
+        if coded:
+            content[_UP] = records.to_array_record(coded)
+        return content, kept
+
+    def decode_uplink(
+        self, content: RecordDict, base: Weights | None, proxy_shape: tuple[int, int] | None, known: Known = _nothing
+    ) -> Uplink:
+        """Inverse of ``encode_uplink``, but for what coding loses.
+
+        base: the server's own weights, to which updates are added. proxy_shape: (proxy examples, classes). known: the
+        soft labels that a merchant sent last, which ``cache`` builds on. UplinkRejected, naming the merchant, for what
+        is not coded as agreed; nothing larger than what was agreed is allocated for it.
+        """
+        up = records.decode_uplink(content)
+        try:
+            return self._decoded(up, content, base, proxy_shape, known)
+        except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
+            raise UplinkRejected(f"merchant {up.merchant}: its uplink cannot be decoded: {error}") from error
+
+    def _encode_weights(
+        self, sent: PartialWeights, base: Weights | None, randomness: Randomness, residual: PartialWeights
+    ) -> tuple[Tensor, PartialWeights]:
+        assert self.weights is not None
+        if base is None:
+            raise ValueError("its method sends weights without a downlink of weights, against which they are coded")
+        update = update_of(sent, base)
+        if self.error_feedback:
+            update = with_residual(update, residual)
+        out = Writer()
+        write_weights(out, update, base, self.weights, randomness)
+        if not self.error_feedback:
+            return _tensor(out.content()), residual
+        received = read_weights(Reader(out.content()), base, self.weights)
+        return _tensor(out.content()), residual_of(update, received, residual)
+
+    def _encode_soft_labels(
+        self, values: Tensor, answered: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.soft_labels is not None
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError("its soft labels are not finite: train at a lower learning rate")
+        if self.cache is None:
+            return _tensor(write_soft_labels(values, self.soft_labels)), None
+        if answered is not None:
+            raise ValueError("transport.soft_label_cache is for soft labels of the whole proxy set")
+        data = write_changed(values, self.soft_labels, known, self.cache)
+        proxy, classes = values.shape
+        return _tensor(data), read_changed(Reader(data), (proxy, classes), self.soft_labels, known)
+
+    def _decoded(
+        self,
+        up: Uplink,
+        content: RecordDict,
+        base: Weights | None,
+        proxy_shape: tuple[int, int] | None,
+        known: Known,
+    ) -> Uplink:
+        coded = _read_bytes(content, _UP) if _UP in content else {}
+        chains = {"weights": self.weights, "soft_labels": self.soft_labels}
+        plain = [part for part in up.parts if chains.get(part) is not None]
+        odd = [part for part in coded if chains.get(part) is None]
+        if plain or odd:
+            raise ValueError(f"{(plain + odd)[0]} are {'not ' if plain else ''}coded, against the experiment")
+        if "weights" in coded and self.weights is not None:
+            if base is None:
+                raise ValueError("it has weights, and was sent none")
+            source = Reader(coded["weights"])
+            up = replace(up, weights=applied(read_weights(source, base, self.weights), base))
+            source.finish()
+        if "soft_labels" in coded and self.soft_labels is not None:
+            source, shape = Reader(coded["soft_labels"]), _answers(up, proxy_shape)
+            if self.cache is None:
+                values = read_soft_labels(source, shape, self.soft_labels)
+            elif up.answered is not None:
+                raise ValueError("it has soft labels of some proxy examples, where a cache needs them of all")
+            else:
+                values = read_changed(source, shape, self.soft_labels, known(up.merchant))
+            source.finish()
+            up = replace(up, soft_labels=values)
+        return up
+
+
+def _chain(entries: Sequence[str | dict[str, Any]], stages: Registry) -> Chain:
+    """Stages as an experiment lists them: by name, or as a table with ``stage`` and options."""
+    built = []
+    for entry in entries:
+        options = {"stage": entry} if isinstance(entry, str) else dict(entry)
+        built.append(stages.build(str(options.pop("stage")), options))
+    return Chain(tuple(built))
+
+
+def _answers(up: Uplink, proxy_shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Shape of an uplink's soft labels."""
+    if proxy_shape is None:
+        raise ValueError("it has soft labels, and was not asked for any")
+    proxy, classes = proxy_shape
+    if up.answered is None:
+        return proxy, classes
+    if tuple(up.answered.shape) != (proxy,):
+        raise ValueError(f"answered has shape {list(up.answered.shape)}, not {[proxy]}")
+    return int(up.answered.sum()), classes
+
+
+def _announcement(weights: Weights) -> dict[str, list[int] | list[str]]:
+    """Names, types and shapes of weights, of which the bytes say nothing."""
+    return {
+        "names": list(weights),
+        "types": [str(value.dtype).removeprefix("torch.") for value in weights.values()],
+        "dimensions": [value.dim() for value in weights.values()],
+        "sizes": [size for value in weights.values() for size in value.shape],
+    }
+
+
+def _announced(record: ConfigRecord) -> dict[str, Tensor]:
+    """Weights of the shapes that a downlink announces, without memory of their own."""
+    values: dict[str, Any] = dict(record)
+    sizes = iter(values["sizes"])
+    like = {}
+    for name, kind, dimensions in zip(values["names"], values["types"], values["dimensions"], strict=True):
+        shape = [next(sizes) for _ in range(dimensions)]
+        like[name] = torch.zeros((), dtype=getattr(torch, kind)).expand(shape)
+    return like
+
+
+def _announced_labels(record: ConfigRecord) -> tuple[int, int]:
+    """Shape of the soft labels that a downlink announces."""
+    values: dict[str, Any] = dict(record)
+    proxy, classes = values["soft_labels"]
+    if proxy < 0 or classes < 1:
+        raise ValueError(f"it announces soft labels of shape {[proxy, classes]}")
+    return proxy, classes
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+
+
+def _read_bytes(content: RecordDict, name: str) -> dict[str, bytes]:
+    coded = records.from_array_record(content.array_records[name])
+    for part, value in coded.items():
+        if value.dtype != torch.uint8 or value.dim() != 1:
+            raise ValueError(f"coded {part} are {value.dtype} of shape {list(value.shape)}, not bytes")
+    return {part: value.numpy().tobytes() for part, value in coded.items()}

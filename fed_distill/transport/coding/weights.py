@@ -1,0 +1,156 @@
+"""A merchant's weights as an update of what it was sent, in bytes, and what of it error feedback keeps for later.
+
+Error feedback (Seide et al., "1-bit stochastic gradient descent", Interspeech 2014; Karimireddy et al., "Error feedback
+fixes SignSGD and other gradient compression schemes", ICML 2019, algorithm 2): what coding loses of an update is
+added to the merchant's next one, so that the sum of what arrives is the sum of the updates but for the last residual.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fed_distill.runtime import seeds
+from fed_distill.transport.coding.base import Chain
+from fed_distill.transport.coding.integers import (
+    read_counts,
+    read_fixed,
+    read_sorted,
+    write_counts,
+    write_fixed,
+    write_sorted,
+)
+from fed_distill.transport.coding.stream import Reader, Writer
+from fed_distill.transport.coding.updates import Float16
+from fed_distill.transport.messages import PartialWeights, Weights
+
+Randomness = tuple[int, *tuple[str | int, ...]]
+_ABSENT, _WHOLE, _IN_PART = range(3)
+
+
+def update_of(sent: PartialWeights, base: Weights) -> PartialWeights:
+    """How far each weight moved from ``base``, in float32; what is not floating-point as it is.
+
+    ValueError, naming it, for a weight that ``base`` has not, or that moved by what is not finite.
+    """
+    moved = {}
+    for name, value in sent.arrays.items():
+        if name not in base:
+            raise ValueError(f"weight {name!r} is not in the downlink, against which it would be coded")
+        value = value.detach().cpu()
+        moved[name] = value.float() - _part(base[name], sent.rows.get(name)).float() if _coded(value) else value
+        if not bool(torch.isfinite(moved[name]).all()):
+            raise ValueError(f"the update of {name} is not finite: train at a lower learning rate")
+    return PartialWeights(moved, sent.rows, sent.counts)
+
+
+def applied(update: PartialWeights, base: Weights) -> PartialWeights:
+    """Inverse of ``update_of``, in the types of ``base``."""
+    arrays = {}
+    for name, change in update.arrays.items():
+        start = _part(base[name], update.rows.get(name))
+        arrays[name] = (start.float() + change).to(start.dtype) if _coded(start) else change
+    return PartialWeights(arrays, update.rows, update.counts)
+
+
+def write_weights(out: Writer, update: PartialWeights, base: Weights, chain: Chain, randomness: Randomness) -> None:
+    """Write an update of ``base``, of which the reader has the names, shapes and types.
+
+    Which of them there are, and which in part; then each one's row numbers and counts, without loss, and its values.
+    ``randomness``: whence stochastic rounding draws.
+    """
+    names = sorted(base)
+    states = [_IN_PART if name in update.rows else _WHOLE if name in update.arrays else _ABSENT for name in names]
+    write_fixed(out, np.array(states, dtype=np.uint8), 2)
+    for name, state in zip(names, states, strict=True):
+        if state == _ABSENT:
+            continue
+        if state == _IN_PART:
+            rows = update.rows[name]
+            if name not in update.counts:
+                raise ValueError(f"{name} is sent in part, without how often its rows are used")
+            out.number(len(rows), 4)
+            write_sorted(out, rows.numpy())
+            write_counts(out, update.counts[name].numpy())
+        value = update.arrays[name]
+        if _coded(value):
+            _chain_for(value.dim(), chain).encode(value, out, seeds.torch_stream(*randomness, name))
+        else:
+            out.array(value.numpy())
+
+
+def read_weights(source: Reader, base: Weights, chain: Chain) -> PartialWeights:
+    """Inverse of ``write_weights``, but for what ``chain`` loses. ValueError for what it cannot have written."""
+    names = sorted(base)
+    arrays: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    for name, state in zip(names, read_fixed(source, len(names), 2), strict=True):
+        if state == _ABSENT:
+            continue
+        shape = tuple(base[name].shape)
+        if state == _IN_PART:
+            size = source.number(4)
+            if not shape or size > shape[0]:
+                raise ValueError(f"it holds {size} rows of {name}, whose shape is {list(shape)}")
+            rows[name] = torch.from_numpy(read_sorted(source, size, shape[0]))
+            counts[name] = torch.from_numpy(read_counts(source, size))
+            shape = (size, *shape[1:])
+        elif state != _WHOLE:
+            raise ValueError(f"it does not say whether {name} is there")
+        if _coded(base[name]):
+            arrays[name] = _chain_for(len(shape), chain).decode(shape, source)
+        else:
+            kind = base[name].numpy().dtype
+            arrays[name] = torch.from_numpy(source.array(kind, int(np.prod(shape)))).reshape(shape)
+    return PartialWeights(arrays, rows, counts)
+
+
+def with_residual(update: PartialWeights, residual: PartialWeights) -> PartialWeights:
+    """``update`` and what was kept of earlier ones, of the rows that are sent now."""
+    arrays = dict(update.arrays)
+    for name, kept in residual.arrays.items():
+        if name in arrays:
+            arrays[name] = arrays[name] + _at(kept, residual.rows.get(name), update.rows.get(name))
+    return PartialWeights(arrays, update.rows, update.counts)
+
+
+def residual_of(update: PartialWeights, received: PartialWeights, before: PartialWeights) -> PartialWeights:
+    """What the receiver lacks of ``update``, which has in it what was kept ``before``; of other rows what was kept."""
+    arrays, rows = dict(before.arrays), dict(before.rows)
+    for name, value in update.arrays.items():
+        if not _coded(value):
+            continue
+        left, sent = value - received.arrays[name], update.rows.get(name)
+        if sent is not None:
+            known = torch.from_numpy(np.union1d(rows[name], sent)) if name in rows else sent
+            whole = _at(arrays[name], rows[name], known) if name in rows else torch.zeros_like(left)
+            whole[torch.searchsorted(known, sent)] = left
+            left, rows[name] = whole, known
+        arrays[name] = left
+    return PartialWeights(arrays, rows)
+
+
+def _at(kept: Tensor, kept_rows: Tensor | None, rows: Tensor | None) -> Tensor:
+    """``kept``, which has the sorted ``kept_rows``, at ``rows``; 0 where it has none. None for an array that is whole:
+    a merchant sends the same arrays in part in all rounds."""
+    if kept_rows is None or rows is None:
+        return kept
+    found = torch.zeros(len(rows), *kept.shape[1:])
+    if len(kept_rows):
+        place = torch.searchsorted(kept_rows, rows).clamp_max(len(kept_rows) - 1)
+        there = kept_rows[place] == rows
+        found[there] = kept[place[there]]
+    return found
+
+
+def _chain_for(dimensions: int, chain: Chain) -> Chain:
+    """Vectors and scalars are float16 in every chain that loses anything at all."""
+    return Chain((Float16(),)) if chain.stages and dimensions < 2 else chain
+
+
+def _part(value: Tensor, rows: Tensor | None) -> Tensor:
+    return value.detach().cpu() if rows is None else value.detach().cpu()[rows]
+
+
+def _coded(value: Tensor) -> bool:
+    return value.is_floating_point()

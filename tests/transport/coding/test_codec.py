@@ -1,0 +1,288 @@
+"""Messages of a federation with chains: what they hold, how small they are, and that nothing else is read."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ConfigRecord
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from fed_distill.config import TransportConfig
+from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
+from fed_distill.transport.records import (
+    check_uplink,
+    encode_downlink,
+    encode_uplink,
+    serialized_bytes,
+    to_array_record,
+)
+
+PROXY = (200, 4)
+RANDOMNESS = (0, "arm", "Nord", 1)
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+BASE = {"table": drawn(3000, 32, seed=1), "bias": drawn(32, seed=2), "steps": torch.tensor(3)}
+ROWS = torch.arange(0, 3000, 3)
+UPLINK = Uplink(
+    "Nord",
+    5,
+    PartialWeights(
+        {"table": BASE["table"][ROWS] + 0.01 * drawn(1000, 32, seed=3), "bias": BASE["bias"] + 0.01},
+        {"table": ROWS},
+        {"table": ROWS % 7},
+    ),
+    drawn(*PROXY, seed=4).softmax(dim=1),
+    {"loss": 1.0},
+    torch.zeros(200, dtype=torch.int64),
+)
+
+
+def codec(**tables):
+    return Codec.of(TransportConfig(**tables))
+
+
+def over_the_wire(content):
+    sent = recorddict_to_proto(content)
+    return recorddict_from_proto(type(sent).FromString(sent.SerializeToString()))
+
+
+def uploaded(coding, uplink=UPLINK, base=BASE, proxy=PROXY):
+    content, _ = coding.encode_uplink(uplink, base, RANDOMNESS)
+    return coding.decode_uplink(over_the_wire(content), base, proxy)
+
+
+def test_without_stages_messages_are_what_they_were_byte_for_byte():
+    plain = codec()
+    content, kept = plain.encode_uplink(UPLINK, BASE, RANDOMNESS)
+    same = recorddict_to_proto(encode_uplink(UPLINK)).SerializeToString()
+    assert recorddict_to_proto(content).SerializeToString() == same
+    assert not plain.keeps
+    assert kept.tensors() == {}
+    down = Downlink(1, BASE, UPLINK.soft_labels, {"a": 1.0})
+    same = recorddict_to_proto(encode_downlink(down)).SerializeToString()
+    assert recorddict_to_proto(plain.encode_downlink(down, RANDOMNESS)).SerializeToString() == same
+    assert torch.equal(uploaded(plain).weights.arrays["table"], UPLINK.weights.arrays["table"])
+
+
+def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
+    got = uploaded(codec(weights=["int8"], soft_labels=["int8"]))
+    check_uplink(got, BASE, PROXY)
+    assert (got.merchant, got.examples, got.metrics) == ("Nord", 5, {"loss": 1.0})
+    assert torch.equal(got.votes, UPLINK.votes)
+    assert torch.equal(got.weights.rows["table"], ROWS)
+    assert torch.equal(got.weights.counts["table"], ROWS % 7)
+    change = UPLINK.weights.arrays["table"] - BASE["table"][ROWS]
+    bound = change.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
+    assert bool(((got.weights.arrays["table"] - UPLINK.weights.arrays["table"]).abs() <= bound + 1e-6).all())
+    assert float((got.soft_labels - UPLINK.soft_labels).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("tables", "most"),
+    [
+        ({"weights": ["float16"]}, 66_500),
+        ({"weights": ["int8"]}, 36_500),
+        ({"weights": ["int4"]}, 20_500),
+        ({"weights": ["sign"]}, 8_500),
+        ({"weights": [{"stage": "top-k", "share": 0.01}, "int8"]}, 2_200),
+    ],
+)
+def test_bytes_on_the_wire_are_those_of_the_chain(tables, most):
+    """1,000 rows of 32: 128,000 bytes as float32, and 8,000 for rows and counts; what coding leaves of it."""
+    alone = Uplink("Nord", 5, UPLINK.weights)
+    content, _ = codec(**tables).encode_uplink(alone, BASE, RANDOMNESS)
+    assert serialized_bytes(encode_uplink(alone)) > 136_000
+    assert most - 1_500 < serialized_bytes(content) < most
+
+
+def test_soft_labels_of_four_classes_take_a_byte_and_a_quarter():
+    alone = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels)
+    coding = codec(soft_labels=[{"stage": "top-k", "classes": 1}, "int8"])
+    content, _ = coding.encode_uplink(alone, None, RANDOMNESS)
+    assert serialized_bytes(content) < 200 * 1.25 + 350
+    got = uploaded(coding, alone, None)
+    assert torch.equal(got.soft_labels.argmax(dim=1), UPLINK.soft_labels.argmax(dim=1))
+    check_uplink(got, BASE, PROXY)
+
+
+def test_soft_labels_of_some_proxy_examples_are_coded_in_their_order():
+    answered = torch.arange(200) % 3 == 0
+    some = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels[answered], answered=answered)
+    got = uploaded(codec(soft_labels=["int8"]), some, None)
+    check_uplink(got, BASE, PROXY)
+    assert float((got.soft_labels - some.soft_labels).abs().max()) < 0.01
+
+
+def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
+    coding = codec(downlink_weights=["int8"])
+    content = coding.encode_downlink(Downlink(2, BASE, UPLINK.soft_labels, {"a": 1.0}), RANDOMNESS)
+    assert serialized_bytes(content) < 0.4 * serialized_bytes(encode_downlink(Downlink(2, BASE, UPLINK.soft_labels)))
+    down = coding.decode_downlink(over_the_wire(content))
+    assert (down.round, down.scalars) == (2, {"a": 1.0})
+    assert torch.equal(down.soft_labels, UPLINK.soft_labels)
+    assert torch.equal(down.weights["steps"], BASE["steps"])
+    bound = BASE["table"].abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
+    assert bool(((down.weights["table"] - BASE["table"]).abs() <= bound + 1e-6).all())
+    assert not torch.equal(down.weights["table"], BASE["table"])
+    trained = {name: value + 1 for name, value in down.weights.items()}
+    sent, _ = coding.encode_uplink(Uplink("Nord", 5, PartialWeights(trained)), down.weights, RANDOMNESS)
+    got = coding.decode_uplink(sent, BASE, PROXY)
+    torch.testing.assert_close(got.weights.arrays["table"], BASE["table"] + 1)
+
+
+def test_a_downlink_without_weights_needs_no_coding():
+    coding = codec(downlink_weights=["float16"], soft_labels=["int8"])
+    down = Downlink(1, None, UPLINK.soft_labels)
+    assert coding.decode_downlink(over_the_wire(coding.encode_downlink(down, RANDOMNESS))).weights is None
+
+
+def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announced():
+    coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 2}, "int8"])
+    down = Downlink(2, BASE, UPLINK.soft_labels)
+    content = coding.encode_downlink(down, RANDOMNESS)
+    saved = serialized_bytes(encode_downlink(down)) - serialized_bytes(content)
+    assert saved > 200 * (4 * 4 - 2.5) - 200  # less the names of the record
+    got = coding.decode_downlink(over_the_wire(content))
+    assert torch.equal(got.weights["table"], BASE["table"])
+    assert got.soft_labels.shape == (200, 4)
+    top = UPLINK.soft_labels.topk(2, dim=1)
+    assert float((got.soft_labels.gather(1, top.indices) - top.values).abs().max()) < 0.01
+    torch.testing.assert_close(got.soft_labels.sum(dim=1), torch.ones(200))
+    for forged in ([200, 5], [201, 4], [-200, -4], [200], [10**9, 10**9]):
+        content["down.shapes"] = ConfigRecord({"soft_labels": forged})
+        with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
+            coding.decode_downlink(content)
+    with pytest.raises(TrainingError, match="run the same one at both"):
+        coding.decode_downlink(encode_downlink(down))
+
+
+def test_a_cache_sends_what_the_server_does_not_have():
+    coding, alone = codec(soft_label_cache=0.0), Uplink("Nord", 5, soft_labels=UPLINK.soft_labels)
+    first, kept = coding.encode_uplink(alone, None, RANDOMNESS)
+    got = coding.decode_uplink(over_the_wire(first), None, PROXY)
+    assert torch.equal(got.soft_labels, UPLINK.soft_labels)
+    changed = UPLINK.soft_labels.clone()
+    changed[7] = torch.tensor([0.25, 0.25, 0.5, 0.0])
+    second, kept = coding.encode_uplink(Uplink("Nord", 5, soft_labels=changed), None, RANDOMNESS, kept)
+    assert torch.equal(kept.soft_labels, changed)
+    assert serialized_bytes(first) - serialized_bytes(second) > 199 * 16 - 20
+    server = {"Nord": got.soft_labels}
+    assert torch.equal(coding.decode_uplink(over_the_wire(second), None, PROXY, server.get).soft_labels, changed)
+    for known in ({}, {"Nord": got.soft_labels[:-1]}):
+        with pytest.raises(UplinkRejected, match=r"merchant Nord: .* leaves out soft labels that were never sent"):
+            coding.decode_uplink(over_the_wire(second), None, PROXY, known.get)
+
+
+def test_a_cache_is_for_soft_labels_of_all_proxy_examples():
+    answered = torch.arange(200) % 3 == 0
+    some = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels[answered], answered=answered)
+    coding = codec(soft_label_cache=0.0)
+    with pytest.raises(UplinkRejected, match=r"merchant Nord: .*soft_label_cache is for .* the whole proxy set"):
+        coding.encode_uplink(some, None, RANDOMNESS)
+    forged, _ = codec(soft_labels=["int8"]).encode_uplink(some, None, RANDOMNESS)
+    with pytest.raises(UplinkRejected, match="where a cache needs them of all"):
+        coding.decode_uplink(forged, None, PROXY)
+
+
+def test_soft_labels_that_are_not_finite_never_leave():
+    broken = Uplink("Nord", 5, soft_labels=torch.full(PROXY, float("nan")))
+    with pytest.raises(UplinkRejected, match="merchant Nord: its soft labels are not finite"):
+        codec(soft_labels=["int8"]).encode_uplink(broken, None, RANDOMNESS)
+
+
+def test_feedback_is_kept_only_where_it_is_asked_for():
+    for coding, keeps in (
+        (codec(weights=["sign"]), True),
+        (codec(weights=["sign"], error_feedback=False), False),
+        (codec(downlink_weights=["int8"]), False),
+    ):
+        _, kept = coding.encode_uplink(UPLINK, BASE, RANDOMNESS)
+        assert coding.keeps == keeps == ("arrays/table" in kept.tensors())
+
+
+def replaced(part, value, coding):
+    content, _ = coding.encode_uplink(UPLINK, BASE, RANDOMNESS)
+    content["up.coded"][part] = Array(value)
+    return content
+
+
+CODED = codec(weights=["int8"], soft_labels=["int8"])
+PLAIN_UPLINK = encode_uplink(UPLINK)
+LIES = {
+    "plain": (CODED, PLAIN_UPLINK, "are not coded, against the experiment"),
+    "coded": (codec(), CODED.encode_uplink(UPLINK, BASE, RANDOMNESS)[0], "are coded, against the experiment"),
+    "floats": (CODED, replaced("weights", np.zeros(9, np.float32), CODED), "torch.float32 of shape .9., not bytes"),
+    "matrix": (CODED, replaced("weights", np.zeros((9, 9), np.uint8), CODED), "not bytes"),
+    "short": (CODED, replaced("weights", np.zeros(9, np.uint8), CODED), "bytes are left over"),
+    "long": (CODED, replaced("soft_labels", np.zeros(801, np.uint8), CODED), "1 bytes are left over"),
+    "few labels": (CODED, replaced("soft_labels", np.zeros(799, np.uint8), CODED), "ends too early"),
+    "another part": (CODED, replaced("votes", np.zeros(2, np.uint8), CODED), "votes are coded, against"),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_what_is_not_coded_as_agreed_is_rejected_with_its_merchant(case):
+    coding, content, message = LIES[case]
+    with pytest.raises(UplinkRejected, match=f"merchant Nord: its uplink cannot be decoded: .*{message}"):
+        coding.decode_uplink(over_the_wire(content), BASE, PROXY)
+
+
+def test_answers_of_another_proxy_set_are_rejected_before_they_are_decoded():
+    answered = torch.ones(10**6, dtype=torch.bool)
+    content = encode_uplink(Uplink("Nord", 5, answered=answered))
+    content["up.coded"] = to_array_record({"soft_labels": torch.zeros(10, dtype=torch.uint8)})
+    with pytest.raises(UplinkRejected, match=r"answered has shape \[1000000\], not \[200\]"):
+        CODED.decode_uplink(over_the_wire(content), BASE, PROXY)
+
+
+def test_weights_that_are_not_finite_or_not_asked_for_never_leave():
+    broken = PartialWeights({"bias": torch.full((32,), float("inf"))})
+    with pytest.raises(UplinkRejected, match="merchant Nord: the update of bias is not finite"):
+        CODED.encode_uplink(Uplink("Nord", 5, broken), BASE, RANDOMNESS)
+    with pytest.raises(UplinkRejected, match="merchant Nord: its method sends weights without a downlink"):
+        CODED.encode_uplink(UPLINK, None, RANDOMNESS)
+
+
+def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
+    down = Downlink(1, BASE)
+    coding = codec(downlink_weights=["int8"])
+    with pytest.raises(TrainingError, match="run the same one at both"):
+        coding.decode_downlink(encode_downlink(down))
+    with pytest.raises(TrainingError, match="run the same one at both"):
+        codec().decode_downlink(coding.encode_downlink(down, RANDOMNESS))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": [10**9, 10**9, 32]},
+        {"types": ["float32", "door", "int64"]},
+        {"dimensions": [1, 9, 0]},
+        {"sizes": [-1]},
+    ],
+)
+def test_a_downlink_of_forged_shapes_is_refused_before_it_takes_memory(change):
+    coding = codec(downlink_weights=["int8"])
+    content = coding.encode_downlink(Downlink(1, BASE), RANDOMNESS)
+    content["down.shapes"] = ConfigRecord({**content["down.shapes"], **change})
+    with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
+        coding.decode_downlink(content)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"weights": ["zip"]}, "unknown weight stage 'zip'"),
+        ({"soft_labels": ["sign"]}, "unknown soft-label stage 'sign'"),
+        ({"weights": [{"stage": "top-k", "classes": 2}]}, "'top-k' has no option 'classes'; it has: share"),
+        ({"weights": ["int8", "top-k"]}, "put it last"),
+    ],
+)
+def test_stages_that_there_are_not_are_named(tables, message):
+    with pytest.raises(ConfigError, match=message):
+        codec(**tables)
