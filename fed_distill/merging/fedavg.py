@@ -6,6 +6,7 @@ algorithm 1. A running sum, so that memory does not grow with the number of merc
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,11 +16,19 @@ from fed_distill.transport.messages import Uplink, Weights
 
 @dataclass
 class FedAvg:
-    """Mean weighted by examples (McMahan et al., AISTATS 2017)."""
+    """Mean weighted by examples (McMahan et al., AISTATS 2017).
+
+    weight: what a merchant counts for. ``examples``: its examples. ``inverse-variance``: their square. Under
+    example-level DP the noise on a merchant's mean gradient has a deviation of 1/n of its n examples, so that this
+    mean has the least noise; the price is that large merchants decide more (noise-aware aggregation, Malekmohammadi
+    et al., "Noise-aware algorithm for heterogeneous differentially private federated learning", ICML 2024).
+    """
+
+    weight: Literal["examples", "inverse-variance"] = "examples"
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights; rows that a merchant did not send count as they were."""
-        return mean_weights(current, uplinks)
+        return mean_weights(current, uplinks, 2 if self.weight == "inverse-variance" else 1)
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is kept between rounds."""

@@ -82,22 +82,24 @@ class RunningUpdate:
         return (current.double() + rate * change / weight).to(current.dtype)
 
 
-def mean_weights(current: Weights, uplinks: Iterable[Uplink]) -> dict[str, Tensor]:
-    """The merchants' mean weights, each counting by its examples (McMahan et al., AISTATS 2017), in one pass.
+def mean_weights(current: Weights, uplinks: Iterable[Uplink], power: int = 1) -> dict[str, Tensor]:
+    """The merchants' mean weights, each counting by its examples (McMahan et al., AISTATS 2017) to the ``power``, in
+    one pass.
 
     Rows that a merchant did not send count as they are in ``current``. Weights that are not floating-point stay.
     Raises UplinkRejected if no uplink has weights.
     """
-    update, examples = RunningUpdate(current), 0
+    update, total = RunningUpdate(current), 0
     for uplink in uplinks:
         if uplink.weights is None:
             continue
-        examples += uplink.examples
+        weight = uplink.examples**power
+        total += weight
         for name in update.names:
-            update.add(name, uplink.weights, uplink.examples)
-    if not examples:
+            update.add(name, uplink.weights, weight)
+    if not total:
         raise UplinkRejected("no merchant sent weights that could be merged")
-    return {name: update.moved(name, examples) for name in current}
+    return {name: update.moved(name, total) for name in current}
 
 
 def _by_row(weight: Tensor, dimensions: int) -> Tensor:

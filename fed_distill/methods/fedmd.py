@@ -3,7 +3,8 @@
 Li and Wang, "FedMD: Heterogenous federated learning via model distillation", 2019, algorithm 1: a merchant
 digests the consensus on the public set, revisits its private examples, and sends its scores on the public
 set; the server averages them. Here the scores are probabilities, the server's teacher takes part in the
-consensus, and the server distils its global student from it.
+consensus, and the server distils its global student from it. Methods that agree in another way than by the mean are
+this one with another ``agree``.
 """
 
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
@@ -42,30 +44,29 @@ class FedMD:
     def plan(self, down: Downlink) -> Plan:
         """Digest the consensus, then revisit the private examples."""
         assert down.soft_labels is not None
-        digest = Phase(
-            soft_labels(self.temperature),
-            data="proxy",
-            epochs=self.digest_epochs,
-            references={"soft_labels": down.soft_labels},
-        )
-        return Plan((digest, Phase(hard_labels(), epochs=self.local_epochs)))
+        digest = self.distil(down.soft_labels, self.digest_epochs)
+        return Plan((*digest, Phase(hard_labels(), epochs=self.local_epochs)))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Probabilities on the proxy set; no weights."""
         return Uplink(trained.merchant, trained.examples, soft_labels=trained.predict_proxy())
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
-        """Average the merchants' soft labels (each merchant counts the same), mix in the teacher, and distil."""
+        """Agree on the proxy set, mix in the teacher, and distil the global student from that."""
+        merchants = self.agree(state, up).to(state.teacher_labels.dtype)
+        consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
+        distil = self.distil(consensus, self.server_epochs)
+        return replace(state, round=state.round + 1, consensus=consensus, server_plan=Plan(distil))
+
+    def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
+        """What the merchants say together, ``[proxy, classes]``: their mean, each merchant counting the same."""
         scores = RunningMean()
         for uplink in up:
             if uplink.soft_labels is not None:
                 scores.add(uplink.soft_labels)
-        merchants = scores.mean().to(state.teacher_labels.dtype)
-        consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
-        distil = Phase(
-            soft_labels(self.temperature),
-            data="proxy",
-            epochs=self.server_epochs,
-            references={"soft_labels": consensus},
-        )
-        return replace(state, round=state.round + 1, consensus=consensus, server_plan=Plan((distil,)))
+        return scores.mean()
+
+    def distil(self, consensus: Tensor, epochs: float) -> tuple[Phase, ...]:
+        """How merchants and server learn a consensus: as the soft labels of the whole proxy set."""
+        references = {"soft_labels": consensus}
+        return (Phase(soft_labels(self.temperature), data="proxy", epochs=epochs, references=references),)

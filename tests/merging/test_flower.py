@@ -41,6 +41,21 @@ def test_fedavg_is_the_mean_of_whole_tables_weighted_by_examples(current, make_u
     assert_weights(build("fedavg").average(current, uplinks), weighted_mean(uplinks, dense(uplinks)))
 
 
+def test_fedavg_by_inverse_variance_has_the_least_noise_of_means_whose_noise_falls_with_examples(current, make_uplinks):
+    """Of all weights w that sum to 1, w proportional to n^2 has the least sum of (w / n)^2: the textbook mean."""
+    uplinks = make_uplinks(3)
+    variances = [1.0 / uplink.examples**2 for uplink in uplinks]
+    least = [1.0 / variance / sum(1.0 / other for other in variances) for variance in variances]
+    merged = build("fedavg", weight="inverse-variance").average(current, uplinks)
+    whole = [completed(uplink.weights, current) for uplink in uplinks]
+    expected = {
+        name: sum(share * one[name].double().numpy() for share, one in zip(least, whole, strict=True))
+        for name in FLOATS
+    }
+    assert_weights(merged, expected)
+    assert len({uplink.examples for uplink in uplinks}) > 1
+
+
 def test_a_merchant_that_sent_no_weights_does_not_count(current, make_uplinks, dense):
     uplinks = make_uplinks(3)
     merged = build("fedavg").average(current, [*uplinks, Uplink("silent", 1000)])
@@ -363,7 +378,7 @@ def test_nothing_to_merge_is_said(current, name):
         ("fedadam", {"eta": -1.0}, "aggregator 'fedadam', option eta: Input should be greater than 0"),
         ("fedyogi", {"beta_1": 1.0}, "aggregator 'fedyogi', option beta_1: Input should be less than 1"),
         ("fedadagrad", {"tau": 0.0}, "aggregator 'fedadagrad', option tau: Input should be greater than 0"),
-        ("fedavg", {"eta": 1.0}, "aggregator 'fedavg' has no option 'eta'; it has none"),
+        ("fedavg", {"eta": 1.0}, "aggregator 'fedavg' has no option 'eta'; it has: weight"),
     ],
 )
 def test_unfit_options_are_named(name, options, message):

@@ -5,7 +5,7 @@ import torch
 
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
-from fed_distill.transport.messages import PartialWeights, Uplink
+from fed_distill.transport.messages import ClassMeans, PartialWeights, Uplink
 from server.protection import counted_plainly
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
@@ -33,7 +33,13 @@ def uplinks():
 @pytest.fixture
 def trained():
     return Trained(
-        "a", 10, PartialWeights({"w": torch.tensor([3.0, 4.0])}), lambda: torch.tensor([[0.5, 0.3, 0.2]] * 3)
+        "a",
+        10,
+        PartialWeights({"w": torch.tensor([3.0, 4.0])}),
+        lambda: torch.tensor([[0.5, 0.3, 0.2]] * 3),
+        lambda: ClassMeans(
+            torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([1, 0, 1]) > 0
+        ),
     )
 
 

@@ -1,0 +1,58 @@
+"""FedAvg whose merchants are drawn to the global student's representations, and away from their own of before.
+
+Li et al., "Model-contrastive federated learning", CVPR 2021 (MOON): the loss is l_sup + mu * l_con (eq. 4), with
+l_con = -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau))) (eq. 3), sim the
+cosine. A control without distillation. In its first round a merchant has no student of before: the global one stands
+for it, and the contrast has no gradient. Representations are the last hidden states', where the paper adds a head.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fed_distill.config import PositiveFloat
+from fed_distill.distill.losses import cross_entropy
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.models.base import Outputs
+from fed_distill.models.prediction import representation
+from fed_distill.training.plan import Objective, Phase, Plan, Predicted, References
+from fed_distill.transport.messages import Downlink
+
+
+@dataclass(frozen=True)
+class MOON(FedAvg):
+    """mu: weight of the contrast; 0 is FedAvg. temperature: of it (tau in the paper)."""
+
+    mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    temperature: PositiveFloat = 0.5
+
+    def plan(self, down: Downlink) -> Plan:
+        """Private labels, and what the global and the previous student make of the same examples."""
+        phase = Phase(
+            contrast(self.mu, self.temperature),
+            epochs=self.local_epochs,
+            predicted={
+                "global_representation": Predicted("global", "representation"),
+                "previous_representation": Predicted("previous", "representation"),
+            },
+            hidden=True,
+        )
+        return Plan((phase,))
+
+
+def contrast(mu: float, temperature: float) -> Objective:
+    """Objective: eq. 4 with the references ``labels``, ``global_representation`` and ``previous_representation``."""
+
+    def objective(outputs: Outputs, references: References) -> Tensor:
+        own = representation(outputs)
+        toward = F.cosine_similarity(own, references["global_representation"], dim=-1)
+        away = F.cosine_similarity(own, references["previous_representation"], dim=-1)
+        similarities = torch.stack([toward, away], dim=-1) / temperature
+        contrastive = -F.log_softmax(similarities, dim=-1)[:, 0]
+        return cross_entropy(outputs.logits, references["labels"]) + mu * contrastive
+
+    return objective

@@ -1,0 +1,94 @@
+"""FedAvg whose merchants correct every step by how their own mean gradient differs from everybody's.
+
+Karimireddy et al., "SCAFFOLD: Stochastic controlled averaging for federated learning", ICML 2020, algorithm 1 with
+option II: a step is y - eta_l (g_i(y) - c_i + c); after K steps c_i+ = c_i - c + (x - y) / (K eta_l), and the server
+adds the merchants' c_i+ - c_i over all N of them to c. A control without distillation. It moves all rows of tables,
+also those that a merchant has no example of, so that it trains and sends whole students, and as much again of control
+variates.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.distill.losses import hard_labels
+from fed_distill.errors import ConfigError
+from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.transport.messages import Downlink, Uplink, Weights
+
+
+@dataclass(frozen=True)
+class Scaffold(FedAvg):
+    """local_epochs: epochs over a merchant's private examples in a round (K steps)."""
+
+    sends: ClassVar[tuple[Part, ...]] = ("weights", "control_variate")
+
+    def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
+        """ConfigError unless merchants train by plain gradient descent, whose steps tell their mean gradient,
+        and unless whole students are averaged."""
+        if training.optimizer != "sgd" or training.momentum:
+            kind = "sgd with momentum" if training.optimizer == "sgd" else training.optimizer
+            raise ConfigError(
+                f"method scaffold corrects steps of plain gradient descent, not of {kind}: set training.optimizer = "
+                "'sgd' (in private federations privacy.optimizer) and training.momentum = 0"
+            )
+        if federation.aggregator == "fedsubavg":
+            raise ConfigError("method scaffold sends whole students, fedsubavg averages parts: take another aggregator")
+
+    def broadcast(self, state: GlobalState) -> Downlink:
+        """The global student and c, once there is one."""
+        return replace(super().broadcast(state), control_variate=state.kept or None)
+
+    def plan(self, down: Downlink) -> Plan:
+        """Private labels, every step corrected."""
+        return Plan((Phase(hard_labels(), epochs=self.local_epochs, corrected=True),))
+
+    def correction(self, down: Downlink, kept: Weights | None) -> Weights:
+        """c - c_i; either is 0 before there is one."""
+        of_all, own = down.control_variate or {}, kept or {}
+        return {name: _of(of_all, name, like) - _of(own, name, like) for name, like in {**own, **of_all}.items()}
+
+    def keep(self, trained: Trained, down: Downlink, kept: Weights | None) -> Weights:
+        """c_i+."""
+        return {name: _of(kept or {}, name, change) + change for name, change in _change(trained, down).items()}
+
+    def uplink(self, trained: Trained, down: Downlink) -> Uplink:
+        """The trained weights and c_i+ - c_i."""
+        return replace(super().uplink(trained, down), control_variate=_change(trained, down))
+
+    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+        """The aggregator's average, and c moved by the changes of those that took part over the number of all."""
+        sums: dict[str, Tensor] = {}
+
+        def heard() -> Iterator[Uplink]:
+            for uplink in up:
+                for name, change in (uplink.control_variate or {}).items():
+                    sums[name] = _of(sums, name, change.double()) + change
+                yield uplink
+
+        merged = super().merge(state, heard())
+        moved = {
+            name: (_of(state.kept, name, total) + total / state.population).to(state.weights[name].dtype)
+            for name, total in sums.items()
+        }
+        return replace(merged, kept={**state.kept, **moved})
+
+
+def _change(trained: Trained, down: Downlink) -> dict[str, Tensor]:
+    """c_i+ - c_i = (x - y) / (K eta_l) - c, of every weight that is trained."""
+    assert down.weights is not None
+    travelled = trained.steps * trained.learning_rate
+    return {
+        name: (down.weights[name] - value) / travelled - _of(down.control_variate or {}, name, value)
+        for name, value in trained.weights.arrays.items()
+    }
+
+
+def _of(control_variate: Weights, name: str, like: Tensor) -> Tensor:
+    return control_variate[name] if name in control_variate else torch.zeros_like(like)

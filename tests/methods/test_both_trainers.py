@@ -1,0 +1,110 @@
+"""Every method that there is runs by its name, as a cohort and one merchant after another, to the same students."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file
+
+from fed_distill.config import FederationConfig
+from fed_distill.errors import ConfigError
+from fed_distill.methods import METHODS
+from server.conduct import check_promise
+
+QUICK = {
+    "controls": [],
+    "data.max_merchants": 3,
+    "adaptation.enabled": False,
+    "training.optimizer": "sgd",
+    "training.learning_rate": 0.1,
+    "training.server_optimizer": "sgd",
+    "training.server_learning_rate": 0.1,
+}
+FEDERATED = [name for name in METHODS if name not in ("local", "personal")]
+"""Methods that are federations; the others are controls, and leave the global student as it is."""
+OPTIONS = {"selective-fd": {"max_entropy": 0.99}}
+"""Of hardly trained students nearly everything is ambiguous."""
+PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.optimizer": "sgd"}
+COVERED = [name for name in FEDERATED if name != "fd"]
+"""Those that send nothing but what noise covers."""
+
+
+def ran(experiment, simulate):
+    """By federation: its rounds and the global student at its end; and that of the server before the first."""
+    folder, _ = simulate(experiment)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = folder / "checkpoint" / "seed-0"
+    start = load_file(kept / "server.two-tower.safetensors")
+    ends = {name: load_file(kept / f"federation.{name}.final.safetensors") for name in arms(experiment)}
+    rounds = {name: [line for line in lines if line.get("federation") == name] for name in ends}
+    return SimpleNamespace(start=start, ends=ends, rounds=rounds)
+
+
+def arms(experiment):
+    return [federation.title for federation in experiment.federations()]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_experiment, simulate, tmp_path_factory):
+    """A function: runs of the same methods by both trainers."""
+
+    def both(names, **changes):
+        first, *others = ({"method": name, "options": OPTIONS.get(name, {})} for name in names)
+        federation = {f"federation.{key}": value for key, value in first.items()}
+        changes = {**QUICK, **federation, "compare": others, **changes}
+        folders = {trainer: tmp_path_factory.mktemp(trainer) for trainer in ("cohort", "sequential")}
+        return [
+            ran(tiny_experiment(folder, {**changes, "runtime.trainer": trainer}), simulate)
+            for trainer, folder in folders.items()
+        ]
+
+    return both
+
+
+@pytest.fixture(scope="module")
+def plain(runs):
+    return runs(FEDERATED)
+
+
+@pytest.fixture(scope="module")
+def private(runs):
+    return runs(COVERED, **PRIVATE)
+
+
+@pytest.mark.parametrize("method", FEDERATED)
+def test_both_trainers_end_at_the_same_student(plain, distance, method):
+    cohort, sequential = plain
+    assert distance(cohort.ends[method], sequential.ends[method]) < 1e-5
+    assert distance(cohort.ends[method], cohort.start) > 1e-4
+    for run in plain:
+        rounds = run.rounds[method]
+        assert [(line["merchants"], line["rejected"]) for line in rounds] == [(3, 0), (3, 0)]
+
+
+@pytest.mark.parametrize("method", COVERED)
+def test_both_trainers_are_protected_alike(private, distance, method):
+    cohort, sequential = private
+    assert distance(cohort.ends[method], sequential.ends[method]) < 1e-5
+    for run in private:
+        rounds = run.rounds[method]
+        assert [(line["merchants"], line["rejected"]) for line in rounds] == [(3, 0), (3, 0)]
+
+
+def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_else(runs, distance):
+    names = [name for name in FEDERATED if METHODS.build(name, {}).sends == ("weights",)]
+    assert {"fedavg", "fedntd", "moon", "fml"} <= set(names)
+    cohort, sequential = runs(names, **{"privacy.unit": "merchant", "privacy.noise_multiplier": 1.0})
+    for name in names:
+        assert distance(cohort.ends[name], sequential.ends[name]) < 1e-5
+        assert distance(cohort.ends[name], cohort.start) > 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("unit", "covered"), [("merchant", ("weights",)), ("vote", ("votes",))])
+def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit, covered):
+    built, federation = METHODS.build(method, {}), FederationConfig(method=method, aggregator="fedavg", options={})
+    if built.sends == covered:
+        check_promise(unit, federation, built)
+    else:
+        with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}'"):
+            check_promise(unit, federation, built)

@@ -1,0 +1,44 @@
+"""Methods on soft labels in whole runs: every merchant is merged in every round, for as few bytes as is meant."""
+
+import json
+
+import pytest
+
+BASE = {"controls": [], "adaptation.enabled": False, "federation.options": {}}
+
+
+@pytest.fixture(scope="module")
+def rounds_of(tiny_experiment, simulate, tmp_path_factory):
+    """A function: the rounds of a federation with a method and its options, as they were recorded."""
+
+    def run(method, **options):
+        changes = {**BASE, "federation.method": method, "federation.options": options}
+        folder, _ = simulate(tiny_experiment(tmp_path_factory.mktemp(method), changes))
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("dsfl", {}), ("cronus", {}), ("selective-fd", {"max_entropy": 0.99}), ("fedet", {}), ("fd", {})],
+)
+def test_every_merchant_is_merged_in_every_round(rounds_of, method, options):
+    rounds = rounds_of(method, **options)
+    assert [(line["round"], line["merchants"], line["rejected"]) for line in rounds] == [(1, 5, 0), (2, 5, 0)]
+    scores = [line["valid"]["ndcg@10"] for line in rounds]
+    assert scores[0] != scores[1]  # the server learned something from the second round
+
+
+def test_answers_that_are_kept_back_are_not_sent(rounds_of):
+    """40 proxy examples of 4 float32 probabilities: 640 bytes less than all of them for none, 480 for a quarter."""
+    some, every = (rounds_of("selective-fd", answer_share=share)[0]["bytes"]["uplink"] for share in (0.25, 1.0))
+    assert every - some == pytest.approx(480, abs=4)  # the shape in an npy header is a digit shorter
+
+
+def test_class_means_take_fewer_bytes_than_soft_labels(rounds_of):
+    """40 proxy examples are ten times the four classes."""
+    means, labels = rounds_of("fd")[1]["bytes"], rounds_of("fedmd")[1]["bytes"]
+    assert means["uplink"] < labels["uplink"]
+    assert means["downlink"] < labels["downlink"]
