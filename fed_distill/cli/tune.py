@@ -1,0 +1,138 @@
+"""``fed-distill tune``: search an experiment's settings with Optuna, and write the best ones as an experiment.
+
+What takes long to import is imported inside the command.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fed_distill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fed_distill.study.runner import Places, Resources
+    from fed_distill.tuning.findings import Findings
+    from fed_distill.tuning.space import Tuning
+
+SIMULATE = "fed_distill.cli.simulation:run"
+STOPPED, NOTHING = 130, 1
+SHOWN = 10
+"""Trials in the table of the terminal; ``trials.csv`` has all."""
+
+
+def tune(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="tuning, a TOML file", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change a key of the base, or name, title, trials, seeds"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the tuning instead of runs/tunings/NAME")] = None,
+    parallel: Annotated[
+        int, typer.Option(min=1, help="trials at a time; they do not learn from each other while they run")
+    ] = 1,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="try the file out: three trials of the base's tiny version")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="write what was found so far; run nothing")
+    ] = False,
+) -> None:
+    """Search the settings that score best on the validation set, and write them as an experiment, best.toml.
+
+    A tuning that was stopped, at any instant, goes on by the same command; more trials are added by --set trials=N.
+    Exit code 1: no trial is complete.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("tuning needs the package optuna: pip install 'fed-distill[tune]'")
+    from fed_distill.config import parse_setting
+    from fed_distill.study.runner import Places
+    from fed_distill.tuning.findings import SPENT, write_findings
+    from fed_distill.tuning.space import Tuning
+
+    given = Tuning.read(file, dict(parse_setting(text) for text in settings or ()))
+    given = given.tiny() if tiny else given
+    _check(given, file)
+    places = Places(out or given.base.runtime.folder / "tunings" / f"{given.name}{'-tiny' if tiny else ''}")
+    if not report_only:
+        _run(given, places, _resources(given, parallel))
+    found = write_findings(given, places)
+    Console().print(_table(found))
+    _conclude(found, places)
+    if given.base.privacy.unit != "none":
+        Console(stderr=True).print(SPENT, highlight=False)
+    if found.best is None:
+        raise typer.Exit(NOTHING)
+
+
+def _check(given: "Tuning", file: Path) -> None:
+    """Every name and option at each end of each search, before the first trial is run."""
+    from server.conduct import check_names
+
+    for title, experiment in given.probes():
+        try:
+            check_names(experiment)
+        except ConfigError as error:
+            raise ConfigError(f"{file}, {title}: {error}") from error
+
+
+def _resources(given: "Tuning", parallel: int) -> "Resources":
+    import os
+
+    from fed_distill.study.runner import Resources
+
+    return Resources.of(given.base, len(os.sched_getaffinity(0)), parallel)
+
+
+def _run(given: "Tuning", places: "Places", resources: "Resources") -> None:
+    from fed_distill.study.progress import StudyProgress
+    from fed_distill.tuning.tuner import Tuner
+
+    progress = StudyProgress(noun="run")
+    progress.say(f"tuning {given.name}: {', '.join(given.names)}; kept in {places.folder}")
+    try:
+        Tuner(given, places, SIMULATE, resources, progress).run()
+    except KeyboardInterrupt:
+        progress.close()
+        progress.say("stopped; go on with the same command, or see what was found by --report-only")
+        raise typer.Exit(STOPPED) from None
+    finally:
+        progress.close()
+
+
+def _table(found: "Findings") -> Table:
+    """The best trials from the top, and the base."""
+    header, *rows = found.lines()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for place, title in enumerate(header):
+        table.add_column(escape(title), justify="left" if place == 0 else "right", no_wrap=True)
+    for row in [*rows[:-1][:SHOWN], rows[-1]]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _conclude(found: "Findings", places: "Places") -> None:
+    console = Console()
+    if found.best is None:
+        console.print(f"no trial is complete: {escape(_why(found))}", soft_wrap=True)
+        return
+    from fed_distill.results.wording import METRIC_NAMES, number
+
+    base, best = found.test
+    metric = METRIC_NAMES.get(found.objective, found.objective)
+    console.print(
+        f"on the test set, which chose nothing: {metric} {number(base)} as it is, {number(best)} with trial "
+        f"{found.best.number}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(f"best settings: {escape(str(found.toml))}", soft_wrap=True)
+    console.print(f"figures: {escape(str(places.folder / 'figures'))}", soft_wrap=True)
+
+
+def _why(found: "Findings") -> str:
+    return next((one.reason for one in found.tried if one.reason), "none has been run")

@@ -1,0 +1,1 @@
+"""Tuning: settings searched by Optuna on validation data, pruned round by round, and resumed where they stopped."""

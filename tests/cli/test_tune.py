@@ -1,0 +1,123 @@
+"""``fed-distill tune``: from a file to the best experiment, and a mistake in one line."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fed_distill.cli import tune as tune_command
+from fed_distill.cli.main import app, main
+from fed_distill.config import Experiment
+from fed_distill.tuning.tuner import Tuner
+
+ROOT = Path(__file__).parents[2]
+FILE = """
+name = "small"
+trials = 2
+
+[base.training]
+learning_rate = 1e-3
+
+[[search]]
+key = "training.learning_rate"
+low = 1e-3
+high = 1e-1
+log = true
+"""
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function that runs ``fed-distill tune`` as the entry point does: exit code, output, errors."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "tuning"))
+
+    def run(*arguments, function="run"):
+        monkeypatch.setattr(tune_command, "SIMULATE", f"sham_trials:{function}")
+        monkeypatch.setattr(sys, "argv", ["fed-distill", "tune", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def test_the_help_has_an_example():
+    shown = CliRunner().invoke(app, ["tune", "--help"])
+    assert shown.exit_code == 0
+    assert "Example: fed-distill tune experiments/" in " ".join(shown.output.split())
+
+
+def test_a_tuning_ends_in_a_table_and_an_experiment(command, file, tmp_path):
+    out = tmp_path / "out"
+    code, shown, errors = command(file, "--out", out, "--set", "trials=3", "--parallel", 2)
+    assert code == 0
+    assert "4 runs; at most 2 at a time" in errors
+    lines = shown.splitlines()
+    assert lines[0].split() == ["trial", "learning_rate", "nDCG@10"]
+    assert lines[4].split() == ["base", "–", "0.8000"]
+    assert f"best settings: {out / 'best.toml'}" in shown
+    assert Experiment.read(out / "best.toml").name == "small-best"
+    code, again, errors = command(file, "--out", out, "--set", "trials=3", "--report-only")
+    assert (code, again) == (0, shown)
+
+
+def test_without_a_complete_trial_the_exit_code_is_1(command, file, tmp_path):
+    settings = ["--set", "base.x=1"]
+    code, _, errors = command(file, "--out", tmp_path / "out", *settings)
+    assert (code, "unknown key" in errors) == (2, True)
+    narrow = FILE.replace("1e-3\nhigh = 1e-1", "3e-2\nhigh = 1e-1").replace(
+        "learning_rate = 1e-3", "learning_rate = 1e-2"
+    )
+    file.write_text(narrow, encoding="utf-8")
+    code, shown, _ = command(file, "--out", tmp_path / "out", function="fail_if_bad")
+    assert code == 1
+    assert "no trial is complete: the loss is nan" in shown
+
+
+def test_a_private_base_is_told_what_choosing_costs(command, file, tmp_path):
+    private = ["--set", "privacy.unit=example", "--set", "privacy.epsilon=8"]
+    code, _, errors = command(file, "--out", tmp_path / "out", *private, "--set", "trials=1")
+    assert code == 0
+    assert "Quote the ε of all trials, or tune on public data" in " ".join(errors.split())
+    assert "Quote the ε of all trials" in (tmp_path / "out" / "best.toml").read_text(encoding="utf-8")
+
+
+def test_an_end_of_a_search_that_no_run_could_take_is_named_before_any_runs(command, file, tmp_path):
+    method = '\n[[search]]\nkey = "federation.method"\nvalues = ["fedavg", "fedavgg"]\n'
+    file.write_text(FILE + method, encoding="utf-8")
+    code, _, errors = command(file, "--out", tmp_path / "out")
+    assert code == 2
+    assert "search method = fedavgg" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tuner, "run", interrupted)
+    code, _, errors = command(file, "--out", tmp_path / "out")
+    assert code == 130
+    assert "go on with the same command" in errors
+
+
+def test_without_optuna_it_says_what_to_install(command, file, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, _, errors = command(file)
+    assert code == 2
+    assert "pip install 'fed-distill[tune]'" in errors

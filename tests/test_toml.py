@@ -1,0 +1,53 @@
+"""A mistake in a user's file is one line: the file, the key counted as people count, and what is wrong with it."""
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from fed_distill.errors import ConfigError
+from fed_distill.toml import first_problem, read_toml
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    even: int = 0
+
+    @field_validator("even")
+    @classmethod
+    def _even(cls, value):
+        if value % 2:
+            raise ValueError(f"{value} is odd: take an even number")
+        return value
+
+
+class Outer(BaseModel):
+    inner: list[Inner]
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"inner": [{"even": 2}, {"odd": 1}]}, "unknown key inner.2.odd"),
+        ({"inner": [{"even": 1}]}, "inner.1.even: 1 is odd: take an even number"),
+        ({}, "inner: Field required"),
+    ],
+)
+def test_the_first_problem_is_said_after_its_key(tables, problem):
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate(tables)
+    assert first_problem(caught.value) == problem
+
+
+def test_a_file_is_read_as_utf_8(tmp_path):
+    path = tmp_path / "file.toml"
+    path.write_text('[table]\nkey = "kühl"\n', encoding="utf-8")
+    assert read_toml(path, "settings") == {"table": {"key": "kühl"}}
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"^cannot read settings .*none\.toml: No such file or directory$"):
+        read_toml(tmp_path / "none.toml", "settings")
+    for content in (b"name = ", b"name = '\xff'"):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML: "):
+            read_toml(tmp_path / "bad.toml", "settings")
