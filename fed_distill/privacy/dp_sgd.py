@@ -4,10 +4,14 @@ Abadi et al., "Deep learning with differential privacy", CCS 2016, algorithm 1: 
 gradient clipped, Gaussian noise on their sum. Phases on the proxy set are public and trained as usual.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from fed_distill.config import PrivacyConfig
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class ExampleDP:
     largest L2 norm of one example's gradient over all trained weights (C in the paper). batch_size: expected examples
     of a private step; None for the trainer's. rows: of each table, private training is of so many rows that the proxy
     set uses most; None for all that it uses. examples: how many the learner is taken to have, for the number of steps
-    and the sampling rate, which show in what it sends; None for how many it has.
+    and the sampling rate, which show in what it sends; None for how many it has. rate_scales: factors on the
+    learning rate (of SGD) by pattern of the weights' names; a weight that several match has their product.
+    row_rate_power: a table's row that the proxy set uses c times has (c / mean c)^-power of that.
     """
 
     noise_multiplier: float
@@ -26,10 +32,25 @@ class ExampleDP:
     batch_size: int | None = None
     rows: int | None = None
     examples: int | None = None
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
+    row_rate_power: float = 0.0
 
     def __post_init__(self) -> None:
         if self.noise_multiplier < 0.0 or self.max_grad_norm <= 0.0 or min(self.batch_size or 1, self.rows or 1) < 1:
             raise ValueError("DP-SGD needs noise_multiplier >= 0, max_grad_norm > 0 and batch_size and rows >= 1")
+
+    @classmethod
+    def configured(cls, config: PrivacyConfig, noise_multiplier: float, examples: int | None = None) -> Self:
+        """Private steps as an experiment's ``[privacy]`` has them, with noise that was found for its epsilon."""
+        return cls(
+            noise_multiplier,
+            config.max_grad_norm,
+            config.batch_size,
+            config.rows,
+            examples,
+            config.rate_scales,
+            config.row_rate_power,
+        )
 
     @property
     def deviation(self) -> float:

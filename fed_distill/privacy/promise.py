@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from fed_distill.config import PrivacyConfig
+from fed_distill.errors import ConfigError
 
 UNITS = {
     "example": "any one example of a merchant, added or taken away",
@@ -61,6 +62,17 @@ class Spent:
         )
 
 
+def check_covered(unit: str, method: str, sends: Sequence[str]) -> None:
+    """ConfigError if ``method`` sends what is computed on private examples themselves, which no unit's noise covers."""
+    bare = [part for part in sends if part in _BARE]
+    if unit != "none" and bare:
+        raise ConfigError(
+            f"privacy.unit = {unit!r} does not cover all that method {method} sends: {_PARTS[bare[0]]} are computed on "
+            "private examples, and not by a private mechanism; take another method, such as fedmd, or privacy.unit = "
+            "'none'"
+        )
+
+
 def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
     """All that leaves a merchant in a federation whose method ``sends`` these parts."""
     tell = "exact, of examples that nobody trains on; not covered by the promise"
@@ -70,7 +82,7 @@ def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
     )
     if config.unit == "example":
         parts = [Revealed(_PARTS[part], _EXAMPLE[part]) for part in sends]
-        if "weights" in sends:
+        if "weights" in sends or "low_rank_update" in sends:
             parts.append(
                 Revealed("which table rows it sends, and how often they are used", "those of the public proxy set")
             )
@@ -102,17 +114,26 @@ def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
 _NOISE = Revealed(
     "the noise",
     "drawn from the run's seed, as a simulation must be repeatable: who knows the seed, as the server does, can take "
-    "it off; real sites need secrets of their own",
+    "it off, unless a site has a secret of its own (site.toml), as real sites should",
 )
 _PARTS = {
     "weights": "weights of its trained student",
     "soft_labels": "its student's soft labels on the proxy set",
     "votes": "its student's votes on the proxy set",
+    "answered": "which proxy examples its student answers",
+    "class_means": "its student's mean soft labels on its own examples of each class",
+    "control_variate": "how its mean gradient changed since it last took part",
+    "low_rank_update": "how its trained student's weights moved, of lower rank",
 }
+_BARE = ("class_means",)
+"""Parts that look at private examples after training, and so are no post-processing of what was noised."""
 _EXAMPLE = {
     "weights": "DP-SGD: every private step is clipped and noised",
     "soft_labels": "computed by a student that was trained by DP-SGD, so they cost nothing more",
     "votes": "cast by a student that was trained by DP-SGD, so they cost nothing more",
+    "answered": "chosen by a student that was trained by DP-SGD, so they cost nothing more",
+    "control_variate": "computed from the weights that DP-SGD gave, so it costs nothing more",
+    "low_rank_update": "computed from the weights that DP-SGD gave, so it costs nothing more",
 }
 
 

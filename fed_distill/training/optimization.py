@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fed_distill.config import TrainingConfig
+from fed_distill.transport.messages import Weights
 
 
 def build_optimizer(
@@ -27,6 +28,14 @@ def build_optimizer(
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+@torch.no_grad()
+def correct(model: nn.Module, correction: Weights) -> None:
+    """Add to the gradient of each weight its ``correction``; weights that have no gradient stay without."""
+    for name, value in model.named_parameters():
+        if value.grad is not None and name in correction:
+            value.grad += correction[name]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ Both trainers begin here, so that they train on the same batches of the same sub
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,9 +14,11 @@ from torch import Tensor
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Encoded
+from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.runtime import seeds
 from fed_distill.training.plan import Phase, Plan, References
+from fed_distill.training.robust import passes, smoothed
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model
 from fed_distill.training.trainer import Fitted, Learner
 
@@ -48,6 +52,30 @@ class Prepared:
         """Steps of all phases."""
         return sum(len(segment.batches) for segment in self.segments)
 
+    @cached_property
+    def rates(self) -> dict[str, Tensor]:
+        """Factors on the learning rate under DP, float32, by trained weight: ``[]``, of a table ``[rows, 1]``; a weight
+        that is not named has 1.
+
+        All are public, so what they do to a noised gradient is post-processing. A rare feature's gradient is small,
+        since few examples have it, and would hardly move at the rate of a common one: the proxy set's counts even that
+        out, as public side information (Li et al., "Private adaptive optimization with side information", ICML 2022).
+        """
+        privacy, student, rates = self.learner.privacy, self.learner.student, dict[str, Tensor]()
+        if privacy is None:
+            return rates
+        for name, value in student.named_parameters():
+            plain = plain_name(student, name)
+            factors = [factor for pattern, factor in privacy.rate_scales.items() if fnmatchcase(plain, pattern)]
+            rate = torch.tensor(math.prod(factors))
+            if privacy.row_rate_power and name in self.submodel.trained:
+                counts, trained = self.submodel.counts[name].float(), self.submodel.trained[name]
+                relative = torch.where(trained, counts / counts[trained].mean(), 1.0)
+                rate = rate * relative.pow(-privacy.row_rate_power).unsqueeze(1)
+            if value.requires_grad and bool((rate != 1.0).any()):
+                rates[name] = rate
+        return rates
+
     def fitted(self, arrays: dict[str, Tensor], losses: tuple[float, ...]) -> Fitted:
         """The trained learner, without the weights that its student freezes.
 
@@ -62,13 +90,16 @@ class Prepared:
                 )
         frozen = {name for name, value in self.learner.student.named_parameters() if not value.requires_grad}
         trained = {name: value for name, value in arrays.items() if name not in frozen}
-        return Fitted(self.learner.name, self.submodel.sent(trained), losses)
+        return Fitted(self.learner.name, self.submodel.sent(trained), losses, self.steps)
 
 
 def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
     """Draw the batches of all phases and find the submodel that they need."""
-    segments = tuple(draw(phase, number, learner, config.batch_size) for number, phase in enumerate(plan.phases))
-    if config.submodel:
+    if learner.privacy is not None and passes(config) > 1:
+        raise TrainingError(f"{learner.name}: adversarial training and R-Drop cannot be trained with DP: drop them")
+    phases = [_with_smoothing(phase, config.label_smoothing) for phase in plan.phases]
+    segments = tuple(draw(phase, number, learner, config.batch_size) for number, phase in enumerate(phases))
+    if config.submodel and not any(phase.corrected for phase in plan.phases):
         read = [_used(segment) for segment in segments]
         private = learner.privacy
         submodel = (
@@ -81,6 +112,12 @@ def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
     return Prepared(learner, segments, submodel)
 
 
+def _with_smoothing(phase: Phase, smoothing: float) -> Phase:
+    if phase.data != "private" or smoothing == 0.0:
+        return phase
+    return replace(phase, objective=smoothed(phase.objective, smoothing))
+
+
 def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segment:
     """Draw the batches of a learner's phase ``number``.
 
@@ -89,7 +126,11 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     """
     encoded, references, privacy = learner.proxy, phase.references, None
     if phase.data == "private":
-        encoded, references = learner.private, {**phase.references, "labels": learner.labels}
+        missing = phase.predicted.keys() - learner.references.keys()
+        if missing:
+            raise TrainingError(f"{learner.name}: its plan needs {sorted(missing)[0]!r}, which nobody has predicted")
+        made = {name: learner.references[name] for name in phase.predicted}
+        encoded, references = learner.private, {**phase.references, **made, "labels": learner.labels}
         privacy = learner.privacy
     size = len(next(iter(encoded.values())))
     if size == 0:

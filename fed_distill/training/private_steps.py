@@ -23,6 +23,7 @@ from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import TextModel
 from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
 from fed_distill.runtime import seeds
+from fed_distill.training.optimization import correct
 from fed_distill.training.preparation import Prepared, Segment
 from fed_distill.training.submodel import Submodel
 
@@ -39,13 +40,15 @@ def private_steps(
 
     It takes one step of ``optimizer``, whose state goes on: each example's gradient clipped over all trained weights,
     their sum, noise, all divided by the expected batch size; without examples, noise alone. The proximal pull toward
-    ``anchor`` is public and added afterwards. The losses are private: they must not leave the merchant without noise.
+    ``anchor`` and a correction are public and added afterwards. The losses are private: they must not leave the
+    merchant without noise.
     Raises TrainingError where Opacus cannot tell one example's gradient from another's.
     """
     segment, submodel, learner = prepared.segments[number], prepared.submodel, prepared.learner
     if segment.privacy is None:
         raise ValueError(f"segment {number} of {learner.name} is not private")
     layout = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    rates = prepared.rates
     generator = seeds.torch_stream(*learner.randomness, "noise", number)
     private = _NoisyOptimizer(optimizer, segment.privacy, segment.expected_batch, layout, submodel.trained, generator)
 
@@ -59,6 +62,11 @@ def private_steps(
             for name, value in layout.items():
                 if value.grad is not None:
                     value.grad += segment.phase.proximal_mu * (value.detach() - anchor[name])
+        for name, value in layout.items():
+            if value.grad is not None and name in rates:
+                value.grad *= rates[name]
+        if segment.phase.corrected:
+            correct(model, learner.correction)
         optimizer.step()
         return loss
 
@@ -110,7 +118,7 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
 
 def _backward(hooked: nn.Module, model: TextModel, segment: Segment, submodel: Submodel, index: Tensor) -> Tensor:
     """Have the hooks take the gradient of each example's own loss; returns the sum of the losses."""
-    outputs = hooked(submodel.renumber(model.collate(segment.encoded, index)))
+    outputs = segment.phase.run(hooked, submodel.renumber(model.collate(segment.encoded, index)))
     loss = segment.phase.objective(outputs, {key: values[index] for key, values in segment.references.items()}).sum()
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return loss.detach()

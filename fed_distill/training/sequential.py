@@ -13,12 +13,13 @@ from torch import Tensor
 
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
-from fed_distill.models.base import TextModel
+from fed_distill.models.base import Outputs, TextModel
 from fed_distill.runtime import seeds
 from fed_distill.training.dropout import SeededDropout
-from fed_distill.training.optimization import Pace, build_optimizer
+from fed_distill.training.optimization import Pace, build_optimizer, correct
 from fed_distill.training.plan import Plan, one_each
 from fed_distill.training.preparation import Prepared, Segment, prepare
+from fed_distill.training.robust import passes, robust_losses
 from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 
 
@@ -114,9 +115,18 @@ class SequentialTrainer:
         anchor: Mapping[str, Tensor],
     ) -> Tensor:
         """One optimizer step on the examples ``index``; returns their mean loss, penalty left out."""
-        outputs = model(prepared.submodel.renumber(model.collate(segment.encoded, index)))
+        batch = prepared.submodel.renumber(model.collate(segment.encoded, index))
         references = {key: values[index] for key, values in segment.references.items()}
-        loss: Tensor = one_each(segment.phase.objective(outputs, references), len(index)).mean()
+
+        def forward() -> Outputs:
+            return segment.phase.run(model, batch)
+
+        def losses(outputs: Outputs) -> Tensor:
+            return one_each(segment.phase.objective(outputs, references), len(index))
+
+        robust = segment.phase.data == "private" and passes(self.config) > 1
+        each = robust_losses(model, forward, losses, self.config) if robust else losses(forward())
+        loss: Tensor = each.mean()
         objective = loss
         if segment.phase.proximal_mu:
             distance = [(value - anchor[key]).square().sum() for key, value in model.named_parameters()]
@@ -125,5 +135,11 @@ class SequentialTrainer:
         objective.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
+        for name, rate in prepared.rates.items():
+            weight = model.get_parameter(name)
+            if weight.grad is not None:
+                weight.grad *= rate
+        if segment.phase.corrected:
+            correct(model, prepared.learner.correction)
         optimizer.step()
         return loss.detach()

@@ -5,7 +5,7 @@ that are given the same learners return the same weights, up to float summation.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.optimization import Pace
-from fed_distill.training.plan import Plan
+from fed_distill.training.plan import Plan, References
 from fed_distill.transport.messages import PartialWeights, Weights
 
 
@@ -24,7 +24,9 @@ class Learner:
     student: the model; learners may share one, whose own weights are overwritten. weights: where training starts; they
     are not changed. private: its encoded examples with int64 ``labels`` ``[examples]``. proxy: the encoded proxy set.
     randomness: (run seed, then what tells this training from all others, such as merchant and round). privacy: how
-    its private phases are protected; None for not at all.
+    its private phases are protected; None for not at all. references: what it has predicted on its private examples for
+    the plan's phases, ``[examples, ...]``. correction: what corrected phases add to every gradient, by weight; weights
+    that are not in it are not corrected.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Learner:
     proxy: Encoded
     randomness: tuple[int, *tuple[str | int, ...]]
     privacy: ExampleDP | None = None
+    references: References = field(default_factory=dict)
+    correction: Weights = field(default_factory=dict)
 
     def examples(self) -> int:
         """Number of private examples."""
@@ -44,11 +48,13 @@ class Learner:
 @dataclass(frozen=True)
 class Fitted:
     """A learner after training. weights: what training could change: every weight outside the tables, and of
-    each table the touched rows (all of them where the submodel is off). loss: mean loss of each phase."""
+    each table the touched rows (all of them where the submodel is off). loss: mean loss of each phase. steps: of all
+    phases."""
 
     name: str
     weights: PartialWeights
     loss: tuple[float, ...]
+    steps: int
 
 
 @dataclass(frozen=True)

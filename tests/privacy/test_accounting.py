@@ -7,6 +7,7 @@ import sys
 import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def test_rdp_equals_opacus(spends):
     assert epsilon(spends, 1e-3) == pytest.approx(by_opacus(RDPAccountant(), spends, 1e-3), rel=1e-12)
 
 
-@stretches
+@pytest.mark.parametrize("spends", [spends for name, spends in STRETCHES.items() if name != "without sampling"])
 def test_prv_equals_opacus(spends):
     assert epsilon(spends, 1e-5, "prv") == pytest.approx(by_opacus(PRVAccountant(), spends, 1e-5), rel=1e-9)
 
@@ -78,6 +79,22 @@ def test_rdp_is_at_most_what_dp_accounting_gives_on_whole_orders(spends):
 def test_prv_is_just_above_the_privacy_loss_distribution_of_dp_accounting(spends):
     exact = by_dp_accounting(PLDAccountant(), spends, 1e-5)
     assert exact - 1e-3 <= epsilon(spends, 1e-5, "prv") <= exact + 0.02
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0, 40.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-8])
+def test_without_sampling_prv_is_exact(noise, delta):
+    """Two stretches that compose to one Gaussian mechanism of half the noise of a step, whose delta is known."""
+    spends = [Spend(noise, 1.0, 3), Spend(2.0 * noise, 1.0, 4)]
+    found = epsilon(spends, delta, "prv")
+    alone = GaussianPrivacyLoss(0.5 * noise)
+    assert alone.get_delta_for_epsilon(found) == pytest.approx(delta, rel=1e-5)
+    assert alone.get_delta_for_epsilon(found) <= delta * (1 + 1e-9)
+    assert 0.75 * epsilon(spends, delta) < found < epsilon(spends, delta)
+
+
+def test_a_delta_that_a_mechanism_has_at_epsilon_0_costs_nothing():
+    assert epsilon([Spend(1000.0, 1.0, 1)], 0.01, "prv") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import pytest
 
 from fed_distill.config import PrivacyConfig
-from fed_distill.privacy.promise import TRUSTED, UNITS, Spent, account, revealed
+from fed_distill.errors import ConfigError
+from fed_distill.privacy.promise import TRUSTED, UNITS, Spent, account, check_covered, revealed
+from fed_distill.transport.messages import PARTS
 
 
 def config(unit="example", **changes):
@@ -32,6 +34,7 @@ def test_all_that_leaves_is_listed():
     assert "deviation 20" in parts["number of training examples"]
     assert "public proxy" in parts["which table rows it sends, and how often they are used"]
     assert "which table rows" not in " ".join(one.what for one in revealed(config(), ("soft_labels",)))
+    assert "which table rows" in " ".join(one.what for one in revealed(config(), ("low_rank_update",)))
 
 
 def test_scores_are_told_exactly_or_not_at_all():
@@ -41,3 +44,23 @@ def test_scores_are_told_exactly_or_not_at_all():
     )
     assert exact.startswith("exact")
     assert kept == "not sent"
+
+
+@pytest.mark.parametrize("unit", ["example", "merchant", "vote"])
+def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
+    with pytest.raises(
+        ConfigError, match=f"privacy.unit = '{unit}' does not cover all that method fd sends: its student"
+    ):
+        check_covered(unit, "fd", ("weights", "class_means"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_either_accounted_for_or_refused(part):
+    check_covered("none", "own", (part,))
+    try:
+        check_covered("example", "own", (part,))
+    except ConfigError:
+        return
+    first = revealed(config(), (part,))[0]
+    assert first.what not in {one.what for one in revealed(config(), ())}
+    assert first.how

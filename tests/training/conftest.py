@@ -6,10 +6,20 @@ import pytest
 import torch
 
 from fed_distill.distill.losses import hard_labels, soft_labels
+from fed_distill.methods.fd import regularized
+from fed_distill.methods.fedet import consensus_and_diversity
+from fed_distill.methods.fedkd import FedKD
+from fed_distill.methods.fedntd import FedNTD
+from fed_distill.methods.fml import FML
+from fed_distill.methods.moon import MOON
+from fed_distill.methods.pate import weighted
+from fed_distill.methods.scaffold import Scaffold
 from fed_distill.models import build_student
+from fed_distill.models.pair import Pair
 from fed_distill.runtime import seeds
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.trainer import Learner
+from fed_distill.transport.messages import ClassMeans, Downlink
 
 SMALL = {
     "two-tower": {"rows": 512, "width": 8, "head_width": 8},
@@ -30,6 +40,14 @@ def small_student(task):
             return build_student(kind, {**SMALL[kind], **options}, task)
 
     return make
+
+
+@pytest.fixture
+def pair(small_student):
+    """A two-tower that is shared, and an LSTM of a merchant's own."""
+    shared, own = ({"kind": one.kind, "settings": one.settings} for one in map(small_student, ("two-tower", "lstm")))
+    with seeds.scope(0, "pair"):
+        return Pair(shared=shared, own=own)
 
 
 @pytest.fixture
@@ -67,11 +85,37 @@ def plans():
     references = {"soft_labels": torch.softmax(drawn, dim=-1)}
     private = Phase(hard_labels(), epochs=2)
     digest = Phase(soft_labels(1.0), data="proxy", epochs=1, references=references)
+    clear = Phase(
+        weighted(soft_labels(1.0)),
+        data="proxy",
+        epochs=1,
+        references={**references, "example_weights": torch.linspace(0.0, 2.0, 40)},
+    )
+    means = ClassMeans(references["soft_labels"][:3], torch.ones(3, dtype=torch.bool))
+    diverse = Phase(
+        consensus_and_diversity(0.5),
+        data="proxy",
+        epochs=2,
+        references={
+            **references,
+            "disagreeing": references["soft_labels"].roll(1, dims=1),
+            "disagreed": torch.arange(40) % 2.0,
+        },
+    )
+    down = Downlink(1)
     proxy = Phase(soft_labels(2.0), data="proxy", steps=3, references=references, learning_rate_scale=0.5)
     return SimpleNamespace(
         fedavg=Plan((private,)),
         fedprox=Plan((Phase(hard_labels(), epochs=1.5, proximal_mu=0.3),)),
         fedavg_kd=Plan((private, proxy)),
         fedmd=Plan((digest, private)),
+        selective=Plan((clear, private)),
+        fd=Plan((Phase(regularized(means, 0.5), epochs=2),)),
+        fedet=Plan((diverse,)),
+        fedntd=FedNTD().plan(down),
+        moon=MOON().plan(down),
+        scaffold=Scaffold().plan(down),
+        fml=FML().plan(down),
+        fedkd=FedKD().plan(down),
         turns=Plan((private, proxy, Phase(hard_labels(), steps=2), proxy)),
     )

@@ -182,6 +182,26 @@ def test_private_and_public_phases_share_the_optimizers_moments(learner_of, conf
     assert_trained_as_by_hand(learner_of(), True, make, **config)
 
 
+def test_rates_of_weights_and_rows_scale_what_a_noised_step_moves(learner_of):
+    """Against the same step at one rate for all: same gradients, same noise."""
+    plan = Plan((Phase(hard_labels(), steps=1),))
+    scales = {"head.*": 0.5, "bag.*": 3.0, "*importance": 0.1}
+    plain = learner_of()
+    scaled = learner_of(privacy=dataclasses.replace(NOISY["two-tower"], rate_scales=scales, row_rate_power=0.5))
+    start, (before, _), (after, _) = plain.weights, fit(plain, plan), fit(scaled, plan)
+    counts = torch.stack([torch.bincount(plain.proxy[name].flatten(), minlength=512) for name in plain.proxy]).sum(0)
+    counts[0] = 0
+    used = counts > 0
+    assert len(counts[used].unique()) > 1
+    by_row = (counts[used] / counts[used].float().mean()).pow(-0.5).unsqueeze(1)
+    for name, factor in (("head.0.weight", 0.5), ("head.2.bias", 0.5), ("bag.table", 3.0), ("bag.importance", 0.3)):
+        moved, expected = after[name] - start[name], (before[name] - start[name]) * factor
+        if name.startswith("bag."):
+            moved, expected = moved[used], expected[used] * by_row
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("submodel", [True, False])
 def test_an_empty_batch_adds_noise_and_nothing_else(learner_of, submodel):
     plan = Plan((Phase(hard_labels(), steps=1),))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fed_distill.errors import DataError
-from fed_distill.privacy.attacks.membership import IntArray
+from fed_distill.privacy.attacks.membership import BoolArray, IntArray
 from fed_distill.privacy.attacks.roc import FloatArray
 
 _SMALLEST = 1e-12
@@ -65,6 +65,11 @@ def shares_from_soft_labels(sent: FloatArray, reference: FloatArray, public: Flo
     of a class as it moves the class's share, so the public share is scaled by the ratio of mean predictions.
     """
     return _normalized(public * sent.mean(axis=0) / np.maximum(reference.mean(axis=0), _SMALLEST))
+
+
+def shares_from_presence(present: BoolArray, public: FloatArray) -> FloatArray:
+    """Guess label shares ``[classes]`` from which classes a merchant has examples of: the public ones among these."""
+    return _normalized(np.maximum(public, _SMALLEST) * present)
 
 
 def shares_from_bias(change: FloatArray, public: FloatArray, gain: float) -> FloatArray:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fed_distill.models.base import Encoded
+from fed_distill.models.base import Encoded, TextModel
+from fed_distill.models.prediction import representation
 from fed_distill.runtime import seeds
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.private import example_flows, square_norms
@@ -64,6 +65,7 @@ def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skel
     """
     learner = member.learner
     encoded, turns = _few(member)
+    hidden = any(segment.phase.hidden for segment in member.segments)
     noise = seeds.torch_stream(0, "examine")
     other = dict(learner.weights)
     for name, value in learner.student.named_parameters():
@@ -79,8 +81,8 @@ def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skel
         stack.model.train()
         stack.activate(2)
         examples = {name: values[torch.cat(turns)] for name, values in encoded.items()}
-        found, norms, kept = _stacked(stack, examples, device, learner.privacy is not None)
-        alone = [_plain(member, both[seed], encoded, turns[seed], seed) for seed in range(2)]
+        found, norms, kept = _stacked(stack, examples, device, learner.privacy is not None, hidden)
+        alone = [_plain(member, both[seed], encoded, turns[seed], seed, hidden) for seed in range(2)]
     except CannotStack:
         raise
     except Exception as error:  # whatever a model of the user's own does with weights of a shape that it does not know
@@ -110,9 +112,10 @@ def _few(member: Prepared) -> tuple[Encoded, list[Tensor]]:
 
 
 def _plain(
-    member: Prepared, weights: Mapping[str, Tensor], encoded: Encoded, index: Tensor, seed: int
+    member: Prepared, weights: Mapping[str, Tensor], encoded: Encoded, index: Tensor, seed: int, hidden: bool
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the examples ``index`` and, under DP, the norms of the gradients of their trial losses, one by one."""
+    """What may be read of the examples ``index`` and, under DP, the norms of the gradients of their trial losses, one
+    by one."""
     student = copy.deepcopy(member.learner.student)  # whose own weights may be the learner's
     student.load_state_dict(dict(weights))
     model = student.narrowed(member.submodel.rows).train()
@@ -121,8 +124,7 @@ def _plain(
     def logits(first: int, last: int) -> Tensor:
         dropout.begin([0], torch.zeros(last - first, dtype=torch.int64), torch.arange(first, last))
         with dropout:
-            found: Tensor = model(member.submodel.renumber(model.collate(encoded, index[first:last]))).logits
-        return found
+            return _read(model, member.submodel.renumber(model.collate(encoded, index[first:last])), hidden)
 
     with torch.no_grad():
         whole = logits(0, len(index))
@@ -140,9 +142,11 @@ def _plain(
     return whole, squares.sqrt()
 
 
-def _stacked(stack: Stack, examples: Encoded, device: torch.device, private: bool) -> tuple[Tensor, Tensor, int]:
-    """Of two merchants' ``examples``: logits, norms as ``_plain`` gives them, and bytes that the forward pass keeps for
-    the backward pass."""
+def _stacked(
+    stack: Stack, examples: Encoded, device: torch.device, private: bool, hidden: bool
+) -> tuple[Tensor, Tensor, int]:
+    """Of two merchants' ``examples``: what may be read, norms as ``_plain`` gives them, and bytes that the forward pass
+    keeps for the backward pass."""
     count = len(_rows(examples)) // 2
     owner = torch.arange(2, device=device).repeat_interleave(count)
     inputs = stack.renumbered({name: values.to(device) for name, values in examples.items()}, owner)
@@ -161,12 +165,21 @@ def _stacked(stack: Stack, examples: Encoded, device: torch.device, private: boo
     with stack.protected() if private else nullcontext():
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), dropout:
             dropout.begin([0, 0], owner, torch.arange(count, device=device).repeat(2))
-            logits = stack.model(inputs).logits
+            logits = _read(stack.model, inputs, hidden)
         if private:
             flows = example_flows(stack, _trial_losses(logits), torch.ones(2 * count, device=device))
             with torch.no_grad():
                 squares = square_norms(flows)
     return logits.detach().cpu(), squares.sqrt().cpu(), sum(kept.values())
+
+
+def _read(model: TextModel, batch: Encoded, hidden: bool) -> Tensor:
+    """All that an objective may read of a batch's outputs, ``[N, numbers]``: logits, those of both students of a pair,
+    and with ``hidden`` representations, since hidden states differ where they are padding."""
+    outputs = model(batch, hidden=True) if hidden else model(batch)
+    each = [outputs] if outputs.shared is None else [outputs, outputs.shared]
+    parts = [one.logits for one in each]
+    return torch.cat([*parts, *map(representation, each)] if hidden else parts, dim=-1)
 
 
 def _trial_losses(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
 from fed_distill.runtime import seeds
 from fed_distill.training.cohort.layers import StackedLayer
 from fed_distill.training.cohort.stacking import Stack
+from fed_distill.training.cohort.tables import flattened
 from fed_distill.training.preparation import Prepared, Segment
 
 _SMALLEST = 1e-6
@@ -55,6 +56,25 @@ def clipped_sums(stack: Stack, flows: Flows, mask: Tensor, largest: Tensor) -> d
         name: sums[layer][own].detach() if layer in sums else torch.zeros_like(stack.parameters[name])
         for name, (layer, own) in stack.layers.items()
     }
+
+
+def stacked_rates(stack: Stack, members: Sequence[Prepared]) -> dict[str, Tensor]:
+    """The members' ``rates`` of weights, laid out as the stacked weights are; of weights that have any."""
+    own = [member.rates for member in members]
+    rates = {}
+    for name, value in stack.stacked.items():
+        if not any(name in one for one in own):
+            continue
+        if name in stack.tables:
+            of_rows = [
+                one.get(name, torch.ones(())).expand(len(member.submodel.rows[name]), 1)
+                for one, member in zip(own, members, strict=True)
+            ]
+            rates[name] = flattened(of_rows).to(stack.device)
+        else:
+            numbers = torch.stack([one.get(name, torch.ones(())) for one in own])
+            rates[name] = numbers.view(-1, *[1] * (value.dim() - 1)).to(stack.device)
+    return rates
 
 
 class Noise:

@@ -68,13 +68,8 @@ class Stack:
             layer.layout = self.layout
         self.tables = [name for name in self.model.tables if name in self.layers]
         self.starts = {name: flat_starts([len(one.rows[name]) for one in submodels]) for name in self.tables}
-        self.stacked: dict[str, Tensor] = {}
-        for name in self.layers:
-            if name in self.tables:
-                rows = [one[name][sub.rows[name]] for one, sub in zip(weights, submodels, strict=True)]
-                self.stacked[name] = flattened(rows).to(device)
-            else:
-                self.stacked[name] = torch.stack([one[name] for one in weights]).to(device)
+        self._submodels = submodels
+        self.stacked = self.laid(weights)
         self.dtype = next(iter(self.stacked.values())).dtype
         self.trained_rows: dict[str, Tensor] = {}
         for name in self.tables:
@@ -85,6 +80,17 @@ class Stack:
         self.places = {field: torch.stack([one[field] for one in maps]).to(device) for field in starts}
         self.active = 0
         self.parameters: dict[str, nn.Parameter] = {}
+
+    def laid(self, weights: Sequence[Weights]) -> dict[str, Tensor]:
+        """Each merchant's values by weight name, whole, laid out as ``stacked`` is."""
+        laid: dict[str, Tensor] = {}
+        for name in self.layers:
+            if name in self.tables:
+                rows = [one[name][sub.rows[name]] for one, sub in zip(weights, self._submodels, strict=True)]
+                laid[name] = flattened(rows).to(self.device)
+            else:
+                laid[name] = torch.stack([one[name] for one in weights]).to(self.device)
+        return laid
 
     def activate(self, merchants: int) -> None:
         """Compute for the first ``merchants`` from now on; ``parameters`` are views of their weights."""

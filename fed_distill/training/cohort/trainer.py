@@ -7,7 +7,7 @@ step of all its merchants at once. What cannot be stacked goes to the sequential
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
 from fed_distill.training.preparation import Prepared, prepare
+from fed_distill.training.robust import passes
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 
@@ -43,7 +44,7 @@ class CohortTrainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
     workers: int = 1
-    _known: dict[tuple[int, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
+    _known: dict[tuple[int, bool, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
         default_factory=dict, init=False
     )
     _smaller: int = field(default=1, init=False)
@@ -145,14 +146,17 @@ class CohortTrainer:
     def _examined(self, members: Sequence[Prepared]) -> tuple[Skeleton, Footprint] | None:
         """The stacked student and what a merchant takes, found once for each; None if it cannot be stacked."""
         student, private = members[0].learner.student, members[0].learner.privacy is not None
-        key = id(student), private
+        hidden = any(segment.phase.hidden for segment in members[0].segments)
+        key = id(student), private, hidden
         if key not in self._known:
             member = next((one for one in members if _can_be_tried(one)), None)
             if member is None:
                 return None
             moments = 2 if self.config.optimizer == "adamw" else 1
             try:
-                self._known[key] = student, examined(member, self.device, moments)
+                skeleton, footprint = examined(member, self.device, moments)
+                footprint = replace(footprint, example=footprint.example * passes(self.config))
+                self._known[key] = student, (skeleton, footprint)
             except CannotStack as error:
                 _log.warning(
                     "student %s cannot be trained by cohorts, so merchants train one after another, on the CPU in "

@@ -13,13 +13,14 @@ from fed_distill.runtime import seeds
 from fed_distill.training.cohort.batches import Batch, PhaseData
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped
-from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows
+from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows, stacked_rates
 from fed_distill.training.cohort.stacking import Skeleton, Stack
 from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, References, one_each
 from fed_distill.training.preparation import Prepared
-from fed_distill.training.trainer import Failure, Fitted
+from fed_distill.training.robust import passes, robust_losses
+from fed_distill.training.trainer import Failure, Fitted, Learner
 
 
 class Cohort:
@@ -41,8 +42,10 @@ class Cohort:
             skeleton, [one.weights for one in learners], [member.submodel for member in members], device
         )
         self._stack.model.train()
+        self._corrections = _corrections(self._stack, learners)
         self._optimizer = StackedOptimizer(self._stack, config, list(self._student.tables))
         self._dropout = SeededDropout([seeds.derive(*one.randomness, "dropout") for one in learners], device)
+        self._rates = stacked_rates(self._stack, members)
         self._done = [0] * len(members)
         self._trusted: Phase | None = None
 
@@ -123,13 +126,22 @@ class Cohort:
         inputs = self._stack.renumbered(self._student.collate(data.encoded, batch.index), batch.owner)
         self._stack.layout.set(batch.sizes, batch.owner)
         self._dropout.begin(self._done[: len(batch.sizes)], batch.owner, batch.column)
-        with self._dropout, autocast(self._config, self._stack.device):
-            outputs = self._stack.model(inputs)
-        outputs, references = outputs.to(self._stack.dtype), data.taken(batch.index)
-        losses: Tensor = one_each(data.phase.objective(outputs, references), len(batch.index))
-        if self._trusted is not data.phase:
-            self._check_objective(data, batch, outputs, references, losses)
-        return losses
+        references = data.taken(batch.index)
+
+        def forward() -> Outputs:
+            with self._dropout, autocast(self._config, self._stack.device):
+                outputs = data.phase.run(self._stack.model, inputs)
+            return outputs.to(self._stack.dtype)
+
+        def losses(outputs: Outputs) -> Tensor:
+            found = one_each(data.phase.objective(outputs, references), len(batch.index))
+            if self._trusted is not data.phase:
+                self._check_objective(data, batch, outputs, references, found)
+            return found
+
+        if data.phase.data == "private" and passes(self._config) > 1:
+            return robust_losses(self._stack.model, forward, losses, self._config)
+        return losses(forward())
 
     def _check_objective(
         self, data: PhaseData, batch: Batch, outputs: Outputs, references: References, losses: Tensor
@@ -139,8 +151,8 @@ class Cohort:
         Raise CannotStack if they do, TrainingError under DP, where no trainer could bound what an example changes.
         """
         count = 1 if data.private else next((size for size in batch.sizes if size), 1)
-        own = Outputs(outputs.logits[:count].detach())
-        alone = one_each(data.phase.objective(own, {name: one[:count] for name, one in references.items()}), count)
+        own, objective = outputs.first(count), data.phase.objective
+        alone = one_each(objective(own, {name: one[:count] for name, one in references.items()}), count)
         if not torch.allclose(alone.detach(), losses[:count].detach(), rtol=1e-4, atol=1e-5, equal_nan=True):
             if data.private:
                 raise TrainingError("an objective that looks across the batch cannot be trained with DP")
@@ -157,11 +169,23 @@ class Cohort:
             gradients[name] = gradients[name] + pull if name in gradients else pull
         if self._config.clip_norm is not None and not data.private:
             gradients = clipped(stack, gradients, active, self._config.clip_norm)
+        for name in gradients.keys() & self._rates.keys():
+            gradients[name] = gradients[name] * self._rates[name][: stack.end(name, active)]
+        for name in gradients.keys() & self._corrections.keys() if data.phase.corrected else ():
+            gradients[name] = gradients[name] + self._corrections[name][: stack.end(name, active)]
         scale = data.phase.learning_rate_scale
         rates = [pace.at(self._done[place], self._members[place].steps) * scale for place in range(active)]
         self._optimizer.step(gradients, rates)
         for place in range(active):
             self._done[place] += 1
+
+
+def _corrections(stack: Stack, learners: Sequence[Learner]) -> dict[str, Tensor]:
+    """What corrected phases add to the gradients, laid out as the weights are; nothing if no learner has any."""
+    if not any(learner.correction for learner in learners):
+        return {}
+    none = {name: torch.zeros_like(learners[0].weights[name]) for name in stack.layers}
+    return stack.laid([{**none, **learner.correction} for learner in learners])
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:

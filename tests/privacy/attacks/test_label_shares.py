@@ -14,6 +14,7 @@ from fed_distill.privacy.attacks.label_shares import (
     infer_shares,
     label_shares,
     shares_from_bias,
+    shares_from_presence,
     shares_from_soft_labels,
     total_variation,
 )
@@ -38,6 +39,12 @@ def test_students_that_predict_their_own_shares_give_them_away():
 def test_students_that_are_sure_of_every_proxy_example_give_nothing_away():
     sure = np.eye(3)[[0, 0, 1, 2, 1]]
     np.testing.assert_allclose(shares_from_soft_labels(sure, sure, PUBLIC), PUBLIC)
+
+
+def test_which_classes_a_merchant_has_leaves_the_public_shares_among_these():
+    np.testing.assert_allclose(shares_from_presence(np.array([True, False, True]), PUBLIC), [5 / 7, 0.0, 2 / 7])
+    unheard = shares_from_presence(np.array([False, False, True]), np.array([0.6, 0.4, 0.0]))
+    np.testing.assert_allclose(unheard, [0.0, 0.0, 1.0])
 
 
 def test_a_bias_trained_to_its_optimum_has_moved_by_the_log_ratio_of_the_shares():

@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from fed_distill.config import TrainingConfig
+from fed_distill.models.freezing import freeze_base
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort.stacking import Stack
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
+from fed_distill.training.references import predicted
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
 
 STUDENTS = ("two-tower", "lstm", "bert-mini", "distilbert", "mobilebert")
-METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "turns")
+METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "turns")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
@@ -78,6 +80,42 @@ def test_every_plan(kind, method, privacy, small_student, merchants, plans, dist
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
+@pytest.mark.parametrize("method", ["fml", "fedkd"])
+def test_pairs_of_students(method, privacy, pair, merchants, plans, distance):
+    assert_equal_training(merchants(pair, privacy), getattr(plans, method), distance, optimizer="sgd")
+
+
+@pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("two-tower", "fedntd"), ("two-tower", "moon"), ("lstm", "moon"), ("bert-mini", "moon")]
+)
+def test_what_merchants_predict_themselves(kind, method, privacy, small_student, merchants, plans, distance):
+    plan = getattr(plans, method)
+    learners = []
+    for one in merchants(small_student(kind), privacy):
+        before = {name: value * 1.1 for name, value in one.weights.items()}
+        references = predicted(plan, one.student, one.private, {"global": one.weights, "previous": before})
+        learners.append(dataclasses.replace(one, references=references))
+    assert_equal_training(learners, plan, distance, optimizer="sgd")
+
+
+@pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_corrections_are_each_merchants_own(clip_norm, privacy, small_student, merchants, plans, distance):
+    """They come after clipping and noise, and move rows that no example touches; one merchant has none yet."""
+    learners = [
+        dataclasses.replace(one, correction={name: 0.1 * number * value for name, value in one.weights.items()})
+        for number, one in enumerate(merchants(small_student("two-tower"), privacy))
+    ]
+    learners[0] = dataclasses.replace(learners[0], correction={})
+    assert_equal_training(learners, plans.scaffold, distance, optimizer="sgd", clip_norm=clip_norm)
+    config = TrainingConfig(batch_size=16, optimizer="sgd", clip_norm=clip_norm)
+    ended = rounds(SequentialTrainer(config), learners[-1:], plans.scaffold, 1)[learners[-1].name][0]
+    table = next(iter(learners[-1].student.tables))
+    assert (ended[table] != learners[-1].weights[table]).any(dim=1)[1:].all()  # the first row is padding
+
+
+@pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
 def test_dropout_is_each_merchants_own(privacy, small_student, merchants, plans, distance):
     learners = merchants(small_student("bert-mini", dropout=0.3), privacy)
     assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
@@ -117,6 +155,15 @@ def test_each_merchant_has_its_own_noise_and_norm(small_student, merchants, plan
     assert_equal_training(learners, plans.fedavg, distance, optimizer="sgd")
 
 
+@pytest.mark.parametrize(("kind", "head"), [("two-tower", "head.*"), ("bert-mini", "*classifier*")])
+def test_weights_and_rows_have_rates_of_their_own(kind, head, small_student, merchants, plans, distance):
+    learners = [
+        dataclasses.replace(one, privacy=dataclasses.replace(DP, rate_scales={head: 0.5 + number}, row_rate_power=0.5))
+        for number, one in enumerate(merchants(small_student(kind)))
+    ]
+    assert_equal_training(learners, plans.turns, distance, optimizer="sgd", momentum=0.5)
+
+
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
 @pytest.mark.parametrize("kind", ["two-tower", "bert-mini"])
 def test_padded_to_the_same_number_of_examples_as_on_a_gpu(
@@ -124,3 +171,14 @@ def test_padded_to_the_same_number_of_examples_as_on_a_gpu(
 ):
     monkeypatch.setattr(Stack, "even", lambda stack, private: True)
     assert_equal_training(merchants(small_student(kind), privacy), plans.turns, distance, optimizer="sgd")
+
+
+@pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
+@pytest.mark.parametrize("kind", ["bert-mini", "distilbert", "mobilebert"])
+def test_adapters_and_head_alone_are_trained_and_sent(kind, privacy, small_student, merchants, plans, distance):
+    student = freeze_base(small_student(kind, lora_rank=2))
+    learners = merchants(student.double(), privacy)
+    assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
+    fitted = next(SequentialTrainer(TrainingConfig()).fit(learners[:1], {"shop 0": plans.fedavg_kd}, Pace(0.05)))
+    assert all("lora_" in name or "classifier" in name or "pooler" in name for name in fitted.weights.arrays)
+    assert not fitted.weights.rows
