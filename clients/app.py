@@ -1,14 +1,18 @@
 """The Flower ClientApp: answers which merchants a site has, trains them, and measures a student on them."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.manifest import Manifest
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
 from fed_distill.data.examples import FederatedData
-from fed_distill.transport.records import decode_downlink, encode_uplink, from_array_record, prefixed
+from fed_distill.sites.public_part import PublicPart
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.records import decode_downlink, from_array_record, prefixed
 from fed_distill.transport.requests import Refusal, TrainRequest
 
 OWN = ("limits", "ledger")
@@ -16,8 +20,15 @@ OWN = ("limits", "ledger")
 
 
 def site_for(context: Context, data: FederatedData | None = None) -> Site:
-    """Open the site that a Flower context is of; ``data`` as for ``open_site``."""
+    """Open the site that a Flower context is of; ``data`` as for ``open_site``.
+
+    A real site's node config names its ``site.toml``, and then nothing but what that file names is read.
+    """
     experiment = Experiment.from_run_config(context.run_config)
+    if "site" in context.node_config:
+        manifest = Manifest.read(Path(str(context.node_config["site"])))
+        data = manifest.read_data(experiment.data.seed)
+        return open_site(manifest.own(experiment), 0, 1, data, manifest.limits, manifest.read_secret())
     own = {f"privacy.{name}": str(context.node_config[name]) for name in OWN if name in context.node_config}
     experiment = experiment.with_changes(own) if own else experiment
     part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
@@ -40,7 +51,8 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     @app.query("merchants")
     def merchants(message: Message, context: Context) -> Message:
         site = site_of(context)
-        record = ConfigRecord({"names": list(site.merchants)})
+        public = PublicPart(site.task, site.proxy).fingerprint
+        record = ConfigRecord({"names": list(site.merchants), "public": public})
         if site.experiment.privacy.unit == "none":
             record["examples"] = [len(data.train) for data in site.merchants.values()]
         return Message(RecordDict({"merchants": record}), reply_to=message)
@@ -67,12 +79,15 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
             for name, record in content.array_records.items()
             if name.startswith("start.")
         }
-        reply = RecordDict()
-        for number, answer in enumerate(site_of(context).train(request, decode_downlink(content), starts)):
-            if isinstance(answer, Refusal):
-                reply[f"{number}/refusal"] = answer.to_record()
+        reply, site = RecordDict(), site_of(context)
+        codec = Codec.of(site.experiment.transport_of(request.arm))
+        down = codec.decode_downlink(content)
+        for number, answer in enumerate(site.train(request, down, starts)):
+            sent = answer if isinstance(answer, Refusal) else site.coded(answer, codec, request, down)
+            if isinstance(sent, Refusal):
+                reply[f"{number}/refusal"] = sent.to_record()
             else:
-                reply.update(prefixed(encode_uplink(answer), f"{number}/"))
+                reply.update(prefixed(sent, f"{number}/"))
         return Message(reply, reply_to=message)
 
     @app.evaluate("merchants")

@@ -1,17 +1,19 @@
-"""A site's own rules for the privacy of its merchants, which win over whatever the server asks.
+"""A site's own rules, which win over whatever the server asks: what it takes part in, and its merchants' privacy.
 
-A TOML file of the site's: ``[default]`` for all of its merchants, ``[merchants."NAME"]`` for who wants other rules.
+A TOML file of the site's: ``[rules]`` for the site as a whole, ``[default]`` for the privacy of all of its merchants,
+``[merchants."NAME"]`` for who wants other limits.
 """
 
-import tomllib
 from collections.abc import Mapping
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fed_distill.config import PositiveFloat
-from fed_distill.errors import BudgetExceeded, ConfigError
+from fed_distill.config import PositiveFloat, PositiveInt
+from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed
+from fed_distill.toml import first_problem, read_toml
 
 Unit = Literal["none", "example", "merchant", "vote"]
 
@@ -55,11 +57,57 @@ class Limit(BaseModel):
             )
 
 
-class Limits(BaseModel):
-    """The limits of a site's merchants."""
+class Rules(BaseModel):
+    """What a site takes part in.
+
+    methods: names as in ``federation.method``; None for any. max_rounds: rounds of one federation, as
+    planned and as counted. max_update_mib: size of one merchant's serialized uplink. hours: of the day, in the site's
+    local time, such as ``"22:00-06:00"``; None for always.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    methods: tuple[str, ...] | None = None
+    max_rounds: PositiveInt | None = None
+    max_update_mib: PositiveFloat | None = None
+    hours: str | None = None
+
+    @field_validator("hours")
+    @classmethod
+    def _two_times(cls, hours: str | None) -> str | None:
+        if hours is not None:
+            try:
+                begin, end = _times(hours)
+            except ValueError:
+                raise ValueError(f'{hours!r} is not of the form "22:00-06:00"') from None
+            if begin == end:
+                raise ValueError(f"{hours!r} begins when it ends: leave hours out to allow all of the day")
+        return hours
+
+    def check(self, method: str, rounds: int, now: time) -> None:
+        """Raise NotAllowed, naming the rule, for a request of one of ``rounds`` rounds of a federation."""
+        if self.methods is not None and method not in self.methods:
+            raise NotAllowed(f"rule methods: {', '.join(self.methods) or 'none'}, not {method!r}")
+        if self.max_rounds is not None and rounds > self.max_rounds:
+            raise NotAllowed(f"rule max_rounds: {self.max_rounds} in a federation, not {rounds}")
+        if self.hours is not None:
+            begin, end = _times(self.hours)
+            inside = begin <= now < end if begin < end else now >= begin or now < end
+            if not inside:
+                raise NotAllowed(f"rule hours: {self.hours}, and it is {now:%H:%M} there")
+
+    def check_size(self, size: int) -> None:
+        """Raise NotAllowed for an uplink of ``size`` bytes that is too large."""
+        if self.max_update_mib is not None and size > self.max_update_mib * 2**20:
+            raise NotAllowed(f"rule max_update_mib: {self.max_update_mib:g} MiB, and this is {size / 2**20:.3g} MiB")
+
+
+class Limits(BaseModel):
+    """A site's rules, and the limits of its merchants."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rules: Rules = Rules()
     default: Limit = Limit()
     merchants: Mapping[str, Limit] = {}
 
@@ -73,12 +121,11 @@ class Limits(BaseModel):
         if path is None:
             return cls()
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"cannot read the limits in {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+            return cls.model_validate(read_toml(path, "the limits in"))
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+            raise ConfigError(f"{path}: {first_problem(error)}") from error
+
+
+def _times(hours: str) -> tuple[time, time]:
+    begin, end = hours.split("-")
+    return time.fromisoformat(begin.strip()), time.fromisoformat(end.strip())

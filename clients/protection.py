@@ -5,9 +5,9 @@ uplink, noise included, and is charged once; anything else that is asked is a re
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +45,29 @@ class Asked:
 
 @dataclass
 class Protection:
-    """The privacy of one site's merchants in one experiment; ``folder`` keeps ledgers where it names no other."""
+    """The privacy of one site's merchants in one experiment.
+
+    folder: keeps ledgers where the experiment names no other. limits: the site's own rules. secret: what nobody else
+    knows and the noise depends on, so that knowing the run's seed is of no use; a simulation, which must be repeatable,
+    has none. clock: the site's local time.
+    """
 
     experiment: Experiment
     folder: Path
+    limits: Limits
+    secret: str = ""
+    clock: Callable[[], datetime] = datetime.now
     _sizes: dict[tuple[str, int, str], int] = field(default_factory=dict, init=False)
-
-    @cached_property
-    def limits(self) -> Limits:
-        """The site's own rules."""
-        return Limits.read(self.experiment.privacy.limits)
 
     @property
     def batch_size(self) -> int:
         """Expected examples of a private step."""
         return self.experiment.privacy.batch_size or self.experiment.training.batch_size
+
+    @property
+    def own_randomness(self) -> tuple[str, ...]:
+        """What the site adds to all that draws its noise, and its batches, depend on."""
+        return (self.secret,) if self.secret else ()
 
     @property
     def _unit(self) -> Unit:
@@ -74,6 +82,11 @@ class Protection:
     def check(self, merchant: str, arm: str) -> None:
         """Raise BudgetExceeded if the merchant takes no part in what is protected as this arm is."""
         self.limits.of(merchant).check_unit(merchant, self.unit_of(arm))
+
+    def check_rules(self, request: TrainRequest, round: int) -> None:
+        """Raise NotAllowed, naming the rule, for a request that the site as a whole takes no part in."""
+        method = self.experiment.arms()[request.arm].method
+        self.limits.rules.check(method, max(round, *request.rounds, 1), self.clock().time())
 
     def ledger(self, arm: str, seed: int, merchant: str) -> Ledger:
         """The ledger that a merchant's releases in an arm are charged to."""
@@ -107,7 +120,7 @@ class Protection:
             (Spend(noise, rate, steps),),
             delta,
         )
-        return ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows, examples), number
+        return ExampleDP.configured(config, noise, examples), number
 
     def join(self, request: TrainRequest, merchant: str, proxy: int) -> None:
         """Charge a merchant all rounds of a federation whose noise the server is trusted to add, before the first.
@@ -131,10 +144,11 @@ class Protection:
             examples, noise = asked.learner.examples(), self.experiment.privacy.size_noise
             limit, spends = self.limits.of(merchant), (Spend(noise, 1.0, 1),)
             limit.check_noise(merchant, noise)
-            digest = fingerprint(examples=examples)
+            digest = fingerprint(examples=examples, **({"secret": self.secret} if self.secret else {}))
             earlier = self._of_round(self.ledger(*key), request, "size", 0)
             number = next((k for k, one in enumerate(earlier) if (one.request, one.spends) == (digest, spends)), None)
-            stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *_place(earlier, number))
+            place: tuple[str | int, ...] = (*_place(earlier, number), *self.own_randomness)
+            stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *place)
             size = max(1, round(examples + noise * float(stream.normal())))
             limit.check_delta(merchant, self._delta(size), size)
             self._charge(request, merchant, "size", 0, digest, spends, self._delta(size))
@@ -216,7 +230,7 @@ class Protection:
 class Digests:
     """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once."""
 
-    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink) -> None:
+    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, secret: str = "") -> None:
         tables = experiment.model_dump(mode="json", exclude={"runtime", "name", "repeats", "compare", "controls"})
         self._base = hashlib.sha256()
         self._base.update(
@@ -232,8 +246,12 @@ class Digests:
                 scalars=dict(down.scalars),
             ).encode()
         )
+        if secret:  # other noise is another release
+            self._base.update(secret.encode())
         if down.soft_labels is not None:
             _hash(self._base, {"soft_labels": down.soft_labels})
+        if down.class_means is not None:
+            _hash(self._base, vars(down.class_means))
         self._starts: dict[int, tuple[Weights, bytes]] = {}
         self._proxies: dict[int, tuple[Encoded, bytes]] = {}
 
@@ -251,7 +269,8 @@ class Digests:
             _hash(hashed, learner.proxy)
             self._proxies[id(learner.proxy)] = learner.proxy, hashed.digest()
         whole.update(self._proxies[id(learner.proxy)][1])
-        _hash(whole, {**learner.private, "labels": learner.labels})
+        for values in ({**learner.private, "labels": learner.labels}, learner.references, learner.correction):
+            _hash(whole, values)
         return whole.hexdigest()
 
 

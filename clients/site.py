@@ -12,27 +12,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
+from torch import Tensor
 
+from clients.limits import Limits
 from clients.protection import Asked, Digests, Protection
 from clients.spread import spread
-from clients.store import MerchantStore
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
+from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, FederatedData, MerchantData, Task
-from fed_distill.errors import BudgetExceeded, ConfigError, FedDistillError, TrainingError, UplinkRejected
+from fed_distill.errors import BudgetExceeded, ConfigError, FedDistillError, NotAllowed, TrainingError, UplinkRejected
+from fed_distill.merging.class_means import class_means
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Method, Trained
+from fed_distill.methods.base import Correcting, Method, Trained
 from fed_distill.models import predict
 from fed_distill.models.base import Encoded, TextModel
-from fed_distill.models.freezing import freeze
+from fed_distill.models.freezing import freeze, freeze_base, matched
+from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
+from fed_distill.privacy.promise import check_covered
+from fed_distill.runtime import seeds
+from fed_distill.runtime.merchant_store import MerchantStore
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
 from fed_distill.training.preparation import private_steps
+from fed_distill.training.references import predicted
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
-from fed_distill.transport.messages import Downlink, Uplink, Weights
-from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, built_from
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.coding.kept import Kept
+from fed_distill.transport.messages import ClassMeans, Downlink, Uplink, Weights
+from fed_distill.transport.records import serialized_bytes
+from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, built_from, unpacked
 
 LARGEST_WEIGHT = 1e6
 """Size of a value in a downlink at most."""
@@ -48,6 +60,7 @@ class Site:
     merchants: Mapping[str, MerchantData]
     proxy: Examples
     store: MerchantStore
+    coding: MerchantStore
     protection: Protection
     _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
@@ -59,16 +72,21 @@ class Site:
         ``starts`` are weights by kind of student, for merchants that keep their own and have none yet.
         """
         check_request(request, down, starts)
+        refusals = self._forbidden(request, down.round)
+        if refusals:
+            yield from refusals
+            return
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
+        check_covered(self.protection.unit_of(request.arm), federation.method, method.sends)
         plan = method.plan(down)
-        digests = Digests(self.experiment, request, down)
+        digests = Digests(self.experiment, request, down, self.protection.secret)
         learners: dict[str, Learner] = {}
         sizes: dict[str, int] = {}
         for merchant in request.merchants:
             try:
                 self.protection.check(merchant, request.arm)
-                learner = self._learner(merchant, method, request, down, starts)
+                learner = self._learner(merchant, method, plan, request, down, starts)
                 learners[merchant], sizes[merchant] = self._protected(learner, plan, request, down, digests)
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
@@ -78,12 +96,43 @@ class Site:
                 yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
                 continue
             try:
-                yield self._uplink(learners[fitted.name], sizes[fitted.name], fitted, method, request, down)
+                yield self._uplink(learners[fitted.name], sizes[fitted.name], fitted, method, plan, request, down)
             except FedDistillError as error:
                 yield self._refusal(fitted.name, error, request.arm)
 
+    def coded(self, uplink: Uplink, codec: Codec, request: TrainRequest, down: Downlink) -> RecordDict | Refusal:
+        """An uplink as it leaves: after all that privacy asks for, coded, which is post-processing of it."""
+        key = request.arm, request.seed, uplink.merchant
+        randomness = (request.seed, request.arm, uplink.merchant, down.round, "coding")
+        try:
+            kept = self._kept_of_coding(uplink.merchant, request, down) if codec.keeps else None
+            content, kept = codec.encode_uplink(uplink, down.weights, randomness, kept)
+            self.protection.limits.rules.check_size(serialized_bytes(content))
+        except FedDistillError as error:
+            return self._refusal(uplink.merchant, error, request.arm)
+        if codec.keeps:
+            self.coding.save(*key, down.round, kept.tensors())
+        return content
+
+    def _kept_of_coding(self, merchant: str, request: TrainRequest, down: Downlink) -> Kept:
+        """What coding has kept of the merchant's last uplink; its soft labels only if the server has these too."""
+        key = request.arm, request.seed, merchant
+        kept = Kept.of(self.coding.load(*key, before=down.round))
+        there = self.coding.newest(*key, before=down.round) == request.known_of(merchant)
+        return kept if there else replace(kept, soft_labels=None)
+
+    def _forbidden(self, request: TrainRequest, round: int) -> list[Refusal]:
+        """A refusal for each merchant if the site's own rules forbid the request."""
+        try:
+            self.protection.check_rules(request, round)
+        except NotAllowed as error:
+            return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
+        return []
+
     def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
         """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
+        if isinstance(error, NotAllowed):  # a rule of the site's, which tells nothing of anybody's data
+            return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", budget=True)
         budget = isinstance(error, BudgetExceeded)
         if self.protection.unit_of(arm) == "none":
             return Refusal(merchant, str(error), budget)
@@ -92,21 +141,56 @@ class Site:
         return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", budget)
 
     def _learner(
-        self, merchant: str, method: Method, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
+        self,
+        merchant: str,
+        method: Method,
+        plan: Plan,
+        request: TrainRequest,
+        down: Downlink,
+        starts: Mapping[str, Weights],
     ) -> Learner:
         kind = request.student_of(merchant)
-        student = self._student(
-            request.blueprints[kind], self.protection.unit_of(request.arm) in ("example", "merchant")
-        )
+        blueprint = request.blueprints[kind]
+        if plan.pair:
+            blueprint = pair_blueprint(request.global_blueprint, blueprint)
+        student = self._student(blueprint, self.protection.unit_of(request.arm) in ("example", "merchant"))
+        randomness = (request.seed, request.arm, merchant, down.round)
+        private = self._private(student, merchant, randomness)
+        kept = self._kept(merchant, method, plan, request, down)
+        weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
         return Learner(
             merchant,
             student,
-            self._starting_weights(merchant, kind, method, request, down, starts),
-            private=self._encode(student, f"train of {merchant}", self.merchants[merchant].train),
+            _starting_weights(method, plan, down, kept, starts.get(kind)),
+            private=private,
             labels=torch.from_numpy(self.merchants[merchant].train.labels),
-            proxy=self._encode(student, "proxy", self.proxy),
-            randomness=(request.seed, request.arm, merchant, down.round),
+            proxy=self._encode(student, f"proxy {request.proxy.hex()}", self._proxy(request)),
+            randomness=randomness,
+            references=predicted(plan, student, private, weights),
+            correction=method.correction(down, kept) if isinstance(method, Correcting) else {},
         )
+
+    def _kept(
+        self, merchant: str, method: Method, plan: Plan, request: TrainRequest, down: Downlink
+    ) -> dict[str, Tensor] | None:
+        """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
+        if not (method.personal or plan.looks_back or isinstance(method, Correcting)):
+            return None
+        return self.store.load(request.arm, request.seed, merchant, before=down.round)
+
+    def _keep(
+        self, trained: Trained, student: TextModel, method: Method, plan: Plan, request: TrainRequest, down: Downlink
+    ) -> None:
+        """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
+        if isinstance(method, Correcting):
+            kept = method.keep(trained, down, self._kept(trained.merchant, method, plan, request, down))
+        elif plan.pair:
+            kept = part_of(student.state_dict(), OWN)
+        elif method.personal or plan.looks_back:
+            kept = student.state_dict()
+        else:
+            return
+        self.store.save(request.arm, request.seed, trained.merchant, down.round, kept)
 
     def _protected(
         self, learner: Learner, plan: Plan, request: TrainRequest, down: Downlink, digests: Digests
@@ -115,23 +199,39 @@ class Site:
         unit = self.protection.unit_of(request.arm)
         if unit == "none":
             return learner, learner.examples()
-        digest = digests.of(request.blueprints[request.student_of(learner.name)], learner)
+        digest = digests.of(blueprint_of(learner.student), learner)
         asked = Asked(learner, request, down.round, digest)
         if unit != "example":
-            self.protection.join(request, learner.name, len(self.proxy))
+            self.protection.join(request, learner.name, len(self._proxy(request)))
             return learner, learner.examples()
         size = self.protection.noised_size(asked)
         steps = private_steps(plan, size, self.protection.batch_size)
         privacy, number = self.protection.example_dp(asked, size, steps)
-        randomness = (*learner.randomness, "release", number) if number else learner.randomness
+        release = ("release", number) if number else ()
+        randomness = (*learner.randomness, *release, *self.protection.own_randomness)
         return replace(learner, privacy=privacy, randomness=randomness), size
 
     def _uplink(
-        self, learner: Learner, size: int, fitted: Fitted, method: Method, request: TrainRequest, down: Downlink
+        self,
+        learner: Learner,
+        size: int,
+        fitted: Fitted,
+        method: Method,
+        plan: Plan,
+        request: TrainRequest,
+        down: Downlink,
     ) -> Uplink:
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
-        trained = Trained(fitted.name, size, fitted.weights, predict_proxy=lambda: predict(student, learner.proxy))
+        trained = Trained(
+            fitted.name,
+            size,
+            shared_of(fitted.weights) if plan.pair else fitted.weights,
+            predict_proxy=lambda: predict(student, learner.proxy),
+            class_means=lambda: self._class_means(learner, request.arm),
+            steps=fitted.steps,
+            learning_rate=request.learning_rate,
+        )
         uplink = method.uplink(trained, down)
         undeclared = uplink.parts - set(method.sends)
         if undeclared:
@@ -139,8 +239,7 @@ class Site:
                 f"merchant {fitted.name}: method {request.arm} would send {', '.join(sorted(undeclared))}, which its "
                 "`sends` does not declare"
             )
-        if method.personal:
-            self.store.save(request.arm, request.seed, fitted.name, down.round, student.state_dict())
+        self._keep(trained, student, method, plan, request, down)
         metrics = dict(uplink.metrics)
         if self.experiment.privacy.unit != "none" and not method.sends:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
@@ -151,12 +250,20 @@ class Site:
             metrics |= {"test_right": float(right), "test_count": float(count)}
         return replace(uplink, metrics=metrics)
 
+    def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
+        """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
+        sent as."""
+        check_covered(self.protection.unit_of(arm), arm, ("class_means",))
+        return class_means(predict(learner.student, learner.private), learner.labels)
+
     def join(self, request: TrainRequest) -> Iterator[Refusal]:
         """Charge merchants for a federation of which they are drawn by coins, those too that no coin will draw."""
-        for merchant in request.merchants:
+        refusals = self._forbidden(request, 0)
+        yield from refusals
+        for merchant in request.merchants if not refusals else ():
             try:
                 self.protection.check(merchant, request.arm)
-                self.protection.join(request, merchant, len(self.proxy))
+                self.protection.join(request, merchant, len(self._proxy(request)))
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
 
@@ -170,29 +277,12 @@ class Site:
         counted = {merchant: self._count_right(student, merchant) for merchant in merchants}
         return {merchant: counts for merchant, counts in counted.items() if counts[1]}
 
-    def _starting_weights(
-        self,
-        merchant: str,
-        kind: str,
-        method: Method,
-        request: TrainRequest,
-        down: Downlink,
-        starts: Mapping[str, Weights],
-    ) -> Weights:
-        if method.personal:
-            kept = self.store.load(request.arm, request.seed, merchant, before=down.round)
-            if kept is not None:
-                return kept
-            return starts[kind]
-        assert down.weights is not None
-        return down.weights
-
     def _count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         test = self.merchants[merchant].test
         if not len(test):
             return 0, 0
-        predicted = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
-        return int(np.sum(predicted == test.labels)), len(test)
+        answers = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
+        return int(np.sum(answers == test.labels)), len(test)
 
     def _trainer(self, arm: str) -> Trainer:
         """What trains the merchants in an arm; one for each way of training, which knows its students."""
@@ -206,14 +296,30 @@ class Site:
         privacy = self.experiment.privacy
         return privacy.unit == "none" or privacy.report_scores
 
+    def _proxy(self, request: TrainRequest) -> Examples:
+        """The proxy set of a request: all of this site's, or those that the server's teacher has chosen."""
+        if not request.proxy:
+            return self.proxy
+        return self.proxy.take(np.flatnonzero(unpacked(request.proxy, len(self.proxy))))
+
     def _student(self, blueprint: str, protected: bool = False) -> TextModel:
-        """The student of a blueprint; ``protected``: with the weights frozen that private steps leave alone."""
+        """The student of a blueprint, with what merchants leave alone frozen; ``protected``: what private steps do."""
         if (blueprint, protected) not in self._students:
             student = built_from(blueprint)
-            self._students[blueprint, protected] = (
-                freeze(student, self.experiment.privacy.freeze) if protected else student
-            )
+            if protected:
+                freeze(student, self.experiment.privacy.freeze)
+                matched(student, self.experiment.privacy.rate_scales, "privacy.rate_scales")
+            self._students[blueprint, protected] = student if protected else freeze_base(student)
         return self._students[blueprint, protected]
+
+    def _private(self, student: TextModel, merchant: str, randomness: tuple[int, str, str, int]) -> Encoded:
+        """What a merchant trains on: its examples, with texts augmented by draws of this training where that is asked
+        for."""
+        examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
+        if not augmentation.enabled:
+            return self._encode(student, f"train of {merchant}", examples)
+        changed = augmented(examples, augmentation, seeds.numpy_stream(*randomness, "augmentation"))
+        return student.encode(changed.texts, changed.pairs)
 
     def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
         key = (blueprint_of(student), name)
@@ -222,10 +328,25 @@ class Site:
         return self._encoded[key]
 
 
+def _starting_weights(
+    method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
+) -> Weights:
+    """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
+    if not method.personal:
+        assert down.weights is not None
+        return down.weights
+    own = first if kept is None else kept
+    if own is None:
+        raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
+    return paired(down.weights or {}, own) if plan.pair else own
+
+
 def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> None:
     """Raise TrainingError for what no honest server asks: its answer could tell one example from another."""
     sent = [*(down.weights or {}).values(), *(value for one in starts.values() for value in one.values())]
     sent += [] if down.soft_labels is None else [down.soft_labels]
+    sent += (down.control_variate or {}).values()
+    sent += [] if down.class_means is None else [down.class_means.probabilities]
     for value in sent:
         if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
             raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")
@@ -235,17 +356,27 @@ def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, We
         raise TrainingError("a request without a positive number of merchants and of each one's rounds")
 
 
-def open_site(experiment: Experiment, part: int, parts: int, data: FederatedData | None = None) -> Site:
+def open_site(
+    experiment: Experiment,
+    part: int,
+    parts: int,
+    data: FederatedData | None = None,
+    limits: Limits | None = None,
+    secret: str = "",
+) -> Site:
     """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's.
 
-    ``data``: what there is, where that is not what the experiment names.
+    ``data``, ``limits``: what there is and what is allowed, where that is not what the experiment names. ``secret``: as
+    for ``Protection``.
     """
     data = load(experiment.data) if data is None else data
+    limits = Limits.read(experiment.privacy.limits) if limits is None else limits
     sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
     merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
-    state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
-    protection = Protection(experiment, state / "ledgers")
-    unknown = protection.limits.merchants.keys() - data.merchants.keys()
+    unknown = limits.merchants.keys() - data.merchants.keys()
     if unknown:
         raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")
-    return Site(experiment, data.task, merchants, data.proxy, MerchantStore(state / "sites"), protection)
+    state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
+    protection = Protection(experiment, state / "ledgers", limits, secret)
+    store, coding = MerchantStore(state / "sites"), MerchantStore(state / "coding")
+    return Site(experiment, data.task, merchants, data.proxy, store, coding, protection)

@@ -12,6 +12,9 @@ from fed_distill.runtime import seeds
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 
+METHODS = ("fedmd", "fd", "moon", "fml", "fedkd", "scaffold")
+"""Those that requests may be for, beside the experiment's own."""
+
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_experiment, tmp_path_factory):
@@ -21,7 +24,7 @@ def tiny_data(tiny_experiment, tmp_path_factory):
 @pytest.fixture
 def world(tiny_experiment, tiny_data, tmp_path):
     """All that a round at a site needs: experiment, data, start, and functions for site, downlink and request."""
-    experiment = tiny_experiment(tmp_path, {"compare": [{"method": "fedmd"}]})
+    experiment = tiny_experiment(tmp_path, {"compare": [{"method": method} for method in METHODS]})
     with seeds.scope(0, "start"):
         student = build_student("two-tower", experiment.student.options, tiny_data.task)
     start = {name: value.clone() for name, value in student.state_dict().items()}

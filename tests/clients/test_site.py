@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clients.site import open_site
 from fed_distill.data.examples import MerchantData
+from fed_distill.errors import ConfigError
+from fed_distill.methods.fedmd import FedMD
+from fed_distill.runtime.merchant_store import MerchantStore
+from fed_distill.training.submodel import completed
+from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.transport.messages import ClassMeans, Downlink, Uplink
 from fed_distill.transport.requests import Refusal
 
 
@@ -156,3 +163,99 @@ def test_only_a_method_with_personal_students_keeps_any(world, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
     personal(world, site, world.names[0], 1, {"two-tower": world.start})
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["000001.safetensors"]
+
+
+@pytest.mark.parametrize("trainer", ["cohort", "sequential"])
+def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world, trainer):
+    """One example at a time, with the student that the merchant keeps."""
+    name, site = world.names[0], world.site()
+    site = replace(site, experiment=site.experiment.with_changes({"runtime.trainer": trainer}))
+    classes = len(world.data.task.classes)
+    before = ClassMeans(torch.eye(classes).roll(1, dims=0), torch.ones(classes, dtype=torch.bool))
+    down = Downlink(1, class_means=before)
+    uplink = trained(site, world.request(name, arm="fd"), down, {"two-tower": world.start})[name]
+    own = site.merchants[name].train
+    world.student.load_state_dict(site.store.load("fd", 0, name, before=2))
+    by_class = {}
+    for text, pair, label in zip(own.texts, own.pairs, own.labels, strict=True):
+        with torch.no_grad():
+            probabilities = world.student(world.student.encode([text], [pair])).logits.softmax(dim=-1)
+        by_class.setdefault(int(label), []).append(probabilities[0])
+    for label in range(classes):
+        rows = by_class.get(label, [])
+        assert bool(uplink.class_means.present[label]) == bool(rows)
+        expected = torch.stack(rows).mean(dim=0) if rows else torch.zeros(classes)
+        torch.testing.assert_close(uplink.class_means.probabilities[label], expected, atol=1e-5, rtol=1e-4)
+    assert uplink.parts == {"class_means"}
+
+
+def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at_a_restarted_site(world, tmp_path):
+    name, site = world.names[0], world.site()
+    request = world.request(name, arm="moon")
+    first = trained(site, request, world.down(1))[name]
+    kept = site.store.load("moon", 0, name, before=2)
+    whole = completed(first.weights, world.start)
+    assert all(torch.equal(kept[key], value) for key, value in whole.items())
+    second, again = (trained(one, request, world.down(2))[name] for one in (site, world.site()))
+    new = replace(site, store=MerchantStore(tmp_path / "of a merchant that is new"))
+    other = trained(new, request, world.down(2))[name]
+    heads = [one.weights.arrays["head.0.weight"] for one in (second, again, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("arm", ["fml", "fedkd"])
+def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
+    name, site = world.names[0], world.site()
+    own = {key: value + 0.1 for key, value in world.start.items()}
+    request = world.request(name, arm=arm, test=True)
+    downs = [replace(world.down(number), scalars={"energy": 0.95}) for number in (1, 2)]
+    first = trained(site, request, downs[0], {"two-tower": own})[name]
+    sent = first.weights if arm == "fml" else multiplied_out(first.low_rank_update)
+    assert set(sent.arrays) == set(world.start)
+    assert set(sent.rows) == {"bag.table", "bag.importance"}
+    kept = site.store.load(arm, 0, name, before=2)
+    assert set(kept) == set(own)
+    moved = [max(float((kept[key] - start[key]).abs().max()) for key in own) for start in (own, world.start)]
+    assert 0.0 < moved[0] < 0.1 < moved[1] + 1e-6  # it goes on from its own start, not from the shared student
+    right, count = count_right(world.student, kept, site.merchants[name].test)
+    assert (first.metrics["test_right"], first.metrics["test_count"]) == (right, count)
+    trained(site, request, downs[1])
+    assert any(not torch.equal(site.store.load(arm, 0, name, before=3)[key], value) for key, value in kept.items())
+
+
+def test_a_merchant_keeps_its_control_variate_and_sends_how_it_changed(world):
+    name, site = world.names[0], world.site()
+    request = world.request(name, arm="scaffold")
+    total = {}
+    for number in (1, 2):
+        changed = trained(site, request, world.down(number))[name].control_variate
+        total = {key: total.get(key, 0.0) + value for key, value in changed.items()}
+        kept = site.store.load("scaffold", 0, name, before=number + 1)
+        assert kept.keys() == changed.keys()
+        assert all(torch.equal(kept[key], value) for key, value in total.items())
+    assert any(value.any() for value in total.values())
+
+
+@pytest.fixture
+def protected(world):
+    """The site in an experiment whose federations promise example-level privacy."""
+    changes = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0}
+    return open_site(world.experiment.with_changes(changes), 0, 1)
+
+
+def test_a_protected_site_trains_no_method_that_sends_class_means_whatever_the_server_asks(world, protected):
+    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover all that method fd sends"):
+        trained(protected, world.request(world.names[0], arm="fd"), Downlink(1), {"two-tower": world.start})
+
+
+def test_a_protected_merchant_computes_no_class_means_for_another_part(world, protected, monkeypatch):
+    monkeypatch.setattr(
+        FedMD,
+        "uplink",
+        lambda self, one, down: Uplink(one.merchant, one.examples, soft_labels=one.class_means().probabilities),
+    )
+    request = world.request(world.names[0], arm="fedmd")
+    (answer,) = protected.train(request, world.consensus(1), {"two-tower": world.start})
+    assert isinstance(answer, Refusal)
+    assert "its training failed" in answer.reason

@@ -1,0 +1,206 @@
+"""``site.toml``: what a real site has and allows, written by the site's own people and read by nobody else.
+
+Where the data are and what their columns mean, where its state is kept, and its own rules. None of it is ever sent, and
+none of it can be changed by what the server asks. Paths are relative to the file's folder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clients.limits import Limits
+from fed_distill.config import DataConfig, Experiment, Share
+from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Task
+from fed_distill.data.labeled import LabeledRows, factorize
+from fed_distill.data.splits import PARTS, draw_parts
+from fed_distill.data.table import Table
+from fed_distill.data.tasks import label_reader, label_text
+from fed_distill.errors import ConfigError, DataError
+from fed_distill.sites.public_part import PublicPart
+from fed_distill.toml import first_problem, read_toml
+
+_SHORTEST_SECRET = 32
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OwnData(_Table):
+    """A site's table of labelled examples.
+
+    path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
+    ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
+    site. merchants: who of those in the file takes part; empty for all. valid_share, test_share: of the groups, held
+    out. part: column that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
+    """
+
+    path: Path
+    columns: dict[str, str] = {}
+    merchants: tuple[str, ...] = ()
+    valid_share: Share = 0.1
+    test_share: Share = 0.2
+    part: str = ""
+
+
+class Server(_Table):
+    """Where the server is, HOST:PORT, and what it runs: versions by package."""
+
+    address: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
+    versions: Mapping[str, str] = {}
+
+
+class Manifest(_Table):
+    """A site.
+
+    state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
+    its noise depends on beside the run's seed, which the server knows; None where a run must be repeatable, as in a
+    rehearsal. folder: where the file lies.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    server: Server
+    data: OwnData
+    state: Path = Path("state")
+    proxy: Path = Path("proxy.json")
+    secret: Path | None = None
+    limits: Limits = Limits()
+    folder: Annotated[Path, Field(exclude=True)] = Path(".")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a ``site.toml``; ConfigError naming the file and the first wrong key."""
+        try:
+            return cls.model_validate({**read_toml(path, "the site in"), "folder": path.absolute().parent})
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {first_problem(error)}") from error
+
+    @property
+    def ledgers(self) -> Path:
+        """Folder of its merchants' ledgers, over all runs."""
+        return self.folder / self.state / "ledgers"
+
+    def read_secret(self) -> str:
+        """What the site's noise depends on and nobody else knows; empty for none. ConfigError if it is too short."""
+        if self.secret is None:
+            return ""
+        path = self.folder / self.secret
+        try:
+            found = path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the secret {path}: {error}") from error
+        if len(found) < _SHORTEST_SECRET:
+            raise ConfigError(f"{path} has {len(found)} characters, and a secret has {_SHORTEST_SECRET} or more")
+        return found
+
+    def public_part(self) -> PublicPart:
+        """The task and the proxy set that the operator has handed out."""
+        return PublicPart.read(self.folder / self.proxy)
+
+    def own(self, experiment: Experiment) -> Experiment:
+        """``experiment`` with the site's state folder and ledgers, and without a path that the server named."""
+        return experiment.with_changes(
+            {"runtime.folder": str(self.folder / self.state / "runs"), "privacy.ledger": str(self.ledgers)}
+        )
+
+    def read_data(self, seed: int = 0) -> FederatedData:
+        """The site's own merchants, and the proxy set; nothing of anybody else's.
+
+        seed: of the split. Raises DataError naming file, and column, row or merchant.
+        """
+        public = self.public_part()
+        merchants = self._given_split(public.task) if self.data.part else self._own_split(public.task, seed)
+        unknown = [name for name in self.data.merchants if name not in merchants]
+        if unknown:
+            raise DataError(f"{self._path} has no rows of merchant {unknown[0]!r}, whom data.merchants names")
+        chosen = self.data.merchants or tuple(sorted(merchants))
+        untrained = [name for name in chosen if not len(merchants[name].train)]
+        if untrained:
+            raise DataError(f"{self._path} has nothing to train on for merchant {untrained[0]!r}")
+        nobody = public.proxy.take([])
+        return FederatedData(
+            public.task,
+            public=nobody,
+            public_valid=nobody,
+            proxy=public.proxy,
+            merchants={name: merchants[name] for name in chosen},
+            valid=nobody,
+            test=nobody,
+        )
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / self.data.path
+
+    def _columns(self, task: Task) -> tuple[Table, dict[str, list[Any]]]:
+        try:
+            table = Table(self._path, self.data.columns)
+        except ValueError as error:
+            raise ConfigError(f"data.columns of site {self.name}: {error}") from error
+        if task.pair and not table.named.pair:
+            raise DataError(f"task {task.name} wants two texts: name the column of the second as data.columns.pair")
+        return table, table.columns_of_file(self.data.part)
+
+    def _owners(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
+        if not table.named.merchant:
+            return [self.name] * len(columns[table.named.text])
+        return [label_text(value) for value in columns[table.named.merchant]]
+
+    def _own_split(self, task: Task, seed: int) -> dict[str, MerchantData]:
+        """Clean the rows and hold groups out, of this site's data alone."""
+        table, columns = self._columns(task)
+        read_label, group = label_reader(task), table.named.group
+        config = DataConfig(
+            task=task.name, seed=seed, valid_share=self.data.valid_share, test_share=self.data.test_share
+        )
+        rows = LabeledRows.build(
+            task,
+            table.texts_of(columns, table.named.text),
+            [read_label(value) for value in columns[table.named.label]],
+            config,
+            pairs=table.texts_of(columns, table.named.pair) if task.pair else None,
+            merchants=self._owners(table, columns),
+            groups=[label_text(value) or row for row, value in enumerate(columns[group])] if group else None,
+        )
+        parts = draw_parts(rows.groups, config)
+        return {
+            name: MerchantData(
+                name,
+                *(
+                    rows.examples(np.flatnonzero((rows.owners == number) & (parts == part)), name, PARTS[part], seed)
+                    for part in range(len(PARTS))
+                ),
+            )
+            for number, name in enumerate(rows.names)
+        }
+
+    def _given_split(self, task: Task) -> dict[str, MerchantData]:
+        """The rows as they are, in the parts that the file names."""
+        table, columns = self._columns(task)
+        read_label = label_reader(task)
+        labels = np.asarray([read_label(value) for value in columns[table.named.label]], dtype=np.int64)
+        for wrong in np.flatnonzero(labels == UNLABELED).tolist():
+            value = columns[table.named.label][wrong]
+            raise DataError(f"{self._path}, row {wrong + 1}: {value!r} is no class of {task.name}")
+        for row, value in enumerate(columns[self.data.part], 1):
+            if value not in PARTS:
+                raise DataError(f"{self._path}, row {row}: part {value!r} is none of {', '.join(PARTS)}")
+        pairs, group = table.texts_of(columns, table.named.pair) if task.pair else None, table.named.group
+        owners = self._owners(table, columns)
+        everything = Examples(
+            tuple(text or "" for text in table.texts_of(columns, table.named.text)),
+            None if pairs is None else tuple(text or "" for text in pairs),
+            labels,
+            factorize(columns[group] if group else list(range(len(owners)))),
+            tuple(owners),
+        )
+        owned, parts = np.asarray(owners, dtype=object), np.asarray(columns[self.data.part], dtype=object)
+        return {
+            name: MerchantData(
+                name, *(everything.take(np.flatnonzero((owned == name) & (parts == part))) for part in PARTS)
+            )
+            for name in dict.fromkeys(owners)
+        }

@@ -1,0 +1,172 @@
+"""``fed-distill sites``: write what a deployment needs, and look whether all of it is right.
+
+What takes long to import is imported inside the commands.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fed_distill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clients.manifest import Manifest
+    from fed_distill.data.examples import FederatedData
+    from fed_distill.sites.checks import Finding
+    from fed_distill.sites.folders import Deployment
+
+sites_app = typer.Typer(help="Run across real sites: keys, folders, checks.", no_args_is_help=True)
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="folder of the deployment, or of one site", show_default=False)
+]
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+@sites_app.command(epilog="Example: fed-distill sites init deployment --sites north,south --host fed.example.org")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of the deployment", show_default=False)],
+    sites: Annotated[str, typer.Option(help="names of the sites to add, separated by commas")] = "",
+    host: Annotated[
+        str | None, typer.Option(help="name or address by which sites reach the server; localhost if new")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="its port; 8000 if new")] = None,
+    experiment: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="give sites the task and the proxy set of this experiment")
+    ] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="also deal its merchants' data to the sites, to try it all out")
+    ] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="make the server a new certificate")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="write files anew that are there; keys are kept in any case")
+    ] = False,
+) -> None:
+    """Write certificates, keys, start scripts and instructions: for the server, and a folder for each site."""
+    from clients.spread import spread
+    from fed_distill.config import Experiment
+    from fed_distill.data import load
+    from fed_distill.sites.public_part import PublicPart
+
+    names = [name.strip() for name in sites.split(",") if name.strip()]
+    if rehearse and experiment is None:
+        raise ConfigError("--rehearse deals the data of an experiment: name it with --experiment FILE")
+    data = None if experiment is None else load(Experiment.read(experiment).data)
+    if rehearse and data is not None and not data.merchants:
+        raise ConfigError(f"{experiment} has data.clients = 'elsewhere', so there are no merchants to deal")
+    deployment = _deployment(folder, host, port, overwrite, data if rehearse else None)
+    deployment.write(names, renew)
+    if data is not None:
+        deployment.share(PublicPart(data.task, data.proxy), names)
+        if rehearse:
+            sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
+            deployment.deal(data, dict(zip(names, spread(sizes, len(names)), strict=True)))
+    Console().print(
+        f"{len(deployment.written)} files written, {len(deployment.kept)} kept as they were; "
+        f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
+        soft_wrap=True,
+    )
+
+
+@sites_app.command(epilog="Example: fed-distill sites check deployment")
+def check(folder: Folder) -> None:
+    """Look at certificates, keys, permissions, server, versions, data and ledgers; exit code 1 if anything is wrong."""
+    from fed_distill.sites.checks import problems
+
+    found = list(_findings(folder))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("where", "what", "state", ""):
+        table.add_column(title, overflow="fold")
+    for one in found:
+        state = f"[{_COLOURS[one.state]}]{one.state}[/]"
+        table.add_row(escape(one.place), escape(one.what), state, escape(one.detail))
+    Console().print(table)
+    if any(problems(found)):
+        raise typer.Exit(1)
+
+
+def _deployment(
+    folder: Path, host: str | None, port: int | None, overwrite: bool, dealt: "FederatedData | None"
+) -> "Deployment":
+    """The deployment in ``folder`` as it is, or a new one; ConfigError for another address than it has."""
+    from fed_distill.methods import METHODS
+    from fed_distill.sites.folders import ADDRESS, Deployment
+
+    path = folder / ADDRESS
+    known = path.read_text(encoding="utf-8").strip() if path.exists() else None
+    known_host, _, known_port = (known or "localhost:8000").rpartition(":")
+    task = None if dealt is None else dealt.task
+    made = Deployment(folder, host or known_host.strip("[]"), port or int(known_port), tuple(METHODS), task, overwrite)
+    if known is not None and not overwrite and known != made.address:
+        raise ConfigError(f"{folder} is of a server at {known}: take another folder, or --overwrite and --renew")
+    return made
+
+
+def _findings(folder: Path) -> "Iterator[Finding]":
+    """Of a site's folder, or of the operator's with all sites' folders in it."""
+    from fed_distill.sites import checks
+    from fed_distill.sites.folders import ADDRESS
+
+    if (folder / "site.toml").exists():
+        yield from _site_findings(folder)
+        return
+    if not (folder / ADDRESS).exists():
+        raise ConfigError(f"{folder} is neither a deployment nor a site: fed-distill sites init makes one")
+    address, authority = (folder / ADDRESS).read_text(encoding="utf-8").strip(), folder / "ca" / "ca.crt"
+    if (folder / "ca" / "ca.key").exists():  # it may lie in a safe
+        yield checks.secret("operator", folder / "ca" / "ca.key")
+    yield checks.certificate("operator", authority)
+    yield checks.certificate("server", folder / "server" / "server.crt", authority)
+    yield checks.secret("server", folder / "server" / "server.key")
+    yield checks.server("server", address, authority)
+    for site in sorted(path.parent for path in (folder / "sites").glob("*/site.toml")):
+        yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub")
+
+
+def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Finding]":
+    """``public``: the operator's copy of the site's public key."""
+    from clients.manifest import Manifest
+    from fed_distill.errors import FedDistillError
+    from fed_distill.sites import checks
+
+    place = folder.resolve().name
+    try:
+        manifest = Manifest.read(folder / "site.toml")
+    except ConfigError as error:
+        yield checks.Finding(place, "site.toml", "problem", str(error))
+        return
+    place = manifest.name
+    yield checks.secret(place, folder / "site.key")
+    yield checks.site_key(place, folder / "site.key", public)
+    yield _noise_finding(manifest)
+    yield checks.certificate(place, folder / "ca.crt")
+    yield checks.server(place, manifest.server.address, folder / "ca.crt")
+    yield checks.installed(place, manifest.server.versions)
+    try:
+        merchants = manifest.read_data().merchants
+    except FedDistillError as error:
+        yield checks.Finding(place, "data", "problem", str(error))
+        return
+    rows = sum(len(merchant.train) for merchant in merchants.values())
+    yield checks.Finding(place, "data", "ok", f"{len(merchants)} merchants, {rows} training examples")
+    yield checks.ledgers(place, manifest.ledgers, merchants)
+
+
+def _noise_finding(manifest: "Manifest") -> "Finding":
+    """Whether the site's noise can be taken off by who knows the run's seed."""
+    from fed_distill.sites import checks
+
+    if manifest.secret is None:
+        told = "no secret: who knows the run's seed can take its noise off, which is for rehearsals only"
+        return checks.Finding(manifest.name, "noise", "warning", told)
+    kept = checks.secret(manifest.name, manifest.folder / manifest.secret)
+    return (
+        kept
+        if kept.state == "problem"
+        else checks.checked(manifest.name, "noise", lambda: f"a secret of {len(manifest.read_secret())} characters")
+    )

@@ -1,0 +1,139 @@
+"""What must be right before the first round, each looked at by itself and told in one line.
+
+Keys and certificates, who may read them, whether the server answers as itself, versions, ledgers. What is true now may
+be false tomorrow: a certificate that ends within a month is a warning already.
+"""
+
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from fed_distill.errors import ConfigError, FedDistillError
+from fed_distill.privacy.ledger import Ledgers
+from fed_distill.results.versions import versions
+from fed_distill.sites.identity import is_signed_by, public_half, read_certificate
+
+SOON = timedelta(days=30)
+"""A certificate that ends within this time should be made anew."""
+EXACT = ("fed-distill", "flwr")
+"""Packages that must be the server's very version; of others a difference may move the last digits of a result."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: where, what, how it is, and what is to be done about it or known of it."""
+
+    place: str
+    what: str
+    state: Literal["ok", "warning", "problem"]
+    detail: str
+
+
+def checked(place: str, what: str, look: Callable[[], str]) -> Finding:
+    """A finding from a function that tells what is right, or raises FedDistillError or OSError for what is wrong."""
+    try:
+        return Finding(place, what, "ok", look())
+    except FedDistillError as error:
+        return Finding(place, what, "problem", str(error))
+    except OSError as error:
+        return Finding(place, what, "problem", f"{error.filename or what}: {error.strerror or error}")
+
+
+def certificate(place: str, path: Path, authority: Path | None = None, now: datetime | None = None) -> Finding:
+    """The dates of a certificate, and whether ``authority`` has signed it."""
+    what, now = f"certificate {path.name}", datetime.now(UTC) if now is None else now
+    try:
+        found = read_certificate(path)
+        if authority is not None and not is_signed_by(found, read_certificate(authority)):
+            return Finding(place, what, "problem", f"it was not made with {authority}: put both from one deployment")
+    except ConfigError as error:
+        return Finding(place, what, "problem", str(error))
+    begin, end = found.not_valid_before_utc, found.not_valid_after_utc
+    if now < begin:
+        return Finding(place, what, "problem", f"not valid before {begin:%Y-%m-%d %H:%M} UTC: is this clock right?")
+    if now >= end:
+        return Finding(place, what, "problem", f"expired on {end:%Y-%m-%d}: the operator makes a new one")
+    return Finding(place, what, "warning" if end - now < SOON else "ok", f"valid until {end:%Y-%m-%d}")
+
+
+def secret(place: str, path: Path) -> Finding:
+    """Whether none but the owner may read or write a file."""
+
+    def look() -> str:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise ConfigError(f"others may use it, its mode is {mode:04o}: chmod 600 {path}")
+        return f"mode {mode:04o}"
+
+    return checked(place, f"secret {path.name}", look)
+
+
+def site_key(place: str, path: Path, public: Path | None = None) -> Finding:
+    """Whether a site's key is of Flower's kind and, where the operator has its ``public`` half, the same."""
+
+    def look() -> str:
+        half = public_half(path)
+        if public is not None and public.read_bytes().split()[:2] != half.split()[:2]:
+            raise ConfigError(f"{public} is not its public half: the server would let somebody else in")
+        return "elliptic curve, P-384"
+
+    return checked(place, f"key {path.name}", look)
+
+
+def server(place: str, address: str, authority: Path, seconds: float = 5.0) -> Finding:
+    """Whether the server answers at HOST:PORT, over TLS, with a certificate for that host by ``authority``."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+
+    def look() -> str:
+        try:
+            context = ssl.create_default_context(cafile=str(authority))
+        except ssl.SSLError as error:
+            raise ConfigError(f"{authority} is no certificate that could be trusted: {error.reason}") from error
+        try:
+            with (
+                socket.create_connection((host, int(port)), timeout=seconds) as plain,
+                context.wrap_socket(plain, server_hostname=host) as secured,
+            ):
+                return f"{address} answers, {secured.version()}"
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigError(f"{address} is not to be trusted: {error.verify_message}") from error
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"{address} cannot be reached: {error}") from error
+
+    return checked(place, "server", look)
+
+
+def installed(place: str, wanted: Mapping[str, str]) -> Finding:
+    """Whether the packages here are the server's."""
+    here = versions()
+    other = [name for name, number in wanted.items() if here.get(name) != number]
+    told = "; ".join(f"{name} {here.get(name, 'not installed')}, the server has {wanted[name]}" for name in other)
+    if not other:
+        return Finding(place, "versions", "ok", ", ".join(f"{name} {here[name]}" for name in EXACT))
+    return Finding(place, "versions", "problem" if set(other) & set(EXACT) else "warning", told)
+
+
+def ledgers(place: str, folder: Path, merchants: Collection[str]) -> Finding:
+    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``."""
+
+    def look() -> str:
+        there = Ledgers(folder).merchants()
+        foreign = [merchant for merchant in there if merchant not in merchants]
+        if foreign:
+            raise ConfigError(
+                f"{folder} has a ledger of {foreign[0]!r}, who is no merchant of this site: it belongs elsewhere"
+            )
+        return f"{len(there)} of {len(merchants)} merchants have one"
+
+    return checked(place, "ledgers", look)
+
+
+def problems(findings: Collection[Finding]) -> Iterator[Finding]:
+    """Those that must be mended."""
+    return (finding for finding in findings if finding.state == "problem")

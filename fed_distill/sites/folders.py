@@ -1,0 +1,195 @@
+"""A deployment on disk: the operator's folder with the server's part, and one folder for each site to be handed out.
+
+Run again it adds what is missing and leaves the rest alone. Keys are never written twice; the server's certificate and
+the other files only if that is asked for.
+"""
+
+import json
+import platform
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from fed_distill.data.examples import FederatedData, MerchantData, Task
+from fed_distill.data.splits import PARTS
+from fed_distill.errors import ConfigError
+from fed_distill.results.files import write_atomic
+from fed_distill.results.versions import versions
+from fed_distill.sites import templates
+from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key, write_private
+from fed_distill.sites.public_part import PublicPart
+
+ADDRESS = "address"
+"""File of the operator's folder that says where the server is."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
+
+
+@dataclass
+class Deployment:
+    """The operator's folder.
+
+    methods: that sites allow unless they say otherwise. dealt: task of the tables that sites get by ``deal``; None if
+    they bring their own. overwrite: write files anew that are there, keys and certificates aside. written, kept: which
+    files these were so far.
+    """
+
+    folder: Path
+    host: str
+    port: int
+    methods: Sequence[str]
+    dealt: Task | None = None
+    overwrite: bool = False
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise ConfigError(f"--host wants a name or an address, for example fed.example.org, not {self.host!r}")
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def site(self, name: str) -> Path:
+        """Folder of a site."""
+        return self.folder / "sites" / name
+
+    def write(self, sites: Sequence[str], renew: bool = False) -> None:
+        """Write what is missing of authority, server and ``sites``; ``renew``: a new certificate for the server.
+
+        ConfigError for a name that cannot be a folder's, or twice.
+        """
+        for name in sites:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"a site is called by letters, digits, dots, - and _, not {name!r}")
+            if sites.count(name) > 1:
+                raise ConfigError(f"site {name!r} is named twice")
+        authority, server = self.folder / "ca", self.folder / "server"
+        for private in (self.folder, authority, server, server / "keys", server / "flwr"):
+            private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (authority / "ca.crt").exists():
+            make_authority(authority)
+            self.written += [authority / "ca.key", authority / "ca.crt"]
+        if renew or not (server / "server.crt").exists():
+            if not (authority / "ca.key").exists():
+                raise ConfigError(f"{authority / 'ca.key'} is not there, which a server certificate is made with")
+            make_server_certificate(authority, server, self.host)
+            self.written += [server / "server.key", server / "server.crt"]
+        self._write_server(server, (authority / "ca.crt").read_text(encoding="utf-8"))
+        for name in sites:
+            self._write_site(name)
+
+    def share(self, public: PublicPart, sites: Sequence[str]) -> None:
+        """Write the task and the proxy set into the sites' folders."""
+        for name in sites:
+            path = self.site(name) / "proxy.json"
+            if self._is_due(path):
+                public.write(path)
+
+    def deal(self, data: FederatedData, merchants: Mapping[str, Sequence[str]]) -> None:
+        """Write each site the table of its ``merchants``, cleaned and split as in a simulation, to try it all out."""
+        for name, own in merchants.items():
+            path = self.site(name) / "data.jsonl"
+            if self._is_due(path):
+                lines = (line for merchant in own for line in _lines(data, data.merchants[merchant]))
+                write_private(path, "".join(lines).encode())
+
+    def _write_server(self, server: Path, authority: str) -> None:
+        filled = {
+            "address": self.address,
+            "port": str(self.port),
+            "unit": "fed-distill-server.service",
+            "place": "/opt/fed-distill/server",
+            "title": "fed-distill server",
+            "service": "server",
+            "ports": f'    ports:\n      - "{self.port}:{self.port}"\n',
+            "folder": str(self.folder.absolute()),
+            **_releases(),
+        }
+        self._text(self.folder / ADDRESS, self.address + "\n")
+        self._text(server / "ca.crt", authority)
+        self._text(server / "start.sh", templates.SERVER_START.substitute(filled), 0o755)
+        self._text(server / "register.sh", templates.REGISTER.substitute(filled), 0o755)
+        self._text(server / "flwr" / "config.toml", templates.FLWR_CONFIG.substitute(filled))
+        self._text(server / filled["unit"], templates.SERVICE.substitute(filled))
+        self._text(server / "compose.yaml", templates.COMPOSE.substitute(filled))
+        self._text(self.folder / "INSTRUCTIONS.md", templates.OPERATOR_INSTRUCTIONS.substitute(filled))
+
+    def _write_site(self, name: str) -> None:
+        folder, public = self.site(name), self.folder / "server" / "keys" / f"{name}.pub"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not public.exists():  # if it does, the private half may have gone to the site already
+            write_atomic(public, make_site_key(folder))
+            write_private(folder / "noise.key", f"{secrets.token_hex(32)}\n".encode())
+            self.written += [folder / "site.key", folder / "noise.key", public]
+        named = () if self.dealt is None else tuple(_OPTIONAL)[0 if self.dealt.pair else 1 :]
+        filled = {
+            "name": name,
+            "address": self.address,
+            "unit": "fed-distill-site.service",
+            "place": "/opt/fed-distill/site",
+            "title": f"fed-distill site {name}",
+            "service": "site",
+            "ports": "",
+            "versions": "\n".join(f'{package} = "{number}"' for package, number in versions().items()),
+            "methods": ", ".join(json.dumps(method) for method in self.methods),
+            "data": "data.jsonl" if named else "data.csv",
+            "secret": f"# {_SECRET}" if named else _SECRET,
+            "part": _PART if named else f"# {_PART}",
+            "optional": "\n".join(line if role in named else f"# {line}" for role, line in _OPTIONAL.items()),
+            **_releases(),
+        }
+        self._text(folder / "ca.crt", (self.folder / "ca" / "ca.crt").read_text(encoding="utf-8"))
+        self._text(folder / "site.toml", templates.MANIFEST.substitute(filled))
+        self._text(folder / "start.sh", templates.SITE_START.substitute(filled), 0o755)
+        self._text(folder / filled["unit"], templates.SERVICE.substitute(filled))
+        self._text(folder / "compose.yaml", templates.COMPOSE.substitute(filled))
+        self._text(folder / "INSTRUCTIONS.md", templates.SITE_INSTRUCTIONS.substitute(filled))
+
+    def _text(self, path: Path, content: str, mode: int = 0o644) -> None:
+        if self._is_due(path):
+            write_atomic(path, content)
+            path.chmod(mode)
+
+    def _is_due(self, path: Path) -> bool:
+        due = self.overwrite or not path.exists()
+        (self.written if due else self.kept).append(path)
+        return due
+
+
+_PART = 'part = "part"          # column that says train, valid or test of rows that were cleaned and split before'
+_SECRET = 'secret = "noise.key"   # what the noise depends on that nobody else knows: keep it, and never change it'
+_OPTIONAL = {
+    "pair": 'pair = "pair"          # product or second title, for tasks of two texts',
+    "merchant": 'merchant = "merchant"  # whose row it is; without it all are of one merchant, called like the site',
+    "group": 'group = "group"        # what must not be split between training and test, such as a product',
+}
+
+
+def _releases() -> dict[str, str]:
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "flwr": version("flwr"),
+        "release": version("fed-distill"),
+    }
+
+
+def _lines(data: FederatedData, merchant: MerchantData) -> Iterator[str]:
+    """A merchant's examples as JSON, one a line, in the columns that ``MANIFEST`` names."""
+    for part in PARTS:
+        examples = getattr(merchant, part)
+        for row, text in enumerate(examples.texts):
+            line = {
+                "text": text,
+                **({} if examples.pairs is None else {"pair": examples.pairs[row]}),
+                "label": data.task.classes[examples.labels[row]],
+                "merchant": merchant.name,
+                "group": int(examples.groups[row]),
+                "part": part,
+            }
+            yield json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,0 +1,159 @@
+"""Who is who between server and sites: a certificate authority, the server's TLS certificate, a key pair a site.
+
+Certificates are X.509 version 3 (RFC 5280), made by ``cryptography``. Site keys are what Flower's SuperNode
+authentication asks for: elliptic curve keys on P-384 in OpenSSH's format. Private keys are written with mode 0600.
+"""
+
+import ipaddress
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fed_distill.errors import ConfigError
+
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 397
+"""Browsers and many TLS libraries distrust longer ones (CA/Browser Forum, ballot SC31)."""
+_SKEW = timedelta(hours=1)
+"""How far a site's clock may be behind the one that made a certificate."""
+
+
+def make_authority(folder: Path, now: datetime | None = None) -> None:
+    """Write ``ca.key``, which stays with the operator, and ``ca.crt``, which everybody has, into ``folder``."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fed-distill operator")])
+    builder = (
+        _dated(now, AUTHORITY_DAYS)
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    certificate = builder.sign(key, hashes.SHA384())
+    write_private(folder / "ca.key", _pem(key))
+    (folder / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def make_server_certificate(authority: Path, folder: Path, host: str, now: datetime | None = None) -> None:
+    """Write ``server.key`` and ``server.crt`` into ``folder``: for ``host``, and for this machine itself, over which
+    the server's own processes talk. ``authority``: the folder of ``make_authority``."""
+    issuer_key = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), password=None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    issuer = read_certificate(authority / "ca.crt")
+    key = ec.generate_private_key(ec.SECP384R1())
+    names = dict.fromkeys([host, "localhost", "127.0.0.1", "::1"])
+    builder = (
+        _dated(now, SERVER_DAYS)
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fed-distill server")]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+    )
+    certificate = builder.sign(issuer_key, hashes.SHA384())
+    write_private(folder / "server.key", _pem(key))
+    (folder / "server.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def make_site_key(folder: Path) -> bytes:
+    """Write ``site.key`` into ``folder``; returns its public half, one line in OpenSSH's format."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    write_private(
+        folder / "site.key",
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        ),
+    )
+    return _public_line(key)
+
+
+def public_half(path: Path) -> bytes:
+    """The public key, as ``make_site_key`` gives it, of a private key; ConfigError if that is no P-384 key."""
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(f"cannot read the key {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a private key in OpenSSH's format: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ConfigError(f"{path} is not an elliptic curve key on P-384, which Flower asks for")
+    return _public_line(key)
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate in PEM; ConfigError naming the file if there is none."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read the certificate {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a certificate in PEM: {error}") from error
+
+
+def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``issuer``'s key signed ``certificate``."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that nobody but its owner may read, not even for an instant; an existing one is replaced."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
+def _dated(now: datetime | None, days: int) -> x509.CertificateBuilder:
+    begin = (datetime.now(UTC) if now is None else now) - _SKEW
+    return (
+        x509.CertificateBuilder()
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=days))
+    )
+
+
+def _usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _public_line(key: ec.EllipticCurvePrivateKey) -> bytes:
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return public + b"\n"

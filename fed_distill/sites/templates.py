@@ -1,0 +1,179 @@
+"""The files of a deployment that are text: what to start, what a site fills in, and what to do with it all.
+
+``string.Template`` with ``$NAME`` for what is filled in and ``$$`` for a shell's own ``$``.
+"""
+
+from string import Template
+
+SERVER_START = Template("""\
+#!/bin/sh
+# Starts the server (Flower's SuperLink), with TLS and with none but registered sites. LISTEN: which of this machine's
+# addresses it answers on; without it, all. flower-superlink must be on the PATH: activate the environment first.
+set -eu
+cd "$$(dirname "$$0")"
+export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
+exec flower-superlink \\
+    --host "$${LISTEN:-0.0.0.0}" --port $port \\
+    --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
+    --enable-supernode-auth --disable-runtime-dependency-installation \\
+    --database state.db
+""")
+
+REGISTER = Template("""\
+#!/bin/sh
+# Lets sites in: registers the public keys in keys/, or those that are named, while the server runs.
+set -eu
+cd "$$(dirname "$$0")"
+export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
+[ $$# -gt 0 ] || set -- keys/*.pub
+for key in "$$@"; do
+    flwr supernode register "$$key" prod --name "$$(basename "$$key" .pub)"
+done
+""")
+
+FLWR_CONFIG = Template("""\
+[superlink]
+default = "prod"
+
+[superlink.prod]
+address = "$address"
+root-certificates = "$folder/server/ca.crt"
+""")
+
+SITE_START = Template("""\
+#!/bin/sh
+# Starts site $name (Flower's SuperNode). PORT: for its own processes, on this machine only. flower-supernode must be on
+# the PATH: activate the environment first.
+set -eu
+cd "$$(dirname "$$0")"
+export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
+exec flower-supernode \\
+    --superlink $address --root-certificates ca.crt \\
+    --auth-supernode-private-key site.key \\
+    --node-config "site=\\"$$PWD/site.toml\\"" \\
+    --port "$${PORT:-9094}"
+""")
+
+SERVICE = Template("""\
+# $title. Put this folder to $place (or change the paths), then:
+#   systemctl enable --now $place/$unit
+[Unit]
+Description=$title
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+User=fed-distill
+WorkingDirectory=$place
+Environment=PATH=/opt/fed-distill/venv/bin:/usr/bin:/bin
+ExecStart=$place/start.sh
+Restart=always
+RestartSec=10
+UMask=0077
+NoNewPrivileges=true
+ProtectSystem=strict
+ReadWritePaths=$place
+PrivateTmp=true
+
+[Install]
+WantedBy=multi-user.target
+""")
+
+COMPOSE = Template("""\
+# $title. Needs the project's wheel in this folder: pip wheel --no-deps --wheel-dir . PATH-OF-FED-DISTILL
+services:
+  $service:
+    build:
+      context: .
+      dockerfile_inline: |
+        FROM python:$python-slim
+        COPY *.whl /tmp/
+        RUN pip install --no-cache-dir /tmp/*.whl "flwr==$flwr"
+    user: "$${UID:-1000}:$${GID:-1000}"
+    working_dir: /folder
+    command: ./start.sh
+    volumes:
+      - .:/folder
+    restart: unless-stopped
+$ports""")
+
+MANIFEST = Template("""\
+# Site $name: what it has, and what it allows. Nothing in here is ever sent, and it wins over whatever the server asks.
+# Paths are relative to this file. Try it: fed-distill sites check .
+name = "$name"
+state = "state"        # ledgers, and what merchants keep between rounds: back it up, and never restore an old copy
+proxy = "proxy.json"   # the task and the proxy set, from the operator
+$secret
+
+[server]
+address = "$address"
+
+[server.versions]
+$versions
+
+[data]
+path = "$data"         # .csv, .tsv, .parquet or .jsonl, one labelled example a row
+merchants = []         # who of those in the file takes part; empty: all
+valid_share = 0.1      # held out to measure on, by group
+test_share = 0.2
+$part
+
+[data.columns]         # what the columns of the file are called
+text = "text"          # query, history, title, review or question
+label = "label"
+$optional
+
+[limits.rules]         # what this site takes part in; leave a line out to allow everything
+methods = [$methods]
+max_rounds = 100       # of one federation
+max_update_mib = 64    # one merchant's answer in one round
+# hours = "22:00-06:00"
+
+[limits.default]       # privacy of each merchant
+max_epsilon = 8.0      # of all its releases together, over all runs
+# min_noise = 0.5
+# units = ["example"]  # takes part in nothing less protected
+
+# [limits.merchants."NAME"]  # one merchant's own limits
+# max_epsilon = 1.0
+""")
+
+SITE_INSTRUCTIONS = Template("""\
+# Site $name
+1. Install: `python3 -m venv /opt/fed-distill/venv`, then `/opt/fed-distill/venv/bin/pip install` the wheel that you
+   were given (fed-distill $release, flwr $flwr).
+2. Put this folder where only its user can read it. `site.key` is who you are, and
+   your noise is drawn from `noise.key`: never send either to anybody.
+3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Choose your own
+   `[limits]`: they win over whatever the server asks, and a refusal names the rule.
+4. `fed-distill sites check .` must end without a problem.
+5. Start: `./start.sh`, or `$unit` (systemd), or `docker compose up -d`.
+6. Later: `fed-distill ledger show state/ledgers` prints what each merchant has spent. A refused request is in the log.
+
+What leaves this machine: the names of your merchants, how many training examples each has (not where a privacy unit is
+set), and what the method sends, which the run's report lists. Your rows never do. One thing must be trusted: the code
+of the app comes from the server with each run. Read it, or have it signed (`flower-supernode --trusted-entities`).
+""")
+
+OPERATOR_INSTRUCTIONS = Template("""\
+# Running fed-distill across sites
+`server/` stays with you. Give each site its folder in `sites/`, over a channel that you trust, then delete your copy of
+its `site.key` and `noise.key`. `ca/ca.key` makes certificates: keep it offline. Nobody else needs it.
+
+1. `server/start.sh` starts the server at $address (or `server/$unit`, or `docker compose up -d` there).
+2. `server/register.sh` lets in the sites whose keys are in `server/keys/`.
+3. Each site fills in its `site.toml`, checks it, and starts. `fed-distill sites check .` here checks your side.
+4. In the project's folder, with `N` the number of sites that a run waits for:
+
+       export FLWR_HOME=$folder/server/flwr
+       fed-distill config experiments/NAME.toml --set runtime.sites=N --flower > run.toml
+       flwr run . prod --run-config run.toml --stream
+
+   The results are on the server, in the run's folder (`runtime.folder`, best an absolute path).
+5. A further site: `fed-distill sites init . --sites NEW`. A new server certificate, before the old one ends:
+   `fed-distill sites init . --renew`, then restart the server; sites need nothing.
+
+**Close the door behind you.** Flower answers sites, operators and its own processes on the same port, and asks
+operators for no password: whoever reaches `/v1/control` there can register keys and start runs, which run code at the
+sites. Let only `/v1/fleet` through to the sites, by a reverse proxy or a firewall, and keep the rest to this machine.
+""")

@@ -1,0 +1,191 @@
+"""The same app over Flower's deployment engine: a server and three sites in own processes, with keys and TLS.
+
+Each site has a folder of its own and reads nothing but it. The student is that of the in-process run of the same seed;
+who has no registered key, or no TLS, is not let in.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import tomli_w
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fed_distill import run
+from fed_distill.cli.main import app as command_line
+from fed_distill.privacy.ledger import Ledgers
+from fed_distill.results.store import read_summary
+from fed_distill.sites.identity import make_site_key
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SITES = ("north", "south", "west")
+
+pytestmark = pytest.mark.e2e
+
+
+def free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+@dataclass
+class Deployment:
+    """A deployment on this machine; what it starts is stopped by ``stop``, children included."""
+
+    folder: Path
+    port: int
+    processes: list[subprocess.Popen] = field(default_factory=list)
+
+    @property
+    def environment(self):
+        own = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        return {**os.environ, **own, "FLWR_HOME": str(self.folder / "server" / "flwr")}
+
+    def start(self, log, *command, **environment):
+        with (self.folder / f"{log}.log").open("w") as file:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                env={**self.environment, **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def start_site(self, folder, port):
+        return self.start(folder.name, folder / "start.sh", PORT=str(port))
+
+    def run(self, *command):
+        return subprocess.run(
+            [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=400
+        )
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text()
+
+    def stop(self):
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.processes:
+                try:
+                    os.killpg(process.pid, sign)
+                except ProcessLookupError:
+                    continue
+            for process in self.processes:
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def wait_until(true, process, what):
+    """Wait for a condition for as long as the process lives, at most five minutes."""
+    until = time.monotonic() + 300
+    while not true():
+        assert process.poll() is None, f"{what}: the process ended before"
+        assert time.monotonic() < until, f"{what}: not within five minutes"
+        time.sleep(0.1)
+
+
+def answers(port, authority):
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+        with socket.create_connection(("localhost", port), timeout=1) as plain:
+            context.wrap_socket(plain, server_hostname="localhost").close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_experiment, tmp_path_factory):
+    changes = {
+        "controls": ["server"],
+        "federation.rounds": 2,
+        "privacy": {"unit": "example", "epsilon": 4.0, "batch_size": 16},
+        "runtime.threads": 1,
+        "runtime.measure_speed": False,
+    }
+    return tiny_experiment(tmp_path_factory.mktemp("here"), changes)
+
+
+@pytest.fixture(scope="module")
+def deployment(experiment, tmp_path_factory):
+    """Written by the command, server and sites started, the sites' keys registered."""
+    folder = tmp_path_factory.mktemp("deployment")
+    (folder / "experiment.toml").write_text(experiment.to_toml())
+    port, *site_ports = free_ports(1 + len(SITES))
+    arguments = ["sites", "init", str(folder), "--sites", ",".join(SITES), "--port", str(port)]
+    arguments += ["--experiment", str(folder / "experiment.toml"), "--rehearse"]
+    assert CliRunner().invoke(command_line, arguments, catch_exceptions=False).exit_code == 0
+    deployment = Deployment(folder, port)
+    try:
+        server = deployment.start("server", folder / "server" / "start.sh")
+        wait_until(lambda: answers(port, folder / "ca" / "ca.crt"), server, "server")
+        registered = deployment.run(folder / "server" / "register.sh")
+        assert registered.returncode == 0, registered.stdout + registered.stderr
+        for name, site_port in zip(SITES, site_ports, strict=True):
+            deployment.start_site(folder / "sites" / name, site_port)
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+def test_the_student_is_that_of_the_in_process_run(deployment, experiment, distance, tmp_path):
+    there = experiment.with_changes({"runtime.folder": str(tmp_path), "runtime.sites": len(SITES)})
+    run_config = tmp_path / "run.toml"
+    run_config.write_text(tomli_w.dumps(there.to_run_config()))
+    done = deployment.run(BIN / "flwr", "run", ROOT, "prod", "--run-config", run_config, "--stream")
+    student = tmp_path / experiment.name / "student" / "model.safetensors"
+    assert student.exists(), done.stdout + done.stderr + deployment.log("north")
+    here = run(experiment)
+    assert distance(load_file(student), load_file(here.student / "model.safetensors")) < 1e-5
+    summary = read_summary(tmp_path / experiment.name)
+    assert summary["privacy"]["epsilon"] == pytest.approx(here.summary["privacy"]["epsilon"])
+    ledgers = [Ledgers(deployment.folder / "sites" / name / "state" / "ledgers").merchants() for name in SITES]
+    charged = [merchant for own in ledgers for merchant in own]
+    assert all(ledgers) and len(set(charged)) == len(charged) == summary["merchants"] == 5
+
+
+def test_the_check_finds_nothing_wrong(deployment):
+    checked = CliRunner().invoke(command_line, ["sites", "check", str(deployment.folder)], catch_exceptions=False)
+    assert checked.exit_code == 0, checked.output
+    assert checked.output.count("answers") == 1 + len(SITES)
+
+
+def test_an_unknown_key_is_refused(deployment):
+    stranger = deployment.folder / "stranger"
+    shutil.copytree(deployment.folder / "sites" / "north", stranger, ignore=shutil.ignore_patterns("state", "flwr"))
+    make_site_key(stranger)
+    (port,) = free_ports(1)
+    process = deployment.start_site(stranger, port)
+    wait_until(lambda: process.poll() is not None, deployment.processes[0], "unknown key")
+    assert process.returncode != 0
+    assert "Failed to activate SuperNode" in deployment.log("stranger")
+
+
+def test_a_client_without_tls_is_refused(deployment):
+    (port,) = free_ports(1)
+    key = deployment.folder / "sites" / "north" / "site.key"
+    address = f"localhost:{deployment.port}"
+    command = [BIN / "flower-supernode", "--insecure", "--superlink", address, "--port", port, "--max-retries", "1"]
+    process = deployment.start("plain", *command, "--auth-supernode-private-key", key)
+    wait_until(lambda: process.poll() is not None, deployment.processes[0], "plain client")
+    assert process.returncode != 0
+    assert "ID:" not in deployment.log("plain")  # what a site that was let in prints

@@ -1,0 +1,200 @@
+"""``fed-distill sites check`` finds what would stop the first round, and says what to do."""
+
+import ssl
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from socketserver import BaseRequestHandler, TCPServer
+
+import pytest
+
+from clients.manifest import Manifest
+from fed_distill.errors import ConfigError
+from fed_distill.privacy.accounting import Spend
+from fed_distill.privacy.ledger import Charge, Ledgers
+from fed_distill.sites import checks
+from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
+
+
+@contextmanager
+def listening(folder):
+    """A TLS server with the certificate in ``folder``; gives its address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+
+    class Quiet(TCPServer):
+        allow_reuse_address = True
+
+        def get_request(self):
+            plain, address = super().get_request()
+            return context.wrap_socket(plain, server_side=True), address
+
+        def handle_error(self, request, client_address):
+            """A client that hangs up is no fault of the server."""
+
+    with Quiet(("127.0.0.1", 0), BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"localhost:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture
+def checked(command, deployment, monkeypatch):
+    """A function that checks the deployment, or a part of it, while its server runs; gives exit code and output."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def check(part="."):
+        with listening(deployment / "server") as address:
+            for file in (deployment / "address", *deployment.glob("sites/*/site.toml")):
+                file.write_text(file.read_text(encoding="utf-8").replace("localhost:1", address), encoding="utf-8")
+            done = command("check", deployment / part)
+            for file in (deployment / "address", *deployment.glob("sites/*/site.toml")):
+                file.write_text(file.read_text(encoding="utf-8").replace(address, "localhost:1"), encoding="utf-8")
+        return done.exit_code, done.output
+
+    return check
+
+
+def lines(output, state):
+    return [line for line in output.splitlines() if f"  {state} " in line]
+
+
+def test_a_whole_deployment_and_a_site_alone_pass(checked):
+    code, output = checked()
+    assert (code, lines(output, "problem")) == (0, [])
+    assert len(lines(output, "ok")) == 5 + 3 * 7
+    assert all("who knows the run's seed can take its noise off" in line for line in lines(output, "warning"))
+    assert len(lines(output, "warning")) == 3
+    code, output = checked("sites/north")
+    assert (code, len(lines(output, "ok"))) == (0, 7)
+
+
+def test_an_unreachable_server_is_found(command, deployment, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    done = command("check", deployment)
+    wrong = lines(done.output, "problem")
+    assert done.exit_code == 1
+    assert len(wrong) == 4 and all("localhost:1 cannot be reached" in line for line in wrong)
+
+
+def test_a_server_by_another_authority_is_not_trusted(checked, deployment, tmp_path):
+    make_authority(tmp_path)
+    (deployment / "sites" / "north" / "ca.crt").write_bytes((tmp_path / "ca.crt").read_bytes())
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1
+    assert line.startswith("north") and "is not to be trusted" in line
+
+
+def test_an_expired_certificate_is_found_and_one_that_ends_soon_is_a_warning(checked, deployment):
+    def renewed(days_ago):
+        now = datetime.now(UTC) - timedelta(days=days_ago)
+        make_server_certificate(deployment / "ca", deployment / "server", "localhost", now)
+        return checked()
+
+    code, output = renewed(400)
+    assert code == 1
+    wrong = lines(output, "problem")
+    assert "expired on" in wrong[0] and wrong[0].startswith("server")
+    assert all("certificate has expired" in line for line in wrong[1:]) and len(wrong) == 5
+    code, output = renewed(380)
+    assert code == 0
+    assert "certificate server.crt" in lines(output, "warning")[0]
+
+
+def test_a_certificate_of_tomorrow_tells_of_a_wrong_clock(deployment):
+    path = deployment / "ca" / "ca.crt"
+    found = checks.certificate("server", path, now=datetime.now(UTC) - timedelta(days=1))
+    assert found.state == "problem" and "is this clock right?" in found.detail
+
+
+def test_a_certificate_by_another_authority_is_found(deployment, tmp_path):
+    make_authority(tmp_path)
+    found = checks.certificate("server", deployment / "server" / "server.crt", tmp_path / "ca.crt")
+    assert found.state == "problem" and "put both from one deployment" in found.detail
+
+
+def test_a_secret_that_others_may_read_is_found(checked, deployment):
+    key = deployment / "sites" / "south" / "site.key"
+    key.chmod(0o640)
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1
+    assert line.startswith("south") and f"its mode is 0640: chmod 600 {key}" in line
+
+
+def test_a_missing_column_is_found(checked, deployment):
+    path = deployment / "sites" / "west" / "site.toml"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('\nlabel = "label"', '\nlabel = "grade"'), encoding="utf-8"
+    )
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1
+    assert line.startswith("west") and "data.jsonl has no column 'grade'" in line
+
+
+def test_a_foreign_ledger_and_a_damaged_one_are_found(checked, deployment):
+    manifest = Manifest.read(deployment / "sites" / "north" / "site.toml")
+    own = sorted(manifest.read_data().merchants)[0]
+    charge = Charge("run", "fedmd", 0, 1, "example", "training", "a", (Spend(1.0, 0.1, 1),), 1e-3)
+    ledgers = Ledgers(manifest.ledgers)
+    ledgers.of(own).charge(charge)
+    assert checked()[0] == 0
+    ledgers.of("hooli").charge(charge)
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and line.startswith("north") and "ledger of 'hooli', who is no merchant of this site" in line
+    ledgers.of("hooli").path.unlink()
+    path = ledgers.of(own).path
+    path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2'))
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and "the check fails" in line
+
+
+def test_another_key_than_the_server_knows_is_found(checked, deployment):
+    make_site_key(deployment / "sites" / "north")
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and "is not its public half" in line
+    assert checked("sites/north")[0] == 0  # the site alone cannot know
+
+
+def test_another_release_is_a_problem_and_another_library_a_warning(checked, deployment):
+    path = deployment / "sites" / "north" / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('\ntorch = "', '\ntorch = "0.'), encoding="utf-8")
+    code, output = checked()
+    assert code == 0 and any("torch 2." in line and "the server has 0." in line for line in lines(output, "warning"))
+    path.write_text(text.replace('\nflwr = "', '\nflwr = "0.'), encoding="utf-8")
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and "the server has 0." in line
+
+
+def test_a_secret_for_noise_is_there_long_and_its_owners(checked, deployment):
+    folder = deployment / "sites" / "north"
+    text = (folder / "site.toml").read_text(encoding="utf-8")
+    (folder / "site.toml").write_text(text.replace("# secret =", "secret ="), encoding="utf-8")
+    code, output = checked()
+    assert (code, len(lines(output, "warning"))) == (0, 2) and "a secret of 64 characters" in output
+    (folder / "noise.key").write_text("short")
+    assert "has 5 characters" in lines(checked()[1], "problem")[0]
+    (folder / "noise.key").chmod(0o644)
+    assert "its mode is 0644" in lines(checked()[1], "problem")[0]
+    (folder / "noise.key").unlink()
+    code, output = checked()
+    assert code == 1 and "noise.key: No such file" in lines(output, "problem")[0]
+
+
+def test_a_broken_site_file_is_one_problem_among_others(checked, deployment):
+    (deployment / "sites" / "north" / "site.toml").write_text("name = ", encoding="utf-8")
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and line.startswith("north") and "is not valid TOML" in line
+
+
+def test_a_folder_that_is_no_deployment_is_a_mistake(command, tmp_path):
+    with pytest.raises(ConfigError, match="is neither a deployment nor a site"):
+        command("check", tmp_path)

@@ -1,0 +1,151 @@
+"""``fed-distill sites init``: keys only where they belong, nothing overwritten unasked, sites added later."""
+
+import stat
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.x509 import DNSName, SubjectAlternativeName
+
+from clients.manifest import Manifest
+from fed_distill.errors import ConfigError
+from fed_distill.methods import METHODS
+from fed_distill.sites.identity import is_signed_by, public_half, read_certificate
+
+SECRETS = {"ca/ca.key", "server/server.key"} | {f"sites/{name}/site.key" for name in ("north", "south", "west")}
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_secrets_are_for_their_owner_alone_and_in_no_other_folder(deployment):
+    files = contents(deployment)
+    assert {name for name, content in files.items() if b"PRIVATE KEY" in content} == SECRETS
+    noise = [files[f"sites/{name}/noise.key"] for name in ("north", "south", "west")]
+    assert len(set(noise)) == 3 and {len(secret) for secret in noise} == {65}
+    for site in deployment.glob("sites/*"):
+        assert stat.S_IMODE((site / "noise.key").stat().st_mode) == 0o600
+    for name in SECRETS:
+        assert stat.S_IMODE((deployment / name).stat().st_mode) == 0o600
+        body = files[name].splitlines()[3]
+        assert [other for other, content in files.items() if body in content] == [name]
+    for site in deployment.glob("sites/*"):
+        assert stat.S_IMODE(site.stat().st_mode) == 0o700
+        assert stat.S_IMODE((site / "data.jsonl").stat().st_mode) == 0o600
+
+
+def test_certificates_chain_and_name_the_host(command, tmp_path):
+    assert command("init", tmp_path / "made", "--sites", "a", "--host", "fed.example.org").exit_code == 0
+    authority = read_certificate(tmp_path / "made" / "ca" / "ca.crt")
+    certificate = read_certificate(tmp_path / "made" / "server" / "server.crt")
+    assert is_signed_by(certificate, authority)
+    names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
+    assert names.get_values_for_type(DNSName) == ["fed.example.org", "localhost"]
+    assert (tmp_path / "made" / "sites" / "a" / "ca.crt").read_bytes() == (
+        tmp_path / "made" / "ca" / "ca.crt"
+    ).read_bytes()
+
+
+def test_openssl_verifies_the_server_for_its_host_only(command, tmp_path):
+    command("init", tmp_path, "--host", "fed.example.org")
+    verify = ["openssl", "verify", "-CAfile", tmp_path / "ca" / "ca.crt", "-purpose", "sslserver", "-verify_hostname"]
+    for host, right in (("fed.example.org", True), ("other.example.org", False)):
+        done = subprocess.run([*verify, host, tmp_path / "server" / "server.crt"], capture_output=True)
+        assert (done.returncode == 0) is right
+
+
+def test_the_server_has_the_public_half_of_each_sites_key(deployment):
+    for site in deployment.glob("sites/*"):
+        public = (deployment / "server" / "keys" / f"{site.name}.pub").read_bytes()
+        assert public == public_half(site / "site.key")
+        assert load_ssh_public_key(public).curve.name == "secp384r1"
+
+
+def test_running_it_again_adds_a_site_and_changes_nothing_else(command, deployment):
+    before = contents(deployment)
+    assert command("init", deployment, "--sites", "north,east").exit_code == 0
+    after = contents(deployment)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[-2] for name in after.keys() - before.keys()} == {"east", "keys"}
+    assert Manifest.read(deployment / "sites" / "east" / "site.toml").server.address == "localhost:1"
+
+
+def test_overwriting_is_asked_for_and_never_touches_keys(command, deployment):
+    (deployment / "sites" / "north" / "start.sh").write_text("mine")
+    before = contents(deployment)
+    command("init", deployment, "--sites", "north")
+    assert contents(deployment) == before
+    command("init", deployment, "--sites", "north", "--overwrite")
+    after = contents(deployment)
+    assert b"flower-supernode" in after["sites/north/start.sh"]
+    assert {name: after[name] for name in SECRETS} == {name: before[name] for name in SECRETS}
+
+
+def test_a_new_certificate_is_by_the_same_authority(command, deployment):
+    before = contents(deployment)
+    command("init", deployment, "--renew")
+    after = contents(deployment)
+    assert {name for name in after if after[name] != before[name]} == {"server/server.key", "server/server.crt"}
+    assert is_signed_by(
+        read_certificate(deployment / "server" / "server.crt"), read_certificate(deployment / "ca" / "ca.crt")
+    )
+
+
+def test_a_site_key_that_was_handed_out_is_not_made_again(command, deployment):
+    (deployment / "sites" / "north" / "site.key").unlink()
+    public = (deployment / "server" / "keys" / "north.pub").read_bytes()
+    command("init", deployment, "--sites", "north", "--overwrite")
+    assert not (deployment / "sites" / "north" / "site.key").exists()
+    assert (deployment / "server" / "keys" / "north.pub").read_bytes() == public
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sites", "a,../b"], r"not '\.\./b'"),
+        (["--sites", "a,a"], "site 'a' is named twice"),
+        (["--host", "fed example"], "--host wants a name"),
+        (["--rehearse"], "name it with --experiment"),
+    ],
+)
+def test_a_mistake_is_named(command, tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        command("init", tmp_path / "made", *arguments)
+
+
+def test_another_address_needs_another_folder(command, deployment):
+    with pytest.raises(ConfigError, match="is of a server at localhost:1: take another folder"):
+        command("init", deployment, "--host", "fed.example.org")
+
+
+def test_what_is_written_can_be_read_by_those_it_is_for(deployment):
+    for script in (*deployment.glob("**/*.sh"),):
+        assert subprocess.run(["sh", "-n", script]).returncode == 0
+        assert stat.S_IMODE(script.stat().st_mode) == 0o755
+    for file in deployment.glob("**/compose.yaml"):
+        (service,) = yaml.safe_load(file.read_text(encoding="utf-8"))["services"].values()
+        assert service["command"] == "./start.sh"
+    connection = tomllib.loads((deployment / "server" / "flwr" / "config.toml").read_text(encoding="utf-8"))
+    assert connection["superlink"]["prod"] == {
+        "address": "localhost:1",
+        "root-certificates": str(deployment / "server" / "ca.crt"),
+    }
+    for site in deployment.glob("sites/*"):
+        manifest = Manifest.read(site / "site.toml")
+        assert (manifest.name, manifest.limits.rules.methods) == (site.name, tuple(METHODS))
+        assert manifest.limits.default.max_epsilon == 8.0
+
+
+def test_sites_have_a_secret_for_their_noise_but_in_a_rehearsal(command, deployment):
+    assert Manifest.read(deployment / "sites" / "north" / "site.toml").read_secret() == ""
+    command("init", deployment, "--sites", "east")
+    folder = deployment / "sites" / "east"
+    assert Manifest.read(folder / "site.toml").read_secret() == (folder / "noise.key").read_text().strip()
+
+
+def test_the_texts_leave_nothing_unfilled(deployment):
+    for name in ("INSTRUCTIONS.md", "server/fed-distill-server.service", "sites/north/INSTRUCTIONS.md"):
+        assert "$" not in (deployment / name).read_text(encoding="utf-8").replace("$FLWR", "")
