@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from fed_distill.config import Experiment
+
 ROOT = Path(__file__).parents[2]
-STUDIES = [ROOT / "experiments" / name for name in ("privacy_accuracy.toml", "privacy_marketplace.toml")]
-EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - set(STUDIES))
-NEEDS_DOWNLOAD = {"pricerunner.toml"}
+STUDIES = [
+    ROOT / "experiments" / f"{name}.toml"
+    for name in ("privacy_accuracy", "privacy_marketplace", "methods", "features", "domains")
+]
+TUNINGS = [ROOT / "experiments" / "tune.toml"]
+EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - {*STUDIES, *TUNINGS})
+NEEDS_DOWNLOAD = {"pricerunner.toml", "transport.toml", "chain.toml"}
 
 pytestmark = pytest.mark.e2e
 
@@ -32,7 +38,7 @@ def test_an_experiment_runs_to_its_report(path, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / f"{path.stem}-tiny"
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["controls"]) == {"server", "local", "pooled", "fedavg"}
+    assert set(summary["controls"]) == set(Experiment.read(path).controls)
     assert summary["bytes"]["uplink_per_merchant_round"] > 0
     assert 0 <= summary["student"][summary["headline"]] <= 1
     for name in (
@@ -55,3 +61,12 @@ def test_a_study_is_a_grid_of_runs_that_can_be_made(path, tmp_path):
     cells = int(done.stdout.split(" cells")[0].split()[-1])
     assert cells >= 8
     assert "to run" in done.stdout
+
+
+@pytest.mark.parametrize("path", TUNINGS, ids=lambda path: path.stem)
+def test_a_tuning_ends_in_an_experiment(path, tmp_path):
+    command = [*command_of("tune", path, {"runtime.cache": tmp_path / "cache"}), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert Experiment.read(tmp_path / "out" / "best.toml").name == "tune-best"
+    assert (tmp_path / "out" / "figures" / "settings.png").stat().st_size > 0
