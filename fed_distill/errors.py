@@ -39,3 +39,7 @@ class BudgetExceeded(FedDistillError):
 
 class LedgerError(FedDistillError):
     """A merchant's ledger is torn, edited, or another merchant's."""
+
+
+class NotAllowed(FedDistillError):
+    """A site's own rules forbid what the server asks of it."""

@@ -29,8 +29,10 @@ from fed_distill.privacy.attacks.label_shares import (
     ShareInference,
     infer_shares,
     label_shares,
+    shares_from_presence,
     shares_from_soft_labels,
 )
+from fed_distill.privacy.attacks.roc import FloatArray
 from fed_distill.privacy.attacks.shadows import Recipe
 from fed_distill.privacy.attacks.victim import Predictor, predictor, trained_without
 from fed_distill.privacy.central import MOST_DELTA
@@ -45,7 +47,10 @@ from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import steps_of
 from fed_distill.training.submodel import completed
-from fed_distill.transport.messages import Weights
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.coding.weights import applied
+from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.transport.messages import Uplink, Weights
 from server.evaluation import Evaluator
 from server.rounds import Federation, federate, round_learning_rate
 from server.sites import Sites
@@ -98,13 +103,13 @@ class Auditing:
 
     @cached_property
     def data(self) -> FederatedData:
-        """The run's data."""
-        return load(self.experiment.data)
+        """The run's data, with the proxy set that it used."""
+        return self.teaching.data
 
     @cached_property
     def teaching(self) -> Teaching:
         """The run's teacher, as a rule from the cache."""
-        return prepare_teacher(self.experiment, self.data, self.callbacks)
+        return prepare_teacher(self.experiment, load(self.experiment.data), self.callbacks)
 
     @cached_property
     def start(self) -> Weights:
@@ -177,18 +182,27 @@ class Auditing:
             names = federation.sites.merchants
             starts = {name: {federation.global_student: self.start} for name in names} if method.personal else {}
             request = federation.request(names, rate)
-            for chunk in federation.sites.train(request, method.broadcast(state), starts, federation.chunk()):
+            for chunk in federation.asked(request, method.broadcast(state), starts):
                 for uplink in chunk.uplinks:
-                    if uplink.soft_labels is not None:
-                        sent = uplink.soft_labels.numpy().astype(np.float64)
-                    elif uplink.weights is not None:
-                        sent = predictor(self.student, completed(uplink.weights, self.start))(self.data.proxy)
-                    else:
-                        assert uplink.votes is not None
-                        sent = np.eye(classes)[uplink.votes.numpy()]
-                    guesses[uplink.merchant] = shares_from_soft_labels(sent, before, public)
+                    guesses[uplink.merchant] = self._guessed_shares(uplink, before, public)
         truths = {name: label_shares(one.train.labels, classes) for name, one in self.data.merchants.items()}
         return infer_shares(guesses, truths, public)
+
+    def _guessed_shares(self, uplink: Uplink, before: FloatArray, public: FloatArray) -> FloatArray:
+        """From the part of an uplink that tells most; ``before``: what the common student makes of the proxy set."""
+        if uplink.class_means is not None:
+            return shares_from_presence(uplink.class_means.present.numpy(), public)
+        if uplink.soft_labels is not None:
+            sent = uplink.soft_labels.numpy().astype(np.float64)
+            before = before if uplink.answered is None else before[uplink.answered.numpy()]
+        elif uplink.votes is not None:
+            sent = np.eye(len(public))[uplink.votes.numpy()]
+        else:
+            update = uplink.low_rank_update
+            weights = uplink.weights if update is None else applied(multiplied_out(update), self.start)
+            assert weights is not None
+            sent = predictor(self.student, completed(weights, self.start))(self.data.proxy)
+        return shares_from_soft_labels(sent, before, public)
 
     def _recipe(self, examples: int) -> Recipe:
         """How an attacker imitates the federation: one student on everybody's examples, for as many epochs in all."""
@@ -207,7 +221,7 @@ class Auditing:
                 noise = noise_for(
                     config.epsilon, min(default_delta(examples), MOST_DELTA), rate, steps, (), config.accountant
                 )
-            privacy = ExampleDP(noise, config.max_grad_norm, config.batch_size, config.rows)
+            privacy = ExampleDP.configured(config, noise)
         training = self.experiment.training_of(federation.title)
         trainer = build_trainer(training, self.experiment.runtime)
         pace = Pace(training.learning_rate, training.schedule)
@@ -244,6 +258,7 @@ class Auditing:
                 server=ServerTraining(data, experiment.training, experiment.runtime),
                 evaluator=self._evaluator,
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
+                codec=Codec.of(experiment.transport_of(title)),
             )
         finally:
             shutil.rmtree(scratch)

@@ -7,24 +7,35 @@ the domain afterwards and controls are not; ``before_adaptation`` is what the me
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from fed_distill.config import Experiment
+from torch import Tensor
+
+from fed_distill.config import AssistantConfig, Experiment
+from fed_distill.data.examples import Examples
 from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
+from fed_distill.distill.chain import Level, levels
+from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
+from fed_distill.distill.masked import read_domain
+from fed_distill.distill.soft_labels import soft_labels
+from fed_distill.distill.transfer import Lesson
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
 from fed_distill.models import TextModel, build_student
+from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.privacy.promise import account
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
+from fed_distill.results.versions import versions
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.training.submodel import completed
+from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator, accuracies, mean_metrics
@@ -32,8 +43,8 @@ from server.intake import Intake
 from server.protection import counted_plainly
 from server.rounds import Federation, federate, round_learning_rate
 from server.sites import Sites
-from server.students import ServerTraining, server_plan
-from server.teaching import Teaching
+from server.students import ServerTraining, labels_plan, server_plan
+from server.teaching import Teaching, domain_texts
 
 
 @dataclass
@@ -66,6 +77,8 @@ class Comparison:
         for federation in self.experiment.federations():
             title = federation.title
             outcomes.append(self._kept(f"federation.{title}", partial(self._federation, title, "federation")))
+        for level, measure in self._chain().items():
+            outcomes.append(self._kept(f"level.{level}", measure))
         return outcomes
 
     def student(self, name: str) -> TextModel:
@@ -100,15 +113,112 @@ class Comparison:
         found = read_checkpoint(path)
         if found is not None:
             return found[0]
-        student = self.student(name)
-        config = self.experiment.training
-        plan = server_plan(self.teaching.labels, config.server_temperature, config.server_epochs)
+        student, lesson = self.student(name), self._lesson
         self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
-        weights = self.server.train(
-            student, student.state_dict(), plan, (self.seed, "server", name), self.server.pace(), self._step
-        )
+        self._read_domain(student, name)
+        weights = self._distilled(student, lesson, self.experiment.training.server_epochs, "server", name)
         write_checkpoint(path, weights, {})
         return weights
+
+    def _read_domain(self, student: TextModel, name: str) -> None:
+        """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
+        config = self.experiment.student
+        if config.masked_epochs:
+            texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
+            read_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, self._step)
+
+    def _distilled(self, student: TextModel, lesson: Lesson, epochs: float, *purpose: str | int) -> Weights:
+        """The weights of ``student``, trained from its own on all that the server has."""
+        weights = {name: value.clone() for name, value in student.state_dict().items()}
+        pupil = lesson.pupil(student, self.seed, *purpose)
+        plan = server_plan(lesson, pupil, epochs, self._labelled([self.server.data.public]))
+        return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), self._step)
+
+    def _labelled(self, parts: Sequence[Examples]) -> Tensor | None:
+        """The teacher's probabilities on labelled examples, where students are to learn from them too."""
+        if self.experiment.distill.hard_weight == 1.0:
+            return None
+        return self.teaching.staff.labels("labelled examples", Examples.concatenate(parts))
+
+    @property
+    def _lesson(self) -> Lesson:
+        """What students are taught: the teacher's lesson, below the last assistant if there is any."""
+        above = self._levels
+        return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
+
+    @cached_property
+    def _levels(self) -> list[Level]:
+        """The assistants between teacher and student, trained or loaded."""
+        data, experiment = self.server.data, self.experiment
+        cache = self.teaching.staff.cache
+        depends_on = fingerprint(
+            teacher=self.teaching.staff.name,
+            task=data.task.classes,
+            public=examples_fingerprint(data.public),
+            proxy=examples_fingerprint(data.proxy.unlabeled()),
+            training=experiment.training.model_dump(mode="json"),
+            hard_weight=experiment.distill.hard_weight,
+            final_temperature=experiment.distill.final_temperature,
+            seed=self.seed,
+            versions=versions(),
+        )
+
+        def build(assistant: AssistantConfig, place: int) -> TextModel:
+            with seeds.scope(self.seed, "assistant", place):
+                return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
+
+        def train(model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int) -> Weights:
+            self.callbacks.on_stage(f"seed {self.seed} · assistant {place}: {assistant.model}", None)
+            return self._distilled(model, lesson, assistant.epochs, "assistant", place)
+
+        def label(model: TextModel, name: str) -> Tensor:
+            return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)
+
+        return levels(experiment.distill.assistants, self.teaching.lesson, depends_on, cache, build, train, label)
+
+    def _chain(self) -> dict[str, Callable[[], Outcome]]:
+        """What is measured where there are assistants: each of them, the student below them, and its two controls."""
+        if not self.experiment.distill.assistants:
+            return {}
+        name, epochs = self.experiment.student.model, self.experiment.training.server_epochs
+
+        def one_step() -> TextModel:
+            student = self.student(name)
+            self.callbacks.on_stage(f"seed {self.seed} · {name} in one step", None)
+            self._read_domain(student, name)
+            student.load_state_dict(dict(self._distilled(student, self.teaching.lesson, epochs, "server", name)))
+            return student
+
+        def no_teacher() -> TextModel:
+            student = self.student(name)
+            self.callbacks.on_stage(f"seed {self.seed} · {name} without a teacher", None)
+            self._read_domain(student, name)
+            weights = {key: value.clone() for key, value in student.state_dict().items()}
+            plan, randomness = labels_plan(epochs), (self.seed, "no teacher", name)
+            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self._step)
+            student.load_state_dict(dict(trained))
+            return student
+
+        models: dict[str, Callable[[], TextModel]] = {
+            f"assistant {place}: {assistant.model}": partial(self._assistant, place)
+            for place, assistant in enumerate(self.experiment.distill.assistants, 1)
+        }
+        models |= {
+            "student": lambda: self._global_student(self._start(name)),
+            "student in one step": one_step,
+            "student without a teacher": no_teacher,
+        }
+        return {title: partial(self._level, title, model) for title, model in models.items()}
+
+    def _assistant(self, place: int) -> TextModel:
+        return self._levels[place - 1].model
+
+    def _level(self, title: str, trained: Callable[[], TextModel]) -> Outcome:
+        """Measure one level of the chain on the common test set."""
+        began = time.perf_counter()
+        model = trained()
+        metrics = {**self.evaluator.test(model), "parameters": model.parameter_count()}
+        return Outcome(title, "level", self.seed, metrics, seconds=time.perf_counter() - began)
 
     def _server(self) -> Outcome:
         began = time.perf_counter()
@@ -117,11 +227,12 @@ class Comparison:
     def _pooled(self) -> Outcome:
         began = time.perf_counter()
         name = self.experiment.student.model
-        config = self.experiment.training
-        plan = server_plan(self.teaching.labels, config.server_temperature, config.pooled_epochs)
+        start, lesson = self._start(name), self._lesson
+        pupil = lesson.pupil(self.student(name), self.seed, "pooled")
+        labelled = self._labelled(self.server.everybody())
+        plan = server_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
-        start = self._start(name)
-        weights = self.server.train_pooled(self.student(name), start, plan, (self.seed, "pooled"), self._step)
+        weights = self.server.train_pooled(pupil, start, plan, (self.seed, "pooled"), self._step)
         return self._outcome("pooled", "control", weights, began)
 
     def _local(self) -> Outcome:
@@ -134,7 +245,7 @@ class Comparison:
         state = GlobalState(0, start, self.teaching.labels, lambda current, uplinks: current, counted_plainly)
         rate = round_learning_rate(federation.training, 1, 1)
         request = federation.request(self.sites.merchants, rate, test=True)
-        chunks = self.sites.train(request, method.broadcast(state), {}, federation.chunk())
+        chunks = federation.asked(request, method.broadcast(state), {})
         intake = Intake(chunks, state, len(self.sites.merchants), 1)
         student = federation.students[federation.global_student]
         measured = []
@@ -197,12 +308,17 @@ class Comparison:
         federation on the server's own, since what is released must not depend on merchants' validation examples."""
         config = self.experiment.adaptation
         student = self.student(self.experiment.student.model)
-        temperature = self.experiment.training.server_temperature
-        stages = domain_stages(self.teaching.labels, temperature, config.epochs, config.learning_rate_scale)
+        lesson = self._lesson.at(1.0)
+        pupil = lesson.pupil(student, self.seed, arm, "adapt")
+        layers = layers_of(student) if config.unfreeze else ()
+        stages = domain_stages(lesson.phase(pupil, config.epochs, config.learning_rate_scale), layers)
 
         def train(current: Weights, stage: Stage) -> Weights:
-            randomness = (self.seed, arm, "adapt", stage.title)
-            return self.server.train(student, current, stage.plan, randomness, self.server.pace())
+            for number, part in enumerate(stage.parts):
+                purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
+                with frozen(student, part.frozen):
+                    current = self.server.train(pupil, current, part.plan, (self.seed, *purpose), self.server.pace())
+            return current
 
         def validate(current: Weights) -> float:
             student.load_state_dict(dict(current))
@@ -226,7 +342,7 @@ class Comparison:
         request = federation.request(merchants, rate, test=True)
         name = federation.global_student
         starts = {merchant: {name: weights} for merchant in merchants}
-        chunks = self.sites.train(request, method.broadcast(state), starts, federation.chunk())
+        chunks = federation.asked(request, method.broadcast(state), starts)
         intake = Intake(chunks, state, len(merchants), 1)
         intake.finish()
         return accuracies(intake.own_counts)
@@ -251,6 +367,7 @@ class Comparison:
             server=self.server,
             evaluator=self.evaluator,
             checkpoint=self._path(arm),
+            codec=Codec.of(self.experiment.transport_of(arm)),
         )
 
     def _global_student(self, weights: Weights) -> TextModel:

@@ -4,6 +4,7 @@ Every finished piece is kept in the run's ``checkpoint`` folder; a resumed run s
 """
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -12,11 +13,14 @@ from flwr.serverapp import Grid
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
+from fed_distill.distill.masked import check_reads
+from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Method
+from fed_distill.methods.base import Method, Particular
 from fed_distill.models import build_student, load_teacher
+from fed_distill.privacy.promise import check_covered
 from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.report import write_report
@@ -25,7 +29,10 @@ from fed_distill.results.store import CLASSES, SUMMARY, RunStore, read_summary
 from fed_distill.results.summary import summarize
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
+from fed_distill.sites.public_part import PublicPart
 from fed_distill.training.choosing import build_trainer
+from fed_distill.training.robust import check_robust, passes
+from fed_distill.transport.coding.codec import Codec
 from server.comparison import Comparison
 from server.evaluation import Evaluator
 from server.sites import Sites
@@ -42,12 +49,17 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
     data = load(experiment.data)
     check_parts(experiment, data)
     check_models(experiment, data.task)
+    check_methods(experiment, len(data.task.classes))
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
         callbacks.on_start(experiment, folder)
         sites = Sites(grid, experiment.runtime.sites)
+        sites.check_public(PublicPart(data.task, data.proxy).fingerprint)
         teaching = prepare_teacher(experiment, data, callbacks)
+        data = teaching.data
+        if teaching.chosen is not None:
+            sites.choose_proxy(teaching.chosen)
         server, evaluator = ServerTraining(data, experiment.training, experiment.runtime), Evaluator(data)
         outcomes: list[Outcome] = []
         for seed in range(experiment.seed, experiment.seed + experiment.repeats):
@@ -88,13 +100,57 @@ def check_names(experiment: Experiment) -> None:
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
         check_promise(experiment.privacy.unit, federation, method)
+        Codec.of(experiment.transport_of(federation.title))
+        if experiment.privacy.weighting != "examples" and federation.aggregator != "fedavg":
+            raise ConfigError(
+                f"privacy.weighting = {experiment.privacy.weighting!r} is for aggregator fedavg, not "
+                f"{federation.aggregator}"
+            )
         if experiment.student.by_merchant and not method.personal:
             raise ConfigError(
                 "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
                 f"{federation.method} shares one student's weights"
             )
+        if experiment.privacy.unit == "example" and passes(experiment.training) > 1:
+            raise ConfigError(
+                "privacy.unit = 'example' bounds what an example does in one pass: it goes with neither "
+                "training.adversarial nor training.r_drop"
+            )
         if federation.aggregator == "fedsubavg" and not experiment.training.submodel:
             raise ConfigError("aggregator fedsubavg averages submodels: it needs training.submodel = true")
+    check_transport(experiment)
+
+
+def check_transport(experiment: Experiment) -> None:
+    """ConfigError for chains that would code nothing, of a part that no federation on those terms sends, and for a
+    cache of soft labels where one sends those of some proxy examples only."""
+    sends: dict[str, set[str]] = {}
+    for federation in experiment.federations():
+        key = "[transport]" if federation.transport is None else f"the transport of {federation.title}"
+        sends.setdefault(key, set()).update(METHODS.build(federation.method, federation.options).sends)
+    tables = {f"the transport of {one.title}": one.transport for one in experiment.federations() if one.transport}
+    for key, config in {"[transport]": experiment.transport, **tables}.items():
+        sent = sends.get(key, set())
+        for part in ("weights", "soft_labels"):
+            if getattr(config, part) and part not in sent:
+                raise ConfigError(f"{key} codes {part}, which no method on its terms sends: drop {part} from it")
+        if config.soft_label_cache is not None and (lacking := _uncacheable(sent)):
+            raise ConfigError(f"{key} caches soft labels, {lacking}: drop soft_label_cache from it")
+
+
+def _uncacheable(sent: Collection[str]) -> str:
+    """Why soft labels cannot be cached where merchants send these parts; empty if they can."""
+    if "soft_labels" not in sent:
+        return "which no method on its terms sends"
+    return "and a method on its terms sends those of some proxy examples only" if "answered" in sent else ""
+
+
+def check_methods(experiment: Experiment, classes: int) -> None:
+    """ConfigError for the first method that cannot be trained as merchants do, or on a task of so many classes."""
+    for federation in experiment.federations():
+        method = METHODS.build(federation.method, federation.options)
+        if isinstance(method, Particular):
+            method.check(federation, experiment.training_of(federation.title), classes)
 
 
 def check_promise(unit: str, federation: FederationConfig, method: Method) -> None:
@@ -105,6 +161,7 @@ def check_promise(unit: str, federation: FederationConfig, method: Method) -> No
             f"method {federation.method} does not declare what merchants send: give it `sends`, for example "
             'sends: ClassVar[tuple[Part, ...]] = ("weights",)'
         )
+    check_covered(unit, federation.method, sends)
     if unit == "merchant" and (sends != ("weights",) or federation.aggregator != "fedavg"):
         raise ConfigError(
             f"privacy.unit = 'merchant' noises a mean of weights: it needs a method that sends weights only, such as "
@@ -136,6 +193,15 @@ def check_parts(experiment: Experiment, data: FederatedData) -> None:
 def check_models(experiment: Experiment, task: Task) -> None:
     """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
     with seeds.scope(experiment.seed, "check models"):
-        teacher = load_teacher(experiment.teacher, task)
+        teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
+        teacher = teachers[0]
+        for model in teachers if experiment.teacher.masked_epochs else ():
+            check_reads(model)
         for name in experiment.student.models():
-            build_student(name, experiment.student.options_of(name), task, teacher)
+            student = build_student(name, experiment.student.options_of(name), task, teacher)
+            check_transfer(experiment.distill, task, student)
+            check_robust(student, experiment.training)
+            if experiment.student.masked_epochs:
+                check_reads(student)
+        for assistant in experiment.distill.assistants:
+            build_student(assistant.model, assistant.options, task, teacher)

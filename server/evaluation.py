@@ -30,7 +30,11 @@ class Evaluator:
 
     def validation_score(self, student: TextModel) -> float:
         """The headline metric on the common validation set."""
-        value = headline(self.validation(student), self._data.task)
+        return self.score(self.validation(student))
+
+    def score(self, validation: Metrics) -> float:
+        """The headline metric of those on the common validation set."""
+        value = headline(validation, self._data.task)
         if value is None:
             raise DataError("the validation set cannot tell students apart: raise data.valid_share")
         return value

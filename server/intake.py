@@ -109,7 +109,7 @@ class Intake:
 
     def _check_enough(self) -> None:
         if self._spent and not self.merchants:
-            raise BudgetExceeded(f"round {self._number}: no merchant has any budget left; {self.refusals[0].reason}")
+            raise BudgetExceeded(f"round {self._number}: no merchant may take part any more; {self.refusals[0].reason}")
         if len(self.merchants) < math.ceil((self._asked - self._spent) / 2):
             reason = self.refusals[0].reason if self.refusals else "the others did not answer"
             raise TrainingError(
@@ -119,6 +119,8 @@ class Intake:
 
 def _parts(uplink: Uplink) -> _Parts:
     """Which parts there are, and of the weights which came and which of them in part."""
-    weights = uplink.weights
+    weights, update = uplink.weights, uplink.low_rank_update
+    if update is not None:
+        return uplink.parts, frozenset(update.plain.arrays.keys() | update.thin.keys()), frozenset(update.plain.rows)
     arrays, rows = (frozenset[str](), frozenset[str]()) if weights is None else (weights.arrays, weights.rows)
     return uplink.parts, frozenset(arrays), frozenset(rows)

@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,14 @@ from fed_distill.results.metrics import Metrics
 from fed_distill.runtime import seeds
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.training.optimization import Pace, schedule_factor
-from fed_distill.transport.messages import Weights
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator
 from server.intake import Intake
 from server.protection import counted_plainly, private_mean, vote_count
-from server.sites import Sites, chunk_size
+from server.received import Received
+from server.sites import Chunk, Sites, chunk_size
 from server.students import ServerTraining
 
 _log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
     unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
-    starts: the server's weights for each. checkpoint: the file that keeps the state between rounds.
+    starts: the server's weights for each. checkpoint: the file that keeps the state between rounds. codec: how its
+    messages are coded.
     """
 
     arm: str
@@ -56,6 +59,7 @@ class Federation:
     server: ServerTraining
     evaluator: Evaluator
     checkpoint: Path
+    codec: Codec
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
         """A request to ``merchants``, each with the student dealt to it."""
@@ -87,7 +91,10 @@ class Federation:
             student = copy.deepcopy(self.students[self.global_student])
             merchants = len(self.sites.merchants)
             return private_mean(self.privacy, self.config, student, merchants, (self.seed, self.arm))
-        built: Aggregator = AGGREGATORS.build(self.config.aggregator, self.config.aggregator_options)
+        options = dict(self.config.aggregator_options)
+        if self.unit == "example" and self.privacy.weighting != "examples":
+            options["weight"] = self.privacy.weighting
+        built: Aggregator = AGGREGATORS.build(self.config.aggregator, options)
         return built
 
     def tally(self, number: int) -> Callable[[Tensor], Tensor]:
@@ -107,7 +114,15 @@ class Federation:
 
     def first_state(self, aggregator: Aggregator) -> GlobalState:
         """What the server knows before the first round."""
-        return GlobalState(0, self.starts[self.global_student], self.teacher_labels, aggregator.average, self.tally(1))
+        return GlobalState(
+            0,
+            self.starts[self.global_student],
+            self.teacher_labels,
+            aggregator.average,
+            self.tally(1),
+            population=len(self.sites.merchants),
+            rounds=self.config.rounds,
+        )
 
     def chunk(self) -> int:
         """Merchants whose uplinks are taken in at once, by the size of the largest student."""
@@ -115,17 +130,38 @@ class Federation:
             max(sum(value.nbytes for value in model.state_dict().values()) for model in self.students.values())
         )
 
+    def asked(
+        self, request: TrainRequest, down: Downlink, starts: Mapping[str, Mapping[str, Weights]]
+    ) -> Iterator[Chunk]:
+        """The answers of the request's merchants, as ``Sites.train`` gives them, on this federation's terms."""
+        proxy, classes = self.teacher_labels.shape
+        received = None
+        if self.codec.cache is not None:
+            received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
+            request = received.told(request)
+        return self.sites.train(request, down, starts, self.chunk(), self.codec, (proxy, classes), received)
+
     @property
     def global_student(self) -> str:
         """Name of the global student."""
         return next(iter(self.students))
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: its score, and the global student there. since: validations that came after it."""
+
+    score: float
+    weights: Weights
+    since: int = 0
+
+
 @dataclass
 class Progress:
-    """What a federation carries from round to round beside the method's state."""
+    """What a federation carries from round to round beside the method's state. best: where it may stop early."""
 
     state: GlobalState
+    best: Best | None = None
     started: set[str] = field(default_factory=set)
     downlink_bytes: float = 0.0
     uplink_bytes: float = 0.0
@@ -150,7 +186,7 @@ def federate(
     on_resume(progress.state.round)
     if federation.unit == "merchant":
         federation.sites.join(federation.request(federation.sites.merchants))
-    while progress.state.round < config.rounds:
+    while progress.state.round < config.rounds and not _is_stale(config, progress):
         began = time.perf_counter()
         try:
             record = _one_round(federation, method, progress)
@@ -160,6 +196,22 @@ def federate(
         progress.seconds += time.perf_counter() - began
         on_round({**record, "seconds": time.perf_counter() - began})
         _keep(federation, aggregator, progress)
+    return _ended(federation, progress)
+
+
+def _is_stale(config: FederationConfig, progress: Progress) -> bool:
+    """Whether the last validations were all worse than one before."""
+    return config.patience is not None and progress.best is not None and progress.best.since >= config.patience
+
+
+def _ended(federation: Federation, progress: Progress) -> Progress:
+    """With the best round's student, where that is asked for, and bytes that are means over the rounds that were."""
+    planned, done = federation.config.rounds, progress.state.round
+    if 0 < done < planned:
+        progress.downlink_bytes *= planned / done
+        progress.uplink_bytes *= planned / done
+    if federation.config.patience is not None and progress.best is not None:
+        progress.state = replace(progress.state, weights=progress.best.weights)
     return progress
 
 
@@ -178,7 +230,7 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
             if merchant not in progress.started
         }
     down = method.broadcast(state)
-    chunks = federation.sites.train(request, down, starts, federation.chunk()) if merchants else iter(())
+    chunks = federation.asked(request, down, starts) if merchants else iter(())
     intake = Intake(chunks, state, len(merchants), number)
     state = method.merge(state, intake)
     intake.finish()
@@ -206,6 +258,8 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     }
     if number % config.validate_every == 0 or number == config.rounds:
         record["valid"] = validated(federation, state.weights)
+        if config.patience is not None:
+            progress.best = _better(progress.best, _score(federation, record["valid"]), state.weights)
     shares = [right / count for right, count in progress.personal_counts.values()]
     if shares:
         record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": min(shares)}
@@ -217,6 +271,20 @@ def validated(federation: Federation, weights: Weights) -> Metrics:
     student = federation.students[federation.global_student]
     student.load_state_dict(dict(weights))
     return federation.evaluator.validation(student)
+
+
+def _score(federation: Federation, valid: Metrics) -> float:
+    """What tells when to stop, of the student that was just measured: of a protected federation on the server's own
+    validation examples, since when it stops must not depend on merchants'."""
+    if federation.unit != "none":
+        return federation.evaluator.public_score(federation.students[federation.global_student])
+    return federation.evaluator.score(valid)
+
+
+def _better(best: Best | None, score: float, weights: Weights) -> Best:
+    if best is not None and score <= best.score:
+        return replace(best, since=best.since + 1)
+    return Best(score, {name: value.clone() for name, value in weights.items()})
 
 
 def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str, number: int) -> list[str]:
@@ -242,10 +310,16 @@ def _restore(federation: Federation, aggregator: Aggregator) -> Progress:
     tensors, values = found
     aggregator.restore(_under(tensors, "aggregator/"))
     state = replace(
-        start, round=values["round"], weights=_under(tensors, "weights/"), consensus=tensors.get("consensus")
+        start,
+        round=values["round"],
+        weights=_under(tensors, "weights/"),
+        consensus=tensors.get("consensus"),
+        kept=_under(tensors, "kept/"),
     )
+    best = values["best"]
     return Progress(
         state,
+        None if best is None else Best(best["score"], _under(tensors, "best/"), best["since"]),
         set(values["started"]),
         values["downlink_bytes"],
         values["uplink_bytes"],
@@ -258,6 +332,9 @@ def _keep(federation: Federation, aggregator: Aggregator, progress: Progress) ->
     state = progress.state
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
     tensors |= {f"aggregator/{name}": value for name, value in aggregator.state().items()}
+    tensors |= {f"kept/{name}": value for name, value in state.kept.items()}
+    best = progress.best
+    tensors |= {} if best is None else {f"best/{name}": value for name, value in best.weights.items()}
     if state.consensus is not None:
         tensors["consensus"] = state.consensus
     values = {
@@ -267,6 +344,7 @@ def _keep(federation: Federation, aggregator: Aggregator, progress: Progress) ->
         "uplink_bytes": progress.uplink_bytes,
         "seconds": progress.seconds,
         "personal_counts": progress.personal_counts,
+        "best": None if best is None else {"score": best.score, "since": best.since},
     }
     write_checkpoint(federation.checkpoint, tensors, values)
 

@@ -7,25 +7,38 @@ server's memory does not grow with the number of merchants.
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fed_distill.errors import DataError, TrainingError, UplinkRejected
 from fed_distill.privacy.promise import Spent
+from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.records import (
     MOST_EXAMPLES,
     by_prefix,
-    decode_uplink,
     encode_downlink,
     serialized_bytes,
     to_array_record,
 )
-from fed_distill.transport.requests import EVALUATE, JOIN, QUERY_MERCHANTS, QUERY_PRIVACY, TRAIN, Refusal, TrainRequest
+from fed_distill.transport.requests import (
+    EVALUATE,
+    JOIN,
+    QUERY_MERCHANTS,
+    QUERY_PRIVACY,
+    TRAIN,
+    Refusal,
+    TrainRequest,
+    packed,
+)
+from server.received import Received
 
 CHUNK_BYTES = 2 * 2**30
 """Students' weights in one chunk of a round's answers: the server, and a site's reply, hold about so much at once."""
@@ -35,6 +48,8 @@ LARGEST_CHUNK = 1024
 """Merchants in a chunk at most, however small the student: a site trains no more than so many at once with profit."""
 LONGEST_REASON = 500
 """Characters of a refusal's reason that are kept."""
+PLAIN = Codec()
+"""Messages as ``transport.records`` writes them."""
 _FIRST_PAUSE = 0.05
 
 _log = logging.getLogger(__name__)
@@ -85,17 +100,35 @@ class Sites:
             nodes = sorted(grid.get_node_ids())
         self._node_of: dict[str, int] = {}
         self._examples: dict[str, int | None] = {}
+        self._public: dict[int, str] = {}
         asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in nodes]
         replies, failures = self._ask(asked)
         for reply in replies:
-            for name, examples in _announced(reply.content.config_records["merchants"]):
+            record, node = reply.content.config_records["merchants"], reply.metadata.src_node_id
+            self._public[node] = str(record.get("public", ""))
+            for name, examples in _announced(record):
                 if name in self._node_of:
                     raise DataError(f"merchant {name!r} is at two sites: each merchant belongs to one")
-                self._node_of[name], self._examples[name] = reply.metadata.src_node_id, examples
+                self._node_of[name], self._examples[name] = node, examples
         if not self._node_of:
             reasons = "; ".join(failure.reason for failure in failures) or "each site answered with none"
             raise DataError(f"no site has any merchant: {reasons}")
         self._merchants = sorted(self._node_of)
+        self._proxy = b""
+
+    def check_public(self, fingerprint: str) -> None:
+        """DataError naming the merchants of a site whose task or proxy set is not the server's (``PublicPart``)."""
+        for node, theirs in self._public.items():
+            if theirs != fingerprint:
+                merchants = [name for name, at in self._node_of.items() if at == node]
+                raise DataError(
+                    f"the site of {', '.join(merchants[:3]) or node} has other classes or another proxy set than the "
+                    "server: give it the proxy.json of this experiment (fed-distill sites init --experiment)"
+                )
+
+    def choose_proxy(self, chosen: npt.NDArray[np.bool_]) -> None:
+        """From now on sites use those of their proxy examples that are ``chosen``, ``[candidates]``."""
+        self._proxy = packed(chosen)
 
     @property
     def merchants(self) -> list[str]:
@@ -108,14 +141,23 @@ class Sites:
         down: Downlink,
         starts: Mapping[str, Mapping[str, Weights]],
         chunk: int = LARGEST_CHUNK,
+        codec: Codec = PLAIN,
+        proxy_shape: tuple[int, int] | None = None,
+        received: Received | None = None,
     ) -> Iterator[Chunk]:
         """One round: each site trains those of ``request.merchants`` that it hosts.
 
         ``starts``: for merchants that begin with a student of their own, its weights by student name. Merchants are
         cut, in sorted order, into chunks of ``chunk``; all are asked at once, so that no site waits for another, and
-        answers are taken chunk by chunk as the result is iterated.
+        answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``proxy_shape``:
+        (proxy examples, classes) that soft labels must have where they are. ``received``: where soft labels are cached,
+        what merchants sent before, and where it is kept now.
         """
-        content = encode_downlink(down)
+        request = replace(request, proxy=self._proxy)
+        content = codec.encode_downlink(down, (request.seed, request.arm, "server", down.round, "coding"))
+        decode = partial(codec.decode_uplink, base=down.weights, proxy_shape=proxy_shape)
+        if received is not None:
+            decode = partial(decode, known=received.of)
         records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
         alone = request.part([0])
         each = serialized_bytes(RecordDict({**content, "request": alone.to_record()}))
@@ -133,7 +175,7 @@ class Sites:
                     message[f"start.{name}"] = records[name]
                 messages.append((Message(message, node, TRAIN, group_id=str(down.round)), own))
             sent.append(self._push(messages, each * len(part.merchants) + started))
-        return map(self._collect, sent)
+        return map(partial(self._collect, decode, received), sent)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
         """(right, all) test examples of each merchant that has any, under one student."""
@@ -157,6 +199,7 @@ class Sites:
 
     def join(self, request: TrainRequest) -> None:
         """Have every merchant pay for a federation of which it will be drawn by a coin in each round."""
+        request = replace(request, proxy=self._proxy)
         messages = [
             Message(RecordDict({"request": part.to_record()}), node, JOIN)
             for node, part in self._by_node(request).items()
@@ -194,7 +237,7 @@ class Sites:
                 refusals.append(_failure(node, "its request could not be sent"))
         return _Sent(asked, tuple(refusals), downlink_bytes)
 
-    def _collect(self, sent: _Sent) -> Chunk:
+    def _collect(self, decode: Callable[[RecordDict], Uplink], received: Received | None, sent: _Sent) -> Chunk:
         """Wait for a chunk's answers; those that cannot be used are refusals."""
         uplinks: dict[str, Uplink] = {}
         refusals, uplink_bytes = list(sent.refusals), 0
@@ -211,13 +254,15 @@ class Sites:
                         refusals.append(refusal)
                     continue
                 try:
-                    uplink = decode_uplink(single)
+                    uplink = decode(single)
                     self._check_sender(uplink, request, reply.metadata.src_node_id, uplinks)
                 except UplinkRejected as error:
                     refusals.append(Refusal("", str(error)))
                     continue
                 uplinks[uplink.merchant] = uplink
                 uplink_bytes += serialized_bytes(single)
+                if received is not None:
+                    received.keep(uplink)
         ordered = tuple(uplinks[merchant] for merchant in sorted(uplinks))
         return Chunk(ordered, tuple(refusals), sent.downlink_bytes, uplink_bytes)
 

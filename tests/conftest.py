@@ -11,6 +11,7 @@ import pytest
 import torch
 from flwr.app import Message
 from flwr.common.serde import recorddict_to_proto
+from hypothesis import settings
 
 from clients.app import build_app
 from fed_distill.config import Experiment
@@ -23,8 +24,15 @@ from fed_distill.runtime.callbacks import CallbackList
 from fed_distill.runtime.grid import InProcessGrid
 from server.conduct import conduct
 
+settings.register_profile("no clock", deadline=None)  # a test passes on a busy machine too
+settings.load_profile("no clock")
+
 TIMES = ("seconds", "speed", "name")
 WORDS = ("red", "blue", "green", "phone", "shoe", "kettle", "maxi", "mini", "ultra", "pro", "kühl", "手机")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", action="store_true", help="store what the golden runs give now")
 
 
 @pytest.fixture(scope="session", autouse=True)

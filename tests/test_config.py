@@ -85,7 +85,7 @@ def write(tmp_path, text):
         ("[federation]\nlabel = 'a/b'", r"federation\.label: String should match"),
         ("data = 3", "data: Input should be a valid dictionary"),
         ("name = 'two words'", "name: String should match"),
-        ("controls = ['server', 'oracle']", r"controls\.1: Input should be 'server', 'local', 'pooled' or 'fedavg'"),
+        ("controls = ['server', 'oracle']", r"controls\.2: Input should be 'server', 'local', 'pooled' or 'fedavg'"),
         ("[data]\nvalid_share = 0.5\ntest_share = 0.5", r"data\.valid_share and data\.test_share leave nothing"),
         ("[[compare]]\nlabel = 'a'\n[[compare]]\nruonds = 1", "table 2 of compare: unknown key ruonds"),
         ("[[compare]]\nrounds = 'x'", "table 1 of compare: rounds: Input should be a valid integer"),
@@ -261,3 +261,20 @@ def test_private_federations_may_train_in_a_way_of_their_own():
 def test_half_a_promise_is_refused(privacy, message):
     with pytest.raises(ConfigError, match=message):
         Experiment.parse({"privacy": privacy})
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales needs optimizer sgd"),
+        ({"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}}, "privacy.row_rate_power needs optimizer sgd"),
+        (
+            {"privacy": {"row_rate_power": 0.5, "optimizer": "sgd"}, "training": {"submodel": False}},
+            "needs training.submodel",
+        ),
+    ],
+)
+def test_rates_that_would_do_nothing_are_refused(tables, message):
+    private = {"unit": "example", "epsilon": 1.0}
+    with pytest.raises(ConfigError, match=message):
+        Experiment.parse({**tables, "privacy": {**private, **tables["privacy"]}})

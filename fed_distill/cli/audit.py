@@ -49,6 +49,8 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
     summary, experiment = read_summary(folder), read_experiment(folder)
     if shadows % 2:
         raise ConfigError(f"--shadows must be an even number, not {shadows}: each example is in half of them")
+    if experiment.data.clients == "elsewhere":
+        raise ConfigError("an audit attacks with the merchants' data, which this run's sites have kept")
     if experiment.student.by_merchant:
         raise ConfigError("an audit is of one student, and this run's student.by_merchant deals merchants several")
     result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)

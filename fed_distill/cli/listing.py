@@ -24,7 +24,7 @@ def _options(thing: type) -> Iterator[str]:
         else {}
     )
     for key, parameter in inspect.signature(thing).parameters.items():
-        if key in _PROGRAM_GIVEN:
+        if key in _PROGRAM_GIVEN and not dataclasses.is_dataclass(thing):
             continue
         factory = made.get(key, dataclasses.MISSING)
         if factory is not dataclasses.MISSING:

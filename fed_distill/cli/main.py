@@ -15,7 +15,9 @@ from rich.table import Table
 
 from fed_distill.cli.audit import audit
 from fed_distill.cli.ledger import ledger_app
+from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study
+from fed_distill.cli.tune import tune
 from fed_distill.errors import FedDistillError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(sites_app, name="sites")
 app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
@@ -122,12 +125,13 @@ def list_datasets() -> None:
 
 @app.command(epilog="Example: fed-distill methods")
 def methods() -> None:
-    """List the federated methods and the aggregators, with their options."""
+    """List the federated methods, the aggregators and the stages that make messages smaller, with their options."""
     from fed_distill.merging import AGGREGATORS
     from fed_distill.methods import METHODS
+    from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 
-    _print_registry(METHODS)
-    _print_registry(AGGREGATORS)
+    for registry in (METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES):
+        _print_registry(registry)
 
 
 @app.command(epilog="Example: fed-distill models")
@@ -140,6 +144,7 @@ def models() -> None:
 
 
 app.command(epilog="Example: fed-distill study experiments/privacy_marketplace.toml --set seeds=1")(study)
+app.command(epilog="Example: fed-distill tune experiments/tune.toml --set trials=40")(tune)
 
 
 def main() -> None:

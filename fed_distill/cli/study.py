@@ -116,14 +116,15 @@ def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "
 
 def _listing(cells: Sequence["Cell"], places: "Places") -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("cell", "fingerprint", "state"):
+    for title in ("fingerprint", "state"):
         table.add_column(title, no_wrap=True)
+    table.add_column("cell", overflow="fold")
     seen: set[str] = set()
     for cell in cells:
         finished = "finished" if places.is_finished(cell.fingerprint) else "to run"
         state = "the same as one above" if cell.fingerprint in seen else finished
         seen.add(cell.fingerprint)
-        table.add_row(escape(cell.title), cell.fingerprint[:8], state)
+        table.add_row(cell.fingerprint[:8], state, escape(cell.title))
     table.caption = f"{len(cells):,} cells, {len(seen):,} of them distinct; {places.folder}"
     table.caption_justify = "left"
     return table

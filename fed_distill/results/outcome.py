@@ -21,7 +21,8 @@ from fed_distill.results.metrics import Metrics
 class Outcome:
     """One trained student.
 
-    name: ``server``, ``local``, ``pooled``, ``fedavg``, or a federation's title. metrics: on the common test set
+    name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
+    student (of which nothing but metrics is known, ``parameters`` among them). metrics: on the common test set
     (for ``local`` the mean over the merchants' students). merchant_accuracy: on each merchant's own test set of
     merchant_counts rows, by the global student (for ``local`` by the merchant's own). personal_accuracy: the same
     by the students that adapted to each merchant, where that was asked for. before_adaptation: metrics of the
@@ -35,7 +36,7 @@ class Outcome:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
-    kind: Literal["control", "federation"]
+    kind: Literal["control", "federation", "level"]
     seed: int
     metrics: Metrics
     merchant_accuracy: Mapping[str, float] = field(default_factory=dict)

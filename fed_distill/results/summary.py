@@ -9,6 +9,7 @@ from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Task
+from fed_distill.results.coding import beside_uncoded
 from fed_distill.results.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.versions import versions
@@ -53,6 +54,9 @@ def summarize(
         }
         for title, units in federations.items()
     }
+    for title, coding in beside_uncoded(experiment, federation_rows, task.headline).items():
+        if title in federation_rows:
+            federation_rows[title]["coding"] = coding
     student = federation_rows[main]
     return {
         "schema": SCHEMA,
@@ -87,6 +91,7 @@ def summarize(
             "controls": {name: row["interval"] for name, row in control_rows.items()},
         },
         "adaptation": student["adaptation"],
+        "levels": {name: _level(units, teacher, task) for name, units in _by_name(outcomes, "level").items()},
         "speed": dict(speed) if speed is not None else None,
         "data": dict(account or {}),
         "by_merchant": {
@@ -141,6 +146,18 @@ def _row(
         "interval": {name: _half_width(values) for name, values in averaged.items()},
         "notes": notes,
         "by_seed": by_seed,
+    }
+
+
+def _level(units: Sequence[Outcome], teacher: Mapping[str, float | None], task: Task) -> dict[str, Any]:
+    """A level of the chain from teacher to student: means over the seeds, and half-widths of their intervals."""
+    kept = [retention(unit.metrics.get(task.headline), teacher.get(task.headline)) for unit in units]
+    measured = {name: [unit.metrics.get(name) for unit in units] for name in SCORES}
+    return {
+        "parameters": units[0].metrics["parameters"],
+        **{name: _mean(values) for name, values in measured.items()},
+        "retention": _mean(kept),
+        "interval": {name: _half_width(values) for name, values in {**measured, "retention": kept}.items()},
     }
 
 

@@ -185,7 +185,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
       <td>{{ value(row, "retention", "percent") }}</td>
       <td>{{ row.values.gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>
       {% if row.federated %}
-      <td>↑ {{ row.values.bytes.uplink_per_merchant_round | size }}<small>↓ {{ row.values.bytes.downlink_per_merchant_round | size }}</small></td>
+      <td>↑ {{ row.values.bytes.uplink_per_merchant_round | size }}<small>↓ {{ row.values.bytes.downlink_per_merchant_round | size }}</small>{% if row.values.get("coding") %}<small>↑ {{ row.values.coding.uplink_ratio | number(1) }}× fewer than {{ row.values.coding.uncoded }}</small>{% endif %}</td>
       {% else %}<td>–</td>{% endif %}
       <td>{{ row.values.seconds | duration }}</td>
       {% endif %}</tr>
@@ -199,6 +199,26 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   {% if loop.last %}</ul>{% endif %}
   {% endfor %}
 </section>
+
+{% for level, row in (summary.levels or {}).items() %}
+{% if loop.first %}
+<section id="levels">
+  <h2>From the teacher down to the student</h2>
+  <p>Each assistant learned from the level above it, the student from the teacher and the last assistant; below are the same student in one step from the teacher, and without a teacher. All are the server's own, before any merchant has trained.</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Levels of the chain">
+  <table>
+    <thead><tr><th scope="col">Level</th><th scope="col">Weights</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}<th scope="col">Retention</th></tr></thead>
+    <tbody>
+    <tr><th scope="row">teacher</th><td>{{ summary.teacher.parameters | count }}</td>{% for name in metrics %}<td>{{ summary.teacher[name] | number }}</td>{% endfor %}<td>{{ 1 | percent(1) }}</td></tr>
+{% endif %}
+    <tr class="{{ "main" if level == "student" }}"><th scope="row">{{ level }}</th><td>{{ row.parameters | count }}</td>{% for name in metrics %}<td>{{ row[name] | number }}<small>{{ row.interval[name] | plus_minus }}</small></td>{% endfor %}<td>{{ row.retention | percent(1) }}</td></tr>
+{% if loop.last %}
+    </tbody>
+  </table>
+  </div>
+</section>
+{% endif %}
+{% endfor %}
 
 {% if curves %}
 <section id="learning">

@@ -14,7 +14,7 @@ from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import ConfigError
 from fed_distill.study.grid import NO_PRIVACY, Attacks, Choice, Study, varied
 
-MERCHANTS_PACE = ("learning_rate", "batch_size")
+MERCHANTS_PACE = ("optimizer", "momentum", "learning_rate", "batch_size")
 """Keys of ``[training]`` that a cell may change for its merchants without another server's student coming of it."""
 
 
@@ -134,6 +134,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "federation": federation,
         "adaptation": {"enabled": False},
         "privacy": NO_PRIVACY,
+        "transport": {},
         "student.by_merchant": [],
         **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},
     }

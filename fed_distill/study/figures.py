@@ -88,10 +88,10 @@ class Budget:
 @matplotlib.rc_context(STYLE)
 def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) -> Figure:
     """Curves over ε with bands for their 95 % intervals; ``levels`` as dashed lines. One ε at least is finite."""
-    figure, axes = _empty(y_axis)
+    figure, axes = empty_figure(y_axis)
     budget = Budget.of([reading.epsilon for curve in curves for reading in curve.readings])
     budget.apply(axes)
-    labels = _draw_levels(axes, levels)
+    labels = draw_levels(axes, levels)
     for place, curve in enumerate(curves):
         look = _Look(curve.number, place, len(curves))
         finite = [reading for reading in curve.readings if math.isfinite(reading.epsilon)]
@@ -102,7 +102,7 @@ def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) 
         labels.append((curve.readings[-1].value, curve.series, look.color))
     places = [(budget.place(one.epsilon), one.value, curve.number) for curve in curves for one in curve.readings]
     _tell_cut(axes, _cut_low(axes, levels, [value for _, value, _ in places]), places)
-    _label_right(axes, labels)
+    label_right(axes, labels)
     return figure
 
 
@@ -110,11 +110,11 @@ def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) 
 def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) -> Figure:
     """Quality against what one merchant sends and receives; a larger mark is a larger ε."""
     names = _names(offers)
-    figure, axes = _empty(y_axis, legend=names)
+    figure, axes = empty_figure(y_axis, legend=names)
     spread = _spread_bytes(axes, [offer.megabytes for offer in offers])
     axes.set_xlabel("MB that a merchant sends and receives in the run", color=SOFT)
     ranks = {epsilon: rank for rank, epsilon in enumerate(sorted({o.epsilon for o in offers if o.epsilon is not None}))}
-    labels = _draw_levels(axes, levels)
+    labels = draw_levels(axes, levels)
     for place, number in enumerate(names):
         look = _Look(number, place, len(names))
         own = [offer for offer in offers if offer.number == number]
@@ -126,7 +126,7 @@ def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) 
             _draw_mark(axes, x, offer.value, 30 + 90 * rank / max(1, len(ranks) - 1), look)
     axes.margins(0.1)
     _cut_low(axes, levels, [offer.value for offer in offers])
-    _label_right(axes, labels)
+    label_right(axes, labels)
     return figure
 
 
@@ -135,7 +135,7 @@ def pareto_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str)
     """Quality against ε for the offers whose ε is known; a larger mark is more bytes, a hollow one is beaten."""
     known = [(offer, offer.epsilon) for offer in offers if offer.epsilon is not None]
     names = _names([offer for offer, _ in known])
-    figure, axes = _empty(y_axis, legend=names)
+    figure, axes = empty_figure(y_axis, legend=names)
     budget = Budget.of([epsilon for _, epsilon in known])
     budget.apply(axes)
     most = max(offer.megabytes for offer, _ in known) or 1.0
@@ -150,10 +150,10 @@ def pareto_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str)
     places = [budget.place(epsilon) for epsilon, _ in front]
     axes.step(places, heights, where="post", color=NEUTRAL, linewidth=1.0, zorder=1)
     axes.margins(y=0.12)
-    labels = _draw_levels(axes, levels)
+    labels = draw_levels(axes, levels)
     cut = _cut_low(axes, levels, [offer.value for offer, _ in known])
     _tell_cut(axes, cut, [(budget.place(epsilon), offer.value, offer.number) for offer, epsilon in known])
-    _label_right(axes, labels)
+    label_right(axes, labels)
     return figure
 
 
@@ -192,7 +192,7 @@ class _Look:
         return self.place - (self.count - 1) / 2
 
 
-def _empty(y_axis: str, legend: Mapping[int, str] | None = None) -> tuple[Figure, Axes]:
+def empty_figure(y_axis: str, legend: Mapping[int, str] | None = None) -> tuple[Figure, Axes]:
     """A figure with room for names at the right, and beneath for the ``legend`` of series (number -> name), if any."""
     below = 0.3 * math.ceil(len(legend or ()) / LEGEND_COLUMNS)
     height = HEIGHT + below
@@ -221,7 +221,7 @@ def _names(offers: Sequence[Offer]) -> dict[int, str]:
     return dict(sorted({offer.number: offer.series for offer in offers}.items()))
 
 
-def _draw_levels(axes: Axes, levels: Sequence[Level]) -> list[tuple[float, str, str]]:
+def draw_levels(axes: Axes, levels: Sequence[Level]) -> list[tuple[float, str, str]]:
     """Draw dashed lines and return their labels (height, name, colour)."""
     for level in levels:
         axes.axhline(level.value, color=NEUTRAL, linewidth=1.2, linestyle=(0, (2, 3)), zorder=1)
@@ -302,7 +302,7 @@ def _tell_cut(axes: Axes, bottom: float, places: Sequence[tuple[float, float, in
             )  # fmt: skip
 
 
-def _label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Names (height, text, colour) at the right edge, moved apart so that none covers another, with a thin lead."""
     bottom, top = axes.get_ylim()
     wanted = sorted((max(0.0, (value - bottom) / (top - bottom)), text, color) for value, text, color in labels)

@@ -6,7 +6,6 @@ its night. An axis is a list of values of one key, or of named tables that chang
 
 import copy
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
+from fed_distill.toml import first_problem, read_toml
 
 EPSILON, NOISE = "privacy.epsilon", "privacy.noise_multiplier"
 NO_PRIVACY: dict[str, Any] = {"unit": "none"}
@@ -195,22 +195,16 @@ class Study(_Table):
         """
         changes = dict(overrides or {})
         own = {key: changes.pop(key) for key in ("name", "title", "seeds") if key in changes}
-        base = _base(tables.get("base"), source, folder, changes)
+        base = read_base(tables.get("base"), source, folder, changes)
         try:
             return cls.model_validate({**tables, **own, "base": base})
         except ValidationError as error:
-            raise ConfigError(f"{source}: {_first_problem(error)}") from error
+            raise ConfigError(f"{source}: {first_problem(error)}") from error
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a TOML file and apply ``overrides``, as ``parse`` does."""
-        try:
-            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read study {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        return cls.parse(tables, str(path), Path(path).parent, overrides)
+        return cls.parse(read_toml(path, "study"), str(path), Path(path).parent, overrides)
 
     def to_toml(self) -> str:
         """The complete study as TOML: it stands alone, with the base experiment and its defaults in it."""
@@ -266,7 +260,11 @@ def _as_list(labels: str | list[str]) -> list[str]:
     return [labels] if isinstance(labels, str) else labels
 
 
-def _base(given: Any, source: str, folder: Path, overrides: Mapping[str, Any]) -> Experiment:
+def read_base(given: Any, source: str, folder: Path, overrides: Mapping[str, Any]) -> Experiment:
+    """The experiment ``base`` of a file: tables, over those of a ``file`` in ``folder``, with ``overrides``.
+
+    Its repeats and its compare do not count. ConfigError naming ``source`` and the wrong key.
+    """
     tables = {"file": given} if isinstance(given, str) else given
     if not isinstance(tables, Mapping):
         raise ConfigError(f'{source}: base is missing: name an experiment, base = "file.toml", or give its tables')
@@ -297,12 +295,3 @@ def _dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
 def _value(experiment: Experiment, dotted: str) -> Any:
     table, _, key = dotted.partition(".")
     return getattr(getattr(experiment, table), key)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return message if problem["type"] == "value_error" else f"{where}: {message}"

@@ -11,10 +11,11 @@ import sys
 import threading
 import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Reporter(Callback):
     def __init__(self, pipe: "connection.Connection[bytes, bytes]") -> None:
         self._pipe = pipe
 
-    def send(self, **event: str) -> None:
+    def send(self, **event: Any) -> None:
         """Send one event; a study that is gone hears nothing, and this process is about to end with it."""
         with suppress(OSError):
             self._pipe.send_bytes(json.dumps(event).encode())
@@ -47,8 +48,13 @@ class Reporter(Callback):
         self.send(stage=title)
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Send which round has ended."""
-        self.send(round=f"round {record['round']} of {record['rounds']}")
+        """Send which round of which seed has ended, and its validation where there was one."""
+        self.send(
+            round=f"round {record['round']} of {record['rounds']}",
+            number=record["round"],
+            seed=record.get("seed"),
+            valid=record.get("valid"),
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,67 @@ class Work:
     canaries: int = 0
 
 
+@dataclass
+class CellProcess:
+    """A process that does a cell's work, as those see it that started it.
+
+    failure: why it failed, as soon as it has said so; error: the kind of that error.
+    """
+
+    process: BaseProcess
+    pipe: "connection.Connection[bytes, bytes]"
+    failure: str | None = None
+    error: str = ""
+    open: bool = True
+
+    @classmethod
+    def start(cls, work: Work, log: Path, name: str) -> "CellProcess":
+        """Start a process called ``name`` that prints to ``log``."""
+        spawn = get_context("spawn")
+        ours, theirs = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=run_cell, args=(work, str(log), theirs), name=name)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 while it has none."""
+        return self.process.pid or 0
+
+    @property
+    def sentinel(self) -> int:
+        """What becomes ready when it has ended."""
+        return self.process.sentinel
+
+    @property
+    def sources(self) -> list["connection.Connection[bytes, bytes] | int"]:
+        """What becomes ready when it has something to say, or has ended."""
+        return [self.sentinel, *([self.pipe] if self.open else [])]
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What it has said since the last call."""
+        while self.open and self.pipe.poll():
+            try:
+                event: dict[str, Any] = json.loads(self.pipe.recv_bytes())
+            except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
+                self.open = False
+                return
+            self.failure, self.error = event.get("failed", self.failure), event.get("error", self.error)
+            yield event
+
+    def leave(self) -> int | None:
+        """Wait for its end; returns its exit code."""
+        self.process.join()
+        self.pipe.close()
+        self.open = False
+        return self.process.exitcode
+
+    def end(self) -> None:
+        """End it at once, wherever it is; ``leave`` it then."""
+        self.process.terminate()
+
+
 def run_cell(work: Work, log: str, pipe: "connection.Connection[bytes, bytes]") -> None:
     """Do a cell's work here and exit: code 0 if it ended well, else ``FAILED``, after an event that says why.
 
@@ -76,16 +143,18 @@ def run_cell(work: Work, log: str, pipe: "connection.Connection[bytes, bytes]") 
     try:
         _do(work, reporter)
     except FedDistillError as error:
-        reason = str(error)
+        kind, reason = type(error).__name__, str(error)
     except OSError as error:
         traceback.print_exc()
+        kind = type(error).__name__
         reason = f"cannot use {error.filename}: {error.strerror}" if error.filename is not None else str(error)
     except Exception as error:
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}; its traceback is in {log}"
+        kind = type(error).__name__
+        reason = f"{kind}: {error}; its traceback is in {log}"
     else:
         return
-    reporter.send(failed=" ".join(reason.split()))
+    reporter.send(failed=" ".join(reason.split()), error=kind)
     sys.exit(FAILED)
 
 

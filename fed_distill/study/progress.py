@@ -15,7 +15,11 @@ from fed_distill.study.cells import Cell
 class StudyProgress:
     """Follows a ``Runner``: a live line for the study and each running cell, and a line for each that ended."""
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, noun: str = "cell"
+    ) -> None:
+        """``noun``: what a cell is called."""
+        self._noun = noun
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._bars: Bars | None = None
@@ -31,7 +35,7 @@ class StudyProgress:
         """Say how much there is to do."""
         self._total, self._done, self._processes = total, finished, processes
         there = f", {finished:,} of them finished before" if finished else ""
-        self.say(f"{total:,} cells{there}; at most {processes} at a time")
+        self.say(f"{total:,} {self._noun}s{there}; at most {processes} at a time")
         if self._console.is_terminal and finished < total:
             self._bars = Bars(
                 TextColumn("{task.description}"),
@@ -58,8 +62,8 @@ class StudyProgress:
         if self._bars is not None:
             self._bars.update(self._tasks[cell.fingerprint], facts=escape(what))
 
-    def on_finish(self, cell: Cell, failure: str | None) -> None:
-        """Count the cell and say what became of it."""
+    def on_finish(self, cell: Cell, failure: str | None, found: str = "") -> None:
+        """Count the cell and say what became of it, and what it ``found``."""
         took = self._clock() - self._began.pop(cell.fingerprint)
         self._took.append(took)
         self._done += 1
@@ -68,7 +72,7 @@ class StudyProgress:
             self._bars.remove_task(self._tasks.pop(cell.fingerprint))
             facts = "" if left is None else f"about {duration(left)} left"
             self._bars.update(self._whole, completed=self._done, facts=facts)
-        became = f"in {duration(took)}" if failure is None else f"FAILED: {failure}"
+        became = f"{found} in {duration(took)}".strip() if failure is None else f"FAILED: {failure}"
         shown = "" if left is None or self._bars is not None else f"; about {duration(left)} left"
         self.say(f"{self._done} of {self._total}: {cell.title} {became}{shown}")
 
@@ -76,7 +80,7 @@ class StudyProgress:
         """Say once that memory is short."""
         if not self._waits:
             self._waits = True
-            self.say(f"waits for memory: another cell may need {size(needed)}, {size(available)} are available")
+            self.say(f"waits for memory: another {self._noun} may need {size(needed)}, {size(available)} are available")
 
     def time_left(self) -> float | None:
         """Seconds until the last cell ends, were all like those that ended so far; None if nothing is left."""

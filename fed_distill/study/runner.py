@@ -6,14 +6,12 @@ is tried again.
 """
 
 import fcntl
-import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, get_context
-from multiprocessing.process import BaseProcess
+from multiprocessing import connection
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +22,7 @@ from fed_distill.results.files import write_atomic
 from fed_distill.results.store import SUMMARY, read_summary
 from fed_distill.study.cells import Cell, distinct
 from fed_distill.study.memory import available_memory, tree_memory
-from fed_distill.study.process import Work, run_cell
+from fed_distill.study.process import CellProcess, Work
 
 CELLS, LOCK = "cells", ".lock"
 LOOK_EVERY = 1.0
@@ -40,17 +38,22 @@ class Places:
 
     folder: Path
 
+    @property
+    def cells(self) -> Path:
+        """Folder of all of them."""
+        return self.folder / CELLS
+
     def run(self, name: str) -> Path:
         """Folder of the run."""
-        return self.folder / CELLS / name
+        return self.cells / name
 
     def log(self, name: str) -> Path:
         """What the cell printed, of all attempts."""
-        return self.folder / CELLS / f"{name}.log"
+        return self.cells / f"{name}.log"
 
     def failure(self, name: str) -> Path:
         """Why the last attempt failed; there is no such file if it did not."""
-        return self.folder / CELLS / f"{name}.failed"
+        return self.cells / f"{name}.failed"
 
     def is_finished(self, name: str) -> bool:
         """Whether the run has its summary, which is written last."""
@@ -118,13 +121,10 @@ class _Running:
     """A cell in work. past_teacher: others may read from the cache what it needed of its teacher."""
 
     cell: Cell
-    process: BaseProcess
-    pipe: "connection.Connection[bytes, bytes]"
+    process: CellProcess
     teacher: str
     past_teacher: bool = False
-    failure: str | None = None
     now: int = 0
-    open: bool = True
 
 
 @dataclass
@@ -151,11 +151,11 @@ class Runner:
 
         CheckpointError if another process runs the study. Whatever ends this call ends the cells that it started.
         """
-        (self.places.folder / CELLS).mkdir(parents=True, exist_ok=True)
+        self.places.cells.mkdir(parents=True, exist_ok=True)
         everything = distinct(cells)
         pending = [cell for cell in everything.values() if not self.places.is_done(cell)]
         failures: dict[str, str] = {}
-        with _locked(self.places.folder / LOCK):
+        with locked(self.places.folder / LOCK):
             self.follower.on_begin(len(everything), len(everything) - len(pending), self.resources.processes)
             try:
                 while pending or self._running:
@@ -195,43 +195,30 @@ class Runner:
         name = cell.fingerprint
         again = self.places.run(name).exists()
         self.places.failure(name).unlink(missing_ok=True)
-        experiment = _placed(cell, self.places, self.resources.threads, again)
-        spawn = get_context("spawn")
-        ours, theirs = spawn.Pipe(duplex=False)
+        experiment = placed(cell, self.places, self.resources.threads, again)
         simulate = None if self.places.is_finished(name) else self.simulate
         work = Work(experiment.to_toml(), simulate)
         if cell.attacks is not None:
             work = replace(work, attack=self.attack, shadows=cell.attacks.shadows, canaries=cell.attacks.canaries)
-        arguments = (work, str(self.places.log(name)), theirs)
-        process = spawn.Process(target=run_cell, args=arguments, name=f"cell {name}")
-        process.start()
-        theirs.close()
-        self._running.append(_Running(cell, process, ours, _teacher_of(cell)))
+        process = CellProcess.start(work, self.places.log(name), f"cell {name}")
+        self._running.append(_Running(cell, process, _teacher_of(cell)))
         self.follower.on_start(cell, again)
 
     def _wait(self) -> list[_Running]:
         """Hear what running cells say, look at their memory, and return those that have ended."""
-        sources: list[connection.Connection[bytes, bytes] | int] = [one.process.sentinel for one in self._running]
-        sources += [one.pipe for one in self._running if one.open]
-        ready = connection.wait(sources, timeout=LOOK_EVERY)
-        found = tree_memory(one.process.pid or 0 for one in self._running)
+        ready = connection.wait([source for one in self._running for source in one.process.sources], LOOK_EVERY)
+        found = tree_memory(one.process.pid for one in self._running)
         for one in self._running:
-            memory = found.get(one.process.pid or 0)
+            memory = found.get(one.process.pid)
             one.now = memory.now if memory is not None else 0
-            if one.pipe in ready:
+            if one.process.pipe in ready:
                 self._hear(one)
             if memory is not None and one.past_teacher:
                 self.peak = max(self.peak, memory.peak)
         return [one for one in self._running if one.process.sentinel in ready]
 
     def _hear(self, one: _Running) -> None:
-        while one.open and one.pipe.poll():
-            try:
-                event: dict[str, str] = json.loads(one.pipe.recv_bytes())
-            except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
-                one.open = False
-                return
-            one.failure = event.get("failed", one.failure)
+        for event in one.process.events():
             if "stage" in event and not event["stage"].startswith(TEACHER):
                 one.past_teacher = True
                 self._taught.add(one.teacher)
@@ -241,13 +228,12 @@ class Runner:
     def _finish(self, one: _Running) -> str | None:
         """Take leave of a cell that has ended; returns why it failed."""
         self._hear(one)
-        one.process.join()
-        one.pipe.close()
+        code = one.process.leave()
         self._running.remove(one)
         name = one.cell.fingerprint
         failure = None
         if not self.places.is_done(one.cell):
-            failure = one.failure or _how_it_ended(one.process.exitcode, self.places.log(name))
+            failure = one.process.failure or how_it_ended(code, self.places.log(name))
             write_atomic(self.places.failure(name), failure + "\n")
         else:
             self._taught.add(one.teacher)
@@ -257,20 +243,19 @@ class Runner:
     def _end(self) -> None:
         """End at once what still runs: it goes on by the same command."""
         for one in self._running:
-            one.process.terminate()
+            one.process.end()
         for one in self._running:
-            one.process.join()
-            one.pipe.close()
+            one.process.leave()
         self._running.clear()
 
 
-def _placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment:
-    """The cell's experiment with its place: nothing in it that changes the result."""
+def placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment:
+    """The cell's experiment with its place, to be resumed if it is begun ``again``: the result stays the same."""
     callbacks = [name for name in cell.experiment.runtime.callbacks if name != PROGRESS]
     return cell.experiment.with_changes(
         {
             "name": cell.fingerprint,
-            "runtime.folder": str(places.folder / CELLS),
+            "runtime.folder": str(places.cells),
             "runtime.measure_speed": False,
             "runtime.resume": again,
             "runtime.threads": threads,
@@ -285,7 +270,8 @@ def _teacher_of(cell: Cell) -> str:
     return fingerprint(data=experiment.data.model_dump(mode="json"), teacher=experiment.teacher.model_dump(mode="json"))
 
 
-def _how_it_ended(code: int | None, log: Path) -> str:
+def how_it_ended(code: int | None, log: Path) -> str:
+    """Why a process left no result that said nothing of it itself."""
     if code is not None and code < 0:
         why = "; if memory ran out, lower --parallel" if -code == signal.SIGKILL else ""
         return f"its process was killed by {signal.Signals(-code).name}{why}"
@@ -293,7 +279,7 @@ def _how_it_ended(code: int | None, log: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a study for this process; the system lets go of it when the process ends, however it ends."""
     with path.open("a+", encoding="utf-8") as lock:
         try:

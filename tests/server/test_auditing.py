@@ -72,7 +72,7 @@ def test_an_audit_is_written_beside_the_run_stays_there_and_charges_nobody(finis
     assert read_summary(folder)["privacy"]["audit"] == brief
 
 
-@pytest.mark.parametrize(("method", "sends"), [("fedmd", "soft labels"), ("pate", "votes")])
+@pytest.mark.parametrize(("method", "sends"), [("fedmd", "soft labels"), ("pate", "votes"), ("fedkd", "updates")])
 def test_label_shares_are_guessed_from_whatever_a_method_sends(finished, method, sends):
     changes = {"federation.method": method, "federation.options": {}, "federation.aggregator": "fedavg"}
     folder = finished(**changes)

@@ -10,7 +10,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.local import Local
-from fed_distill.transport.messages import PartialWeights, Uplink
+from fed_distill.transport.messages import LowRankUpdate, PartialWeights, Uplink
 from fed_distill.transport.requests import Refusal
 from server.intake import Intake
 from server.protection import counted_plainly
@@ -152,3 +152,18 @@ def test_own_test_counts_leave_out_merchants_without_a_test(state):
     intake = Intake([chunk(measured, untested, good("c"))], state, 3, 1)
     intake.finish()
     assert intake.own_counts == {"a": (3, 4)}
+
+
+def test_an_update_of_other_weights_than_most_send_is_left_out(state):
+    """Whether one is factored is each merchant's own affair; which weights there are is not."""
+    state = replace(state, weights={"w": torch.zeros(2), "m": torch.zeros(4, 3)})
+
+    def update(name, arrays, thin=()):
+        factors = {one: torch.ones(1, 4) for one in thin}, {one: torch.ones(1, 3) for one in thin}
+        return Uplink(name, 1, low_rank_update=LowRankUpdate(PartialWeights(arrays), *factors))
+
+    w, m = {"w": torch.ones(2)}, {"m": torch.ones(4, 3)}
+    sent = [update("a", w, ["m"]), update("b", w), update("c", {**w, **m}), update("d", w, ["m"])]
+    intake = Intake([chunk(*sent)], state, 4, 1)
+    assert names(intake) == ["a", "c", "d"]
+    assert names(intake.refusals) == ["b"]

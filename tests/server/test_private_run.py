@@ -101,3 +101,13 @@ def test_noise_that_would_not_cover_what_is_sent_is_refused(tiny_experiment, sim
     changes = {"federation.aggregator": "fedavg", "federation.options": {}, **changes}
     with pytest.raises(ConfigError, match=message):
         simulate(tiny_experiment(tmp_path, {**PRIVATE, **changes}))
+
+
+@pytest.mark.parametrize("unit", ["example", "merchant", "vote"])
+def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anything_is_written(
+    tiny_experiment, simulate, tmp_path, unit
+):
+    changes = {**PRIVATE, "privacy.unit": unit, "federation.method": "fd", "federation.options": {}}
+    with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover all that method fd sends"):
+        simulate(tiny_experiment(tmp_path / "runs", changes))
+    assert not (tmp_path / "runs").exists()

@@ -14,6 +14,27 @@ FEDERATIONS = {
         "federation.options": {},
         "student.by_merchant": ["two-tower", "lstm"],
     },
+    "levels and two teachers, stopping early": {
+        "controls": ["server"],
+        "federation.patience": 1,
+        "training.augmentation.deletion": 0.2,
+        "teacher.ensemble": [{"seed": 1}],
+        "distill.transfer": ["probabilities", "relations"],
+        "distill.assistants": [{"model": "lstm", "options": {"rows": 512, "width": 8}, "epochs": 0.5}],
+    },
+    "mentors of merchants": {
+        "controls": [],
+        "federation.method": "fedkd",
+        "federation.options": {},
+        "student.by_merchant": ["two-tower", "lstm"],
+    },
+    "control variates at both": {
+        "controls": [],
+        "training.optimizer": "sgd",
+        "federation.method": "scaffold",
+        "federation.options": {},
+    },
+    "class means at the server": {"controls": [], "federation.method": "fd", "federation.options": {}},
 }
 
 

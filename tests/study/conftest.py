@@ -9,7 +9,7 @@ import pytest
 
 from fed_distill.study.cells import expand
 from fed_distill.study.grid import Study
-from fed_distill.study.runner import Places, _placed
+from fed_distill.study.runner import Places, placed
 
 TABLES = {
     "name": "costs",
@@ -57,7 +57,7 @@ def write_cells(sham):
 
     def write(cells, places):
         for cell in cells:
-            sham.write(_placed(cell, places, threads=1, again=False))
+            sham.write(placed(cell, places, threads=1, again=False))
 
     return write
 

@@ -58,6 +58,18 @@ def test_cells_that_change_the_servers_student_have_controls_of_their_own(tables
     assert len([cell for cell in cells if cell.role == "controls"]) == 2
 
 
+def test_how_merchants_train_and_how_messages_are_coded_needs_no_controls_of_its_own(tables):
+    optimizer = [{"label": "sgd", "training.optimizer": "sgd", "training.momentum": 0.5}, "adamw"]
+    axis = [
+        {"name": "optimizer", "key": "training.optimizer", "values": optimizer},
+        {"name": "coding", "values": [{"label": "none"}, {"label": "sign", "transport.weights": ["sign"]}]},
+    ]
+    cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
+    assert [cell.role for cell in cells] == ["controls", *["cell"] * 4]
+    assert cells[0].experiment.training.optimizer == "adamw"
+    assert cells[0].experiment.transport.weights == []
+
+
 def test_a_base_without_controls_has_none(tables):
     cells = expand(Study.parse({**tables, "base": {"controls": []}}))
     assert all(cell.role == "cell" and cell.controls is None for cell in cells)
@@ -114,8 +126,23 @@ def leaves(table, prefix=()):
         yield from leaves(value, (*prefix, key)) if isinstance(value, dict) and value else [((*prefix, key), value)]
 
 
+OTHERS = {
+    "teacher.ensemble": [{"seed": 1}],
+    "distill.transfer": ["decisions"],
+    "distill.weights": {"probabilities": 2.0},
+    "distill.assistants": [{"model": "lstm"}],
+    "transport.weights": ["int8"],
+    "transport.soft_labels": ["int8"],
+    "transport.downlink_weights": ["int8"],
+    "privacy.rate_scales": {"head.*": 2.0},
+}
+"""Of keys whose other values no rule would guess."""
+
+
 def others(path, value):
     """Other values of a key, some of which may be wrong."""
+    if ".".join(path) in OTHERS:
+        return [OTHERS[".".join(path)]]
     table = Experiment
     for parent in path[:-1]:
         inner = table.model_fields[parent].annotation
@@ -163,7 +190,8 @@ def full():
                 "data.max_merchants": 9,
                 "data.max_examples": 900,
                 "training.clip_norm": 1.0,
-                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3},
+                "controls": ["server", "local"],
+                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "optimizer": "sgd"},
             }
         )
         .model_dump(mode="json", exclude_none=True)

@@ -248,7 +248,7 @@ def admission(monkeypatch, tables, tmp_path):
         monkeypatch.setattr(runner_module, "available_memory", lambda: available)
         runner = Runner(Places(tmp_path), "x:y", Resources(processes, 1), Diary(), peak=peak)
         for cell, (now, past) in zip(cells, running, strict=False):
-            one = _Running(cell, SimpleNamespace(), SimpleNamespace(), runner_module._teacher_of(cell), past, now=now)
+            one = _Running(cell, SimpleNamespace(), runner_module._teacher_of(cell), past, now=now)
             runner._running.append(one)
             if past:
                 runner._taught.add(one.teacher)
@@ -319,7 +319,7 @@ def test_processes_and_threads_fill_the_cores(runtime, cores, asked, gpu, expect
 
 
 def test_a_placed_cell_is_named_by_its_fingerprint_and_shows_no_progress_of_its_own(small, tmp_path):
-    placed = runner_module._placed(small[0], Places(tmp_path), threads=3, again=True)
+    placed = runner_module.placed(small[0], Places(tmp_path), threads=3, again=True)
     assert (placed.name, placed.runtime.folder) == (small[0].fingerprint, tmp_path / "cells")
     assert (placed.runtime.threads, placed.runtime.resume) == (3, True)
     assert placed.runtime.callbacks == ["tensorboard"]
