@@ -1,0 +1,41 @@
+"""An experiment: every table of its file is a class here, and every key a field with its meaning beside it."""
+
+from fed_distill.config.data import DataConfig
+from fed_distill.config.distillation import (
+    AssistantConfig,
+    DistillConfig,
+    EnsembleMember,
+    StudentConfig,
+    TeacherConfig,
+    Transfer,
+)
+from fed_distill.config.experiment import CONTROLS, Experiment, parse_setting
+from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
+from fed_distill.config.privacy import PrivacyConfig
+from fed_distill.config.runtime import RuntimeConfig
+from fed_distill.config.tables import PositiveFloat, PositiveInt, Share
+from fed_distill.config.training import AdversarialConfig, AugmentationConfig, TrainingConfig
+
+__all__ = [
+    "CONTROLS",
+    "AdaptationConfig",
+    "AdversarialConfig",
+    "AssistantConfig",
+    "AugmentationConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EnsembleMember",
+    "Experiment",
+    "FederationConfig",
+    "PositiveFloat",
+    "PositiveInt",
+    "PrivacyConfig",
+    "RuntimeConfig",
+    "Share",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "Transfer",
+    "TransportConfig",
+    "parse_setting",
+]

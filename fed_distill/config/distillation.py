@@ -1,0 +1,134 @@
+"""Teachers, what they pass on, and students."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Share
+
+Transfer = Literal["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking"]
+PROBABILITIES: tuple[Transfer, ...] = ("probabilities",)
+
+
+class EnsembleMember(ConfigTable):
+    """One more teacher: what is different about it; what is not given is as in [teacher]."""
+
+    model: str | None = Field(None, description="another architecture")
+    options: dict[str, Any] | None = Field(
+        None, description="its own options; none for those of [teacher], of another architecture for its defaults"
+    )
+    learning_rate: PositiveFloat | None = None
+    epochs: PositiveInt | None = None
+    seed: int = Field(0, ge=0, description="added to data.seed, which draws its head and the order of its batches")
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        if not self.model_dump(exclude_defaults=True):
+            raise ValueError("it is the same as the first teacher: give it another model or seed")
+        return self
+
+
+class TeacherConfig(ConfigTable):
+    """The model that the server holds, fine-tuned once on the public examples."""
+
+    model: str = Field("bert-small", description="minilm, bert-small, a folder, a hub id, or an import path")
+    epochs: PositiveInt = 3
+    learning_rate: PositiveFloat = 5e-5
+    batch_size: PositiveInt = 32
+    max_examples: PositiveInt = Field(20_000, description="public examples used for fine-tuning at most")
+    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    patience: PositiveInt = Field(2, description="validations without improvement before training stops")
+    max_length: PositiveInt = Field(64, description="tokens of a text or pair; longer ones are cut")
+    masked_epochs: Epochs = Field(
+        0.0, description="epochs of guessing hidden words of public and proxy texts before it is fine-tuned"
+    )
+    masked_learning_rate: PositiveFloat = Field(1e-4, description="learning rate of these epochs")
+    options: dict[str, Any] = Field(default_factory=dict, description="the model's own options")
+    ensemble: list[EnsembleMember] = Field(
+        default_factory=list, description="further teachers beside this one, by architecture or by seed"
+    )
+    domains: PositiveInt = Field(
+        1, description="groups of public merchants; each has every teacher fine-tuned on its own examples"
+    )
+    combine: Literal["mean", "confidence", "similarity"] = Field(
+        "mean",
+        description="weights of several teachers on an example: equal, by how sure they are, or by how near their own "
+        "examples are",
+    )
+
+    def members(self) -> list[tuple["TeacherConfig", int]]:
+        """Every teacher of the ensemble as one of its own, this one first, and what is added to its seed."""
+        alone = self.model_copy(update={"ensemble": [], "domains": 1, "combine": "mean"})
+        found = [(alone, 0)]
+        for member in self.ensemble:
+            changes = member.model_dump(exclude={"seed"}, exclude_none=True)
+            if member.model is not None:
+                changes.setdefault("options", {})
+            found.append((alone.model_copy(update=changes), member.seed))
+        return found
+
+
+class AssistantConfig(ConfigTable):
+    """One level between teacher and student: a model that learns from the level above and teaches the one below."""
+
+    model: str = Field("bert-mini", description="name of a student, or import path of an own one")
+    options: dict[str, Any] = Field(default_factory=dict, description="the model's own options")
+    epochs: PositiveFloat = Field(3.0, description="epochs of labels and of the level above, in turns")
+    weight: PositiveFloat = Field(1.0, description="alpha, of its cross-entropy with the level above")
+
+
+class DistillConfig(ConfigTable):
+    """What is transferred from teacher to student wherever the server distils, and over which levels."""
+
+    transfer: Annotated[list[Transfer], Field(min_length=1)] = Field(
+        default_factory=lambda: list(PROBABILITIES),
+        description="kinds, losses added: probabilities, decisions, hints, hidden, attention, relations, ranking",
+    )
+    weights: dict[Transfer, PositiveFloat] = Field(
+        default_factory=dict, description="weight of a kind in the sum; 1 where none is given"
+    )
+    hard_weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        1.0, description="weight of true labels where there are any; the rest goes to the teacher's soft labels on them"
+    )
+    final_temperature: PositiveFloat | None = Field(
+        None, description="temperature of the last epoch, toward which server_temperature moves; none to stay"
+    )
+    assistants: list[AssistantConfig] = Field(
+        default_factory=list, description="levels between teacher and student, the one below the teacher first"
+    )
+    assistant_weight: PositiveFloat = Field(
+        1.0, description="alpha, of the student's cross-entropy with the last assistant"
+    )
+
+    @model_validator(mode="after")
+    def _each_kind_once(self) -> Self:
+        twice = [kind for kind in self.transfer if self.transfer.count(kind) > 1]
+        if twice:
+            raise ValueError(f"transfer names {twice[0]} twice")
+        idle = [kind for kind in self.weights if kind not in self.transfer]
+        if idle:
+            raise ValueError(f"a weight is given to {idle[0]}, which is not in transfer")
+        return self
+
+
+class StudentConfig(ConfigTable):
+    """The small model that merchants train."""
+
+    model: str = Field("two-tower", description="name of a student, or import path of an own one")
+    options: dict[str, Any] = Field(default_factory=dict, description="the student's own options")
+    masked_epochs: Epochs = Field(
+        0.0, description="epochs of guessing hidden words of public and proxy texts before the server trains it"
+    )
+    masked_learning_rate: PositiveFloat = Field(1e-3, description="learning rate of these epochs")
+    by_merchant: list[str] = Field(
+        default_factory=list,
+        description="students dealt to the merchants in turn, if the method allows it; the global one stays `model`",
+    )
+
+    def models(self) -> list[str]:
+        """Every kind of student in use, the global one first."""
+        return [self.model, *(name for name in dict.fromkeys(self.by_merchant) if name != self.model)]
+
+    def options_of(self, model: str) -> dict[str, Any]:
+        """Options of one kind of student: ``options`` for the global one, defaults for others."""
+        return self.options if model == self.model else {}

@@ -1,0 +1,268 @@
+"""An experiment as one typed value: the same in Python, in a TOML file and in a flat Flower run config.
+
+Every table of the file is a class here and every key a field, with its meaning beside it. Parts chosen by
+name (dataset, student, method ...) take their own options in an ``options`` table, checked when they are built.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from fed_distill.config.data import DataConfig
+from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
+from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
+from fed_distill.config.privacy import PrivacyConfig
+from fed_distill.config.runtime import RuntimeConfig
+from fed_distill.config.tables import ConfigTable, PositiveInt
+from fed_distill.config.training import TrainingConfig
+from fed_distill.errors import ConfigError
+from fed_distill.toml import first_problem, read_toml
+
+Control = Literal["server", "local", "pooled", "fedavg"]
+CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
+LONGEST_TITLE = 150
+"""Bytes of a federation's title in the name of a file."""
+
+
+class Experiment(ConfigTable):
+    """Everything that a run depends on. ``Experiment.read(path)`` reads a TOML file."""
+
+    name: str = Field(
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
+        description="name of the run and its folder",
+    )
+    seed: int = Field(0, ge=0, description="seed of the first repeat; repeat k uses seed + k")
+    repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
+    controls: list[Control] = Field(
+        default_factory=lambda: list(CONTROLS), description="what the method is compared with"
+    )
+    data: DataConfig = Field(default_factory=DataConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    compare: list[dict[str, Any]] = Field(
+        default_factory=list, description="further federations, each a table that overrides [federation]"
+    )
+    adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    transport: TransportConfig = Field(default_factory=TransportConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="after")
+    def _rates_of_sgd(self) -> Self:
+        privacy = self.privacy
+        scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(privacy, key)]
+        if scaled and privacy.unit == "example":
+            if (privacy.optimizer or self.training.optimizer) != "sgd":
+                raise ValueError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
+            if privacy.row_rate_power and not self.training.submodel:
+                raise ValueError("privacy.row_rate_power needs training.submodel, which counts the rows that are used")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_federations(self) -> Self:
+        titles = [federation.title for federation in self.federations()]
+        reserved = {".", "..", "server", "local", "pooled", "personal", *(f"personal of {title}" for title in titles)}
+        taken = [
+            federation.title
+            for federation in self.federations()
+            if federation.title in reserved
+            or federation.title.startswith(("server.", "control.", "federation.", "level."))
+            or (federation.title == "fedavg" and (federation.method, federation.aggregator) != ("fedavg", "fedavg"))
+        ]
+        if taken:
+            raise ValueError(f"a federation cannot be called {taken[0]!r}: give it another `label`")
+        long = [title for title in titles if len(quote(title, safe="")) > LONGEST_TITLE]
+        if long:
+            raise ValueError(f"the federation's name {long[0][:20]!r} ... is too long: give it a shorter `label`")
+        twice = {title for title in titles if titles.count(title) > 1}
+        if twice:
+            raise ValueError(f"two federations are called {sorted(twice)[0]!r}: give one of them a `label`")
+        if self.data.valid_share + self.data.test_share >= 1.0:
+            raise ValueError("data.valid_share and data.test_share leave nothing to train on")
+        if self.data.clients == "elsewhere" and "pooled" in self.controls:
+            raise ValueError("data.clients = 'elsewhere' leaves nothing to pool: take 'pooled' out of controls")
+        return self
+
+    def federations(self) -> list[FederationConfig]:
+        """The main federation first, then each of ``compare``; options are taken over only by the same method."""
+        main = self.federation.model_dump()
+        result = [self.federation]
+        for number, override in enumerate(self.compare, 1):
+            inherited = dict(main, label="")
+            if override.get("method", main["method"]) != main["method"]:
+                inherited["options"] = {}
+            if override.get("aggregator", main["aggregator"]) != main["aggregator"]:
+                inherited["aggregator_options"] = {}
+            try:
+                result.append(FederationConfig.model_validate({**inherited, **override}))
+            except ValidationError as error:
+                raise ValueError(f"table {number} of compare: {first_problem(error)}") from error
+        return result
+
+    def arms(self) -> dict[str, FederationConfig]:
+        """Everything that merchants are asked to train, by name: the federations, then the controls that need them.
+
+        A federation titled ``fedavg`` is its own control. ``personal of X`` adapts X's global student to each merchant.
+        """
+        arms = {federation.title: federation for federation in self.federations()}
+        kept = {"rounds": self.federation.rounds, "participation": self.federation.participation}
+        local_epochs = self.federation.options.get("local_epochs")
+        plain = {} if local_epochs is None else {"local_epochs": local_epochs}
+        if "fedavg" in self.controls:
+            arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, **kept))
+        alone = {"local_epochs": self.training.local_epochs}
+        if "local" in self.controls:
+            arms["local"] = FederationConfig(method="local", options=alone, rounds=1)
+        if self.adaptation.personal:
+            alone = {"local_epochs": self.adaptation.personal_epochs}
+            for federation in self.federations():
+                name = f"personal of {federation.title}"
+                arms[name] = FederationConfig(method="personal", options=alone, rounds=1)
+        return arms
+
+    def unit_of(self, arm: str) -> str:
+        """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
+        private = any(federation.title == arm for federation in self.federations())
+        return self.privacy.unit if private else "none"
+
+    def transport_of(self, arm: str) -> TransportConfig:
+        """How messages are coded in an arm: federations may have chains of their own; controls have none."""
+        for federation in self.federations():
+            if federation.title == arm:
+                return self.transport if federation.transport is None else federation.transport
+        return TransportConfig()
+
+    def training_of(self, arm: str) -> TrainingConfig:
+        """How merchants train in an arm: private federations may have an optimizer and a rate of their own."""
+        if self.unit_of(arm) == "none":
+            return self.training
+        optimizer = self.privacy.optimizer or self.training.optimizer
+        changes = {
+            "optimizer": optimizer,
+            "momentum": self.training.momentum if optimizer == "sgd" else 0.0,
+            "learning_rate": self.privacy.learning_rate or self.training.learning_rate,
+        }
+        return self.training.model_copy(update=changes)
+
+    @classmethod
+    def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:
+        """Check ``tables``; raise ConfigError naming ``source`` and the first wrong key."""
+        try:
+            return cls.model_validate(tables)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {first_problem(error)}") from error
+
+    @classmethod
+    def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a TOML file and apply ``overrides`` (dotted keys)."""
+        tables = read_toml(path, "experiment")
+        for key, value in (overrides or {}).items():
+            _set(tables, key, value)
+        return cls.parse(tables, str(path))
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
+        """A checked copy with ``changes`` (dotted keys) applied."""
+        tables = self.model_dump(mode="json", exclude_none=True)
+        for key, value in changes.items():
+            _set(tables, key, value)
+        return type(self).parse(tables)
+
+    def tiny(self) -> Self:
+        """A quick version of the same experiment, for trying a file out: few merchants, a small teacher, two rounds."""
+        seeds = [{"seed": number} for number in range(1, len(self.teacher.ensemble) + 1)]
+        assistants = [{**one.model_dump(mode="json"), "epochs": 1} for one in self.distill.assistants]
+        quick_rounds = [{**table, "rounds": min(2, table.get("rounds", 2))} for table in self.compare]
+        return self.with_changes(
+            {
+                "name": f"{self.name}-tiny",
+                "repeats": 1,
+                "compare": quick_rounds,
+                "data.max_merchants": min(6, self.data.max_merchants or 6),
+                "data.proxy_size": min(100, self.data.proxy_size),
+                "data.max_examples": min(200, self.data.max_examples or 200),
+                "teacher.model": "bert-small",
+                "teacher.options": {"layers": 1, "width": 32, "heads": 2},
+                "teacher.epochs": 1,
+                "teacher.max_examples": 200,
+                "teacher.ensemble": seeds,
+                "distill.assistants": assistants,
+                "training.server_epochs": 1,
+                "training.pooled_epochs": 1,
+                "training.local_epochs": 1,
+                "federation.rounds": min(2, self.federation.rounds),
+            }
+        )
+
+    def to_toml(self) -> str:
+        """The complete experiment as TOML, defaults included."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def to_run_config(self) -> dict[str, bool | int | float | str]:
+        """The experiment as a flat Flower run config: dotted keys; lists, option tables and absent values as JSON.
+
+        A text that could be taken for JSON is written as JSON too.
+        """
+        flat: dict[str, bool | int | float | str] = {}
+
+        def walk(prefix: str, table: BaseModel) -> None:
+            dumped = table.model_dump(mode="json")
+            for key in type(table).model_fields:
+                value = getattr(table, key)
+                if isinstance(value, BaseModel):
+                    walk(f"{prefix}{key}.", value)
+                elif isinstance(value, (list, dict)) or value is None or _looks_like_json(dumped[key]):
+                    flat[prefix + key] = json.dumps(dumped[key])
+                else:
+                    flat[prefix + key] = dumped[key]
+
+        walk("", self)
+        return flat
+
+    @classmethod
+    def from_run_config(cls, flat: Mapping[str, Any]) -> Self:
+        """Inverse of ``to_run_config``."""
+        tables: dict[str, Any] = {}
+        for key, value in flat.items():
+            if _looks_like_json(value):
+                try:
+                    value = json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ConfigError(f"run config key {key!r} is not valid JSON: {error}") from error
+            if value is not None:
+                _set(tables, key, value)
+        return cls.parse(tables, "run config")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value`` as on the command line; the value is TOML, or a plain string."""
+    key, separator, value = text.partition("=")
+    if not separator or not all(part.strip() for part in key.split(".")):
+        raise ConfigError(f"--set wants key=value, for example federation.rounds=3, not {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{dotted}: {parent} is a value, not a table")
+    tables[last] = value
+
+
+def _looks_like_json(value: Any) -> bool:
+    return isinstance(value, str) and (value == "null" or value.startswith(("[", "{", '"')))

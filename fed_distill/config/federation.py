@@ -1,0 +1,92 @@
+"""The method, its rounds, how messages are coded, and what follows the last round."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from fed_distill.config.tables import ConfigTable, PositiveFloat, PositiveInt
+
+StageTable = str | dict[str, Any]
+
+
+class TransportConfig(ConfigTable):
+    """How messages are made smaller: stages by name, or tables with ``stage`` and its options, applied in their order.
+
+    Nothing is coded by default. Controls never are.
+    """
+
+    weights: list[StageTable] = Field(
+        default_factory=list, description="of uplinks, as updates: top-k, svd, then sign, int4, int8 or float16"
+    )
+    soft_labels: list[StageTable] = Field(
+        default_factory=list, description="of uplinks: top-k, then int4, int8 or float16"
+    )
+    downlink_weights: list[StageTable] = Field(
+        default_factory=list, description="of the global student: int4, int8 or float16"
+    )
+    downlink_soft_labels: list[StageTable] = Field(
+        default_factory=list, description="of the consensus: top-k, then int4, int8 or float16"
+    )
+    error_feedback: bool = Field(
+        True, description="merchants keep what coding loses of an update, and add it to the next"
+    )
+    soft_label_cache: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None,
+        description="send soft labels only of proxy examples in which a probability changed by more than this since "
+        "the server had it; none to send all",
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        entries = (*self.weights, *self.soft_labels, *self.downlink_weights, *self.downlink_soft_labels)
+        for entry in entries:
+            if isinstance(entry, dict) and not isinstance(entry.get("stage"), str):
+                raise ValueError('a table without a stage: write { stage = "top-k", ... }')
+        for entry in self.downlink_weights:
+            name = entry if isinstance(entry, str) else entry["stage"]
+            if name in ("top-k", "svd", "sign"):
+                raise ValueError(f"downlink_weights: {name} is for updates; whole weights take int4, int8 or float16")
+        return self
+
+
+class FederationConfig(ConfigTable):
+    """The method and its rounds."""
+
+    method: str = Field("fedavg-kd", description="name of a method, or import path of an own one")
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
+    aggregator: str = Field("fedavg", description="how weights are merged: fedavg, fedsubavg, fedadam, fedmedian ...")
+    aggregator_options: dict[str, Any] = Field(default_factory=dict, description="the aggregator's own options")
+    rounds: PositiveInt = 10
+    participation: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of merchants sampled in a round"
+    )
+    validate_every: PositiveInt = Field(
+        1, description="rounds between two validations; the last round is always validated"
+    )
+    patience: PositiveInt | None = Field(
+        None, description="validations without a better one before it stops, with its best round; none for all rounds"
+    )
+    transport: TransportConfig | None = Field(None, description="how its messages are coded; none for [transport]")
+    label: str = Field(
+        "", pattern=r"^[^/]*$", description="name in tables and files; the method's and aggregator's names if empty"
+    )
+
+    @property
+    def title(self) -> str:
+        """Name of this federation in tables and folders."""
+        return self.label or (self.method if self.aggregator == "fedavg" else f"{self.method}+{self.aggregator}")
+
+
+class AdaptationConfig(ConfigTable):
+    """What happens to the global student after the last round."""
+
+    enabled: bool = Field(
+        True, description="fine-tune on the server's data, distil again on domain text, fine-tune again"
+    )
+    epochs: PositiveFloat = Field(1.0, description="epochs of each of the three stages")
+    learning_rate_scale: PositiveFloat = Field(0.3, description="factor on training.server_learning_rate")
+    unfreeze: bool = Field(
+        False, description="fine-tune its last layer first, then with each layer before it, all in the same epochs"
+    )
+    personal: bool = Field(False, description="also adapt to each merchant; its student stays there")
+    personal_epochs: PositiveFloat = Field(1.0, description="epochs of a merchant's own adaptation")

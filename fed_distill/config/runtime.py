@@ -1,0 +1,35 @@
+"""Where a run is kept and how it is computed."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fed_distill.config.tables import ConfigTable, PositiveInt
+
+
+class RuntimeConfig(ConfigTable):
+    """Where a run is kept, how it is computed and what follows it; nothing here changes a result but by rounding."""
+
+    folder: Path = Field(Path("runs"), description="runs are kept in FOLDER/NAME")
+    resume: bool = Field(False, description="go on with a stopped run of this name")
+    cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
+    sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")
+    trainer: Literal["cohort", "sequential"] = Field(
+        "cohort", description="many merchants as one tensor program, or one after another on the CPU"
+    )
+    cohort: PositiveInt | None = Field(
+        None, description="merchants that train together at most; default: 16 on a CPU, on a GPU what fits"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where students are trained; auto: a GPU if any")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="processes that train the merchants, with at least one site each; in process only"
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="threads of one process; default: its share of all cores"
+    )
+    measure_speed: bool = Field(True, description="time teacher and student on a few pairs, for the report")
+    callbacks: list[str] = Field(
+        default_factory=lambda: ["progress", "tensorboard"],
+        description="what follows a run: progress, tensorboard, wandb, own",
+    )
