@@ -237,8 +237,9 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     progress.started |= set(intake.merchants) if method.personal else set()
     if state.server_plan.phases:
         student = federation.students[federation.global_student]
+        server_rate = round_learning_rate(federation.server.config, number, config.rounds)
         weights = federation.server.train(
-            student, state.weights, state.server_plan, (federation.seed, federation.arm, "server", number), Pace(rate)
+            student, state.weights, state.server_plan, (federation.seed, federation.arm, "server", number), Pace(server_rate)
         )
         state = replace(state, weights=weights)
     progress.state = state

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 from fed_distill.data import load
 from fed_distill.errors import ConfigError
@@ -111,3 +112,18 @@ def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anythin
     with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover all that method fd sends"):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_is(tiny_experiment, simulate, tmp_path):
+    """Private steps may want a rate that is hundreds of times another; what the server trains is not private."""
+    changes = {
+        "privacy": {"unit": "vote", "epsilon": 1e4, "optimizer": "sgd", "learning_rate": 1e-12},
+        "federation": {"method": "pate", "rounds": 1},
+        "controls": [],
+        "adaptation.enabled": False,
+    }
+    folder, _ = simulate(tiny_experiment(tmp_path, changes))
+    kept = folder / "checkpoint" / "seed-0"
+    start = load_file(kept / "server.two-tower.safetensors")
+    end = load_file(kept / "federation.pate.final.safetensors")
+    assert max(float((end[name] - value).abs().max()) for name, value in start.items()) > 1e-3
