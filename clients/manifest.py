@@ -103,7 +103,11 @@ class Manifest(_Table):
     def own(self, experiment: Experiment) -> Experiment:
         """``experiment`` with the site's state folder and ledgers, and without a path that the server named."""
         return experiment.with_changes(
-            {"runtime.folder": str(self.folder / self.state / "runs"), "privacy.ledger": str(self.ledgers)}
+            {
+                "runtime.folder": str(self.folder / self.state / "runs"),
+                "privacy.ledger": str(self.ledgers),
+                "training.augmentation.dictionary": None,
+            }
         )
 
     def read_data(self, seed: int = 0) -> FederatedData:

@@ -252,18 +252,19 @@ class Digests:
             _hash(self._base, {"soft_labels": down.soft_labels})
         if down.class_means is not None:
             _hash(self._base, vars(down.class_means))
-        self._starts: dict[int, tuple[Weights, bytes]] = {}
+        self._starts: dict[tuple[str, int], tuple[Weights, bytes]] = {}
         self._proxies: dict[int, tuple[Encoded, bytes]] = {}
 
     def of(self, blueprint: str, learner: Learner) -> str:
         """Digest for a learner that trains the student of ``blueprint``."""
         start = learner.weights
-        if id(start) not in self._starts:
+        known = blueprint, id(start)
+        if known not in self._starts:
             hashed = hashlib.sha256(blueprint.encode())
             _hash(hashed, start)
-            self._starts[id(start)] = start, hashed.digest()
+            self._starts[known] = start, hashed.digest()
         whole = self._base.copy()
-        whole.update(self._starts[id(start)][1])
+        whole.update(self._starts[known][1])
         if id(learner.proxy) not in self._proxies:
             hashed = hashlib.sha256()
             _hash(hashed, learner.proxy)

@@ -5,7 +5,6 @@ from the server as a request.
 """
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +47,8 @@ from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, 
 
 LARGEST_WEIGHT = 1e6
 """Size of a value in a downlink at most."""
+LARGEST_RATE = 1e4
+"""Learning rate at most: beyond it weights may overflow, and whether they do would tell of examples."""
 _log = logging.getLogger(__name__)
 
 
@@ -318,7 +319,8 @@ class Site:
         examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
         if not augmentation.enabled:
             return self._encode(student, f"train of {merchant}", examples)
-        changed = augmented(examples, augmentation, seeds.numpy_stream(*randomness, "augmentation"))
+        draws = seeds.numpy_stream(*randomness, *self.protection.own_randomness, "augmentation")
+        changed = augmented(examples, augmentation, draws)
         return student.encode(changed.texts, changed.pairs)
 
     def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
@@ -350,8 +352,8 @@ def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, We
     for value in sent:
         if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
             raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")
-    if not 0.0 <= request.learning_rate < math.inf:
-        raise TrainingError(f"a learning rate of {request.learning_rate}")
+    if not 0.0 <= request.learning_rate <= LARGEST_RATE:
+        raise TrainingError(f"a learning rate of {request.learning_rate}, not from 0 to {LARGEST_RATE:g}")
     if request.population < 1 or any(rounds < 1 for rounds in request.rounds):
         raise TrainingError("a request without a positive number of merchants and of each one's rounds")
 

@@ -18,7 +18,7 @@ from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Method, Particular
+from fed_distill.methods.base import Correcting, Method, Particular
 from fed_distill.models import build_student, load_teacher
 from fed_distill.privacy.promise import check_covered
 from fed_distill.results.metrics import classification_report
@@ -101,10 +101,12 @@ def check_names(experiment: Experiment) -> None:
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
         check_promise(experiment.privacy.unit, federation, method)
         Codec.of(experiment.transport_of(federation.title))
-        if experiment.privacy.weighting != "examples" and federation.aggregator != "fedavg":
+        weighting = experiment.privacy.weighting
+        if weighting != "examples" and federation.aggregator_options.get("weight", weighting) != weighting:
+            raise ConfigError(f"privacy.weighting = {weighting!r} and another weight in aggregator_options: drop one")
+        if weighting != "examples" and federation.aggregator != "fedavg":
             raise ConfigError(
-                f"privacy.weighting = {experiment.privacy.weighting!r} is for aggregator fedavg, not "
-                f"{federation.aggregator}"
+                f"privacy.weighting = {weighting!r} is for aggregator fedavg, not {federation.aggregator}"
             )
         if experiment.student.by_merchant and not method.personal:
             raise ConfigError(
@@ -134,6 +136,8 @@ def check_transport(experiment: Experiment) -> None:
         for part in ("weights", "soft_labels"):
             if getattr(config, part) and part not in sent:
                 raise ConfigError(f"{key} codes {part}, which no method on its terms sends: drop {part} from it")
+        if config.downlink_soft_labels and "answered" in sent:
+            raise ConfigError(f"{key} codes soft labels that merchants select by as the server does: drop it")
         if config.soft_label_cache is not None and (lacking := _uncacheable(sent)):
             raise ConfigError(f"{key} caches soft labels, {lacking}: drop soft_label_cache from it")
 
@@ -149,6 +153,11 @@ def check_methods(experiment: Experiment, classes: int) -> None:
     """ConfigError for the first method that cannot be trained as merchants do, or on a task of so many classes."""
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
+        private = experiment.privacy if experiment.unit_of(federation.title) == "example" else None
+        if isinstance(method, Correcting) and private is not None and (private.rows or private.row_rate_power):
+            raise ConfigError(
+                f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"
+            )
         if isinstance(method, Particular):
             method.check(federation, experiment.training_of(federation.title), classes)
 

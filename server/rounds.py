@@ -239,7 +239,11 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
         student = federation.students[federation.global_student]
         server_rate = round_learning_rate(federation.server.config, number, config.rounds)
         weights = federation.server.train(
-            student, state.weights, state.server_plan, (federation.seed, federation.arm, "server", number), Pace(server_rate)
+            student,
+            state.weights,
+            state.server_plan,
+            (federation.seed, federation.arm, "server", number),
+            Pace(server_rate),
         )
         state = replace(state, weights=weights)
     progress.state = state

@@ -257,7 +257,7 @@ class Sites:
                     uplink = decode(single)
                     self._check_sender(uplink, request, reply.metadata.src_node_id, uplinks)
                 except UplinkRejected as error:
-                    refusals.append(Refusal("", str(error)))
+                    refusals.append(Refusal("", _readable(str(error))))
                     continue
                 uplinks[uplink.merchant] = uplink
                 uplink_bytes += serialized_bytes(single)
@@ -303,7 +303,7 @@ class Sites:
 
 
 def _failure(node: int, reason: str | None) -> Refusal:
-    refusal = Refusal("", f"site {node} failed: {reason}")
+    refusal = Refusal("", _readable(f"site {node} failed: {reason}"))
     _log.warning("%s", refusal.reason)
     return refusal
 
@@ -324,8 +324,12 @@ def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
     merchant, reason = str(record.get("merchant", "")), str(record.get("reason", "no reason given"))
     if merchant not in request.merchants:
         return _failure(node, "it refused for merchants that it was not asked for")
-    clean = "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON])
-    return Refusal(merchant, clean, bool(record.get("budget", False)))
+    return Refusal(merchant, _readable(reason), bool(record.get("budget", False)))
+
+
+def _readable(reason: str) -> str:
+    """What a site says of itself, without what a log or terminal could stumble over."""
+    return "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON])
 
 
 def _announced(record: ConfigRecord) -> list[tuple[str, int | None]]:

@@ -61,12 +61,14 @@ class Experiment(ConfigTable):
     @model_validator(mode="after")
     def _rates_of_sgd(self) -> Self:
         privacy = self.privacy
+        if privacy.unit != "example":
+            return self
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(privacy, key)]
-        if scaled and privacy.unit == "example":
-            if (privacy.optimizer or self.training.optimizer) != "sgd":
-                raise ValueError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
-            if privacy.row_rate_power and not self.training.submodel:
-                raise ValueError("privacy.row_rate_power needs training.submodel, which counts the rows that are used")
+        if scaled and (privacy.optimizer or self.training.optimizer) != "sgd":
+            raise ValueError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
+        counted = [key for key in ("rows", "row_rate_power") if getattr(privacy, key)]
+        if counted and not self.training.submodel:
+            raise ValueError(f"privacy.{counted[0]} needs training.submodel, which counts the rows that are used")
         return self
 
     @model_validator(mode="after")

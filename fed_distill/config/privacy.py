@@ -64,10 +64,10 @@ class PrivacyConfig(ConfigTable):
         description="unit example, optimizer sgd: a table's row that the proxy set uses c times moves by c^-power; 0: "
         "all alike",
     )
-    weighting: Literal["examples", "inverse-variance"] = Field(
+    weighting: Literal["examples", "examples-squared"] = Field(
         "examples",
-        description="unit example, aggregator fedavg: what a merchant counts for; inverse-variance: its examples "
-        "squared, since its noise falls with them",
+        description="unit example, aggregator fedavg: what a merchant counts for; squared: the mean of least noise "
+        "where a step is of all examples (see batch_size)",
     )
     size_noise: PositiveFloat = Field(
         20.0, description="unit example: deviation of the noise on a merchant's number of examples, by which it counts"

@@ -18,17 +18,18 @@ from fed_distill.transport.messages import Uplink, Weights
 class FedAvg:
     """Mean weighted by examples (McMahan et al., AISTATS 2017).
 
-    weight: what a merchant counts for. ``examples``: its examples. ``inverse-variance``: their square. Under
-    example-level DP the noise on a merchant's mean gradient has a deviation of 1/n of its n examples, so that this
-    mean has the least noise; the price is that large merchants decide more (noise-aware aggregation, Malekmohammadi
-    et al., "Noise-aware algorithm for heterogeneous differentially private federated learning", ICML 2024).
+    weight: what a merchant counts for. ``examples``: its examples. ``examples-squared``: their square. Under
+    example-level DP with steps of all examples the variance of the noise on a merchant's mean gradient falls with
+    1/n^2, and this mean has the least of it; the price is that large merchants decide more (noise-aware aggregation,
+    Malekmohammadi et al., "Noise-aware algorithm for heterogeneous differentially private federated learning", ICML
+    2024). Not for steps of batches, whose noise does not fall with n.
     """
 
-    weight: Literal["examples", "inverse-variance"] = "examples"
+    weight: Literal["examples", "examples-squared"] = "examples"
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights; rows that a merchant did not send count as they were."""
-        return mean_weights(current, uplinks, 2 if self.weight == "inverse-variance" else 1)
+        return mean_weights(current, uplinks, 2 if self.weight == "examples-squared" else 1)
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is kept between rounds."""

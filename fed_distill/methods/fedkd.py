@@ -56,6 +56,8 @@ class FedKD(FedAvg):
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """How the mentee moved, factored."""
         assert down.weights is not None
+        if "energy" not in down.scalars:
+            raise UplinkRejected(f"merchant {trained.merchant}: the server names no energy")
         try:
             update = update_of(trained.weights, down.weights)
         except ValueError as error:

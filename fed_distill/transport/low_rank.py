@@ -8,6 +8,7 @@ learning via knowledge distillation", Nature Communications 2022 (FedKD).
 import torch
 from torch import Tensor
 
+from fed_distill.errors import TrainingError
 from fed_distill.transport.messages import LowRankUpdate, PartialWeights
 
 
@@ -37,7 +38,10 @@ def factors(matrix: Tensor, energy: float, rank: int | None = None) -> tuple[Ten
     Rows and columns of zeros come back as zeros, exactly.
     """
     rows, columns = matrix.shape
-    left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
+    try:
+        left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError as error:
+        raise TrainingError(f"an update without a singular value decomposition: {error}") from error
     kept = rank_for_energy(singular_values, energy)
     kept = kept if rank is None else min(kept, rank)
     if kept > most_rank(rows, columns):

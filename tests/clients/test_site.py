@@ -1,5 +1,6 @@
 """A site trains its merchants the same whoever else is there, keeps what is theirs, and says who failed."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from clients.site import open_site
 from fed_distill.data.examples import MerchantData
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.runtime.merchant_store import MerchantStore
 from fed_distill.training.submodel import completed
@@ -89,11 +90,18 @@ def test_a_merchant_that_fails_is_a_refusal_and_the_others_go_on(world):
     assert not any(isinstance(answer, Refusal) for answer in answers.values())
 
 
-def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(world):
+def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(world, monkeypatch):
+    monkeypatch.setattr("clients.site.LARGEST_RATE", math.inf)
     request = replace(world.request(world.names[0]), learning_rate=1e30)
     (answer,) = world.site().train(request, world.down(), {})
     assert answer.merchant == world.names[0]
     assert answer.reason.startswith(f"{world.names[0]}: the loss of phase 1 is nan; lower training.learning_rate")
+
+
+@pytest.mark.parametrize("rate", [-1.0, 2e4, math.inf, math.nan])
+def test_a_rate_with_which_weights_may_overflow_is_refused(world, rate):
+    with pytest.raises(TrainingError, match=r"a learning rate of .*, not from 0 to 10000"):
+        list(world.site().train(replace(world.request(world.names[0]), learning_rate=rate), world.down(), {}))
 
 
 def count_right(student, weights, test):

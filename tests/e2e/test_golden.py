@@ -62,7 +62,7 @@ RUNS = {
         "privacy.accountant": "prv",
         "privacy.rate_scales": {"bag.table": 10.0},
         "privacy.row_rate_power": 0.5,
-        "privacy.weighting": "inverse-variance",
+        "privacy.weighting": "examples-squared",
     },
     "privacy of merchants": {"privacy.unit": "merchant", "privacy.epsilon": 50.0},
     "privacy of votes": {

@@ -41,12 +41,12 @@ def test_fedavg_is_the_mean_of_whole_tables_weighted_by_examples(current, make_u
     assert_weights(build("fedavg").average(current, uplinks), weighted_mean(uplinks, dense(uplinks)))
 
 
-def test_fedavg_by_inverse_variance_has_the_least_noise_of_means_whose_noise_falls_with_examples(current, make_uplinks):
+def test_fedavg_by_squared_examples_has_the_least_noise_of_means_whose_noise_falls_with_examples(current, make_uplinks):
     """Of all weights w that sum to 1, w proportional to n^2 has the least sum of (w / n)^2: the textbook mean."""
     uplinks = make_uplinks(3)
     variances = [1.0 / uplink.examples**2 for uplink in uplinks]
     least = [1.0 / variance / sum(1.0 / other for other in variances) for variance in variances]
-    merged = build("fedavg", weight="inverse-variance").average(current, uplinks)
+    merged = build("fedavg", weight="examples-squared").average(current, uplinks)
     whole = [completed(uplink.weights, current) for uplink in uplinks]
     expected = {
         name: sum(share * one[name].double().numpy() for share, one in zip(least, whole, strict=True))

@@ -96,6 +96,18 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
         ({"privacy.unit": "merchant", "federation.method": "fedmd"}, "needs a method that sends weights only"),
         ({"privacy.unit": "merchant", "federation.aggregator": "fedmedian"}, "and aggregator fedavg, not"),
         ({"privacy.unit": "vote"}, "needs a method that sends votes only, such as pate"),
+        (
+            {"privacy.weighting": "examples-squared", "federation.aggregator": "fedmedian"},
+            "is for aggregator fedavg, not fedmedian",
+        ),
+        (
+            {"privacy.weighting": "examples-squared", "federation.aggregator_options": {"weight": "examples"}},
+            "another weight in aggregator_options",
+        ),
+        (
+            {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.rows": 10},
+            "method scaffold trains whole tables: drop privacy.rows",
+        ),
     ],
 )
 def test_noise_that_would_not_cover_what_is_sent_is_refused(tiny_experiment, simulate, tmp_path, changes, message):

@@ -12,6 +12,9 @@ from fed_distill.transport.coding.base import Decode, Encode, Shape
 from fed_distill.transport.coding.integers import read_fixed, write_fixed
 from fed_distill.transport.coding.stream import Reader, Writer
 
+_LEAST_LEFT = 1e-3
+"""What classes that are not sent share at least: rounding may leave them nothing, and logarithms are taken of it."""
+
 
 class _Steps:
     """Probabilities rounded to the nearest of ``2**bits - 1`` equal steps between 0 and 1, ``bits`` bits each.
@@ -32,9 +35,10 @@ class _Steps:
         write_fixed(out, (value.clamp(0.0, 1.0) * self.levels).round().to(torch.int32).numpy(), self.bits)
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Whole numbers of steps."""
+        """Whole numbers of steps; a quarter of one for 0, the middle of what was rounded to it: logarithms are taken of
+        it."""
         whole = torch.from_numpy(read_fixed(source, int(np.prod(shape)), self.bits))
-        return (whole.float() / self.levels).reshape(shape)
+        return (whole.float().clamp_min(0.25) / self.levels).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class TopK:
         if bool((chosen >= every).any()) or bool((chosen.diff(dim=1) <= 0).any()):
             raise ValueError(f"it names classes twice, or outside 0 to {every - 1}")
         kept = rest((examples, self.classes))
-        left = (1.0 - kept.sum(dim=1, keepdim=True)).clamp_min(0.0) / (every - self.classes)
+        left = (1.0 - kept.sum(dim=1, keepdim=True)).clamp_min(_LEAST_LEFT) / (every - self.classes)
         return left.expand(examples, every).scatter(1, chosen, kept)
 
 

@@ -66,7 +66,7 @@ def test_a_quantized_entry_is_off_by_less_than_a_step_of_its_row(through, stage,
     got, size = through([stage], value)
     step = by_row(value).abs().amax(dim=1, keepdim=True).double() / levels * SCALE
     apart = (by_row(got).double() - by_row(value).double()).abs()
-    assert bool((apart <= step * (1 + 1e-5) + 1e-44).all())  # float32 has no smaller steps than 1.4e-45
+    assert bool((apart <= step * (1 + 1e-5) + 1e-37).all())  # subnormals have few digits
     assert size == 2 * len(value) + math.ceil(value.numel() * (8 if levels == 127 else 4) / 8)
 
 
