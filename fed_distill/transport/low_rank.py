@@ -40,7 +40,7 @@ def factors(matrix: Tensor, energy: float, rank: int | None = None) -> tuple[Ten
     rows, columns = matrix.shape
     try:
         left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:  # LinAlgError, which torch does not export
         raise TrainingError(f"an update without a singular value decomposition: {error}") from error
     kept = rank_for_energy(singular_values, energy)
     kept = kept if rank is None else min(kept, rank)
