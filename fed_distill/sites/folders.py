@@ -112,6 +112,7 @@ class Deployment:
             **_releases(),
         }
         self._text(self.folder / ADDRESS, self.address + "\n")
+        self._text(self.folder / ".gitignore", "*\n")  # keys are nothing to commit
         self._text(server / "ca.crt", authority)
         self._text(server / "start.sh", templates.SERVER_START.substitute(filled), 0o755)
         self._text(server / "register.sh", templates.REGISTER.substitute(filled), 0o755)

@@ -27,7 +27,14 @@ cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
 [ $$# -gt 0 ] || set -- keys/*.pub
 for key in "$$@"; do
-    flwr supernode register "$$key" prod --name "$$(basename "$$key" .pub)"
+    if told=$$(flwr supernode register "$$key" prod --name "$$(basename "$$key" .pub)" 2>&1); then
+        echo "$$told"
+    elif echo "$$told" | grep -q "already in use"; then
+        echo "$$key: registered before"
+    else
+        echo "$$told" >&2
+        exit 1
+    fi
 done
 """)
 
@@ -130,9 +137,9 @@ max_update_mib = 64    # one merchant's answer in one round
 # hours = "22:00-06:00"
 
 [limits.default]       # privacy of each merchant
-max_epsilon = 8.0      # of all its releases together, over all runs
+max_epsilon = 8.0      # of all its private releases together, over all runs; runs without privacy do not count
 # min_noise = 0.5
-# units = ["example"]  # takes part in nothing less protected
+# units = ["example"]  # takes part in nothing less protected; without this line, in runs without privacy too
 
 # [limits.merchants."NAME"]  # one merchant's own limits
 # max_epsilon = 1.0
