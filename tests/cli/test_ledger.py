@@ -6,7 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from fed_distill.cli.main import app, main
+from fed_distill.cli.main import app
 from fed_distill.privacy.accounting import Spend, epsilon
 from fed_distill.privacy.ledger import Charge, Ledgers
 
@@ -14,21 +14,14 @@ SPENDS = (Spend(1.2, 0.1, 10), Spend(20.0, 1.0, 1))
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(entered, monkeypatch):
     """A function that runs a command line as the entry point does: exit code, output, errors."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fed-distill", "ledger", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return entered("ledger", *arguments)
 
     return run
 

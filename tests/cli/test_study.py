@@ -1,7 +1,6 @@
 """``fed-distill study``: from a file to a report, once; what failed is told by the exit code, a mistake in one line."""
 
 import os
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from fed_distill.cli import study as study_command
-from fed_distill.cli.main import app, main
+from fed_distill.cli.main import app
 from fed_distill.study.cells import expand
 from fed_distill.study.grid import Study
 from fed_distill.study.runner import Runner
@@ -37,18 +36,11 @@ def wide_terminal(monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(entered):
     """A function that runs ``fed-distill study`` as the entry point does: exit code, output, errors."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fed-distill", "study", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return entered("study", *arguments)
 
     return run
 

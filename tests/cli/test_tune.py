@@ -1,14 +1,13 @@
 """``fed-distill tune``: from a file to the best experiment, and a mistake in one line."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fed_distill.cli import tune as tune_command
-from fed_distill.cli.main import app, main
+from fed_distill.cli.main import app
 from fed_distill.config import Experiment
 from fed_distill.tuning.tuner import Tuner
 
@@ -29,7 +28,7 @@ log = true
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(entered, monkeypatch):
     """A function that runs ``fed-distill tune`` as the entry point does: exit code, output, errors."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
@@ -37,14 +36,7 @@ def command(monkeypatch, capsys):
 
     def run(*arguments, function="run"):
         monkeypatch.setattr(tune_command, "SIMULATE", f"sham_trials:{function}")
-        monkeypatch.setattr(sys, "argv", ["fed-distill", "tune", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return entered("tune", *arguments)
 
     return run
 
