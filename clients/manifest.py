@@ -34,12 +34,14 @@ class OwnData(_Table):
 
     path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
     ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
-    site. merchants: who of those in the file takes part; empty for all. valid_share, test_share: of the groups, held
-    out. part: column that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
+    site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
+    part; empty for all. valid_share, test_share: of the groups, held out. part: column that says ``train``, ``valid``
+    or ``test`` of rows that were cleaned and split before.
     """
 
     path: Path
     columns: dict[str, str] = {}
+    labels: dict[str, str] = {}
     merchants: tuple[str, ...] = ()
     valid_share: Share = 0.1
     test_share: Share = 0.2
@@ -141,11 +143,12 @@ class Manifest(_Table):
 
     def _columns(self, task: Task) -> tuple[Table, dict[str, list[Any]]]:
         try:
-            table = Table(self._path, self.data.columns)
+            table = Table(self._path, self.data.columns, self.data.labels)
         except ValueError as error:
             raise ConfigError(f"data.columns of site {self.name}: {error}") from error
         if task.pair and not table.named.pair:
             raise DataError(f"task {task.name} wants two texts: name the column of the second as data.columns.pair")
+        table.check_labels(task)
         return table, table.columns_of_file(self.data.part)
 
     def _owners(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
@@ -163,7 +166,7 @@ class Manifest(_Table):
         rows = LabeledRows.build(
             task,
             table.texts_of(columns, table.named.text),
-            [read_label(value) for value in columns[table.named.label]],
+            [read_label(value) for value in table.labels_of(columns)],
             config,
             pairs=table.texts_of(columns, table.named.pair) if task.pair else None,
             merchants=self._owners(table, columns),
@@ -185,7 +188,7 @@ class Manifest(_Table):
         """The rows as they are, in the parts that the file names."""
         table, columns = self._columns(task)
         read_label = label_reader(task)
-        labels = np.asarray([read_label(value) for value in columns[table.named.label]], dtype=np.int64)
+        labels = np.asarray([read_label(value) for value in table.labels_of(columns)], dtype=np.int64)
         for wrong in np.flatnonzero(labels == UNLABELED).tolist():
             value = columns[table.named.label][wrong]
             raise DataError(f"{self._path}, row {wrong + 1}: {value!r} is no class of {task.name}")

@@ -112,6 +112,8 @@ def clean(
             kept.append(mask(found[0], masked))
             if kept_pairs is not None:
                 kept_pairs.append(mask(found[1], masked))
+    if dropped["unknown label"]:
+        LOG.warning("%d of %d rows have no known label and are left out", dropped["unknown label"], len(texts))
     silent = sorted(set(unlabeled) - labeled - {""})
     if silent:
         LOG.warning(

@@ -73,11 +73,13 @@ class Table:
     ``sentiment``, ``category`` and ``faq`` of texts, the last two with the file's labels as classes.
 
     path: a .csv, .tsv, .parquet, .jsonl or .json (one object a line) file. columns: what the columns are called, by
-    the roles of `Columns`. ranking_queries: queries of the ranking view at most.
+    the roles of `Columns`. labels: what a label in the file means, as the name of a class. ranking_queries: queries of
+    the ranking view at most.
     """
 
     path: Path
     columns: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
     ranking_queries: Annotated[int, Field(ge=1)] = 400
 
     def __post_init__(self) -> None:
@@ -100,15 +102,17 @@ class Table:
                 f"task {config.task} wants two texts: name the column of the second as data.options.columns.pair"
             )
         columns = self.columns_of_file()
-        raw = columns[self.named.label]
+        raw = self.labels_of(columns)
         task = _task(config.task, raw, self.path)
+        self.check_labels(task)
         read_label = label_reader(task)
         labels = [read_label(value) for value in raw]
         if raw and all(label == UNLABELED for label in labels):
             common = ", ".join(repr(name) for name, _ in Counter(map(str, raw)).most_common(3))
             raise DataError(
                 f"{self.path}: no label in column {self.named.label!r} is a class of {task.name}; they are {common}, "
-                f"first in row 1; {task.name} has: {', '.join(task.classes)}"
+                f"first in row 1; {task.name} has: {', '.join(task.classes)}. Say what "
+                f'they mean as labels, such as {{ "{raw[0]}" = "{task.classes[0]}" }}, beside columns'
             )
         merchants = self.named.merchant
         groups: list[Hashable] | None = None
@@ -150,6 +154,17 @@ class Table:
         if not columns[self.named.text]:
             raise DataError(f"{self.path} has no rows")
         return columns
+
+    def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
+        """The column of labels, where ``labels`` gives one a meaning as that."""
+        return [self.labels.get(label_text(value), value) for value in columns[self.named.label]]
+
+    def check_labels(self, task: Task) -> None:
+        """DataError if a label is to mean what is no class of the task."""
+        for label, meaning in self.labels.items():
+            if meaning not in task.classes:
+                classes = ", ".join(task.classes)
+                raise DataError(f"labels: {label!r} of {self.path} is to mean {meaning!r}; {task.name} has: {classes}")
 
     def texts_of(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
         """One of ``columns`` as texts; DataError naming the row of what is none."""

@@ -68,11 +68,12 @@ def label_text(value: Any) -> str:
 def label_reader(task: Task) -> Callable[[Any], int]:
     """A function from a label as it stands in a file to a class index, `UNLABELED` if it is none.
 
-    A class is named exactly, or in other case or with blanks or hyphens for underscores, or by its index.
+    A class is named exactly, or in other case or with blanks or hyphens for underscores, or by its index. Grades have
+    no index, since files count them from either end.
     """
     known = {name: index for index, name in enumerate(task.classes)}
     loose = {_loose(name): index for name, index in known.items()}
-    indices = {str(index): index for index in range(len(task.classes))}
+    indices = {} if task.gains else {str(index): index for index in range(len(task.classes))}
 
     def read(value: Any) -> int:
         text = label_text(value)

@@ -130,6 +130,9 @@ text = "text"          # query, history, title, review or question
 label = "label"
 $optional
 
+# [data.labels]        # what its labels mean, where they are not the task's own words
+# "3" = "exact"
+
 [limits.rules]         # what this site takes part in; leave a line out to allow everything
 methods = [$methods]
 max_rounds = 100       # of one federation

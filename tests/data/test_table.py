@@ -68,11 +68,30 @@ def test_groups_with_several_candidates_are_ranked(tmp_path: Path) -> None:
     assert set(data.ranking_test.examples.groups.tolist()) == set(data.test.groups.tolist())
 
 
-def test_unknown_labels_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_unknown_labels_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = graded_rows()
-    rows[0]["grade"], rows[1]["grade"], rows[2]["grade"] = "great", "", "2"
+    rows[0]["grade"], rows[1]["grade"] = "great", ""
     data = load(config(write(rows, tmp_path / "rows.csv")))
     assert data.account["cleaning"]["dropped"]["unknown label"] == 2
+    assert "2 of 720 rows have no known label" in caplog.text
+
+
+def test_numbers_have_the_meaning_that_they_are_given(tmp_path: Path) -> None:
+    numbers = {"exact": 3, "substitute": 2, "complement": 1, "irrelevant": 0}
+    path = write([{**row, "grade": numbers[row["grade"]]} for row in graded_rows()], tmp_path / "rows.csv")
+    options = {"path": str(path), "columns": COLUMNS, "labels": {str(value): name for name, value in numbers.items()}}
+    data, named = load(config(path, options=options)), load(config(write(graded_rows(), tmp_path / "named.csv")))
+    assert data.test.texts == named.test.texts
+    assert data.test.labels.tolist() == named.test.labels.tolist()
+
+
+def test_grades_that_are_numbers_are_not_guessed(tmp_path: Path) -> None:
+    path = write([{**row, "grade": GRADES.index(row["grade"])} for row in graded_rows()], tmp_path / "rows.csv")
+    with pytest.raises(DataError, match=r"no label in column 'grade' is a class of relevance.* mean as labels"):
+        load(config(path))
+    options = {"path": str(path), "columns": COLUMNS, "labels": {"3": "excellent"}}
+    with pytest.raises(DataError, match=r"'3' of .* is to mean 'excellent'; relevance has: exact, substitute"):
+        load(config(path, options=options))
 
 
 def test_texts_that_look_like_missing_values_stay_texts(tmp_path: Path) -> None:
