@@ -53,6 +53,7 @@ from fed_distill.transport.low_rank import multiplied_out
 from fed_distill.transport.messages import Uplink, Weights
 from server.evaluation import Evaluator
 from server.rounds import Federation, federate, round_learning_rate
+from server.schooling import School
 from server.sites import Sites
 from server.students import ServerTraining
 from server.teaching import Teaching, prepare_teacher
@@ -242,6 +243,7 @@ class Auditing:
             }
         )
         title, name = experiment.federation.title, experiment.student.model
+        server = ServerTraining(data, experiment.training, experiment.runtime)
         try:
             yield Federation(
                 arm=title,
@@ -254,8 +256,9 @@ class Auditing:
                 starts={name: self.start},
                 dealt=[name],
                 teacher_labels=self.teaching.labels,
+                relearn=School(experiment, experiment.seed, self.teaching, server, self.callbacks).relearned,
                 sites=Sites(self.make_grid(experiment, data)),
-                server=ServerTraining(data, experiment.training, experiment.runtime),
+                server=server,
                 evaluator=self._evaluator,
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),

@@ -12,26 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from torch import Tensor
-
-from fed_distill.config import AssistantConfig, Experiment
-from fed_distill.data.examples import Examples
+from fed_distill.config import Experiment
 from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
-from fed_distill.distill.chain import Level, levels
-from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
-from fed_distill.distill.masked import read_domain
-from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.transfer import Lesson
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import GlobalState
-from fed_distill.models import TextModel, build_student
+from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.privacy.promise import account
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
-from fed_distill.results.versions import versions
-from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.training.submodel import completed
@@ -40,11 +29,11 @@ from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator, accuracies, mean_metrics
 from server.intake import Intake
-from server.protection import counted_plainly
 from server.rounds import Federation, federate, round_learning_rate
+from server.schooling import School
 from server.sites import Sites
 from server.students import ServerTraining, labels_plan, server_plan
-from server.teaching import Teaching, domain_texts
+from server.teaching import Teaching
 
 
 @dataclass
@@ -59,6 +48,11 @@ class Comparison:
     evaluator: Evaluator
     store: RunStore
     callbacks: Callback
+
+    @cached_property
+    def school(self) -> School:
+        """How its students are taught."""
+        return School(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
 
     def run(self) -> list[Outcome]:
         """Train and measure what is not kept yet; controls first."""
@@ -80,12 +74,6 @@ class Comparison:
         for level, measure in self._chain().items():
             outcomes.append(self._kept(f"level.{level}", measure))
         return outcomes
-
-    def student(self, name: str) -> TextModel:
-        """A student by name, built the same for a seed whenever it is asked for."""
-        with seeds.scope(self.seed, "student", name):
-            options = self.experiment.student.options_of(name)
-            return build_student(name, options, self.server.data.task, self.teaching.teacher)
 
     def final_weights(self, title: str) -> Weights:
         """The weights that a federation was measured with; call it after ``run``."""
@@ -113,68 +101,10 @@ class Comparison:
         found = read_checkpoint(path)
         if found is not None:
             return found[0]
-        student, lesson = self.student(name), self._lesson
         self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
-        self._read_domain(student, name)
-        weights = self._distilled(student, lesson, self.experiment.training.server_epochs, "server", name)
+        weights = self.school.taught(name, self.school.lesson, self.school.step)
         write_checkpoint(path, weights, {})
         return weights
-
-    def _read_domain(self, student: TextModel, name: str) -> None:
-        """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
-        config = self.experiment.student
-        if config.masked_epochs:
-            texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
-            read_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, self._step)
-
-    def _distilled(self, student: TextModel, lesson: Lesson, epochs: float, *purpose: str | int) -> Weights:
-        """The weights of ``student``, trained from its own on all that the server has."""
-        weights = {name: value.clone() for name, value in student.state_dict().items()}
-        pupil = lesson.pupil(student, self.seed, *purpose)
-        plan = server_plan(lesson, pupil, epochs, self._labelled([self.server.data.public]))
-        return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), self._step)
-
-    def _labelled(self, parts: Sequence[Examples]) -> Tensor | None:
-        """The teacher's probabilities on labelled examples, where students are to learn from them too."""
-        if self.experiment.distill.hard_weight == 1.0:
-            return None
-        return self.teaching.staff.labels("labelled examples", Examples.concatenate(parts))
-
-    @property
-    def _lesson(self) -> Lesson:
-        """What students are taught: the teacher's lesson, below the last assistant if there is any."""
-        above = self._levels
-        return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
-
-    @cached_property
-    def _levels(self) -> list[Level]:
-        """The assistants between teacher and student, trained or loaded."""
-        data, experiment = self.server.data, self.experiment
-        cache = self.teaching.staff.cache
-        depends_on = fingerprint(
-            teacher=self.teaching.staff.name,
-            task=data.task.classes,
-            public=examples_fingerprint(data.public),
-            proxy=examples_fingerprint(data.proxy.unlabeled()),
-            training=experiment.training.model_dump(mode="json"),
-            hard_weight=experiment.distill.hard_weight,
-            final_temperature=experiment.distill.final_temperature,
-            seed=self.seed,
-            versions=versions(),
-        )
-
-        def build(assistant: AssistantConfig, place: int) -> TextModel:
-            with seeds.scope(self.seed, "assistant", place):
-                return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
-
-        def train(model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int) -> Weights:
-            self.callbacks.on_stage(f"seed {self.seed} · assistant {place}: {assistant.model}", None)
-            return self._distilled(model, lesson, assistant.epochs, "assistant", place)
-
-        def label(model: TextModel, name: str) -> Tensor:
-            return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)
-
-        return levels(experiment.distill.assistants, self.teaching.lesson, depends_on, cache, build, train, label)
 
     def _chain(self) -> dict[str, Callable[[], Outcome]]:
         """What is measured where there are assistants: each of them, the student below them, and its two controls."""
@@ -183,19 +113,20 @@ class Comparison:
         name, epochs = self.experiment.student.model, self.experiment.training.server_epochs
 
         def one_step() -> TextModel:
-            student = self.student(name)
+            student = self.school.student(name)
             self.callbacks.on_stage(f"seed {self.seed} · {name} in one step", None)
-            self._read_domain(student, name)
-            student.load_state_dict(dict(self._distilled(student, self.teaching.lesson, epochs, "server", name)))
+            self.school.read_domain(student, name, self.school.step)
+            lesson, step = self.teaching.lesson, self.school.step
+            student.load_state_dict(dict(self.school.distilled(student, lesson, epochs, step, "server", name)))
             return student
 
         def no_teacher() -> TextModel:
-            student = self.student(name)
+            student = self.school.student(name)
             self.callbacks.on_stage(f"seed {self.seed} · {name} without a teacher", None)
-            self._read_domain(student, name)
+            self.school.read_domain(student, name, self.school.step)
             weights = {key: value.clone() for key, value in student.state_dict().items()}
             plan, randomness = labels_plan(epochs), (self.seed, "no teacher", name)
-            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self._step)
+            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self.school.step)
             student.load_state_dict(dict(trained))
             return student
 
@@ -211,7 +142,7 @@ class Comparison:
         return {title: partial(self._level, title, model) for title, model in models.items()}
 
     def _assistant(self, place: int) -> TextModel:
-        return self._levels[place - 1].model
+        return self.school.levels[place - 1].model
 
     def _level(self, title: str, trained: Callable[[], TextModel]) -> Outcome:
         """Measure one level of the chain on the common test set."""
@@ -227,12 +158,12 @@ class Comparison:
     def _pooled(self) -> Outcome:
         began = time.perf_counter()
         name = self.experiment.student.model
-        start, lesson = self._start(name), self._lesson
-        pupil = lesson.pupil(self.student(name), self.seed, "pooled")
-        labelled = self._labelled(self.server.everybody())
+        start, lesson = self._start(name), self.school.lesson
+        pupil = lesson.pupil(self.school.student(name), self.seed, "pooled")
+        labelled = self.school.labelled(self.server.everybody())
         plan = server_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
-        weights = self.server.train_pooled(pupil, start, plan, (self.seed, "pooled"), self._step)
+        weights = self.server.train_pooled(pupil, start, plan, (self.seed, "pooled"), self.school.step)
         return self._outcome("pooled", "control", weights, began)
 
     def _local(self) -> Outcome:
@@ -242,7 +173,7 @@ class Comparison:
         self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
         method = METHODS.build("local", federation.config.options)
         start = federation.starts[federation.global_student]
-        state = GlobalState(0, start, self.teaching.labels, lambda current, uplinks: current, counted_plainly)
+        state = federation.first_state(federation.aggregator())
         rate = round_learning_rate(federation.training, 1, 1)
         request = federation.request(self.sites.merchants, rate, test=True)
         chunks = federation.asked(request, method.broadcast(state), {})
@@ -307,8 +238,8 @@ class Comparison:
         """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
         federation on the server's own, since what is released must not depend on merchants' validation examples."""
         config = self.experiment.adaptation
-        student = self.student(self.experiment.student.model)
-        lesson = self._lesson.at(1.0)
+        student = self.school.student(self.experiment.student.model)
+        lesson = self.school.lesson.at(1.0)
         pupil = lesson.pupil(student, self.seed, arm, "adapt")
         layers = layers_of(student) if config.unfreeze else ()
         stages = domain_stages(lesson.phase(pupil, config.epochs, config.learning_rate_scale), layers)
@@ -336,7 +267,7 @@ class Comparison:
         """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
         federation = self._federation_of(f"personal of {arm}")
         method = METHODS.build("personal", federation.config.options)
-        state = GlobalState(0, weights, self.teaching.labels, lambda current, uplinks: current, counted_plainly)
+        state = replace(federation.first_state(federation.aggregator()), weights=weights)
         rate = round_learning_rate(federation.training, 1, 1)
         merchants = self.sites.merchants
         request = federation.request(merchants, rate, test=True)
@@ -351,7 +282,7 @@ class Comparison:
         """What an arm runs on; only the compared federations deal different students to the merchants."""
         config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
         dealt = config.by_merchant if config.by_merchant and arm in titles else [config.model]
-        models = {name: self.student(name) for name in dict.fromkeys([config.model, *dealt])}
+        models = {name: self.school.student(name) for name in dict.fromkeys([config.model, *dealt])}
         return Federation(
             arm=arm,
             config=self.experiment.arms()[arm],
@@ -363,6 +294,7 @@ class Comparison:
             starts={name: self._start(name) for name in models},
             dealt=dealt,
             teacher_labels=self.teaching.labels,
+            relearn=self.school.relearned,
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,
@@ -371,7 +303,7 @@ class Comparison:
         )
 
     def _global_student(self, weights: Weights) -> TextModel:
-        student = self.student(self.experiment.student.model)
+        student = self.school.student(self.experiment.student.model)
         student.load_state_dict(dict(weights))
         return student
 
@@ -402,9 +334,6 @@ class Comparison:
     def _on_round(self, record: dict[str, Any]) -> None:
         self.store.append(record)
         self.callbacks.on_round(record)
-
-    def _step(self, done: int, total: int) -> None:
-        self.callbacks.on_step(done, {"steps": total})
 
     def _path(self, name: str) -> Path:
         return self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{quote(name, safe='')}.safetensors"

@@ -68,7 +68,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
             if seed == experiment.seed:
                 first = comparison
         callbacks.on_stage("report", None)
-        student = first.student(experiment.student.model)
+        student = first.school.student(experiment.student.model)
         student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
         store.save_student(student.save)
         probabilities = evaluator.test_probabilities(student).numpy()

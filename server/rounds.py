@@ -41,8 +41,8 @@ class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
     unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
-    starts: the server's weights for each. checkpoint: the file that keeps the state between rounds. codec: how its
-    messages are coded.
+    starts: the server's weights for each. relearn: as in ``GlobalState``. checkpoint: the file that keeps the state
+    between rounds. codec: how its messages are coded.
     """
 
     arm: str
@@ -55,6 +55,7 @@ class Federation:
     starts: Mapping[str, Weights]
     dealt: Sequence[str]
     teacher_labels: Tensor
+    relearn: Callable[[Tensor], Weights]
     sites: Sites
     server: ServerTraining
     evaluator: Evaluator
@@ -120,6 +121,7 @@ class Federation:
             self.teacher_labels,
             aggregator.average,
             self.tally(1),
+            self.relearn,
             population=len(self.sites.merchants),
             rounds=self.config.rounds,
         )
@@ -237,13 +239,12 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     progress.started |= set(intake.merchants) if method.personal else set()
     if state.server_plan.phases:
         student = federation.students[federation.global_student]
-        server_rate = round_learning_rate(federation.server.config, number, config.rounds)
         weights = federation.server.train(
             student,
             state.weights,
             state.server_plan,
             (federation.seed, federation.arm, "server", number),
-            Pace(server_rate),
+            Pace(federation.server.config.server_learning_rate * left(federation.server.config, number, config.rounds)),
         )
         state = replace(state, weights=weights)
     progress.state = state
@@ -303,8 +304,12 @@ def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str,
 
 def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> float:
     """The merchants' learning rate in round ``number`` (1-based): the configured schedule runs over the rounds."""
-    done = (number - 0.5) / rounds
-    return training.learning_rate * schedule_factor(training.schedule, training.warmup_share, done)
+    return training.learning_rate * left(training, number, rounds)
+
+
+def left(training: TrainingConfig, number: int, rounds: int) -> float:
+    """What the schedule leaves of a learning rate in round ``number`` (1-based) of ``rounds``."""
+    return schedule_factor(training.schedule, training.warmup_share, (number - 0.5) / rounds)
 
 
 def _restore(federation: Federation, aggregator: Aggregator) -> Progress:

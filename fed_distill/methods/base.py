@@ -25,8 +25,10 @@ class GlobalState:
     proxy set ``[proxy, classes]``. consensus: the merchants' merged probabilities on it, once there are any.
     server_plan: what the server itself trains after a merge (phases over the proxy set), before evaluation.
     average: the configured aggregator, from the merchants' weights to the next global weights. tally: from votes
-    ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none. kept: what a method itself
-    carries from round to round beside these, by name; it is in the checkpoint, so that a resumed run goes on from it.
+    ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none. relearn: from soft labels of
+    the proxy set ``[proxy, classes]`` to a global student that was taught anew, with these in the place of the
+    teacher's and all else as the server's own student was. kept: what a method itself carries from round to round
+    beside these, by name; it is in the checkpoint, so that a resumed run goes on from it.
     population: merchants of the federation, whether they take part in a round or not. rounds: how many are planned.
     """
 
@@ -35,6 +37,7 @@ class GlobalState:
     teacher_labels: Tensor
     average: Callable[[Weights, Iterable[Uplink]], Weights]
     tally: Callable[[Tensor], Tensor]
+    relearn: Callable[[Tensor], Weights]
     consensus: Tensor | None = None
     server_plan: Plan = field(default_factory=Plan)
     kept: Mapping[str, Tensor] = field(default_factory=dict)

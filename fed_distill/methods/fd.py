@@ -8,7 +8,7 @@ paper leaves a merchant's own out of those that it learns from, a difference tha
 computed on private examples, after training: no unit of privacy covers them, and a protected run with ``fd`` is
 refused.
 
-The paper has no global student. Here the server distils one on the proxy set, from the teacher's soft labels seen
+The paper has no global student. Here the server teaches one anew, from the teacher's soft labels of the proxy set seen
 through the class means: sum over c of p_teacher(c | x) times the mean of class c. A class that no merchant has told of
 keeps its own label.
 """
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fed_distill.config import PositiveFloat
-from fed_distill.distill.losses import cross_entropy, hard_labels, soft_cross_entropy, soft_labels
+from fed_distill.distill.losses import cross_entropy, hard_labels, soft_cross_entropy
 from fed_distill.merging.class_means import RunningClassMeans
 from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.models.base import Outputs
@@ -33,13 +33,10 @@ from fed_distill.transport.messages import ClassMeans, Downlink, Uplink
 @dataclass(frozen=True)
 class FD:
     """local_epochs: epochs on private examples. gamma: weight of the class means in a merchant's loss, of the label 1.
-    server_epochs: epochs of the global student over the proxy set. temperature: of that distillation. teacher_share:
-    weight of the teacher's soft labels beside what the class means make of them, in [0, 1]."""
+    teacher_share: weight of the teacher's soft labels beside what the class means make of them, in [0, 1]."""
 
     local_epochs: PositiveFloat = 1.0
     gamma: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
-    server_epochs: PositiveFloat = 1.0
-    temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     personal: ClassVar[bool] = True
     sends: ClassVar[tuple[Part, ...]] = ("class_means",)
@@ -58,7 +55,7 @@ class FD:
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """Average by class (each merchant that has it counts the same; a class that nobody has told of this time keeps
-        its mean), and distil."""
+        its mean), and teach the global student."""
         running = RunningClassMeans(state.teacher_labels.shape[1])
         for uplink in up:
             if uplink.class_means is not None:
@@ -67,9 +64,7 @@ class FD:
         means = ClassMeans(told.probabilities.to(state.teacher_labels.dtype), told.present)
         seen = through(means, state.teacher_labels)
         target = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * seen
-        references = {"soft_labels": target}
-        distil = Phase(soft_labels(self.temperature), data="proxy", epochs=self.server_epochs, references=references)
-        return replace(state, round=state.round + 1, kept=vars(means), server_plan=Plan((distil,)))
+        return replace(state, round=state.round + 1, kept=vars(means), weights=state.relearn(target))
 
 
 def known(state: GlobalState) -> ClassMeans | None:

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import decision_cross_entropy, distillation_kl
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, replace
@@ -33,11 +34,13 @@ TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True)
 class FedET(FedMD):
-    """diversity: lambda, weight of those that disagree in the server's loss. teacher_share: weight of the teacher
+    """diversity: lambda, weight of those that disagree in the server's loss. server_epochs: epochs of the global
+    student on that loss, from where it stands, a round. teacher_share: weight of the teacher
     beside the merchants' consensus, in [0, 1]; 0 is the paper's method. Other options as of ``fedmd``; ``temperature``
     is of the merchants' distillation alone."""
 
     diversity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.05
+    server_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:

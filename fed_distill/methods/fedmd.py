@@ -3,8 +3,9 @@
 Li and Wang, "FedMD: Heterogenous federated learning via model distillation", 2019, algorithm 1: a merchant
 digests the consensus on the public set, revisits its private examples, and sends its scores on the public
 set; the server averages them. Here the scores are probabilities, the server's teacher takes part in the
-consensus, and the server distils its global student from it. Methods that agree in another way than by the mean are
-this one with another ``agree``.
+consensus, and the server has a global student: it is taught anew, with the consensus in the place of the teacher's soft
+labels and all else as the server's own was (distilled further from where it stands, it would learn the proxy set by
+heart). Methods that agree in another way than by the mean are this one with another ``agree``.
 """
 
 from collections.abc import Iterable
@@ -24,13 +25,12 @@ from fed_distill.transport.messages import Downlink, Uplink
 
 @dataclass(frozen=True)
 class FedMD:
-    """digest_epochs: epochs on the consensus over the proxy set. local_epochs: epochs on private examples.
-    server_epochs: epochs of the global student on the consensus. temperature: of both distillations.
-    teacher_share: weight of the teacher in the consensus, in [0, 1]."""
+    """digest_epochs: a merchant's epochs on the consensus over the proxy set. local_epochs: epochs on private examples.
+    temperature: of the merchants' distillation. teacher_share: weight of the teacher in the consensus, in [0, 1]; with
+    1 the global student is the server's own."""
 
     digest_epochs: PositiveFloat = 1.0
     local_epochs: PositiveFloat = 1.0
-    server_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     personal: ClassVar[bool] = True
@@ -44,19 +44,18 @@ class FedMD:
     def plan(self, down: Downlink) -> Plan:
         """Digest the consensus, then revisit the private examples."""
         assert down.soft_labels is not None
-        digest = self.distil(down.soft_labels, self.digest_epochs)
-        return Plan((*digest, Phase(hard_labels(), epochs=self.local_epochs)))
+        return Plan((*self.digest(down.soft_labels), Phase(hard_labels(), epochs=self.local_epochs)))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Probabilities on the proxy set; no weights."""
         return Uplink(trained.merchant, trained.examples, soft_labels=trained.predict_proxy())
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
-        """Agree on the proxy set, mix in the teacher, and distil the global student from that."""
+        """Agree on the proxy set, mix in the teacher, and teach the global student that."""
         merchants = self.agree(state, up).to(state.teacher_labels.dtype)
         consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
-        distil = self.distil(consensus, self.server_epochs)
-        return replace(state, round=state.round + 1, consensus=consensus, server_plan=Plan(distil))
+        weights = state.relearn(self.lesson(state, consensus))
+        return replace(state, round=state.round + 1, consensus=consensus, weights=weights)
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
         """What the merchants say together, ``[proxy, classes]``: their mean, each merchant counting the same."""
@@ -66,7 +65,11 @@ class FedMD:
                 scores.add(uplink.soft_labels)
         return scores.mean()
 
-    def distil(self, consensus: Tensor, epochs: float) -> tuple[Phase, ...]:
-        """How merchants and server learn a consensus: as the soft labels of the whole proxy set."""
+    def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
+        """How merchants learn a consensus: as the soft labels of the whole proxy set."""
         references = {"soft_labels": consensus}
-        return (Phase(soft_labels(self.temperature), data="proxy", epochs=epochs, references=references),)
+        return (Phase(soft_labels(self.temperature), data="proxy", epochs=self.digest_epochs, references=references),)
+
+    def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
+        """What of a consensus the global student is taught, ``[proxy, classes]``: all of it."""
+        return consensus

@@ -2,7 +2,8 @@
 
 Shao et al., "Selective knowledge sharing for privacy-preserving federated distillation without a good teacher", Nature
 Communications 2024: a selector at each merchant keeps back answers to proxy examples that are unlike its own data, and
-a selector at the server drops ambiguous consensus, that is, of high entropy. The paper's merchants compare proxy
+a selector at the server drops ambiguous consensus, that is, of high entropy; where the global student is taught, the
+server's teacher, which the paper does without, stands in for what was dropped. The paper's merchants compare proxy
 examples with their data by a density-ratio estimator (KuLSIF). Here a merchant answers where its student is most
 confident: a rougher sign, as students can be confident of what they have never seen, but one that is computed by the
 student on public examples alone, so that under DP it costs nothing more. Unanswered examples are not sent.
@@ -22,8 +23,8 @@ from fed_distill.distill.losses import soft_labels
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, Part, Trained
 from fed_distill.methods.fedmd import FedMD
-from fed_distill.methods.pate import weighted
-from fed_distill.training.plan import Phase
+from fed_distill.models.base import Outputs
+from fed_distill.training.plan import Objective, Phase, References
 from fed_distill.transport.messages import Downlink, Uplink
 
 
@@ -62,16 +63,33 @@ class SelectiveFD(FedMD):
         silent = state.teacher_labels if self.teacher_share else torch.full_like(total, 1.0 / total.shape[1])
         return torch.where(counts.unsqueeze(1) > 0, total / counts.clamp_min(1.0).unsqueeze(1), silent)
 
-    def distil(self, consensus: Tensor, epochs: float) -> tuple[Phase, ...]:
+    def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
         """Learn the consensus where it is not ambiguous; nothing if it is everywhere."""
         clear = self._clear(consensus).to(consensus.dtype)
         if not clear.any():
             return ()
+        objective = weighted(soft_labels(self.temperature))
         references = {"soft_labels": consensus, "example_weights": clear / clear.mean()}
-        return (Phase(weighted(soft_labels(self.temperature)), data="proxy", epochs=epochs, references=references),)
+        return (Phase(objective, data="proxy", epochs=self.digest_epochs, references=references),)
+
+    def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
+        """The consensus where it is not ambiguous, and elsewhere the teacher's soft labels."""
+        return torch.where(self._clear(consensus).unsqueeze(1), consensus, state.teacher_labels)
 
     def _clear(self, consensus: Tensor) -> Tensor:
         """Whose entropy is low enough, bool ``[proxy]``; merchants and server find the same."""
         entropy = torch.special.entr(consensus).sum(dim=-1)
         clear: Tensor = entropy <= self.max_entropy * math.log(consensus.shape[1])
         return clear
+
+
+def weighted(objective: Objective) -> Objective:
+    """``objective`` with each example counted by the reference ``example_weights``, float ``[batch]``.
+
+    Weights of mean 1 over the proxy set keep the size of a step: what is left out is made up for by the rest.
+    """
+
+    def counted(outputs: Outputs, references: References) -> Tensor:
+        return references["example_weights"] * objective(outputs, references)
+
+    return counted

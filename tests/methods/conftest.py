@@ -13,12 +13,15 @@ TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 
 @pytest.fixture
 def state():
-    """After round 4; its aggregator adds up the merchants' weights, so that it is seen to have been asked."""
+    """After round 4; its aggregator adds up the merchants' weights, and a student that is taught anew is what it is
+    taught, so that both are seen to have been asked."""
 
     def average(current, uplinks):
         return {name: value + sum(uplink.weights.arrays[name] for uplink in uplinks) for name, value in current.items()}
 
-    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average, counted_plainly)
+    return GlobalState(
+        4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average, counted_plainly, lambda soft_labels: {"w": soft_labels}
+    )
 
 
 @pytest.fixture

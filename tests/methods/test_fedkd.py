@@ -34,7 +34,7 @@ def state():
         "matrix": torch.randn(12, 8, generator=draw),
         "bias": torch.randn(8, generator=draw),
     }
-    return GlobalState(2, weights, torch.ones(1, 3) / 3, mean, lambda votes: votes, rounds=5)
+    return GlobalState(2, weights, torch.ones(1, 3) / 3, mean, lambda votes: votes, dict, rounds=5)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def mean(current, uplinks):
 
 def start():
     zeros = torch.zeros(2, dtype=torch.float64)
-    return GlobalState(0, {"w": zeros}, torch.ones(1, 2) / 2, mean, lambda votes: votes, population=3)
+    return GlobalState(0, {"w": zeros}, torch.ones(1, 2) / 2, mean, lambda votes: votes, dict, population=3)
 
 
 def one_round(method, state, kept, merchants):

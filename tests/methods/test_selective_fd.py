@@ -58,35 +58,38 @@ def test_the_teacher_takes_part_by_its_share_and_alone_where_nobody_answers(stat
     torch.testing.assert_close(consensus, expected)
 
 
-def test_the_server_learns_what_is_clear_and_nothing_else(state, answered_uplinks, loss_of):
+def test_the_global_student_is_taught_what_is_clear_and_the_teacher_elsewhere(state, answered_uplinks):
     """Entropies of the consensus, of log 3: 0.86, 0.58 and 1."""
-    merged = SelectiveFD(max_entropy=0.7, server_epochs=4).merge(state, answered_uplinks)
-    (phase,) = merged.server_plan.phases
-    assert (phase.data, phase.epochs, merged.round) == ("proxy", 4, 5)
-    losses = loss_of(phase, LOGITS)
+    merged = SelectiveFD(max_entropy=0.7).merge(state, answered_uplinks)
+    taught = torch.stack([state.teacher_labels[0], torch.tensor([0.1, 0.8, 0.1]), state.teacher_labels[2]])
+    torch.testing.assert_close(merged.weights["w"], taught)
+
+
+def test_merchants_digest_what_is_clear_and_nothing_else(state, answered_uplinks, loss_of):
+    method = SelectiveFD(max_entropy=0.7, digest_epochs=3, local_epochs=2)
+    digest, revisit = method.plan(method.broadcast(method.merge(state, answered_uplinks))).phases
+    assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
+    losses = loss_of(digest, LOGITS)
     target = torch.tensor([[0.1, 0.8, 0.1]])
     expected = kl_div(log_softmax(LOGITS[1:2], dim=-1), target, reduction="none").sum()
     torch.testing.assert_close(losses, torch.stack([torch.tensor(0.0), 3.0 * expected, torch.tensor(0.0)]))
+    together = loss_of(digest, LOGITS)
+    for place in range(3):
+        references = {name: values[place : place + 1] for name, values in digest.references.items()}
+        alone = loss_of(digest, LOGITS[place : place + 1], **references)
+        torch.testing.assert_close(alone, together[place : place + 1], atol=0, rtol=0)
 
 
 def test_what_nobody_answers_is_dropped_even_by_the_laxest_selector(state, answered_uplinks):
-    (phase,) = SelectiveFD(max_entropy=0.99).merge(state, answered_uplinks).server_plan.phases
-    assert phase.references["example_weights"].tolist() == [1.5, 1.5, 0.0]
-
-
-def test_merchants_drop_the_same_from_what_they_digest(state, answered_uplinks):
-    method = SelectiveFD(max_entropy=0.7, digest_epochs=3, local_epochs=2)
-    merged = method.merge(state, answered_uplinks)
-    digest, revisit = method.plan(method.broadcast(merged)).phases
-    (server,) = merged.server_plan.phases
-    assert torch.equal(digest.references["example_weights"], server.references["example_weights"])
-    assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
+    method = SelectiveFD(max_entropy=0.99)
+    digest, _ = method.plan(method.broadcast(method.merge(state, answered_uplinks))).phases
+    assert digest.references["example_weights"].tolist() == [1.5, 1.5, 0.0]
 
 
 def test_where_all_is_ambiguous_only_private_examples_are_trained(state, answered_uplinks):
     method = SelectiveFD(max_entropy=0.1)
     merged = method.merge(state, answered_uplinks)
-    assert merged.server_plan.phases == ()
+    assert torch.equal(merged.weights["w"], state.teacher_labels)
     (phase,) = method.plan(method.broadcast(merged)).phases
     assert phase.data == "private"
 

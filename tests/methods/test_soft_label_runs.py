@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 BASE = {"controls": [], "adaptation.enabled": False, "federation.options": {}}
 
@@ -27,8 +29,26 @@ def rounds_of(tiny_experiment, simulate, tmp_path_factory):
 def test_every_merchant_is_merged_in_every_round(rounds_of, method, options):
     rounds = rounds_of(method, **options)
     assert [(line["round"], line["merchants"], line["rejected"]) for line in rounds] == [(1, 5, 0), (2, 5, 0)]
-    scores = [line["valid"]["ndcg@10"] for line in rounds]
-    assert scores[0] != scores[1]  # the server learned something from the second round
+
+
+def test_the_global_student_learns_from_every_round(tiny_experiment, simulate, tmp_path):
+    students = []
+    for rounds in (1, 2):
+        changes = {**BASE, "name": f"of-{rounds}", "federation.method": "fedmd", "federation.rounds": rounds}
+        folder, _ = simulate(tiny_experiment(tmp_path, changes))
+        students.append(load_file(folder / "student" / "model.safetensors"))
+    assert any(not torch.equal(value, students[1][name]) for name, value in students[0].items())
+
+
+def test_with_the_teacher_alone_the_global_student_is_the_servers_own(tiny_experiment, simulate, tmp_path):
+    """To the bit: nothing but the soft labels distinguishes the two."""
+    options = {"federation.method": "fedmd", "federation.options": {"teacher_share": 1.0}}
+    folder, _ = simulate(tiny_experiment(tmp_path, {**BASE, **options, "controls": ["server"]}))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    student, server = summary["student"], summary["controls"]["server"]
+    assert [student[name] for name in ("accuracy", "auc", "ndcg@10")] == [
+        server[name] for name in ("accuracy", "auc", "ndcg@10")
+    ]
 
 
 def test_answers_that_are_kept_back_are_not_sent(rounds_of):

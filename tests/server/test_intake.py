@@ -24,7 +24,7 @@ def state():
     def last(current, uplinks):
         return [uplink.weights.arrays for uplink in uplinks][-1]
 
-    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last, counted_plainly)
+    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last, counted_plainly, dict)
 
 
 def good(name, loss=1.0, **metrics):

@@ -1,0 +1,117 @@
+"""How the server's students are taught on one seed: what each learns of the labels that the server has, of its teacher,
+and of the assistants between them. The same lesson gives the same student whenever it is asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from fed_distill.config import AssistantConfig, Experiment
+from fed_distill.data.examples import Examples
+from fed_distill.distill.chain import Level, levels
+from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
+from fed_distill.distill.masked import read_domain
+from fed_distill.distill.soft_labels import soft_labels
+from fed_distill.distill.transfer import Lesson
+from fed_distill.models import TextModel, build_student
+from fed_distill.results.versions import versions
+from fed_distill.runtime import seeds
+from fed_distill.runtime.callbacks import Callback
+from fed_distill.transport.messages import Weights
+from server.students import Progress, ServerTraining, server_plan
+from server.teaching import Teaching, domain_texts
+
+
+@dataclass
+class School:
+    """Students by name, and what they are taught. ``callbacks`` follow what takes long."""
+
+    experiment: Experiment
+    seed: int
+    teaching: Teaching
+    server: ServerTraining
+    callbacks: Callback
+
+    def student(self, name: str) -> TextModel:
+        """A student by name, built the same for a seed whenever it is asked for."""
+        with seeds.scope(self.seed, "student", name):
+            options = self.experiment.student.options_of(name)
+            return build_student(name, options, self.server.data.task, self.teaching.teacher)
+
+    @property
+    def lesson(self) -> Lesson:
+        """What students are taught: the teacher's lesson, below the last assistant if there is any."""
+        above = self.levels
+        return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
+
+    def taught(self, name: str, lesson: Lesson, progress: Progress | None = None) -> Weights:
+        """The weights of a student that has read the domain's texts, if it is to, and then learned the server's labels
+        and ``lesson``."""
+        student = self.student(name)
+        self.read_domain(student, name, progress)
+        return self.distilled(student, lesson, self.experiment.training.server_epochs, progress, "server", name)
+
+    def relearned(self, soft_labels: Tensor) -> Weights:
+        """The weights of the global student with these soft labels ``[proxy, classes]`` in the place of the
+        teacher's; for the teacher's they are those that federations start from."""
+        return self.taught(self.experiment.student.model, replace(self.lesson, soft_labels=soft_labels))
+
+    def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
+        """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
+        config = self.experiment.student
+        if config.masked_epochs:
+            texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
+            told = progress or (lambda done, total: None)
+            read_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, told)
+
+    def distilled(
+        self, student: TextModel, lesson: Lesson, epochs: float, progress: Progress | None, *purpose: str | int
+    ) -> Weights:
+        """The weights of ``student``, trained from its own on all that the server has."""
+        weights = {name: value.clone() for name, value in student.state_dict().items()}
+        pupil = lesson.pupil(student, self.seed, *purpose)
+        plan = server_plan(lesson, pupil, epochs, self.labelled([self.server.data.public]))
+        return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
+
+    def labelled(self, parts: Sequence[Examples]) -> Tensor | None:
+        """The teacher's probabilities on labelled examples, where students are to learn from them too."""
+        if self.experiment.distill.hard_weight == 1.0:
+            return None
+        return self.teaching.staff.labels("labelled examples", Examples.concatenate(parts))
+
+    @property
+    def step(self) -> Progress:
+        """What shows the steps of a training that is a stage of its own."""
+        return lambda done, total: self.callbacks.on_step(done, {"steps": total})
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """The assistants between teacher and student, trained or loaded."""
+        data, experiment = self.server.data, self.experiment
+        cache = self.teaching.staff.cache
+        depends_on = fingerprint(
+            teacher=self.teaching.staff.name,
+            task=data.task.classes,
+            public=examples_fingerprint(data.public),
+            proxy=examples_fingerprint(data.proxy.unlabeled()),
+            training=experiment.training.model_dump(mode="json"),
+            hard_weight=experiment.distill.hard_weight,
+            final_temperature=experiment.distill.final_temperature,
+            seed=self.seed,
+            versions=versions(),
+        )
+
+        def build(assistant: AssistantConfig, place: int) -> TextModel:
+            with seeds.scope(self.seed, "assistant", place):
+                return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
+
+        def train(model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int) -> Weights:
+            self.callbacks.on_stage(f"seed {self.seed} · assistant {place}: {assistant.model}", None)
+            return self.distilled(model, lesson, assistant.epochs, self.step, "assistant", place)
+
+        def label(model: TextModel, name: str) -> Tensor:
+            return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)
+
+        return levels(experiment.distill.assistants, self.teaching.lesson, depends_on, cache, build, train, label)
