@@ -20,6 +20,7 @@ from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Correcting, Method, Particular
 from fed_distill.models import build_student, load_teacher
+from fed_distill.models.adapters import check_per_example
 from fed_distill.privacy.promise import check_covered
 from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
@@ -210,6 +211,8 @@ def check_models(experiment: Experiment, task: Task) -> None:
             student = build_student(name, experiment.student.options_of(name), task, teacher)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
+            if experiment.privacy.unit == "example":
+                check_per_example(student)
             if experiment.student.masked_epochs:
                 check_reads(student)
         for assistant in experiment.distill.assistants:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fed_distill.errors import ConfigError
+from fed_distill.models.adapters import Adapters
 from fed_distill.models.base import TextModel
 from fed_distill.models.pretrained import cut, pretrained
 from fed_distill.models.transformer import Transformer
@@ -48,14 +49,19 @@ def bert_mini(
     from_teacher: bool = False,
     path: str | None = None,
     lora_rank: Size | None = None,
+    ia3: bool = False,
+    prefix_length: Size | None = None,
 ) -> Transformer:
     """BERT of ``layers`` layers: from scratch (width 128, heads 2, rows 8,192, dropout 0), with ``from_teacher``
     cut from the teacher's evenly spaced layers, or with ``path`` cut from a pretrained BERT's.
 
-    With ``lora_rank`` merchants train adapters of that rank and the head, and nothing else."""
+    With adapters merchants train these and the head, and nothing else: low-rank updates of ``lora_rank``, the factors
+    of ``ia3``, or a prefix of ``prefix_length`` positions (see ``models.adapters``)."""
+    adapters = Adapters(lora_rank, ia3, prefix_length)
     sizes = {"width": width, "heads": heads, "rows": rows, "dropout": dropout}
     if not from_teacher and path is None:
-        return _adapted(_from_scratch("bert", classes, pair, max_length, layers, **_with_defaults(sizes)), lora_rank)
+        scratch = _from_scratch("bert", classes, pair, max_length, layers, **_with_defaults(sizes))
+        return scratch.with_adapters(adapters)
     _refuse_sizes("bert-mini", sizes, "from_teacher" if from_teacher else "path")
     if from_teacher and path is not None:
         raise ConfigError("student 'bert-mini' takes from_teacher or path, not both")
@@ -65,7 +71,7 @@ def bert_mini(
         if isinstance(source, Transformer):
             given = f"it is a {source.architecture}"
         raise ConfigError(f"student 'bert-mini' can only be cut from a BERT teacher (minilm, bert-small): {given}")
-    return _adapted(cut(source, layers, max_length), lora_rank)
+    return cut(source, layers, max_length).with_adapters(adapters)
 
 
 def distilbert(
@@ -80,12 +86,13 @@ def distilbert(
     max_length: Length = 64,
     path: str | None = None,
     lora_rank: Size | None = None,
+    ia3: bool = False,
 ) -> Transformer:
     """DistilBERT: from scratch (layers 2, width 128, heads 2, rows 8,192, dropout 0) or pretrained in ``path``.
 
-    ``lora_rank``: as of bert-mini."""
+    ``lora_rank``, ``ia3``: as of bert-mini."""
     sizes = {"layers": layers, "width": width, "heads": heads, "rows": rows, "dropout": dropout}
-    return _adapted(_small("distilbert", classes, pair, max_length, sizes, path), lora_rank)
+    return _small("distilbert", classes, pair, max_length, sizes, path).with_adapters(Adapters(lora_rank, ia3))
 
 
 def mobilebert(
@@ -100,18 +107,15 @@ def mobilebert(
     max_length: Length = 64,
     path: str | None = None,
     lora_rank: Size | None = None,
+    ia3: bool = False,
 ) -> Transformer:
     """MobileBERT: from scratch (layers 2, width 128, heads 2, rows 8,192, dropout 0) or pretrained in ``path``.
 
     From scratch it has layer norm instead of NoNorm, which is meant for weights transferred from a teacher
-    (Sun et al. 2020, sec. 3.3). ``lora_rank``: as of bert-mini.
+    (Sun et al. 2020, sec. 3.3). ``lora_rank``, ``ia3``: as of bert-mini.
     """
     sizes = {"layers": layers, "width": width, "heads": heads, "rows": rows, "dropout": dropout}
-    return _adapted(_small("mobilebert", classes, pair, max_length, sizes, path), lora_rank)
-
-
-def _adapted(model: Transformer, lora_rank: int | None) -> Transformer:
-    return model if lora_rank is None else model.with_adapters(lora_rank)
+    return _small("mobilebert", classes, pair, max_length, sizes, path).with_adapters(Adapters(lora_rank, ia3))
 
 
 def _small(

@@ -12,12 +12,12 @@ from itertools import groupby
 from torch import nn
 
 from fed_distill.errors import ConfigError
+from fed_distill.models.adapters import is_adapter
 from fed_distill.models.base import TextModel
 from fed_distill.models.pair import Pair, plain_name
 from fed_distill.models.transformer import Transformer
 
 _NUMBERED = re.compile(r"(.*?\.\d+)\.")
-_ADAPTER = "*.lora_*"
 _HEADS = ("network.classifier.*", "network.pre_classifier.*", "network.bert.pooler.*")
 """Weights of a transformer that come after its layers: what its classes need of its own."""
 
@@ -100,9 +100,9 @@ def frozen(student: TextModel, names: Collection[str]) -> Iterator[None]:
 def _base(student: TextModel) -> set[str]:
     """Of a student with adapters all weights but these and its head; of another none."""
     names = [name for name, _ in student.named_parameters()]
-    if not any(fnmatchcase(name, _ADAPTER) for name in names):
+    if not any(map(is_adapter, names)):
         return set()
-    return {name for name in names if not any(fnmatchcase(name, pattern) for pattern in (_ADAPTER, *_HEADS))}
+    return {name for name in names if not (is_adapter(name) or any(fnmatchcase(name, head) for head in _HEADS))}
 
 
 def _embeddings(student: nn.Module) -> set[str]:
@@ -111,4 +111,5 @@ def _embeddings(student: nn.Module) -> set[str]:
         for path, module in student.named_modules()
         if isinstance(module, nn.Embedding)
         for name, _ in module.named_parameters(recurse=False)
+        if not is_adapter(f"{path}.{name}")
     }

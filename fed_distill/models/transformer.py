@@ -8,15 +8,16 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fed_distill.errors import ConfigError
+from fed_distill.models.adapters import Adapters, Prefix, add_adapters
 from fed_distill.models.base import Encoded, Outputs, TextModel
 from fed_distill.models.tokens import HashedTokens, PretrainedTokens, Tokens
 
@@ -43,11 +44,13 @@ class Transformer(TextModel):
         tokenizer: str | None = None,
         network: PreTrainedModel | None = None,
         lora_rank: int | None = None,
+        ia3: bool = False,
+        prefix_length: int | None = None,
     ) -> None:
         """config: a Hugging Face configuration as a dict. max_length: tokens of a text or pair.
 
         tokenizer: text of a ``tokenizer.json``; None for hashed word pieces. network: made already; None to make it
-        from ``config`` with fresh weights. lora_rank: of adapters (see ``with_adapters``); None for none.
+        from ``config`` with fresh weights. lora_rank, ia3, prefix_length: as of ``Adapters``.
         """
         super().__init__()
         if max_length < SHORTEST:
@@ -71,20 +74,14 @@ class Transformer(TextModel):
         words = self.network.get_input_embeddings().weight
         names = [name for name, parameter in self.named_parameters() if parameter is words]
         self.tables = {} if self._pad_id else dict.fromkeys(names, ("input_ids",))
-        if lora_rank is not None:
-            self.with_adapters(lora_rank)
+        self.prefix: Prefix | None = None
+        self.with_adapters(Adapters(lora_rank, ia3, prefix_length))
 
-    def with_adapters(self, rank: int) -> Self:
-        """This model with adapters of ``rank`` beside its queries and values (LoRA, Hu et al. 2022, sec. 4.2), which
-        change nothing yet. Raise ConfigError without peft."""
-        if find_spec("peft") is None:
-            raise ConfigError("option lora_rank needs the package peft: pip install 'fed-distill[lora]'")
-        from peft import LoraConfig, inject_adapter_in_model  # takes over a second to import
-
-        adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[*LORA_TARGETS[self.architecture]])
-        inject_adapter_in_model(adapters, self.network)
-        self.network.requires_grad_(True)  # peft freezes all else: who trains what is said by ``freezing``
-        self.settings = {**self.settings, "lora_rank": rank}
+    def with_adapters(self, adapters: Adapters) -> Self:
+        """This model with ``adapters``, if it is to have any. Raise ConfigError as ``add_adapters`` does."""
+        if adapters.settings:
+            self.prefix = add_adapters(self.network, adapters)
+            self.settings = {**self.settings, **adapters.settings}
         return self
 
     @property
@@ -107,17 +104,15 @@ class Transformer(TextModel):
         if self._per_example:
             inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).repeat(ids.shape[0], 1)
             absent = (~used)[:, None, None, :]
-            inputs["attention_mask"] = absent.to(self.network.dtype) * torch.finfo(self.network.dtype).min
+            mask = absent.to(self.network.dtype) * torch.finfo(self.network.dtype).min
+            inputs["attention_mask"] = mask if self.prefix is None else F.pad(mask, (self.prefix.length, 0))
         else:
             inputs["attention_mask"] = used.to(torch.int64)
         if self._pad_id:
             ids = torch.where(ids == 0, self._pad_id, torch.where(ids == self._pad_id, 0, ids))
-        outputs = self.network(input_ids=ids, output_hidden_states=hidden, return_dict=True, **inputs)
+        before = {} if self.prefix is None else self.prefix(ids)
+        outputs = self.network(input_ids=ids, output_hidden_states=hidden, return_dict=True, **inputs, **before)
         return Outputs(outputs.logits, tuple(outputs.hidden_states), used) if hidden else Outputs(outputs.logits)
-
-
-LORA_TARGETS = {"bert": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "mobilebert": ("query", "value")}
-"""Layers that get adapters, by architecture."""
 
 
 @contextmanager

@@ -40,6 +40,8 @@ RUNS = {
     "adversarial pgd": {**BERT, "training.adversarial": {"attack": "pgd", "steps": 2}},
     "r-drop": {**BERT, "student.options.dropout": 0.2, "training.r_drop": 0.5},
     "low-rank adapters": {**BERT, "student.options.lora_rank": 2},
+    "adapters of factors": {**BERT, "student.options.ia3": True},
+    "prefix": {**BERT, "student.options.prefix_length": 3},
     "early stopping": {"federation.rounds": 4, "federation.patience": 1},
     "schedule and clipping": {"training.schedule": "cosine", "training.warmup_share": 0.3, "training.clip_norm": 0.5},
     "submodel averaging": {"federation.aggregator": "fedsubavg"},

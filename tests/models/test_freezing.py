@@ -30,11 +30,15 @@ def test_without_patterns_a_transformers_embeddings_are_frozen_and_nothing_of_an
 
 
 @pytest.mark.parametrize("patterns", [None, [], ["*.bias"]])
-def test_of_a_student_with_adapters_only_these_and_its_head_are_trained(task, patterns):
+@pytest.mark.parametrize(
+    ("adapters", "part", "count"),
+    [({"lora_rank": 4}, "lora_", 4), ({"ia3": True}, "ia3_l.", 3), ({"prefix_length": 3}, "prefix.", 1)],
+)
+def test_of_a_student_with_adapters_only_these_and_its_head_are_trained(task, adapters, part, count, patterns):
     sizes = {"width": 16, "heads": 2, "rows": 64, "layers": 1}
-    student = build_student("bert-mini", {**sizes, "lora_rank": 4}, task)
-    expected = {name for name in trained(student) if "lora_" in name or ".pooler." in name or ".classifier." in name}
-    assert len(expected) == 8
+    student = build_student("bert-mini", {**sizes, **adapters}, task)
+    expected = {name for name in trained(student) if part in name or ".pooler." in name or ".classifier." in name}
+    assert len(expected) == count + 4
     wanted = {name for name in expected if patterns != ["*.bias"] or not name.endswith("bias")}
     assert trained(freeze(student, patterns)) == wanted
     assert trained(freeze_base(student)) == expected

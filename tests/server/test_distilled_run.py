@@ -103,17 +103,32 @@ def test_several_teachers_teach_as_one(summary_of, taught, combine):
     assert not torch.equal(taught("tiny"), taught("alone"))
 
 
+PRIVATE = {"privacy__unit": "example", "privacy__epsilon": 50.0}
+BERT = {"width": 16, "heads": 2, "rows": 1024, "layers": 1}
+
+
 @pytest.mark.parametrize(
-    "private", [{}, {"privacy__unit": "example", "privacy__epsilon": 50.0}], ids=["plain", "private"]
+    ("adapters", "private"),
+    [
+        ({"lora_rank": 2}, {}),
+        ({"lora_rank": 2}, PRIVATE),
+        ({"prefix_length": 2}, {}),
+        ({"prefix_length": 2}, PRIVATE),
+        ({"ia3": True}, {}),
+    ],
 )
-def test_merchants_send_adapters_and_head_alone(summary_of, taught, private):
-    options = {"width": 16, "heads": 2, "rows": 1024, "layers": 1}
-    plain = summary_of(student__model="bert-mini", student__options=options, name="plain", **private)
-    lora = summary_of(student__model="bert-mini", student__options={**options, "lora_rank": 2}, name="lora", **private)
-    sent = [one["bytes"]["uplink_per_merchant_round"] for one in (lora, plain)]
-    assert sent[0] < sent[1]
-    whole, started = taught("lora", "bert-mini"), lora["student"]["parameters"]
+def test_merchants_send_adapters_and_head_alone(summary_of, taught, adapters, private):
+    plain = summary_of(student__model="bert-mini", student__options=BERT, name="plain", **private)
+    adapted = summary_of(student__model="bert-mini", student__options={**BERT, **adapters}, name="adapted", **private)
+    sent = [one["bytes"]["uplink_per_merchant_round"] for one in (adapted, plain)]
+    assert sent[0] < sent[1] / 3
+    whole, started = taught("adapted", "bert-mini"), adapted["student"]["parameters"]
     assert len(whole) == started  # the server's student has been trained as a whole
+
+
+def test_adapters_whose_use_shows_no_examples_gradient_are_refused_under_its_privacy(summary_of):
+    with pytest.raises(ConfigError, match=r"student option ia3 .* take lora_rank or prefix_length"):
+        summary_of(student__model="bert-mini", student__options={**BERT, "ia3": True}, **PRIVATE)
 
 
 def test_reading_the_domain_and_gradual_unfreezing_change_what_is_learned(summary_of, taught):

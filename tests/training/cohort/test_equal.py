@@ -173,12 +173,19 @@ def test_padded_to_the_same_number_of_examples_as_on_a_gpu(
     assert_equal_training(merchants(small_student(kind), privacy), plans.turns, distance, optimizer="sgd")
 
 
+ADAPTERS = [(kind, "lora_") for kind in ("bert-mini", "distilbert", "mobilebert")] + [("bert-mini", "prefix.")]
+
+
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
-@pytest.mark.parametrize("kind", ["bert-mini", "distilbert", "mobilebert"])
-def test_adapters_and_head_alone_are_trained_and_sent(kind, privacy, small_student, merchants, plans, distance):
-    student = freeze_base(small_student(kind, lora_rank=2))
+@pytest.mark.parametrize(("kind", "adapter"), ADAPTERS)
+def test_adapters_and_head_alone_are_trained_and_sent(
+    kind, adapter, privacy, small_student, merchants, plans, distance
+):
+    option = {"lora_": "lora_rank", "prefix.": "prefix_length"}[adapter]
+    student = freeze_base(small_student(kind, **{option: 2}))
     learners = merchants(student.double(), privacy)
     assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
     fitted = next(SequentialTrainer(TrainingConfig()).fit(learners[:1], {"shop 0": plans.fedavg_kd}, Pace(0.05)))
-    assert all("lora_" in name or "classifier" in name or "pooler" in name for name in fitted.weights.arrays)
+    assert all(adapter in name or "classifier" in name or "pooler" in name for name in fitted.weights.arrays)
+    assert any(adapter in name for name in fitted.weights.arrays)
     assert not fitted.weights.rows
