@@ -103,12 +103,15 @@ class Manifest(_Table):
         return PublicPart.read(self.folder / self.proxy)
 
     def own(self, experiment: Experiment) -> Experiment:
-        """``experiment`` with the site's state folder and ledgers, and without a path that the server named."""
+        """``experiment`` with the site's state folder and ledgers, and without a path or a model that the server
+        named: texts are not translated, and synonyms are the built-in ones."""
         return experiment.with_changes(
             {
                 "runtime.folder": str(self.folder / self.state / "runs"),
                 "privacy.ledger": str(self.ledgers),
                 "training.augmentation.dictionary": None,
+                "training.augmentation.translated": 0.0,
+                "training.augmentation.back_translation": [],
             }
         )
 

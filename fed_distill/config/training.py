@@ -11,7 +11,7 @@ from fed_distill.config.tables import BatchSize, ConfigTable, PositiveFloat, Pos
 class AugmentationConfig(ConfigTable):
     """What is done to labelled texts before a training, a merchant's round or one at the server; drawn anew for each.
 
-    Shares of the words of a text, or of the characters where they are words (Chinese).
+    Shares of the words of a text, or of the characters where they are words (Chinese); ``translated`` of the texts.
     """
 
     synonyms: Share = Field(0.0, description="replaced by a synonym, of those that have one")
@@ -21,10 +21,25 @@ class AugmentationConfig(ConfigTable):
         None, description="groups of synonyms, one a line, separated by commas; none for built-in shopping words"
     )
 
+    translated: Share = Field(0.0, description="of the texts, put into another language and back, before all else")
+    back_translation: tuple[str, ...] = Field(
+        default=(),
+        description="the translation model there, and the one back: folders or hub ids with local files. A real site "
+        "loads no model that a server names, and leaves its texts untranslated",
+    )
+
+    @model_validator(mode="after")
+    def _there_and_back(self) -> Self:
+        if len(self.back_translation) not in (0, 2):
+            raise ValueError("back_translation is two models, there and back")
+        if bool(self.translated) != bool(self.back_translation):
+            raise ValueError("translated and back_translation go together: give both, or drop both")
+        return self
+
     @property
     def enabled(self) -> bool:
         """Whether anything is changed."""
-        return self.synonyms > 0 or self.deletion > 0 or self.characters > 0
+        return max(self.synonyms, self.deletion, self.characters, self.translated) > 0
 
 
 class AdversarialConfig(ConfigTable):

@@ -1,12 +1,12 @@
 """Labelled texts, changed a little before a training, so that a student learns what they mean and not how they read.
 
 Synonyms and deletion are those of EDA (Wei and Zou, EMNLP 2019, sec. 2), swapped characters are the noise of Belinkov
-and Bisk (ICLR 2018, sec. 3.2). An example stays one example, and is changed by draws of its own: under DP nothing else
-would do.
+and Bisk (ICLR 2018, sec. 3.2), back-translation is of ``data.translation``. An example stays one example, and is
+changed by draws of its own: under DP nothing else would do.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from fed_distill.config import AugmentationConfig
 from fed_distill.data.examples import Examples
+from fed_distill.data.translation import back_translation
 from fed_distill.data.vocabulary import COLORS, DEPARTMENTS
 from fed_distill.errors import DataError
 
@@ -54,18 +55,30 @@ class Synonyms:
 def augmented(examples: Examples, config: AugmentationConfig, rng: np.random.Generator) -> Examples:
     """``examples`` with changed texts and pairs, as ``config`` says; each is changed by draws of its own.
 
-    Raise DataError if the dictionary cannot be read.
+    Raise DataError if the dictionary or a translation model cannot be read.
     """
     synonyms = _built_in() if config.dictionary is None else _read(config.dictionary)
+    reworded = back_translation(*config.back_translation).reworded if config.translated else None
     parts = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
     changed = [
-        tuple(_changed(text, config, synonyms, own) for text, own in zip(part, rng.spawn(len(part)), strict=True))
+        tuple(
+            _changed(text, config, synonyms, reworded, own)
+            for text, own in zip(part, rng.spawn(len(part)), strict=True)
+        )
         for part in parts
     ]
     return replace(examples, texts=changed[0], pairs=changed[1] if len(changed) == 2 else None)
 
 
-def _changed(text: str, config: AugmentationConfig, synonyms: Synonyms, rng: np.random.Generator) -> str:
+def _changed(
+    text: str,
+    config: AugmentationConfig,
+    synonyms: Synonyms,
+    reworded: Callable[[str], str] | None,
+    rng: np.random.Generator,
+) -> str:
+    if reworded is not None and rng.random() < config.translated:
+        text = reworded(text)
     if config.synonyms:
         text = synonyms.replaced(text, config.synonyms, rng)
     if config.characters:

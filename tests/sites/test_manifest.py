@@ -154,3 +154,11 @@ def test_hours_that_are_none_are_named(tmp_path, hours):
     path.write_text(f'[rules]\nhours = "{hours}"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"rules\.hours"):
         Limits.read(path)
+
+
+def test_a_site_loads_no_words_and_no_model_that_the_server_named(deployment, experiment):
+    """Paths of the site's own machine, which a server could otherwise have read."""
+    named = {"synonyms": 0.2, "dictionary": "words.txt", "translated": 0.5, "back_translation": ["there", "back"]}
+    asked = experiment.with_changes({"training.augmentation": named})
+    own = Manifest.read(deployment / "sites" / "north" / "site.toml").own(asked).training.augmentation
+    assert (own.synonyms, own.dictionary, own.translated, own.back_translation) == (0.2, None, 0.0, ())
