@@ -278,3 +278,10 @@ def test_rates_that_would_do_nothing_are_refused(tables, message):
     private = {"unit": "example", "epsilon": 1.0}
     with pytest.raises(ConfigError, match=message):
         Experiment.parse({**tables, "privacy": {**private, **tables["privacy"]}})
+
+
+def test_changes_are_read_and_not_written_to():
+    options = {"layers": 2}
+    changed = Experiment().with_changes({"student.options": options, "student.options.lora_rank": 4})
+    assert changed.student.options == {"layers": 2, "lora_rank": 4}
+    assert options == {"layers": 2}

@@ -7,6 +7,7 @@ name (dataset, student, method ...) take their own options in an ``options`` tab
 import json
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
@@ -263,7 +264,7 @@ def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
         tables = tables.setdefault(parent, {})
         if not isinstance(tables, dict):
             raise ConfigError(f"{dotted}: {parent} is a value, not a table")
-    tables[last] = value
+    tables[last] = deepcopy(value)  # later keys may write into it
 
 
 def _looks_like_json(value: Any) -> bool:
