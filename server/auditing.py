@@ -52,6 +52,7 @@ from fed_distill.transport.coding.weights import applied
 from fed_distill.transport.low_rank import multiplied_out
 from fed_distill.transport.messages import Uplink, Weights
 from server.evaluation import Evaluator
+from server.learning_teacher import LearningTeacher
 from server.rounds import Federation, federate, round_learning_rate
 from server.schooling import School
 from server.sites import Sites
@@ -260,6 +261,7 @@ class Auditing:
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,
+                teacher=LearningTeacher(self.teaching.teacher, experiment.teacher.learning_rate),
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),
             )

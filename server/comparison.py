@@ -29,6 +29,7 @@ from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator, accuracies, mean_metrics
 from server.intake import Intake
+from server.learning_teacher import LearningTeacher
 from server.rounds import Federation, federate, round_learning_rate
 from server.schooling import School
 from server.sites import Sites
@@ -298,6 +299,7 @@ class Comparison:
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,
+            teacher=LearningTeacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
         )

@@ -18,7 +18,7 @@ from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Correcting, Method, Particular
+from fed_distill.methods.base import Correcting, Method, Mutual, Particular
 from fed_distill.models import build_student, load_teacher
 from fed_distill.models.adapters import check_per_example
 from fed_distill.privacy.promise import check_covered
@@ -113,6 +113,10 @@ def check_names(experiment: Experiment) -> None:
             raise ConfigError(
                 "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
                 f"{federation.method} shares one student's weights"
+            )
+        if isinstance(method, Mutual) and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
+            raise ConfigError(
+                f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains"
             )
         if experiment.privacy.unit == "example" and passes(experiment.training) > 1:
             raise ConfigError(

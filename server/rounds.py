@@ -28,6 +28,7 @@ from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.evaluation import Evaluator
 from server.intake import Intake
+from server.learning_teacher import LearningTeacher
 from server.protection import counted_plainly, private_mean, vote_count
 from server.received import Received
 from server.sites import Chunk, Sites, chunk_size
@@ -59,6 +60,7 @@ class Federation:
     sites: Sites
     server: ServerTraining
     evaluator: Evaluator
+    teacher: LearningTeacher
     checkpoint: Path
     codec: Codec
 
@@ -237,6 +239,10 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     state = method.merge(state, intake)
     intake.finish()
     progress.started |= set(intake.merchants) if method.personal else set()
+    if state.teacher_plan.phases:
+        state = federation.teacher.taught(
+            state, federation.server, (federation.seed, federation.arm, "teacher", number)
+        )
     if state.server_plan.phases:
         student = federation.students[federation.global_student]
         weights = federation.server.train(
@@ -264,6 +270,8 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     }
     if number % config.validate_every == 0 or number == config.rounds:
         record["valid"] = validated(federation, state.weights)
+        if state.teacher_weights:
+            record["valid_teacher"] = federation.teacher.validation(state, federation.evaluator)
         if config.patience is not None:
             progress.best = _better(progress.best, _score(federation, record["valid"]), state.weights)
     shares = [right / count for right, count in progress.personal_counts.values()]
@@ -325,6 +333,8 @@ def _restore(federation: Federation, aggregator: Aggregator) -> Progress:
         weights=_under(tensors, "weights/"),
         consensus=tensors.get("consensus"),
         kept=_under(tensors, "kept/"),
+        teacher_weights=_under(tensors, "teacher/"),
+        teacher_labels=tensors.get("teacher_labels", start.teacher_labels),
     )
     best = values["best"]
     return Progress(
@@ -343,6 +353,9 @@ def _keep(federation: Federation, aggregator: Aggregator, progress: Progress) ->
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
     tensors |= {f"aggregator/{name}": value for name, value in aggregator.state().items()}
     tensors |= {f"kept/{name}": value for name, value in state.kept.items()}
+    if state.teacher_weights:
+        tensors |= {f"teacher/{name}": value for name, value in state.teacher_weights.items()}
+        tensors["teacher_labels"] = state.teacher_labels
     best = progress.best
     tensors |= {} if best is None else {f"best/{name}": value for name, value in best.weights.items()}
     if state.consensus is not None:

@@ -14,7 +14,7 @@ from fed_distill.distill.hints import Taught, unwrapped
 from fed_distill.distill.losses import hard_and_soft_labels, hard_labels
 from fed_distill.distill.transfer import Lesson
 from fed_distill.errors import TrainingError
-from fed_distill.models import TextModel
+from fed_distill.models import TextModel, predict
 from fed_distill.models.base import Encoded
 from fed_distill.runtime import seeds
 from fed_distill.training.choosing import build_trainer
@@ -98,6 +98,10 @@ class ServerTraining:
         """The same with every merchant's examples beside the public ones: the control that federation avoids."""
         pace = replace(self.pace(), learning_rate=self.config.pooled_learning_rate)
         return self._train(student, weights, plan, randomness, pace, progress, "pooled", self.everybody())
+
+    def proxy_labels(self, model: TextModel) -> Tensor:
+        """Probabilities of ``model`` on the proxy set ``[proxy, classes]``."""
+        return predict(model, self._encode(model, "proxy", [self.data.proxy]))
 
     def everybody(self) -> list[Examples]:
         """The public and every merchant's examples."""

@@ -22,6 +22,7 @@ METHODS = Registry(
         "cronus": "fed_distill.methods.cronus:Cronus",
         "selective-fd": "fed_distill.methods.selective_fd:SelectiveFD",
         "fedet": "fed_distill.methods.fedet:FedET",
+        "fedmkt": "fed_distill.methods.fedmkt:FedMKT",
         "fd": "fed_distill.methods.fd:FD",
     },
 )

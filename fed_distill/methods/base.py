@@ -24,6 +24,8 @@ class GlobalState:
     round: rounds completed. weights: the global student. teacher_labels: the teacher's probabilities on the
     proxy set ``[proxy, classes]``. consensus: the merchants' merged probabilities on it, once there are any.
     server_plan: what the server itself trains after a merge (phases over the proxy set), before evaluation.
+    teacher_plan: what its teacher trains before that (see ``Mutual``); what it says is then ``teacher_labels``, and
+    teacher_weights are its own, empty as long as it has not learned.
     average: the configured aggregator, from the merchants' weights to the next global weights. tally: from votes
     ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none. relearn: from soft labels of
     the proxy set ``[proxy, classes]`` to a global student that was taught anew, with these in the place of the
@@ -40,6 +42,8 @@ class GlobalState:
     relearn: Callable[[Tensor], Weights]
     consensus: Tensor | None = None
     server_plan: Plan = field(default_factory=Plan)
+    teacher_plan: Plan = field(default_factory=Plan)
+    teacher_weights: Weights = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     population: int = 1
     rounds: int = 1
@@ -105,6 +109,15 @@ class Correcting(Protocol):
 
     def keep(self, trained: Trained, down: Downlink, kept: Weights | None) -> Weights:
         """Merchant, after training: what it keeps for its next round, in the place of what it had ``kept``."""
+
+
+@runtime_checkable
+class Mutual(Protocol):
+    """What a method has besides, in whose merges the server's teacher is to learn from the merchants."""
+
+    @property
+    def teacher_epochs(self) -> float:
+        """Epochs of the teacher over the proxy set after each merge."""
 
 
 @runtime_checkable

@@ -34,6 +34,7 @@ FEDERATIONS = {
         "federation.method": "scaffold",
         "federation.options": {},
     },
+    "a teacher that learns": {"controls": [], "federation.method": "fedmkt", "federation.options": {}},
     "class means at the server": {"controls": [], "federation.method": "fd", "federation.options": {}},
 }
 
