@@ -40,6 +40,8 @@ from fed_distill.methods import METHODS
         ("fedkd", "energy_start", 0.0),
         ("fedkd", "energy_end", 1.1),
         ("fedet", "diversity", -0.1),
+        ("fedmkt", "teacher_epochs", 0.0),
+        ("fedmkt", "teacher_share", 1.5),
     ],
 )
 def test_an_option_out_of_range_is_named(method, option, value):
@@ -63,6 +65,7 @@ def test_an_option_out_of_range_is_named(method, option, value):
         ("fml", {"alpha": 1.0, "beta": 0.0}),
         ("fedkd", {"energy_start": 1.0, "energy_end": 1.0}),
         ("fedet", {"diversity": 0.0}),
+        ("fedmkt", {"teacher_share": 1.0, "teacher_epochs": 0.1}),
     ],
 )
 def test_the_ends_of_a_range_are_allowed(method, options):

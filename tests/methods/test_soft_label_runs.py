@@ -24,7 +24,7 @@ def rounds_of(tiny_experiment, simulate, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("dsfl", {}), ("cronus", {}), ("selective-fd", {"max_entropy": 0.99}), ("fedet", {}), ("fd", {})],
+    [("dsfl", {}), ("cronus", {}), ("selective-fd", {"max_entropy": 0.99}), ("fedet", {}), ("fedmkt", {}), ("fd", {})],
 )
 def test_every_merchant_is_merged_in_every_round(rounds_of, method, options):
     rounds = rounds_of(method, **options)

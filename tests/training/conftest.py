@@ -9,6 +9,7 @@ from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.fd import regularized
 from fed_distill.methods.fedet import consensus_and_diversity
 from fed_distill.methods.fedkd import FedKD
+from fed_distill.methods.fedmkt import FedMKT
 from fed_distill.methods.fedntd import FedNTD
 from fed_distill.methods.fml import FML
 from fed_distill.methods.moon import MOON
@@ -112,6 +113,7 @@ def plans():
         selective=Plan((clear, private)),
         fd=Plan((Phase(regularized(means, 0.5), epochs=2),)),
         fedet=Plan((diverse,)),
+        fedmkt=FedMKT().plan(Downlink(1, soft_labels=references["soft_labels"])),
         fedntd=FedNTD().plan(down),
         moon=MOON().plan(down),
         scaffold=Scaffold().plan(down),

@@ -16,7 +16,7 @@ from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
 
 STUDENTS = ("two-tower", "lstm", "bert-mini", "distilbert", "mobilebert")
-METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "turns")
+METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "fedmkt", "turns")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
