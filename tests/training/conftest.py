@@ -13,8 +13,8 @@ from fed_distill.methods.fedmkt import FedMKT
 from fed_distill.methods.fedntd import FedNTD
 from fed_distill.methods.fml import FML
 from fed_distill.methods.moon import MOON
-from fed_distill.methods.pate import weighted
 from fed_distill.methods.scaffold import Scaffold
+from fed_distill.methods.selective_fd import weighted
 from fed_distill.models import build_student
 from fed_distill.models.pair import Pair
 from fed_distill.runtime import seeds
