@@ -10,10 +10,11 @@ from clients.manifest import Manifest
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
 from fed_distill.data.examples import FederatedData
+from fed_distill.results.versions import versions
 from fed_distill.sites.public_part import PublicPart
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.records import decode_downlink, from_array_record, prefixed
-from fed_distill.transport.requests import Refusal, TrainRequest
+from fed_distill.transport.requests import ANSWER, PROTOCOL, Refusal, TrainRequest
 
 OWN = ("limits", "ledger")
 """Keys of ``[privacy]`` that are the site's business: its node config wins over what the server's run says."""
@@ -52,7 +53,8 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     def merchants(message: Message, context: Context) -> Message:
         site = site_of(context)
         public = PublicPart(site.task, site.proxy).fingerprint
-        record = ConfigRecord({"names": list(site.merchants), "public": public})
+        record = ConfigRecord({"names": list(site.merchants), "public": public, "protocol": PROTOCOL})
+        record["versions"] = [f"{name} {version}" for name, version in versions().items()]
         if site.experiment.privacy.unit == "none":
             record["examples"] = [len(data.train) for data in site.merchants.values()]
         return Message(RecordDict({"merchants": record}), reply_to=message)
@@ -79,9 +81,10 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
             for name, record in content.array_records.items()
             if name.startswith("start.")
         }
-        reply, site = RecordDict(), site_of(context)
+        site = site_of(context)
         codec = Codec.of(site.experiment.transport_of(request.arm))
         down = codec.decode_downlink(content)
+        reply = RecordDict({ANSWER: ConfigRecord({"to": request.title(down.round)})})
         for number, answer in enumerate(site.train(request, down, starts)):
             sent = answer if isinstance(answer, Refusal) else site.coded(answer, codec, request, down)
             if isinstance(sent, Refusal):

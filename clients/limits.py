@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fed_distill.config import PositiveFloat, PositiveInt
-from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed
+from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed, NotNow
 from fed_distill.toml import first_problem, read_toml
 
 Unit = Literal["none", "example", "merchant", "vote"]
@@ -85,7 +85,8 @@ class Rules(BaseModel):
         return hours
 
     def check(self, method: str, rounds: int, now: time) -> None:
-        """Raise NotAllowed, naming the rule, for a request of one of ``rounds`` rounds of a federation."""
+        """Raise NotAllowed, naming the rule, for a request of one of ``rounds`` rounds of a federation; NotNow if it is
+        the hour."""
         if self.methods is not None and method not in self.methods:
             raise NotAllowed(f"rule methods: {', '.join(self.methods) or 'none'}, not {method!r}")
         if self.max_rounds is not None and rounds > self.max_rounds:
@@ -94,7 +95,7 @@ class Rules(BaseModel):
             begin, end = _times(self.hours)
             inside = begin <= now < end if begin < end else now >= begin or now < end
             if not inside:
-                raise NotAllowed(f"rule hours: {self.hours}, and it is {now:%H:%M} there")
+                raise NotNow(f"rule hours: {self.hours}, and it is {now:%H:%M} there")
 
     def check_size(self, size: int) -> None:
         """Raise NotAllowed for an uplink of ``size`` bytes that is too large."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clients.limits import Limits
 from fed_distill.config import Experiment
+from fed_distill.config.federation import WAITING
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import BudgetExceeded
 from fed_distill.models.base import Encoded
@@ -231,12 +232,14 @@ class Digests:
     """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once."""
 
     def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, secret: str = "") -> None:
-        tables = experiment.model_dump(mode="json", exclude={"runtime", "name", "repeats", "compare", "controls"})
+        waiting = set(WAITING)  # whether the server asks again, and for how long it waits, is no part of what it asks
+        left_out = {**dict.fromkeys(("runtime", "name", "repeats", "compare", "controls"), True), "federation": waiting}
+        tables = experiment.model_dump(mode="json", exclude=left_out)
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(
                 experiment=tables,
-                federation=experiment.arms()[request.arm].model_dump(mode="json"),
+                federation=experiment.arms()[request.arm].model_dump(mode="json", exclude=waiting),
                 arm=request.arm,
                 seed=request.seed,
                 rate=request.learning_rate,

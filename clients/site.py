@@ -21,7 +21,15 @@ from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, FederatedData, MerchantData, Task
-from fed_distill.errors import BudgetExceeded, ConfigError, FedDistillError, NotAllowed, TrainingError, UplinkRejected
+from fed_distill.errors import (
+    BudgetExceeded,
+    ConfigError,
+    FedDistillError,
+    NotAllowed,
+    NotNow,
+    TrainingError,
+    UplinkRejected,
+)
 from fed_distill.merging.class_means import class_means
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Correcting, Method, Trained
@@ -43,7 +51,7 @@ from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.messages import ClassMeans, Downlink, Uplink, Weights
 from fed_distill.transport.records import serialized_bytes
-from fed_distill.transport.requests import Refusal, TrainRequest, blueprint_of, built_from, unpacked
+from fed_distill.transport.requests import Cause, Refusal, TrainRequest, blueprint_of, built_from, unpacked
 
 LARGEST_WEIGHT = 1e6
 """Size of a value in a downlink at most."""
@@ -109,10 +117,10 @@ class Site:
             kept = self._kept_of_coding(uplink.merchant, request, down) if codec.keeps else None
             content, kept = codec.encode_uplink(uplink, down.weights, randomness, kept)
             self.protection.limits.rules.check_size(serialized_bytes(content))
+            if codec.keeps:
+                self.coding.save(*key, down.round, kept.tensors())
         except FedDistillError as error:
             return self._refusal(uplink.merchant, error, request.arm)
-        if codec.keeps:
-            self.coding.save(*key, down.round, kept.tensors())
         return content
 
     def _kept_of_coding(self, merchant: str, request: TrainRequest, down: Downlink) -> Kept:
@@ -133,13 +141,14 @@ class Site:
     def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
         """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
         if isinstance(error, NotAllowed):  # a rule of the site's, which tells nothing of anybody's data
-            return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", budget=True)
-        budget = isinstance(error, BudgetExceeded)
+            cause: Cause = "hours" if isinstance(error, NotNow) else "budget"
+            return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", cause)
+        cause = "budget" if isinstance(error, BudgetExceeded) else "fault"
         if self.protection.unit_of(arm) == "none":
-            return Refusal(merchant, str(error), budget)
+            return Refusal(merchant, str(error), cause)
         _log.warning("%s", error)
-        told = "its privacy budget or its limits do not allow this" if budget else "its training failed"
-        return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", budget)
+        told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
+        return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
 
     def _learner(
         self,

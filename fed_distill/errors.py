@@ -25,6 +25,10 @@ class TrainingError(FedDistillError):
     """Training went wrong in a way that continuing would hide, such as a loss that is not finite."""
 
 
+class TooFewAnswers(TrainingError):
+    """Too few merchants took part in a round, and asked again more may: sites were away, late, or at rest."""
+
+
 class UplinkRejected(FedDistillError):
     """What a merchant sent back cannot be used: not finite, of the wrong shape, or not asked for."""
 
@@ -43,3 +47,7 @@ class LedgerError(FedDistillError):
 
 class NotAllowed(FedDistillError):
     """A site's own rules forbid what the server asks of it."""
+
+
+class NotNow(NotAllowed):
+    """A site's own rules forbid it at this time of the day, and allow it at another."""

@@ -19,6 +19,7 @@ from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.privacy.promise import account
+from fed_distill.results.metrics import Metrics
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
 from fed_distill.runtime.callbacks import Callback
@@ -27,6 +28,7 @@ from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
+from server.attempts import patiently
 from server.evaluation import Evaluator, accuracies, mean_metrics
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
@@ -177,15 +179,19 @@ class Comparison:
         state = federation.first_state(federation.aggregator())
         rate = round_learning_rate(federation.training, 1, 1)
         request = federation.request(self.sites.merchants, rate, test=True)
-        chunks = federation.asked(request, method.broadcast(state), {})
-        intake = Intake(chunks, state, len(self.sites.merchants), 1)
         student = federation.students[federation.global_student]
-        measured = []
-        for done, uplink in enumerate(intake, 1):
-            assert uplink.weights is not None
-            student.load_state_dict(completed(uplink.weights, start))
-            measured.append(self.evaluator.test(student))
-            self.callbacks.on_step(done, {})
+
+        def take() -> tuple[list[Metrics], Intake]:
+            intake = federation.intake(request, method.broadcast(state), {}, state, 1)
+            measured = []
+            for done, uplink in enumerate(intake, 1):
+                assert uplink.weights is not None
+                student.load_state_dict(completed(uplink.weights, start))
+                measured.append(self.evaluator.test(student))
+                self.callbacks.on_step(done, {})
+            return measured, intake
+
+        measured, intake = patiently(take, federation.config, [])
         counts = intake.own_counts
         return Outcome(
             name="local",
@@ -274,10 +280,13 @@ class Comparison:
         request = federation.request(merchants, rate, test=True)
         name = federation.global_student
         starts = {merchant: {name: weights} for merchant in merchants}
-        chunks = federation.asked(request, method.broadcast(state), starts)
-        intake = Intake(chunks, state, len(merchants), 1)
-        intake.finish()
-        return accuracies(intake.own_counts)
+
+        def take() -> Intake:
+            intake = federation.intake(request, method.broadcast(state), starts, state, 1)
+            intake.finish()
+            return intake
+
+        return accuracies(patiently(take, federation.config, []).own_counts)
 
     def _federation_of(self, arm: str) -> Federation:
         """What an arm runs on; only the compared federations deal different students to the merchants."""

@@ -55,7 +55,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
         callbacks.on_start(experiment, folder)
-        sites = Sites(grid, experiment.runtime.sites)
+        sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline)
         sites.check_public(PublicPart(data.task, data.proxy).fingerprint)
         teaching = prepare_teacher(experiment, data, callbacks)
         data = teaching.data

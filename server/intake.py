@@ -5,16 +5,16 @@ no uplink has to be kept.
 """
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from fed_distill.errors import BudgetExceeded, TrainingError, UplinkRejected
+from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError, UplinkRejected
 from fed_distill.methods.base import GlobalState
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import check_uplink
-from fed_distill.transport.requests import Refusal
+from fed_distill.transport.requests import Cause, Refusal
+from server.attempts import least
 from server.sites import Chunk
 
 _log = logging.getLogger(__name__)
@@ -25,22 +25,25 @@ class Intake:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
     An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
-    most have in the first chunk with any fit uplink. When the merchants are through and fewer than half of those asked
-    may be merged, the iteration ends in a TrainingError; those whose privacy budget is spent do not count as asked, and
-    if nobody else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
+    most have in the first chunk with any fit uplink. When the merchants are through and less than ``share`` of those
+    asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may answer
+    another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends in
+    BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
     test examples of each merchant's trained student, as it measured it) grow while it is iterated.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], state: GlobalState, asked: int, number: int) -> None:
-        """``asked`` merchants were asked in round ``number``; ``state`` is what they were sent."""
+    def __init__(
+        self, chunks: Iterable[Chunk], state: GlobalState, asked: int, number: int, share: float = 0.5
+    ) -> None:
+        """``asked`` merchants were to take part in round ``number``; ``state`` is what they were sent."""
         self.merchants: list[str] = []
         self.refusals: list[Refusal] = []
         self.own_counts: dict[str, tuple[int, int]] = {}
-        self._state, self._asked, self._number = state, asked, number
+        self._state, self._asked, self._number, self._share = state, asked, number, share
         self._usual: _Parts | None = None
         self._received = self._downlink_bytes = self._uplink_bytes = 0
         self._losses: list[float] = []
-        self._spent = 0
+        self._causes: Counter[Cause] = Counter()
         self._stream = self._accepted(chunks)
 
     def __iter__(self) -> Iterator[Uplink]:
@@ -59,10 +62,23 @@ class Intake:
 
     @property
     def bytes(self) -> dict[str, float]:
-        """Serialized bytes a merchant: ``downlink`` over those asked, ``uplink`` over those that sent one."""
+        """Serialized bytes a merchant: ``downlink`` over those that were there, ``uplink`` over those that sent one."""
         return {
-            "downlink": self._downlink_bytes / max(self._asked, 1),
+            "downlink": self._downlink_bytes / max(self._asked - self._causes["absent"], 1),
             "uplink": self._uplink_bytes / max(self._received, 1),
+        }
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """Merchants by what became of them: ``asked``, which are all, ``merged``, ``late``, ``absent``, ``resting``
+        (outside of their site's hours), and ``refused``, which are the others."""
+        passing = {"late": self._causes["late"], "absent": self._causes["absent"], "resting": self._causes["hours"]}
+        merged = len(self.merchants)
+        return {
+            "asked": self._asked,
+            "merged": merged,
+            **passing,
+            "refused": self._asked - merged - sum(passing.values()),
         }
 
     def _accepted(self, chunks: Iterable[Chunk]) -> Iterator[Uplink]:
@@ -105,15 +121,20 @@ class Intake:
     def _refuse(self, refusal: Refusal) -> None:
         _log.warning("round %d: %s", self._number, refusal.reason)
         self.refusals.append(refusal)
-        self._spent += refusal.budget
+        self._causes[refusal.cause] += 1
 
     def _check_enough(self) -> None:
-        if self._spent and not self.merchants:
+        spent = self._causes["budget"]
+        passing = sum(refusal.passing for refusal in self.refusals)
+        if spent and not self.merchants and not passing:
             raise BudgetExceeded(f"round {self._number}: no merchant may take part any more; {self.refusals[0].reason}")
-        if len(self.merchants) < math.ceil((self._asked - self._spent) / 2):
-            reason = self.refusals[0].reason if self.refusals else "the others did not answer"
-            raise TrainingError(
-                f"round {self._number}: only {len(self.merchants)} of {self._asked} merchants can be merged; {reason}"
+        merged, enough = len(self.merchants), least(self._share, self._asked - spent)
+        if merged < enough:
+            helps = merged + passing >= enough
+            reasons = [refusal.reason for refusal in self.refusals if refusal.passing or not helps]
+            reason = reasons[0] if reasons else "the others did not answer"
+            raise (TooFewAnswers if helps else TrainingError)(
+                f"round {self._number}: only {merged} of {self._asked} merchants can be merged; {reason}"
             )
 
 

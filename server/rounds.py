@@ -26,6 +26,7 @@ from fed_distill.training.optimization import Pace, schedule_factor
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
+from server.attempts import check_there, patiently
 from server.evaluation import Evaluator
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
@@ -143,7 +144,26 @@ class Federation:
         if self.codec.cache is not None:
             received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
             request = received.told(request)
-        return self.sites.train(request, down, starts, self.chunk(), self.codec, (proxy, classes), received)
+        shape = proxy, classes
+        return self.sites.train(
+            request, down, starts, self.chunk(), self.codec, shape, received, deadline=self.config.deadline
+        )
+
+    def intake(
+        self,
+        request: TrainRequest,
+        down: Downlink,
+        starts: Mapping[str, Mapping[str, Weights]],
+        state: GlobalState,
+        number: int,
+    ) -> Intake:
+        """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
+        are too few, before any of them is asked."""
+        share, merchants = self.config.minimum_share, request.merchants
+        if not merchants:
+            return Intake((), state, 0, number, share)
+        check_there(merchants, self.sites.away(), share, number)
+        return Intake(self.asked(request, down, starts), state, len(merchants), number, share)
 
     @property
     def global_student(self) -> str:
@@ -234,26 +254,31 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
             if merchant not in progress.started
         }
     down = method.broadcast(state)
-    chunks = federation.asked(request, down, starts) if merchants else iter(())
-    intake = Intake(chunks, state, len(merchants), number)
-    state = method.merge(state, intake)
-    intake.finish()
+    failed: list[str] = []
+
+    def take() -> tuple[GlobalState, Intake]:
+        intake = federation.intake(request, down, starts, state, number)
+        merged = method.merge(state, intake)
+        intake.finish()
+        return merged, intake
+
+    merged, intake = patiently(take, config, failed)
     progress.started |= set(intake.merchants) if method.personal else set()
-    if state.teacher_plan.phases:
-        state = federation.teacher.taught(
-            state, federation.server, (federation.seed, federation.arm, "teacher", number)
+    if merged.teacher_plan.phases:
+        merged = federation.teacher.taught(
+            merged, federation.server, (federation.seed, federation.arm, "teacher", number)
         )
-    if state.server_plan.phases:
+    if merged.server_plan.phases:
         student = federation.students[federation.global_student]
         weights = federation.server.train(
             student,
-            state.weights,
-            state.server_plan,
+            merged.weights,
+            merged.server_plan,
             (federation.seed, federation.arm, "server", number),
             Pace(federation.server.config.server_learning_rate * left(federation.server.config, number, config.rounds)),
         )
-        state = replace(state, weights=weights)
-    progress.state = state
+        merged = replace(merged, weights=weights)
+    progress.state = merged
     progress.downlink_bytes += intake.bytes["downlink"] / config.rounds
     progress.uplink_bytes += intake.bytes["uplink"] / config.rounds
     progress.personal_counts |= intake.own_counts
@@ -265,15 +290,17 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
         "merchants": len(intake.merchants),
         "rejected": len(intake.refusals),
         "reasons": [refusal.reason for refusal in intake.refusals],
+        "answers": intake.answers,
+        "retried": failed,
         "train_loss": None if federation.unit in ("merchant", "vote") else intake.train_loss,
         "bytes": intake.bytes,
     }
     if number % config.validate_every == 0 or number == config.rounds:
-        record["valid"] = validated(federation, state.weights)
-        if state.teacher_weights:
-            record["valid_teacher"] = federation.teacher.validation(state, federation.evaluator)
+        record["valid"] = validated(federation, merged.weights)
+        if merged.teacher_weights:
+            record["valid_teacher"] = federation.teacher.validation(merged, federation.evaluator)
         if config.patience is not None:
-            progress.best = _better(progress.best, _score(federation, record["valid"]), state.weights)
+            progress.best = _better(progress.best, _score(federation, record["valid"]), merged.weights)
     shares = [right / count for right, count in progress.personal_counts.values()]
     if shares:
         record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": min(shares)}

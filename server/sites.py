@@ -6,7 +6,6 @@ server's memory does not grow with the number of merchants.
 """
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fed_distill.errors import DataError, TrainingError, UplinkRejected
+from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.privacy.promise import Spent
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink, Weights
@@ -29,16 +28,19 @@ from fed_distill.transport.records import (
     to_array_record,
 )
 from fed_distill.transport.requests import (
+    ANSWER,
     EVALUATE,
     JOIN,
-    QUERY_MERCHANTS,
     QUERY_PRIVACY,
     TRAIN,
+    Cause,
     Refusal,
     TrainRequest,
     packed,
 )
+from server.exchange import Deadline, Exchange, Silence, readable, told
 from server.received import Received
+from server.roster import NOWHERE, Roster
 
 CHUNK_BYTES = 2 * 2**30
 """Students' weights in one chunk of a round's answers: the server, and a site's reply, hold about so much at once."""
@@ -46,11 +48,10 @@ SMALLEST_CHUNK = 16
 """Merchants in a chunk at least, however large the student: fewer would leave a site nothing to train together."""
 LARGEST_CHUNK = 1024
 """Merchants in a chunk at most, however small the student: a site trains no more than so many at once with profit."""
-LONGEST_REASON = 500
-"""Characters of a refusal's reason that are kept."""
 PLAIN = Codec()
 """Messages as ``transport.records`` writes them."""
-_FIRST_PAUSE = 0.05
+TOLD_BY_SITES: Mapping[str, Cause] = {"budget": "budget", "hours": "hours"}
+"""Causes of a refusal that a site may name beside a fault: whether it is late or absent is not its to say."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,55 +77,38 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A chunk's messages by id, each with its site and what it asked; refusals for those that could not be sent."""
+    """A chunk's messages: by id the site and what it asked, and refusals for those that were not sent.
+
+    title: what answers must say that they answer (``TrainRequest.title``).
+    """
 
     asked: Mapping[str, tuple[int, TrainRequest]]
     refusals: tuple[Refusal, ...]
     downlink_bytes: int
+    title: str
 
 
 class Sites:
     """The merchants that are reachable through a Flower grid."""
 
-    def __init__(self, grid: Grid, minimum: int = 1, poll_seconds: float = 1.0) -> None:
+    def __init__(self, grid: Grid, minimum: int = 1, poll_seconds: float = 1.0, deadline: float | None = None) -> None:
         """Wait until ``minimum`` sites are connected, then ask each for its merchants.
 
-        ``poll_seconds``: longest pause between two looks for sites or for replies.
+        ``poll_seconds``: longest pause between two looks for sites or for replies. ``deadline``: seconds to wait for
+        answers to what is no round; None for however long it takes.
         """
-        self._grid = grid
-        self._poll_seconds = poll_seconds
-        nodes = sorted(grid.get_node_ids())
-        while len(nodes) < minimum:
-            _log.info("waiting for sites: %d of %d are connected", len(nodes), minimum)
-            time.sleep(poll_seconds)
-            nodes = sorted(grid.get_node_ids())
-        self._node_of: dict[str, int] = {}
-        self._examples: dict[str, int | None] = {}
-        self._public: dict[int, str] = {}
-        asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in nodes]
-        replies, failures = self._ask(asked)
-        for reply in replies:
-            record, node = reply.content.config_records["merchants"], reply.metadata.src_node_id
-            self._public[node] = str(record.get("public", ""))
-            for name, examples in _announced(record):
-                if name in self._node_of:
-                    raise DataError(f"merchant {name!r} is at two sites: each merchant belongs to one")
-                self._node_of[name], self._examples[name] = node, examples
-        if not self._node_of:
-            reasons = "; ".join(failure.reason for failure in failures) or "each site answered with none"
-            raise DataError(f"no site has any merchant: {reasons}")
-        self._merchants = sorted(self._node_of)
+        self._exchange = Exchange(grid, poll_seconds)
+        self._deadline = deadline
+        self._roster = Roster(self._exchange, minimum, deadline)
         self._proxy = b""
 
     def check_public(self, fingerprint: str) -> None:
         """DataError naming the merchants of a site whose task or proxy set is not the server's (``PublicPart``)."""
-        for node, theirs in self._public.items():
-            if theirs != fingerprint:
-                merchants = [name for name, at in self._node_of.items() if at == node]
-                raise DataError(
-                    f"the site of {', '.join(merchants[:3]) or node} has other classes or another proxy set than the "
-                    "server: give it the proxy.json of this experiment (fed-distill sites init --experiment)"
-                )
+        self._roster.check_public(fingerprint)
+
+    def away(self) -> frozenset[str]:
+        """The merchants whose site is not there now, after a look at who is."""
+        return self._roster.away()
 
     def choose_proxy(self, chosen: npt.NDArray[np.bool_]) -> None:
         """From now on sites use those of their proxy examples that are ``chosen``, ``[candidates]``."""
@@ -133,7 +117,7 @@ class Sites:
     @property
     def merchants(self) -> list[str]:
         """Names of all merchants, sorted."""
-        return list(self._merchants)
+        return list(self._roster.merchants)
 
     def train(
         self,
@@ -144,15 +128,18 @@ class Sites:
         codec: Codec = PLAIN,
         proxy_shape: tuple[int, int] | None = None,
         received: Received | None = None,
+        deadline: float | None = None,
     ) -> Iterator[Chunk]:
-        """One round: each site trains those of ``request.merchants`` that it hosts.
+        """One round: each site that is there trains those of ``request.merchants`` that it hosts.
 
         ``starts``: for merchants that begin with a student of their own, its weights by student name. Merchants are
         cut, in sorted order, into chunks of ``chunk``; all are asked at once, so that no site waits for another, and
         answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``proxy_shape``:
         (proxy examples, classes) that soft labels must have where they are. ``received``: where soft labels are cached,
-        what merchants sent before, and where it is kept now.
+        what merchants sent before, and where it is kept now. ``deadline``: seconds to wait for answers; None for
+        however long it takes.
         """
+        until, away = Deadline(deadline), self._roster.away()
         request = replace(request, proxy=self._proxy)
         content = codec.encode_downlink(down, (request.seed, request.arm, "server", down.round, "coding"))
         decode = partial(codec.decode_uplink, base=down.weights, proxy_shape=proxy_shape)
@@ -166,86 +153,94 @@ class Sites:
         }
         sent = []
         for part in _chunks(request, chunk):
-            started = sum(start_bytes[name] for merchant in part.merchants for name in starts.get(merchant, {}))
+            there = part.part([place for place, name in enumerate(part.merchants) if name not in away])
+            started = sum(start_bytes[name] for merchant in there.merchants for name in starts.get(merchant, {}))
             messages = []
-            for node, own in self._by_node(part).items():
+            for node, own in self._by_node(there).items():
                 message = RecordDict(dict(content.items()))
                 message["request"] = own.to_record()
                 for name in sorted({name for merchant in own.merchants for name in starts.get(merchant, {})}):
                     message[f"start.{name}"] = records[name]
-                messages.append((Message(message, node, TRAIN, group_id=str(down.round)), own))
-            sent.append(self._push(messages, each * len(part.merchants) + started))
-        return map(partial(self._collect, decode, received), sent)
+                messages.append((message, node, own))
+            pushed = self._push(messages, request.title(down.round), until)
+            absent = tuple(
+                Refusal(name, f"merchant {name}: its site is away", "absent") for name in part.merchants if name in away
+            )
+            size = each * len(there.merchants) + started
+            sent.append(replace(pushed, refusals=absent + pushed.refusals, downlink_bytes=size))
+        return map(partial(self._collect, decode, received, until), sent)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
         """(right, all) test examples of each merchant that has any, under one student."""
         content = encode_downlink(Downlink(round=0, weights=weights))
-        messages = []
+        contents = {}
         for node, part in self._by_node(request).items():
-            message = RecordDict(dict(content.items()))
-            message["request"] = part.to_record()
-            messages.append(Message(message, node, EVALUATE))
+            contents[node] = RecordDict({**content, "request": part.to_record()})
         counts: dict[str, tuple[int, int]] = {}
         asked = frozenset(request.merchants)
-        for reply in self._ask(messages)[0]:
-            site = reply.metadata.src_node_id
-            for merchant, value in reply.content.metric_records.get("counts", MetricRecord()).items():
+        answered, _ = self._exchange.ask(contents, EVALUATE, self._deadline)
+        for node, answer in answered.items():
+            for merchant, value in answer.metric_records.get("counts", MetricRecord()).items():
                 try:
-                    self._check_owner(merchant, asked, site)
+                    self._check_owner(merchant, asked, node)
                     counts[merchant] = _counts(merchant, value)
                 except UplinkRejected as error:
                     _log.warning("test counts left out: %s", error)
         return dict(sorted(counts.items()))
 
     def join(self, request: TrainRequest) -> None:
-        """Have every merchant pay for a federation of which it will be drawn by a coin in each round."""
+        """Have every merchant pay for a federation of which it will be drawn by a coin in each round; who is away now
+        pays when it first takes part."""
         request = replace(request, proxy=self._proxy)
-        messages = [
-            Message(RecordDict({"request": part.to_record()}), node, JOIN)
-            for node, part in self._by_node(request).items()
-        ]
-        for reply in self._ask(messages)[0]:
-            for record in reply.content.config_records.values():
-                refusal = _refusal(record, request, reply.metadata.src_node_id)
-                _log.warning("%s", refusal.reason)
+        contents = {node: RecordDict({"request": part.to_record()}) for node, part in self._by_node(request).items()}
+        answered, _ = self._exchange.ask(contents, JOIN, self._deadline)
+        for node, answer in answered.items():
+            for record in answer.config_records.values():
+                _log.warning("%s", _refusal(record, request, node).reason)
 
     def spent(self, arm: str, seed: int) -> Spent:
         """What an arm has cost the merchants, by their ledgers, as their sites tell."""
         asked = ConfigRecord({"arm": arm, "seed": seed})
-        nodes = sorted(set(self._node_of.values()))
-        replies, failures = self._ask([Message(RecordDict({"request": asked}), node, QUERY_PRIVACY) for node in nodes])
-        if failures:
-            raise TrainingError(f"{arm}: what it cost cannot be told: {failures[0].reason}")
-        return Spent.joined(_spent(reply.content.metric_records) for reply in replies)
+        contents = {node: RecordDict({"request": asked}) for node in self._roster.nodes()}
+        answered, silent = self._exchange.ask(contents, QUERY_PRIVACY, self._deadline)
+        if silent:
+            raise TrainingError(
+                f"{arm}: what it cost cannot be told: {silent[0].reason}; go on with --resume when it can"
+            )
+        return Spent.joined(_spent(answer.metric_records) for answer in answered.values())
 
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
+        """The request to each site for its own merchants; who is nowhere is asked nothing."""
         nodes: dict[int, list[int]] = {}
         for place, merchant in enumerate(request.merchants):
-            nodes.setdefault(self._node_of[merchant], []).append(place)
-        return {node: request.part(places) for node, places in sorted(nodes.items())}
+            nodes.setdefault(self._roster.node_of(merchant), []).append(place)
+        return {node: request.part(places) for node, places in sorted(nodes.items()) if node != NOWHERE}
 
-    def _push(self, messages: Sequence[tuple[Message, TrainRequest]], downlink_bytes: int) -> _Sent:
-        """Send one message at a time, which keeps the payload that a grid must take at once small."""
+    def _push(self, messages: Sequence[tuple[RecordDict, int, TrainRequest]], title: str, until: Deadline) -> _Sent:
         asked: dict[str, tuple[int, TrainRequest]] = {}
         refusals: list[Refusal] = []
-        for message, request in messages:
-            node = message.metadata.dst_node_id
-            keys = [key for key in self._grid.push_messages([message]) if key]
-            if keys:
-                asked[keys[0]] = (node, request)
-            else:  # how a grid says that it could not send a message
-                refusals.append(_failure(node, "its request could not be sent"))
-        return _Sent(asked, tuple(refusals), downlink_bytes)
+        for content, node, request in messages:
+            key = self._exchange.send(content, node, TRAIN, until, title)
+            if isinstance(key, Silence):
+                refusals += _refusals(key, request)
+            else:
+                asked[key] = (node, request)
+        return _Sent(asked, tuple(refusals), 0, title)
 
-    def _collect(self, decode: Callable[[RecordDict], Uplink], received: Received | None, sent: _Sent) -> Chunk:
+    def _collect(
+        self, decode: Callable[[RecordDict], Uplink], received: Received | None, until: Deadline, sent: _Sent
+    ) -> Chunk:
         """Wait for a chunk's answers; those that cannot be used are refusals."""
         uplinks: dict[str, Uplink] = {}
         refusals, uplink_bytes = list(sent.refusals), 0
         refused: set[str] = set()
-        for reply, node, request in self._replies(sent.asked):
-            if reply.has_error():
-                refusals.append(_failure(node, reply.error.reason))
+        for key, reply in self._exchange.replies({key: node for key, (node, _) in sent.asked.items()}, until):
+            node, request = sent.asked[key]
+            silence = reply if isinstance(reply, Silence) else _replayed(reply, node, sent.title)
+            if silence is not None:
+                refusals += _refusals(silence, request)
                 continue
+            assert isinstance(reply, Message)
             for single in by_prefix(reply.content).values():
                 if "refusal" in single.config_records:
                     refusal = _refusal(single.config_records["refusal"], request, node)
@@ -255,9 +250,9 @@ class Sites:
                     continue
                 try:
                     uplink = decode(single)
-                    self._check_sender(uplink, request, reply.metadata.src_node_id, uplinks)
+                    self._check_sender(uplink, request, node, uplinks)
                 except UplinkRejected as error:
-                    refusals.append(Refusal("", _readable(str(error))))
+                    refusals.append(Refusal("", readable(str(error))))
                     continue
                 uplinks[uplink.merchant] = uplink
                 uplink_bytes += serialized_bytes(single)
@@ -266,24 +261,13 @@ class Sites:
         ordered = tuple(uplinks[merchant] for merchant in sorted(uplinks))
         return Chunk(ordered, tuple(refusals), sent.downlink_bytes, uplink_bytes)
 
-    def _replies(self, asked: Mapping[str, tuple[int, TrainRequest]]) -> Iterator[tuple[Message, int, TrainRequest]]:
-        """Each message's reply when it is there, with the site and the request; a pull gives only what is there."""
-        missing, pause = dict(asked), _FIRST_PAUSE
-        while missing:
-            for reply in self._grid.pull_messages(list(missing)):
-                yield reply, *missing.pop(reply.metadata.reply_to_message_id)
-                pause = _FIRST_PAUSE
-            if missing:
-                time.sleep(min(pause, self._poll_seconds))
-                pause *= 2
-
     def _check_owner(self, merchant: str, asked: Collection[str], node: int) -> None:
-        if merchant not in asked or self._node_of[merchant] != node:
+        if merchant not in asked or self._roster.node_of(merchant) != node:
             raise UplinkRejected(f"a reply for merchant {merchant!r} came from site {node}, which was not asked for it")
 
     def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Collection[str]) -> None:
         self._check_owner(uplink.merchant, request.merchants, node)
-        announced = self._examples[uplink.merchant]
+        announced = self._roster.announced(uplink.merchant)
         if announced is not None and uplink.examples > announced:
             raise UplinkRejected(
                 f"merchant {uplink.merchant} claims {uplink.examples} training examples, but announced {announced}"
@@ -291,21 +275,22 @@ class Sites:
         if uplink.merchant in before:
             raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
 
-    def _ask(self, messages: Sequence[Message]) -> tuple[list[Message], list[Refusal]]:
-        """The replies, and for each site that failed why."""
-        answered, failures = [], []
-        for reply in self._grid.send_and_receive(messages):
-            if reply.has_error():
-                failures.append(_failure(reply.metadata.src_node_id, reply.error.reason))
-            else:
-                answered.append(reply)
-        return answered, failures
+
+def _refusals(silence: Silence, request: TrainRequest) -> list[Refusal]:
+    """A site without a usable answer: of those that may have one another time, each merchant is named."""
+    if silence.cause == "fault":
+        return [Refusal("", silence.reason)]
+    return [Refusal(name, f"merchant {name}: {silence.reason}", silence.cause) for name in request.merchants]
 
 
-def _failure(node: int, reason: str | None) -> Refusal:
-    refusal = Refusal("", _readable(f"site {node} failed: {reason}"))
-    _log.warning("%s", refusal.reason)
-    return refusal
+def _replayed(reply: Message, node: int, title: str) -> Silence | None:
+    """A Silence for a reply that does not say that it answers this very request, such as one of an earlier round."""
+    record = reply.content.pop(ANSWER, None)
+    to = record.get("to") if isinstance(record, ConfigRecord) else None
+    if to == title:
+        return None
+    theirs = readable("nothing that it names" if to is None else str(to))
+    return told(Silence(node, f"site {node} failed: it was asked for {title}, and its reply is to {theirs}"))
 
 
 def _chunks(request: TrainRequest, size: int) -> Iterator[TrainRequest]:
@@ -323,26 +308,9 @@ def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
     """What a site says of a merchant that did not train; of one that it was not asked for, what it did wrong."""
     merchant, reason = str(record.get("merchant", "")), str(record.get("reason", "no reason given"))
     if merchant not in request.merchants:
-        return _failure(node, "it refused for merchants that it was not asked for")
-    return Refusal(merchant, _readable(reason), bool(record.get("budget", False)))
-
-
-def _readable(reason: str) -> str:
-    """What a site says of itself, without what a log or terminal could stumble over."""
-    return "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON])
-
-
-def _announced(record: ConfigRecord) -> list[tuple[str, int | None]]:
-    """A site's merchants and how many training examples each has, None where the site keeps that private."""
-    names = record["names"]
-    if "examples" not in record and isinstance(names, list):
-        return [(str(name), None) for name in names]
-    examples = record.get("examples")
-    if not isinstance(names, list) or not isinstance(examples, list) or len(names) != len(examples):
-        raise DataError("a site did not answer with the names and sizes of its merchants")
-    if not all(isinstance(size, int) and 0 <= size <= MOST_EXAMPLES for size in examples):
-        raise DataError("a site announced merchants whose numbers of examples are no such numbers")
-    return [(str(name), int(str(size))) for name, size in zip(names, examples, strict=True)]
+        wrong = told(Silence(node, f"site {node} failed: it refused for merchants that it was not asked for"))
+        return Refusal("", wrong.reason)
+    return Refusal(merchant, readable(reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))
 
 
 def _spent(records: Mapping[str, MetricRecord]) -> Spent:

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from fed_distill.config.tables import ConfigTable, PositiveFloat, PositiveInt
 
 StageTable = str | dict[str, Any]
+WAITING = ("deadline", "minimum_share", "retries", "pause")
+"""Keys of ``[federation]`` that say for whom the server waits: nothing of them reaches a merchant, and a run that is
+resumed may have others."""
 
 
 class TransportConfig(ConfigTable):
@@ -65,6 +68,19 @@ class FederationConfig(ConfigTable):
     )
     patience: PositiveInt | None = Field(
         None, description="validations without a better one before it stops, with its best round; none for all rounds"
+    )
+    deadline: PositiveFloat | None = Field(
+        None,
+        description="seconds that a round waits for answers, later ones are dropped; none for however long it takes",
+    )
+    minimum_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="share of the merchants asked without which a round is not merged"
+    )
+    retries: Annotated[int, Field(ge=0)] = Field(
+        3, description="times that a round is asked again if sites that were away, late or at rest were too many"
+    )
+    pause: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        60.0, description="seconds before it is asked again"
     )
     transport: TransportConfig | None = Field(None, description="how its messages are coded; none for [transport]")
     label: str = Field(

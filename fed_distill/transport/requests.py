@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,13 @@ QUERY_PRIVACY = "query.privacy"
 JOIN = "query.join"
 TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
+ANSWER = "answer"
+"""Record of a reply that says ``to`` what request (``TrainRequest.title``): an old reply is no answer to a new one."""
+PROTOCOL = 2
+"""Version of what servers and sites say to each other: requests, uplinks, refusals. Both must have the same."""
+
+Cause = Literal["fault", "budget", "hours", "late", "absent"]
+"""Why a merchant did not take part."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class TrainRequest:
     test: bool = False
     known: tuple[int, ...] = ()
     proxy: bytes = b""
+
+    def title(self, round: int) -> str:
+        """What its answers in ``round`` must say that they answer."""
+        return f"{self.arm}, seed {self.seed}, round {round}"
 
     def student_of(self, merchant: str) -> str:
         """Kind of student of one of ``merchants``."""
@@ -135,12 +146,21 @@ def built_from(blueprint: str) -> TextModel:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A merchant that did not train, and why. budget: because of its privacy budget or limits, not of a fault."""
+    """A merchant that did not take part, and why.
+
+    cause: a ``fault`` of its own or of what it sent; its privacy ``budget``, limits or rules; its site's ``hours``; too
+    ``late``; its site ``absent``. Only the first three are a site's to say.
+    """
 
     merchant: str
     reason: str
-    budget: bool = False
+    cause: Cause = "fault"
+
+    @property
+    def passing(self) -> bool:
+        """Whether the merchant may well take part if it is asked again later."""
+        return self.cause in ("hours", "late", "absent")
 
     def to_record(self) -> ConfigRecord:
         """As a Flower config record."""
-        return ConfigRecord({"merchant": self.merchant, "reason": self.reason, "budget": self.budget})
+        return ConfigRecord({"merchant": self.merchant, "reason": self.reason, "cause": self.cause})

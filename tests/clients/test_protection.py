@@ -61,7 +61,7 @@ def test_a_round_that_was_not_planned_is_refused_and_costs_nothing(world, protec
         )
     before = {merchant: charges(site, merchant) for merchant in world.names}
     refused = answers(site, world.request(*world.names, rounds=2), world.down(3))
-    assert all(isinstance(one, Refusal) and one.budget for one in refused.values())
+    assert all(isinstance(one, Refusal) and one.cause == "budget" for one in refused.values())
     assert {merchant: charges(site, merchant) for merchant in world.names} == before
 
 

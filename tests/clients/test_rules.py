@@ -37,7 +37,8 @@ def test_what_is_forbidden_is_refused_by_name_and_costs_nothing(world, ruled, ch
     compare = {"compare": []} if changes else {}
     site, names = ruled(rules, {**changes, **compare}), world.names[:2]
     request = world.request(*names, rounds=3)
-    expected = [Refusal(name, f"merchant {name}: not allowed by its site, {rule}", budget=True) for name in names]
+    cause = "hours" if rule.startswith("rule hours") else "budget"
+    expected = [Refusal(name, f"merchant {name}: not allowed by its site, {rule}", cause) for name in names]
     assert list(site.train(request, world.down(), {})) == expected
     assert list(site.join(request)) == expected
     assert not site.protection.ledger("fedavg-kd", 0, names[0]).path.exists()

@@ -83,7 +83,7 @@ def parts(wire, arm, number):
         content = recorddict_from_proto(Proto.FromString(request))
         if kind == TRAIN and content["request"]["arm"] == arm and content["down"]["round"] == number:
             answer = recorddict_from_proto(Proto.FromString(reply))
-            places = sorted({name.partition("/")[0] for name in answer}, key=int)
+            places = sorted({name.partition("/")[0] for name in answer if "/" in name}, key=int)
             uplinks = [
                 {k.partition("/")[2]: v for k, v in answer.items() if k.startswith(f"{place}/")} for place in places
             ]

@@ -15,7 +15,7 @@ from fed_distill.transport.records import (
     serialized_bytes,
     to_array_record,
 )
-from fed_distill.transport.requests import TRAIN, TrainRequest
+from fed_distill.transport.requests import ANSWER, PROTOCOL, TRAIN, TrainRequest
 from server.sites import CHUNK_BYTES, Chunk, Sites, chunk_size
 
 ANNOUNCED = 2
@@ -33,9 +33,6 @@ class LateGrid(InProcessGrid):
         ids = list(message_ids)
         self.asked.append(ids)
         return super().pull_messages(ids[-1:])
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return [reply for key in self.push_messages(messages) for reply in super(LateGrid, self).pull_messages([key])]
 
 
 class FullGrid(InProcessGrid):
@@ -72,14 +69,15 @@ def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiti
         if held[number_of(context)] is None:
             raise RuntimeError("disk on fire")
         names = held[number_of(context)]
-        record = ConfigRecord({"names": names, "examples": [ANNOUNCED] * len(names)})
+        record = ConfigRecord({"names": names, "examples": [ANNOUNCED] * len(names), "protocol": PROTOCOL})
         return Message(RecordDict({"merchants": record}), reply_to=message)
 
     @app.train("merchants")
     def train(message, context):
         request = TrainRequest.from_record(message.content.config_records["request"])
         own = (answers or {}).get(number_of(context))
-        content = RecordDict()
+        number = message.content.config_records["down"]["round"]
+        content = RecordDict({ANSWER: ConfigRecord({"to": request.title(number)})})
         for place, answer in enumerate(own or [Uplink(name, 1, metrics={"loss": 1.0}) for name in request.merchants]):
             single = answer if isinstance(answer, RecordDict) else encode_uplink(answer)
             content.update(prefixed(single, f"{place}/"))
@@ -92,6 +90,17 @@ def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiti
         return Message(content, reply_to=message)
 
     return Sites(grid(app, {}, sites=len(held)), **waiting)
+
+
+def grid_of(sites):
+    return sites._exchange._grid
+
+
+def late_sites():
+    """Sites behind a LateGrid, which has forgotten that it was asked who there is."""
+    sites = make_sites(grid=LateGrid, poll_seconds=0.0)
+    grid_of(sites).asked.clear()
+    return sites
 
 
 def request(*merchants):
@@ -147,20 +156,20 @@ def test_uplinks_come_in_chunks_of_consecutive_merchants_whoever_hosts_them(grid
 
 
 def test_replies_that_are_not_there_yet_are_asked_for_again():
-    sites = make_sites(grid=LateGrid, poll_seconds=0.0)
+    sites = late_sites()
     list(sites.train(request("a", "b", "c", "d"), Downlink(1), {}))
-    first, *others = sites._grid.asked
+    first, *others = grid_of(sites).asked
     assert len(first) == 3
     assert others == [first[:2], first[:1]]
 
 
 def test_all_sites_are_asked_at_once_and_a_chunk_is_pulled_when_it_is_wanted():
-    sites = make_sites(grid=LateGrid, poll_seconds=0.0)
+    sites = late_sites()
     chunks = sites.train(request("a", "b", "c", "d"), Downlink(1), {}, 2)
-    assert len(sites._grid._queued) == 4  # a at site 2 and b at 3; c at 4 and d at 2
-    assert sites._grid.asked == []
+    assert len(grid_of(sites)._queued) == 4  # a at site 2 and b at 3; c at 4 and d at 2
+    assert grid_of(sites).asked == []
     next(chunks)
-    assert len(sites._grid._queued) == 2
+    assert len(grid_of(sites)._queued) == 2
 
 
 def test_each_message_asks_a_site_for_its_own_merchants_of_the_chunk_with_their_students():
