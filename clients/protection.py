@@ -232,9 +232,9 @@ class Digests:
     """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once."""
 
     def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, secret: str = "") -> None:
-        waiting = set(WAITING)  # whether the server asks again, and for how long it waits, is no part of what it asks
-        left_out = {**dict.fromkeys(("runtime", "name", "repeats", "compare", "controls"), True), "federation": waiting}
-        tables = experiment.model_dump(mode="json", exclude=left_out)
+        tables = experiment.model_dump(mode="json", exclude={"runtime", "name", "repeats", "compare", "controls"})
+        waiting = set(WAITING)  # for how long the server waits is no part of what it asks
+        tables["federation"] = experiment.federation.model_dump(mode="json", exclude=waiting)
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(

@@ -84,6 +84,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
             seconds=time.perf_counter() - began,
             speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
             account=data.account,
+            records=store.records(),
         )
         if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
             summary["privacy"]["audit"] = read_summary(folder)["privacy"]["audit"]

@@ -123,7 +123,7 @@ def _findings(folder: Path) -> "Iterator[Finding]":
     yield checks.certificate("operator", authority)
     yield checks.certificate("server", folder / "server" / "server.crt", authority)
     yield checks.secret("server", folder / "server" / "server.key")
-    yield checks.server("server", address, authority)
+    yield from _reached("server", address, authority)
     for site in sorted(path.parent for path in (folder / "sites").glob("*/site.toml")):
         yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub")
 
@@ -145,7 +145,7 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
     yield checks.site_key(place, folder / "site.key", public)
     yield _noise_finding(manifest)
     yield checks.certificate(place, folder / "ca.crt")
-    yield checks.server(place, manifest.server.address, folder / "ca.crt")
+    yield from _reached(place, manifest.server.address, folder / "ca.crt")
     yield checks.installed(place, manifest.server.versions)
     try:
         merchants = manifest.read_data().merchants
@@ -155,6 +155,16 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
     rows = sum(len(merchant.train) for merchant in merchants.values())
     yield checks.Finding(place, "data", "ok", f"{len(merchants)} merchants, {rows} training examples")
     yield checks.ledgers(place, manifest.ledgers, merchants)
+
+
+def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
+    """Whether the server answers, and if it does, whether its clock is like this one."""
+    from fed_distill.sites import checks
+
+    server = checks.server(place, address, authority)
+    yield server
+    if server.state == "ok":
+        yield checks.clock(place, address, authority)
 
 
 def _noise_finding(manifest: "Manifest") -> "Finding":

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from fed_distill.errors import BudgetExceeded, LedgerError
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon
-from fed_distill.results.files import as_file_name, sync_folder, write_atomic
+from fed_distill.results.files import as_file_name, space_for, sync_folder, write_atomic
 
 Unit = Literal["example", "merchant", "vote"]
 
@@ -108,9 +108,10 @@ class Ledger:
 
         When this returns, the entry is on disk and the release may begin. A release that was paid before costs nothing:
         a resumed run neither pays twice nor answers differently. Raises BudgetExceeded, with nothing written, if the
-        epsilon would rise above ``max_epsilon``; LedgerError if the ledger is torn, edited or another merchant's.
+        epsilon would rise above ``max_epsilon``; LedgerError if the ledger is torn, edited or another merchant's;
+        CheckpointError, with the ledger as it was, if the disk is full.
         """
-        with self._locked():
+        with space_for(self.path), self._locked():
             content = _content(self.path)
             entries = _verified(content, self.path, self.merchant)
             charges = [entry.charge for entry in entries if entry.charge.unit == charge.unit]

@@ -4,13 +4,15 @@ A reader never sees half a file, and a process killed at any instant leaves the 
 (POSIX rename(2) is atomic). JSON is written strictly: no NaN, which other languages refuse to read.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +22,7 @@ import numpy as np
 from fed_distill.errors import CheckpointError, TrainingError
 
 _LONGEST_NAME = 150
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def as_file_name(name: str) -> str:
@@ -30,41 +33,57 @@ def as_file_name(name: str) -> str:
     return f"{quoted[:_LONGEST_NAME]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
+@contextmanager
+def space_for(path: Path) -> Iterator[None]:
+    """Raise CheckpointError, naming ``path`` and what to do, where its disk or quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise CheckpointError(
+            f"{path} cannot be written, its disk is full: free some space, then go on with --resume"
+        ) from error
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace the file at ``path`` by ``content`` (text as UTF-8), all of it or nothing."""
+    """Replace the file at ``path`` by ``content`` (text as UTF-8), all of it or nothing; CheckpointError, with the old
+    file as it was, if the disk is full."""
     data = content.encode() if isinstance(content, str) else content
     temporary = _beside(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with space_for(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replace the folder at ``path`` by what ``fill`` writes into an empty one.
 
-    Until ``fill`` has returned, the old folder stays as it is.
+    Until ``fill`` has returned, the old folder stays as it is. CheckpointError if the disk is full.
     """
     fresh, old = _beside(path), _beside(path)
-    try:
-        fresh.mkdir()
-        fill(fresh)
-        for file in fresh.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(path.parent)
+    with space_for(path):
+        try:
+            fresh.mkdir()
+            fill(fresh)
+            for file in fresh.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(fresh, path)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:

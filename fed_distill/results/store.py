@@ -22,6 +22,7 @@ from fed_distill.results.files import (
     read_json,
     remove_leftovers,
     replace_folder,
+    space_for,
     strict_json,
     sync_folder,
     write_atomic,
@@ -89,9 +90,10 @@ class RunStore:
         return cls(folder, _take_lock(folder))
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one round's line to ``metrics.jsonl``, flushed to disk; TrainingError if a number is not finite."""
+        """Add one round's line to ``metrics.jsonl``, flushed to disk; TrainingError if a number is not finite,
+        CheckpointError if the disk is full. A line torn by that is dropped on resume."""
         line = strict_json(record, METRICS)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+        with space_for(self.folder / METRICS), (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())

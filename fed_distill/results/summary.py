@@ -9,6 +9,7 @@ from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Task
+from fed_distill.results.answers import answers
 from fed_distill.results.coding import beside_uncoded
 from fed_distill.results.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
 from fed_distill.results.outcome import Outcome
@@ -30,12 +31,14 @@ def summarize(
     seconds: float,
     speed: Mapping[str, float] | None = None,
     account: Mapping[str, Any] | None = None,
+    records: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Everything that a finished run has to say, JSON-ready.
 
     teacher: its metrics on the common test set and its ``parameters``. outcomes: of all controls and federations
     on all seeds; those of the experiment's main federation become ``student``. seconds: of the whole run.
-    speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``.
+    speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``. records: the lines of
+    ``metrics.jsonl``, from which ``answers`` tells by federation who took part and who did not.
     ``retention`` and ``gap_closed`` are computed seed by seed and then averaged, so their intervals are those of
     the ratio; they are null if they are undefined on any seed. Accuracies by merchant are averaged over the seeds
     before the worst merchant is looked for.
@@ -94,6 +97,7 @@ def summarize(
         "levels": {name: _level(units, teacher, task) for name, units in _by_name(outcomes, "level").items()},
         "speed": dict(speed) if speed is not None else None,
         "data": dict(account or {}),
+        "answers": answers(records),
         "by_merchant": {
             "counts": dict(federations[main][0].merchant_counts),
             "controls": {name: _merchant_means(units) for name, units in controls.items()},

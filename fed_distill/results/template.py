@@ -242,6 +242,30 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 </section>
 {% endif %}
 
+{% for title, row in summary.get("answers", {}).items() %}
+{% if loop.first %}
+<section id="answers">
+  <h2>Who took part</h2>
+  <p>Merchants, counted once in each round. Late ones did not answer by the deadline, absent ones had no site there, and resting ones were outside of their site's hours; refused are all others that were left out: for what they sent, for a failure, or by their own limits. A round that too few took part in was asked again.</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Who took part">
+  <table>
+    <thead><tr><th scope="col">Federation</th><th scope="col">Rounds</th><th scope="col">Asked</th><th scope="col">Merged</th><th scope="col">Refused</th><th scope="col">Late</th><th scope="col">Absent</th><th scope="col">Resting</th><th scope="col">Rounds<br>asked again</th></tr></thead>
+    <tbody>
+{% endif %}
+    <tr class="{{ "main" if title == summary.federation }}"><th scope="row">{{ title }}</th><td>{{ row.rounds | count }}</td><td>{{ row.asked | count }}</td><td>{{ row.merged | count }}</td><td>{{ row.refused | count }}</td><td>{{ row.late | count }}</td><td>{{ row.absent | count }}</td><td>{{ row.resting | count }}</td><td>{{ row.retried | count }}</td></tr>
+{% if loop.last %}
+    </tbody>
+  </table>
+  </div>
+  {% for title, row in summary.answers.items() if row.reasons %}
+  <details><summary>Why, in {{ title }}</summary><ul class="notes soft">
+  {% for reason, times in row.reasons %}<li>{{ reason }}{% if times > 1 %} ({{ times | count }} times){% endif %}</li>
+  {% endfor %}</ul></details>
+  {% endfor %}
+</section>
+{% endif %}
+{% endfor %}
+
 {% for title, row in summary.federations.items() if row.adaptation %}
 {% if loop.first %}
 <section id="adaptation">

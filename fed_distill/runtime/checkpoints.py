@@ -13,12 +13,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fed_distill.errors import CheckpointError
-from fed_distill.results.files import strict_json, write_atomic
+from fed_distill.results.files import space_for, strict_json, write_atomic
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at ``path`` by ``tensors`` and JSON-ready ``values``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the checkpoint at ``path`` by ``tensors`` and JSON-ready ``values``; CheckpointError, with the old one as
+    it was, if the disk is full."""
+    with space_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     content = save(
         {name: value.detach().contiguous() for name, value in tensors.items()},
         metadata={"values": strict_json(values, str(path))},

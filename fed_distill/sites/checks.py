@@ -7,11 +7,17 @@ be false tomorrow: a certificate that ends within a month is a warning already.
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Literal
+
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
 from fed_distill.errors import ConfigError, FedDistillError
 from fed_distill.privacy.ledger import Ledgers
@@ -87,26 +93,65 @@ def site_key(place: str, path: Path, public: Path | None = None) -> Finding:
 
 def server(place: str, address: str, authority: Path, seconds: float = 5.0) -> Finding:
     """Whether the server answers at HOST:PORT, over TLS, with a certificate for that host by ``authority``."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
 
     def look() -> str:
-        try:
-            context = ssl.create_default_context(cafile=str(authority))
-        except ssl.SSLError as error:
-            raise ConfigError(f"{authority} is no certificate that could be trusted: {error.reason}") from error
-        try:
-            with (
-                socket.create_connection((host, int(port)), timeout=seconds) as plain,
-                context.wrap_socket(plain, server_hostname=host) as secured,
-            ):
-                return f"{address} answers, {secured.version()}"
-        except ssl.SSLCertVerificationError as error:
-            raise ConfigError(f"{address} is not to be trusted: {error.verify_message}") from error
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"{address} cannot be reached: {error}") from error
+        with _connected(address, authority, seconds) as secured:
+            return f"{address} answers, {secured.version()}"
 
     return checked(place, "server", look)
+
+
+def clock(
+    place: str, address: str, authority: Path, seconds: float = 5.0, now: Callable[[], float] = time.time
+) -> Finding:
+    """Whether this clock is near enough to the server's, by the date in an answer of its, for Flower to let a site in.
+
+    Flower signs what a site sends with the time there, and the server believes it within these tolerances only.
+    """
+
+    def look() -> str:
+        with _connected(address, authority, seconds) as secured:
+            host = address.rpartition(":")[0]
+            secured.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = HTTPResponse(secured, method="HEAD")
+            answer.begin()
+        date = answer.getheader("Date")
+        if date is None:
+            return f"{address} does not tell its time"
+        ahead = now() - parsedate_to_datetime(date).timestamp() - 0.5  # a date has whole seconds
+        which = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+        if not -TIMESTAMP_TOLERANCE - SYSTEM_TIME_TOLERANCE < ahead < SYSTEM_TIME_TOLERANCE:
+            raise ConfigError(
+                f"this clock is {which}, and no site is let in that is {SYSTEM_TIME_TOLERANCE} s ahead or "
+                f"{TIMESTAMP_TOLERANCE} s behind: set both by a time server"
+            )
+        return which
+
+    try:
+        return checked(place, "clock", look)
+    except (HTTPException, ValueError) as error:
+        return Finding(place, "clock", "warning", f"{address} does not answer as Flower's server does: {error}")
+
+
+@contextmanager
+def _connected(address: str, authority: Path, seconds: float) -> Iterator[ssl.SSLSocket]:
+    """A connection to HOST:PORT; ConfigError if there is none, or none that can be trusted."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+    except ssl.SSLError as error:
+        raise ConfigError(f"{authority} is no certificate that could be trusted: {error.reason}") from error
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=seconds) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            yield secured
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(f"{address} is not to be trusted: {error.verify_message}") from error
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"{address} cannot be reached: {error}") from error
 
 
 def installed(place: str, wanted: Mapping[str, str]) -> Finding:

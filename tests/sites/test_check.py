@@ -2,9 +2,10 @@
 
 import ssl
 import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from socketserver import BaseRequestHandler, TCPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -16,13 +17,23 @@ from fed_distill.sites import checks
 from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
 
 
+class Answer(BaseHTTPRequestHandler):
+    """Answers as Flower's server does to who asks for nothing of its own: not found, and what time it is there."""
+
+    def do_HEAD(self):
+        self.send_error(404)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
 @contextmanager
-def listening(folder):
+def listening(folder, answer=Answer):
     """A TLS server with the certificate in ``folder``; gives its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
 
-    class Quiet(TCPServer):
+    class Quiet(HTTPServer):
         allow_reuse_address = True
 
         def get_request(self):
@@ -32,7 +43,7 @@ def listening(folder):
         def handle_error(self, request, client_address):
             """A client that hangs up is no fault of the server."""
 
-    with Quiet(("127.0.0.1", 0), BaseRequestHandler) as server:
+    with Quiet(("127.0.0.1", 0), answer) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"localhost:{server.server_address[1]}"
         server.shutdown()
@@ -62,11 +73,11 @@ def lines(output, state):
 def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
-    assert len(lines(output, "ok")) == 5 + 3 * 7
+    assert len(lines(output, "ok")) == 6 + 3 * 8
     assert all("who knows the run's seed can take its noise off" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
     code, output = checked("sites/north")
-    assert (code, len(lines(output, "ok"))) == (0, 7)
+    assert (code, len(lines(output, "ok"))) == (0, 8)
 
 
 def test_an_unreachable_server_is_found(command, deployment, monkeypatch):
@@ -106,6 +117,33 @@ def test_a_certificate_of_tomorrow_tells_of_a_wrong_clock(deployment):
     path = deployment / "ca" / "ca.crt"
     found = checks.certificate("server", path, now=datetime.now(UTC) - timedelta(days=1))
     assert found.state == "problem" and "is this clock right?" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("ahead", "problem"),
+    [(0.0, ""), (4.0, ""), (8.0, "ahead of"), (-290.0, ""), (-400.0, "behind"), (7200.0, "ahead of")],
+)
+def test_a_clock_that_flower_would_not_believe_is_found(deployment, ahead, problem):
+    """The tolerances are those of Flower's server for the time that a site signs: 5 s ahead, 305 s behind."""
+    with listening(deployment / "server") as address:
+        found = checks.clock("north", address, deployment / "ca" / "ca.crt", now=lambda: time.time() + ahead)
+    assert found.state == ("problem" if problem else "ok")
+    assert problem in found.detail
+
+
+def test_a_server_that_tells_no_time_or_speaks_no_http_is_no_reason_to_stop(deployment):
+    class Timeless(Answer):
+        def date_time_string(self, timestamp=None):
+            return "once upon a time"
+
+    class Mute(Answer):
+        def handle(self):
+            self.wfile.write(b"220 mail.example.org ESMTP\r\n")
+
+    for answer in (Timeless, Mute):
+        with listening(deployment / "server", answer) as address:
+            found = checks.clock("north", address, deployment / "ca" / "ca.crt")
+        assert found.state == "warning" and "does not answer as Flower's server does" in found.detail
 
 
 def test_a_certificate_by_another_authority_is_found(deployment, tmp_path):
