@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.limits import Limits
 from fed_distill.config import Experiment
-from fed_distill.config.federation import WAITING
+from fed_distill.config.federation import INTAKE
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import BudgetExceeded
 from fed_distill.models.base import Encoded
@@ -233,13 +233,13 @@ class Digests:
 
     def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, secret: str = "") -> None:
         tables = experiment.model_dump(mode="json", exclude={"runtime", "name", "repeats", "compare", "controls"})
-        waiting = set(WAITING)  # for how long the server waits is no part of what it asks
-        tables["federation"] = experiment.federation.model_dump(mode="json", exclude=waiting)
+        intake = set(INTAKE)  # whose answers the server takes is no part of what it asks
+        tables["federation"] = experiment.federation.model_dump(mode="json", exclude=intake)
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(
                 experiment=tables,
-                federation=experiment.arms()[request.arm].model_dump(mode="json", exclude=waiting),
+                federation=experiment.arms()[request.arm].model_dump(mode="json", exclude=intake),
                 arm=request.arm,
                 seed=request.seed,
                 rate=request.learning_rate,

@@ -5,13 +5,18 @@ no uplink has to be kept.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from statistics import median
+
+from torch import Tensor
 
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError, UplinkRejected
 from fed_distill.methods.base import GlobalState
-from fed_distill.transport.messages import Uplink
+from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.transport.messages import Uplink, Weights
 from fed_distill.transport.records import check_uplink
 from fed_distill.transport.requests import Cause, Refusal
 from server.attempts import least
@@ -25,7 +30,8 @@ class Intake:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
     An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
-    most have in the first chunk with any fit uplink. When the merchants are through and less than ``share`` of those
+    most have in the first chunk with any fit uplink, and moved weights no farther than ``longest`` times their median
+    there. When the merchants are through and less than ``share`` of those
     asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may answer
     another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends in
     BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
@@ -33,7 +39,13 @@ class Intake:
     """
 
     def __init__(
-        self, chunks: Iterable[Chunk], state: GlobalState, asked: int, number: int, share: float = 0.5
+        self,
+        chunks: Iterable[Chunk],
+        state: GlobalState,
+        asked: int,
+        number: int,
+        share: float = 0.5,
+        longest: float | None = None,
     ) -> None:
         """``asked`` merchants were to take part in round ``number``; ``state`` is what they were sent."""
         self.merchants: list[str] = []
@@ -41,6 +53,7 @@ class Intake:
         self.own_counts: dict[str, tuple[int, int]] = {}
         self._state, self._asked, self._number, self._share = state, asked, number, share
         self._usual: _Parts | None = None
+        self._longest, self._usual_norm = longest, 0.0
         self._received = self._downlink_bytes = self._uplink_bytes = 0
         self._losses: list[float] = []
         self._causes: Counter[Cause] = Counter()
@@ -102,12 +115,23 @@ class Intake:
         fit = [uplink for uplink in chunk.uplinks if self._checked(uplink)]
         if self._usual is None and fit:
             self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
-        usual = [uplink for uplink in fit if _parts(uplink) == self._usual]
-        for uplink in fit:
-            if _parts(uplink) != self._usual:
-                reason = f"merchant {uplink.merchant}: its uplink has other parts than most others have"
-                self._refuse(Refusal(uplink.merchant, reason))
-        return usual
+            if self._longest is not None:
+                self._usual_norm = median(self._norm(uplink) for uplink in fit if _parts(uplink) == self._usual)
+        return [uplink for uplink in fit if self._is_usual(uplink)]
+
+    def _is_usual(self, uplink: Uplink) -> bool:
+        """Whether an uplink is like most others; it is refused if not."""
+        if _parts(uplink) != self._usual:
+            odd = "its uplink has other parts than most others have"
+        elif self._longest is not None and 0.0 < self._longest * self._usual_norm < (norm := self._norm(uplink)):
+            odd = f"its update has a norm of {norm:.3g}, and half of the others have {self._usual_norm:.3g} at most"
+        else:
+            return True
+        self._refuse(Refusal(uplink.merchant, f"merchant {uplink.merchant}: {odd}"))
+        return False
+
+    def _norm(self, uplink: Uplink) -> float:
+        return update_norm(uplink, self._state.weights)
 
     def _checked(self, uplink: Uplink) -> bool:
         proxy, classes = self._state.teacher_labels.shape
@@ -136,6 +160,19 @@ class Intake:
             raise (TooFewAnswers if helps else TrainingError)(
                 f"round {self._number}: only {merged} of {self._asked} merchants can be merged; {reason}"
             )
+
+
+def update_norm(up: Uplink, current: Weights) -> float:
+    """L2 norm of how far a merchant moved ``current``, its control variate included; 0 if it sends no weights."""
+    parts: list[Tensor] = list((up.control_variate or {}).values())
+    if up.low_rank_update is not None:
+        parts += multiplied_out(up.low_rank_update).arrays.values()
+    if up.weights is not None:
+        for name, value in up.weights.arrays.items():
+            rows = up.weights.rows.get(name)
+            parts.append(value - (current[name] if rows is None else current[name][rows]))
+    floats = [part.double() for part in parts if part.is_floating_point()]
+    return math.sqrt(sum(float((part * part).sum()) for part in floats))
 
 
 def _parts(uplink: Uplink) -> _Parts:

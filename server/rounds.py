@@ -159,11 +159,10 @@ class Federation:
     ) -> Intake:
         """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
         are too few, before any of them is asked."""
-        share, merchants = self.config.minimum_share, request.merchants
-        if not merchants:
-            return Intake((), state, 0, number, share)
+        merchants, share, longest = request.merchants, self.config.minimum_share, self.config.max_update_norm
         check_there(merchants, self.sites.away(), share, number)
-        return Intake(self.asked(request, down, starts), state, len(merchants), number, share)
+        chunks = self.asked(request, down, starts) if merchants else iter(())
+        return Intake(chunks, state, len(merchants), number, share, longest)
 
     @property
     def global_student(self) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
-from fed_distill.config.federation import WAITING, AdaptationConfig, FederationConfig, TransportConfig
+from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
 from fed_distill.config.privacy import PrivacyConfig
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt
@@ -119,20 +119,20 @@ class Experiment(ConfigTable):
         A federation titled ``fedavg`` is its own control. ``personal of X`` adapts X's global student to each merchant.
         """
         arms = {federation.title: federation for federation in self.federations()}
-        waiting = {key: getattr(self.federation, key) for key in WAITING}
-        kept = {"rounds": self.federation.rounds, "participation": self.federation.participation, **waiting}
+        intake = {key: getattr(self.federation, key) for key in INTAKE}
+        kept = {"rounds": self.federation.rounds, "participation": self.federation.participation, **intake}
         local_epochs = self.federation.options.get("local_epochs")
         plain = {} if local_epochs is None else {"local_epochs": local_epochs}
         if "fedavg" in self.controls:
             arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, **kept))
         alone = {"local_epochs": self.training.local_epochs}
         if "local" in self.controls:
-            arms["local"] = FederationConfig(method="local", options=alone, rounds=1, **waiting)
+            arms["local"] = FederationConfig(method="local", options=alone, rounds=1, **intake)
         if self.adaptation.personal:
             alone = {"local_epochs": self.adaptation.personal_epochs}
             for federation in self.federations():
                 name = f"personal of {federation.title}"
-                arms[name] = FederationConfig(method="personal", options=alone, rounds=1, **waiting)
+                arms[name] = FederationConfig(method="personal", options=alone, rounds=1, **intake)
         return arms
 
     def unit_of(self, arm: str) -> str:

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from fed_distill.config.tables import ConfigTable, PositiveFloat, PositiveInt
 
 StageTable = str | dict[str, Any]
-WAITING = ("deadline", "minimum_share", "retries", "pause")
-"""Keys of ``[federation]`` that say for whom the server waits: nothing of them reaches a merchant, and a run that is
-resumed may have others."""
+INTAKE = ("deadline", "minimum_share", "retries", "pause", "max_update_norm")
+"""Keys of ``[federation]`` that say whose answers the server takes, and how long it waits for them: nothing of them
+reaches a merchant, and a run that is resumed may have others."""
 
 
 class TransportConfig(ConfigTable):
@@ -81,6 +81,9 @@ class FederationConfig(ConfigTable):
     )
     pause: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         60.0, description="seconds before it is asked again"
+    )
+    max_update_norm: PositiveFloat | None = Field(
+        1000.0, description="times the median norm of updates beyond which one is rejected; none for any that is finite"
     )
     transport: TransportConfig | None = Field(None, description="how its messages are coded; none for [transport]")
     label: str = Field(

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fed_distill.errors import ModelError
@@ -112,7 +112,8 @@ class TextModel(nn.Module, ABC):
         files = {setting: file for setting, file in self.files.items() if settings.get(setting)}
         for setting, file in files.items():
             (folder / file).write_text(settings.pop(setting), encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        (folder / "model.safetensors").write_bytes(save(weights))  # not save_file, which does not say if a disk is full
         description = {"kind": self.kind, "settings": settings, "files": files}
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 

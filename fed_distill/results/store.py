@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from fed_distill.config import Experiment
-from fed_distill.config.federation import WAITING
+from fed_distill.config.federation import INTAKE
 from fed_distill.errors import CheckpointError, ConfigError
 from fed_distill.results.files import (
     read_json,
@@ -31,7 +31,7 @@ from fed_distill.results.versions import versions
 
 EXPERIMENT, METRICS, SUMMARY = "experiment.toml", "metrics.jsonl", "summary.json"
 REPORT, CLASSES, STUDENT, LOCK = "report.html", "classification_report.txt", "student", ".lock"
-IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in WAITING))
+IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
 
 
 class RunStore:

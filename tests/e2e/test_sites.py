@@ -4,6 +4,7 @@ Each site has a folder of its own and reads nothing but it. The student is that 
 who has no registered key, or no TLS, is not let in.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -51,6 +52,7 @@ class Deployment:
     folder: Path
     port: int
     processes: list[subprocess.Popen] = field(default_factory=list)
+    server: subprocess.Popen | None = None
 
     @property
     def environment(self):
@@ -68,6 +70,11 @@ class Deployment:
             )
         self.processes.append(process)
         return process
+
+    def start_server(self):
+        server = self.start("server", self.folder / "server" / "start.sh")
+        wait_until(lambda: answers(self.port, self.folder / "ca" / "ca.crt"), server, "server")
+        self.server = server
 
     def start_site(self, folder, port):
         return self.start(folder.name, folder / "start.sh", PORT=str(port))
@@ -136,8 +143,7 @@ def deployment(experiment, tmp_path_factory):
     assert CliRunner().invoke(command_line, arguments, catch_exceptions=False).exit_code == 0
     deployment = Deployment(folder, port)
     try:
-        server = deployment.start("server", folder / "server" / "start.sh")
-        wait_until(lambda: answers(port, folder / "ca" / "ca.crt"), server, "server")
+        deployment.start_server()
         registered = deployment.run(folder / "server" / "register.sh")
         assert registered.returncode == 0, registered.stdout + registered.stderr
         for name, site_port in zip(SITES, site_ports, strict=True):
@@ -175,7 +181,7 @@ def test_an_unknown_key_is_refused(deployment):
     make_site_key(stranger)
     (port,) = free_ports(1)
     process = deployment.start_site(stranger, port)
-    wait_until(lambda: process.poll() is not None, deployment.processes[0], "unknown key")
+    wait_until(lambda: process.poll() is not None, deployment.server, "unknown key")
     assert process.returncode != 0
     assert "Failed to activate SuperNode" in deployment.log("stranger")
 
@@ -186,6 +192,42 @@ def test_a_client_without_tls_is_refused(deployment):
     address = f"localhost:{deployment.port}"
     command = [BIN / "flower-supernode", "--insecure", "--superlink", address, "--port", port, "--max-retries", "1"]
     process = deployment.start("plain", *command, "--auth-supernode-private-key", key)
-    wait_until(lambda: process.poll() is not None, deployment.processes[0], "plain client")
+    wait_until(lambda: process.poll() is not None, deployment.server, "plain client")
     assert process.returncode != 0
     assert "ID:" not in deployment.log("plain")  # what a site that was let in prints
+
+
+def is_held(folder):
+    """Whether a process holds the run in ``folder``."""
+    with (folder / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def test_a_server_killed_in_a_run_is_started_again_and_the_run_goes_on(deployment, experiment, distance, tmp_path):
+    """The SuperLink and its ServerApp get SIGKILL after the first round; the sites stay, and find the new one."""
+    changes = {"runtime.folder": str(tmp_path), "runtime.sites": len(SITES), "seed": 1, "federation.rounds": 3}
+    there, folder = experiment.with_changes(changes), tmp_path / experiment.name
+    run_config, rounds = tmp_path / "run.toml", folder / "metrics.jsonl"
+    command = [BIN / "flwr", "run", ROOT, "prod", "--run-config", run_config, "--stream"]
+    run_config.write_text(tomli_w.dumps(there.to_run_config()))
+    first = deployment.start("first", *command)
+    wait_until(lambda: rounds.exists() and rounds.read_text().count("\n") >= 1, first, "first round")
+    os.killpg(deployment.server.pid, signal.SIGKILL)
+    wait_until(lambda: not is_held(folder), deployment.processes[1], "the killed run")
+    assert not (folder / "summary.json").exists()
+    deployment.start_server()
+    run_config.write_text(tomli_w.dumps(there.with_changes({"runtime.resume": True}).to_run_config()))
+    done = deployment.run(*command)
+    student = folder / "student" / "model.safetensors"
+    assert student.exists(), done.stdout + done.stderr + deployment.log("server") + deployment.log("north")
+    here = run(there.with_changes({"runtime.folder": str(tmp_path / "here"), "runtime.sites": 1}))
+    assert distance(load_file(student), load_file(here.student / "model.safetensors")) < 1e-5
+    for name in SITES:
+        ledgers = Ledgers(deployment.folder / "sites" / name / "state" / "ledgers")
+        for merchant in ledgers.merchants():
+            charges = [entry.charge for entry in ledgers.of(merchant).entries() if entry.charge.seed == 1]
+            assert [charge.round for charge in charges] == [0, 1, 2, 3]  # its size, and each round once

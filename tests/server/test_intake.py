@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fed_distill.errors import TrainingError
+from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.local import Local
 from fed_distill.transport.messages import LowRankUpdate, PartialWeights, Uplink
 from fed_distill.transport.requests import Refusal
-from server.intake import Intake
+from server.intake import Intake, update_norm
 from server.protection import counted_plainly
 from server.sites import Chunk
 
@@ -102,6 +102,67 @@ def test_half_of_those_asked_must_be_fit(state, fit, asked, enough, size):
 def test_silence_of_most_is_said_to_be_silence(state):
     with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; the others did not answer"):
         list(Intake([chunk(good("a"))], state, 4, 1))
+
+
+def passing(name, cause="late"):
+    return Refusal(name, f"merchant {name}: {cause}", cause)
+
+
+@pytest.mark.parametrize("cause", ["late", "absent", "hours"])
+def test_too_few_may_be_enough_another_time_if_what_keeps_the_others_passes(state, cause):
+    refusals = (Refusal("x", "x lies"), passing("y", cause), passing("z", cause))
+    with pytest.raises(TooFewAnswers, match=f"only 1 of 4 merchants can be merged; merchant y: {cause}"):
+        list(Intake([chunk(good("a"), refusals=refusals)], state, 4, 1))
+    with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; x lies") as found:
+        list(Intake([chunk(good("a"), refusals=refusals)], state, 4, 1, share=0.8))  # z and y would be 3 of 4
+    assert not isinstance(found.value, TooFewAnswers)
+
+
+def test_those_without_budget_do_not_count_and_those_who_rest_may_come_back(state):
+    spent = [Refusal(name, f"{name} has spent it", "budget") for name in "xyz"]
+    assert names(Intake([chunk(good("a"), refusals=tuple(spent))], state, 4, 1, share=1.0)) == ["a"]
+    with pytest.raises(BudgetExceeded, match="x has spent it"):
+        list(Intake([chunk(refusals=tuple(spent))], state, 3, 1))
+    with pytest.raises(TooFewAnswers, match="merchant r: hours"):
+        list(Intake([chunk(refusals=(*spent, passing("r", "hours")))], state, 4, 1))
+
+
+def test_what_became_of_each_merchant_is_counted(state):
+    refusals = (passing("b"), passing("c", "absent"), passing("d", "hours"), Refusal("", "site 7 failed: fire"))
+    intake = Intake([chunk(good("a"), bad("e"), refusals=refusals)], state, 8, 1, share=0.1)
+    intake.finish()
+    assert intake.answers == {"asked": 8, "merged": 1, "late": 1, "absent": 1, "resting": 1, "refused": 4}
+
+
+def moved(name, far):
+    return Uplink(name, 1, PartialWeights({"w": torch.tensor([0.0, far])}), metrics={"loss": 1.0})
+
+
+def test_an_update_far_longer_than_most_is_left_out(state):
+    uplinks = [moved("a", 1.0), moved("b", -3.0), moved("c", 2.0), moved("d", 20.1), moved("e", 19.9)]
+    chunks = [chunk(*uplinks[:3]), chunk(*uplinks[3:])]
+    intake = Intake(chunks, state, 5, 1, longest=10.0)
+    assert names(intake) == ["a", "b", "c", "e"]
+    assert [refusal.reason for refusal in intake.refusals] == [
+        "merchant d: its update has a norm of 20.1, and half of the others have 2 at most"
+    ]
+    assert names(Intake([chunk(*uplinks)], state, 5, 1)) == ["a", "b", "c", "d", "e"]
+    still = [moved("a", 0.0), moved("b", 0.0), moved("c", 1.0)]  # nobody moves: there is nothing to compare with
+    assert names(Intake([chunk(*still)], state, 3, 1, longest=10.0)) == ["a", "b", "c"]
+
+
+def test_the_norm_is_that_of_the_whole_update():
+    """Of sent rows, of factors multiplied out, and of control variates, beside those of whole weights."""
+    current = {"w": torch.tensor([1.0, 1.0]), "t": torch.ones(4, 2)}
+    rows = torch.tensor([2])
+    part = PartialWeights({"w": torch.tensor([4.0, 1.0]), "t": torch.tensor([[1.0, 5.0]])}, {"t": rows}, {"t": rows})
+    assert update_norm(Uplink("a", 1, part), current) == 5.0  # moved by 3 and 4
+    variates = Uplink("a", 1, part, control_variate={"w": torch.tensor([12.0, 0.0])})
+    assert update_norm(variates, current) == 13.0
+    thin, wide = {"t": torch.full((1, 4), 2.0)}, {"t": torch.tensor([[3.0, 0.0]])}
+    factors = Uplink("a", 1, low_rank_update=LowRankUpdate(PartialWeights({}), thin, wide))
+    assert update_norm(factors, current) == 12.0  # four rows of 6
+    assert update_norm(Uplink("a", 1), current) == 0.0
 
 
 def test_too_few_end_a_merge_before_there_is_a_new_state(state):

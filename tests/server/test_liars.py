@@ -51,6 +51,8 @@ def without_weights(content, prefix):
 
 LIES = {
     "nan": (replaced("head.0.bias", lambda value: value * np.nan), "head.0.bias has values that are not finite"),
+    "inf": (replaced("head.0.bias", lambda value: value + np.inf), "head.0.bias has values that are not finite"),
+    "norm": (replaced("head.0.bias", lambda value: value + np.float32(1e6)), "its update has a norm of 2.83e+06, and"),
     "shape": (replaced("head.0.bias", lambda value: value[:-1]), "head.0.bias has shape [7], not [8]"),
     "name": (as_somebody_else, "a reply for merchant 'merchant-of-nowhere' came from site 2"),
     "examples": (with_too_many_examples, "training examples, but announced"),
