@@ -241,7 +241,8 @@ class Sites:
                 refusals += _refusals(silence, request)
                 continue
             assert isinstance(reply, Message)
-            for single in by_prefix(reply.content).values():
+            content = RecordDict({name: record for name, record in reply.content.items() if name != ANSWER})
+            for single in by_prefix(content).values():
                 if "refusal" in single.config_records:
                     refusal = _refusal(single.config_records["refusal"], request, node)
                     if refusal.merchant not in refused:
@@ -285,8 +286,7 @@ def _refusals(silence: Silence, request: TrainRequest) -> list[Refusal]:
 
 def _replayed(reply: Message, node: int, title: str) -> Silence | None:
     """A Silence for a reply that does not say that it answers this very request, such as one of an earlier round."""
-    record = reply.content.pop(ANSWER, None)
-    to = record.get("to") if isinstance(record, ConfigRecord) else None
+    to = reply.content.config_records.get(ANSWER, ConfigRecord()).get("to")
     if to == title:
         return None
     theirs = readable("nothing that it names" if to is None else str(to))

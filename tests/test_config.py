@@ -285,3 +285,14 @@ def test_changes_are_read_and_not_written_to():
     changed = Experiment().with_changes({"student.options": options, "student.options.lora_rank": 4})
     assert changed.student.options == {"layers": 2, "lora_rank": 4}
     assert options == {"layers": 2}
+
+
+def test_controls_wait_for_merchants_as_the_federation_does():
+    """Whose answers the server takes is said once, for all that is compared; what is compared may say otherwise."""
+    changes = {"federation": {"deadline": 5.0, "minimum_share": 0.7, "retries": 9, "pause": 0.5}}
+    other = {"label": "hasty", "deadline": 1.0}
+    arms = Experiment().with_changes({**changes, "adaptation.personal": True, "compare": [other]}).arms()
+    waits = {title: (arm.deadline, arm.minimum_share, arm.retries, arm.pause) for title, arm in arms.items()}
+    assert waits.pop("hasty") == (1.0, 0.7, 9, 0.5)
+    assert set(waits.values()) == {(5.0, 0.7, 9, 0.5)}
+    assert {"fedavg", "local", "personal of fedavg-kd"} < waits.keys()

@@ -260,7 +260,7 @@ def test_a_reply_of_an_earlier_round_is_rejected_and_survived(tiny_experiment, t
     def replay(reply):
         first.append(reply.content)
         reply.content = first[0]
-        return reply
+        return reply  # in round 2 with what was sent in round 1
 
     folder = FaultyGrid(tiny_experiment(tmp_path, QUICK), tampered(replay)).run()
     one, two = lines_of(folder)
