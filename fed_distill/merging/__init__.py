@@ -1,7 +1,8 @@
 """How the merchants' weights become one: aggregators by name.
 
-All but ``fedavg`` and ``fedsubavg`` are Flower's own strategies. Those that take a mean see one merchant at a time;
-the robust ones (median, trimmed mean, Krum ...) compare all merchants and hold them all in memory.
+All but ``fedavg``, ``fedagree`` and those of submodels are Flower's own strategies. Those that take a mean see one
+merchant at a time; the robust ones (agreement, median, trimmed mean, Krum ...) compare all merchants and hold them all
+in memory.
 """
 
 from fed_distill.registry import Registry
@@ -20,5 +21,11 @@ AGGREGATORS = Registry(
         "multikrum": "fed_distill.merging.flower:MultiKrum",
         "bulyan": "fed_distill.merging.flower:Bulyan",
         "fedsubavg": "fed_distill.merging.fedsubavg:FedSubAvg",
+        "fedagree": "fed_distill.merging.agreement:FedAgree",
+        "fedsubagree": "fed_distill.merging.agreement:FedSubAgree",
+        "fedsubmedian": "fed_distill.merging.robust_rows:FedSubMedian",
+        "fedsubtrimmedavg": "fed_distill.merging.robust_rows:FedSubTrimmedAvg",
     },
 )
+SUBMODEL_AGGREGATORS = ("fedsubavg", "fedsubagree", "fedsubmedian", "fedsubtrimmedavg")
+"""Those that merge a table's row over the merchants that sent it: with whole tables they would see nothing of that."""

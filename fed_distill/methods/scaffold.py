@@ -17,6 +17,7 @@ from torch import Tensor
 from fed_distill.config import FederationConfig, TrainingConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
+from fed_distill.merging import SUBMODEL_AGGREGATORS
 from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.training.plan import Phase, Plan
@@ -38,8 +39,10 @@ class Scaffold(FedAvg):
                 f"method scaffold corrects steps of plain gradient descent, not of {kind}: set training.optimizer = "
                 "'sgd' (in private federations privacy.optimizer) and training.momentum = 0"
             )
-        if federation.aggregator == "fedsubavg":
-            raise ConfigError("method scaffold sends whole students, fedsubavg averages parts: take another aggregator")
+        if federation.aggregator in SUBMODEL_AGGREGATORS:
+            raise ConfigError(
+                f"method scaffold sends whole students, {federation.aggregator} averages parts: take another aggregator"
+            )
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student and c, once there is one."""
