@@ -37,6 +37,9 @@ from fed_distill.models import predict
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
 from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
+from fed_distill.poisoning import ATTACKS
+from fed_distill.poisoning.attacks import Attack
+from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import check_covered
 from fed_distill.runtime import seeds
 from fed_distill.runtime.merchant_store import MerchantStore
@@ -62,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Site:
-    """A site with its merchants; see ``open_site``."""
+    """A site with its merchants; see ``open_site``. everybody: names of all merchants there are, here or elsewhere."""
 
     experiment: Experiment
     task: Task
@@ -71,6 +74,7 @@ class Site:
     store: MerchantStore
     coding: MerchantStore
     protection: Protection
+    everybody: tuple[str, ...]
     _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
@@ -168,12 +172,13 @@ class Site:
         private = self._private(student, merchant, randomness)
         kept = self._kept(merchant, method, plan, request, down)
         weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
+        labels, attack = torch.from_numpy(self.merchants[merchant].train.labels), self._attack(merchant, request)
         return Learner(
             merchant,
             student,
             _starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
-            labels=torch.from_numpy(self.merchants[merchant].train.labels),
+            labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
             proxy=self._encode(student, f"proxy {request.proxy.hex()}", self._proxy(request)),
             randomness=randomness,
             references=predicted(plan, student, private, weights),
@@ -242,7 +247,8 @@ class Site:
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
-        uplink = method.uplink(trained, down)
+        uplink, attack = method.uplink(trained, down), self._attack(fitted.name, request)
+        uplink = uplink if attack is None else attack.uplink(uplink, down, len(self.task.classes))
         undeclared = uplink.parts - set(method.sends)
         if undeclared:
             raise UplinkRejected(
@@ -259,6 +265,13 @@ class Site:
             right, count = self._count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         return replace(uplink, metrics=metrics)
+
+    def _attack(self, merchant: str, request: TrainRequest) -> Attack | None:
+        """What a poisoned merchant of a simulation does; None for the honest."""
+        config, arm = self.experiment.poisoning, request.arm
+        lies = self.experiment.is_poisoned(arm) and merchant in liars(self.experiment, self.everybody, request.seed)
+        attack: Attack | None = ATTACKS.build(config.attack, config.options) if lies else None
+        return attack
 
     def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
         """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
@@ -390,4 +403,4 @@ def open_site(
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
     protection = Protection(experiment, state / "ledgers", limits, secret)
     store, coding = MerchantStore(state / "sites"), MerchantStore(state / "coding")
-    return Site(experiment, data.task, merchants, data.proxy, store, coding, protection)
+    return Site(experiment, data.task, merchants, data.proxy, store, coding, protection, tuple(data.merchants))

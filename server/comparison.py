@@ -1,11 +1,12 @@
 """One seed of an experiment: the server's student, the controls, and every federation, each kept when done.
 
 All of them start from the same server's student and are measured on the same test set. Federations are adapted to
-the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave.
+the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave. Where some merchants
+are poisoned, figures by merchant are of the honest ones.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
+from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import account
 from fed_distill.results.metrics import Metrics
 from fed_distill.results.outcome import Outcome
@@ -192,7 +194,7 @@ class Comparison:
             return measured, intake
 
         measured, intake = patiently(take, federation.config, [])
-        counts = intake.own_counts
+        counts = self._honest(intake.own_counts)
         return Outcome(
             name="local",
             kind="control",
@@ -311,7 +313,13 @@ class Comparison:
             teacher=LearningTeacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
+            liars=liars(self.experiment, self.sites.merchants, self.seed),
         )
+
+    def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""
+        lying = liars(self.experiment, self.sites.merchants, self.seed)
+        return {merchant: found for merchant, found in counts.items() if merchant not in lying}
 
     def _global_student(self, weights: Weights) -> TextModel:
         student = self.school.student(self.experiment.student.model)
@@ -330,7 +338,7 @@ class Comparison:
             rounds=(0,) * len(self.sites.merchants),
             population=len(self.sites.merchants),
         )
-        counts = self.sites.evaluate(request, weights)
+        counts = self._honest(self.sites.evaluate(request, weights))
         return Outcome(
             name=name,
             kind=kind,

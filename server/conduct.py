@@ -16,11 +16,13 @@ from fed_distill.data.examples import FederatedData, Task
 from fed_distill.distill.masked import check_reads
 from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.merging import AGGREGATORS
+from fed_distill.merging import AGGREGATORS, SUBMODEL_AGGREGATORS
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Correcting, Method, Mutual, Particular
 from fed_distill.models import build_student, load_teacher
 from fed_distill.models.adapters import check_per_example
+from fed_distill.poisoning import ATTACKS
+from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import check_covered
 from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
@@ -57,13 +59,15 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
         callbacks.on_start(experiment, folder)
         sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline)
         sites.check_public(PublicPart(data.task, data.proxy).fingerprint)
+        each_seed = range(experiment.seed, experiment.seed + experiment.repeats)
+        poisoned = {seed: sorted(liars(experiment, sites.merchants, seed)) for seed in each_seed}
         teaching = prepare_teacher(experiment, data, callbacks)
         data = teaching.data
         if teaching.chosen is not None:
             sites.choose_proxy(teaching.chosen)
         server, evaluator = ServerTraining(data, experiment.training, experiment.runtime), Evaluator(data)
         outcomes: list[Outcome] = []
-        for seed in range(experiment.seed, experiment.seed + experiment.repeats):
+        for seed in each_seed:
             comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks)
             outcomes += comparison.run()
             if seed == experiment.seed:
@@ -85,6 +89,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
             speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
             account=data.account,
             records=store.records(),
+            poisoned=poisoned,
         )
         if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
             summary["privacy"]["audit"] = read_summary(folder)["privacy"]["audit"]
@@ -98,6 +103,7 @@ def check_names(experiment: Experiment) -> None:
     """Build every method, aggregator and trainer before anything is spent on them; ConfigError on the first that is
     wrong."""
     build_trainer(experiment.training, experiment.runtime)
+    ATTACKS.build(experiment.poisoning.attack, experiment.poisoning.options)
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
@@ -124,8 +130,10 @@ def check_names(experiment: Experiment) -> None:
                 "privacy.unit = 'example' bounds what an example does in one pass: it goes with neither "
                 "training.adversarial nor training.r_drop"
             )
-        if federation.aggregator == "fedsubavg" and not experiment.training.submodel:
-            raise ConfigError("aggregator fedsubavg averages submodels: it needs training.submodel = true")
+        if federation.aggregator in SUBMODEL_AGGREGATORS and not experiment.training.submodel:
+            raise ConfigError(
+                f"aggregator {federation.aggregator} averages submodels: it needs training.submodel = true"
+            )
     check_transport(experiment)
 
 

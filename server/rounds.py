@@ -44,7 +44,8 @@ class Federation:
 
     unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
     starts: the server's weights for each. relearn: as in ``GlobalState``. checkpoint: the file that keeps the state
-    between rounds. codec: how its messages are coded.
+    between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
+    of no interest.
     """
 
     arm: str
@@ -64,6 +65,7 @@ class Federation:
     teacher: LearningTeacher
     checkpoint: Path
     codec: Codec
+    liars: frozenset[str] = frozenset()
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
         """A request to ``merchants``, each with the student dealt to it."""
@@ -300,7 +302,8 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
             record["valid_teacher"] = federation.teacher.validation(merged, federation.evaluator)
         if config.patience is not None:
             progress.best = _better(progress.best, _score(federation, record["valid"]), merged.weights)
-    shares = [right / count for right, count in progress.personal_counts.values()]
+    counted = [counts for merchant, counts in progress.personal_counts.items() if merchant not in federation.liars]
+    shares = [right / count for right, count in counted]
     if shares:
         record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": min(shares)}
     return record

@@ -101,6 +101,15 @@ def write(tmp_path, text):
         ("[training]\nmomentum = 0.9", "training: momentum is for optimizer sgd, adamw has its own: drop momentum"),
         ("[training]\noptimizer = 'sgd'\nmomentum = 1.0", r"training\.momentum: Input should be less than 1"),
         ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
+        ("[poisoning]\nshare = 1.0", r"poisoning\.share: Input should be less than 1"),
+        (
+            "controls = []\n[data]\nclients = 'elsewhere'\n[poisoning]\nshare = 0.3",
+            r"poisoning is for simulations, and data\.clients = 'elsewhere' has real merchants",
+        ),
+        (
+            "[federation]\nmethod = 'fedavg'\n[poisoning]\nshare = 0.3",
+            "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`",
+        ),
         ("name = ", "is not valid TOML"),
     ],
 )

@@ -125,12 +125,14 @@ def list_datasets() -> None:
 
 @app.command(epilog="Example: fed-distill methods")
 def methods() -> None:
-    """List the federated methods, the aggregators and the stages that make messages smaller, with their options."""
+    """List the federated methods, the aggregators, the stages that make messages smaller, and the attacks of poisoned
+    merchants, with their options."""
     from fed_distill.merging import AGGREGATORS
     from fed_distill.methods import METHODS
+    from fed_distill.poisoning import ATTACKS
     from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 
-    for registry in (METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES):
+    for registry in (METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES, ATTACKS):
         _print_registry(registry)
 
 

@@ -11,6 +11,7 @@ from fed_distill.config.distillation import (
 )
 from fed_distill.config.experiment import CONTROLS, Experiment, parse_setting
 from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
+from fed_distill.config.poisoning import PoisoningConfig
 from fed_distill.config.privacy import PrivacyConfig
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import PositiveFloat, PositiveInt, Share
@@ -27,6 +28,7 @@ __all__ = [
     "EnsembleMember",
     "Experiment",
     "FederationConfig",
+    "PoisoningConfig",
     "PositiveFloat",
     "PositiveInt",
     "PrivacyConfig",

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
 from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
+from fed_distill.config.poisoning import PoisoningConfig
 from fed_distill.config.privacy import PrivacyConfig
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt
@@ -56,6 +57,7 @@ class Experiment(ConfigTable):
     )
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    poisoning: PoisoningConfig = Field(default_factory=PoisoningConfig)
     transport: TransportConfig = Field(default_factory=TransportConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
@@ -95,6 +97,21 @@ class Experiment(ConfigTable):
             raise ValueError("data.valid_share and data.test_share leave nothing to train on")
         if self.data.clients == "elsewhere" and "pooled" in self.controls:
             raise ValueError("data.clients = 'elsewhere' leaves nothing to pool: take 'pooled' out of controls")
+        return self
+
+    @model_validator(mode="after")
+    def _poisoned_in_simulations(self) -> Self:
+        if not self.poisoning.share:
+            return self
+        if self.data.clients == "elsewhere":
+            raise ValueError(
+                "poisoning is for simulations, and data.clients = 'elsewhere' has real merchants: take [poisoning] out"
+            )
+        if "fedavg" in self.controls and self.is_poisoned("fedavg"):
+            raise ValueError(
+                "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`, "
+                "or take 'fedavg' out of controls"
+            )
         return self
 
     def federations(self) -> list[FederationConfig]:
@@ -137,8 +154,14 @@ class Experiment(ConfigTable):
 
     def unit_of(self, arm: str) -> str:
         """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
-        private = any(federation.title == arm for federation in self.federations())
-        return self.privacy.unit if private else "none"
+        return self.privacy.unit if self._compares(arm) else "none"
+
+    def is_poisoned(self, arm: str) -> bool:
+        """Whether some merchants lie in an arm: in federations, not in controls or in what stays at merchants."""
+        return self.poisoning.share > 0.0 and self._compares(arm)
+
+    def _compares(self, arm: str) -> bool:
+        return any(federation.title == arm for federation in self.federations())
 
     def transport_of(self, arm: str) -> TransportConfig:
         """How messages are coded in an arm: federations may have chains of their own; controls have none."""

@@ -62,6 +62,7 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         metric_names=wording.METRIC_NAMES,
         verdict=wording.verdict(summary),
         privacy=wording.privacy(summary),
+        poisoning=wording.poisoning(summary),
         audit_bound=wording.audit_bound(summary),
         rows=_rows(summary),
         overview=_overview(summary, metric),

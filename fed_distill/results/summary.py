@@ -32,6 +32,7 @@ def summarize(
     speed: Mapping[str, float] | None = None,
     account: Mapping[str, Any] | None = None,
     records: Sequence[Mapping[str, Any]] = (),
+    poisoned: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Everything that a finished run has to say, JSON-ready.
 
@@ -39,6 +40,7 @@ def summarize(
     on all seeds; those of the experiment's main federation become ``student``. seconds: of the whole run.
     speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``. records: the lines of
     ``metrics.jsonl``, from which ``answers`` tells by federation who took part and who did not.
+    poisoned: by seed, the merchants that lied, of which ``merchant_accuracy`` and the like say nothing.
     ``retention`` and ``gap_closed`` are computed seed by seed and then averaged, so their intervals are those of
     the ratio; they are null if they are undefined on any seed. Accuracies by merchant are averaged over the seeds
     before the worst merchant is looked for.
@@ -98,6 +100,7 @@ def summarize(
         "speed": dict(speed) if speed is not None else None,
         "data": dict(account or {}),
         "answers": answers(records),
+        "poisoning": _poisoning(experiment, poisoned or {}),
         "by_merchant": {
             "counts": dict(federations[main][0].merchant_counts),
             "controls": {name: _merchant_means(units) for name, units in controls.items()},
@@ -105,6 +108,15 @@ def summarize(
         },
         "versions": versions(),
     }
+
+
+def _poisoning(experiment: Experiment, poisoned: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
+    """The attack and who lied, by seed; None where nobody did."""
+    config = experiment.poisoning
+    if not config.share:
+        return None
+    liars = {str(seed): list(names) for seed, names in poisoned.items()}
+    return {"attack": config.attack, "options": dict(config.options), "share": config.share, "merchants": liars}
 
 
 def _by_name(outcomes: Sequence[Outcome], kind: str) -> dict[str, list[Outcome]]:

@@ -149,6 +149,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <p class="eyebrow">fed-distill · run <strong>{{ summary.name }}</strong></p>
   <h1>{{ summary.task | capitalize }} on {{ summary.dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
   <p class="verdict">{{ verdict }}</p>
+  {% if poisoning %}<p>{{ poisoning }}</p>{% endif %}
   <dl class="tiles">
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}

@@ -93,6 +93,19 @@ def privacy(summary: Mapping[str, Any]) -> str:
     )
 
 
+def poisoning(summary: Mapping[str, Any]) -> str:
+    """Who lied in the run, and how; nothing where nobody did."""
+    lies = summary.get("poisoning")
+    if lies is None:
+        return ""
+    by_seed = {seed: ", ".join(names) for seed, names in lies["merchants"].items()}
+    who = "; ".join(f"on seed {seed}: {names}" for seed, names in by_seed.items())
+    return (
+        f"This is a simulated attack: in the federations {percent(lies['share'])} of the merchants lie by "
+        f"{lies['attack']} ({who}). Controls are not poisoned, and figures by merchant are of the honest ones."
+    )
+
+
 def audit_bound(summary: Mapping[str, Any]) -> str:
     """What the canaries of an audit show of epsilon, beside what the accountant says."""
     audit = summary["privacy"]["audit"]

@@ -134,6 +134,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "federation": federation,
         "adaptation": {"enabled": False},
         "privacy": NO_PRIVACY,
+        "poisoning": {},
         "transport": {},
         "student.by_merchant": [],
         **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},

@@ -27,6 +27,7 @@ DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
     "data.dataset": (("data.options", {}),),
     "teacher.model": (("teacher.options", {}),),
     "student.model": (("student.options", {}),),
+    "poisoning.attack": (("poisoning.options", {}),),
     "federation.method": (("federation.options", {}), ("federation.label", "")),
     "federation.aggregator": (("federation.aggregator_options", {}), ("federation.label", "")),
 }

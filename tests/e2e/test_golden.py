@@ -45,6 +45,15 @@ RUNS = {
     "early stopping": {"federation.rounds": 4, "federation.patience": 1},
     "schedule and clipping": {"training.schedule": "cosine", "training.warmup_share": 0.3, "training.clip_norm": 0.5},
     "submodel averaging": {"federation.aggregator": "fedsubavg"},
+    "robust submodels": {"federation.aggregator": "fedsubmedian"},
+    "robust submodels, trimmed": {
+        "federation.aggregator": "fedsubtrimmedavg",
+        "federation.aggregator_options": {"beta": 0.4},
+    },
+    **{
+        f"poisoned by {attack}": {"poisoning": {"share": 0.4, "attack": attack}}
+        for attack in ("label-flip", "sign-flip", "scaled")
+    },
     "adaptive server": {"federation.aggregator": "fedadam"},
     "participation": {"federation.participation": 0.5},
     "weights in 8 bits": {"transport.weights": ["int8"], "transport.downlink_weights": ["int8"]},

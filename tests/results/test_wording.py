@@ -4,7 +4,17 @@ import pytest
 
 from fed_distill.config import PrivacyConfig
 from fed_distill.privacy.promise import Spent, account
-from fed_distill.results.wording import count, duration, number, percent, plus_minus, privacy, size, verdict
+from fed_distill.results.wording import (
+    count,
+    duration,
+    number,
+    percent,
+    plus_minus,
+    poisoning,
+    privacy,
+    size,
+    verdict,
+)
 
 MAIN = "fedavg-kd+fedsubavg"
 
@@ -85,3 +95,15 @@ def test_privacy_claims_no_more_than_there_was(summary):
     assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
     assert "Noise multipliers were 0.8 to 1.25, counted by the RDP accountant" in told
     assert "To be trusted: nobody but the merchant itself" in told
+
+
+def test_who_lied_and_how_is_named_by_seed(summary):
+    assert poisoning(summary) == ""
+    summary["poisoning"] = {"attack": "scaled", "share": 0.3, "merchants": {"0": ["a", "b"], "1": ["b", "c"]}}
+    text = poisoning(summary).replace("\u202f", " ")
+    assert "30 % of the merchants lie by scaled (on seed 0: a, b; on seed 1: b, c)" in text
+
+
+def test_a_run_from_before_there_were_attacks_says_nothing_of_them(summary):
+    del summary["poisoning"]
+    assert poisoning(summary) == ""

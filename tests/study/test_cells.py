@@ -70,6 +70,16 @@ def test_how_merchants_train_and_how_messages_are_coded_needs_no_controls_of_its
     assert cells[0].experiment.transport.weights == []
 
 
+def test_controls_are_not_poisoned_and_the_same_for_every_attack(tables):
+    attacks = [{"label": "none"}, *({"label": name, "poisoning.attack": name} for name in ("label-flip", "scaled"))]
+    base = {**tables["base"], "poisoning.share": 0.3}
+    axis = [{"name": "attack", "values": attacks}]
+    cells = expand(Study.parse({**tables, "base": base, "axis": axis, "exclude": [], "seeds": 1}))
+    assert [cell.role for cell in cells] == ["controls", *["cell"] * 3]
+    assert cells[0].experiment.poisoning.share == 0.0
+    assert [cell.experiment.poisoning.attack for cell in cells[1:]] == ["label-flip", "label-flip", "scaled"]
+
+
 def test_a_base_without_controls_has_none(tables):
     cells = expand(Study.parse({**tables, "base": {"controls": []}}))
     assert all(cell.role == "cell" and cell.controls is None for cell in cells)
