@@ -94,6 +94,16 @@ class Intake:
             "refused": self._asked - merged - sum(passing.values()),
         }
 
+    @property
+    def causes(self) -> dict[str, int]:
+        """How many were refused or rejected, by ``Refusal.cause``."""
+        return dict(self._causes)
+
+    @property
+    def total_bytes(self) -> dict[str, int]:
+        """Serialized bytes over all merchants, of which ``bytes`` are the means."""
+        return {"downlink": self._downlink_bytes, "uplink": self._uplink_bytes}
+
     def _accepted(self, chunks: Iterable[Chunk]) -> Iterator[Uplink]:
         # map and chain hold no chunk while the next one comes in; a loop over chunks would
         for uplink in chain.from_iterable(map(self._fit, chunks)):

@@ -294,7 +294,9 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
         "answers": intake.answers,
         "retried": failed,
         "train_loss": None if federation.unit in ("merchant", "vote") else intake.train_loss,
+        "causes": intake.causes,
         "bytes": intake.bytes,
+        "total_bytes": intake.total_bytes,
     }
     if number % config.validate_every == 0 or number == config.rounds:
         record["valid"] = validated(federation, merged.weights)

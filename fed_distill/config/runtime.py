@@ -31,5 +31,11 @@ class RuntimeConfig(ConfigTable):
     measure_speed: bool = Field(True, description="time teacher and student on a few pairs, for the report")
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
-        description="what follows a run: progress, tensorboard, wandb, own",
+        description="what follows a run: progress, tensorboard, wandb, prometheus, own",
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="where the callback prometheus answers, 0 for any that is free; default: a file only"
+    )
+    metrics_address: str = Field(
+        "127.0.0.1", description="of which of this machine's addresses; nobody needs a password"
     )

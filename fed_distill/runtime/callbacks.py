@@ -1,4 +1,4 @@
-"""What follows a run while it happens: progress in the terminal, TensorBoard events, Weights & Biases, or your own.
+"""What follows a run while it happens: progress in the terminal, TensorBoard, Weights & Biases, metrics, or your own.
 
 A callback sees what happens and changes nothing. It is named in ``runtime.callbacks``, or by import path, or
 passed to ``run``; all of its methods are optional.
@@ -21,6 +21,7 @@ CALLBACKS = Registry(
         "progress": "fed_distill.runtime.progress:Progress",
         "tensorboard": "fed_distill.runtime.callbacks:TensorBoard",
         "wandb": "fed_distill.runtime.callbacks:WeightsAndBiases",
+        "prometheus": "fed_distill.observing.run_metrics:RunMetrics",
     },
 )
 
