@@ -1,15 +1,19 @@
 """The Flower ClientApp: answers which merchants a site has, trains them, and measures a student on them."""
 
-from dataclasses import asdict
+from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.manifest import Manifest
+from clients.observing import Answering, watched
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
 from fed_distill.data.examples import FederatedData
+from fed_distill.observing.logs import observed
+from fed_distill.observing.site_metrics import Tally
 from fed_distill.results.versions import versions
 from fed_distill.sites.public_part import PublicPart
 from fed_distill.transport.coding.codec import Codec
@@ -20,14 +24,18 @@ OWN = ("limits", "ledger")
 """Keys of ``[privacy]`` that are the site's business: its node config wins over what the server's run says."""
 
 
+def manifest_of(context: Context) -> Manifest | None:
+    """The ``site.toml`` that a real site's node config names; None in a simulation."""
+    return Manifest.read(Path(str(context.node_config["site"]))) if "site" in context.node_config else None
+
+
 def site_for(context: Context, data: FederatedData | None = None) -> Site:
     """Open the site that a Flower context is of; ``data`` as for ``open_site``.
 
     A real site's node config names its ``site.toml``, and then nothing but what that file names is read.
     """
-    experiment = Experiment.from_run_config(context.run_config)
-    if "site" in context.node_config:
-        manifest = Manifest.read(Path(str(context.node_config["site"])))
+    experiment, manifest = Experiment.from_run_config(context.run_config), manifest_of(context)
+    if manifest is not None:
         data = manifest.read_data(experiment.data.seed)
         return open_site(manifest.own(experiment), 0, 1, data, manifest.limits, manifest.read_secret())
     own = {f"privacy.{name}": str(context.node_config[name]) for name in OWN if name in context.node_config}
@@ -41,12 +49,18 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     ``data``: what its merchants have, where that is not what the experiment names.
     """
-    app = ClientApp()
     sites: dict[int, Site] = {}
+
+    tallies: dict[int, Tally] = defaultdict(Tally)
+
+    def watch(message: Message, context: Context, answer: Answering) -> Message:
+        return watched(message, context, tallies[context.node_id], manifest_of(context), answer)
+
+    app = ClientApp(mods=[watch])
 
     def site_of(context: Context) -> Site:
         if context.node_id not in sites:
-            sites[context.node_id] = site_for(context, data)
+            sites[context.node_id] = replace(site_for(context, data), tally=tallies[context.node_id])
         return sites[context.node_id]
 
     @app.query("merchants")
@@ -85,12 +99,13 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         codec = Codec.of(site.experiment.transport_of(request.arm))
         down = codec.decode_downlink(content)
         reply = RecordDict({ANSWER: ConfigRecord({"to": request.title(down.round)})})
-        for number, answer in enumerate(site.train(request, down, starts)):
-            sent = answer if isinstance(answer, Refusal) else site.coded(answer, codec, request, down)
-            if isinstance(sent, Refusal):
-                reply[f"{number}/refusal"] = sent.to_record()
-            else:
-                reply.update(prefixed(sent, f"{number}/"))
+        with observed(federation=request.arm, seed=request.seed, round=down.round):
+            for number, answer in enumerate(site.train(request, down, starts)):
+                sent = answer if isinstance(answer, Refusal) else site.coded(answer, codec, request, down)
+                if isinstance(sent, Refusal):
+                    reply[f"{number}/refusal"] = sent.to_record()
+                else:
+                    reply.update(prefixed(sent, f"{number}/"))
         return Message(reply, reply_to=message)
 
     @app.evaluate("merchants")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clients.limits import Limits
 from fed_distill.config import DataConfig, Experiment, Share
@@ -19,6 +19,8 @@ from fed_distill.data.splits import PARTS, draw_parts
 from fed_distill.data.table import Table
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
+from fed_distill.observing.endpoint import library
+from fed_distill.observing.logs import Style
 from fed_distill.sites.public_part import PublicPart
 from fed_distill.toml import first_problem, read_toml
 
@@ -55,6 +57,24 @@ class Server(_Table):
     versions: Mapping[str, str] = {}
 
 
+class Observing(_Table):
+    """What a site tells its own people.
+
+    logs: ``text``, or ``json`` for one object a line, which quotes nothing of the data. metrics: whether counts and
+    budgets are kept for Prometheus in ``metrics/`` of the state folder.
+    """
+
+    logs: Style = "text"
+    metrics: bool = False
+
+    @field_validator("metrics")
+    @classmethod
+    def _has_library(cls, metrics: bool) -> bool:
+        if metrics:
+            library("observing.metrics")
+        return metrics
+
+
 class Manifest(_Table):
     """A site.
 
@@ -70,6 +90,7 @@ class Manifest(_Table):
     proxy: Path = Path("proxy.json")
     secret: Path | None = None
     limits: Limits = Limits()
+    observing: Observing = Observing()
     folder: Annotated[Path, Field(exclude=True)] = Path(".")
 
     @classmethod

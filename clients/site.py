@@ -37,6 +37,8 @@ from fed_distill.models import predict
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
 from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
+from fed_distill.observing.logs import observed
+from fed_distill.observing.site_metrics import Tally, rule_of
 from fed_distill.poisoning import ATTACKS
 from fed_distill.poisoning.attacks import Attack
 from fed_distill.poisoning.liars import liars
@@ -75,6 +77,7 @@ class Site:
     coding: MerchantStore
     protection: Protection
     everybody: tuple[str, ...]
+    tally: Tally = field(default_factory=Tally)
     _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
@@ -120,11 +123,14 @@ class Site:
         try:
             kept = self._kept_of_coding(uplink.merchant, request, down) if codec.keeps else None
             content, kept = codec.encode_uplink(uplink, down.weights, randomness, kept)
-            self.protection.limits.rules.check_size(serialized_bytes(content))
+            size = serialized_bytes(content)
+            self.protection.limits.rules.check_size(size)
             if codec.keeps:
                 self.coding.save(*key, down.round, kept.tensors())
         except FedDistillError as error:
             return self._refusal(uplink.merchant, error, request.arm)
+        self.tally.trained += 1
+        self.tally.uplink_bytes += size
         return content
 
     def _kept_of_coding(self, merchant: str, request: TrainRequest, down: Downlink) -> Kept:
@@ -139,18 +145,22 @@ class Site:
         try:
             self.protection.check_rules(request, round)
         except NotAllowed as error:
+            _log.warning("the request is refused: %s", error)
             return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
         return []
 
     def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
         """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
+        self.tally.refused[rule_of(error)] += 1
         if isinstance(error, NotAllowed):  # a rule of the site's, which tells nothing of anybody's data
             cause: Cause = "hours" if isinstance(error, NotNow) else "budget"
             return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", cause)
         cause = "budget" if isinstance(error, BudgetExceeded) else "fault"
-        if self.protection.unit_of(arm) == "none":
+        protected = self.protection.unit_of(arm) != "none"
+        with observed(merchant=merchant):  # what the server is not told is said here; what it is told, it says itself
+            _log.log(logging.WARNING if protected else logging.INFO, "%s", error)
+        if not protected:
             return Refusal(merchant, str(error), cause)
-        _log.warning("%s", error)
         told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
         return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
 

@@ -46,7 +46,12 @@ class LedgerError(FedDistillError):
 
 
 class NotAllowed(FedDistillError):
-    """A site's own rules forbid what the server asks of it."""
+    """A site's own rules forbid what the server asks of it; its text begins with ``rule NAME:``."""
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule."""
+        return str(self).removeprefix("rule ").partition(":")[0]
 
 
 class NotNow(NotAllowed):

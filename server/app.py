@@ -6,6 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fed_distill.config import Experiment
+from fed_distill.observing.logs import log_as, observed
 from fed_distill.runtime.callbacks import CallbackList
 from server.conduct import conduct
 
@@ -20,11 +21,12 @@ def main(grid: Grid, context: Context) -> None:
     Flower starts the processes that serve its nodes, so that ``runtime.workers`` means nothing here.
     """
     experiment = Experiment.from_run_config(context.run_config)
+    log_as(experiment.runtime.logs)
     if experiment.runtime.workers > 1:
         _log.warning(
             "runtime.workers = %d has no effect under `flwr run`: Flower starts the processes of its nodes; "
             "start more SuperNodes instead, or give its simulation more of them",
             experiment.runtime.workers,
         )
-    with CallbackList.from_names(experiment.runtime.callbacks) as callbacks:
+    with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
         conduct(experiment, grid, callbacks)

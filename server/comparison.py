@@ -19,6 +19,7 @@ from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
+from fed_distill.observing.logs import observed
 from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import account
 from fed_distill.results.metrics import Metrics
@@ -209,7 +210,8 @@ class Comparison:
         """All rounds, then domain adaptation; a control stays as federation left it."""
         federation = self._federation_of(arm)
         self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
-        progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
+        with observed(federation=arm):
+            progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
         if kind == "control" and not progress.state.round:
             raise BudgetExceeded("its merchants' limits allow no round of it")
         began = time.perf_counter() - progress.seconds

@@ -21,6 +21,7 @@ from fed_distill.methods import METHODS
 from fed_distill.methods.base import Correcting, Method, Mutual, Particular
 from fed_distill.models import build_student, load_teacher
 from fed_distill.models.adapters import check_per_example
+from fed_distill.observing.logs import observed
 from fed_distill.poisoning import ATTACKS
 from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import check_covered
@@ -69,7 +70,8 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
         outcomes: list[Outcome] = []
         for seed in each_seed:
             comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks)
-            outcomes += comparison.run()
+            with observed(seed=seed):
+                outcomes += comparison.run()
             if seed == experiment.seed:
                 first = comparison
         callbacks.on_stage("report", None)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError, UplinkRejected
 from fed_distill.methods.base import GlobalState
+from fed_distill.observing.logs import observed
 from fed_distill.transport.low_rank import multiplied_out
 from fed_distill.transport.messages import Uplink, Weights
 from fed_distill.transport.records import check_uplink
@@ -153,7 +154,8 @@ class Intake:
         return True
 
     def _refuse(self, refusal: Refusal) -> None:
-        _log.warning("round %d: %s", self._number, refusal.reason)
+        with observed(merchant=refusal.merchant or None):
+            _log.warning("round %d: %s", self._number, refusal.reason)
         self.refusals.append(refusal)
         self._causes[refusal.cause] += 1
 

@@ -19,6 +19,7 @@ from fed_distill.merging.base import Aggregator
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState, Method, replace
 from fed_distill.models import TextModel
+from fed_distill.observing.logs import observed
 from fed_distill.results.metrics import Metrics
 from fed_distill.runtime import seeds
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
@@ -214,7 +215,8 @@ def federate(
     while progress.state.round < config.rounds and not _is_stale(config, progress):
         began = time.perf_counter()
         try:
-            record = _one_round(federation, method, progress)
+            with observed(round=progress.state.round + 1):
+                record = _one_round(federation, method, progress)
         except BudgetExceeded as error:
             _log.warning("%s ends after round %d of %d: %s", federation.arm, progress.state.round, config.rounds, error)
             break

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fed_distill.config import Experiment
+from fed_distill.observing.logs import logged
 from fed_distill.runtime.callbacks import Callback, CallbackList
 from fed_distill.runtime.grid import InProcessGrid, LocalGrid
 
@@ -22,11 +23,11 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
     whatever the user can mend: a wrong name or option, unreadable data, a loss that is not finite, a run that exists
     already.
     """
-    with _grid(experiment) as grid:
+    with logged(experiment.runtime.logs, run=experiment.name), _grid(experiment) as grid:
         from fed_distill.results.result import Result
         from server.conduct import conduct
 
-        named = CallbackList.from_names(experiment.runtime.callbacks)
+        named = CallbackList.of(experiment)
         with CallbackList([named, *callbacks]) as followers:
             return Result(conduct(experiment, grid, followers))
 

@@ -90,6 +90,30 @@ def check(folder: Folder) -> None:
         raise typer.Exit(1)
 
 
+@sites_app.command(epilog="Example: fed-distill sites metrics deployment/sites/north --port 9465")
+def metrics(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of one site", show_default=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 9465,
+    address: Annotated[
+        str, typer.Option(help="of which of this machine's addresses; nobody is asked for a password")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve a site's counts and its merchants' budgets to Prometheus, until interrupted; the server sees none of it."""
+    from clients.manifest import Manifest
+    from clients.observing import metrics_of
+    from fed_distill.observing.endpoint import Endpoint
+
+    manifest = Manifest.read(folder / "site.toml")
+    if not manifest.observing.metrics:
+        raise ConfigError(f"{folder / 'site.toml'} keeps no metrics: set metrics = true in its [observing]")
+    with Endpoint(metrics_of(manifest).registry(), port, address) as endpoint:
+        Console().print(f"metrics of {escape(manifest.name)}: http://{address}:{endpoint.port}/metrics", soft_wrap=True)
+        try:
+            endpoint.wait()
+        except KeyboardInterrupt:
+            Console().print("stopped")
+
+
 def _deployment(
     folder: Path, host: str | None, port: int | None, overwrite: bool, dealt: "FederatedData | None"
 ) -> "Deployment":

@@ -31,7 +31,10 @@ class RuntimeConfig(ConfigTable):
     measure_speed: bool = Field(True, description="time teacher and student on a few pairs, for the report")
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
-        description="what follows a run: progress, tensorboard, wandb, prometheus, own",
+        description="what follows a run: progress, tensorboard, wandb, log, prometheus, own",
+    )
+    logs: Literal["text", "json"] = Field(
+        "text", description="json: one object a line on stderr, in place of progress too; a real site has its own"
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="where the callback prometheus answers, 0 for any that is free; default: a file only"

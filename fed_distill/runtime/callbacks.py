@@ -21,6 +21,7 @@ CALLBACKS = Registry(
         "progress": "fed_distill.runtime.progress:Progress",
         "tensorboard": "fed_distill.runtime.callbacks:TensorBoard",
         "wandb": "fed_distill.runtime.callbacks:WeightsAndBiases",
+        "log": "fed_distill.observing.run_log:RunLog",
         "prometheus": "fed_distill.observing.run_metrics:RunMetrics",
     },
 )
@@ -61,6 +62,15 @@ class CallbackList(Callback):
     def from_names(cls, names: Sequence[str]) -> Self:
         """Build callbacks by short name or import path; ConfigError for one that is not a ``Callback``."""
         return cls([_build(name) for name in names])
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self:
+        """Those that the experiment names. Where its logs are JSON, ``log`` takes the place of ``progress``, so that
+        nothing but JSON lines is on stderr."""
+        names = experiment.runtime.callbacks
+        if experiment.runtime.logs == "json":
+            names = list(dict.fromkeys("log" if name == "progress" else name for name in names))
+        return cls.from_names(names)
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
         """Pass on."""

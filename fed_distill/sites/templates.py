@@ -133,6 +133,10 @@ $optional
 # [data.labels]        # what its labels mean, where they are not the task's own words
 # "3" = "exact"
 
+[observing]
+logs = "text"          # or "json": one object a line on stderr, which quotes nothing of your data
+metrics = false        # true: counts and budgets for Prometheus, in state/metrics; needs prometheus-client
+
 [limits.rules]         # what this site takes part in; leave a line out to allow everything
 methods = [$methods]
 max_rounds = 100       # of one federation
@@ -159,6 +163,7 @@ SITE_INSTRUCTIONS = Template("""\
 4. `fed-distill sites check .` must end without a problem.
 5. Start: `./start.sh`, or `$unit` (systemd), or `docker compose up -d`.
 6. Later: `fed-distill ledger show state/ledgers` prints what each merchant has spent. A refused request is in the log.
+   With `metrics = true` in `[observing]`, `fed-distill sites metrics .` serves counts and budgets to your Prometheus.
 
 What leaves this machine: the names of your merchants, how many training examples each has (not where a privacy unit is
 set), and what the method sends, which the run's report lists. Your rows never do. One thing must be trusted: the code

@@ -3,7 +3,11 @@
 import pytest
 from typer.testing import CliRunner
 
+from clients.app import build_app
 from fed_distill.cli.main import app
+from fed_distill.runtime.callbacks import CallbackList
+from server.conduct import conduct
+from tests.conftest import RecordingGrid
 
 SITES = ("north", "south", "west")
 
@@ -32,3 +36,17 @@ def deployment(command, experiment, tmp_path):
     done = command("init", folder, "--sites", ",".join(SITES), "--port", 1, "--experiment", file, "--rehearse")
     assert done.exit_code == 0
     return folder
+
+
+@pytest.fixture
+def run_over(deployment):
+    """A function that runs an experiment over the deployment's sites; gives its folder and what was on the wire."""
+
+    def run(experiment):
+        sites = sorted(deployment.glob("sites/*/site.toml"))
+        grid = RecordingGrid(build_app(), experiment.to_run_config(), len(sites))
+        for context, site in zip(grid._contexts.values(), sites, strict=True):
+            context.node_config["site"] = str(site)
+        return conduct(experiment, grid, CallbackList([])), grid.wire
+
+    return run

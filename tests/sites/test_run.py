@@ -7,32 +7,14 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from safetensors.torch import load_file
 
-from clients.app import build_app
 from clients.manifest import Manifest
 from fed_distill.data import load
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.store import read_summary
-from fed_distill.runtime.callbacks import CallbackList
 from fed_distill.transport.requests import QUERY_MERCHANTS
-from server.conduct import conduct
-from tests.conftest import RecordingGrid
 
 PRIVATE = {"unit": "example", "epsilon": 4.0, "batch_size": 16}
-
-
-@pytest.fixture
-def run_over(deployment):
-    """A function that runs an experiment over the deployment's sites; gives its folder and what was on the wire."""
-
-    def run(experiment):
-        sites = sorted(deployment.glob("sites/*/site.toml"))
-        grid = RecordingGrid(build_app(), experiment.to_run_config(), len(sites))
-        for context, site in zip(grid._contexts.values(), sites, strict=True):
-            context.node_config["site"] = str(site)
-        return conduct(experiment, grid, CallbackList([])), grid.wire
-
-    return run
 
 
 def student(folder):

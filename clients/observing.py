@@ -1,0 +1,58 @@
+"""What a site tells its own people of each message from the server: log lines in its own style, and its metrics.
+
+The server learns nothing of it. A simulation's sites log as the run does, and have no metrics of their own.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+
+from clients.manifest import Manifest
+from fed_distill.config import Experiment
+from fed_distill.errors import CheckpointError
+from fed_distill.observing.logs import log_as, observed
+from fed_distill.observing.site_metrics import SiteMetrics, Tally
+
+Answering = Callable[[Message, Context], Message]
+_log = logging.getLogger(__name__)
+
+
+def metrics_of(manifest: Manifest) -> SiteMetrics:
+    """Where a site keeps its metrics."""
+    folder = manifest.folder / manifest.state / "metrics"
+    return SiteMetrics(folder, manifest.name, manifest.ledgers, lambda name: manifest.limits.of(name).max_epsilon)
+
+
+def watched(message: Message, context: Context, tally: Tally, manifest: Manifest | None, answer: Answering) -> Message:
+    """The answer, logged and counted as ``manifest`` says; None: a simulation's site. ``tally``: grows meanwhile.
+
+    Metrics that cannot be written are an error in the log and change no answer.
+    """
+    if manifest is None:
+        log_as(Experiment.from_run_config(context.run_config).runtime.logs)
+        site = str(context.node_config.get("partition-id", context.node_id))
+    else:
+        log_as(manifest.observing.logs, private=True)
+        site = manifest.name
+    began = time.perf_counter()
+    with observed(run=str(context.run_config.get("name", "")), site=site):
+        _log.info("asked for %s", message.metadata.message_type)
+        try:
+            return answer(message, context)
+        except Exception:
+            tally.errors += 1
+            raise
+        finally:
+            tally.messages += 1
+            tally.seconds += time.perf_counter() - began
+            if manifest is not None and manifest.observing.metrics:
+                _count(metrics_of(manifest), tally.taken())
+
+
+def _count(metrics: SiteMetrics, tally: Tally) -> None:
+    try:
+        metrics.add(tally)
+    except (OSError, CheckpointError) as error:
+        _log.error("metrics could not be written to %s: %s", metrics.folder, error)
