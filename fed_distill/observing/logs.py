@@ -101,8 +101,11 @@ class _Lines(logging.Handler):
     """Writes each record to what is stderr now: a test, or Flower's upload of logs, may put another in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line at once, so that processes that share stderr do not mix theirs."""
+        """Write one line at once, so that processes that share stderr do not mix theirs; none for an empty message,
+        which Flower makes room with."""
         try:
+            if not record.getMessage() and not record.exc_info:
+                return
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
         except Exception:  # logging's own way: it prints what is wrong with a record, and the program goes on

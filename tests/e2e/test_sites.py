@@ -5,6 +5,7 @@ who has no registered key, or no TLS, is not let in.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -141,6 +142,9 @@ def deployment(experiment, tmp_path_factory):
     arguments = ["sites", "init", str(folder), "--sites", ",".join(SITES), "--port", str(port)]
     arguments += ["--experiment", str(folder / "experiment.toml"), "--rehearse"]
     assert CliRunner().invoke(command_line, arguments, catch_exceptions=False).exit_code == 0
+    manifest = folder / "sites" / "north" / "site.toml"
+    told = manifest.read_text().replace('logs = "text"', 'logs = "json"').replace("metrics = false", "metrics = true")
+    manifest.write_text(told)
     deployment = Deployment(folder, port)
     try:
         deployment.start_server()
@@ -167,6 +171,25 @@ def test_the_student_is_that_of_the_in_process_run(deployment, experiment, dista
     ledgers = [Ledgers(deployment.folder / "sites" / name / "state" / "ledgers").merchants() for name in SITES]
     charged = [merchant for own in ledgers for merchant in own]
     assert all(ledgers) and len(set(charged)) == len(charged) == summary["merchants"] == 5
+    check_what_north_tells(deployment, ledgers[SITES.index("north")])
+
+
+def check_what_north_tells(deployment, merchants):
+    """A site answers each message in a process of its own: its counts are those of all of them, its lines are JSON."""
+    state = deployment.folder / "sites" / "north" / "state"
+    samples = dict(
+        line.rsplit(" ", 1)
+        for line in (state / "metrics" / "fed_distill.prom").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    assert float(samples['fed_distill_site_trained_total{site="north"}']) == 2 * len(merchants)
+    for merchant in merchants:
+        spent = Ledgers(state / "ledgers").of(merchant).epsilon("example")
+        name = f'fed_distill_epsilon_spent{{merchant="{merchant}",site="north",unit="example"}}'
+        assert float(samples[name]) == pytest.approx(spent)
+    lines = [json.loads(line) for line in deployment.log("north").splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line["message"] == "asked for train.merchants"]
+    assert len(asked) == 2 and {(line["run"], line["site"]) for line in asked} == {("tiny", "north")}
 
 
 def test_the_check_finds_nothing_wrong(deployment):

@@ -41,6 +41,7 @@ def test_flowers_lines_are_json_and_come_once(lines):
     log_as("json")
     flower_log(logging.INFO, "a round of %s", "Flower's")
     flower_log(logging.DEBUG, "not shown")
+    flower_log(logging.INFO, "")
     warnings.warn("something is old", DeprecationWarning, stacklevel=1)
     said = [(line["logger"], line["level"], line["message"]) for line in lines()]
     assert said[0] == ("flwr", "INFO", "a round of Flower's")
