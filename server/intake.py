@@ -96,7 +96,7 @@ class Intake:
         }
 
     @property
-    def causes(self) -> dict[str, int]:
+    def causes(self) -> dict[Cause, int]:
         """How many were refused or rejected, by ``Refusal.cause``."""
         return dict(self._causes)
 

@@ -248,7 +248,7 @@ class Experiment(ConfigTable):
                 value = getattr(table, key)
                 if isinstance(value, BaseModel):
                     walk(f"{prefix}{key}.", value)
-                elif isinstance(value, (list, dict)) or value is None or _looks_like_json(dumped[key]):
+                elif isinstance(value, (list, tuple, dict)) or value is None or _looks_like_json(dumped[key]):
                     flat[prefix + key] = json.dumps(dumped[key])
                 else:
                     flat[prefix + key] = dumped[key]

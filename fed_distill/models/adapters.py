@@ -68,7 +68,8 @@ class Prefix(nn.Module):
             num_attention_heads=self.heads,
             num_transformer_submodules=1,
         )
-        self.encoder = PrefixEncoder(described)
+        make: Any = PrefixEncoder  # untyped in peft
+        self.encoder = make(described)
         nn.init.normal_(self.encoder.embedding.weight, std=config.initializer_range)
         arguments = inspect.signature(network.base_model.forward).parameters
         self.argument = "cache" if "cache" in arguments else "past_key_values"
@@ -100,12 +101,13 @@ def add_adapters(network: PreTrainedModel, adapters: Adapters) -> Prefix | None:
         return Prefix(adapters.prefix_length, network)
     from peft import IA3Config, LoraConfig, inject_adapter_in_model  # takes over a second to import
 
-    if adapters.ia3:
-        outputs, inputs = (f".*{ending}" for ending in _IA3[architecture])
-        config: Any = IA3Config(target_modules=f"{outputs}|{inputs}", feedforward_modules=inputs)
-    else:
+    config: Any
+    if adapters.lora_rank:
         rank = adapters.lora_rank
-        config = LoraConfig(r=rank, lora_alpha=2 * (rank or 0), target_modules=[*_LORA[architecture]])
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[*_LORA[architecture]])
+    else:
+        outputs, inputs = (f".*{ending}" for ending in _IA3[architecture])
+        config = IA3Config(target_modules=f"{outputs}|{inputs}", feedforward_modules=inputs)
     inject_adapter_in_model(config, network)
     network.requires_grad_(True)
     return None
