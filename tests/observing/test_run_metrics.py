@@ -16,7 +16,7 @@ from fed_distill.observing.run_metrics import RunMetrics
 from fed_distill.results.store import read_records, read_summary
 from fed_distill.runtime.callbacks import CallbackList
 from fed_distill.transport.records import by_prefix, serialized_bytes
-from fed_distill.transport.requests import TRAIN
+from fed_distill.transport.requests import ANSWER, TRAIN
 
 
 def parsed(text):
@@ -52,12 +52,13 @@ def measured(tiny_experiment, simulate, tmp_path_factory):
 
 
 def sent(wire, arm):
-    """Serialized bytes of an arm's uplinks, each taken from its site's reply."""
+    """Serialized bytes of an arm's uplinks, each taken from its site's reply, of which what it answers to is none."""
     total = 0
     for kind, request, reply in wire:
         asked = recorddict_from_proto(Proto.FromString(request)).config_records
         if kind == TRAIN and asked["request"]["arm"] == arm:
-            total += sum(map(serialized_bytes, by_prefix(recorddict_from_proto(Proto.FromString(reply))).values()))
+            parts = by_prefix(recorddict_from_proto(Proto.FromString(reply)))
+            total += sum(serialized_bytes(part) for prefix, part in parts.items() if prefix != ANSWER)
     return total
 
 
