@@ -10,7 +10,8 @@ from fed_distill.results.wording import METRIC_NAMES, duration, number, percent,
 
 
 def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for the teacher, each control and each federation (``name``, ``kind``), the headline metric first.
+    """One row for the teacher, each level of a chain, each control and each federation (``name``, ``kind``), the
+    headline metric first.
 
     Means over the seeds, in the units of ``summary.json``; ``<metric>_interval`` is the half-width of the 95 %
     interval, missing for one seed.
@@ -19,6 +20,7 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     rows += [
         _row(name, "control", row, summary["intervals"]["controls"][name]) for name, row in summary["controls"].items()
     ]
+    rows[1:1] = [_row(title, "level", row, row["interval"]) for title, row in summary["levels"].items()]
     rows += [_row(title, "federation", row, row["interval"]) for title, row in summary["federations"].items()]
     metrics = _headline_first(summary)
     columns = ["name", "kind", *metrics]

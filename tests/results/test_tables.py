@@ -85,5 +85,12 @@ def test_the_markdown_table_writes_the_summarys_numbers(summary):
     assert "0.9660 |" in teacher
 
 
+def test_levels_of_a_chain_stand_below_the_teacher(summary):
+    level = {"macro_f1": 0.5, "parameters": 3, "interval": {"macro_f1": 0.125}}
+    lines = markdown_table({**summary, "levels": {"assistant 1: lstm": level}}).splitlines()
+    assert lines[2].startswith("| teacher |") and lines[3].startswith("| assistant 1: lstm |")
+    assert "0.5000 ± 0.1250" in lines[3]
+
+
 def test_the_markdown_table_of_one_seed_has_no_intervals(one_seed_summary):
     assert "±" not in markdown_table(one_seed_summary)
