@@ -20,8 +20,9 @@ from fed_distill.study.runner import Places
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 MEASURES = (
     "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "downlink_bytes", "uplink_bytes", "total_bytes", "run.seconds", "audit.auc",
+    "above_server", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "run.seconds", "audit.auc",
     "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
+    *(f"control_auc.{name}" for name in CONTROLS),
 )  # fmt: skip
 """Columns that are averaged over the seeds of a combination."""
 DESCRIBED = (
@@ -41,9 +42,10 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
     """One row a cell, those of controls included (``role``).
 
     Axes hold labels. ``score`` is the headline metric, named in ``run.headline``; ``control.X`` is that of control X on
-    the same seed, ``above_server`` the difference to the server alone. ``gap_closed`` is against those controls.
-    Bytes are those of serialized messages for one merchant: a round's down and up, and both in all rounds.
-    ``privacy.*`` and ``audit.*`` are the summary's, flattened. CheckpointError if a finished summary is torn.
+    the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone. ``gap_closed`` is
+    against those controls. Bytes are those of serialized messages for one merchant: a round's down and up, and in all
+    rounds up (``sent_bytes``) and both. ``privacy.*`` and ``audit.*`` are the summary's, flattened. CheckpointError if
+    a finished summary is torn.
     """
     summaries = {cell.fingerprint: _summary(cell, places) for cell in cells}
     rows = []
@@ -142,6 +144,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "above_server": None if score is None or server is None else score - server,
         "downlink_bytes": down,
         "uplink_bytes": up,
+        "sent_bytes": summary["rounds"] * up,
         "total_bytes": summary["rounds"] * (down + up),
         "run.rounds": summary["rounds"],
         "run.merchants": summary["merchants"],
@@ -151,6 +154,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         **flattened(privacy, "privacy"),
         **flattened(audit, "audit"),
         **{f"control.{name}": value for name, value in scores.items()},
+        **{f"control_auc.{name}": controls.get(name, {}).get("auc") for name in CONTROLS},
         "run.versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
     }
 

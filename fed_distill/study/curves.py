@@ -42,7 +42,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Offer:
-    """A combination as a choice: quality for ε and bytes. best: no other is at least as good in all and better in one.
+    """A combination as a choice: quality for ε and what a merchant sends in all rounds. best: no other is at least as
+    good in all and better in one.
 
     epsilon: rounded up, so that a promise is not better for what was left of it; None where it is 0 or the run did
     not say it: such an offer is compared with nobody.
@@ -98,15 +99,17 @@ def curves(combinations: pd.DataFrame, measure: str) -> list[Curve]:
     return found
 
 
-def levels(results: pd.DataFrame, names: Mapping[str, str]) -> list[Level]:
+def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control") -> list[Level]:
     """Means over the seeds of the controls in ``names`` (control -> name shown), those that were measured.
+
+    of: what of them: ``control`` for the headline metric, ``control_auc`` for the AUC.
 
     Empty where cells have different controls on one seed, because then there is no one level.
     """
     rows = results[results["role"] == "controls"]
     if rows["seed"].duplicated().any():
         return []
-    values = {shown: [float(value) for value in rows[f"control.{name}"].dropna()] for name, shown in names.items()}
+    values = {shown: [float(value) for value in rows[f"{of}.{name}"].dropna()] for name, shown in names.items()}
     return [Level(shown, *interval(found)) for shown, found in values.items() if found]
 
 
@@ -115,10 +118,10 @@ def offers(combinations: pd.DataFrame) -> list[Offer]:
     bytes)."""
     numbers = series_numbers(combinations)
     found = [
-        Offer(row["series"], numbers[row["series"]], epsilon, row["score"], row["total_bytes"] / 1e6)
+        Offer(row["series"], numbers[row["series"]], epsilon, row["score"], row["sent_bytes"] / 1e6)
         for row in combinations.to_dict("records")
         for epsilon in (rounded_up(epsilon_of(row) or 0.0) or None,)
-        if not math.isnan(row["score"]) and not math.isnan(row["total_bytes"])
+        if not math.isnan(row["score"]) and not math.isnan(row["sent_bytes"])
     ]
     ranks = [_rank(offer) for offer in found]
     return [

@@ -108,11 +108,11 @@ def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) 
 
 @matplotlib.rc_context(STYLE)
 def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) -> Figure:
-    """Quality against what one merchant sends and receives; a larger mark is a larger ε."""
+    """Quality against what one merchant sends; a larger mark is a larger ε."""
     names = _names(offers)
     figure, axes = empty_figure(y_axis, legend=names)
     spread = _spread_bytes(axes, [offer.megabytes for offer in offers])
-    axes.set_xlabel("MB that a merchant sends and receives in the run", color=SOFT)
+    axes.set_xlabel("MB that a merchant sends in the run", color=SOFT)
     ranks = {epsilon: rank for rank, epsilon in enumerate(sorted({o.epsilon for o in offers if o.epsilon is not None}))}
     labels = draw_levels(axes, levels)
     for place, number in enumerate(names):

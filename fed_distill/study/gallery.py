@@ -71,7 +71,7 @@ def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metr
         return None
     title = f"What {metric} costs in bytes"
     caption = (
-        "Bytes of the serialized messages of all rounds, up and down, for one merchant. A larger mark is a larger ε; "
+        "Bytes of the serialized messages that one merchant sends in all rounds. A larger mark is a larger ε; "
         "series that send the same stand side by side, and a line that leaves the figure leads to values far below."
     )
     figure = bytes_figure(offered, dashed, f"{metric} on the test set")

@@ -20,10 +20,20 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
     axes = [axis.name for axis in study.axes]
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC", "worst merchant"]
-    header += ["retention", "gap closed", "attack AUC", "ε at least", "bytes"]
+    header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "and received"]
+    names = {name: ROW_NAMES[name] for name in CONTROLS}
+    aucs = {
+        level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
+    }
     lines = [
-        [level.name, *[""] * (len(axes) + 2), _with_interval(level.value, level.half_width), *[UNKNOWN] * 7]
-        for level in levels(results, {name: ROW_NAMES[name] for name in CONTROLS})
+        [
+            level.name,
+            *[""] * (len(axes) + 2),
+            _with_interval(level.value, level.half_width),
+            aucs.get(level.name, UNKNOWN),
+            *[UNKNOWN] * 7,
+        ]
+        for level in levels(results, names)
     ]
     for row in combinations.to_dict("records"):
         epsilon = epsilon_of(row)
@@ -40,6 +50,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                 percent(_known(row["gap_closed"])),
                 number(_known(row["audit.auc"]), 3),
                 number(_known(row["audit.epsilon_lower_bound"]), 2),
+                size(_known(row["sent_bytes"])),
                 size(_known(row["total_bytes"])),
             ]
         )

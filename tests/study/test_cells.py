@@ -1,6 +1,7 @@
 """The grid is expanded as written, controls are trained once a seed, and a fingerprint is all that a result needs."""
 
 import math
+from copy import deepcopy
 from itertools import product
 from typing import Literal, get_args, get_origin
 
@@ -182,7 +183,7 @@ def parsed(tables):
 
 
 def changed(tables, path, value):
-    copy = {key: dict(item) if isinstance(item, dict) else item for key, item in tables.items()}
+    copy = deepcopy(tables)
     *parents, last = path
     inner = copy
     for parent in parents:
@@ -221,7 +222,10 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
         found = fingerprint_of(experiment)
         assert found not in seen, path
         seen.add(found)
-    assert fixed == ["training.momentum"]  # of sgd only
+    together = ["training.augmentation.translated", "training.augmentation.back_translation"]
+    assert fixed == ["training.momentum", *together]  # of sgd only, and what goes together
+    pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
+    assert fingerprint_of(pair) not in seen
     assert len(seen) > 50
 
 
