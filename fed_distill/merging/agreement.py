@@ -14,14 +14,15 @@ All merchants' updates are held in memory at once, but only the rows that they s
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
-from fed_distill.merging.base import Aggregator
+from fed_distill.merging.base import Aggregator, Stateless
 from fed_distill.merging.fedavg import FedAvg
 from fed_distill.merging.fedsubavg import FedSubAvg
 from fed_distill.transport.messages import PartialWeights, Uplink, Weights
@@ -30,12 +31,12 @@ BLOCK = 2048
 """Rows of a table that are compared together, which bounds the memory for it."""
 
 
-class _Agreeing:
+class _Agreeing(Stateless, ABC):
     """Leaves merchants out and shortens updates, then has ``mean`` merge the rest."""
 
+    @abstractmethod
     def mean(self) -> Aggregator:
         """What merges those that agree."""
-        raise NotImplementedError
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights."""
@@ -47,13 +48,6 @@ class _Agreeing:
         factors = (lengths.median() / lengths.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
         kept = agreeing(products).nonzero().flatten().tolist()
         return self.mean().average(current, (shortened(sent[place], current, float(factors[place])) for place in kept))
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is kept between rounds."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to go on from."""
 
 
 @dataclass

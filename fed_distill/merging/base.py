@@ -20,3 +20,14 @@ class Aggregator(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a ``state``."""
+
+
+class Stateless:
+    """What an aggregator has in common with others that carry nothing from round to round."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is kept between rounds."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to go on from."""

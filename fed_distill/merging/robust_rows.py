@@ -8,7 +8,8 @@ NeurIPS 2022). The price is that a row is only as safe as most of those that tou
 All merchants' updates are held in memory at once, as robust means need, but only the rows that they sent.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,16 +18,17 @@ from pydantic import Field
 from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
+from fed_distill.merging.base import Stateless
 from fed_distill.merging.robust_means import median, trimmed_mean
 from fed_distill.transport.messages import PartialWeights, Uplink, Weights
 
 
-class _RobustRows:
+class _RobustRows(Stateless, ABC):
     """Merges by a robust mean of updates; the subclass says which. Merchants count the same, whatever their size."""
 
+    @abstractmethod
     def mean(self, stacked: Tensor) -> Tensor:
         """The robust mean ``[...]`` of ``[merchants, ...]``."""
-        raise NotImplementedError
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights; rows that nobody sent, and weights that are not floating-point, stay as they are."""
@@ -34,13 +36,6 @@ class _RobustRows:
         if not sent:
             raise UplinkRejected("no merchant sent weights that could be merged")
         return {name: self._merged(name, value, sent) for name, value in current.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is kept between rounds."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to go on from."""
 
     def _merged(self, name: str, value: Tensor, sent: list[PartialWeights]) -> Tensor:
         having = [one for one in sent if name in one.arrays]

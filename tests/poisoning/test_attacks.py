@@ -115,6 +115,8 @@ def test_a_lie_is_of_the_form_that_the_server_checks(down, attack):
     up = everything()
     sent = attack.uplink(Uplink("shop", 20, up.weights, LABELS, class_means=up.class_means), down, 3)
     check_uplink(sent, down.weights, (2, 3))
+    assert sent.parts == {"weights", "soft_labels", "class_means"}
+    assert not torch.allclose(sent.soft_labels, up.soft_labels, atol=0.1)
 
 
 def test_an_update_that_is_not_finite_is_a_refusal_and_no_crash(down):
