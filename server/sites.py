@@ -267,7 +267,7 @@ class Sites:
             raise UplinkRejected(f"a reply for merchant {merchant!r} came from site {node}, which was not asked for it")
 
     def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Collection[str]) -> None:
-        self._check_owner(uplink.merchant, request.merchants, node)
+        self._check_owner(uplink.merchant, request.places, node)
         announced = self._roster.announced(uplink.merchant)
         if announced is not None and uplink.examples > announced:
             raise UplinkRejected(
@@ -307,7 +307,7 @@ def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
 def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
     """What a site says of a merchant that did not train; of one that it was not asked for, what it did wrong."""
     merchant, reason = str(record.get("merchant", "")), str(record.get("reason", "no reason given"))
-    if merchant not in request.merchants:
+    if merchant not in request.places:
         wrong = told(Silence(node, f"site {node} failed: it refused for merchants that it was not asked for"))
         return Refusal("", wrong.reason)
     return Refusal(merchant, readable(reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))

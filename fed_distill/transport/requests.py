@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -54,9 +55,14 @@ class TrainRequest:
         """What its answers in ``round`` must say that they answer."""
         return f"{self.arm}, seed {self.seed}, round {round}"
 
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each of ``merchants`` is among them: a request may be for very many, and each is looked up."""
+        return {merchant: place for place, merchant in enumerate(self.merchants)}
+
     def student_of(self, merchant: str) -> str:
         """Kind of student of one of ``merchants``."""
-        return self.students[self.merchants.index(merchant)]
+        return self.students[self.places[merchant]]
 
     @property
     def global_blueprint(self) -> str:
@@ -65,11 +71,11 @@ class TrainRequest:
 
     def rounds_of(self, merchant: str) -> int:
         """Planned rounds of one of ``merchants``."""
-        return self.rounds[self.merchants.index(merchant)]
+        return self.rounds[self.places[merchant]]
 
     def known_of(self, merchant: str) -> int:
         """Round of which the server has the soft labels of one of ``merchants``; 0 for none."""
-        return self.known[self.merchants.index(merchant)] if self.known else 0
+        return self.known[self.places[merchant]] if self.known else 0
 
     def part(self, places: Sequence[int]) -> "TrainRequest":
         """The same request for the merchants at these places only."""

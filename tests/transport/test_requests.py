@@ -46,6 +46,26 @@ def test_each_merchant_has_its_student_and_its_planned_rounds():
     assert [REQUEST.rounds_of(merchant) for merchant in REQUEST.merchants] == [5, 15]
 
 
+def test_looking_up_every_merchant_takes_a_few_comparisons_each():
+    compared = 0
+
+    class Name(str):
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    size = 500
+    names = [Name(number) for number in range(size)]
+    request = TrainRequest("a", 0, tuple(names), ("s",) * size, {}, tuple(range(size)), size, known=(1,) * size)
+    for number in range(size):
+        asked = Name(number)
+        assert (request.student_of(asked), request.rounds_of(asked), request.known_of(asked)) == ("s", number, 1)
+    assert compared < 20 * size  # going through all of them would take 375,000
+
+
 def test_a_part_keeps_each_merchant_with_what_belongs_to_it():
     part = REQUEST.part([1])
     assert (part.merchants, part.students, part.rounds) == (("b",), ("two-tower",), (15,))
