@@ -1,6 +1,8 @@
 """The Flower ClientApp: answers which merchants a site has, trains them, and measures a student on them."""
 
+import uuid
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from clients.manifest import Manifest
 from clients.observing import Answering, watched
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
+from fed_distill.data import load
 from fed_distill.data.examples import FederatedData
 from fed_distill.observing.logs import observed
 from fed_distill.observing.site_metrics import Tally
@@ -44,24 +47,63 @@ def site_for(context: Context, data: FederatedData | None = None) -> Site:
     return open_site(experiment, part, parts, data)
 
 
+class Hosting:
+    """The sites that one process serves, each opened at the first message to it.
+
+    Flower's simulation engine pickles the ClientApp anew for every message. A hosting is pickled as its key alone,
+    which stands for a hosting of the process that reads it: a worker reads data and encodes texts once, not once a
+    message. tallies: what each node has done, by node id.
+    """
+
+    def __init__(self, data: FederatedData | None = None, key: str | None = None) -> None:
+        self._data = data
+        self._key = uuid.uuid4().hex if key is None else key
+        self.tallies: dict[int, Tally] = defaultdict(Tally)
+        self._sites: dict[int, Site] = {}
+        self._read: dict[str, FederatedData] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., "Hosting"], tuple[FederatedData | None, str]]:
+        return _hosting_here, (self._data, self._key)
+
+    def site_of(self, context: Context) -> Site:
+        """The site that a Flower context is of."""
+        if context.node_id not in self._sites:
+            real = self._data is not None or "site" in context.node_config
+            site = site_for(context, self._data if real else self._simulated(context))
+            self._sites[context.node_id] = replace(site, tally=self.tallies[context.node_id])
+        return self._sites[context.node_id]
+
+    def _simulated(self, context: Context) -> FederatedData:
+        """All merchants of a simulation, read once for all sites that this process serves."""
+        config = Experiment.from_run_config(context.run_config).data
+        key = config.model_dump_json()
+        if key not in self._read:
+            self._read = {key: load(config)}
+        return self._read[key]
+
+
+_HERE: dict[str, Hosting] = {}
+"""Hostings that came to this process pickled: a worker of Flower's simulation lives as long as its run."""
+
+
+def _hosting_here(data: FederatedData | None, key: str) -> Hosting:
+    if key not in _HERE:
+        _HERE[key] = Hosting(data, key)
+    return _HERE[key]
+
+
 def build_app(data: FederatedData | None = None) -> ClientApp:
     """A ClientApp with sites of its own, opened at the first message to each.
 
     ``data``: what its merchants have, where that is not what the experiment names.
     """
-    sites: dict[int, Site] = {}
-
-    tallies: dict[int, Tally] = defaultdict(Tally)
+    hosting = Hosting(data)
+    site_of = hosting.site_of
 
     def watch(message: Message, context: Context, answer: Answering) -> Message:
-        return watched(message, context, tallies[context.node_id], manifest_of(context), answer)
+        return watched(message, context, hosting.tallies[context.node_id], manifest_of(context), answer)
 
     app = ClientApp(mods=[watch])
-
-    def site_of(context: Context) -> Site:
-        if context.node_id not in sites:
-            sites[context.node_id] = replace(site_for(context, data), tally=tallies[context.node_id])
-        return sites[context.node_id]
 
     @app.query("merchants")
     def merchants(message: Message, context: Context) -> Message:

@@ -4,12 +4,15 @@ import io
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
+from ray import cloudpickle
 
-from clients.app import site_for
+from clients import app
+from clients.app import build_app, site_for
 from fed_distill.data import load
-from fed_distill.runtime.grid import context_of
+from fed_distill.runtime.grid import InProcessGrid, context_of
 from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN
 
 
@@ -78,3 +81,35 @@ def test_a_sites_own_ledger_and_limits_win_over_the_run_config(tiny_experiment, 
     site = site_for(context)
     assert site.protection.limits.default.max_epsilon == 1.0
     assert site.experiment.privacy.ledger == tmp_path / "own"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """What data are read from now on."""
+    reads = []
+    monkeypatch.setattr(app, "load", lambda config: reads.append(config) or load(config))
+    return reads
+
+
+def names_at(client_app, experiment, sites):
+    """Merchants of each site, as it says itself."""
+    grid = InProcessGrid(client_app, experiment.to_run_config(), sites)
+    asked = [Message(RecordDict(), node, QUERY_MERCHANTS) for node in grid.get_node_ids()]
+    return [set(reply.content["merchants"]["names"]) for reply in grid.send_and_receive(asked)]
+
+
+def test_the_data_of_a_simulation_are_read_once_for_all_sites_of_a_process(tiny_experiment, tmp_path, reads):
+    experiment = tiny_experiment(tmp_path)
+    names = names_at(build_app(), experiment, 3)
+    assert reads == [experiment.data]
+    assert sum(map(len, names)) == len(set.union(*names)) == len(load(experiment.data).merchants)
+
+
+def test_an_app_that_is_pickled_for_every_message_reads_its_data_once(tiny_experiment, tmp_path, reads):
+    """As Ray does it with the app of Flower's simulation engine."""
+    experiment, pickled = tiny_experiment(tmp_path), cloudpickle.dumps(build_app())
+    first, second = (names_at(cloudpickle.loads(pickled), experiment, 1) for _ in range(2))
+    assert first == second
+    assert reads == [experiment.data]
+    names_at(cloudpickle.loads(cloudpickle.dumps(build_app())), experiment, 1)
+    assert len(reads) == 2  # another app has sites of its own
