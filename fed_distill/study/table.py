@@ -21,7 +21,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     axes = [axis.name for axis in study.axes]
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC", "worst merchant"]
     header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "and received"]
-    names = {name: ROW_NAMES[name] for name in CONTROLS}
+    names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
         level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
     }
