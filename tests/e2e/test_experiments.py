@@ -13,7 +13,15 @@ from fed_distill.config import Experiment
 ROOT = Path(__file__).parents[2]
 STUDIES = [
     ROOT / "experiments" / f"{name}.toml"
-    for name in ("privacy_accuracy", "privacy_marketplace", "privacy_audit", "methods", "features", "domains")
+    for name in (
+        "privacy_accuracy",
+        "privacy_marketplace",
+        "privacy_audit",
+        "methods",
+        "features",
+        "domains",
+        "poisoned",
+    )
 ]
 TUNINGS = [ROOT / "experiments" / "tune.toml"]
 EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - {*STUDIES, *TUNINGS})
