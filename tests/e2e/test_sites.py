@@ -231,7 +231,10 @@ def is_held(folder):
 
 
 def test_a_server_killed_in_a_run_is_started_again_and_the_run_goes_on(deployment, experiment, distance, tmp_path):
-    """The SuperLink and its ServerApp get SIGKILL after the first round; the sites stay, and find the new one."""
+    """The SuperLink and its ServerApp get SIGKILL after the first round; the sites stay, and find the new one.
+
+    The ServerApp, whose process holds the run, by itself: left alone it may wait for its SuperLink for ever.
+    """
     changes = {"runtime.folder": str(tmp_path), "runtime.sites": len(SITES), "seed": 1, "federation.rounds": 3}
     there, folder = experiment.with_changes(changes), tmp_path / experiment.name
     run_config, rounds = tmp_path / "run.toml", folder / "metrics.jsonl"
@@ -240,6 +243,8 @@ def test_a_server_killed_in_a_run_is_started_again_and_the_run_goes_on(deploymen
     first = deployment.start("first", *command)
     wait_until(lambda: rounds.exists() and rounds.read_text().count("\n") >= 1, first, "first round")
     os.killpg(deployment.server.pid, signal.SIGKILL)
+    deployment.server.wait()
+    os.kill(int((folder / ".lock").read_text()), signal.SIGKILL)
     wait_until(lambda: not is_held(folder), deployment.processes[1], "the killed run")
     assert not (folder / "summary.json").exists()
     deployment.start_server()
