@@ -207,7 +207,8 @@ def _take_lock(folder: Path) -> IO[str]:
         holder = lock.read().strip() or "unknown"
         lock.close()
         raise CheckpointError(
-            f"{folder} is being written by process {holder}: wait for it to end, end it if it hangs, or use another --name"
+            f"{folder} is being written by process {holder}: wait for it to end, end it if it hangs, or use another "
+            "--name"
         ) from error
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
