@@ -71,7 +71,7 @@ class FederationConfig(ConfigTable):
     )
     deadline: PositiveFloat | None = Field(
         None,
-        description="seconds that a round waits for answers, later ones are dropped; none for however long it takes",
+        description="seconds that a round waits for real sites; later answers are dropped; none for however long",
     )
     minimum_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="share of the merchants asked without which a round is not merged"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from opacus.accountants import RDPAccountant
 
-from fed_distill.errors import BudgetExceeded, LedgerError
+from fed_distill.errors import BudgetExceeded, CheckpointError, LedgerError
 from fed_distill.privacy.accounting import Spend, epsilon
 from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed, read_ledger
 
@@ -398,7 +398,7 @@ def test_an_error_while_writing_leaves_the_ledger_as_it_was_and_unlocked(three, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(CheckpointError, match="its disk is full: free some space"):
             three.charge(charge(4))
     assert three.path.read_bytes() == before
     assert three.charge(charge(4)) == of_opacus(Spend(1.2, 0.1, 40))
