@@ -58,6 +58,7 @@ def engine(tmp_path, free_port):
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         port = address.rpartition(":")[2]
         head = ["--head", "--port", port, "--include-dashboard", "false", "--temp-dir", folder]
+        head += ["--ray-client-server-port", str(free_port())]  # its usual one may be that of another cluster
         processes = []
         try:
             for name, place in (("head", head), ("worker", ["--address", address])):
