@@ -10,11 +10,12 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.manifest import Manifest
-from clients.observing import Answering, watched
+from clients.observing import Answering, hidden, watched
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData
+from fed_distill.errors import FedDistillError
 from fed_distill.observing.logs import observed
 from fed_distill.observing.site_metrics import Tally
 from fed_distill.results.versions import versions
@@ -101,7 +102,11 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     site_of = hosting.site_of
 
     def watch(message: Message, context: Context, answer: Answering) -> Message:
-        return watched(message, context, hosting.tallies[context.node_id], manifest_of(context), answer)
+        try:
+            manifest = manifest_of(context)
+        except FedDistillError as error:
+            raise hidden(error) from None
+        return watched(message, context, hosting.tallies[context.node_id], manifest, answer)
 
     app = ClientApp(mods=[watch])
 

@@ -11,11 +11,14 @@ from flwr.app import Context, Message
 
 from clients.manifest import Manifest
 from fed_distill.config import Experiment
-from fed_distill.errors import CheckpointError
+from fed_distill.errors import NotAllowed, TrainingError, UplinkRejected
 from fed_distill.observing.logs import log_as, observed
 from fed_distill.observing.site_metrics import SiteMetrics, Tally
 
 Answering = Callable[[Message, Context], Message]
+TOLD = (NotAllowed, UplinkRejected)
+"""Errors whose text says nothing but of the request and the site's rules."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -25,10 +28,18 @@ def metrics_of(manifest: Manifest) -> SiteMetrics:
     return SiteMetrics(folder, manifest.name, manifest.ledgers, lambda name: manifest.limits.of(name).max_epsilon)
 
 
+def hidden(error: Exception) -> TrainingError:
+    """What the server is told of an error at a real site: its kind, since Flower sends the whole text, which may quote
+    a path or a row. The site's log has the rest."""
+    _log.error("%s", error, exc_info=error)
+    return TrainingError(f"{type(error).__name__}; the site's log and `fed-distill sites check` say more")
+
+
 def watched(message: Message, context: Context, tally: Tally, manifest: Manifest | None, answer: Answering) -> Message:
     """The answer, logged and counted as ``manifest`` says; None: a simulation's site. ``tally``: grows meanwhile.
 
-    Metrics that cannot be written are an error in the log and change no answer.
+    Of an error at a real site the server is told as ``hidden`` says, but for one of its own request (``TOLD``). Metrics
+    that cannot be written are an error in the log and change no answer.
     """
     if manifest is None:
         log_as(Experiment.from_run_config(context.run_config).runtime.logs)
@@ -41,18 +52,22 @@ def watched(message: Message, context: Context, tally: Tally, manifest: Manifest
         _log.info("asked for %s", message.metadata.message_type)
         try:
             return answer(message, context)
-        except Exception:
+        except Exception as error:
             tally.errors += 1
-            raise
+            if manifest is None or isinstance(error, TOLD):
+                raise
+            raise hidden(error) from None
         finally:
             tally.messages += 1
             tally.seconds += time.perf_counter() - began
             if manifest is not None and manifest.observing.metrics:
-                _count(metrics_of(manifest), tally.taken())
+                _count(metrics_of(manifest), tally)
 
 
 def _count(metrics: SiteMetrics, tally: Tally) -> None:
+    """Add ``tally``, which is kept for the next time if that fails."""
     try:
         metrics.add(tally)
-    except (OSError, CheckpointError) as error:
-        _log.error("metrics could not be written to %s: %s", metrics.folder, error)
+        tally.taken()
+    except Exception as error:  # whatever is wrong with metrics may cost no answer
+        _log.error("metrics could not be written to %s: %s: %s", metrics.folder, type(error).__name__, error)

@@ -97,8 +97,10 @@ class Intake:
 
     @property
     def causes(self) -> dict[Cause, int]:
-        """How many were refused or rejected, by ``Refusal.cause``."""
-        return dict(self._causes)
+        """How many merchants were not merged, by ``Refusal.cause``; one that a site did not even mention is a fault."""
+        counts: dict[Cause, int] = {cause: count for cause, count in self._causes.items() if cause != "fault"}
+        faults = self._asked - len(self.merchants) - sum(counts.values())
+        return {**counts, "fault": faults} if faults > 0 else counts
 
     @property
     def total_bytes(self) -> dict[str, int]:
@@ -162,7 +164,7 @@ class Intake:
     def _check_enough(self) -> None:
         spent = self._causes["budget"]
         passing = sum(refusal.passing for refusal in self.refusals)
-        if spent and not self.merchants and not passing:
+        if spent and spent >= self._asked:
             raise BudgetExceeded(f"round {self._number}: no merchant may take part any more; {self.refusals[0].reason}")
         merged, enough = len(self.merchants), least(self._share, self._asked - spent)
         if merged < enough:

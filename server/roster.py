@@ -35,6 +35,7 @@ class Roster:
         self._examples: dict[str, int | None] = {}
         self._public: dict[int, str] = {}
         self._there: frozenset[int] = frozenset()
+        self._doubles: set[int] = set()
         self._fingerprint: str | None = None
         failures = self._gather(minimum)
         if not self._node_of:
@@ -69,8 +70,10 @@ class Roster:
         now = frozenset(self._exchange.nodes())
         for gone in sorted(self._there - now):
             _log.warning("site %d is away", gone)
+        if self._there - now:  # whoever came before its former self was missed has its merchants now
+            self._there, self._doubles = self._there - self._doubles, set()
         self._there &= now
-        seconds = INTRODUCTION if self._deadline is None else self._deadline
+        seconds = INTRODUCTION if self._deadline is None else min(INTRODUCTION, self._deadline)
         answered, _ = self._introduced(now - self._there, seconds)
         for node, record in answered.items():
             self._take_back(node, record)
@@ -141,6 +144,7 @@ class Roster:
                 )
             elif self._node_of[name] != node and self._node_of[name] in self._there:
                 _log.warning("merchant %r is at two sites: it stays with site %d", name, self._node_of[name])
+                self._doubles.add(node)
             else:
                 self._node_of[name], self._examples[name] = node, examples
                 taken.append(name)

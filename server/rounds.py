@@ -139,7 +139,11 @@ class Federation:
         )
 
     def asked(
-        self, request: TrainRequest, down: Downlink, starts: Mapping[str, Mapping[str, Weights]]
+        self,
+        request: TrainRequest,
+        down: Downlink,
+        starts: Mapping[str, Mapping[str, Weights]],
+        away: frozenset[str] | None = None,
     ) -> Iterator[Chunk]:
         """The answers of the request's merchants, as ``Sites.train`` gives them, on this federation's terms."""
         proxy, classes = self.teacher_labels.shape
@@ -147,10 +151,8 @@ class Federation:
         if self.codec.cache is not None:
             received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
             request = received.told(request)
-        shape = proxy, classes
-        return self.sites.train(
-            request, down, starts, self.chunk(), self.codec, shape, received, deadline=self.config.deadline
-        )
+        shape, deadline = (proxy, classes), self.config.deadline
+        return self.sites.train(request, down, starts, self.chunk(), self.codec, shape, received, deadline, away)
 
     def intake(
         self,
@@ -163,8 +165,9 @@ class Federation:
         """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
         are too few, before any of them is asked."""
         merchants, share, longest = request.merchants, self.config.minimum_share, self.config.max_update_norm
-        check_there(merchants, self.sites.away(), share, number)
-        chunks = self.asked(request, down, starts) if merchants else iter(())
+        away = self.sites.away()
+        check_there(merchants, away, share, number)
+        chunks = self.asked(request, down, starts, away) if merchants else iter(())
         return Intake(chunks, state, len(merchants), number, share, longest)
 
     @property

@@ -129,6 +129,7 @@ class Sites:
         proxy_shape: tuple[int, int] | None = None,
         received: Received | None = None,
         deadline: float | None = None,
+        away: frozenset[str] | None = None,
     ) -> Iterator[Chunk]:
         """One round: each site that is there trains those of ``request.merchants`` that it hosts.
 
@@ -137,9 +138,10 @@ class Sites:
         answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``proxy_shape``:
         (proxy examples, classes) that soft labels must have where they are. ``received``: where soft labels are cached,
         what merchants sent before, and where it is kept now. ``deadline``: seconds to wait for answers; None for
-        however long it takes.
+        however long it takes. ``away``: merchants whose site is not there, if that was just looked for.
         """
-        until, away = Deadline(deadline), self._roster.away()
+        away = self._roster.away() if away is None else away
+        until = Deadline(deadline)
         request = replace(request, proxy=self._proxy)
         content = codec.encode_downlink(down, (request.seed, request.arm, "server", down.round, "coding"))
         decode = partial(codec.decode_uplink, base=down.weights, proxy_shape=proxy_shape)

@@ -1,9 +1,9 @@
 """Where a run is kept and how it is computed."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fed_distill.config.tables import ConfigTable, PositiveInt
 
@@ -42,3 +42,9 @@ class RuntimeConfig(ConfigTable):
     metrics_address: str = Field(
         "127.0.0.1", description="of which of this machine's addresses; nobody needs a password"
     )
+
+    @model_validator(mode="after")
+    def _port_of_prometheus(self) -> Self:
+        if self.metrics_port is not None and "prometheus" not in self.callbacks:
+            raise ValueError("metrics_port is where callback prometheus answers: name it in runtime.callbacks too")
+        return self

@@ -221,13 +221,19 @@ def _check_same(path: Path, experiment: Experiment) -> None:
         stored = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    before, now = _flat(stored), _flat(tomllib.loads(experiment.to_toml()))
+    before, now = _flat(_decisive(stored)), _flat(_decisive(tomllib.loads(experiment.to_toml())))
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
             raise CheckpointError(
                 f"{path.parent} is a run of another experiment: {key} is {_shown(before, key)} there and "
                 f"{_shown(now, key)} now. Use the same value, or another --name"
             )
+
+
+def _decisive(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's tables without what the compared federations may change on resume too."""
+    compared = [{key: value for key, value in one.items() if key not in INTAKE} for one in tables.get("compare", [])]
+    return {**tables, "compare": compared}
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

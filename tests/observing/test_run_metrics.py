@@ -100,7 +100,9 @@ def test_no_merchant_and_no_epsilon_is_among_them(measured):
 def test_they_are_served_while_the_run_lasts(tiny_experiment, tmp_path):
     metrics = RunMetrics()
     with CallbackList([metrics]):
-        metrics.on_start(tiny_experiment(tmp_path, {"runtime.metrics_port": 0}), tmp_path)
+        metrics.on_start(
+            tiny_experiment(tmp_path, {"runtime.metrics_port": 0, "runtime.callbacks": ["prometheus"]}), tmp_path
+        )
         metrics.on_round(record(1))
         metrics.on_round(record(2, merchants=2, rejected=2, causes={"budget": 1, "fault": 1}))
         url = f"http://127.0.0.1:{metrics.endpoint.port}/metrics"
@@ -123,7 +125,8 @@ def test_a_port_that_is_taken_is_named(tiny_experiment, tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: .*; name another port"):
-            RunMetrics().on_start(tiny_experiment(tmp_path, {"runtime.metrics_port": port}), tmp_path)
+            changes = {"runtime.metrics_port": port, "runtime.callbacks": ["prometheus"]}
+            RunMetrics().on_start(tiny_experiment(tmp_path, changes), tmp_path)
 
 
 def test_without_the_library_the_user_is_told_what_to_install(monkeypatch):

@@ -170,6 +170,17 @@ def test_where_a_run_is_kept_and_what_follows_it_may_change_on_resume(folder):
         assert store.folder == folder
 
 
+def test_who_is_waited_for_may_change_on_resume_also_of_what_is_compared(folder):
+    def compared(**changes):
+        other = {"label": "other", "method": "fedavg", **changes}
+        return EXPERIMENT.with_changes({"compare": [other], "federation.retries": changes.get("retries", 3)})
+
+    RunStore.create(folder, compared()).close()
+    RunStore.resume(folder, compared(retries=9, deadline=5.0)).close()
+    with pytest.raises(CheckpointError, match="another experiment: compare is"):
+        RunStore.resume(folder, compared(rounds=7))
+
+
 def test_a_run_is_written_by_one_process_at_a_time(folder):
     with (
         RunStore.create(folder, EXPERIMENT),

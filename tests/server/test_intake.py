@@ -127,6 +127,14 @@ def test_those_without_budget_do_not_count_and_those_who_rest_may_come_back(stat
         list(Intake([chunk(refusals=(*spent, passing("r", "hours")))], state, 4, 1))
 
 
+def test_faults_of_the_others_are_not_taken_for_a_spent_budget(state):
+    spent = Refusal("x", "x has spent it", "budget")
+    intake = Intake([chunk(refusals=(spent, Refusal("", "site 7 failed")))], state, 4, 1)
+    with pytest.raises(TrainingError, match="only 0 of 4 merchants can be merged"):
+        list(intake)
+    assert intake.causes == {"budget": 1, "fault": 3}  # those whom a failed site did not name among them
+
+
 def test_what_became_of_each_merchant_is_counted(state):
     refusals = (passing("b"), passing("c", "absent"), passing("d", "hours"), Refusal("", "site 7 failed: fire"))
     intake = Intake([chunk(good("a"), bad("e"), refusals=refusals)], state, 8, 1, share=0.1)

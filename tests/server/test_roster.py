@@ -75,6 +75,14 @@ def test_what_another_site_has_cannot_be_claimed_while_that_is_there(stage, capl
     assert f"merchant 'x' of site {NEW} was not there when the run began" in caplog.text
 
 
+def test_a_site_that_is_back_before_its_former_self_was_missed_has_its_merchants_then(stage):
+    roster = stage.roster()
+    stage.there, stage.has[NEW] = {NORTH, SOUTH, NEW}, ["a", "b"]
+    assert (roster.away(), roster.node_of("a")) == (frozenset(), NORTH)
+    stage.there = {SOUTH, NEW}
+    assert (roster.away(), roster.node_of("a"), roster.node_of("b")) == (frozenset(), NEW, NEW)
+
+
 def test_one_that_fails_to_say_what_it_has_is_asked_again_at_the_next_look(stage):
     roster = stage.roster()
     stage.there, stage.has[NEW] = {SOUTH, NEW}, None

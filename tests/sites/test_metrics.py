@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from clients.manifest import Manifest
-from clients.observing import metrics_of
+from clients.observing import hidden, metrics_of
 from fed_distill.cli.main import app as command_line
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.observing import logs, site_metrics
 from fed_distill.observing.endpoint import Endpoint
 from fed_distill.observing.site_metrics import SiteMetrics, Tally
@@ -186,3 +186,9 @@ def test_a_sites_json_log_holds_no_data_of_its_merchants(run_over, deployment, e
     mine = [line for line in lines if line.get("site") == "north"]
     assert {line["message"] for line in mine} >= {"asked for query.merchants", "asked for train.merchants"}
     assert len(texts) > 50 and not [text for text in texts if text in errors]
+
+
+def test_the_server_is_told_the_kind_of_an_error_and_nothing_that_it_quotes(caplog):
+    error = DataError("/srv/acme/train.csv, row 17: 'secret offer' is no class of relevance")
+    assert str(hidden(error)) == "DataError; the site's log and `fed-distill sites check` say more"
+    assert "secret offer" in caplog.text
