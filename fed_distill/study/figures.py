@@ -112,18 +112,27 @@ def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) 
     names = _names(offers)
     figure, axes = empty_figure(y_axis, legend=names)
     spread = _spread_bytes(axes, [offer.megabytes for offer in offers])
+    sending: dict[float, set[int]] = {}
+    for offer in offers:
+        sending.setdefault(offer.megabytes, set()).add(offer.number)
+
+    def aside(number: int, megabytes: float) -> float:
+        """Places from where it belongs: only of series that send the very same."""
+        same = sorted(sending[megabytes])
+        return same.index(number) - (len(same) - 1) / 2
+
     axes.set_xlabel("MB that a merchant sends in the run", color=SOFT)
     ranks = {epsilon: rank for rank, epsilon in enumerate(sorted({o.epsilon for o in offers if o.epsilon is not None}))}
     labels = draw_levels(axes, levels)
     for place, number in enumerate(names):
         look = _Look(number, place, len(names))
         own = [offer for offer in offers if offer.number == number]
-        places = [spread(offer.megabytes, look.aside) for offer in own]
+        places = [spread(offer.megabytes, aside(number, offer.megabytes)) for offer in own]
         if len(set(places)) == 1:
             axes.plot(places, [offer.value for offer in own], color=look.color, linewidth=1.0, zorder=2)
         for offer, x in zip(own, places, strict=True):
             rank = 0 if offer.epsilon is None else ranks[offer.epsilon]
-            _draw_mark(axes, x, offer.value, 30 + 90 * rank / max(1, len(ranks) - 1), look)
+            _draw_mark(axes, x, offer.value, 64 + 90 * rank / max(1, len(ranks) - 1), look)
     axes.margins(0.1)
     _cut_low(axes, levels, [offer.value for offer in offers])
     label_right(axes, labels)
