@@ -148,6 +148,6 @@ def test_the_same_figure_is_written_the_same_again(written, tmp_path):
 def test_only_series_that_send_the_same_stand_aside_from_their_bytes():
     offers = [Offer(f"series {place}", place, None, 0.9, sent) for place, sent in enumerate((0.01, 5.0, 5.0, 100.0))]
     figure = bytes_figure(offers, [], "nDCG@10")
-    places = sorted(float(line.get_xdata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1)
+    places = sorted({float(line.get_xdata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1})
     assert (places[0], places[-1]) == (0.01, 100.0)
     assert places[1] < 5.0 < places[2] and places[1] * places[2] == pytest.approx(25.0)
