@@ -1,14 +1,13 @@
 """The command line: help with examples, one line and exit code 2 for a user's mistake, and lists of everything."""
 
 import json
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from fed_distill.cli.main import app, main
+from fed_distill.cli.main import app
 from fed_distill.config import Experiment
 from fed_distill.data import DATASETS
 from fed_distill.merging import AGGREGATORS
@@ -25,23 +24,6 @@ def wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("NO_COLOR", "1")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """A function that runs a command line as the entry point does: exit code, output, errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fed-distill", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 COMMANDS = [["run"], ["config"], ["report"], ["methods"], ["models"], ["data", "describe"], ["data", "list"]]
@@ -70,10 +52,10 @@ def mistake(answer):
     return line
 
 
-def test_a_wrong_key_is_one_line_and_exit_code_2(command, tmp_path):
+def test_a_wrong_key_is_one_line_and_exit_code_2(entered, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[federation]\nruonds = 3\n", encoding="utf-8")
-    assert mistake(command("run", str(path))) == f"error: {path}: unknown key federation.ruonds"
+    assert mistake(entered("run", str(path))) == f"error: {path}: unknown key federation.ruonds"
 
 
 @pytest.mark.parametrize(
@@ -90,46 +72,46 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(command, tmp_path):
         (["--resume"], "there is no run in"),
     ],
 )  # fmt: skip
-def test_a_mistake_on_the_command_line_is_named(command, tmp_path, arguments, message):
-    answer = command(
+def test_a_mistake_on_the_command_line_is_named(entered, tmp_path, arguments, message):
+    answer = entered(
         "run", QUICKSTART, "--set", f"runtime.folder={tmp_path}", "--set", "runtime.callbacks=[]", *arguments
     )
     assert message in mistake(answer)
     assert not (tmp_path / "quickstart").exists()
 
 
-def test_a_missing_file_is_named(command, tmp_path):
-    assert "cannot read experiment" in mistake(command("run", str(tmp_path / "none.toml")))
-    assert "it is not the folder of a run" in mistake(command("report", str(tmp_path)))
+def test_a_missing_file_is_named(entered, tmp_path):
+    assert "cannot read experiment" in mistake(entered("run", str(tmp_path / "none.toml")))
+    assert "it is not the folder of a run" in mistake(entered("report", str(tmp_path)))
 
 
 @pytest.mark.parametrize("key", ["runtime.folder", "runtime.cache"])
-def test_a_folder_that_is_a_file_is_named(command, tmp_path, key):
+def test_a_folder_that_is_a_file_is_named(entered, tmp_path, key):
     (tmp_path / "taken").write_text("", encoding="utf-8")
     places = {"runtime.folder": tmp_path / "runs", "runtime.cache": tmp_path / "cache", key: tmp_path / "taken"}
     settings = [word for name, place in places.items() for word in ("--set", f"{name}={place}")]
-    code, _, errors = command("run", QUICKSTART, "--tiny", *settings, "--set", "runtime.callbacks=[]")
+    code, _, errors = entered("run", QUICKSTART, "--tiny", *settings, "--set", "runtime.callbacks=[]")
     assert code == 2
     assert f"error: cannot use {tmp_path / 'taken'}" in errors
     assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("name", ["[red]mine", "a:b:c"])
-def test_a_name_with_brackets_or_colons_is_printed_as_it_is(command, tmp_path, name):
+def test_a_name_with_brackets_or_colons_is_printed_as_it_is(entered, tmp_path, name):
     path = tmp_path / f"{name}.toml"
     path.write_text("x = 1", encoding="utf-8")
-    assert mistake(command("run", str(path))) == f"error: {path}: unknown key x"
+    assert mistake(entered("run", str(path))) == f"error: {path}: unknown key x"
 
 
-def test_the_complete_experiment_is_printed_as_toml(command):
-    code, out, _ = command("config", QUICKSTART, "--set", "federation.rounds=3")
+def test_the_complete_experiment_is_printed_as_toml(entered):
+    code, out, _ = entered("config", QUICKSTART, "--set", "federation.rounds=3")
     assert code == 0
     expected = Experiment.read(QUICKSTART, {"federation.rounds": 3})
     assert Experiment.parse(tomllib.loads(out)) == expected
 
 
-def test_the_flower_run_config_is_flat_and_means_the_same(command):
-    code, out, _ = command("config", QUICKSTART, "--flower")
+def test_the_flower_run_config_is_flat_and_means_the_same(entered):
+    code, out, _ = entered("config", QUICKSTART, "--flower")
     flat = tomllib.loads(out)
     assert code == 0
     assert all(isinstance(value, (bool, int, float, str)) for value in flat.values())
@@ -148,8 +130,8 @@ def test_the_flower_run_config_is_flat_and_means_the_same(command):
         (["data", "list"], [DATASETS], ["merchants=12", "size_spread=0.9", "path (required)", "columns={}"]),
     ],
 )
-def test_every_registered_name_is_listed_with_its_options(command, words, registries, options):
-    code, out, _ = command(*words)
+def test_every_registered_name_is_listed_with_its_options(entered, words, registries, options):
+    code, out, _ = entered(*words)
     assert code == 0
     first_words = [line.split()[0] for line in out.splitlines() if line.strip()]
     for registry in registries:
@@ -158,8 +140,8 @@ def test_every_registered_name_is_listed_with_its_options(command, words, regist
     assert all(option in out for option in options)
 
 
-def test_every_listed_part_says_what_it_is(command):
-    out = command("methods")[1] + command("models")[1] + command("data", "list")[1]
+def test_every_listed_part_says_what_it_is(entered):
+    out = entered("methods")[1] + entered("models")[1] + entered("data", "list")[1]
     for sentence in (
         "Federated averaging without a teacher",
         "Mean weighted by examples (McMahan et al., AISTATS 2017)",
@@ -169,9 +151,9 @@ def test_every_listed_part_says_what_it_is(command):
         assert sentence in " ".join(out.split())
 
 
-def test_a_dataset_is_described_with_account_and_picture(command, tmp_path):
+def test_a_dataset_is_described_with_account_and_picture(entered, tmp_path):
     small = ["--set", "data.options={merchants=6, rows=40}", "--set", "data.proxy_size=20", "--set", "data.min_rows=10"]
-    code, out, _ = command("data", "describe", "marketplace", *small, "--out", str(tmp_path))
+    code, out, _ = entered("data", "describe", "marketplace", *small, "--out", str(tmp_path))
     assert code == 0
     assert "duplicate" in out
     (picture,) = tmp_path.iterdir()
@@ -179,23 +161,23 @@ def test_a_dataset_is_described_with_account_and_picture(command, tmp_path):
     assert picture.stat().st_size > 1000
 
 
-def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(command, tmp_path):
+def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_path):
     places = ["--set", f"runtime.folder={tmp_path / 'runs'}", "--set", f"runtime.cache={tmp_path / 'cache'}"]
     quick = ["--set", "runtime.callbacks=[]", "--set", "data.options={merchants=8, rows=60}"]
     line = ["run", QUICKSTART, "--tiny", "--name", "mine", *places, *quick]
     folder = tmp_path / "runs" / "mine-tiny"
-    code, out, errors = command(*line)
+    code, out, errors = entered(*line)
     assert (code, errors) == (0, "")
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["rounds"], list(summary["controls"])) == (2, ["server", "local", "pooled", "fedavg"])
 
     (folder / "report.html").unlink()
-    code, out, _ = command("report", str(folder), "--markdown")
+    code, out, _ = entered("report", str(folder), "--markdown")
     assert code == 0
     assert out.startswith("|")
     assert "| **fedavg-kd** |" in out
     assert (folder / "report.html").is_file()
 
-    assert mistake(command(*line)).startswith(f"error: {folder} exists already: go on with it by --resume")
-    assert command(*line, "--resume")[0] == 0
+    assert mistake(entered(*line)).startswith(f"error: {folder} exists already: go on with it by --resume")
+    assert entered(*line, "--resume")[0] == 0
