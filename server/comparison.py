@@ -61,22 +61,28 @@ class Comparison:
         return School(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
 
     def run(self) -> list[Outcome]:
-        """Train and measure what is not kept yet; controls first."""
+        """Train and measure what is not kept yet; controls first.
+
+        What merchants allow no round of is left out, and of the experiment's own federation it is a BudgetExceeded.
+        """
         controls: dict[str, Callable[[], Outcome]] = {
             "server": self._server,
             "local": self._local,
             "pooled": self._pooled,
             "fedavg": partial(self._federation, "fedavg", "control"),
         }
-        outcomes = []
-        for name in (name for name in controls if name in self.experiment.controls):
-            try:
-                outcomes.append(self._kept(f"control.{name}", controls[name]))
-            except BudgetExceeded as error:  # merchants may keep out of what is trained without privacy
-                self.callbacks.on_message(f"control {name} is left out: {error}")
+        parts = {f"control.{name}": controls[name] for name in controls if name in self.experiment.controls}
         for federation in self.experiment.federations():
             title = federation.title
-            outcomes.append(self._kept(f"federation.{title}", partial(self._federation, title, "federation")))
+            parts[f"federation.{title}"] = partial(self._federation, title, "federation")
+        outcomes = []
+        for name, measure in parts.items():
+            try:
+                outcomes.append(self._kept(name, measure))
+            except BudgetExceeded as error:  # of what is only compared, such as controls without privacy
+                if name == f"federation.{self.experiment.federation.title}":
+                    raise
+                self.callbacks.on_message(f"{name.replace('.', ' ', 1)} is left out: {error}")
         for level, measure in self._chain().items():
             outcomes.append(self._kept(f"level.{level}", measure))
         return outcomes
@@ -212,8 +218,6 @@ class Comparison:
         self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
         with observed(federation=arm):
             progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
-        if kind == "control" and not progress.state.round:
-            raise BudgetExceeded("its merchants' limits allow no round of it")
         began = time.perf_counter() - progress.seconds
         weights, before, notes = progress.state.weights, None, []
         adaptation = self.experiment.adaptation
@@ -340,7 +344,10 @@ class Comparison:
             rounds=(0,) * len(self.sites.merchants),
             population=len(self.sites.merchants),
         )
-        counts = self._honest(self.sites.evaluate(request, weights))
+        found, unheard = self.sites.evaluate(request, weights)
+        counts = self._honest(found)
+        if unheard:
+            self.callbacks.on_message(f"{name} is not measured at {len(unheard)} merchants, whose sites do not answer")
         return Outcome(
             name=name,
             kind=kind,
@@ -349,6 +356,7 @@ class Comparison:
             validation=self.evaluator.validation(student),
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
+            unheard=unheard,
             seconds=time.perf_counter() - began,
         )
 

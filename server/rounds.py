@@ -206,7 +206,8 @@ def federate(
     """Run all rounds, going on from the checkpoint if there is one.
 
     ``on_resume`` is told the round that the checkpoint holds (0 for none) before the first round; ``on_round``
-    gets each round's record before the round's checkpoint is written.
+    gets each round's record before the round's checkpoint is written. A federation ends when no merchant may take part
+    any more; BudgetExceeded if none ever could.
     """
     config = federation.config
     method: Method = METHODS.build(config.method, config.options)
@@ -221,6 +222,8 @@ def federate(
             with observed(round=progress.state.round + 1):
                 record = _one_round(federation, method, progress)
         except BudgetExceeded as error:
+            if not progress.state.round:
+                raise
             _log.warning("%s ends after round %d of %d: %s", federation.arm, progress.state.round, config.rounds, error)
             break
         progress.seconds += time.perf_counter() - began

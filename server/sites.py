@@ -172,8 +172,8 @@ class Sites:
             sent.append(replace(pushed, refusals=absent + pushed.refusals, downlink_bytes=size))
         return map(partial(self._collect, decode, received, until), sent)
 
-    def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
-        """(right, all) test examples of each merchant that has any, under one student."""
+    def evaluate(self, request: TrainRequest, weights: Weights) -> tuple[dict[str, tuple[int, int]], list[str]]:
+        """(right, all) test examples of each merchant that has any, under one student; and who was not heard."""
         content = encode_downlink(Downlink(round=0, weights=weights))
         contents = {}
         for node, part in self._by_node(request).items():
@@ -181,6 +181,7 @@ class Sites:
         counts: dict[str, tuple[int, int]] = {}
         asked = frozenset(request.merchants)
         answered, _ = self._exchange.ask(contents, EVALUATE, self._deadline)
+        unheard = [name for name in request.merchants if self._roster.node_of(name) not in answered]
         for node, answer in answered.items():
             for merchant, value in answer.metric_records.get("counts", MetricRecord()).items():
                 try:
@@ -188,7 +189,7 @@ class Sites:
                     counts[merchant] = _counts(merchant, value)
                 except UplinkRejected as error:
                     _log.warning("test counts left out: %s", error)
-        return dict(sorted(counts.items()))
+        return dict(sorted(counts.items())), unheard
 
     def join(self, request: TrainRequest) -> None:
         """Have every merchant pay for a federation of which it will be drawn by a coin in each round; who is away now

@@ -147,6 +147,8 @@ def _row(
             seed[name] = gap.value
             if gap.reason:
                 notes[name] = f"seed {unit.seed}: {gap.reason}"
+        if unit.unheard:
+            notes["merchant_accuracy"] = f"seed {unit.seed}: {', '.join(unit.unheard)}"
         by_seed.append(seed)
     worst = worst_merchant(_merchant_means(units), units[0].merchant_counts)
     averaged = {name: [seed[name] for seed in by_seed] for name in AVERAGED}

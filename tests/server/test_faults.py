@@ -21,7 +21,7 @@ from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.files import as_file_name
 from fed_distill.runtime.callbacks import CallbackList
 from fed_distill.runtime.grid import InProcessGrid
-from fed_distill.transport.requests import ANSWER, PROTOCOL, QUERY_MERCHANTS, TRAIN
+from fed_distill.transport.requests import ANSWER, EVALUATE, PROTOCOL, QUERY_MERCHANTS, TRAIN
 from server.conduct import conduct
 
 QUICK = {"controls": [], "adaptation.enabled": False, "runtime.measure_speed": False, "federation.pause": 0.0}
@@ -112,6 +112,20 @@ class LeavingSites(FaultyGrid):
         return nodes[:1] if self.round == 1 and self.looks <= 2 else nodes
 
 
+class AwayAtTheEnd(FaultyGrid):
+    """The second site never answers when a student is measured."""
+
+    def pull_messages(self, message_ids):
+        def is_silent(message):
+            return (
+                message is not None
+                and message.metadata.message_type == EVALUATE
+                and message.metadata.dst_node_id == SECOND
+            )
+
+        return super().pull_messages(key for key in message_ids if not is_silent(self._queued.get(key)))
+
+
 def round_of(message):
     return message.content["down"]["round"]
 
@@ -127,8 +141,12 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
 def answers_of(folder):
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["answers"]["fedavg-kd"]
+    return summary_of(folder)["answers"]["fedavg-kd"]
 
 
 def student_of(folder):
@@ -156,6 +174,21 @@ def test_a_silent_site_is_not_waited_for_longer_than_the_deadline(tiny_experimen
     assert sorted(reason for reason, _ in counted["reasons"]) == sorted(first["reasons"])
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Who took part" in report and "did not answer within 0.2 s" in report
+
+
+def test_a_student_that_a_site_did_not_measure_says_so(tiny_experiment, tmp_path):
+    experiment = tiny_experiment(tmp_path, {**QUICK, "federation.deadline": 0.2})
+    whole, folder = (
+        grid(experiment.with_changes({"name": grid.__name__})).run() for grid in (FaultyGrid, AwayAtTheEnd)
+    )
+    everybody, heard = (set(summary_of(one)["by_merchant"]["counts"]) for one in (whole, folder))
+    unheard = sorted(everybody - heard)
+    assert 1 <= len(unheard) <= 2
+    note = f"seed {experiment.seed}: {', '.join(unheard)}"
+    assert summary_of(folder)["federations"]["fedavg-kd"]["notes"]["merchant_accuracy"] == note
+    assert "merchant_accuracy" not in summary_of(whole)["federations"]["fedavg-kd"]["notes"]
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"not measured at merchants whose sites did not answer, {note}." in report
 
 
 KEPT = {

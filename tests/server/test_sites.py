@@ -269,8 +269,8 @@ def test_a_merchant_that_answers_before_its_chunk_is_asked_is_refused():
 
 def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):
     counts = {0: {"a": [3, 4], "d": [5, 4]}, 1: {"c": [1, 1]}, 2: None}
-    found = make_sites(counts=counts).evaluate(request("a", "b", "c", "d"), {"w": torch.zeros(1)})
-    assert found == {"a": (3, 4)}
+    found, unheard = make_sites(counts=counts).evaluate(request("a", "b", "c", "d"), {"w": torch.zeros(1)})
+    assert (found, unheard) == ({"a": (3, 4)}, [])
     assert "merchant d: [5, 4] is not (right, all)" in caplog.text
     assert "a reply for merchant 'c' came from site 3" in caplog.text
 
@@ -286,7 +286,7 @@ def test_announced_sizes_that_are_no_numbers_of_examples_are_refused(monkeypatch
 def test_counts_that_are_no_counts_are_left_out(found):
     merchant, other = HELD[0][:2]
     sites = make_sites(counts={0: {merchant: found, other: [1, 2]}})
-    assert sites.evaluate(request(merchant, other), {"w": torch.zeros(1)}) == {other: (1, 2)}
+    assert sites.evaluate(request(merchant, other), {"w": torch.zeros(1)})[0] == {other: (1, 2)}
 
 
 def test_refusals_for_others_count_once_and_reasons_are_cut_to_what_can_be_read():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from clients.manifest import Manifest
 from fed_distill.data import load
-from fed_distill.errors import ConfigError, DataError
+from fed_distill.errors import BudgetExceeded, ConfigError, DataError
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.store import read_summary
 from fed_distill.transport.requests import QUERY_MERCHANTS
@@ -78,13 +78,20 @@ def test_a_site_that_refuses_names_its_rule_and_the_others_go_on(run_over, deplo
     assert (folder / "report.html").is_file()
 
 
-def test_a_federation_that_every_site_refuses_ends_with_the_rule(run_over, deployment, experiment, caplog):
+def test_a_federation_that_every_site_refuses_is_no_result(run_over, deployment, experiment):
     for name in ("north", "south", "west"):
         allow(deployment, name, '"fedavg-kd", ', "")
-    run_over(experiment)
-    ends = "fedavg-kd ends after round 0 of 2: round 1: no merchant may take part any more; merchant"
-    (line,) = [line for line in caplog.messages if line.startswith(ends)]
-    assert "rule methods: " in line and "not 'fedavg-kd'" in line
+    refused = "round 1: no merchant may take part any more; merchant .* rule methods: .* not 'fedavg-kd'"
+    with pytest.raises(BudgetExceeded, match=refused):
+        run_over(experiment)
+
+
+def test_what_is_only_compared_and_every_site_refuses_is_left_out(run_over, deployment, experiment):
+    for name in ("north", "south", "west"):
+        allow(deployment, name, '"fedavg", ', "")
+    folder, _ = run_over(experiment.with_changes({"controls": ["fedavg"], "compare": [{"method": "fedprox"}]}))
+    assert set(read_summary(folder)["federations"]) == {"fedavg-kd", "fedprox"}
+    assert not read_summary(folder)["controls"]
 
 
 def test_another_proxy_set_at_a_site_is_found_before_the_first_round(run_over, experiment):
