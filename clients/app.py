@@ -40,7 +40,7 @@ def site_for(context: Context, data: FederatedData | None = None) -> Site:
     """
     experiment, manifest = Experiment.from_run_config(context.run_config), manifest_of(context)
     if manifest is not None:
-        data = manifest.read_data(experiment.data.seed)
+        data = manifest.read_data()
         return open_site(manifest.own(experiment), 0, 1, data, manifest.limits, manifest.read_secret())
     own = {f"privacy.{name}": str(context.node_config[name]) for name in OWN if name in context.node_config}
     experiment = experiment.with_changes(own) if own else experiment
@@ -116,7 +116,7 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         public = PublicPart(site.task, site.proxy).fingerprint
         record = ConfigRecord({"names": list(site.merchants), "public": public, "protocol": PROTOCOL})
         record["versions"] = [f"{name} {version}" for name, version in versions().items()]
-        if site.experiment.privacy.unit == "none":
+        if site.protection.tells_sizes(site.merchants):
             record["examples"] = [len(data.train) for data in site.merchants.values()]
         return Message(RecordDict({"merchants": record}), reply_to=message)
 

@@ -61,8 +61,10 @@ class Rules(BaseModel):
     """What a site takes part in.
 
     methods: names as in ``federation.method``; None for any. max_rounds: rounds of one federation, as
-    planned and as counted. max_update_mib: size of one merchant's serialized uplink. hours: of the day, in the site's
-    local time, such as ``"22:00-06:00"``; None for always.
+    planned and as counted by the server, so that it keeps a server from asking too much and not from lying: that takes
+    ``units`` without ``none``, and ``max_epsilon``. max_update_mib: size of one merchant's serialized uplink. hours: of
+    the day in which it trains, in the site's local time, such as ``"22:00-06:00"``; None for always. scores: whether
+    the server is told how many of a merchant's own test examples a student has right, which is exact.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +73,7 @@ class Rules(BaseModel):
     max_rounds: PositiveInt | None = None
     max_update_mib: PositiveFloat | None = None
     hours: str | None = None
+    scores: bool = True
 
     @field_validator("hours")
     @classmethod

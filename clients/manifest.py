@@ -21,6 +21,7 @@ from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.observing.endpoint import library
 from fed_distill.observing.logs import Style
+from fed_distill.sites.identity import make_secret
 from fed_distill.sites.public_part import PublicPart
 from fed_distill.toml import first_problem, read_toml
 
@@ -37,8 +38,9 @@ class OwnData(_Table):
     path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
     ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
     site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
-    part; empty for all. valid_share, test_share: of the groups, held out. part: column that says ``train``, ``valid``
-    or ``test`` of rows that were cleaned and split before.
+    part; empty for all. valid_share, test_share: of the groups, held out. seed: which these are, the site's own choice:
+    a server that chose could have every row held out once, and scored. part: column that says ``train``, ``valid`` or
+    ``test`` of rows that were cleaned and split before.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class OwnData(_Table):
     merchants: tuple[str, ...] = ()
     valid_share: Share = 0.1
     test_share: Share = 0.2
+    seed: int = 0
     part: str = ""
 
 
@@ -107,11 +110,16 @@ class Manifest(_Table):
         return self.folder / self.state / "ledgers"
 
     def read_secret(self) -> str:
-        """What the site's noise depends on and nobody else knows; empty for none. ConfigError if it is too short."""
+        """What the site's noise depends on and nobody else knows; empty for none. ConfigError if it is too short.
+
+        Made here when it is first read, since who made it for the site would know it.
+        """
         if self.secret is None:
             return ""
         path = self.folder / self.secret
         try:
+            if not path.exists():
+                make_secret(path)
             found = path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the secret {path}: {error}") from error
@@ -141,13 +149,13 @@ class Manifest(_Table):
             }
         )
 
-    def read_data(self, seed: int = 0) -> FederatedData:
+    def read_data(self) -> FederatedData:
         """The site's own merchants, and the proxy set; nothing of anybody else's.
 
-        seed: of the split. Raises DataError naming file, and column, row or merchant.
+        Raises DataError naming file, and column, row or merchant.
         """
         public = self.public_part()
-        merchants = self._given_split(public.task) if self.data.part else self._own_split(public.task, seed)
+        merchants = self._given_split(public.task) if self.data.part else self._own_split(public.task)
         unknown = [name for name in self.data.merchants if name not in merchants]
         if unknown:
             raise DataError(f"{self._path} has no rows of merchant {unknown[0]!r}, whom data.merchants names")
@@ -185,10 +193,10 @@ class Manifest(_Table):
             return [self.name] * len(columns[table.named.text])
         return [label_text(value) for value in columns[table.named.merchant]]
 
-    def _own_split(self, task: Task, seed: int) -> dict[str, MerchantData]:
+    def _own_split(self, task: Task) -> dict[str, MerchantData]:
         """Clean the rows and hold groups out, of this site's data alone."""
         table, columns = self._columns(task)
-        read_label, group = label_reader(task), table.named.group
+        read_label, group, seed = label_reader(task), table.named.group, self.data.seed
         config = DataConfig(
             task=task.name, seed=seed, valid_share=self.data.valid_share, test_share=self.data.test_share
         )

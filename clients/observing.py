@@ -31,7 +31,7 @@ def metrics_of(manifest: Manifest) -> SiteMetrics:
 def hidden(error: Exception) -> TrainingError:
     """What the server is told of an error at a real site: its kind, since Flower sends the whole text, which may quote
     a path or a row. The site's log has the rest."""
-    _log.error("%s", error, exc_info=error)
+    _log.error("a message ended by an error", exc_info=error)
     return TrainingError(f"{type(error).__name__}; the site's log and `fed-distill sites check` say more")
 
 

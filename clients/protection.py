@@ -31,6 +31,9 @@ from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest
 
+SUMMED_BY = {"trainer", "cohort", "threads"}
+"""Keys of ``[runtime]`` that change the order of sums: two answers with the same noise and other rounding would tell of
+what was rounded."""
 _SLACK = 1e-9
 
 
@@ -83,6 +86,10 @@ class Protection:
     def check(self, merchant: str, arm: str) -> None:
         """Raise BudgetExceeded if the merchant takes no part in what is protected as this arm is."""
         self.limits.of(merchant).check_unit(merchant, self.unit_of(arm))
+
+    def tells_sizes(self, merchants: Iterable[str]) -> bool:
+        """Whether the site may tell how many examples each has: nothing is protected, and all of them allow that."""
+        return self.experiment.privacy.unit == "none" and all("none" in self.limits.of(one).units for one in merchants)
 
     def check_rules(self, request: TrainRequest, round: int) -> None:
         """Raise NotAllowed, naming the rule, for a request that the site as a whole takes no part in."""
@@ -246,6 +253,7 @@ class Digests:
                 test=request.test,
                 round=down.round,
                 device=chosen_device(experiment.runtime.device).type,
+                sums=experiment.runtime.model_dump(mode="json", include=SUMMED_BY),
                 scalars=dict(down.scalars),
             ).encode()
         )

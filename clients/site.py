@@ -44,7 +44,7 @@ from fed_distill.poisoning.attacks import Attack
 from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import check_covered
 from fed_distill.runtime import seeds
-from fed_distill.runtime.merchant_store import MerchantStore
+from fed_distill.runtime.merchant_store import CODING, STUDENTS, MerchantStore
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
@@ -159,8 +159,10 @@ class Site:
         protected = self.protection.unit_of(arm) != "none"
         with observed(merchant=merchant):  # what the server is not told is said here; what it is told, it says itself
             _log.log(logging.WARNING if protected else logging.INFO, "%s", error)
-        if not protected:
+        if not protected and isinstance(error, TrainingError | UplinkRejected | BudgetExceeded):
             return Refusal(merchant, str(error), cause)
+        if not protected:  # its text may name a path or quote a row
+            return Refusal(merchant, f"merchant {merchant}: {type(error).__name__}; the site's log says more", cause)
         told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
         return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
 
@@ -327,7 +329,7 @@ class Site:
     @property
     def _tells_scores(self) -> bool:
         privacy = self.experiment.privacy
-        return privacy.unit == "none" or privacy.report_scores
+        return self.protection.limits.rules.scores and (privacy.unit == "none" or privacy.report_scores)
 
     def _proxy(self, request: TrainRequest) -> Examples:
         """The proxy set of a request: all of this site's, or those that the server's teacher has chosen."""
@@ -412,5 +414,5 @@ def open_site(
         raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
     protection = Protection(experiment, state / "ledgers", limits, secret)
-    store, coding = MerchantStore(state / "sites"), MerchantStore(state / "coding")
+    store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)
     return Site(experiment, data.task, merchants, data.proxy, store, coding, protection, tuple(data.merchants))

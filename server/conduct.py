@@ -18,7 +18,7 @@ from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS, SUBMODEL_AGGREGATORS
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Correcting, Method, Mutual, Particular
+from fed_distill.methods.base import Correcting, GlobalState, Method, Mutual, Particular
 from fed_distill.models import build_student, load_teacher
 from fed_distill.models.adapters import check_per_example
 from fed_distill.observing.logs import observed
@@ -140,22 +140,44 @@ def check_names(experiment: Experiment) -> None:
 
 
 def check_transport(experiment: Experiment) -> None:
-    """ConfigError for chains that would code nothing, of a part that no federation on those terms sends, and for a
-    cache of soft labels where one sends those of some proxy examples only."""
+    """ConfigError for chains that would code nothing, of a part that no federation on those terms sends or is sent, and
+    for a cache of soft labels where one sends those of some proxy examples only."""
     sends: dict[str, set[str]] = {}
+    receives: dict[str, set[str]] = {}
     for federation in experiment.federations():
         key = "[transport]" if federation.transport is None else f"the transport of {federation.title}"
-        sends.setdefault(key, set()).update(METHODS.build(federation.method, federation.options).sends)
+        method: Method = METHODS.build(federation.method, federation.options)
+        sends.setdefault(key, set()).update(method.sends)
+        receives.setdefault(key, set()).update(_first_downlink(method))
     tables = {f"the transport of {one.title}": one.transport for one in experiment.federations() if one.transport}
     for key, config in {"[transport]": experiment.transport, **tables}.items():
         sent = sends.get(key, set())
         for part in ("weights", "soft_labels"):
             if getattr(config, part) and part not in sent:
                 raise ConfigError(f"{key} codes {part}, which no method on its terms sends: drop {part} from it")
+            if getattr(config, f"downlink_{part}") and part not in receives.get(key, ()):
+                raise ConfigError(
+                    f"{key} codes {part} on their way to merchants, where no method on its terms sends any: drop "
+                    f"downlink_{part} from it"
+                )
         if config.downlink_soft_labels and "answered" in sent:
             raise ConfigError(f"{key} codes soft labels that merchants select by as the server does: drop it")
         if config.soft_label_cache is not None and (lacking := _uncacheable(sent)):
             raise ConfigError(f"{key} caches soft labels, {lacking}: drop soft_label_cache from it")
+
+
+def _first_downlink(method: Method) -> list[str]:
+    """The parts that can be coded and that a method sends to merchants from the first round on."""
+    state = GlobalState(
+        0,
+        {},
+        torch.ones(1, 1),
+        lambda current, _: current,
+        lambda votes: votes,
+        lambda soft_labels, temperature=None: {},
+    )
+    down = method.broadcast(state)
+    return [part for part in ("weights", "soft_labels") if getattr(down, part) is not None]
 
 
 def _uncacheable(sent: Collection[str]) -> str:

@@ -17,7 +17,7 @@ from fed_distill.errors import BudgetExceeded
 from fed_distill.merging import AGGREGATORS
 from fed_distill.merging.base import Aggregator
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import GlobalState, Method, replace
+from fed_distill.methods.base import GlobalState, Method, Relearn, replace
 from fed_distill.models import TextModel
 from fed_distill.observing.logs import observed
 from fed_distill.results.metrics import Metrics
@@ -59,7 +59,7 @@ class Federation:
     starts: Mapping[str, Weights]
     dealt: Sequence[str]
     teacher_labels: Tensor
-    relearn: Callable[[Tensor], Weights]
+    relearn: Relearn
     sites: Sites
     server: ServerTraining
     evaluator: Evaluator

@@ -3,7 +3,7 @@ and of the assistants between them. The same lesson gives the same student whene
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
@@ -53,10 +53,9 @@ class School:
         self.read_domain(student, name, progress)
         return self.distilled(student, lesson, self.experiment.training.server_epochs, progress, "server", name)
 
-    def relearned(self, soft_labels: Tensor) -> Weights:
-        """The weights of the global student with these soft labels ``[proxy, classes]`` in the place of the
-        teacher's; for the teacher's they are those that federations start from."""
-        return self.taught(self.experiment.student.model, replace(self.lesson, soft_labels=soft_labels))
+    def relearned(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
+        """As ``Relearn``; for the teacher's soft labels the weights are those that federations start from."""
+        return self.taught(self.experiment.student.model, self.lesson.saying(soft_labels, temperature))
 
     def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
         """Have ``student`` guess hidden words of the domain's texts first, if it is to."""

@@ -6,17 +6,17 @@ server's memory does not grow with the number of merchants.
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.errors import UplinkRejected
 from fed_distill.privacy.promise import Spent
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink, Weights
@@ -202,15 +202,13 @@ class Sites:
                 _log.warning("%s", _refusal(record, request, node).reason)
 
     def spent(self, arm: str, seed: int) -> Spent:
-        """What an arm has cost the merchants, by their ledgers, as their sites tell."""
+        """What an arm has cost the merchants, by their ledgers, as their sites tell; of some it may stay untold."""
         asked = ConfigRecord({"arm": arm, "seed": seed})
         contents = {node: RecordDict({"request": asked}) for node in self._roster.nodes()}
         answered, silent = self._exchange.ask(contents, QUERY_PRIVACY, self._deadline)
-        if silent:
-            raise TrainingError(
-                f"{arm}: what it cost cannot be told: {silent[0].reason}; go on with --resume when it can"
-            )
-        return Spent.joined(_spent(answer.metric_records) for answer in answered.values())
+        return Spent.joined(
+            [*(_spent(node, answer.metric_records) for node, answer in answered.items()), Spent(untold=len(silent))]
+        )
 
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
         """The request to each site for its own merchants; who is nowhere is asked nothing."""
@@ -316,14 +314,17 @@ def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
     return Refusal(merchant, readable(reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))
 
 
-def _spent(records: Mapping[str, MetricRecord]) -> Spent:
-    """What a site tells of its ledgers."""
-    values: dict[str, Any] = dict(records["spent"])
+def _spent(node: int, records: Mapping[str, MetricRecord]) -> Spent:
+    """What a site tells of its ledgers, or that it tells nothing that could be believed."""
     try:
-        merchants = int(values.pop("merchants"))
-        return Spent(merchants, **{name: float(value) for name, value in values.items()})
+        told = {name: float(str(value)) for name, value in records["spent"].items()}
+        if not all(math.isfinite(value) and value >= 0.0 for value in told.values()):
+            raise ValueError("a number that is negative or not finite")
+        merchants = int(told["merchants"])
+        return Spent(merchants, told["epsilon"], told["delta"], told["noise_least"], told["noise_most"])
     except (TypeError, ValueError, KeyError) as error:
-        raise UplinkRejected(f"a site's account of its ledgers cannot be read: {error}") from error
+        _log.warning("what site %d tells of its ledgers cannot be read: %s", node, readable(str(error)))
+        return Spent(untold=1)
 
 
 def _counts(merchant: str, value: object) -> tuple[int, int]:

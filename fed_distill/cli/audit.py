@@ -56,6 +56,7 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
     result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
     found = {**result.to_json(), "epsilon_of_accountant": epsilon}
     brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}
+    brief["asked"] = {"shadows": shadows, "canaries": canaries}
     brief["attacks"] = {name: attack["auc"] for name, attack in found["attacks"].items()}
     brief["label_shares"] = {key: found["label_shares"][key] for key in ("error", "baseline")}
     with RunStore.opened(folder) as store:

@@ -165,9 +165,12 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
         yield checks.Finding(place, "site.toml", "problem", str(error))
         return
     place = manifest.name
+    if public is not None and not (folder / "site.key").exists():
+        yield checks.Finding(place, "key site.key", "ok", "handed out: the rest is looked at there")
+        return
     yield checks.secret(place, folder / "site.key")
     yield checks.site_key(place, folder / "site.key", public)
-    yield _noise_finding(manifest)
+    yield _noise_finding(manifest, public is None)
     yield checks.certificate(place, folder / "ca.crt")
     yield from _reached(place, manifest.server.address, folder / "ca.crt")
     yield checks.installed(place, manifest.server.versions)
@@ -179,6 +182,7 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
     rows = sum(len(merchant.train) for merchant in merchants.values())
     yield checks.Finding(place, "data", "ok", f"{len(merchants)} merchants, {rows} training examples")
     yield checks.ledgers(place, manifest.ledgers, merchants)
+    yield checks.limits(place, manifest.limits.rules.methods, manifest.limits.merchants, merchants)
 
 
 def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
@@ -191,16 +195,16 @@ def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
         yield checks.clock(place, address, authority)
 
 
-def _noise_finding(manifest: "Manifest") -> "Finding":
-    """Whether the site's noise can be taken off by who knows the run's seed."""
+def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":
+    """Whether the site's noise can be taken off by who knows the run's seed. ``here``: the site looks itself."""
     from fed_distill.sites import checks
 
     if manifest.secret is None:
         told = "no secret: who knows the run's seed can take its noise off, which is for rehearsals only"
         return checks.Finding(manifest.name, "noise", "warning", told)
-    kept = checks.secret(manifest.name, manifest.folder / manifest.secret)
-    return (
-        kept
-        if kept.state == "problem"
-        else checks.checked(manifest.name, "noise", lambda: f"a secret of {len(manifest.read_secret())} characters")
-    )
+    path = manifest.folder / manifest.secret
+    if not here and not path.exists():
+        return checks.Finding(manifest.name, "noise", "ok", "a secret that the site will make itself")
+    known = checks.checked(manifest.name, "noise", lambda: f"a secret of {len(manifest.read_secret())} characters")
+    kept = checks.secret(manifest.name, path)
+    return kept if kept.state == "problem" else known

@@ -153,13 +153,13 @@ def cached_teacher(
             return _load(folder), name
         except (ModelError, CheckpointError, KeyError, TypeError) as error:
             logger.warning("the stored teacher in %s cannot be used and is made again: %s", folder, error)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # before the hours that it takes to fill it
     with seeds.scope(seed, "teacher", "weights"):
         teacher = load_teacher(config, task)
     if config.masked_epochs:
         rate = config.masked_learning_rate
         read_domain(teacher, domain, config.masked_epochs, rate, (seed, "teacher"), lambda d, n: progress(d, n, {}))
     tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(folder, partial(_save, tuned))
     return tuned, name
 

@@ -71,6 +71,13 @@ class Lesson:
         moved = (self.config.final_temperature - self.temperature) * done
         return replace(self, temperature=self.temperature + moved)
 
+    def saying(self, soft_labels: Tensor, temperature: float | None = None) -> "Lesson":
+        """The lesson with other soft labels ``[proxy, classes]``, at this temperature throughout if one is given."""
+        if temperature is None:
+            return replace(self, soft_labels=soft_labels)
+        config = self.config.model_copy(update={"final_temperature": None})
+        return replace(self, config=config, soft_labels=soft_labels, temperature=temperature)
+
     def below(self, assistant: Tensor) -> "Lesson":
         """The lesson of the student below an assistant with these probabilities on the proxy set."""
         return replace(self, assistant=assistant, assistant_weight=self.config.assistant_weight)

@@ -17,6 +17,14 @@ from fed_distill.transport.messages import ClassMeans, Downlink, Part, PartialWe
 __all__ = ["GlobalState", "Method", "Part", "Trained", "replace"]
 
 
+class Relearn(Protocol):
+    """Teaches the global student anew."""
+
+    def __call__(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
+        """Its weights, with soft labels of the proxy set ``[proxy, classes]`` in the place of the teacher's and all
+        else as the server's own student was; ``temperature``: theirs throughout, where it is not the teacher's."""
+
+
 @dataclass(frozen=True)
 class GlobalState:
     """What the server knows between rounds.
@@ -27,9 +35,8 @@ class GlobalState:
     teacher_plan: what its teacher trains before that (see ``Mutual``); what it says is then ``teacher_labels``, and
     teacher_weights are its own, empty as long as it has not learned.
     average: the configured aggregator, from the merchants' weights to the next global weights. tally: from votes
-    ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none. relearn: from soft labels of
-    the proxy set ``[proxy, classes]`` to a global student that was taught anew, with these in the place of the
-    teacher's and all else as the server's own student was. kept: what a method itself carries from round to round
+    ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none. relearn: the global
+    student taught anew. kept: what a method itself carries from round to round
     beside these, by name; it is in the checkpoint, so that a resumed run goes on from it.
     population: merchants of the federation, whether they take part in a round or not. rounds: how many are planned.
     """
@@ -39,7 +46,7 @@ class GlobalState:
     teacher_labels: Tensor
     average: Callable[[Weights, Iterable[Uplink]], Weights]
     tally: Callable[[Tensor], Tensor]
-    relearn: Callable[[Tensor], Weights]
+    relearn: Relearn
     consensus: Tensor | None = None
     server_plan: Plan = field(default_factory=Plan)
     teacher_plan: Plan = field(default_factory=Plan)

@@ -4,7 +4,8 @@ Papernot et al., "Semi-supervised knowledge transfer for deep learning from priv
 and "Scalable private learning with PATE", ICLR 2018. A merchant trains the global student on its private examples and
 sends its predicted class of every proxy example; how the votes are counted, with noise or without, is the server's
 ``tally``. The global student is then taught anew with the answers in the place of the teacher's soft labels; an example
-that got none, of which the paper's student learns nothing, keeps the teacher's.
+that got none, of which the paper's student learns nothing, keeps the teacher's. It is taught at temperature 1: softened
+by another, a class that is certain asks for logits apart without end, and T^2 of it, which is no cross-entropy.
 """
 
 from collections.abc import Iterable
@@ -58,7 +59,9 @@ class PATE:
             raise UplinkRejected("no merchant sent votes that could be counted")
         answers = state.tally(histogram)
         state = replace(state, round=state.round + 1)
-        return replace(state, weights=state.relearn(self.lesson(state, answers))) if (answers >= 0).any() else state
+        if not (answers >= 0).any():
+            return state
+        return replace(state, weights=state.relearn(self.lesson(state, answers), temperature=1.0))
 
     def lesson(self, state: GlobalState, answers: Tensor) -> Tensor:
         """Soft labels ``[proxy, classes]`` of answers, int64 ``[proxy]`` and negative where there is none."""

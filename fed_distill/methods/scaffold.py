@@ -2,9 +2,12 @@
 
 Karimireddy et al., "SCAFFOLD: Stochastic controlled averaging for federated learning", ICML 2020, algorithm 1 with
 option II: a step is y - eta_l (g_i(y) - c_i + c); after K steps c_i+ = c_i - c + (x - y) / (K eta_l), and the server
-adds the merchants' c_i+ - c_i over all N of them to c. A control without distillation. It moves all rows of tables,
-also those that a merchant has no example of, so that it trains and sends whole students, and as much again of control
-variates.
+adds the merchants' c_i+ - c_i over all N of them to c. As there, every merchant counts the same, in students as in
+control variates: the corrections c - c_i cancel in the mean only if both are averaged alike.
+
+A control without distillation. It moves all rows of tables, also those that a merchant has no example of, so that it
+trains and sends whole students, and as much again of control variates. It needs all answers: of an uplink that is lost
+or refused the merchant has moved its c_i and the server has not moved c, and they stay apart.
 """
 
 from collections.abc import Iterable, Iterator
@@ -66,14 +69,15 @@ class Scaffold(FedAvg):
         return replace(super().uplink(trained, down), control_variate=_change(trained, down))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
-        """The aggregator's average, and c moved by the changes of those that took part over the number of all."""
+        """The aggregator's average, each counting the same, and c moved by the changes of those that took part over the
+        number of all."""
         sums: dict[str, Tensor] = {}
 
         def heard() -> Iterator[Uplink]:
             for uplink in up:
                 for name, change in (uplink.control_variate or {}).items():
                     sums[name] = _of(sums, name, change.double()) + change
-                yield uplink
+                yield replace(uplink, examples=1)
 
         merged = super().merge(state, heard())
         moved = {

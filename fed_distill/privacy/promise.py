@@ -38,7 +38,7 @@ class Spent:
     """What a federation has cost its merchants by their ledgers.
 
     merchants: how many were charged. epsilon, delta: the largest of any. noise_least, noise_most: noise multipliers of
-    the releases that train (not of sizes).
+    the releases that train (not of sizes). untold: sites that do not tell, whose merchants are not among these.
     """
 
     merchants: int = 0
@@ -46,19 +46,22 @@ class Spent:
     delta: float = 0.0
     noise_least: float = 0.0
     noise_most: float = 0.0
+    untold: int = 0
 
     @classmethod
     def joined(cls, parts: Iterable[Self]) -> Self:
         """Of several groups of merchants."""
-        known = [part for part in parts if part.merchants]
+        several = list(parts)
+        untold, known = sum(part.untold for part in several), [part for part in several if part.merchants]
         if not known:
-            return cls()
+            return cls(untold=untold)
         return cls(
             sum(part.merchants for part in known),
             max(part.epsilon for part in known),
             max(part.delta for part in known),
             min(part.noise_least for part in known),
             max(part.noise_most for part in known),
+            untold,
         )
 
 
@@ -146,6 +149,7 @@ def account(config: PrivacyConfig, spent: Spent, sends: Sequence[str]) -> dict[s
         "accountant": config.accountant,
         "noise_multiplier": {"least": spent.noise_least, "most": spent.noise_most},
         "merchants": spent.merchants,
+        "untold_sites": spent.untold,
         "protects": UNITS[config.unit],
         "trusted": TRUSTED[config.unit],
         "reveals": [{"what": one.what, "how": one.how} for one in revealed(config, sends)],

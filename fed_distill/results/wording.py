@@ -81,6 +81,11 @@ def privacy(summary: Mapping[str, Any]) -> str:
             "There was no differential privacy in this run: a determined reader of an update may learn something "
             "about the examples behind it, and no bound on that is claimed."
         )
+    untold = ""
+    if block.get("untold_sites"):
+        untold = f"Not told by {block['untold_sites']:,} sites, which did not answer: what it cost their merchants. "
+    if not block["merchants"] and untold:
+        return f"{kept}{untold}{pooled}"
     if not block["merchants"]:
         return f"{kept}No merchant's budget or limits allowed any release: nothing was learned from any. {pooled}"
     noise = block["noise_multiplier"]
@@ -89,7 +94,7 @@ def privacy(summary: Mapping[str, Any]) -> str:
         f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "
         f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers "
         f"were {noise['least']:.3g} to {noise['most']:.3g}, counted by the {block['accountant'].upper()} accountant. "
-        f"To be trusted: {block['trusted']}. Controls are trained without privacy, as its measure. {pooled}"
+        f"{untold}To be trusted: {block['trusted']}. Controls are trained without privacy, as its measure. {pooled}"
     )
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
 from fed_distill.errors import ConfigError, FedDistillError
+from fed_distill.methods import METHODS
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.versions import versions
 from fed_distill.sites.identity import is_signed_by, public_half, read_certificate
@@ -177,6 +178,22 @@ def ledgers(place: str, folder: Path, merchants: Collection[str]) -> Finding:
         return f"{len(there)} of {len(merchants)} merchants have one"
 
     return checked(place, "ledgers", look)
+
+
+def limits(place: str, methods: Collection[str] | None, named: Collection[str], merchants: Collection[str]) -> Finding:
+    """Whether a site's rules name methods, and its limits merchants, that there are: a slip would refuse everything."""
+
+    def look() -> str:
+        for method in () if methods is None else methods:
+            if ":" not in method:  # one of the operator's own comes with the run
+                METHODS.resolve(method)
+        unknown = [name for name in named if name not in merchants]
+        if unknown:
+            raise ConfigError(f"[limits.merchants] names {unknown[0]!r}, who is no merchant of this site")
+        allowed = "all" if methods is None else len(methods)
+        return f"{allowed} methods allowed, {len(named)} merchants with limits of their own"
+
+    return checked(place, "limits", look)
 
 
 def problems(findings: Collection[Finding]) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ the other files only if that is asked for.
 import json
 import platform
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -126,8 +125,7 @@ class Deployment:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not public.exists():  # if it does, the private half may have gone to the site already
             write_atomic(public, make_site_key(folder))
-            write_private(folder / "noise.key", f"{secrets.token_hex(32)}\n".encode())
-            self.written += [folder / "site.key", folder / "noise.key", public]
+            self.written += [folder / "site.key", public]
         named = () if self.dealt is None else tuple(_OPTIONAL)[0 if self.dealt.pair else 1 :]
         filled = {
             "name": name,
@@ -164,7 +162,7 @@ class Deployment:
 
 
 _PART = 'part = "part"          # column that says train, valid or test of rows that were cleaned and split before'
-_SECRET = 'secret = "noise.key"   # what the noise depends on that nobody else knows: keep it, and never change it'
+_SECRET = 'secret = "noise.key"   # made here at the first check, known to nobody else: keep it, and never change it'
 _OPTIONAL = {
     "pair": 'pair = "pair"          # product or second title, for tasks of two texts',
     "merchant": 'merchant = "merchant"  # whose row it is; without it all are of one merchant, called like the site',

@@ -6,6 +6,7 @@ authentication asks for: elliptic curve keys on P-384 in OpenSSH's format. Priva
 
 import ipaddress
 import os
+import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def write_private(path: Path, content: bytes) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
+
+
+def make_secret(path: Path) -> None:
+    """Write 256 random bits as hexadecimal digits, for their owner alone; a file that is there by now is left alone."""
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    write_private(made, f"{secrets.token_hex(32)}\n".encode())
+    try:
+        os.link(made, path)  # all of it at once, and never over another process's
+    except FileExistsError:
+        pass
+    finally:
+        made.unlink()
 
 
 def _dated(now: datetime | None, days: int) -> x509.CertificateBuilder:

@@ -10,8 +10,9 @@ SERVER_START = Template("""\
 # Starts the server (Flower's SuperLink), with TLS and with none but registered sites. LISTEN: which of this machine's
 # addresses it answers on; without it, all. flower-superlink must be on the PATH: activate the environment first.
 set -eu
+umask 077
 cd "$$(dirname "$$0")"
-export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
+export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 XDG_CACHE_HOME="$$PWD/cache"
 exec flower-superlink \\
     --host "$${LISTEN:-0.0.0.0}" --port $port \\
     --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
@@ -52,8 +53,9 @@ SITE_START = Template("""\
 # Starts site $name (Flower's SuperNode). PORT: for its own processes, on this machine only. flower-supernode must be on
 # the PATH: activate the environment first.
 set -eu
+umask 077
 cd "$$(dirname "$$0")"
-export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
+export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 XDG_CACHE_HOME="$$PWD/cache"
 exec flower-supernode \\
     --superlink $address --root-certificates ca.crt \\
     --auth-supernode-private-key site.key \\
@@ -123,6 +125,7 @@ path = "$data"         # .csv, .tsv, .parquet or .jsonl, one labelled example a 
 merchants = []         # who of those in the file takes part; empty: all
 valid_share = 0.1      # held out to measure on, by group
 test_share = 0.2
+seed = 0               # which these are: your own choice, and not to be changed later
 $part
 
 [data.columns]         # what the columns of the file are called
@@ -141,7 +144,8 @@ metrics = false        # true: counts and budgets for Prometheus, in state/metri
 methods = [$methods]
 max_rounds = 100       # of one federation
 max_update_mib = 64    # one merchant's answer in one round
-# hours = "22:00-06:00"
+# hours = "22:00-06:00" # in which it trains
+# scores = false       # tell nobody how many of a merchant's own test examples a student has right
 
 [limits.default]       # privacy of each merchant
 max_epsilon = 8.0      # of all its private releases together, over all runs; runs without privacy do not count
@@ -156,8 +160,8 @@ SITE_INSTRUCTIONS = Template("""\
 # Site $name
 1. Install: `python3 -m venv /opt/fed-distill/venv`, then `/opt/fed-distill/venv/bin/pip install` the wheel that you
    were given (fed-distill $release, flwr $flwr).
-2. Put this folder where only its user can read it. `site.key` is who you are, and
-   your noise is drawn from `noise.key`: never send either to anybody.
+2. Put this folder where only its user can read it. `site.key` is who you are, and your noise is drawn from
+   `noise.key`, which the first check makes: never send either to anybody.
 3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Choose your own
    `[limits]`: they win over whatever the server asks, and a refusal names the rule.
 4. `fed-distill sites check .` must end without a problem.
@@ -173,7 +177,7 @@ of the app comes from the server with each run. Read it, or have it signed (`flo
 OPERATOR_INSTRUCTIONS = Template("""\
 # Running fed-distill across sites
 `server/` stays with you. Give each site its folder in `sites/`, over a channel that you trust, then delete your copy of
-its `site.key` and `noise.key`. `ca/ca.key` makes certificates: keep it offline. Nobody else needs it.
+its `site.key`. `ca/ca.key` makes certificates: keep it offline. Nobody else needs it.
 
 1. `server/start.sh` starts the server at $address (or `server/$unit`, or `docker compose up -d` there).
 2. `server/register.sh` lets in the sites whose keys are in `server/keys/`.
@@ -184,9 +188,10 @@ its `site.key` and `noise.key`. `ca/ca.key` makes certificates: keep it offline.
        fed-distill config experiments/NAME.toml --set runtime.sites=N --flower > run.toml
        flwr run . prod --run-config run.toml --stream
 
-   The results are on the server, in the run's folder (`runtime.folder`, best an absolute path).
-5. A further site: `fed-distill sites init . --sites NEW`. A new server certificate, before the old one ends:
-   `fed-distill sites init . --renew`, then restart the server; sites need nothing.
+   The results are on the server, in the run's folder: `runtime.folder`, from the server's own folder on, the only one
+   that the systemd unit lets it write to.
+5. A further site: `fed-distill sites init . --sites NEW --experiment experiments/NAME.toml`. A new server certificate,
+   before the old one ends: `fed-distill sites init . --renew`, then restart the server; sites need nothing.
 
 **Close the door behind you.** Flower answers sites, operators and its own processes on the same port, and asks
 operators for no password: whoever reaches `/v1/control` there can register keys and start runs, which run code at the

@@ -127,6 +127,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     worst = student["worst_merchant"] or {}
     privacy = dict(summary["privacy"])
     audit = {key: value for key, value in (privacy.pop("audit", None) or {}).items() if key != "threat_models"}
+    rounds = summary["federations"][summary["federation"]]["rounds"]
     scores = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score, server = student[headline], scores["server"]
     gaps = {
@@ -144,8 +145,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "above_server": None if score is None or server is None else score - server,
         "downlink_bytes": down,
         "uplink_bytes": up,
-        "sent_bytes": summary["rounds"] * up,
-        "total_bytes": summary["rounds"] * (down + up),
+        "sent_bytes": rounds * up,
+        "total_bytes": rounds * (down + up),
         "run.rounds": summary["rounds"],
         "run.merchants": summary["merchants"],
         "run.examples": _training_examples(summary),

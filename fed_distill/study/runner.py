@@ -20,6 +20,7 @@ from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import CheckpointError
 from fed_distill.results.files import write_atomic
 from fed_distill.results.store import SUMMARY, read_summary
+from fed_distill.runtime.merchant_store import drop_stores
 from fed_distill.study.cells import Cell, distinct
 from fed_distill.study.memory import available_memory, tree_memory
 from fed_distill.study.process import CellProcess, Work
@@ -66,7 +67,12 @@ class Places:
         if not finished or cell.attacks is None:
             return finished
         audit = read_summary(self.run(cell.fingerprint))["privacy"].get("audit") or {}
-        return audit.get("auc") is not None
+        wanted = {"shadows": cell.attacks.shadows, "canaries": cell.attacks.canaries}
+        return audit.get("auc") is not None and audit.get("asked") == wanted
+
+    def tidy(self, name: str) -> None:
+        """Drop what only a run that goes on needs, which is most of a cell where there are many merchants."""
+        drop_stores(self.run(name) / "checkpoint")
 
     def reason(self, name: str) -> str | None:
         """Why the cell failed, in one line; None if it did not."""
@@ -237,6 +243,7 @@ class Runner:
             write_atomic(self.places.failure(name), failure + "\n")
         else:
             self._taught.add(one.teacher)
+            self.places.tidy(name)
         self.follower.on_finish(one.cell, failure)
         return failure
 

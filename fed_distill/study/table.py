@@ -20,7 +20,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
     axes = [axis.name for axis in study.axes]
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC", "worst merchant"]
-    header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "and received"]
+    header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "in all"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
         level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")

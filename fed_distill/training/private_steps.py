@@ -6,7 +6,7 @@ module imports Opacus, which takes over a second: import it where private steps 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,7 @@ def private_steps(
         loss = _backward(hooked, model, segment, submodel, index) if len(index) else torch.zeros(())
         for name, value in layout.items():
             _complete(name, value, len(index), submodel.trained.get(name), learner.name)
+        _leave_out_what_overflows(layout.values())
         private.pre_step()
         if segment.phase.proximal_mu:
             for name, value in layout.items():
@@ -138,6 +139,17 @@ def _complete(name: str, weight: Any, examples: int, trained: Tensor | None, lea
         )
     if trained is not None:
         weight.grad_sample[:, ~trained] = 0.0
+
+
+def _leave_out_what_overflows(weights: Collection[Any]) -> None:
+    """Clear the gradients of examples that are not finite: clipping would not bound what they change, and one NaN in
+    what a merchant sends would tell of a single example."""
+    sound = torch.stack([weight.grad_sample.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for weight in weights]).all(
+        dim=0
+    )
+    if not bool(sound.all()):
+        for weight in weights:
+            weight.grad_sample[~sound] = 0.0
 
 
 @register_grad_sampler(WeightedBag)  # type: ignore[untyped-decorator]  # Opacus is untyped

@@ -76,7 +76,7 @@ def test_who_lies_does_not_depend_on_the_sites(world, poisoned):
         site, _ = poisoned("sign-flip", part, 2)
         for name, answer in trained(site, world.request(*site.merchants), world.down()).items():
             torch.testing.assert_close(
-                update(answer, world.start), update(whole[name], world.start), rtol=1e-4, atol=1e-6
+                update(answer, world.start), update(whole[name], world.start), rtol=1e-4, atol=1e-5
             )
 
 
@@ -87,5 +87,5 @@ def test_controls_are_not_poisoned(world, poisoned):
     found, honest = (trained(one, request, world.down()) for one in (site, clean))
     for name in world.names:
         torch.testing.assert_close(
-            update(found[name], world.start), update(honest[name], world.start), rtol=1e-4, atol=1e-6
+            update(found[name], world.start), update(honest[name], world.start), rtol=1e-4, atol=1e-5
         )

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from clients.limits import Limits, Rules
+from clients.limits import Limit, Limits, Rules
 from clients.site import open_site
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.requests import Refusal
@@ -42,6 +42,24 @@ def test_what_is_forbidden_is_refused_by_name_and_costs_nothing(world, ruled, ch
     assert list(site.train(request, world.down(), {})) == expected
     assert list(site.join(request)) == expected
     assert not site.protection.ledger("fedavg-kd", 0, names[0]).path.exists()
+
+
+def test_a_site_may_keep_its_scores_whatever_the_server_wants(world, ruled):
+    blueprint, asked = world.request().blueprints["two-tower"], world.request(world.names[0], test=True)
+    open_, closed = ruled(Rules()), ruled(Rules(scores=False))
+    assert open_.evaluate(world.start, world.names, blueprint)
+    assert closed.evaluate(world.start, world.names, blueprint) == {}
+    told, kept = (next(iter(site.train(asked, world.down(), {}))).metrics for site in (open_, closed))
+    assert "test_right" in told and kept.keys() == {"loss"}
+
+
+def test_sizes_are_told_where_nothing_is_protected_and_all_merchants_allow_that(world):
+    limits = Limits(merchants={world.names[0]: Limit(units=("example",))})
+    site = open_site(world.experiment, 0, 1, world.data, limits)
+    assert not site.protection.tells_sizes(world.names)
+    assert site.protection.tells_sizes(world.names[1:])
+    private = open_site(world.experiment.with_changes({**PRIVATE, "compare": []}), 0, 1, world.data, Limits())
+    assert not private.protection.tells_sizes(world.names)
 
 
 def test_rounds_are_counted_too_whatever_is_planned(world, ruled):

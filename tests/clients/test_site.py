@@ -8,7 +8,7 @@ import torch
 
 from clients.site import open_site
 from fed_distill.data.examples import MerchantData
-from fed_distill.errors import ConfigError, TrainingError
+from fed_distill.errors import CheckpointError, ConfigError, TrainingError
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.runtime.merchant_store import MerchantStore
 from fed_distill.training.submodel import completed
@@ -96,6 +96,15 @@ def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(w
     (answer,) = world.site().train(request, world.down(), {})
     assert answer.merchant == world.names[0]
     assert answer.reason.startswith(f"{world.names[0]}: the loss of phase 1 is nan; lower training.learning_rate")
+
+
+def test_a_refusal_quotes_no_error_that_may_name_a_path_or_a_row(world, monkeypatch):
+    def torn(*_, **__):
+        raise CheckpointError("/srv/acme/state/sites/000001.safetensors is torn")
+
+    monkeypatch.setattr("clients.site.Site._kept", torn)
+    (answer,) = world.site().train(world.request(world.names[0]), world.down(), {})
+    assert answer.reason == f"merchant {world.names[0]}: CheckpointError; the site's log says more"
 
 
 @pytest.mark.parametrize("rate", [-1.0, 2e4, math.inf, math.nan])

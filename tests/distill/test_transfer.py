@@ -118,6 +118,13 @@ def test_the_temperature_moves_along_a_line_to_the_final_one():
     assert lesson(temperature=5.0).at(1.0).temperature == 5.0
 
 
+def test_other_soft_labels_may_have_a_temperature_of_their_own_throughout():
+    moving, others = lesson(temperature=5.0, final_temperature=1.0), torch.ones(2, 2)
+    assert moving.saying(others).at(0.5).temperature == 3.0
+    assert moving.saying(others, 2.5).at(0.5).temperature == 2.5
+    assert torch.equal(moving.saying(others, 2.5).soft_labels, others)
+
+
 def test_a_student_below_an_assistant_learns_from_both():
     logits = torch.randn(COUNT, 3, generator=DRAW)
     taught = lesson(temperature=1.0, assistant_weight=0.5).below(ABOVE)

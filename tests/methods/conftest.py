@@ -19,9 +19,10 @@ def state():
     def average(current, uplinks):
         return {name: value + sum(uplink.weights.arrays[name] for uplink in uplinks) for name, value in current.items()}
 
-    return GlobalState(
-        4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average, counted_plainly, lambda soft_labels: {"w": soft_labels}
-    )
+    def relearn(soft_labels, temperature=None):
+        return {"w": soft_labels} if temperature is None else {"w": soft_labels, "at": torch.tensor(temperature)}
+
+    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average, counted_plainly, relearn)
 
 
 @pytest.fixture

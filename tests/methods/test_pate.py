@@ -69,7 +69,9 @@ def test_the_tally_is_asked_once_with_every_merchant_counting_the_same(state, vo
 
 
 def test_without_a_mechanism_the_plurality_is_taught(state, voters):
-    assert torch.equal(PATE().merge(state, voters).weights["w"], torch.eye(3))
+    taught = PATE().merge(state, voters).weights
+    assert torch.equal(taught["w"], torch.eye(3))
+    assert taught["at"] == 1.0  # a class softened by another temperature is no cross-entropy
 
 
 def test_an_example_without_an_answer_keeps_the_teachers_soft_labels(merged, state):

@@ -14,13 +14,18 @@ from fed_distill.methods.scaffold import Scaffold
 from fed_distill.transport.messages import PartialWeights
 
 CURVATURES, OPTIMA = (1.0, 10.0, 3.0), ((4.0, 0.0), (-1.0, 2.0), (0.0, 5.0))
+EXAMPLES = (5, 500, 50)
 RATE, STEPS = 0.05, 4
 """Merchant i's loss is 1/2 a_i |y - b_i|^2, so its gradient a_i (y - b_i)."""
 
 
 def mean(current, uplinks):
-    sent = [uplink.weights.arrays["w"] for uplink in uplinks]
-    return {"w": torch.stack(sent).mean(dim=0)}
+    """As all aggregators do it: by examples."""
+    heard = list(uplinks)
+    examples = torch.tensor([float(uplink.examples) for uplink in heard], dtype=torch.float64)
+    return {
+        "w": torch.einsum("i,ij->j", examples / examples.sum(), torch.stack([up.weights.arrays["w"] for up in heard]))
+    }
 
 
 def start():
@@ -40,7 +45,7 @@ def one_round(method, state, kept, merchants):
             gradient = CURVATURES[merchant] * (y - torch.tensor(OPTIMA[merchant], dtype=torch.float64))
             y = y - RATE * (gradient + correction.get("w", 0.0))
         weights = PartialWeights({"w": y})
-        trained = Trained(str(merchant), 5, weights, None, None, steps=STEPS, learning_rate=RATE)
+        trained = Trained(str(merchant), EXAMPLES[merchant], weights, None, None, steps=STEPS, learning_rate=RATE)
         up.append(method.uplink(trained, down))
         if correcting:
             kept[merchant] = method.keep(trained, down, kept.get(merchant))

@@ -30,6 +30,15 @@ def test_only_the_newest_two_rounds_are_kept(store, tmp_path):
     assert store.load("fedmd", 0, "a", before=10) is None
 
 
+def test_later_rounds_of_an_earlier_run_of_this_name_are_dropped(store):
+    for number in (9, 10):
+        store.save("fedmd", 0, "a", number, weights(number))
+    for number in (1, 2, 3):
+        store.save("fedmd", 0, "a", number, weights(-number))
+        assert store.newest("fedmd", 0, "a", before=100) == number
+    assert store.load("fedmd", 0, "a", before=3)["w"].tolist() == [-2.0, -2.0]
+
+
 def test_a_round_trained_again_replaces_itself(store):
     store.save("fedmd", 0, "a", 1, weights(1))
     store.save("fedmd", 0, "a", 1, weights(5))

@@ -7,8 +7,9 @@ import pytest
 
 from clients.app import build_app
 from fed_distill.errors import ConfigError
+from fed_distill.methods import METHODS
 from fed_distill.transport.requests import TRAIN
-from server.conduct import check_transport
+from server.conduct import _first_downlink, check_transport
 
 CHAINS = {"weights": [{"stage": "top-k", "share": 0.05}, "int8"], "downlink_weights": ["int8"]}
 CODED = {
@@ -185,6 +186,14 @@ def test_a_protected_update_is_coded_after_its_noise(tiny_experiment, simulate, 
         ),
         ({"transport.soft_label_cache": 0.1}, "caches soft labels, which no method on its terms sends"),
         (
+            {"federation.method": "fedavg", "federation.options": {}, "transport.downlink_soft_labels": ["int4"]},
+            r"\[transport\] codes soft_labels on their way to merchants, where no method .* drop downlink_soft_labels",
+        ),
+        (
+            {"federation.method": "fedmd", "federation.options": {}, "transport.downlink_weights": ["int8"]},
+            r"\[transport\] codes weights on their way to merchants, where no method .* drop downlink_weights",
+        ),
+        (
             {
                 "federation": {"method": "selective-fd"},
                 "transport.soft_label_cache": 0.1,
@@ -207,3 +216,17 @@ def test_one_table_may_serve_federations_that_send_different_parts(tiny_experime
     }
     folder, _ = simulate(tiny_experiment(tmp_path, changes))
     assert all(one["rejected"] == 0 for name in ("fedavg-kd", "fedmd") for one in rounds_of(folder, name))
+
+
+def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tiny_experiment, tmp_path):
+    terms = {"downlink_weights": ["int8"], "downlink_soft_labels": ["int4"]}
+    both = [{"method": "fedavg", "aggregator": "fedavg"}, {"method": "fedmd", "aggregator": "fedavg"}]
+    check_transport(tiny_experiment(tmp_path, {"transport": terms, "compare": both}))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
+    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
+    soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
+    expected = [part for part, those in (("weights", weights), ("soft_labels", soft_labels)) if name in those]
+    assert _first_downlink(METHODS.build(name, {})) == expected

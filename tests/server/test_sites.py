@@ -1,11 +1,14 @@
 """The server's view of the sites: who hosts whom, and answers that nobody was asked for."""
 
+import math
+
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fed_distill.errors import DataError
+from fed_distill.privacy.promise import Spent
 from fed_distill.runtime.grid import InProcessGrid
 from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import (
@@ -57,8 +60,9 @@ class SlowGrid(InProcessGrid):
         return nodes if self.asked >= 3 else nodes[:1]
 
 
-def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiting):
-    """Sites that hold merchants, answer a training with ``answers`` (by site) or honestly, and give ``counts``."""
+def make_sites(held=HELD, answers=None, counts=None, spent=None, grid=InProcessGrid, **waiting):
+    """Sites that hold merchants, answer a training with ``answers`` (by site) or honestly, and give ``counts`` and what
+    their ledgers have ``spent``, or fail to."""
     app = ClientApp()
 
     def number_of(context):
@@ -88,6 +92,10 @@ def make_sites(held=HELD, answers=None, counts=None, grid=InProcessGrid, **waiti
         found = (counts or {}).get(number_of(context))
         content = RecordDict() if found is None else RecordDict({"counts": MetricRecord(found)})
         return Message(content, reply_to=message)
+
+    @app.query("privacy")
+    def privacy(message, context):
+        return Message(RecordDict({"spent": MetricRecord(spent[number_of(context)])}), reply_to=message)
 
     return Sites(grid(app, {}, sites=len(held)), **waiting)
 
@@ -299,3 +307,36 @@ def test_refusals_for_others_count_once_and_reasons_are_cut_to_what_can_be_read(
     assert found[1].merchant == merchant
     assert found[1].reason.startswith(" [31mredeee")
     assert len(found[1].reason) == 500
+
+
+LEDGERS = {"merchants": 2, "epsilon": 1.5, "delta": 1e-5, "noise_least": 0.8, "noise_most": 0.9, "untold": 0}
+
+
+def test_what_an_arm_has_cost_is_joined_over_the_sites():
+    other = {**LEDGERS, "merchants": 1, "epsilon": 2.0, "noise_least": 0.7}
+    sites = make_sites(spent={0: LEDGERS, 1: other, 2: {**dict.fromkeys(LEDGERS, 0), "epsilon": 0.0}})
+    assert sites.spent("fedavg", 0) == Spent(3, 2.0, 1e-5, 0.7, 0.9)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"epsilon": math.nan},
+        {"epsilon": math.inf},
+        {"delta": -1e-5},
+        {"merchants": -3},
+        {"epsilon": [1.0, 2.0]},
+        None,
+    ],
+)
+def test_a_site_that_tells_nothing_to_be_believed_leaves_its_cost_untold(lie, caplog):
+    """And ends no run: its rounds are trained and paid for."""
+    told = {0: LEDGERS, 1: LEDGERS}
+    told[2] = {**LEDGERS, **lie} if lie else {"merchants": 1}
+    found = make_sites(spent=told).spent("fedavg", 0)
+    assert found == Spent(4, 1.5, 1e-5, 0.8, 0.9, untold=1)
+    assert "what site 4 tells of its ledgers cannot be read" in caplog.text
+
+
+def test_what_a_silent_site_has_cost_is_untold():
+    assert make_sites(spent={0: LEDGERS, 1: LEDGERS}).spent("fedavg", 0) == Spent(4, 1.5, 1e-5, 0.8, 0.9, untold=1)

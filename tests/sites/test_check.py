@@ -73,11 +73,11 @@ def lines(output, state):
 def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
-    assert len(lines(output, "ok")) == 6 + 3 * 8
+    assert len(lines(output, "ok")) == 6 + 3 * 9
     assert all("who knows the run's seed can take its noise off" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
     code, output = checked("sites/north")
-    assert (code, len(lines(output, "ok"))) == (0, 8)
+    assert (code, len(lines(output, "ok"))) == (0, 9)
 
 
 def test_an_unreachable_server_is_found(command, deployment, monkeypatch):
@@ -216,14 +216,38 @@ def test_a_secret_for_noise_is_there_long_and_its_owners(checked, deployment):
     text = (folder / "site.toml").read_text(encoding="utf-8")
     (folder / "site.toml").write_text(text.replace("# secret =", "secret ="), encoding="utf-8")
     code, output = checked()
-    assert (code, len(lines(output, "warning"))) == (0, 2) and "a secret of 64 characters" in output
+    assert (code, len(lines(output, "warning"))) == (0, 2) and "a secret that the site will make itself" in output
+    assert not (folder / "noise.key").exists()
+    code, output = checked("sites/north")
+    assert (code, len(lines(output, "warning"))) == (0, 0) and "a secret of 64 characters" in output
     (folder / "noise.key").write_text("short")
     assert "has 5 characters" in lines(checked()[1], "problem")[0]
     (folder / "noise.key").chmod(0o644)
     assert "its mode is 0644" in lines(checked()[1], "problem")[0]
-    (folder / "noise.key").unlink()
+
+
+def test_what_was_handed_out_is_no_problem_at_the_operators(checked, deployment):
+    (deployment / "sites" / "north" / "site.key").unlink()
+    (deployment / "sites" / "north" / "data.jsonl").unlink()
     code, output = checked()
-    assert code == 1 and "noise.key: No such file" in lines(output, "problem")[0]
+    assert (code, lines(output, "problem")) == (0, []) and "handed out" in output
+    assert checked("sites/north")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"fedavg-kd", ', '"fedavg-dk", ', "unknown method 'fedavg-dk'; did you mean fedavg-kd"),
+        ('# [limits.merchants."NAME"]', '[limits.merchants."NAME"]', "[limits.merchants] names 'NAME'"),
+    ],
+)
+def test_limits_that_name_what_there_is_not_are_found(checked, deployment, old, new, told):
+    path = deployment / "sites" / "north" / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and told in line
 
 
 def test_a_broken_site_file_is_one_problem_among_others(checked, deployment):

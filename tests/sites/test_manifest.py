@@ -63,6 +63,17 @@ def test_own_columns_are_mapped_and_groups_held_out(manifest_of):
     assert (acme.train.pairs[0], acme.train.labels[0]) == (f"product {row}", row % 4)
 
 
+def test_who_is_held_out_is_the_sites_choice_and_not_the_servers(manifest_of, experiment):
+    """A server that chose could have each row held out once, and learn exactly who of them is right."""
+    own = manifest_of(rows(60))
+
+    def held_out(manifest):
+        return manifest.read_data().merchants["acme"].test.texts
+
+    others = own.model_copy(update={"data": own.data.model_copy(update={"seed": 7})})
+    assert held_out(own) == held_out(own) != held_out(others)
+
+
 def test_without_a_merchant_column_all_rows_are_the_sites(manifest_of):
     assert list(manifest_of(rows(20), merchant="").read_data().merchants) == ["north"]
 

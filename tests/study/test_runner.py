@@ -71,6 +71,14 @@ def starts(tmp_path, cell):
     return (tmp_path / "cells" / cell.fingerprint / "starts").read_text(encoding="utf-8").splitlines()
 
 
+def test_a_finished_cell_keeps_its_summary_and_not_its_merchants_students(run, small, tmp_path):
+    run(small)
+    for cell in small:
+        folder = tmp_path / "cells" / cell.fingerprint
+        assert (folder / "summary.json").exists() and (folder / "checkpoint").exists()
+        assert not list(folder.rglob("*.safetensors"))
+
+
 def test_every_cell_is_run_once_in_a_process_of_its_own_and_says_what_it_does(run, small, tmp_path):
     failures, diary = run(small)
     assert failures == {}

@@ -12,6 +12,7 @@ from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.models import build_student
 from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
 from fed_distill.runtime import seeds
+from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import Prepared, draw
@@ -295,3 +296,39 @@ def test_a_weight_used_outside_its_module_is_refused_by_name(learner_of, student
     failure = outcome(learner_of(student=student), mixed_plan())
     assert isinstance(failure, Failure) and failure.name == "shop"
     assert re.match(r"shop: .* weight 'head\.2\.weight'", failure.reason)
+
+
+@every_student
+@pytest.mark.parametrize("trainer", [SequentialTrainer, CohortTrainer])
+def test_an_example_whose_gradient_is_not_finite_counts_as_none(name, trainer, learner_of, caplog):
+    """Clipping does not bound it, and a NaN would tell the server of a single example: a downlink may be made for
+    that, here by a row that no other example uses and that overflows."""
+    size = 8
+    privacy = ExampleDP(noise_multiplier=0.5, max_grad_norm=1.0, batch_size=size, examples=size)
+    learner = learner_of(name, size=size, privacy=privacy)
+    fields = sorted({field for several in learner.student.tables.values() for field in several})
+    used = {row for field in fields for row in learner.private[field].flatten().tolist()}
+    odd = max(set(range(1, STUDENTS[name]["rows"])) - used)
+    for table in learner.student.tables:  # gates only saturate at the largest number
+        learner.weights[table][odd] = torch.inf if name == "lstm" else torch.finfo(torch.float32).max
+    private = {field: values.clone() for field, values in learner.private.items()}
+    for field in fields:
+        private[field][0] = torch.where(private[field][0] > 0, odd, 0)
+    without = {field: values[1:] for field, values in private.items()}
+    config = TrainingConfig(optimizer="sgd", batch_size=size, submodel=False)
+
+    def trained(private, labels):
+        """The merchant, and another one beside it."""
+        merchant = dataclasses.replace(learner, private=private, labels=labels)
+        neighbour = dataclasses.replace(learner, name="neighbour", randomness=(7, "arm", "neighbour", 1))
+        plan = Plan((Phase(hard_labels(), steps=2),))
+        found = trainer(config).fit([merchant, neighbour], {"shop": plan, "neighbour": plan}, Pace(RATE))
+        return {one.name: one.weights.arrays for one in found}
+
+    found, expected = trained(private, learner.labels), trained(without, learner.labels[1:])
+    assert found.keys() == {"shop", "neighbour"}
+    for merchant, weights in found.items():
+        for key, value in weights.items():
+            assert not value.isnan().any()
+            torch.testing.assert_close(value, expected[merchant][key], rtol=1e-5, atol=1e-5)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

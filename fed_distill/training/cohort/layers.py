@@ -61,6 +61,14 @@ class StackedLayer(nn.Module, ABC):
         self.calls.clear()
         self._found = {}
 
+    def clear(self, odd: Tensor) -> None:
+        """Make zeros of what flowed into the calls for examples ``odd``, bool ``[N]``."""
+        self.calls = [(tuple(self.cleared(one, odd) for one in inputs), output) for inputs, output in self.calls]
+
+    def cleared(self, values: Tensor, odd: Tensor) -> Tensor:
+        """What flows into a call or back from it, with zeros for examples ``odd``, bool ``[N]``."""
+        return values.masked_fill(odd.view(*odd.shape, *[1] * (values.dim() - 1)), 0)
+
     def _noted(self, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.record:
             self.calls.append((inputs, output if output.requires_grad else output.requires_grad_()))
@@ -310,6 +318,10 @@ class LSTM(StackedLayer):
             state = exit_.sigmoid() * cell.tanh()
             states.append(state)
         return torch.stack(states, dim=2).flatten(0, 1)
+
+    def cleared(self, values: Tensor, odd: Tensor) -> Tensor:
+        """Of a step in time, ``[merchants, examples of each, width]``."""
+        return super().cleared(values.flatten(0, 1), odd).view_as(values)
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """As of two products into the gates, and of the two biases that are added to them."""

@@ -44,13 +44,28 @@ def square_norms(flows: Flows) -> Tensor:
     return torch.stack([layer.square_norms(own) for layer, own in flows.items()]).sum(dim=0)
 
 
+def without(flows: Flows, odd: Tensor) -> Flows:
+    """``flows``, and the calls that they are of, with zeros for examples ``odd``, bool ``[N]``."""
+    for layer in flows:
+        layer.clear(odd)
+    return {layer: [layer.cleared(flow, odd) for flow in own] for layer, own in flows.items()}
+
+
 def clipped_sums(stack: Stack, flows: Flows, mask: Tensor, largest: Tensor) -> dict[str, Tensor]:
     """Each merchant's sum of its examples' clipped gradients, stacked like the weights; 0 for weights not in use.
 
-    mask: 1 for examples that count, ``[N]``. largest: each merchant's largest norm, ``[merchants]``.
+    An example whose gradient is not finite counts as none: no factor makes it smaller, and one NaN in what a merchant
+    sends would tell of a single example. mask: 1 for examples that count, ``[N]``. largest: each merchant's largest
+    norm, ``[merchants]``.
     """
     with torch.no_grad():
-        factors = mask * (largest[stack.layout.owner] / (square_norms(flows).sqrt() + _SMALLEST)).clamp_max(1.0)
+        norms = square_norms(flows).sqrt()
+        odd = ~torch.isfinite(norms)
+    if bool(odd.any()):
+        flows = without(flows, odd)
+        norms = square_norms(flows).sqrt()
+    with torch.no_grad():
+        factors = mask * (largest[stack.layout.owner] / (norms + _SMALLEST)).clamp_max(1.0)
     sums = {layer: layer.clipped_sums(own, factors) for layer, own in flows.items()}
     return {
         name: sums[layer][own].detach() if layer in sums else torch.zeros_like(stack.parameters[name])

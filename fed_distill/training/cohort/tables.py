@@ -22,6 +22,10 @@ class TableLayer(StackedLayer):
 
     trainable: Tensor
 
+    def clear(self, odd: Tensor) -> None:
+        """Look up padding for them: sums go through the lookups once more."""
+        look_up_again(self, odd)
+
     def _kept(self, ids: Tensor) -> Tensor:
         """Which looked-up places have a gradient in a private step."""
         return self.trainable[ids]
@@ -75,6 +79,10 @@ class Rows(StackedLayer):
             found = torch.where((ids == self.padding).unsqueeze(-1), found.detach(), found)
         return self._noted((ids,), found)
 
+    def clear(self, odd: Tensor) -> None:
+        """As for ``Table``."""
+        look_up_again(self, odd)
+
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """As for ``Table``."""
         ids, g = looked_up(self.calls, gradients)
@@ -127,6 +135,13 @@ class Bag(TableLayer):
         per_row = torch.zeros_like(coefficients).scatter_add_(1, at, per_place * first.unsqueeze(-1))
         importance = (coefficients * per_row).sum(dim=2).square().sum(dim=1)
         return table + importance
+
+
+def look_up_again(layer: StackedLayer, odd: Tensor) -> None:
+    """Have ``layer`` make its calls anew, of row 0 for examples ``odd``, bool ``[N]``."""
+    calls, layer.calls = layer.calls, []
+    for (ids,), _ in calls:
+        layer(layer.cleared(ids, odd))
 
 
 def looked_up(calls: Sequence[Call], gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
