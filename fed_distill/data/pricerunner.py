@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -32,6 +32,14 @@ FILE = "pricerunner.csv"
 SHA256 = "9cb0af3b6c80f644da05dee170ba383f258ba9e85e3ae362676bccdaae75522b"
 HEADER = ("product_id", "product_title", "vendor_id", "cluster_id", "cluster_label", "category_id", "category_label")
 _UCI_NAMES = {"merchant_id": "vendor_id"}
+_GERMAN = re.compile(
+    r"\b(?:schwarz|silber|edelstahl|mit|ohne|und|einbau\w*|mikrowelle\w*|fernseher|mobiltelefon|waschmaschine\w*"
+    r"|gefrier\w*|k hl\w*)\b",  # the file has lost its umlauts
+    re.IGNORECASE,
+)
+_GERMAN_SHARE = 0.05
+"""Of a merchant's titles, from which on it counts as German: 17 merchants of the file are at 10 % or above, and all
+others below 1 %."""
 
 
 class Offer(NamedTuple):
@@ -45,16 +53,18 @@ class Offer(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceRunner:
-    """Real merchants' titles; tasks ``relevance``, ``matching`` and ``category``, with the category as domain.
+    """Real merchants' titles; tasks ``relevance``, ``matching`` and ``category``.
 
     path: the CSV file, plain or gzipped, or its folder; looked for in FED_DISTILL_DATA and the cache, and then
-    downloaded, if not given.
+    downloaded, if not given. domain: what a row's domain is: its category, or its merchant's language, ``german`` or
+    ``english``, derived from words that only German titles have.
     pairs_per_row: pairs made of one offer (exact, substitute, then complement or irrelevant; for matching, all
     but the first are different products). max_pairs: pairs of
     one merchant in one part of the split at most. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
     path: Path | None = None
+    domain: Literal["category", "language"] = "category"
     pairs_per_row: Annotated[int, Field(ge=3)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
     ranking_queries: Annotated[int, Field(ge=1)] = 400
@@ -65,6 +75,7 @@ class PriceRunner:
         choose_task(config.task, "pricerunner", ("relevance", "matching", "category"))
         path = find(FILE, self.path) or fetch(URL, ".csv", FILE, SHA256, _with_our_header)
         offers = _read(path)
+        languages = _languages(offers) if self.domain == "language" else None
         if config.task == "category":
             task = category_task(offer.category for offer in offers)
             read_label = label_reader(task)
@@ -74,12 +85,12 @@ class PriceRunner:
                 labels=[read_label(offer.category) for offer in offers],
                 merchants=[offer.merchant for offer in offers],
                 groups=[offer.cluster.casefold() for offer in offers],
-                domains=[offer.category for offer in offers],
+                domains=languages or [offer.category for offer in offers],
                 config=config,
             )
-        return self._catalogue(offers, config)
+        return self._catalogue(offers, languages, config)
 
-    def _catalogue(self, offers: list[Offer], config: DataConfig) -> Catalogue:
+    def _catalogue(self, offers: list[Offer], languages: list[str] | None, config: DataConfig) -> Catalogue:
         # Clusters of equal label are one product: nobody could tell their queries apart.
         clusters = [offer.cluster.casefold() for offer in offers]
         categories: dict[str, Counter[str]] = {}
@@ -96,7 +107,7 @@ class PriceRunner:
             config=config,
             options=PairOptions(self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates),
             task=MATCHING if config.task == "matching" else RELEVANCE,
-            domains=[category_of[cluster] for cluster in clusters],
+            domains=languages or [category_of[cluster] for cluster in clusters],
         )
 
 
@@ -118,6 +129,15 @@ def _read(path: Path) -> list[Offer]:
     if not offers:
         raise DataError(f"{path} has no rows")
     return offers
+
+
+def _languages(offers: list[Offer]) -> list[str]:
+    """Of each offer the language that its merchant writes in."""
+    german, all_of = Counter[str](), Counter[str]()
+    for offer in offers:
+        all_of[offer.merchant] += 1
+        german[offer.merchant] += _GERMAN.search(offer.title) is not None
+    return ["german" if german[one.merchant] > _GERMAN_SHARE * all_of[one.merchant] else "english" for one in offers]
 
 
 def _column(name: str) -> str:

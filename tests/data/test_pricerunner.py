@@ -93,6 +93,41 @@ def test_category_is_read_from_one_text(pricerunner_file: Path) -> None:
     assert data.test.labels.tolist() == [names[title.split()[1]] for title in data.test.texts]
 
 
+@pytest.mark.parametrize("task", ["category", "relevance"])
+def test_a_merchants_language_can_be_its_domain(
+    offers: list[list[str]], write_offers: Callable[..., Path], task: str
+) -> None:
+    """Two merchants write German in a tenth of their titles, a third has one such word."""
+    for line in offers:
+        if line[2] in ("4", "9") and int(line[0]) % 10 == 0:
+            line[1] += " schwarz mit Einbauset"
+    offers[0][1] += " silber"
+    path = write_offers(offers)
+    left_out = {"domain": "language"}
+    data = load(
+        config(path, task=task, options=left_out, test_domain="german", proxy_domains=["german"], proxy_size=50)
+    )
+    assert set(data.test.merchants) == {"merchant-4", "merchant-9"}
+    assert set(data.proxy.merchants) == {"merchant-4", "merchant-9"}
+    assert set(data.public.merchants) | set(data.merchants) == {f"merchant-{n}" for n in range(1, 11)} - {
+        *data.test.merchants
+    }
+    with pytest.raises(ConfigError, match=r"it has: english, german"):
+        load(config(path, task=task, options=left_out, test_domain="french"))
+
+
+@needs_real_file
+def test_seventeen_merchants_of_the_published_file_write_german() -> None:
+    options = {"path": str(real_file), "domain": "language"}
+    changes = {"test_domain": "german", "proxy_domains": ["german"], "proxy_size": 1000, "test_share": 0.5}
+    data = load(
+        DataConfig.model_validate({"dataset": "pricerunner", "task": "category", "options": options, **changes})
+    )
+    german = {*data.test.merchants, *data.proxy.merchants}
+    assert {"merchant-298", "merchant-119", "merchant-300"} < german
+    assert len(german) <= 17 and not german & set(data.merchants)
+
+
 def test_recommend_is_not_offered(pricerunner_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"offers: relevance, matching, category"):
         load(config(pricerunner_file, task="recommend"))

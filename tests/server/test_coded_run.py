@@ -220,8 +220,11 @@ def test_one_table_may_serve_federations_that_send_different_parts(tiny_experime
 
 def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tiny_experiment, tmp_path):
     terms = {"downlink_weights": ["int8"], "downlink_soft_labels": ["int4"]}
-    both = [{"method": "fedavg", "aggregator": "fedavg"}, {"method": "fedmd", "aggregator": "fedavg"}]
-    check_transport(tiny_experiment(tmp_path, {"transport": terms, "compare": both}))
+    changes = {"federation.method": "fedavg", "federation.options": {}, "transport": terms}
+    with pytest.raises(ConfigError, match="downlink_soft_labels"):
+        check_transport(tiny_experiment(tmp_path, changes))
+    beside = [{"method": "fedmd", "aggregator": "fedavg"}]
+    assert check_transport(tiny_experiment(tmp_path, {**changes, "compare": beside})) is None
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
