@@ -20,6 +20,7 @@ STUDIES = [
         "methods",
         "features",
         "domains",
+        "german",
         "poisoned",
     )
 ]
