@@ -32,8 +32,8 @@ from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest
 
 SUMMED_BY = {"trainer", "cohort", "threads"}
-"""Keys of ``[runtime]`` that change the order of sums: two answers with the same noise and other rounding would tell of
-what was rounded."""
+"""Keys of ``[runtime]`` that change the order of sums, as who trains together does: two answers with the same noise and
+other rounding would tell of what was rounded, and a high rate makes that large."""
 _SLACK = 1e-9
 
 
@@ -254,6 +254,7 @@ class Digests:
                 round=down.round,
                 device=chosen_device(experiment.runtime.device).type,
                 sums=experiment.runtime.model_dump(mode="json", include=SUMMED_BY),
+                together=[] if experiment.runtime.trainer == "sequential" else list(request.merchants),
                 scalars=dict(down.scalars),
             ).encode()
         )

@@ -273,7 +273,7 @@ class Site:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
-        if request.test and self._tells_scores:
+        if request.test and self._tells_scores(uplink.merchant):
             right, count = self._count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         return replace(uplink, metrics=metrics)
@@ -304,8 +304,9 @@ class Site:
 
     def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
         """(right, all) test examples of each merchant under the given student; merchants without any are left out, and
-        all of them where scores are kept private."""
-        if not self._tells_scores:
+        those whose scores are kept private."""
+        merchants = [merchant for merchant in merchants if self._tells_scores(merchant)]
+        if not merchants:
             return {}
         student = self._student(blueprint)
         student.load_state_dict(dict(weights))
@@ -326,10 +327,12 @@ class Site:
             self._trainers[config] = build_trainer(config, self.experiment.runtime)
         return self._trainers[config]
 
-    @property
-    def _tells_scores(self) -> bool:
-        privacy = self.experiment.privacy
-        return self.protection.limits.rules.scores and (privacy.unit == "none" or privacy.report_scores)
+    def _tells_scores(self, merchant: str) -> bool:
+        """Whether the server is told the merchant's scores, which are exact: of who takes part in nothing that is not
+        protected only if what it asks for is."""
+        limits, privacy = self.protection.limits, self.experiment.privacy
+        told = "none" in limits.of(merchant).units if privacy.unit == "none" else privacy.report_scores
+        return limits.rules.scores and told
 
     def _proxy(self, request: TrainRequest) -> Examples:
         """The proxy set of a request: all of this site's, or those that the server's teacher has chosen."""

@@ -148,7 +148,7 @@ def check_transport(experiment: Experiment) -> None:
         key = "[transport]" if federation.transport is None else f"the transport of {federation.title}"
         method: Method = METHODS.build(federation.method, federation.options)
         sends.setdefault(key, set()).update(method.sends)
-        receives.setdefault(key, set()).update(_first_downlink(method))
+        receives.setdefault(key, set()).update(_first_downlink(federation.method, method))
     tables = {f"the transport of {one.title}": one.transport for one in experiment.federations() if one.transport}
     for key, config in {"[transport]": experiment.transport, **tables}.items():
         sent = sends.get(key, set())
@@ -166,8 +166,10 @@ def check_transport(experiment: Experiment) -> None:
             raise ConfigError(f"{key} caches soft labels, {lacking}: drop soft_label_cache from it")
 
 
-def _first_downlink(method: Method) -> list[str]:
-    """The parts that can be coded and that a method sends to merchants from the first round on."""
+def _first_downlink(name: str, method: Method) -> list[str]:
+    """The parts that can be coded and that a method sends to merchants; of a method of one's own all that it may."""
+    if name not in METHODS:
+        return ["weights", "soft_labels"]
     state = GlobalState(
         0,
         {},

@@ -6,7 +6,7 @@ server's memory does not grow with the number of merchants.
 """
 
 import logging
-import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -206,9 +206,9 @@ class Sites:
         asked = ConfigRecord({"arm": arm, "seed": seed})
         contents = {node: RecordDict({"request": asked}) for node in self._roster.nodes()}
         answered, silent = self._exchange.ask(contents, QUERY_PRIVACY, self._deadline)
-        return Spent.joined(
-            [*(_spent(node, answer.metric_records) for node, answer in answered.items()), Spent(untold=len(silent))]
-        )
+        hosted = Counter(map(self._roster.node_of, self.merchants))
+        known = [_spent(node, answer.metric_records, hosted[node]) for node, answer in answered.items()]
+        return Spent.joined([*known, Spent(untold=len(silent))])
 
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
         """The request to each site for its own merchants; who is nowhere is asked nothing."""
@@ -314,15 +314,17 @@ def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
     return Refusal(merchant, readable(reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))
 
 
-def _spent(node: int, records: Mapping[str, MetricRecord]) -> Spent:
-    """What a site tells of its ledgers, or that it tells nothing that could be believed."""
+def _spent(node: int, records: Mapping[str, MetricRecord], hosted: int) -> Spent:
+    """What a site tells of the ledgers of its ``hosted`` merchants, or that it tells nothing that could be believed."""
     try:
         told = {name: float(str(value)) for name, value in records["spent"].items()}
-        if not all(math.isfinite(value) and value >= 0.0 for value in told.values()):
-            raise ValueError("a number that is negative or not finite")
+        if not all(value >= 0.0 for value in told.values()):
+            raise ValueError("a number that is none, or negative")
         merchants = int(told["merchants"])
+        if merchants != told["merchants"] or not merchants <= hosted or told["delta"] > 1.0:
+            raise ValueError(f"{told['merchants']:g} of {hosted} merchants, and delta = {told['delta']:g}")
         return Spent(merchants, told["epsilon"], told["delta"], told["noise_least"], told["noise_most"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         _log.warning("what site %d tells of its ledgers cannot be read: %s", node, readable(str(error)))
         return Spent(untold=1)
 

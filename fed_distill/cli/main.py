@@ -70,11 +70,12 @@ def config(
     flower: Annotated[
         bool, typer.Option("--flower", help="as a flat run config for `flwr run . --run-config`")
     ] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="the version that `fed-distill run --tiny` would run")] = False,
 ) -> None:
     """Print the complete experiment, defaults included."""
     import tomli_w
 
-    experiment = _experiment(file, settings)
+    experiment = _experiment(file, settings, tiny=tiny)
     sys.stdout.write(tomli_w.dumps(experiment.to_run_config()) if flower else experiment.to_toml())
 
 

@@ -181,7 +181,7 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
         return
     rows = sum(len(merchant.train) for merchant in merchants.values())
     yield checks.Finding(place, "data", "ok", f"{len(merchants)} merchants, {rows} training examples")
-    yield checks.ledgers(place, manifest.ledgers, merchants)
+    yield checks.ledgers(place, manifest.ledgers, merchants, bool(manifest.data.merchants))
     yield checks.limits(place, manifest.limits.rules.methods, manifest.limits.merchants, merchants)
 
 

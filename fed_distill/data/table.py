@@ -222,7 +222,7 @@ def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
     if missing:
         raise DataError(
             f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. "
-            "Name the columns under data.options.columns"
+            "Name the columns under data.options.columns, a site under [data.columns]"
         )
 
 

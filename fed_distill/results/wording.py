@@ -83,7 +83,10 @@ def privacy(summary: Mapping[str, Any]) -> str:
         )
     untold = ""
     if block.get("untold_sites"):
-        untold = f"Not told by {block['untold_sites']:,} sites, which did not answer: what it cost their merchants. "
+        untold = (
+            f"Not known of {block['untold_sites']:,} sites, which told nothing that could be believed: what it cost "
+            "their merchants. "
+        )
     if not block["merchants"] and untold:
         return f"{kept}{untold}{pooled}"
     if not block["merchants"]:

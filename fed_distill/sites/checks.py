@@ -64,7 +64,12 @@ def certificate(place: str, path: Path, authority: Path | None = None, now: date
     if now < begin:
         return Finding(place, what, "problem", f"not valid before {begin:%Y-%m-%d %H:%M} UTC: is this clock right?")
     if now >= end:
-        return Finding(place, what, "problem", f"expired on {end:%Y-%m-%d}: the operator makes a new one")
+        return Finding(
+            place,
+            what,
+            "problem",
+            f"expired on {end:%Y-%m-%d}: the operator makes a new one by `fed-distill sites init FOLDER --renew`",
+        )
     return Finding(place, what, "warning" if end - now < SOON else "ok", f"valid until {end:%Y-%m-%d}")
 
 
@@ -165,12 +170,16 @@ def installed(place: str, wanted: Mapping[str, str]) -> Finding:
     return Finding(place, "versions", "problem" if set(other) & set(EXACT) else "warning", told)
 
 
-def ledgers(place: str, folder: Path, merchants: Collection[str]) -> Finding:
-    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``."""
+def ledgers(place: str, folder: Path, merchants: Collection[str], some_left_out: bool = False) -> Finding:
+    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``, some of whom it may leave out."""
 
     def look() -> str:
         there = Ledgers(folder).merchants()
         foreign = [merchant for merchant in there if merchant not in merchants]
+        if foreign and some_left_out:
+            return (
+                f"of {foreign[0]!r} too, whom data.merchants leaves out: keep it, if they are a merchant of this site"
+            )
         if foreign:
             raise ConfigError(
                 f"{folder} has a ledger of {foreign[0]!r}, who is no merchant of this site: it belongs elsewhere"

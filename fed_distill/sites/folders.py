@@ -106,7 +106,8 @@ class Deployment:
             "place": "/opt/fed-distill/server",
             "title": "fed-distill server",
             "service": "server",
-            "ports": f'    ports:\n      - "{self.port}:{self.port}"\n',
+            "ports": f'    environment:\n      LISTEN: 0.0.0.0\n    ports:\n      - "{self.port}:{self.port}"\n',
+            "listen": "127.0.0.1" if self.host in ("localhost", "127.0.0.1") else "0.0.0.0",
             "folder": str(self.folder.absolute()),
             **_releases(),
         }

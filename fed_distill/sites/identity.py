@@ -116,11 +116,13 @@ def write_private(path: Path, content: bytes) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def make_secret(path: Path) -> None:
     """Write 256 random bits as hexadecimal digits, for their owner alone; a file that is there by now is left alone."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
+    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     write_private(made, f"{secrets.token_hex(32)}\n".encode())
     try:
         os.link(made, path)  # all of it at once, and never over another process's

@@ -8,13 +8,13 @@ from string import Template
 SERVER_START = Template("""\
 #!/bin/sh
 # Starts the server (Flower's SuperLink), with TLS and with none but registered sites. LISTEN: which of this machine's
-# addresses it answers on; without it, all. flower-superlink must be on the PATH: activate the environment first.
+# addresses it answers on. flower-superlink must be on the PATH: activate the environment first.
 set -eu
 umask 077
 cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 XDG_CACHE_HOME="$$PWD/cache"
 exec flower-superlink \\
-    --host "$${LISTEN:-0.0.0.0}" --port $port \\
+    --host "$${LISTEN:-$listen}" --port $port \\
     --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
     --enable-supernode-auth --disable-runtime-dependency-installation \\
     --database state.db
@@ -26,16 +26,23 @@ REGISTER = Template("""\
 set -eu
 cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
+sed -i "s|^root-certificates = .*|root-certificates = \\"$$PWD/ca.crt\\"|" flwr/config.toml  # the folder may have moved
 [ $$# -gt 0 ] || set -- keys/*.pub
+tries=15
 for key in "$$@"; do
-    if told=$$(flwr supernode register "$$key" prod --name "$$(basename "$$key" .pub)" 2>&1); then
-        echo "$$told"
-    elif echo "$$told" | grep -q "already in use"; then
-        echo "$$key: registered before"
-    else
-        echo "$$told" >&2
-        exit 1
-    fi
+    until told=$$(flwr supernode register "$$key" prod --name "$$(basename "$$key" .pub)" 2>&1); do
+        if echo "$$told" | grep -q "already in use"; then
+            told="$$key: registered before"
+            break
+        elif [ $$tries -gt 0 ] && echo "$$told" | grep -q "is unavailable"; then
+            tries=$$((tries - 1))  # a server takes a while to start
+            sleep 2
+        else
+            echo "$$told" >&2
+            exit 1
+        fi
+    done
+    echo "$$told"
 done
 """)
 

@@ -232,4 +232,4 @@ def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
     soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
     expected = [part for part, those in (("weights", weights), ("soft_labels", soft_labels)) if name in those]
-    assert _first_downlink(METHODS.build(name, {})) == expected
+    assert _first_downlink(name, METHODS.build(name, {})) == expected

@@ -176,15 +176,32 @@ class _Product(torch.autograd.Function):
 
 
 def linear_square_norms(x: Tensor, g: Tensor) -> Tensor:
-    """Squared norms ``[N]`` of the example gradients ``g^T x`` of a product, x ``[N, P, in]``, g ``[N, P, out]``."""
+    """Squared norms ``[N]`` of the example gradients ``g^T x`` of a product, x ``[N, P, in]``, g ``[N, P, out]``, and
+    what rounding may have taken of them."""
     positions, size = x.shape[1], x.shape[2] * g.shape[2]
     if positions == 1:
         return x.square().sum(dim=(1, 2)) * g.square().sum(dim=(1, 2))
+    slack = rounding(x.shape[2] + g.shape[2] + positions, x) * (lengths(x) * lengths(g)).sum(dim=1).square()
     if 2 * positions**2 <= size:
         gram = torch.bmm(x, x.transpose(1, 2)).mul_(torch.bmm(g, g.transpose(1, 2)))
-        return gram.sum(dim=(1, 2)).clamp_min(0.0)
+        return gram.sum(dim=(1, 2)).clamp_min(0.0) + slack
     parts = zip(torch.split(x, _AT_A_TIME), torch.split(g, _AT_A_TIME), strict=True)
-    return torch.cat([torch.bmm(flow.transpose(1, 2), own).square().sum(dim=(1, 2)) for own, flow in parts])
+    return torch.cat([torch.bmm(flow.transpose(1, 2), own).square().sum(dim=(1, 2)) for own, flow in parts]) + slack
+
+
+def rounding(terms: int, like: Tensor) -> float:
+    """Bound on the relative error of a sum of so many products (Higham 2002, sec. 3.1), of their absolute values' sum.
+
+    Where an example's positions cancel, its squared norm may be less than the rounding of what it is a sum of, and 0 or
+    negative as computed, while their clipped sum is rounded otherwise. A server that chooses weights for that would
+    have an example go unclipped. So a norm is never taken to be less than this share of the lengths that went into it.
+    """
+    return (terms + 32) * torch.finfo(like.dtype).eps / 2
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Euclidean lengths over the last dimension."""
+    return vectors.square().sum(dim=-1).sqrt()
 
 
 class LayerNorm(StackedLayer):
@@ -326,7 +343,8 @@ class LSTM(StackedLayer):
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """As of two products into the gates, and of the two biases that are added to them."""
         x, state, g = self._flows(gradients)
-        biases = 2 * g.sum(dim=1).square().sum(dim=-1)
+        slack = rounding(g.shape[1], g) * lengths(g).sum(dim=1).square()
+        biases = 2 * (g.sum(dim=1).square().sum(dim=-1) + slack)
         return linear_square_norms(x, g) + linear_square_norms(state, g) + biases
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
@@ -367,7 +385,8 @@ class Mapped(StackedLayer):
         return self._noted(inputs, output.flatten(0, 1))
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """From the example gradients themselves."""
+        """From the example gradients themselves; nothing is one of an example of which nothing flows back, also where
+        the layer has no slope at what was put in."""
         self._found = self._examples(gradients)
         return sum_of_squares(self._found)
 
@@ -395,7 +414,13 @@ class Mapped(StackedLayer):
             examples = torch.func.vmap(one, in_dims=(None, *[0] * len(flows)))
             found = {name: value.flatten(0, 1) for name, value in torch.func.vmap(examples)(weights, *flows).items()}
             total = {name: total[name] + part if total else part for name, part in found.items()}
-        return total
+        silent = torch.stack([(by_example(one) == 0.0).flatten(1).all(dim=1) for one in gradients]).all(dim=0)
+        return {name: value.masked_fill(_beside(silent, value), 0.0) for name, value in total.items()}
+
+
+def _beside(examples: Tensor, values: Tensor) -> Tensor:
+    """``[N]`` as ``[N, 1, ...]``, with as many dimensions as ``values``."""
+    return examples.view(-1, *[1] * (values.dim() - 1))
 
 
 def sum_of_squares(examples: Mapping[str, Tensor]) -> Tensor:
@@ -405,4 +430,4 @@ def sum_of_squares(examples: Mapping[str, Tensor]) -> Tensor:
 
 def weighted(examples: Mapping[str, Tensor], factors: Tensor, layout: Layout) -> dict[str, Tensor]:
     """Each merchant's sum over examples of factor ``[N]`` times example gradient ``[N, ...]``."""
-    return {name: layout.sums(value * factors.view(-1, *[1] * (value.dim() - 1))) for name, value in examples.items()}
+    return {name: layout.sums(value * _beside(factors, value)) for name, value in examples.items()}

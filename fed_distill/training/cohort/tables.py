@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fed_distill.training.cohort.layers import Call, CannotStack, StackedLayer
+from fed_distill.training.cohort.layers import Call, CannotStack, StackedLayer, lengths, rounding
 
 
 class TableLayer(StackedLayer):
@@ -128,12 +128,16 @@ class Bag(TableLayer):
         coefficients = coefficients.flatten(1).scatter_add_(1, group * calls + call, weights).view_as(coefficients)
         flows = torch.stack(list(gradients), dim=1)
         products = torch.matmul(coefficients.transpose(1, 2), coefficients)
-        table = (products * torch.matmul(flows, flows.transpose(1, 2))).sum(dim=(1, 2))
-        rows = self.table.detach()[torch.where(first, ids, 0)]
-        per_place = torch.matmul(rows, flows.transpose(1, 2))
-        at = group.unsqueeze(-1).expand_as(per_place)
-        per_row = torch.zeros_like(coefficients).scatter_add_(1, at, per_place * first.unsqueeze(-1))
+        share = rounding(ids.shape[1] + flows.shape[2] + calls, flows)
+        sizes = lengths(flows)
+        table = (products * torch.matmul(flows, flows.transpose(1, 2))).sum(dim=(1, 2)).clamp_min(0.0)
+        table += share * (products * sizes.unsqueeze(1) * sizes.unsqueeze(2)).sum(dim=(1, 2))
+        rows = self.table.detach()[torch.where(first, ids, 0)] * first.unsqueeze(-1)
+        at = group.unsqueeze(-1).expand(-1, -1, calls)
+        per_row = torch.zeros_like(coefficients).scatter_add_(1, at, torch.matmul(rows, flows.transpose(1, 2)))
         importance = (coefficients * per_row).sum(dim=2).square().sum(dim=1)
+        largest = torch.zeros_like(coefficients).scatter_add_(1, at, lengths(rows).unsqueeze(2) * sizes.unsqueeze(1))
+        importance += share * (coefficients * largest).sum(dim=2).square().sum(dim=1)
         return table + importance
 
 
@@ -158,9 +162,12 @@ def _refuse_options(plain: nn.Embedding) -> None:
 
 def same_row_products(ids: Tensor, gradients: Tensor, kept: Tensor) -> Tensor:
     """Squared norms ``[N]`` of the example gradients of a table, ids and kept ``[N, P]``, gradients ``[N, P, width]``:
-    the sum over places p, q with the same row of (g_p, g_q)."""
+    the sum over places p, q with the same row of (g_p, g_q), and what rounding may have taken of it."""
     same = (ids.unsqueeze(1) == ids.unsqueeze(2)) & kept.unsqueeze(1) & kept.unsqueeze(2)
-    return (torch.matmul(gradients, gradients.transpose(1, 2)) * same).sum(dim=(1, 2)).clamp_min(0.0)
+    sizes = lengths(gradients)
+    slack = rounding(gradients.shape[1] + gradients.shape[2], gradients) * sizes.unsqueeze(1) * sizes.unsqueeze(2)
+    products = torch.matmul(gradients, gradients.transpose(1, 2))
+    return (products * same).sum(dim=(1, 2)).clamp_min(0.0) + (slack * same).sum(dim=(1, 2))
 
 
 def flat_starts(rows: Sequence[int]) -> list[int]:

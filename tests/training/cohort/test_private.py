@@ -1,18 +1,26 @@
 """Noise against the flat draw of each merchant, and what one example can contribute."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from fed_distill.config import TrainingConfig
+from fed_distill.data.tasks import RELEVANCE
+from fed_distill.distill.losses import hard_labels
+from fed_distill.models import build_student
 from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
 from fed_distill.runtime import seeds
 from fed_distill.training.cohort.batches import PhaseData
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows
+from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.cohort.training import autocast
-from fed_distill.training.plan import Plan
+from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.submodel import completed
+from fed_distill.training.trainer import Learner
 
 DP = ExampleDP(noise_multiplier=0.8, max_grad_norm=0.6)
 
@@ -152,3 +160,41 @@ def test_a_layer_that_cannot_tell_examples_apart_is_refused(even, words, merchan
     members, stack = stack_of(merchants(words(Flattened), DP, (5, 5)), plans.fedavg)
     with pytest.raises(CannotStack, match=r"a Linear is called with \d+ inputs for \d+ examples"):
         contributions(stack, members, "float32", even)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_weights_that_a_server_made_for_it_let_no_example_go_unclipped(seed):
+    """Both texts of a pair share one word, and what flows back to them all but cancels there: the norm as computed is
+    rounding, and the gradient of the importance, a million times it, must not leave unclipped."""
+    width = 8
+    with seeds.scope(0, "student"):
+        student = build_student("two-tower", {"rows": 4096, "width": width, "head_width": 4}, RELEVANCE)
+    private = student.encode(("apple phone",), ("apple kettle",))
+    shared = sorted(set(private["text_ids"][0].tolist()) & set(private["pair_ids"][0].tolist()) - {0})
+    drawn = torch.Generator().manual_seed(seed)
+    weights = {name: torch.zeros_like(value) for name, value in student.state_dict().items()}
+    row = torch.randn(width, generator=drawn)
+    weights["bag.table"] = torch.randn(4096, width, generator=drawn) * 1e-10
+    weights["bag.table"][shared] = 0.0
+    weights["bag.table"][shared[0]] = 1e-9 * row / row.norm()
+    weights["bag.importance"] += 10.0 + math.log(1e-3)
+    weights["bag.importance"][shared] = -60.0
+    weights["bag.importance"][shared[0]] = 10.0
+    weights["head.0.weight"][0, width : 2 * width] = torch.randn(width, generator=drawn)
+    weights["head.0.bias"][0] = 0.01
+    weights["head.2.weight"][0, 0] = 1e-3
+    weights["head.2.bias"][1] = 4.0
+    privacy = ExampleDP(noise_multiplier=0.0, max_grad_norm=1.0, batch_size=1, examples=1)
+    trainer, plan = CohortTrainer(TrainingConfig(optimizer="sgd", batch_size=1)), Plan((Phase(hard_labels(), steps=1),))
+
+    def moved(start):
+        proxy = student.encode(("apple",), ("red",))
+        given = {"private": private, "labels": torch.tensor([1]), "proxy": proxy, "privacy": privacy}
+        learner = Learner("shop", student, start, randomness=(7, "arm", "shop", 1), **given)
+        (found,) = trainer.fit([learner], {"shop": plan}, Pace(1.0))
+        after = completed(found.weights, start)
+        return math.sqrt(sum(float((after[name].double() - value).square().sum()) for name, value in start.items()))
+
+    honest = {name: value.clone() for name, value in student.state_dict().items()}
+    assert moved(honest) == pytest.approx(1.0, abs=1e-4)  # a round like any other, in which the trainers are compared
+    assert moved(weights) <= 1.001
