@@ -1,7 +1,9 @@
 """What a site does for its merchants' privacy before anything of theirs is released: its rules, the noise, the charge.
 
 A merchant's ledger is charged before its first private step (DESIGN 6.3). An equal request is answered by an equal
-uplink, noise included, and is charged once; anything else that is asked is a release of its own, and is paid for.
+uplink, noise included, and is charged once; anything else that is asked is a release of its own, and is paid for. Equal
+to the last bit it is with ``runtime.trainer = "sequential"``; a cohort's sums are rounded otherwise in other company,
+which a server that asks twice on purpose can make out, with a high rate.
 """
 
 import hashlib
@@ -32,8 +34,8 @@ from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest
 
 SUMMED_BY = {"trainer", "cohort", "threads"}
-"""Keys of ``[runtime]`` that change the order of sums, as who trains together does: two answers with the same noise and
-other rounding would tell of what was rounded, and a high rate makes that large."""
+"""Keys of ``[runtime]`` that change the order of sums: two answers with the same noise and other rounding would tell of
+what was rounded, and a high rate makes that large."""
 _SLACK = 1e-9
 
 
@@ -254,7 +256,6 @@ class Digests:
                 round=down.round,
                 device=chosen_device(experiment.runtime.device).type,
                 sums=experiment.runtime.model_dump(mode="json", include=SUMMED_BY),
-                together=[] if experiment.runtime.trainer == "sequential" else list(request.merchants),
                 scalars=dict(down.scalars),
             ).encode()
         )

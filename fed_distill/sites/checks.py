@@ -171,7 +171,7 @@ def installed(place: str, wanted: Mapping[str, str]) -> Finding:
 
 
 def ledgers(place: str, folder: Path, merchants: Collection[str], some_left_out: bool = False) -> Finding:
-    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``, some of whom it may leave out."""
+    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``; it may leave some out."""
 
     def look() -> str:
         there = Ledgers(folder).merchants()

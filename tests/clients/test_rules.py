@@ -53,11 +53,13 @@ def test_a_site_may_keep_its_scores_whatever_the_server_wants(world, ruled):
     assert "test_right" in told and kept.keys() == {"loss"}
 
 
-def test_sizes_are_told_where_nothing_is_protected_and_all_merchants_allow_that(world):
+def test_sizes_and_scores_are_told_where_nothing_is_protected_and_all_merchants_allow_that(world):
     limits = Limits(merchants={world.names[0]: Limit(units=("example",))})
     site = open_site(world.experiment, 0, 1, world.data, limits)
     assert not site.protection.tells_sizes(world.names)
     assert site.protection.tells_sizes(world.names[1:])
+    scored = site.evaluate(world.start, world.names, world.request().blueprints["two-tower"])
+    assert sorted(scored) == sorted(world.names[1:])  # by a student made for it, scores would tell of single examples
     private = open_site(world.experiment.with_changes({**PRIVATE, "compare": []}), 0, 1, world.data, Limits())
     assert not private.protection.tells_sizes(world.names)
 

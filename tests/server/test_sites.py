@@ -322,21 +322,30 @@ def test_what_an_arm_has_cost_is_joined_over_the_sites():
     "lie",
     [
         {"epsilon": math.nan},
-        {"epsilon": math.inf},
         {"delta": -1e-5},
+        {"delta": 5.0},
         {"merchants": -3},
+        {"merchants": 0.5},
+        {"merchants": 1e300},
+        {"merchants": 3},
         {"epsilon": [1.0, 2.0]},
         None,
     ],
 )
 def test_a_site_that_tells_nothing_to_be_believed_leaves_its_cost_untold(lie, caplog):
     """And ends no run: its rounds are trained and paid for."""
-    told = {0: LEDGERS, 1: LEDGERS}
-    told[2] = {**LEDGERS, **lie} if lie else {"merchants": 1}
+    told = {0: LEDGERS, 1: {**LEDGERS, "merchants": 1}}
+    told[2] = {**LEDGERS, "merchants": 1, **lie} if lie else {"merchants": 1}
     found = make_sites(spent=told).spent("fedavg", 0)
-    assert found == Spent(4, 1.5, 1e-5, 0.8, 0.9, untold=1)
+    assert found == Spent(3, 1.5, 1e-5, 0.8, 0.9, untold=1)
     assert "what site 4 tells of its ledgers cannot be read" in caplog.text
 
 
 def test_what_a_silent_site_has_cost_is_untold():
-    assert make_sites(spent={0: LEDGERS, 1: LEDGERS}).spent("fedavg", 0) == Spent(4, 1.5, 1e-5, 0.8, 0.9, untold=1)
+    told = {0: LEDGERS, 1: {**LEDGERS, "merchants": 1}}
+    assert make_sites(spent=told).spent("fedavg", 0) == Spent(3, 1.5, 1e-5, 0.8, 0.9, untold=1)
+
+
+def test_noise_that_protects_nobody_costs_without_end():
+    told = {0: {**LEDGERS, "epsilon": math.inf}, 1: {**LEDGERS, "merchants": 1}, 2: dict.fromkeys(LEDGERS, 0)}
+    assert make_sites(spent=told).spent("fedavg", 0).epsilon == math.inf
