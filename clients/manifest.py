@@ -6,7 +6,7 @@ none of it can be changed by what the server asks. Paths are relative to the fil
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -39,7 +39,8 @@ class OwnData(_Table):
     ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
     site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
     part; empty for all. valid_share, test_share: of the groups, held out. seed: which these are, the site's own choice:
-    a server that chose could have every row held out once, and scored. part: column that says ``train``, ``valid`` or
+    a server that chose could have every row held out once, and scored. A row more may move others between the parts, so
+    that what privacy promises is of one split: split by ``part`` where rows come and go. part: column that says ``train``, ``valid`` or
     ``test`` of rows that were cleaned and split before.
     """
 
@@ -83,7 +84,8 @@ class Manifest(_Table):
 
     state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
     its noise depends on beside the run's seed, which the server knows; None where a run must be repeatable, as in a
-    rehearsal. folder: where the file lies.
+    rehearsal. trainer: as ``runtime.trainer``, whatever the server asks for; ``sequential`` answers an equal request
+    equally to the last bit. folder: where the file lies.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -92,6 +94,7 @@ class Manifest(_Table):
     state: Path = Path("state")
     proxy: Path = Path("proxy.json")
     secret: Path | None = None
+    trainer: Literal["cohort", "sequential"] | None = None
     limits: Limits = Limits()
     observing: Observing = Observing()
     folder: Annotated[Path, Field(exclude=True)] = Path(".")
@@ -142,6 +145,7 @@ class Manifest(_Table):
         return experiment.with_changes(
             {
                 "runtime.folder": str(self.folder / self.state / "runs"),
+                "runtime.trainer": self.trainer or experiment.runtime.trainer,
                 "privacy.ledger": str(self.ledgers),
                 "training.augmentation.dictionary": None,
                 "training.augmentation.translated": 0.0,

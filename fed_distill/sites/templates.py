@@ -120,6 +120,7 @@ name = "$name"
 state = "state"        # ledgers, and what merchants keep between rounds: back it up, and never restore an old copy
 proxy = "proxy.json"   # the task and the proxy set, from the operator
 $secret
+# trainer = "sequential"  # slower; an equal request is answered equally to the last bit, whoever is asked beside
 
 [server]
 address = "$address"
@@ -166,8 +167,9 @@ max_epsilon = 8.0      # of all its private releases together, over all runs; ru
 SITE_INSTRUCTIONS = Template("""\
 # Site $name
 1. Install: `python3 -m venv /opt/fed-distill/venv`, then `/opt/fed-distill/venv/bin/pip install` the wheel that you
-   were given (fed-distill $release, flwr $flwr).
-2. Put this folder where only its user can read it. `site.key` is who you are, and your noise is drawn from
+   were given (fed-distill $release, flwr $flwr). The systemd unit runs as the user `fed-distill`: make it, and give it
+   this folder (`chown -R`); what follows is done as that user.
+2. Put this folder where only its user can read it, with the modes that its files have (`tar -p`, `scp -p`). `site.key` is who you are, and your noise is drawn from
    `noise.key`, which the first check makes: never send either to anybody.
 3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Choose your own
    `[limits]`: they win over whatever the server asks, and a refusal names the rule.
@@ -176,15 +178,17 @@ SITE_INSTRUCTIONS = Template("""\
 6. Later: `fed-distill ledger show state/ledgers` prints what each merchant has spent. A refused request is in the log.
    With `metrics = true` in `[observing]`, `fed-distill sites metrics .` serves counts and budgets to your Prometheus.
 
-What leaves this machine: the names of your merchants, how many training examples each has (not where a privacy unit is
-set), and what the method sends, which the run's report lists. Your rows never do. One thing must be trusted: the code
+What leaves this machine: the names of your merchants; how many training examples each has and how many of its test
+examples a student has right (neither where a privacy unit is set, unless the run asks for scores, nor with `units =
+["example"]`; `scores = false` keeps scores in any case); and what the method sends, which the run's report lists. Your
+rows never do. One thing must be trusted: the code
 of the app comes from the server with each run. Read it, or have it signed (`flower-supernode --trusted-entities`).
 """)
 
 OPERATOR_INSTRUCTIONS = Template("""\
 # Running fed-distill across sites
-`server/` stays with you. Give each site its folder in `sites/`, over a channel that you trust, then delete your copy of
-its `site.key`. `ca/ca.key` makes certificates: keep it offline. Nobody else needs it.
+`server/` stays with you. Give each site its folder in `sites/` and the project's wheel (`pip wheel --no-deps .`), over a
+channel that you trust, then delete your copy of its `site.key`. `ca/ca.key` makes certificates: keep it offline. Nobody else needs it.
 
 1. `server/start.sh` starts the server at $address (or `server/$unit`, or `docker compose up -d` there).
 2. `server/register.sh` lets in the sites whose keys are in `server/keys/`.

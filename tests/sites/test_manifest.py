@@ -113,6 +113,9 @@ def test_a_site_takes_no_path_from_the_server(deployment, experiment, tmp_path):
     site = site_for(context)
     assert site.experiment.privacy.ledger == folder / "state" / "ledgers"
     assert site.experiment.runtime.folder == folder / "state" / "runs"
+    assert site.experiment.runtime.trainer == "cohort"
+    insisting = Manifest.read(folder / "site.toml").model_copy(update={"trainer": "sequential"})
+    assert insisting.own(stolen).runtime.trainer == "sequential"
     assert site.protection.limits == Manifest.read(folder / "site.toml").limits
 
 
