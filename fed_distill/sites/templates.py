@@ -169,8 +169,8 @@ SITE_INSTRUCTIONS = Template("""\
 1. Install: `python3 -m venv /opt/fed-distill/venv`, then `/opt/fed-distill/venv/bin/pip install` the wheel that you
    were given (fed-distill $release, flwr $flwr). The systemd unit runs as the user `fed-distill`: make it, and give it
    this folder (`chown -R`); what follows is done as that user.
-2. Put this folder where only its user can read it, with the modes that its files have (`tar -p`, `scp -p`). `site.key` is who you are, and your noise is drawn from
-   `noise.key`, which the first check makes: never send either to anybody.
+2. Put this folder where only its user can read it, with the modes that its files have (`tar -p`, `scp -p`). `site.key`
+   is who you are, and your noise is drawn from `noise.key`, which the first check makes: never send either to anybody.
 3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Choose your own
    `[limits]`: they win over whatever the server asks, and a refusal names the rule.
 4. `fed-distill sites check .` must end without a problem.
@@ -181,8 +181,8 @@ SITE_INSTRUCTIONS = Template("""\
 What leaves this machine: the names of your merchants; how many training examples each has and how many of its test
 examples a student has right (neither where a privacy unit is set, unless the run asks for scores, nor with `units =
 ["example"]`; `scores = false` keeps scores in any case); and what the method sends, which the run's report lists. Your
-rows never do. One thing must be trusted: the code
-of the app comes from the server with each run. Read it, or have it signed (`flower-supernode --trusted-entities`).
+rows never do. One thing must be trusted: the code of the app comes from the server with each run. Read it, or have it
+signed (`flower-supernode --trusted-entities`).
 """)
 
 OPERATOR_INSTRUCTIONS = Template("""\
