@@ -38,10 +38,10 @@ class OwnData(_Table):
     path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
     ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
     site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
-    part; empty for all. valid_share, test_share: of the groups, held out. seed: which these are, the site's own choice:
-    a server that chose could have every row held out once, and scored. A row more may move others between the parts, so
-    that what privacy promises is of one split: split by ``part`` where rows come and go. part: column that says ``train``, ``valid`` or
-    ``test`` of rows that were cleaned and split before.
+    part; empty for all. valid_share, test_share: of the groups, held out. seed: which these are, the site's own
+    choice: a server that chose could have every row held out once, and scored. A row more may move others between the
+    parts, so that what privacy promises is of one split: split by ``part`` where rows come and go. part: column that
+    says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
     """
 
     path: Path

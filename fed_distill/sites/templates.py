@@ -187,8 +187,9 @@ signed (`flower-supernode --trusted-entities`).
 
 OPERATOR_INSTRUCTIONS = Template("""\
 # Running fed-distill across sites
-`server/` stays with you. Give each site its folder in `sites/` and the project's wheel (`pip wheel --no-deps .`), over a
-channel that you trust, then delete your copy of its `site.key`. `ca/ca.key` makes certificates: keep it offline. Nobody else needs it.
+`server/` stays with you. Give each site its folder in `sites/` and the project's wheel (`pip wheel --no-deps .`),
+over a channel that you trust, then delete your copy of its `site.key`. `ca/ca.key` makes certificates: keep it
+offline. Nobody else needs it.
 
 1. `server/start.sh` starts the server at $address (or `server/$unit`, or `docker compose up -d` there).
 2. `server/register.sh` lets in the sites whose keys are in `server/keys/`.
