@@ -84,8 +84,7 @@ class Manifest(_Table):
 
     state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
     its noise depends on beside the run's seed, which the server knows; None where a run must be repeatable, as in a
-    rehearsal. trainer: as ``runtime.trainer``, whatever the server asks for; ``sequential`` answers an equal request
-    equally to the last bit. folder: where the file lies.
+    rehearsal. trainer: as ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
     """
 
     name: Annotated[str, Field(min_length=1)]

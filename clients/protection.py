@@ -1,14 +1,14 @@
 """What a site does for its merchants' privacy before anything of theirs is released: its rules, the noise, the charge.
 
 A merchant's ledger is charged before its first private step (DESIGN 6.3). An equal request is answered by an equal
-uplink, noise included, and is charged once; anything else that is asked is a release of its own, and is paid for. Equal
-to the last bit it is with ``runtime.trainer = "sequential"``; a cohort's sums are rounded otherwise in other company,
-which a server that asks twice on purpose can make out, with a high rate.
+uplink, noise included, and is charged once; anything else that is asked is a release of its own, and is paid for. A
+site with a secret hands the same answer out again (``clients.answers``). A simulation trains again, which gives the
+same but for rounding (a cohort's sums are rounded otherwise in other company): who knows its seed needs no difference.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -47,6 +47,15 @@ class Asked:
     request: TrainRequest
     round: int
     digest: str
+
+    @property
+    def key(self) -> tuple[str, int, str, int, str]:
+        """Arm, seed, merchant, round and digest."""
+        return self.request.arm, self.request.seed, self.learner.name, self.round, self.digest
+
+    def once_more(self) -> "Asked":
+        """The same asked again, as a release of its own."""
+        return replace(self, digest=fingerprint(again=self.digest))
 
 
 @dataclass
@@ -131,6 +140,13 @@ class Protection:
             delta,
         )
         return ExampleDP.configured(config, noise, examples), number
+
+    def may_have_left(self, asked: Asked) -> bool:
+        """Whether the answer was charged, and another of this run's arm after it: then it had been made and kept."""
+        request = asked.request
+        paid = self._paid(self.ledger(request.arm, request.seed, asked.learner.name), request.arm, request.seed)
+        trained = [(one.round, one.request) for one in paid if one.what == "training"]
+        return (asked.round, asked.digest) in trained[:-1]
 
     def join(self, request: TrainRequest, merchant: str, proxy: int) -> None:
         """Charge a merchant all rounds of a federation whose noise the server is trusted to add, before the first.

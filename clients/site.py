@@ -6,6 +6,7 @@ from the server as a request.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
+from clients.answers import ANSWERS, Answers
 from clients.limits import Limits
 from clients.protection import Asked, Digests, Protection
 from clients.spread import spread
@@ -67,7 +69,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Site:
-    """A site with its merchants; see ``open_site``. everybody: names of all merchants there are, here or elsewhere."""
+    """A site with its merchants; see ``open_site``. everybody: names of all merchants there are, here or elsewhere.
+    answers: what it has said of protected examples, where it keeps that; a simulation does not."""
 
     experiment: Experiment
     task: Task
@@ -77,6 +80,7 @@ class Site:
     coding: MerchantStore
     protection: Protection
     everybody: tuple[str, ...]
+    answers: Answers | None = None
     tally: Tally = field(default_factory=Tally)
     _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
@@ -92,27 +96,37 @@ class Site:
         if refusals:
             yield from refusals
             return
+        with self.answers.alone() if self.answers else nullcontext():
+            yield from self._train(request, down, starts)
+
+    def _train(
+        self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
+    ) -> Iterator[Uplink | Refusal]:
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
         check_covered(self.protection.unit_of(request.arm), federation.method, method.sends)
-        plan = method.plan(down)
+        asked = _Round(request, down, method, method.plan(down))
         digests = Digests(self.experiment, request, down, self.protection.secret)
-        learners: dict[str, Learner] = {}
-        sizes: dict[str, int] = {}
+        parts: dict[str, _Part] = {}
         for merchant in request.merchants:
             try:
                 self.protection.check(merchant, request.arm)
-                learner = self._learner(merchant, method, plan, request, down, starts)
-                learners[merchant], sizes[merchant] = self._protected(learner, plan, request, down, digests)
+                part = self._part(self._learner(merchant, asked, starts), asked, digests)
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
-        plans = dict.fromkeys(learners, plan)
-        for fitted in self._trainer(request.arm).fit(list(learners.values()), plans, Pace(request.learning_rate)):
+                continue
+            if isinstance(part, Uplink):
+                yield part
+            else:
+                parts[merchant] = part
+        learners = [part.learner for part in parts.values()]
+        plans = dict.fromkeys(parts, asked.plan)
+        for fitted in self._trainer(request.arm).fit(learners, plans, Pace(request.learning_rate)):
             if isinstance(fitted, Failure):
                 yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
                 continue
             try:
-                yield self._uplink(learners[fitted.name], sizes[fitted.name], fitted, method, plan, request, down)
+                yield self._uplink(parts[fitted.name], fitted, asked)
             except FedDistillError as error:
                 yield self._refusal(fitted.name, error, request.arm)
 
@@ -166,15 +180,8 @@ class Site:
         told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
         return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
 
-    def _learner(
-        self,
-        merchant: str,
-        method: Method,
-        plan: Plan,
-        request: TrainRequest,
-        down: Downlink,
-        starts: Mapping[str, Weights],
-    ) -> Learner:
+    def _learner(self, merchant: str, asked: "_Round", starts: Mapping[str, Weights]) -> Learner:
+        request, down, method, plan = asked.request, asked.down, asked.method, asked.plan
         kind = request.student_of(merchant)
         blueprint = request.blueprints[kind]
         if plan.pair:
@@ -182,7 +189,7 @@ class Site:
         student = self._student(blueprint, self.protection.unit_of(request.arm) in ("example", "merchant"))
         randomness = (request.seed, request.arm, merchant, down.round)
         private = self._private(student, merchant, randomness)
-        kept = self._kept(merchant, method, plan, request, down)
+        kept = self._kept(merchant, asked)
         weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
         labels, attack = torch.from_numpy(self.merchants[merchant].train.labels), self._attack(merchant, request)
         return Learner(
@@ -197,63 +204,64 @@ class Site:
             correction=method.correction(down, kept) if isinstance(method, Correcting) else {},
         )
 
-    def _kept(
-        self, merchant: str, method: Method, plan: Plan, request: TrainRequest, down: Downlink
-    ) -> dict[str, Tensor] | None:
+    def _kept(self, merchant: str, asked: "_Round") -> dict[str, Tensor] | None:
         """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
-        if not (method.personal or plan.looks_back or isinstance(method, Correcting)):
+        if not (asked.method.personal or asked.plan.looks_back or isinstance(asked.method, Correcting)):
             return None
-        return self.store.load(request.arm, request.seed, merchant, before=down.round)
+        return self.store.load(asked.request.arm, asked.request.seed, merchant, before=asked.down.round)
 
-    def _keep(
-        self, trained: Trained, student: TextModel, method: Method, plan: Plan, request: TrainRequest, down: Downlink
-    ) -> None:
+    def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
         """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
+        method = asked.method
         if isinstance(method, Correcting):
-            kept = method.keep(trained, down, self._kept(trained.merchant, method, plan, request, down))
-        elif plan.pair:
+            kept = method.keep(trained, asked.down, self._kept(trained.merchant, asked))
+        elif asked.plan.pair:
             kept = part_of(student.state_dict(), OWN)
-        elif method.personal or plan.looks_back:
+        elif method.personal or asked.plan.looks_back:
             kept = student.state_dict()
         else:
             return
-        self.store.save(request.arm, request.seed, trained.merchant, down.round, kept)
+        self.store.save(asked.request.arm, asked.request.seed, trained.merchant, asked.down.round, kept)
 
-    def _protected(
-        self, learner: Learner, plan: Plan, request: TrainRequest, down: Downlink, digests: Digests
-    ) -> tuple[Learner, int]:
-        """The learner with its privacy, paid for, and by how many examples it counts."""
+    def _part(self, learner: Learner, asked: "_Round", digests: Digests) -> "_Part | Uplink":
+        """A merchant's part in a round with its privacy, paid for; or what it has answered to just this already."""
+        request = asked.request
         unit = self.protection.unit_of(request.arm)
         if unit == "none":
-            return learner, learner.examples()
-        digest = digests.of(blueprint_of(learner.student), learner)
-        asked = Asked(learner, request, down.round, digest)
+            return _Part(learner, learner.examples())
         if unit != "example":
             self.protection.join(request, learner.name, len(self._proxy(request)))
-            return learner, learner.examples()
-        size = self.protection.noised_size(asked)
-        steps = private_steps(plan, size, self.protection.batch_size)
-        privacy, number = self.protection.example_dp(asked, size, steps)
-        release = ("release", number) if number else ()
-        randomness = (*learner.randomness, *release, *self.protection.own_randomness)
-        return replace(learner, privacy=privacy, randomness=randomness), size
+            return _Part(learner, learner.examples())
+        digest = digests.of(blueprint_of(learner.student), learner)
+        release, answer = self._release(Asked(learner, request, asked.down.round, digest))
+        if answer is not None:
+            return answer
+        size = self.protection.noised_size(release)
+        steps = private_steps(asked.plan, size, self.protection.batch_size)
+        privacy, number = self.protection.example_dp(release, size, steps)
+        place = ("release", number) if number else ()
+        randomness = (*learner.randomness, *place, *self.protection.own_randomness)
+        return _Part(replace(learner, privacy=privacy, randomness=randomness), size, release)
 
-    def _uplink(
-        self,
-        learner: Learner,
-        size: int,
-        fitted: Fitted,
-        method: Method,
-        plan: Plan,
-        request: TrainRequest,
-        down: Downlink,
-    ) -> Uplink:
+    def _release(self, asked: Asked) -> tuple[Asked, Uplink | None]:
+        """As which release what is asked is answered, and the answer, if it is kept.
+
+        One that may have left and is kept no longer is not made again: that is another release, which costs anew.
+        """
+        if self.answers is None:
+            return asked, None
+        while (answer := self.answers.load(asked)) is None and self.protection.may_have_left(asked):
+            asked = asked.once_more()
+        return asked, answer
+
+    def _uplink(self, part: "_Part", fitted: Fitted, asked: "_Round") -> Uplink:
+        learner, request, down, method = part.learner, asked.request, asked.down, asked.method
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
         trained = Trained(
             fitted.name,
-            size,
-            shared_of(fitted.weights) if plan.pair else fitted.weights,
+            part.size,
+            shared_of(fitted.weights) if asked.plan.pair else fitted.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
             class_means=lambda: self._class_means(learner, request.arm),
             steps=fitted.steps,
@@ -267,7 +275,7 @@ class Site:
                 f"merchant {fitted.name}: method {request.arm} would send {', '.join(sorted(undeclared))}, which its "
                 "`sends` does not declare"
             )
-        self._keep(trained, student, method, plan, request, down)
+        self._keep(trained, student, asked)
         metrics = dict(uplink.metrics)
         if self.experiment.privacy.unit != "none" and not method.sends:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
@@ -276,7 +284,10 @@ class Site:
         if request.test and self._tells_scores(uplink.merchant):
             right, count = self._count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
-        return replace(uplink, metrics=metrics)
+        uplink = replace(uplink, metrics=metrics)
+        if self.answers is not None and part.release is not None:
+            self.answers.save(part.release, uplink)
+        return uplink
 
     def _attack(self, merchant: str, request: TrainRequest) -> Attack | None:
         """What a poisoned merchant of a simulation does; None for the honest."""
@@ -367,6 +378,25 @@ class Site:
         return self._encoded[key]
 
 
+@dataclass(frozen=True)
+class _Round:
+    """What is asked of all merchants of a request alike."""
+
+    request: TrainRequest
+    down: Downlink
+    method: Method
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A merchant that trains in a round: by how many examples it counts, and as which release it was charged."""
+
+    learner: Learner
+    size: int
+    release: Asked | None = None
+
+
 def _starting_weights(
     method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
 ) -> Weights:
@@ -386,6 +416,8 @@ def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, We
     sent += [] if down.soft_labels is None else [down.soft_labels]
     sent += (down.control_variate or {}).values()
     sent += [] if down.class_means is None else [down.class_means.probabilities]
+    if down.round < 1:
+        raise TrainingError(f"a downlink of round {down.round}: the first one is 1")
     for value in sent:
         if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
             raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")
@@ -418,4 +450,5 @@ def open_site(
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
     protection = Protection(experiment, state / "ledgers", limits, secret)
     store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)
-    return Site(experiment, data.task, merchants, data.proxy, store, coding, protection, tuple(data.merchants))
+    answers = Answers(state / ANSWERS) if secret else None
+    return Site(experiment, data.task, merchants, data.proxy, store, coding, protection, tuple(data.merchants), answers)

@@ -117,10 +117,10 @@ MANIFEST = Template("""\
 # Site $name: what it has, and what it allows. Nothing in here is ever sent, and it wins over whatever the server asks.
 # Paths are relative to this file. Try it: fed-distill sites check .
 name = "$name"
-state = "state"        # ledgers, and what merchants keep between rounds: back it up, and never restore an old copy
+state = "state"        # ledgers, and what merchants keep and have answered: back it up, and never restore an old copy
 proxy = "proxy.json"   # the task and the proxy set, from the operator
 $secret
-# trainer = "sequential"  # slower; an equal request is answered equally to the last bit, whoever is asked beside
+# trainer = "sequential"  # one merchant after another, whatever the server asks for: slower, in less memory
 
 [server]
 address = "$address"

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as SerializedRecords
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
@@ -39,6 +41,19 @@ def from_array_record(record: ArrayRecord) -> dict[str, Tensor]:
 def serialized_bytes(content: RecordDict) -> int:
     """Bytes of the records as Flower puts them on the wire."""
     return int(recorddict_to_proto(content).ByteSize())
+
+
+def to_bytes(content: RecordDict) -> bytes:
+    """The records as Flower puts them on the wire."""
+    return bytes(recorddict_to_proto(content).SerializeToString())
+
+
+def from_bytes(serialized: bytes) -> RecordDict:
+    """Inverse of ``to_bytes``; ValueError if these are no records."""
+    try:
+        return recorddict_from_proto(SerializedRecords.FromString(serialized))
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
 def encode_downlink(down: Downlink) -> RecordDict:

@@ -129,7 +129,7 @@ def test_two_runs_that_share_a_ledger_share_no_noise(world, protected, tmp_path)
     assert abs(correlation(*(changes_of(one, world.start) for one in found))) < 0.3
 
 
-@pytest.mark.parametrize("lie", ["nan", "inf", "huge", "rate", "population", "rounds"])
+@pytest.mark.parametrize("lie", ["nan", "inf", "huge", "rate", "population", "rounds", "round"])
 def test_what_no_honest_server_asks_is_refused_before_any_charge(world, protected, lie):
     site, request, down = protected(), world.request(world.names[0]), world.down()
     if lie in ("nan", "inf", "huge"):
@@ -142,6 +142,8 @@ def test_what_no_honest_server_asks_is_refused_before_any_charge(world, protecte
         request = replace(request, population=0)
     if lie == "rounds":
         request = replace(request, rounds=(0,))
+    if lie == "round":
+        down = replace(down, round=-1)
     with pytest.raises(TrainingError):
         answers(site, request, down)
     assert not charges(site, world.names[0])

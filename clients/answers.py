@@ -1,0 +1,80 @@
+"""What a site has answered of its merchants' protected examples, kept so that none is given twice in other words.
+
+Whose noise nobody else can draw has given an answer once: asked for the same again, it hands out the same bytes. A
+second training would draw the same noise, and yet sum in another order if other merchants train beside it; the
+difference of both would be of rounding alone, without noise, and a high rate makes rounding large.
+
+An answer is on disk before it leaves. Kept are those of a merchant's newest two rounds, which is what a server that was
+killed in the middle of a round can honestly ask for again, and the last one. So the last that was charged and is not
+here has never left, and its training may be repeated; who wants an older one again pays for another release.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clients.protection import Asked
+from fed_distill.errors import CheckpointError, UplinkRejected
+from fed_distill.results.files import as_file_name, space_for, write_atomic
+from fed_distill.transport.messages import Uplink
+from fed_distill.transport.records import decode_uplink, encode_uplink, from_bytes, to_bytes
+
+ANSWERS = "answers"
+"""Its folder in a site's state folder."""
+_KEPT_ROUNDS = 2
+_SUFFIX = ".uplink"
+
+
+class Answers:
+    """The answers kept in ``folder``, by (arm of the experiment, seed, merchant, round, digest of the request)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against all other threads and processes: two equal requests at once are one after another.
+
+        The lock ends with the process that holds it.
+        """
+        with space_for(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def load(self, asked: Asked) -> Uplink | None:
+        """The answer to a request; None if it is not kept. CheckpointError naming a file that cannot be read."""
+        path = self._path(asked)
+        if not path.exists():
+            return None
+        try:
+            return decode_uplink(from_bytes(path.read_bytes()))
+        except (OSError, ValueError, UplinkRejected) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): the answer that it holds is lost") from error
+
+    def save(self, asked: Asked, answer: Uplink) -> None:
+        """Keep an answer, and beside it those of the newest two rounds alone. CheckpointError if the disk is full."""
+        path = self._path(asked)
+        with space_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, to_bytes(encode_uplink(answer)))
+        others = [other for other in path.parent.glob(f"*{_SUFFIX}") if other != path]
+        newest = sorted({_round(path), *map(_round, others)})[-_KEPT_ROUNDS:]
+        for other in others:
+            if _round(other) not in newest:
+                other.unlink()
+
+    def _path(self, asked: Asked) -> Path:
+        arm, seed, merchant, round, digest = asked.key
+        folder = self._folder / f"seed-{seed}" / as_file_name(arm) / as_file_name(merchant)
+        return folder / f"{round:06d}-{digest}{_SUFFIX}"
+
+
+def _round(path: Path) -> int:
+    return int(path.name.partition("-")[0])

@@ -1,0 +1,158 @@
+"""A site whose noise nobody else can draw gives one answer to one request, and never a second one in other words."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clients.answers import Answers
+from clients.site import open_site
+from fed_distill.privacy.accounting import epsilon
+from fed_distill.training.cohort.trainer import CohortTrainer
+from fed_distill.transport.requests import Refusal
+
+PRIVATE = {
+    "privacy.unit": "example",
+    "privacy.noise_multiplier": 1.0,
+    "privacy.batch_size": 8,
+    "runtime.trainer": "cohort",
+}
+SECRET = "s" * 64
+
+
+@pytest.fixture
+def own_site(world, tmp_path):
+    """A function that opens a site under DP, its noise depending on a secret unless that is empty."""
+
+    def opened(secret=SECRET, **changes):
+        experiment = world.experiment.with_changes({"runtime.folder": str(tmp_path / "runs"), **PRIVATE, **changes})
+        return open_site(experiment, 0, 1, secret=secret)
+
+    return opened
+
+
+@pytest.fixture
+def ask(world):
+    """A function that asks a site, at a rate that makes rounding large: its answers by merchant."""
+
+    def asked(site, *merchants, round=1, rounds=1, rate=1.0):
+        request = replace(world.request(*merchants, rounds=rounds), learning_rate=rate)
+        return {answer.merchant: answer for answer in site.train(request, world.down(round), {})}
+
+    return asked
+
+
+def same(one, other):
+    assert one.examples == other.examples and one.metrics == other.metrics
+    assert one.weights.arrays.keys() == other.weights.arrays.keys()
+    return all(torch.equal(other.weights.arrays[name], value) for name, value in one.weights.arrays.items())
+
+
+def charged(site, merchant):
+    """What the merchant's ledger says of its training: rounds, and digests."""
+    entries = [entry.charge for entry in site.protection.ledger("fedavg-kd", 0, merchant).entries()]
+    return [(one.round, one.request) for one in entries if one.what == "training"]
+
+
+def test_an_equal_request_in_other_company_has_the_same_answer_to_the_last_bit(world, own_site, ask):
+    merchant = world.names[0]
+    together = ask(own_site(), *world.names)
+    alone = ask(own_site(), merchant)
+    assert same(together[merchant], alone[merchant])
+    assert len(charged(own_site(), merchant)) == 1
+    trained_again = ask(replace(own_site(), answers=None), merchant)
+    assert not same(together[merchant], trained_again[merchant])  # the same noise, summed in another order
+
+
+def test_without_a_secret_nothing_is_kept(world, own_site, ask, tmp_path):
+    ask(own_site(""), *world.names)
+    assert not list(tmp_path.rglob("*.uplink"))
+
+
+def test_an_answer_that_is_kept_is_not_trained_again(world, own_site, ask, monkeypatch):
+    first = ask(own_site(), *world.names)
+    seen = []
+    fit = CohortTrainer.fit
+
+    def watched(self, learners, *rest):
+        seen.extend(one.name for one in learners)
+        return fit(self, learners, *rest)
+
+    monkeypatch.setattr(CohortTrainer, "fit", watched)
+    again = ask(own_site(), *world.names)
+    assert not seen
+    assert all(same(first[name], again[name]) for name in world.names)
+    ask(own_site(), *world.names, round=2)
+    assert seen == world.names
+
+
+def test_what_may_have_left_and_is_kept_no_longer_is_another_release_with_its_own_noise(world, own_site, ask):
+    merchant = world.names[0]
+    first = ask(own_site(), merchant, rounds=4)[merchant]
+    for round in (2, 3):
+        ask(own_site(), merchant, round=round, rounds=4)
+    assert [round for round, _ in charged(own_site(), merchant)] == [1, 2, 3]
+    again = ask(own_site(), merchant, rounds=4)[merchant]
+    paid = charged(own_site(), merchant)
+    assert [round for round, _ in paid] == [1, 2, 3, 1]
+    assert len(set(paid)) == 4
+    assert not same(first, again)
+    assert same(again, ask(own_site(), *world.names, rounds=4)[merchant])  # of which the last is kept as well
+    ask(own_site(), merchant, round=4, rounds=4)
+    third = ask(own_site(), merchant, rounds=4)[merchant]
+    assert [round for round, _ in charged(own_site(), merchant)] == [1, 2, 3, 1, 4, 1]
+    assert not same(again, third)
+
+
+def test_asking_for_old_rounds_ends_with_the_budget(world, own_site, ask):
+    target = {"privacy.noise_multiplier": None, "privacy.epsilon": 6.0}
+    merchant, site = world.names[0], own_site(**target)
+    for round in (1, 2, 3):
+        ask(site, merchant, round=round, rounds=3)
+    refused = ask(site, merchant, round=1, rounds=3)[merchant]
+    assert isinstance(refused, Refusal) and refused.cause == "budget"
+    entries = [entry.charge for entry in site.protection.ledger("fedavg-kd", 0, merchant).entries()]
+    assert epsilon([spend for one in entries for spend in one.spends], entries[0].delta) <= 6.0
+
+
+def test_who_is_killed_before_the_answer_leaves_trains_it_again_and_pays_once(world, own_site, ask, monkeypatch):
+    merchant, would_have_left = world.names[0], []
+
+    def killed(self, asked, answer):
+        would_have_left.append(answer)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Answers, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ask(own_site(), merchant)
+    again = ask(own_site(), merchant)[merchant]
+    assert same(would_have_left[0], again)
+    assert len(charged(own_site(), merchant)) == 1
+
+
+def test_an_answer_that_cannot_be_read_is_a_refusal_and_costs_nothing(world, own_site, ask, tmp_path, caplog):
+    merchant = world.names[0]
+    ask(own_site(), merchant)
+    (kept,) = tmp_path.rglob("*.uplink")
+    kept.write_bytes(kept.read_bytes()[:100])
+    refused = ask(own_site(), merchant)[merchant]
+    assert isinstance(refused, Refusal) and refused.cause == "fault"
+    assert str(kept) in caplog.text and str(kept) not in refused.reason
+    assert len(charged(own_site(), merchant)) == 1
+
+
+def test_equal_requests_at_once_are_answered_one_after_another(world, own_site, ask):
+    merchant, found = world.names[0], {}
+
+    def one(number, *merchants):
+        found[number] = ask(own_site(), *merchants)[merchant]
+
+    threads = [threading.Thread(target=one, args=(0, merchant)), threading.Thread(target=one, args=(1, *world.names))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same(found[0], found[1])
+    assert len(charged(own_site(), merchant)) == 1
