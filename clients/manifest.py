@@ -15,7 +15,7 @@ from clients.limits import Limits
 from fed_distill.config import DataConfig, Experiment, Share
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Task
 from fed_distill.data.labeled import LabeledRows, factorize
-from fed_distill.data.splits import PARTS, draw_parts
+from fed_distill.data.splits import PARTS, parts_by_name
 from fed_distill.data.table import Table
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
@@ -38,10 +38,10 @@ class OwnData(_Table):
     path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
     ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
     site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
-    part; empty for all. valid_share, test_share: of the groups, held out. seed: which these are, the site's own
-    choice: a server that chose could have every row held out once, and scored. A row more may move others between the
-    parts, so that what privacy promises is of one split: split by ``part`` where rows come and go. part: column that
-    says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
+    part; empty for all. valid_share, test_share: of the groups, held out, on average: each goes where its own name puts
+    it, so that a row more moves no other, and what privacy promises of an example holds for the whole file. seed: which
+    these are, the site's own choice: a server that chose could have every row held out once, and scored. part: column
+    that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
     """
 
     path: Path
@@ -196,10 +196,16 @@ class Manifest(_Table):
             return [self.name] * len(columns[table.named.text])
         return [label_text(value) for value in columns[table.named.merchant]]
 
+    def _groups(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
+        """What each row's group is called: where the file names none, like its texts."""
+        texts = [columns[name] for name in (table.named.text, table.named.pair) if name]
+        alone = map(str, zip(*texts, strict=True))
+        return [label_text(value) or own for value, own in zip(columns[table.named.group], alone, strict=True)]
+
     def _own_split(self, task: Task) -> dict[str, MerchantData]:
         """Clean the rows and hold groups out, of this site's data alone."""
         table, columns = self._columns(task)
-        read_label, group, seed = label_reader(task), table.named.group, self.data.seed
+        read_label, seed = label_reader(task), self.data.seed
         config = DataConfig(
             task=task.name, seed=seed, valid_share=self.data.valid_share, test_share=self.data.test_share
         )
@@ -210,9 +216,9 @@ class Manifest(_Table):
             config,
             pairs=table.texts_of(columns, table.named.pair) if task.pair else None,
             merchants=self._owners(table, columns),
-            groups=[label_text(value) or row for row, value in enumerate(columns[group])] if group else None,
+            groups=self._groups(table, columns) if table.named.group else None,
         )
-        parts = draw_parts(rows.groups, config)
+        parts = parts_by_name([str(name) for name in rows.group_names], config)[rows.groups]
         return {
             name: MerchantData(
                 name,

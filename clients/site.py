@@ -314,15 +314,14 @@ class Site:
                 yield self._refusal(merchant, error, request.arm)
 
     def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
-        """(right, all) test examples of each merchant under the given student; merchants without any are left out, and
-        those whose scores are kept private."""
+        """(right, all) test examples of each merchant under the given student, (0, 0) of one without any; those whose
+        scores are kept private are left out."""
         merchants = [merchant for merchant in merchants if self._tells_scores(merchant)]
         if not merchants:
             return {}
         student = self._student(blueprint)
         student.load_state_dict(dict(weights))
-        counted = {merchant: self._count_right(student, merchant) for merchant in merchants}
-        return {merchant: counts for merchant, counts in counted.items() if counts[1]}
+        return {merchant: self._count_right(student, merchant) for merchant in merchants}
 
     def _count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         test = self.merchants[merchant].test
@@ -341,9 +340,9 @@ class Site:
     def _tells_scores(self, merchant: str) -> bool:
         """Whether the server is told the merchant's scores, which are exact: of who takes part in nothing that is not
         protected only if what it asks for is."""
-        limits, privacy = self.protection.limits, self.experiment.privacy
-        told = "none" in limits.of(merchant).units if privacy.unit == "none" else privacy.report_scores
-        return limits.rules.scores and told
+        limits = self.protection.limits
+        told = self.experiment.privacy.unit != "none" or "none" in limits.of(merchant).units
+        return self.experiment.tells_scores and limits.rules.scores and told
 
     def _proxy(self, request: TrainRequest) -> Examples:
         """The proxy set of a request: all of this site's, or those that the server's teacher has chosen."""

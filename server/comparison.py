@@ -344,10 +344,10 @@ class Comparison:
             rounds=(0,) * len(self.sites.merchants),
             population=len(self.sites.merchants),
         )
-        found, unheard = self.sites.evaluate(request, weights)
+        found, untold = self.sites.evaluate(request, weights) if self.experiment.tells_scores else ({}, [])
         counts = self._honest(found)
-        if unheard:
-            self.callbacks.on_message(f"{name} is not measured at {len(unheard)} merchants, whose sites do not answer")
+        if untold:
+            self.callbacks.on_message(f"{name} is not measured at {len(untold)} merchants, whose sites do not tell")
         return Outcome(
             name=name,
             kind=kind,
@@ -356,7 +356,7 @@ class Comparison:
             validation=self.evaluator.validation(student),
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
-            unheard=unheard,
+            unheard=untold,
             seconds=time.perf_counter() - began,
         )
 

@@ -173,7 +173,8 @@ class Sites:
         return map(partial(self._collect, decode, received, until), sent)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> tuple[dict[str, tuple[int, int]], list[str]]:
-        """(right, all) test examples of each merchant that has any, under one student; and who was not heard."""
+        """(right, all) test examples of each merchant that has any, under one student; and of whom nothing is told, as
+        their sites do not answer or keep that to themselves."""
         content = encode_downlink(Downlink(round=0, weights=weights))
         contents = {}
         for node, part in self._by_node(request).items():
@@ -181,7 +182,6 @@ class Sites:
         counts: dict[str, tuple[int, int]] = {}
         asked = frozenset(request.merchants)
         answered, _ = self._exchange.ask(contents, EVALUATE, self._deadline)
-        unheard = [name for name in request.merchants if self._roster.node_of(name) not in answered]
         for node, answer in answered.items():
             for merchant, value in answer.metric_records.get("counts", MetricRecord()).items():
                 try:
@@ -189,7 +189,8 @@ class Sites:
                     counts[merchant] = _counts(merchant, value)
                 except UplinkRejected as error:
                     _log.warning("test counts left out: %s", error)
-        return dict(sorted(counts.items())), unheard
+        untold = [name for name in request.merchants if name not in counts]
+        return {name: found for name, found in sorted(counts.items()) if found[1]}, untold
 
     def join(self, request: TrainRequest) -> None:
         """Have every merchant pay for a federation of which it will be drawn by a coin in each round; who is away now
@@ -331,6 +332,6 @@ def _spent(node: int, records: Mapping[str, MetricRecord], hosted: int) -> Spent
 
 def _counts(merchant: str, value: object) -> tuple[int, int]:
     sound = isinstance(value, list) and len(value) == 2 and 0 <= value[0] <= value[1] <= MOST_EXAMPLES
-    if not isinstance(value, list) or not sound or not value[1] or value != [int(one) for one in value]:
+    if not isinstance(value, list) or not sound or value != [int(one) for one in value]:
         raise UplinkRejected(f"merchant {merchant}: {value!r} is not (right, all) of its test examples")
     return int(value[0]), int(value[1])

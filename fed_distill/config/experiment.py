@@ -156,6 +156,11 @@ class Experiment(ConfigTable):
         """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
         return self.privacy.unit if self._compares(arm) else "none"
 
+    @property
+    def tells_scores(self) -> bool:
+        """Whether merchants are asked how many of their test examples a student has right."""
+        return self.privacy.unit == "none" or self.privacy.report_scores
+
     def is_poisoned(self, arm: str) -> bool:
         """Whether some merchants lie in an arm: in federations, not in controls or in what stays at merchants."""
         return self.poisoning.share > 0.0 and self._compares(arm)

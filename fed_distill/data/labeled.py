@@ -20,7 +20,7 @@ class LabeledRows:
     """Clean labelled rows; implements ``Source``. Made by `build`.
 
     ranking_queries: queries of the ranking view at most, where the task has gains: texts with candidates of
-    two grades or more. domains: of each row, ``[n]``, or None.
+    two grades or more. domains: of each row, ``[n]``, or None. group_names: what the groups are called, by number.
     """
 
     task: Task
@@ -33,6 +33,7 @@ class LabeledRows:
     account: Mapping[str, Any] = field(default_factory=dict)
     ranking_queries: int = 400
     domains: tuple[str, ...] | None = None
+    group_names: tuple[Hashable, ...] = ()
 
     @classmethod
     def build(
@@ -81,6 +82,7 @@ class LabeledRows:
             cleaned.account,
             ranking_queries,
             None if domains is None else tuple(domains[row] for row in cleaned.rows),
+            tuple(dict.fromkeys(keys)),
         )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:

@@ -22,7 +22,7 @@ from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task
 from fed_distill.data.proxy import proxy_set
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.runtime.seeds import derive, numpy_stream
 
 LOG = logging.getLogger("fed_distill.data")
 
@@ -145,6 +145,16 @@ def draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
     part[order[: sizes[0]]] = 1
     part[order[sizes[0] : sum(sizes)]] = 2
     return part[of_row]
+
+
+def parts_by_name(names: Sequence[str], config: DataConfig) -> IntArray:
+    """Each group's index into `PARTS`, ``[groups]``, by its own name alone: no row more or less moves another.
+
+    The shares hold on average, so that of a few groups none may be held out, or all.
+    """
+    at = np.asarray([derive(config.seed, "part", name) / 2**63 for name in names])
+    held_out = config.valid_share + config.test_share
+    return np.where(at < config.valid_share, 1, np.where(at < held_out, 2, 0)).astype(np.int64)
 
 
 def _leave_out(source: Source, parts: IntArray, config: DataConfig) -> IntArray:

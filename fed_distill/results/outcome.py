@@ -25,8 +25,8 @@ class Outcome:
     student (of which nothing but metrics is known, ``parameters`` among them). metrics: on the common test set
     (for ``local`` the mean over the merchants' students). merchant_accuracy: on each merchant's own test set of
     merchant_counts rows, by the global student (for ``local`` by the merchant's own). personal_accuracy: the same
-    by the students that adapted to each merchant, where that was asked for. unheard: merchants that it could not be
-    measured at, as their sites did not answer. before_adaptation: metrics of the
+    by the students that adapted to each merchant, where that was asked for. unheard: merchants of which nothing was
+    told, as their sites did not answer or keep that. before_adaptation: metrics of the
     student before domain adaptation. validation: metrics on the common validation set, from which the learning
     curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
     included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.

@@ -196,7 +196,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   </div>
   {% for row in rows if row.kind not in ("teacher",) and row.values.notes %}
   {% if loop.first %}<ul class="notes soft">{% endif %}
-  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants whose sites did not answer, {{ note }}{% else %}gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}{% endif %}.</li>{% endfor %}
+  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants whose sites did not tell, {{ note }}{% else %}gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}{% endif %}.</li>{% endfor %}
   {% if loop.last %}</ul>{% endif %}
   {% endfor %}
 </section>

@@ -123,14 +123,15 @@ def count_right(student, weights, test):
     return right, len(test)
 
 
-def test_evaluation_counts_right_answers_and_leaves_out_merchants_without_a_test(world):
+def test_evaluation_counts_right_answers_and_none_of_a_merchant_without_a_test(world):
     site = world.site()
     some = site.merchants[world.names[0]]
     untested = MerchantData(some.name, some.train, some.valid, some.test.take([]))
     site = replace(site, merchants={**site.merchants, some.name: untested})
     counts = site.evaluate(world.start, world.names, world.request().blueprints["two-tower"])
     assert counts == {
-        name: count_right(world.student, world.start, world.data.merchants[name].test) for name in world.names[1:]
+        some.name: (0, 0),
+        **{name: count_right(world.student, world.start, world.data.merchants[name].test) for name in world.names[1:]},
     }
 
 

@@ -188,7 +188,7 @@ def test_a_student_that_a_site_did_not_measure_says_so(tiny_experiment, tmp_path
     assert summary_of(folder)["federations"]["fedavg-kd"]["notes"]["merchant_accuracy"] == note
     assert "merchant_accuracy" not in summary_of(whole)["federations"]["fedavg-kd"]["notes"]
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"not measured at merchants whose sites did not answer, {note}." in report
+    assert f"not measured at merchants whose sites did not tell, {note}." in report
 
 
 KEPT = {

@@ -276,9 +276,9 @@ def test_a_merchant_that_answers_before_its_chunk_is_asked_is_refused():
 
 
 def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):
-    counts = {0: {"a": [3, 4], "d": [5, 4]}, 1: {"c": [1, 1]}, 2: None}
-    found, unheard = make_sites(counts=counts).evaluate(request("a", "b", "c", "d"), {"w": torch.zeros(1)})
-    assert (found, unheard) == ({"a": (3, 4)}, [])
+    counts = {0: {"a": [3, 4], "d": [5, 4]}, 1: {"c": [1, 1], "b": [0, 0]}, 2: None}
+    found, untold = make_sites(counts=counts).evaluate(request("a", "b", "c", "d"), {"w": torch.zeros(1)})
+    assert (found, untold) == ({"a": (3, 4)}, ["c", "d"])  # b has nothing to test on, and says so
     assert "merchant d: [5, 4] is not (right, all)" in caplog.text
     assert "a reply for merchant 'c' came from site 3" in caplog.text
 

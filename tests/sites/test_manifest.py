@@ -74,6 +74,28 @@ def test_who_is_held_out_is_the_sites_choice_and_not_the_servers(manifest_of, ex
     assert held_out(own) == held_out(own) != held_out(others)
 
 
+def test_a_row_more_moves_no_other_one(manifest_of):
+    """Else one example decides which others are trained on, which no noise for one example hides."""
+    before, after = (manifest_of(some).read_data().merchants["acme"] for some in (rows(60), rows(61)))
+    for part in ("train", "valid", "test"):
+        had, has = ({*getattr(data, part).texts} for data in (before, after))
+        assert len(had) > 2 and had <= has
+    assert len(after.train) + len(after.valid) + len(after.test) == 61
+
+
+def test_rows_of_one_group_stay_together_and_rows_without_one_are_by_themselves(manifest_of):
+    own = [f"query {number},product {number},exact,acme,{number // 4 if number < 40 else ''}" for number in range(80)]
+    manifest = manifest_of([row.rpartition(",")[0] for row in own], group="gruppe")
+    path = manifest.folder / "own.csv"
+    path.write_text("\n".join([f"{HEADER},gruppe", *own]) + "\n", encoding="utf-8")
+    acme = manifest.read_data().merchants["acme"]
+    numbers = [{int(text.split()[1]) for text in part.texts} for part in (acme.train, acme.valid, acme.test)]
+    assert sum(map(len, numbers)) == 80 and all(numbers)
+    for first in range(0, 40, 4):
+        assert any({*range(first, first + 4)} <= part for part in numbers)
+    assert all({*range(40, 80)} & part for part in numbers)
+
+
 def test_without_a_merchant_column_all_rows_are_the_sites(manifest_of):
     assert list(manifest_of(rows(20), merchant="").read_data().merchants) == ["north"]
 
