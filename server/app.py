@@ -6,6 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fed_distill.config import Experiment
+from fed_distill.errors import FedDistillError
 from fed_distill.observing.logs import log_as, observed
 from fed_distill.runtime.callbacks import CallbackList
 from server.conduct import conduct
@@ -14,19 +15,27 @@ app = ServerApp()
 _log = logging.getLogger(__name__)
 
 
+OPTIONS = " (under `flwr run`, --resume is runtime.resume = true in the run config, and --name NAME is name = 'NAME')"
+"""Said where an error names an option of the command line, which there is none of here."""
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment; the results are in its run folder.
 
     Flower starts the processes that serve its nodes, so that ``runtime.workers`` means nothing here.
     """
-    experiment = Experiment.from_run_config(context.run_config)
-    log_as(experiment.runtime.logs)
-    if experiment.runtime.workers > 1:
-        _log.warning(
-            "runtime.workers = %d has no effect under `flwr run`: Flower starts the processes of its nodes; "
-            "start more SuperNodes instead, or give its simulation more of them",
-            experiment.runtime.workers,
-        )
-    with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
-        conduct(experiment, grid, callbacks)
+    try:
+        experiment = Experiment.from_run_config(context.run_config)
+        log_as(experiment.runtime.logs)
+        if experiment.runtime.workers > 1:
+            _log.warning(
+                "runtime.workers = %d has no effect under `flwr run`: Flower starts the processes of its nodes; "
+                "start more SuperNodes instead, or give its simulation more of them",
+                experiment.runtime.workers,
+            )
+        with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
+            conduct(experiment, grid, callbacks)
+    except FedDistillError as error:
+        _log.error("%s%s", error, OPTIONS if " --" in str(error) else "")  # Flower goes on with a traceback
+        raise

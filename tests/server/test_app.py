@@ -4,6 +4,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 import server.app
+from fed_distill.errors import ConfigError
 from fed_distill.runtime.grid import InProcessGrid
 
 
@@ -22,3 +23,14 @@ def test_workers_are_said_to_have_no_effect_over_flowers_own_grid(
     said = [record.getMessage() for record in caplog.records if "runtime.workers" in record.getMessage()]
     assert len(said) == (workers > 1)
     assert all("runtime.workers = 3 has no effect under `flwr run`" in text for text in said)
+
+
+def test_an_error_says_in_a_line_what_to_change_in_the_run_config(tiny_experiment, tmp_path, caplog):
+    experiment = tiny_experiment(tmp_path)
+    (experiment.runtime.folder / experiment.name).mkdir(parents=True)
+    (experiment.runtime.folder / experiment.name / "something").touch()
+    context = Context(1, 1, {}, RecordDict(), experiment.to_run_config())
+    with pytest.raises(ConfigError, match="exists already"):
+        server.app.app(InProcessGrid(lambda message, context: message, {}), context)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "--resume is runtime.resume = true in the run config" in said
