@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SIMULATE, ATTACK = "fed_distill.cli.simulation:run", "fed_distill.cli.audit:audit_run"
 STOPPED, INCOMPLETE = 130, 1
-DISPENSABLE = ("δ", "bytes", "retention", "AUC", "ε at least", "cells", "worst merchant", "attack AUC")
+DISPENSABLE = ("δ", "in all", "retention", "in AUC", "AUC", "ε at least", "cells", "worst merchant", "attack AUC")
 """Columns of the summary that a narrow terminal does without, in this order."""
 
 
@@ -67,9 +67,10 @@ def study(
     again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{' --tiny' if tiny else ''}"
     found = write_findings(given, cells, places, again)
     if markdown:
-        sys.stdout.write(as_markdown(found.table, len(given.axes)))
+        sys.stdout.write("\n".join(as_markdown(table, names) for table, names in found.tables(len(given.axes))))
     else:
-        Console().print(_table(found.table, len(given.axes)))
+        for table, names in found.tables(len(given.axes)):
+            Console().print(_table(table, names))
     Console(stderr=markdown).print(f"report: {escape(str(found.report))}", soft_wrap=True)
     if not found.complete:
         raise typer.Exit(INCOMPLETE)

@@ -28,6 +28,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def signed(value: float, digits: int = 4) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def plus_minus(half_width: float | None, digits: int = 4) -> str:
     """Half-width of an interval, or nothing where there is none."""
     return "" if half_width is None else f"±{NARROW}{half_width:.{digits}f}"

@@ -14,14 +14,15 @@ from fed_distill.results.metrics import SCORES, gap_closed, interval
 from fed_distill.results.store import read_summary
 from fed_distill.results.summary import YARDSTICKS
 from fed_distill.study.cells import Cell
+from fed_distill.study.gains import gains
 from fed_distill.study.grid import Study
 from fed_distill.study.runner import Places
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 MEASURES = (
     "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "run.seconds", "audit.auc",
-    "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
+    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "run.seconds",
+    "audit.auc", "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
     *(f"control_auc.{name}" for name in CONTROLS),
 )  # fmt: skip
 """Columns that are averaged over the seeds of a combination."""
@@ -42,7 +43,8 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
     """One row a cell, those of controls included (``role``).
 
     Axes hold labels. ``score`` is the headline metric, named in ``run.headline``; ``control.X`` is that of control X on
-    the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone. ``gap_closed`` is
+    the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone, ``gain`` and
+    ``gain_auc`` that to the study's baseline of the same seed. ``gap_closed`` is
     against those controls. Bytes are those of serialized messages for one merchant: a round's down and up, and in all
     rounds up (``sent_bytes``) and both. ``privacy.*`` and ``audit.*`` are the summary's, flattened. CheckpointError if
     a finished summary is torn.
@@ -59,6 +61,7 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
     table = pd.DataFrame(rows)
     absent = [name for name in (*DESCRIBED, *MEASURES, *LARGEST) if name not in table]
     table = table.assign(**dict.fromkeys(absent, None)).astype(dict.fromkeys((*MEASURES, *LARGEST), "float64"))
+    table = table.assign(gain=gains(study, table, "score"), gain_auc=gains(study, table, "auc"))
     first = [*_head(study, cells[0], places, None), *DESCRIBED, *MEASURES]
     return table[[*first, *sorted(str(name) for name in table if name not in first)]]
 

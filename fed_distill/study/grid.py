@@ -6,7 +6,7 @@ its night. An axis is a list of values of one key, or of named tables that chang
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -35,7 +35,8 @@ DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
 COLUMNS = (
     "role", "seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10",
     "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "series", "seeds", "of",
+    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes",
+    "series", "seeds", "of",
 )  # fmt: skip
 """Columns without a dot that the tables of results have beside the axes."""
 
@@ -144,6 +145,10 @@ class Study(_Table):
         default_factory=list, description="combinations that are left out: axis -> label, or list of labels"
     )
 
+    baseline: tuple[str, str] | None = Field(
+        None, description="[axis, label]: what the other labels of that axis are worth over this one is in the tables"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _labelled(cls, tables: Any) -> Any:
@@ -170,7 +175,17 @@ class Study(_Table):
                         f"table {number} of exclude: axis {axis!r} has no value {unknown[0]!r}; "
                         f"it has: {', '.join(known[axis])}"
                     )
+        self._check_baseline(known)
         return self
+
+    def _check_baseline(self, known: Mapping[str, Sequence[str]]) -> None:
+        if self.baseline is None:
+            return
+        axis, label = self.baseline
+        if axis not in known:
+            raise ValueError(f"baseline: there is no axis {axis!r}; axes: {', '.join(known)}")
+        if label not in known[axis]:
+            raise ValueError(f"baseline: axis {axis!r} has no value {label!r}; it has: {', '.join(known[axis])}")
 
     def excludes(self, labels: Mapping[str, str]) -> bool:
         """Whether the combination of these labels (axis -> label) is left out."""

@@ -20,6 +20,7 @@ from fed_distill.study import findings
 from fed_distill.study.cells import Cell
 from fed_distill.study.collect import FAILED, FINISHED, combinations_table, results_table
 from fed_distill.study.curves import levels
+from fed_distill.study.gains import gains_cells
 from fed_distill.study.gallery import Chart, draw_charts
 from fed_distill.study.grid import Study
 from fed_distill.study.promises import ASSUMPTIONS, promises
@@ -48,11 +49,17 @@ MORE_WORDS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What was written. complete: whether all cells are done, attacks included. table: ``summary_cells``."""
+    """What was written. complete: whether all cells are done, attacks included. table: ``summary_cells``. gains:
+    ``gains_cells``."""
 
     report: Path
     complete: bool
     table: Sequence[Sequence[str]]
+    gains: Sequence[Sequence[str]]
+
+    def tables(self, axes: int) -> list[tuple[Sequence[Sequence[str]], int]]:
+        """The tables of a study of so many axes that there are, each with the number of its columns that are names."""
+        return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else [])]
 
 
 def write_findings(study: Study, cells: Sequence[Cell], places: Places, command: str) -> Findings:
@@ -69,9 +76,10 @@ def write_findings(study: Study, cells: Sequence[Cell], places: Places, command:
     write_atomic(places.folder / TOML, study.to_toml())
     charts = draw_charts(results, combinations, places.folder / FIGURES)
     table = summary_cells(study, results, combinations)
-    page = _render(study, cells, results, combinations, table, charts, command)
+    gains = gains_cells(study, combinations)
+    page = _render(study, cells, results, combinations, table, gains, charts, command)
     write_atomic(places.folder / REPORT, page)
-    return Findings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table)
+    return Findings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains)
 
 
 def _render(
@@ -80,6 +88,7 @@ def _render(
     results: pd.DataFrame,
     combinations: pd.DataFrame,
     table: Sequence[Sequence[str]],
+    gains: Sequence[Sequence[str]],
     charts: Sequence[Chart],
     command: str,
 ) -> str:
@@ -101,6 +110,7 @@ def _render(
         finished=finished,
         figures=charts,
         table=table,
+        gains=gains,
         promises=promises(results),
         assumptions=ASSUMPTIONS,
         command=command,

@@ -1,12 +1,12 @@
 """The combinations of a study as a table of text, for the terminal, a README and the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from fed_distill.config import CONTROLS
-from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, number, percent, size
+from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, number, percent, signed, size
 from fed_distill.study.curves import epsilon_of, levels
 from fed_distill.study.findings import epsilon_text
 from fed_distill.study.grid import Study
@@ -19,7 +19,8 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     """
     metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
     axes = [axis.name for axis in study.axes]
-    header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC", "worst merchant"]
+    header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
+    header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant"]
     header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "in all"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
@@ -31,7 +32,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
             *[""] * (len(axes) + 2),
             _with_interval(level.value, level.half_width),
             aucs.get(level.name, UNKNOWN),
-            *[UNKNOWN] * 7,
+            *[UNKNOWN] * 9,
         ]
         for level in levels(results, names)
     ]
@@ -45,6 +46,8 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                 UNKNOWN if math.isnan(row["privacy.delta"]) else f"{row['privacy.delta']:.1e}",
                 _with_interval(row["score"], row["score_interval"]),
                 _with_interval(row["auc"], row["auc_interval"]),
+                _with_interval(row["gain"], row["gain_interval"], signed),
+                _with_interval(row["gain_auc"], row["gain_auc_interval"], signed),
                 number(_known(row["worst_merchant_accuracy"]), 3),
                 percent(_known(row["retention"]), 1),
                 percent(_known(row["gap_closed"])),
@@ -73,5 +76,9 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _with_interval(value: float, half: float | None) -> str:
-    return number(_known(value)) + ("" if half is None or math.isnan(half) else f" ± {number(half)}")
+def _with_interval(value: float, half: float | None, written: Callable[[float], str] = number) -> str:
+    return (
+        UNKNOWN
+        if math.isnan(value)
+        else written(value) + ("" if half is None or math.isnan(half) else f" ± {number(half)}")
+    )

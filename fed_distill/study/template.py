@@ -74,7 +74,7 @@ td.label { text-align: left; }
 
 <section id="numbers">
   <h2>All numbers</h2>
-  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if seeds | length > 1 %} over {{ seeds | length }} seeds{% endif %}. ε and δ are the largest that any seed has spent.</p>
+  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if seeds | length > 1 %} over {{ seeds | length }} seeds{% endif %}. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal, seed by seed.{% endif %}</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Table of results">
   <table>
     <thead><tr>{% for title in table[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
@@ -85,6 +85,19 @@ td.label { text-align: left; }
     </tbody>
   </table>
   </div>
+  {% if gains %}
+  <h3>What each {{ study.baseline[0] }} adds to “{{ study.baseline[1] }}”</h3>
+  <div class="scroll" tabindex="0" role="region" aria-label="Table of gains">
+  <table>
+    <thead><tr>{% for title in gains[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+    <tbody>
+    {% for line in gains[1:] %}
+    <tr{% if loop.revindex <= 2 %} class="control"{% endif %}>{% for cell in line %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td{% if loop.index < study.axes | length %} class="label"{% endif %}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  </div>
+  {% endif %}
 </section>
 
 <section id="promises">

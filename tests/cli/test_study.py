@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_before_anything_is_run(command, file, tmp_path, a
 
 def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    lines = [["method", "δ", "nDCG@10", "bytes"], ["fedavg" * 4, "1e-5", "0.9", "3 MB"]]
+    lines = [["method", "δ", "nDCG@10", "in all"], ["fedavg" * 4, "1e-5", "0.9", "3 MB"]]
     assert [column.header for column in study_command._table(lines, 1).columns] == ["method", "nDCG@10"]
 
 

@@ -138,6 +138,8 @@ def change(tables, place, value):
         (["axis", 2, "vaules"], [], "unknown key axis.3.vaules"),
         (["exclude"], [{}], "table 1 of exclude is empty"),
         (["exclude"], [{"methd": "x"}], "table 1 of exclude: there is no axis 'methd'; axes: method, unit, epsilon"),
+        (["baseline"], ["methd", "fedmd"], "baseline: there is no axis 'methd'; axes: method, unit, epsilon"),
+        (["baseline"], ["method", "fd"], "baseline: axis 'method' has no value 'fd'; it has: fedavg-kd, fedmd"),
         (["exclude"], [{"epsilon": 3}], "table 1 of exclude: axis 'epsilon' has no value '3'; it has: 1, 8, inf"),
     ],
 )
