@@ -80,9 +80,10 @@ class AssistantConfig(ConfigTable):
 class DistillConfig(ConfigTable):
     """What is transferred from teacher to student wherever the server distils, and over which levels."""
 
-    transfer: Annotated[list[Transfer], Field(min_length=1)] = Field(
+    transfer: list[Transfer] = Field(
         default_factory=lambda: list(PROBABILITIES),
-        description="kinds, losses added: probabilities, decisions, hints, hidden, attention, relations, ranking",
+        description="kinds, losses added: probabilities, decisions, hints, hidden, attention, relations, ranking; none "
+        "for a student that hears its last assistant alone",
     )
     weights: dict[Transfer, PositiveFloat] = Field(
         default_factory=dict, description="weight of a kind in the sum; 1 where none is given"
@@ -105,6 +106,10 @@ class DistillConfig(ConfigTable):
         twice = [kind for kind in self.transfer if self.transfer.count(kind) > 1]
         if twice:
             raise ValueError(f"transfer names {twice[0]} twice")
+        if not self.transfer and not self.assistants:
+            raise ValueError("transfer is empty: name a kind, or assistants, of which the student hears the last alone")
+        if not self.transfer and self.hard_weight < 1.0:
+            raise ValueError("hard_weight below 1 asks for the teacher's labels, which an empty transfer leaves out")
         idle = [kind for kind in self.weights if kind not in self.transfer]
         if idle:
             raise ValueError(f"a weight is given to {idle[0]}, which is not in transfer")

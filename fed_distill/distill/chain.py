@@ -2,9 +2,9 @@
 
 The whole chain's loss is KL(f_0 || f_K) + sum_(k=1..K) alpha_k * CE(f_k, f_(k-1)), f_0 the teacher, f_K the student and
 those between the assistants; alpha_K is ``distill.assistant_weight``. So the student hears the teacher beside the level
-above it, where the paper's hears that level alone; with the teacher come all kinds that ``distill.transfer`` names. All
-learn the server's labels too. With the levels above held fixed the loss falls apart level by level, so each is trained
-once, kept on disk like the teacher, and loaded ever after.
+above it, and with the teacher come all kinds that ``distill.transfer`` names; the paper's hears that level alone, which
+is an empty ``distill.transfer``. All learn the server's labels too. With the levels above held fixed the loss falls
+apart level by level, so each is trained once, kept on disk like the teacher, and loaded ever after.
 """
 
 import logging

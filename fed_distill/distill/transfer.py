@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.config import DistillConfig, Transfer
+from fed_distill.config.distillation import PROBABILITIES
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill import losses
 from fed_distill.distill.features import Features
@@ -79,8 +80,13 @@ class Lesson:
         return replace(self, config=config, soft_labels=soft_labels, temperature=temperature)
 
     def below(self, assistant: Tensor) -> "Lesson":
-        """The lesson of the student below an assistant with these probabilities on the proxy set."""
-        return replace(self, assistant=assistant, assistant_weight=self.config.assistant_weight)
+        """The lesson of the student below an assistant with these probabilities on the proxy set; where nothing of the
+        teacher's is transferred, the assistant is its teacher (Mirzadeh et al. 2020)."""
+        if self.config.transfer:
+            return replace(self, assistant=assistant, assistant_weight=self.config.assistant_weight)
+        weights = {"probabilities": self.config.assistant_weight}
+        config = self.config.model_copy(update={"transfer": list(PROBABILITIES), "weights": weights})
+        return replace(self, config=config, soft_labels=assistant)
 
     def following(self, above: Tensor, weight: float) -> "Lesson":
         """The lesson of an assistant: nothing but ``weight`` * CE with the level above it (see ``chain``)."""
@@ -100,7 +106,9 @@ class Lesson:
 
     def objective(self) -> Objective:
         """The weighted sum of the losses of all kinds of transfer."""
-        kinds, temperature = self.config.transfer, self.temperature
+        # in one step, for comparison, a student hears the teacher even where a chain leaves it out
+        kinds = self.config.transfer or ([] if self.assistant is not None else list(PROBABILITIES))
+        temperature = self.temperature
         if kinds == ["probabilities"] and not self.config.weights and self.assistant is None:
             return losses.soft_labels(temperature)
         weights = {kind: self.config.weights.get(kind, 1.0) for kind in kinds}

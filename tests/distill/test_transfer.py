@@ -54,6 +54,20 @@ def test_by_default_a_student_learns_probabilities_as_it_is():
     assert torch.equal(phase.objective(Outputs(logits), phase.references), expected)
 
 
+def test_without_a_kind_the_last_assistant_is_the_teacher_and_in_one_step_the_teacher_itself():
+    """Mirzadeh et al. 2020: KL with the level above at the temperature, times its square, and nothing else."""
+    alone, plain = lesson(transfer=[], assistants=[{}], assistant_weight=3.0), student()
+    logits = torch.randn(COUNT, 3, generator=DRAW)
+    below = alone.below(ABOVE).phase(plain, 1.0)
+    assert torch.equal(below.references["soft_labels"], ABOVE)
+    softened = (ABOVE.log() / 2.0).softmax(dim=-1)
+    divergence = (softened * (softened.log() - (logits / 2.0).log_softmax(dim=-1))).sum(dim=-1)
+    assert torch.allclose(below.objective(Outputs(logits), below.references), 3.0 * 4.0 * divergence, atol=1e-5)
+    one_step = alone.phase(plain, 1.0)
+    default = lesson().phase(plain, 1.0).objective(Outputs(logits), one_step.references)
+    assert torch.equal(one_step.objective(Outputs(logits), one_step.references), default)
+
+
 def test_all_kinds_are_weighed_and_added():
     weights = {kind: 0.1 * place for place, kind in enumerate(ALL, 1)}
     taught = lesson(transfer=ALL, weights=weights)
@@ -190,7 +204,8 @@ def test_ranking_needs_grades():
     [
         ({"transfer": ["hints", "hints"]}, "names hints twice"),
         ({"weights": {"hints": 1.0}}, "hints, which is not in transfer"),
-        ({"transfer": []}, "at least 1"),
+        ({"transfer": []}, "transfer is empty"),
+        ({"transfer": [], "assistants": [{}], "hard_weight": 0.5}, "hard_weight below 1 asks for the teacher's labels"),
         ({"hard_weight": 1.5}, "less than or equal to 1"),
     ],
 )

@@ -79,6 +79,15 @@ def test_the_one_step_control_is_what_a_run_without_assistants_gives(summary_of)
     assert alone["levels"] == {}
 
 
+def test_a_student_may_hear_its_last_assistant_alone(summary_of):
+    """As in the paper of Mirzadeh et al.; the control in one step hears the teacher all the same."""
+    both = summary_of(distill__assistants=[SMALL_LSTM], name="both")["levels"]
+    alone = summary_of(distill__assistants=[SMALL_LSTM], distill__transfer=[], name="alone")["levels"]
+    assert alone["student"]["auc"] != both["student"]["auc"]
+    for level in ("assistant 1: lstm", "student in one step", "student without a teacher"):
+        assert alone[level]["auc"] == both[level]["auc"]
+
+
 def test_an_assistant_is_trained_once_for_all_runs(summary_of, tiny_experiment, simulate, tmp_path):
     class Stages(list):
         def __getattr__(self, name):
