@@ -201,7 +201,8 @@ offline. Nobody else needs it.
        flwr run . prod --run-config run.toml --stream
 
    The results are on the server, in the run's folder: `runtime.folder`, from the server's own folder on, the only one
-   that the systemd unit lets it write to.
+   that the systemd unit lets it write to. A run's `name` is for one run and for its `runtime.resume = true`: sites keep
+   by it what their merchants have learned and answered, also when you delete the run here.
 5. A further site: `fed-distill sites init . --sites NEW --experiment experiments/NAME.toml`. A new server certificate,
    before the old one ends: `fed-distill sites init . --renew`, then restart the server; sites need nothing.
 
