@@ -6,6 +6,7 @@ server's memory does not grow with the number of merchants.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -319,8 +320,8 @@ def _spent(node: int, records: Mapping[str, MetricRecord], hosted: int) -> Spent
     """What a site tells of the ledgers of its ``hosted`` merchants, or that it tells nothing that could be believed."""
     try:
         told = {name: float(str(value)) for name, value in records["spent"].items()}
-        if not all(value >= 0.0 for value in told.values()):
-            raise ValueError("a number that is none, or negative")
+        if not all(value >= 0.0 and (name == "epsilon" or math.isfinite(value)) for name, value in told.items()):
+            raise ValueError("a number that is none, negative or without end")
         merchants = int(told["merchants"])
         if merchants != told["merchants"] or not merchants <= hosted or told["delta"] > 1.0:
             raise ValueError(f"{told['merchants']:g} of {hosted} merchants, and delta = {told['delta']:g}")

@@ -41,6 +41,7 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
 
     Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
     """
+    from fed_distill.privacy.promise import bounded
     from fed_distill.results.files import strict_json
     from fed_distill.results.report import write_report
     from fed_distill.results.store import RunStore, read_experiment, read_summary
@@ -54,7 +55,7 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
     if experiment.student.by_merchant:
         raise ConfigError("an audit is of one student, and this run's student.by_merchant deals merchants several")
     result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
-    found = {**result.to_json(), "epsilon_of_accountant": epsilon}
+    found = {**result.to_json(), "epsilon_of_accountant": None if epsilon is None else bounded(epsilon)}
     brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}
     brief["asked"] = {"shadows": shadows, "canaries": canaries}
     brief["attacks"] = {name: attack["auc"] for name, attack in found["attacks"].items()}

@@ -3,6 +3,7 @@
 A report lists every part that leaves a merchant and how it is protected, the parts that are not among them.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -140,11 +141,16 @@ _EXAMPLE = {
 }
 
 
+def bounded(epsilon: float) -> float | None:
+    """``epsilon``, or None for an infinite one: so little noise promises nothing."""
+    return epsilon if math.isfinite(epsilon) else None
+
+
 def account(config: PrivacyConfig, spent: Spent, sends: Sequence[str]) -> dict[str, Any]:
-    """The ``privacy`` of a federation in ``summary.json``, JSON-ready."""
+    """The ``privacy`` of a federation in ``summary.json``, JSON-ready; an epsilon of None is one that has no bound."""
     return {
         "unit": config.unit,
-        "epsilon": spent.epsilon,
+        "epsilon": bounded(spent.epsilon),
         "delta": spent.delta,
         "accountant": config.accountant,
         "noise_multiplier": {"least": spent.noise_least, "most": spent.noise_most},

@@ -4,6 +4,7 @@ The table's first level is schema 1, which other programs may rely on; a value t
 never NaN, and where that needs explaining a note beside it does.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -223,9 +224,9 @@ def _adaptation(units: Sequence[Outcome]) -> dict[str, Any] | None:
 def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
     """The account of the seed that cost the most."""
     known = [unit.privacy for unit in units if unit.privacy is not None]
-    return (
-        dict(max(known, key=lambda one: one["epsilon"])) if known else {"unit": "none", "epsilon": None, "delta": None}
-    )
+    if not known:
+        return {"unit": "none", "epsilon": None, "delta": None}
+    return dict(max(known, key=lambda one: math.inf if one["epsilon"] is None else one["epsilon"]))
 
 
 def _mean_and_worst(of_seeds: Sequence[Mapping[str, float]], counts: Mapping[str, int]) -> dict[str, Any]:

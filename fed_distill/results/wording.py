@@ -97,6 +97,12 @@ def privacy(summary: Mapping[str, Any]) -> str:
     if not block["merchants"]:
         return f"{kept}No merchant's budget or limits allowed any release: nothing was learned from any. {pooled}"
     noise = block["noise_multiplier"]
+    if block["epsilon"] is None:
+        return kept + (
+            f"Noise was added for the sake of {block['protects']}, and so little of it (noise multipliers from "
+            f"{noise['least']:.3g} on) that it promises nothing: no ε is large enough at δ = {block['delta']:.3g}. "
+            f"{untold}{pooled}"
+        )
     return kept + (
         f"What is released hides the presence of {block['protects']}: differential privacy with ε = "
         f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "

@@ -59,6 +59,16 @@ def test_the_summary_tells_what_each_federation_cost(tiny_experiment, simulate, 
     assert "How it is protected" in report
 
 
+def test_a_run_with_too_little_noise_for_any_promise_ends_and_says_so(tiny_experiment, simulate, tmp_path):
+    """Its epsilon is infinite, which JSON has no number for: the run's results are not lost by that."""
+    noise = {"privacy.epsilon": None, "privacy.noise_multiplier": 1e-3, "federation.rounds": 1, "controls": ["server"]}
+    folder, _ = simulate(tiny_experiment(tmp_path, {**PRIVATE, **noise}))
+    told = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["privacy"]
+    assert (told["unit"], told["epsilon"], told["noise_multiplier"]["most"]) == ("example", None, 1e-3)
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "promises nothing: no ε is large enough" in report and "with ε =" not in report
+
+
 def test_a_merchant_whose_budget_ends_in_the_middle_leaves_the_run_to_the_others(limited, simulate):
     poor = min(load(limited("").data).merchants)
     experiment = limited(f'[merchants."{poor}"]\nmax_epsilon = 5.0\n')

@@ -322,6 +322,8 @@ def test_what_an_arm_has_cost_is_joined_over_the_sites():
     "lie",
     [
         {"epsilon": math.nan},
+        {"noise_most": math.inf},
+        {"noise_least": math.inf},
         {"delta": -1e-5},
         {"delta": 5.0},
         {"merchants": -3},
