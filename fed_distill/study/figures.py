@@ -1,6 +1,7 @@
 """The figures of a study with matplotlib: each as SVG and PNG files, and as SVG that follows the report's theme.
 
-Series differ by colour and by marker and carry their names, so that no figure needs its colours to be told apart.
+Series differ by colour and by marker and carry their names, so that no figure needs its colours to be told apart; more
+series than there are markers have numbers.
 The axis of ε is logarithmic; what has no privacy stands beyond its right end, at ∞.
 """
 
@@ -31,7 +32,9 @@ THEME = {
 }  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 WIDTH, HEIGHT, DPI = 9.6, 4.6, 160
-LEGEND_COLUMNS = 3
+LEGEND_COLUMNS, LEGEND_LINE = 3, 0.21
+NUMBERED = 150
+"""Area of a mark at least that has a number in it."""
 LABEL_GAP = 0.058
 """Least distance of two labels at the right edge, in heights of the axes."""
 FAR = 1.0
@@ -110,8 +113,9 @@ def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) 
 def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) -> Figure:
     """Quality against what one merchant sends; a larger mark is a larger ε."""
     names = _names(offers)
+    numbered = _are_numbered(names)
     figure, axes = empty_figure(y_axis, legend=names)
-    spread = _spread_bytes(axes, [offer.megabytes for offer in offers])
+    spread = _spread_bytes(axes, [offer.megabytes for offer in offers], 0.032 if numbered else 0.02)
     sending: dict[float, set[int]] = {}
     for offer in offers:
         sending.setdefault(offer.megabytes, set()).add(offer.number)
@@ -125,7 +129,7 @@ def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) 
     ranks = {epsilon: rank for rank, epsilon in enumerate(sorted({o.epsilon for o in offers if o.epsilon is not None}))}
     labels = draw_levels(axes, levels)
     for place, number in enumerate(names):
-        look = _Look(number, place, len(names))
+        look = _Look(number, place, len(names), numbered)
         own = [offer for offer in offers if offer.number == number]
         places = [spread(offer.megabytes, aside(number, offer.megabytes)) for offer in own]
         if len(set(places)) == 1:
@@ -149,7 +153,7 @@ def pareto_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str)
     budget.apply(axes)
     most = max(offer.megabytes for offer, _ in known) or 1.0
     for place, number in enumerate(names):
-        look = _Look(number, place, len(names))
+        look = _Look(number, place, len(names), _are_numbered(names))
         for offer, epsilon in known:
             if offer.number == number:
                 area = 40 + 140 * offer.megabytes / most
@@ -186,6 +190,7 @@ class _Look:
     number: int
     place: int = 0
     count: int = 1
+    numbered: bool = False
 
     @property
     def color(self) -> str:
@@ -193,7 +198,7 @@ class _Look:
 
     @property
     def marker(self) -> str:
-        return MARKERS[self.number % len(MARKERS)]
+        return "o" if self.numbered else MARKERS[self.number % len(MARKERS)]
 
     @property
     def aside(self) -> float:
@@ -203,7 +208,8 @@ class _Look:
 
 def empty_figure(y_axis: str, legend: Mapping[int, str] | None = None) -> tuple[Figure, Axes]:
     """A figure with room for names at the right, and beneath for the ``legend`` of series (number -> name), if any."""
-    below = 0.3 * math.ceil(len(legend or ()) / LEGEND_COLUMNS)
+    numbered = _are_numbered(legend or {})
+    below = LEGEND_LINE * math.ceil(len(legend or ()) / LEGEND_COLUMNS) + (0.2 if legend else 0.0)
     height = HEIGHT + below
     figure = Figure(figsize=(WIDTH, height), facecolor=PAPER)
     FigureCanvasAgg(figure)
@@ -216,8 +222,9 @@ def empty_figure(y_axis: str, legend: Mapping[int, str] | None = None) -> tuple[
     axes.spines["bottom"].set_color(LINE)
     axes.tick_params(which="both", colors=SOFT, length=0)
     for number, name in (legend or {}).items():
-        look = _Look(number)
-        axes.plot([], [], marker=look.marker, color=look.color, linestyle="none", markersize=7, label=name)
+        look = _Look(number, numbered=numbered)
+        label = f"{number + 1}  {name}" if numbered else name  # as in ``_draw_mark``
+        axes.plot([], [], marker=look.marker, color=look.color, linestyle="none", markersize=7, label=label)
     if legend:
         figure.legend(
             loc="lower left", bbox_to_anchor=(0.06, 0.0), ncols=LEGEND_COLUMNS, frameon=False, labelcolor=INK,
@@ -228,6 +235,11 @@ def empty_figure(y_axis: str, legend: Mapping[int, str] | None = None) -> tuple[
 
 def _names(offers: Sequence[Offer]) -> dict[int, str]:
     return dict(sorted({offer.number: offer.series for offer in offers}.items()))
+
+
+def _are_numbered(names: Mapping[int, str]) -> bool:
+    """Whether there are more series than markers, so that their marks carry numbers."""
+    return len(names) > len(MARKERS)
 
 
 def draw_levels(axes: Axes, levels: Sequence[Level]) -> list[tuple[float, str, str]]:
@@ -267,18 +279,22 @@ def _draw_whisker(axes: Axes, budget: Budget, reading: Reading, look: _Look) -> 
     )  # fmt: skip
 
 
-def _spread_bytes(axes: Axes, amounts: Sequence[float]) -> Callable[[float, float], float]:
-    """Make the axis of bytes logarithmic where amounts differ much; returns (amount, places aside) -> its place."""
+def _spread_bytes(axes: Axes, amounts: Sequence[float], width: float) -> Callable[[float, float], float]:
+    """Make the axis of bytes logarithmic where amounts differ much; returns (amount, places aside) -> its place. width:
+    of a place, as a share of the axis."""
     low, high = min(amounts), max(amounts)
     if not low or high <= 20 * low:
-        return lambda amount, aside: amount + 0.02 * (high - low) * aside
+        return lambda amount, aside: amount + width * (high - low) * aside
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    return lambda amount, aside: float(amount * (high / low) ** (0.02 * aside))
+    return lambda amount, aside: float(amount * (high / low) ** (width * aside))
 
 
 def _draw_mark(axes: Axes, x: float, y: float, area: float, look: _Look, filled: bool = True) -> None:
+    if look.numbered:
+        area, written = max(area, NUMBERED), PAPER if filled else look.color
+        axes.text(x, y, str(look.number + 1), color=written, fontsize=7.5, ha="center", va="center_baseline", zorder=4)
     axes.plot(
         [x], [y], marker=look.marker, markersize=math.sqrt(area), markeredgewidth=1.3, zorder=3,
         markerfacecolor=look.color if filled else "none", markeredgecolor=PAPER if filled else look.color,

@@ -8,7 +8,16 @@ from itertools import pairwise
 import pytest
 
 from fed_distill.study.curves import Curve, Level, Offer, Reading
-from fed_distill.study.figures import COLORS, LABEL_GAP, Budget, bytes_figure, curve_figure, pareto_figure, write_figure
+from fed_distill.study.figures import (
+    COLORS,
+    LABEL_GAP,
+    MARKERS,
+    Budget,
+    bytes_figure,
+    curve_figure,
+    pareto_figure,
+    write_figure,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -108,6 +117,21 @@ def test_beaten_choices_are_hollow_and_those_of_unknown_epsilon_absent():
     assert [line.get_markerfacecolor() for line in marks] == [COLORS[0], COLORS[0], "none", COLORS[2]]
     names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
     assert names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("draw", [bytes_figure, pareto_figure])
+def test_more_series_than_markers_have_numbers_in_their_marks_and_before_their_names(draw):
+    offers = [Offer(f"series {place}", place, 1.0 + place, 0.9, 1.0) for place in range(len(MARKERS) + 1)]
+    for some, numbered in ((offers, True), (offers[:-1], False)):
+        (axes,) = draw(some, [], "q").axes
+        names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+        written = [text.get_text() for text in axes.texts if text.get_text().isdigit()]
+        marks = {line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1} - {"None"}
+        if numbered:
+            assert written == [str(place + 1) for place in range(len(offers))]
+            assert names == [f"{place + 1}  series {place}" for place in range(len(offers))] and marks == {"o"}
+        else:
+            assert not written and names == [offer.series for offer in some] and len(marks) == len(MARKERS)
 
 
 @pytest.fixture
