@@ -17,12 +17,12 @@ from pathlib import Path
 
 from clients.protection import Asked
 from fed_distill.errors import CheckpointError, UplinkRejected
-from fed_distill.results.files import as_file_name, space_for, write_atomic
+from fed_distill.results.files import as_file_name, make_folder, remove_leftovers, space_for, write_atomic
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import decode_uplink, encode_uplink, from_bytes, to_bytes
 
 ANSWERS = "answers"
-"""Its folder in a site's state folder."""
+"""Its folder among the ledgers: with what was paid, and not with a run's state, which its people may well delete."""
 _KEPT_ROUNDS = 2
 _SUFFIX = ".uplink"
 
@@ -40,7 +40,7 @@ class Answers:
         The lock ends with the process that holds it.
         """
         with space_for(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
         descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -62,8 +62,9 @@ class Answers:
         """Keep an answer, and beside it those of the newest two rounds alone. CheckpointError if the disk is full."""
         path = self._path(asked)
         with space_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_bytes(encode_uplink(answer)))
+            make_folder(path.parent)
+        remove_leftovers(path.parent)
+        write_atomic(path, to_bytes(encode_uplink(answer)), private=True)
         others = [other for other in path.parent.glob(f"*{_SUFFIX}") if other != path]
         newest = sorted({_round(path), *map(_round, others)})[-_KEPT_ROUNDS:]
         for other in others:

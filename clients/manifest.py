@@ -4,6 +4,7 @@ Where the data are and what their columns mean, where its state is kept, and its
 none of it can be changed by what the server asks. Paths are relative to the file's folder.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +27,7 @@ from fed_distill.sites.public_part import PublicPart
 from fed_distill.toml import first_problem, read_toml
 
 _SHORTEST_SECRET = 32
+_log = logging.getLogger(__name__)
 
 
 class _Table(BaseModel):
@@ -38,10 +40,10 @@ class OwnData(_Table):
     path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
     ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
     site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
-    part; empty for all. valid_share, test_share: of the groups, held out, on average: each goes where its own name puts
-    it, so that a row more moves no other, and what privacy promises of an example holds for the whole file. seed: which
-    these are, the site's own choice: a server that chose could have every row held out once, and scored. part: column
-    that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
+    part; empty for all who have anything to train on. valid_share, test_share: of the groups, held out, on average:
+    each goes where its own name puts it, so that a row more moves no other (only its duplicate, whose place it may
+    take). seed: which these are, the site's own choice: a server that chose could have every row held out once, and
+    scored. part: column that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
     """
 
     path: Path
@@ -163,9 +165,14 @@ class Manifest(_Table):
         if unknown:
             raise DataError(f"{self._path} has no rows of merchant {unknown[0]!r}, whom data.merchants names")
         chosen = self.data.merchants or tuple(sorted(merchants))
-        untrained = [name for name in chosen if not len(merchants[name].train)]
-        if untrained:
-            raise DataError(f"{self._path} has nothing to train on for merchant {untrained[0]!r}")
+        idle = [name for name in chosen if not len(merchants[name].train)]
+        if idle and (self.data.merchants or len(idle) == len(chosen)):
+            raise DataError(f"{self._path} has nothing to train on for merchant {idle[0]!r}")
+        if idle:
+            _log.warning(
+                "%s has nothing to train on for %d merchants, who are left out: %s", self._path, len(idle), idle
+            )
+        chosen = tuple(name for name in chosen if name not in idle)
         nobody = public.proxy.take([])
         return FederatedData(
             public.task,

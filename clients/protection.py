@@ -167,19 +167,23 @@ class Protection:
         request, merchant = asked.request, asked.learner.name
         key = request.arm, request.seed, merchant
         if key not in self._sizes:
-            examples, noise = asked.learner.examples(), self.experiment.privacy.size_noise
-            limit, spends = self.limits.of(merchant), (Spend(noise, 1.0, 1),)
-            limit.check_noise(merchant, noise)
-            digest = fingerprint(examples=examples, **({"secret": self.secret} if self.secret else {}))
-            earlier = self._of_round(self.ledger(*key), request, "size", 0)
-            number = next((k for k, one in enumerate(earlier) if (one.request, one.spends) == (digest, spends)), None)
-            place: tuple[str | int, ...] = (*_place(earlier, number), *self.own_randomness)
-            stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *place)
-            size = max(1, round(examples + noise * float(stream.normal())))
-            limit.check_delta(merchant, self._delta(size), size)
-            self._charge(request, merchant, "size", 0, digest, spends, self._delta(size))
-            self._sizes[key] = size
+            with self.ledger(*key).drawing():  # a run beside this one would find the same number, and draw the same
+                self._sizes[key] = self._drawn_size(request, merchant, asked.learner.examples())
         return self._sizes[key]
+
+    def _drawn_size(self, request: TrainRequest, merchant: str, examples: int) -> int:
+        noise, limit = self.experiment.privacy.size_noise, self.limits.of(merchant)
+        limit.check_noise(merchant, noise)
+        digest = fingerprint(examples=examples, **({"secret": self.secret} if self.secret else {}))
+        spends = (Spend(noise, 1.0, 1),)
+        earlier = self._of_round(self.ledger(request.arm, request.seed, merchant), request, "size", 0)
+        number = next((k for k, one in enumerate(earlier) if (one.request, one.spends) == (digest, spends)), None)
+        place: tuple[str | int, ...] = (*_place(earlier, number), *self.own_randomness)
+        stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *place)
+        size = max(1, round(examples + noise * float(stream.normal())))
+        limit.check_delta(merchant, self._delta(size), size)
+        self._charge(request, merchant, "size", 0, digest, spends, self._delta(size))
+        return size
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
         """What the arm has cost ``merchants`` so far, by their ledgers."""

@@ -449,5 +449,6 @@ def open_site(
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
     protection = Protection(experiment, state / "ledgers", limits, secret)
     store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)
-    answers = Answers(state / ANSWERS) if secret else None
+    paid = state / "ledgers" if experiment.privacy.ledger is None else experiment.privacy.ledger
+    answers = Answers(paid / ANSWERS / experiment.name) if secret else None
     return Site(experiment, data.task, merchants, data.proxy, store, coding, protection, tuple(data.merchants), answers)

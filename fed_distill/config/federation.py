@@ -87,7 +87,9 @@ class FederationConfig(ConfigTable):
     )
     transport: TransportConfig | None = Field(None, description="how its messages are coded; none for [transport]")
     label: str = Field(
-        "", pattern=r"^[^/]*$", description="name in tables and files; the method's and aggregator's names if empty"
+        "",
+        pattern=r"^[^/\x00-\x1f]*$",
+        description="name in tables and files; the method's and aggregator's names if empty",
     )
 
     @property

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from fed_distill.errors import BudgetExceeded, LedgerError
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon
-from fed_distill.results.files import as_file_name, space_for, sync_folder, write_atomic
+from fed_distill.results.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
 
 Unit = Literal["example", "merchant", "vote"]
 
@@ -127,7 +127,8 @@ class Ledger:
                     f"would raise epsilon from {spent:.6g} to {total:.6g}, above the limit of {max_epsilon:.6g} "
                     f"(unit {charge.unit}, delta {delta:.3g})"
                 )
-            write_atomic(self.path, content + _line(charge, self.merchant, entries[-1].check if entries else ""))
+            line = _line(charge, self.merchant, entries[-1].check if entries else "")
+            write_atomic(self.path, content + line, private=True)
         return total
 
     def entries(self) -> tuple[Entry, ...]:
@@ -140,10 +141,16 @@ class Ledger:
         return composed(charges, delta, accountant)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def drawing(self) -> Iterator[None]:
+        """Hold a draw whose number is found in the ledger before it is charged against all other such draws."""
+        with self._locked("draw"):
+            yield
+
+    @contextmanager
+    def _locked(self, what: str = "lock") -> Iterator[None]:
         """Hold the ledger against all other threads and processes; the lock ends with the process that holds it."""
-        _make_folder(self.path.parent)
-        descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        make_folder(self.path.parent)
+        descriptor = os.open(self.path.with_name(f".{self.path.name}.{what}"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -257,12 +264,3 @@ def _check(previous: str, body: bytes) -> str:
 
 def _damaged(path: Path, number: int, problem: str) -> LedgerError:
     return LedgerError(f"{path}, line {number}: {problem}; put back a whole copy before this merchant spends more")
-
-
-def _make_folder(folder: Path) -> None:
-    """Make ``folder`` and whatever above it is missing, so that they outlive a power cut."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)

@@ -46,14 +46,25 @@ def space_for(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and whatever above it is missing, so that they outlive a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def write_atomic(path: Path, content: bytes | str, private: bool = False) -> None:
     """Replace the file at ``path`` by ``content`` (text as UTF-8), all of it or nothing; CheckpointError, with the old
-    file as it was, if the disk is full."""
+    file as it was, if the disk is full. ``private``: none but the owner may read it."""
     data = content.encode() if isinstance(content, str) else content
     temporary = _beside(path)
     with space_for(path):
         try:
             with temporary.open("wb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -108,8 +108,21 @@ class TrainRequest:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "TrainRequest":
-        """Inverse of ``to_record``."""
+        """Inverse of ``to_record``; TrainingError for one that is of other types: a seed that is a text may be another
+        seed to the ledger and the same to the noise."""
         values: dict[str, Any] = dict(record)
+        for name, kind in _SINGLE.items():
+            if type(values.get(name, kind())) is not kind:
+                raise TrainingError(f"a request whose {name} is no {kind.__name__}")
+        for name, kind in _SEVERAL.items():
+            several = values.get(name, [])
+            if not isinstance(several, list) or any(type(value) is not kind for value in several):
+                raise TrainingError(f"a request whose {name} are not of type {kind.__name__}")
+        merchants = len(values.get("merchants", []))
+        if any(len(values.get(name, [])) != merchants for name in ("students", "rounds")):
+            raise TrainingError("a request without a student and a number of rounds for each of its merchants")
+        if len(values.get("known", [])) not in (0, merchants):
+            raise TrainingError("a request that knows soft labels of other merchants than it asks")
         return cls(
             arm=values["arm"],
             seed=values["seed"],
@@ -123,6 +136,14 @@ class TrainRequest:
             known=tuple(values.get("known", ())),
             proxy=values.get("proxy", b""),
         )
+
+
+_SINGLE = {"arm": str, "seed": int, "population": int, "learning_rate": float, "test": bool, "proxy": bytes}
+_SEVERAL = {
+    **dict.fromkeys(("merchants", "students", "blueprint_names", "blueprints"), str),
+    **dict.fromkeys(("rounds", "known"), int),
+}
+"""Types of a request's values on the wire."""
 
 
 def packed(chosen: npt.NDArray[np.bool_]) -> bytes:

@@ -1,7 +1,11 @@
 """A site whose noise nobody else can draw gives one answer to one request, and never a second one in other words."""
 
+import os
+import shutil
+import stat
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +30,8 @@ def own_site(world, tmp_path):
     """A function that opens a site under DP, its noise depending on a secret unless that is empty."""
 
     def opened(secret=SECRET, **changes):
-        experiment = world.experiment.with_changes({"runtime.folder": str(tmp_path / "runs"), **PRIVATE, **changes})
+        places = {"runtime.folder": str(tmp_path / "runs"), "privacy.ledger": str(tmp_path / "ledgers")}
+        experiment = world.experiment.with_changes({**places, **PRIVATE, **changes})
         return open_site(experiment, 0, 1, secret=secret)
 
     return opened
@@ -41,6 +46,19 @@ def ask(world):
         return {answer.merchant: answer for answer in site.train(request, world.down(round), {})}
 
     return asked
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Who was trained, in order."""
+    names, fit = [], CohortTrainer.fit
+
+    def watched(self, learners, *rest):
+        names.extend(one.name for one in learners)
+        return fit(self, learners, *rest)
+
+    monkeypatch.setattr(CohortTrainer, "fit", watched)
+    return names
 
 
 def same(one, other):
@@ -65,26 +83,90 @@ def test_an_equal_request_in_other_company_has_the_same_answer_to_the_last_bit(w
     assert not same(together[merchant], trained_again[merchant])  # the same noise, summed in another order
 
 
+def test_an_answer_is_kept_before_it_leaves(world, own_site, trained):
+    """Whoever takes the first answer of several and then kills the site has one that the site has, too."""
+    request = replace(world.request(*world.names), learning_rate=1.0)
+    stream = own_site().train(request, world.down(), {})
+    taken = next(stream)
+    stream.close()
+    trained.clear()
+    alone = replace(request.part([world.names.index(taken.merchant)]))
+    (again,) = own_site().train(alone, world.down(), {})
+    assert same(taken, again) and not trained
+
+
+def test_the_last_two_rounds_can_be_asked_for_again(world, own_site, ask, trained):
+    merchant = world.names[0]
+    first = {round: ask(own_site(), merchant, round=round, rounds=3)[merchant] for round in (1, 2, 3)}
+    trained.clear()
+    for round in (3, 2):
+        assert same(first[round], ask(own_site(), merchant, round=round, rounds=3)[merchant])
+    assert not trained
+
+
+def test_deleting_a_runs_state_deletes_no_answer(world, own_site, ask, tmp_path):
+    merchant = world.names[0]
+    first = ask(own_site(), *world.names)[merchant]
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert same(first, ask(own_site(), merchant)[merchant])
+
+
+def test_a_torn_write_leaves_no_answer_and_nothing_behind(world, own_site, ask, monkeypatch, tmp_path):
+    merchant, replaced = world.names[0], os.replace
+
+    def killed(source, target):
+        if str(target).endswith(".uplink"):
+            raise KeyboardInterrupt
+        replaced(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        patched.setattr(Path, "unlink", lambda *given, **named: None)  # a killed process cleans up nothing
+        with pytest.raises(KeyboardInterrupt):
+            ask(own_site(), merchant)
+    assert not list(tmp_path.rglob("*.uplink")) and list(tmp_path.rglob(".*.uplink.*.tmp"))
+    ask(own_site(), merchant)
+    assert len(charged(own_site(), merchant)) == 1
+    (kept,) = tmp_path.rglob("*.uplink")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert not list(tmp_path.rglob(".*.uplink.*.tmp"))
+
+
+def test_two_runs_that_share_a_ledger_have_answers_of_their_own(world, own_site, ask):
+    merchant = world.names[0]
+    first = ask(own_site(), merchant)[merchant]
+    other = ask(own_site(name="other"), merchant)[merchant]
+    assert not same(first, other) and len(charged(own_site(), merchant)) == 2
+    assert same(first, ask(own_site(), merchant)[merchant])
+    assert same(other, ask(own_site(name="other"), merchant)[merchant])
+
+
+def test_the_noise_of_a_size_is_drawn_by_one_run_at_a_time(world, own_site, ask):
+    """Two at once would find the same place in the ledger, and draw the same for two charges."""
+    merchant, done = world.names[0], []
+    waiting = threading.Thread(target=lambda: done.append(ask(own_site(), merchant)))
+    with own_site().protection.ledger("fedavg-kd", 0, merchant).drawing():
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive() and not done
+    waiting.join()
+    assert done
+
+
 def test_without_a_secret_nothing_is_kept(world, own_site, ask, tmp_path):
     ask(own_site(""), *world.names)
     assert not list(tmp_path.rglob("*.uplink"))
 
 
-def test_an_answer_that_is_kept_is_not_trained_again(world, own_site, ask, monkeypatch):
+def test_an_answer_that_is_kept_is_not_trained_again(world, own_site, ask, trained):
     first = ask(own_site(), *world.names)
-    seen = []
-    fit = CohortTrainer.fit
-
-    def watched(self, learners, *rest):
-        seen.extend(one.name for one in learners)
-        return fit(self, learners, *rest)
-
-    monkeypatch.setattr(CohortTrainer, "fit", watched)
+    assert trained == world.names
+    trained.clear()
     again = ask(own_site(), *world.names)
-    assert not seen
+    assert not trained
     assert all(same(first[name], again[name]) for name in world.names)
     ask(own_site(), *world.names, round=2)
-    assert seen == world.names
+    assert trained == world.names
 
 
 def test_what_may_have_left_and_is_kept_no_longer_is_another_release_with_its_own_noise(world, own_site, ask):

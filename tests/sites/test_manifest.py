@@ -12,6 +12,7 @@ from clients.manifest import Manifest
 from fed_distill.data import load
 from fed_distill.errors import ConfigError, DataError, NotAllowed
 from fed_distill.runtime.grid import context_of
+from fed_distill.runtime.seeds import derive
 from fed_distill.sites.public_part import PublicPart
 
 HEADER = "anfrage,produkt,note,laden"
@@ -81,6 +82,23 @@ def test_a_row_more_moves_no_other_one(manifest_of):
         had, has = ({*getattr(data, part).texts} for data in (before, after))
         assert len(had) > 2 and had <= has
     assert len(after.train) + len(after.valid) + len(after.test) == 61
+
+
+def test_who_has_nothing_to_train_on_is_left_out_unless_named(manifest_of, caplog):
+    alone = next(name for name in map("shop {}".format, range(50)) if not is_trained_on(manifest_of, name))
+    manifest = manifest_of([*rows(40), f"query {alone},product,exact,{alone}"])
+    assert list(manifest.read_data().merchants) == ["acme"]
+    assert f"has nothing to train on for 1 merchants, who are left out: {[alone]}" in caplog.text
+    named = manifest.model_copy(update={"data": manifest.data.model_copy(update={"merchants": ("acme", alone)})})
+    with pytest.raises(DataError, match=f"nothing to train on for merchant '{alone}'"):
+        named.read_data()
+
+
+def is_trained_on(manifest_of, name):
+    """Whether the only row of a merchant, whose query has its name, is one to train on."""
+    config = manifest_of(rows(1)).data
+    at = derive(config.seed, "part", f"query {name}") / 2**63
+    return at >= config.valid_share + config.test_share
 
 
 def test_rows_of_one_group_stay_together_and_rows_without_one_are_by_themselves(manifest_of):

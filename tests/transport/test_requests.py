@@ -41,6 +41,33 @@ def test_a_request_comes_back_as_it_was_sent():
     assert over_the_wire(empty) == empty
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": "3"},  # another seed to a ledger, and the same to what draws the noise
+        {"seed": 3.0},
+        {"seed": True},
+        {"arm": 3},
+        {"population": 2.5},
+        {"learning_rate": "0.1"},
+        {"test": 1},
+        {"merchants": [1, 2]},
+        {"merchants": "ab"},
+        {"rounds": [5.0, 15.0]},
+        {"rounds": [5]},
+        {"students": ["lstm"]},
+        {"known": [1]},
+        {"proxy": "x"},
+    ],
+)
+def test_a_request_of_other_types_or_lengths_is_refused(wrong):
+    record = REQUEST.to_record()
+    for name, value in wrong.items():
+        record[name] = value
+    with pytest.raises(TrainingError, match="a request"):
+        TrainRequest.from_record(record)
+
+
 def test_each_merchant_has_its_student_and_its_planned_rounds():
     assert [REQUEST.student_of(merchant) for merchant in REQUEST.merchants] == ["lstm", "two-tower"]
     assert [REQUEST.rounds_of(merchant) for merchant in REQUEST.merchants] == [5, 15]
