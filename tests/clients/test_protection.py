@@ -186,12 +186,12 @@ def test_a_kill_at_any_write_never_leaves_a_release_unpaid(world, protected, mon
     merchant, rounds = world.names[0], 3
     whole, left, released = module.write_atomic, [writes], set()
 
-    def killed(path, content):
+    def killed(path, content, **how):
         if left[0] == 0:
             left[0] = -1
             raise Stop
         left[0] -= 1
-        whole(path, content)
+        whole(path, content, **how)
         if left[0] == 0:  # killed between the charge and the step
             left[0] = -1
             raise Stop
