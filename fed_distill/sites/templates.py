@@ -204,7 +204,8 @@ offline. Nobody else needs it.
    that the systemd unit lets it write to. A run's `name` is for one run and for its `runtime.resume = true`: sites keep
    by it what their merchants have learned and answered, also when you delete the run here.
 5. A further site: `fed-distill sites init . --sites NEW --experiment experiments/NAME.toml`. A new server certificate,
-   before the old one ends: `fed-distill sites init . --renew`, then restart the server; sites need nothing.
+   before the old one ends: `fed-distill sites init . --renew`, then restart the server. Sites need no new file; one
+   that `flwr supernode list prod` shows as offline a minute later has given up, and is started again by its people.
 
 **Close the door behind you.** Flower answers sites, operators and its own processes on the same port, and asks
 operators for no password: whoever reaches `/v1/control` there can register keys and start runs, which run code at the
