@@ -60,6 +60,8 @@ def run(
     experiment = _experiment(file, settings, name, resume, tiny)
     result = simulate(experiment)
     Console().print(_comparison(result))
+    if tiny:
+        Console().print("a tiny version, to try the file out: its numbers mean nothing")
     Console().print(f"report: {escape(str(result.report))}", soft_wrap=True)
 
 

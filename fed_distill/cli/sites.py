@@ -86,7 +86,12 @@ def check(folder: Folder) -> None:
         state = f"[{_COLOURS[one.state]}]{one.state}[/]"
         table.add_row(escape(one.place), escape(one.what), state, escape(one.detail))
     Console().print(table)
-    if any(problems(found)):
+    wrong = sum(1 for _ in problems(found))
+    told = "nothing is wrong" if not wrong else "1 problem" if wrong == 1 else f"{wrong} problems"
+    operator = not (folder / "site.toml").exists()
+    more = "; who is registered and there, `flwr supernode list prod` says" if operator else ""
+    Console().print(told + more, soft_wrap=True)
+    if wrong:
         raise typer.Exit(1)
 
 
@@ -147,6 +152,7 @@ def _findings(folder: Path) -> "Iterator[Finding]":
     yield checks.certificate("operator", authority)
     yield checks.certificate("server", folder / "server" / "server.crt", authority)
     yield checks.secret("server", folder / "server" / "server.key")
+    yield checks.server_key("server", folder / "server" / "server.key", folder / "server" / "server.crt")
     yield from _reached("server", address, authority)
     for site in sorted(path.parent for path in (folder / "sites").glob("*/site.toml")):
         yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub")

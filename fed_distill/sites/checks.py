@@ -23,7 +23,7 @@ from fed_distill.errors import ConfigError, FedDistillError
 from fed_distill.methods import METHODS
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.versions import versions
-from fed_distill.sites.identity import is_signed_by, public_half, read_certificate
+from fed_distill.sites.identity import belongs, is_signed_by, public_half, read_certificate
 
 SOON = timedelta(days=30)
 """A certificate that ends within this time should be made anew."""
@@ -83,6 +83,17 @@ def secret(place: str, path: Path) -> Finding:
         return f"mode {mode:04o}"
 
     return checked(place, f"secret {path.name}", look)
+
+
+def server_key(place: str, path: Path, certificate: Path) -> Finding:
+    """Whether the server's key is that of its certificate: with another one it does not start."""
+
+    def look() -> str:
+        if not belongs(path, certificate):
+            raise ConfigError(f"it is not the key of {certificate}: put both from one `fed-distill sites init`")
+        return f"belongs to {certificate.name}"
+
+    return checked(place, f"key {path.name}", look)
 
 
 def site_key(place: str, path: Path, public: Path | None = None) -> Finding:

@@ -79,6 +79,17 @@ def make_site_key(folder: Path) -> bytes:
     return _public_line(key)
 
 
+def belongs(key: Path, certificate: Path) -> bool:
+    """Whether a private key (PEM) is that of a certificate; ConfigError if one of them cannot be read."""
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(f"cannot read the key {key}: {error.strerror}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key} is not a private key in PEM format: {error}") from error
+    return private.public_key() == read_certificate(certificate).public_key()
+
+
 def public_half(path: Path) -> bytes:
     """The public key, as ``make_site_key`` gives it, of a private key; ConfigError if that is no P-384 key."""
     try:

@@ -169,6 +169,7 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_p
     code, out, errors = entered(*line)
     assert (code, errors) == (0, "")
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert "its numbers mean nothing" in out
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["rounds"], list(summary["controls"])) == (2, ["server", "local", "pooled", "fedavg"])
 

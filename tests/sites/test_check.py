@@ -73,7 +73,7 @@ def lines(output, state):
 def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
-    assert len(lines(output, "ok")) == 6 + 3 * 9
+    assert len(lines(output, "ok")) == 7 + 3 * 9
     assert all("who knows the run's seed can take its noise off" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
     code, output = checked("sites/north")
@@ -260,3 +260,15 @@ def test_a_broken_site_file_is_one_problem_among_others(checked, deployment):
 def test_a_folder_that_is_no_deployment_is_a_mistake(command, tmp_path):
     with pytest.raises(ConfigError, match="is neither a deployment nor a site"):
         command("check", tmp_path)
+
+
+def test_a_server_key_of_another_certificate_is_found(checked, deployment, tmp_path):
+    code, told = checked()
+    assert code == 0 and "nothing is wrong; who is registered" in told
+    key = deployment / "server" / "server.key"
+    make_authority(tmp_path)
+    key.write_bytes((tmp_path / "ca.key").read_bytes())
+    found = checks.server_key("server", key, deployment / "server" / "server.crt")
+    assert found.state == "problem" and "is not the key of" in found.detail
+    key.write_text("no key", encoding="utf-8")
+    assert "is not a private key" in checks.server_key("server", key, deployment / "server" / "server.crt").detail
