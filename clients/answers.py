@@ -77,5 +77,10 @@ class Answers:
         return folder / f"{round:06d}-{digest}{_SUFFIX}"
 
 
+def answered(ledgers: Path) -> set[str]:
+    """Who has answers beside the ledgers in a folder, of whatever run, as ``as_file_name`` calls them."""
+    return {path.name for path in ledgers.glob(f"{ANSWERS}/*/seed-*/*/*")}
+
+
 def _round(path: Path) -> int:
     return int(path.name.partition("-")[0])

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from fed_distill.config import Experiment
 from fed_distill.errors import FedDistillError
 from fed_distill.observing.logs import log_as, observed
+from fed_distill.results.terminal import show
 from fed_distill.runtime.callbacks import CallbackList
 from server.conduct import conduct
 
@@ -35,7 +36,9 @@ def main(grid: Grid, context: Context) -> None:
                 experiment.runtime.workers,
             )
         with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
-            conduct(experiment, grid, callbacks)
+            folder = conduct(experiment, grid, callbacks)
     except FedDistillError as error:
         _log.error("%s%s", error, OPTIONS if " --" in str(error) else "")  # Flower goes on with a traceback
         raise
+    if experiment.runtime.logs == "text":
+        show(folder.absolute())  # on this machine, from whatever folder the server was started in

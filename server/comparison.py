@@ -260,10 +260,13 @@ class Comparison:
         stages = domain_stages(lesson.phase(pupil, config.epochs, config.learning_rate_scale), layers)
 
         def train(current: Weights, stage: Stage) -> Weights:
+            self.callbacks.on_stage(f"seed {self.seed} · {arm}: {stage.title}", None)
             for number, part in enumerate(stage.parts):
                 purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
                 with frozen(student, part.frozen):
-                    current = self.server.train(pupil, current, part.plan, (self.seed, *purpose), self.server.pace())
+                    current = self.server.train(
+                        pupil, current, part.plan, (self.seed, *purpose), self.server.pace(), self.school.step
+                    )
             return current
 
         def validate(current: Weights) -> float:
@@ -272,7 +275,6 @@ class Comparison:
                 return self.evaluator.public_score(student)
             return self.evaluator.validation_score(student)
 
-        self.callbacks.on_stage(f"seed {self.seed} · {arm}: domain adaptation", None)
         adapted = adapt(weights, stages, train, validate)
         for note in adapted.notes:
             self.callbacks.on_message(note)

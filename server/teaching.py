@@ -20,7 +20,7 @@ from fed_distill.distill.ensemble import combined, confidence, domains_of, simil
 from fed_distill.distill.features import features
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.teacher import cached_teacher
+from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, teacher_folder
 from fed_distill.distill.transfer import FEATURES, Lesson, partners
 from fed_distill.models import TextModel
 from fed_distill.results.metrics import Metrics, classification, ranking
@@ -140,15 +140,14 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
         for place, (kind, added) in enumerate(kinds, 1):
             which = f", {place} of {len(kinds)}" if len(kinds) > 1 else ""
             which += f", domain {number} of {len(domains)}" if len(domains) > 1 else ""
-            callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning", None)
+            made_of = kind, data.task, own, own_valid, domain_texts(data), experiment.data.seed + added
+            if teacher_folder(cache, teacher_fingerprint(*made_of)).exists():
+                callbacks.on_message(f"teacher {kind.model}{which}: fine-tuned before, and kept in {cache}")
+            else:
+                callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning", None)
             tuned, name = cached_teacher(
                 cache,
-                kind,
-                data.task,
-                own,
-                own_valid,
-                domain_texts(data),
-                experiment.data.seed + added,
+                *made_of,
                 lambda done, total, metrics: callbacks.on_step(done, {"steps": total, **metrics}),
             )
             members.append(Member(tuned.model.eval(), name, own))

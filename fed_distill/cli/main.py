@@ -23,7 +23,6 @@ from fed_distill.errors import FedDistillError
 if TYPE_CHECKING:
     from fed_distill.config import Experiment
     from fed_distill.registry import Registry
-    from fed_distill.results.result import Result
 
 app = typer.Typer(
     name="fed-distill",
@@ -56,13 +55,11 @@ def run(
 ) -> None:
     """Run an experiment in this process and write its report."""
     from fed_distill.cli.simulation import run as simulate
+    from fed_distill.results.terminal import show
 
     experiment = _experiment(file, settings, name, resume, tiny)
     result = simulate(experiment)
-    Console().print(_comparison(result))
-    if tiny:
-        Console().print("a tiny version, to try the file out: its numbers mean nothing")
-    Console().print(f"report: {escape(str(result.report))}", soft_wrap=True)
+    show(result.folder, "a tiny version, to try the file out: its numbers mean nothing" if tiny else "")
 
 
 @app.command(epilog="Example: fed-distill config experiments/quickstart.toml --flower > run.toml")
@@ -184,25 +181,6 @@ def _experiment(
         changes["runtime.resume"] = True
     experiment = Experiment.read(file, changes)
     return experiment.tiny() if tiny else experiment
-
-
-def _comparison(result: "Result") -> Table:
-    """The comparison in as many columns as the terminal has room for; the report has all."""
-    from fed_distill.results.tables import comparison_cells
-
-    lines = comparison_cells(result.summary)
-    dispensable = ("accuracy", "macro-F1", "merchants: mean", "retention", "up / down a round", "time", "AUC")
-    shown = list(range(len(lines[0])))
-    for title in dispensable:
-        if sum(max(len(line[place]) for line in lines) + 2 for place in shown) <= Console().width:
-            break
-        shown = [place for place in shown if lines[0][place] != title or place == 1]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for place in shown:
-        table.add_column(lines[0][place], justify="left" if place == 0 else "right", no_wrap=True)
-    for cells in lines[1:]:
-        table.add_row(*(escape(cells[place]) for place in shown))
-    return table
 
 
 def _print_registry(registry: "Registry") -> None:

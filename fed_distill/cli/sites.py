@@ -76,8 +76,6 @@ def init(
 @sites_app.command(epilog="Example: fed-distill sites check deployment")
 def check(folder: Folder) -> None:
     """Look at certificates, keys, permissions, server, versions, data and ledgers; exit code 1 if anything is wrong."""
-    from fed_distill.sites.checks import problems
-
     found = list(_findings(folder))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("where", "what", "state", ""):
@@ -86,11 +84,8 @@ def check(folder: Folder) -> None:
         state = f"[{_COLOURS[one.state]}]{one.state}[/]"
         table.add_row(escape(one.place), escape(one.what), state, escape(one.detail))
     Console().print(table)
-    wrong = sum(1 for _ in problems(found))
-    told = "nothing is wrong" if not wrong else "1 problem" if wrong == 1 else f"{wrong} problems"
-    operator = not (folder / "site.toml").exists()
-    more = "; who is registered and there, `flwr supernode list prod` says" if operator else ""
-    Console().print(told + more, soft_wrap=True)
+    wrong, doubtful = (sum(one.state == state for one in found) for state in ("problem", "warning"))
+    Console().print(f"{_counted(wrong, 'problem')}, {_counted(doubtful, 'warning')}", soft_wrap=True)
     if wrong:
         raise typer.Exit(1)
 
@@ -140,6 +135,7 @@ def _findings(folder: Path) -> "Iterator[Finding]":
     """Of a site's folder, or of the operator's with all sites' folders in it."""
     from fed_distill.sites import checks
     from fed_distill.sites.folders import ADDRESS
+    from fed_distill.sites.registered import presences
 
     if (folder / "site.toml").exists():
         yield from _site_findings(folder)
@@ -153,13 +149,18 @@ def _findings(folder: Path) -> "Iterator[Finding]":
     yield checks.certificate("server", folder / "server" / "server.crt", authority)
     yield checks.secret("server", folder / "server" / "server.key")
     yield checks.server_key("server", folder / "server" / "server.key", folder / "server" / "server.crt")
-    yield from _reached("server", address, authority)
+    reached = list(_reached("server", address, authority))
+    yield from reached
+    there = reached[0].state == "ok"
+    if there:
+        yield from presences(address, authority, folder / "server" / "keys")
     for site in sorted(path.parent for path in (folder / "sites").glob("*/site.toml")):
-        yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub")
+        yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub", there)
 
 
-def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Finding]":
-    """``public``: the operator's copy of the site's public key."""
+def _site_findings(folder: Path, public: Path | None = None, there: bool = True) -> "Iterator[Finding]":
+    """``public``: the operator's copy of the site's public key. ``there``: whether the server is worth another try."""
+    from clients.answers import answered
     from clients.manifest import Manifest
     from fed_distill.errors import FedDistillError
     from fed_distill.sites import checks
@@ -178,7 +179,8 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
     yield checks.site_key(place, folder / "site.key", public)
     yield _noise_finding(manifest, public is None)
     yield checks.certificate(place, folder / "ca.crt")
-    yield from _reached(place, manifest.server.address, folder / "ca.crt")
+    if there:
+        yield from _reached(place, manifest.server.address, folder / "ca.crt")
     yield checks.installed(place, manifest.server.versions)
     try:
         merchants = manifest.read_data().merchants
@@ -187,7 +189,8 @@ def _site_findings(folder: Path, public: Path | None = None) -> "Iterator[Findin
         return
     rows = sum(len(merchant.train) for merchant in merchants.values())
     yield checks.Finding(place, "data", "ok", f"{len(merchants)} merchants, {rows} training examples")
-    yield checks.ledgers(place, manifest.ledgers, merchants, bool(manifest.data.merchants))
+    partly, paid = bool(manifest.data.merchants), manifest.ledgers
+    yield checks.ledgers(place, paid, merchants, partly, answered(paid))
     yield checks.limits(place, manifest.limits.rules.methods, manifest.limits.merchants, merchants)
 
 
@@ -199,6 +202,10 @@ def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
     yield server
     if server.state == "ok":
         yield checks.clock(place, address, authority)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":

@@ -108,7 +108,7 @@ class Table:
         read_label = label_reader(task)
         labels = [read_label(value) for value in raw]
         if raw and all(label == UNLABELED for label in labels):
-            common = ", ".join(repr(name) for name, _ in Counter(map(str, raw)).most_common(3))
+            common = ", ".join(repr(name) for name, _ in Counter(map(str, raw)).most_common(8))
             raise DataError(
                 f"{self.path}: no label in column {self.named.label!r} is a class of {task.name}; they are {common}, "
                 f"first in row 1; {task.name} has: {', '.join(task.classes)}. Say what "

@@ -131,6 +131,11 @@ def teacher_fingerprint(
     )
 
 
+def teacher_folder(cache_dir: Path, name: str) -> Path:
+    """Where the fine-tuned teacher of this fingerprint is kept."""
+    return cache_dir / "teachers" / name
+
+
 def cached_teacher(
     cache_dir: Path,
     config: TeacherConfig,
@@ -147,7 +152,7 @@ def cached_teacher(
     stored teacher that cannot be read is reported in the log and made again.
     """
     name = teacher_fingerprint(config, task, public, valid, domain, seed)
-    folder = cache_dir / "teachers" / name
+    folder = teacher_folder(cache_dir, name)
     if folder.exists():
         try:
             return _load(folder), name

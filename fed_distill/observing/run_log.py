@@ -7,6 +7,7 @@ from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.observing.logs import observed
+from fed_distill.results.store import REPORT
 from fed_distill.runtime.callbacks import Callback, scalars
 
 _log = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ class RunLog(Callback):
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
         """Say what is run and where it is kept."""
+        self._folder = folder.absolute()
         federations = ", ".join(federation.title for federation in experiment.federations())
         _log.info("the run begins: %s; kept in %s", federations, folder)
 
@@ -35,7 +37,7 @@ class RunLog(Callback):
         _log.info("%s", text)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Say how the run ended."""
+        """Say how the run ended, and where its report is."""
         names = ("retention", "gap_closed", "seconds")
         facts = {name: summary[name] for name in names if summary.get(name) is not None}
-        _log.info("the run has ended", extra={"facts": facts})
+        _log.info("the run has ended", extra={"facts": {"report": str(self._folder / REPORT), **facts}})

@@ -1,10 +1,11 @@
 """The terminal's view of a run: a live line a stage with rich, or plain lines where nobody watches.
 
-Plain lines are few: a stage's start, its quarters, and at most twenty rounds of a federation.
+Plain lines are few: a stage's start, its quarters, one a minute between, and at most twenty rounds of a federation.
 """
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from fed_distill.runtime.callbacks import Callback
 
 ROUND_LINES = 20
 """Most lines that the rounds of one federation get where the terminal is not a live one."""
+PATIENCE = 60.0
+"""Seconds after which the steps of a stage get a plain line, whether or not another quarter of them is done."""
 
 
 class Progress(Callback):
     """Shows stage, round, merchants, loss, validation metric and the time left."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._said = now, now()
         self._console = console or Console(stderr=True)
         self._bars: Bars | None = None
         self._task: TaskID | None = None
@@ -59,7 +63,7 @@ class Progress(Callback):
             self._print(title)
 
     def on_step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Move the stage on; plain lines at its quarters only."""
+        """Move the stage on; plain lines at its quarters, and where these take long."""
         shown = dict(metrics)
         steps = shown.pop("steps", None)
         if self._total is None and steps is not None:
@@ -67,7 +71,9 @@ class Progress(Callback):
         facts = " · ".join(f"{METRIC_NAMES.get(name, name)} {value:.4g}" for name, value in shown.items())
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=self._total, facts=escape(facts))
-        elif self._total is not None and _quarter(done, self._total) > _quarter(self._done, self._total):
+        elif self._total is not None and (
+            _quarter(done, self._total) > _quarter(self._done, self._total) or self._now() - self._said >= PATIENCE
+        ):
             self._print(f"{self._title}: {done} of {self._total}" + (f" · {facts}" if facts else ""))
         self._done = done
 
@@ -104,6 +110,7 @@ class Progress(Callback):
             self._task = None
 
     def _print(self, text: str) -> None:
+        self._said = self._now()
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -181,11 +181,26 @@ def installed(place: str, wanted: Mapping[str, str]) -> Finding:
     return Finding(place, "versions", "problem" if set(other) & set(EXACT) else "warning", told)
 
 
-def ledgers(place: str, folder: Path, merchants: Collection[str], some_left_out: bool = False) -> Finding:
-    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``; it may leave some out."""
+def ledgers(
+    place: str,
+    folder: Path,
+    merchants: Collection[str],
+    some_left_out: bool = False,
+    answered: Collection[str] = (),
+) -> Finding:
+    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``; it may leave some out.
+
+    answered: the names, as files have them, of merchants who have answered private requests, and so must have a ledger.
+    """
 
     def look() -> str:
         there = Ledgers(folder).merchants()
+        lost = set(answered) - {path.stem for path in Ledgers(folder).files()}
+        if lost:
+            raise ConfigError(
+                f"answers of {min(lost)!r} are kept in {folder}, and its ledger is gone: put it back, for what is not "
+                "in it counts as never spent"
+            )
         foreign = [merchant for merchant in there if merchant not in merchants]
         if foreign and some_left_out:
             return (
@@ -214,8 +229,3 @@ def limits(place: str, methods: Collection[str] | None, named: Collection[str], 
         return f"{allowed} methods allowed, {len(named)} merchants with limits of their own"
 
     return checked(place, "limits", look)
-
-
-def problems(findings: Collection[Finding]) -> Iterator[Finding]:
-    """Those that must be mended."""
-    return (finding for finding in findings if finding.state == "problem")

@@ -30,9 +30,11 @@ sed -i "s|^root-certificates = .*|root-certificates = \\"$$PWD/ca.crt\\"|" flwr/
 [ $$# -gt 0 ] || set -- keys/*.pub
 tries=15
 for key in "$$@"; do
-    until told=$$(flwr supernode register "$$key" prod --name "$$(basename "$$key" .pub)" 2>&1); do
+    site=$$(basename "$$key" .pub)
+    outcome="registered"
+    until told=$$(flwr supernode register "$$key" prod --name "$$site" 2>&1); do
         if echo "$$told" | grep -q "already in use"; then
-            told="$$key: registered before"
+            outcome="registered before"
             break
         elif [ $$tries -gt 0 ] && echo "$$told" | grep -q "is unavailable"; then
             tries=$$((tries - 1))  # a server takes a while to start
@@ -42,7 +44,7 @@ for key in "$$@"; do
             exit 1
         fi
     done
-    echo "$$told"
+    echo "$$site: $$outcome"
 done
 """)
 
@@ -57,13 +59,13 @@ root-certificates = "$folder/server/ca.crt"
 
 SITE_START = Template("""\
 #!/bin/sh
-# Starts site $name (Flower's SuperNode). PORT: for its own processes, on this machine only. flower-supernode must be on
-# the PATH: activate the environment first.
+# Starts site $name (Flower's SuperNode). PORT: for its own processes, on this machine only. The python of the
+# environment must be on the PATH: activate it first. It ends with an error if it cannot trust the server.
 set -eu
 umask 077
 cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 XDG_CACHE_HOME="$$PWD/cache"
-exec flower-supernode \\
+exec python -m fed_distill.sites.supernode \\
     --superlink $address --root-certificates ca.crt \\
     --auth-supernode-private-key site.key \\
     --node-config "site=\\"$$PWD/site.toml\\"" \\
@@ -204,8 +206,8 @@ offline. Nobody else needs it.
    that the systemd unit lets it write to. A run's `name` is for one run and for its `runtime.resume = true`: sites keep
    by it what their merchants have learned and answered, also when you delete the run here.
 5. A further site: `fed-distill sites init . --sites NEW --experiment experiments/NAME.toml`. A new server certificate,
-   before the old one ends: `fed-distill sites init . --renew`, then restart the server. Sites need no new file; one
-   that `flwr supernode list prod` shows as offline a minute later has given up, and is started again by its people.
+   before the old one ends: `fed-distill sites init . --renew`, then restart the server. Sites need no new file. One
+   that met an expired certificate has ended with an error: systemd and Docker start it again, else its people do.
 
 **Close the door behind you.** Flower answers sites, operators and its own processes on the same port, and asks
 operators for no password: whoever reaches `/v1/control` there can register keys and start runs, which run code at the

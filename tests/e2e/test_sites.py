@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from fed_distill import run
 from fed_distill.cli.main import app as command_line
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.store import read_summary
-from fed_distill.sites.identity import make_site_key
+from fed_distill.sites.identity import make_server_certificate, make_site_key
+from fed_distill.sites.registered import presences
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -54,6 +56,7 @@ class Deployment:
     folder: Path
     port: int
     processes: list[subprocess.Popen] = field(default_factory=list)
+    sites: dict[str, subprocess.Popen] = field(default_factory=dict)
     server: subprocess.Popen | None = None
 
     @property
@@ -73,10 +76,15 @@ class Deployment:
         self.processes.append(process)
         return process
 
-    def start_server(self):
+    def start_server(self, trusted=True):
         server = self.start("server", self.folder / "server" / "start.sh")
-        wait_until(lambda: answers(self.port, self.folder / "ca" / "ca.crt"), server, "server")
+        authority = self.folder / "ca" / "ca.crt" if trusted else None
+        wait_until(lambda: answers(self.port, authority), server, "server")
         self.server = server
+
+    def stop_server(self):
+        os.killpg(self.server.pid, signal.SIGTERM)
+        self.server.wait()
 
     def start_site(self, folder, port):
         return self.start(folder.name, folder / "start.sh", PORT=str(port))
@@ -113,13 +121,21 @@ def wait_until(true, process, what):
 
 
 def answers(port, authority):
+    """Whether there is a server, which shows a certificate by ``authority``; None: whatever it shows."""
     try:
-        context = ssl.create_default_context(cafile=str(authority))
         with socket.create_connection(("localhost", port), timeout=1) as plain:
-            context.wrap_socket(plain, server_hostname="localhost").close()
+            if authority is not None:
+                context = ssl.create_default_context(cafile=str(authority))
+                context.wrap_socket(plain, server_hostname="localhost").close()
     except OSError:
         return False
     return True
+
+
+def is_online(deployment, site):
+    keys, authority = deployment.folder / "server" / "keys", deployment.folder / "ca" / "ca.crt"
+    seen = {one.what: one.detail for one in presences(f"localhost:{deployment.port}", authority, keys)}
+    return seen[f"site {site}"] == "online"
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +170,11 @@ def deployment(experiment, tmp_path_factory):
         deployment.start_server()
         registered = deployment.run(folder / "server" / "register.sh")
         assert registered.returncode == 0, registered.stdout + registered.stderr
+        assert registered.stdout.splitlines() == [f"{name}: registered" for name in SITES]
         for name, site_port in zip(SITES, site_ports, strict=True):
-            deployment.start_site(folder / "sites" / name, site_port)
+            deployment.sites[name] = deployment.start_site(folder / "sites" / name, site_port)
+        for name in SITES:
+            wait_until(lambda name=name: is_online(deployment, name), deployment.sites[name], name)
         yield deployment
     finally:
         deployment.stop()
@@ -168,6 +187,7 @@ def test_the_student_is_that_of_the_in_process_run(deployment, experiment, dista
     done = deployment.run(BIN / "flwr", "run", ROOT, "prod", "--run-config", run_config, "--stream")
     student = tmp_path / experiment.name / "student" / "model.safetensors"
     assert student.exists(), done.stdout + done.stderr + deployment.log("north")
+    assert f"report: {tmp_path / experiment.name / 'report.html'}" in done.stdout
     here = run(experiment)
     assert distance(load_file(student), load_file(here.student / "model.safetensors")) < 1e-5
     summary = read_summary(tmp_path / experiment.name)
@@ -200,6 +220,7 @@ def test_the_check_finds_nothing_wrong(deployment):
     checked = CliRunner().invoke(command_line, ["sites", "check", str(deployment.folder)], catch_exceptions=False)
     assert checked.exit_code == 0, checked.output
     assert checked.output.count("answers") == 1 + len(SITES)
+    assert checked.output.count("online") == len(SITES)
 
 
 def test_an_unknown_key_is_refused(deployment):
@@ -263,3 +284,22 @@ def test_a_server_killed_in_a_run_is_started_again_and_the_run_goes_on(deploymen
         for merchant in ledgers.merchants():
             charges = [entry.charge for entry in ledgers.of(merchant).entries() if entry.charge.seed == 1]
             assert [charge.round for charge in charges] == [0, 1, 2, 3]  # its size, and each round once
+
+
+def test_a_site_that_meets_an_expired_certificate_ends_and_comes_back_when_it_is_renewed(deployment):
+    """Flower's own process would stay, deaf; ended with an error it is started again by systemd or Docker."""
+    deployment.stop_server()
+    long_ago = datetime.now(UTC) - timedelta(days=1000)
+    make_server_certificate(deployment.folder / "ca", deployment.folder / "server", "localhost", long_ago)
+    deployment.start_server(trusted=False)
+    for name, process in deployment.sites.items():
+        wait_until(lambda process=process: process.poll() is not None, deployment.server, name)
+        assert process.returncode == 1
+        assert "The server is given up" in deployment.log(name)
+    deployment.stop_server()
+    arguments = ["sites", "init", str(deployment.folder), "--renew"]
+    assert CliRunner().invoke(command_line, arguments, catch_exceptions=False).exit_code == 0
+    deployment.start_server()
+    (port,) = free_ports(1)
+    north = deployment.start_site(deployment.folder / "sites" / "north", port)
+    wait_until(lambda: "SuperNode ID" in deployment.log("north") and is_online(deployment, "north"), north, "north")

@@ -62,6 +62,16 @@ def test_a_log_is_not_flooded_by_steps(log):
     assert lines()[1:] == [f"teacher: {done} of 1000 · loss 0.5" for done in (250, 500, 750, 1000)]
 
 
+def test_a_log_hears_of_slow_steps_every_minute():
+    file, clock = io.StringIO(), [0.0]
+    progress = Progress(Console(file=file, force_terminal=False), now=lambda: clock[0])
+    progress.on_stage("teacher", 1000)
+    for done in range(1, 14):
+        clock[0] += 10.0
+        progress.on_step(done, {})
+    assert file.getvalue().splitlines() == ["teacher", "teacher: 6 of 1000", "teacher: 12 of 1000"]
+
+
 def test_a_log_is_not_flooded_by_rounds(log):
     progress, lines = log
     progress.on_stage("fedavg", 200)

@@ -6,22 +6,42 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from flwr.proto.control_pb2 import ListNodesResponse
+from flwr.proto.node_pb2 import NodeInfo
 
 from clients.manifest import Manifest
 from fed_distill.errors import ConfigError
 from fed_distill.privacy.accounting import Spend
 from fed_distill.privacy.ledger import Charge, Ledgers
+from fed_distill.results.files import as_file_name
 from fed_distill.sites import checks
 from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
+from fed_distill.sites.registered import presences
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Answers as Flower's server does to who asks for nothing of its own: not found, and what time it is there."""
+    """Answers as Flower's server does to who asks for nothing of its own: not found, and what time it is there.
+
+    statuses: what it says of sites, by the public key, in a message as Flower's own.
+    """
+
+    statuses: ClassVar[dict[bytes, str]] = {}
 
     def do_HEAD(self):
         self.send_error(404)
+
+    def do_POST(self):
+        assert self.path == "/v1/control/list-nodes"
+        nodes = [NodeInfo(public_key=key, status=status) for key, status in self.statuses.items()]
+        answer = ListNodesResponse(nodes_info=nodes).SerializeToString()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, *_):
         """Say nothing."""
@@ -49,13 +69,24 @@ def listening(folder, answer=Answer):
         server.shutdown()
 
 
+def pem(path):
+    """A public key in OpenSSH's format as Flower's server has it."""
+    key = serialization.load_ssh_public_key(path.read_bytes())
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 @pytest.fixture
 def checked(command, deployment, monkeypatch):
-    """A function that checks the deployment, or a part of it, while its server runs; gives exit code and output."""
+    """A function that checks the deployment, or a part of it, while its server runs; gives exit code and output.
+
+    statuses: of sites, by name, where they are not all there.
+    """
     monkeypatch.setenv("COLUMNS", "400")
 
-    def check(part="."):
-        with listening(deployment / "server") as address:
+    def check(part=".", **statuses):
+        said = {"north": "online", "south": "online", "west": "online", **statuses}
+        keys = {pem(deployment / "server" / "keys" / f"{name}.pub"): status for name, status in said.items() if status}
+        with listening(deployment / "server", type("Knowing", (Answer,), {"statuses": keys})) as address:
             for file in (deployment / "address", *deployment.glob("sites/*/site.toml")):
                 file.write_text(file.read_text(encoding="utf-8").replace("localhost:1", address), encoding="utf-8")
             done = command("check", deployment / part)
@@ -73,9 +104,10 @@ def lines(output, state):
 def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
-    assert len(lines(output, "ok")) == 7 + 3 * 9
+    assert len(lines(output, "ok")) == 7 + 3 * (1 + 9)
     assert all("who knows the run's seed can take its noise off" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
+    assert output.splitlines()[-1] == "no problems, 3 warnings"
     code, output = checked("sites/north")
     assert (code, len(lines(output, "ok"))) == (0, 9)
 
@@ -83,9 +115,46 @@ def test_a_whole_deployment_and_a_site_alone_pass(checked):
 def test_an_unreachable_server_is_found(command, deployment, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     done = command("check", deployment)
-    wrong = lines(done.output, "problem")
-    assert done.exit_code == 1
-    assert len(wrong) == 4 and all("localhost:1 cannot be reached" in line for line in wrong)
+    (wrong,) = lines(done.output, "problem")
+    assert done.exit_code == 1 and "localhost:1 cannot be reached" in wrong
+    (wrong,) = lines(command("check", deployment / "sites" / "north").output, "problem")
+    assert "localhost:1 cannot be reached" in wrong
+
+
+def test_sites_that_are_not_registered_or_not_there_are_found(checked):
+    code, output = checked(north="", south="offline", west="registered")
+    (wrong,) = lines(output, "problem")
+    assert code == 1 and "site north" in wrong and "run server/register.sh" in wrong
+    south, west = (line for line in lines(output, "warning") if line.startswith("server"))
+    assert "site south" in south and "registered, and not there now" in south
+    assert "site west" in west and "registered, and never there yet" in west
+
+
+def test_a_server_that_does_not_tell_which_sites_it_knows_is_a_warning(deployment):
+    class Closed(Answer):
+        def do_POST(self):
+            self.send_error(403)
+
+    class Other(Answer):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>welcome</html>")
+
+    for answer in (Closed, Other):
+        with listening(deployment / "server", answer) as address:
+            keys = deployment / "server" / "keys"
+            (found,) = presences(address, deployment / "ca" / "ca.crt", keys)
+        assert (found.what, found.state) == ("sites", "warning")
+        assert "does not tell which sites it knows" in found.detail
+
+
+def test_a_public_key_that_is_none_is_a_problem(deployment):
+    with listening(deployment / "server") as address:
+        path = deployment / "server" / "keys" / "south.pub"
+        path.write_text("ssh-rsa nonsense")
+        found = {one.what: one for one in presences(address, deployment / "ca" / "ca.crt", path.parent)}
+    assert found["site south"].state == "problem" and "is not a public key" in found["site south"].detail
 
 
 def test_a_server_by_another_authority_is_not_trusted(checked, deployment, tmp_path):
@@ -107,7 +176,7 @@ def test_an_expired_certificate_is_found_and_one_that_ends_soon_is_a_warning(che
     assert code == 1
     wrong = lines(output, "problem")
     assert "expired on" in wrong[0] and wrong[0].startswith("server")
-    assert all("certificate has expired" in line for line in wrong[1:]) and len(wrong) == 5
+    assert "certificate has expired" in wrong[1] and len(wrong) == 2
     code, output = renewed(380)
     assert code == 0
     assert "certificate server.crt" in lines(output, "warning")[0]
@@ -178,6 +247,7 @@ def test_a_foreign_ledger_and_a_damaged_one_are_found(checked, deployment):
     charge = Charge("run", "fedmd", 0, 1, "example", "training", "a", (Spend(1.0, 0.1, 1),), 1e-3)
     ledgers = Ledgers(manifest.ledgers)
     ledgers.of(own).charge(charge)
+    (manifest.ledgers / "answers" / "run" / "seed-0" / "fedmd" / as_file_name(own)).mkdir(parents=True)
     assert checked()[0] == 0
     ledgers.of("hooli").charge(charge)
     code, output = checked()
@@ -189,6 +259,10 @@ def test_a_foreign_ledger_and_a_damaged_one_are_found(checked, deployment):
     code, output = checked()
     (line,) = lines(output, "problem")
     assert code == 1 and "the check fails" in line
+    path.unlink()
+    code, output = checked()
+    (line,) = lines(output, "problem")
+    assert code == 1 and f"answers of '{as_file_name(own)}' are kept" in line and "its ledger is gone" in line
 
 
 def test_another_key_than_the_server_knows_is_found(checked, deployment):
@@ -263,8 +337,7 @@ def test_a_folder_that_is_no_deployment_is_a_mistake(command, tmp_path):
 
 
 def test_a_server_key_of_another_certificate_is_found(checked, deployment, tmp_path):
-    code, told = checked()
-    assert code == 0 and "nothing is wrong; who is registered" in told
+    assert checked()[0] == 0
     key = deployment / "server" / "server.key"
     make_authority(tmp_path)
     key.write_bytes((tmp_path / "ca.key").read_bytes())

@@ -76,7 +76,7 @@ def test_overwriting_is_asked_for_and_never_touches_keys(command, deployment):
     assert contents(deployment) == before
     command("init", deployment, "--sites", "north", "--overwrite")
     after = contents(deployment)
-    assert b"flower-supernode" in after["sites/north/start.sh"]
+    assert b"fed_distill.sites.supernode" in after["sites/north/start.sh"]
     assert {name: after[name] for name in SECRETS} == {name: before[name] for name in SECRETS}
 
 

@@ -1,0 +1,66 @@
+"""Which sites the server lets in, and which of them are there now: what ``flwr supernode list`` says, by their keys."""
+
+import ssl
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
+from google.protobuf.message import DecodeError
+
+from fed_distill.errors import ConfigError
+from fed_distill.sites.checks import Finding, checked
+
+
+def statuses(address: str, authority: Path, seconds: float = 5.0) -> dict[bytes, str]:
+    """What the server at HOST:PORT says of each site, ``registered`` (never there yet), ``online`` or ``offline``, by
+    the site's public key in PEM.
+
+    ConfigError if it does not tell: its control API may be closed to this machine.
+    """
+    asked = Request(
+        f"https://{address}/v1/control/list-nodes",
+        data=ListNodesRequest().SerializeToString(),
+        headers={"Content-Type": "application/protobuf", "Accept": "application/protobuf"},
+        method="POST",
+    )
+    try:
+        with urlopen(asked, timeout=seconds, context=ssl.create_default_context(cafile=str(authority))) as answer:
+            told = ListNodesResponse.FromString(answer.read())
+    except (OSError, HTTPException, DecodeError) as error:
+        raise ConfigError(f"{address} does not tell which sites it knows: {error}") from error
+    return {node.public_key: node.status for node in told.nodes_info if node.status != "unregistered"}
+
+
+def presences(address: str, authority: Path, keys: Path) -> Iterator[Finding]:
+    """Of each site whose public key is in the folder ``keys``: whether it is registered at the server, and there."""
+    try:
+        known = statuses(address, authority)
+    except ConfigError as error:
+        yield Finding("server", "sites", "warning", str(error))
+        return
+    for public in sorted(keys.glob("*.pub")):
+        yield _presence(public, known)
+
+
+def _presence(public: Path, known: Mapping[bytes, str]) -> Finding:
+    what = f"site {public.stem}"
+
+    def look() -> str:
+        try:
+            key = serialization.load_ssh_public_key(public.read_bytes())
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ConfigError(f"{public} is not a public key in OpenSSH's format: {error}") from error
+        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        if pem not in known:
+            raise ConfigError("not registered, so that it is not let in: run server/register.sh")
+        return known[pem]
+
+    found = checked("server", what, look)
+    if found.state == "ok" and found.detail != "online":
+        told = "registered, and never there yet" if found.detail == "registered" else "registered, and not there now"
+        return Finding("server", what, "warning", f"{told}: its people start it")
+    return found
