@@ -113,17 +113,17 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     @app.query("merchants")
     def merchants(message: Message, context: Context) -> Message:
         site = site_of(context)
-        public = PublicPart(site.task, site.proxy).fingerprint
-        record = ConfigRecord({"names": list(site.merchants), "public": public, "protocol": PROTOCOL})
+        public = PublicPart(site.task, site.holdings.proxy).fingerprint
+        record = ConfigRecord({"names": list(site.holdings.merchants), "public": public, "protocol": PROTOCOL})
         record["versions"] = [f"{name} {version}" for name, version in versions().items()]
-        if site.protection.tells_sizes(site.merchants):
-            record["examples"] = [len(data.train) for data in site.merchants.values()]
+        if site.protection.tells_sizes(site.holdings.merchants):
+            record["examples"] = [len(data.train) for data in site.holdings.merchants.values()]
         return Message(RecordDict({"merchants": record}), reply_to=message)
 
     @app.query("privacy")
     def privacy(message: Message, context: Context) -> Message:
         site, asked = site_of(context), message.content.config_records["request"]
-        spent = site.protection.spent(str(asked["arm"]), int(str(asked["seed"])), site.merchants)
+        spent = site.protection.spent(str(asked["arm"]), int(str(asked["seed"])), site.holdings.merchants)
         return Message(RecordDict({"spent": MetricRecord(asdict(spent))}), reply_to=message)
 
     @app.query("join")

@@ -189,6 +189,8 @@ class Manifest(_Table):
         return self.folder / self.data.path
 
     def _columns(self, task: Task) -> tuple[Table, dict[str, list[Any]]]:
+        if not self._path.is_file():
+            raise DataError(f"{self._path} is no file: put the site's table there, or its path into [data]")
         try:
             table = Table(self._path, self.data.columns, self.data.labels)
         except ValueError as error:

@@ -10,19 +10,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
 from clients.answers import ANSWERS, Answers
+from clients.holdings import Holdings
+from clients.honesty import check_request
 from clients.limits import Limits
 from clients.protection import Asked, Digests, Protection
 from clients.spread import spread
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
-from fed_distill.data.augmentation import augmented
-from fed_distill.data.examples import Examples, FederatedData, MerchantData, Task
+from fed_distill.data.examples import FederatedData, Task
 from fed_distill.errors import (
     BudgetExceeded,
     ConfigError,
@@ -36,8 +36,7 @@ from fed_distill.merging.class_means import class_means
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import Correcting, Method, Trained
 from fed_distill.models import predict
-from fed_distill.models.base import Encoded, TextModel
-from fed_distill.models.freezing import freeze, freeze_base, matched
+from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
 from fed_distill.observing.logs import observed
 from fed_distill.observing.site_metrics import Tally, rule_of
@@ -45,7 +44,6 @@ from fed_distill.poisoning import ATTACKS
 from fed_distill.poisoning.attacks import Attack
 from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.promise import check_covered
-from fed_distill.runtime import seeds
 from fed_distill.runtime.merchant_store import CODING, STUDENTS, MerchantStore
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
@@ -58,12 +56,8 @@ from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.messages import ClassMeans, Downlink, Uplink, Weights
 from fed_distill.transport.records import serialized_bytes
-from fed_distill.transport.requests import Cause, Refusal, TrainRequest, blueprint_of, built_from, unpacked
+from fed_distill.transport.requests import Cause, Refusal, TrainRequest, blueprint_of
 
-LARGEST_WEIGHT = 1e6
-"""Size of a value in a downlink at most."""
-LARGEST_RATE = 1e4
-"""Learning rate at most: beyond it weights may overflow, and whether they do would tell of examples."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,8 +68,7 @@ class Site:
 
     experiment: Experiment
     task: Task
-    merchants: Mapping[str, MerchantData]
-    proxy: Examples
+    holdings: Holdings
     store: MerchantStore
     coding: MerchantStore
     protection: Protection
@@ -83,8 +76,6 @@ class Site:
     answers: Answers | None = None
     tally: Tally = field(default_factory=Tally)
     _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
-    _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
-    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
     def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
         """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.
@@ -186,19 +177,20 @@ class Site:
         blueprint = request.blueprints[kind]
         if plan.pair:
             blueprint = pair_blueprint(request.global_blueprint, blueprint)
-        student = self._student(blueprint, self.protection.unit_of(request.arm) in ("example", "merchant"))
+        student = self.holdings.student(blueprint, self.protection.unit_of(request.arm) in ("example", "merchant"))
         randomness = (request.seed, request.arm, merchant, down.round)
-        private = self._private(student, merchant, randomness)
+        private = self.holdings.encoded_train(student, merchant, *randomness, *self.protection.own_randomness)
         kept = self._kept(merchant, asked)
         weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
-        labels, attack = torch.from_numpy(self.merchants[merchant].train.labels), self._attack(merchant, request)
+        labels = torch.from_numpy(self.holdings.merchants[merchant].train.labels)
+        attack = self._attack(merchant, request)
         return Learner(
             merchant,
             student,
             _starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
-            proxy=self._encode(student, f"proxy {request.proxy.hex()}", self._proxy(request)),
+            proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
             references=predicted(plan, student, private, weights),
             correction=method.correction(down, kept) if isinstance(method, Correcting) else {},
@@ -230,7 +222,7 @@ class Site:
         if unit == "none":
             return _Part(learner, learner.examples())
         if unit != "example":
-            self.protection.join(request, learner.name, len(self._proxy(request)))
+            self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             return _Part(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release, answer = self._release(Asked(learner, request, asked.down.round, digest))
@@ -282,7 +274,7 @@ class Site:
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
         if request.test and self._tells_scores(uplink.merchant):
-            right, count = self._count_right(student, uplink.merchant)
+            right, count = self.holdings.count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         uplink = replace(uplink, metrics=metrics)
         if self.answers is not None and part.release is not None:
@@ -309,7 +301,7 @@ class Site:
         for merchant in request.merchants if not refusals else ():
             try:
                 self.protection.check(merchant, request.arm)
-                self.protection.join(request, merchant, len(self._proxy(request)))
+                self.protection.join(request, merchant, len(self.holdings.proxy_of(request)))
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
 
@@ -319,16 +311,9 @@ class Site:
         merchants = [merchant for merchant in merchants if self._tells_scores(merchant)]
         if not merchants:
             return {}
-        student = self._student(blueprint)
+        student = self.holdings.student(blueprint)
         student.load_state_dict(dict(weights))
-        return {merchant: self._count_right(student, merchant) for merchant in merchants}
-
-    def _count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
-        test = self.merchants[merchant].test
-        if not len(test):
-            return 0, 0
-        answers = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
-        return int(np.sum(answers == test.labels)), len(test)
+        return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
 
     def _trainer(self, arm: str) -> Trainer:
         """What trains the merchants in an arm; one for each way of training, which knows its students."""
@@ -343,38 +328,6 @@ class Site:
         limits = self.protection.limits
         told = self.experiment.privacy.unit != "none" or "none" in limits.of(merchant).units
         return self.experiment.tells_scores and limits.rules.scores and told
-
-    def _proxy(self, request: TrainRequest) -> Examples:
-        """The proxy set of a request: all of this site's, or those that the server's teacher has chosen."""
-        if not request.proxy:
-            return self.proxy
-        return self.proxy.take(np.flatnonzero(unpacked(request.proxy, len(self.proxy))))
-
-    def _student(self, blueprint: str, protected: bool = False) -> TextModel:
-        """The student of a blueprint, with what merchants leave alone frozen; ``protected``: what private steps do."""
-        if (blueprint, protected) not in self._students:
-            student = built_from(blueprint)
-            if protected:
-                freeze(student, self.experiment.privacy.freeze)
-                matched(student, self.experiment.privacy.rate_scales, "privacy.rate_scales")
-            self._students[blueprint, protected] = student if protected else freeze_base(student)
-        return self._students[blueprint, protected]
-
-    def _private(self, student: TextModel, merchant: str, randomness: tuple[int, str, str, int]) -> Encoded:
-        """What a merchant trains on: its examples, with texts augmented by draws of this training where that is asked
-        for."""
-        examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
-        if not augmentation.enabled:
-            return self._encode(student, f"train of {merchant}", examples)
-        draws = seeds.numpy_stream(*randomness, *self.protection.own_randomness, "augmentation")
-        changed = augmented(examples, augmentation, draws)
-        return student.encode(changed.texts, changed.pairs)
-
-    def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
-        key = (blueprint_of(student), name)
-        if key not in self._encoded:
-            self._encoded[key] = student.encode(examples.texts, examples.pairs)
-        return self._encoded[key]
 
 
 @dataclass(frozen=True)
@@ -409,23 +362,6 @@ def _starting_weights(
     return paired(down.weights or {}, own) if plan.pair else own
 
 
-def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> None:
-    """Raise TrainingError for what no honest server asks: its answer could tell one example from another."""
-    sent = [*(down.weights or {}).values(), *(value for one in starts.values() for value in one.values())]
-    sent += [] if down.soft_labels is None else [down.soft_labels]
-    sent += (down.control_variate or {}).values()
-    sent += [] if down.class_means is None else [down.class_means.probabilities]
-    if down.round < 1:
-        raise TrainingError(f"a downlink of round {down.round}: the first one is 1")
-    for value in sent:
-        if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
-            raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")
-    if not 0.0 <= request.learning_rate <= LARGEST_RATE:
-        raise TrainingError(f"a learning rate of {request.learning_rate}, not from 0 to {LARGEST_RATE:g}")
-    if request.population < 1 or any(rounds < 1 for rounds in request.rounds):
-        raise TrainingError("a request without a positive number of merchants and of each one's rounds")
-
-
 def open_site(
     experiment: Experiment,
     part: int,
@@ -451,4 +387,5 @@ def open_site(
     store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)
     paid = state / "ledgers" if experiment.privacy.ledger is None else experiment.privacy.ledger
     answers = Answers(paid / ANSWERS / experiment.name) if secret else None
-    return Site(experiment, data.task, merchants, data.proxy, store, coding, protection, tuple(data.merchants), answers)
+    holdings = Holdings(experiment, merchants, data.proxy)
+    return Site(experiment, data.task, holdings, store, coding, protection, tuple(data.merchants), answers)

@@ -38,7 +38,8 @@ def main(grid: Grid, context: Context) -> None:
         with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
             folder = conduct(experiment, grid, callbacks)
     except FedDistillError as error:
-        _log.error("%s%s", error, OPTIONS if " --" in str(error) else "")  # Flower goes on with a traceback
+        named = any(option in str(error) for option in ("--resume", "--name"))
+        _log.error("%s%s", error, OPTIONS if named else "")  # Flower goes on with a traceback
         raise
     if experiment.runtime.logs == "text":
         show(folder.absolute())  # on this machine, from whatever folder the server was started in

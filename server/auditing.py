@@ -52,8 +52,9 @@ from fed_distill.transport.coding.weights import applied
 from fed_distill.transport.low_rank import multiplied_out
 from fed_distill.transport.messages import Uplink, Weights
 from server.evaluation import Evaluator
+from server.federation import Federation, round_learning_rate
 from server.learning_teacher import LearningTeacher
-from server.rounds import Federation, federate, round_learning_rate
+from server.rounds import federate
 from server.schooling import School
 from server.sites import Sites
 from server.students import ServerTraining

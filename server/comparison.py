@@ -33,9 +33,10 @@ from fed_distill.transport.messages import Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.attempts import patiently
 from server.evaluation import Evaluator, accuracies, mean_metrics
+from server.federation import Federation, round_learning_rate
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
-from server.rounds import Federation, federate, round_learning_rate
+from server.rounds import federate
 from server.schooling import School
 from server.sites import Sites
 from server.students import ServerTraining, labels_plan, server_plan

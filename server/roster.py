@@ -153,7 +153,8 @@ class Roster:
     def _foreign(self, node: int, merchants: Iterable[str]) -> str:
         return (
             f"the site of {', '.join(list(merchants)[:3]) or node} has other classes or another proxy set than the "
-            "server: give it the proxy.json of this experiment (fed-distill sites init --experiment)"
+            "server: give it this experiment's proxy.json "
+            "(fed-distill sites init FOLDER --sites SITE --experiment FILE)"
         )
 
     def _compare_versions(self, node: int, record: ConfigRecord) -> None:

@@ -71,11 +71,17 @@ def init(
         f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
         soft_wrap=True,
     )
+    for path in deployment.aside:
+        Console().print(f"what was filled in before is in {escape(str(path))}", soft_wrap=True)
+    if renew:
+        Console().print("restart the server: until then it shows the certificate that it had")
 
 
 @sites_app.command(epilog="Example: fed-distill sites check deployment")
 def check(folder: Folder) -> None:
     """Look at certificates, keys, permissions, server, versions, data and ledgers; exit code 1 if anything is wrong."""
+    from fed_distill.sites.checks import counted
+
     found = list(_findings(folder))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("where", "what", "state", ""):
@@ -85,7 +91,7 @@ def check(folder: Folder) -> None:
         table.add_row(escape(one.place), escape(one.what), state, escape(one.detail))
     Console().print(table)
     wrong, doubtful = (sum(one.state == state for one in found) for state in ("problem", "warning"))
-    Console().print(f"{_counted(wrong, 'problem')}, {_counted(doubtful, 'warning')}", soft_wrap=True)
+    Console().print(f"{counted(wrong, 'problem')}, {counted(doubtful, 'warning')}", soft_wrap=True)
     if wrong:
         raise typer.Exit(1)
 
@@ -153,7 +159,8 @@ def _findings(folder: Path) -> "Iterator[Finding]":
     yield from reached
     there = reached[0].state == "ok"
     if there:
-        yield from presences(address, authority, folder / "server" / "keys")
+        # Flower's control API, which sites cannot reach where the door is closed: see INSTRUCTIONS.md.
+        yield from presences(f"127.0.0.1:{address.rpartition(':')[2]}", authority, folder / "server" / "keys")
     for site in sorted(path.parent for path in (folder / "sites").glob("*/site.toml")):
         yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub", there)
 
@@ -180,7 +187,7 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
     yield _noise_finding(manifest, public is None)
     yield checks.certificate(place, folder / "ca.crt")
     if there:
-        yield from _reached(place, manifest.server.address, folder / "ca.crt")
+        yield from _reached(place, manifest.server.address, folder / "ca.crt", public is None)
     yield checks.installed(place, manifest.server.versions)
     try:
         merchants = manifest.read_data().merchants
@@ -188,24 +195,24 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
         yield checks.Finding(place, "data", "problem", str(error))
         return
     rows = sum(len(merchant.train) for merchant in merchants.values())
-    yield checks.Finding(place, "data", "ok", f"{len(merchants)} merchants, {rows} training examples")
+    told = f"{checks.counted(len(merchants), 'merchant')}, {checks.counted(rows, 'training example')}"
+    yield checks.Finding(place, "data", "ok", told)
     partly, paid = bool(manifest.data.merchants), manifest.ledgers
     yield checks.ledgers(place, paid, merchants, partly, answered(paid))
     yield checks.limits(place, manifest.limits.rules.methods, manifest.limits.merchants, merchants)
 
 
-def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
-    """Whether the server answers, and if it does, whether its clock is like this one."""
+def _reached(place: str, address: str, authority: Path, at_site: bool = False) -> "Iterator[Finding]":
+    """Whether the server answers; if it does, whether its clock is like this one and its door closed to a site."""
     from fed_distill.sites import checks
+    from fed_distill.sites.registered import LOCAL, door
 
     server = checks.server(place, address, authority)
     yield server
     if server.state == "ok":
         yield checks.clock(place, address, authority)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+        if at_site and address.rpartition(":")[0] not in LOCAL:
+            yield door(place, address, authority)
 
 
 def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":

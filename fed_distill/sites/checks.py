@@ -166,9 +166,14 @@ def _connected(address: str, authority: Path, seconds: float) -> Iterator[ssl.SS
         ):
             yield secured
     except ssl.SSLCertVerificationError as error:
-        raise ConfigError(f"{address} is not to be trusted: {error.verify_message}") from error
+        told = f"{address} is not to be trusted: {error.verify_message}"
+        if "expired" in error.verify_message:
+            told += "; the operator renews it (fed-distill sites init FOLDER --renew) and restarts the server"
+        raise ConfigError(told) from error
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"{address} cannot be reached: {error}") from error
+        raise ConfigError(
+            f"{address} cannot be reached: {error}; is the server started, and its port open to this machine?"
+        ) from error
 
 
 def installed(place: str, wanted: Mapping[str, str]) -> Finding:
@@ -225,7 +230,12 @@ def limits(place: str, methods: Collection[str] | None, named: Collection[str], 
         unknown = [name for name in named if name not in merchants]
         if unknown:
             raise ConfigError(f"[limits.merchants] names {unknown[0]!r}, who is no merchant of this site")
-        allowed = "all" if methods is None else len(methods)
-        return f"{allowed} methods allowed, {len(named)} merchants with limits of their own"
+        allowed = "all methods" if methods is None else counted(len(methods), "method")
+        return f"{allowed} allowed, {counted(len(named), 'merchant')} with limits of their own"
 
     return checked(place, "limits", look)
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something, in words: ``no problems``, ``1 problem``."""
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"

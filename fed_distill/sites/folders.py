@@ -5,8 +5,10 @@ the other files only if that is asked for.
 """
 
 import json
+import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -33,7 +35,7 @@ class Deployment:
 
     methods: that sites allow unless they say otherwise. dealt: task of the tables that sites get by ``deal``; None if
     they bring their own. overwrite: write files anew that are there, keys and certificates aside. written, kept: which
-    files these were so far.
+    files these were so far. aside: copies of those that people fill in, and that were written anew.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Deployment:
     overwrite: bool = False
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
+    aside: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):
@@ -84,10 +87,12 @@ class Deployment:
             self._write_site(name)
 
     def share(self, public: PublicPart, sites: Sequence[str]) -> None:
-        """Write the task and the proxy set into the sites' folders."""
+        """Write the task and the proxy set into the sites' folders, also over those of another experiment."""
         for name in sites:
             path = self.site(name) / "proxy.json"
-            if self._is_due(path):
+            same = path.exists() and PublicPart.read(path).fingerprint == public.fingerprint
+            (self.kept if same else self.written).append(path)
+            if not same:
                 public.write(path)
 
     def deal(self, data: FederatedData, merchants: Mapping[str, Sequence[str]]) -> None:
@@ -103,7 +108,10 @@ class Deployment:
             "address": self.address,
             "port": str(self.port),
             "unit": "fed-distill-server.service",
-            "place": "/opt/fed-distill/server",
+            "place": str(server.absolute()),
+            "user": str(os.getuid()),
+            "programs": str(Path(sys.executable).parent),
+            "extra": "[minilm]",
             "title": "fed-distill server",
             "service": "server",
             "ports": f'    environment:\n      LISTEN: 0.0.0.0\n    ports:\n      - "{self.port}:{self.port}"\n',
@@ -133,6 +141,9 @@ class Deployment:
             "address": self.address,
             "unit": "fed-distill-site.service",
             "place": "/opt/fed-distill/site",
+            "user": "fed-distill",
+            "programs": "/opt/fed-distill/venv/bin",
+            "extra": "",
             "title": f"fed-distill site {name}",
             "service": "site",
             "ports": "",
@@ -145,6 +156,7 @@ class Deployment:
             **_releases(),
         }
         self._text(folder / "ca.crt", (self.folder / "ca" / "ca.crt").read_text(encoding="utf-8"))
+        self._keep_aside(folder / "site.toml")
         self._text(folder / "site.toml", templates.MANIFEST.substitute(filled))
         self._text(folder / "start.sh", templates.SITE_START.substitute(filled), 0o755)
         self._text(folder / filled["unit"], templates.SERVICE.substitute(filled))
@@ -155,6 +167,13 @@ class Deployment:
         if self._is_due(path):
             write_atomic(path, content)
             path.chmod(mode)
+
+    def _keep_aside(self, path: Path) -> None:
+        """Before a file that people fill in is written anew: what they have filled in is kept beside it."""
+        if self.overwrite and path.exists():
+            aside = path.with_name(f"{path.name}.old")
+            write_atomic(aside, path.read_text(encoding="utf-8"))
+            self.aside.append(aside)
 
     def _is_due(self, path: Path) -> bool:
         due = self.overwrite or not path.exists()

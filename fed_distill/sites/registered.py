@@ -35,6 +35,19 @@ def statuses(address: str, authority: Path, seconds: float = 5.0) -> dict[bytes,
     return {node.public_key: node.status for node in told.nodes_info if node.status != "unregistered"}
 
 
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+def door(place: str, address: str, authority: Path) -> Finding:
+    """Whether Flower's control API is open to a site, which asks for no password."""
+    try:
+        statuses(address, authority)
+    except ConfigError:
+        return Finding(place, "door", "ok", f"{address} lets nobody here start runs")
+    told = f"whoever reaches {address} can start runs there, which run code here: have the operator close the door"
+    return Finding(place, "door", "warning", told)
+
+
 def presences(address: str, authority: Path, keys: Path) -> Iterator[Finding]:
     """Of each site whose public key is in the folder ``keys``: whether it is registered at the server, and there."""
     try:

@@ -24,12 +24,14 @@ REGISTER = Template("""\
 #!/bin/sh
 # Lets sites in: registers the public keys in keys/, or those that are named, while the server runs.
 set -eu
+here=$$PWD
 cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0
 sed -i "s|^root-certificates = .*|root-certificates = \\"$$PWD/ca.crt\\"|" flwr/config.toml  # the folder may have moved
-[ $$# -gt 0 ] || set -- keys/*.pub
+[ $$# -gt 0 ] || set -- "$$PWD"/keys/*.pub
 tries=15
 for key in "$$@"; do
+    case $$key in /*) ;; *) key=$$here/$$key ;; esac
     site=$$(basename "$$key" .pub)
     outcome="registered"
     until told=$$(flwr supernode register "$$key" prod --name "$$site" 2>&1); do
@@ -37,7 +39,8 @@ for key in "$$@"; do
             outcome="registered before"
             break
         elif [ $$tries -gt 0 ] && echo "$$told" | grep -q "is unavailable"; then
-            tries=$$((tries - 1))  # a server takes a while to start
+            [ $$tries -lt 15 ] || echo "waiting for the server: is server/start.sh running?" >&2
+            tries=$$((tries - 1))
             sleep 2
         else
             echo "$$told" >&2
@@ -53,7 +56,7 @@ FLWR_CONFIG = Template("""\
 default = "prod"
 
 [superlink.prod]
-address = "$address"
+address = "127.0.0.1:$port"
 root-certificates = "$folder/server/ca.crt"
 """)
 
@@ -65,15 +68,15 @@ set -eu
 umask 077
 cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 XDG_CACHE_HOME="$$PWD/cache"
-exec python -m fed_distill.sites.supernode \\
-    --superlink $address --root-certificates ca.crt \\
+exec python -m fed_distill.sites.supernode site.toml \\
+    --root-certificates ca.crt \\
     --auth-supernode-private-key site.key \\
     --node-config "site=\\"$$PWD/site.toml\\"" \\
     --port "$${PORT:-9094}"
 """)
 
 SERVICE = Template("""\
-# $title. Put this folder to $place (or change the paths), then:
+# $title. It expects this folder at $place (else change the paths), then:
 #   systemctl enable --now $place/$unit
 [Unit]
 Description=$title
@@ -81,9 +84,9 @@ After=network-online.target
 Wants=network-online.target
 
 [Service]
-User=fed-distill
+User=$user
 WorkingDirectory=$place
-Environment=PATH=/opt/fed-distill/venv/bin:/usr/bin:/bin
+Environment=PATH=$programs:/usr/bin:/bin
 ExecStart=$place/start.sh
 Restart=always
 RestartSec=10
@@ -106,7 +109,7 @@ services:
       dockerfile_inline: |
         FROM python:$python-slim
         COPY *.whl /tmp/
-        RUN pip install --no-cache-dir /tmp/*.whl "flwr==$flwr"
+        RUN pip install --no-cache-dir "$$$$(ls /tmp/*.whl)$extra" "flwr==$flwr"
     user: "$${UID:-1000}:$${GID:-1000}"
     working_dir: /folder
     command: ./start.sh
@@ -125,7 +128,7 @@ $secret
 # trainer = "sequential"  # one merchant after another, whatever the server asks for: slower, in less memory
 
 [server]
-address = "$address"
+address = "$address"  # start.sh reads it here
 
 [server.versions]
 $versions
@@ -168,14 +171,16 @@ max_epsilon = 8.0      # of all its private releases together, over all runs; ru
 
 SITE_INSTRUCTIONS = Template("""\
 # Site $name
-1. Install: `python3 -m venv /opt/fed-distill/venv`, then `/opt/fed-distill/venv/bin/pip install` the wheel that you
-   were given (fed-distill $release, flwr $flwr). The systemd unit runs as the user `fed-distill`: make it, and give it
-   this folder (`chown -R`); what follows is done as that user.
+1. Install, with Python 3.11 or newer (best the operator's, $python): `python3 -m venv /opt/fed-distill/venv`, then
+   `/opt/fed-distill/venv/bin/pip install WHEEL flwr==$flwr`, the wheel that you were given being of fed-distill
+   $release. Of other packages another version is a warning of the check, and may move the last digits of a result.
+   The systemd unit runs as the user `fed-distill`: make it, and give it this folder (`chown -R`); what follows is
+   done as that user, after `. /opt/fed-distill/venv/bin/activate`.
 2. Put this folder where only its user can read it, with the modes that its files have (`tar -p`, `scp -p`). `site.key`
    is who you are, and your noise is drawn from `noise.key`, which the first check makes: never send either to anybody.
 3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Choose your own
    `[limits]`: they win over whatever the server asks, and a refusal names the rule.
-4. `fed-distill sites check .` must end without a problem.
+4. `fed-distill sites check .` must end without a problem. Whether your key is registered the operator alone can see.
 5. Start: `./start.sh`, or `$unit` (systemd), or `docker compose up -d`.
 6. Later: `fed-distill ledger show state/ledgers` prints what each merchant has spent. A refused request is in the log.
    With `metrics = true` in `[observing]`, `fed-distill sites metrics .` serves counts and budgets to your Prometheus.
@@ -189,14 +194,16 @@ signed (`flower-supernode --trusted-entities`).
 
 OPERATOR_INSTRUCTIONS = Template("""\
 # Running fed-distill across sites
-`server/` stays with you. Give each site its folder in `sites/` and the project's wheel (`pip wheel --no-deps .`),
-over a channel that you trust, then delete your copy of its `site.key`. `ca/ca.key` makes certificates: keep it
-offline. Nobody else needs it.
+`server/` stays here. Give each site its folder in `sites/` and the project's wheel (`pip wheel --no-deps .`), over a
+channel that you trust, then delete your copy of its `site.key`. `ca/ca.key` makes certificates: keep it offline.
+Nobody else needs it. What follows is done in the project's folder, in the environment that made this one.
 
-1. `server/start.sh` starts the server at $address (or `server/$unit`, or `docker compose up -d` there).
-2. `server/register.sh` lets in the sites whose keys are in `server/keys/`.
-3. Each site fills in its `site.toml`, checks it, and starts. `fed-distill sites check .` here checks your side.
-4. In the project's folder, with `N` the number of sites that a run waits for:
+1. `$folder/server/start.sh` starts the server at $address (or the systemd unit beside it, `$unit`, or
+   `docker compose up -d` there).
+2. `$folder/server/register.sh` lets in the sites whose keys are in `server/keys/`.
+3. Each site fills in its `site.toml`, checks it, and starts. `fed-distill sites check $folder` checks your side, and
+   says who is registered and there.
+4. With `N` the number of sites that a run waits for:
 
        export FLWR_HOME=$folder/server/flwr
        fed-distill config experiments/NAME.toml --set runtime.sites=N --flower > run.toml
@@ -205,11 +212,33 @@ offline. Nobody else needs it.
    The results are on the server, in the run's folder: `runtime.folder`, from the server's own folder on, the only one
    that the systemd unit lets it write to. A run's `name` is for one run and for its `runtime.resume = true`: sites keep
    by it what their merchants have learned and answered, also when you delete the run here.
-5. A further site: `fed-distill sites init . --sites NEW --experiment experiments/NAME.toml`. A new server certificate,
-   before the old one ends: `fed-distill sites init . --renew`, then restart the server. Sites need no new file. One
-   that met an expired certificate has ended with an error: systemd and Docker start it again, else its people do.
+5. A further site: `fed-distill sites init $folder --sites NEW --experiment experiments/NAME.toml`, then
+   `register.sh`; runs that are to wait for it have an `N` more.
+6. Another task or other public data, and so mostly another experiment, have another proxy set:
+   `fed-distill sites init $folder --sites ALL,OF,THEM --experiment experiments/NAME.toml` writes each site's
+   `proxy.json` anew. Give it to them; nothing else of theirs changes.
+7. A new server certificate, before the old one ends: `fed-distill sites init $folder --renew`, then restart the server.
+   Sites need no new file. One that met an expired certificate has ended with an error: systemd and Docker start it
+   again, else its people do.
 
 **Close the door behind you.** Flower answers sites, operators and its own processes on the same port, and asks
 operators for no password: whoever reaches `/v1/control` there can register keys and start runs, which run code at the
-sites. Let only `/v1/fleet` through to the sites, by a reverse proxy or a firewall, and keep the rest to this machine.
+sites. So let nothing but `/v1/fleet` through to the sites: start the server with `LISTEN=127.0.0.1`, and before it a
+reverse proxy that shows the server's certificate. For nginx:
+
+    server {
+        listen ADDRESS-THAT-SITES-REACH:$port ssl;
+        ssl_certificate $folder/server/server.crt;
+        ssl_certificate_key $folder/server/server.key;
+        client_max_body_size 0;
+        location /v1/fleet/ {
+            proxy_pass https://127.0.0.1:$port;
+            proxy_ssl_verify on;
+            proxy_ssl_name localhost;
+            proxy_ssl_trusted_certificate $folder/ca/ca.crt;
+        }
+        location / { return 403; }
+    }
+
+`fed-distill sites check` warns a site that finds the door open.
 """)

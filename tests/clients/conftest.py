@@ -1,5 +1,6 @@
 """A site with merchants of the tiny marketplace, and requests to it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,4 +49,5 @@ def world(tiny_experiment, tiny_data, tmp_path):
         down=lambda number=1: Downlink(number, start, labels),
         consensus=lambda number: Downlink(number, None, labels),
         request=request,
+        having=lambda site, merchants: replace(site, holdings=replace(site.holdings, merchants=merchants)),
     )

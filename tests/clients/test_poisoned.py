@@ -43,7 +43,7 @@ def test_sign_flippers_send_the_opposite_and_the_honest_what_they_would(world, p
 
 def test_label_flippers_train_on_reversed_labels_which_stay_as_they_were_at_the_merchant(world, poisoned):
     site, lying = poisoned("label-flip")
-    before = {name: data.train.labels.copy() for name, data in site.merchants.items()}
+    before = {name: data.train.labels.copy() for name, data in site.holdings.merchants.items()}
     honest = trained(world.site(), world.request(*world.names), world.down())
     found = trained(site, world.request(*world.names), world.down())
     moved = {
@@ -51,7 +51,7 @@ def test_label_flippers_train_on_reversed_labels_which_stay_as_they_were_at_the_
         for name in world.names
     }
     assert moved == {name: name in lying for name in world.names}
-    assert all((data.train.labels == before[name]).all() for name, data in site.merchants.items())
+    assert all((data.train.labels == before[name]).all() for name, data in site.holdings.merchants.items())
 
 
 def test_soft_labels_are_flipped_and_what_a_liar_keeps_is_what_it_trained(world, poisoned):
@@ -74,7 +74,7 @@ def test_who_lies_does_not_depend_on_the_sites(world, poisoned):
     whole = trained(alone, world.request(*world.names), world.down())
     for part in range(2):
         site, _ = poisoned("sign-flip", part, 2)
-        for name, answer in trained(site, world.request(*site.merchants), world.down()).items():
+        for name, answer in trained(site, world.request(*site.holdings.merchants), world.down()).items():
             torch.testing.assert_close(
                 update(answer, world.start), update(whole[name], world.start), rtol=1e-4, atol=1e-5
             )

@@ -86,8 +86,8 @@ def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
     if change == "rate":
         request = replace(request, learning_rate=0.02)
     if change == "data":
-        own = site.merchants[merchant]
-        site = replace(site, merchants={merchant: replace(own, train=own.train.take(range(1, len(own.train))))})
+        own = site.holdings.merchants[merchant]
+        site = world.having(site, {merchant: replace(own, train=own.train.take(range(1, len(own.train))))})
     answers(site, request, down)
     assert sum(one.what == "training" for one in charges(site, merchant)) == 2
 
@@ -248,7 +248,7 @@ def test_two_runs_against_one_ledger_add_up(world, protected, tmp_path):
 def test_nothing_leaves_beside_what_is_protected(world, protected):
     site = protected(**{"privacy.report_scores": False})
     found = answers(site, world.request(*world.names, test=True), world.down())
-    proxy = site._encode(world.student, "proxy", world.data.proxy)
+    proxy = site.holdings.encoded_proxy(world.student, world.request())
     public = torch.unique(torch.cat([values.flatten() for values in proxy.values()])).long()
     public = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), public]))
     for merchant, uplink in found.items():

@@ -43,7 +43,7 @@ def test_uplinks_do_not_depend_on_how_merchants_are_spread_over_sites(world, par
     spread = {}
     for part in range(parts):
         site = world.site(part, parts)
-        spread |= trained(site, world.request(*site.merchants, test=True), world.down())
+        spread |= trained(site, world.request(*site.holdings.merchants, test=True), world.down())
     assert sorted(spread) == world.names
     assert all(same(alone[name], spread[name]) for name in world.names)
 
@@ -67,7 +67,7 @@ def test_merchants_and_rounds_train_differently_and_leave_the_downlink_alone(wor
 
 def test_two_merchants_with_the_same_examples_draw_different_batches(world):
     site, (one, other) = world.site(), world.names[:2]
-    site = replace(site, merchants={**site.merchants, other: replace(site.merchants[one], name=other)})
+    site = world.having(site, {**site.holdings.merchants, other: replace(site.holdings.merchants[one], name=other)})
     answers = trained(site, world.request(one, other), world.down())
     assert answers[one].examples == answers[other].examples
     heads = [answer.weights.arrays["head.0.weight"] for answer in answers.values()]
@@ -81,9 +81,9 @@ def test_examples_are_the_merchants_training_examples(world):
 
 def test_a_merchant_that_fails_is_a_refusal_and_the_others_go_on(world):
     site = world.site()
-    broken = site.merchants[world.names[1]]
+    broken = site.holdings.merchants[world.names[1]]
     empty = MerchantData(broken.name, broken.train.take([]), broken.valid, broken.test)
-    site = replace(site, merchants={**site.merchants, broken.name: empty})
+    site = world.having(site, {**site.holdings.merchants, broken.name: empty})
     answers = {answer.merchant: answer for answer in site.train(world.request(*world.names), world.down(), {})}
     assert sorted(answers) == world.names
     assert answers.pop(broken.name) == Refusal(broken.name, f"{broken.name} has no private examples to train on")
@@ -91,7 +91,7 @@ def test_a_merchant_that_fails_is_a_refusal_and_the_others_go_on(world):
 
 
 def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(world, monkeypatch):
-    monkeypatch.setattr("clients.site.LARGEST_RATE", math.inf)
+    monkeypatch.setattr("clients.honesty.LARGEST_RATE", math.inf)
     request = replace(world.request(world.names[0]), learning_rate=1e30)
     (answer,) = world.site().train(request, world.down(), {})
     assert answer.merchant == world.names[0]
@@ -125,9 +125,9 @@ def count_right(student, weights, test):
 
 def test_evaluation_counts_right_answers_and_none_of_a_merchant_without_a_test(world):
     site = world.site()
-    some = site.merchants[world.names[0]]
+    some = site.holdings.merchants[world.names[0]]
     untested = MerchantData(some.name, some.train, some.valid, some.test.take([]))
-    site = replace(site, merchants={**site.merchants, some.name: untested})
+    site = world.having(site, {**site.holdings.merchants, some.name: untested})
     counts = site.evaluate(world.start, world.names, world.request().blueprints["two-tower"])
     assert counts == {
         some.name: (0, 0),
@@ -192,7 +192,7 @@ def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world,
     before = ClassMeans(torch.eye(classes).roll(1, dims=0), torch.ones(classes, dtype=torch.bool))
     down = Downlink(1, class_means=before)
     uplink = trained(site, world.request(name, arm="fd"), down, {"two-tower": world.start})[name]
-    own = site.merchants[name].train
+    own = site.holdings.merchants[name].train
     world.student.load_state_dict(site.store.load("fd", 0, name, before=2))
     by_class = {}
     for text, pair, label in zip(own.texts, own.pairs, own.labels, strict=True):
@@ -236,7 +236,7 @@ def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
     assert set(kept) == set(own)
     moved = [max(float((kept[key] - start[key]).abs().max()) for key in own) for start in (own, world.start)]
     assert 0.0 < moved[0] < 0.1 < moved[1] + 1e-6  # it goes on from its own start, not from the shared student
-    right, count = count_right(world.student, kept, site.merchants[name].test)
+    right, count = count_right(world.student, kept, site.holdings.merchants[name].test)
     assert (first.metrics["test_right"], first.metrics["test_count"]) == (right, count)
     trained(site, request, downs[1])
     assert any(not torch.equal(site.store.load(arm, 0, name, before=3)[key], value) for key, value in kept.items())

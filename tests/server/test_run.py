@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fed_distill.errors import CheckpointError, ConfigError, DataError
 from fed_distill.models import load_model
 from fed_distill.transport.requests import TRAIN
-from server import rounds
+from server import federation
 
 SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10")
 
@@ -162,7 +162,7 @@ def test_merging_in_chunks_of_two_gives_the_same_run_bit_for_bit(
     changes = {"controls": ["local"], "federation.method": "feddf", "federation.options": {}, **PERSONAL}
     changes["runtime.trainer"] = "sequential"
     whole, grid = simulate(tiny_experiment(tmp_path / "whole", changes), sites=sites)
-    monkeypatch.setattr(rounds, "chunk_size", lambda student_bytes: 2)
+    monkeypatch.setattr(federation, "chunk_size", lambda student_bytes: 2)
     cut, small = simulate(tiny_experiment(tmp_path / "cut", changes), sites=sites)
     asked = [[kind for kind, _, _ in found.wire].count(TRAIN) for found in (grid, small)]
     trainings = 1 + 2 * (2 + 1)  # local; of each of the two federations two rounds, and personal adaptation

@@ -20,7 +20,7 @@ from fed_distill.privacy.ledger import Charge, Ledgers
 from fed_distill.results.files import as_file_name
 from fed_distill.sites import checks
 from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
-from fed_distill.sites.registered import presences
+from fed_distill.sites.registered import door, presences
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -147,6 +147,20 @@ def test_a_server_that_does_not_tell_which_sites_it_knows_is_a_warning(deploymen
             (found,) = presences(address, deployment / "ca" / "ca.crt", keys)
         assert (found.what, found.state) == ("sites", "warning")
         assert "does not tell which sites it knows" in found.detail
+
+
+def test_a_site_is_warned_that_finds_the_door_open(deployment):
+    class Closed(Answer):
+        def do_POST(self):
+            self.send_error(403)
+
+    for answer, state in ((Answer, "warning"), (Closed, "ok")):
+        with listening(deployment / "server", answer) as address:
+            assert door("north", address, deployment / "ca" / "ca.crt").state == state
+
+
+def test_so_many_are_told_in_words():
+    assert [checks.counted(number, "problem") for number in (0, 1, 2)] == ["no problems", "1 problem", "2 problems"]
 
 
 def test_a_public_key_that_is_none_is_a_problem(deployment):

@@ -80,9 +80,33 @@ def test_overwriting_is_asked_for_and_never_touches_keys(command, deployment):
     assert {name: after[name] for name in SECRETS} == {name: before[name] for name in SECRETS}
 
 
+def test_overwriting_keeps_what_a_site_has_filled_in(command, deployment):
+    path = deployment / "sites" / "north" / "site.toml"
+    path.write_text(path.read_text(encoding="utf-8") + "# our own\n", encoding="utf-8")
+    filled_in = path.read_bytes()
+    done = command("init", deployment, "--sites", "north", "--overwrite")
+    assert "# our own" not in path.read_text(encoding="utf-8")
+    assert path.with_name("site.toml.old").read_bytes() == filled_in
+    assert "site.toml.old" in done.output.replace("\n", "")
+
+
+def test_another_experiments_proxy_set_is_written_over_the_one_before_and_nothing_else_is(
+    command, deployment, experiment, tmp_path
+):
+    before, file = contents(deployment), tmp_path / "other.toml"
+    arguments = ("init", deployment, "--sites", "north,south,west", "--experiment", file)
+    file.write_text(experiment.to_toml(), encoding="utf-8")
+    assert "0 files written" in command(*arguments).output
+    file.write_text(experiment.with_changes({"data.proxy_size": 30}).to_toml(), encoding="utf-8")
+    assert "3 files written" in command(*arguments).output
+    after = contents(deployment)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {f"sites/{name}/proxy.json" for name in ("north", "south", "west")}
+
+
 def test_a_new_certificate_is_by_the_same_authority(command, deployment):
     before = contents(deployment)
-    command("init", deployment, "--renew")
+    assert "restart the server" in command("init", deployment, "--renew").output
     after = contents(deployment)
     assert {name for name in after if after[name] != before[name]} == {"server/server.key", "server/server.crt"}
     assert is_signed_by(
@@ -126,7 +150,7 @@ def test_what_is_written_can_be_read_by_those_it_is_for(deployment):
         assert service["command"] == "./start.sh"
     connection = tomllib.loads((deployment / "server" / "flwr" / "config.toml").read_text(encoding="utf-8"))
     assert connection["superlink"]["prod"] == {
-        "address": "localhost:1",
+        "address": "127.0.0.1:1",
         "root-certificates": str(deployment / "server" / "ca.crt"),
     }
     for site in deployment.glob("sites/*"):

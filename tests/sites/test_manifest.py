@@ -125,7 +125,7 @@ def test_without_a_merchant_column_all_rows_are_the_sites(manifest_of):
         ({"columns": {"titel": "anfrage"}}, "columns has no 'titel'"),
         ({"columns": {"text": "anfrage", "label": "note"}}, r"data\.columns\.pair"),
         ({"merchants": ("hooli",)}, "no rows of merchant 'hooli'"),
-        ({"path": "gone.csv"}, r"gone\.csv does not exist"),
+        ({"path": "gone.csv"}, r"gone\.csv is no file: put the site's table there"),
         ({"part": "laden"}, "row 1: part 'acme' is none of train, valid, test"),
     ],
 )

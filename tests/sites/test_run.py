@@ -97,7 +97,8 @@ def test_what_is_only_compared_and_every_site_refuses_is_left_out(run_over, depl
 def test_another_proxy_set_at_a_site_is_found_before_the_first_round(run_over, experiment):
     other = experiment.with_changes({"data.proxy_size": experiment.data.proxy_size - 1})
     with pytest.raises(
-        DataError, match=r"has other classes or another proxy set than the server: give it the proxy\.json"
+        DataError,
+        match=r"another proxy set than the server: give it this experiment's proxy\.json",
     ):
         run_over(other)
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from fed_distill.config import TrainingConfig
-from server.rounds import round_learning_rate, sampled
+from server.federation import round_learning_rate, sampled
 
 MERCHANTS = [f"m{number:02d}" for number in range(20)]
 
