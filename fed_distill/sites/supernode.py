@@ -22,6 +22,8 @@ it was lost. Then start it again; systemd and Docker do."""
 
 def main() -> None:
     """Be the SuperNode until it is stopped, or has given its server up."""
+    if not sys.argv[1:]:
+        sys.exit("usage: python -m fed_distill.sites.supernode SITE.TOML [options of flower-supernode]")
     path, *options = sys.argv[1:]
     try:
         sys.argv = ["flower-supernode", "--superlink", _address(path), *options]

@@ -49,3 +49,9 @@ def test_a_supernode_that_has_given_up_is_an_error(started, capsys):
 )
 def test_a_file_without_an_address_is_named(started, text, message):
     assert message in started(text, lambda: None)
+
+
+def test_a_start_without_a_file_says_how_it_is_used(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["supernode"])
+    with pytest.raises(SystemExit, match=r"SITE\.TOML"):
+        supernode.main()
