@@ -61,7 +61,7 @@ class JsonLines(logging.Formatter):
     """A log record as one JSON object without a line break.
 
     time (UTC, ISO 8601), level, logger, message, then what is ``observed``; ``facts``, mostly numbers, that the record
-    was given as ``extra={"facts": ...}``; of an error ``error``, its kind, with its ``reason`` if a user can mend it and
+    was given as ``extra={"facts": ...}``; of an error ``error``, its kind, with its ``reason`` if a user can mend it,
     else its ``trace``. private: for a site's own log, in which no error may quote data: of an unforeseen error, or of
     one about data, only its kind is told, and where it was raised.
     """
