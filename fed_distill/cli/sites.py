@@ -51,6 +51,7 @@ def init(
     from clients.spread import spread
     from fed_distill.config import Experiment
     from fed_distill.data import load
+    from fed_distill.sites.checks import counted
     from fed_distill.sites.public_part import PublicPart
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
@@ -67,7 +68,7 @@ def init(
             sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
             deployment.deal(data, dict(zip(names, spread(sizes, len(names)), strict=True)))
     Console().print(
-        f"{len(deployment.written)} files written, {len(deployment.kept)} kept as they were; "
+        f"{counted(len(deployment.written), 'file')} written, {len(deployment.kept)} kept as they were; "
         f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
         soft_wrap=True,
     )

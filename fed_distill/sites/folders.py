@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fed_distill.data.examples import FederatedData, MerchantData, Task
 from fed_distill.data.splits import PARTS
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, FedDistillError
 from fed_distill.results.files import write_atomic
 from fed_distill.results.versions import versions
 from fed_distill.sites import templates
@@ -90,7 +90,7 @@ class Deployment:
         """Write the task and the proxy set into the sites' folders, also over those of another experiment."""
         for name in sites:
             path = self.site(name) / "proxy.json"
-            same = path.exists() and PublicPart.read(path).fingerprint == public.fingerprint
+            same = _has(path, public)
             (self.kept if same else self.written).append(path)
             if not same:
                 public.write(path)
@@ -156,8 +156,9 @@ class Deployment:
             **_releases(),
         }
         self._text(folder / "ca.crt", (self.folder / "ca" / "ca.crt").read_text(encoding="utf-8"))
-        self._keep_aside(folder / "site.toml")
-        self._text(folder / "site.toml", templates.MANIFEST.substitute(filled))
+        manifest = templates.MANIFEST.substitute(filled)
+        self._keep_aside(folder / "site.toml", manifest)
+        self._text(folder / "site.toml", manifest)
         self._text(folder / "start.sh", templates.SITE_START.substitute(filled), 0o755)
         self._text(folder / filled["unit"], templates.SERVICE.substitute(filled))
         self._text(folder / "compose.yaml", templates.COMPOSE.substitute(filled))
@@ -168,11 +169,11 @@ class Deployment:
             write_atomic(path, content)
             path.chmod(mode)
 
-    def _keep_aside(self, path: Path) -> None:
+    def _keep_aside(self, path: Path, content: str) -> None:
         """Before a file that people fill in is written anew: what they have filled in is kept beside it."""
-        if self.overwrite and path.exists():
+        if self.overwrite and path.exists() and (before := path.read_bytes()) != content.encode():
             aside = path.with_name(f"{path.name}.old")
-            write_atomic(aside, path.read_text(encoding="utf-8"))
+            write_atomic(aside, before)
             self.aside.append(aside)
 
     def _is_due(self, path: Path) -> bool:
@@ -188,6 +189,14 @@ _OPTIONAL = {
     "merchant": 'merchant = "merchant"  # whose row it is; without it all are of one merchant, called like the site',
     "group": 'group = "group"        # what must not be split between training and test, such as a product',
 }
+
+
+def _has(path: Path, public: PublicPart) -> bool:
+    """Whether there is this public part at ``path``, whole, and not another experiment's."""
+    try:
+        return path.exists() and PublicPart.read(path).fingerprint == public.fingerprint
+    except FedDistillError:
+        return False
 
 
 def _releases() -> dict[str, str]:

@@ -4,7 +4,8 @@ import ssl
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib.error import HTTPError
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -14,12 +15,20 @@ from google.protobuf.message import DecodeError
 from fed_distill.errors import ConfigError
 from fed_distill.sites.checks import Finding, checked
 
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_CLOSED = (401, 403, 404, 405)
+"""What HTTP answers where there is a server, and nothing for who asks."""
+
+
+class Closed(ConfigError):
+    """The server has answered that it does not let this machine ask."""
+
 
 def statuses(address: str, authority: Path, seconds: float = 5.0) -> dict[bytes, str]:
     """What the server at HOST:PORT says of each site, ``registered`` (never there yet), ``online`` or ``offline``, by
     the site's public key in PEM.
 
-    ConfigError if it does not tell: its control API may be closed to this machine.
+    Asks directly, through no proxy of this machine's. Closed, or another ConfigError, if it does not tell.
     """
     asked = Request(
         f"https://{address}/v1/control/list-nodes",
@@ -28,22 +37,25 @@ def statuses(address: str, authority: Path, seconds: float = 5.0) -> dict[bytes,
         method="POST",
     )
     try:
-        with urlopen(asked, timeout=seconds, context=ssl.create_default_context(cafile=str(authority))) as answer:
+        context = ssl.create_default_context(cafile=str(authority))
+        with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(asked, timeout=seconds) as answer:
             told = ListNodesResponse.FromString(answer.read())
+    except HTTPError as error:
+        kind = Closed if error.code in _CLOSED else ConfigError
+        raise kind(f"{address} does not tell which sites it knows: {error}") from error
     except (OSError, HTTPException, DecodeError) as error:
         raise ConfigError(f"{address} does not tell which sites it knows: {error}") from error
     return {node.public_key: node.status for node in told.nodes_info if node.status != "unregistered"}
-
-
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 def door(place: str, address: str, authority: Path) -> Finding:
     """Whether Flower's control API is open to a site, which asks for no password."""
     try:
         statuses(address, authority)
-    except ConfigError:
+    except Closed:
         return Finding(place, "door", "ok", f"{address} lets nobody here start runs")
+    except ConfigError as error:
+        return Finding(place, "door", "warning", f"whether it is closed cannot be seen: {error}")
     told = f"whoever reaches {address} can start runs there, which run code here: have the operator close the door"
     return Finding(place, "door", "warning", told)
 

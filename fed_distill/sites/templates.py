@@ -223,8 +223,8 @@ Nobody else needs it. What follows is done in the project's folder, in the envir
 
 **Close the door behind you.** Flower answers sites, operators and its own processes on the same port, and asks
 operators for no password: whoever reaches `/v1/control` there can register keys and start runs, which run code at the
-sites. So let nothing but `/v1/fleet` through to the sites: start the server with `LISTEN=127.0.0.1`, and before it a
-reverse proxy that shows the server's certificate. For nginx:
+sites. So let nothing but `/v1/fleet` through to the sites: start the server with `LISTEN=127.0.0.1` (in the systemd
+unit, `Environment=LISTEN=127.0.0.1`), and before it a reverse proxy that shows the server's certificate. For nginx:
 
     server {
         listen ADDRESS-THAT-SITES-REACH:$port ssl;

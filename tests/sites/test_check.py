@@ -20,7 +20,7 @@ from fed_distill.privacy.ledger import Charge, Ledgers
 from fed_distill.results.files import as_file_name
 from fed_distill.sites import checks
 from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
-from fed_distill.sites.registered import door, presences
+from fed_distill.sites.registered import door, presences, statuses
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -154,9 +154,26 @@ def test_a_site_is_warned_that_finds_the_door_open(deployment):
         def do_POST(self):
             self.send_error(403)
 
-    for answer, state in ((Answer, "warning"), (Closed, "ok")):
+    class Broken(Answer):
+        def do_POST(self):
+            self.send_error(502)
+
+    for answer, state, told in (
+        (Answer, "warning", "can start runs there"),
+        (Closed, "ok", "lets nobody here"),
+        (Broken, "warning", "cannot be seen"),
+    ):
         with listening(deployment / "server", answer) as address:
-            assert door("north", address, deployment / "ca" / "ca.crt").state == state
+            found = door("north", address, deployment / "ca" / "ca.crt")
+        assert found.state == state and told in found.detail
+    gone = door("north", address, deployment / "ca" / "ca.crt")
+    assert gone.state == "warning" and "cannot be seen" in gone.detail
+
+
+def test_a_proxy_of_the_machine_is_not_asked(deployment, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with listening(deployment / "server") as address:
+        assert statuses(address, deployment / "ca" / "ca.crt") == {}
 
 
 def test_so_many_are_told_in_words():

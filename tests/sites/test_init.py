@@ -88,6 +88,8 @@ def test_overwriting_keeps_what_a_site_has_filled_in(command, deployment):
     assert "# our own" not in path.read_text(encoding="utf-8")
     assert path.with_name("site.toml.old").read_bytes() == filled_in
     assert "site.toml.old" in done.output.replace("\n", "")
+    assert "site.toml.old" not in command("init", deployment, "--sites", "north", "--overwrite").output
+    assert path.with_name("site.toml.old").read_bytes() == filled_in
 
 
 def test_another_experiments_proxy_set_is_written_over_the_one_before_and_nothing_else_is(
@@ -96,12 +98,15 @@ def test_another_experiments_proxy_set_is_written_over_the_one_before_and_nothin
     before, file = contents(deployment), tmp_path / "other.toml"
     arguments = ("init", deployment, "--sites", "north,south,west", "--experiment", file)
     file.write_text(experiment.to_toml(), encoding="utf-8")
-    assert "0 files written" in command(*arguments).output
+    assert "no files written" in command(*arguments).output
     file.write_text(experiment.with_changes({"data.proxy_size": 30}).to_toml(), encoding="utf-8")
     assert "3 files written" in command(*arguments).output
     after = contents(deployment)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {f"sites/{name}/proxy.json" for name in ("north", "south", "west")}
+    (deployment / "sites" / "west" / "proxy.json").write_text("torn", encoding="utf-8")
+    assert "1 file written" in command(*arguments).output
+    assert contents(deployment) == after
 
 
 def test_a_new_certificate_is_by_the_same_authority(command, deployment):
