@@ -110,14 +110,17 @@ class Comparison:
 
     def _start(self, name: str) -> Weights:
         """The server's student of one kind: all that the server can do without merchants."""
+        return self._started(name)[0]
+
+    def _started(self, name: str) -> tuple[Weights, float]:
+        """The same, and the seconds of its training."""
         path = self._path(f"server.{name}")
         found = read_checkpoint(path)
         if found is not None:
-            return found[0]
-        self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
-        weights = self.school.taught(name, self.school.lesson, self.school.step)
-        write_checkpoint(path, weights, {})
-        return weights
+            return found[0], found[1].get("seconds", 0.0)  # not known of a run begun before they were kept
+        weights, seconds = self.school.start(name)
+        write_checkpoint(path, weights, {"seconds": seconds})
+        return weights, seconds
 
     def _chain(self) -> dict[str, Callable[[], Outcome]]:
         """What is measured where there are assistants: each of them, the student below them, and its two controls."""
@@ -165,13 +168,12 @@ class Comparison:
         return Outcome(title, "level", self.seed, metrics, seconds=time.perf_counter() - began)
 
     def _server(self) -> Outcome:
-        began = time.perf_counter()
-        return self._outcome("server", "control", self._start(self.experiment.student.model), began)
+        weights, seconds = self._started(self.experiment.student.model)
+        return self._outcome("server", "control", weights, time.perf_counter() - seconds)
 
     def _pooled(self) -> Outcome:
-        began = time.perf_counter()
         name = self.experiment.student.model
-        start, lesson = self._start(name), self.school.lesson
+        start, lesson, began = self._start(name), self.school.lesson, time.perf_counter()
         pupil = lesson.pupil(self.school.student(name), self.seed, "pooled")
         labelled = self.school.labelled(self.server.everybody())
         plan = server_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)

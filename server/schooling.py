@@ -1,27 +1,38 @@
 """How the server's students are taught on one seed: what each learns of the labels that the server has, of its teacher,
 and of the assistants between them. The same lesson gives the same student whenever it is asked for.
+
+Assistants, and the students that federations start from, are kept in the cache folder beside the teachers: the cells of
+a study that differ in what merchants do share those of a seed.
 """
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from fed_distill.config import AssistantConfig, Experiment
 from fed_distill.data.examples import Examples
 from fed_distill.distill.chain import Level, levels
-from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
+from fed_distill.distill.fingerprint import code_fingerprint, examples_fingerprint, fingerprint
 from fed_distill.distill.masked import read_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import Lesson
+from fed_distill.errors import CheckpointError
 from fed_distill.models import TextModel, build_student
 from fed_distill.results.versions import versions
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
+from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.transport.messages import Weights
 from server.students import Progress, ServerTraining, server_plan
 from server.teaching import Teaching, domain_texts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +56,60 @@ class School:
         """What students are taught: the teacher's lesson, below the last assistant if there is any."""
         above = self.levels
         return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
+
+    def start(self, name: str) -> tuple[Weights, float]:
+        """The weights that federations of a student start from, all that the server can teach without merchants, and
+        the seconds that it took; from the cache if they were made before.
+
+        A stored student that cannot be read is reported in the log and made again. One from an import path is not kept,
+        as nobody would see its code change.
+        """
+        path = None if ":" in name else self._kept(name)
+        if path is not None:
+            try:
+                found = read_checkpoint(path)
+            except CheckpointError as error:
+                logger.warning("the stored student in %s cannot be used and is made again: %s", path, error)
+                found = None
+            if found is not None:
+                told = f"seed {self.seed}: the server's {name} was trained before, and is kept in {path.parent}"
+                self.callbacks.on_message(told)
+                return found[0], found[1]["seconds"]
+        self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
+        began = time.perf_counter()
+        weights, seconds = self.taught(name, self.lesson, self.step), time.perf_counter() - began
+        if path is not None:
+            write_checkpoint(path, weights, {"seconds": seconds})
+        return weights, seconds
+
+    def _kept(self, name: str) -> Path:
+        config, runtime = self.experiment.student, self.experiment.runtime
+        key = fingerprint(
+            **self._depends_on,
+            levels=[level.name for level in self.levels],
+            distill=self.experiment.distill.model_dump(mode="json"),
+            name=name,
+            options=config.options_of(name),
+            masked=[config.masked_epochs, config.masked_learning_rate],
+            runtime=[runtime.trainer, runtime.device],
+        )
+        return self.teaching.staff.cache / "students" / f"{key}.safetensors"
+
+    @cached_property
+    def _depends_on(self) -> dict[str, Any]:
+        """What every student that the server teaches depends on, beside its own model and lesson."""
+        data, training = self.server.data, self.experiment.training
+        return {
+            "teacher": self.teaching.staff.name,
+            "task": [data.task.classes, data.task.pair, data.task.gains],
+            "public": examples_fingerprint(data.public),
+            "proxy": examples_fingerprint(data.proxy.unlabeled()),
+            "partners": self.experiment.data.seed,
+            "training": training.model_dump(mode="json", exclude=set(training.merchants_pace())),
+            "seed": self.seed,
+            "versions": versions(),
+            "code": code_fingerprint(),
+        }
 
     def taught(self, name: str, lesson: Lesson, progress: Progress | None = None) -> Weights:
         """The weights of a student that has read the domain's texts, if it is to, and then learned the server's labels
@@ -91,15 +156,9 @@ class School:
         data, experiment = self.server.data, self.experiment
         cache = self.teaching.staff.cache
         depends_on = fingerprint(
-            teacher=self.teaching.staff.name,
-            task=data.task.classes,
-            public=examples_fingerprint(data.public),
-            proxy=examples_fingerprint(data.proxy.unlabeled()),
-            training=experiment.training.model_dump(mode="json"),
+            **self._depends_on,
             hard_weight=experiment.distill.hard_weight,
             final_temperature=experiment.distill.final_temperature,
-            seed=self.seed,
-            versions=versions(),
         )
 
         def build(assistant: AssistantConfig, place: int) -> TextModel:

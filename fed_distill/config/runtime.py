@@ -13,7 +13,9 @@ class RuntimeConfig(ConfigTable):
 
     folder: Path = Field(Path("runs"), description="runs are kept in FOLDER/NAME")
     resume: bool = Field(False, description="go on with a stopped run of this name")
-    cache: Path | None = Field(None, description="teachers and soft labels; default: the user's cache folder")
+    cache: Path | None = Field(
+        None, description="teachers, what they teach, and the server's students; default: the user's cache folder"
+    )
     sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")
     trainer: Literal["cohort", "sequential"] = Field(
         "cohort", description="many merchants as one tensor program, or one after another on the CPU"

@@ -86,6 +86,11 @@ class TrainingConfig(ConfigTable):
         "float32", description="of products in a cohort's forward and backward pass; weights stay float32"
     )
 
+    def merchants_pace(self) -> list[str]:
+        """Names of the fields that are the merchants' alone: another value changes nothing that the server trains."""
+        momentum = ["momentum"] if self.server_optimizer != "sgd" else []
+        return ["optimizer", "learning_rate", "batch_size", *momentum]
+
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> Self:
         if self.momentum and self.optimizer != "sgd":

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fed_distill
 from fed_distill.data.examples import Examples
 
 _DIGITS = 32
@@ -24,6 +26,14 @@ def examples_fingerprint(examples: Examples) -> str:
 def files_fingerprint(paths: Iterable[Path]) -> str:
     """Fingerprint of the files' names and contents."""
     return fingerprint(files=[(path.name, _digest(path)) for path in sorted(paths)])
+
+
+@cache
+def code_fingerprint() -> str:
+    """Fingerprint of this program's own sources, for what a change of them may change while the version stays."""
+    package = Path(fed_distill.__file__).parent
+    sources = sorted([*package.rglob("*.py"), *(package.parent / "server").rglob("*.py")])
+    return fingerprint(files=[(str(path.relative_to(package.parent)), _digest(path)) for path in sources])
 
 
 def _digest(path: Path) -> str:

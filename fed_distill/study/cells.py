@@ -14,9 +14,6 @@ from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import ConfigError
 from fed_distill.study.grid import NO_PRIVACY, Attacks, Choice, Study, varied
 
-MERCHANTS_PACE = ("optimizer", "momentum", "learning_rate", "batch_size")
-"""Keys of ``[training]`` that a cell may change for its merchants without another server's student coming of it."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -137,7 +134,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "poisoning": {},
         "transport": {},
         "student.by_merchant": [],
-        **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},
+        **{f"training.{key}": getattr(base.training, key) for key in cell.training.merchants_pace()},
     }
     return cell.with_changes(changes)
 

@@ -21,8 +21,8 @@ from fed_distill.study.runner import Places
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 MEASURES = (
     "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "run.seconds",
-    "audit.auc", "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
+    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
+    "run.seconds", "audit.auc", "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
     *(f"control_auc.{name}" for name in CONTROLS),
 )  # fmt: skip
 """Columns that are averaged over the seeds of a combination."""
@@ -46,7 +46,8 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
     the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone, ``gain`` and
     ``gain_auc`` that to the study's baseline of the same seed. ``gap_closed`` is
     against those controls. Bytes are those of serialized messages for one merchant: a round's down and up, and in all
-    rounds up (``sent_bytes``) and both. ``privacy.*`` and ``audit.*`` are the summary's, flattened. CheckpointError if
+    rounds up (``sent_bytes``) and both. ``seconds``: of the federation alone; ``run.seconds``: of the whole cell.
+    ``privacy.*`` and ``audit.*`` are the summary's, flattened. CheckpointError if
     a finished summary is torn.
     """
     summaries = {cell.fingerprint: _summary(cell, places) for cell in cells}
@@ -130,7 +131,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     worst = student["worst_merchant"] or {}
     privacy = dict(summary["privacy"])
     audit = {key: value for key, value in (privacy.pop("audit", None) or {}).items() if key != "threat_models"}
-    rounds = summary["federations"][summary["federation"]]["rounds"]
+    federation = summary["federations"][summary["federation"]]
+    rounds = federation["rounds"]
     scores = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score, server = student[headline], scores["server"]
     gaps = {
@@ -150,6 +152,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "uplink_bytes": up,
         "sent_bytes": rounds * up,
         "total_bytes": rounds * (down + up),
+        "seconds": federation["seconds"],
         "run.rounds": summary["rounds"],
         "run.merchants": summary["merchants"],
         "run.examples": _training_examples(summary),

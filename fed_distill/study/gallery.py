@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES
 from fed_distill.study.curves import Level, Offer, curves, levels, offers
-from fed_distill.study.figures import bytes_figure, curve_figure, pareto_figure, write_figure
+from fed_distill.study.drawing import write_figure
+from fed_distill.study.figures import bytes_figure, curve_figure, pareto_figure
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metr
     title = f"What {metric} costs in bytes"
     caption = (
         "Bytes of the serialized messages that one merchant sends in all rounds. A larger mark is a larger ε; "
-        "series that send the same stand side by side, and a line that leaves the figure leads to values far below."
+        "marks that would cover each other stand side by side, and a line that leaves the figure leads to values far "
+        "below."
     )
     figure = bytes_figure(offered, dashed, f"{metric} on the test set")
     return Chart("bytes", title, caption, write_figure(figure, folder, "bytes", title))

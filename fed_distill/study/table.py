@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from fed_distill.config import CONTROLS
-from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, number, percent, signed, size
+from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, duration, number, percent, signed, size
 from fed_distill.study.curves import epsilon_of, levels
 from fed_distill.study.findings import epsilon_text
 from fed_distill.study.grid import Study
@@ -21,7 +21,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     axes = [axis.name for axis in study.axes]
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant"]
-    header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "in all"]
+    header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
         level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
@@ -32,7 +32,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
             *[""] * (len(axes) + 2),
             _with_interval(level.value, level.half_width),
             aucs.get(level.name, UNKNOWN),
-            *[UNKNOWN] * 9,
+            *[UNKNOWN] * 10,
         ]
         for level in levels(results, names)
     ]
@@ -55,6 +55,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                 number(_known(row["audit.epsilon_lower_bound"]), 2),
                 size(_known(row["sent_bytes"])),
                 size(_known(row["total_bytes"])),
+                duration(_known(row["seconds"])),
             ]
         )
     kept = [place for place, title in enumerate(header) if title in axes or _says_anything(lines, place)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from fed_distill.study.curves import Level
-from fed_distill.study.figures import (
+from fed_distill.study.drawing import (
     COLORS,
     INK,
     LINE,

@@ -15,7 +15,7 @@ from fed_distill.errors import CheckpointError
 from fed_distill.results.files import strict_json, write_atomic
 from fed_distill.results.store import read_summary
 from fed_distill.results.wording import METRIC_NAMES, UNKNOWN, number
-from fed_distill.study.figures import write_figure
+from fed_distill.study.drawing import write_figure
 from fed_distill.study.runner import Places
 from fed_distill.tuning.figures import history_figure, importance_figure, settings_figure
 from fed_distill.tuning.space import Tuning

@@ -3,21 +3,14 @@
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from itertools import pairwise
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 
 from fed_distill.study.curves import Curve, Level, Offer, Reading
-from fed_distill.study.figures import (
-    COLORS,
-    LABEL_GAP,
-    MARKERS,
-    Budget,
-    bytes_figure,
-    curve_figure,
-    pareto_figure,
-    write_figure,
-)
+from fed_distill.study.drawing import COLORS, LABEL_GAP, MARKERS, NUMBERED_WIDTH, moved_apart, write_figure
+from fed_distill.study.figures import Budget, bytes_figure, curve_figure, pareto_figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -132,6 +125,31 @@ def test_more_series_than_markers_have_numbers_in_their_marks_and_before_their_n
             assert names == [f"{place + 1}  series {place}" for place in range(len(offers))] and marks == {"o"}
         else:
             assert not written and names == [offer.series for offer in some] and len(marks) == len(MARKERS)
+
+
+def test_places_are_moved_only_where_they_are_too_near_and_then_only_sideways():
+    places = np.array([[0.0, 0.0], [4.0, 6.0], [100.0, 0.0], [50.0, 50.0], [50.0, 50.0], [50.0, 50.0]])
+    moved = moved_apart(places, 10.0)
+    assert moved[:, 1].tolist() == places[:, 1].tolist()
+    assert moved[:2, 0] == pytest.approx([-2.0, 6.0], abs=1e-2)
+    assert moved[2, 0] == 100.0
+    assert sorted(moved[3:, 0]) == pytest.approx([40.0, 50.0, 60.0], abs=0.1)
+
+
+def test_marks_with_numbers_cover_no_other_and_lead_to_where_they_belong():
+    crowd = [Offer(f"series {place}", place, None, 0.9 + 1e-5 * place, 1.0) for place in range(12)]
+    crowd.append(Offer("far", 12, None, 0.95, 1.0))
+    (axes,) = bytes_figure(crowd, LEVELS, "q").axes
+    axes.figure.draw_without_rendering()
+    marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    places = axes.transData.transform(np.array(marks)) * 72 / axes.figure.dpi
+    assert len(marks) == len(crowd)
+    assert min(math.dist(one, other) for one, other in combinations(places, 2)) > NUMBERED_WIDTH - 0.2
+    leads = [line.get_xydata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    begun = {(float(x), float(y)) for (x, y), _ in leads}
+    assert begun >= {(offer.megabytes, offer.value) for offer in crowd[:2]}
+    assert (1.0, 0.95) not in begun
+    assert marks[-1].tolist() == [1.0, 0.95]
 
 
 @pytest.fixture
