@@ -141,7 +141,7 @@ class Comparison:
             self.callbacks.on_stage(f"seed {self.seed} · {name} without a teacher", None)
             self.school.read_domain(student, name, self.school.step)
             weights = {key: value.clone() for key, value in student.state_dict().items()}
-            plan, randomness = labels_plan(epochs), (self.seed, "no teacher", name)
+            plan, randomness = labels_plan(epochs, self.server.data), (self.seed, "server", name)
             trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self.school.step)
             student.load_state_dict(dict(trained))
             return student
@@ -183,8 +183,7 @@ class Comparison:
 
     def _local(self) -> Outcome:
         """Each merchant alone from the server's student; every one of them is measured on the common test set."""
-        began = time.perf_counter()
-        federation = self._federation_of("local")
+        federation, began = self._federation_of("local"), time.perf_counter()
         self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
         method = METHODS.build("local", federation.config.options)
         start = federation.starts[federation.global_student]

@@ -255,4 +255,4 @@ def check_models(experiment: Experiment, task: Task) -> None:
             if experiment.student.masked_epochs:
                 check_reads(student)
         for assistant in experiment.distill.assistants:
-            build_student(assistant.model, assistant.options, task, teacher)
+            check_robust(build_student(assistant.model, assistant.options, task, teacher), experiment.training)

@@ -13,21 +13,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fed_distill.config import AssistantConfig, Experiment
+from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.data.examples import Examples
 from fed_distill.distill.chain import Level, levels
-from fed_distill.distill.fingerprint import code_fingerprint, examples_fingerprint, fingerprint
+from fed_distill.distill.fingerprint import TRAINING_CODE, examples_fingerprint, fingerprint, named_files
 from fed_distill.distill.masked import read_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import Lesson
 from fed_distill.errors import CheckpointError
-from fed_distill.models import TextModel, build_student
+from fed_distill.models import TextModel, build_student, predict
 from fed_distill.results.versions import versions
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.training.choosing import chosen_device
 from fed_distill.transport.messages import Weights
 from server.students import Progress, ServerTraining, server_plan
 from server.teaching import Teaching, domain_texts
@@ -89,26 +92,27 @@ class School:
             levels=[level.name for level in self.levels],
             distill=self.experiment.distill.model_dump(mode="json"),
             name=name,
-            options=config.options_of(name),
+            options=[config.options_of(name), named_files(config.options_of(name))],
             masked=[config.masked_epochs, config.masked_learning_rate],
-            runtime=[runtime.trainer, runtime.device],
+            computed=[runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],
         )
         return self.teaching.staff.cache / "students" / f"{key}.safetensors"
 
     @cached_property
     def _depends_on(self) -> dict[str, Any]:
         """What every student that the server teaches depends on, beside its own model and lesson."""
-        data, training = self.server.data, self.experiment.training
+        data, config = self.server.data, self.experiment.training
+        training = config.model_dump(mode="json", exclude=set(MERCHANTS_PACE))
         return {
             "teacher": self.teaching.staff.name,
             "task": [data.task.classes, data.task.pair, data.task.gains],
             "public": examples_fingerprint(data.public),
             "proxy": examples_fingerprint(data.proxy.unlabeled()),
             "partners": self.experiment.data.seed,
-            "training": training.model_dump(mode="json", exclude=set(training.merchants_pace())),
+            "training": [training, named_files(training)],
             "seed": self.seed,
             "versions": versions(),
-            "code": code_fingerprint(),
+            "code": TRAINING_CODE,
         }
 
     def taught(self, name: str, lesson: Lesson, progress: Progress | None = None) -> Weights:
@@ -119,7 +123,8 @@ class School:
         return self.distilled(student, lesson, self.experiment.training.server_epochs, progress, "server", name)
 
     def relearned(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """As ``Relearn``; for the teacher's soft labels the weights are those that federations start from."""
+        """As ``Relearn``; for the teacher's soft labels the weights are those that federations start from. What
+        ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's."""
         return self.taught(self.experiment.student.model, self.lesson.saying(soft_labels, temperature))
 
     def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
@@ -131,19 +136,30 @@ class School:
             read_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, told)
 
     def distilled(
-        self, student: TextModel, lesson: Lesson, epochs: float, progress: Progress | None, *purpose: str | int
+        self,
+        student: TextModel,
+        lesson: Lesson,
+        epochs: float,
+        progress: Progress | None,
+        *purpose: str | int,
+        upper: TextModel | None = None,
     ) -> Weights:
-        """The weights of ``student``, trained from its own on all that the server has."""
+        """The weights of ``student``, trained from its own on all that the server has. ``upper``: who labels examples
+        that have true labels too, where that is not the teacher."""
         weights = {name: value.clone() for name, value in student.state_dict().items()}
         pupil = lesson.pupil(student, self.seed, *purpose)
-        plan = server_plan(lesson, pupil, epochs, self.labelled([self.server.data.public]))
+        plan = server_plan(lesson, pupil, epochs, self.labelled([self.server.data.public], upper))
         return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
 
-    def labelled(self, parts: Sequence[Examples]) -> Tensor | None:
-        """The teacher's probabilities on labelled examples, where students are to learn from them too."""
+    def labelled(self, parts: Sequence[Examples], upper: TextModel | None = None) -> Tensor | None:
+        """The teacher's probabilities on labelled examples, or those of ``upper``, where students are to learn from
+        them too."""
         if self.experiment.distill.hard_weight == 1.0:
             return None
-        return self.teaching.staff.labels("labelled examples", Examples.concatenate(parts))
+        examples = Examples.concatenate(parts)
+        if upper is None:
+            return self.teaching.staff.labels("labelled examples", examples)
+        return predict(upper, upper.encode(examples.texts, examples.pairs))
 
     @property
     def step(self) -> Progress:
@@ -165,9 +181,11 @@ class School:
             with seeds.scope(self.seed, "assistant", place):
                 return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
 
-        def train(model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int) -> Weights:
+        def train(
+            model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int, upper: TextModel | None
+        ) -> Weights:
             self.callbacks.on_stage(f"seed {self.seed} · assistant {place}: {assistant.model}", None)
-            return self.distilled(model, lesson, assistant.epochs, self.step, "assistant", place)
+            return self.distilled(model, lesson, assistant.epochs, self.step, "assistant", place, upper=upper)
 
         def label(model: TextModel, name: str) -> Tensor:
             return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)

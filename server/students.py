@@ -46,9 +46,9 @@ def server_plan(lesson: Lesson, pupil: TextModel, epochs: float, labelled: Tenso
     return Plan(tuple(phases))
 
 
-def labels_plan(epochs: float) -> Plan:
-    """Labels alone: the control without a teacher."""
-    return Plan((Phase(hard_labels(), epochs=epochs),))
+def labels_plan(epochs: float, data: FederatedData) -> Plan:
+    """Labels alone, for as many examples as ``server_plan`` has with the proxy set's: the control without a teacher."""
+    return Plan((Phase(hard_labels(), epochs=epochs * (1 + len(data.proxy) / len(data.public))),))
 
 
 def _of_labels(lesson: Lesson, labelled: Tensor | None, epochs: float) -> Phase:
@@ -135,7 +135,7 @@ class ServerTraining:
             update={
                 "batch_size": self.config.server_batch_size,
                 "optimizer": self.config.server_optimizer,
-                "momentum": self.config.momentum if self.config.server_optimizer == "sgd" else 0.0,
+                "momentum": self.config.server_momentum,
             }
         )
         fitted = next(build_trainer(config, self.runtime).fit([learner], {learner.name: plan}, pace, progress))

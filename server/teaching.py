@@ -21,7 +21,7 @@ from fed_distill.distill.features import features
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, teacher_folder
-from fed_distill.distill.transfer import FEATURES, Lesson, partners
+from fed_distill.distill.transfer import FEATURES, GRADED, Lesson, lone, partners
 from fed_distill.models import TextModel
 from fed_distill.results.metrics import Metrics, classification, ranking
 from fed_distill.runtime.callbacks import Callback
@@ -157,7 +157,12 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
 def _lesson(experiment: Experiment, data: FederatedData, staff: Staff) -> Lesson:
     config, first = experiment.distill, staff.members[0]
     read = None
+    if set(config.transfer) & set(GRADED) and (alone := lone(data.proxy)):
+        told = f"{alone} of {len(data.proxy)} proxy examples are their query's only ones, and teach nothing of ranking"
+        staff.callbacks.on_message(told)
     if set(config.transfer) & set(FEATURES):
+        if len(staff.members) > 1:
+            staff.callbacks.on_message(f"hidden states are those of the first of {len(staff.members)} teachers")
         staff.callbacks.on_stage("teacher: hidden states on the proxy set", len(data.proxy))
         read = features(
             first.model, first.name, data.proxy, staff.cache, lambda done, total: staff.callbacks.on_step(done, {})

@@ -241,6 +241,30 @@ def test_a_student_that_is_dealt_keeps_default_options():
     assert student.options_of("two-tower") == {}
 
 
+def test_the_fedavg_control_is_stopped_and_validated_as_the_federation_is():
+    federation = {"method": "fedmd", "rounds": 9, "validate_every": 2, "patience": 3, "participation": 0.5}
+    control = Experiment.parse({"federation": federation}).arms()["fedavg"]
+    assert control.model_dump(include=set(federation)) == {**federation, "method": "fedavg"}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"teacher": {"combine": "confidence"}}, "combine = 'confidence' is of several teachers"),
+        ({"teacher": {"combine": "similarity", "ensemble": [{"seed": 1}]}}, "without domains are the same"),
+        ({"distill": {"final_temperature": 1.0}, "training": {"server_epochs": 1}}, "raise training.server_epochs"),
+        ({"training": {"server_momentum": 0.9}}, "server_momentum is for server_optimizer sgd"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(tables, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment.parse(tables)
+
+
+def test_a_temperature_that_moves_has_time_to_in_a_tiny_version():
+    assert Experiment.parse({"distill": {"final_temperature": 1.0}}).tiny().training.server_epochs == 2
+
+
 def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
     root = Path(__file__).parents[1]
     nested = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]

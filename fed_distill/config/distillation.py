@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Share
 
-Transfer = Literal["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking"]
+Transfer = Literal["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise"]
 PROBABILITIES: tuple[Transfer, ...] = ("probabilities",)
 
 
@@ -56,6 +56,17 @@ class TeacherConfig(ConfigTable):
         "examples are",
     )
 
+    @model_validator(mode="after")
+    def _combines_several(self) -> Self:
+        if self.combine != "mean" and not self.ensemble and self.domains == 1:
+            raise ValueError(f"combine = {self.combine!r} is of several teachers: give ensemble or domains, or drop it")
+        if self.combine == "similarity" and self.domains == 1:
+            raise ValueError(
+                "combine = 'similarity' weighs teachers by the examples that each was fine-tuned on, which without "
+                "domains are the same: give domains, or combine by confidence"
+            )
+        return self
+
     def members(self) -> list[tuple["TeacherConfig", int]]:
         """Every teacher of the ensemble as one of its own, this one first, and what is added to its seed."""
         alone = self.model_copy(update={"ensemble": [], "domains": 1, "combine": "mean"})
@@ -82,8 +93,8 @@ class DistillConfig(ConfigTable):
 
     transfer: list[Transfer] = Field(
         default_factory=lambda: list(PROBABILITIES),
-        description="kinds, losses added: probabilities, decisions, hints, hidden, attention, relations, ranking; none "
-        "for a student that hears its last assistant alone",
+        description="kinds, losses added: probabilities, decisions, hints, hidden, attention, relations, ranking, "
+        "listwise; none for a student that hears its last assistant alone",
     )
     weights: dict[Transfer, PositiveFloat] = Field(
         default_factory=dict, description="weight of a kind in the sum; 1 where none is given"

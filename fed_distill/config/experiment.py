@@ -75,6 +75,15 @@ class Experiment(ConfigTable):
         return self
 
     @model_validator(mode="after")
+    def _temperature_has_time_to_move(self) -> Self:
+        if self.distill.final_temperature is not None and self.training.server_epochs <= 1:
+            raise ValueError(
+                "distill.final_temperature is that of the last of several epochs: raise training.server_epochs above "
+                "1, or set training.server_temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _distinct_federations(self) -> Self:
         titles = [federation.title for federation in self.federations()]
         reserved = {".", "..", "server", "local", "pooled", "personal", *(f"personal of {title}" for title in titles)}
@@ -137,7 +146,8 @@ class Experiment(ConfigTable):
         """
         arms = {federation.title: federation for federation in self.federations()}
         intake = {key: getattr(self.federation, key) for key in INTAKE}
-        kept = {"rounds": self.federation.rounds, "participation": self.federation.participation, **intake}
+        same = ("rounds", "participation", "validate_every", "patience")
+        kept = {**{key: getattr(self.federation, key) for key in same}, **intake}
         local_epochs = self.federation.options.get("local_epochs")
         plain = {} if local_epochs is None else {"local_epochs": local_epochs}
         if "fedavg" in self.controls:
@@ -229,7 +239,7 @@ class Experiment(ConfigTable):
                 "teacher.max_examples": 200,
                 "teacher.ensemble": seeds,
                 "distill.assistants": assistants,
-                "training.server_epochs": 1,
+                "training.server_epochs": 1 if self.distill.final_temperature is None else 2,
                 "training.pooled_epochs": 1,
                 "training.local_epochs": 1,
                 "federation.rounds": min(2, self.federation.rounds),

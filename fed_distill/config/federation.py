@@ -19,7 +19,7 @@ class TransportConfig(ConfigTable):
     """
 
     weights: list[StageTable] = Field(
-        default_factory=list, description="of uplinks, as updates: top-k, svd, then sign, int4, int8 or float16"
+        default_factory=list, description="of uplinks, as updates: svd, top-k, then sign, int4, int8 or float16"
     )
     soft_labels: list[StageTable] = Field(
         default_factory=list, description="of uplinks: top-k, then int4, int8 or float16"

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from fed_distill.config.tables import BatchSize, ConfigTable, PositiveFloat, PositiveInt, Share
 
+MERCHANTS_PACE = ("optimizer", "momentum", "learning_rate", "batch_size")
+"""Keys of ``[training]`` that are the merchants' alone: another value changes nothing that the server trains."""
+
 
 class AugmentationConfig(ConfigTable):
     """What is done to labelled texts before a training, a merchant's round or one at the server; drawn anew for each.
@@ -57,6 +60,7 @@ class TrainingConfig(ConfigTable):
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="of merchants")
     server_optimizer: Literal["sgd", "adamw"] = Field("adamw", description="of training at the server")
     momentum: Share = Field(0.0, description="of optimizer sgd; adamw has its own")
+    server_momentum: Share = Field(0.0, description="of server_optimizer sgd")
     learning_rate: PositiveFloat = 3e-3
     batch_size: BatchSize = 32
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
@@ -86,13 +90,12 @@ class TrainingConfig(ConfigTable):
         "float32", description="of products in a cohort's forward and backward pass; weights stay float32"
     )
 
-    def merchants_pace(self) -> list[str]:
-        """Names of the fields that are the merchants' alone: another value changes nothing that the server trains."""
-        momentum = ["momentum"] if self.server_optimizer != "sgd" else []
-        return ["optimizer", "learning_rate", "batch_size", *momentum]
-
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> Self:
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for optimizer sgd, {self.optimizer} has its own: drop momentum or take sgd")
+        if self.server_momentum and self.server_optimizer != "sgd":
+            raise ValueError(
+                f"server_momentum is for server_optimizer sgd, {self.server_optimizer} has its own: drop it or take sgd"
+            )
         return self

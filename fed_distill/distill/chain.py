@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fed_distill.config import AssistantConfig
-from fed_distill.distill.fingerprint import fingerprint
+from fed_distill.distill.fingerprint import fingerprint, named_files, own_code
 from fed_distill.distill.transfer import Lesson
 from fed_distill.errors import ModelError
 from fed_distill.models import TextModel, load_model
@@ -42,20 +42,23 @@ def levels(
     depends_on: str,
     cache_dir: Path,
     build: Callable[[AssistantConfig, int], TextModel],
-    train: Callable[[TextModel, Lesson, AssistantConfig, int], Weights],
+    train: Callable[[TextModel, Lesson, AssistantConfig, int, TextModel | None], Weights],
     label: Callable[[TextModel, str], Tensor],
 ) -> list[Level]:
     """Every assistant, trained by the level above it or loaded from ``cache_dir``; the one below the teacher first.
 
     lesson: the teacher's. depends_on: fingerprint of all that the levels depend on beside the assistants themselves.
-    build makes the untrained assistant of a place (1 for the first), train gives its weights, label its probabilities
-    on the proxy set by its model and name. A stored level that cannot be read is reported in the log and trained again.
+    build makes the untrained assistant of a place (1 for the first), train gives its weights, told the level above it
+    (None for the teacher), label its probabilities on the proxy set by its model and name. A stored level that cannot
+    be read is reported in the log and trained again.
     """
     above, name = lesson.soft_labels, depends_on
     found: list[Level] = []
     for place, config in enumerate(assistants, 1):
-        name = fingerprint(above=name, assistant=config.model_dump(mode="json"))
-        step = partial(_trained, config, place, lesson.following(above, config.weight), build, train)
+        settings = config.model_dump(mode="json")
+        name = fingerprint(above=name, assistant=settings, files=named_files(settings), code=own_code(config.model))
+        upper = found[-1].model if found else None
+        step = partial(_trained, config, place, upper, lesson.following(above, config.weight), build, train)
         model = _stored(cache_dir / "levels" / name, step)
         above = label(model, name)
         found.append(Level(config, model, name, above))
@@ -65,12 +68,13 @@ def levels(
 def _trained(
     config: AssistantConfig,
     place: int,
+    upper: TextModel | None,
     lesson: Lesson,
     build: Callable[[AssistantConfig, int], TextModel],
-    train: Callable[[TextModel, Lesson, AssistantConfig, int], Weights],
+    train: Callable[[TextModel, Lesson, AssistantConfig, int, TextModel | None], Weights],
 ) -> TextModel:
     model = build(config, place)
-    model.load_state_dict(dict(train(model, lesson, config, place)))
+    model.load_state_dict(dict(train(model, lesson, config, place, upper)))
     return model.eval()
 
 

@@ -19,8 +19,11 @@ from fed_distill.transport.messages import Weights
 POSITIONS = 16
 """Equal parts of a text that activation maps are compared on: teacher and student cut texts into other tokens."""
 
-PAIRED: tuple[Transfer, ...] = ("relations", "ranking")
-"""Kinds of transfer that compare an example with a fixed partner."""
+PAIRED: tuple[Transfer, ...] = ("relations", "ranking", "listwise")
+"""Kinds of transfer that compare an example with fixed partners: one, or the others of a list."""
+
+LIST = 4
+"""Candidates of a list, the example's own included."""
 
 READ: tuple[Transfer, ...] = ("hints", "hidden", "attention", *PAIRED)
 """Kinds of transfer that need more of a student than its logits."""
@@ -98,9 +101,10 @@ class Taught(TextModel):
     hints ``[batch, 1, width]``, the guided layer's mean state, projected to the teacher's width; hidden ``[batch,
     layers, width]``, all layers' so; attention ``[batch, layers, POSITIONS]``, all layers' maps; relations
     ``[batch, 1, 1]``, cosine of an example's and its partner's last state; ranking ``[batch, 1, 1]``, how much higher
-    than its partner it scores.
+    than its partner it scores; listwise ``[batch, 1, LIST]``, the scores of it and its partners.
 
-    Partners are fields of an example too, by the name of their kind. An example without any is its own partner.
+    Partners are fields of an example too, by the name of their kind and their number. An example without any is its own
+    partner.
     """
 
     def __init__(
@@ -114,14 +118,15 @@ class Taught(TextModel):
     ) -> None:
         """student: shared, not copied. pair: whether examples have a second text. width: of the teacher's states.
 
-        gains: of the classes, for ranking. partners: by paired kind, the row of the proxy set that each proxy example
-        is compared with, int64 ``[proxy]``. Projections are drawn from torch's global state (see ``seeds.scope``).
+        gains: of the classes, for ranking and listwise. partners: by paired kind, the rows of the proxy set that each
+        proxy example is compared with, int64 ``[proxy, partners]``. Projections are drawn from torch's global state
+        (see ``seeds.scope``).
         """
         super().__init__()
         self.student, self.kinds, self.gains, self.partners = student, tuple(kinds), tuple(gains), partners or {}
-        self.paired = tuple(kind for kind in kinds if kind in PAIRED)
+        self.beside = [beside for kind in kinds if kind in PAIRED for beside in _partners_of(kind)]
         self.tables = {
-            _OWN + table: (*fields, *(f"{kind}.{field}" for kind in self.paired for field in fields))
+            _OWN + table: (*fields, *(f"{beside}.{field}" for beside in self.beside for field in fields))
             for table, fields in student.tables.items()
         }
         states = _probed(student, pair).states
@@ -143,18 +148,21 @@ class Taught(TextModel):
     def with_partners(self, encoded: Encoded) -> Encoded:
         """The ``encoded`` proxy set, each example with its partners beside it."""
         fields = {
-            f"{kind}.{name}": values[self.partners[kind]] for kind in self.paired for name, values in encoded.items()
+            f"{beside}.{name}": values[rows]
+            for kind, partners in self.partners.items()
+            for beside, rows in zip(_partners_of(kind), partners.T, strict=True)
+            for name, values in encoded.items()
         }
         return {**encoded, **fields}
 
     def collate(self, encoded: Encoded, index: Tensor) -> dict[str, Tensor]:
         """As the student does, of examples and partners alike."""
         batch = self.student.collate(_fields(encoded, None), index)
-        for kind in self.paired:
-            partners = _fields(encoded, kind)
+        for beside in self.beside:
+            partners = _fields(encoded, beside)
             if partners:
                 collated = self.student.collate(partners, index)
-                batch |= {f"{kind}.{name}": values for name, values in collated.items()}
+                batch |= {f"{beside}.{name}": values for name, values in collated.items()}
         return batch
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
@@ -175,13 +183,15 @@ class Taught(TextModel):
         if kind == "hints":
             assert self.hint is not None
             return torch.stack([self.hint(layers.means[guided_layer(self.layers)])], dim=1)
-        other: Outputs = self.student(_fields(batch, kind) or _fields(batch, None), hidden=True)
+        others: list[Outputs] = [
+            self.student(_fields(batch, beside) or _fields(batch, None), hidden=True) for beside in _partners_of(kind)
+        ]
         if kind == "relations":
-            read = torch.cosine_similarity(layers.means[-1], Layers.of(other).means[-1])
-        else:
-            score, partners = (expected_gain(one.logits.softmax(dim=-1), self.gains) for one in (outputs, other))
-            read = score - partners
-        return read.view(-1, 1, 1)
+            return torch.cosine_similarity(layers.means[-1], Layers.of(others[0]).means[-1]).view(-1, 1, 1)
+        scores = torch.stack(
+            [expected_gain(one.logits.softmax(dim=-1), self.gains) for one in (outputs, *others)], dim=1
+        ).unsqueeze(1)
+        return scores if kind == "listwise" else scores[..., :1] - scores[..., 1:]
 
     def wrapped(self, weights: Weights) -> dict[str, Tensor]:
         """The student's ``weights`` as this model's, with its projections as they were drawn."""
@@ -194,11 +204,16 @@ def unwrapped(weights: Weights) -> dict[str, Tensor]:
     return {name.removeprefix(_OWN): value for name, value in weights.items() if name.startswith(_OWN)}
 
 
-def _fields(encoded: Encoded, kind: str | None) -> dict[str, Tensor]:
-    """The fields of the examples themselves, or of their partners of one kind, by the student's names."""
-    if kind is None:
-        return {name: values for name, values in encoded.items() if name.partition(".")[0] not in PAIRED}
-    start = f"{kind}."
+def _partners_of(kind: Transfer) -> list[str]:
+    """What the fields of the partners of a paired kind begin with: its name and their number."""
+    return [f"{kind} {number}" for number in range(1, LIST if kind == "listwise" else 2)]
+
+
+def _fields(encoded: Encoded, beside: str | None) -> dict[str, Tensor]:
+    """The fields of the examples themselves, or of one of their partners, by the student's names."""
+    if beside is None:
+        return {name: values for name, values in encoded.items() if name.partition(" ")[0] not in PAIRED}
+    start = f"{beside}."
     return {name.removeprefix(start): values for name, values in encoded.items() if name.startswith(start)}
 
 

@@ -83,6 +83,12 @@ def margin_loss(margins: Tensor, targets: Tensor) -> Tensor:
     return (margins - targets).square()
 
 
+def listwise_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """KL divergence of two lists' top-one probabilities, the softmax of scores ``[batch, candidates]`` (ListNet, Cao et
+    al. 2007, with the teacher's scores as the list to learn; less their entropy, so that it is 0 where both agree)."""
+    return distillation_kl(scores, targets.softmax(dim=-1), 1.0)
+
+
 def hard_labels() -> Objective:
     """Objective: cross-entropy with the reference ``labels``."""
 

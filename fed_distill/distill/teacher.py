@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples, Task
-from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint
+from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint, own_code
 from fed_distill.distill.masked import read_domain
 from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
 from fed_distill.models import Encoded, TextModel, load_model, load_teacher, predict
@@ -116,13 +116,15 @@ def fine_tune(
 def teacher_fingerprint(
     config: TeacherConfig, task: Task, public: Examples, valid: Examples, domain: Examples, seed: int
 ) -> str:
-    """Fingerprint of everything that a fine-tuned teacher depends on: configuration, the pretrained folder's files,
-    data, seed and versions of the libraries."""
+    """Fingerprint of everything that a fine-tuned teacher depends on: configuration, the pretrained folder's files or
+    the code of an import path, data, seed and versions of the libraries."""
     folder = Path(config.model)
     return fingerprint(
         config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
         domain=examples_fingerprint(domain.unlabeled()) if config.masked_epochs else None,
-        pretrained=files_fingerprint(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None,
+        pretrained=files_fingerprint(path for path in folder.iterdir() if path.is_file())
+        if folder.is_dir()
+        else own_code(config.model),
         classes=task.classes,
         public=examples_fingerprint(public),
         valid=examples_fingerprint(valid),

@@ -4,7 +4,7 @@ The kinds' losses are added. Probabilities and decisions need logits only, and a
 for the others the student is wrapped for the time of the training (``hints.Taught``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,8 +15,8 @@ from fed_distill.config.distillation import PROBABILITIES
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill import losses
 from fed_distill.distill.features import Features
-from fed_distill.distill.hints import READ, Taught, expected_gain, guided_layer, layer_map
-from fed_distill.errors import ConfigError
+from fed_distill.distill.hints import LIST, READ, Taught, expected_gain, guided_layer, layer_map
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.runtime import seeds
 from fed_distill.training.plan import Objective, Phase, References
@@ -24,12 +24,16 @@ from fed_distill.training.plan import Objective, Phase, References
 FEATURES: tuple[Transfer, ...] = ("hints", "hidden", "attention", "relations")
 """Kinds of transfer that need the teacher's hidden states."""
 
+GRADED: tuple[Transfer, ...] = ("ranking", "listwise")
+"""Kinds of transfer that compare candidates of a query."""
+
 _LOSSES = {
     "hints": losses.hint_loss,
     "hidden": losses.hidden_loss,
     "attention": losses.attention_loss,
     "relations": losses.relation_loss,
     "ranking": losses.margin_loss,
+    "listwise": losses.listwise_loss,
 }
 
 
@@ -38,7 +42,8 @@ class Lesson:
     """What a teacher, and perhaps an assistant, says of the proxy set, and how a student learns from it.
 
     soft_labels: the teacher's probabilities ``[proxy, classes]``. features: of its hidden states, where ``config``
-    transfers any. partners: of each paired kind the proxy example that each is compared with, int64 ``[proxy]``.
+    transfers any. partners: of each paired kind the proxy examples that each is compared with, int64
+    ``[proxy, partners]``.
     assistant: the probabilities of the level above the student, where that is not the teacher, and assistant_weight its
     alpha. temperature: of soft labels; ``config.final_temperature`` is that at the end.
     """
@@ -133,7 +138,10 @@ class Lesson:
             return found
         if "ranking" in pupil.kinds:
             score = expected_gain(self.soft_labels, pupil.gains)
-            found["ranking"] = score - score[self.partners["ranking"]]
+            found["ranking"] = score - score[self.partners["ranking"][:, 0]]
+        if "listwise" in pupil.kinds:
+            score = expected_gain(self.soft_labels, pupil.gains)
+            found["listwise"] = torch.cat([score[:, None], score[self.partners["listwise"]]], dim=1)
         if self.features is None:
             return found
         states, maps = self.features.states, self.features.maps
@@ -145,7 +153,7 @@ class Lesson:
         if "attention" in pupil.kinds:
             found["attention"] = maps[:, layers]
         if "relations" in pupil.kinds:
-            found["relations"] = torch.cosine_similarity(states[:, -1], states[self.partners["relations"], -1])
+            found["relations"] = torch.cosine_similarity(states[:, -1], states[self.partners["relations"][:, 0], -1])
         return found
 
 
@@ -164,9 +172,11 @@ def _loss(
 
 def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> None:
     """ConfigError for kinds of transfer that ``task`` or ``student`` has nothing for."""
-    if "ranking" in config.transfer and task.gains is None:
+    graded = [kind for kind in config.transfer if kind in GRADED]
+    if graded and task.gains is None:
         raise ConfigError(
-            f"distill.transfer: ranking compares grades of a query's products, and task {task.name} has none: drop it"
+            f"distill.transfer: {graded[0]} compares grades of a query's products, and task {task.name} has none: drop "
+            "it"
         )
     read = [kind for kind in config.transfer if kind in READ]
     if read:
@@ -174,23 +184,46 @@ def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> Non
 
 
 def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer, Tensor]:
-    """Whom each proxy example is compared with, int64 ``[proxy]`` for each paired kind in ``kinds``.
+    """Whom each proxy example is compared with, int64 ``[proxy, partners]`` for each paired kind in ``kinds``.
 
-    relations: another example, drawn. ranking: the next candidate of the same query, in an order that is drawn; an
-    example that is its query's only one is its own partner, and teaches nothing.
+    relations: another example, drawn. ranking, listwise: the next candidates of the same query, one or as many as a
+    list wants, in an order that is drawn; a query that has fewer gives them again, and one of a single candidate,
+    which is its own partner, teaches nothing. DataError if all are.
     """
     found: dict[Transfer, Tensor] = {}
     order = seeds.torch_stream(seed, "partners")
     if "relations" in kinds:
-        found["relations"] = _next_of_all(torch.randperm(len(proxy), generator=order))
-    if "ranking" in kinds:
-        found["ranking"] = torch.arange(len(proxy))
-        candidates: dict[str, list[int]] = {}
-        for row in torch.randperm(len(proxy), generator=order).tolist():
-            candidates.setdefault(proxy.texts[row], []).append(row)
-        for rows in candidates.values():
-            found["ranking"][rows] = torch.tensor([*rows[1:], rows[0]])
+        found["relations"] = _next_of_all(torch.randperm(len(proxy), generator=order)).unsqueeze(1)
+    graded = [kind for kind in kinds if kind in GRADED]
+    if not graded:
+        return found
+    candidates = _by_query(proxy, torch.randperm(len(proxy), generator=order).tolist())
+    if all(len(rows) == 1 for rows in candidates):
+        raise DataError(
+            f"distill.transfer: {graded[0]} compares a query's products, and no two of the {len(proxy)} proxy examples "
+            "share a query: raise data.proxy_size, or drop it"
+        )
+    for kind in graded:
+        beside = torch.empty(len(proxy), LIST - 1 if kind == "listwise" else 1, dtype=torch.int64)
+        for rows in candidates:
+            own = torch.tensor(rows)
+            for place in range(beside.shape[1]):
+                beside[own, place] = own.roll(-1 - place % max(1, len(rows) - 1))
+        found[kind] = beside
     return found
+
+
+def lone(proxy: Examples) -> int:
+    """How many proxy examples are their query's only ones."""
+    return sum(len(rows) == 1 for rows in _by_query(proxy, range(len(proxy))))
+
+
+def _by_query(proxy: Examples, order: Iterable[int]) -> list[list[int]]:
+    """Rows of the proxy set with the same query, in this order."""
+    candidates: dict[str, list[int]] = {}
+    for row in order:
+        candidates.setdefault(proxy.texts[row], []).append(row)
+    return list(candidates.values())
 
 
 def _next_of_all(order: Tensor) -> Tensor:

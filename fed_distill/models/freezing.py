@@ -1,6 +1,6 @@
 """Weights of a student by pattern of their names, and which of them merchants leave alone.
 
-What is frozen is not trained, not noised and not sent.
+What is frozen is not trained, not noised, and no part of an uplink; merchants are sent whole students.
 """
 
 import re

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fed_distill.config import Share
 from fed_distill.models.base import Encoded, Outputs, TextModel
 from fed_distill.models.tokens import HashedTokens
 
@@ -23,9 +24,17 @@ class LSTM(TextModel):
     """Embedding, one LSTM for each direction, attention pooling, linear head."""
 
     def __init__(
-        self, classes: int, pair: bool, *, rows: Rows = 8192, width: Size = 64, max_length: Length = 64
+        self,
+        classes: int,
+        pair: bool,
+        *,
+        rows: Rows = 8192,
+        width: Size = 64,
+        max_length: Length = 64,
+        dropout: Share = 0.0,
     ) -> None:
-        """rows: ids of word pieces. width: of an embedding and of each direction's state. max_length: tokens."""
+        """rows: ids of word pieces. width: of an embedding and of each direction's state. max_length: tokens. dropout:
+        share of the entries of embeddings, and of the pooled state, that a training step leaves out."""
         super().__init__()
         self.tables = {"words.weight": ("input_ids",)}
         self.tokens = HashedTokens(rows, max_length)
@@ -34,6 +43,7 @@ class LSTM(TextModel):
         self.forwards = nn.LSTM(width, width, batch_first=True)
         self.backwards = nn.LSTM(width, width, batch_first=True)
         self.attention = nn.Linear(2 * width, 1)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = nn.Linear(2 * width, classes)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
@@ -47,13 +57,16 @@ class LSTM(TextModel):
         embedded = self.words(ids)
         if self.segments is not None:
             embedded = embedded + self.segments(batch["segments"])
+        embedded = self.dropout(embedded)
         turn = _turned(used).unsqueeze(-1)
         ahead, _ = self.forwards(embedded)
         back, _ = self.backwards(embedded.gather(1, turn.expand_as(embedded)))
         states = torch.cat([ahead, back.gather(1, turn.expand_as(back))], dim=-1)
         scores = self.attention(states).squeeze(-1).masked_fill(~used, -torch.inf)
         pooled = torch.einsum("bl,blw->bw", torch.softmax(scores, dim=-1), states)
-        return Outputs(self.head(pooled), (embedded, states) if hidden else None, used if hidden else None)
+        return Outputs(
+            self.head(self.dropout(pooled)), (embedded, states) if hidden else None, used if hidden else None
+        )
 
 
 def _turned(used: Tensor) -> Tensor:

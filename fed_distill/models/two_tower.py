@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fed_distill.config import Share
 from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import Encoded, Outputs, TextModel
 from fed_distill.models.hashing import bag_rows
@@ -40,10 +41,12 @@ class TwoTower(TextModel):
         head_width: Size = 64,
         ngrams: NGrams = (3, 4),
         max_features: Size = 512,
+        dropout: Share = 0.0,
     ) -> None:
         """rows: rows of the table, row 0 for padding. width: of a text's vector. head_width: hidden units of the head.
 
-        ngrams: lengths of the character n-grams. max_features: features of a text at most.
+        ngrams: lengths of the character n-grams. max_features: features of a text at most. dropout: share of what the
+        head sees that a training step leaves out.
         """
         super().__init__()
         self.rows, self.width, self.ngrams, self.max_features = rows, width, ngrams, max_features
@@ -51,6 +54,7 @@ class TwoTower(TextModel):
         self.tables = {"bag.table": fields, "bag.importance": fields}
         self.bag = WeightedBag(rows, width, _SPREAD)
         compared = 2 * width + 1 if pair else width
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = nn.Sequential(nn.Linear(compared, head_width), nn.ReLU(), nn.Linear(head_width, classes))
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
@@ -93,6 +97,7 @@ class TwoTower(TextModel):
         ``[batch, 1, ...]``."""
         vectors = [self.vectors(batch[name]) for name in ("text_ids", "pair_ids") if name in batch]
         read = self.compared(*vectors) if len(vectors) == 2 else self.width**0.5 * vectors[0]
+        read = self.dropout(read)
         if not hidden:
             return Outputs(self.head(read))
         first, activation, last = self.head

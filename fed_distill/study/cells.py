@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from fed_distill.config import Experiment
+from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import ConfigError
 from fed_distill.study.grid import NO_PRIVACY, Attacks, Choice, Study, varied
@@ -125,6 +126,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "rounds": base.federation.rounds if whole else 1,
         "participation": base.federation.participation if whole else 1.0,
         "validate_every": base.federation.validate_every,
+        "patience": base.federation.patience if whole else None,
     }
     changes = {
         "controls": wanted,
@@ -134,7 +136,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "poisoning": {},
         "transport": {},
         "student.by_merchant": [],
-        **{f"training.{key}": getattr(base.training, key) for key in cell.training.merchants_pace()},
+        **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},
     }
     return cell.with_changes(changes)
 

@@ -127,9 +127,11 @@ def draw_mark(axes: Axes, x: float, y: float, area: float, look: Look, filled: b
     )  # fmt: skip
 
 
-def moved_apart(places: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.float64]:
-    """Places ``[n, 2]`` moved sideways as little as it takes for every two of them to be ``least`` apart, or nearly so;
-    heights stay, as it is they that are read."""
+def moved_apart(
+    places: npt.NDArray[np.float64], least: float, low: float = -math.inf, high: float = math.inf
+) -> npt.NDArray[np.float64]:
+    """Places ``[n, 2]`` moved sideways, between ``low`` and ``high``, as little as it takes for every two of them to be
+    ``least`` apart, or nearly so; heights stay, as it is they that are read."""
     moved = places.astype(np.float64)
     one, other = np.triu_indices(len(moved), k=1)
     wanted = np.sqrt(np.clip(least**2 - (moved[other, 1] - moved[one, 1]) ** 2, 0.0, None))
@@ -141,6 +143,7 @@ def moved_apart(places: npt.NDArray[np.float64], least: float) -> npt.NDArray[np
         push = 0.5 * lacking * np.where(between < 0, -1.0, 1.0)
         np.add.at(moved[:, 0], other, push)
         np.add.at(moved[:, 0], one, -push)
+        moved[:, 0] = moved[:, 0].clip(low, high)
     return moved
 
 

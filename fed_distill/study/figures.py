@@ -114,7 +114,7 @@ def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) 
     axes.plot(*zip(*places, strict=True), linestyle="none")  # nothing to see: from it come the limits
     axes.margins(0.1)
     axes.autoscale_view()
-    cut_low(axes, levels, [offer.value for offer in offers])
+    bottom = cut_low(axes, levels, [offer.value for offer in offers])
     axes.autoscale(enable=False)
     ranks = {epsilon: rank for rank, epsilon in enumerate(sorted({o.epsilon for o in offers if o.epsilon is not None}))}
     for place, number in enumerate(names):
@@ -128,6 +128,7 @@ def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) 
             axes.plot([at[0], x], [at[1], y], color=look.color, linewidth=0.9, zorder=2)
         rank = 0 if offer.epsilon is None else ranks[offer.epsilon]
         draw_mark(axes, x, y, 64 + 90 * rank / max(1, len(ranks) - 1), look)
+    tell_cut(axes, bottom, [(x, offer.value, offer.number) for (x, _), offer in zip(places, offers, strict=True)])
     label_right(axes, labels)
     return figure
 
@@ -217,8 +218,8 @@ def _spread_bytes(axes: Axes, offers: Sequence[Offer]) -> Callable[[Offer], floa
 
 def _moved(axes: Axes, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Places (in data) of marks with numbers, so that none covers another."""
-    pixels = axes.transData.transform(np.array(places))
-    moved = moved_apart(pixels, NUMBERED_WIDTH * axes.figure.dpi / POINTS)
+    pixels, width = axes.transData.transform(np.array(places)), NUMBERED_WIDTH * axes.figure.dpi / POINTS
+    moved = moved_apart(pixels, width, axes.bbox.x0 + width / 2, axes.bbox.x1 - width / 2)
     back = axes.transData.inverted().transform(moved)
     stayed = np.isclose(moved, pixels).all(axis=1)
     return [at if stays else (float(x), float(y)) for at, stays, (x, y) in zip(places, stayed, back, strict=True)]

@@ -35,7 +35,7 @@ DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
 COLUMNS = (
     "role", "seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10",
     "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes",
+    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
     "series", "seeds", "of",
 )  # fmt: skip
 """Columns without a dot that the tables of results have beside the axes."""

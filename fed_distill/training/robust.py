@@ -24,7 +24,8 @@ def smoothed(objective: Objective, smoothing: float) -> Objective:
     """``objective`` with labels of which the share ``smoothing`` is spread evenly over the classes.
 
     Its mean were the label drawn anew with that probability, which for a cross-entropy is label smoothing (Szegedy et
-    al. 2016, sec. 7), and leaves terms that look at no label as they are.
+    al. 2016, sec. 7), and leaves terms that look at no label as they are. What a method looks up by the label (the
+    classes that are not true in fedntd, a class's mean in fd) is drawn anew with it.
     """
 
     def smooth(outputs: Outputs, references: References) -> Tensor:
@@ -49,8 +50,8 @@ def check_robust(student: TextModel, config: TrainingConfig) -> None:
         raise ConfigError(f"training.adversarial: student {student.kind} names no embedding table to attack: drop it")
     if config.r_drop and not any(isinstance(part, nn.Dropout) and part.p > 0 for part in student.modules()):
         raise ConfigError(
-            f"training.r_drop compares passes with other dropout, and student {student.kind} has none: give it the "
-            "option dropout, or drop r_drop"
+            f"training.r_drop compares passes with other dropout, and student {student.kind} has none: set its option "
+            "dropout, or drop r_drop"
         )
 
 
@@ -75,8 +76,16 @@ def robust_losses(
             attacked = losses(forward())
     if config.r_drop:
         again = forward()
-        clean = (clean + losses(again)) / 2 + config.r_drop / 2 * divergence(outputs.logits, again.logits)
+        clean = (clean + losses(again)) / 2 + config.r_drop / 2 * _apart(outputs, again)
     return clean if config.adversarial.attack == "none" else (clean + attacked) / 2
+
+
+def _apart(one: Outputs, other: Outputs) -> Tensor:
+    """``divergence`` of two passes; of a pair of students that of both."""
+    own = divergence(one.logits, other.logits)
+    if one.shared is None or other.shared is None:
+        return own
+    return own + divergence(one.shared.logits, other.shared.logits)
 
 
 def divergence(one: Tensor, other: Tensor) -> Tensor:

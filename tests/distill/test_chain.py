@@ -24,13 +24,14 @@ class Workshop:
     """Builds, "trains" and labels levels, and notes what it was asked."""
 
     def __init__(self):
-        self.trained = []
+        self.trained, self.uppers = [], []
 
     def build(self, assistant, place):
         with seeds.scope(0, "assistant", place):
             return build_student(assistant.model, assistant.options, TASK)
 
-    def train(self, model, lesson, assistant, place):
+    def train(self, model, lesson, assistant, place, upper):
+        self.uppers.append(upper)
         self.trained.append((place, assistant.model, lesson.assistant.tolist(), lesson.assistant_weight))
         return {name: value + place for name, value in model.state_dict().items()}
 
@@ -54,6 +55,7 @@ def test_every_level_follows_the_one_above_it(workshop, tmp_path):
         (1, "lstm", TEACHER.tolist(), 0.5),
         (2, "two-tower", first.labels.tolist(), 1.0),
     ]
+    assert workshop.uppers == [None, first.model]
     with seeds.scope(0, "assistant", 2):
         fresh = build_student("two-tower", ASSISTANTS[1].options, TASK)
     for name, value in fresh.state_dict().items():

@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from fed_distill.config import TrainingConfig
 from fed_distill.data.examples import Examples, Task
-from fed_distill.distill.hints import Layers, Taught, expected_gain, guided_layer, layer_map, resampled, unwrapped
+from fed_distill.distill.hints import LIST, Layers, Taught, expected_gain, guided_layer, layer_map, resampled, unwrapped
 from fed_distill.errors import ConfigError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
@@ -30,9 +30,15 @@ SMALL = {
     "bert-mini": {"rows": 128, "width": 8, "heads": 2, "layers": 3},
 }
 WORDS = ("red", "blue", "green", "phone", "shoe", "kettle", "maxi", "mini")
-EVERY = {"two-tower": ("hints", "hidden", "relations", "ranking")}
-ALL = ("hints", "hidden", "attention", "relations", "ranking")
+EVERY = {"two-tower": ("hints", "hidden", "relations", "ranking", "listwise")}
+ALL = ("hints", "hidden", "attention", "relations", "ranking", "listwise")
 COUNT, WIDTH = 12, 5
+NEXT = torch.arange(COUNT).roll(1)
+PARTNERS = {
+    "relations": NEXT[:, None],
+    "ranking": NEXT[:, None],
+    "listwise": torch.stack([torch.arange(COUNT).roll(by) for by in range(1, LIST)], dim=1),
+}
 
 
 def pairs(count, seed=0):
@@ -48,9 +54,8 @@ def small(kind):
 
 
 def taught(kind, kinds=None, partners=None):
-    partners = partners or {name: torch.arange(COUNT).roll(1) for name in ("relations", "ranking")}
     with seeds.scope(0, "projections"):
-        return Taught(small(kind), kinds or EVERY.get(kind, ALL), True, WIDTH, TASK.gains, partners)
+        return Taught(small(kind), kinds or EVERY.get(kind, ALL), True, WIDTH, TASK.gains, partners or PARTNERS)
 
 
 def read(model, encoded, index):
@@ -138,10 +143,11 @@ def test_what_is_read_is_what_the_students_own_states_give(kind):
     torch.testing.assert_close(found["hidden"], torch.stack(layers, dim=1))
     torch.testing.assert_close(found["hints"][:, 0], model.hint(states[guided_layer(len(states))]))
     cosines = torch.from_numpy(cosine_similarity(states[-1].numpy()))
-    partners = torch.arange(COUNT).roll(1)
-    torch.testing.assert_close(found["relations"].flatten(), cosines[torch.arange(COUNT), partners], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["relations"].flatten(), cosines[torch.arange(COUNT), NEXT], atol=1e-5, rtol=0)
     scores = torch.stack([one.logits[0].softmax(dim=-1) @ torch.tensor(TASK.gains) for one in alone])
-    torch.testing.assert_close(found["ranking"].flatten(), scores - scores[partners], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["ranking"].flatten(), scores - scores[NEXT], atol=1e-5, rtol=0)
+    lists = torch.cat([scores[:, None], scores[PARTNERS["listwise"]]], dim=1)
+    torch.testing.assert_close(found["listwise"][:, 0], lists, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", SMALL)

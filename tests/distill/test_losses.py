@@ -1,5 +1,7 @@
 """Losses against torch's own and against the formulas of their papers."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +14,7 @@ from fed_distill.distill.losses import (
     hard_labels,
     hidden_loss,
     hint_loss,
+    listwise_loss,
     margin_loss,
     relation_loss,
     soft_cross_entropy,
@@ -115,6 +118,14 @@ def test_equal_maps_cost_nothing_and_have_a_gradient():
     loss.sum().backward()
     assert loss.item() == 0.0
     assert torch.equal(maps.grad, torch.zeros(1, 1, 2))
+
+
+def test_lists_cost_the_divergence_of_their_top_one_probabilities():
+    # ListNet's example of two lists, by hand: softmax(0, ln 3) = (1/4, 3/4), softmax(0, 0) = (1/2, 1/2)
+    teacher, student = torch.tensor([[0.0, math.log(3.0)]]), torch.zeros(1, 2)
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    torch.testing.assert_close(listwise_loss(student, teacher), torch.tensor([expected]))
+    torch.testing.assert_close(listwise_loss(teacher + 5.0, teacher), torch.zeros(1), atol=1e-6, rtol=0)
 
 
 def test_relations_and_margins_cost_their_squared_difference():

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
 from fed_distill.config import DistillConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.features import Features
-from fed_distill.distill.hints import POSITIONS, Taught
+from fed_distill.distill.hints import LIST, POSITIONS, Taught
 from fed_distill.distill.losses import distillation_kl, soften
-from fed_distill.distill.transfer import Lesson, check_transfer, partners
-from fed_distill.errors import ConfigError, FedDistillError
+from fed_distill.distill.transfer import Lesson, check_transfer, lone, partners
+from fed_distill.errors import ConfigError, DataError, FedDistillError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
 from fed_distill.runtime import seeds
@@ -29,8 +29,12 @@ LABELS = torch.randn(COUNT, 3, generator=DRAW).softmax(dim=-1)
 STATES = torch.randn(COUNT, LAYERS, WIDTH, generator=DRAW)
 MAPS = torch.rand(COUNT, LAYERS, POSITIONS, generator=DRAW)
 ABOVE = torch.randn(COUNT, 3, generator=DRAW).softmax(dim=-1)
-PARTNERS = {"relations": torch.arange(COUNT).roll(-1), "ranking": torch.arange(COUNT).roll(2)}
-ALL = ["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking"]
+PARTNERS = {
+    "relations": torch.arange(COUNT).roll(-1)[:, None],
+    "ranking": torch.arange(COUNT).roll(2)[:, None],
+    "listwise": torch.stack([torch.arange(COUNT).roll(by) for by in range(1, LIST)], dim=1),
+}
+ALL = ["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise"]
 
 
 def lesson(temperature=2.0, **config):
@@ -79,6 +83,7 @@ def test_all_kinds_are_weighed_and_added():
         "attention": torch.rand(COUNT, 2, POSITIONS, generator=DRAW),
         "relations": torch.randn(COUNT, 1, 1, generator=DRAW),
         "ranking": torch.randn(COUNT, 1, 1, generator=DRAW),
+        "listwise": torch.randn(COUNT, 1, LIST, generator=DRAW),
     }
     phase = taught.phase(pupil, 1.0)
     assert phase.hidden
@@ -87,6 +92,7 @@ def test_all_kinds_are_weighed_and_added():
     softened = (LABELS.log() / 2).softmax(dim=-1)
     cosines = torch.from_numpy(cosine_similarity(STATES[:, -1].numpy()))
     score = LABELS[:, 0] + 0.5 * LABELS[:, 1]
+    listed = torch.cat([score[:, None], score[PARTNERS["listwise"]]], dim=1)
     rows, mapped = torch.arange(COUNT), STATES[:, [1, 3]]  # layers 1 and 2 of 2 go with 2 and 4 of 4
     maps = F.normalize(hidden["attention"], dim=-1) - F.normalize(MAPS[:, [1, 3]], dim=-1)
     terms = {
@@ -95,8 +101,11 @@ def test_all_kinds_are_weighed_and_added():
         "hints": 0.5 * (hidden["hints"][:, 0] - STATES[:, 1]).square().sum(dim=1),
         "hidden": F.mse_loss(hidden["hidden"], mapped, reduction="none").mean(dim=2).sum(dim=1),
         "attention": 0.5 * maps.square().sum(dim=2).sqrt().sum(dim=1),
-        "relations": (hidden["relations"].flatten() - cosines[rows, PARTNERS["relations"]]).square(),
-        "ranking": (hidden["ranking"].flatten() - (score - score[PARTNERS["ranking"]])).square(),
+        "relations": (hidden["relations"].flatten() - cosines[rows, PARTNERS["relations"][:, 0]]).square(),
+        "ranking": (hidden["ranking"].flatten() - (score - score[PARTNERS["ranking"][:, 0]])).square(),
+        "listwise": F.kl_div(hidden["listwise"][:, 0].log_softmax(dim=1), listed.softmax(dim=1), reduction="none").sum(
+            dim=1
+        ),
     }
     expected = sum(weights[kind] * term for kind, term in terms.items())
     torch.testing.assert_close(phase.objective(outputs, phase.references), expected, rtol=1e-4, atol=1e-5)
@@ -169,16 +178,38 @@ def asked(texts):
 
 @given(queries, st.integers(0, 5))
 def test_partners_in_ranking_are_candidates_of_the_same_query_and_others_where_there_are_any(texts, seed):
-    found = partners(["ranking"], asked(texts), seed)["ranking"].tolist()
+    assume(len(set(texts)) < len(texts))
+    found = partners(["ranking"], asked(texts), seed)["ranking"].flatten().tolist()
     assert sorted(found) == list(range(len(texts)))
     for row, partner in enumerate(found):
         assert texts[row] == texts[partner]
         assert (row == partner) == (texts.count(texts[row]) == 1)
 
 
+@given(queries, st.integers(0, 5))
+def test_partners_in_a_list_are_other_candidates_of_the_query_all_of_them_where_there_are_few(texts, seed):
+    assume(len(set(texts)) < len(texts))
+    found = partners(["listwise"], asked(texts), seed)["listwise"]
+    assert found.shape == (len(texts), LIST - 1)
+    for row, others in enumerate(found.tolist()):
+        same = {place for place, text in enumerate(texts) if text == texts[row] and place != row}
+        assert len(set(others) & same) == min(len(same), LIST - 1)
+        assert set(others) <= (same or {row})
+
+
+@pytest.mark.parametrize("kind", ["ranking", "listwise"])
+def test_a_proxy_set_without_two_candidates_of_a_query_is_refused(kind):
+    with pytest.raises(DataError, match=f"{kind} compares a query's products, and no two of the 3 proxy examples"):
+        partners([kind], asked(["tea", "shoe", "lamp"]), 0)
+
+
+def test_examples_that_are_their_querys_only_ones_are_counted():
+    assert lone(asked(["tea", "shoe", "tea", "lamp"])) == 2
+
+
 @given(st.integers(2, 40), st.integers(0, 5))
 def test_in_relations_everybody_is_somebody_elses_partner(count, seed):
-    found = partners(["relations"], asked(["tea"] * count), seed)["relations"].tolist()
+    found = partners(["relations"], asked(["tea"] * count), seed)["relations"].flatten().tolist()
     assert sorted(found) == list(range(count))
     assert all(row != partner for row, partner in enumerate(found))
 
@@ -186,16 +217,17 @@ def test_in_relations_everybody_is_somebody_elses_partner(count, seed):
 def test_partners_are_drawn_by_seed():
     proxy, drawn = asked(["tea"] * 50), defaultdict(set)
     for seed in (0, 0, 1):
-        for kind, rows in partners(["relations", "ranking"], proxy, seed).items():
-            drawn[kind].add(tuple(rows.tolist()))
-    assert [len(found) for found in drawn.values()] == [2, 2]
+        for kind, rows in partners(["relations", "ranking", "listwise"], proxy, seed).items():
+            drawn[kind].add(tuple(rows.flatten().tolist()))
+    assert [len(found) for found in drawn.values()] == [2, 2, 2]
     assert partners(["probabilities"], proxy, 0) == {}
 
 
-def test_ranking_needs_grades():
+@pytest.mark.parametrize("kind", ["ranking", "listwise"])
+def test_ranking_needs_grades(kind):
     ungraded = dataclasses.replace(TASK, gains=None)
-    with pytest.raises(ConfigError, match="task toy has none"):
-        check_transfer(DistillConfig(transfer=["ranking"]), ungraded, student())
+    with pytest.raises(ConfigError, match=f"{kind} compares grades of a query's products, and task toy has none"):
+        check_transfer(DistillConfig(transfer=[kind]), ungraded, student())
     check_transfer(DistillConfig(transfer=["hints"]), ungraded, student())
 
 

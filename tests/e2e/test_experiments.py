@@ -19,6 +19,7 @@ STUDIES = [
         "privacy_audit",
         "methods",
         "features",
+        "ranking",
         "domains",
         "german",
         "poisoned",

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from fed_distill.data import load
 from fed_distill.methods import METHODS
+from fed_distill.models import build_student
 from fed_distill.results.store import read_summary
+from fed_distill.runtime import seeds
 
 STORED = Path(__file__).with_name("golden.json")
 QUICK = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3}
@@ -19,7 +22,8 @@ SGD = {"training.optimizer": "sgd", "training.learning_rate": 0.1}
 BERT = {"student.model": "bert-mini", "student.options": {"rows": 512, "width": 16, "layers": 2, "max_length": 24}}
 PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.optimizer": "sgd"}
 METHOD_OPTIONS = {"scaffold": SGD, "selective-fd": {"federation.options": {"max_entropy": 0.99}}}
-TRANSFERS = ("decisions", "hints", "hidden", "attention", "relations", "ranking")
+TRANSFERS = ("decisions", "hints", "hidden", "attention", "relations")
+ORDERS = ("ranking", "listwise")
 
 RUNS = {
     **{
@@ -28,7 +32,10 @@ RUNS = {
         if name not in ("local", "personal")
     },
     **{f"transfer {kind}": {**BERT, "distill.transfer": ["probabilities", kind]} for kind in TRANSFERS},
-    "hard weight and final temperature": {"distill.hard_weight": 0.5, "distill.final_temperature": 1.0},
+    # alone and loud: a teacher this small tells candidates hardly apart
+    **{f"transfer {kind}": {"distill.transfer": [kind], "distill.weights": {kind: 1000.0}} for kind in ORDERS},
+    "hard weight": {"distill.hard_weight": 0.5},
+    "final temperature": {"training.server_epochs": 2, "distill.final_temperature": 8.0},
     "chain": {"distill.assistants": [{"model": "lstm", "options": {"rows": 256, "width": 8}, "epochs": 1}]},
     "ensemble by seed": {"teacher.ensemble": [{"seed": 1}], "teacher.combine": "confidence"},
     "ensemble by domain": {"teacher.domains": 2, "teacher.combine": "similarity"},
@@ -38,6 +45,7 @@ RUNS = {
     "augmentation": {"training.augmentation": {"synonyms": 0.3, "deletion": 0.1, "characters": 0.05}},
     "adversarial fgm": {**BERT, "training.adversarial": {"attack": "fgm"}},
     "adversarial pgd": {**BERT, "training.adversarial": {"attack": "pgd", "steps": 2}},
+    "dropout": {"student.options.dropout": 0.3},
     "r-drop": {**BERT, "student.options.dropout": 0.2, "training.r_drop": 0.5},
     "low-rank adapters": {**BERT, "student.options.lora_rank": 2},
     "adapters of factors": {**BERT, "student.options.ia3": True},
@@ -100,26 +108,37 @@ def stored(request):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_gives_what_it_gave(name, stored, request, tiny_experiment, simulate, tmp_path):
-    folder, _ = simulate(tiny_experiment(tmp_path, {**QUICK, **RUNS[name]}))
+    experiment = tiny_experiment(tmp_path, {**QUICK, **RUNS[name]})
+    folder, _ = simulate(experiment)
     summary = read_summary(folder)
     measured = summary["student"]
     figures = {metric: round(measured[metric], 4) for metric in ("auc", "macro_f1", "ndcg@10") if metric in measured}
-    figures["moved"] = round(moved(folder / "checkpoint" / "seed-0"), 5)
+    figures |= {
+        name: round(value, 5) for name, value in distances(experiment, folder / "checkpoint" / "seed-0").items()
+    }
     figures |= {name: round(summary["bytes"][f"{name}_per_merchant_round"]) for name in ("uplink", "downlink")}
     if request.config.getoption("--golden"):
         stored[name] = figures
     expected = stored[name]
     assert figures.keys() == expected.keys()
     for key, value in expected.items():  # another processor rounds otherwise
-        tolerance = {"rel": 0.01} if key in ("moved", "uplink", "downlink") else {"abs": 0.03}
+        tolerance = {"rel": 0.01} if key in ("taught", "moved", "uplink", "downlink") else {"abs": 0.03}
         assert figures[key] == pytest.approx(value, **tolerance), key
 
 
-def moved(kept):
-    """How far rounds took the global student from the server's, as an L2 norm: whatever trains otherwise shows here."""
+def distances(experiment, kept):
+    """How far the server took its student from where it was drawn, and rounds from there, as L2 norms: whatever trains
+    otherwise shows in one of them."""
     (start,), (end,) = kept.glob("server.*.safetensors"), kept.glob("federation.*.final.safetensors")
+    config = experiment.student
+    with seeds.scope(experiment.seed, "student", config.model):
+        drawn = build_student(config.model, config.options, load(experiment.data).task).state_dict()
     before, after = load_file(start), load_file(end)
-    return sum(float((after[name].double() - value).square().sum()) for name, value in before.items()) ** 0.5
+    return {"taught": apart(drawn, before), "moved": apart(before, after)}
+
+
+def apart(one, other):
+    return sum(float((other[name].double() - value).square().sum()) for name, value in one.items()) ** 0.5
 
 
 def test_every_stored_run_is_still_made(stored):

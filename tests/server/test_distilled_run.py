@@ -1,16 +1,18 @@
 """Whole runs of what a student is taught: every kind of transfer, levels beside their controls, several teachers."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
 
 from fed_distill.errors import ConfigError
 from fed_distill.runtime.checkpoints import read_checkpoint
+from server.teaching import Staff
 
 SMALL_LSTM = {"model": "lstm", "options": {"rows": 512, "width": 8}}
 PRIVATE = {"privacy__unit": "example", "privacy__epsilon": 50.0}
-KINDS = ("probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking")
+KINDS = ("probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise")
 
 
 @pytest.fixture
@@ -103,13 +105,31 @@ def test_an_assistant_is_trained_once_for_all_runs(summary_of, tiny_experiment, 
     assert "seed 7 · assistant 1: lstm" not in second
 
 
-@pytest.mark.parametrize("combine", ["mean", "confidence", "similarity"])
-def test_several_teachers_teach_as_one(summary_of, taught, combine):
-    summary = summary_of(teacher__ensemble=[{"seed": 1}], teacher__domains=2, teacher__combine=combine)
+def test_several_teachers_teach_as_one_and_each_way_to_combine_them_teaches_something_else(summary_of, taught):
     alone = summary_of(name="alone")
-    assert summary["teacher"]["parameters"] == 4 * alone["teacher"]["parameters"]
-    assert summary["teacher"]["auc"] != alone["teacher"]["auc"]
-    assert not torch.equal(taught("tiny"), taught("alone"))
+    found = [taught("alone")]
+    for combine in ("mean", "confidence", "similarity"):
+        several = {"teacher__ensemble": [{"seed": 1}], "teacher__domains": 2, "teacher__combine": combine}
+        summary = summary_of(**several, name=combine)
+        assert summary["teacher"]["parameters"] == 4 * alone["teacher"]["parameters"]
+        found.append(taught(combine))
+    assert not any(torch.equal(one, other) for one, other in combinations(found, 2))
+
+
+def test_an_assistant_below_another_hears_that_one_alone_on_labelled_examples_too(summary_of, taught, monkeypatch):
+    """A teacher that says something else of labelled examples changes the first assistant, and the second by it."""
+    heard = []
+    spoken = Staff.labels
+
+    def labels(self, what, examples):
+        heard.append(what)
+        return spoken(self, what, examples)
+
+    monkeypatch.setattr(Staff, "labels", labels)
+    two = [{**SMALL_LSTM, "epochs": 1}, {"model": "bert-mini", "options": {"layers": 1, "width": 16}, "epochs": 1}]
+    summary_of(distill__assistants=two, distill__hard_weight=0.5, seed=9)
+    # the first assistant, the student below the second, and that student in one step
+    assert heard.count("labelled examples") == 3
 
 
 PRIVATE = {"privacy__unit": "example", "privacy__epsilon": 50.0}

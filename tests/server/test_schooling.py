@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+import torch
 
 from fed_distill.runtime.callbacks import Callback
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
@@ -80,15 +81,35 @@ def test_what_the_servers_student_depends_on_makes_another(run, students, change
     assert len(students()) == 2
 
 
-def test_momentum_is_the_servers_too_where_it_trains_by_sgd(run):
+def test_the_servers_momentum_makes_another_and_the_merchants_does_not(run):
     by_sgd = {"training.optimizer": "sgd", "training.server_optimizer": "sgd"}
     run(by_sgd)
-    assert run({**by_sgd, "training.momentum": 0.5})[0]
+    assert not run({**by_sgd, "training.momentum": 0.5})[0]
+    assert run({**by_sgd, "training.server_momentum": 0.5})[0]
+
+
+def test_other_contents_of_a_file_that_it_is_made_from_make_another(run, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("red, crimson\n", encoding="utf-8")
+    synonyms = {"training.augmentation": {"synonyms": 0.3, "dictionary": str(words)}}
+    run(synonyms)
+    assert not run(synonyms)[0]
+    words.write_text("red, scarlet\n", encoding="utf-8")
+    assert run(synonyms)[0]
+
+
+def test_another_number_of_threads_makes_another(run):
+    run()
+    torch.set_num_threads(2)
+    try:
+        assert run()[0]
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_change_of_the_program_makes_another(run, monkeypatch):
     run()
-    monkeypatch.setattr(schooling, "code_fingerprint", lambda: "another")
+    monkeypatch.setattr(schooling, "TRAINING_CODE", "another")
     assert run()[0]
 
 

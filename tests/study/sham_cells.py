@@ -64,7 +64,7 @@ def summary(experiment):
         "rounds": experiment.federation.rounds,
         "seconds": 60.0,
         "federation": experiment.federation.method,
-        "federations": {experiment.federation.method: {"rounds": experiment.federation.rounds}},
+        "federations": {experiment.federation.method: {"rounds": experiment.federation.rounds, "seconds": 50.0}},
         "student": {
             **row(score),
             "parameters": 1000,

@@ -71,6 +71,21 @@ def test_how_merchants_train_and_how_messages_are_coded_needs_no_controls_of_its
     assert cells[0].experiment.transport.weights == []
 
 
+def test_merchants_momentum_needs_no_controls_of_its_own_where_the_server_trains_by_sgd_too(tables):
+    momentum = {"training.optimizer": "sgd", "training.momentum": 0.9, "training.server_optimizer": "sgd"}
+    axis = [{"name": "optimizer", "values": [{"label": "adamw"}, {"label": "sgd", **momentum}]}]
+    cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
+    assert [cell.role for cell in cells] == ["controls", "cell", "controls", "cell"]
+    assert (cells[2].experiment.training.optimizer, cells[2].experiment.training.momentum) == ("adamw", 0.0)
+    assert cells[2].experiment.training.server_optimizer == "sgd"
+
+
+def test_the_fedavg_control_has_the_bases_patience(tables):
+    base = {**tables["base"], "federation": {"rounds": 5, "patience": 2}}
+    controls = expand(Study.parse({**tables, "base": base, "seeds": 1}))[0].experiment
+    assert (controls.federation.method, controls.federation.patience) == ("fedavg", 2)
+
+
 def test_controls_are_not_poisoned_and_the_same_for_every_attack(tables):
     attacks = [{"label": "none"}, *({"label": name, "poisoning.attack": name} for name in ("label-flip", "scaled"))]
     base = {**tables["base"], "poisoning.share": 0.3}
@@ -223,7 +238,8 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
         assert found not in seen, path
         seen.add(found)
     together = ["training.augmentation.translated", "training.augmentation.back_translation"]
-    assert fixed == ["training.momentum", *together]  # of sgd only, and what goes together
+    # of several teachers, of sgd, and what goes together
+    assert fixed == ["teacher.combine", "training.momentum", "training.server_momentum", *together]
     pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
     assert fingerprint_of(pair) not in seen
     assert len(seen) > 50

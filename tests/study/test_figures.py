@@ -152,6 +152,18 @@ def test_marks_with_numbers_cover_no_other_and_lead_to_where_they_belong():
     assert marks[-1].tolist() == [1.0, 0.95]
 
 
+def test_a_crowd_at_the_edge_stays_within_the_axes():
+    places = np.zeros((8, 2))
+    moved = moved_apart(places, 10.0, low=-5.0, high=1000.0)
+    assert moved[:, 0].min() >= -5.0
+    assert min(math.dist(one, other) for one, other in combinations(moved, 2)) > 9.0
+
+
+def test_offers_that_lie_far_below_are_told_as_numbers():
+    (axes,) = bytes_figure([*OFFERS, Offer("e", 4, 2.0, 0.3, 2.0)], LEVELS, "q").axes
+    assert "↓ 0.300" in [text.get_text() for text in axes.texts]
+
+
 @pytest.fixture
 def written(tmp_path):
     svg = write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "accuracy", 'Quality & "cost"')

@@ -26,12 +26,14 @@ Decode = Callable[[Shape], Tensor]
 class Stage(Protocol):
     """One step of a chain: a frozen dataclass whose fields are its options.
 
-    ``last``: it leaves no numbers to a stage after it. Values are finite float32 tensors of two dimensions or more
+    ``last``: it leaves no numbers to a stage after it. ``first``: it codes arrays, and a stage before it would leave
+    it none. Values are finite float32 tensors of two dimensions or more
     from the caller, of any number from another stage, never empty. What a stage reads it checks: ValueError for what
     its own ``encode`` cannot have written.
     """
 
     last: ClassVar[bool]
+    first: ClassVar[bool]
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """Write ``value``; numbers that a later stage may code go to ``rest``. ``draw``: for random rounding."""
@@ -42,7 +44,8 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in the order in which they code. ConfigError if one follows that has nothing left to code."""
+    """Stages in the order in which they code. ConfigError if one follows that has nothing left, or nothing of its
+    kind, to code."""
 
     stages: tuple[Stage, ...] = ()
 
@@ -52,6 +55,12 @@ class Chain:
                 raise ConfigError(
                     f"transport: stage {number} ({type(stage).__name__}) leaves nothing to code for the stage after "
                     "it: put it last"
+                )
+        for number, stage in enumerate(self.stages[1:], 2):
+            if stage.first:
+                raise ConfigError(
+                    f"transport: stage {number} ({type(stage).__name__}) codes whole arrays, and the stage before it "
+                    "leaves it none: put it first"
                 )
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator) -> None:

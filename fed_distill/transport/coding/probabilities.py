@@ -24,6 +24,7 @@ class _Steps:
 
     bits: ClassVar[int]
     last: ClassVar[bool] = True
+    first: ClassVar[bool] = False
 
     @property
     def levels(self) -> int:
@@ -64,6 +65,7 @@ class TopK:
 
     classes: PositiveInt = 1
     last: ClassVar[bool] = False
+    first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """Which classes, rising, in the fewest whole bits each, and their probabilities ``[proxy, classes]``."""

@@ -30,6 +30,7 @@ class Float16:
     """Half the bytes: rounded to 11 bits (relative error 2^-11; below 6e-5 absolute error 3e-8), at most 65504."""
 
     last: ClassVar[bool] = True
+    first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """Two bytes an entry."""
@@ -50,6 +51,7 @@ class _Quantized:
 
     bits: ClassVar[int]
     last: ClassVar[bool] = True
+    first: ClassVar[bool] = False
 
     @property
     def levels(self) -> int:
@@ -98,6 +100,7 @@ class Sign:
     """
 
     last: ClassVar[bool] = True
+    first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """A scale of two bytes for each row, then a bit an entry, and if need be which entries are zero."""
@@ -137,6 +140,7 @@ class TopK:
 
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     last: ClassVar[bool] = False
+    first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """How many, where, and their values."""
@@ -175,6 +179,7 @@ class SVD:
     energy: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     rank: PositiveInt | None = None
     last: ClassVar[bool] = False
+    first: ClassVar[bool] = True
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """The rank, 0 for the matrix itself, and the factors."""

@@ -168,6 +168,12 @@ def test_a_stage_after_one_that_leaves_nothing_is_refused():
         Chain((Int8(), TopK()))
 
 
+@pytest.mark.parametrize("stage", [TopK(), SVD()])
+def test_a_matrix_of_what_another_stage_left_is_refused(stage):
+    with pytest.raises(ConfigError, match=r"stage 2 \(SVD\) codes whole arrays, .* put it first"):
+        Chain((stage, SVD(), Int8()))
+
+
 @pytest.mark.parametrize(
     ("stage", "option", "value"),
     [("top-k", "share", 0.0), ("top-k", "share", 1.1), ("svd", "energy", 0.0), ("svd", "rank", 0)],
