@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fed_distill
 from fed_distill.config import AssistantConfig, Experiment
 from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.data.examples import Examples
 from fed_distill.distill.chain import Level, levels
-from fed_distill.distill.fingerprint import TRAINING_CODE, examples_fingerprint, fingerprint, named_files
+from fed_distill.distill.fingerprint import (
+    examples_fingerprint,
+    fingerprint,
+    named_files,
+    own_code,
+    sources_fingerprint,
+)
 from fed_distill.distill.masked import read_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import Lesson
@@ -34,6 +41,16 @@ from fed_distill.training.choosing import chosen_device
 from fed_distill.transport.messages import Weights
 from server.students import Progress, ServerTraining, server_plan
 from server.teaching import Teaching, domain_texts
+
+_LIBRARY = Path(fed_distill.__file__).parent
+TRAINING_CODE = sources_fingerprint(
+    [
+        *(_LIBRARY / name for name in ("data", "distill", "models", "privacy", "runtime", "training", "transport")),
+        *(Path(__file__).with_name(f"{name}.py") for name in ("schooling", "students", "teaching")),
+    ]
+)
+"""Fingerprint of this program's own code that trains students, which may change while its version stays; as it was when
+this process began."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,28 +78,28 @@ class School:
         return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
 
     def start(self, name: str) -> tuple[Weights, float]:
-        """The weights that federations of a student start from, all that the server can teach without merchants, and
+        """The weights of a student that federations start from, all that the server can teach without merchants, and
         the seconds that it took; from the cache if they were made before.
 
-        A stored student that cannot be read is reported in the log and made again. One from an import path is not kept,
-        as nobody would see its code change.
+        A stored student that cannot be read is reported in the log and made again; so is one that cannot be stored.
         """
-        path = None if ":" in name else self._kept(name)
-        if path is not None:
-            try:
-                found = read_checkpoint(path)
-            except CheckpointError as error:
-                logger.warning("the stored student in %s cannot be used and is made again: %s", path, error)
-                found = None
-            if found is not None:
-                told = f"seed {self.seed}: the server's {name} was trained before, and is kept in {path.parent}"
-                self.callbacks.on_message(told)
-                return found[0], found[1]["seconds"]
+        path = self._kept(name)
+        try:
+            found = read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("the stored student in %s cannot be used and is made again: %s", path, error)
+            found = None
+        if found is not None:
+            told = f"seed {self.seed}: the server's {name} was trained before, and is kept in {path.parent}"
+            self.callbacks.on_message(told)
+            return found[0], found[1]["seconds"]
         self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
         began = time.perf_counter()
         weights, seconds = self.taught(name, self.lesson, self.step), time.perf_counter() - began
-        if path is not None:
+        try:
             write_checkpoint(path, weights, {"seconds": seconds})
+        except (OSError, CheckpointError) as error:
+            logger.warning("the server's %s is not kept for other runs: %s", name, error)
         return weights, seconds
 
     def _kept(self, name: str) -> Path:
@@ -91,7 +108,7 @@ class School:
             **self._depends_on,
             levels=[level.name for level in self.levels],
             distill=self.experiment.distill.model_dump(mode="json"),
-            name=name,
+            name=[name, own_code(name)],
             options=[config.options_of(name), named_files(config.options_of(name))],
             masked=[config.masked_epochs, config.masked_learning_rate],
             computed=[runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],

@@ -252,7 +252,15 @@ def test_the_fedavg_control_is_stopped_and_validated_as_the_federation_is():
     [
         ({"teacher": {"combine": "confidence"}}, "combine = 'confidence' is of several teachers"),
         ({"teacher": {"combine": "similarity", "ensemble": [{"seed": 1}]}}, "without domains are the same"),
-        ({"distill": {"final_temperature": 1.0}, "training": {"server_epochs": 1}}, "raise training.server_epochs"),
+        (
+            {
+                "distill": {"final_temperature": 1.0},
+                "training": {"server_epochs": 1},
+                "controls": ["server"],
+                "adaptation": {"enabled": False},
+            },
+            "raise training.server_epochs",
+        ),
         ({"training": {"server_momentum": 0.9}}, "server_momentum is for server_optimizer sgd"),
     ],
 )

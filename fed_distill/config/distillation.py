@@ -100,7 +100,9 @@ class DistillConfig(ConfigTable):
         default_factory=dict, description="weight of a kind in the sum; 1 where none is given"
     )
     hard_weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        1.0, description="weight of true labels where there are any; the rest goes to the teacher's soft labels on them"
+        1.0,
+        description="weight of true labels where there are any; the rest goes to the soft labels on them of the "
+        "teacher, or of the assistant above an assistant",
     )
     final_temperature: PositiveFloat | None = Field(
         None, description="temperature of the last epoch, toward which server_temperature moves; none to stay"

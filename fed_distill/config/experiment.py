@@ -76,7 +76,10 @@ class Experiment(ConfigTable):
 
     @model_validator(mode="after")
     def _temperature_has_time_to_move(self) -> Self:
-        if self.distill.final_temperature is not None and self.training.server_epochs <= 1:
+        if self.distill.final_temperature is None or self.adaptation.enabled:  # which is at the final one
+            return self
+        epochs = [self.training.server_epochs, *(assistant.epochs for assistant in self.distill.assistants)]
+        if max([*epochs, *([self.training.pooled_epochs] if "pooled" in self.controls else [])]) <= 1:
             raise ValueError(
                 "distill.final_temperature is that of the last of several epochs: raise training.server_epochs above "
                 "1, or set training.server_temperature"

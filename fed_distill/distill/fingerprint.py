@@ -1,5 +1,6 @@
 """Names for cached results: equal exactly when everything that the result depends on is equal."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,16 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import fed_distill
 from fed_distill.data.examples import Examples
+from fed_distill.errors import ConfigError
 
 _DIGITS = 32
-_PACKAGE = Path(fed_distill.__file__).parent
-_TRAINING = (
-    *(_PACKAGE / name for name in ("data", "distill", "models", "training")),
-    *(_PACKAGE.parent / "server" / f"{name}.py" for name in ("schooling", "students", "teaching")),
-)
-"""Sources of what a student that the server trains depends on."""
 
 
 def fingerprint(**parts: Any) -> str:
@@ -35,15 +30,21 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
 
 
 def named_files(value: Any) -> dict[str, str]:
-    """Fingerprints of all files and folders (their own files) that texts within JSON-ready ``value`` are paths of: what
-    a configuration depends on beside its words."""
+    """Fingerprints of the files and folders that texts within JSON-ready ``value`` are paths of (texts with a slash or
+    a suffix): what a configuration depends on beside its words. ConfigError for one that cannot be read."""
     found = {}
     for text in _texts(value):
         path = Path(text)
-        if path.is_file():
-            found[text] = files_fingerprint([path])
-        elif text and path.is_dir():
-            found[text] = files_fingerprint(one for one in path.iterdir() if one.is_file())
+        if "/" not in text and not path.suffix:
+            continue
+        try:
+            if path.is_file():
+                found[text] = files_fingerprint([path])
+            elif path.is_dir():
+                found[text] = files_fingerprint(one for one in path.rglob("*") if one.is_file())
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # then it is no path
+                raise ConfigError(f"{text} cannot be read: {error.strerror}") from error
     return found
 
 
@@ -51,13 +52,23 @@ def own_code(name: str) -> str | None:
     """Fingerprint of the sources that an import path ``package.module:name`` leads to, those of all its package or of a
     module that is in none; None for another name. What they import from elsewhere does not count."""
     module, separator, _ = name.partition(":")
-    spec = find_spec(module.partition(".")[0]) if separator and module.replace(".", "_").isidentifier() else None
+    if not separator or not module.replace(".", "_").isidentifier():
+        return None
+    try:
+        spec = find_spec(module.partition(".")[0])
+    except ValueError:  # of the program that runs, which is no module
+        spec = None
     if spec is None:
         return None
-    folders = spec.submodule_search_locations
-    if folders is not None:
-        return files_fingerprint(path for folder in folders for path in Path(folder).rglob("*.py"))
-    return files_fingerprint([Path(spec.origin)] if spec.origin is not None else [])
+    if spec.submodule_search_locations is not None:
+        return sources_fingerprint(Path(folder) for folder in spec.submodule_search_locations)
+    return sources_fingerprint([Path(spec.origin)] if spec.has_location and spec.origin else [])
+
+
+def sources_fingerprint(paths: Iterable[Path]) -> str:
+    """Fingerprint of Python files, and of those in folders; what is not there does not count."""
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    return files_fingerprint(file for file in files if file.exists())
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -74,13 +85,3 @@ def _texts(value: Any) -> Iterator[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sources() -> str:
-    files = [file for path in _TRAINING for file in (path.rglob("*.py") if path.is_dir() else [path])]
-    return fingerprint(files=[(str(file.relative_to(_PACKAGE.parent)), _digest(file)) for file in sorted(files)])
-
-
-TRAINING_CODE = _sources()
-"""Fingerprint of this program's own code that trains students, which may change while its version stays; as it was when
-this process began."""

@@ -85,7 +85,7 @@ def margin_loss(margins: Tensor, targets: Tensor) -> Tensor:
 
 def listwise_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """KL divergence of two lists' top-one probabilities, the softmax of scores ``[batch, candidates]`` (ListNet, Cao et
-    al. 2007, with the teacher's scores as the list to learn; less their entropy, so that it is 0 where both agree)."""
+    al. 2007, with the teacher's scores as the list to learn; less that list's entropy: it is 0 where both agree)."""
     return distillation_kl(scores, targets.softmax(dim=-1), 1.0)
 
 

@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples, Task
-from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint, own_code
+from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint, named_files, own_code
 from fed_distill.distill.masked import read_domain
 from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
 from fed_distill.models import Encoded, TextModel, load_model, load_teacher, predict
@@ -118,7 +118,7 @@ def teacher_fingerprint(
 ) -> str:
     """Fingerprint of everything that a fine-tuned teacher depends on: configuration, the pretrained folder's files or
     the code of an import path, data, seed and versions of the libraries."""
-    folder = Path(config.model)
+    folder, named = Path(config.model), named_files(config.options)
     return fingerprint(
         config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
         domain=examples_fingerprint(domain.unlabeled()) if config.masked_epochs else None,
@@ -130,6 +130,7 @@ def teacher_fingerprint(
         valid=examples_fingerprint(valid),
         seed=seed,
         versions=versions(),
+        **({"files": named} if named else {}),
     )
 
 

@@ -188,7 +188,7 @@ def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer
 
     relations: another example, drawn. ranking, listwise: the next candidates of the same query, one or as many as a
     list wants, in an order that is drawn; a query that has fewer gives them again, and one of a single candidate,
-    which is its own partner, teaches nothing. DataError if all are.
+    which is its own partner, teaches nothing of order. DataError if all are.
     """
     found: dict[Transfer, Tensor] = {}
     order = seeds.torch_stream(seed, "partners")

@@ -221,7 +221,9 @@ def _check_same(path: Path, experiment: Experiment) -> None:
         stored = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    before, now = _flat(_decisive(stored)), _flat(_decisive(tomllib.loads(experiment.to_toml())))
+    added = _flat(tomllib.loads(Experiment().to_toml()))  # what keys that the run's version had not are by default
+    now = _flat(_decisive(tomllib.loads(experiment.to_toml())))
+    before = {**{key: value for key, value in added.items() if key in now}, **_flat(_decisive(stored))}
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
             raise CheckpointError(

@@ -73,7 +73,7 @@ def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metr
     title = f"What {metric} costs in bytes"
     caption = (
         "Bytes of the serialized messages that one merchant sends in all rounds. A larger mark is a larger ε; "
-        "marks that would cover each other stand side by side, and a line that leaves the figure leads to values far "
+        "series that send the same stand side by side, and a line that leaves the figure leads to values far "
         "below."
     )
     figure = bytes_figure(offered, dashed, f"{metric} on the test set")

@@ -163,6 +163,17 @@ def test_a_run_of_another_experiment_is_not_resumed(folder, changes, key, values
         RunStore.resume(folder, EXPERIMENT.with_changes(changes))
 
 
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default_and_no_other(folder):
+    RunStore.create(folder, EXPERIMENT).close()
+    path = folder / "experiment.toml"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("server_momentum")), encoding="utf-8")
+    RunStore.resume(folder, EXPERIMENT).close()
+    other = EXPERIMENT.with_changes({"training.server_optimizer": "sgd", "training.server_momentum": 0.9})
+    with pytest.raises(CheckpointError, match=r"another experiment: training.server_optimizer is 'adamw' there"):
+        RunStore.resume(folder, other)
+
+
 def test_where_a_run_is_kept_and_what_follows_it_may_change_on_resume(folder):
     RunStore.create(folder, EXPERIMENT).close()
     changed = EXPERIMENT.with_changes({"runtime.threads": 1, "runtime.callbacks": []})

@@ -117,7 +117,7 @@ def test_several_teachers_teach_as_one_and_each_way_to_combine_them_teaches_some
 
 
 def test_an_assistant_below_another_hears_that_one_alone_on_labelled_examples_too(summary_of, taught, monkeypatch):
-    """A teacher that says something else of labelled examples changes the first assistant, and the second by it."""
+    """The teacher is asked about these for the first assistant, the student, and the student in one step."""
     heard = []
     spoken = Staff.labels
 
@@ -128,7 +128,6 @@ def test_an_assistant_below_another_hears_that_one_alone_on_labelled_examples_to
     monkeypatch.setattr(Staff, "labels", labels)
     two = [{**SMALL_LSTM, "epochs": 1}, {"model": "bert-mini", "options": {"layers": 1, "width": 16}, "epochs": 1}]
     summary_of(distill__assistants=two, distill__hard_weight=0.5, seed=9)
-    # the first assistant, the student below the second, and that student in one step
     assert heard.count("labelled examples") == 3
 
 

@@ -64,8 +64,10 @@ def test_runs_that_differ_at_merchants_share_the_servers_student(run, students):
         {"data.proxy_size": 39},
         {"teacher.epochs": 2},
         {"student.options": {"rows": 2048, "width": 6, "head_width": 8}},
-        {"student.masked_epochs": 0.5, "student.model": "lstm", "student.options": {"rows": 512, "width": 8}},
+        {"student.model": "lstm", "student.options": {"rows": 512, "width": 8}},
         {"training.server_learning_rate": 0.02},
+        {"training.server_temperature": 3.0},
+        {"distill.hard_weight": 0.5},
         {"training.augmentation.deletion": 0.3},
         {"distill.transfer": ["decisions"]},
         {"distill.weights": {"probabilities": 0.5}},
@@ -133,11 +135,29 @@ def test_a_kept_student_keeps_the_time_of_its_training(run, students, tmp_path):
     assert 1000.0 <= summary["controls"]["server"]["seconds"] < 1100.0
 
 
-def test_a_student_from_an_import_path_is_not_kept(run, students, tmp_path, monkeypatch):
-    (tmp_path / "own_student_of_the_test.py").write_text(
-        "from fed_distill.models.two_tower import TwoTower as OwnStudent\n", encoding="utf-8"
-    )
+@pytest.mark.parametrize("change", [{"student.masked_epochs": 0.5}, {"student.masked_learning_rate": 1e-2}])
+def test_how_it_reads_the_domain_makes_another(run, change):
+    reader = {"student.model": "lstm", "student.options": {"rows": 512, "width": 8}, "student.masked_epochs": 1.0}
+    run(reader)
+    assert run({**reader, **change})[0]
+
+
+def test_the_code_of_a_student_from_an_import_path_makes_another(run, tmp_path, monkeypatch):
+    module = tmp_path / "own_student_of_the_test.py"
+    module.write_text("from fed_distill.models.two_tower import TwoTower as OwnStudent\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert run({"student.model": OWN})[0]
+    assert not run({"student.model": OWN})[0]
+    module.write_text(module.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     assert run({"student.model": OWN})[0]
-    assert students() == []
+
+
+def test_a_cache_that_cannot_be_written_is_reported_and_costs_no_training(run, monkeypatch, caplog):
+    def full(path, weights, values):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(schooling, "write_checkpoint", full)
+    with caplog.at_level(logging.WARNING):
+        trained, _ = run()
+    assert trained
+    assert "is not kept for other runs" in caplog.text
