@@ -44,10 +44,10 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
 
     Axes hold labels. ``score`` is the headline metric, named in ``run.headline``; ``control.X`` is that of control X on
     the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone, ``gain`` and
-    ``gain_auc`` that to the study's baseline of the same seed. ``gap_closed`` is against those controls. Bytes are those
-    of serialized messages for one merchant: a round's down and up, and in all rounds up (``sent_bytes``) and both.
-    ``seconds`` are the federation's with its adaptation, ``run.seconds`` the cell's. ``privacy.*`` and ``audit.*`` are
-    the summary's, flattened. CheckpointError if a finished summary is torn.
+    ``gain_auc`` that to the study's baseline of the same seed. ``gap_closed`` is against those controls. Bytes are
+    those of serialized messages for one merchant: a round's down and up, and in all rounds up (``sent_bytes``) and
+    both. ``seconds`` are the federation's with its adaptation, ``run.seconds`` the cell's. ``privacy.*`` and
+    ``audit.*`` are the summary's, flattened. CheckpointError if a finished summary is torn.
     """
     summaries = {cell.fingerprint: _summary(cell, places) for cell in cells}
     rows = []
