@@ -4,6 +4,7 @@ What takes long to import is imported inside the command.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ def study(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="change a key of the base experiment, or name, title, seeds"),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=LABEL", help="only cells with this label, as if there were no others; repeatable"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the study instead of runs/studies/NAME")] = None,
     parallel: Annotated[
         int | None, typer.Option(min=1, help="cells at a time at most; default: what fills the cores, one on a GPU")
@@ -50,6 +55,7 @@ def study(
     """
     from fed_distill.config import parse_setting
     from fed_distill.study.cells import expand
+    from fed_distill.study.cells import only as chosen
     from fed_distill.study.grid import Study
     from fed_distill.study.report import write_findings
     from fed_distill.study.runner import Places
@@ -58,13 +64,16 @@ def study(
     given = Study.read(file, dict(parse_setting(text) for text in settings or ()))
     cells = expand(given, tiny)
     _check(cells)
+    if only:
+        cells = chosen(given, cells, only)
     places = Places(out or given.base.runtime.folder / "studies" / f"{given.name}{'-tiny' if tiny else ''}")
     if dry_run:
         Console().print(_listing(cells, places))
         return
     if not report_only:
         _run(given, cells, places, _resources(given, parallel))
-    again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{' --tiny' if tiny else ''}"
+    part = "".join(f" --only {shlex.quote(text)}" for text in only or ())
+    again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{' --tiny' if tiny else ''}{part}"
     found = write_findings(given, cells, places, again)
     if markdown:
         sys.stdout.write("\n".join(as_markdown(table, names) for table, names in found.tables(len(given.axes))))

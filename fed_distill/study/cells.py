@@ -70,6 +70,31 @@ def expand(study: Study, tiny: bool = False) -> list[Cell]:
     return cells
 
 
+def only(study: Study, cells: Sequence[Cell], settings: Sequence[str]) -> list[Cell]:
+    """The cells that have one of the labels named for an axis, for each axis that is named, and their controls.
+
+    settings: texts ``axis=label``. ConfigError for a text of another form, an axis or a label that there is not, or if
+    no cell is left.
+    """
+    known = {axis.name: [choice.label for choice in axis.choices] for axis in study.axes}
+    wanted: dict[str, set[str]] = {}
+    for text in settings:
+        axis, separator, label = (part.strip() for part in text.partition("="))
+        if not separator or axis not in known:
+            raise ConfigError(f"--only wants AXIS=LABEL with an axis of {sorted(known)}, not {text!r}")
+        if label not in known[axis]:
+            raise ConfigError(f"--only: axis {axis!r} has no {label!r}, but {known[axis]}")
+        wanted.setdefault(axis, set()).add(label)
+    kept = [all(cell.labels.get(axis) in labels for axis, labels in wanted.items()) for cell in cells]
+    needed = {cell.controls for cell, stays in zip(cells, kept, strict=True) if stays and cell.labels}
+    if not needed:
+        raise ConfigError(f"study {study.name}: --only leaves no cell")
+    return [
+        cell for cell, stays in zip(cells, kept, strict=True)
+        if (stays if cell.labels else cell.fingerprint in needed)
+    ]  # fmt: skip
+
+
 def fingerprint_of(experiment: Experiment) -> str:
     """32 hexadecimal digits that change with every value of the experiment but its name and ``[runtime]``.
 

@@ -94,6 +94,17 @@ def test_a_study_with_a_failed_cell_is_reported_and_exits_with_1_until_it_succee
     assert "report: " in errors
 
 
+def test_only_the_chosen_cells_are_run_and_reported(command, file, sham, tmp_path):
+    sham("run")
+    out = tmp_path / "out"
+    code, shown, _ = command(file, "--out", out, "--only", "method=fedmd", "--markdown")
+    assert code == 0
+    assert "| fedmd | 2 of 2 |" in shown
+    assert "| fedavg |" not in shown
+    assert set(pd.read_csv(out / "results.csv")["method"]) == {"fedmd"}
+    assert "--only method=fedmd" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_report_of_what_there_is_needs_no_run(command, file, tmp_path):
     code, shown, errors = command(file, "--out", tmp_path / "out", "--report-only")
     assert code == 1
@@ -120,6 +131,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
         (["--set", "federation.ruonds=1"], "base: unknown key federation.ruonds"),
         (["--set", "federation.aggregator=fedavgg"], "cell method=fedavg, seed 0: unknown aggregator 'fedavgg'"),
         (["--set", "federation.options.eta=1"], "cell method=fedavg, seed 0: method 'fedavg' has no option 'eta'"),
+        (["--only", "method=pate"], "--only: axis 'method' has no 'pate', but ['fedavg', 'fedmd']"),
         (["--set", "privacy.unit=example"], "base: privacy: unit 'example' needs epsilon or noise_multiplier"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
-from fed_distill.study.cells import distinct, expand, fingerprint_of
+from fed_distill.study.cells import distinct, expand, fingerprint_of, only
 from fed_distill.study.grid import Study
 
 
@@ -259,3 +259,41 @@ def test_the_fingerprint_does_not_know_names_places_and_the_order_of_keys(full):
     assert fingerprint_of(Experiment.parse(turned(full))) == whole
     options = [Experiment().with_changes({"federation.options": one}) for one in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
     assert fingerprint_of(options[0]) == fingerprint_of(options[1])
+
+
+def test_only_some_cells_are_those_with_a_named_label_of_every_named_axis_and_their_controls(study):
+    cells = expand(study)
+    some = only(study, cells, ["method=fedavg-kd", "epsilon=1", "epsilon = inf"])
+    assert [cell for cell in some if cell.role == "cell"] == [
+        cell for cell in cells
+        if cell.labels.get("method") == "fedavg-kd" and cell.labels["epsilon"] in ("1", "inf")
+    ]  # fmt: skip
+    assert [cell for cell in some if cell.role == "controls"] == [cell for cell in cells if cell.role == "controls"]
+    assert only(study, cells, []) == cells
+
+
+def test_controls_that_no_chosen_cell_is_compared_with_are_left_out(tables):
+    axis = [{"key": "training.server_epochs", "values": [1, 2]}]
+    one = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1})
+    assert [cell.role for cell in expand(one)] == ["controls", "cell"] * 2
+    chosen = only(one, expand(one), ["server_epochs=2"])
+    assert [cell.role for cell in chosen] == ["controls", "cell"]
+    assert chosen[0].experiment.training.server_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("method", "--only wants AXIS=LABEL with an axis of .*'epsilon', 'method', 'unit'.*, not 'method'"),
+        ("seed=0", "--only wants AXIS=LABEL with an axis of .*, not 'seed=0'"),
+        ("method=pate", r"--only: axis 'method' has no 'pate', but \['fedavg-kd', 'fedmd'\]"),
+    ],
+)
+def test_an_axis_or_a_label_that_there_is_not_is_named(study, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        only(study, expand(study), [setting])
+
+
+def test_only_what_is_excluded_is_an_error(study):
+    with pytest.raises(ConfigError, match="--only leaves no cell"):
+        only(study, expand(study), ["method=fedmd", "unit=merchant"])
