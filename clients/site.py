@@ -122,7 +122,8 @@ class Site:
                 yield self._refusal(fitted.name, error, request.arm)
 
     def coded(self, uplink: Uplink, codec: Codec, request: TrainRequest, down: Downlink) -> RecordDict | Refusal:
-        """An uplink as it leaves: after all that privacy asks for, coded, which is post-processing of it."""
+        """An uplink as it leaves: coded, after all that privacy asks for at a merchant, which coding post-processes.
+        What the server noises, for unit ``merchant``, it decodes, clips and noises in this order."""
         key = request.arm, request.seed, uplink.merchant
         randomness = (request.seed, request.arm, uplink.merchant, down.round, "coding")
         try:

@@ -14,7 +14,7 @@ from fed_distill.config import Experiment, FederationConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
 from fed_distill.distill.masked import check_reads
-from fed_distill.distill.transfer import check_transfer
+from fed_distill.distill.transfer import check_heard, check_transfer
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.merging import AGGREGATORS, SUBMODEL_AGGREGATORS
 from fed_distill.methods import METHODS
@@ -118,6 +118,8 @@ def check_names(experiment: Experiment) -> None:
             raise ConfigError(
                 f"privacy.weighting = {weighting!r} is for aggregator fedavg, not {federation.aggregator}"
             )
+        if getattr(method, "relearns", False):
+            check_heard(experiment.distill)
         if experiment.student.by_merchant and not method.personal:
             raise ConfigError(
                 "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
@@ -198,6 +200,8 @@ def check_methods(experiment: Experiment, classes: int) -> None:
             raise ConfigError(
                 f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"
             )
+        if isinstance(method, Correcting) and private is not None and private.weighting != "examples":
+            raise ConfigError(f"method {federation.method} counts all merchants alike: drop privacy.weighting")
         if isinstance(method, Particular):
             method.check(federation, experiment.training_of(federation.title), classes)
 

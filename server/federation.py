@@ -158,7 +158,7 @@ class Federation:
         away = self.sites.away()
         check_there(merchants, away, share, number)
         chunks = self.asked(request, down, starts, away) if merchants else iter(())
-        return Intake(chunks, state, len(merchants), number, share, longest)
+        return Intake(chunks, state, len(merchants), number, share, longest, compared=self.unit != "merchant")
 
     @property
     def global_student(self) -> str:

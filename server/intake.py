@@ -32,11 +32,12 @@ class Intake:
 
     An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
     most have in the first chunk with any fit uplink, and moved weights no farther than ``longest`` times their median
-    there. When the merchants are through and less than ``share`` of those
-    asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may answer
-    another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends in
-    BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own
-    test examples of each merchant's trained student, as it measured it) grow while it is iterated.
+    there. Where they are not ``compared`` it needs weights and nothing else: to hide who took part, a merchant must not
+    decide whether another's update counts, but change the sum by its own alone. When the merchants are through and
+    less than ``share`` of those asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if
+    enough others may answer another time; those whose privacy budget is spent do not count as asked, and if nobody
+    else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test
+    examples of each merchant's trained student, as it measured it) grow while it is iterated.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Intake:
         number: int,
         share: float = 0.5,
         longest: float | None = None,
+        compared: bool = True,
     ) -> None:
         """``asked`` merchants were to take part in round ``number``; ``state`` is what they were sent."""
         self.merchants: list[str] = []
@@ -54,7 +56,7 @@ class Intake:
         self.own_counts: dict[str, tuple[int, int]] = {}
         self._state, self._asked, self._number, self._share = state, asked, number, share
         self._usual: _Parts | None = None
-        self._longest, self._usual_norm = longest, 0.0
+        self._longest, self._usual_norm, self._compared = longest, 0.0, compared
         self._received = self._downlink_bytes = self._uplink_bytes = 0
         self._losses: list[float] = []
         self._causes: Counter[Cause] = Counter()
@@ -126,7 +128,7 @@ class Intake:
         for refusal in chunk.refusals:
             self._refuse(refusal)
         fit = [uplink for uplink in chunk.uplinks if self._checked(uplink)]
-        if self._usual is None and fit:
+        if self._compared and self._usual is None and fit:
             self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
             if self._longest is not None:
                 self._usual_norm = median(self._norm(uplink) for uplink in fit if _parts(uplink) == self._usual)
@@ -134,7 +136,11 @@ class Intake:
 
     def _is_usual(self, uplink: Uplink) -> bool:
         """Whether an uplink is like most others; it is refused if not."""
-        if _parts(uplink) != self._usual:
+        if not self._compared:
+            if uplink.weights is not None:
+                return True
+            odd = "its uplink has no weights"
+        elif _parts(uplink) != self._usual:
             odd = "its uplink has other parts than most others have"
         elif self._longest is not None and 0.0 < self._longest * self._usual_norm < (norm := self._norm(uplink)):
             odd = f"its update has a norm of {norm:.3g}, and half of the others have {self._usual_norm:.3g} at most"

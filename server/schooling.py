@@ -30,7 +30,7 @@ from fed_distill.distill.fingerprint import (
 )
 from fed_distill.distill.masked import read_domain
 from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.transfer import Lesson
+from fed_distill.distill.transfer import Lesson, check_heard
 from fed_distill.errors import CheckpointError
 from fed_distill.models import TextModel, build_student, predict
 from fed_distill.results.versions import versions
@@ -103,7 +103,7 @@ class School:
         return weights, seconds
 
     def _kept(self, name: str) -> Path:
-        config, runtime = self.experiment.student, self.experiment.runtime
+        config = self.experiment.student
         key = fingerprint(
             **self._depends_on,
             levels=[level.name for level in self.levels],
@@ -111,14 +111,13 @@ class School:
             name=[name, own_code(name)],
             options=[config.options_of(name), named_files(config.options_of(name))],
             masked=[config.masked_epochs, config.masked_learning_rate],
-            computed=[runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],
         )
         return self.teaching.staff.cache / "students" / f"{key}.safetensors"
 
     @cached_property
     def _depends_on(self) -> dict[str, Any]:
         """What every student that the server teaches depends on, beside its own model and lesson."""
-        data, config = self.server.data, self.experiment.training
+        data, config, runtime = self.server.data, self.experiment.training, self.experiment.runtime
         training = config.model_dump(mode="json", exclude=set(MERCHANTS_PACE))
         return {
             "teacher": self.teaching.staff.name,
@@ -130,6 +129,7 @@ class School:
             "seed": self.seed,
             "versions": versions(),
             "code": TRAINING_CODE,
+            "computed": [runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],
         }
 
     def taught(self, name: str, lesson: Lesson, progress: Progress | None = None) -> Weights:
@@ -141,7 +141,9 @@ class School:
 
     def relearned(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Relearn``; for the teacher's soft labels the weights are those that federations start from. What
-        ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's."""
+        ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
+        ConfigError if it reads no soft labels at all."""
+        check_heard(self.experiment.distill)
         return self.taught(self.experiment.student.model, self.lesson.saying(soft_labels, temperature))
 
     def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:

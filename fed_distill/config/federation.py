@@ -83,7 +83,9 @@ class FederationConfig(ConfigTable):
         60.0, description="seconds before it is asked again"
     )
     max_update_norm: PositiveFloat | None = Field(
-        1000.0, description="times the median norm of updates beyond which one is rejected; none for any that is finite"
+        1000.0,
+        description="times the median norm of updates beyond which one is rejected; none for any that is finite; not "
+        "used under privacy.unit merchant, which clips updates and compares nobody with others",
     )
     transport: TransportConfig | None = Field(None, description="how its messages are coded; none for [transport]")
     label: str = Field(

@@ -1,7 +1,8 @@
 """Domain-adaptive distillation of one student: fine-tune, distil from the teacher again, fine-tune once more.
 
-Each stage is judged on validation data and undone if it made the student worse, so adaptation can only cost
-time. There is no federation in here: how a plan is trained and a student judged is given by the caller.
+Each stage is judged on validation data and undone if it made the student worse on them; on other data it may have made
+it worse all the same. There is no federation in here: how a plan is trained and a student judged is given by the
+caller.
 """
 
 from collections.abc import Callable, Sequence

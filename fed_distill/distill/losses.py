@@ -52,7 +52,8 @@ def softened_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: f
 def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
     """1/2 ||hint - guided||^2, both ``[batch, width]`` (FitNets, Romero et al. 2015, eq. 3).
 
-    ``guided`` is the student's state after the learned regressor.
+    ``guided`` is the student's state after the learned regressor. The paper trains the guided layer by it first and
+    distils then; here it is added to the other losses throughout, of states that are means over a text's positions.
     """
     return 0.5 * (hint - guided).square().sum(dim=-1)
 
@@ -72,8 +73,10 @@ def attention_loss(maps: Tensor, targets: Tensor) -> Tensor:
 
 
 def relation_loss(similarities: Tensor, targets: Tensor) -> Tensor:
-    """Squared difference of two examples' similarity to the student and to the teacher, both ``[batch]`` (an entry of
-    the similarity matrices of Tung and Mori 2019, sec. 3.1; an example has one fixed partner instead of its batch)."""
+    """Squared difference of two examples' similarity to the student and to the teacher, both ``[batch]``.
+
+    After Tung and Mori 2019, sec. 3.1, whose similarities are inner products with the others of a batch, each row of
+    them scaled to length 1; here an example has one fixed partner, and the similarity is a cosine."""
     return (similarities - targets).square()
 
 

@@ -27,6 +27,9 @@ FEATURES: tuple[Transfer, ...] = ("hints", "hidden", "attention", "relations")
 GRADED: tuple[Transfer, ...] = ("ranking", "listwise")
 """Kinds of transfer that compare candidates of a query."""
 
+HEARD: tuple[Transfer, ...] = ("probabilities", "decisions", *GRADED)
+"""Kinds of transfer that read soft labels, whoever's they are."""
+
 _LOSSES = {
     "hints": losses.hint_loss,
     "hidden": losses.hidden_loss,
@@ -181,6 +184,15 @@ def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> Non
     read = [kind for kind in config.transfer if kind in READ]
     if read:
         Taught(student, read, task.pair, width=1, gains=task.gains or ())
+
+
+def check_heard(config: DistillConfig) -> None:
+    """ConfigError if a student that is taught anew with merchants' soft labels would not hear them."""
+    if config.transfer and not set(config.transfer) & set(HEARD):
+        raise ConfigError(
+            "distill.transfer has no kind that reads soft labels, with which the method teaches the global student "
+            "anew, so that nothing would come of them: add probabilities"
+        )
 
 
 def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer, Tensor]:

@@ -136,7 +136,8 @@ class FedAvgM(_ServerOptimizer):
 
 @dataclass
 class FedAdam(_ServerOptimizer):
-    """Adam at the server on the mean update (Reddi et al., ICLR 2021, algorithm 2).
+    """Adam at the server on the mean update (Reddi et al., ICLR 2021, algorithm 2), with Flower's correction of the
+    moments' bias at first, which the paper leaves out.
 
     eta: server learning rate. beta_1, beta_2: decay of the moments. tau: degree of adaptivity.
     """

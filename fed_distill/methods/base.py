@@ -81,7 +81,9 @@ class Method(Protocol):
     ``personal`` declares that a merchant keeps its own student between rounds (in the site's store), and
     that students may differ by merchant; otherwise each round starts from ``Downlink.weights``, and a plan may ask for
     the student that the merchant had trained before. Of a plan's pair only the own student is kept. ``sends`` declares
-    all parts of its uplinks: a site sends no other, and what privacy is promised rests on it.
+    all parts of its uplinks: a site sends no other, and what privacy is promised rests on it. One that calls
+    ``GlobalState.relearn`` may say so by ``relearns: ClassVar[bool] = True``, to have ``[distill]`` checked before it
+    runs.
     """
 
     personal: ClassVar[bool]

@@ -2,8 +2,9 @@
 
 Chang et al., "Cronus: Robust and heterogeneous collaborative learning with black-box knowledge transfer", 2019: a
 merchant sends soft labels on the public set, the server takes a robust mean of them, example by example, and merchants
-learn it beside their own data. A liar reaches a few numbers an example, not the millions of a student, which is what
-makes robust means work. All merchants' soft labels are held in memory to compare them.
+learn it and then their own data again, as in ``fedmd`` (in the paper both at once). A liar reaches a few numbers an
+example, not the millions of a student, which is what makes robust means work. All merchants' soft labels are held in
+memory to compare them.
 """
 
 from collections.abc import Iterable

@@ -39,6 +39,7 @@ class FD:
     gamma: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     personal: ClassVar[bool] = True
+    relearns: ClassVar[bool] = True
     sends: ClassVar[tuple[Part, ...]] = ("class_means",)
 
     def broadcast(self, state: GlobalState) -> Downlink:

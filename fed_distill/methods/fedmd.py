@@ -34,6 +34,7 @@ class FedMD:
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     personal: ClassVar[bool] = True
+    relearns: ClassVar[bool] = True
     sends: ClassVar[tuple[Part, ...]] = ("soft_labels",)
 
     def broadcast(self, state: GlobalState) -> Downlink:

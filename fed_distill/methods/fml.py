@@ -3,7 +3,8 @@
 Shen et al., "Federated mutual learning", 2020: on every batch both are trained, by
 L_local = alpha * CE(local) + (1 - alpha) * KL(meme || local) and L_meme = beta * CE(meme) + (1 - beta) * KL(local ||
 meme) (eq. 3 and 4); merchants' memes, the shared students, are averaged. The own students, of any kinds, stay. Where
-they are of one kind with the shared one both begin as the server's student, and are the same until the first mean.
+they are of one kind with the shared one both begin as the server's student: of a merchant that is there from the first
+round on they are the same until the first mean, but for what dropout or noise draws for each.
 """
 
 from dataclasses import dataclass

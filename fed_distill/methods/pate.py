@@ -33,6 +33,7 @@ class PATE:
     local_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     personal: ClassVar[bool] = False
+    relearns: ClassVar[bool] = True
     sends: ClassVar[tuple[Part, ...]] = ("votes",)
 
     def broadcast(self, state: GlobalState) -> Downlink:

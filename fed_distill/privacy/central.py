@@ -32,17 +32,19 @@ def mean_noise(config: PrivacyConfig, federation: FederationConfig, merchants: i
 
 
 def vote_mechanism(config: PrivacyConfig, federation: FederationConfig, merchants: int, queries: int) -> VoteMechanism:
-    """How each round's votes on ``queries`` examples are counted, for unit ``vote``."""
+    """How each round's votes on ``queries`` examples are counted, for unit ``vote``; the share that must agree is of
+    those who are asked in a round."""
+    voters = max(1, round(federation.participation * merchants))
     if config.noise_multiplier is not None:
         noise = config.noise_multiplier
-        return VoteMechanism(config.consensus * merchants, config.vote_noise_ratio * noise, noise, config.answers)
+        return VoteMechanism(config.consensus * voters, config.vote_noise_ratio * noise, noise, config.answers)
     assert config.epsilon is not None
     return calibrated(
         config.epsilon,
         central_delta(config, merchants),
         queries=queries,
         max_answers=config.answers,
-        merchants=merchants,
+        voters=voters,
         consensus=config.consensus,
         ratio=config.vote_noise_ratio,
         rounds=federation.rounds,

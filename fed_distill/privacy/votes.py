@@ -81,7 +81,7 @@ def calibrated(
     *,
     queries: int,
     max_answers: int,
-    merchants: int,
+    voters: int,
     consensus: float,
     ratio: float,
     rounds: int = 1,
@@ -89,17 +89,17 @@ def calibrated(
 ) -> VoteMechanism:
     """The mechanism with the least noise whose ``vote_spends`` over all rounds stay within ``target_epsilon``.
 
-    queries: examples of a round. max_answers: of a round. consensus: share of the ``merchants`` that must agree, in
+    queries: examples of a round. max_answers: of a round. consensus: share of the ``voters`` that must agree, in
     (0, 1]. ratio: ``threshold_noise`` over ``answer_noise`` (Papernot et al. 2018 take 3.75 to 5). BudgetExceeded if no
     noise is enough; ValueError for impossible numbers.
     """
-    if not 0.0 < consensus <= 1.0 or not 0.0 < ratio < math.inf or min(queries, max_answers, merchants, rounds) < 1:
+    if not 0.0 < consensus <= 1.0 or not 0.0 < ratio < math.inf or min(queries, max_answers, voters, rounds) < 1:
         raise ValueError("votes need a consensus in (0, 1], a ratio above 0, and counts of at least 1")
     # Gaussian mechanisms compose to one, of noise z: 1 / z^2 = checks / sigma_1^2 + 2 answers / sigma_2^2.
     whole = noise_for(target_epsilon, delta, 1.0, 1, accountant=accountant)
     noise = whole * math.sqrt(rounds * (queries / ratio**2 + 2.0 * min(max_answers, queries)))
     while True:
-        mechanism = VoteMechanism(consensus * merchants, ratio * noise, noise, max_answers)
+        mechanism = VoteMechanism(consensus * voters, ratio * noise, noise, max_answers)
         if epsilon(vote_spends(mechanism, queries, rounds), delta, accountant) <= target_epsilon:
             return mechanism
         noise *= 1.0 + _STEP  # numerical composition may find the many parts a little dearer than the whole

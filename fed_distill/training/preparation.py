@@ -76,6 +76,14 @@ class Prepared:
                 rates[name] = rate
         return rates
 
+    @cached_property
+    def read_only(self) -> dict[str, Tensor]:
+        """By table, bool ``[rows]``: what a learner under DP reads and may not change, on the proxy set neither; its
+        private steps see to it themselves. Tables of which it may change all but padding are left out."""
+        if self.learner.privacy is None:
+            return {}
+        return {table: ~rows for table, rows in self.submodel.trained.items() if not bool(rows[1:].all())}
+
     def fitted(self, arrays: dict[str, Tensor], losses: tuple[float, ...]) -> Fitted:
         """The trained learner, without the weights that its student freezes.
 

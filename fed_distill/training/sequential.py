@@ -133,6 +133,10 @@ class SequentialTrainer:
             objective = loss + segment.phase.proximal_mu / 2 * torch.stack(distance).sum()
         optimizer.zero_grad(set_to_none=True)
         objective.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, rows in prepared.read_only.items():
+            table = model.get_parameter(name)
+            if table.grad is not None:
+                table.grad[rows] = 0.0
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
         for name, rate in prepared.rates.items():

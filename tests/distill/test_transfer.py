@@ -16,7 +16,7 @@ from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.features import Features
 from fed_distill.distill.hints import LIST, POSITIONS, Taught
 from fed_distill.distill.losses import distillation_kl, soften
-from fed_distill.distill.transfer import Lesson, check_transfer, lone, partners
+from fed_distill.distill.transfer import Lesson, check_heard, check_transfer, lone, partners
 from fed_distill.errors import ConfigError, DataError, FedDistillError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
@@ -229,6 +229,24 @@ def test_ranking_needs_grades(kind):
     with pytest.raises(ConfigError, match=f"{kind} compares grades of a query's products, and task toy has none"):
         check_transfer(DistillConfig(transfer=[kind]), ungraded, student())
     check_transfer(DistillConfig(transfer=["hints"]), ungraded, student())
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_lesson_that_reads_no_soft_labels_is_known(kind):
+    """A student that is taught anew with merchants' soft labels hears them where a loss reads them, and only there."""
+    taught, found = lesson(transfer=[kind]), []
+    pupil = taught.pupil(student(), 0, "server").eval()
+    encoded = pupil.encode(["red shoe", "tea", "tea cup"] * 3, ["red", "cup", "tea"] * 3)
+    if isinstance(pupil, Taught):
+        encoded = pupil.with_partners(encoded)
+    for said in (taught, taught.saying(LABELS.flip(0))):
+        phase = said.phase(pupil, 1.0)
+        found.append(phase.objective(phase.run(pupil, pupil.collate(encoded, torch.arange(COUNT))), phase.references))
+    if torch.equal(*found):
+        with pytest.raises(ConfigError, match=r"distill\.transfer has no kind that reads soft labels"):
+            check_heard(taught.config)
+    else:
+        check_heard(taught.config)
 
 
 @pytest.mark.parametrize(

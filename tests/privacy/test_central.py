@@ -27,8 +27,17 @@ def test_fixed_noise_is_taken_as_it_is():
     assert central_spends(asked, FEDERATION, 90, 1000) == (Spend(1.3, 0.25, 7),)
     votes = PrivacyConfig(unit="vote", noise_multiplier=8.0, consensus=0.5, answers=20, vote_noise_ratio=2.0)
     mechanism = vote_mechanism(votes, FEDERATION, 90, 100)
-    assert (mechanism.threshold, mechanism.threshold_noise, mechanism.answer_noise) == (45.0, 16.0, 8.0)
+    assert (mechanism.threshold, mechanism.threshold_noise, mechanism.answer_noise) == (11.0, 16.0, 8.0)
     assert [spend.steps for spend in central_spends(votes, FEDERATION, 90, 100)] == [700, 140]
+
+
+@pytest.mark.parametrize("noise", [{"epsilon": 4.0}, {"epsilon": None, "noise_multiplier": 3.0}])
+def test_those_must_agree_who_are_asked_and_not_all_that_there_are(noise):
+    """Of 90 merchants 22 are asked at a participation of 0.25: a threshold of 54 votes would be met by noise alone."""
+    votes = config("vote", consensus=0.6, answers=20, **noise)
+    assert vote_mechanism(votes, FEDERATION, 90, 100).threshold == pytest.approx(0.6 * 22)
+    everybody = FEDERATION.model_copy(update={"participation": 1.0})
+    assert vote_mechanism(votes, everybody, 90, 100).threshold == pytest.approx(0.6 * 90)
 
 
 def test_delta_is_small_however_few_the_merchants():

@@ -122,7 +122,7 @@ def test_a_calibrated_mechanism_keeps_the_target_and_less_noise_does_not(
         1e-3,
         queries=queries,
         max_answers=max_answers,
-        merchants=90,
+        voters=90,
         consensus=0.6,
         ratio=4.0,
         rounds=rounds,
@@ -316,7 +316,7 @@ def test_without_noise_votes_cost_everything():
     assert epsilon(vote_spends(mechanism, 1), 1e-3) == math.inf
 
 
-COUNTS = {"queries": 10, "max_answers": 5, "merchants": 9, "consensus": 0.5, "ratio": 4.0}
+COUNTS = {"queries": 10, "max_answers": 5, "voters": 9, "consensus": 0.5, "ratio": 4.0}
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ COUNTS = {"queries": 10, "max_answers": 5, "merchants": 9, "consensus": 0.5, "ra
         (lambda: VoteMechanism(5.0, 1.0, 1.0, 0), "max_answers of at least 1"),
         (lambda: calibrated(1.0, 1e-3, **{**COUNTS, "consensus": 0.0}), "a consensus in"),
         (lambda: calibrated(1.0, 1e-3, **{**COUNTS, "ratio": 0.0}), "a ratio above 0"),
-        (lambda: calibrated(1.0, 1e-3, **{**COUNTS, "merchants": 0}), "counts of at least 1"),
+        (lambda: calibrated(1.0, 1e-3, **{**COUNTS, "voters": 0}), "counts of at least 1"),
         (
             lambda: data_dependent_epsilon(
                 torch.ones(1, 2), torch.tensor([True]), VoteMechanism(1.0, 1.0, 1.0, 1), 1.0

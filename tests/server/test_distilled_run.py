@@ -200,6 +200,8 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
         ({"distill.weights": {"hints": 2.0}}, "a weight is given to hints"),
         ({"training.r_drop": 1.0}, "student two-tower has none"),
         ({"student.masked_epochs": 1.0}, "two-tower does not read a text token by token"),
+        ({"distill.transfer": ["hidden"], "federation": {"method": "dsfl"}}, "has no kind that reads soft labels"),
+        ({"distill.transfer": ["hidden"], "federation": {"method": "pate"}}, "has no kind that reads soft labels"),
         (
             {"training.adversarial.attack": "fgm", "privacy.unit": "example", "privacy.epsilon": 8.0},
             "goes with neither training.adversarial nor",

@@ -10,6 +10,7 @@ from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.local import Local
+from fed_distill.privacy.merchant_level import PrivateMean
 from fed_distill.transport.messages import LowRankUpdate, PartialWeights, Uplink
 from fed_distill.transport.requests import Refusal
 from server.intake import Intake, update_norm
@@ -157,6 +158,39 @@ def test_an_update_far_longer_than_most_is_left_out(state):
     assert names(Intake([chunk(*uplinks)], state, 5, 1)) == ["a", "b", "c", "d", "e"]
     still = [moved("a", 0.0), moved("b", 0.0), moved("c", 1.0)]  # nobody moves: there is nothing to compare with
     assert names(Intake([chunk(*still)], state, 3, 1, longest=10.0)) == ["a", "b", "c"]
+
+
+def of_norm(name, norm):
+    return Uplink(name, 1, PartialWeights({"w": torch.tensor([norm, 0.0])}), metrics={"loss": 1.0})
+
+
+def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_one_update_at_most(state):
+    """The accountants' sensitivity; if they were compared, one more that is short would have all long ones out."""
+    everybody = [
+        *(of_norm(f"a{place}", 2e-5) for place in range(10)),
+        *(of_norm(f"b{place}", 2.0) for place in range(10)),
+    ]
+
+    def clipped_sum(uplinks):
+        mean = PrivateMean(0.0, expected_merchants=1.0, clip_norm=1.0, randomness=(0,))
+        intake = Intake([chunk(*uplinks)], state, len(uplinks), 1, 0.0, longest=1000.0, compared=False)
+        return mean.average(state.weights, intake)["w"]
+
+    whole = clipped_sum(everybody)
+    for one in [*everybody, of_norm("c", 1e-9), of_norm("d", 1e9)]:
+        others = [each for each in everybody if each is not one]
+        more = whole if one in everybody else clipped_sum([*everybody, one])
+        assert float((more - clipped_sum(others)).norm()) <= 1.0 + 1e-6
+
+
+def test_where_nobody_is_compared_weights_are_all_that_is_asked_of_an_uplink(state):
+    uplinks = [without_weights("a"), in_part("b"), of_norm("c", 1e6), good("d"), bad("e")]
+    intake = Intake([chunk(*uplinks)], state, 5, 1, longest=10.0, compared=False)
+    assert names(intake) == ["b", "c", "d"]
+    assert [refusal.reason for refusal in intake.refusals] == [
+        "merchant e: w has values that are not finite",
+        "merchant a: its uplink has no weights",
+    ]
 
 
 def test_the_norm_is_that_of_the_whole_update():

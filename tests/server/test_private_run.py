@@ -118,6 +118,10 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
             {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.rows": 10},
             "method scaffold trains whole tables: drop privacy.rows",
         ),
+        (
+            {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.weighting": "examples-squared"},
+            "method scaffold counts all merchants alike: drop privacy.weighting",
+        ),
     ],
 )
 def test_noise_that_would_not_cover_what_is_sent_is_refused(tiny_experiment, simulate, tmp_path, changes, message):

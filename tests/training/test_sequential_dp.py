@@ -239,6 +239,25 @@ def test_rows_that_only_private_examples_use_are_neither_changed_nor_sent(learne
         assert result.weights.counts[table].tolist() == [0, *(ids.count(row) for row in public)]
 
 
+@pytest.mark.parametrize("trainer", [SequentialTrainer, CohortTrainer])
+def test_rows_beyond_the_most_used_are_not_changed_by_the_proxy_sets_phases_either(learner_of, monkeypatch, trainer):
+    """Else weights that are sent would lean on rows that nobody but the merchant has."""
+    learner, seen, fitted_of = learner_of(privacy=dataclasses.replace(NOISY["two-tower"], rows=3)), {}, Prepared.fitted
+
+    def fitted(prepared, arrays, losses):
+        seen.update(arrays={name: value.clone() for name, value in arrays.items()}, submodel=prepared.submodel)
+        return fitted_of(prepared, arrays, losses)
+
+    monkeypatch.setattr(Prepared, "fitted", fitted)
+    config = TrainingConfig(optimizer="adamw", weight_decay=0.1, batch_size=BATCH, clip_norm=1.0)
+    next(trainer(config).fit([learner], {"shop": mixed_plan()}, Pace(RATE)))
+    for table, of_proxy in rows_that_may_change(learner, True).items():
+        held, may = seen["submodel"].rows[table], seen["submodel"].trained[table]
+        assert int(may.sum()) == 3 < len(of_proxy)
+        assert torch.equal(seen["arrays"][table][~may], learner.weights[table][held[~may]])
+        assert bool((seen["arrays"][table][may] != learner.weights[table][held[may]]).any())
+
+
 def test_a_merchants_sampling_rate_depends_on_its_number_of_examples(learner_of):
     phase = Phase(hard_labels(), steps=400)
     small, large, tiny = (draw(phase, 0, learner_of(size=size), BATCH) for size in (8, 40, 3))

@@ -46,6 +46,7 @@ class Cohort:
         self._optimizer = StackedOptimizer(self._stack, config, list(self._student.tables))
         self._dropout = SeededDropout([seeds.derive(*one.randomness, "dropout") for one in learners], device)
         self._rates = stacked_rates(self._stack, members)
+        self._guarded = {name for member in members for name in member.read_only}
         self._done = [0] * len(members)
         self._trusted: Phase | None = None
 
@@ -163,6 +164,8 @@ class Cohort:
         self, gradients: dict[str, Tensor], data: PhaseData, anchor: Mapping[str, Tensor], active: int, pace: Pace
     ) -> None:
         stack = self._stack
+        for name in gradients.keys() & self._guarded if not data.private else ():
+            gradients[name] = gradients[name] * stack.trained_rows[name][: stack.end(name, active)].unsqueeze(1)
         for name, start in anchor.items() if data.phase.proximal_mu else ():
             end = stack.end(name, active)
             pull = (stack.stacked[name][:end] - start[:end]) * data.phase.proximal_mu
