@@ -13,7 +13,7 @@ soft labels, and digest the consensus; the server's student is the global one, `
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -42,6 +42,7 @@ class FedET(FedMD):
     diversity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.05
     server_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    relearns: ClassVar[bool] = False
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """Agree by confidence, and teach the global student the consensus and who disagrees with it."""

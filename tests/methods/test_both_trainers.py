@@ -108,3 +108,11 @@ def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit
     else:
         with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}'"):
             check_promise(unit, federation, built)
+
+
+def test_methods_that_send_no_weights_teach_the_global_student_anew_but_fedet():
+    """Which goes on from where it stands, on an objective of its own (Cho et al. 2022)."""
+    built = {name: METHODS.build(name, {}) for name in FEDERATED}
+    anew = {name for name, method in built.items() if getattr(method, "relearns", False)}
+    without_weights = {name for name, method in built.items() if not {"weights", "low_rank_update"} & set(method.sends)}
+    assert anew == without_weights - {"fedet"}
