@@ -75,7 +75,7 @@ class RunStore:
             raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
         lock = _take_lock(folder)
         try:
-            _check_same(path, experiment)
+            check_same(folder, experiment)
             store = cls(folder, lock)
             remove_leftovers(folder)
             store._drop_torn_line()
@@ -216,7 +216,10 @@ def _take_lock(folder: Path) -> IO[str]:
     return lock
 
 
-def _check_same(path: Path, experiment: Experiment) -> None:
+def check_same(folder: Path, experiment: Experiment) -> None:
+    """CheckpointError unless the run in ``folder`` is of this experiment; where and how it is computed may differ, and
+    a key that its version did not have was at its default."""
+    path = folder / EXPERIMENT
     try:
         stored = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -227,8 +230,8 @@ def _check_same(path: Path, experiment: Experiment) -> None:
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
             raise CheckpointError(
-                f"{path.parent} is a run of another experiment: {key} is {_shown(before, key)} there and "
-                f"{_shown(now, key)} now. Use the same value, or another --name"
+                f"{folder} is a run of another experiment: {key} is {_shown(before, key)} there and "
+                f"{_shown(now, key)} now. Use the same value, or another --name (of a study or a search: --out)"
             )
 
 

@@ -8,6 +8,7 @@ trained once for each seed, in a cell of its own.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.config.training import MERCHANTS_PACE
@@ -98,10 +99,24 @@ def only(study: Study, cells: Sequence[Cell], settings: Sequence[str]) -> list[C
 def fingerprint_of(experiment: Experiment) -> str:
     """32 hexadecimal digits that change with every value of the experiment but its name and ``[runtime]``.
 
-    The order of keys does not count. Versions of packages and the contents of the data are not in it: the results
-    name the versions, and the report says when cells were made by different ones.
+    The order of keys does not count, nor does a key at its default, so that what was run before a version had more keys
+    is known to it (``Places.check`` tells where a default is another now). Versions of packages and the contents of
+    the data are not in it: the results name the versions, and the report says when cells were made by different ones.
     """
-    return fingerprint(experiment=experiment.model_dump(mode="json", exclude={"name", "runtime"}))
+    tables, defaults = (one.model_dump(mode="json", exclude={"name", "runtime"}) for one in (experiment, Experiment()))
+    return fingerprint(experiment=_other_than(defaults, tables))
+
+
+def _other_than(defaults: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in nested ``tables`` and not, or otherwise, in ``defaults``; None of what is in ``defaults`` alone."""
+    found: dict[str, Any] = {}
+    for key in {**defaults, **tables}:
+        default, value = defaults.get(key), tables.get(key)
+        if isinstance(default, Mapping) and isinstance(value, Mapping):
+            value = _other_than(default, value) or default
+        if value != default:
+            found[key] = value
+    return found
 
 
 def distinct(cells: Sequence[Cell]) -> dict[str, Cell]:

@@ -47,7 +47,8 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
     ``gain_auc`` that to the study's baseline of the same seed. ``gap_closed`` is against those controls. Bytes are
     those of serialized messages for one merchant: a round's down and up, and in all rounds up (``sent_bytes``) and
     both. ``seconds`` are the federation's with its adaptation, ``run.seconds`` the cell's. ``privacy.*`` and
-    ``audit.*`` are the summary's, flattened. CheckpointError if a finished summary is torn.
+    ``audit.*`` are the summary's, flattened. CheckpointError if a finished summary is torn, or of another experiment
+    (``Places.check``).
     """
     summaries = {cell.fingerprint: _summary(cell, places) for cell in cells}
     rows = []
@@ -108,7 +109,10 @@ def flattened(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _summary(cell: Cell, places: Places) -> dict[str, Any] | None:
-    return read_summary(places.run(cell.fingerprint)) if places.is_finished(cell.fingerprint) else None
+    if not places.is_finished(cell.fingerprint):
+        return None
+    places.check(cell)
+    return read_summary(places.run(cell.fingerprint))
 
 
 def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fed_distill.config import Experiment
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import CheckpointError
 from fed_distill.results.files import write_atomic
-from fed_distill.results.store import SUMMARY, read_summary
+from fed_distill.results.store import EXPERIMENT, SUMMARY, check_same, read_summary
 from fed_distill.runtime.merchant_store import drop_stores
 from fed_distill.study.cells import Cell, distinct
 from fed_distill.study.memory import available_memory, tree_memory
@@ -59,6 +59,12 @@ class Places:
     def is_finished(self, name: str) -> bool:
         """Whether the run has its summary, which is written last."""
         return (self.run(name) / SUMMARY).exists()
+
+    def check(self, cell: Cell) -> None:
+        """CheckpointError if the cell's folder holds a run of another experiment: of a version with other defaults."""
+        folder = self.run(cell.fingerprint)
+        if (folder / EXPERIMENT).exists():
+            check_same(folder, cell.experiment.with_changes({"name": cell.fingerprint}))
 
     def is_done(self, cell: Cell) -> bool:
         """Whether the cell's run is finished and has stood the attacks that the study wants; CheckpointError if its
@@ -155,10 +161,13 @@ class Runner:
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Run what is not finished; returns fingerprint -> reason of the cells that failed.
 
-        CheckpointError if another process runs the study. Whatever ends this call ends the cells that it started.
+        CheckpointError if another process runs the study, or a cell was run where a default was another. Whatever ends
+        this call ends the cells that it started.
         """
         self.places.cells.mkdir(parents=True, exist_ok=True)
         everything = distinct(cells)
+        for known in everything.values():
+            self.places.check(known)
         pending = [cell for cell in everything.values() if not self.places.is_done(cell)]
         failures: dict[str, str] = {}
         with locked(self.places.folder / LOCK):

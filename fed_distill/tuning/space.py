@@ -24,6 +24,7 @@ from pydantic import (
 from fed_distill.config import Experiment, PositiveInt
 from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import ConfigError
+from fed_distill.study.cells import fingerprint_of
 from fed_distill.study.grid import OF_THE_STUDY, Axis, Choice, label_of, read_base, varied
 from fed_distill.toml import first_problem, read_toml
 
@@ -165,9 +166,7 @@ class Tuning(_Table):
     def identity(self) -> str:
         """Changes with all that the trials depend on; more of them may be asked for under the same identity."""
         tables = self.model_dump(mode="json", exclude={*OF_ITS_LENGTH, "name", "base"})
-        return fingerprint(
-            tuning=tables, base=self.base.model_dump(mode="json", exclude={"name", "runtime", "controls"})
-        )
+        return fingerprint(tuning=tables, base=fingerprint_of(self.base.with_changes({"controls": []})))
 
     @property
     def start(self) -> Experiment:

@@ -71,6 +71,7 @@ class Tuner:
 
     def _run_base(self, cell: Cell) -> None:
         """Run the base alone: a teacher that trials share is cached then, and known by what the task is judged."""
+        self.places.check(cell)
         if not self.places.is_finished(cell.fingerprint):
             self._start(cell)
             while not self._wait():
@@ -116,6 +117,7 @@ class Tuner:
         cell = Cell(labels, experiment.seed, experiment, fingerprint_of(experiment))
         if any(one.cell.fingerprint == cell.fingerprint for one in self._running):
             return False
+        self.places.check(cell)
         if self.places.is_finished(cell.fingerprint):
             self.progress.on_start(cell, True)
             self._conclude(trials, trial, cell)

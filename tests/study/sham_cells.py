@@ -87,6 +87,7 @@ def write(experiment):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "starts").open("a", encoding="utf-8") as file:
         file.write(f"{os.getpid()} {'resumed' if experiment.runtime.resume else 'new'}\n")
+    (folder / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
     (folder / "summary.json").write_text(json.dumps(summary(experiment)), encoding="utf-8")
 
 

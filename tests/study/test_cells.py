@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
-from fed_distill.study.cells import distinct, expand, fingerprint_of, only
+from fed_distill.study.cells import _other_than, distinct, expand, fingerprint_of, only
 from fed_distill.study.grid import Study
 
 
@@ -243,6 +243,26 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
     pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
     assert fingerprint_of(pair) not in seen
     assert len(seen) > 50
+
+
+def test_the_fingerprint_does_not_know_keys_at_their_defaults(full, monkeypatch):
+    """What a study has run stays known to a version with one key more."""
+    before = fingerprint_of(Experiment.parse(full))
+    more = {"training": {"rate_of_tomorrow": 0.5}, "tomorrow": {"enabled": False, "options": {}}}
+    dump = Experiment.model_dump
+
+    def with_more(self, **options):
+        tables = dump(self, **options)
+        return {**tables, **more, "training": {**tables["training"], **more["training"]}}
+
+    monkeypatch.setattr(Experiment, "model_dump", with_more)
+    assert fingerprint_of(Experiment.parse(full)) == before
+
+
+def test_an_empty_table_is_not_its_default_if_that_has_something():
+    assert _other_than({"a": {"b": 1}, "c": {}}, {"a": {}, "c": {}}) == {"a": {"b": None}}
+    assert _other_than({"a": {"b": 1}, "c": {}}, {"a": {"b": 1}, "c": {"d": 2}}) == {"c": {"d": 2}}
+    assert _other_than({"a": 1.0}, {"a": None}) == {"a": None}
 
 
 def test_the_fingerprint_does_not_know_names_places_and_the_order_of_keys(full):
