@@ -249,7 +249,8 @@ class Comparison:
         """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
         if self.experiment.unit_of(arm) == "none":
             return None
-        return account(self.experiment.privacy, self.sites.spent(arm, self.seed), sends)
+        personal = self.experiment.adaptation.personal
+        return account(self.experiment.privacy, self.sites.spent(arm, self.seed), sends, personal)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
         """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected

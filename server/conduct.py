@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.data import load
+from fed_distill.data.augmentation import check_augmentation
 from fed_distill.data.examples import FederatedData, Task
 from fed_distill.distill.masked import check_reads
 from fed_distill.distill.transfer import check_heard, check_transfer
@@ -111,6 +112,13 @@ def check_names(experiment: Experiment) -> None:
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
         check_promise(experiment.privacy.unit, federation, method)
         Codec.of(experiment.transport_of(federation.title))
+        if not {"weights", "low_rank_update"} & set(method.sends) and (
+            federation.aggregator != "fedavg" or federation.aggregator_options
+        ):
+            raise ConfigError(
+                f"method {federation.method} sends no weights that aggregator {federation.aggregator} could merge: set "
+                "federation.aggregator = 'fedavg', without options"
+            )
         weighting = experiment.privacy.weighting
         if weighting != "examples" and federation.aggregator_options.get("weight", weighting) != weighting:
             raise ConfigError(f"privacy.weighting = {weighting!r} and another weight in aggregator_options: drop one")
@@ -245,6 +253,7 @@ def check_parts(experiment: Experiment, data: FederatedData) -> None:
 
 def check_models(experiment: Experiment, task: Task) -> None:
     """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
+    check_augmentation(experiment.training.augmentation)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]

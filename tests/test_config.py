@@ -110,6 +110,17 @@ def write(tmp_path, text):
             "[federation]\nmethod = 'fedavg'\n[poisoning]\nshare = 0.3",
             "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`",
         ),
+        (
+            "[federation]\nmethod = 'fedavg'\n[privacy]\nunit = 'example'\nepsilon = 1.0",
+            "'fedavg' is the control of that name, which is neither private nor coded: give it a `label`",
+        ),
+        ("[[compare]]\nmethod = 'fedavg'\ntransport = { weights = ['sign'] }", "which is neither private nor coded"),
+        ("[[teacher.ensemble]]\nmodel = 'bert-small'", "ensemble has a teacher twice, which would count double"),
+        ("[[teacher.ensemble]]\nseed = 1\n[[teacher.ensemble]]\nseed = 1", "ensemble has a teacher twice"),
+        (
+            "[distill]\ntransfer = ['decisions', 'hints']\nfinal_temperature = 1.0",
+            r"final_temperature is of soft labels, (and|of which) transfer = \['decisions', 'hints'\]",
+        ),
         ("name = ", "is not valid TOML"),
     ],
 )

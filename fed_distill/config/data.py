@@ -1,6 +1,6 @@
 """Which examples there are, and who has them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,11 @@ class DataConfig(ConfigTable):
         0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set"
     )
     public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")
+    public_labels: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="share of the public merchants' examples whose labels the server has, drawn by chance; the proxy "
+        "set is drawn from all of them",
+    )
     clients: Literal["here", "elsewhere"] = Field(
         "here",
         description="here: merchants of the data that are not public; elsewhere: those of real sites, which bring data "

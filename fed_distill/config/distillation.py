@@ -58,6 +58,9 @@ class TeacherConfig(ConfigTable):
 
     @model_validator(mode="after")
     def _combines_several(self) -> Self:
+        members = self.members()
+        if any(one in members[:place] for place, one in enumerate(members)):
+            raise ValueError("ensemble has a teacher twice, which would count double: give it another model or seed")
         if self.combine != "mean" and not self.ensemble and self.domains == 1:
             raise ValueError(f"combine = {self.combine!r} is of several teachers: give ensemble or domains, or drop it")
         if self.combine == "similarity" and self.domains == 1:
@@ -123,6 +126,12 @@ class DistillConfig(ConfigTable):
             raise ValueError("transfer is empty: name a kind, or assistants, of which the student hears the last alone")
         if not self.transfer and self.hard_weight < 1.0:
             raise ValueError("hard_weight below 1 asks for the teacher's labels, which an empty transfer leaves out")
+        if self.final_temperature is not None and not (
+            "probabilities" in self.transfer or self.assistants or self.hard_weight < 1.0
+        ):
+            raise ValueError(
+                f"final_temperature is of soft labels, of which transfer = {self.transfer} asks none: drop it"
+            )
         idle = [kind for kind in self.weights if kind not in self.transfer]
         if idle:
             raise ValueError(f"a weight is given to {idle[0]}, which is not in transfer")

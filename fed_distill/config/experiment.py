@@ -112,6 +112,16 @@ class Experiment(ConfigTable):
         return self
 
     @model_validator(mode="after")
+    def _control_as_it_is(self) -> Self:
+        named = "fedavg" in self.controls and self._compares("fedavg")
+        if named and (self.privacy.unit != "none" or self.transport_of("fedavg") != TransportConfig()):
+            raise ValueError(
+                "a federation called 'fedavg' is the control of that name, which is neither private nor coded: give it "
+                "a `label`, or take 'fedavg' out of controls"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _poisoned_in_simulations(self) -> Self:
         if not self.poisoning.share:
             return self

@@ -13,6 +13,8 @@ class PrivacyConfig(ConfigTable):
 
     The unit says whose presence cannot be told from what is released: one ``example`` of a merchant, or a whole
     ``merchant``. A promise has a target ``epsilon``, for which the noise is found, or a fixed ``noise_multiplier``.
+    What is of another unit than the one chosen, or of no use to a federation's method, is not looked at, so that a
+    study can vary both.
     """
 
     unit: Literal["none", "example", "merchant", "vote"] = Field(
@@ -46,7 +48,7 @@ class PrivacyConfig(ConfigTable):
     queries: PositiveInt | None = Field(None, description="unit vote: proxy examples asked about in a round; none: all")
     answers: PositiveInt = Field(300, description="unit vote: examples answered in a round at most")
     consensus: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.6, description="unit vote: share of the merchants that must agree on an answer"
+        0.6, description="unit vote: share of a round's merchants that must agree on an answer"
     )
     vote_noise_ratio: PositiveFloat = Field(
         3.75, description="unit vote: noise on whether there is consensus over noise on the answer"

@@ -52,6 +52,14 @@ class Synonyms:
         return self.pattern.sub(other, text)
 
 
+def check_augmentation(config: AugmentationConfig) -> None:
+    """DataError if the dictionary or a translation model that is asked for cannot be read."""
+    if config.dictionary is not None:
+        _read(config.dictionary)
+    if config.translated:
+        back_translation(*config.back_translation)
+
+
 def augmented(examples: Examples, config: AugmentationConfig, rng: np.random.Generator) -> Examples:
     """``examples`` with changed texts and pairs, as ``config`` says; each is changed by draws of its own.
 

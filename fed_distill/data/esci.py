@@ -78,11 +78,11 @@ class Esci:
                 f"{path} does not exist: data.options.path is the folder of {EXAMPLES} and {PRODUCTS}, "
                 "from github.com/amazon-science/esci-data (fetched with Git LFS)"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, NotImplementedError) as error:
             raise DataError(f"cannot read {path}: {error}") from error
         if table.empty:
             raise DataError(f"{path} has no rows of data.options.locales = {', '.join(self.locales)}")
-        return table
+        return table.assign(product_id=table["product_id"].astype(str))
 
 
 def _some_queries(judged: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
     """
     split = split_rows(source, config)
     row_blocks = _RowBlocks(source, split.roles)
-    public = _together(source, row_blocks, split.public, "train", config)
+    public = _labelled(_together(source, row_blocks, split.public, "train", config), "train", config)
     if not len(public):
         raise DataError(
             "the public merchants have no training example; raise data.public_share or lower data.test_share"
@@ -74,7 +74,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
     data = FederatedData(
         task=source.task,
         public=public,
-        public_valid=_together(source, row_blocks, split.public, "valid", config),
+        public_valid=_labelled(_together(source, row_blocks, split.public, "valid", config), "valid", config),
         proxy=proxy_set(source, proxy_rows, config, proxy_source),
         merchants=merchants,
         valid=_stack(valids, public),
@@ -204,6 +204,15 @@ def _together(
     source: Source, row_blocks: _RowBlocks, merchants: Sequence[int], part: str, config: DataConfig
 ) -> Examples:
     return Examples.concatenate([_of_one(source, row_blocks, merchant, part, config) for merchant in merchants])
+
+
+def _labelled(examples: Examples, part: str, config: DataConfig) -> Examples:
+    """Those public examples whose labels the server has: a share of them, at least one if there are any."""
+    if config.public_labels == 1.0:
+        return examples
+    count = max(min(len(examples), 1), round(config.public_labels * len(examples)))
+    rng = numpy_stream(config.seed, "public labels", part)
+    return examples.take(np.sort(rng.choice(len(examples), count, replace=False)))
 
 
 def _stack(parts: Sequence[Examples], like: Examples) -> Examples:

@@ -44,6 +44,8 @@ _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT
 _OF_LABELS = ("category", "faq")
 """Tasks of one text whose classes are the file's labels."""
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_EXACT = 2.0**53
+"""From here on floats are farther apart than integers."""
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """What the library says of a table without rows: a text, a Parquet file."""
 
@@ -143,7 +145,7 @@ class Table:
             try:
                 with _quiet():
                     table = _open(self.path, wanted, scratch)
-            except (DatasetGenerationError, ValueError, OSError) as error:
+            except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
                 reason = str(error.__cause__ or error).strip()
                 if any(words in reason for words in _NO_ROWS):
                     raise DataError(f"{self.path} has no rows") from error
@@ -151,6 +153,8 @@ class Table:
             _check_columns(self.path, wanted, table.column_names)
             columns = {name: list(table[name]) for name in wanted}
             del table
+        for name, values in columns.items():
+            _check_whole(self.path, name, values)
         if not columns[self.named.text]:
             raise DataError(f"{self.path} has no rows")
         return columns
@@ -196,6 +200,7 @@ def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             header = next(csv.reader(lines, delimiter=_SEPARATORS[suffix]), [])
         _check_columns(path, wanted, header)
+        header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # as pandas calls them
         # All columns as text: a merchant called 007 keeps its name, and a product called NA is not a missing value.
         table = Dataset.from_csv(
             str(path),
@@ -224,6 +229,16 @@ def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
             f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. "
             "Name the columns under data.options.columns, a site under [data.columns]"
         )
+
+
+def _check_whole(path: Path, name: str, values: list[Any]) -> None:
+    """DataError if a number is too large to be told from its neighbours: two merchants or products would be one."""
+    for row, value in enumerate(values, start=1):
+        if isinstance(value, float) and abs(value) >= _EXACT:
+            raise DataError(
+                f"{path}, row {row}: column {name!r} has a number near {value:g} whose last digits are lost: "
+                "write such numbers as text"
+            )
 
 
 def _task(name: str, labels: list[Any], path: Path) -> Task:

@@ -16,11 +16,11 @@ from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.transformer import Transformer, quiet
 
 
-def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool = False) -> Transformer:
+def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = None) -> Transformer:
     """The classifier in the folder or hub id ``path``; a head that is absent or of other classes is drawn afresh.
 
-    Only local files are read unless ``download`` is true, and weights only as safetensors. Raise ModelError if they
-    cannot be.
+    Only local files are read unless ``download`` is true (None: who asks has no such option), and weights only as
+    safetensors. Raise ModelError if they cannot be.
     """
     try:
         with quiet():
@@ -35,7 +35,7 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
             )
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=not download, use_fast=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        hint = "give a folder that holds it" + ("" if download else ", or set the option download = true")
+        hint = "give a folder that holds it" + ("" if download is not False else ", or set the option download = true")
         raise ModelError(f"cannot load the pretrained model {path!r}; {hint}: {_first_line(error)}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or tokenizer.pad_token_id is None:

@@ -77,13 +77,26 @@ def check_covered(unit: str, method: str, sends: Sequence[str]) -> None:
         )
 
 
-def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
-    """All that leaves a merchant in a federation whose method ``sends`` these parts."""
+def revealed(config: PrivacyConfig, sends: Sequence[str], personal: bool = False) -> list[Revealed]:
+    """All that leaves a merchant in a federation whose method ``sends`` these parts, and after which merchants train
+    students of their own if they are ``personal``."""
     tell = "exact, of examples that nobody trains on; not covered by the promise"
-    scores = Revealed(
-        "how many of its test examples are right",
-        f"{tell}; privacy.report_scores = false keeps them" if config.report_scores else "not sent",
-    )
+    scores = [
+        Revealed(
+            "how many of its test examples are right",
+            f"{tell}; privacy.report_scores = false keeps them" if config.report_scores else "not sent",
+        )
+    ]
+    if personal:
+        of_own = (
+            "exact, of a student that is trained on its examples without noise, and stays; not covered by the promise"
+        )
+        scores.append(
+            Revealed(
+                "how many of them its personal student has right",
+                f"{of_own}; privacy.report_scores = false keeps them" if config.report_scores else "not sent",
+            )
+        )
     if config.unit == "example":
         parts = [Revealed(_PARTS[part], _EXAMPLE[part]) for part in sends]
         if "weights" in sends or "low_rank_update" in sends:
@@ -96,7 +109,7 @@ def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
                 f"with noise of deviation {config.size_noise:g}, once a federation, counted in epsilon",
             ),
             Revealed("training losses", "not sent"),
-            scores,
+            *scores,
             Revealed("that it could not train, or that its budget is spent", "told, without numbers of its data"),
             Revealed("how long training takes", "not hidden: it grows with the number of examples"),
             _NOISE,
@@ -109,7 +122,7 @@ def revealed(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
     return [
         *(Revealed(_PARTS[part], hidden[config.unit]) for part in sends),
         Revealed("number of training examples, training losses", "seen by the server; every merchant counts the same"),
-        scores,
+        *scores,
         Revealed("that it takes part at all", "seen by the server, which draws who takes part in a round"),
         _NOISE,
     ]
@@ -146,7 +159,7 @@ def bounded(epsilon: float) -> float | None:
     return epsilon if math.isfinite(epsilon) else None
 
 
-def account(config: PrivacyConfig, spent: Spent, sends: Sequence[str]) -> dict[str, Any]:
+def account(config: PrivacyConfig, spent: Spent, sends: Sequence[str], personal: bool = False) -> dict[str, Any]:
     """The ``privacy`` of a federation in ``summary.json``, JSON-ready; an epsilon of None is one that has no bound."""
     return {
         "unit": config.unit,
@@ -158,5 +171,5 @@ def account(config: PrivacyConfig, spent: Spent, sends: Sequence[str]) -> dict[s
         "untold_sites": spent.untold,
         "protects": UNITS[config.unit],
         "trusted": TRUSTED[config.unit],
-        "reveals": [{"what": one.what, "how": one.how} for one in revealed(config, sends)],
+        "reveals": [{"what": one.what, "how": one.how} for one in revealed(config, sends, personal)],
     }

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -78,9 +78,10 @@ def write_atomic(path: Path, content: bytes | str, private: bool = False) -> Non
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replace the folder at ``path`` by what ``fill`` writes into an empty one.
 
-    Until ``fill`` has returned, the old folder stays as it is. CheckpointError if the disk is full.
+    Until ``fill`` has returned, the old folder stays as it is. Of several processes that replace it at once, the last
+    one's stays. CheckpointError if the disk is full.
     """
-    fresh, old = _beside(path), _beside(path)
+    fresh, old = _beside(path), []
     with space_for(path):
         try:
             fresh.mkdir()
@@ -88,12 +89,13 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
             for file in fresh.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(fresh, path)
+            while not _renamed(fresh, path):
+                old.append(_beside(path))
+                with suppress(FileNotFoundError):  # another process has moved it away
+                    os.replace(path, old[-1])
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            for folder in (fresh, *old):
+                shutil.rmtree(folder, ignore_errors=True)
         sync_folder(path.parent)
 
 
@@ -129,6 +131,17 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def _renamed(folder: Path, path: Path) -> bool:
+    """Rename ``folder`` to ``path``; False if something is there that is in the way."""
+    try:
+        os.replace(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise
+    return True
 
 
 def _beside(path: Path) -> Path:

@@ -81,7 +81,7 @@ class Axis(_Table):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if self.name in COLUMNS:
+        if self.name in COLUMNS or self.name.endswith("_interval"):
             raise ValueError(f"axis {self.name!r}: the results have a column of this name already; take another one")
         labels = [choice.label for choice in self.choices]
         twice = [label for label in labels if labels.count(label) > 1]
@@ -91,6 +91,10 @@ class Axis(_Table):
             if key in OF_THE_STUDY or key.startswith("runtime."):
                 raise ValueError(f"axis {self.name!r}: {key} cannot be varied; it is the study's, or the base's")
         return self
+
+    def may_change(self, key: str | None) -> bool:
+        """Whether one of its values changes this key of the experiment."""
+        return any(key in choice.changes for choice in self.choices)
 
     @property
     def choices(self) -> list[Choice]:
@@ -162,6 +166,10 @@ class Study(_Table):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"two axes are called {twice[0]!r}: give one of them another `name`")
+        for one in self.axes:
+            others = [other.name for other in self.axes if other is not one and other.may_change(one.key)]
+            if others:
+                raise ValueError(f"axes {one.name!r} and {others[0]!r} both change {one.key}: keep one of them")
         known = {axis.name: [choice.label for choice in axis.choices] for axis in self.axes}
         for number, table in enumerate(self.exclude, 1):
             if not table:

@@ -71,10 +71,14 @@ class Range(_Table):
             raise ValueError(f"{whose}: log needs low above 0, not {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError(f"{whose}: log and step exclude each other: drop one")
-        if self.step is not None and self.step <= 0:
+        if self.step is not None and not self.step > 0:
             raise ValueError(f"{whose}: step must be above 0, not {self.step:g}")
         if self.whole and isinstance(self.step, float):
             raise ValueError(f"{whose}: a range of integers needs an integer step, not {self.step:g}")
+        if self.step is not None and not _divides(self.step, self.high - self.low):
+            raise ValueError(
+                f"{whose}: steps of {self.step:g} do not lead from low = {self.low:g} to high = {self.high:g}"
+            )
         return self
 
     @property
@@ -249,3 +253,8 @@ def _changed(experiment: Experiment, choices: Mapping[str, Choice]) -> Experimen
     except ConfigError as error:
         tried = ", ".join(f"{name} = {choice.label}" for name, choice in choices.items())
         raise ConfigError(f"search {tried}: {str(error).removeprefix('experiment: ')}") from error
+
+
+def _divides(step: float, whole: float) -> bool:
+    steps = whole / step
+    return steps >= 0.5 and abs(steps - round(steps)) < 1e-9 * steps

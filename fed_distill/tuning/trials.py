@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from fed_distill.errors import CheckpointError
 from fed_distill.runtime import seeds
@@ -49,13 +50,17 @@ class Trials:
     def __init__(self, path: Path, tuning: Tuning) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._tuning = tuning
-        self._study = optuna.create_study(
-            storage=f"sqlite:///{path}",
-            study_name=tuning.name,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=_pruner(tuning),
-        )
+        try:
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{path}",
+                study_name=tuning.name,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=_pruner(tuning),
+            )
+        except SQLAlchemyError as error:
+            raise CheckpointError(f"cannot read the trials in {path}: {str(error).splitlines()[0]}") from error
+        self._samplers: dict[int, optuna.samplers.BaseSampler] = {}
         known = self._study.user_attrs.setdefault(IDENTITY, tuning.identity)
         if known != tuning.identity:
             raise CheckpointError(
@@ -76,23 +81,30 @@ class Trials:
     def unfinished(self) -> Iterator[optuna.Trial]:
         """The trials that were running when an earlier command ended: they go on with the same settings."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._study.sampler = self._sampler(trial.number)
             yield optuna.Trial(self._study, trial._trial_id)  # Optuna has no other way to take a trial up again
 
     def new(self) -> optuna.Trial:
         """The next trial, with a sampler of its own, seeded by its number."""
-        number = len(self._study.get_trials(deepcopy=False))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the multivariate form
-            self._study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=self._tuning.random_trials,
-                multivariate=True,
-                seed=seeds.derive(self._tuning.seed, "trial", number) % 2**32,
-            )
+        self._study.sampler = self._sampler(len(self._study.get_trials(deepcopy=False)))
         return self._study.ask()
 
     def parameters(self, trial: optuna.Trial) -> dict[str, Any]:
         """What the trial shall try, by name of the search; the same again for one that is taken up again."""
+        self._study.sampler = self._sampler(trial.number)
         return {dimension.name: dimension.suggest(trial) for dimension in self._tuning.search}
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler of a trial: one for as long as this process knows it."""
+        if number not in self._samplers:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the multivariate form
+                self._samplers[number] = optuna.samplers.TPESampler(
+                    n_startup_trials=self._tuning.random_trials,
+                    multivariate=True,
+                    seed=seeds.derive(self._tuning.seed, "trial", number) % 2**32,
+                )
+        return self._samplers[number]
 
     def is_hopeless(self, trial: optuna.Trial, step: int, value: float) -> bool:
         """Note the validation after ``step`` rounds; whether the trial is to be stopped because of it."""

@@ -126,12 +126,29 @@ def test_a_locale_is_a_domain_that_can_be_tested_alone(folder: Path) -> None:
             lambda folder: products().query("product_locale == 'es'").to_parquet(folder / PRODUCTS),
             r"no rows of data.options.locales = us",
         ),
+        (
+            lambda folder: examples().astype({"small_version": str}).to_parquet(folder / EXAMPLES),
+            rf"cannot read .*{EXAMPLES}",
+        ),
+        (
+            lambda folder: products().assign(product_locale=1).to_parquet(folder / PRODUCTS),
+            rf"cannot read .*{PRODUCTS}",
+        ),
     ],
 )
 def test_broken_files_are_named(folder: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(folder)
     with pytest.raises(DataError, match=message):
         load(config(folder))
+
+
+def test_ids_that_one_file_has_as_numbers_are_found(folder: Path) -> None:
+    plain = load(config(folder))
+    for table, name in ((examples(), EXAMPLES), (products(), PRODUCTS)):
+        numbers = table.assign(product_id=table["product_id"].str[1:].astype(int))
+        numbers = numbers.astype({"product_id": str}) if name == EXAMPLES else numbers
+        numbers.to_parquet(folder / name)
+    assert everything(load(config(folder))) == everything(plain)
 
 
 def test_other_tasks_and_locales_are_refused(folder: Path) -> None:

@@ -182,3 +182,20 @@ def test_another_seed_is_another_split() -> None:
     assert np.array_equal(first.roles, same.roles)
     assert first.public == same.public
     assert not np.array_equal(first.roles, other.roles)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.001])
+def test_the_server_has_the_labels_of_a_share_of_the_public_examples_and_nothing_else_changes(share: float) -> None:
+    everything = federate(rows(EVEN), CONFIG)
+    data = federate(rows(EVEN), CONFIG.model_copy(update={"public_labels": share}))
+    for part in ("public", "public_valid"):
+        known, whole = getattr(data, part), getattr(everything, part)
+        assert len(known) == max(1, round(share * len(whole)))
+        assert set(zip(known.texts, known.labels, strict=True)) <= set(zip(whole.texts, whole.labels, strict=True))
+        assert list(known.texts) == [text for text in whole.texts if text in set(known.texts)]
+    assert data.proxy.texts == everything.proxy.texts
+    assert data.test.texts == everything.test.texts
+    assert data.valid.texts == everything.valid.texts
+    for name, merchant in data.merchants.items():
+        assert merchant.train.texts == everything.merchants[name].train.texts
+        assert np.array_equal(merchant.train.labels, everything.merchants[name].train.labels)

@@ -144,6 +144,7 @@ def test_an_unknown_column_role_is_refused(tmp_path: Path) -> None:
         ("rows.csv", 'search term,product,grade,shop,term_id\n"a,b\n', r"cannot read .*rows.csv"),
         ("rows.csv", "search term,product,grade,shop,term_id\na,b,c,d,e\nf,g,h,i,j,k\n", r"rows.csv: .*line 3, saw 6"),
         ("rows.jsonl", "{not json\n", r"cannot read .*rows.jsonl"),
+        ("rows.jsonl", '{"search term": "a"}\n[1, 2]\n', r"cannot read .*rows.jsonl"),
         ("rows.parquet", "no parquet", r"cannot read .*rows.parquet"),
         ("rows.xlsx", "x", r"rows.xlsx: a table is a .csv"),
     ],
@@ -152,6 +153,29 @@ def test_a_file_that_cannot_be_read_is_named(name: str, content: str, message: s
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         load(config(tmp_path / name))
+
+
+def test_numbers_that_a_reader_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    """Two shops of more digits than a float has would be one."""
+    rows = [{**row, "shop": 10**20 + int(row["shop"])} for row in graded_rows()]
+    with pytest.raises(DataError, match=r"row 1: column 'shop' has a number near 1e\+20 whose last digits are lost"):
+        load(config(write(rows, tmp_path / "rows.jsonl")))
+    rows = [{**row, "shop": 2**53 + int(row["shop"])} for row in graded_rows()]
+    assert len(load(config(write(rows, tmp_path / "rows.jsonl"), public_share=0.2)).merchants) == 5
+
+
+@pytest.mark.parametrize("mark", ["index", "trailing comma"])
+def test_a_csv_with_a_column_that_has_no_name_is_read(mark: str, tmp_path: Path) -> None:
+    plain = load(config(write(graded_rows(), tmp_path / "rows.csv")))
+    path = tmp_path / "more.csv"
+    if mark == "index":
+        pd.DataFrame(graded_rows()).to_csv(path)
+    else:
+        lines = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()
+        path.write_text("".join(f"{line},\n" for line in lines), encoding="utf-8")
+    more = load(config(path))
+    assert more.public.texts == plain.public.texts
+    assert list(more.merchants) == list(plain.merchants)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -47,6 +47,17 @@ def test_scores_are_told_exactly_or_not_at_all():
 
 
 @pytest.mark.parametrize("unit", ["example", "merchant", "vote"])
+def test_scores_of_personal_students_which_no_noise_covers_are_listed(unit):
+    def told(report_scores):
+        listed = revealed(config(unit, report_scores=report_scores), ("weights",), personal=True)
+        return next(one.how for one in listed if "personal student" in one.what)
+
+    assert "without noise" in told(True) and "not covered by the promise" in told(True)
+    assert told(False) == "not sent"
+    assert not any("personal" in one.what for one in revealed(config(unit), ("weights",)))
+
+
+@pytest.mark.parametrize("unit", ["example", "merchant", "vote"])
 def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
     with pytest.raises(
         ConfigError, match=f"privacy.unit = '{unit}' does not cover all that method fd sends: its student"

@@ -65,6 +65,22 @@ def test_a_folder_stays_as_it_is_when_filling_fails(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
+def test_two_processes_may_replace_a_folder_at_once(tmp_path, monkeypatch):
+    """What the other one has put in between is replaced, too."""
+    folder, replace, others = tmp_path / "teacher", os.replace, iter([b"1", b"2"])
+
+    def meanwhile(old, new):
+        if new == folder and (content := next(others, None)) is not None:
+            folder.mkdir(exist_ok=True)
+            (folder / "theirs.bin").write_bytes(content)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    replace_folder(folder, lambda path: (path / "own.bin").write_bytes(b"3"))
+    assert [path.name for path in folder.iterdir()] == ["own.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     (tmp_path / ".summary.json.0a1b2c3d.tmp").write_text("half")
     (tmp_path / ".student.0a1b2c3d.tmp").mkdir()

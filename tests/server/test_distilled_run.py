@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.runtime.checkpoints import read_checkpoint
 from server.teaching import Staff
 
@@ -203,6 +203,19 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
         ({"distill.transfer": ["hidden"], "federation": {"method": "dsfl"}}, "has no kind that reads soft labels"),
         ({"distill.transfer": ["hidden"], "federation": {"method": "pate"}}, "has no kind that reads soft labels"),
         (
+            {"federation": {"method": "fedmd", "aggregator": "krum"}},
+            "method fedmd sends no weights that aggregator krum could merge: set federation.aggregator = 'fedavg'",
+        ),
+        ({"federation": {"method": "pate", "aggregator_options": {"weight": "examples"}}}, "sends no weights"),
+        (
+            {"training.augmentation": {"synonyms": 0.3, "dictionary": "none.txt"}},
+            "cannot read the synonyms of training.augmentation.dictionary, none.txt",
+        ),
+        (
+            {"training.augmentation": {"translated": 0.3, "back_translation": ["there", "back"]}},
+            "cannot load the translation model 'there'",
+        ),
+        (
             {"training.adversarial.attack": "fgm", "privacy.unit": "example", "privacy.epsilon": 8.0},
             "goes with neither training.adversarial nor",
         ),
@@ -211,6 +224,6 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
 def test_what_cannot_be_taught_is_said_before_anything_is_written(
     tiny_experiment, simulate, tmp_path, changes, message
 ):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()

@@ -133,6 +133,12 @@ def change(tables, place, value):
         (["axis", 2], {"name": "n", "values": [{"a.b": 1}]}, "axis 'n': a table among the values needs a label"),
         (["axis", 2], {"key": "seed", "values": [1]}, "axis 'seed': the results have a column of this name"),
         (["axis", 2], {"key": "seed", "name": "s", "values": [1]}, "axis 's': seed cannot be varied"),
+        (["axis", 2], {"key": "a.b", "name": "auc_interval", "values": [1]}, "axis 'auc_interval': the results have a"),
+        (
+            ["axis", 2],
+            {"name": "n", "values": [{"label": "x", "federation.method": "fedmd"}]},
+            "axes 'method' and 'n' both change federation.method: keep one of them",
+        ),
         (["axis", 2], {"key": "runtime.threads", "values": [1]}, "axis 'threads': runtime.threads cannot be varied"),
         (["axis", 2, "name"], "unit", "two axes are called 'unit'"),
         (["axis", 2, "vaules"], [], "unknown key axis.3.vaules"),

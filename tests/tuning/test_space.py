@@ -80,6 +80,9 @@ def test_more_trials_are_of_the_same_tuning_and_other_ones_are_not(tables, chang
         ({"low": 0.0}, "log needs low above 0"),
         ({"step": 0.1}, "log and step exclude each other"),
         ({"log": False, "step": -0.1}, "step must be above 0"),
+        ({"log": False, "step": float("nan")}, "step must be above 0"),
+        ({"low": 0.02, "log": False, "step": 0.5}, "steps of 0.5 do not lead from low = 0.02 to high = 0.1"),
+        ({"low": 0.02, "log": False, "step": 0.03}, "steps of 0.03 do not lead from low = 0.02 to high = 0.1"),
         ({"key": "runtime.threads"}, "runtime.threads cannot be searched"),
         ({"key": "training.rate", "name": ""}, "search rate = .*unknown key training.rate"),
         ({"key": "training.batch_size"}, "two searches are called 'batch_size'"),
@@ -99,3 +102,8 @@ def test_a_search_that_cannot_be_meant_is_named(tables, changes, message):
 def test_a_range_of_integers_wants_an_integer_step():
     with pytest.raises(ValueError, match="needs an integer step"):
         Range(key="federation.rounds", low=1, high=4, step=0.5)
+
+
+@pytest.mark.parametrize(("low", "high", "step"), [(1, 10, 3), (0.1, 0.7, 0.2), (1e-4, 3e-4, 1e-4), (0.0, 1.0, 1.0)])
+def test_steps_may_end_at_the_last_number(low, high, step):
+    assert Range(key="training.momentum", low=low, high=high, step=step).step == step

@@ -127,3 +127,20 @@ def test_each_trial_has_a_sampler_of_its_own(tables, tmp_path):
         trials = Trials(tmp_path / "two.db", tuning)
         apart.append(trials.parameters(trials.new()))
     assert apart == first
+
+
+def test_a_trial_that_was_stopped_before_it_knew_its_settings_gets_those_that_it_would_have_had(tables, tmp_path):
+    tuning = Tuning.parse(tables)
+    undisturbed = Trials(tmp_path / "one.db", tuning)
+    expected = [undisturbed.parameters(undisturbed.new()) for _ in range(2)]
+    killed = Trials(tmp_path / "two.db", tuning)
+    for _ in range(2):
+        killed.new()
+    again = Trials(tmp_path / "two.db", tuning)
+    assert [again.parameters(trial) for trial in list(again.unfinished())] == expected
+
+
+def test_a_database_that_is_none_is_named(tables, tmp_path):
+    (tmp_path / "trials.db").write_text("no database, and longer than any header of one would have to be" * 9)
+    with pytest.raises(CheckpointError, match=r"cannot read the trials in .*trials\.db: .*file is not a database"):
+        Trials(tmp_path / "trials.db", Tuning.parse(tables))
