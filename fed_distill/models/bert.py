@@ -65,7 +65,7 @@ def bert_mini(
     _refuse_sizes("bert-mini", sizes, "from_teacher" if from_teacher else "path")
     if from_teacher and path is not None:
         raise ConfigError("student 'bert-mini' takes from_teacher or path, not both")
-    source = teacher if path is None else pretrained(classes, pair, max_length, path)
+    source = teacher if path is None else pretrained(classes, pair, max_length, path, download=None)
     if not isinstance(source, Transformer) or source.architecture != "bert":
         given = "no teacher was given" if source is None else f"it is a {type(source).__name__}"
         if isinstance(source, Transformer):
@@ -124,7 +124,7 @@ def _small(
     if path is None:
         return _from_scratch(architecture, classes, pair, max_length, **_with_defaults(sizes))
     _refuse_sizes(architecture, sizes, "path")
-    model = pretrained(classes, pair, max_length, path)
+    model = pretrained(classes, pair, max_length, path, download=None)
     if model.architecture != architecture:
         raise ConfigError(f"student {architecture!r}, option path: {path} holds a {model.architecture}")
     return model

@@ -16,10 +16,10 @@ from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.transformer import Transformer, quiet
 
 
-def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = None) -> Transformer:
+def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = False) -> Transformer:
     """The classifier in the folder or hub id ``path``; a head that is absent or of other classes is drawn afresh.
 
-    Only local files are read unless ``download`` is true (None: who asks has no such option), and weights only as
+    Only local files are read unless ``download`` is true (None: false, where that is no option), and weights only as
     safetensors. Raise ModelError if they cannot be.
     """
     try:
