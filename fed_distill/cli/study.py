@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 
 SIMULATE, ATTACK = "fed_distill.cli.simulation:run", "fed_distill.cli.audit:audit_run"
 STOPPED, INCOMPLETE = 130, 1
-DISPENSABLE = ("δ", "in all", "retention", "in AUC", "AUC", "ε at least", "cells", "worst merchant", "attack AUC")
+DISPENSABLE = (
+    "δ",
+    "server alone: AUC",
+    "in all",
+    "retention",
+    "in AUC",
+    "AUC",
+    "ε at least",
+    "cells",
+    "worst merchant",
+    "attack AUC",
+)
 """Columns of the summary that a narrow terminal does without, in this order."""
 
 

@@ -15,13 +15,13 @@ from fed_distill.study.grid import Study
 def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFrame) -> list[list[str]]:
     """Header first, then a line for each control and each combination; ± is the half-width of the 95 % interval.
 
-    Controls that differ between cells of one seed, which have no line of their own, are a column: the server's student.
+    Controls that differ between cells of one seed, which have no line of their own, are columns: the server's student.
     Columns of which nothing is known are left out.
     """
     metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
     axes = [axis.name for axis in study.axes]
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
-    header += [ROW_NAMES["server"]]
+    header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant"]
     header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
@@ -34,7 +34,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
             *[""] * (len(axes) + 2),
             _with_interval(level.value, level.half_width),
             aucs.get(level.name, UNKNOWN),
-            *[UNKNOWN] * 11,
+            *[UNKNOWN] * 12,
         ]
         for level in levels(results, names)
     ]
@@ -49,7 +49,10 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                 UNKNOWN if math.isnan(row["privacy.delta"]) else f"{row['privacy.delta']:.1e}",
                 _with_interval(row["score"], row["score_interval"]),
                 _with_interval(row["auc"], row["auc_interval"]),
-                UNKNOWN if shared else _with_interval(row["control.server"], row["control.server_interval"]),
+                *(
+                    UNKNOWN if shared else _with_interval(row[f"{name}.server"], row[f"{name}.server_interval"])
+                    for name in ("control", "control_auc")
+                ),
                 _with_interval(row["gain"], row["gain_interval"], signed),
                 _with_interval(row["gain_auc"], row["gain_auc_interval"], signed),
                 number(_known(row["worst_merchant_accuracy"]), 3),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student_t
 
 from fed_distill.study.cells import expand
 from fed_distill.study.collect import combinations_table, results_table
@@ -17,6 +18,10 @@ AXES = [
     {"name": "domain", "key": "data.seed", "values": [1, 2]},
     {"name": "adaptation", "key": "training.dropout", "values": [0.0, 0.1, 0.2]},
 ]
+
+
+SEEDS = (0.001, -0.001, 0.003)
+"""What luck adds by seed, in ``sham_cells``."""
 
 
 def cells_of(scores):
@@ -86,3 +91,23 @@ def test_a_study_shows_its_gains(tables, write_cells, tmp_path):
     assert {line["gain over fedmd"] for line in own} == {"+0.0300 ± 0.0000"}  # luck is the seed's, and cancels
     assert {line["in AUC"] for line in own} == {"+0.0300 ± 0.0000"}
     assert len(gains_cells(study, combinations)) == 1 + 2 * 3 + 2
+
+
+def test_a_server_that_differs_by_cell_is_two_columns_and_one_that_does_not_a_line(tables, write_cells, tmp_path):
+    def shown(axis, name):
+        study = Study.parse({**tables, "axis": [axis], "exclude": []})
+        cells, places = expand(study), Places(tmp_path / name)
+        write_cells(cells, places)
+        results = results_table(study, cells, places)
+        header, *lines = summary_cells(study, results, combinations_table(study, results))
+        return [dict(zip(header, line, strict=True)) for line in lines]
+
+    apart = shown({"key": "training.server_epochs", "values": [1, 2]}, "apart")
+    assert [line["server_epochs"] for line in apart] == ["1", "2"]
+    half = student_t.ppf(0.975, 2) * np.std(SEEDS, ddof=1) / math.sqrt(3)
+    for line in apart:
+        assert line["server alone"] == f"{0.90 + np.mean(SEEDS):.4f} ± {half:.4f}"
+        assert line["server alone: AUC"] == f"{0.91 + np.mean(SEEDS):.4f} ± {half:.4f}"
+    together = shown({"key": "training.batch_size", "values": [8, 16]}, "together")
+    assert "server alone" in {line["batch_size"] for line in together}
+    assert not any("server alone: AUC" in line for line in together)
