@@ -18,6 +18,7 @@ STUDIES = [
         "privacy_marketplace",
         "privacy_audit",
         "methods",
+        "few_labels",
         "features",
         "ranking",
         "domains",
