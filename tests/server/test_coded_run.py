@@ -204,7 +204,7 @@ def test_a_protected_update_is_coded_after_its_noise(tiny_experiment, simulate, 
 )
 def test_what_a_chain_or_cache_cannot_do_is_refused(tiny_experiment, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        check_transport(tiny_experiment(tmp_path, changes))
+        check_transport(tiny_experiment(tmp_path, {"controls": [], **changes}))
 
 
 def test_one_table_may_serve_federations_that_send_different_parts(tiny_experiment, simulate, tmp_path):
@@ -220,7 +220,7 @@ def test_one_table_may_serve_federations_that_send_different_parts(tiny_experime
 
 def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tiny_experiment, tmp_path):
     terms = {"downlink_weights": ["int8"], "downlink_soft_labels": ["int4"]}
-    changes = {"federation.method": "fedavg", "federation.options": {}, "transport": terms}
+    changes = {"controls": [], "federation.method": "fedavg", "federation.options": {}, "transport": terms}
     with pytest.raises(ConfigError, match="downlink_soft_labels"):
         check_transport(tiny_experiment(tmp_path, changes))
     beside = [{"method": "fedmd", "aggregator": "fedavg"}]
