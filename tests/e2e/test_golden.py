@@ -73,6 +73,7 @@ RUNS = {
         "transport.soft_labels": [{"stage": "top-k", "classes": 2}, "int4"],
         "transport.soft_label_cache": 0.01,
     },
+    "few labels at the server": {"data.public_labels": 0.25},
     "proxy by coverage": {"data.proxy_choice": "coverage"},
     "proxy by uncertainty": {"data.proxy_choice": "uncertainty"},
     "privacy of examples": PRIVATE,
