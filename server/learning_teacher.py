@@ -11,6 +11,7 @@ from functools import cached_property
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.models import TextModel
 from fed_distill.results.metrics import Metrics
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.training.optimization import Pace
 from server.evaluation import Evaluator
 from server.students import ServerTraining
@@ -28,9 +29,7 @@ class LearningTeacher:
         """A copy that may learn, made when it is needed; its weights are set before each use."""
         return copy.deepcopy(self.fine_tuned)
 
-    def taught(
-        self, state: GlobalState, server: ServerTraining, randomness: tuple[int, *tuple[str | int, ...]]
-    ) -> GlobalState:
+    def taught(self, state: GlobalState, server: ServerTraining, randomness: Randomness) -> GlobalState:
         """``state`` after its ``teacher_plan``: what the teacher has become, and what it says of the proxy set now."""
         weights = state.teacher_weights or self.fine_tuned.state_dict()
         trained = server.train(self.model, weights, state.teacher_plan, randomness, Pace(self.learning_rate))

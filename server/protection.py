@@ -13,8 +13,7 @@ from fed_distill.privacy.central import mean_noise, queried, vote_mechanism
 from fed_distill.privacy.merchant_level import PrivateMean, QuantileClipping
 from fed_distill.privacy.votes import NO_ANSWER, VoteMechanism, plurality
 from fed_distill.runtime import seeds
-
-Randomness = tuple[int, *tuple[str | int, ...]]
+from fed_distill.runtime.seeds import Randomness
 
 
 def private_mean(

@@ -17,6 +17,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.models import TextModel, predict
 from fed_distill.models.base import Encoded
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
@@ -80,7 +81,7 @@ class ServerTraining:
         student: TextModel,
         weights: Weights,
         plan: Plan,
-        randomness: tuple[int, *tuple[str | int, ...]],
+        randomness: Randomness,
         pace: Pace,
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
@@ -92,7 +93,7 @@ class ServerTraining:
         student: TextModel,
         weights: Weights,
         plan: Plan,
-        randomness: tuple[int, *tuple[str | int, ...]],
+        randomness: Randomness,
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
         """The same with every merchant's examples beside the public ones: the control that federation avoids."""
@@ -112,7 +113,7 @@ class ServerTraining:
         student: TextModel,
         weights: Weights,
         plan: Plan,
-        randomness: tuple[int, *tuple[str | int, ...]],
+        randomness: Randomness,
         pace: Pace,
         progress: Progress | None,
         name: str,
@@ -149,7 +150,7 @@ class ServerTraining:
         student: TextModel,
         name: str,
         parts: Sequence[Examples],
-        randomness: tuple[int, *tuple[str | int, ...]],
+        randomness: Randomness,
     ) -> Encoded:
         """The labelled examples, with texts augmented by draws of this training where that is asked for."""
         if not self.config.augmentation.enabled:

@@ -19,6 +19,7 @@ from fed_distill.models.base import Encoded, TextModel
 from fed_distill.models.prediction import lengths
 from fed_distill.models.tokens import Tokens
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.training.batching import bucketed_batches
 from fed_distill.training.optimization import Pace
 
@@ -57,7 +58,7 @@ def read_domain(
     texts: Examples,
     epochs: float,
     learning_rate: float,
-    randomness: tuple[int, *tuple[str | int, ...]],
+    randomness: Randomness,
     progress: Callable[[int, int], None],
 ) -> list[float]:
     """Train ``model`` in place for ``epochs`` over unlabeled ``texts``; returns the mean loss of each (begun) epoch.

@@ -4,14 +4,15 @@ Abadi et al., "Deep learning with differential privacy", CCS 2016, algorithm 1: 
 gradient clipped, Gaussian noise on their sum. Phases on the proxy set are public and trained as usual.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from fed_distill.config import PrivacyConfig
+from fed_distill.runtime.seeds import Keystream
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,28 @@ def sampling_rate(examples: int, batch_size: int) -> float:
     return min(1.0, batch_size / examples)
 
 
-def gaussian(size: int, deviation: float, generator: torch.Generator) -> Tensor:
-    """Noise for one step of one learner, float32 ``[size]``, on the generator's device.
+def add_noise(total: Tensor, deviation: float, stream: Keystream) -> Tensor:
+    """``total`` with Gaussian noise of standard ``deviation`` on every entry, in the dtype of ``total``.
 
-    Drawn flat over all trained weights (in the order of the model's parameters, of a table only its trained rows and
-    never padding row 0), so that every trainer that is given the same generator adds the same noise.
+    total: one learner's sum of clipped gradients, drawn for in its own order: of all trained weights in the order of
+    the model's parameters, of a table only its trained rows and never padding row 0. Every trainer that is given an
+    equal stream adds the same noise. 0 adds none.
+
+    Sum and noise are added in float64 and rounded to multiples of ``grid(deviation)``. So the low bits of what is
+    released tell nothing of the sum, as those of a float32 sum would (Mironov, "On significance of the least
+    significant bits for differential privacy", CCS 2012): the result is that of exact arithmetic but with a
+    probability of about 2^-40 an entry.
     """
     if deviation == 0.0:
-        return torch.zeros(size, device=generator.device)
-    return torch.randn(size, generator=generator, device=generator.device).mul_(deviation)
+        return total
+    step = grid(deviation)
+    noise = stream.normal(total.numel()).view(total.shape).to(total.device)
+    return noise.mul_(deviation).add_(total).div_(step).round_().mul_(step).to(total.dtype)
+
+
+def grid(deviation: float) -> float:
+    """A power of 2, at most a 1024th of ``deviation``: what noised sums are multiples of.
+
+    float32 has them without rounding up to 2^14 deviations.
+    """
+    return math.ldexp(1.0, math.frexp(deviation)[1] - 11)

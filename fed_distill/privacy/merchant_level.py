@@ -16,6 +16,7 @@ from torch import Tensor
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.transport.messages import PartialWeights, Uplink, Weights
 
 
@@ -100,7 +101,7 @@ class PrivateMean:
     noise_multiplier: float
     expected_merchants: float
     clip_norm: float
-    randomness: tuple[int, *tuple[str | int, ...]]
+    randomness: Randomness
     frozen: frozenset[str] = frozenset()
     padded: frozenset[str] = frozenset()
     adaptive: QuantileClipping | None = None

@@ -32,10 +32,11 @@ class SeededDropout(TorchFunctionMode):
     ``begin`` must be called before each forward pass. Inputs are ``[N, ...]``, an example each.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """``seeds``: one of each merchant, below 2^63."""
+    def __init__(self, keys: Sequence[bytes], device: torch.device | str = "cpu") -> None:
+        """``keys``: 16 bytes or more of each merchant, of which 16 count."""
         super().__init__()
-        self._seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
+        words = [[int.from_bytes(one[at : at + 8], "big", signed=True) for at in (0, 8)] for one in keys]
+        self._keys = torch.tensor(words, dtype=torch.int64, device=device)
         self._steps: Sequence[int] = ()
         self._owner: Tensor | None = None
         self._column: Tensor | None = None
@@ -63,15 +64,16 @@ class SeededDropout(TorchFunctionMode):
             return input
         steps = torch.tensor(self._steps, dtype=torch.int64, device=input.device)
         call = torch.tensor(self._calls, device=input.device) * _CALL
-        base = mixed(mixed(self._seeds[: len(steps)] + steps * _ODD[0]) + call)
+        base = mixed(mixed(self._keys[: len(steps), 0] + steps * _ODD[0]) + call)
         count, device = len(input), input.device
         owner = torch.zeros(count, dtype=torch.int64, device=device) if self._owner is None else self._owner
         column = torch.arange(count, device=device) if self._column is None else self._column
-        code = (base[owner] + mixed(column * _ODD[0])).view(-1, *[1] * (input.dim() - 1))
+        alone = [-1, *[1] * (input.dim() - 1)]
+        code = (base[owner] + mixed(column * _ODD[0])).view(alone)
         for place, size in enumerate(input.shape[1:], start=1):
             along = torch.arange(size, device=device) * _ODD[place % len(_ODD)]
             code = code + mixed(along).view(-1, *[1] * (input.dim() - 1 - place))
-        uniform = (mixed(code) >> 40) & 0xFFFFFF
+        uniform = (mixed(mixed(code) + self._keys[owner, 1].view(alone)) >> 40) & 0xFFFFFF
         keep = uniform >= round(p * 2**24)
         dropped = torch.where(keep, input / ((1.0 - p) or 1.0), 0.0)
         return input.copy_(dropped) if inplace else dropped

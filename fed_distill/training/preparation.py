@@ -17,6 +17,7 @@ from fed_distill.models.base import Encoded
 from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Keystream
 from fed_distill.training.plan import Phase, Plan, References
 from fed_distill.training.robust import passes, smoothed
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model
@@ -143,14 +144,15 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     size = len(next(iter(encoded.values())))
     if size == 0:
         raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
-    generator = seeds.torch_stream(*learner.randomness, "batches", number)
     if privacy is not None and privacy.batch_size is not None:
         batch_size = privacy.batch_size
     if privacy is not None:
         taken = size if privacy.examples is None else privacy.examples
         steps, rate = steps_of(phase, taken, batch_size), sampling_rate(taken, batch_size)
-        sampled = tuple((torch.rand(size, generator=generator) < rate).nonzero().flatten() for _ in range(steps))
+        coins = Keystream(*learner.randomness, "batches", number)  # as secret as the noise: the rate counts on it
+        sampled = tuple((coins.uniform(size) < rate).nonzero().flatten() for _ in range(steps))
         return Segment(phase, encoded, references, sampled, privacy, rate * taken)
+    generator = seeds.torch_stream(*learner.randomness, "batches", number)
     steps = steps_of(phase, size, batch_size)
     batches: list[Tensor] = []
     while len(batches) < steps:

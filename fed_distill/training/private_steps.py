@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from fed_distill.errors import TrainingError
 from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import TextModel
-from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
-from fed_distill.runtime import seeds
+from fed_distill.privacy.dp_sgd import ExampleDP, add_noise
+from fed_distill.runtime.seeds import Keystream
 from fed_distill.training.optimization import correct
 from fed_distill.training.preparation import Prepared, Segment
 from fed_distill.training.submodel import Submodel
@@ -49,8 +49,8 @@ def private_steps(
         raise ValueError(f"segment {number} of {learner.name} is not private")
     layout = {name: value for name, value in model.named_parameters() if value.requires_grad}
     rates = prepared.rates
-    generator = seeds.torch_stream(*learner.randomness, "noise", number)
-    private = _NoisyOptimizer(optimizer, segment.privacy, segment.expected_batch, layout, submodel.trained, generator)
+    stream = Keystream(*learner.randomness, "noise", number)
+    private = _NoisyOptimizer(optimizer, segment.privacy, segment.expected_batch, layout, submodel.trained, stream)
 
     def step(index: Tensor) -> Tensor:
         private.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ def private_steps(
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
-    """Opacus' optimizer with ``privacy.dp_sgd.gaussian`` as its noise, on trained rows only."""
+    """Opacus' optimizer with ``privacy.dp_sgd.add_noise`` as its noise, on trained rows only."""
 
     def __init__(
         self,
@@ -94,27 +94,27 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         expected_batch: float,
         layout: Mapping[str, nn.Parameter],
         trained: Mapping[str, Tensor],
-        generator: torch.Generator,
+        stream: Keystream,
     ) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=privacy.noise_multiplier,
             max_grad_norm=privacy.max_grad_norm,
             expected_batch_size=expected_batch,
-            generator=generator,
         )
-        self._deviation = privacy.deviation
+        self._deviation, self._stream = privacy.deviation, stream
         self._places: list[tuple[Any, Tensor]] = [
             (value, trained.get(name, torch.ones(value.shape[:1], dtype=torch.bool))) for name, value in layout.items()
         ]
 
     def add_noise(self) -> None:
         """Set each gradient to the clipped sum and noise on its trained rows; one flat draw for all of them."""
-        sizes = [int(rows.sum()) * weight.shape[1:].numel() for weight, rows in self._places]
-        noise = gaussian(sum(sizes), self._deviation, self.generator)
-        for (weight, rows), part in zip(self._places, torch.split(noise, sizes), strict=True):
+        sums = [weight.summed_grad[rows] for weight, rows in self._places]
+        noised = add_noise(torch.cat([one.flatten() for one in sums]), self._deviation, self._stream)
+        parts = torch.split(noised, [one.numel() for one in sums])
+        for (weight, rows), one, part in zip(self._places, sums, parts, strict=True):
             weight.grad = weight.summed_grad
-            weight.grad[rows] += part.view(-1, *weight.shape[1:])
+            weight.grad[rows] = part.view_as(one)
 
 
 def _backward(hooked: nn.Module, model: TextModel, segment: Segment, submodel: Submodel, index: Tensor) -> Tensor:

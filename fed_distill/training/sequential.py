@@ -73,7 +73,7 @@ class SequentialTrainer:
         steps, done = prepared.steps, 0
         losses: list[float] = []
         anchor = {key: value.detach().clone() for key, value in model.named_parameters()}
-        dropout = SeededDropout([seeds.derive(*prepared.learner.randomness, "dropout")])
+        dropout = SeededDropout([seeds.key(*prepared.learner.randomness, "dropout")])
         model.train()
         for number, segment in enumerate(prepared.segments):
             total = torch.zeros(())

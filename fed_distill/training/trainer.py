@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.privacy.dp_sgd import ExampleDP
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan, References
 from fed_distill.transport.messages import PartialWeights, Weights
@@ -35,7 +36,7 @@ class Learner:
     private: Encoded
     labels: Tensor
     proxy: Encoded
-    randomness: tuple[int, *tuple[str | int, ...]]
+    randomness: Randomness
     privacy: ExampleDP | None = None
     references: References = field(default_factory=dict)
     correction: Weights = field(default_factory=dict)

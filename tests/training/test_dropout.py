@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fed_distill.runtime import seeds
 from fed_distill.training.dropout import SeededDropout, mixed
 
-SEEDS = [seeds.derive(0, "merchant", number) for number in range(3)]
+SEEDS = [seeds.key(0, "merchant", number) for number in range(3)]
 
 
 def dropped(values, steps=(0,), sizes=None, first=0, of=SEEDS, p=0.5, calls=1):

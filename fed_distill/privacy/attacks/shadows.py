@@ -22,6 +22,7 @@ from fed_distill.privacy.attacks.roc import FloatArray
 from fed_distill.privacy.attacks.victim import Predictor, predicted, predictor
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.submodel import completed
@@ -54,9 +55,7 @@ class Recipe:
         """The proxy set, encoded once."""
         return self.student.encode(self.proxy.texts, self.proxy.pairs)
 
-    def learner(
-        self, name: str, private: Encoded, labels: IntArray, randomness: tuple[int, *tuple[str | int, ...]]
-    ) -> Learner:
+    def learner(self, name: str, private: Encoded, labels: IntArray, randomness: Randomness) -> Learner:
         """A learner of this recipe with its own examples."""
         return Learner(
             name,

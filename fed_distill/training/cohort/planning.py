@@ -119,7 +119,7 @@ def _plain(
     student = copy.deepcopy(member.learner.student)  # whose own weights may be the learner's
     student.load_state_dict(dict(weights))
     model = student.narrowed(member.submodel.rows).train()
-    dropout = SeededDropout([seed])
+    dropout = SeededDropout([seeds.key(seed)])
 
     def logits(first: int, last: int) -> Tensor:
         dropout.begin([0], torch.zeros(last - first, dtype=torch.int64), torch.arange(first, last))
@@ -159,7 +159,7 @@ def _stacked(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself would keep the graph that keeps it
 
-    dropout = SeededDropout([0, 1], device)
+    dropout = SeededDropout([seeds.key(0), seeds.key(1)], device)
     squares = torch.zeros(2 * count)
     stack.layout.set([count, count], owner)
     with stack.protected() if private else nullcontext():

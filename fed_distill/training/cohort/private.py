@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
-from fed_distill.runtime import seeds
+from fed_distill.privacy.dp_sgd import add_noise
+from fed_distill.runtime.seeds import Keystream
 from fed_distill.training.cohort.layers import StackedLayer
 from fed_distill.training.cohort.stacking import Stack
 from fed_distill.training.cohort.tables import flattened
@@ -93,44 +93,33 @@ def stacked_rates(stack: Stack, members: Sequence[Prepared]) -> dict[str, Tensor
 
 
 class Noise:
-    """One phase's noise: a generator for each merchant, drawn from at each of its steps."""
+    """One phase's noise: a stream for each merchant, drawn from at each of its steps."""
 
     def __init__(self, stack: Stack, members: Sequence[Prepared], segments: Sequence[Segment], number: int) -> None:
         self._stack = stack
-        self._generators = []
-        self._privacy: list[ExampleDP] = []
-        self._sizes: list[dict[str, int]] = []
-        self._rows: dict[str, list[Tensor]] = {name: [] for name in stack.tables}
+        self._streams: list[Keystream] = []
+        self._deviations: list[float] = []
+        self._places: list[dict[str, int | Tensor]] = []
         for place, (member, segment) in enumerate(zip(members, segments, strict=True)):
             assert segment.privacy is not None
-            self._privacy.append(segment.privacy)
-            self._generators.append(
-                seeds.torch_stream(*member.learner.randomness, "noise", number, device=stack.device)
-            )
-            sizes = {}
-            for name, value in stack.stacked.items():
-                if name in stack.tables:
-                    span = stack.span(name, place, place + 1)
-                    rows = stack.trained_rows[name][span].nonzero().flatten() + span.start
-                    self._rows[name].append(rows)
-                    sizes[name] = len(rows) * value.shape[1]
-                else:
-                    sizes[name] = value[0].numel()
-            self._sizes.append(sizes)
+            self._deviations.append(segment.privacy.deviation)
+            self._streams.append(Keystream(*member.learner.randomness, "noise", number))
+            places: dict[str, int | Tensor] = dict.fromkeys(stack.stacked, place)
+            for name in stack.tables:
+                span = stack.span(name, place, place + 1)
+                places[name] = stack.trained_rows[name][span].nonzero().flatten() + span.start
+            self._places.append(places)
 
     @torch.no_grad()
     def add(self, sums: Mapping[str, Tensor], merchants: int) -> None:
         """Add one step's noise to the first ``merchants``' sums of clipped gradients, in place."""
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a generator draws one number after another
-            drawn = list(threads.map(self._draw, range(merchants)))
-        for name, total in sums.items():
-            if name in self._stack.tables:
-                rows = torch.cat(self._rows[name][:merchants])
-                total[rows] += torch.cat([one[name] for one in drawn]).view(len(rows), -1)
-            else:
-                total += torch.stack([one[name] for one in drawn]).view_as(total)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a stream draws one number after another
+            for _ in threads.map(lambda place: self._add(sums, place), range(merchants)):
+                pass
 
-    def _draw(self, place: int) -> dict[str, Tensor]:
-        sizes = self._sizes[place]
-        flat = gaussian(sum(sizes.values()), self._privacy[place].deviation, self._generators[place])
-        return dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))
+    def _add(self, sums: Mapping[str, Tensor], place: int) -> None:
+        places = self._places[place]
+        own = [sums[name][places[name]] for name in places]
+        noised = add_noise(torch.cat([one.flatten() for one in own]), self._deviations[place], self._streams[place])
+        for name, one, part in zip(places, own, torch.split(noised, [one.numel() for one in own]), strict=True):
+            sums[name][places[name]] = part.view_as(one)

@@ -44,7 +44,7 @@ class Cohort:
         self._stack.model.train()
         self._corrections = _corrections(self._stack, learners)
         self._optimizer = StackedOptimizer(self._stack, config, list(self._student.tables))
-        self._dropout = SeededDropout([seeds.derive(*one.randomness, "dropout") for one in learners], device)
+        self._dropout = SeededDropout([seeds.key(*one.randomness, "dropout") for one in learners], device)
         self._rates = stacked_rates(self._stack, members)
         self._guarded = {name for member in members for name in member.read_only}
         self._done = [0] * len(members)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fed_distill.config import TransportConfig
 from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.registry import Registry
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.transport import records
 from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 from fed_distill.transport.coding.base import Chain
@@ -29,7 +30,6 @@ from fed_distill.transport.coding.soft_labels import (
 )
 from fed_distill.transport.coding.stream import Reader, Writer
 from fed_distill.transport.coding.weights import (
-    Randomness,
     applied,
     read_weights,
     residual_of,

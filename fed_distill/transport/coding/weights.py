@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Randomness
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.integers import (
     read_counts,
@@ -23,7 +24,6 @@ from fed_distill.transport.coding.stream import Reader, Writer
 from fed_distill.transport.coding.updates import Float16
 from fed_distill.transport.messages import PartialWeights, Weights
 
-Randomness = tuple[int, *tuple[str | int, ...]]
 _ABSENT, _WHOLE, _IN_PART = range(3)
 
 
