@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clients.protection import Asked
+from clients.protection import Release
 from fed_distill.errors import CheckpointError, UplinkRejected
 from fed_distill.results.files import as_file_name, make_folder, remove_leftovers, space_for, write_atomic
 from fed_distill.transport.messages import Uplink
@@ -48,9 +48,9 @@ class Answers:
         finally:
             os.close(descriptor)
 
-    def load(self, asked: Asked) -> Uplink | None:
+    def load(self, release: Release) -> Uplink | None:
         """The answer to a request; None if it is not kept. CheckpointError naming a file that cannot be read."""
-        path = self._path(asked)
+        path = self._path(release)
         if not path.exists():
             return None
         try:
@@ -58,9 +58,9 @@ class Answers:
         except (OSError, ValueError, UplinkRejected) as error:
             raise CheckpointError(f"{path} cannot be read ({error}): the answer that it holds is lost") from error
 
-    def save(self, asked: Asked, answer: Uplink) -> None:
+    def save(self, release: Release, answer: Uplink) -> None:
         """Keep an answer, and beside it those of the newest two rounds alone. CheckpointError if the disk is full."""
-        path = self._path(asked)
+        path = self._path(release)
         with space_for(path):
             make_folder(path.parent)
         remove_leftovers(path.parent)
@@ -71,8 +71,8 @@ class Answers:
             if _round(other) not in newest:
                 other.unlink()
 
-    def _path(self, asked: Asked) -> Path:
-        arm, seed, merchant, round, digest = asked.key
+    def _path(self, release: Release) -> Path:
+        arm, seed, merchant, round, digest = release.key
         folder = self._folder / f"seed-{seed}" / as_file_name(arm) / as_file_name(merchant)
         return folder / f"{round:06d}-{digest}{_SUFFIX}"
 

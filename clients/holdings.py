@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fed_distill.config import Experiment
 from fed_distill.data.augmentation import augmented
-from fed_distill.data.examples import Examples, MerchantData
+from fed_distill.data.examples import Examples, MerchantData, members
 from fed_distill.models import predict
 from fed_distill.models.base import Encoded, TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Part
 from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, unpacked
 
 
@@ -45,7 +48,7 @@ class Holdings:
         """The proxy set of a request as the student reads it."""
         return self._encode(student, f"proxy {request.proxy.hex()}", self.proxy_of(request))
 
-    def encoded_train(self, student: TextModel, merchant: str, seed: int, *purpose: str | int) -> Encoded:
+    def encoded_train(self, student: TextModel, merchant: str, seed: Part, *purpose: Part) -> Encoded:
         """What a merchant trains on: its examples, with texts augmented where that is asked for, by the draws of
         ``seed`` and ``purpose``."""
         examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
@@ -53,6 +56,11 @@ class Holdings:
             return self._encode(student, f"train of {merchant}", examples)
         changed = augmented(examples, augmentation, seeds.numpy_stream(seed, *purpose, "augmentation"))
         return student.encode(changed.texts, changed.pairs)
+
+    def groups(self, merchant: str) -> Tensor:
+        """To which group each of a merchant's training examples belongs, int64 ``[examples]``, by ``privacy.group``."""
+        train = self.merchants[merchant].train
+        return torch.from_numpy(members(train, self.experiment.privacy.group))
 
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         """(right, all) test examples of a merchant under a student; (0, 0) without any."""

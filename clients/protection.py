@@ -1,34 +1,33 @@
 """What a site does for its merchants' privacy before anything of theirs is released: its rules, the noise, the charge.
 
-A merchant's ledger is charged before its first private step (DESIGN 6.3). An equal request is answered by an equal
-uplink, noise included, and is charged once; anything else that is asked is a release of its own, and is paid for. A
-site with a secret hands the same answer out again (``clients.answers``). A simulation trains again, which gives the
-same but for rounding (a cohort's sums are rounded otherwise in other company): who knows its seed needs no difference.
+A merchant's ledger is charged before its first private step (DESIGN 6.3). Noise and sampling coins come from the site's
+secret and a digest of all that decides the answer: settings, what was received, the merchant's data, the price. So an
+equal request has an equal answer, noise included, which is charged once; anything else is another release, with noise
+of its own and a charge of its own, whatever the ledger remembers. A site with a secret hands the same answer out again
+(``clients.answers``). A simulation, which has none, draws from the run's seed and trains again.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from clients.limits import Limits
 from fed_distill.config import Experiment
-from fed_distill.config.federation import INTAKE
-from fed_distill.distill.fingerprint import fingerprint
-from fed_distill.errors import BudgetExceeded
+from fed_distill.distill.fingerprint import fingerprint, hash_tensors
+from fed_distill.errors import BudgetExceeded, TrainingError
 from fed_distill.models.base import Encoded
-from fed_distill.privacy.accounting import Spend, default_delta, noise_for
-from fed_distill.privacy.central import MOST_DELTA, central_delta, central_spends
+from fed_distill.privacy.accounting import REPORTED_DELTAS, Spend, default_delta, noise_for
+from fed_distill.privacy.central import central_delta, central_spends
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed
 from fed_distill.privacy.promise import Spent
 from fed_distill.results.files import as_file_name
-from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Keystream, Part
 from fed_distill.training.choosing import chosen_device
+from fed_distill.training.plan import Plan
+from fed_distill.training.preparation import private_steps
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest
@@ -40,20 +39,27 @@ _SLACK = 1e-9
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One merchant's part in a request. digest: of all that decides the answer."""
+class Release:
+    """What a merchant is about to release in answer to a request, and its price.
+
+    digest: of all that decides the answer, the price included. members: of the privacy unit (examples or groups), as
+    many as the merchant's noised size says. spend: what the private steps cost, at ``delta``.
+    """
 
     learner: Learner
     request: TrainRequest
     round: int
     digest: str
+    members: int
+    spend: Spend
+    delta: float
 
     @property
     def key(self) -> tuple[str, int, str, int, str]:
         """Arm, seed, merchant, round and digest."""
         return self.request.arm, self.request.seed, self.learner.name, self.round, self.digest
 
-    def once_more(self) -> "Asked":
+    def once_more(self) -> "Release":
         """The same asked again, as a release of its own."""
         return replace(self, digest=fingerprint(again=self.digest))
 
@@ -72,17 +78,15 @@ class Protection:
     limits: Limits
     secret: str = ""
     clock: Callable[[], datetime] = datetime.now
-    _sizes: dict[tuple[str, int, str], int] = field(default_factory=dict, init=False)
 
     @property
     def batch_size(self) -> int:
         """Expected examples of a private step."""
         return self.experiment.privacy.batch_size or self.experiment.training.batch_size
 
-    @property
-    def own_randomness(self) -> tuple[str, ...]:
-        """What the site adds to all that draws its noise, and its batches, depend on."""
-        return (self.secret,) if self.secret else ()
+    def own_randomness(self, seed: int) -> Part:
+        """What all that protects is drawn from: the site's secret, or in a simulation the run's seed."""
+        return self.secret or seed
 
     @property
     def _unit(self) -> Unit:
@@ -113,76 +117,87 @@ class Protection:
         folder = self.folder / f"seed-{seed}" / as_file_name(arm) if shared is None else shared
         return Ledgers(folder).of(merchant)
 
-    def example_dp(self, asked: Asked, examples: int, steps: int) -> tuple[ExampleDP, int]:
-        """Noise for the ``steps`` private steps of this round, after they have been charged, and which release it is.
+    def release(self, learner: Learner, request: TrainRequest, round: int, digest: str, plan: Plan) -> Release:
+        """What a merchant would release in answer to a request, after its size has been charged.
 
-        examples: the merchant's noised size, from which all that shows in its uplink is computed. Of releases of the
-        same round the first is 0; each has noise of its own, so that their difference tells nothing. Raise
-        BudgetExceeded if its limits, or the target epsilon of this federation, do not allow them.
+        digest: of the request (``Digests.of``). All that shows in the uplink is computed from the noised size. Raises
+        BudgetExceeded if the merchant's limits do not allow it.
         """
-        config = self.experiment.privacy
-        rate, delta = sampling_rate(examples, self.batch_size), self._delta(examples)
+        config, merchant = self.experiment.privacy, learner.name
+        members = self._noised_size(learner, request)
+        rate, delta = sampling_rate(members, self.batch_size), self._delta(members)
+        steps = private_steps(plan, members, self.batch_size)
         if config.noise_multiplier is not None:
             noise = config.noise_multiplier
         else:
             assert config.epsilon is not None
-            planned = steps * asked.request.rounds_of(asked.learner.name)
-            size = (Spend(config.size_noise, 1.0, 1),)
+            planned, size = steps * request.rounds_of(merchant), (Spend(config.size_noise, 1.0, 1),)
             noise = noise_for(config.epsilon, delta, rate, planned, size, config.accountant)
-        self.limits.of(asked.learner.name).check_noise(asked.learner.name, noise)
-        number = self._charge(
-            asked.request,
-            asked.learner.name,
-            "training",
-            asked.round,
-            asked.digest,
-            (Spend(noise, rate, steps),),
+        self.limits.of(merchant).check_noise(merchant, noise)
+        spend = Spend(noise, rate, steps)
+        return Release(
+            learner,
+            request,
+            round,
+            fingerprint(request=digest, spend=asdict(spend), members=members),
+            members,
+            spend,
             delta,
         )
-        return ExampleDP.configured(config, noise, examples), number
 
-    def may_have_left(self, asked: Asked) -> bool:
+    def paid(self, release: Release) -> Learner:
+        """The merchant with noise for its private steps, which have been charged.
+
+        Raises BudgetExceeded if its limits, or the target epsilon of this federation, do not allow them.
+        """
+        arm, seed, merchant, round, digest = release.key
+        self._charge(release.request, merchant, "training", round, digest, (release.spend,), release.delta)
+        return replace(
+            release.learner,
+            privacy=ExampleDP.configured(
+                self.experiment.privacy, release.spend.noise_multiplier, examples=release.members
+            ),
+            randomness=(self.own_randomness(seed), arm, merchant, round, digest),
+        )
+
+    def may_have_left(self, release: Release) -> bool:
         """Whether the answer was charged, and another of this run's arm after it: then it had been made and kept."""
-        request = asked.request
-        paid = self._paid(self.ledger(request.arm, request.seed, asked.learner.name), request.arm, request.seed)
+        arm, seed, merchant, round, digest = release.key
+        paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
         trained = [(one.round, one.request) for one in paid if one.what == "training"]
-        return (asked.round, asked.digest) in trained[:-1]
+        return (round, digest) in trained[:-1]
 
     def join(self, request: TrainRequest, merchant: str, proxy: int) -> None:
         """Charge a merchant all rounds of a federation whose noise the server is trusted to add, before the first.
 
-        Raise BudgetExceeded if its limits do not allow it.
+        The charge is for the federation that ``request.federation`` names. Raises BudgetExceeded if the merchant's
+        limits do not allow it, TrainingError if the request names none.
         """
+        if not request.federation:
+            raise TrainingError(f"merchant {merchant}: a request that does not say for which federation it is to pay")
         config = self.experiment.privacy
         spends = central_spends(config, self.experiment.arms()[request.arm], request.population, proxy)
         limit, delta = self.limits.of(merchant), central_delta(config, request.population)
         limit.check_delta(merchant, delta, request.population)
         for spend in spends:
             limit.check_noise(merchant, spend.noise_multiplier)
-        agreed = fingerprint(spends=[asdict(spend) for spend in spends], merchants=request.population)
+        agreed = fingerprint(
+            federation=request.federation, spends=[asdict(spend) for spend in spends], merchants=request.population
+        )
         self._charge(request, merchant, "all rounds", 0, agreed, spends, delta)
 
-    def noised_size(self, asked: Asked) -> int:
-        """The merchant's number of examples with noise, drawn and charged once a federation."""
-        request, merchant = asked.request, asked.learner.name
-        key = request.arm, request.seed, merchant
-        if key not in self._sizes:
-            with self.ledger(*key).drawing():  # a run beside this one would find the same number, and draw the same
-                self._sizes[key] = self._drawn_size(request, merchant, asked.learner.examples())
-        return self._sizes[key]
-
-    def _drawn_size(self, request: TrainRequest, merchant: str, examples: int) -> int:
-        noise, limit = self.experiment.privacy.size_noise, self.limits.of(merchant)
+    def _noised_size(self, learner: Learner, request: TrainRequest) -> int:
+        """How many members the merchant has, with noise that depends on nothing but their number: drawn and charged
+        once a federation."""
+        noise, merchant = self.experiment.privacy.size_noise, learner.name
+        limit, members = self.limits.of(merchant), _members(learner)
         limit.check_noise(merchant, noise)
-        digest = fingerprint(examples=examples, **({"secret": self.secret} if self.secret else {}))
-        spends = (Spend(noise, 1.0, 1),)
-        earlier = self._of_round(self.ledger(request.arm, request.seed, merchant), request, "size", 0)
-        number = next((k for k, one in enumerate(earlier) if (one.request, one.spends) == (digest, spends)), None)
-        place: tuple[str | int, ...] = (*_place(earlier, number), *self.own_randomness)
-        stream = seeds.numpy_stream(request.seed, request.arm, merchant, "size noise", *place)
-        size = max(1, round(examples + noise * float(stream.normal())))
+        digest = fingerprint(members=members, noise=noise)
+        place = request.arm, merchant, "size noise", digest
+        drawn = float(Keystream(self.own_randomness(request.seed), *place).normal(1))
+        size = max(1, round(members + noise * drawn))
         limit.check_delta(merchant, self._delta(size), size)
-        self._charge(request, merchant, "size", 0, digest, spends, self._delta(size))
+        self._charge(request, merchant, "size", 0, digest, (Spend(noise, 1.0, 1),), self._delta(size))
         return size
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
@@ -192,8 +207,9 @@ class Protection:
             paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
             noises = [spend.noise_multiplier for one in paid if one.what != "size" for spend in one.spends]
             if noises:
-                total = composed(paid, None, self.experiment.privacy.accountant)
-                parts.append(Spent(1, total, min(one.delta for one in paid), min(noises), max(noises)))
+                accountant, least = self.experiment.privacy.accountant, min(one.delta for one in paid)
+                total, at_5, at_6 = (composed(paid, delta, accountant) for delta in (least, *REPORTED_DELTAS))
+                parts.append(Spent(1, total, least, min(noises), max(noises), epsilon_5=at_5, epsilon_6=at_6))
         return Spent.joined(parts)
 
     def _paid(self, ledger: Ledger, arm: str, seed: int) -> list[Charge]:
@@ -206,13 +222,7 @@ class Protection:
 
     def _delta(self, examples: int) -> float:
         given = self.experiment.privacy.delta
-        return min(default_delta(examples), MOST_DELTA) if given is None else given
-
-    def _of_round(self, ledger: Ledger, request: TrainRequest, what: str, round: int) -> list[Charge]:
-        """Charges of the same part, arm, seed and round, of whatever run and request, oldest first."""
-        key = request.arm, request.seed, round, what
-        charges = (entry.charge for entry in ledger.entries())
-        return [one for one in charges if (one.arm, one.seed, one.round, one.what) == key]
+        return default_delta(examples) if given is None else given
 
     def _charge(
         self,
@@ -223,8 +233,8 @@ class Protection:
         digest: str,
         spends: tuple[Spend, ...],
         delta: float,
-    ) -> int:
-        """Charge; returns how many other releases of the same part and round the ledger had before this one."""
+    ) -> None:
+        """Charge the merchant's ledger, unless it has paid for this very release."""
         config = self.experiment.privacy
         charge = Charge(
             run=self.experiment.name,
@@ -240,9 +250,7 @@ class Protection:
         ledger = self.ledger(request.arm, request.seed, merchant)
         if config.epsilon is not None:
             self._check_target(ledger, charge, config.epsilon)
-        ledger.charge(charge, self.limits.of(merchant).max_epsilon, config.accountant)
-        same = self._of_round(ledger, request, what, round)
-        return next(number for number, one in enumerate(same) if one.same_release(charge))
+        ledger.charge(charge, self.limits.of(merchant).max_epsilon)
 
     def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:
         """Raise BudgetExceeded if the federation would spend more than its target with ``charge``."""
@@ -257,34 +265,42 @@ class Protection:
             )
 
 
+def _members(learner: Learner) -> int:
+    """How many members of the privacy unit a merchant trains on: groups, or single examples."""
+    return learner.examples() if learner.groups is None else int(learner.groups.max()) + 1
+
+
 class Digests:
-    """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once."""
+    """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once.
+
+    At a site with a secret they are of every bit that was received, and of how sums are ordered. In a simulation, where
+    who knows the seed knows the noise, weights and soft labels count by the federation and round that they are of
+    (``TrainRequest.federation``), so that a run gives the same however its sums are rounded.
+    """
 
     def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, secret: str = "") -> None:
-        tables = experiment.model_dump(mode="json", exclude={"runtime", "name", "repeats", "compare", "controls"})
-        intake = set(INTAKE)  # whose answers the server takes is no part of what it asks
-        tables["federation"] = experiment.federation.model_dump(mode="json", exclude=intake)
+        self._exact = bool(secret) or not request.federation
+        sums = experiment.runtime.model_dump(mode="json", include=SUMMED_BY)
+        sums["device"] = chosen_device(experiment.runtime.device).type
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(
-                experiment=tables,
-                federation=experiment.arms()[request.arm].model_dump(mode="json", exclude=intake),
+                experiment=experiment.settings_of(request.arm),
                 arm=request.arm,
                 seed=request.seed,
                 rate=request.learning_rate,
                 test=request.test,
+                federation=request.federation,
                 round=down.round,
-                device=chosen_device(experiment.runtime.device).type,
-                sums=experiment.runtime.model_dump(mode="json", include=SUMMED_BY),
+                sums=sums if self._exact else {},
                 scalars=dict(down.scalars),
             ).encode()
         )
-        if secret:  # other noise is another release
-            self._base.update(secret.encode())
-        if down.soft_labels is not None:
-            _hash(self._base, {"soft_labels": down.soft_labels})
-        if down.class_means is not None:
-            _hash(self._base, vars(down.class_means))
+        self._base.update(secret.encode())  # other noise is another release
+        if down.soft_labels is not None and self._exact:
+            hash_tensors(self._base, {"soft_labels": down.soft_labels})
+        if down.class_means is not None and self._exact:
+            hash_tensors(self._base, vars(down.class_means))
         self._starts: dict[tuple[str, int], tuple[Weights, bytes]] = {}
         self._proxies: dict[int, tuple[Encoded, bytes]] = {}
 
@@ -294,28 +310,17 @@ class Digests:
         known = blueprint, id(start)
         if known not in self._starts:
             hashed = hashlib.sha256(blueprint.encode())
-            _hash(hashed, start)
+            hash_tensors(hashed, start if self._exact else {})
             self._starts[known] = start, hashed.digest()
         whole = self._base.copy()
         whole.update(self._starts[known][1])
         if id(learner.proxy) not in self._proxies:
             hashed = hashlib.sha256()
-            _hash(hashed, learner.proxy)
+            hash_tensors(hashed, learner.proxy)
             self._proxies[id(learner.proxy)] = learner.proxy, hashed.digest()
         whole.update(self._proxies[id(learner.proxy)][1])
-        for values in ({**learner.private, "labels": learner.labels}, learner.references, learner.correction):
-            _hash(whole, values)
+        groups = {} if learner.groups is None else {"groups": learner.groups}
+        hash_tensors(whole, {**learner.private, "labels": learner.labels, **groups})
+        for values in (learner.references, learner.correction) if self._exact else ():
+            hash_tensors(whole, values)
         return whole.hexdigest()
-
-
-def _place(earlier: Sequence[Charge], number: int | None) -> tuple[int, ...]:
-    """What tells a release's draws from those of ``earlier`` ones, of which it may be one itself; () for the first."""
-    number = len(earlier) if number is None else number
-    return (number,) if number else ()
-
-
-def _hash(into: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        into.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        into.update(value.numpy().reshape(-1).view(np.uint8).data)

@@ -5,7 +5,7 @@ from the server as a request.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clients.answers import ANSWERS, Answers
 from clients.holdings import Holdings
-from clients.honesty import check_request
+from clients.honesty import check_request, check_values
 from clients.limits import Limits
-from clients.protection import Asked, Digests, Protection
+from clients.protection import Digests, Protection, Release
 from clients.spread import spread
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
@@ -43,12 +43,12 @@ from fed_distill.observing.site_metrics import Tally, rule_of
 from fed_distill.poisoning import ATTACKS
 from fed_distill.poisoning.attacks import Attack
 from fed_distill.poisoning.liars import liars
+from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER
 from fed_distill.privacy.promise import check_covered
 from fed_distill.runtime.merchant_store import CODING, STUDENTS, MerchantStore
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
-from fed_distill.training.preparation import private_steps
 from fed_distill.training.references import predicted
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
@@ -178,9 +178,10 @@ class Site:
         blueprint = request.blueprints[kind]
         if plan.pair:
             blueprint = pair_blueprint(request.global_blueprint, blueprint)
-        student = self.holdings.student(blueprint, self.protection.unit_of(request.arm) in ("example", "merchant"))
+        student = self.holdings.student(blueprint, self.protection.unit_of(request.arm) in (*AT_MERCHANTS, "merchant"))
         randomness = (request.seed, request.arm, merchant, down.round)
-        private = self.holdings.encoded_train(student, merchant, *randomness, *self.protection.own_randomness)
+        own = self.protection.own_randomness(request.seed)
+        private = self.holdings.encoded_train(student, merchant, own, *randomness[1:])
         kept = self._kept(merchant, asked)
         weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
         labels = torch.from_numpy(self.holdings.merchants[merchant].train.labels)
@@ -191,6 +192,7 @@ class Site:
             _starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
+            groups=self.holdings.groups(merchant) if self.protection.unit_of(request.arm) == "group" else None,
             proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
             references=predicted(plan, student, private, weights),
@@ -222,30 +224,26 @@ class Site:
         unit = self.protection.unit_of(request.arm)
         if unit == "none":
             return _Part(learner, learner.examples())
-        if unit != "example":
+        if unit in AT_SERVER:
             self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             return _Part(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
-        release, answer = self._release(Asked(learner, request, asked.down.round, digest))
+        release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
+        release, answer = self._kept_answer(release)
         if answer is not None:
             return answer
-        size = self.protection.noised_size(release)
-        steps = private_steps(asked.plan, size, self.protection.batch_size)
-        privacy, number = self.protection.example_dp(release, size, steps)
-        place = ("release", number) if number else ()
-        randomness = (*learner.randomness, *place, *self.protection.own_randomness)
-        return _Part(replace(learner, privacy=privacy, randomness=randomness), size, release)
+        return _Part(self.protection.paid(release), release.members, release)
 
-    def _release(self, asked: Asked) -> tuple[Asked, Uplink | None]:
-        """As which release what is asked is answered, and the answer, if it is kept.
+    def _kept_answer(self, release: Release) -> tuple[Release, Uplink | None]:
+        """As which release a request is answered, and the answer, if it is kept.
 
         One that may have left and is kept no longer is not made again: that is another release, which costs anew.
         """
         if self.answers is None:
-            return asked, None
-        while (answer := self.answers.load(asked)) is None and self.protection.may_have_left(asked):
-            asked = asked.once_more()
-        return asked, answer
+            return release, None
+        while (answer := self.answers.load(release)) is None and self.protection.may_have_left(release):
+            release = release.once_more()
+        return release, answer
 
     def _uplink(self, part: "_Part", fitted: Fitted, asked: "_Round") -> Uplink:
         learner, request, down, method = part.learner, asked.request, asked.down, asked.method
@@ -274,7 +272,8 @@ class Site:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
-        if request.test and self._tells_scores(uplink.merchant):
+        if request.test and self._tells_scores(uplink.merchant, request):
+            self.tally.scored += 1
             right, count = self.holdings.count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         uplink = replace(uplink, metrics=metrics)
@@ -306,14 +305,19 @@ class Site:
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
 
-    def evaluate(self, weights: Weights, merchants: Sequence[str], blueprint: str) -> dict[str, tuple[int, int]]:
-        """(right, all) test examples of each merchant under the given student, (0, 0) of one without any; those whose
-        scores are kept private are left out."""
-        merchants = [merchant for merchant in merchants if self._tells_scores(merchant)]
+    def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
+        """(right, all) test examples of each of the request's merchants under the global student with ``weights``,
+        (0, 0) of one without any; those whose scores may not be told are left out.
+
+        Checked as a request to train is: TrainingError for weights that no honest server sends.
+        """
+        check_values(weights.values())
+        merchants = [merchant for merchant in request.merchants if self._tells_scores(merchant, request)]
         if not merchants:
             return {}
-        student = self.holdings.student(blueprint)
+        student = self.holdings.student(request.global_blueprint)
         student.load_state_dict(dict(weights))
+        self.tally.scored += len(merchants)
         return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
 
     def _trainer(self, arm: str) -> Trainer:
@@ -323,12 +327,26 @@ class Site:
             self._trainers[config] = build_trainer(config, self.experiment.runtime)
         return self._trainers[config]
 
-    def _tells_scores(self, merchant: str) -> bool:
-        """Whether the server is told the merchant's scores, which are exact: of who takes part in nothing that is not
-        protected only if what it asks for is."""
-        limits = self.protection.limits
-        told = self.experiment.privacy.unit != "none" or "none" in limits.of(merchant).units
-        return self.experiment.tells_scores and limits.rules.scores and told
+    def _tells_scores(self, merchant: str, request: TrainRequest) -> bool:
+        """Whether the server is told the merchant's test scores, which have no noise; if not, the log says why.
+
+        It is if the experiment asks for them, the site's rules allow them now, and the merchant takes part in what is
+        protected as the experiment is: by a student made for it, scores can tell of single examples.
+        """
+        if not self.experiment.tells_scores:
+            return False
+        arms, limits = self.experiment.arms(), self.protection.limits
+        method = arms[request.arm].method if request.arm in arms else None  # none of what the server trains alone
+        try:
+            limits.rules.check_scores()
+            limits.rules.check(method, 1, self.protection.clock().time())
+            limits.of(merchant).check_unit(merchant, self.experiment.privacy.unit)
+        except FedDistillError as error:
+            self.tally.refused[rule_of(error)] += 1
+            with observed(merchant=merchant):
+                _log.info("%s is not scored: %s", request.arm, error)
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -347,7 +365,7 @@ class _Part:
 
     learner: Learner
     size: int
-    release: Asked | None = None
+    release: Release | None = None
 
 
 def _starting_weights(

@@ -8,9 +8,13 @@ from flwr.serverapp import Grid, ServerApp
 from fed_distill.config import Experiment
 from fed_distill.errors import FedDistillError
 from fed_distill.observing.logs import log_as, observed
+from fed_distill.privacy.secret import read_secret
+from fed_distill.results.files import make_folder
 from fed_distill.results.terminal import show
 from fed_distill.runtime.callbacks import CallbackList
+from fed_distill.runtime.grid import is_simulated
 from server.conduct import conduct
+from server.released import NOISE_KEY
 
 app = ServerApp()
 _log = logging.getLogger(__name__)
@@ -36,10 +40,16 @@ def main(grid: Grid, context: Context) -> None:
                 experiment.runtime.workers,
             )
         with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
-            folder = conduct(experiment, grid, callbacks)
+            folder = conduct(experiment, grid, callbacks, "" if is_simulated(grid) else _secret(experiment))
     except FedDistillError as error:
         named = any(option in str(error) for option in ("--resume", "--name"))
         _log.error("%s%s", error, OPTIONS if named else "")  # Flower goes on with a traceback
         raise
     if experiment.runtime.logs == "text":
         show(folder.absolute())  # on this machine, from whatever folder the server was started in
+
+
+def _secret(experiment: Experiment) -> str:
+    """The server's secret, made when it is first needed, in the folder of its runs."""
+    make_folder(experiment.runtime.folder)
+    return read_secret(experiment.runtime.folder / NOISE_KEY)

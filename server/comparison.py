@@ -5,6 +5,7 @@ the domain afterwards and controls are not; ``before_adaptation`` is what the me
 are poisoned, figures by merchant are of the honest ones.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ from urllib.parse import quote
 
 from fed_distill.config import Experiment
 from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
+from fed_distill.distill.fingerprint import federated_fingerprint, fingerprint, hash_tensors
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.observing.logs import observed
 from fed_distill.poisoning.liars import liars
+from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.privacy.promise import account
 from fed_distill.results.metrics import Metrics
 from fed_distill.results.outcome import Outcome
@@ -36,6 +39,7 @@ from server.evaluation import Evaluator, accuracies, mean_metrics
 from server.federation import Federation, round_learning_rate
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
+from server.released import RELEASED, Released
 from server.rounds import federate
 from server.schooling import School
 from server.sites import Sites
@@ -45,7 +49,10 @@ from server.teaching import Teaching
 
 @dataclass
 class Comparison:
-    """Everything that is measured on one seed. ``run`` gives one outcome for each control and federation."""
+    """Everything that is measured on one seed. ``run`` gives one outcome for each control and federation.
+
+    secret: what the server's noise is drawn from; empty in a simulation, where that is the run's seed.
+    """
 
     experiment: Experiment
     seed: int
@@ -55,6 +62,7 @@ class Comparison:
     evaluator: Evaluator
     store: RunStore
     callbacks: Callback
+    secret: str = ""
 
     @cached_property
     def school(self) -> School:
@@ -250,7 +258,8 @@ class Comparison:
         if self.experiment.unit_of(arm) == "none":
             return None
         personal = self.experiment.adaptation.personal
-        return account(self.experiment.privacy, self.sites.spent(arm, self.seed), sends, personal)
+        spent = self.sites.spent(arm, self.seed)
+        return account(self.experiment.privacy, spent, sends, personal, reproducible_noise=not self.secret)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
         """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
@@ -306,15 +315,20 @@ class Comparison:
         config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
         dealt = config.by_merchant if config.by_merchant and arm in titles else [config.model]
         models = {name: self.school.student(name) for name in dict.fromkeys([config.model, *dealt])}
+        unit = self.experiment.unit_of(arm)
+        released = None
+        if self.secret and unit in AT_SERVER:
+            released = Released(self.store.folder / RELEASED)
+        starts = {name: self._start(name) for name in models}
         return Federation(
             arm=arm,
             config=self.experiment.arms()[arm],
             training=self.experiment.training_of(arm),
             privacy=self.experiment.privacy,
-            unit=self.experiment.unit_of(arm),
+            unit=unit,
             seed=self.seed,
             students=models,
-            starts={name: self._start(name) for name in models},
+            starts=starts,
             dealt=dealt,
             teacher_labels=self.teaching.labels,
             relearn=self.school.relearned,
@@ -325,7 +339,32 @@ class Comparison:
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             liars=liars(self.experiment, self.sites.merchants, self.seed),
+            identity="" if unit == "none" else self._identity(arm, starts, released),
+            secret=self.secret,
+            released=released,
         )
+
+    def _identity(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:
+        """What names this very federation, so that merchants pay for it once.
+
+        In a simulation it is a digest of all that decides its result: run again, it is the same release. Between real
+        sites the server knows nobody's data, and a federation is new unless this run goes on with it.
+        """
+        if released is not None:
+            return released.name(f"seed {self.seed}, {arm}")
+        if self.secret:
+            return ""
+        hashed = hashlib.sha256(self._data_fingerprint.encode())
+        hashed.update(fingerprint(settings=self.experiment.settings_of(arm), arm=arm, seed=self.seed).encode())
+        hash_tensors(hashed, {"teacher": self.teaching.labels})
+        for name, weights in sorted(starts.items()):
+            hashed.update(name.encode())
+            hash_tensors(hashed, weights)
+        return hashed.hexdigest()[:32]
+
+    @cached_property
+    def _data_fingerprint(self) -> str:
+        return federated_fingerprint(self.teaching.data)
 
     def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""

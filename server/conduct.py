@@ -25,6 +25,7 @@ from fed_distill.models.adapters import check_per_example
 from fed_distill.observing.logs import observed
 from fed_distill.poisoning import ATTACKS
 from fed_distill.poisoning.liars import liars
+from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.privacy.promise import check_covered
 from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
@@ -45,8 +46,12 @@ from server.students import ServerTraining
 from server.teaching import prepare_teacher
 
 
-def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
-    """Run ``experiment`` over the sites behind ``grid``; returns the run's folder."""
+def conduct(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str = "") -> Path:
+    """Run ``experiment`` over the sites behind ``grid``; returns the run's folder.
+
+    secret: what the server's noise is drawn from. Without one it comes from the run's seed, which protects nobody: in a
+    simulation only.
+    """
     began = time.perf_counter()
     check_names(experiment)
     if experiment.runtime.threads is not None:
@@ -70,7 +75,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback) -> Path:
         server, evaluator = ServerTraining(data, experiment.training, experiment.runtime), Evaluator(data)
         outcomes: list[Outcome] = []
         for seed in each_seed:
-            comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks)
+            comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks, secret)
             with observed(seed=seed):
                 outcomes += comparison.run()
             if seed == experiment.seed:
@@ -137,10 +142,10 @@ def check_names(experiment: Experiment) -> None:
             raise ConfigError(
                 f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains"
             )
-        if experiment.privacy.unit == "example" and passes(experiment.training) > 1:
+        if experiment.privacy.unit in AT_MERCHANTS and passes(experiment.training) > 1:
             raise ConfigError(
-                "privacy.unit = 'example' bounds what an example does in one pass: it goes with neither "
-                "training.adversarial nor training.r_drop"
+                f"privacy.unit = {experiment.privacy.unit!r} clips the gradient of one pass over an example: set "
+                "training.adversarial.attack = 'none' and training.r_drop = 0"
             )
         if federation.aggregator in SUBMODEL_AGGREGATORS and not experiment.training.submodel:
             raise ConfigError(
@@ -203,7 +208,7 @@ def check_methods(experiment: Experiment, classes: int) -> None:
     """ConfigError for the first method that cannot be trained as merchants do, or on a task of so many classes."""
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
-        private = experiment.privacy if experiment.unit_of(federation.title) == "example" else None
+        private = experiment.privacy if experiment.unit_of(federation.title) in AT_MERCHANTS else None
         if isinstance(method, Correcting) and private is not None and (private.rows or private.row_rate_power):
             raise ConfigError(
                 f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"
@@ -263,7 +268,7 @@ def check_models(experiment: Experiment, task: Task) -> None:
             student = build_student(name, experiment.student.options_of(name), task, teacher)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
-            if experiment.privacy.unit == "example":
+            if experiment.privacy.unit in AT_MERCHANTS:
                 check_per_example(student)
             if experiment.student.masked_epochs:
                 check_reads(student)

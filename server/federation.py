@@ -14,6 +14,7 @@ from fed_distill.merging import AGGREGATORS
 from fed_distill.merging.base import Aggregator
 from fed_distill.methods.base import GlobalState, Relearn
 from fed_distill.models import TextModel
+from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.runtime import seeds
 from fed_distill.training.optimization import schedule_factor
 from fed_distill.transport.coding.codec import Codec
@@ -23,8 +24,9 @@ from server.attempts import check_there
 from server.evaluation import Evaluator
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
-from server.protection import counted_plainly, private_mean, vote_count
+from server.protection import NoiseSource, counted_plainly, private_mean, vote_count
 from server.received import Received
+from server.released import Released
 from server.sites import Chunk, Sites, chunk_size
 from server.students import ServerTraining
 
@@ -36,7 +38,9 @@ class Federation:
     unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
     starts: the server's weights for each. relearn: as in ``GlobalState``. checkpoint: the file that keeps the state
     between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
-    of no interest.
+    of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret: what
+    the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was released
+    before, where there is a secret and the server adds the noise.
     """
 
     arm: str
@@ -57,6 +61,9 @@ class Federation:
     checkpoint: Path
     codec: Codec
     liars: frozenset[str] = frozenset()
+    identity: str = ""
+    secret: str = ""
+    released: Released | None = None
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
         """A request to ``merchants``, each with the student dealt to it."""
@@ -71,7 +78,18 @@ class Federation:
             population=len(self.sites.merchants),
             learning_rate=learning_rate,
             test=test,
+            federation=self.identity,
         )
+
+    @property
+    def noise(self) -> NoiseSource:
+        """What the server's noise and sampling coins are drawn from."""
+        return NoiseSource((self.secret or self.seed, self.arm, self.identity), reproducible=not self.secret)
+
+    @property
+    def title(self) -> str:
+        """Seed and arm, by which ``released`` knows it."""
+        return f"seed {self.seed}, {self.arm}"
 
     @cached_property
     def planned(self) -> Mapping[str, int]:
@@ -87,9 +105,9 @@ class Federation:
         if self.unit == "merchant":
             student = copy.deepcopy(self.students[self.global_student])
             merchants = len(self.sites.merchants)
-            return private_mean(self.privacy, self.config, student, merchants, (self.seed, self.arm))
+            return private_mean(self.privacy, self.config, student, merchants, self.noise)
         options = dict(self.config.aggregator_options)
-        if self.unit == "example" and self.privacy.weighting != "examples":
+        if self.unit in AT_MERCHANTS and self.privacy.weighting != "examples":
             options["weight"] = self.privacy.weighting
         built: Aggregator = AGGREGATORS.build(self.config.aggregator, options)
         return built
@@ -99,14 +117,14 @@ class Federation:
         if self.unit != "vote":
             return counted_plainly
         merchants, proxy = len(self.sites.merchants), len(self.teacher_labels)
-        return vote_count(self.privacy, self.config, merchants, proxy, (self.seed, self.arm, number))
+        return vote_count(self.privacy, self.config, merchants, proxy, self.noise, number)
 
     def sampled(self, number: int) -> list[str]:
         """The merchants of round ``number``, sorted; for unit ``merchant`` by a coin for each (Poisson sampling)."""
         merchants, share = self.sites.merchants, self.config.participation
         if self.unit != "merchant":
             return sampled(merchants, share, self.seed, self.arm, number)
-        coins = seeds.numpy_stream(self.seed, self.arm, number, "sample merchants").random(len(merchants))
+        coins = seeds.Keystream(*self.noise.name, "sample merchants", number).uniform(len(merchants)).tolist()
         return [merchant for merchant, coin in zip(merchants, coins, strict=True) if coin < share]
 
     def first_state(self, aggregator: Aggregator) -> GlobalState:

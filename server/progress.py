@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class Best:
 
 @dataclass
 class Progress:
-    """The method's state and what is carried beside it. best: where it may stop early."""
+    """The method's state and what is carried beside it. best: where it may stop early. record: of the last round."""
 
     state: GlobalState
     best: Best | None = None
@@ -32,6 +33,7 @@ class Progress:
     uplink_bytes: float = 0.0
     seconds: float = 0.0
     personal_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def better(best: Best | None, score: float, weights: Weights) -> Best:
@@ -66,6 +68,7 @@ def restored(path: Path, start: GlobalState, aggregator: Aggregator) -> Progress
         values["uplink_bytes"],
         values["seconds"],
         {merchant: (right, count) for merchant, (right, count) in values["personal_counts"].items()},
+        values.get("record", {}),  # of a run begun before it was kept
     )
 
 
@@ -89,6 +92,7 @@ def keep(path: Path, aggregator: Aggregator, progress: Progress) -> None:
         "uplink_bytes": progress.uplink_bytes,
         "seconds": progress.seconds,
         "personal_counts": progress.personal_counts,
+        "record": progress.record,
         "best": None if best is None else {"score": best.score, "since": best.since},
     }
     write_checkpoint(path, tensors, values)

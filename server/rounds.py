@@ -10,6 +10,7 @@ from fed_distill.errors import BudgetExceeded
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState, Method, replace
 from fed_distill.observing.logs import observed
+from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.results.metrics import Metrics
 from fed_distill.training.optimization import Pace
 from fed_distill.transport.messages import Weights
@@ -24,19 +25,23 @@ _log = logging.getLogger(__name__)
 def federate(
     federation: Federation,
     on_round: Callable[[dict[str, Any]], None],
-    on_resume: Callable[[int], None],
+    on_resume: Callable[[int], bool],
 ) -> Progress:
     """Run all rounds, going on from the checkpoint if there is one.
 
-    ``on_resume`` is told the round that the checkpoint holds (0 for none) before the first round; ``on_round``
-    gets each round's record before the round's checkpoint is written. A federation ends when no merchant may take part
-    any more; BudgetExceeded if none ever could.
+    ``on_resume`` is told the round that the checkpoint holds (0 for none) before the first round, and says whether that
+    round's record is known; ``on_round`` gets each round's record. Nobody sees anything of a round before its
+    checkpoint is written: a round that is trained again after a crash has not been released. A federation ends when no
+    merchant may take part any more; BudgetExceeded if none ever could.
     """
     config = federation.config
     method: Method = METHODS.build(config.method, config.options)
     aggregator = federation.aggregator()
     progress = restored(federation.checkpoint, federation.first_state(aggregator), aggregator)
-    on_resume(progress.state.round)
+    if federation.released is not None:
+        federation.released.check(federation.title, progress.state.round)
+    if not on_resume(progress.state.round) and progress.record:
+        on_round(progress.record)
     if federation.unit == "merchant":
         federation.sites.join(federation.request(federation.sites.merchants))
     while progress.state.round < config.rounds and not _is_stale(config, progress):
@@ -50,8 +55,11 @@ def federate(
             _log.warning("%s ends after round %d of %d: %s", federation.arm, progress.state.round, config.rounds, error)
             break
         progress.seconds += time.perf_counter() - began
-        on_round({**record, "seconds": time.perf_counter() - began})
+        progress.record = {**record, "seconds": time.perf_counter() - began}
         keep(federation.checkpoint, aggregator, progress)
+        if federation.released is not None:
+            federation.released.note(federation.title, progress.state.round)
+        on_round(progress.record)
     return _ended(federation, progress)
 
 
@@ -124,7 +132,7 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
         "reasons": [refusal.reason for refusal in intake.refusals],
         "answers": intake.answers,
         "retried": failed,
-        "train_loss": None if federation.unit in ("merchant", "vote") else intake.train_loss,
+        "train_loss": None if federation.unit in AT_SERVER else intake.train_loss,
         "causes": intake.causes,
         "bytes": intake.bytes,
         "total_bytes": intake.total_bytes,

@@ -125,9 +125,9 @@ class RecordingGrid(InProcessGrid):
 def simulate():
     """A function that runs an experiment over an own client app, number of sites and callbacks; gives folder, grid."""
 
-    def run(experiment, app=None, sites=1, callbacks=()):
+    def run(experiment, app=None, sites=1, callbacks=(), secret=""):
         grid = RecordingGrid(app or build_app(), experiment.to_run_config(), sites)
-        return conduct(experiment, grid, CallbackList(callbacks)), grid
+        return conduct(experiment, grid, CallbackList(callbacks), secret), grid
 
     return run
 

@@ -64,7 +64,7 @@ class Experiment(ConfigTable):
     @model_validator(mode="after")
     def _rates_of_sgd(self) -> Self:
         privacy = self.privacy
-        if privacy.unit != "example":
+        if privacy.unit not in ("example", "group"):
             return self
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(privacy, key)]
         if scaled and (privacy.optimizer or self.training.optimizer) != "sgd":
@@ -174,6 +174,15 @@ class Experiment(ConfigTable):
                 name = f"personal of {federation.title}"
                 arms[name] = FederationConfig(method="personal", options=alone, rounds=1, **intake)
         return arms
+
+    def settings_of(self, arm: str) -> dict[str, Any]:
+        """All settings that decide what merchants release in an arm, JSON-ready: neither names and folders, nor whose
+        answers the server takes."""
+        tables = self.model_dump(mode="json", exclude={"runtime", "name", "seed", "repeats", "compare", "controls"})
+        for key in ("ledger", "limits"):
+            del tables["privacy"][key]
+        tables["federation"] = self.arms()[arm].model_dump(mode="json", exclude=set(INTAKE))
+        return tables
 
     def unit_of(self, arm: str) -> str:
         """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""

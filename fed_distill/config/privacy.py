@@ -11,80 +11,96 @@ from fed_distill.config.tables import BatchSize, ConfigTable, PositiveFloat, Pos
 class PrivacyConfig(ConfigTable):
     """What the federations promise, to whom, and at what price; controls are trained without.
 
-    The unit says whose presence cannot be told from what is released: one ``example`` of a merchant, or a whole
-    ``merchant``. A promise has a target ``epsilon``, for which the noise is found, or a fixed ``noise_multiplier``.
-    What is of another unit than the one chosen, or of no use to a federation's method, is not looked at, so that a
-    study can vary both.
+    The unit says whose presence cannot be told from what is released: one ``example`` of a merchant, one ``group`` of
+    its examples, or a whole ``merchant`` (``merchant`` by its update, ``vote`` by its votes). A promise has a target
+    ``epsilon``, for which the noise is calculated, or a fixed ``noise_multiplier``. Settings of units other than the
+    chosen one, and settings that a federation's method does not use, have no effect, so that a study can vary both.
     """
 
-    unit: Literal["none", "example", "merchant", "vote"] = Field(
-        "none", description="example: DP-SGD at merchants; merchant: noise on the merged update; vote: on label votes"
+    unit: Literal["none", "example", "group", "merchant", "vote"] = Field(
+        "none",
+        description="example, group: DP-SGD at merchants; merchant: noise on the mean update; vote: noise on votes",
     )
-    epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a whole federation, all rounds")
-    noise_multiplier: PositiveFloat | None = Field(None, description="noise instead of a target epsilon")
+    group: Literal["group", "text", "pair"] = Field(
+        "group",
+        description="unit group: which examples form a group: those with the same group number (a table's group "
+        "column), the same first text (query or history), or the same second text (offer title)",
+    )
+    epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a federation, over all its rounds")
+    noise_multiplier: PositiveFloat | None = Field(None, description="fixed noise, instead of a target epsilon")
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        None, description="of the promise; none for n^-1.1, at most 1e-3, n the merchant's examples or the merchants"
+        None,
+        description="delta of the promise; none for the smaller of 1e-5 and n^-1.1, where n is the merchant's noised "
+        "number of examples (groups for unit group), or the number of merchants for units merchant and vote",
     )
     optimizer: Literal["sgd", "adamw"] | None = Field(
-        None, description="of merchants in private federations; none for training.optimizer"
+        None, description="merchants' optimizer in private federations; none for training.optimizer"
     )
     learning_rate: PositiveFloat | None = Field(
-        None, description="of merchants in private federations; none for training.learning_rate"
+        None, description="merchants' learning rate in private federations; none for training.learning_rate"
     )
-    accountant: Literal["rdp", "prv"] = Field("rdp", description="Rényi DP, or numerical (tighter, slower)")
-    max_grad_norm: PositiveFloat = Field(1.0, description="unit example: largest L2 norm of an example's gradient")
+    accountant: Literal["pld", "rdp"] = Field(
+        "pld",
+        description="composition by privacy loss distributions, or by Rényi DP (looser: needs 5 to 9 % more noise)",
+    )
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="units example, group: L2 norm that the gradient of an example or group is clipped to"
+    )
     batch_size: BatchSize | None = Field(
-        None, description="unit example: expected examples of a private step; none for training.batch_size"
+        None,
+        description="units example, group: expected examples (groups) of a private step; none for training.batch_size",
     )
     freeze: list[str] | None = Field(
-        None, description="patterns of weights that merchants leave alone; none for a transformer's embeddings"
+        None, description="name patterns of weights that are not trained; none for a transformer's embeddings"
     )
     max_update_norm: PositiveFloat = Field(
-        1.0, description="unit merchant: largest L2 norm of a merchant's update; at the start, if it adapts"
+        1.0, description="unit merchant: L2 norm that updates are clipped to; in the first round only, if adaptive"
     )
     adaptive_quantile: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        None, description="unit merchant: share of updates that the norm shall not clip; none for a fixed norm"
+        None, description="unit merchant: fraction of updates that the adaptive norm leaves unclipped; none: fixed norm"
     )
-    queries: PositiveInt | None = Field(None, description="unit vote: proxy examples asked about in a round; none: all")
-    answers: PositiveInt = Field(300, description="unit vote: examples answered in a round at most")
+    queries: PositiveInt | None = Field(None, description="unit vote: proxy examples voted on in a round; none for all")
+    answers: PositiveInt = Field(300, description="unit vote: largest number of examples labelled in a round")
     consensus: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.6, description="unit vote: share of a round's merchants that must agree on an answer"
+        0.6, description="unit vote: fraction of a round's merchants that must agree on a label"
     )
     vote_noise_ratio: PositiveFloat = Field(
-        3.75, description="unit vote: noise on whether there is consensus over noise on the answer"
+        3.75, description="unit vote: noise of the consensus check divided by noise of the label"
     )
     rows: PositiveInt | None = Field(
         None,
-        description="unit example: of a table, train so many rows that the proxy set uses most; none for all it uses",
+        description="units example, group: train the embedding rows that the proxy set uses most, at most this many; "
+        "none for all rows that it uses",
     )
     rate_scales: dict[str, PositiveFloat] = Field(
         default_factory=dict,
-        description="unit example, optimizer sgd: factors on merchants' learning rate, by pattern of weights' names",
+        description="units example, group with sgd: factors on the learning rate, by name pattern of the weights",
     )
     row_rate_power: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0,
-        description="unit example, optimizer sgd: a table's row that the proxy set uses c times moves by c^-power; 0: "
-        "all alike",
+        description="units example, group with sgd: the rate of an embedding row that the proxy set uses c times is "
+        "scaled by c^-power; 0 for equal rates",
     )
     weighting: Literal["examples", "examples-squared"] = Field(
         "examples",
-        description="unit example, aggregator fedavg: what a merchant counts for; squared: the mean of least noise "
-        "where a step is of all examples (see batch_size)",
+        description="units example, group with fedavg: weights of merchants in the mean; examples-squared has least "
+        "noise if each step takes all examples (see batch_size)",
     )
     size_noise: PositiveFloat = Field(
-        20.0, description="unit example: deviation of the noise on a merchant's number of examples, by which it counts"
+        20.0,
+        description="units example, group: standard deviation of the noise on a merchant's number of examples (groups)",
     )
-    report_scores: bool = Field(True, description="merchants tell how many of their test examples are right, exactly")
+    report_scores: bool = Field(True, description="merchants report exactly how many test examples are right")
     ledger: Path | None = Field(
-        None, description="folder of ledgers that add up over runs; none: each seed and federation has its own"
+        None, description="folder of ledgers shared by runs; none for one of each seed and federation"
     )
-    limits: Path | None = Field(None, description="a site's own limits, a TOML file; they win over everything here")
+    limits: Path | None = Field(None, description="TOML file of a site's own limits, which override these settings")
 
     @model_validator(mode="after")
     def _one_promise(self) -> Self:
         given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
         if self.unit == "none" and given:
-            raise ValueError(f"{given[0]} without a unit: set privacy.unit to example, merchant or vote")
+            raise ValueError(f"{given[0]} without a unit: set privacy.unit to example, group, merchant or vote")
         if self.unit != "none" and len(given) != 1:
             raise ValueError(f"unit {self.unit!r} needs epsilon or noise_multiplier: give exactly one")
         return self

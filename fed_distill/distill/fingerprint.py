@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fed_distill.data.examples import Examples
+import numpy as np
+from torch import Tensor
+
+from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.errors import ConfigError
 
 _DIGITS = 32
@@ -22,6 +25,22 @@ def fingerprint(**parts: Any) -> str:
 def examples_fingerprint(examples: Examples) -> str:
     """Fingerprint of texts, pairs and labels, in order; merchants and groups do not count."""
     return fingerprint(texts=examples.texts, pairs=examples.pairs, labels=examples.labels.tolist())
+
+
+def federated_fingerprint(data: FederatedData) -> str:
+    """Fingerprint of all that a federation's merchants train on, their groups too, and of the proxy set."""
+    merchants = {
+        name: (examples_fingerprint(one.train), one.train.groups.tolist()) for name, one in data.merchants.items()
+    }
+    return fingerprint(proxy=examples_fingerprint(data.proxy), merchants=merchants)
+
+
+def hash_tensors(into: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    """Take names, types, shapes and every bit of ``tensors`` into a hash; their order does not count."""
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        into.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        into.update(value.numpy().reshape(-1).view(np.uint8).data)
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:

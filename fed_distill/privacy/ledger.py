@@ -1,12 +1,15 @@
 """A merchant's append-only record of the privacy that its releases have cost: one file of JSON lines a merchant.
 
 Charged before it is spent: an entry is on disk before the release that it pays for begins, so a crash can overcharge
-and never undercharge. Entries compose over rounds, methods and runs, within each privacy unit.
+and never undercharge. Entries compose over rounds, methods and runs, and a merchant's limit holds for all of them
+together, of whatever unit: see ``exposure``.
 
 Each line ends in a check, the SHA-256 of the previous line's check and of the line itself, so that an edited, removed
-or moved line is found, and the ledger refused from there on. What a chain cannot show is that its last lines were
-removed: a merchant who fears that keeps a copy of the last check elsewhere (``fed-distill ledger verify`` prints it).
-Files are locked with flock(2).
+or moved line is found, and the ledger refused from there on. The newest line is written first into a second file, in
+a folder beside the ledgers'. A ledger from which that line is missing is an older copy that somebody has put back, and is refused too:
+what was charged since would be forgotten. Only if it is the very next line is it added, as a crash between both writes
+leaves it so. What cannot be found is that both files were put back: a merchant who fears that keeps a copy of the last
+check elsewhere (``fed-distill ledger verify`` prints it). Files are locked with flock(2).
 """
 
 import fcntl
@@ -22,10 +25,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fed_distill.errors import BudgetExceeded, LedgerError
-from fed_distill.privacy.accounting import Accountant, Spend, epsilon
+from fed_distill.privacy.accounting import Accountant, Spend, epsilon, filtered
+from fed_distill.privacy.exposure import exposure_spends
 from fed_distill.results.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
 
-Unit = Literal["example", "merchant", "vote"]
+Unit = Literal["example", "group", "merchant", "vote"]
+AT_MERCHANTS: tuple[Unit, ...] = ("example", "group")
+"""Units whose noise merchants add themselves, in training."""
+AT_SERVER: tuple[Unit, ...] = ("merchant", "vote")
+"""Units whose noise the server is trusted to add."""
 
 _VERSION = 1
 _SUFFIX = ".jsonl"
@@ -37,10 +45,11 @@ _SLACK = 1e-9
 class Charge:
     """One private release and what it costs.
 
-    run, arm, seed, round: where it happened. unit: whose presence is hidden: one example of the merchant, the merchant
-    as a whole, or its vote. what: the part of the uplink that it pays for, such as ``training`` or ``size``. request:
-    hex digest of all that was asked for; the answer to an equal request is the same, noise included. spends: the
-    mechanisms that it runs. delta: the delta at which the merchant wants its epsilon. Raises ValueError for others.
+    run, arm, seed, round: where it happened. unit: whose presence is hidden: one example of the merchant, one group of
+    them, the merchant as a whole, or its vote. what: the part of the uplink that it pays for, such as ``training`` or
+    ``size``. request: hex digest of all that decides the answer; the answer to an equal request is the same, noise
+    included. spends: the mechanisms that it runs. delta: the delta at which the merchant wants its epsilon. Raises
+    ValueError for others.
     """
 
     run: str
@@ -81,7 +90,7 @@ class Entry:
     check: str
 
 
-def composed(charges: Iterable[Charge], delta: float | None = None, accountant: Accountant = "rdp") -> float:
+def composed(charges: Iterable[Charge], delta: float | None = None, accountant: Accountant = "pld") -> float:
     """The epsilon of all ``charges`` together, which must be of one unit; 0 without any.
 
     At ``delta``, or else at the smallest of the charges' own, so that no later charge makes earlier ones look cheaper.
@@ -96,6 +105,22 @@ def composed(charges: Iterable[Charge], delta: float | None = None, accountant: 
     return epsilon([spend for charge in mine for spend in charge.spends], delta, accountant)
 
 
+def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
+    """The epsilon of all ``charges`` together, of whatever units, for any one example of the merchant; 0 without any.
+
+    A release that hides a whole group or merchant hides each of its examples, and spends their budget too: what it
+    costs them is ``exposure_spends``. It is ``filtered``, as how much noise a release gets may depend on what was
+    released before. At ``delta``, or else at the smallest of the charges' own.
+    """
+    mine = tuple(charges)
+    if not mine:
+        return 0.0
+    if delta is None:
+        delta = min(charge.delta for charge in mine)
+    spends = [spend for charge in mine for spend in exposure_spends(charge.unit, charge.spends)]
+    return filtered(spends, delta)
+
+
 class Ledger:
     """The ledger of ``merchant`` at ``path``; the file appears with the first charge."""
 
@@ -103,54 +128,50 @@ class Ledger:
         self.path = path
         self.merchant = merchant
 
-    def charge(self, charge: Charge, max_epsilon: float | None = None, accountant: Accountant = "rdp") -> float:
-        """Pay for ``charge``; returns the epsilon of its unit, all entries composed, as ``composed`` does.
+    def charge(self, charge: Charge, max_epsilon: float | None = None) -> float:
+        """Pay for ``charge``; returns the ``exposure`` to all entries.
 
         When this returns, the entry is on disk and the release may begin. A release that was paid before costs nothing:
         a resumed run neither pays twice nor answers differently. Raises BudgetExceeded, with nothing written, if the
-        epsilon would rise above ``max_epsilon``; LedgerError if the ledger is torn, edited or another merchant's;
-        CheckpointError, with the ledger as it was, if the disk is full.
+        exposure would rise above ``max_epsilon``; LedgerError if the ledger is torn, edited, an older copy or another
+        merchant's; CheckpointError, with the ledger as it was, if the disk is full.
         """
         with space_for(self.path), self._locked():
-            content = _content(self.path)
-            entries = _verified(content, self.path, self.merchant)
-            charges = [entry.charge for entry in entries if entry.charge.unit == charge.unit]
+            entries, content = _recovered(self.path, self.merchant)
+            charges = [entry.charge for entry in entries]
             delta = min([charge.delta, *(former.delta for former in charges)])
-            spent = composed(charges, delta, accountant)
+            spent = exposure(charges, delta)
             if any(former.same_release(charge) for former in charges):
                 sync_folder(self.path.parent)  # who wrote it may have been killed just before doing so
                 return spent
-            total = composed([*charges, charge], delta, accountant)
+            total = exposure([*charges, charge], delta)
             if max_epsilon is not None and not total <= max_epsilon + _SLACK:
                 raise BudgetExceeded(
                     f"merchant {self.merchant}: budget spent: {charge.what} in round {charge.round} of {charge.run} "
-                    f"would raise epsilon from {spent:.6g} to {total:.6g}, above the limit of {max_epsilon:.6g} "
-                    f"(unit {charge.unit}, delta {delta:.3g})"
+                    f"would raise what one example is exposed to from epsilon {spent:.6g} to {total:.6g}, above the "
+                    f"limit of {max_epsilon:.6g} (unit {charge.unit}, delta {delta:.3g})"
                 )
             line = _line(charge, self.merchant, entries[-1].check if entries else "")
+            make_folder(_newest(self.path).parent)
+            write_atomic(_newest(self.path), line, private=True)
             write_atomic(self.path, content + line, private=True)
         return total
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries, oldest first. Raises LedgerError if the ledger is torn, edited or another merchant's."""
-        return _verified(_content(self.path), self.path, self.merchant)
+        """All entries, oldest first. Raises LedgerError if the ledger is torn, edited, an older copy or another
+        merchant's."""
+        return _recovered(self.path, self.merchant)[0]
 
-    def epsilon(self, unit: Unit, delta: float | None = None, accountant: Accountant = "rdp") -> float:
+    def epsilon(self, unit: Unit, delta: float | None = None, accountant: Accountant = "pld") -> float:
         """What has been spent within ``unit``, at ``delta`` or else the smallest of its entries' own; 0 if nothing."""
         charges = (entry.charge for entry in self.entries() if entry.charge.unit == unit)
         return composed(charges, delta, accountant)
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Hold a draw whose number is found in the ledger before it is charged against all other such draws."""
-        with self._locked("draw"):
-            yield
-
-    @contextmanager
-    def _locked(self, what: str = "lock") -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Hold the ledger against all other threads and processes; the lock ends with the process that holds it."""
         make_folder(self.path.parent)
-        descriptor = os.open(self.path.with_name(f".{self.path.name}.{what}"), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -186,11 +207,43 @@ class Ledgers:
 
 
 def read_ledger(path: Path) -> tuple[Entry, ...]:
-    """The entries of the ledger at ``path``, at least one. Raises LedgerError if it is missing, torn or edited."""
-    content = _content(path)
-    if not content:
+    """The entries of the ledger at ``path``, at least one. Raises LedgerError if it is missing, torn, edited or an
+    older copy."""
+    entries = _recovered(path, None)[0]
+    if not entries:
         raise LedgerError(f"there is no ledger at {path}")
-    return _verified(content, path, None)
+    return entries
+
+
+def _recovered(path: Path, merchant: str | None) -> tuple[tuple[Entry, ...], bytes]:
+    """All entries and the file's bytes, with the newest line, which a crash may have kept out of the file."""
+    newest = _content(_newest(path))  # before the ledger: what is charged meanwhile is in the ledger only
+    content = _content(path)
+    entries = _verified(content, path, merchant)
+    if not newest:
+        return entries, content
+    line, _, rest = newest.partition(b"\n")
+    found = _LINE.fullmatch(line)
+    if not found or rest:
+        raise _damaged(_newest(path), 1, "this is no ledger entry")
+    check = found[2].decode()
+    if any(entry.check == check for entry in entries):
+        return entries, content
+    if _check(entries[-1].check if entries else "", found[1] + b"}") == check:
+        return _verified(content + newest, path, merchant), content + newest
+    raise LedgerError(
+        f"{path} is an older copy, or lines were cut off its end: it lacks the newest entry, which is in "
+        f"{_newest(path)}. What was charged since would be forgotten, so this merchant must not spend more: put "
+        "the newest copy back, or begin with an empty folder of ledgers and a max_epsilon that is lower by what may "
+        "have been spent"
+    )
+
+
+def _newest(path: Path) -> Path:
+    """The file that holds a ledger's newest line, in a folder beside the ledgers', so that it is not put back with
+    them."""
+    folder = path.absolute().parent
+    return folder.with_name(f"{folder.name}.newest") / path.name
 
 
 def _content(path: Path) -> bytes:

@@ -6,6 +6,7 @@ the norms of the updates (Andrew et al., "Differentially private learning with a
 algorithm 1). What it promises holds if every merchant takes part in a round by a coin of its own (Poisson sampling).
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
-from fed_distill.runtime import seeds
-from fed_distill.runtime.seeds import Randomness
+from fed_distill.privacy.dp_sgd import add_noise
+from fed_distill.runtime.seeds import Keystream, Randomness
 from fed_distill.transport.messages import PartialWeights, Uplink, Weights
 
 
@@ -29,7 +30,7 @@ def merchant_spend(noise_multiplier: float, participation: float, rounds: int) -
 
 
 def merchant_noise(
-    target_epsilon: float, delta: float, participation: float, rounds: int, accountant: Accountant = "rdp"
+    target_epsilon: float, delta: float, participation: float, rounds: int, accountant: Accountant = "pld"
 ) -> float:
     """The least noise multiplier with which ``rounds`` rounds stay within ``target_epsilon``, by ``noise_for``."""
     return noise_for(target_epsilon, delta, participation, rounds, accountant=accountant)
@@ -92,9 +93,11 @@ class PrivateMean:
 
     noise_multiplier: standard deviation of the noise on the sum in units of the norm (z); 0 clips without noise.
     expected_merchants: of a round, q M: participation times the number of all merchants. clip_norm: largest L2 norm of
-    a merchant's update over all weights jointly (C), at the start if it is adaptive. randomness: (run seed, then what
-    tells this federation from all others). frozen: names of weights that nobody trains. padded: names of tables whose
-    row 0 is padding, which nobody trains either. adaptive: how the norm changes; None for not at all.
+    a merchant's update over all weights jointly (C), at the start if it is adaptive. randomness: the server's secret,
+    or in a simulation the run's seed, then what names this federation. frozen: names of weights that nobody trains.
+    padded: names of tables whose row 0 is padding, which nobody trains either. adaptive: how the norm changes; None for
+    not at all. exact: whether the noise also depends on every bit of what it is added to, so that two sums never share
+    it. In a simulation, where sums may be rounded otherwise when it is run again, it depends on who took part instead.
     Raises ValueError for impossible numbers, ConfigError if the norm cannot adapt within the noise.
     """
 
@@ -105,6 +108,7 @@ class PrivateMean:
     frozen: frozenset[str] = frozenset()
     padded: frozenset[str] = frozenset()
     adaptive: QuantileClipping | None = None
+    exact: bool = True
     _norm: float = field(init=False, repr=False)
     _rounds: int = field(default=0, init=False, repr=False)
 
@@ -129,9 +133,9 @@ class PrivateMean:
         total = _ClippedSum(current, self._trained(current), self.padded, self._norm)
         for uplink in uplinks:
             total.add(uplink)
-        noise = seeds.torch_stream(*self.randomness, self._rounds + 1)
-        surplus = total.surplus + self._count_noise * float(torch.randn((), generator=noise, dtype=torch.float64))
-        moved = {name: self._moved(current[name], change, name, noise) for name, change in total.sums.items()}
+        stream = Keystream(*self.randomness, "merchant noise", self._rounds + 1, self._digest(total))
+        surplus = float(add_noise(torch.tensor([total.surplus], dtype=torch.float64), self._count_noise, stream))
+        moved = {name: self._moved(current[name], change, name, stream) for name, change in total.sums.items()}
         if self.adaptive is not None:
             self._norm = self.adaptive.next_norm(self._norm, surplus, self.expected_merchants)
         self._rounds += 1
@@ -149,26 +153,37 @@ class PrivateMean:
         """Sorted, so that noise and norms do not depend on the order in which a checkpoint lists weights."""
         return sorted(name for name, value in current.items() if value.is_floating_point() and name not in self.frozen)
 
-    def _moved(self, current: Tensor, change: Tensor, name: str, generator: torch.Generator) -> Tensor:
-        """``current`` moved by its noised mean update; ``change``, the sum of updates, is overwritten."""
-        if self._update_noise:
-            noise = torch.randn(change.shape, generator=generator, dtype=torch.float64)
-            if name in self.padded:
-                noise[0] = 0.0
-            change.add_(noise, alpha=self._update_noise * self._norm)
-        return change.div_(self.expected_merchants).add_(current).to(current.dtype)
+    def _digest(self, total: "_ClippedSum") -> bytes:
+        """Of what the noise of this round depends on, beside its name."""
+        hashed = hashlib.sha256(repr((self.noise_multiplier, self.expected_merchants, self._norm)).encode())
+        if not self.exact:
+            hashed.update(repr(total.merchants).encode())
+            return hashed.digest()
+        hashed.update(repr(total.surplus).encode())
+        for name, value in total.sums.items():
+            hashed.update(f"{name} {list(value.shape)}".encode())
+            hashed.update(value.numpy().data)
+        return hashed.digest()
+
+    def _moved(self, current: Tensor, change: Tensor, name: str, stream: Keystream) -> Tensor:
+        """``current`` moved by its noised mean update, of which ``change`` is the sum of updates."""
+        noised = add_noise(change, self._update_noise * self._norm, stream)
+        if name in self.padded:
+            noised[0] = change[0]
+        return noised.div_(self.expected_merchants).add_(current).to(current.dtype)
 
 
 class _ClippedSum:
     """The sum of merchants' updates, each scaled down to L2 norm ``norm`` over the weights ``names`` jointly.
 
     Memory is that of one student in float64 and one update, however many merchants there are. ``surplus`` is what
-    ``QuantileClipping.next_norm`` asks for, without noise.
+    ``QuantileClipping.next_norm`` asks for, without noise. ``merchants``: whose updates are in the sum.
     """
 
     def __init__(self, current: Weights, names: Iterable[str], padded: frozenset[str], norm: float) -> None:
         self.sums = {name: torch.zeros_like(current[name], dtype=torch.float64) for name in names}
         self.surplus = 0.0
+        self.merchants: list[str] = []
         self._current, self._padded, self._norm = current, padded, norm
 
     def add(self, uplink: Uplink) -> None:
@@ -186,6 +201,7 @@ class _ClippedSum:
                 self.sums[name].add_(change, alpha=scale)
             else:
                 self.sums[name].index_add_(0, rows, change, alpha=scale)
+        self.merchants.append(uplink.merchant)
         self.surplus += 0.5 if norm <= self._norm else -0.5
 
     def _change(self, name: str, sent: PartialWeights) -> Tensor:

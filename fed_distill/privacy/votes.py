@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon, noise_for
+from fed_distill.runtime.seeds import Keystream
 
 NO_ANSWER = -1
 """The answer to an example on which too few merchants agree."""
@@ -45,15 +46,15 @@ class VoteMechanism:
         if not math.isfinite(self.threshold) or self.max_answers < 1:
             raise ValueError("votes need a finite threshold and max_answers of at least 1")
 
-    def answers(self, histogram: Tensor, generator: torch.Generator) -> Tensor:
+    def answers(self, histogram: Tensor, stream: Keystream) -> Tensor:
         """Labels int64 ``[queries]`` from votes ``[queries, classes]``; ``NO_ANSWER`` without a consensus.
 
         After ``max_answers`` answers, in the order of the queries, nothing more is answered.
         """
         votes = histogram.double()
         queries = len(votes)
-        doubt = torch.randn(queries, generator=generator, dtype=torch.float64) * self.threshold_noise
-        noise = torch.randn(votes.shape, generator=generator, dtype=torch.float64) * self.answer_noise
+        doubt = stream.normal(queries) * self.threshold_noise
+        noise = stream.normal(*votes.shape) * self.answer_noise
         agreed = votes.amax(dim=-1) + doubt >= self.threshold
         answered = agreed & (agreed.cumsum(0) <= self.max_answers)
         return torch.where(answered, plurality(votes + noise), NO_ANSWER)
@@ -85,7 +86,7 @@ def calibrated(
     consensus: float,
     ratio: float,
     rounds: int = 1,
-    accountant: Accountant = "rdp",
+    accountant: Accountant = "pld",
 ) -> VoteMechanism:
     """The mechanism with the least noise whose ``vote_spends`` over all rounds stay within ``target_epsilon``.
 

@@ -102,22 +102,18 @@ class RunStore:
         """All lines of ``metrics.jsonl``."""
         return read_records(self.folder)
 
-    def rewind(self, seed: int, federation: str, round: int) -> None:
-        """Cut a federation's lines after the given round of the given seed, the point at which it resumes.
+    def rewind(self, seed: int, federation: str, round: int) -> bool:
+        """Cut a federation's lines after the given round of the given seed, the point at which it resumes; returns
+        whether that round's own line is there, as it always is for round 0, which is before the first one.
 
-        Lines of other federations stay: one that is finished writes none again. Round 0 is before the first one.
-        CheckpointError if the round's own line is not there.
+        Lines of other federations stay: one that is finished writes none again.
         """
         records = self.records()
         unit = [line for line in records if (line["seed"], line["federation"]) == (seed, federation)]
-        if round > 0 and all(line["round"] != round for line in unit):
-            raise CheckpointError(
-                f"{self.folder / METRICS} has no line for round {round} of {federation}, seed {seed}: "
-                "the run is damaged; start again with another --name"
-            )
         kept = [line for line in records if line not in unit or line["round"] <= round]
         if len(kept) < len(records):
             self._write_records(kept)
+        return round == 0 or any(line["round"] == round for line in unit)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write ``summary.json``; TrainingError naming the key of a number that is not finite."""

@@ -15,10 +15,16 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import InMemoryGrid
 
 SERVER_NODE = 1
 CLIENT_APP_CRASHED = 2
 _RUN = 1
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Whether all sites behind ``grid`` are made up on this machine: by this runtime, or by Flower's own simulation."""
+    return isinstance(grid, LocalGrid | InMemoryGrid)
 
 
 class LocalGrid(Grid):

@@ -17,10 +17,12 @@ from pathlib import Path
 from fed_distill.data.examples import FederatedData, MerchantData, Task
 from fed_distill.data.splits import PARTS
 from fed_distill.errors import ConfigError, FedDistillError
+from fed_distill.privacy.secret import write_private
 from fed_distill.results.files import write_atomic
 from fed_distill.results.versions import versions
 from fed_distill.sites import templates
-from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key, write_private
+from fed_distill.sites.allowance import Allowance, allowance
+from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
 from fed_distill.sites.public_part import PublicPart
 
 ADDRESS = "address"
@@ -34,8 +36,9 @@ class Deployment:
     """The operator's folder.
 
     methods: that sites allow unless they say otherwise. dealt: task of the tables that sites get by ``deal``; None if
-    they bring their own. overwrite: write files anew that are there, keys and certificates aside. written, kept: which
-    files these were so far. aside: copies of those that people fill in, and that were written anew.
+    they bring their own. allowed: what each merchant's limits are written to allow. overwrite: write files anew that
+    are there, keys and certificates aside. written, kept: which files these were so far. aside: copies of those that
+    people fill in, and that were written anew.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class Deployment:
     port: int
     methods: Sequence[str]
     dealt: Task | None = None
+    allowed: Allowance = field(default_factory=lambda: allowance(None))
     overwrite: bool = False
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
@@ -149,6 +153,12 @@ class Deployment:
             "ports": "",
             "versions": "\n".join(f'{package} = "{number}"' for package, number in versions().items()),
             "methods": ", ".join(json.dumps(method) for method in self.methods),
+            "experiment": self.allowed.what,
+            "allowed": self.allowed.in_words,
+            "units": ", ".join(json.dumps(unit) for unit in self.allowed.units),
+            "units_note": self.allowed.units_note,
+            "max_epsilon": str(self.allowed.max_epsilon),
+            "epsilon_note": self.allowed.epsilon_note,
             "data": "data.jsonl" if named else "data.csv",
             "secret": f"# {_SECRET}" if named else _SECRET,
             "part": _PART if named else f"# {_PART}",

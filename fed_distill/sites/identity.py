@@ -5,8 +5,6 @@ authentication asks for: elliptic curve keys on P-384 in OpenSSH's format. Priva
 """
 
 import ipaddress
-import os
-import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fed_distill.errors import ConfigError
+from fed_distill.privacy.secret import write_private
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397
@@ -120,27 +119,6 @@ def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that nobody but its owner may read, not even for an instant; an existing one is replaced."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def make_secret(path: Path) -> None:
-    """Write 256 random bits as hexadecimal digits, for their owner alone; a file that is there by now is left alone."""
-    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    write_private(made, f"{secrets.token_hex(32)}\n".encode())
-    try:
-        os.link(made, path)  # all of it at once, and never over another process's
-    except FileExistsError:
-        pass
-    finally:
-        made.unlink()
 
 
 def _dated(now: datetime | None, days: int) -> x509.CertificateBuilder:

@@ -20,7 +20,7 @@ TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
 ANSWER = "answer"
 """Record of a reply that says ``to`` what request (``TrainRequest.title``): an old reply is no answer to a new one."""
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of what servers and sites say to each other: requests, uplinks, refusals. Both must have the same."""
 
 Cause = Literal["fault", "budget", "hours", "late", "absent"]
@@ -37,6 +37,8 @@ class TrainRequest:
     merchants of the federation. learning_rate: of this round. test: whether each merchant also measures its trained
     student on its own test set. known: the round of which the server has each one's soft labels, 0 for none; empty
     where these are not cached. proxy: which of a site's proxy examples are used, as bits (``packed``); empty for all.
+    federation: names the very federation that the request is of, in a private arm: a resumed one has the same name, and
+    one that has other settings or data, or that is run again, another.
     """
 
     arm: str
@@ -50,6 +52,7 @@ class TrainRequest:
     test: bool = False
     known: tuple[int, ...] = ()
     proxy: bytes = b""
+    federation: str = ""
 
     def title(self, round: int) -> str:
         """What its answers in ``round`` must say that they answer."""
@@ -103,6 +106,7 @@ class TrainRequest:
                 "test": self.test,
                 **({"known": list(self.known)} if self.known else {}),
                 **({"proxy": self.proxy} if self.proxy else {}),
+                **({"federation": self.federation} if self.federation else {}),
             }
         )
 
@@ -135,10 +139,17 @@ class TrainRequest:
             test=values["test"],
             known=tuple(values.get("known", ())),
             proxy=values.get("proxy", b""),
+            federation=values.get("federation", ""),
         )
 
 
-_SINGLE = {"arm": str, "seed": int, "population": int, "learning_rate": float, "test": bool, "proxy": bytes}
+_SINGLE = {
+    **dict.fromkeys(("arm", "federation"), str),
+    **dict.fromkeys(("seed", "population"), int),
+    "learning_rate": float,
+    "test": bool,
+    "proxy": bytes,
+}
 _SEVERAL = {
     **dict.fromkeys(("merchants", "students", "blueprint_names", "blueprints"), str),
     **dict.fromkeys(("rounds", "known"), int),
