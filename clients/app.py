@@ -161,7 +161,7 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         request = TrainRequest.from_record(content.config_records["request"])
         weights = decode_downlink(content).weights
         assert weights is not None
-        counts = site_of(context).evaluate(weights, request.merchants, request.blueprints[request.students[0]])
+        counts = site_of(context).evaluate(request, weights)
         record = MetricRecord({merchant: [right, count] for merchant, (right, count) in counts.items()})
         return Message(RecordDict({"counts": record}), reply_to=message)
 

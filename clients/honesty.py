@@ -1,6 +1,8 @@
 """What no honest server asks of a merchant: numbers so large that the answer could tell one example from another."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
 
 from fed_distill.errors import TrainingError
 from fed_distill.transport.messages import Downlink, Weights
@@ -20,10 +22,15 @@ def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, We
     sent += [] if down.class_means is None else [down.class_means.probabilities]
     if down.round < 1:
         raise TrainingError(f"a downlink of round {down.round}: the first one is 1")
-    for value in sent:
-        if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
-            raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")
+    check_values(sent)
     if not 0.0 <= request.learning_rate <= LARGEST_RATE:
         raise TrainingError(f"a learning rate of {request.learning_rate}, not from 0 to {LARGEST_RATE:g}")
     if request.population < 1 or any(rounds < 1 for rounds in request.rounds):
         raise TrainingError("a request without a positive number of merchants and of each one's rounds")
+
+
+def check_values(sent: Iterable[Tensor]) -> None:
+    """Raise TrainingError unless all values that the server has sent are finite and of a usual size."""
+    for value in sent:
+        if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
+            raise TrainingError(f"a downlink with values that are not finite, or beyond {LARGEST_WEIGHT:g}")

@@ -1,7 +1,8 @@
 """A site's own rules, which win over whatever the server asks: what it takes part in, and its merchants' privacy.
 
 A TOML file of the site's: ``[rules]`` for the site as a whole, ``[default]`` for the privacy of all of its merchants,
-``[merchants."NAME"]`` for who wants other limits.
+``[merchants."NAME"]`` for who wants other limits. What a file leaves out is closed: nothing unprotected is computed and
+no test score is told unless the file names it. A simulation, which has no file, allows everything (``OPEN``).
 """
 
 from collections.abc import Mapping
@@ -15,15 +16,18 @@ from fed_distill.config import PositiveFloat, PositiveInt
 from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed, NotNow
 from fed_distill.toml import first_problem, read_toml
 
-Unit = Literal["none", "example", "merchant", "vote"]
+Unit = Literal["none", "example", "group", "merchant", "vote"]
+PROTECTED: tuple[Unit, ...] = tuple(unit for unit in get_args(Unit) if unit != "none")
+"""What a merchant takes part in if its limits name no units."""
 
 
 class Limit(BaseModel):
     """What one merchant allows.
 
-    max_epsilon: of all its releases together, for each privacy unit; None for no limit. max_delta: of any promise; None
-    for what is below one over the number of members of the unit, which always holds. min_noise: least noise multiplier
-    of a private step. units: what it takes part in; ``none`` is training without privacy.
+    max_epsilon: bound on what one of its examples is exposed to by all its releases together, of every privacy unit;
+    None for no limit. max_delta: of any promise; None for what is below one over the number of members of the unit,
+    which always holds. min_noise: least noise multiplier of a private step. units: what it takes part in; ``none`` is
+    training without privacy, which must be named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,7 +35,7 @@ class Limit(BaseModel):
     max_epsilon: PositiveFloat | None = None
     max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     min_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    units: tuple[Unit, ...] = get_args(Unit)
+    units: tuple[Unit, ...] = PROTECTED
 
     def check_unit(self, merchant: str, unit: str) -> None:
         """Raise BudgetExceeded unless the merchant takes part in what is protected by ``unit``."""
@@ -63,8 +67,8 @@ class Rules(BaseModel):
     methods: names as in ``federation.method``; None for any. max_rounds: rounds of one federation, as
     planned and as counted by the server, so that it keeps a server from asking too much and not from lying: that takes
     ``units`` without ``none``, and ``max_epsilon``. max_update_mib: size of one merchant's serialized uplink. hours: of
-    the day in which it trains, in the site's local time, such as ``"22:00-06:00"``; None for always. scores: whether
-    the server is told how many of a merchant's own test examples a student has right, which is exact.
+    the day in which it answers, in the site's local time, such as ``"22:00-06:00"``; None for always. scores: whether
+    the server is told how many of a merchant's own test examples a student has right, a number without noise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,7 +77,7 @@ class Rules(BaseModel):
     max_rounds: PositiveInt | None = None
     max_update_mib: PositiveFloat | None = None
     hours: str | None = None
-    scores: bool = True
+    scores: bool = False
 
     @field_validator("hours")
     @classmethod
@@ -87,10 +91,10 @@ class Rules(BaseModel):
                 raise ValueError(f"{hours!r} begins when it ends: leave hours out to allow all of the day")
         return hours
 
-    def check(self, method: str, rounds: int, now: time) -> None:
+    def check(self, method: str | None, rounds: int, now: time) -> None:
         """Raise NotAllowed, naming the rule, for a request of one of ``rounds`` rounds of a federation; NotNow if it is
-        the hour."""
-        if self.methods is not None and method not in self.methods:
+        the hour. ``method``: None for a request that is of no federation."""
+        if self.methods is not None and method is not None and method not in self.methods:
             raise NotAllowed(f"rule methods: {', '.join(self.methods) or 'none'}, not {method!r}")
         if self.max_rounds is not None and rounds > self.max_rounds:
             raise NotAllowed(f"rule max_rounds: {self.max_rounds} in a federation, not {rounds}")
@@ -99,6 +103,11 @@ class Rules(BaseModel):
             inside = begin <= now < end if begin < end else now >= begin or now < end
             if not inside:
                 raise NotNow(f"rule hours: {self.hours}, and it is {now:%H:%M} there")
+
+    def check_scores(self) -> None:
+        """Raise NotAllowed unless test scores may be told."""
+        if not self.scores:
+            raise NotAllowed("rule scores: how many test examples are right is not told; scores = true allows it")
 
     def check_size(self, size: int) -> None:
         """Raise NotAllowed for an uplink of ``size`` bytes that is too large."""
@@ -121,13 +130,18 @@ class Limits(BaseModel):
 
     @classmethod
     def read(cls, path: Path | None) -> Self:
-        """Read the file at ``path``, or allow everything if it is None; ConfigError naming the first wrong key."""
+        """Read the file at ``path``; None, in a simulation, allows everything. ConfigError naming the first wrong
+        key."""
         if path is None:
-            return cls()
+            return cls(rules=OPEN.rules, default=OPEN.default)
         try:
             return cls.model_validate(read_toml(path, "the limits in"))
         except ValidationError as error:
             raise ConfigError(f"{path}: {first_problem(error)}") from error
+
+
+OPEN = Limits(rules=Rules(scores=True), default=Limit(units=get_args(Unit)))
+"""Allows everything: for a simulation, whose data are on one machine and in one hand."""
 
 
 def _times(hours: str) -> tuple[time, time]:

@@ -22,11 +22,10 @@ from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.observing.endpoint import library
 from fed_distill.observing.logs import Style
-from fed_distill.sites.identity import make_secret
+from fed_distill.privacy.secret import read_secret
 from fed_distill.sites.public_part import PublicPart
 from fed_distill.toml import first_problem, read_toml
 
-_SHORTEST_SECRET = 32
 _log = logging.getLogger(__name__)
 
 
@@ -120,16 +119,7 @@ class Manifest(_Table):
         """
         if self.secret is None:
             return ""
-        path = self.folder / self.secret
-        try:
-            if not path.exists():
-                make_secret(path)
-            found = path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the secret {path}: {error}") from error
-        if len(found) < _SHORTEST_SECRET:
-            raise ConfigError(f"{path} has {len(found)} characters, and a secret has {_SHORTEST_SECRET} or more")
-        return found
+        return read_secret(self.folder / self.secret)
 
     def public_part(self) -> PublicPart:
         """The task and the proxy set that the operator has handed out."""

@@ -190,12 +190,12 @@ class Protection:
         """How many members the merchant has, with noise that depends on nothing but their number: drawn and charged
         once a federation."""
         noise, merchant = self.experiment.privacy.size_noise, learner.name
-        limit, members = self.limits.of(merchant), _members(learner)
+        limit, members = self.limits.of(merchant), learner.members()
         limit.check_noise(merchant, noise)
         digest = fingerprint(members=members, noise=noise)
         place = request.arm, merchant, "size noise", digest
         drawn = float(Keystream(self.own_randomness(request.seed), *place).normal(1))
-        size = max(1, round(members + noise * drawn))
+        size = _rounded(max(1, round(members + noise * drawn)))
         limit.check_delta(merchant, self._delta(size), size)
         self._charge(request, merchant, "size", 0, digest, (Spend(noise, 1.0, 1),), self._delta(size))
         return size
@@ -265,9 +265,11 @@ class Protection:
             )
 
 
-def _members(learner: Learner) -> int:
-    """How many members of the privacy unit a merchant trains on: groups, or single examples."""
-    return learner.examples() if learner.groups is None else int(learner.groups.max()) + 1
+def _rounded(size: int) -> int:
+    """A noised size to five binary digits, at most 3.1 % off: there are few sizes then, and so few noise multipliers to
+    be found."""
+    step: int = 1 << max(0, size.bit_length() - 5)
+    return round(size / step) * step
 
 
 class Digests:

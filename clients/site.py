@@ -5,7 +5,7 @@ from the server as a request.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -272,8 +272,7 @@ class Site:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
-        if request.test and self._tells_scores(uplink.merchant, request):
-            self.tally.scored += 1
+        if request.test and self._scorable(request, [uplink.merchant]):
             right, count = self.holdings.count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         uplink = replace(uplink, metrics=metrics)
@@ -312,12 +311,11 @@ class Site:
         Checked as a request to train is: TrainingError for weights that no honest server sends.
         """
         check_values(weights.values())
-        merchants = [merchant for merchant in request.merchants if self._tells_scores(merchant, request)]
+        merchants = self._scorable(request, request.merchants)
         if not merchants:
             return {}
         student = self.holdings.student(request.global_blueprint)
         student.load_state_dict(dict(weights))
-        self.tally.scored += len(merchants)
         return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
 
     def _trainer(self, arm: str) -> Trainer:
@@ -327,26 +325,34 @@ class Site:
             self._trainers[config] = build_trainer(config, self.experiment.runtime)
         return self._trainers[config]
 
-    def _tells_scores(self, merchant: str, request: TrainRequest) -> bool:
-        """Whether the server is told the merchant's test scores, which have no noise; if not, the log says why.
+    def _scorable(self, request: TrainRequest, merchants: Sequence[str]) -> list[str]:
+        """Those of ``merchants`` whose test scores, which have no noise, the server is told; why others' are not is in
+        the log.
 
-        It is if the experiment asks for them, the site's rules allow them now, and the merchant takes part in what is
-        protected as the experiment is: by a student made for it, scores can tell of single examples.
+        They are told if the experiment asks for them, the site's rules allow them now, and the merchant takes part in
+        what is protected as the experiment is: by a student made for it, scores can tell of single examples.
         """
         if not self.experiment.tells_scores:
-            return False
-        arms, limits = self.experiment.arms(), self.protection.limits
+            return []
+        arms, limits, unit = self.experiment.arms(), self.protection.limits, self.experiment.privacy.unit
         method = arms[request.arm].method if request.arm in arms else None  # none of what the server trains alone
         try:
             limits.rules.check_scores()
             limits.rules.check(method, 1, self.protection.clock().time())
-            limits.of(merchant).check_unit(merchant, self.experiment.privacy.unit)
-        except FedDistillError as error:
-            self.tally.refused[rule_of(error)] += 1
-            with observed(merchant=merchant):
-                _log.info("%s is not scored: %s", request.arm, error)
-            return False
-        return True
+        except NotAllowed as error:
+            _log.info("no test score of %s is told: %s", request.arm, error)
+            self.tally.refused[rule_of(error)] += len(merchants)
+            return []
+        told = []
+        for merchant in merchants:
+            try:
+                limits.of(merchant).check_unit(merchant, unit)
+                told.append(merchant)
+            except BudgetExceeded as error:
+                _log.info("its test score of %s is not told: %s", request.arm, error)
+                self.tally.refused[rule_of(error)] += 1
+        self.tally.scored += len(told)
+        return told
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,8 @@ from fed_distill.privacy.attacks.label_shares import (
 from fed_distill.privacy.attacks.roc import FloatArray
 from fed_distill.privacy.attacks.shadows import Recipe
 from fed_distill.privacy.attacks.victim import Predictor, predictor, trained_without
-from fed_distill.privacy.central import MOST_DELTA
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.privacy.ledger import Ledgers
+from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
 from fed_distill.results.files import as_file_name
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
@@ -59,6 +58,7 @@ from server.schooling import School
 from server.sites import Sites
 from server.students import ServerTraining
 from server.teaching import Teaching, prepare_teacher
+from server.white_box import WhiteBox
 
 CANARY_DELTA = 1e-5
 """Delta at which the canaries' bound and the accountant are compared: at n^-1.1 the bound is nearly blind."""
@@ -89,6 +89,8 @@ class Auditing:
         victim = trained_without(self._released, predictor(self.student, self.start), members, self.experiment.seed)
         self.callbacks.on_stage("audit: canaries", None)
         found, epsilon = self._canaries(canaries)
+        self.callbacks.on_stage("audit: white box", None)
+        white_box = WhiteBox(self.folder, self.experiment, len(self.data.merchants), len(self.data.proxy)).run()
         self.callbacks.on_stage("audit: label shares", None)
         shares = self._label_shares(title)
         self.callbacks.on_stage("audit: shadow students", None)
@@ -100,6 +102,7 @@ class Auditing:
             shadows=shadows,
             canaries=found,
             label_shares=shares,
+            white_box=white_box,
             progress=lambda done, total: self.callbacks.on_step(done, {"steps": total}),
         )
         return result, epsilon
@@ -141,12 +144,12 @@ class Auditing:
         """That, and what ``merchant`` has paid at ``CANARY_DELTA``; 0 for none."""
         data = regrouped(self.data, examples)
         with self._federation(data) as federation:
-            progress = federate(federation, lambda record: None, lambda round: None)
+            progress = federate(federation, lambda record: None, lambda round: True)
             spent = 0.0
-            if merchant and federation.unit == "example":
+            if merchant and self._unit in AT_MERCHANTS:
                 arm, seed = federation.arm, federation.seed
                 ledgers = federation.checkpoint.parent.parent / "ledgers" / f"seed-{seed}" / as_file_name(arm)
-                spent = Ledgers(ledgers).of(merchant).epsilon("example", CANARY_DELTA, federation.privacy.accountant)
+                spent = Ledgers(ledgers).of(merchant).epsilon(self._unit, CANARY_DELTA, federation.privacy.accountant)
         return predictor(self.student, progress.state.weights), spent
 
     def _canaries(self, count: int) -> tuple[CanaryAudit, float | None]:
@@ -170,7 +173,7 @@ class Auditing:
             delta=CANARY_DELTA,
             seed=self.experiment.seed,
         )
-        return found, spent[0] if self._unit == "example" else None
+        return found, spent[0] if self._unit in AT_MERCHANTS else None
 
     def _label_shares(self, title: str) -> ShareInference:
         """Guess each merchant's shares of the classes from what it sends in the first round."""
@@ -215,15 +218,13 @@ class Auditing:
         phase = Phase(hard_labels(), epochs=epochs)
         batch_size = config.batch_size or self.experiment.training.batch_size
         privacy = None
-        if self._unit == "example":
+        if self._unit in AT_MERCHANTS:
             if config.noise_multiplier is not None:
                 noise = config.noise_multiplier
             else:
                 assert config.epsilon is not None
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
-                noise = noise_for(
-                    config.epsilon, min(default_delta(examples), MOST_DELTA), rate, steps, (), config.accountant
-                )
+                noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
             privacy = ExampleDP.configured(config, noise)
         training = self.experiment.training_of(federation.title)
         trainer = build_trainer(training, self.experiment.runtime)
@@ -265,6 +266,7 @@ class Auditing:
                 teacher=LearningTeacher(self.teaching.teacher, experiment.teacher.learning_rate),
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),
+                identity="" if self._unit == "none" else "audit",
             )
         finally:
             shutil.rmtree(scratch)

@@ -320,12 +320,21 @@ def _spent(node: int, records: Mapping[str, MetricRecord], hosted: int) -> Spent
     """What a site tells of the ledgers of its ``hosted`` merchants, or that it tells nothing that could be believed."""
     try:
         told = {name: float(str(value)) for name, value in records["spent"].items()}
-        if not all(value >= 0.0 and (name == "epsilon" or math.isfinite(value)) for name, value in told.items()):
+        bounded = {name: value for name, value in told.items() if not name.startswith("epsilon")}
+        if not all(value >= 0.0 for value in told.values()) or not all(map(math.isfinite, bounded.values())):
             raise ValueError("a number that is none, negative or without end")
         merchants = int(told["merchants"])
         if merchants != told["merchants"] or not merchants <= hosted or told["delta"] > 1.0:
             raise ValueError(f"{told['merchants']:g} of {hosted} merchants, and delta = {told['delta']:g}")
-        return Spent(merchants, told["epsilon"], told["delta"], told["noise_least"], told["noise_most"])
+        return Spent(
+            merchants,
+            told["epsilon"],
+            told["delta"],
+            told["noise_least"],
+            told["noise_most"],
+            epsilon_5=told["epsilon_5"],
+            epsilon_6=told["epsilon_6"],
+        )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         _log.warning("what site %d tells of its ledgers cannot be read: %s", node, readable(str(error)))
         return Spent(untold=1)

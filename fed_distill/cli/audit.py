@@ -57,6 +57,7 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
     result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
     found = {**result.to_json(), "epsilon_of_accountant": None if epsilon is None else bounded(epsilon)}
     brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}
+    brief["white_box"] = None if result.white_box is None else result.white_box.brief()
     brief["asked"] = {"shadows": shadows, "canaries": canaries}
     brief["attacks"] = {name: attack["auc"] for name, attack in found["attacks"].items()}
     brief["label_shares"] = {key: found["label_shares"][key] for key in ("error", "baseline")}
@@ -96,6 +97,18 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_row(
         "canaries", bound, f"δ = {found['delta']:g}", "promised", "–" if promised is None else f"{promised:.2f}"
     )
+    white_box = found["white_box"]
+    for name, key in (("white box, Steinke", "steinke"), ("white box, f-DP", "f_dp")) if white_box else ():
+        promised = white_box["promised"]
+        table.add_row(
+            name,
+            f"ε is at least {white_box[key]['epsilon']:.2f}",
+            f"δ = {white_box['delta']:g}",
+            f"promised to one {white_box['unit']}",
+            "–" if promised is None else f"{promised:.2f}",
+        )
+    if white_box and white_box["exceeded"]:
+        table.add_row("WARNING", "more than was promised", "", "", "")
     shares = found["label_shares"]
     table.add_row("label shares", f"off by {shares['error']:.3f}", "", "by guessing", f"{shares['baseline']:.3f}")
     return table

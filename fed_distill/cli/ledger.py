@@ -29,24 +29,24 @@ Place = Annotated[
 class Composition(StrEnum):
     """The accountants as the command line offers them."""
 
+    PLD = "pld"
     RDP = "rdp"
-    PRV = "prv"
 
 
-@ledger_app.command(epilog="Example: fed-distill ledger show ledgers --merchant acme --accountant prv")
+@ledger_app.command(epilog="Example: fed-distill ledger show ledgers --merchant acme --accountant rdp")
 def show(
     place: Place,
     merchant: Annotated[str | None, typer.Option(help="this merchant only")] = None,
     accountant: Annotated[
-        Composition, typer.Option(help="how releases are composed: prv is closer and slower")
-    ] = Composition.RDP,
+        Composition, typer.Option(help="how releases are composed: pld is closer, rdp faster")
+    ] = Composition.PLD,
 ) -> None:
     """Print the epsilon that each merchant has spent, by privacy unit."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("merchant", "unit", "entries", "steps", "epsilon", "delta", "last charge"):
         table.add_column(title, justify="left" if title in ("merchant", "unit", "last charge") else "right")
     for path in _files(place, merchant):
-        for cells in _spent(_read(place, path), "prv" if accountant is Composition.PRV else "rdp"):
+        for cells in _spent(_read(place, path), accountant.value):
             table.add_row(*map(escape, cells))
     Console().print(table)
 
@@ -92,7 +92,7 @@ def _read(place: Path, path: Path) -> "tuple[Entry, ...]":
     return read_ledger(path) if path == place else Ledgers(place).read(path)
 
 
-def _spent(entries: "Sequence[Entry]", accountant: Literal["rdp", "prv"]) -> Iterator[tuple[str, ...]]:
+def _spent(entries: "Sequence[Entry]", accountant: Literal["pld", "rdp"]) -> Iterator[tuple[str, ...]]:
     """A row of cells for each unit that the merchant has entries of."""
     from fed_distill.privacy.ledger import composed
 

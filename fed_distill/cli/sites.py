@@ -51,16 +51,20 @@ def init(
     from clients.spread import spread
     from fed_distill.config import Experiment
     from fed_distill.data import load
+    from fed_distill.sites.allowance import allowance
     from fed_distill.sites.checks import counted
     from fed_distill.sites.public_part import PublicPart
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
     if rehearse and experiment is None:
         raise ConfigError("--rehearse deals the data of an experiment: name it with --experiment FILE")
-    data = None if experiment is None else load(Experiment.read(experiment).data)
+    planned = None if experiment is None else Experiment.read(experiment)
+    data = None if planned is None else load(planned.data)
     if rehearse and data is not None and not data.merchants:
         raise ConfigError(f"{experiment} has data.clients = 'elsewhere', so there are no merchants to deal")
     deployment = _deployment(folder, host, port, overwrite, data if rehearse else None)
+    if planned is not None and data is not None:
+        deployment.allowed = allowance(planned, len(data.merchants), len(data.proxy))
     deployment.write(names, renew)
     if data is not None:
         deployment.share(PublicPart(data.task, data.proxy), names)
@@ -132,7 +136,9 @@ def _deployment(
     known = path.read_text(encoding="utf-8").strip() if path.exists() else None
     known_host, _, known_port = (known or "localhost:8000").rpartition(":")
     task = None if dealt is None else dealt.task
-    made = Deployment(folder, host or known_host.strip("[]"), port or int(known_port), tuple(METHODS), task, overwrite)
+    made = Deployment(
+        folder, host or known_host.strip("[]"), port or int(known_port), tuple(METHODS), task, overwrite=overwrite
+    )
     if known is not None and not overwrite and known != made.address:
         raise ConfigError(f"{folder} is of a server at {known}: take another folder, or --overwrite and --renew")
     return made

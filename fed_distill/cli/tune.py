@@ -51,7 +51,7 @@ def tune(
         raise ConfigError("tuning needs the package optuna: pip install 'fed-distill[tune]'")
     from fed_distill.config import parse_setting
     from fed_distill.study.runner import Places
-    from fed_distill.tuning.findings import SPENT, write_findings
+    from fed_distill.tuning.findings import write_findings
     from fed_distill.tuning.space import Tuning
 
     given = Tuning.read(file, dict(parse_setting(text) for text in settings or ()))
@@ -63,8 +63,6 @@ def tune(
     found = write_findings(given, places)
     Console().print(_table(found))
     _conclude(found, places)
-    if given.base.privacy.unit != "none":
-        Console(stderr=True).print(SPENT, highlight=False)
     if found.best is None:
         raise typer.Exit(NOTHING)
 

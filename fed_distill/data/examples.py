@@ -6,10 +6,12 @@ the rows came from.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from fed_distill.errors import DataError
 
 UNLABELED = -1
 
@@ -90,6 +92,21 @@ class Examples:
             groups=np.concatenate([part.groups for part in parts]),
             merchants=tuple(name for part in parts for name in part.merchants),
         )
+
+
+def members(examples: Examples, by: Literal["group", "text", "pair"]) -> npt.NDArray[np.int64]:
+    """Which group each example belongs to, int64 ``[n]``, numbers 0..groups-1 that are all in use.
+
+    by: examples belong together that have the same ``groups`` number, first text or second text. Raise DataError for
+    second texts where the task has none.
+    """
+    if by == "group":
+        return np.unique(examples.groups, return_inverse=True)[1].astype(np.int64)
+    texts = examples.texts if by == "text" else examples.pairs
+    if texts is None:
+        raise DataError('privacy.group = "pair" needs a task with two texts: set it to "group" or "text"')
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
 
 
 @dataclass(frozen=True)

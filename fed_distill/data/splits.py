@@ -13,13 +13,13 @@ a domain that is both is what unsupervised adaptation has: unlabeled texts of wh
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import IntArray, Source
-from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task
+from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task, members
 from fed_distill.data.proxy import proxy_set
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.runtime.seeds import derive, numpy_stream
@@ -232,7 +232,7 @@ def _with_account(
 ) -> FederatedData:
     single = [name for name, merchant in data.merchants.items() if len(np.unique(merchant.train.labels)) < 2]
     if single:
-        LOG.warning("%d merchants have training examples of one class only: %s", len(single), _few(single))
+        LOG.warning("%d merchants have training examples of one class only", len(single))
     if len(np.unique(data.public.labels)) < 2:
         LOG.warning("the public merchants have examples of one class only; a teacher learns nothing from them")
     if data.task.gains is not None and data.ranking_test is None:
@@ -256,6 +256,7 @@ def _with_account(
             "public": {part: len(row_blocks.of(split.public, part)) for part in PARTS},
             "clients": {part: len(row_blocks.of(split.clients, part)) for part in PARTS},
         },
+        "largest_group": {by: _largest_group(data, by) for by in _groupings(data.task)},
         "groups": {part: len(np.unique(source.groups[split.roles == index])) for index, part in enumerate(PARTS)},
         "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
         "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name != "proxy"},
@@ -271,6 +272,16 @@ def _tables(data: FederatedData) -> Iterator[tuple[str, list[Examples]]]:
     yield "train", [merchant.train for merchant in data.merchants.values()]
     yield "valid", [data.valid]
     yield "test", [data.test]
+
+
+def _groupings(task: Task) -> tuple[Literal["group", "text", "pair"], ...]:
+    return ("group", "text", "pair") if task.pair else ("group", "text")
+
+
+def _largest_group(data: FederatedData, by: Literal["group", "text", "pair"]) -> int:
+    """Most training examples of one merchant that belong together (``members``); 0 without merchants."""
+    tables = [merchant.train for merchant in data.merchants.values() if len(merchant.train)]
+    return max((int(np.bincount(members(table, by)).max()) for table in tables), default=0)
 
 
 def class_counts(task: Task, tables: Sequence[Examples]) -> dict[str, int]:
@@ -290,7 +301,3 @@ def _ranking_account(ranking: Ranking | None) -> Mapping[str, float] | None:
         "candidates_per_query": round(len(ranking.queries) / queries, 2),
         "best_grade_per_query": round(int((ranking.examples.labels == 0).sum()) / queries, 2),
     }
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed_distill.errors import BudgetExceeded, FedDistillError, LedgerError, NotAllowed
 from fed_distill.observing.endpoint import as_text, library
-from fed_distill.privacy.ledger import Ledgers, composed
+from fed_distill.privacy.ledger import Ledgers, composed, exposure
 from fed_distill.results.files import read_json, write_atomic
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 COUNTS, TEXT = "counts.json", "fed_distill.prom"
 """Files of the metrics folder: what is added up, and all metrics in Prometheus' text format."""
-RULES = ("budget", "failed", "hours", "max_rounds", "max_update_mib", "methods")
+RULES = ("budget", "failed", "hours", "max_rounds", "max_update_mib", "methods", "scores")
 """Why a site refuses: its merchants' limits, a training that failed, or one of its ``[limits.rules]``."""
 
 
 def rule_of(error: FedDistillError) -> str:
-    """By which of ``RULES`` an error refuses a merchant's training."""
+    """By which of ``RULES`` an error refuses what is asked of a merchant."""
     if isinstance(error, NotAllowed):
         return error.rule
     return "budget" if isinstance(error, BudgetExceeded) else "failed"
@@ -40,9 +40,11 @@ def rule_of(error: FedDistillError) -> str:
 
 @dataclass
 class Tally:
-    """What happened at a site since it was last counted. refused: by rule; seconds: at work on messages."""
+    """What happened at a site since it was last counted. scored: times that a merchant's test score was told;
+    refused: by rule; seconds: at work on messages."""
 
     trained: int = 0
+    scored: int = 0
     uplink_bytes: int = 0
     messages: int = 0
     errors: int = 0
@@ -58,19 +60,21 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Budget:
-    """What a merchant has spent, by privacy unit. stamp: size and time of its ledger, which is read again if it has
-    another."""
+    """What a merchant has spent, by privacy unit, and what one of its examples is exposed to by all of it. stamp: size
+    and time of its ledger, which is read again if it has another."""
 
     merchant: str
     stamp: str
     spent: Mapping[str, float]
+    exposed: float
 
 
 @dataclass(frozen=True)
 class SiteMetrics:
     """The metrics of ``site``, kept in ``folder``, and those of its ``ledgers``.
 
-    limit: the most epsilon that a merchant allows, None for any. Any number of processes may add at a time.
+    limit: the most epsilon that a merchant lets its examples be exposed to, None for any. Any number of processes may
+    add at a time.
     """
 
     folder: Path
@@ -82,7 +86,7 @@ class SiteMetrics:
         """Count ``tally`` and write the text file anew. Raises CheckpointError if the counts are torn."""
         with self._locked():
             counts, budgets, damaged = self._read()
-            for name in ("trained", "uplink_bytes", "messages", "errors", "seconds"):
+            for name in ("trained", "scored", "uplink_bytes", "messages", "errors", "seconds"):
                 counts[name] = counts.get(name, 0) + getattr(tally, name)
             counts["refused"] = dict(Counter(counts.get("refused", {})) + tally.refused)
             counts["last"] = time.time()
@@ -121,7 +125,8 @@ class SiteMetrics:
         """The counts, what each ledger says by file name, and how many ledgers are damaged."""
         path = self.folder / COUNTS
         counts: dict[str, Any] = read_json(path) if path.exists() else {}
-        known = {name: _Budget(**budget) for name, budget in counts.pop("budgets", {}).items()}
+        stored = counts.pop("budgets", {})
+        known = {name: _Budget(**budget) for name, budget in stored.items() if "exposed" in budget}
         ledgers, budgets, damaged = Ledgers(self.ledgers), {}, 0
         for file in ledgers.files():
             former, stamp = known.get(file.name), f"{file.stat().st_size} {file.stat().st_mtime_ns}"
@@ -139,21 +144,25 @@ class SiteMetrics:
             family.add_metric([self.site], value)  # type: ignore[attr-defined]  # of families, not of all metrics
             return family
 
-        refused = core.CounterMetricFamily("fed_distill_site_refused", "Trainings refused.", labels=["site", "rule"])
+        refused = core.CounterMetricFamily("fed_distill_site_refused", "Requests refused.", labels=["site", "rule"])
         for rule in RULES:
             refused.add_metric([self.site, rule], counts.get("refused", {}).get(rule, 0))
         labels = ["site", "merchant", "unit"]
         spent = core.GaugeMetricFamily("fed_distill_epsilon_spent", "Epsilon spent, over all runs.", labels=labels)
-        left = core.GaugeMetricFamily("fed_distill_epsilon_left", "Epsilon left of the limit.", labels=labels)
+        shown = "Epsilon that one example is exposed to by releases of all units."
+        exposed = core.GaugeMetricFamily("fed_distill_epsilon_exposed", shown, labels=labels[:2])
+        left = core.GaugeMetricFamily("fed_distill_epsilon_left", "Epsilon left of the limit.", labels=labels[:2])
         for budget in budgets.values():
             limit = self.limit(budget.merchant)
             for unit, epsilon in budget.spent.items():
                 spent.add_metric([self.site, budget.merchant, unit], epsilon)
-                if limit is not None:
-                    left.add_metric([self.site, budget.merchant, unit], max(limit - epsilon, 0.0))
+            exposed.add_metric([self.site, budget.merchant], budget.exposed)
+            if limit is not None:
+                left.add_metric([self.site, budget.merchant], max(limit - budget.exposed, 0.0))
         seen = "When the server last asked for anything."
         return [
             single("Counter", "site_trained", "Trainings whose uplinks were sent.", counts.get("trained", 0)),
+            single("Counter", "site_scored", "Test scores that were sent.", counts.get("scored", 0)),
             refused,
             single("Counter", "site_uplink_bytes", "Serialized uplinks.", counts.get("uplink_bytes", 0)),
             single("Counter", "site_messages", "Messages of the server's.", counts.get("messages", 0)),
@@ -162,6 +171,7 @@ class SiteMetrics:
             single("Gauge", "site_message_timestamp_seconds", seen, counts.get("last", 0.0)),
             single("Gauge", "site_ledgers_damaged", "Ledgers that are torn or edited.", damaged),
             spent,
+            exposed,
             left,
         ]
 
@@ -181,4 +191,5 @@ def _spent(ledgers: Ledgers, file: Path, stamp: str) -> _Budget:
     entries = ledgers.read(file)
     units = dict.fromkeys(entry.charge.unit for entry in entries)
     charges = {unit: [entry.charge for entry in entries if entry.charge.unit == unit] for unit in units}
-    return _Budget(entries[0].merchant, stamp, {unit: composed(own) for unit, own in charges.items()})
+    spent: dict[str, float] = {unit: composed(own) for unit, own in charges.items()}
+    return _Budget(entries[0].merchant, stamp, spent, exposure(entry.charge for entry in entries))

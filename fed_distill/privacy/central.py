@@ -8,13 +8,10 @@ from fed_distill.privacy.accounting import Spend, default_delta
 from fed_distill.privacy.merchant_level import merchant_noise, merchant_spend
 from fed_distill.privacy.votes import VoteMechanism, calibrated, vote_spends
 
-MOST_DELTA = 1e-3
-"""Delta of a promise at most, unless it is given: with few examples or merchants, n^-1.1 would promise nothing."""
-
 
 def central_delta(config: PrivacyConfig, merchants: int) -> float:
     """Delta of the promise to each of so many merchants."""
-    return min(default_delta(merchants), MOST_DELTA) if config.delta is None else config.delta
+    return default_delta(merchants) if config.delta is None else config.delta
 
 
 def mean_noise(config: PrivacyConfig, federation: FederationConfig, merchants: int) -> float:

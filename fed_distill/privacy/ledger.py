@@ -199,11 +199,11 @@ class Ledgers:
 
     def read(self, path: Path) -> tuple[Entry, ...]:
         """The entries of one of ``files()``. Raises LedgerError too if they belong into another file."""
-        entries = read_ledger(path)
-        proper = self.of(entries[0].merchant).path.name
-        if path.name != proper:
-            raise LedgerError(f"{path}: belongs to merchant {entries[0].merchant}, whose ledger is {proper}")
-        return entries
+        for entry in _verified(_content(path), path, None)[:1]:
+            proper = self.of(entry.merchant).path.name
+            if path.name != proper:
+                raise LedgerError(f"{path}: belongs to merchant {entry.merchant}, whose ledger is {proper}")
+        return read_ledger(path)
 
 
 def read_ledger(path: Path) -> tuple[Entry, ...]:
@@ -243,7 +243,7 @@ def _newest(path: Path) -> Path:
     """The file that holds a ledger's newest line, in a folder beside the ledgers', so that it is not put back with
     them."""
     folder = path.absolute().parent
-    return folder.with_name(f"{folder.name}.newest") / path.name
+    return folder.with_name(f"{folder.name}.newest") / f"{path.stem}.line"
 
 
 def _content(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """What a private federation promises, in words and numbers: the unit, who must be trusted, what leaves, what it cost.
 
-A report lists every part that leaves a merchant and how it is protected, the parts that are not among them.
+A report lists everything that leaves a merchant and how it is protected, including what is not protected.
 """
 
 import math
@@ -12,18 +12,27 @@ from fed_distill.config import PrivacyConfig
 from fed_distill.errors import ConfigError
 
 UNITS = {
-    "example": "any one example of a merchant, added or taken away",
-    "merchant": "all examples of any one merchant, added or taken away",
+    "example": "any one example of a merchant, added or removed",
+    "group": "all examples of any one group of a merchant, added or removed together",
+    "merchant": "all examples of any one merchant, added or removed",
     "vote": "all examples of any one merchant, through the votes that they decide",
 }
 """Whose presence cannot be told from what is released, by unit."""
 
 TRUSTED = {
-    "example": "nobody but the merchant itself: noise is added before anything leaves it",
-    "merchant": "the server, which sees each merchant's update before it adds noise to their sum",
-    "vote": "the server, which sees each merchant's votes before it adds noise to their counts",
+    "example": "nobody but the merchant itself: it adds noise before anything leaves it",
+    "group": "nobody but the merchant itself: it adds noise before anything leaves it",
+    "merchant": "the server, which receives each merchant's update and adds noise to their sum",
+    "vote": "the server, which receives each merchant's votes and adds noise to their counts",
 }
 """Who must be trusted, by unit."""
+
+GROUPS = {
+    "group": "examples with the same group number",
+    "text": "examples with the same first text",
+    "pair": "examples with the same second text",
+}
+"""What a group is for unit ``group``, by ``privacy.group``."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Spent:
 
     merchants: how many were charged. epsilon, delta: the largest of any. noise_least, noise_most: noise multipliers of
     the releases that train (not of sizes). untold: sites that do not tell, whose merchants are not among these.
+    epsilon_5, epsilon_6: the largest epsilon of any at delta 1e-5 and 1e-6, ``accounting.REPORTED_DELTAS``.
     """
 
     merchants: int = 0
@@ -48,6 +58,8 @@ class Spent:
     noise_least: float = 0.0
     noise_most: float = 0.0
     untold: int = 0
+    epsilon_5: float = 0.0
+    epsilon_6: float = 0.0
 
     @classmethod
     def joined(cls, parts: Iterable[Self]) -> Self:
@@ -57,100 +69,138 @@ class Spent:
         if not known:
             return cls(untold=untold)
         return cls(
-            sum(part.merchants for part in known),
-            max(part.epsilon for part in known),
-            max(part.delta for part in known),
-            min(part.noise_least for part in known),
-            max(part.noise_most for part in known),
-            untold,
+            merchants=sum(part.merchants for part in known),
+            epsilon=max(part.epsilon for part in known),
+            delta=max(part.delta for part in known),
+            noise_least=min(part.noise_least for part in known),
+            noise_most=max(part.noise_most for part in known),
+            untold=untold,
+            epsilon_5=max(part.epsilon_5 for part in known),
+            epsilon_6=max(part.epsilon_6 for part in known),
         )
 
 
 def check_covered(unit: str, method: str, sends: Sequence[str]) -> None:
-    """ConfigError if ``method`` sends what is computed on private examples themselves, which no unit's noise covers."""
+    """Raise ConfigError if ``method`` sends something computed on private examples that no unit's noise covers."""
     bare = [part for part in sends if part in _BARE]
     if unit != "none" and bare:
         raise ConfigError(
-            f"privacy.unit = {unit!r} does not cover all that method {method} sends: {_PARTS[bare[0]]} are computed on "
-            "private examples, and not by a private mechanism; take another method, such as fedmd, or privacy.unit = "
-            "'none'"
+            f"privacy.unit = {unit!r} does not cover everything that method {method} sends: {_PARTS[bare[0]]} are "
+            "computed on private examples without noise. Choose another method, such as fedmd, or set privacy.unit = "
+            "'none'."
         )
 
 
-def revealed(config: PrivacyConfig, sends: Sequence[str], personal: bool = False) -> list[Revealed]:
-    """All that leaves a merchant in a federation whose method ``sends`` these parts, and after which merchants train
-    students of their own if they are ``personal``."""
-    tell = "exact, of examples that nobody trains on; not covered by the promise"
-    scores = [
-        Revealed(
-            "how many of its test examples are right",
-            f"{tell}; privacy.report_scores = false keeps them" if config.report_scores else "not sent",
-        )
-    ]
-    if personal:
-        of_own = (
-            "exact, of a student that is trained on its examples without noise, and stays; not covered by the promise"
-        )
-        scores.append(
-            Revealed(
-                "how many of them its personal student has right",
-                f"{of_own}; privacy.report_scores = false keeps them" if config.report_scores else "not sent",
-            )
-        )
-    if config.unit == "example":
-        parts = [Revealed(_PARTS[part], _EXAMPLE[part]) for part in sends]
-        if "weights" in sends or "low_rank_update" in sends:
-            parts.append(
-                Revealed("which table rows it sends, and how often they are used", "those of the public proxy set")
-            )
-        parts += [
-            Revealed(
-                "number of training examples",
-                f"with noise of deviation {config.size_noise:g}, once a federation, counted in epsilon",
-            ),
-            Revealed("training losses", "not sent"),
-            *scores,
-            Revealed("that it could not train, or that its budget is spent", "told, without numbers of its data"),
-            Revealed("how long training takes", "not hidden: it grows with the number of examples"),
-            _NOISE,
-        ]
-        return parts
+def revealed(
+    config: PrivacyConfig, sends: Sequence[str], personal: bool = False, *, reproducible_noise: bool = True
+) -> list[Revealed]:
+    """All that leaves a merchant in a federation whose method ``sends`` these parts.
+
+    personal: merchants train students of their own afterwards. reproducible_noise: noise is drawn from the run's seed,
+    as in a simulation, and not from secrets of the sites and of the server.
+    """
+    last = [*_scores(config, personal), _validation(reproducible_noise)]
+    if config.unit in ("example", "group"):
+        return [*_by_merchants(config, sends), *last, _noise(config, reproducible_noise)]
     hidden = {
-        "merchant": "seen by the server, which releases their noised mean",
-        "vote": "seen by the server, which releases noised counts",
+        "merchant": "received by the server, which releases their noised mean",
+        "vote": "received by the server, which releases noised counts",
     }
     return [
         *(Revealed(_PARTS[part], hidden[config.unit]) for part in sends),
-        Revealed("number of training examples, training losses", "seen by the server; every merchant counts the same"),
-        *scores,
-        Revealed("that it takes part at all", "seen by the server, which draws who takes part in a round"),
-        _NOISE,
+        Revealed("number of training examples, training losses", "received by the server; merchants have equal weight"),
+        Revealed("that it takes part in a round", "known to the server, which draws the merchants of each round"),
+        *last,
+        _noise(config, reproducible_noise),
     ]
 
 
-_NOISE = Revealed(
-    "the noise",
-    "drawn from the run's seed, as a simulation must be repeatable: who knows the seed, as the server does, can take "
-    "it off, unless a site has a secret of its own (site.toml), as real sites should",
-)
+def _by_merchants(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
+    """What leaves a merchant that adds the noise itself."""
+    parts = [Revealed(_PARTS[part], _EXAMPLE[part]) for part in sends]
+    if "weights" in sends or "low_rank_update" in sends:
+        parts.append(
+            Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")
+        )
+    return [
+        *parts,
+        Revealed(
+            "number of training examples" if config.unit == "example" else "number of groups",
+            f"sent with noise of standard deviation {config.size_noise:g}, once a federation, counted in epsilon",
+        ),
+        Revealed("training losses", "not sent"),
+        Revealed("that it cannot train, or that its budget is spent", "sent as a message without figures of its data"),
+        Revealed("how long training takes", "not hidden: it grows with the number of examples"),
+    ]
+
+
+def _scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
+    """Test results that merchants send."""
+    setting = "set privacy.report_scores = false to keep them"
+    scores = [
+        Revealed(
+            "number of correct test examples",
+            f"sent exactly; not covered by the promise, though nobody trains on these examples; {setting}"
+            if config.report_scores
+            else "not sent",
+        )
+    ]
+    if personal:
+        scores.append(
+            Revealed(
+                "number of correct test examples of its personal student",
+                "sent exactly; not covered by the promise: this student is trained on its examples without noise, and "
+                f"stays with the merchant; {setting}"
+                if config.report_scores
+                else "not sent",
+            )
+        )
+    return scores
+
+
+def _validation(simulated: bool) -> Revealed:
+    rows = (
+        "in this simulation the validation set also contains merchants' held-out rows, so these scores are exact "
+        "figures of them and not covered by the promise; early stopping uses the server's own rows only"
+        if simulated
+        else "the validation rows are the server's own"
+    )
+    return Revealed(
+        "validation scores of each round's student",
+        f"computed by the server from the released student, which costs no further epsilon; {rows}",
+    )
+
+
+def _noise(config: PrivacyConfig, reproducible: bool) -> Revealed:
+    if reproducible:
+        how = (
+            "drawn from the run's seed, so that this simulation can be repeated: anyone who knows the seed can "
+            "subtract it, and epsilon holds against those who do not"
+        )
+    else:
+        whose = "each site" if config.unit in ("example", "group") else "the server"
+        how = f"drawn from a secret of {whose}, which is never sent: it cannot be reproduced from the run's seed"
+    return Revealed("the noise", how)
+
+
 _PARTS = {
     "weights": "weights of its trained student",
     "soft_labels": "its student's soft labels on the proxy set",
     "votes": "its student's votes on the proxy set",
-    "answered": "which proxy examples its student answers",
-    "class_means": "its student's mean soft labels on its own examples of each class",
-    "control_variate": "how its mean gradient changed since it last took part",
-    "low_rank_update": "how its trained student's weights moved, of lower rank",
+    "answered": "which proxy examples its student labels",
+    "class_means": "its student's mean soft labels of each class on its own examples",
+    "control_variate": "change of its mean gradient since it last took part",
+    "low_rank_update": "update of its student's weights, of lower rank",
 }
 _BARE = ("class_means",)
-"""Parts that look at private examples after training, and so are no post-processing of what was noised."""
+"""Parts that are computed on private examples after training, and so are no post-processing of what was noised."""
 _EXAMPLE = {
-    "weights": "DP-SGD: every private step is clipped and noised",
-    "soft_labels": "computed by a student that was trained by DP-SGD, so they cost nothing more",
-    "votes": "cast by a student that was trained by DP-SGD, so they cost nothing more",
-    "answered": "chosen by a student that was trained by DP-SGD, so they cost nothing more",
-    "control_variate": "computed from the weights that DP-SGD gave, so it costs nothing more",
-    "low_rank_update": "computed from the weights that DP-SGD gave, so it costs nothing more",
+    "weights": "DP-SGD: the gradients of every private step are clipped, summed and noised",
+    "soft_labels": "computed by a student trained with DP-SGD, at no further cost",
+    "votes": "computed by a student trained with DP-SGD, at no further cost",
+    "answered": "chosen by a student trained with DP-SGD, at no further cost",
+    "control_variate": "computed from weights trained with DP-SGD, at no further cost",
+    "low_rank_update": "computed from weights trained with DP-SGD, at no further cost",
 }
 
 
@@ -159,17 +209,34 @@ def bounded(epsilon: float) -> float | None:
     return epsilon if math.isfinite(epsilon) else None
 
 
-def account(config: PrivacyConfig, spent: Spent, sends: Sequence[str], personal: bool = False) -> dict[str, Any]:
-    """The ``privacy`` of a federation in ``summary.json``, JSON-ready; an epsilon of None is one that has no bound."""
+def account(
+    config: PrivacyConfig,
+    spent: Spent,
+    sends: Sequence[str],
+    personal: bool = False,
+    *,
+    reproducible_noise: bool = True,
+    largest_group: int | None = None,
+) -> dict[str, Any]:
+    """The ``privacy`` of a federation in ``summary.json``, JSON-ready; an epsilon of None is one that has no bound.
+
+    sends, personal, reproducible_noise: as in ``revealed``. largest_group: most examples in one group of any merchant,
+    where that is known: a promise to examples is that much weaker for the group.
+    """
+    told = revealed(config, sends, personal, reproducible_noise=reproducible_noise)
     return {
         "unit": config.unit,
+        "group": GROUPS[config.group] if config.unit == "group" else None,
+        "largest_group": largest_group,
         "epsilon": bounded(spent.epsilon),
         "delta": spent.delta,
+        "epsilon_at": {"1e-05": bounded(spent.epsilon_5), "1e-06": bounded(spent.epsilon_6)},
         "accountant": config.accountant,
         "noise_multiplier": {"least": spent.noise_least, "most": spent.noise_most},
         "merchants": spent.merchants,
         "untold_sites": spent.untold,
         "protects": UNITS[config.unit],
         "trusted": TRUSTED[config.unit],
-        "reveals": [{"what": one.what, "how": one.how} for one in revealed(config, sends, personal)],
+        "reproducible_noise": reproducible_noise,
+        "reveals": [{"what": one.what, "how": one.how} for one in told],
     }

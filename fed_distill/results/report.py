@@ -15,6 +15,7 @@ from markupsafe import Markup
 from fed_distill.errors import CheckpointError
 from fed_distill.results import wording
 from fed_distill.results.charts import Line, Mark, Point, Spread, interval_plot, line_chart, scatter, stacked_dots
+from fed_distill.results.disclosure import WHY, is_private
 from fed_distill.results.files import write_atomic
 from fed_distill.results.glossary import GLOSSARY
 from fed_distill.results.metrics import interval
@@ -62,6 +63,8 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         metric_names=wording.METRIC_NAMES,
         verdict=wording.verdict(summary),
         privacy=wording.privacy(summary),
+        promises=wording.promises(summary),
+        unprotected=WHY if is_private(summary["privacy"]) else "",
         poisoning=wording.poisoning(summary),
         audit_bound=wording.audit_bound(summary),
         rows=_rows(summary),
@@ -102,7 +105,8 @@ def _rows(summary: Record) -> list[_Row]:
     ]
     for name, row in summary["controls"].items():
         half = summary["intervals"]["controls"][name]
-        rows.append(_Row(wording.ROW_NAMES.get(name, name), "control", "control", row, half, name == "fedavg"))
+        note = "control, not protected *" if row.get("protected") is False else "control"
+        rows.append(_Row(wording.ROW_NAMES.get(name, name), note, "control", row, half, name == "fedavg"))
     for title, row in summary["federations"].items():
         kind = "main" if title == summary["federation"] else "federation"
         note = "this run's method" if kind == "main" else "compared"

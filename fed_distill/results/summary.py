@@ -1,7 +1,8 @@
 """From the outcomes of all seeds to ``summary.json``: means, 95 % intervals, and what they say together.
 
 The table's first level is schema 1, which other programs may rely on; a value that is not defined is null,
-never NaN, and where that needs explaining a note beside it does.
+never NaN, and where that needs explaining a note beside it does. Of a private run's merchants it has no exact
+sizes, and what is not protected is marked (``disclosure``).
 """
 
 import math
@@ -10,8 +11,10 @@ from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Task
+from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.results.answers import answers
 from fed_distill.results.coding import beside_uncoded
+from fed_distill.results.disclosure import coarse, is_private, protected, without_sizes
 from fed_distill.results.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.versions import versions
@@ -39,7 +42,8 @@ def summarize(
 
     teacher: its metrics on the common test set and its ``parameters``. outcomes: of all controls and federations
     on all seeds; those of the experiment's main federation become ``student``. seconds: of the whole run.
-    speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``. records: the lines of
+    speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``, kept whole where nothing is
+    private. records: the lines of
     ``metrics.jsonl``, from which ``answers`` tells by federation who took part and who did not.
     poisoned: by seed, the merchants that lied, of which ``merchant_accuracy`` and the like say nothing.
     ``retention`` and ``gap_closed`` are computed seed by seed and then averaged, so their intervals are those of
@@ -51,12 +55,14 @@ def summarize(
     main = experiment.federation.title
     if main not in federations:
         raise ValueError(f"no outcome of the main federation {main!r} among {sorted(federations)}")
-    control_rows = {name: _row(units, controls, teacher, task) for name, units in controls.items()}
+    private = is_private(_privacy(federations[main]))
+    data = dict(account or {})
+    control_rows = {name: _row(units, controls, teacher, task, private) for name, units in controls.items()}
     federation_rows = {
         title: {
-            **_row(units, controls, teacher, task),
-            "adaptation": _adaptation(units),
-            "privacy": _privacy(units),
+            **_row(units, controls, teacher, task, private),
+            "adaptation": _adaptation(units, private),
+            "privacy": _with_groups(_privacy(units), experiment, data),
         }
         for title, units in federations.items()
     }
@@ -99,13 +105,14 @@ def summarize(
         "adaptation": student["adaptation"],
         "levels": {name: _level(units, teacher, task) for name, units in _by_name(outcomes, "level").items()},
         "speed": dict(speed) if speed is not None else None,
-        "data": dict(account or {}),
+        "data": without_sizes(data) if private else data,
         "answers": answers(records),
         "poisoning": _poisoning(experiment, poisoned or {}),
         "by_merchant": {
-            "counts": dict(federations[main][0].merchant_counts),
-            "controls": {name: _merchant_means(units) for name, units in controls.items()},
-            "federations": {title: _merchant_means(units) for title, units in federations.items()},
+            "protected": False if private else None,
+            "counts": None if private else dict(federations[main][0].merchant_counts),
+            "controls": {name: _told(_merchant_means(units), private) for name, units in controls.items()},
+            "federations": {title: _told(_merchant_means(units), private) for title, units in federations.items()},
         },
         "versions": versions(),
     }
@@ -136,12 +143,16 @@ def _row(
     controls: Mapping[str, Sequence[Outcome]],
     teacher: Mapping[str, float | None],
     task: Task,
+    private: bool,
 ) -> dict[str, Any]:
-    """One line of the comparison: means over the seeds, half-widths of their intervals, and each seed's own."""
+    """One line of the comparison: means over the seeds, half-widths of their intervals, and each seed's own.
+
+    protected: as in ``disclosure.protected``; merchants' own test scores never are.
+    """
     by_seed = []
     notes = {}
     for unit in units:
-        seed = _of_seed(unit)
+        seed = _of_seed(unit, private)
         seed["retention"] = retention(unit.metrics.get(task.headline), teacher.get(task.headline))
         for name, metric in (("gap_closed", task.headline), ("gap_closed_auc", "auc")):
             gap = _gap_closed(unit, controls, metric)
@@ -151,11 +162,11 @@ def _row(
         if unit.unheard:
             notes["merchant_accuracy"] = f"seed {unit.seed}: {', '.join(unit.unheard)}"
         by_seed.append(seed)
-    worst = worst_merchant(_merchant_means(units), units[0].merchant_counts)
     averaged = {name: [seed[name] for seed in by_seed] for name in AVERAGED}
     return {
         **{name: _mean(values) for name, values in averaged.items()},
-        "worst_merchant": None if worst is None else {"merchant": worst.merchant, "accuracy": worst.accuracy},
+        "worst_merchant": _worst(_merchant_means(units), units[0].merchant_counts, private),
+        "protected": protected(units[0].name, units[0].kind, private),
         "rounds": units[0].rounds,
         "bytes": {
             "downlink_per_merchant_round": round(sum(unit.downlink_bytes for unit in units) / len(units)),
@@ -190,24 +201,24 @@ def _gap_closed(unit: Outcome, controls: Mapping[str, Sequence[Outcome]], metric
     )
 
 
-def _of_seed(unit: Outcome) -> dict[str, Any]:
+def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:
     accuracies = list(unit.merchant_accuracy.values())
-    worst = worst_merchant(unit.merchant_accuracy, unit.merchant_counts)
     return {
         "seed": unit.seed,
         **{name: unit.metrics.get(name) for name in SCORES},
         "merchant_accuracy": _mean(accuracies),
-        "worst_merchant": None if worst is None else {"merchant": worst.merchant, "accuracy": worst.accuracy},
+        "worst_merchant": _worst(unit.merchant_accuracy, unit.merchant_counts, private),
         "seconds": unit.seconds,
     }
 
 
-def _adaptation(units: Sequence[Outcome]) -> dict[str, Any] | None:
+def _adaptation(units: Sequence[Outcome], private: bool) -> dict[str, Any] | None:
     """Means before and after, each seed's notes, and merchants before and after their own adaptation."""
     before = _mean_metrics([unit.before_adaptation for unit in units])
     personal = [unit for unit in units if unit.personal_accuracy]
     if before is None and not personal:
         return None
+    counts = personal[0].merchant_counts if personal else {}
     return {
         "before": before,
         "after": _mean_metrics([unit.metrics for unit in units]),
@@ -215,8 +226,9 @@ def _adaptation(units: Sequence[Outcome]) -> dict[str, Any] | None:
         "personal": None
         if not personal
         else {
-            "before": _mean_and_worst([unit.merchant_accuracy for unit in personal], personal[0].merchant_counts),
-            "after": _mean_and_worst([unit.personal_accuracy for unit in personal], personal[0].merchant_counts),
+            "protected": False if private else None,
+            "before": _mean_and_worst([unit.merchant_accuracy for unit in personal], counts, private),
+            "after": _mean_and_worst([unit.personal_accuracy for unit in personal], counts, private),
         },
     }
 
@@ -229,13 +241,32 @@ def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
     return dict(max(known, key=lambda one: math.inf if one["epsilon"] is None else one["epsilon"]))
 
 
-def _mean_and_worst(of_seeds: Sequence[Mapping[str, float]], counts: Mapping[str, int]) -> dict[str, Any]:
+def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mapping[str, Any]) -> dict[str, Any]:
+    """With the most examples that one group of a merchant has, where that can be known: from the data of a simulation,
+    and not from those of real sites."""
+    known = account.get("largest_group")
+    if privacy["unit"] not in AT_MERCHANTS or not privacy.get("reproducible_noise") or known is None:
+        return privacy
+    return {**privacy, "largest_group": known.get(experiment.privacy.group)}
+
+
+def _mean_and_worst(
+    of_seeds: Sequence[Mapping[str, float]], counts: Mapping[str, int], private: bool
+) -> dict[str, Any]:
     means = _means_by_key(of_seeds)
-    worst = worst_merchant(means, counts)
-    return {
-        "mean": _mean(list(means.values())),
-        "worst_merchant": None if worst is None else {"merchant": worst.merchant, "accuracy": worst.accuracy},
-    }
+    return {"mean": _mean(list(means.values())), "worst_merchant": _worst(means, counts, private)}
+
+
+def _worst(accuracies: Mapping[str, float], counts: Mapping[str, int], private: bool) -> dict[str, Any] | None:
+    worst = worst_merchant(accuracies, counts)
+    if worst is None:
+        return None
+    return {"merchant": worst.merchant, "accuracy": coarse(worst.accuracy) if private else worst.accuracy}
+
+
+def _told(accuracies: Mapping[str, float], private: bool) -> dict[str, float]:
+    """Accuracies by merchant as they are reported."""
+    return {name: coarse(value) if private else value for name, value in accuracies.items()}
 
 
 def _merchant_means(units: Sequence[Outcome]) -> dict[str, float]:

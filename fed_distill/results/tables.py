@@ -5,13 +5,17 @@ from typing import Any
 
 import pandas as pd
 
+from fed_distill.results.disclosure import WHY, is_private
 from fed_distill.results.metrics import SCORES
 from fed_distill.results.wording import METRIC_NAMES, duration, number, percent, size
 
+STAR = " *"
+"""What marks a name whose figures are not protected, in a private run."""
+
 
 def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for the teacher, each level of a chain, each control and each federation (``name``, ``kind``), the
-    headline metric first.
+    """One row for the teacher, each level of a chain, each control and each federation (``name``, ``kind``, and of a
+    private run ``protected``, as in ``disclosure.protected``), the headline metric first.
 
     Means over the seeds, in the units of ``summary.json``; ``<metric>_interval`` is the half-width of the 95 %
     interval, missing for one seed.
@@ -23,7 +27,7 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     rows[1:1] = [_row(title, "level", row, row["interval"]) for title, row in summary["levels"].items()]
     rows += [_row(title, "federation", row, row["interval"]) for title, row in summary["federations"].items()]
     metrics = _headline_first(summary)
-    columns = ["name", "kind", *metrics]
+    columns = ["name", "kind", *(["protected"] if is_private(summary["privacy"]) else []), *metrics]
     columns += [
         "merchant_accuracy",
         "worst_merchant",
@@ -35,7 +39,7 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     columns += ["downlink_bytes", "uplink_bytes", "rounds", "seconds"]
     measured = [*metrics, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds"]
     table = pd.DataFrame(rows, columns=[*columns, *(f"{name}_interval" for name in measured)])
-    numbers = table.columns.difference(["name", "kind", "worst_merchant"])
+    numbers = table.columns.difference(["name", "kind", "protected", "worst_merchant"])
     return table.astype(dict.fromkeys(numbers, "float64"))
 
 
@@ -47,24 +51,33 @@ def rounds_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """One row a merchant: its test examples, then its accuracy (mean over the seeds) by each control and federation.
 
-    A federation that is called like a control gets ``federation:`` before its name.
+    Of a private run the numbers of test examples are not known, and accuracies are to whole per cent. A federation that
+    is called like a control gets ``federation:`` before its name.
     """
     stored = summary["by_merchant"]
-    columns: dict[str, Mapping[str, Any]] = {"test_examples": stored["counts"], **stored["controls"]}
+    counts = stored["counts"]
+    columns: dict[str, Mapping[str, Any]] = {"test_examples": counts or {}, **stored["controls"]}
     for title, accuracies in stored["federations"].items():
         columns[f"federation:{title}" if title in stored["controls"] else title] = accuracies
-    return pd.DataFrame(columns, index=pd.Index(sorted(stored["counts"]), name="merchant")).reset_index()
+    names = sorted({name for accuracies in columns.values() for name in accuracies})
+    table = pd.DataFrame(columns, index=pd.Index(names, name="merchant")).reset_index()
+    return table if counts is not None else table.drop(columns="test_examples")
 
 
 def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The comparison as text, header first; ± is the half-width of the 95 % interval over the seeds."""
+    """The comparison as text, header first; ± is the half-width of the 95 % interval over the seeds.
+
+    Of a private run a star marks the rows, and the columns of merchants' own test scores, that are not protected.
+    """
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
-    header = ["", *(METRIC_NAMES[name] for name in metrics), "merchants: mean", "worst", "retention"]
+    mark = STAR if is_private(summary["privacy"]) else ""
+    header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}", "retention"]
     header += ["gap closed", *(["in AUC"] if len(gaps) > 1 else []), "up / down a round", "time"]
     lines = [header]
     for row in comparison_table(summary).to_dict("records"):
-        cells = [str(row["name"]), *(_with_interval(row, metric, number) for metric in metrics)]
+        name = str(row["name"]) + (STAR if row.get("protected") is False else "")
+        cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
         cells += [percent(_value(row, "retention"), 1), *(_with_interval(row, gap, percent) for gap in gaps)]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
@@ -76,10 +89,12 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
 def markdown_table(summary: Mapping[str, Any]) -> str:
     """``comparison_cells`` as a Markdown table, the federations in bold."""
     header, *rows = comparison_cells(summary)
-    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    lines = [_line([cell.replace("*", "\\*") for cell in header]), _line(["---", *["---:"] * (len(header) - 1)])]
     for name, *cells in rows:
-        lines.append(_line([f"**{name}**" if name in summary["federations"] else name, *cells]))
-    return "\n".join(lines) + "\n"
+        own = f"**{name}**" if name in summary["federations"] else name.replace("*", "\\*")
+        lines.append(_line([own, *cells]))
+    note = f"\n\\* {WHY}\n" if is_private(summary["privacy"]) else ""
+    return "\n".join(lines) + "\n" + note
 
 
 def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Any]:

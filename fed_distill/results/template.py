@@ -172,7 +172,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <table>
     <thead><tr><th scope="col">Model</th>
       {% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}
-      <th scope="col">Mean<br>merchant</th><th scope="col">Worst<br>merchant</th><th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
+      <th scope="col">Mean<br>merchant{{ " *" if unprotected }}</th><th scope="col">Worst<br>merchant{{ " *" if unprotected }}</th><th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
       <th scope="col">Bytes<br>a round</th><th scope="col">Time</th></tr></thead>
     <tbody>
     {% for row in rows %}
@@ -194,6 +194,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
     </tbody>
   </table>
   </div>
+  {% if unprotected %}<p class="soft">* {{ unprotected }}</p>{% endif %}
   {% for row in rows if row.kind not in ("teacher",) and row.values.notes %}
   {% if loop.first %}<ul class="notes soft">{% endif %}
   {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants whose sites did not tell, {{ note }}{% else %}gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}{% endif %}.</li>{% endfor %}
@@ -232,7 +233,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 <section id="merchants">
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant that is served badly. Each dot is a merchant, the bar is the mean, and the least well served is named. {{ winners }}</p>
-  {{ figure(spread, "Accuracy on each merchant's own test examples, averaged over the seeds. A merchant with few test examples moves far by chance; the worst merchant in the table above is looked for among those with at least 20.") }}
+  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. A merchant with few test examples moves far by chance; the worst merchant in the table above is looked for among those with at least 20.") }}
 </section>
 {% endif %}
 
@@ -274,7 +275,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <p>The merged student is fine-tuned on the server's own examples, taught by the teacher again and fine-tuned once more. A stage that made it worse on validation was undone, and is said below.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Before and after adaptation">
   <table>
-    <thead><tr><th scope="col">Federation</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}<br>before → after</th>{% endfor %}<th scope="col">At each merchant: mean, worst<br>before → after</th></tr></thead>
+    <thead><tr><th scope="col">Federation</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}<br>before → after</th>{% endfor %}<th scope="col">At each merchant{{ " *" if unprotected }}: mean, worst<br>before → after</th></tr></thead>
     <tbody>
 {% endif %}
     <tr class="{{ "main" if title == summary.federation }}"><th scope="row">{{ title }}</th>
@@ -298,6 +299,9 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   <h2>Privacy</h2>
   <p>{{ privacy }}</p>
   {% if summary.privacy.unit != "none" %}
+  {% for sentence in promises %}<p>{{ sentence }}</p>
+  {% endfor %}
+  <p>Controls marked * in the comparison, merchants' own test scores and their personal adaptation are not protected. {{ unprotected }}</p>
   <div class="scroll" tabindex="0" role="region" aria-label="What leaves a merchant">
   <table>
     <thead><tr><th scope="col">What leaves a merchant</th><th scope="col">How it is protected</th></tr></thead>
@@ -323,7 +327,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 {% if summary.data %}
 <section id="data">
   <h2>The data</h2>
-  <p>What was read, what was left out and why, and how the rest was split. No product or query of the test set occurs in training.</p>
+  <p>{% if unprotected %}The server's own tables: sizes and classes of merchants' tables are left out, since this run is private.{% else %}What was read, what was left out and why, and how the rest was split.{% endif %} No product or query of the test set occurs in training.</p>
   <div class="data">{{ account(summary.data) }}</div>
 </section>
 {% endif %}

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fed_distill.results.disclosure import WHY, is_private
 from fed_distill.results.store import REPORT, read_summary
-from fed_distill.results.tables import comparison_cells
+from fed_distill.results.tables import STAR, comparison_cells
 
 _DISPENSABLE = ("accuracy", "macro-F1", "merchants: mean", "retention", "up / down a round", "time", "AUC")
 """Columns that a narrow terminal goes without, in this order; never the first, which is the headline."""
@@ -18,7 +19,10 @@ _DISPENSABLE = ("accuracy", "macro-F1", "merchants: mean", "retention", "up / do
 def show(folder: Path, note: str = "", console: Console | None = None) -> None:
     """Print the comparison of the finished run in ``folder``, a ``note`` if there is one, and the report's path."""
     console = console or Console()
-    console.print(_comparison(read_summary(folder), console.width))
+    summary = read_summary(folder)
+    console.print(_comparison(summary, console.width))
+    if is_private(summary["privacy"]):
+        console.print(f"* {WHY}", highlight=False)
     if note:
         console.print(escape(note))
     console.print(f"report: {escape(str(folder / REPORT))}", soft_wrap=True)
@@ -31,7 +35,7 @@ def _comparison(summary: Mapping[str, Any], width: int) -> Table:
     for title in _DISPENSABLE:
         if sum(max(len(line[place]) for line in lines) + 2 for place in shown) <= width:
             break
-        shown = [place for place in shown if lines[0][place] != title or place == 1]
+        shown = [place for place in shown if lines[0][place].removesuffix(STAR) != title or place == 1]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for place in shown:
         table.add_column(lines[0][place], justify="left" if place == 0 else "right", no_wrap=True)

@@ -108,8 +108,53 @@ def privacy(summary: Mapping[str, Any]) -> str:
         f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "
         f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers "
         f"were {noise['least']:.3g} to {noise['most']:.3g}, counted by the {block['accountant'].upper()} accountant. "
-        f"{untold}To be trusted: {block['trusted']}. Controls are trained without privacy, as its measure. {pooled}"
+        f"{untold}To be trusted: {block['trusted']}. {pooled}"
     )
+
+
+def promises(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must know beside epsilon, a sentence each: other deltas, groups, and who can take the noise off."""
+    block = summary["privacy"]
+    if block["unit"] == "none" or not block["merchants"]:
+        return []
+    found = []
+    if block.get("epsilon_at"):
+        known = [(delta, value) for delta, value in block["epsilon_at"].items() if value is not None]
+        at = ", ".join(f"{value:.3g} at δ = {delta}" for delta, value in known)
+        found += [f"ε is {at}, whatever δ the promise has."] if known else []
+    found += _of_groups(block)
+    if block.get("reproducible_noise"):
+        found.append(
+            "This run's noise comes from the run's seed, so whoever knows the seed can remove it: it protects nobody "
+            "outside a simulation."
+        )
+    elif "reproducible_noise" in block:
+        found.append(
+            "This run's noise comes from secrets that are not part of the run: its seed does not reproduce it."
+        )
+    return found
+
+
+def _of_groups(block: Mapping[str, Any]) -> list[str]:
+    """How many examples share one group at most, where the unit is one of these."""
+    most = block.get("largest_group")
+    if block["unit"] == "group":
+        size = "not known here, since sites do not tell" if most is None else f"{count(most)} at most"
+        return [f"The unit is a group, {block['group']}: how many examples one group has is {size}."]
+    if block["unit"] != "example":
+        return []
+    if most is None:
+        return [
+            "The unit is one example. How many examples share a group, such as one offer, is not known here, since "
+            "sites do not tell: for such a group ε can be so many times as large, at a larger δ."
+        ]
+    if most == 1:
+        return ["The unit is one example, and no two examples of a merchant share a group, such as one offer."]
+    return [
+        f"The unit is one example, and up to {count(most)} examples of a merchant share a group, such as one offer: "
+        f"for such a group ε can be up to {count(most)} times as large, at a larger δ. privacy.unit = 'group' protects "
+        "whole groups."
+    ]
 
 
 def poisoning(summary: Mapping[str, Any]) -> str:
@@ -128,16 +173,26 @@ def poisoning(summary: Mapping[str, Any]) -> str:
 def audit_bound(summary: Mapping[str, Any]) -> str:
     """What the canaries of an audit show of epsilon, beside what the accountant says."""
     audit = summary["privacy"]["audit"]
-    if audit["epsilon_lower_bound"] is None:
-        return ""
-    shown = (
-        f"Canaries show that ε is at least {audit['epsilon_lower_bound']:.2f} (confidence "
-        f"{percent(audit['confidence'])}, δ = {audit['delta']:g})"
-    )
-    promised = audit["epsilon_of_accountant"]
-    return (
-        f"{shown}; the ledger says {promised:.2f} there." if promised is not None else f"{shown}; nothing was promised."
-    )
+    found = []
+    if audit["epsilon_lower_bound"] is not None:
+        promised = audit["epsilon_of_accountant"]
+        says = f"the ledger says {promised:.2f} there" if promised is not None else "nothing was promised"
+        found.append(
+            f"Canaries show that ε is at least {audit['epsilon_lower_bound']:.2f} (confidence "
+            f"{percent(audit['confidence'])}, δ = {audit['delta']:g}); {says}."
+        )
+    white_box = audit.get("white_box")
+    if white_box:
+        promised = white_box["promised"]
+        says = "nothing is promised" if promised is None else f"{promised:.2f} is promised to one {white_box['unit']}"
+        found.append(
+            f"A white-box audit with {count(white_box['canaries'])} canaries shows that ε is at least "
+            f"{white_box['steinke']:.2f} (Steinke et al. 2023) and {white_box['f_dp']:.2f} (f-DP, Mahloujifar et al. "
+            f"2024) there; {says}."
+        )
+        if white_box["exceeded"]:
+            found.append("That is more than was promised: do not rely on the promise.")
+    return " ".join(found)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

@@ -51,8 +51,9 @@ def derive(seed: Part, *parts: Part) -> int:
 
 
 def numpy_stream(seed: Part, *parts: Part) -> np.random.Generator:
-    """A numpy generator for one purpose: Philox under a 128-bit key (Salmon et al. 2011)."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key(seed, *parts)[:16], "big")))
+    """A numpy generator for one purpose: Philox (Salmon et al. 2011) under 128 bits of key, which numpy's
+    ``SeedSequence`` makes of the whole name, so that ``spawn`` gives further ones."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(key(seed, *parts), "big"))))
 
 
 def torch_stream(seed: Part, *parts: Part) -> torch.Generator:
@@ -95,15 +96,22 @@ class Keystream:
         """
         size = math.prod(shape)
         half = (size + 1) // 2
-        drawn = self._integers(2 * half).double().view(half, 2)
-        radius = drawn[:, 0].add(1.0).mul_(2.0**-53).log_().mul_(-2.0).sqrt_()
-        angle = drawn[:, 1].mul(2.0**-52 * math.pi)
-        return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).view(-1)[:size].view(shape)
+        drawn = self._integers(2 * half).view(half, 2)
+        radius = drawn[:, 0].double().add_(1.0).mul_(2.0**-53).log_().mul_(-2.0).sqrt_()
+        angle = drawn[:, 1].double().mul_(2.0**-52 * math.pi)
+        found = torch.empty(half, 2, dtype=torch.float64)
+        torch.mul(radius, angle.cos(), out=found[:, 0])
+        torch.mul(radius, angle.sin_(), out=found[:, 1])
+        return found.view(-1)[:size].view(shape)
 
     def _integers(self, size: int) -> Tensor:
         """53-bit integers, int64 ``[size]``."""
         drawn = torch.frombuffer(bytearray(self._cipher.update(bytes(8 * size))), dtype=torch.int64) if size else None
-        return torch.empty(0, dtype=torch.int64) if drawn is None else (drawn >> 11).bitwise_and_(_MASK_53)
+        return (
+            torch.empty(0, dtype=torch.int64)
+            if drawn is None
+            else drawn.bitwise_right_shift_(11).bitwise_and_(_MASK_53)
+        )
 
 
 def _twister_state(name: bytes) -> Tensor:

@@ -153,17 +153,17 @@ $optional
 logs = "text"          # or "json": one object a line on stderr, which quotes nothing of your data
 metrics = false        # true: counts and budgets for Prometheus, in state/metrics; needs prometheus-client
 
-[limits.rules]         # what this site takes part in; leave a line out to allow everything
+[limits.rules]         # what this site takes part in; without a line of the next four, any
 methods = [$methods]
 max_rounds = 100       # of one federation
 max_update_mib = 64    # one merchant's answer in one round
-# hours = "22:00-06:00" # in which it trains
-# scores = false       # tell nobody how many of a merchant's own test examples a student has right
+# hours = "22:00-06:00" # in which it answers
+scores = false         # true: tell how many of a merchant's test examples a student has right, without noise
 
-[limits.default]       # privacy of each merchant
-max_epsilon = 8.0      # of all its private releases together, over all runs; runs without privacy do not count
-# min_noise = 0.5
-# units = ["example"]  # takes part in nothing less protected; without this line, in runs without privacy too
+[limits.default]       # privacy of each merchant: $experiment
+$units
+$max_epsilon
+# min_noise = 0.5      # least noise multiplier
 
 # [limits.merchants."NAME"]  # one merchant's own limits
 # max_epsilon = 1.0
@@ -178,16 +178,21 @@ SITE_INSTRUCTIONS = Template("""\
    done as that user, after `. /opt/fed-distill/venv/bin/activate`.
 2. Put this folder where only its user can read it, with the modes that its files have (`tar -p`, `scp -p`). `site.key`
    is who you are, and your noise is drawn from `noise.key`, which the first check makes: never send either to anybody.
-3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Choose your own
-   `[limits]`: they win over whatever the server asks, and a refusal names the rule.
+3. Put your table beside `site.toml` and fill in `[data]`: the path, and what its columns are called. Read `[limits]`:
+   it wins over whatever the server asks, and a refusal names the rule. As it is written it allows
+   $allowed.
+   The rest must be allowed by hand: `scores = true` for test scores, `"none"` in `units` for training without privacy
+   (the controls `local` and `fedavg`, personal adaptation), another unit by its name, and a higher `max_epsilon` for a
+   second private run.
 4. `fed-distill sites check .` must end without a problem. Whether your key is registered the operator alone can see.
 5. Start: `./start.sh`, or `$unit` (systemd), or `docker compose up -d`.
 6. Later: `fed-distill ledger show state/ledgers` prints what each merchant has spent. A refused request is in the log.
    With `metrics = true` in `[observing]`, `fed-distill sites metrics .` serves counts and budgets to your Prometheus.
 
-What leaves this machine: the names of your merchants; how many training examples each has and how many of its test
-examples a student has right (neither where a privacy unit is set, unless the run asks for scores, nor with `units =
-["example"]`; `scores = false` keeps scores in any case); and what the method sends, which the run's report lists. Your
+What leaves this machine: the names of your merchants; what the method sends, which the run's report lists with how each
+part is protected; with `"none"` in `units`, in a run without privacy, also how many training examples each merchant has
+and its training loss; with `scores = true`, how many of a merchant's test examples a student has right. Requests for
+scores are checked by the same rules as requests to train, and a refused one is in the log with its reason. Your
 rows never do. One thing must be trusted: the code of the app comes from the server with each run. Read it, or have it
 signed (`flower-supernode --trusted-entities`).
 """)

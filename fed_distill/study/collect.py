@@ -19,11 +19,13 @@ from fed_distill.study.grid import Study
 from fed_distill.study.runner import Places
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
+WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
+"""Columns with what white-box audits show, by their titles."""
 MEASURES = (
     "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
     "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
-    "run.seconds", "audit.auc", "audit.epsilon_lower_bound", *(f"control.{name}" for name in CONTROLS),
-    *(f"control_auc.{name}" for name in CONTROLS),
+    "run.seconds", "audit.auc", "audit.epsilon_lower_bound", *WHITE_BOX.values(),
+    *(f"control.{name}" for name in CONTROLS), *(f"control_auc.{name}" for name in CONTROLS),
 )  # fmt: skip
 """Columns that are averaged over the seeds of a combination."""
 DESCRIBED = (

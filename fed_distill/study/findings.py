@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fed_distill.results.wording import METRIC_NAMES, number, percent, plus_minus
-from fed_distill.study.collect import FINISHED
+from fed_distill.study.collect import FINISHED, WHITE_BOX
 from fed_distill.study.curves import epsilon_of, rounded_up, series_numbers
 
 Row = dict[Any, Any]
@@ -78,11 +78,16 @@ def audit_sentence(results: pd.DataFrame) -> str:
     promised = audited["privacy.epsilon"]
     if "audit.epsilon_of_accountant" in audited:  # at the audit's delta, where the two can be compared
         promised = audited["audit.epsilon_of_accountant"].astype("float64").fillna(promised)
-    broken = audited[audited["audit.epsilon_lower_bound"] > promised]
+    exceeded = audited["audit.epsilon_lower_bound"] > promised
+    largest = audited["audit.epsilon_lower_bound"].max()
+    if "audit.white_box.exceeded" in audited:
+        exceeded |= audited["audit.white_box.exceeded"].eq(True)
+        largest = max(largest, audited[[*WHITE_BOX.values()]].max(axis=None, skipna=True))
+    broken = audited[exceeded]
     if broken.empty:
         return (
             f"{len(audited):,} private cells were attacked. In none of them did an attack prove a larger ε than was "
-            f"promised: the largest lower bound is {audited['audit.epsilon_lower_bound'].max():.2f}."
+            f"promised: the largest lower bound is {largest:.2f}."
         )
     return (
         f"WARNING: in {len(broken):,} of {len(audited):,} attacked cells an attack proved a larger ε than was promised "

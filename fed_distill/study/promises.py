@@ -36,6 +36,15 @@ UNITS = {
         "gradient is clipped before noise is added. Two data sets are neighbours if one example of one merchant is "
         "added or removed.",
     ),
+    "group": Unit(
+        "A group of a merchant's examples",
+        "Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell whether any "
+        "one group of that merchant's examples, such as all pairs of one offer, was used.",
+        "a merchant's groups of training examples",
+        "In a private step each group of a merchant takes part by its own coin flip (Poisson sampling) with all of its "
+        "examples, and the sum of their gradients is clipped before noise is added. Two data sets are neighbours if a "
+        "group of one merchant is added or removed.",
+    ),
     "merchant": Unit(
         "A whole merchant",
         "Whoever sees the students that the server releases, and knows everything else, can hardly tell whether a "
@@ -61,8 +70,8 @@ ASSUMPTIONS = (
     "would reveal is not counted.",
     "The controls (each merchant alone, all data pooled, plain FedAvg) are trained without privacy. They are measures "
     "for this study and would not be released.",
-    "Noise is drawn by a generator that starts from the run's seed, so that this study can be repeated. Whoever knows "
-    "the seed can take the noise away: in real use each site keeps a seed of its own to itself.",
+    "Noise is drawn from the run's seed, so that this study can be repeated. Anyone who knows the seed can subtract "
+    "it. Real sites and their server draw it from secrets of their own.",
 )
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from fed_distill.config import CONTROLS
 from fed_distill.results.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, duration, number, percent, signed, size
+from fed_distill.study.collect import WHITE_BOX
 from fed_distill.study.curves import epsilon_of, levels
 from fed_distill.study.findings import epsilon_text
 from fed_distill.study.grid import Study
@@ -23,7 +24,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant"]
-    header += ["retention", "gap closed", "attack AUC", "ε at least", "sent", "in all", "time"]
+    header += ["retention", "gap closed", "attack AUC", "ε at least", *WHITE_BOX, "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
         level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
@@ -34,7 +35,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
             *[""] * (len(axes) + 2),
             _with_interval(level.value, level.half_width),
             aucs.get(level.name, UNKNOWN),
-            *[UNKNOWN] * 12,
+            *[UNKNOWN] * 14,
         ]
         for level in levels(results, names)
     ]
@@ -60,6 +61,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                 percent(_known(row["gap_closed"])),
                 number(_known(row["audit.auc"]), 3),
                 number(_known(row["audit.epsilon_lower_bound"]), 2),
+                *(number(_known(row[name]), 2) for name in WHITE_BOX.values()),
                 size(_known(row["sent_bytes"])),
                 size(_known(row["total_bytes"])),
                 duration(_known(row["seconds"])),

@@ -29,7 +29,8 @@ class Segment:
     """A phase with everything it runs on.
 
     encoded and references: all examples of its data. batches: int64 row indices of each step; Poisson sampling may
-    draw none. privacy: of a private phase under DP, else None. expected_batch: mean size of a Poisson-sampled batch.
+    draw none. privacy: of a private phase under DP, else None. expected_batch: mean number of members (examples or
+    groups) of a Poisson-sampled batch. groups: of such a phase, ``Learner.groups``.
     """
 
     phase: Phase
@@ -38,6 +39,7 @@ class Segment:
     batches: tuple[Tensor, ...]
     privacy: ExampleDP | None = None
     expected_batch: float = 0.0
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,10 @@ def _with_smoothing(phase: Phase, smoothing: float) -> Phase:
 def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segment:
     """Draw the batches of a learner's phase ``number``.
 
-    Without replacement within an epoch, the last batch of one short; a private phase under DP has as many steps, and
-    each takes every example with probability batch size / examples (Poisson sampling, which the accountants assume).
+    Without replacement within an epoch, the last batch of one short. A private phase under DP has as many steps as it
+    would with an example for each member of the unit, and each step takes every member, a group with all its examples,
+    with probability batch size / members (Poisson sampling, which the accountants assume; of groups, McMahan et al.,
+    "Learning differentially private recurrent language models", ICLR 2018, algorithm 1).
     """
     encoded, references, privacy = learner.proxy, phase.references, None
     if phase.data == "private":
@@ -147,11 +151,13 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     if privacy is not None and privacy.batch_size is not None:
         batch_size = privacy.batch_size
     if privacy is not None:
-        taken = size if privacy.examples is None else privacy.examples
+        members = learner.members()
+        taken = members if privacy.examples is None else privacy.examples
         steps, rate = steps_of(phase, taken, batch_size), sampling_rate(taken, batch_size)
         coins = Keystream(*learner.randomness, "batches", number)  # as secret as the noise: the rate counts on it
-        sampled = tuple((coins.uniform(size) < rate).nonzero().flatten() for _ in range(steps))
-        return Segment(phase, encoded, references, sampled, privacy, rate * taken)
+        drawn = (coins.uniform(members) < rate for _ in range(steps))
+        sampled = tuple((one if learner.groups is None else one[learner.groups]).nonzero().flatten() for one in drawn)
+        return Segment(phase, encoded, references, sampled, privacy, rate * taken, learner.groups)
     generator = seeds.torch_stream(*learner.randomness, "batches", number)
     steps = steps_of(phase, size, batch_size)
     batches: list[Tensor] = []
@@ -160,16 +166,16 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     return Segment(phase, encoded, references, tuple(batches[:steps]))
 
 
-def steps_of(phase: Phase, examples: int, batch_size: int) -> int:
-    """How many steps a phase takes on so many examples."""
+def steps_of(phase: Phase, members: int, batch_size: int) -> int:
+    """How many steps a phase takes on so many examples, or members of the unit under DP."""
     if phase.steps is not None:
         return phase.steps
-    return max(1, round((phase.epochs or 0.0) * math.ceil(examples / batch_size)))
+    return max(1, round((phase.epochs or 0.0) * math.ceil(members / batch_size)))
 
 
-def private_steps(plan: Plan, examples: int, batch_size: int) -> int:
-    """Steps of a plan that touch a learner's private ``examples``."""
-    return sum(steps_of(phase, examples, batch_size) for phase in plan.phases if phase.data == "private")
+def private_steps(plan: Plan, members: int, batch_size: int) -> int:
+    """Steps of a plan that touch a learner's private examples, which are of so many ``members`` of the unit."""
+    return sum(steps_of(phase, members, batch_size) for phase in plan.phases if phase.data == "private")
 
 
 def _used(segment: Segment) -> Encoded:

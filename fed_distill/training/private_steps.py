@@ -1,7 +1,8 @@
-"""Private steps done by Opacus: the slow reference for example-level DP-SGD.
+"""Private steps done by Opacus: the slow reference for DP-SGD by example or by group.
 
 Opacus' hooks give each example's gradient and its optimizer clips and sums them; what is ours is where the noise comes
-from (one flat draw a step, so that every trainer adds the same) and which rows of a table may change. Importing this
+from (one flat draw a step, so that every trainer adds the same), which rows of a table may change, and that a group's
+examples are one gradient, their mean. Importing this
 module imports Opacus, which takes over a second: import it where private steps are wanted.
 """
 
@@ -38,8 +39,9 @@ def private_steps(
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Make ``model`` ready for the private segment ``number``; gives a function (indices) -> sum of their losses.
 
-    It takes one step of ``optimizer``, whose state goes on: each example's gradient clipped over all trained weights,
-    their sum, noise, all divided by the expected batch size; without examples, noise alone. The proximal pull toward
+    It takes one step of ``optimizer``, whose state goes on: the gradient of each member of the unit (an example, or a
+    group's mean) clipped over all trained weights, their sum, noise, all divided by the expected number of members;
+    without any, noise alone. The proximal pull toward
     ``anchor`` and a correction are public and added afterwards. The losses are private: they must not leave the
     merchant without noise.
     Raises TrainingError where Opacus cannot tell one example's gradient from another's.
@@ -57,6 +59,8 @@ def private_steps(
         loss = _backward(hooked, model, segment, submodel, index) if len(index) else torch.zeros(())
         for name, value in layout.items():
             _complete(name, value, len(index), submodel.trained.get(name), learner.name)
+        if segment.groups is not None:
+            _average_groups(layout.values(), segment.groups[index])
         _leave_out_what_overflows(layout.values())
         private.pre_step()
         if segment.phase.proximal_mu:
@@ -141,9 +145,19 @@ def _complete(name: str, weight: Any, examples: int, trained: Tensor | None, lea
         weight.grad_sample[:, ~trained] = 0.0
 
 
+def _average_groups(weights: Collection[Any], groups: Tensor) -> None:
+    """Replace the examples' gradients ``[examples, ...]`` by the mean of each group's, ``[groups, ...]``; ``groups``:
+    which one each example is of, int64 ``[examples]``."""
+    _, of, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
+    for weight in weights:
+        each = weight.grad_sample
+        shares = each / sizes[of].view(-1, *[1] * (each.dim() - 1))
+        weight.grad_sample = each.new_zeros(len(sizes), *each.shape[1:]).index_add_(0, of, shares)
+
+
 def _leave_out_what_overflows(weights: Collection[Any]) -> None:
-    """Clear the gradients of examples that are not finite: clipping would not bound what they change, and one NaN in
-    what a merchant sends would tell of a single example."""
+    """Clear the gradients of members that are not finite: clipping would not bound what they change, and one NaN in
+    what a merchant sends would tell of a single member."""
     sound = torch.stack([weight.grad_sample.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for weight in weights]).all(
         dim=0
     )

@@ -27,7 +27,7 @@ from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 class SequentialTrainer:
     """Trains learners one after another; see ``training.trainer.Trainer``.
 
-    ``clip_norm`` is for public steps; in private ones each example's gradient is clipped already.
+    ``clip_norm`` is for public steps; in private ones each member's gradient is clipped already.
     """
 
     config: TrainingConfig

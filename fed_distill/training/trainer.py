@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fed_distill.models.base import Encoded, TextModel
@@ -25,7 +26,9 @@ class Learner:
     student: the model; learners may share one, whose own weights are overwritten. weights: where training starts; they
     are not changed. private: its encoded examples with int64 ``labels`` ``[examples]``. proxy: the encoded proxy set.
     randomness: (run seed, then what tells this training from all others, such as merchant and round). privacy: how
-    its private phases are protected; None for not at all. references: what it has predicted on its private examples for
+    its private phases are protected; None for not at all. groups: which group each private example belongs to, int64
+    ``[examples]``, numbers 0..n-1, where groups are the members that ``privacy`` protects; None where examples are.
+    references: what it has predicted on its private examples for
     the plan's phases, ``[examples, ...]``. correction: what corrected phases add to every gradient, by weight; weights
     that are not in it are not corrected.
     """
@@ -40,10 +43,19 @@ class Learner:
     privacy: ExampleDP | None = None
     references: References = field(default_factory=dict)
     correction: Weights = field(default_factory=dict)
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and not _numbers_all(self.groups, len(self.labels)):
+            raise ValueError(f"{self.name}: groups must be int64 numbers 0..n-1, each in use, one for each example")
 
     def examples(self) -> int:
         """Number of private examples."""
         return len(self.labels)
+
+    def members(self) -> int:
+        """Number of members of the unit that ``privacy`` protects: of groups, or of private examples."""
+        return self.examples() if self.groups is None else len(torch.unique(self.groups))
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,14 @@ class Steps:
         self.done += count
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+def _numbers_all(groups: Tensor, examples: int) -> bool:
+    """Whether ``groups`` are ``[examples]`` numbers 0..n-1, each in use."""
+    if groups.dtype != torch.int64 or groups.shape != (examples,):
+        return False
+    found = torch.unique(groups)
+    return torch.equal(found, torch.arange(len(found)))
 
 
 class Trainer(Protocol):

@@ -23,11 +23,6 @@ from fed_distill.tuning.trials import Trials, Tried, best_of
 from fed_distill.tuning.tuner import DATABASE, base_cell, scored
 
 BEST, TRIALS, SUMMARY, TOML, FIGURES = "best.toml", "trials.csv", "summary.json", "tuning.toml", "figures"
-SPENT = (
-    "Each trial kept its own promise of privacy, and the choice among them looked at validation data: together they "
-    "reveal more than one of them does (Papernot and Steinke 2022). Quote the ε of all trials, or tune on public data."
-)
-"""What must be said of a tuning whose trials promise privacy."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +119,16 @@ def _summary(tuning: Tuning, found: Findings) -> dict[str, Any]:
             "test": found.test[1],
         },
         "importance": dict(found.importance),
-        "privacy": tuning.base.privacy.unit,
     }
 
 
 def _header(tuning: Tuning, found: Findings) -> str:
     assert found.best is not None
     metric = METRIC_NAMES.get(found.objective, found.objective)
-    lines = [
-        f"Trial {found.best.number} of the tuning {tuning.name}: {metric} {number(found.best.score)} on the validation "
-        f"set, where the base has {number(found.base)}.",
-        *([SPENT] if tuning.base.privacy.unit != "none" else []),
-    ]
-    return "".join(f"# {line}\n" for line in lines)
+    return (
+        f"# Trial {found.best.number} of the tuning {tuning.name}: {metric} {number(found.best.score)} on the "
+        f"validation set, where the base has {number(found.base)}.\n"
+    )
 
 
 def _test(places: Places, cell: str, objective: str) -> float | None:

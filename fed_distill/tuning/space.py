@@ -224,8 +224,8 @@ class Tuning(_Table):
         except ValidationError as error:
             raise ConfigError(f"{source}: {first_problem(error)}") from error
         try:
-            for _ in tuning.probes():
-                pass
+            for title, experiment in tuning.probes():
+                _check_public(title, experiment)
         except ConfigError as error:
             raise ConfigError(f"{source}, {error}") from error
         return tuning
@@ -253,6 +253,21 @@ def _changed(experiment: Experiment, choices: Mapping[str, Choice]) -> Experimen
     except ConfigError as error:
         tried = ", ".join(f"{name} = {choice.label}" for name, choice in choices.items())
         raise ConfigError(f"search {tried}: {str(error).removeprefix('experiment: ')}") from error
+
+
+def _check_public(title: str, experiment: Experiment) -> None:
+    """ConfigError for a private experiment, since its trials would cost privacy that no ledger of one run counts.
+
+    The best of many private runs reveals more than any one of them (Papernot and Steinke 2022, "Hyperparameter tuning
+    with Rényi differential privacy").
+    """
+    unit = experiment.privacy.unit
+    if unit != "none":
+        raise ConfigError(
+            f"{title}: privacy.unit = {unit!r} cannot be tuned: each trial is a release of its own, and choosing the "
+            "best of them reveals more than one run does. Set privacy.unit = 'none', tune on public data or in a "
+            "simulation of other data, then run best.toml once with --set privacy.unit and its epsilon"
+        )
 
 
 def _divides(step: float, whole: float) -> bool:

@@ -44,7 +44,7 @@ def rows(output):
     return [line.split() for line in output.strip().splitlines()]
 
 
-def shown(name, unit, entries, delta, accountant="rdp"):
+def shown(name, unit, entries, delta, accountant="pld"):
     spent = epsilon(SPENDS * entries, delta, accountant)
     return [name, unit, str(entries), str(11 * entries), f"{spent:.4g}", f"{delta:.3g}"]
 
@@ -63,9 +63,9 @@ def test_a_folder_shows_every_merchant_and_unit(command, ledgers):
 
 
 def test_one_merchant_by_the_closer_accountant(command, ledgers):
-    expected = [shown("globex", "example", 1, 1e-3, "prv")]
+    expected = [shown("globex", "example", 1, 1e-3, "rdp")]
     for place in (ledgers.folder, ledgers.of("globex").path):
-        code, out, _ = command("show", place, "--merchant", "globex", "--accountant", "prv")
+        code, out, _ = command("show", place, "--merchant", "globex", "--accountant", "rdp")
         assert code == 0
         assert [line[:6] for line in rows(out)[1:]] == expected
 

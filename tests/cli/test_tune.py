@@ -81,12 +81,12 @@ def test_without_a_complete_trial_the_exit_code_is_1(command, file, tmp_path):
     assert "no trial is complete: the loss is nan" in shown
 
 
-def test_a_private_base_is_told_what_choosing_costs(command, file, tmp_path):
+def test_a_private_base_is_refused_before_any_runs(command, file, tmp_path):
     private = ["--set", "privacy.unit=example", "--set", "privacy.epsilon=8"]
     code, _, errors = command(file, "--out", tmp_path / "out", *private, "--set", "trials=1")
-    assert code == 0
-    assert "Quote the ε of all trials, or tune on public data" in " ".join(errors.split())
-    assert "Quote the ε of all trials" in (tmp_path / "out" / "best.toml").read_text(encoding="utf-8")
+    assert code == 2
+    assert "privacy.unit = 'example' cannot be tuned" in " ".join(errors.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_end_of_a_search_that_no_run_could_take_is_named_before_any_runs(command, file, tmp_path):

@@ -132,25 +132,28 @@ def test_a_torn_write_leaves_no_answer_and_nothing_behind(world, own_site, ask, 
     assert not list(tmp_path.rglob(".*.uplink.*.tmp"))
 
 
-def test_two_runs_that_share_a_ledger_have_answers_of_their_own(world, own_site, ask):
+def test_two_runs_that_share_a_ledger_have_answers_of_their_own(world, own_site, ask, trained):
+    """Of equal settings they are equal, and yet each pays and keeps its own."""
     merchant = world.names[0]
     first = ask(own_site(), merchant)[merchant]
     other = ask(own_site(name="other"), merchant)[merchant]
-    assert not same(first, other) and len(charged(own_site(), merchant)) == 2
+    assert same(first, other) and len(charged(own_site(), merchant)) == 2
+    assert trained == [merchant, merchant]
     assert same(first, ask(own_site(), merchant)[merchant])
     assert same(other, ask(own_site(name="other"), merchant)[merchant])
 
 
-def test_the_noise_of_a_size_is_drawn_by_one_run_at_a_time(world, own_site, ask):
-    """Two at once would find the same place in the ledger, and draw the same for two charges."""
-    merchant, done = world.names[0], []
-    waiting = threading.Thread(target=lambda: done.append(ask(own_site(), merchant)))
-    with own_site().protection.ledger("fedavg-kd", 0, merchant).drawing():
-        waiting.start()
-        waiting.join(1.0)
-        assert waiting.is_alive() and not done
-    waiting.join()
-    assert done
+def test_the_noise_of_a_size_depends_on_nothing_but_the_size(world, own_site, ask):
+    """Whoever asks twice gets the same number, and no average of several."""
+    merchant = world.names[0]
+    told = {
+        ask(own_site(**changes), merchant)[merchant].examples
+        for changes in ({}, {"name": "other"}, {"privacy.max_grad_norm": 0.5})
+    }
+    assert len(told) == 1
+    own = world.data.merchants[merchant]
+    fewer = replace(own, train=own.train.take(range(1, len(own.train))))
+    assert ask(world.having(own_site(), {merchant: fewer}), merchant)[merchant].examples not in told
 
 
 def test_without_a_secret_nothing_is_kept(world, own_site, ask, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from clients.limits import Limits
-from fed_distill.errors import BudgetExceeded, ConfigError
+from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed
 
 RULES = """
 [default]
@@ -29,7 +29,7 @@ def test_a_merchant_has_its_own_rules_or_those_of_the_site(write):
     limits = Limits.read(write(RULES))
     assert (limits.of("a").max_epsilon, limits.of("a").units) == (4.0, ("example",))
     own = limits.of("Müller & Söhne")
-    assert (own.max_epsilon, own.min_noise, own.units) == (None, 1.0, ("none", "example", "merchant", "vote"))
+    assert (own.max_epsilon, own.min_noise, own.units) == (None, 1.0, ("example", "group", "merchant", "vote"))
 
 
 def test_a_delta_that_promises_nothing_is_refused_in_any_case(write):
@@ -43,10 +43,30 @@ def test_a_delta_that_promises_nothing_is_refused_in_any_case(write):
 
 def test_without_a_file_everything_is_allowed():
     limit = Limits.read(None).of("a")
-    for unit in ("none", "example", "merchant", "vote"):
+    for unit in ("none", "example", "group", "merchant", "vote"):
         limit.check_unit("a", unit)
     limit.check_noise("a", 0.0)
     assert limit.max_epsilon is None
+    Limits.read(None).rules.check_scores()
+
+
+@pytest.mark.parametrize("text", ["", "[rules]\nmax_rounds = 3", "[default]\nmax_epsilon = 8.0", "[merchants.a]"])
+def test_what_a_file_does_not_name_is_closed(write, text):
+    limits = Limits.read(write(text))
+    for unit in ("example", "group", "merchant", "vote"):
+        limits.of("a").check_unit("a", unit)
+    with pytest.raises(BudgetExceeded, match="its limits allow units example, group, merchant, vote, not 'none'"):
+        limits.of("a").check_unit("a", "none")
+    with pytest.raises(NotAllowed, match=r"rule scores: .* scores = true allows it"):
+        limits.rules.check_scores()
+
+
+def test_a_file_may_name_what_is_open(write):
+    limits = Limits.read(write('[rules]\nscores = true\n[default]\nunits = ["none"]'))
+    limits.of("a").check_unit("a", "none")
+    limits.rules.check_scores()
+    with pytest.raises(BudgetExceeded, match="allow units none, not 'example'"):
+        limits.of("a").check_unit("a", "example")
 
 
 def test_a_unit_that_is_not_allowed_and_too_little_noise_are_refused_by_name(write):

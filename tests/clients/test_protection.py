@@ -10,7 +10,7 @@ from clients.protection import Protection
 from clients.site import open_site
 from fed_distill.errors import TrainingError
 from fed_distill.privacy.accounting import Spend, epsilon
-from fed_distill.privacy.ledger import Ledger
+from fed_distill.privacy.ledger import Ledger, exposure
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.transport.requests import Refusal
 
@@ -47,7 +47,7 @@ def test_all_planned_rounds_together_cost_at_most_the_target_and_nearly_that(wor
         spent = epsilon([spend for one in paid for spend in one.spends], paid[0].delta)
         assert 0.98 * 6.0 < spent <= 6.0
         told = found[merchant].examples
-        assert paid[0].delta == paid[1].delta == min(max(told, 2) ** -1.1, 1e-3)
+        assert paid[0].delta == paid[1].delta == min(told**-1.1, 1e-5)
         assert paid[1].spends[0].sampling_rate == min(1.0, 8 / told)
         assert paid[1].spends[0].steps == -(-told // 8)
 
@@ -174,6 +174,39 @@ def test_the_charge_is_on_disk_before_the_first_private_step(world, protected, m
         assert charges(site, name)[1].spends[0].noise_multiplier == privacy.noise_multiplier
 
 
+CENTRAL = {
+    "merchant": {"privacy.unit": "merchant", "federation.options": {"local_epochs": 1, "proxy_steps": 0}},
+    "vote": {"privacy.unit": "vote", "federation.method": "pate", "federation.options": {}},
+}
+
+
+@pytest.mark.parametrize("unit", CENTRAL)
+def test_all_rounds_are_charged_before_a_merchant_trains_that_the_server_protects(world, protected, monkeypatch, unit):
+    site, seen = protected(**{"runtime.trainer": "sequential", **CENTRAL[unit]}), []
+    arm = site.experiment.federation.title
+
+    def fit(trainer, learners, *rest):
+        seen.extend((one.name, [paid.what for paid in charges(site, one.name, arm)]) for one in learners)
+        return iter(())
+
+    monkeypatch.setattr(SequentialTrainer, "fit", fit)
+    request = replace(world.request(*world.names, arm=arm), federation="one")
+    assert not answers(site, request, world.down())
+    assert seen == [(name, ["all rounds"]) for name in world.names]
+
+
+@pytest.mark.parametrize("unit", CENTRAL)
+def test_a_federation_is_paid_once_by_its_name_and_without_a_name_not_at_all(world, protected, unit):
+    noise = {"privacy.epsilon": None, "privacy.noise_multiplier": 5.0}
+    site, merchant = protected(**noise, **CENTRAL[unit]), world.names[0]
+    arm = site.experiment.federation.title
+    for name, number, paid in (("one", 1, 1), ("one", 2, 1), ("another", 1, 2), ("one", 1, 2), ("", 1, 2)):
+        request = replace(world.request(merchant, arm=arm, rounds=2), federation=name)
+        (answer,) = site.train(request, world.down(number), {})
+        assert isinstance(answer, Refusal) == (name == "")
+        assert len(charges(site, merchant, arm)) == paid
+
+
 class Stop(BaseException):
     """Ends a process as a kill would: nothing catches it."""
 
@@ -215,7 +248,7 @@ def test_limits_win_over_what_is_asked_and_the_others_go_on(world, protected, tm
     poor, careful, closed, *rest = world.names
     limits = tmp_path / "limits.toml"
     limits.write_text(
-        f'[merchants."{poor}"]\nmax_epsilon = 5.0\n[merchants."{careful}"]\nmin_noise = 50.0\n'
+        f'[merchants."{poor}"]\nmax_epsilon = 6.0\n[merchants."{careful}"]\nmin_noise = 50.0\n'
         f'[merchants."{closed}"]\nunits = ["merchant"]\n'
     )
     site = protected(**{"privacy.limits": str(limits)})
@@ -226,7 +259,7 @@ def test_limits_win_over_what_is_asked_and_the_others_go_on(world, protected, tm
         assert set(rest) <= {name for name, one in found.items() if not isinstance(one, Refusal)}
     assert refused[0] == sorted([careful, closed])
     assert refused[2] == sorted([poor, careful, closed])
-    assert site.protection.ledger("fedavg-kd", 0, poor).epsilon("example") <= 5.0
+    assert exposure(charges(site, poor)) <= 6.0
     assert not charges(site, closed)
     assert not charges(site, careful)
 
@@ -257,7 +290,7 @@ def test_nothing_leaves_beside_what_is_protected(world, protected):
         examples = len(world.data.merchants[merchant].train)
         assert uplink.examples != examples or examples == 1
         assert abs(uplink.examples - examples) < 5 * 20
-    assert site.evaluate(world.start, world.names, world.request(merchant).blueprints["two-tower"]) == {}
+    assert site.evaluate(world.request(*world.names), world.start) == {}
     counts = [uplink.weights.counts["bag.table"] for uplink in found.values()]
     assert all(torch.equal(one, counts[0]) for one in counts)
 

@@ -1,27 +1,37 @@
 """A site's rules at the site: what is forbidden is refused by name, before anything is trained or charged."""
 
+import math
 from datetime import datetime
 
 import pytest
+import torch
 
-from clients.limits import Limit, Limits, Rules
+from clients.limits import OPEN, Limit, Limits, Rules
 from clients.site import open_site
+from fed_distill.errors import TrainingError
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.requests import Refusal
 
-PRIVATE = {"privacy": {"unit": "example", "epsilon": 4.0, "batch_size": 16}}
+PRIVATE = {"privacy": {"unit": "example", "epsilon": 4.0, "batch_size": 16}, "compare": []}
+PARTS = ("example", "group", "merchant", "vote")
 
 
 @pytest.fixture
-def ruled(world):
-    """A function (rules, changes) -> a site with them, at noon."""
+def limited(world):
+    """A function (limits, changes) -> a site with them, at noon."""
 
-    def make(rules, changes=None):
-        site = open_site(world.experiment.with_changes(changes or {}), 0, 1, world.data, Limits(rules=rules))
+    def make(limits, changes=None):
+        site = open_site(world.experiment.with_changes(changes or {}), 0, 1, world.data, limits)
         site.protection.clock = lambda: datetime(2026, 1, 1, 12)
         return site
 
     return make
+
+
+@pytest.fixture
+def ruled(limited):
+    """A function (rules, changes) -> a site that allows all but what these forbid, at noon."""
+    return lambda rules, changes=None: limited(OPEN.model_copy(update={"rules": rules}), changes)
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE])
@@ -34,8 +44,7 @@ def ruled(world):
     ],
 )
 def test_what_is_forbidden_is_refused_by_name_and_costs_nothing(world, ruled, changes, rules, rule):
-    compare = {"compare": []} if changes else {}
-    site, names = ruled(rules, {**changes, **compare}), world.names[:2]
+    site, names = ruled(rules, changes), world.names[:2]
     request = world.request(*names, rounds=3)
     cause = "hours" if rule.startswith("rule hours") else "budget"
     expected = [Refusal(name, f"merchant {name}: not allowed by its site, {rule}", cause) for name in names]
@@ -44,24 +53,90 @@ def test_what_is_forbidden_is_refused_by_name_and_costs_nothing(world, ruled, ch
     assert not site.protection.ledger("fedavg-kd", 0, names[0]).path.exists()
 
 
-def test_a_site_may_keep_its_scores_whatever_the_server_wants(world, ruled):
-    blueprint, asked = world.request().blueprints["two-tower"], world.request(world.names[0], test=True)
-    open_, closed = ruled(Rules()), ruled(Rules(scores=False))
-    assert open_.evaluate(world.start, world.names, blueprint)
-    assert closed.evaluate(world.start, world.names, blueprint) == {}
+@pytest.mark.parametrize("arm", ["local", "fedavg", "personal of fedavg-kd"])
+def test_a_private_experiment_trains_nothing_unprotected_at_a_site_that_does_not_name_it(world, limited, arm):
+    """Controls and personal adaptation; what the site was written with allows the experiment's own unit."""
+    changes = {**PRIVATE, "controls": ["local", "fedavg"], "adaptation.personal": True}
+    name = world.names[0]
+    request = world.request(name, arm=arm)
+    starts = {"two-tower": world.start}
+    for limits in (Limits(), Limits(default=Limit(units=("example",)))):
+        (refused,) = limited(limits, changes).train(request, world.down(), starts)
+        assert isinstance(refused, Refusal) and refused.cause == "budget"
+    assert "its limits allow units example, not 'none'" in refused.reason
+    (trained,) = limited(Limits(default=Limit(units=("none", "example"))), changes).train(request, world.down(), starts)
+    assert not isinstance(trained, Refusal)
+
+
+def test_the_experiments_own_arm_is_trained_at_a_closed_site_and_no_score_is_told(world, limited, caplog):
+    site = limited(Limits(), PRIVATE)
+    with caplog.at_level("INFO"):
+        (uplink,) = site.train(world.request(world.names[0], test=True), world.down(), {})
+    assert uplink.metrics == {}
+    assert "no test score of fedavg-kd is told: rule scores" in caplog.text
+
+
+def test_test_scores_are_told_by_rule_and_nobody_elses_wish(world, ruled, caplog):
+    asked = world.request(*world.names[:2], test=True)
+    open_, closed = ruled(Rules(scores=True)), ruled(Rules())
+    assert set(open_.evaluate(asked, world.start)) == set(world.names[:2])
+    with caplog.at_level("INFO"):
+        assert closed.evaluate(asked, world.start) == {}
+    assert "no test score of fedavg-kd is told: rule scores" in caplog.text
+    assert (open_.tally.scored, closed.tally.scored) == (2, 0)
+    assert (open_.tally.refused["scores"], closed.tally.refused["scores"]) == (0, 2)
     told, kept = (next(iter(site.train(asked, world.down(), {}))).metrics for site in (open_, closed))
     assert "test_right" in told and kept.keys() == {"loss"}
+    assert (open_.tally.scored, closed.tally.refused["scores"]) == (3, 3)
 
 
-def test_sizes_and_scores_are_told_where_nothing_is_protected_and_all_merchants_allow_that(world):
-    limits = Limits(merchants={world.names[0]: Limit(units=("example",))})
-    site = open_site(world.experiment, 0, 1, world.data, limits)
+@pytest.mark.parametrize(
+    ("rules", "rule"),
+    [({"hours": "22:00-06:00"}, "rule hours: 22:00-06:00"), ({"methods": ("fedmd",)}, "rule methods: fedmd")],
+)
+def test_a_request_for_scores_is_checked_as_one_to_train(world, ruled, caplog, rules, rule):
+    site = ruled(Rules(scores=True, **rules))
+    with caplog.at_level("INFO"):
+        assert site.evaluate(world.request(*world.names), world.start) == {}
+    assert rule in caplog.text
+    assert site.tally.refused[rule.split()[1].rstrip(":")] == len(world.names)
+
+
+def test_the_student_that_the_server_trains_alone_is_of_no_method(world, ruled):
+    site = ruled(Rules(scores=True, methods=()))
+    assert set(site.evaluate(world.request(*world.names, arm="server"), world.start)) == set(world.names)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e7])
+def test_weights_that_no_honest_server_sends_are_not_scored(world, ruled, value):
+    name = next(iter(world.start))
+    weights = {**world.start, name: torch.full_like(world.start[name], value)}
+    with pytest.raises(TrainingError, match="values that are not finite, or beyond"):
+        ruled(Rules(scores=True)).evaluate(world.request(*world.names), weights)
+
+
+@pytest.mark.parametrize("unit", ["none", *PARTS])
+def test_scores_are_of_merchants_that_take_part_in_what_the_experiment_promises(world, limited, unit):
+    """By a student made for it, scores would tell of single examples."""
+    changes = PRIVATE if unit == "example" else {"privacy.unit": unit, "privacy.epsilon": 4.0, "compare": []}
+    changes = {"privacy.unit": "none"} if unit == "none" else changes
+    others = tuple(one for one in ("none", *PARTS) if one != unit)
+    limits = Limits(
+        rules=Rules(scores=True),
+        default=Limit(units=(unit,)),
+        merchants={world.names[0]: Limit(units=others)},
+    )
+    scored = limited(limits, changes).evaluate(world.request(*world.names), world.start)
+    assert sorted(scored) == sorted(world.names[1:])
+
+
+def test_sizes_are_told_where_nothing_is_protected_and_all_merchants_allow_that(world, limited):
+    limits = Limits(default=Limit(units=("none",)), merchants={world.names[0]: Limit(units=("example",))})
+    site = limited(limits)
     assert not site.protection.tells_sizes(world.names)
     assert site.protection.tells_sizes(world.names[1:])
-    scored = site.evaluate(world.start, world.names, world.request().blueprints["two-tower"])
-    assert sorted(scored) == sorted(world.names[1:])  # by a student made for it, scores would tell of single examples
-    private = open_site(world.experiment.with_changes({**PRIVATE, "compare": []}), 0, 1, world.data, Limits())
-    assert not private.protection.tells_sizes(world.names)
+    assert not limited(Limits()).protection.tells_sizes(world.names)
+    assert not limited(OPEN, PRIVATE).protection.tells_sizes(world.names)
 
 
 def test_rounds_are_counted_too_whatever_is_planned(world, ruled):

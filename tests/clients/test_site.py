@@ -128,7 +128,7 @@ def test_evaluation_counts_right_answers_and_none_of_a_merchant_without_a_test(w
     some = site.holdings.merchants[world.names[0]]
     untested = MerchantData(some.name, some.train, some.valid, some.test.take([]))
     site = world.having(site, {**site.holdings.merchants, some.name: untested})
-    counts = site.evaluate(world.start, world.names, world.request().blueprints["two-tower"])
+    counts = site.evaluate(world.request(*world.names), world.start)
     assert counts == {
         some.name: (0, 0),
         **{name: count_right(world.student, world.start, world.data.merchants[name].test) for name in world.names[1:]},
@@ -263,7 +263,7 @@ def protected(world):
 
 
 def test_a_protected_site_trains_no_method_that_sends_class_means_whatever_the_server_asks(world, protected):
-    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover all that method fd sends"):
+    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover everything that method fd sends"):
         trained(protected, world.request(world.names[0], arm="fd"), Downlink(1), {"two-tower": world.start})
 
 

@@ -79,7 +79,7 @@ RUNS = {
     "privacy of examples": PRIVATE,
     "privacy with rates": {
         **PRIVATE,
-        "privacy.accountant": "prv",
+        "privacy.accountant": "rdp",
         "privacy.rate_scales": {"bag.table": 10.0},
         "privacy.row_rate_power": 0.5,
         "privacy.weighting": "examples-squared",

@@ -1,6 +1,5 @@
 """The server's metrics are what ``metrics.jsonl`` and the wire say, as a file and over HTTP; no merchant is in them."""
 
-import json
 import socket
 import sys
 import urllib.error
@@ -11,6 +10,7 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from prometheus_client.parser import text_string_to_metric_families
 
+from fed_distill.data import load
 from fed_distill.errors import ConfigError
 from fed_distill.observing.run_metrics import RunMetrics
 from fed_distill.results.store import read_records, read_summary
@@ -139,13 +139,7 @@ def test_a_line_of_a_round_says_why_merchants_are_missing(tiny_experiment, simul
     limits = tmp_path / "limits.toml"
     changes = {"controls": [], "privacy": {"unit": "example", "epsilon": 4.0, "batch_size": 16}}
     experiment = tiny_experiment(tmp_path, {**changes, "privacy.limits": str(limits), "adaptation.enabled": False})
-    limits.write_text("[default]\n", encoding="utf-8")
-    merchant = sorted(read_counts(simulate, experiment))[0]
+    merchant = sorted(load(experiment.data).merchants)[0]
     limits.write_text(f'[merchants."{merchant}"]\nunits = []\n', encoding="utf-8")
     folder, _ = simulate(experiment.with_changes({"name": "again"}))
     assert [line["causes"] for line in read_records(folder)] == [{"budget": 1}] * 2
-
-
-def read_counts(simulate, experiment):
-    folder, _ = simulate(experiment)
-    return json.loads((folder / "summary.json").read_text())["by_merchant"]["counts"]

@@ -250,7 +250,7 @@ def test_an_older_copy_is_refused_unless_it_lacks_the_newest_line_alone(three):
 
 
 def test_where_both_files_are_old_the_last_check_alone_shows_it(three):
-    newest = three.path.parent.with_name("ledgers.newest") / three.path.name
+    newest = three.path.parent.with_name("ledgers.newest") / "acme.line"
     old = three.path.read_bytes(), newest.read_bytes()
     three.charge(charge(4))
     kept = three.entries()[-1].check
@@ -261,9 +261,9 @@ def test_where_both_files_are_old_the_last_check_alone_shows_it(three):
 
 @pytest.mark.parametrize("content", [b"", b"no entry\n", b'{"a": 1}\n{"b": 2}\n'])
 def test_a_newest_line_that_is_none_is_refused(three, content):
-    newest = three.path.parent.with_name("ledgers.newest") / three.path.name
+    newest = three.path.parent.with_name("ledgers.newest") / "acme.line"
     newest.write_bytes(content)
-    with pytest.raises(LedgerError, match=r"ledgers\.newest/acme\.jsonl, line 1"):
+    with pytest.raises(LedgerError, match=r"ledgers\.newest/acme\.line, line 1"):
         three.charge(charge(4))
 
 

@@ -1,12 +1,14 @@
 """A finished run as the runner would leave it, with numbers drawn from fixed seeds."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fed_distill.config import Experiment
+from fed_distill.config import Experiment, PrivacyConfig
 from fed_distill.data.examples import Task
+from fed_distill.privacy.promise import Spent, account
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
 from fed_distill.results.summary import summarize
@@ -25,6 +27,8 @@ TEACHER = {
 SPEED = {"teacher_seconds_per_pair": 7.9e-3, "student_seconds_per_pair": 5.2e-5, "ratio": 151.9, "pairs": 256}
 MERCHANTS = [f"Merchant {number:02d}" for number in range(1, 31)] + ['<b>"Tom & Söhne"</b>']
 ACCOUNT = {
+    "dataset": "pricerunner",
+    "task": "relevance",
     "source": {"name": "PriceRunner", "license": "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"},
     "cleaning": {
         "rows_read": 35_311,
@@ -107,6 +111,39 @@ def summary_of(seeds):
     )
 
 
+def private_summary_of(seeds, reproducible_noise=True, unit="example"):
+    """The same run as if its federations had been private, with an account of the data as ``data.splits`` gives it."""
+    config = PrivacyConfig(unit=unit, epsilon=4.0, report_scores=True)
+    spent = Spent(len(MERCHANTS), 3.96, 1e-5, 0.8, 1.6, 0, 3.96, 4.21)
+    promise = account(config, spent, ("weights",), reproducible_noise=reproducible_noise)
+    private = [replace(one, privacy=promise if one.kind == "federation" else None) for one in outcomes(seeds)]
+    tables = {"public": 14_210, "public_valid": 1_530, "proxy": 4_000, "train": 22_429, "valid": 3_120, "test": 6_402}
+    parts = ("train", "valid", "test")
+    counted = {
+        "merchants": {"all": 250, "public": 215, "too_small": 190, "clients": 31, "single_class": ["Merchant 07"]},
+        "client_rows": {merchant: 100 + index for index, merchant in enumerate(MERCHANTS)},
+        "rows": {
+            "public": dict(zip(parts, (15_003, 2_003, 4_003), strict=True)),
+            "clients": dict(zip(parts, (20_123, 3_001, 6_001), strict=True)),
+        },
+        "groups": dict(zip(parts, (9_001, 1_201, 2_301), strict=True)),
+        "examples": tables,
+        "classes": {name: {"exact": count // 2, "substitute": count - count // 2} for name, count in tables.items()},
+        "largest_group": {"group": 12, "text": 40, "pair": 9},
+    }
+    changed = experiment(seeds).with_changes({"privacy.unit": unit, "privacy.epsilon": 4.0})
+    return summarize(
+        changed,
+        TASK,
+        TEACHER,
+        student_parameters=2_105_604,
+        outcomes=private,
+        merchants=len(MERCHANTS),
+        seconds=2710.4,
+        account={**ACCOUNT, **counted},
+    )
+
+
 def records(seeds):
     for seed in range(seeds):
         for name, quality in {"fedavg": QUALITY["fedavg"], **FEDERATIONS}.items():
@@ -154,6 +191,12 @@ def sample():
 def summary():
     """Summary of a run of three seeds."""
     return summary_of(3)
+
+
+@pytest.fixture
+def private_summary():
+    """Summary of a private run of three seeds, in a simulation."""
+    return private_summary_of(3)
 
 
 @pytest.fixture

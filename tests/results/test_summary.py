@@ -159,6 +159,7 @@ def test_adaptation_is_told_before_and_after_with_its_notes_and_merchants():
     assert (adaptation["before"]["ndcg@10"], adaptation["after"]["ndcg@10"]) == (0.92, 0.93)
     assert adaptation["notes"] == {"0": ["distillation: undone"]}
     assert adaptation["personal"] == {
+        "protected": None,
         "before": {"mean": pytest.approx(0.6), "worst_merchant": {"merchant": "a", "accuracy": 0.5}},
         "after": {"mean": pytest.approx(0.75), "worst_merchant": {"merchant": "a", "accuracy": 0.6}},
     }

@@ -13,7 +13,7 @@ from flwr.app import Context
 
 import clients.app
 from clients.app import build_app
-from clients.limits import Limits, Rules
+from clients.limits import OPEN, Rules
 from clients.site import open_site
 from fed_distill.data import load
 from fed_distill.errors import CheckpointError, DataError, TrainingError
@@ -263,7 +263,7 @@ def test_a_round_out_of_hours_waits_for_them(tiny_experiment, tmp_path, monkeypa
     times = iter([12, 12])
 
     def opened(experiment, part, parts, data=None):
-        site = open_site(experiment, part, parts, data, Limits(rules=Rules(hours="22:00-06:00")))
+        site = open_site(experiment, part, parts, data, OPEN.model_copy(update={"rules": Rules(hours="22:00-06:00", scores=True)}))
         site.protection.clock = lambda: datetime(2026, 1, 1, next(times, 23))
         return site
 

@@ -310,12 +310,13 @@ def test_refusals_for_others_count_once_and_reasons_are_cut_to_what_can_be_read(
 
 
 LEDGERS = {"merchants": 2, "epsilon": 1.5, "delta": 1e-5, "noise_least": 0.8, "noise_most": 0.9, "untold": 0}
+LEDGERS |= {"epsilon_5": 1.5, "epsilon_6": 1.75}
 
 
 def test_what_an_arm_has_cost_is_joined_over_the_sites():
     other = {**LEDGERS, "merchants": 1, "epsilon": 2.0, "noise_least": 0.7}
     sites = make_sites(spent={0: LEDGERS, 1: other, 2: {**dict.fromkeys(LEDGERS, 0), "epsilon": 0.0}})
-    assert sites.spent("fedavg", 0) == Spent(3, 2.0, 1e-5, 0.7, 0.9)
+    assert sites.spent("fedavg", 0) == Spent(3, 2.0, 1e-5, 0.7, 0.9, epsilon_5=1.5, epsilon_6=1.75)
 
 
 @pytest.mark.parametrize(
@@ -339,13 +340,13 @@ def test_a_site_that_tells_nothing_to_be_believed_leaves_its_cost_untold(lie, ca
     told = {0: LEDGERS, 1: {**LEDGERS, "merchants": 1}}
     told[2] = {**LEDGERS, "merchants": 1, **lie} if lie else {"merchants": 1}
     found = make_sites(spent=told).spent("fedavg", 0)
-    assert found == Spent(3, 1.5, 1e-5, 0.8, 0.9, untold=1)
+    assert found == Spent(3, 1.5, 1e-5, 0.8, 0.9, 1, 1.5, 1.75)
     assert "what site 4 tells of its ledgers cannot be read" in caplog.text
 
 
 def test_what_a_silent_site_has_cost_is_untold():
     told = {0: LEDGERS, 1: {**LEDGERS, "merchants": 1}}
-    assert make_sites(spent=told).spent("fedavg", 0) == Spent(3, 1.5, 1e-5, 0.8, 0.9, untold=1)
+    assert make_sites(spent=told).spent("fedavg", 0) == Spent(3, 1.5, 1e-5, 0.8, 0.9, 1, 1.5, 1.75)
 
 
 def test_noise_that_protects_nobody_costs_without_end():

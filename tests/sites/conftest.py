@@ -1,5 +1,7 @@
 """A deployment with three sites, dealt the merchants of the tiny marketplace by the command itself."""
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -36,6 +38,20 @@ def deployment(command, experiment, tmp_path):
     done = command("init", folder, "--sites", ",".join(SITES), "--port", 1, "--experiment", file, "--rehearse")
     assert done.exit_code == 0
     return folder
+
+
+@pytest.fixture
+def permit(deployment):
+    """A function that puts another line into the ``site.toml`` of some sites, all of them if none is named."""
+
+    def change(key, line, *names):
+        for name in names or SITES:
+            path = deployment / "sites" / name / "site.toml"
+            text, found = re.subn(rf"(?m)^{key} = .*$", line, path.read_text(encoding="utf-8"))
+            assert found == 1
+            path.write_text(text, encoding="utf-8")
+
+    return change
 
 
 @pytest.fixture

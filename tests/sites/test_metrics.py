@@ -18,10 +18,17 @@ from fed_distill.errors import ConfigError, DataError
 from fed_distill.observing import logs, site_metrics
 from fed_distill.observing.endpoint import Endpoint
 from fed_distill.observing.site_metrics import SiteMetrics, Tally
-from fed_distill.privacy.ledger import Ledgers
+from fed_distill.privacy.ledger import Ledgers, exposure
 from fed_distill.results.store import read_records
 
 PRIVATE = {"privacy": {"unit": "example", "epsilon": 4.0, "batch_size": 16}}
+
+
+@pytest.fixture(autouse=True)
+def open_sites(permit):
+    """Sites that allow the runs of these tests, with and without privacy."""
+    permit("units", 'units = ["none", "example"]')
+    permit("scores", "scores = true")
 
 
 @pytest.fixture
@@ -69,7 +76,8 @@ def test_a_site_counts_what_it_trained_and_what_was_spent(run_over, deployment, 
     for merchant in merchants:
         spent = Ledgers(manifest.ledgers).of(merchant).epsilon("example")
         assert samples["epsilon_spent", merchant, "example"] == spent > 0
-        assert samples["epsilon_left", merchant, "example"] == pytest.approx(8.0 - spent)
+        exposed = exposure(entry.charge for entry in Ledgers(manifest.ledgers).of(merchant).entries())
+        assert samples["epsilon_left", merchant] == pytest.approx(8.0 - exposed)
     assert not (deployment / "sites" / "south" / "state" / "metrics").exists()
 
 
@@ -96,6 +104,15 @@ def test_refusals_are_counted_by_rule(run_over, deployment, experiment):
         sum(value for key, value in samples.items() if key[0] == "site_refused_total")
         == samples["site_refused_total", "max_rounds"]
     )
+
+
+def test_scores_are_counted_as_told_or_refused(run_over, deployment, experiment, permit):
+    manifest, south = watch(deployment, "north"), watch(deployment, "south")
+    permit("scores", "scores = false", "south")
+    run_over(experiment)
+    for told, samples in ((True, file_of(manifest)), (False, file_of(south))):
+        assert (samples["site_scored_total",] > 0) is told
+        assert (samples["site_refused_total", "scores"] > 0) is not told
 
 
 def test_they_are_served_with_budgets_as_the_ledgers_have_them_now(run_over, deployment, experiment):

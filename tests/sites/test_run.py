@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from safetensors.torch import load_file
@@ -28,7 +29,10 @@ def allow(deployment, name, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_the_student_is_the_simulations_and_no_row_is_ever_sent(run_over, deployment, experiment, simulate, distance):
+def test_the_student_is_the_simulations_and_no_row_is_ever_sent(
+    run_over, deployment, experiment, simulate, distance, permit
+):
+    permit("units", 'units = ["example"]')
     private = experiment.with_changes({"privacy": PRIVATE})
     there, wire = run_over(private.with_changes({"name": "there"}))
     here = simulate(private.with_changes({"name": "there", "runtime.folder": str(deployment / "here")}))[0]
@@ -48,25 +52,41 @@ def test_the_student_is_the_simulations_and_no_row_is_ever_sent(run_over, deploy
         assert set(Ledgers(Manifest.read(site).ledgers).merchants()) == names
 
 
-def test_a_secret_of_the_site_changes_its_noise_and_is_never_sent(run_over, deployment, experiment, distance):
-    private = experiment.with_changes({"privacy": PRIVATE, "federation.rounds": 1, "adaptation.enabled": False})
+def test_the_noise_of_training_is_drawn_from_the_sites_secret_which_is_never_sent(
+    run_over, deployment, experiment, permit, monkeypatch
+):
+    """All else that noise is drawn from is made equal, as somebody would guess it who knows the run, its seed and the
+    request: one full batch, sizes without noise, and the same digest whatever the secret."""
+    monkeypatch.setattr("clients.protection.Digests.of", lambda *_: "ab" * 32)
+    private = {"unit": "example", "noise_multiplier": 50.0, "batch_size": 10**6, "size_noise": 1e-3}
+    once = {"federation.rounds": 1, "federation.options": {"proxy_steps": 0}, "adaptation.enabled": False}
+    asked = experiment.with_changes({"privacy": private, **once})
+    permit("units", 'units = ["example"]')
+    permit("max_epsilon", "# no limit: sizes without noise have no epsilon")
 
-    def trained(name):
-        for site in deployment.glob("sites/*"):  # in a ledger's second release the noise is another in any case
+    def moved(name):
+        """How far the round moved the student, which is noise but for a few per cent; and what was on the wire."""
+        for site in deployment.glob("sites/*"):
             shutil.rmtree(site / "state", ignore_errors=True)
-        folder, wire = run_over(private.with_changes({"name": name, "runtime.folder": str(deployment / name)}))
-        return student(folder), wire
+        folder, wire = run_over(asked.with_changes({"name": name, "runtime.folder": str(deployment / name)}))
+        start = load_file(folder / "checkpoint" / "seed-0" / "server.two-tower.safetensors")
+        found = torch.cat([(value - start[key]).flatten() for key, value in sorted(student(folder).items())])
+        return found / found.norm(), b"".join(request + reply for _, request, reply in wire)
 
-    plain, _ = trained("first")
+    plain, _ = moved("first")
+    assert float(plain @ moved("second")[0]) > 0.999  # without secrets the run's seed gives the same again
     for name in ("north", "south", "west"):
         allow(deployment, name, "# secret =", "secret =")
-    own, wire = trained("second")
-    assert distance(own, plain) > 1e-3
-    sent = b"".join(request + reply for _, request, reply in wire)
-    for site in deployment.glob("sites/*/noise.key"):
-        assert site.read_bytes().strip() not in sent
-    again, _ = trained("third")
-    assert distance(again, own) == 0.0  # an equal request has an equal answer
+    own, sent = moved("third")
+    assert abs(float(own @ plain)) < 0.2
+    secrets = {site: site.read_bytes().strip() for site in deployment.glob("sites/*/noise.key")}
+    assert len(secrets) == 3 and not any(secret in sent for secret in secrets.values())
+    again, _ = moved("fourth")
+    assert float(again @ own) > 0.999
+    for site in secrets:
+        site.unlink()  # others are made at the next run
+    other, _ = moved("fifth")
+    assert abs(float(other @ own)) < 0.2 and abs(float(other @ plain)) < 0.2
 
 
 def test_a_site_that_refuses_names_its_rule_and_the_others_go_on(run_over, deployment, experiment, caplog):
@@ -131,3 +151,25 @@ def test_data_that_are_elsewhere_can_neither_be_pooled_nor_dealt(command, tiny_e
     file.write_text(tiny_experiment(tmp_path, changes).to_toml(), encoding="utf-8")
     with pytest.raises(ConfigError, match="no merchants to deal"):
         command("init", tmp_path / "made", "--sites", "a", "--experiment", file, "--rehearse")
+
+
+def test_a_private_run_at_sites_as_they_are_shipped_computes_nothing_unprotected(
+    command, run_over, experiment, tmp_path, caplog
+):
+    """The controls that merchants train are left out, no score is told, and the run's own limits cover it."""
+    private = {**PRIVATE, "report_scores": True}
+    changes = {"privacy": private, "controls": ["server", "local", "fedavg"], "compare": [{"method": "fedprox"}]}
+    planned = experiment.with_changes(changes)
+    file, folder = tmp_path / "private.toml", tmp_path / "deployment"
+    file.write_text(planned.to_toml(), encoding="utf-8")
+    done = command("init", folder, "--overwrite", "--experiment", file, "--rehearse", "--sites", "north,south,west")
+    assert done.exit_code == 0
+    with caplog.at_level("INFO"):
+        summary = read_summary(run_over(planned)[0])
+    assert set(summary["controls"]) == {"server"}
+    assert set(summary["federations"]) == {"fedavg-kd", "fedprox"}
+    assert not any(summary["by_merchant"]["federations"].values())
+    assert {row["merchant_accuracy"] for row in summary["federations"].values()} == {None}
+    assert "no test score of fedavg-kd is told: rule scores" in caplog.text
+    for merchant in load(experiment.data).merchants:
+        assert merchant not in summary["by_merchant"]["controls"]["server"]

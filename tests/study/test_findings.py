@@ -118,6 +118,15 @@ def test_an_attack_that_proves_more_than_was_promised_is_a_warning(results):
     assert results.loc[place, "fingerprint"][:8] in found
 
 
+def test_a_white_box_audit_that_exceeds_its_promise_is_a_warning(results):
+    results["audit.white_box.exceeded"] = False
+    results["audit.white_box.f_dp"] = 0.7
+    assert audit_sentence(results).endswith("the largest lower bound is 0.70.")
+    place = results.index[results["privacy.epsilon"].notna()][0]
+    results.loc[place, "audit.white_box.exceeded"] = True
+    assert audit_sentence(results).startswith("WARNING: in 1 of 18 attacked cells")
+
+
 def test_a_bound_is_compared_with_the_accountant_at_the_same_delta(results):
     results["audit.epsilon_of_accountant"] = 60.0
     results["audit.epsilon_lower_bound"] = 50.0

@@ -133,7 +133,7 @@ def test_units_deltas_counts_assumptions_and_trusted_parties_are_told(page):
     assert "nobody but the merchant" in words
     assert "here 6 merchants, 4,440 training examples in all" in words
     assert "how many examples: with noise; counted" in words and "its scores: exactly" in words
-    assert "rdp" in words
+    assert "pld" in words
     assert ["1", "×2.72", "1.0e-04 to 3.0e-04", "0.8 to 1.9"] in [
         [cell.replace("\u202f", " ") for cell in row] for row in page.rows
     ]

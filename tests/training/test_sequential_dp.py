@@ -1,4 +1,8 @@
-"""Private phases against a loop over single examples, written out by hand from Abadi et al. 2016, algorithm 1."""
+"""Private phases against a loop over single examples, written out by hand from Abadi et al. 2016, algorithm 1.
+
+In float64 where noise is added: noised sums are rounded to a grid, where one that differs in its last bit may go to
+another point.
+"""
 
 import dataclasses
 import re
@@ -10,8 +14,9 @@ from torch.func import functional_call
 from fed_distill.config import TrainingConfig
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.models import build_student
-from fed_distill.privacy.dp_sgd import ExampleDP, gaussian
+from fed_distill.privacy.dp_sgd import ExampleDP, add_noise, grid
 from fed_distill.runtime import seeds
+from fed_distill.runtime.seeds import Keystream
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
@@ -28,11 +33,13 @@ STUDENTS = {
     "mobilebert": {"rows": 256, "width": 16, "layers": 1, "max_length": 24},
 }
 every_student = pytest.mark.parametrize("name", STUDENTS)
-LIMITS = {"two-tower": 1.5, "lstm": 0.95, "bert-mini": 0.95, "distilbert": 0.87, "mobilebert": 0.94}
+LIMITS = {"two-tower": 2.0, "lstm": 0.95, "bert-mini": 0.95, "distilbert": 0.91, "mobilebert": 0.94}
 """Norms that some examples' gradients exceed and others do not."""
 NOISY = {name: ExampleDP(noise_multiplier=0.7, max_grad_norm=limit) for name, limit in LIMITS.items()}
 RATE = 0.05
 BATCH = 4
+SMALLEST = 1e-6
+"""What Opacus adds to a norm before it divides."""
 
 
 @pytest.fixture
@@ -56,6 +63,12 @@ def learner_of(task, make_examples):
         )
 
     return make
+
+
+def exact(learner):
+    """The same in float64."""
+    weights = {name: value.double() for name, value in learner.weights.items()}
+    return dataclasses.replace(learner, student=learner.student.double(), weights=weights)
 
 
 def mixed_plan(proxy=3):
@@ -96,7 +109,7 @@ def loss_of(learner, weights, segment, rows):
     return segment.phase.objective(functional_call(learner.student, weights, (batch,)), references)
 
 
-def private_gradients(learner, weights, segment, index, rows, generator):
+def private_gradients(learner, weights, segment, index, rows, stream):
     """One step of algorithm 1: gradient of every weight; losses and norms of the drawn examples."""
     limit, losses, norms = learner.privacy.max_grad_norm, [], []
     summed = {key: torch.zeros_like(value) for key, value in weights.items()}
@@ -112,14 +125,13 @@ def private_gradients(learner, weights, segment, index, rows, generator):
                 gradients[key][rows[key]] = gradient[rows[key]]
         norms.append(float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()))
         for key, gradient in gradients.items():
-            summed[key] += gradient * min(1.0, limit / norms[-1])
-    size = sum(len(rows[key]) * value.shape[1] if key in rows else value.numel() for key, value in weights.items())
-    noise = iter(gaussian(size, learner.privacy.noise_multiplier * limit, generator).tolist())
-    for key, value in weights.items():
-        for place in rows.get(key, range(len(value))):
-            entry = summed[key][place].flatten()
-            summed[key][place] += torch.tensor([next(noise) for _ in entry]).view_as(summed[key][place])
-    assert next(noise, None) is None
+            summed[key] += gradient * min(1.0, limit / (norms[-1] + SMALLEST))
+    places = [(key, place) for key, value in weights.items() for place in rows.get(key, range(len(value)))]
+    entries = torch.cat([summed[key][place].flatten() for key, place in places])
+    noised = iter(add_noise(entries, learner.privacy.noise_multiplier * limit, stream).tolist())
+    for key, place in places:
+        entry = summed[key][place]
+        summed[key][place] = torch.tensor([next(noised) for _ in entry.flatten()], dtype=entry.dtype).view_as(entry)
     return {key: value / min(BATCH, len(learner.labels)) for key, value in summed.items()}, losses, norms
 
 
@@ -132,11 +144,11 @@ def train_by_hand(learner, plan, submodel, make_optimizer):
     losses, norms = [], []
     for number, phase in enumerate(plan.phases):
         segment, found = draw(phase, number, learner, BATCH), []
-        generator = seeds.torch_stream(*learner.randomness, "noise", number)
+        stream = Keystream(*learner.randomness, "noise", number)
         optimizer.param_groups[0]["lr"] = RATE * phase.learning_rate_scale
         for index in segment.batches:
             if phase.data == "private":
-                gradients, *drawn = private_gradients(learner, weights, segment, index, rows, generator)
+                gradients, *drawn = private_gradients(learner, weights, segment, index, rows, stream)
                 found, norms = found + drawn[0], norms + drawn[1]
             else:
                 loss = loss_of(learner, weights, segment, index).mean()
@@ -168,7 +180,7 @@ def assert_trained_as_by_hand(learner, submodel, make_optimizer, **config):
 @pytest.mark.parametrize("submodel", [True, False])
 @every_student
 def test_private_training_equals_a_loop_over_examples(learner_of, name, submodel):
-    learner = learner_of(name)
+    learner = exact(learner_of(name))
     assert_trained_as_by_hand(learner, submodel, lambda values: torch.optim.SGD(values, lr=RATE))
 
 
@@ -180,7 +192,7 @@ def test_private_training_equals_a_loop_over_examples(learner_of, name, submodel
     ],
 )
 def test_private_and_public_phases_share_the_optimizers_moments(learner_of, config, make):
-    assert_trained_as_by_hand(learner_of(), True, make, **config)
+    assert_trained_as_by_hand(exact(learner_of()), True, make, **config)
 
 
 def test_rates_of_weights_and_rows_scale_what_a_noised_step_moves(learner_of):
@@ -211,12 +223,13 @@ def test_an_empty_batch_adds_noise_and_nothing_else(learner_of, submodel):
     reached, fitted = fit(learner, plan, submodel=submodel)
     rows = rows_that_may_change(learner, submodel)
     shapes = {key: value[rows[key]].shape if key in rows else value.shape for key, value in learner.weights.items()}
-    generator = seeds.torch_stream(*learner.randomness, "noise", 0)
-    noise = gaussian(sum(shape.numel() for shape in shapes.values()), learner.privacy.deviation, generator)
+    deviation = learner.privacy.deviation
+    noise = deviation * Keystream(*learner.randomness, "noise", 0).normal(sum(map(torch.Size.numel, shapes.values())))
+    off = RATE * grid(deviation) / 2 / BATCH
     for key, part in zip(shapes, noise.split([shape.numel() for shape in shapes.values()]), strict=True):
-        moved = torch.zeros_like(learner.weights[key])
+        moved = torch.zeros_like(learner.weights[key], dtype=torch.float64)
         moved[rows.get(key, slice(None))] = -RATE * part.view(shapes[key]) / BATCH
-        torch.testing.assert_close(reached[key], learner.weights[key] + moved, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(reached[key].double(), learner.weights[key] + moved, rtol=1e-6, atol=off + 1e-7)
     assert fitted.loss == (0.0,)
 
 

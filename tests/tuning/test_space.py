@@ -99,6 +99,19 @@ def test_a_search_that_cannot_be_meant_is_named(tables, changes, message):
         Tuning.parse(tables)
 
 
+@pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"])
+def test_a_private_experiment_is_not_tuned_be_it_the_base_or_a_value_of_the_search(tables, unit):
+    choices = [{"label": "public"}, {"label": "private", "privacy.unit": unit, "privacy.epsilon": 8.0}]
+    searched = {"name": "privacy", "values": choices}
+    with pytest.raises(ConfigError, match=f"search privacy = private: privacy.unit = '{unit}' cannot be tuned"):
+        Tuning.parse({**tables, "search": [*tables["search"], searched]})
+    tables["base"]["privacy"] = {"unit": unit, "epsilon": 8.0}
+    with pytest.raises(
+        ConfigError, match=f"base: privacy.unit = '{unit}' cannot be tuned: .* Set privacy.unit = 'none'"
+    ):
+        Tuning.parse(tables)
+
+
 def test_a_range_of_integers_wants_an_integer_step():
     with pytest.raises(ValueError, match="needs an integer step"):
         Range(key="federation.rounds", low=1, high=4, step=0.5)

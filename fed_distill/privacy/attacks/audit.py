@@ -20,6 +20,7 @@ from fed_distill.privacy.attacks.membership import (
 from fed_distill.privacy.attacks.roc import FloatArray, Separation, separation
 from fed_distill.privacy.attacks.shadows import Recipe, train_shadows
 from fed_distill.privacy.attacks.victim import Victim
+from fed_distill.privacy.attacks.white_box import WhiteBoxAudit
 
 EXAMPLE_VARIANCE_FROM = 64
 """Shadow students from which each example has a variance of its own in LiRA (Carlini et al. 2022, sec. VI-B)."""
@@ -52,6 +53,11 @@ THREAT_MODELS: Mapping[str, str] = {
     "canaries": (
         "The strictest test, not a likely attacker: it writes unusual examples, has each put into one merchant's data "
         "by a coin flip, and guesses the flips from the released student. What it shows bounds epsilon from below."
+    ),
+    "white_box": (
+        "Stricter still: it sees every release of the mechanism, and its canaries are of the worst kind, each in "
+        "coordinates that nothing else moves. What it audits is the code that samples, clips and adds noise, not the "
+        "run's data."
     ),
     "label_shares": (
         "The server, or whoever reads one merchant's uplink: it estimates how many of the merchant's examples are of "
@@ -88,6 +94,7 @@ class Audit:
     confidence: float
     canaries: CanaryAudit | None = None
     label_shares: ShareInference | None = None
+    white_box: WhiteBoxAudit | None = None
 
     def __post_init__(self) -> None:
         if self.canaries is not None and self.canaries.bound.confidence != self.confidence:
@@ -109,7 +116,7 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready form. The rates are the largest of any attack; ``nonmembers`` says what an attack has to tell."""
         used = [attack.name for attack in self.attacks]
-        used += [name for name in ("canaries", "label_shares") if getattr(self, name) is not None]
+        used += [name for name in ("canaries", "label_shares", "white_box") if getattr(self, name) is not None]
         return {
             "auc": self.strongest.separation.auc,
             "strongest": self.strongest.name,
@@ -123,6 +130,7 @@ class Audit:
             "attacks": {attack.name: attack.to_json() for attack in self.attacks},
             "canaries": None if self.canaries is None else self.canaries.to_json(),
             "label_shares": None if self.label_shares is None else self.label_shares.to_json(),
+            "white_box": None if self.white_box is None else self.white_box.to_json(),
             "threat_models": {name: THREAT_MODELS[name] for name in used},
         }
 
@@ -138,15 +146,17 @@ def audit(
     shadows: int = 16,
     canaries: CanaryAudit | None = None,
     label_shares: ShareInference | None = None,
+    white_box: WhiteBoxAudit | None = None,
     confidence: float = 0.95,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """Attack ``victim`` by everything that can be tried with what is given.
 
     recipe: how it was trained, DP included; without one, attacks that train students are left out. shadows: shadow
-    students for LiRA, an even number, 0 for no LiRA. canaries, label_shares: what ``canary_audit`` and ``infer_shares``
-    have found; they are only put beside the rest. ``progress`` is called with steps of the shadow students, done and
-    in all. Raises DataError for fewer than two members or non-members, or one without a label.
+    students for LiRA, an even number, 0 for no LiRA. canaries, label_shares, white_box: what ``canary_audit``,
+    ``infer_shares`` and a white-box audit have found; they are only put beside the rest. ``progress`` is called with
+    steps of the shadow students, done and in all. Raises DataError for fewer than two members or non-members, or one
+    without a label.
     """
     attacks = query_attacks(victim, confidence)
     if recipe is not None:
@@ -154,7 +164,7 @@ def audit(
         if shadows:
             attacks += lira_attacks(victim, recipe, shadows, seed, confidence, progress)
     used = shadows if recipe is not None else 0
-    return Audit(tuple(attacks), victim.by_group, used, confidence, canaries, label_shares)
+    return Audit(tuple(attacks), victim.by_group, used, confidence, canaries, label_shares, white_box)
 
 
 def query_attacks(victim: Victim, confidence: float) -> list[Attack]:

@@ -5,7 +5,7 @@ Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run", NeurI
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,15 +102,24 @@ def best_bound(
     scores: ``[m]``, higher for canaries that seem to be in. included: ``[m]``, the coin flips. Having k choices costs
     a factor k on the error probability (union bound). Raises DataError without choices, or for scores not finite.
     """
+    each = 1.0 - (1.0 - confidence) / max(len(choices), 1)
+    bounds = []
+    for (guesses_in, guesses_out), correct in guessed(scores, included, choices):
+        epsilon = epsilon_lower_bound(len(scores), guesses_in + guesses_out, correct, delta, each)
+        bounds.append(Bound(epsilon, delta, confidence, len(scores), guesses_in, guesses_out, correct))
+    return max(bounds, key=lambda bound: bound.epsilon)
+
+
+def guessed(
+    scores: FloatArray, included: BoolArray, choices: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], int]]:
+    """Each of ``choices`` and how many of its guesses are right.
+
+    Raises DataError without choices, or for scores not finite.
+    """
     if not choices:
         raise DataError("a bound from canaries needs one choice of guesses at least")
     if not np.isfinite(scores).all():
         raise DataError(f"the score of canary {int(np.flatnonzero(~np.isfinite(scores))[0])} is not finite")
-    each = 1.0 - (1.0 - confidence) / len(choices)
-    bounds = []
-    for guesses_in, guesses_out in choices:
-        guesses = guess(scores, guesses_in, guesses_out)
-        correct = int((guesses == np.where(included, 1, -1)).sum())
-        epsilon = epsilon_lower_bound(len(scores), guesses_in + guesses_out, correct, delta, each)
-        bounds.append(Bound(epsilon, delta, confidence, len(scores), guesses_in, guesses_out, correct))
-    return max(bounds, key=lambda bound: bound.epsilon)
+    for choice in choices:
+        yield choice, int((guess(scores, *choice) == np.where(included, 1, -1)).sum())

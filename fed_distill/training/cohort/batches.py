@@ -24,7 +24,8 @@ class Batch:
     index: which example of the phase's data each is, int64 ``[N]``. owner: whose, int64 ``[N]``. column: its place in
     its merchant's batch, int64 ``[N]``. mask: 1 for examples that count, 0 for padding, float32 ``[N]``. sizes: how
     many examples each merchant has here, padding among them. counted: how many of its whole batch count, int64
-    ``[merchants]``.
+    ``[merchants]``. member: which member of the unit each is of, int64 ``[N]``, numbers 0..M-1, padding each of one of
+    its own; None where every example is a member of its own.
     """
 
     index: Tensor
@@ -33,16 +34,32 @@ class Batch:
     mask: Tensor
     sizes: Sequence[int]
     counted: Tensor
+    member: Tensor | None = None
 
     def parts(self, together: int) -> Iterator["Batch"]:
-        """The batch in parts of at most ``together`` examples of each merchant."""
+        """The batch in parts of at most ``together`` examples of each merchant; a member that has more is a part of its
+        own. Parts of a batch with as many examples of each merchant have as many of each, too."""
         if max(self.sizes) <= together:
             yield self
             return
-        for first in range(0, max(self.sizes), together):
-            here = (self.column >= first) & (self.column < first + together)
-            sizes = [min(max(size - first, 0), together) for size in self.sizes]
-            yield Batch(self.index[here], self.owner[here], self.column[here], self.mask[here], sizes, self.counted)
+        part = self.column // together if self.member is None else _packed(self.owner, self.member, together)
+        for number in range(int(part.max()) + 1):
+            yield self._part((part == number).nonzero().flatten())
+
+    def _part(self, rows: Tensor) -> "Batch":
+        sizes = torch.bincount(self.owner[rows], minlength=len(self.sizes))
+        counts = self.mask[rows]
+        if len(set(self.sizes)) == 1:
+            lacking = int(sizes.max()) - sizes
+            firsts = torch.arange(len(sizes), device=rows.device) * self.sizes[0]
+            rows = torch.cat([rows, firsts.repeat_interleave(lacking)])
+            order = self.owner[rows].argsort(stable=True)
+            rows, counts, sizes = rows[order], pad(counts, (0, len(rows) - len(counts)))[order], sizes + lacking
+        member = None if self.member is None else self.member[rows]
+        member = None if member is None else numbered(torch.where(counts > 0, member, _own_numbers(member)))
+        return Batch(
+            self.index[rows], self.owner[rows], self.column[rows], counts, sizes.tolist(), self.counted, member
+        )
 
 
 class PhaseData:
@@ -81,12 +98,52 @@ class PhaseData:
         counts = column < real[owner]
         index = self._fillers[owner]
         index[counts] = self._first_rows[owner[counts]] + torch.cat(drawn)
+        member = self._members(drawn, owner, counts)
         index, owner, column, mask = (one.to(self.device) for one in (index, owner, column, counts.float()))
-        return Batch(index, owner, column, mask, sizes.tolist(), real.to(self.device))
+        member = None if member is None else member.to(self.device)
+        return Batch(index, owner, column, mask, sizes.tolist(), real.to(self.device), member)
+
+    def _members(self, drawn: Sequence[Tensor], owner: Tensor, counts: Tensor) -> Tensor | None:
+        """``Batch.member`` of the examples ``drawn`` of each merchant, which are those of the batch that ``counts``."""
+        segments = self.segments[: len(drawn)]
+        if not len(owner) or all(segment.groups is None for segment in segments):
+            return None
+        own = [one if of.groups is None else of.groups[one] for of, one in zip(segments, drawn, strict=True)]
+        member = torch.zeros_like(owner)
+        member[counts] = torch.cat(own)
+        member += owner * (member.max() + 1)
+        return numbered(torch.where(counts, member, _own_numbers(member)))
 
     def taken(self, index: Tensor) -> References:
         """References of the examples ``index`` ``[examples]``."""
         return {name: values[index] for name, values in self.references.items()}
+
+
+def numbered(member: Tensor) -> Tensor | None:
+    """Numbers ``[N]`` as 0..M-1, in their order; None if no two are the same."""
+    found, places = torch.unique(member, return_inverse=True)
+    return None if len(found) == len(member) else places
+
+
+def _own_numbers(member: Tensor) -> Tensor:
+    """Numbers ``[N]`` that ``member`` has not, each another."""
+    return member.max() + 1 + torch.arange(len(member), device=member.device)
+
+
+def _packed(owner: Tensor, member: Tensor, together: int) -> Tensor:
+    """The part of each example ``[N]``: members whole and in the order of their first examples, and no more than
+    ``together`` examples of a merchant in a part, unless a single member has more."""
+    sizes = torch.bincount(member).tolist()
+    part_of: dict[int, int] = {}
+    part, filled = [0] * (int(owner.max()) + 1), [0] * (int(owner.max()) + 1)
+    for whose, one in zip(owner.tolist(), member.tolist(), strict=True):
+        if one in part_of:
+            continue
+        if filled[whose] and filled[whose] + sizes[one] > together:
+            part[whose], filled[whose] = part[whose] + 1, 0
+        filled[whose] += sizes[one]
+        part_of[one] = part[whose]
+    return torch.tensor([part_of[one] for one in member.tolist()], device=member.device)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,11 @@ and larger operations, and for models that vmap cannot trace.
 
 For DP each layer also gives the norm of every example's gradient from what flows in and out of it, without that
 gradient ("ghost norms": Goodfellow 2015; Li et al., ICLR 2022, sec. 4), and the clipped sum ("book-keeping": Bu et
-al., ICML 2023). Shapes: merchants a, examples of all of them N, positions of an example P.
+al., ICML 2023). Shapes: merchants a, examples of all of them N, positions of an example P, members of the unit M.
+
+Where members have several examples (see ``layout``), a product's gradient is clipped as that of one example with all
+positions of the member's, computed in float64. In float32 its norm would need an allowance for rounding that grows with
+the square of the number of positions (see ``rounding``), and would no longer be that of the sequential trainer.
 """
 
 import math
@@ -79,6 +83,10 @@ class StackedLayer(nn.Module, ABC):
         gradient over all examples in vain."""
         return weight.detach() if self.record else weight
 
+    def _exact(self, flow: Tensor) -> Tensor:
+        """``flow`` in the precision in which products of it are clipped."""
+        return flow if self.layout.members is None else flow.double()
+
     def _checked(self, x: Tensor) -> Tensor:
         if len(x) != len(self.layout.owner):
             examples = len(self.layout.owner)
@@ -87,15 +95,15 @@ class StackedLayer(nn.Module, ABC):
 
     @abstractmethod
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Squared norm of each example's gradient by all weights of this layer, ``[N]``.
+        """Squared norm of each member's gradient by all weights of this layer, ``[M]``: of the sum over its examples.
 
         ``gradients`` are the losses' by the outputs of ``calls``, in their order.
         """
 
     @abstractmethod
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
-        """Each merchant's sum over examples of factor times gradient, by own weight, after ``square_norms`` of the same
-        ``gradients``; ``factors`` ``[N]``."""
+        """Each merchant's sum over members of factor times gradient, by own weight, after ``square_norms`` of the same
+        ``gradients``; ``factors`` ``[M]``."""
 
 
 def joined_positions(parts: Sequence[Tensor]) -> Tensor:
@@ -126,9 +134,9 @@ class Linear(StackedLayer):
         """By the Gram matrices of inputs and gradients where that is less work than the gradients themselves
         (Li et al., ICLR 2022, sec. 4)."""
         x, g = self._flows(gradients)
-        norms = linear_square_norms(x, g)
+        norms = self.layout.norms(linear_square_norms, x, g)
         if self.bias is not None:
-            self._found = {"bias": g.sum(dim=1)}
+            self._found = {"bias": self.layout.by_member(g.sum(dim=1))}
             norms = norms + sum_of_squares(self._found)
         return norms
 
@@ -136,6 +144,7 @@ class Linear(StackedLayer):
         """A product of clipped gradients and inputs for each merchant."""
         x, g = self._flows(gradients)
         sums = weighted(self._found, factors, self.layout)
+        factors = self.layout.to_examples(factors)
         if x.shape[-1] < g.shape[-1]:
             x = x * factors[:, None, None]
         else:
@@ -143,7 +152,7 @@ class Linear(StackedLayer):
         return {"weight": self.layout.outer(g.flatten(0, 1), x.flatten(0, 1)), **sums}
 
     def _flows(self, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        g = joined_positions([by_example(gradient) for gradient in gradients])
+        g = self._exact(joined_positions([by_example(gradient) for gradient in gradients]))
         return joined_positions([by_example(inputs[0].detach()) for inputs, _ in self.calls]).to(g.dtype), g
 
 
@@ -229,12 +238,12 @@ class LayerNorm(StackedLayer):
         return self._noted((x,), torch.addcmul(self.layout.of_examples(self.bias, x), normal, scale))
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """From the example gradients themselves, which are only as wide as the layer."""
-        self._found = self._examples(gradients)
+        """From the gradients themselves, which are only as wide as the layer."""
+        self._found = {name: self.layout.by_member(one) for name, one in self._examples(gradients).items()}
         return sum_of_squares(self._found)
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
-        """Sums of the example gradients."""
+        """Sums of the gradients."""
         return weighted(self._found, factors, self.layout)
 
     def _examples(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -342,15 +351,18 @@ class LSTM(StackedLayer):
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """As of two products into the gates, and of the two biases that are added to them."""
-        x, state, g = self._flows(gradients)
-        slack = rounding(g.shape[1], g) * lengths(g).sum(dim=1).square()
-        biases = 2 * (g.sum(dim=1).square().sum(dim=-1) + slack)
-        return linear_square_norms(x, g) + linear_square_norms(state, g) + biases
+
+        def norms(x: Tensor, state: Tensor, g: Tensor) -> Tensor:
+            slack = rounding(g.shape[1], g) * lengths(g).sum(dim=1).square()
+            biases = 2 * (g.sum(dim=1).square().sum(dim=-1) + slack)
+            return linear_square_norms(x, g) + linear_square_norms(state, g) + biases
+
+        return self.layout.norms(norms, *self._flows(gradients))
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """As of two products into the gates."""
         x, state, g = self._flows(gradients)
-        g = (g * factors[:, None, None]).flatten(0, 1)
+        g = (g * self.layout.to_examples(factors)[:, None, None]).flatten(0, 1)
         bias = self.layout.sums(g)
         return {
             "weight_ih_l0": self.layout.outer(g, x.flatten(0, 1)),
@@ -360,7 +372,7 @@ class LSTM(StackedLayer):
         }
 
     def _flows(self, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        g = torch.stack(list(gradients), dim=2).flatten(0, 1)
+        g = self._exact(torch.stack(list(gradients), dim=2).flatten(0, 1))
         x, state = (torch.stack([inputs[k].detach().to(g.dtype) for inputs, _ in self.calls], dim=2) for k in range(2))
         return x.flatten(0, 1), state.flatten(0, 1), g
 
@@ -385,13 +397,13 @@ class Mapped(StackedLayer):
         return self._noted(inputs, output.flatten(0, 1))
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """From the example gradients themselves; nothing is one of an example of which nothing flows back, also where
-        the layer has no slope at what was put in."""
-        self._found = self._examples(gradients)
+        """From the gradients themselves; nothing is one of an example of which nothing flows back, also where the layer
+        has no slope at what was put in."""
+        self._found = {name: self.layout.by_member(one) for name, one in self._examples(gradients).items()}
         return sum_of_squares(self._found)
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
-        """Sums of the example gradients."""
+        """Sums of the gradients."""
         return weighted(self._found, factors, self.layout)
 
     def _call(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
@@ -423,11 +435,11 @@ def _beside(examples: Tensor, values: Tensor) -> Tensor:
     return examples.view(-1, *[1] * (values.dim() - 1))
 
 
-def sum_of_squares(examples: Mapping[str, Tensor]) -> Tensor:
-    """Squared norms ``[N]`` over example gradients ``[N, ...]`` by weight."""
-    return torch.stack([value.flatten(1).square().sum(dim=-1) for value in examples.values()]).sum(dim=0)
+def sum_of_squares(members: Mapping[str, Tensor]) -> Tensor:
+    """Squared norms ``[M]`` over members' gradients ``[M, ...]`` by weight."""
+    return torch.stack([value.flatten(1).square().sum(dim=-1) for value in members.values()]).sum(dim=0)
 
 
-def weighted(examples: Mapping[str, Tensor], factors: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """Each merchant's sum over examples of factor ``[N]`` times example gradient ``[N, ...]``."""
-    return {name: layout.sums(value * _beside(factors, value)) for name, value in examples.items()}
+def weighted(members: Mapping[str, Tensor], factors: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Each merchant's sum over members of factor ``[M]`` times gradient ``[M, ...]``."""
+    return {name: layout.member_sums(value * _beside(factors, value)) for name, value in members.items()}

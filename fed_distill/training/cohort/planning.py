@@ -60,8 +60,8 @@ def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skel
     """Prove the stacked model and measure its footprint; ``moments``: tensors that the optimizer keeps for a weight.
 
     Two merchants of other weights and other examples, in a batch padded more than theirs, must get the outputs (under
-    DP also the norms of their examples' gradients) that the plain model gives each of them. Raise CannotStack if they
-    do not, or a trial fails. ``member`` must draw an example in some phase.
+    DP also the norms of the gradients of their examples, or groups of two) that the plain model gives each of them.
+    Raise CannotStack if they do not, or a trial fails. ``member`` must draw an example in some phase.
     """
     learner = member.learner
     encoded, turns = _few(member)
@@ -81,7 +81,7 @@ def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skel
         stack.model.train()
         stack.activate(2)
         examples = {name: values[torch.cat(turns)] for name, values in encoded.items()}
-        found, norms, kept = _stacked(stack, examples, device, learner.privacy is not None, hidden)
+        found, norms, kept = _stacked(stack, member, examples, device, hidden)
         alone = [_plain(member, both[seed], encoded, turns[seed], seed, hidden) for seed in range(2)]
     except CannotStack:
         raise
@@ -114,8 +114,8 @@ def _few(member: Prepared) -> tuple[Encoded, list[Tensor]]:
 def _plain(
     member: Prepared, weights: Mapping[str, Tensor], encoded: Encoded, index: Tensor, seed: int, hidden: bool
 ) -> tuple[Tensor, Tensor]:
-    """What may be read of the examples ``index`` and, under DP, the norms of the gradients of their trial losses, one
-    by one."""
+    """What may be read of the examples ``index`` and, under DP, the norms of the gradients of trial losses, one by one:
+    of the examples, or of each of the groups' mean."""
     student = copy.deepcopy(member.learner.student)  # whose own weights may be the learner's
     student.load_state_dict(dict(weights))
     model = student.narrowed(member.submodel.rows).train()
@@ -131,9 +131,11 @@ def _plain(
     if member.learner.privacy is None:
         return whole, torch.zeros(len(index))
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    squares = torch.zeros(len(index))
-    for place in range(len(index)):
-        loss = _trial_losses(logits(place, place + 1)).sum()
+    groups = _trial_groups(member, len(index))
+    squares = torch.zeros(int(groups.max()) + 1)
+    for place in range(len(squares)):
+        examples = (groups == place).nonzero().flatten().tolist()
+        loss = torch.cat([_trial_losses(logits(one, one + 1)) for one in examples]).mean()
         gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
@@ -143,11 +145,11 @@ def _plain(
 
 
 def _stacked(
-    stack: Stack, examples: Encoded, device: torch.device, private: bool, hidden: bool
+    stack: Stack, member: Prepared, examples: Encoded, device: torch.device, hidden: bool
 ) -> tuple[Tensor, Tensor, int]:
     """Of two merchants' ``examples``: what may be read, norms as ``_plain`` gives them, and bytes that the forward pass
     keeps for the backward pass."""
-    count = len(_rows(examples)) // 2
+    count, private = len(_rows(examples)) // 2, member.learner.privacy is not None
     owner = torch.arange(2, device=device).repeat_interleave(count)
     inputs = stack.renumbered({name: values.to(device) for name, values in examples.items()}, owner)
     weights = {value.untyped_storage().data_ptr() for value in stack.stacked.values()}
@@ -161,7 +163,9 @@ def _stacked(
 
     dropout = SeededDropout([seeds.key(0), seeds.key(1)], device)
     squares = torch.zeros(2 * count)
-    stack.layout.set([count, count], owner)
+    own = _trial_groups(member, count)
+    grouped = private and member.learner.groups is not None
+    stack.layout.set([count, count], owner, torch.cat([own, own + own.max() + 1]).to(device) if grouped else None)
     with stack.protected() if private else nullcontext():
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), dropout:
             dropout.begin([0, 0], owner, torch.arange(count, device=device).repeat(2))
@@ -171,6 +175,11 @@ def _stacked(
             with torch.no_grad():
                 squares = square_norms(flows)
     return logits.detach().cpu(), squares.sqrt().cpu(), sum(kept.values())
+
+
+def _trial_groups(member: Prepared, examples: int) -> Tensor:
+    """Which member of the unit each of the tried examples is, int64 ``[examples]``: if groups are, two of them each."""
+    return torch.arange(examples) // (1 if member.learner.groups is None else 2)
 
 
 def _read(model: TextModel, batch: Encoded, hidden: bool) -> Tensor:

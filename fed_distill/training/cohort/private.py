@@ -1,7 +1,8 @@
-"""DP-SGD for a whole cohort: every example's gradient clipped, summed by merchant, and noised by merchant.
+"""DP-SGD for a whole cohort: every member's gradient clipped, summed by merchant, and noised by merchant.
 
-No example's gradient is made: layers give its norm, then the sum of the clipped ones (see ``layers``), so a private
-step costs little more than an ordinary one. Abadi et al. 2016, algorithm 1.
+A member of the unit is an example, or a group of them, whose gradient is that of its mean loss. No member's gradient is
+made: layers give its norm, then the sum of the clipped ones (see ``layers``), so a private step costs little more than
+an ordinary one. Abadi et al. 2016, algorithm 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,13 @@ Flows = Mapping[StackedLayer, Sequence[Tensor]]
 
 
 def example_flows(stack: Stack, losses: Tensor, mask: Tensor) -> Flows:
-    """What flows back to each layer's outputs from the losses ``[N]`` of examples that count (``mask`` 1); the losses
-    must have been computed while the stack was protected."""
+    """What flows back to each layer's outputs from the losses ``[N]`` of examples that count (``mask`` 1), each divided
+    by the number of its member's examples; the losses must have been computed while the stack was protected."""
+    members = stack.layout.members
+    weights = mask if members is None else mask * members.share
     layers = [layer for layer in dict.fromkeys(layer for layer, _ in stack.layers.values()) if layer.calls]
     outputs = [output for layer in layers for _, output in layer.calls]
-    found = torch.autograd.grad((losses * mask).sum(), outputs, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad((losses * weights).sum(), outputs, retain_graph=True, allow_unused=True)
     flows = [torch.zeros_like(one) if flow is None else flow for one, flow in zip(outputs, found, strict=True)]
     flows = [flow.to(stack.dtype) for flow in flows]
     of_layer = {}
@@ -40,8 +43,10 @@ def example_flows(stack: Stack, losses: Tensor, mask: Tensor) -> Flows:
 
 
 def square_norms(flows: Flows) -> Tensor:
-    """Squared norm of each example's gradient by all weights, ``[N]``."""
-    return torch.stack([layer.square_norms(own) for layer, own in flows.items()]).sum(dim=0)
+    """Squared norm of each member's gradient by all weights, ``[M]``, in the dtype of the flows."""
+    found = [layer.square_norms(own) for layer, own in flows.items()]
+    dtype = next(iter(flows.values()))[0].dtype  # in which a norm that is too large for it is infinite, in float64 too
+    return torch.stack(found).sum(dim=0).to(dtype)
 
 
 def without(flows: Flows, odd: Tensor) -> Flows:
@@ -52,23 +57,26 @@ def without(flows: Flows, odd: Tensor) -> Flows:
 
 
 def clipped_sums(stack: Stack, flows: Flows, mask: Tensor, largest: Tensor) -> dict[str, Tensor]:
-    """Each merchant's sum of its examples' clipped gradients, stacked like the weights; 0 for weights not in use.
+    """Each merchant's sum of its members' clipped gradients, stacked like the weights; 0 for weights not in use.
 
-    An example whose gradient is not finite counts as none: no factor makes it smaller, and one NaN in what a merchant
-    sends would tell of a single example. mask: 1 for examples that count, ``[N]``. largest: each merchant's largest
+    A member whose gradient is not finite counts as none: no factor makes it smaller, and one NaN in what a merchant
+    sends would tell of a single member. mask: 1 for examples that count, ``[N]``. largest: each merchant's largest
     norm, ``[merchants]``.
     """
+    layout = stack.layout
+    owner = layout.owner if layout.members is None else layout.members.owner
     with torch.no_grad():
         norms = square_norms(flows).sqrt()
         odd = ~torch.isfinite(norms)
     if bool(odd.any()):
-        flows = without(flows, odd)
+        flows = without(flows, layout.to_examples(odd))
         norms = square_norms(flows).sqrt()
     with torch.no_grad():
-        factors = mask * (largest[stack.layout.owner] / (norms + _SMALLEST)).clamp_max(1.0)
+        counted = layout.by_member(mask) > 0  # padding is a member of its own
+        factors = counted * (largest[owner] / (norms + _SMALLEST)).clamp_max(1.0)
     sums = {layer: layer.clipped_sums(own, factors) for layer, own in flows.items()}
     return {
-        name: sums[layer][own].detach() if layer in sums else torch.zeros_like(stack.parameters[name])
+        name: sums[layer][own].detach().to(stack.dtype) if layer in sums else torch.zeros_like(stack.parameters[name])
         for name, (layer, own) in stack.layers.items()
     }
 

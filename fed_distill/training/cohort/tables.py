@@ -3,15 +3,45 @@
 Row 0 is padding and shared; after it come each merchant's other rows. With row numbers that point into the flat table
 a lookup is the plain one, and merchants with few rows cost no more than they have. A merchant's part of a batch never
 points at another's rows.
+
+Where members of the unit have several examples, the gradients of the rows that each looks up are made
+(``RowGradients``): they are no more than what flows back to the lookups, and pairs of places would be too many.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fed_distill.training.cohort.layers import Call, CannotStack, StackedLayer, lengths, rounding
+from fed_distill.training.cohort.layout import Members
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Members' gradients of a table, of the K rows that each of them looks up.
+
+    member and row: int64 ``[K]``. gradients: by weight, ``[K, width]``.
+    """
+
+    member: Tensor
+    row: Tensor
+    gradients: Mapping[str, Tensor]
+
+    def square_norms(self, members: int) -> Tensor:
+        """Squared norm of each of the ``members``' gradients, float64 ``[M]``."""
+        squares = torch.cat([one.double() for one in self.gradients.values()], dim=1).square().sum(dim=1)
+        return squares.new_zeros(members).index_add_(0, self.member, squares)
+
+    def clipped_sums(self, factors: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sum over members of factor ``[M]`` times gradient, laid out as the flat tables ``weights`` are."""
+        scale = factors[self.member].unsqueeze(1)
+        return {
+            name: torch.zeros_like(weights[name]).index_add_(0, self.row, one * scale)
+            for name, one in self.gradients.items()
+        }
 
 
 class TableLayer(StackedLayer):
@@ -21,6 +51,7 @@ class TableLayer(StackedLayer):
     """
 
     trainable: Tensor
+    _rows: RowGradients
 
     def clear(self, odd: Tensor) -> None:
         """Look up padding for them: sums go through the lookups once more."""
@@ -33,6 +64,8 @@ class TableLayer(StackedLayer):
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Through the lookups once more: nothing that flows into them depends on a weight."""
         weights = {name: getattr(self, name) for name in self.own}
+        if self.layout.members is not None:
+            return self._rows.clipped_sums(factors, weights)
         outputs = [output for _, output in self.calls]
         scaled = [gradient * factors.reshape(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
         found = torch.autograd.grad(outputs, list(weights.values()), scaled, retain_graph=True)
@@ -56,13 +89,18 @@ class Table(TableLayer):
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """Sum over pairs of places with the same row of the product of their gradients."""
         ids, g = looked_up(self.calls, gradients)
-        return same_row_products(ids, g, self._kept(ids))
+        if self.layout.members is None:
+            return same_row_products(ids, g, self._kept(ids))
+        member, row, summed = by_row(ids, g, self._kept(ids), len(self.weight), self.layout.members)
+        self._rows = RowGradients(member, row, {"weight": summed})
+        return self._rows.square_norms(len(self.layout.members))
 
 
 class Rows(StackedLayer):
     """``nn.Embedding`` whose rows every merchant has all of (positions, segments): weight ``[a, rows, width]``."""
 
     weight: Tensor
+    _rows: RowGradients
 
     def __init__(self, plain: nn.Embedding) -> None:
         super().__init__(plain)
@@ -72,9 +110,7 @@ class Rows(StackedLayer):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows ``[N, ..., width]`` of ``ids`` ``[N, ...]``."""
         self._checked(ids)
-        rows, width = self.weight.shape[1:]
-        placed = ids + self.layout.owner.view(-1, *[1] * (ids.dim() - 1)) * rows
-        found = F.embedding(placed, self.weight.view(-1, width))
+        found = F.embedding(self._placed(ids), self.weight.view(-1, self.weight.shape[2]))
         if self.padding is not None:
             found = torch.where((ids == self.padding).unsqueeze(-1), found.detach(), found)
         return self._noted((ids,), found)
@@ -87,10 +123,21 @@ class Rows(StackedLayer):
         """As for ``Table``."""
         ids, g = looked_up(self.calls, gradients)
         kept = torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
-        return same_row_products(ids, g, kept)
+        if self.layout.members is None:
+            return same_row_products(ids, g, kept)
+        member, row, summed = by_row(self._placed(ids), g, kept, self.weight[..., 0].numel(), self.layout.members)
+        self._rows = RowGradients(member, row, {"weight": summed})
+        return self._rows.square_norms(len(self.layout.members))
+
+    def _placed(self, ids: Tensor) -> Tensor:
+        """Their places in one flat table of all merchants' rows."""
+        return ids + self.layout.owner.view(-1, *[1] * (ids.dim() - 1)) * self.weight.shape[1]
 
     def clipped_sums(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Through the lookups once more."""
+        if self.layout.members is not None:
+            sums = self._rows.clipped_sums(factors, {"weight": self.weight.flatten(0, 1)})
+            return {"weight": sums["weight"].view_as(self.weight)}
         outputs = [output for _, output in self.calls]
         scaled = [gradient * factors.reshape(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
         return {"weight": torch.autograd.grad(outputs, [self.weight], scaled, retain_graph=True)[0]}
@@ -115,6 +162,9 @@ class Bag(TableLayer):
         Places of one example with the same row are brought together by sorting; a row's importance has the gradient
         coefficient times (row, call's gradient).
         """
+        if self.layout.members is not None:
+            self._rows = self._row_gradients(gradients, self.layout.members)
+            return self._rows.square_norms(len(self.layout.members))
         calls, places = len(self.calls), [inputs[0].shape[1] for inputs, _ in self.calls]
         ids = torch.cat([inputs[0] for inputs, _ in self.calls], dim=1)
         call = torch.arange(calls, device=ids.device).repeat_interleave(torch.tensor(places, device=ids.device))
@@ -139,6 +189,18 @@ class Bag(TableLayer):
         largest = torch.zeros_like(coefficients).scatter_add_(1, at, lengths(rows).unsqueeze(2) * sizes.unsqueeze(1))
         importance += share * (coefficients * largest).sum(dim=2).square().sum(dim=1)
         return table + importance
+
+    def _row_gradients(self, gradients: Sequence[Tensor], members: Members) -> RowGradients:
+        """A row's importance has the gradient (row, gradient of the row)."""
+        ids = torch.cat([inputs[0] for inputs, _ in self.calls], dim=1)
+        each = [
+            flow.unsqueeze(1).expand(-1, inputs[0].shape[1], -1)
+            for flow, (inputs, _) in zip(gradients, self.calls, strict=True)
+        ]
+        g = self.importance.detach()[ids].exp() * torch.cat(each, dim=1)
+        member, row, table = by_row(ids, g, self._kept(ids), len(self.table), members)
+        importance = (table * self.table.detach()[row]).sum(dim=1, keepdim=True)
+        return RowGradients(member, row, {"table": table, "importance": importance})
 
 
 def look_up_again(layer: StackedLayer, odd: Tensor) -> None:
@@ -168,6 +230,14 @@ def same_row_products(ids: Tensor, gradients: Tensor, kept: Tensor) -> Tensor:
     slack = rounding(gradients.shape[1] + gradients.shape[2], gradients) * sizes.unsqueeze(1) * sizes.unsqueeze(2)
     products = torch.matmul(gradients, gradients.transpose(1, 2))
     return (products * same).sum(dim=(1, 2)).clamp_min(0.0) + (slack * same).sum(dim=(1, 2))
+
+
+def by_row(ids: Tensor, gradients: Tensor, kept: Tensor, rows: int, members: Members) -> tuple[Tensor, Tensor, Tensor]:
+    """Each member's sum of ``gradients`` ``[N, P, width]`` by looked-up row, ids and kept ``[N, P]``, of a table of
+    ``rows``: the member and the row of each sum, int64 ``[K]``, and the sums ``[K, width]``."""
+    keys, place = torch.unique((members.of.unsqueeze(1) * rows + ids)[kept], return_inverse=True)
+    sums = gradients.new_zeros(len(keys), gradients.shape[2]).index_add_(0, place, gradients[kept])
+    return keys // rows, keys % rows, sums
 
 
 def flat_starts(rows: Sequence[int]) -> list[int]:

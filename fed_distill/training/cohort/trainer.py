@@ -44,7 +44,7 @@ class CohortTrainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
     workers: int = 1
-    _known: dict[tuple[int, bool, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
+    _known: dict[tuple[int, bool, bool, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
         default_factory=dict, init=False
     )
     _smaller: int = field(default=1, init=False)
@@ -65,9 +65,9 @@ class CohortTrainer:
                 ready.append(prepare(learner, plans[learner.name], self.config))
             except TrainingError as error:
                 yield Failure(learner.name, str(error))
-        alike: dict[tuple[int, int, bool], list[Prepared]] = {}
+        alike: dict[tuple[int, int, bool, bool], list[Prepared]] = {}
         for member in ready:
-            key = id(member.learner.student), id(plans[member.learner.name]), member.learner.privacy is not None
+            key = id(member.learner.student), id(plans[member.learner.name]), *_unit(member)
             alike.setdefault(key, []).append(member)
         steps = Steps(sum(member.steps for member in ready), progress)
         for members in alike.values():
@@ -75,7 +75,7 @@ class CohortTrainer:
             yield from self._fit_alike(members, pace, steps)
 
     def _fit_alike(self, members: Sequence[Prepared], pace: Pace, steps: Steps) -> Iterator[Fitted | Failure]:
-        """Train merchants that share student and plan, ordered by falling number of steps."""
+        """Train merchants that share student, plan and unit of privacy, ordered by falling number of steps."""
         batches = [index for member in members for segment in member.segments for index in segment.batches]
         batch = max(map(len, batches), default=0)
         alone = batch == 0 or (len(members) == 1 and self._plain_is_as_good(members[0]))
@@ -114,7 +114,7 @@ class CohortTrainer:
     ) -> list[Fitted | Failure] | None:
         """Train one cohort; None if memory runs out, with nothing of it kept and its steps taken back.
 
-        Raise TrainingError if it runs out with a single example.
+        Raise TrainingError if it runs out with a single example, or a single group of them.
         """
         done = steps.done
         try:
@@ -145,9 +145,9 @@ class CohortTrainer:
 
     def _examined(self, members: Sequence[Prepared]) -> tuple[Skeleton, Footprint] | None:
         """The stacked student and what a merchant takes, found once for each; None if it cannot be stacked."""
-        student, private = members[0].learner.student, members[0].learner.privacy is not None
+        student = members[0].learner.student
         hidden = any(segment.phase.hidden for segment in members[0].segments)
-        key = id(student), private, hidden
+        key = id(student), hidden, *_unit(members[0])
         if key not in self._known:
             member = next((one for one in members if _can_be_tried(one)), None)
             if member is None:
@@ -170,6 +170,11 @@ class CohortTrainer:
     def _plain_is_as_good(self, member: Prepared) -> bool:
         """Whether nothing is gained over the plain loop for a single merchant."""
         return self.device.type == "cpu" and self.config.precision == "float32" and member.learner.privacy is None
+
+
+def _unit(member: Prepared) -> tuple[bool, bool]:
+    """Whether it is trained with DP, and whether by groups of examples."""
+    return member.learner.privacy is not None, member.learner.groups is not None
 
 
 def _can_be_tried(member: Prepared) -> bool:

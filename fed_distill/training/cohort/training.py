@@ -34,7 +34,8 @@ class Cohort:
         device: torch.device,
         together: int,
     ) -> None:
-        """together: examples of each merchant that go through the model at a time; more of a batch go in turns."""
+        """together: examples of each merchant that go through the model at a time; more of a batch go in turns, members
+        of the unit whole."""
         learners = [member.learner for member in members]
         self._members, self._config, self._together = members, config, together
         self._student = learners[0].student
@@ -103,7 +104,7 @@ class Cohort:
         return summed, gradients
 
     def _private(self, data: PhaseData, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each merchant's summed loss, and its noised sum of clipped gradients by its expected batch size."""
+        """Each merchant's summed loss, and its noised sum of members' clipped gradients by its expected batch size."""
         stack, segments = self._stack, data.segments[: len(batch.sizes)]
         largest = torch.tensor([one.privacy.max_grad_norm for one in segments if one.privacy], device=stack.device)
         expected = torch.tensor([one.expected_batch for one in segments], device=stack.device)
@@ -125,7 +126,7 @@ class Cohort:
     def _losses(self, data: PhaseData, batch: Batch) -> Tensor:
         """Loss of each example, ``[N]``."""
         inputs = self._stack.renumbered(self._student.collate(data.encoded, batch.index), batch.owner)
-        self._stack.layout.set(batch.sizes, batch.owner)
+        self._stack.layout.set(batch.sizes, batch.owner, batch.member)
         self._dropout.begin(self._done[: len(batch.sizes)], batch.owner, batch.column)
         references = data.taken(batch.index)
 

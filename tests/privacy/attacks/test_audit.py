@@ -9,8 +9,11 @@ import pytest
 from fed_distill.errors import DataError
 from fed_distill.privacy.attacks.audit import THREAT_MODELS, audit
 from fed_distill.privacy.attacks.canaries import canary_audit, make_canaries
+from fed_distill.privacy.attacks.f_dp import CurveBound
 from fed_distill.privacy.attacks.label_shares import infer_shares
+from fed_distill.privacy.attacks.one_run import Bound
 from fed_distill.privacy.attacks.victim import predictor, trained_without
+from fed_distill.privacy.attacks.white_box import WhiteBoxAudit
 from fed_distill.privacy.dp_sgd import ExampleDP
 
 MEMBERSHIP = ["loss", "loss_drop", "certainty", "proxy_soft_labels", "lira_offline", "lira_online"]
@@ -78,8 +81,23 @@ def test_an_audit_in_json_has_the_headlines_and_every_threat_model_that_was_trie
         confidence=0.9,
     )
     shares = infer_shares({"shop": np.array([0.2, 0.8])}, {"shop": np.array([0.5, 0.5])}, np.array([0.4, 0.6]))
-    found = audit(victim, seed=0, recipe=recipe, shadows=4, canaries=canaries, label_shares=shares, confidence=0.9)
+    guesses = {"delta": 1e-4, "confidence": 0.9, "canaries": 100, "included_guesses": 5, "excluded_guesses": 5}
+    white_box = WhiteBoxAudit(
+        "example", 2.0, 3, Bound(1.0, correct=9, **guesses), CurveBound(2.5, correct=9, **guesses)
+    )
+    found = audit(
+        victim,
+        seed=0,
+        recipe=recipe,
+        shadows=4,
+        canaries=canaries,
+        label_shares=shares,
+        white_box=white_box,
+        confidence=0.9,
+    )
     written = found.to_json()
+    assert (written["white_box"]["exceeded"], written["white_box"]["promised"]) == (True, 2.0)
+    assert (white_box.brief()["steinke"], white_box.brief()["f_dp"]) == (1.0, 2.5)
     assert json.loads(json.dumps(written)) == written
     assert written["auc"] == written["attacks"][written["strongest"]]["auc"]
     assert written["tpr_at_1pct"] == max(attack["tpr"]["0.01"]["value"] for attack in written["attacks"].values())

@@ -124,6 +124,41 @@ def test_parts_are_the_whole_in_order(together, sizes):
         assert torch.equal(part.counted, counted)
 
 
+@pytest.mark.parametrize("even", [False, True], ids=["as drawn", "even"])
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 100])
+def test_members_of_the_unit_stay_whole_in_parts_and_padding_is_of_none(together, even, segments_of):
+    groups = [torch.arange(21) // 4, torch.zeros(13, dtype=torch.int64), torch.arange(4)]
+    segments = [
+        dataclasses.replace(one, batches=(torch.arange(size - 1),), groups=own)
+        for one, own, size in zip(segments_of(0, ExampleDP(1.0, 1.0)), groups, (21, 13, 4), strict=True)
+    ]
+    batch = PhaseData(segments, CPU).batch(0, 3, even)
+    sizes = torch.bincount(batch.member)
+    whole = {(int(owner), int(column)): int(sizes[member]) for owner, column, member in places(batch)}
+    seen = []
+    for part in batch.parts(together):
+        assert part.owner.tolist() == [place for place, size in enumerate(part.sizes) for _ in range(size)]
+        assert not even or len(set(part.sizes)) == 1
+        member = torch.arange(len(part.index)) if part.member is None else part.member
+        assert sorted(set(member.tolist())) == list(range(int(member.max()) + 1))
+        of_part = torch.bincount(member)
+        for number in range(3):
+            own = member[(part.owner == number) & (part.mask == 1.0)]
+            assert len(own) <= together or len(own.unique()) == 1
+        for counts, key in zip(
+            part.mask.tolist(), zip(*(one.tolist() for one in (part.owner, part.column)), strict=True), strict=True
+        ):
+            seen += [key] * int(counts)
+        for place, of in enumerate(member.tolist()):
+            key = int(part.owner[place]), int(part.column[place])
+            assert int(of_part[of]) == (whole[key] if part.mask[place] else 1)
+    assert sorted(seen) == sorted((owner, column) for owner, size in enumerate((20, 12, 3)) for column in range(size))
+
+
+def places(batch):
+    return zip(batch.owner.tolist(), batch.column.tolist(), batch.member.tolist(), strict=True)
+
+
 def test_joined_matrices_are_padded_with_zeros_to_the_widest():
     parts = [torch.tensor([[1, 2], [3, 4]]), torch.tensor([[5, 6, 7]])]
     assert joined(parts).tolist() == [[1, 2, 0], [3, 4, 0], [5, 6, 7]]

@@ -1,6 +1,7 @@
 """Every stacked layer against a plain module for each merchant, its example gradients against autograd's one by one;
 with as many examples of each merchant and with different numbers, one of them none."""
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,25 @@ from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 
 from fed_distill.models.bag import WeightedBag
 from fed_distill.runtime import seeds
-from fed_distill.training.cohort.layers import LSTM, CannotStack, LayerNorm, Linear, Mapped, linear_square_norms
-from fed_distill.training.cohort.tables import Bag, Rows, Table, flat_starts, flattened, same_row_products, unflattened
+from fed_distill.training.cohort.layers import (
+    LSTM,
+    CannotStack,
+    LayerNorm,
+    Linear,
+    Mapped,
+    lengths,
+    linear_square_norms,
+)
+from fed_distill.training.cohort.tables import (
+    Bag,
+    Rows,
+    Table,
+    TableLayer,
+    flat_starts,
+    flattened,
+    same_row_products,
+    unflattened,
+)
 
 MERCHANTS, N = 3, 12
 LAYOUTS = {"even": (4, 4, 4), "uneven": (7, 0, 5)}
@@ -299,6 +317,23 @@ def test_clipped_sums_are_those_of_each_examples_gradient(case):
     assert_sums(case, sums, examples_of(case), factors)
 
 
+MEMBERS = {"even": (0, 0, 1, 0, 2, 3, 3, 3, 4, 4, 4, 4), "uneven": (0, 1, 0, 0, 2, 0, 1, 3, 3, 4, 3, 3)}
+"""Of which member each of a layout's examples is; a merchant with one member, and members of 1 to 4 examples."""
+
+
+@recorded
+def test_norms_and_clipped_sums_may_be_of_several_examples_together(case):
+    of = torch.tensor(MEMBERS["even" if case.sizes == LAYOUTS["even"] else "uneven"])
+    case.layer.layout.set(case.sizes, owners(case.sizes), of)
+    flows, factors = flows_of(case), drawn_factors()[1 : 1 + int(of.max()) + 1]
+    each, together = examples_of(case), []
+    for member in range(len(factors)):
+        own = [each.gradients[place] for place in range(N) if of[place] == member]
+        together.append({name: sum(one[name] for one in own) for name in own[0]})
+    assert_close(case.layer.square_norms(flows), squares(together))
+    assert_sums(case, case.layer.clipped_sums(flows, factors), each, factors[of])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["table", "table twice", "bag", "bag twice"])
 def test_rows_that_may_not_change_count_for_nothing(name, layout):
@@ -357,6 +392,60 @@ def test_no_rounding_lets_a_gradient_go_unclipped(positions, width, apart, seed)
     ids = torch.ones(1, positions, dtype=torch.int64)
     norm = same_row_products(ids, g, ids > 0).sqrt()
     assert float((g / norm).sum(dim=1).double().norm()) <= 1.001
+
+
+def alone(kind, plain, examples):
+    """A float32 layer of one merchant whose ``examples`` are one member, and which records."""
+    layer = kind(plain)
+    for name, value in plain.named_parameters():
+        own = value.detach() if issubclass(kind, TableLayer) else value.detach().unsqueeze(0)
+        setattr(layer, name, nn.Parameter(own.clone()))
+    layer.trainable = torch.arange(3) > 0
+    of = torch.zeros(examples, dtype=torch.int64)
+    layer.layout.set((examples,), of, of)
+    layer.record = True
+    return layer
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([Linear, LSTM, LayerNorm, Table, Rows, Bag]),
+    examples=st.sampled_from([2, 3, 8, 40]),
+    positions=st.integers(1, 4),
+    apart=st.sampled_from([1e-1, 1e-3, 1e-5, 1e-7, 0.0]),
+    seed=st.integers(0, 1000),
+)
+def test_no_rounding_lets_a_member_whose_examples_cancel_go_unclipped(kind, examples, positions, apart, seed):
+    """Nor does it have one clipped by more than its norm asks for, however many examples it has."""
+    width, turned = 6, torch.where(torch.arange(examples) % 2 > 0, -1.0, 1.0).view(-1, 1, 1)
+    flow = (turned * (drawn(1, 1, width, seed=seed) + apart * drawn(examples, positions, width, seed=seed + 1))).float()
+    x = (drawn(1, 1, width, seed=seed + 2) + apart * drawn(examples, positions, width, seed=seed + 3)).float()
+    ids, flow = torch.ones(examples, positions, dtype=torch.int64), 1e3 * flow
+    if kind is Linear:
+        layer = alone(kind, nn.Linear(width, width), examples)
+        layer(x)
+        flows = [flow]
+    elif kind is LSTM:
+        layer = alone(kind, nn.LSTM(width, width, batch_first=True), examples)
+        layer(x)
+        flows = [flow[:, time].repeat(1, 4).unsqueeze(0) for time in range(positions)]
+    elif kind is LayerNorm:
+        layer = alone(kind, nn.LayerNorm(width), examples)
+        layer(x)
+        flows = [flow]
+    elif kind is Bag:
+        layer = alone(kind, WeightedBag(3, width), examples)
+        layer(ids)
+        flows = [flow[:, 0]]
+    else:
+        layer = alone(kind, nn.Embedding(3, width, padding_idx=0), examples)
+        layer(ids)
+        flows = [flow]
+    norm = layer.square_norms(flows).float().sqrt()
+    sums = layer.clipped_sums(flows, (1.0 / norm).nan_to_num(posinf=1.0))
+    length = math.sqrt(sum(float(one.double().square().sum()) for one in sums.values()))
+    assert length <= 1.001
+    assert length >= 0.999 or float(norm) < 1e-6 * float(lengths(x).max() * lengths(flow).sum())
 
 
 def test_what_was_recorded_can_be_forgotten():
