@@ -84,8 +84,8 @@ class Manifest(_Table):
     """A site.
 
     state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
-    its noise depends on beside the run's seed, which the server knows; None where a run must be repeatable, as in a
-    rehearsal. trainer: as ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
+    its noise is drawn from. rehearsal: whether its data are made up, so that it may do without a secret; its noise is
+    drawn from the run's seed then, which the server knows, so that the run can be repeated. trainer: as ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -94,6 +94,7 @@ class Manifest(_Table):
     state: Path = Path("state")
     proxy: Path = Path("proxy.json")
     secret: Path | None = None
+    rehearsal: bool = False
     trainer: Literal["cohort", "sequential"] | None = None
     limits: Limits = Limits()
     observing: Observing = Observing()
@@ -113,12 +114,18 @@ class Manifest(_Table):
         return self.folder / self.state / "ledgers"
 
     def read_secret(self) -> str:
-        """What the site's noise depends on and nobody else knows; empty for none. ConfigError if it is too short.
+        """What the site's noise is drawn from and nobody else knows; empty for none, in a rehearsal.
 
-        Made here when it is first read, since who made it for the site would know it.
+        Made here when it is first read, since who made it for the site would know it. Raises ConfigError if it is too
+        short, if others may read it, or if a site that is no rehearsal has none: its noise would protect nobody.
         """
-        if self.secret is None:
+        if self.secret is None and self.rehearsal:
             return ""
+        if self.secret is None:
+            raise ConfigError(
+                f'{self.folder / "site.toml"} names no secret, without which whoever knows the run\'s seed can subtract '
+                'this site\'s noise: add secret = "noise.key"'
+            )
         return read_secret(self.folder / self.secret)
 
     def public_part(self) -> PublicPart:

@@ -238,8 +238,11 @@ class Comparison:
         outcome = self._outcome(arm, kind, weights, began)
         personal = {}
         if kind == "federation" and adaptation.personal:  # a merchant that failed keeps the global student
-            adapted_to = self._personal(arm, weights)
-            personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
+            try:
+                adapted_to = self._personal(arm, weights)
+                personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
+            except BudgetExceeded as error:  # no site allows what is not protected
+                self.callbacks.on_message(f"personal adaptation of {arm} is left out: {error}")
         write_checkpoint(self._path(f"{kind}.{arm}.final"), weights, {})
         method = METHODS.build(federation.config.method, federation.config.options)
         return replace(

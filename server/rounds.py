@@ -11,6 +11,7 @@ from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState, Method, replace
 from fed_distill.observing.logs import observed
 from fed_distill.privacy.ledger import AT_SERVER
+from fed_distill.results.disclosure import coarse
 from fed_distill.results.metrics import Metrics
 from fed_distill.training.optimization import Pace
 from fed_distill.transport.messages import Weights
@@ -146,7 +147,8 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
     counted = [counts for merchant, counts in progress.personal_counts.items() if merchant not in federation.liars]
     shares = [right / count for right, count in counted]
     if shares:
-        record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": min(shares)}
+        worst = min(shares) if federation.unit == "none" else coarse(min(shares))
+        record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": worst}
     return record
 
 

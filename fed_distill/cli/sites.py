@@ -226,9 +226,11 @@ def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":
     """Whether the site's noise can be taken off by who knows the run's seed. ``here``: the site looks itself."""
     from fed_distill.sites import checks
 
-    if manifest.secret is None:
-        told = "no secret: who knows the run's seed can take its noise off, which is for rehearsals only"
+    if manifest.secret is None and manifest.rehearsal:
+        told = "a rehearsal without a secret: whoever knows the run's seed can subtract its noise"
         return checks.Finding(manifest.name, "noise", "warning", told)
+    if manifest.secret is None:
+        return checks.checked(manifest.name, "noise", manifest.read_secret)
     path = manifest.folder / manifest.secret
     if not here and not path.exists():
         return checks.Finding(manifest.name, "noise", "ok", "a secret that the site will make itself")

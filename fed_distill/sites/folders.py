@@ -158,7 +158,7 @@ class Deployment:
             "units": f"{f'units = {json.dumps(self.allowed.units)}':<22} # {self.allowed.units_note}",
             "max_epsilon": f"{f'max_epsilon = {self.allowed.max_epsilon}':<22} # {self.allowed.epsilon_note}",
             "data": "data.jsonl" if named else "data.csv",
-            "secret": f"# {_SECRET}" if named else _SECRET,
+            "secret": f"{_REHEARSAL}\n# {_SECRET}" if named else _SECRET,
             "part": _PART if named else f"# {_PART}",
             "optional": "\n".join(line if role in named else f"# {line}" for role, line in _OPTIONAL.items()),
             **_releases(),
@@ -192,6 +192,7 @@ class Deployment:
 
 _PART = 'part = "part"          # column that says train, valid or test of rows that were cleaned and split before'
 _SECRET = 'secret = "noise.key"   # made here at the first check, known to nobody else: keep it, and never change it'
+_REHEARSAL = "rehearsal = true       # made-up data: noise comes from the run's seed and protects nobody"
 _OPTIONAL = {
     "pair": 'pair = "pair"          # product or second title, for tasks of two texts',
     "merchant": 'merchant = "merchant"  # whose row it is; without it all are of one merchant, called like the site',

@@ -105,7 +105,7 @@ def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
     assert len(lines(output, "ok")) == 7 + 3 * (1 + 9)
-    assert all("who knows the run's seed can take its noise off" in line for line in lines(output, "warning"))
+    assert all("whoever knows the run's seed can subtract its noise" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
     assert output.splitlines()[-1] == "no problems, 3 warnings"
     code, output = checked("sites/north")

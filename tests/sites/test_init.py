@@ -164,6 +164,15 @@ def test_what_is_written_can_be_read_by_those_it_is_for(deployment):
         assert manifest.limits.default.max_epsilon == 8.0
 
 
+def test_a_site_without_a_secret_takes_part_in_nothing_unless_it_is_a_rehearsal(deployment):
+    path = deployment / "sites" / "north" / "site.toml"
+    rehearsed = path.read_text(encoding="utf-8")
+    path.write_text(rehearsed.replace("rehearsal = true", "rehearsal = false"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"site\.toml names no secret, .* add secret = \"noise.key\""):
+        Manifest.read(path).read_secret()
+    path.write_text(rehearsed, encoding="utf-8")
+
+
 def test_sites_make_a_secret_for_their_noise_but_in_a_rehearsal(command, deployment):
     assert Manifest.read(deployment / "sites" / "north" / "site.toml").read_secret() == ""
     command("init", deployment, "--sites", "east,far")

@@ -158,7 +158,12 @@ def test_a_private_run_at_sites_as_they_are_shipped_computes_nothing_unprotected
 ):
     """The controls that merchants train are left out, no score is told, and the run's own limits cover it."""
     private = {**PRIVATE, "report_scores": True}
-    changes = {"privacy": private, "controls": ["server", "local", "fedavg"], "compare": [{"method": "fedprox"}]}
+    changes = {
+        "privacy": private,
+        "controls": ["server", "local", "fedavg"],
+        "compare": [{"method": "fedprox"}],
+        "adaptation.personal": True,
+    }
     planned = experiment.with_changes(changes)
     file, folder = tmp_path / "private.toml", tmp_path / "deployment"
     file.write_text(planned.to_toml(), encoding="utf-8")
@@ -170,6 +175,7 @@ def test_a_private_run_at_sites_as_they_are_shipped_computes_nothing_unprotected
     assert set(summary["federations"]) == {"fedavg-kd", "fedprox"}
     assert not any(summary["by_merchant"]["federations"].values())
     assert {row["merchant_accuracy"] for row in summary["federations"].values()} == {None}
+    assert summary["adaptation"]["personal"] is None
     assert "no test score of fedavg-kd is told: rule scores" in caplog.text
     for merchant in load(experiment.data).merchants:
         assert merchant not in summary["by_merchant"]["controls"]["server"]
