@@ -85,7 +85,8 @@ class Manifest(_Table):
 
     state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
     its noise is drawn from. rehearsal: whether its data are made up, so that it may do without a secret; its noise is
-    drawn from the run's seed then, which the server knows, so that the run can be repeated. trainer: as ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
+    drawn from the run's seed then, which the server knows, so that the run can be repeated. trainer: as
+    ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -123,7 +124,7 @@ class Manifest(_Table):
             return ""
         if self.secret is None:
             raise ConfigError(
-                f'{self.folder / "site.toml"} names no secret, without which whoever knows the run\'s seed can subtract '
+                f"{self.folder / 'site.toml'} names no secret, without which whoever knows the run's seed can subtract "
                 'this site\'s noise: add secret = "noise.key"'
             )
         return read_secret(self.folder / self.secret)

@@ -38,9 +38,9 @@ class Released:
         newest = int(self._read().get(title, {"round": 0})["round"])
         if round < newest:
             raise CheckpointError(
-                f"{self.path}: {title} has released round {newest} and its checkpoint is of round {round}, as if an older "
-                "copy had been put back. Its rounds cannot be released twice: start again with another --name, which "
-                "merchants pay for anew"
+                f"{self.path}: {title} has released round {newest} and its checkpoint is of round {round}, as if an "
+                "older copy had been put back. Its rounds cannot be released twice: start again with another --name, "
+                "which merchants pay for anew"
             )
 
     def note(self, title: str, round: int) -> None:

@@ -5,11 +5,11 @@ and never undercharge. Entries compose over rounds, methods and runs, and a merc
 together, of whatever unit: see ``exposure``.
 
 Each line ends in a check, the SHA-256 of the previous line's check and of the line itself, so that an edited, removed
-or moved line is found, and the ledger refused from there on. The newest line is written first into a second file, in
-a folder beside the ledgers'. A ledger from which that line is missing is an older copy that somebody has put back, and is refused too:
-what was charged since would be forgotten. Only if it is the very next line is it added, as a crash between both writes
-leaves it so. What cannot be found is that both files were put back: a merchant who fears that keeps a copy of the last
-check elsewhere (``fed-distill ledger verify`` prints it). Files are locked with flock(2).
+or moved line is found, and the ledger refused from there on. The newest line is written first into a second file, in a
+folder beside the ledgers'. A ledger from which that line is missing is an older copy that somebody has put back, and is
+refused too: what was charged since would be forgotten. Only if it is the very next line is it added, as a crash between
+both writes leaves it so. What cannot be found is that both files were put back: a merchant who fears that keeps a copy
+of the last check elsewhere (``fed-distill ledger verify`` prints it). Files are locked with flock(2).
 """
 
 import fcntl

@@ -263,7 +263,9 @@ def test_a_round_out_of_hours_waits_for_them(tiny_experiment, tmp_path, monkeypa
     times = iter([12, 12])
 
     def opened(experiment, part, parts, data=None):
-        site = open_site(experiment, part, parts, data, OPEN.model_copy(update={"rules": Rules(hours="22:00-06:00", scores=True)}))
+        site = open_site(
+            experiment, part, parts, data, OPEN.model_copy(update={"rules": Rules(hours="22:00-06:00", scores=True)})
+        )
         site.protection.clock = lambda: datetime(2026, 1, 1, next(times, 23))
         return site
 

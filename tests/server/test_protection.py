@@ -280,7 +280,7 @@ class Killed(BaseException):
 def test_killed_within_a_round_a_real_federation_resumes_to_the_same_and_is_paid_once(
     tiny_experiment, simulate, tmp_path, monkeypatch, unit, instant
 ):
-    """Nothing of a round is told before its checkpoint is written, so that its noise is never drawn for a second sum."""
+    """Nothing of a round is told before its checkpoint is written, so that no noise is drawn for a second sum."""
     changes = {**unit, **QUIET, "federation.rounds": 3, "privacy.ledger": str(tmp_path / "ledgers")}
     experiment = tiny_experiment(tmp_path / "runs", changes)
     keep, note, append = server.rounds.keep, Released.note, server.comparison.RunStore.append
