@@ -1,13 +1,16 @@
 """The ServerApp runs the experiment of the run config, and says which setting means nothing under Flower."""
 
+import stat
 from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
 
 import server.app
 from fed_distill.errors import ConfigError
 from fed_distill.runtime.grid import InProcessGrid
+from server.released import NOISE_KEY
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -21,11 +24,43 @@ def test_workers_are_said_to_have_no_effect_over_flowers_own_grid(
     grid = InProcessGrid(lambda message, context: message, {})
     context = Context(1, 1, {}, RecordDict(), experiment.to_run_config())
     server.app.app(grid, context)
-    ((ran, over, _),) = conducted
+    ((ran, over, _, _),) = conducted
     assert (ran, over) == (experiment, grid)
     said = [record.getMessage() for record in caplog.records if "runtime.workers" in record.getMessage()]
     assert len(said) == (workers > 1)
     assert all("runtime.workers = 3 has no effect under `flwr run`" in text for text in said)
+
+
+class RealGrid(Grid):
+    """Any grid but those of simulations."""
+
+    run = None
+    set_run = create_message = get_node_ids = push_messages = pull_messages = send_and_receive = None
+
+
+RealGrid.__abstractmethods__ = frozenset()
+
+
+def test_over_real_sites_noise_is_drawn_from_a_secret_of_the_servers_own(tiny_experiment, tmp_path, monkeypatch):
+    """Whatever is no simulation is real: who adds a grid and forgets to say so gets a secret."""
+    conducted = []
+    monkeypatch.setattr(server.app, "conduct", lambda *given: conducted.append(given[-1]) or Path("runs"))
+    monkeypatch.setattr(server.app, "show", lambda folder: None)
+    context = Context(1, 1, {}, RecordDict(), tiny_experiment(tmp_path / "runs").to_run_config())
+    for grid in (InProcessGrid(lambda message, context: message, {}), RealGrid(), RealGrid()):
+        server.app.app(grid, context)
+    simulated, first, second = conducted
+    assert simulated == ""
+    path = tmp_path / "runs" / NOISE_KEY
+    assert first == second == path.read_text(encoding="ascii").strip() and len(first) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"others than its owner may read the secret .* run chmod 600"):
+        server.app.app(RealGrid(), context)
+    path.write_text("short")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="5 characters, and a secret has 32 or more"):
+        server.app.app(RealGrid(), context)
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

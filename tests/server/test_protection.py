@@ -173,6 +173,27 @@ def test_merchants_are_drawn_by_coins_and_a_round_without_any_is_noise_alone(tin
     assert "the server" in summary["privacy"]["trusted"]
 
 
+def asked_of(wire, arm):
+    """Which merchants were asked in each of an arm's rounds."""
+    rounds = {}
+    for kind, request, _ in wire:
+        content = recorddict_from_proto(Proto.FromString(request))
+        if kind == TRAIN and content["request"]["arm"] == arm:
+            rounds.setdefault(int(content["down"]["round"]), set()).update(content["request"]["merchants"])
+    return rounds
+
+
+def test_who_is_drawn_depends_on_the_servers_secret(tiny_experiment, simulate, tmp_path):
+    """The promise counts on coins that nobody else knows; those of the run's seed everybody could toss."""
+    changes = {**MERCHANT, **QUIET, "federation.participation": 0.5, "federation.rounds": 8}
+    drawn = {}
+    for name, secret in (("plain", ""), ("same", ""), ("one", SECRET), ("other", "0" * 64)):
+        _, grid = simulate(tiny_experiment(tmp_path, {**changes, "name": name}), secret=secret)
+        drawn[name] = asked_of(grid.wire, "fedavg-kd")
+    assert drawn["plain"] == drawn["same"]
+    assert len({str(sorted((key, sorted(value)) for key, value in one.items())) for one in drawn.values()}) == 3
+
+
 def ledgers_of(folder, arm):
     return Ledgers(folder / "checkpoint" / "ledgers" / "seed-0" / arm)
 

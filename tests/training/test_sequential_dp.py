@@ -364,3 +364,18 @@ def test_an_example_whose_gradient_is_not_finite_counts_as_none(name, trainer, l
             assert not value.isnan().any()
             torch.testing.assert_close(value, expected[merchant][key], rtol=1e-5, atol=1e-5)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_coins_of_private_batches_are_as_secret_as_the_noise(learner_of):
+    """Of 40 steps over 50 examples; those of public phases come from the same name, and need no secret."""
+    plan, learner = Phase(hard_labels(), steps=40), learner_of(size=50)
+
+    def drawn(first):
+        own = dataclasses.replace(learner, randomness=(first, *learner.randomness[1:]))
+        return torch.stack([torch.bincount(batch, minlength=50) for batch in draw(plan, 0, own, 10).batches])
+
+    seed, again, one, other = drawn(7), drawn(7), drawn("s" * 64), drawn("t" * 64)
+    assert torch.equal(seed, again)
+    for a, b in ((seed, one), (seed, other), (one, other)):
+        both = torch.stack([a.flatten().double(), b.flatten().double()])
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
