@@ -250,6 +250,21 @@ def test_a_kill_at_any_instant_leaves_nothing_unpaid_and_no_noise_twice(make, mo
     assert abs(correlation(update_of(again, start), update_of(other, start))) < 0.1
 
 
+@pytest.mark.parametrize("secret", ["", SECRET], ids=["simulation", "site"])
+def test_an_answer_at_another_price_is_another_release(make, secret):
+    """How many rounds are planned decides how much noise a target epsilon asks for: were it the same noise times
+    another number, two answers would give the update away."""
+    world = make("example", secret)
+    world.name, start = "by target", world.down.weights
+    world.change(privacy__noise_multiplier=None, privacy__epsilon=0.05)
+    first, paid = world.ask(), world.paid()
+    world.name, world.request = "by target, of more rounds", replace(world.request, rounds=(9,))
+    second = world.ask()
+    assert world.paid()[-1].spends[0].noise_multiplier > 2.0 * paid[-1].spends[0].noise_multiplier
+    assert len(world.paid()) == len(paid) + 1
+    assert abs(correlation(update_of(first, start), update_of(second, start))) < 0.1
+
+
 @pytest.mark.parametrize("unit", ["example", "group"])
 def test_other_groups_are_another_release(make, unit):
     world = make(unit, SECRET)

@@ -35,6 +35,9 @@ GUESS_SHARES = ((0.02, 0.0), (0.25, 0.0), (0.01, 0.01), (0.05, 0.05))
 been: hence the first two. Beside these choices all are guessed, by the signs of their scores, which finds noise that is
 missing altogether."""
 
+_LIKELY_SHARE, _LIKELY_ERROR = 0.02, 0.7
+"""With sampling: the share of the canaries that are guessed to be in by the choice that is likely to show most, and that
+choice's share of the error probability."""
 _RIDGE = 1e-9
 _MOST_MIXED = 64
 
@@ -100,15 +103,23 @@ class Canaries:
         confidence: float,
         accountant: Accountant,
     ) -> WhiteBoxAudit:
-        """Both bounds from the best of several ``scores`` ``[m]``, beside what ``spends`` promise at ``delta``; the
-        error probability is shared out evenly."""
-        count, each = len(self.included), 1.0 - (1.0 - confidence) / len(scores)
+        """Both bounds from the best of several ``scores`` ``[m]``, beside what ``spends`` promise at ``delta``.
+
+        The error probability is divided evenly. With sampling, most of it goes to the one choice by which correct
+        training shows most: there few canaries tell anything, and few guesses need it.
+        """
+        count, error = len(self.included), 1.0 - confidence
+        family, sampled = family_of(spends), any(spend.sampling_rate < 1.0 for spend in spends)
+        tried, rest = [], error
+        if sampled:
+            tried.append((scores[-1], [(int(_LIKELY_SHARE * count), 0)], 1.0 - _LIKELY_ERROR * error))
+            rest = (1.0 - _LIKELY_ERROR) * error
         few = [(int(share_in * count), int(share_out * count)) for share_in, share_out in GUESS_SHARES]
-        positive = [int((one > 0.0).sum()) for one in scores]
-        choices = [[*few, (number, count - number)] for number in positive]
-        family, pairs = family_of(spends), list(zip(scores, choices, strict=True))
-        steinke = [best_bound(one, self.included, several, delta, each) for one, several in pairs]
-        f_dp = [best_curve_bound(one, self.included, several, delta, each, family) for one, several in pairs]
+        for one in scores:
+            positive = int((one > 0.0).sum())
+            tried.append((one, [*few, (positive, count - positive)], 1.0 - rest / len(scores)))
+        steinke = [best_bound(one, self.included, several, delta, each) for one, several, each in tried]
+        f_dp = [best_curve_bound(one, self.included, several, delta, each, family) for one, several, each in tried]
         return WhiteBoxAudit(
             unit,
             epsilon(spends, delta, accountant),

@@ -86,8 +86,8 @@ def counted(epsilon, *name, rounds=2):
 def test_examples_are_bounded_within_their_promise_and_not_far_below(epsilon, batch, seed):
     found = trained(epsilon, batch, seed, canaries=50_000)
     assert found.promised == pytest.approx(epsilon, rel=2e-3) and not found.exceeded
-    assert found.f_dp.epsilon >= (0.4 if batch == "full batch" else 0.35) * epsilon
-    assert found.steinke.epsilon >= (0.3 if batch == "full batch" else 0.14) * epsilon
+    assert found.f_dp.epsilon >= 0.4 * epsilon
+    assert found.steinke.epsilon >= 0.3 * epsilon
 
 
 @pytest.mark.parametrize("seed", range(3))
