@@ -11,6 +11,7 @@ here has never left, and its training may be repeated; who wants an older one ag
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,16 @@ class Answers:
             yield
         finally:
             os.close(descriptor)
+
+    @property
+    def identity(self) -> str:
+        """What names this folder of answers, random: if it is lost, what was answered from it is never made again."""
+        path = self._folder / ".identity"
+        if not path.exists():
+            with space_for(path):
+                make_folder(self._folder)
+            write_atomic(path, secrets.token_hex(16), private=True)
+        return path.read_text(encoding="ascii")
 
     def load(self, release: Release) -> Uplink | None:
         """The answer to a request; None if it is not kept. CheckpointError naming a file that cannot be read."""

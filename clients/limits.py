@@ -14,26 +14,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fed_distill.config import PositiveFloat, PositiveInt
 from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed, NotNow
+from fed_distill.privacy.accounting import DELTA
+from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.toml import first_problem, read_toml
 
 Unit = Literal["none", "example", "group", "merchant", "vote"]
-PROTECTED: tuple[Unit, ...] = tuple(unit for unit in get_args(Unit) if unit != "none")
-"""What a merchant takes part in if its limits name no units."""
+PROTECTED: tuple[Unit, ...] = AT_MERCHANTS
+"""What a merchant takes part in if its limits name no units: what it protects itself, trusting nobody."""
+MAX_EPSILON = 8.0
+"""What one of its examples may be exposed to if its limits do not say."""
 
 
 class Limit(BaseModel):
     """What one merchant allows.
 
     max_epsilon: bound on what one of its examples is exposed to by all its releases together, of every privacy unit;
-    None for no limit. max_delta: of any promise; None for what is below one over the number of members of the unit,
-    which always holds. min_noise: least noise multiplier of a private step. units: what it takes part in; ``none`` is
-    training without privacy, which must be named.
+    None, in a simulation, for no limit. max_delta: of any promise; None, in a simulation, for what is below one over
+    the number of members of the unit. min_noise: least noise multiplier of a private step. units: what it takes part
+    in; ``none``, training without privacy, and those by which the server sees what is not noised yet, must be named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_epsilon: PositiveFloat | None = None
-    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    max_epsilon: PositiveFloat | None = MAX_EPSILON
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = DELTA
     min_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     units: tuple[Unit, ...] = PROTECTED
 
@@ -125,8 +129,11 @@ class Limits(BaseModel):
     merchants: Mapping[str, Limit] = {}
 
     def of(self, merchant: str) -> Limit:
-        """One merchant's limit."""
-        return self.merchants.get(merchant, self.default)
+        """One merchant's limit: what its own table names, and else what ``[default]`` says."""
+        own = self.merchants.get(merchant)
+        if own is None:
+            return self.default
+        return self.default.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
     @classmethod
     def read(cls, path: Path | None) -> Self:
@@ -140,7 +147,7 @@ class Limits(BaseModel):
             raise ConfigError(f"{path}: {first_problem(error)}") from error
 
 
-OPEN = Limits(rules=Rules(scores=True), default=Limit(units=get_args(Unit)))
+OPEN = Limits(rules=Rules(scores=True), default=Limit(max_epsilon=None, max_delta=None, units=get_args(Unit)))
 """Allows everything: for a simulation, whose data are on one machine and in one hand."""
 
 

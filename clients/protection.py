@@ -9,7 +9,7 @@ of its own and a charge of its own, whatever the ledger remembers. A site with a
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed
 from fed_distill.privacy.promise import Spent
 from fed_distill.results.files import as_file_name
+from fed_distill.results.versions import versions
 from fed_distill.runtime.seeds import Keystream, Part
 from fed_distill.training.choosing import chosen_device
 from fed_distill.training.plan import Plan
@@ -76,7 +77,7 @@ class Protection:
     experiment: Experiment
     folder: Path
     limits: Limits
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     clock: Callable[[], datetime] = datetime.now
 
     @property
@@ -187,17 +188,18 @@ class Protection:
         self._charge(request, merchant, "all rounds", 0, agreed, spends, delta)
 
     def _noised_size(self, learner: Learner, request: TrainRequest) -> int:
-        """How many members the merchant has, with noise that depends on nothing but their number: drawn and charged
-        once a federation."""
+        """How many members of the unit the merchant has, with noise that depends on nothing but their number and what
+        they are: drawn and charged once a federation."""
         noise, merchant = self.experiment.privacy.size_noise, learner.name
         limit, members = self.limits.of(merchant), learner.members()
         limit.check_noise(merchant, noise)
-        digest = fingerprint(members=members, noise=noise)
+        what = {"unit": self._unit, "group": self.experiment.privacy.group if self._unit == "group" else ""}
+        digest = fingerprint(members=members, noise=noise, **what)
         place = request.arm, merchant, "size noise", digest
         drawn = float(Keystream(self.own_randomness(request.seed), *place).normal(1))
         size = _rounded(max(1, round(members + noise * drawn)))
-        limit.check_delta(merchant, self._delta(size), size)
         self._charge(request, merchant, "size", 0, digest, (Spend(noise, 1.0, 1),), self._delta(size))
+        limit.check_delta(merchant, self._delta(size), size)  # a refusal tells of the size, which has been paid
         return size
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
@@ -213,12 +215,10 @@ class Protection:
         return Spent.joined(parts)
 
     def _paid(self, ledger: Ledger, arm: str, seed: int) -> list[Charge]:
-        """What this run has charged for an arm."""
-        return [
-            entry.charge
-            for entry in ledger.entries()
-            if (entry.charge.run, entry.charge.arm, entry.charge.seed) == (self.experiment.name, arm, seed)
-        ]
+        """What this run has charged for an arm, in its unit."""
+        key = self.experiment.name, arm, seed, self._unit
+        charges = (entry.charge for entry in ledger.entries())
+        return [one for one in charges if (one.run, one.arm, one.seed, one.unit) == key]
 
     def _delta(self, examples: int) -> float:
         given = self.experiment.privacy.delta
@@ -275,15 +275,19 @@ def _rounded(size: int) -> int:
 class Digests:
     """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once.
 
-    At a site with a secret they are of every bit that was received, and of how sums are ordered. In a simulation, where
+    own: a site's secret and what names its kept answers; empty in a simulation. With it the digests are of every bit
+    that was received, of how sums are ordered and by which versions, and of the run: a second training by another order
+    or program would draw the same noise, and the difference of both answers would have none. In a simulation, where
     who knows the seed knows the noise, weights and soft labels count by the federation and round that they are of
     (``TrainRequest.federation``), so that a run gives the same however its sums are rounded.
     """
 
-    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, secret: str = "") -> None:
-        self._exact = bool(secret) or not request.federation
+    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, own: str = "") -> None:
+        self._exact = bool(own) or not request.federation
         sums = experiment.runtime.model_dump(mode="json", include=SUMMED_BY)
         sums["device"] = chosen_device(experiment.runtime.device).type
+        if own:
+            sums |= {"run": experiment.name, "versions": versions()}
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(
@@ -298,7 +302,7 @@ class Digests:
                 scalars=dict(down.scalars),
             ).encode()
         )
-        self._base.update(secret.encode())  # other noise is another release
+        self._base.update(own.encode())  # other noise is another release
         if down.soft_labels is not None and self._exact:
             hash_tensors(self._base, {"soft_labels": down.soft_labels})
         if down.class_means is not None and self._exact:

@@ -23,6 +23,7 @@ from clients.spread import spread
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
+from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import (
     BudgetExceeded,
     ConfigError,
@@ -97,7 +98,8 @@ class Site:
         method: Method = METHODS.build(federation.method, federation.options)
         check_covered(self.protection.unit_of(request.arm), federation.method, method.sends)
         asked = _Round(request, down, method, method.plan(down))
-        digests = Digests(self.experiment, request, down, self.protection.secret)
+        own = "" if self.answers is None else self.protection.secret + self.answers.identity
+        digests = Digests(self.experiment, request, down, own)
         parts: dict[str, _Part] = {}
         for merchant in request.merchants:
             try:
@@ -124,7 +126,7 @@ class Site:
     def coded(self, uplink: Uplink, codec: Codec, request: TrainRequest, down: Downlink) -> RecordDict | Refusal:
         """An uplink as it leaves: coded, after all that privacy asks for at a merchant, which coding post-processes.
         What the server noises, for unit ``merchant``, it decodes, clips and noises in this order."""
-        key = request.arm, request.seed, uplink.merchant
+        key = self._kept_of(request.arm), request.seed, uplink.merchant
         randomness = (request.seed, request.arm, uplink.merchant, down.round, "coding")
         try:
             kept = self._kept_of_coding(uplink.merchant, request, down) if codec.keeps else None
@@ -141,7 +143,7 @@ class Site:
 
     def _kept_of_coding(self, merchant: str, request: TrainRequest, down: Downlink) -> Kept:
         """What coding has kept of the merchant's last uplink; its soft labels only if the server has these too."""
-        key = request.arm, request.seed, merchant
+        key = self._kept_of(request.arm), request.seed, merchant
         kept = Kept.of(self.coding.load(*key, before=down.round))
         there = self.coding.newest(*key, before=down.round) == request.known_of(merchant)
         return kept if there else replace(kept, soft_labels=None)
@@ -203,7 +205,13 @@ class Site:
         """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
         if not (asked.method.personal or asked.plan.looks_back or isinstance(asked.method, Correcting)):
             return None
-        return self.store.load(asked.request.arm, asked.request.seed, merchant, before=asked.down.round)
+        return self.store.load(self._kept_of(asked.request.arm), asked.request.seed, merchant, before=asked.down.round)
+
+    def _kept_of(self, arm: str) -> str:
+        """By what the state that merchants keep for an arm is known. That of a protected arm is of its very settings: a
+        student that was trained without this noise must not come in from another run of the same name."""
+        unit = self.protection.unit_of(arm)
+        return arm if unit == "none" else f"{arm} {unit} {fingerprint(settings=self.experiment.settings_of(arm))}"
 
     def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
         """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
@@ -216,7 +224,7 @@ class Site:
             kept = student.state_dict()
         else:
             return
-        self.store.save(asked.request.arm, asked.request.seed, trained.merchant, asked.down.round, kept)
+        self.store.save(self._kept_of(asked.request.arm), asked.request.seed, trained.merchant, asked.down.round, kept)
 
     def _part(self, learner: Learner, asked: "_Round", digests: Digests) -> "_Part | Uplink":
         """A merchant's part in a round with its privacy, paid for; or what it has answered to just this already."""

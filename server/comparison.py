@@ -8,7 +8,7 @@ are poisoned, figures by merchant are of the honest ones.
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +62,7 @@ class Comparison:
     evaluator: Evaluator
     store: RunStore
     callbacks: Callback
-    secret: str = ""
+    secret: str = field(default="", repr=False)
 
     @cached_property
     def school(self) -> School:

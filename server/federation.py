@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Federation:
     codec: Codec
     liars: frozenset[str] = frozenset()
     identity: str = ""
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     released: Released | None = None
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:

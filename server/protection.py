@@ -6,7 +6,7 @@ that is run again with other settings, data or answers gets other noise. The sec
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -30,7 +30,7 @@ class NoiseSource:
     reproducible: whether it is a simulation, whose noise whoever knows the seed can take off.
     """
 
-    name: Randomness
+    name: Randomness = field(repr=False)
     reproducible: bool
 
 

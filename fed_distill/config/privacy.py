@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fed_distill.config.tables import BatchSize, ConfigTable, PositiveFloat, PositiveInt
+from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, PositiveFloat, PositiveInt
 
 
 class PrivacyConfig(ConfigTable):
@@ -27,7 +27,9 @@ class PrivacyConfig(ConfigTable):
         "column), the same first text (query or history), or the same second text (offer title)",
     )
     epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a federation, over all its rounds")
-    noise_multiplier: PositiveFloat | None = Field(None, description="fixed noise, instead of a target epsilon")
+    noise_multiplier: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
+        None, description="fixed noise, instead of a target epsilon"
+    )
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None,
         description="delta of the promise; none for the smaller of 1e-5 and n^-1.1, where n is the merchant's noised "
@@ -43,7 +45,7 @@ class PrivacyConfig(ConfigTable):
         "pld",
         description="composition by privacy loss distributions, or by Rényi DP (looser: needs 5 to 9 % more noise)",
     )
-    max_grad_norm: PositiveFloat = Field(
+    max_grad_norm: ClippingNorm = Field(
         1.0, description="units example, group: L2 norm that the gradient of an example or group is clipped to"
     )
     batch_size: BatchSize | None = Field(
@@ -53,7 +55,7 @@ class PrivacyConfig(ConfigTable):
     freeze: list[str] | None = Field(
         None, description="name patterns of weights that are not trained; none for a transformer's embeddings"
     )
-    max_update_norm: PositiveFloat = Field(
+    max_update_norm: ClippingNorm = Field(
         1.0, description="unit merchant: L2 norm that updates are clipped to; in the first round only, if adaptive"
     )
     adaptive_quantile: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fed_distill.errors import BudgetExceeded, LedgerError
-from fed_distill.privacy.accounting import Accountant, Spend, epsilon, filtered
+from fed_distill.privacy.accounting import DELTA, Accountant, Spend, epsilon, filtered
 from fed_distill.privacy.exposure import exposure_spends
 from fed_distill.results.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
 
@@ -110,13 +110,14 @@ def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
 
     A release that hides a whole group or merchant hides each of its examples, and spends their budget too: what it
     costs them is ``exposure_spends``. It is ``filtered``, as how much noise a release gets may depend on what was
-    released before. At ``delta``, or else at the smallest of the charges' own.
+    released before. At ``delta``, or else at the smallest of the charges' own and 1e-5: whoever asks for a release must
+    not choose a delta by which everything looks cheaper.
     """
     mine = tuple(charges)
     if not mine:
         return 0.0
     if delta is None:
-        delta = min(charge.delta for charge in mine)
+        delta = min(DELTA, *(charge.delta for charge in mine))
     spends = [spend for charge in mine for spend in exposure_spends(charge.unit, charge.spends)]
     return filtered(spends, delta)
 
@@ -139,7 +140,7 @@ class Ledger:
         with space_for(self.path), self._locked():
             entries, content = _recovered(self.path, self.merchant)
             charges = [entry.charge for entry in entries]
-            delta = min([charge.delta, *(former.delta for former in charges)])
+            delta = min(DELTA, charge.delta, *(former.delta for former in charges))
             spent = exposure(charges, delta)
             if any(former.same_release(charge) for former in charges):
                 sync_folder(self.path.parent)  # who wrote it may have been killed just before doing so

@@ -104,7 +104,7 @@ class PrivateMean:
     noise_multiplier: float
     expected_merchants: float
     clip_norm: float
-    randomness: Randomness
+    randomness: Randomness = field(repr=False)
     frozen: frozenset[str] = frozenset()
     padded: frozenset[str] = frozenset()
     adaptive: QuantileClipping | None = None

@@ -110,6 +110,11 @@ def revealed(
         *(Revealed(_PARTS[part], hidden[config.unit]) for part in sends),
         Revealed("number of training examples, training losses", "received by the server; merchants have equal weight"),
         Revealed("that it takes part in a round", "known to the server, which draws the merchants of each round"),
+        Revealed(
+            "number of merchants in a round, bytes sent, who was refused",
+            "in the run's records and report, exactly; not covered by the promise, which is about the student: the "
+            "records must stay with the server",
+        ),
         *last,
         _noise(config, reproducible_noise),
     ]

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.distill.losses import hard_labels
@@ -15,7 +14,7 @@ from fed_distill.methods import METHODS
 from fed_distill.privacy.accounting import Spend, default_delta, noise_for
 from fed_distill.privacy.central import central_delta, central_spends
 from fed_distill.privacy.dp_sgd import sampling_rate
-from fed_distill.privacy.ledger import AT_SERVER, Charge, Unit, exposure
+from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER, Charge, exposure
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import private_steps
 
@@ -45,8 +44,8 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     """What one run of ``experiment`` over ``merchants`` with ``proxy`` proxy examples needs; None: not known yet."""
     exposed = "what one example is exposed to by all private releases"
     if experiment is None:
-        words = "releases that are protected, by whatever privacy unit, and nothing unprotected"
-        return Allowance(get_args(Unit), "without privacy nothing runs", UNLIMITED, exposed, "choose your own", words)
+        words = "releases whose noise the site itself adds, and nothing else"
+        return Allowance(AT_MERCHANTS, "without privacy nothing runs", UNLIMITED, exposed, "choose your own", words)
     unit, what = experiment.privacy.unit, f"as the experiment {experiment.name} needs it"
     if unit == "none":
         note = "what leaves is not protected: a trained student can tell of single examples"

@@ -25,11 +25,11 @@ def write(tmp_path):
     return write
 
 
-def test_a_merchant_has_its_own_rules_or_those_of_the_site(write):
+def test_a_merchant_has_its_own_rules_and_else_those_of_the_site(write):
     limits = Limits.read(write(RULES))
     assert (limits.of("a").max_epsilon, limits.of("a").units) == (4.0, ("example",))
     own = limits.of("Müller & Söhne")
-    assert (own.max_epsilon, own.min_noise, own.units) == (None, 1.0, ("example", "group", "merchant", "vote"))
+    assert (own.max_epsilon, own.min_noise, own.units) == (4.0, 1.0, ("example",))
 
 
 def test_a_delta_that_promises_nothing_is_refused_in_any_case(write):
@@ -53,10 +53,14 @@ def test_without_a_file_everything_is_allowed():
 @pytest.mark.parametrize("text", ["", "[rules]\nmax_rounds = 3", "[default]\nmax_epsilon = 8.0", "[merchants.a]"])
 def test_what_a_file_does_not_name_is_closed(write, text):
     limits = Limits.read(write(text))
-    for unit in ("example", "group", "merchant", "vote"):
+    for unit in ("example", "group"):
         limits.of("a").check_unit("a", unit)
-    with pytest.raises(BudgetExceeded, match="its limits allow units example, group, merchant, vote, not 'none'"):
-        limits.of("a").check_unit("a", "none")
+    for unit in ("none", "merchant", "vote"):
+        with pytest.raises(BudgetExceeded, match=f"its limits allow units example, group, not '{unit}'"):
+            limits.of("a").check_unit("a", unit)
+    assert limits.of("a").max_epsilon == 8.0
+    with pytest.raises(BudgetExceeded, match=r"a delta of 1\.1e-05 is above 1e-05"):
+        limits.of("a").check_delta("a", 1.1e-5, 50)
     with pytest.raises(NotAllowed, match=r"rule scores: .* scores = true allows it"):
         limits.rules.check_scores()
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -207,6 +208,61 @@ def test_a_federation_is_paid_once_by_its_name_and_without_a_name_not_at_all(wor
         assert len(charges(site, merchant, arm)) == paid
 
 
+def test_examples_and_groups_of_equal_number_have_sizes_of_their_own(world, protected):
+    """Else a site that is asked for both would tell, almost without noise, that no group has two examples."""
+    merchant, told = world.names[0], {}
+    own = world.data.merchants[merchant]
+    alone = replace(own, train=replace(own.train, groups=np.arange(len(own.train))))
+    for unit in ("example", "group"):
+        site = world.having(protected(**{"privacy.unit": unit}), {merchant: alone})
+        told[unit] = answers(site, world.request(merchant), world.down())[merchant].examples
+    assert told["example"] != told["group"]
+
+
+def test_a_limit_holds_at_the_sites_own_delta_whatever_the_server_asks_for(world, protected, tmp_path):
+    """A large delta makes any noise look harmless, and a noised size of 1 would allow it."""
+    limits = tmp_path / "limits.toml"
+    limits.write_text("[default]\nmax_epsilon = 8.0\nmax_delta = 0.9\n")
+    asked = {"privacy.limits": str(limits), "privacy.epsilon": None, "privacy.noise_multiplier": 0.4}
+    asked |= {"privacy.delta": 0.4, "privacy.size_noise": 1e4, "privacy.batch_size": 1000}
+    site, merchant = protected(**asked), world.names[0]
+    refused = answers(site, world.request(merchant), world.down())[merchant]
+    assert isinstance(refused, Refusal) and refused.cause == "budget"
+    assert [one.what for one in charges(site, merchant)] == ["size"]
+
+
+def test_a_size_that_decides_a_refusal_has_been_paid(world, protected):
+    site, merchant = protected(**{"privacy.delta": 0.04}), world.names[0]
+    (answer,) = answers(site, world.request(merchant), world.down()).values()
+    assert isinstance(answer, Refusal)  # of more than 25 examples a delta of 0.04 promises nothing
+    assert [one.what for one in charges(site, merchant)] == ["size"]
+
+
+def test_without_noise_nothing_leaves_a_site_with_rules(world, protected, tmp_path):
+    (tmp_path / "limits.toml").write_text("")
+    bare = {"privacy.limits": str(tmp_path / "limits.toml"), "privacy.epsilon": None}
+    site = protected(**bare, **{"privacy.noise_multiplier": 1e-12})
+    assert all(isinstance(one, Refusal) for one in answers(site, world.request(*world.names), world.down()).values())
+
+
+def test_what_was_kept_without_this_noise_does_not_come_in_from_another_run(world, protected):
+    """The attack: the same name and arm, first with a student that is trained without noise and kept, then with noise
+    and a rate of 0, so that what is sent is that student's."""
+    merchant, proxy = world.names[0], {"compare": [], "federation.method": "fedmd", "federation.options": {}}
+    start = {"two-tower": world.start}
+    keeping = protected(**{**proxy, "privacy.unit": "none", "privacy.epsilon": None})
+    kept = next(keeping.train(world.request(merchant, arm="fedmd"), world.consensus(1), start))
+    later = protected(**{**proxy, "privacy.epsilon": None, "privacy.noise_multiplier": 1e4})
+    request = replace(world.request(merchant, arm="fedmd", rounds=2), learning_rate=0.0)
+    (answer,) = later.train(request, world.consensus(2), start)
+    assert not torch.equal(answer.soft_labels, kept.soft_labels)
+
+
+def test_a_secret_is_in_no_representation(world, protected):
+    site = replace(protected().protection, secret="5ec2e7" * 10)
+    assert "5ec2e7" not in repr(site)
+
+
 class Stop(BaseException):
     """Ends a process as a kill would: nothing catches it."""
 
@@ -248,6 +304,7 @@ def test_limits_win_over_what_is_asked_and_the_others_go_on(world, protected, tm
     poor, careful, closed, *rest = world.names
     limits = tmp_path / "limits.toml"
     limits.write_text(
+        "[default]\nmax_epsilon = 20.0\n"
         f'[merchants."{poor}"]\nmax_epsilon = 6.0\n[merchants."{careful}"]\nmin_noise = 50.0\n'
         f'[merchants."{closed}"]\nunits = ["merchant"]\n'
     )

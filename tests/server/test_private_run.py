@@ -71,7 +71,7 @@ def test_a_run_with_too_little_noise_for_any_promise_ends_and_says_so(tiny_exper
 
 def test_a_merchant_whose_budget_ends_in_the_middle_leaves_the_run_to_the_others(limited, simulate):
     poor = min(load(limited("").data).merchants)
-    experiment = limited(f'[merchants."{poor}"]\nmax_epsilon = 6.0\n')
+    experiment = limited(f'[default]\nmax_epsilon = 20.0\n[merchants."{poor}"]\nmax_epsilon = 6.0\n')
     folder, _ = simulate(experiment)
     found = lines(folder, experiment.federation.title)
     assert [line["merchants"] for line in found][-1] == 4

@@ -261,6 +261,18 @@ def test_the_servers_secret_decides_its_noise_and_is_nowhere_to_be_read(tiny_exp
     assert not any(SECRET.encode() in content for content in (*wires, *written))
 
 
+@pytest.mark.parametrize("unit", [MERCHANT, VOTE], ids=["merchant", "vote"])
+def test_a_federations_name_is_not_what_hides_its_noise(tiny_experiment, simulate, tmp_path, monkeypatch, unit):
+    """Requests name the federation: with the same name, the secret alone makes the difference."""
+    monkeypatch.setattr(server.comparison.Comparison, "_identity", lambda *_: "known")
+    monkeypatch.setattr(Released, "note", lambda *_: None)
+    found = []
+    for name, secret in (("one", SECRET), ("again", SECRET), ("other", "0" * 64)):
+        folder, _ = simulate(tiny_experiment(tmp_path, {**unit, **QUIET, "name": name}), secret=secret)
+        found.append((folder / "student" / "model.safetensors").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize(("unit", "arm"), [(MERCHANT, "fedavg-kd"), (VOTE, "pate")])
 def test_a_federation_that_is_run_again_is_free_if_it_is_equal_and_paid_if_it_is_not(
     tiny_experiment, simulate, tmp_path, unit, arm

@@ -31,8 +31,8 @@ def test_a_run_without_privacy_is_named_as_what_it_is(experiment):
     assert "not protected" in allowance(experiment).units_note
 
 
-def test_without_an_experiment_nothing_unprotected_is_allowed():
-    assert set(allowance(None).units) == set(UNITS)
+def test_without_an_experiment_a_site_trusts_nobody_else():
+    assert set(allowance(None).units) == {"example", "group"}
 
 
 @pytest.mark.parametrize("unit", UNITS)

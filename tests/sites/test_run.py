@@ -58,11 +58,11 @@ def test_the_noise_of_training_is_drawn_from_the_sites_secret_which_is_never_sen
     """All else that noise is drawn from is made equal, as somebody would guess it who knows the run, its seed and the
     request: one full batch, sizes without noise, and the same digest whatever the secret."""
     monkeypatch.setattr("clients.protection.Digests.of", lambda *_: "ab" * 32)
-    private = {"unit": "example", "noise_multiplier": 50.0, "batch_size": 10**6, "size_noise": 1e-3}
+    monkeypatch.setattr("clients.protection.Protection._noised_size", lambda _, learner, __: learner.members())
+    private = {"unit": "example", "noise_multiplier": 50.0, "batch_size": 10**6}
     once = {"federation.rounds": 1, "federation.options": {"proxy_steps": 0}, "adaptation.enabled": False}
     asked = experiment.with_changes({"privacy": private, **once})
     permit("units", 'units = ["example"]')
-    permit("max_epsilon", "# no limit: sizes without noise have no epsilon")
 
     def moved(name):
         """How far the round moved the student, which is noise but for a few per cent; and what was on the wire."""

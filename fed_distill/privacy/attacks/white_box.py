@@ -36,8 +36,8 @@ been: hence the first two. Beside these choices all are guessed, by the signs of
 missing altogether."""
 
 _LIKELY_SHARE, _LIKELY_ERROR = 0.02, 0.7
-"""With sampling: the share of the canaries that are guessed to be in by the choice that is likely to show most, and that
-choice's share of the error probability."""
+"""With sampling: the share of the canaries that are guessed to be in by the choice that is likely to show most, and
+that choice's share of the error probability."""
 _RIDGE = 1e-9
 _MOST_MIXED = 64
 
