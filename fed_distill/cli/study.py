@@ -29,7 +29,7 @@ DISPENSABLE = (
     "retention",
     "in AUC",
     "AUC",
-    "ε at least",
+    "ε at least (text)",
     "cells",
     "worst merchant",
     "attack AUC",

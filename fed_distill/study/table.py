@@ -24,7 +24,7 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant"]
-    header += ["retention", "gap closed", "attack AUC", "ε at least", *WHITE_BOX, "sent", "in all", "time"]
+    header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
         level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
