@@ -259,6 +259,11 @@ def check_parts(experiment: Experiment, data: FederatedData) -> None:
 def check_models(experiment: Experiment, task: Task) -> None:
     """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
     check_augmentation(experiment.training.augmentation)
+    if experiment.privacy.unit == "group" and experiment.privacy.group == "pair" and not task.pair:
+        raise ConfigError(
+            f"privacy.group = 'pair' groups examples by their second text, and task {task.name} has one text only: set "
+            "privacy.group to 'text' or 'group'"
+        )
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]

@@ -304,8 +304,8 @@ def test_private_federations_may_train_in_a_way_of_their_own():
     ("privacy", "message"),
     [
         ({"epsilon": 1.0}, "epsilon without a unit"),
-        ({"unit": "example"}, "needs epsilon or noise_multiplier: give exactly one"),
-        ({"unit": "example", "epsilon": 1.0, "noise_multiplier": 1.0}, "give exactly one"),
+        ({"unit": "example"}, "needs epsilon or noise_multiplier: neither is set"),
+        ({"unit": "example", "epsilon": 1.0, "noise_multiplier": 1.0}, "both are set, remove one"),
         ({"unit": "example", "epsilon": 0.0}, r"privacy\.epsilon"),
         ({"unit": "example", "epsilon": 1.0, "delta": 1.0}, r"privacy\.delta"),
     ],

@@ -43,7 +43,7 @@ class PrivacyConfig(ConfigTable):
     )
     accountant: Literal["pld", "rdp"] = Field(
         "pld",
-        description="composition by privacy loss distributions, or by Rényi DP (looser: needs 5 to 9 % more noise)",
+        description="composition by privacy loss distributions, or by Rényi DP (looser: needs 5 to 8 % more noise)",
     )
     max_grad_norm: ClippingNorm = Field(
         1.0, description="units example, group: L2 norm that the gradient of an example or group is clipped to"
@@ -104,5 +104,6 @@ class PrivacyConfig(ConfigTable):
         if self.unit == "none" and given:
             raise ValueError(f"{given[0]} without a unit: set privacy.unit to example, group, merchant or vote")
         if self.unit != "none" and len(given) != 1:
-            raise ValueError(f"unit {self.unit!r} needs epsilon or noise_multiplier: give exactly one")
+            found = "both are set, remove one" if given else "neither is set"
+            raise ValueError(f"unit {self.unit!r} needs epsilon or noise_multiplier: {found}")
         return self

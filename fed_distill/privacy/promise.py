@@ -19,9 +19,10 @@ UNITS = {
 }
 """Whose presence cannot be told from what is released, by unit."""
 
+_OWN = "the merchant itself, which adds noise before anything leaves it, and whoever supplies the code that it runs"
 TRUSTED = {
-    "example": "nobody but the merchant itself: it adds noise before anything leaves it",
-    "group": "nobody but the merchant itself: it adds noise before anything leaves it",
+    "example": _OWN,
+    "group": _OWN,
     "merchant": "the server, which receives each merchant's update and adds noise to their sum",
     "vote": "the server, which receives each merchant's votes and adds noise to their counts",
 }
@@ -134,6 +135,7 @@ def _by_merchants(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]
             f"sent with noise of standard deviation {config.size_noise:g}, once a federation, counted in epsilon",
         ),
         Revealed("training losses", "not sent"),
+        Revealed("that it takes part in a round", "not hidden"),
         Revealed("that it cannot train, or that its budget is spent", "sent as a message without figures of its data"),
         Revealed("how long training takes", "not hidden: it grows with the number of examples"),
     ]
@@ -179,8 +181,8 @@ def _validation(simulated: bool) -> Revealed:
 def _noise(config: PrivacyConfig, reproducible: bool) -> Revealed:
     if reproducible:
         how = (
-            "drawn from the run's seed, so that this simulation can be repeated: anyone who knows the seed can "
-            "subtract it, and epsilon holds against those who do not"
+            "drawn from the run's seed, so that this simulation can be repeated: whoever knows the seed can subtract "
+            "it. The run shows what real sites would promise"
         )
     else:
         whose = "each site" if config.unit in ("example", "group") else "the server"

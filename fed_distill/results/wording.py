@@ -106,8 +106,8 @@ def privacy(summary: Mapping[str, Any]) -> str:
     return kept + (
         f"What is released hides the presence of {block['protects']}: differential privacy with ε = "
         f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "
-        f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers "
-        f"were {noise['least']:.3g} to {noise['most']:.3g}, counted by the {block['accountant'].upper()} accountant. "
+        f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers: "
+        f"{_span(noise['least'], noise['most'])}, counted by the {block['accountant'].upper()} accountant. "
         f"{untold}To be trusted: {block['trusted']}. {pooled}"
     )
 
@@ -121,7 +121,7 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
     if block.get("epsilon_at"):
         known = [(delta, value) for delta, value in block["epsilon_at"].items() if value is not None]
         at = ", ".join(f"{value:.3g} at δ = {delta}" for delta, value in known)
-        found += [f"ε is {at}, whatever δ the promise has."] if known else []
+        found += [f"For comparison between runs: ε = {at}."] if known else []
     found += _of_groups(block)
     if block.get("reproducible_noise"):
         found.append(
@@ -225,3 +225,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
 def _needs(summary: Mapping[str, Any]) -> str:
     missing = [ROW_NAMES[name] for name in ("server", "local", "pooled") if name not in summary["controls"]]
     return f"the controls {', '.join(missing)} were not run" if missing else "a control was not run on every seed"
+
+
+def _span(least: float, most: float) -> str:
+    """Both ends, or the one number that they are."""
+    ends = f"{least:.3g}", f"{most:.3g}"
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)

@@ -39,8 +39,8 @@ MORE_WORDS = {
     "more private; ∞ is no promise.",
     "δ (delta)": "The small chance with which the promise may fail; far below one in the number of units is safe.",
     "Attack AUC": "How well an attacker tells data that was used from data that was not; 0.5 is guessing.",
-    "ε at least (text)": "What an attack has proved about a run: its true ε, for the audit's δ, cannot be smaller, with the "
-    "audit's confidence.",
+    "ε at least (text)": "What an attack has proved about a run: its true ε, for the audit's δ, cannot be smaller, "
+    "with the audit's confidence.",
     "ε at least (Steinke), (f-DP)": "The same by an attacker who sees every release of the mechanism, with "
     "canaries of the worst kind; by two methods, of which the second is the closer.",
     "Pareto front": "The choices that no other one beats: whoever wants more quality, less ε or fewer bytes has to "

@@ -56,9 +56,10 @@ def test_it_says_how_many_examples_a_group_has_and_what_a_group_is():
 
 def test_all_that_leaves_is_listed():
     listed = revealed(config(), ("weights", "soft_labels"))
-    assert len({one.what for one in listed}) == len(listed) == 10
+    assert len({one.what for one in listed}) == len(listed) == 11
     assert "noised" in how(listed, "weights of its trained student")
     assert how(listed, "training losses") == "not sent"
+    assert how(listed, "that it takes part in a round") == "not hidden"
     assert "deviation 20" in how(listed, "number of training examples")
     assert "public proxy" in how(listed, "which embedding rows it sends, and how often they are used")
     assert "which embedding rows" not in " ".join(one.what for one in revealed(config(), ("soft_labels",)))

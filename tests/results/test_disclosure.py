@@ -102,7 +102,7 @@ def test_the_report_marks_and_explains(private_summary, summary):
     for part in private_summary["privacy"]["reveals"]:
         assert f">{part['what']}</th>" in html
     assert "validation scores of each round" in html
-    assert "ε is 3.96 at δ = 1e-05, 4.21 at δ = 1e-06" in html
+    assert "ε = 3.96 at δ = 1e-05, 4.21 at δ = 1e-06" in html
 
 
 def test_the_report_says_who_can_remove_the_noise(private_summary):

@@ -7,8 +7,8 @@ canary moves tell how noise is spread over the releases, and so tell of noise th
 foreseen by an outsider who knows the run's seed. Two bounds on epsilon are drawn from the scores: that of Steinke, Nasr
 and Jagielski 2023, and by f-DP that of Mahloujifar, Melis and Chaudhuri 2024.
 
-An audit finds faults and never proves that there are none; training that is right exceeds its promise in one audit of
-twenty at confidence 0.95, by a little.
+An audit finds faults and never proves that there are none. Each bound holds with the given confidence; training that is
+right exceeds its promise by either in one audit of ten at most, at confidence 0.95.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,8 @@ class WhiteBoxAudit:
 
     @property
     def exceeded(self) -> bool:
-        """Whether either bound is above what was promised: something is wrong, but for one audit of twenty."""
+        """Whether either bound is above what was promised: something is wrong, but for one audit of ten at
+        confidence 0.95."""
         return max(self.steinke.epsilon, self.f_dp.epsilon) > self.promised
 
     def to_json(self) -> dict[str, Any]:
