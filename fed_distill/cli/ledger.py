@@ -73,6 +73,11 @@ def _files(place: Path, merchant: str | None) -> list[Path]:
     """The ledgers at ``place``, a folder or a file, of one merchant or of all; at least one."""
     from fed_distill.privacy.ledger import Ledgers, read_ledger
 
+    if (place / "checkpoint").is_dir():
+        raise LedgerError(
+            f"{place} is a run's folder: its ledgers are in {place / 'checkpoint' / 'ledgers'}/seed-NUMBER/FEDERATION, "
+            "or where its privacy.ledger says"
+        )
     ledgers = Ledgers(place)
     if place.is_dir():
         files = ledgers.files() if merchant is None else [ledgers.of(merchant).path]

@@ -10,8 +10,9 @@ from typing import Any
 UNPROTECTED_CONTROLS = ("local", "pooled", "fedavg")
 """Controls that are trained on merchants' examples without privacy; ``server`` is trained on the server's alone."""
 WHY = (
-    "Computed without privacy: a simulation may do this, since whoever runs it has all data; at real sites it is "
-    "refused unless a site's own rules allow it."
+    "Not covered by ε: a row that was trained on merchants' data without privacy, or a column of exact scores on "
+    "merchants' own test examples. A simulation may compute both, since whoever runs it has all data; a real site "
+    "refuses them unless its own rules allow them."
 )
 """What must be said wherever something is marked."""
 _PLAIN = ("dataset", "task", "source", "limited_to")

@@ -301,7 +301,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
   {% if summary.privacy.unit != "none" %}
   {% for sentence in promises %}<p>{{ sentence }}</p>
   {% endfor %}
-  <p>Controls marked * in the comparison, merchants' own test scores and their personal adaptation are not protected. {{ unprotected }}</p>
+  <p>What is marked * in the comparison is not protected. {{ unprotected }}</p>
   <div class="scroll" tabindex="0" role="region" aria-label="What leaves a merchant">
   <table>
     <thead><tr><th scope="col">What leaves a merchant</th><th scope="col">How it is protected</th></tr></thead>

@@ -105,7 +105,12 @@ def test_a_single_ledger_may_be_a_copy_under_another_name_but_not_in_the_folder(
 @pytest.mark.parametrize("word", ["show", "verify"])
 def test_a_ledger_that_is_not_there_is_named(command, ledgers, tmp_path, word):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     for arguments, message in [
+        (
+            [tmp_path / "run"],
+            f"its ledgers are in {tmp_path / 'run' / 'checkpoint' / 'ledgers'}/seed-NUMBER/FEDERATION",
+        ),
         ([tmp_path / "empty"], f"there is no ledger in {tmp_path / 'empty'}"),
         ([tmp_path / "none"], f"there is no ledger at {tmp_path / 'none'}"),
         ([ledgers.folder, "--merchant", "hooli"], f"there is no ledger at {ledgers.of('hooli').path}"),
