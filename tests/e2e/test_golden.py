@@ -84,6 +84,7 @@ RUNS = {
         "privacy.row_rate_power": 0.5,
         "privacy.weighting": "examples-squared",
     },
+    "privacy of groups": {**PRIVATE, "privacy.unit": "group", "privacy.group": "pair"},
     "privacy of merchants": {"privacy.unit": "merchant", "privacy.epsilon": 50.0},
     "privacy of votes": {
         "federation.method": "pate",
