@@ -77,12 +77,12 @@ def test_merchants_write_in_the_languages_asked_for() -> None:
 
 def test_merchants_differ_in_assortment_and_habits() -> None:
     world = make_world(1000, 0)
-    offers = Marketplace(merchants=20, rows=100, size_spread=0.0).offers(world)
-    departments = world.department_of[offers.products].reshape(20, 100)
+    offers = Marketplace(merchants=80, rows=100, size_spread=0.0).offers(world)  # so many that all habits are there
+    departments = world.department_of[offers.products].reshape(80, 100)
     largest = [np.bincount(own).max() for own in departments]
     assert np.mean(largest) > 40  # an even assortment would have about 20
     assert len({np.bincount(own).argmax() for own in departments}) > 3
-    titles = np.array(offers.titles, dtype=object).reshape(20, 100)
+    titles = np.array(offers.titles, dtype=object).reshape(80, 100)
     upper = [np.mean([title == title.upper() and not is_chinese(title) for title in own]) for own in titles]
     lower = [np.mean([title == title.lower() for title in own]) for own in titles]
     assert max(lower) == 1.0

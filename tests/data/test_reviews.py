@@ -54,7 +54,7 @@ def test_reviews_are_read_with_their_sentiment(tmp_path: Path) -> None:
 def test_a_category_is_a_domain_that_can_be_left_out(tmp_path: Path) -> None:
     """Leave one domain out: no label of it is learned from, and it alone is tested on."""
     path = {"path": str(write(tmp_path, content(lines()))), "shops": 3}
-    whole, data = load(config(path)), load(config(path, test_domain="phones"))
+    whole, data = (load(config(path, proxy_size=5, **changes)) for changes in ({}, {"test_domain": "phones"}))
     seen = [*data.public.texts, *data.valid.texts, *data.public_valid.texts, *data.proxy.texts]
     seen += [text for merchant in data.merchants.values() for text in merchant.train.texts]
     assert not any(text.startswith(CHINESE[2]) for text in seen)

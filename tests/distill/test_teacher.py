@@ -29,7 +29,8 @@ def weights_of(model):
 
 
 def test_teacher_learns_what_the_public_examples_teach(config, task, public, valid):
-    config = config.model_copy(update={"epochs": 15, "patience": 30})
+    large = {**config.options, "width": 64}  # so that it learns whatever it starts from
+    config = config.model_copy(update={"epochs": 30, "patience": 60, "learning_rate": 1e-3, "options": large})
     tuned = fine_tune(fresh(config, task), public, valid, task, config, 0, silent)
     predicted = predict(tuned.model, tuned.model.encode(valid.texts, None)).argmax(dim=1)
     assert (predicted.numpy() == valid.labels).mean() > 0.9
