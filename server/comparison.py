@@ -350,13 +350,12 @@ class Comparison:
     def _identity(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:
         """What names this very federation, so that merchants pay for it once.
 
-        In a simulation it is a digest of all that decides its result: run again, it is the same release. Between real
-        sites the server knows nobody's data, and a federation is new unless this run goes on with it.
+        Where merchants add the noise, or in a simulation, it is a digest of all that decides the result, as far as the
+        server has it: run again, it is the same release. Real sites add what they have to it, and their secrets. Where
+        a real server adds the noise it knows nobody's data, and a federation is new unless this run goes on with it.
         """
         if released is not None:
             return released.name(f"seed {self.seed}, {arm}")
-        if self.secret:
-            return ""
         hashed = hashlib.sha256(self._data_fingerprint.encode())
         hashed.update(fingerprint(settings=self.experiment.settings_of(arm), arm=arm, seed=self.seed).encode())
         hash_tensors(hashed, {"teacher": self.teaching.labels})
