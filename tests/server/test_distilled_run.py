@@ -51,7 +51,8 @@ def test_every_kind_of_transfer_runs_and_each_teaches_something_else(summary_of,
 
 def test_levels_are_reported_beside_one_step_and_no_teacher(summary_of, tmp_path):
     summary = summary_of(
-        distill__assistants=[{"model": "bert-mini", "options": {"layers": 1, "width": 16}, "epochs": 1}, SMALL_LSTM]
+        distill__assistants=[{"model": "bert-mini", "options": {"layers": 1, "width": 16}, "epochs": 1}, SMALL_LSTM],
+        training__server_epochs=6,  # so long that what a student was taught with shows in its predictions
     )
     levels = summary["levels"]
     assert list(levels) == [
@@ -62,8 +63,8 @@ def test_levels_are_reported_beside_one_step_and_no_teacher(summary_of, tmp_path
         "student without a teacher",
     ]
     assert levels["student"]["ndcg@10"] == summary["controls"]["server"]["ndcg@10"]
-    assert levels["student in one step"]["auc"] != levels["student"]["auc"]
-    assert levels["student without a teacher"]["auc"] != levels["student in one step"]["auc"]
+    assert levels["student in one step"] != levels["student"]
+    assert levels["student without a teacher"] != levels["student in one step"]
     for level in levels.values():
         assert level["retention"] == pytest.approx(level["ndcg@10"] / summary["teacher"]["ndcg@10"])
     assert (
@@ -217,7 +218,7 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
         ),
         (
             {"training.adversarial.attack": "fgm", "privacy.unit": "example", "privacy.epsilon": 8.0},
-            "goes with neither training.adversarial nor",
+            "clips the gradient of one pass over an example",
         ),
     ],
 )

@@ -7,17 +7,17 @@ import pytest
 from fed_distill.errors import ConfigError
 from fed_distill.poisoning.liars import liars
 
-WITHIN = 0.03
-"""Three points."""
+WITHIN = 0.1
+"""Ten points; the plain mean loses more than twice as many."""
 CHANGES = {
     "controls": ["server"],
     "adaptation.enabled": False,
     "data.max_merchants": 10,
     "data.options": {
-        "merchants": 14, "rows": 100, "size_spread": 0.2, "languages": ["en"], "grade_skew": 0.0,
-        "ranking_queries": 60, "ranking_candidates": 20,
+        "merchants": 14, "rows": 200, "size_spread": 0.2, "languages": ["en"], "grade_skew": 0.0,
+        "ranking_queries": 200, "ranking_candidates": 20,
     },
-    "data.max_examples": 300,
+    "data.max_examples": 400,
     "training.server_epochs": 3,
     "federation": {"method": "fedavg", "rounds": 5, "validate_every": 5, "label": "mean"},
     "compare": [
