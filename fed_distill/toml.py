@@ -8,14 +8,25 @@ from pydantic import ValidationError
 
 from fed_distill.errors import ConfigError
 
+_IN_TOML = {
+    "path_type": "Input should be a path",
+    **dict.fromkeys(("dict_type", "model_type"), "Input should be a table"),
+}
+"""What pydantic says of Python's types, by kind of error, in the words of the file."""
+
 
 def read_toml(path: Path | str, what: str) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError naming it, as ``what``, if it cannot be read."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))  # some editors write a byte order mark
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} is not valid TOML: line {line} is not in UTF-8: save the file in UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -25,5 +36,10 @@ def first_problem(error: ValidationError) -> str:
     where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _IN_TOML.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    given = problem["input"]
+    if problem["type"] == "string_pattern_mismatch":
+        message += f", not {given!r:.80}"
+    if problem["type"] == "string_type" and isinstance(given, int | float):
+        message += f""": write it in quotes (on a command line within others: '{where}="{given}"')"""
     return f"{where}: {message}" if where else message

@@ -1,5 +1,6 @@
 """An experiment is the same in Python, in TOML and as a flat Flower run config; what is wrong in it is named."""
 
+import math
 import tomllib
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def test_flower_flattens_the_nested_tables_to_the_same_run_config():
     assert flatten_dict(nested) == Experiment().to_run_config()
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, [1.0, {"deep": math.inf}]])
+def test_options_that_are_infinite_survive(value):
+    experiment = Experiment().with_changes({"data.options": {"bound": value}})
+    assert experiment.data.options == {"bound": value}
+    assert Experiment.parse(tomllib.loads(experiment.to_toml())) == experiment
+    assert Experiment.from_run_config(experiment.to_run_config()) == experiment
+
+
+def test_a_path_in_the_users_home_is_read_as_in_a_shell(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    runtime = Experiment.parse({"runtime": {"folder": "~/runs", "cache": "~nobody-of-this-name/x"}}).runtime
+    assert (runtime.folder, runtime.cache) == (Path("/home/anna/runs"), Path("~nobody-of-this-name/x"))
+
+
 def test_run_config_that_is_not_json_names_the_key():
     flat = Experiment().to_run_config() | {"data.options": "{broken"}
     with pytest.raises(ConfigError, match=r"run config key 'data\.options' is not valid JSON"):
@@ -83,7 +98,12 @@ def write(tmp_path, text):
         ("[federation]\nrounds = 0", r"federation\.rounds: Input should be greater than or equal to 1"),
         ("[federation]\nparticipation = 0.0", r"federation\.participation: Input should be greater than 0"),
         ("[federation]\nlabel = 'a/b'", r"federation\.label: String should match"),
-        ("data = 3", "data: Input should be a valid dictionary"),
+        ("data = 3", "data: Input should be a table"),
+        ("seed = 99999999999999999999", "seed: Input should be less than or equal to 4611686018427387904"),
+        ("repeats = 99999999999999999999", "repeats: Input should be less than or equal to"),
+        ("[runtime]\nfolder = 3", r"runtime\.folder: Input should be a path"),
+        ("[base]\n[[axis]]\nkey = 'seed'", r"is no experiment, it has \[\[axis\]\]: run it by `fed-distill study`"),
+        ("[base]\n[[search]]\nkey = 'seed'", r"is no experiment, it has \[\[search\]\]: run it by `fed-distill tune`"),
         ("name = 'two words'", "name: String should match"),
         ("controls = ['server', 'oracle']", r"controls\.2: Input should be 'server', 'local', 'pooled' or 'fedavg'"),
         ("[data]\nvalid_share = 0.5\ntest_share = 0.5", r"data\.valid_share and data\.test_share leave nothing"),
@@ -241,6 +261,26 @@ def test_tiny_makes_everything_small_and_keeps_what_is_compared():
         ("fedmd+fedsubavg", 2),
         ("feddf+fedsubavg", 1),
     ]
+
+
+def test_tiny_leaves_what_it_is_told_to_keep():
+    experiment = Experiment.parse(
+        {
+            "name": "big",
+            "teacher": {"model": "minilm", "epochs": 3},
+            "data": {"proxy_size": 3000},
+            "federation": {"rounds": 15},
+            "compare": [{"method": "fedmd", "rounds": 30}, {"method": "feddf"}],
+        }
+    )
+    tiny = experiment.tiny(["name", "data.proxy_size", "federation.rounds", "teacher.options.layers", "training"])
+    assert (tiny.name, tiny.data.proxy_size, tiny.data.max_examples) == ("big-tiny", 3000, 200)
+    assert [(one.method, one.rounds) for one in tiny.federations()] == [("fedavg-kd", 15), ("fedmd", 2), ("feddf", 15)]
+    assert (tiny.teacher.model, tiny.teacher.options, tiny.teacher.epochs) == ("minilm", {}, 1)
+    assert tiny.training == experiment.training
+    assert experiment.tiny(["teacher.epochs"]).teacher.epochs == 3
+    assert experiment.tiny(["teacher.epochs"]).teacher.model == "bert-small"
+    assert experiment.tiny(["federation.roundsome", "data.proxy"]) == experiment.tiny()
 
 
 def test_a_student_that_is_dealt_keeps_default_options():

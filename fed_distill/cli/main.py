@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fed_distill.config import Experiment
     from fed_distill.registry import Registry
 
+STOPPED = 130
+"""Exit code of a run that was interrupted."""
 app = typer.Typer(
     name="fed-distill",
     help="Federated distillation for e-commerce search and recommendation.",
@@ -50,7 +52,10 @@ def run(
     name: Annotated[str | None, typer.Option(help="name of the run's folder instead of the file's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped run of this name")] = False,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="try the file out: few merchants, small teacher, two rounds")
+        bool,
+        typer.Option(
+            "--tiny", help="try the file out: few merchants, small teacher, two rounds, but for what --set says"
+        ),
     ] = False,
 ) -> None:
     """Run an experiment in this process and write its report."""
@@ -58,7 +63,11 @@ def run(
     from fed_distill.results.terminal import show
 
     experiment = _experiment(file, settings, name, resume, tiny)
-    result = simulate(experiment)
+    try:
+        result = simulate(experiment)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; go on with the same command and --resume", soft_wrap=True)
+        raise typer.Exit(STOPPED) from None
     show(result.folder, "a tiny version, to try the file out: its numbers mean nothing" if tiny else "")
 
 
@@ -67,7 +76,12 @@ def config(
     file: File,
     settings: Settings = None,
     flower: Annotated[
-        bool, typer.Option("--flower", help="as a flat run config for `flwr run . --run-config`")
+        bool,
+        typer.Option(
+            "--flower",
+            help="as a flat run config for `flwr run . --run-config`; relative paths become absolute, but for the "
+            "default of runtime.folder, which is in the server's own folder",
+        ),
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="the version that `fed-distill run --tiny` would run")] = False,
 ) -> None:
@@ -75,7 +89,12 @@ def config(
     import tomli_w
 
     experiment = _experiment(file, settings, tiny=tiny)
-    sys.stdout.write(tomli_w.dumps(experiment.to_run_config()) if flower else experiment.to_toml())
+    if flower:
+        from fed_distill.runtime.absolute import absolute
+
+        sys.stdout.write(tomli_w.dumps(absolute(experiment).to_run_config()))
+    else:
+        sys.stdout.write(experiment.to_toml())
 
 
 @app.command(epilog="Example: fed-distill report runs/quickstart --markdown")
@@ -111,7 +130,7 @@ def describe(
     if dataset.endswith(".toml"):
         experiment = Experiment.read(dataset, changes)
     else:
-        experiment = Experiment().with_changes({"data.dataset": dataset, **changes})
+        experiment = Experiment(controls=[]).with_changes({"data.dataset": dataset, **changes})
     sys.stdout.write(describe_data(load(experiment.data), out) + "\n")
 
 
@@ -159,9 +178,8 @@ def main() -> None:
         if error.filename is None:  # not about a file that the user named
             raise
         _complain(f"cannot use {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; go on with the same command and --resume", soft_wrap=True)
-        sys.exit(130)
+    except MemoryError as error:
+        _complain(f"not enough memory for this{f': {error}' if str(error) else ''}")
 
 
 def _complain(problem: str) -> NoReturn:
@@ -174,13 +192,11 @@ def _experiment(
 ) -> "Experiment":
     from fed_distill.config import Experiment, parse_setting
 
-    changes = dict(parse_setting(text) for text in settings or ())
-    if name is not None:
-        changes["name"] = name
-    if resume:
-        changes["runtime.resume"] = True
-    experiment = Experiment.read(file, changes)
-    return experiment.tiny() if tiny else experiment
+    chosen = dict(parse_setting(text) for text in settings or ())
+    named = {} if name is None else {"name": name}
+    resumed = {"runtime.resume": True} if resume else {}
+    experiment = Experiment.read(file, {**chosen, **named, **resumed})
+    return experiment.tiny(chosen) if tiny else experiment
 
 
 def _print_registry(registry: "Registry") -> None:

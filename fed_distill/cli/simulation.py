@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fed_distill.config import Experiment
+from fed_distill.errors import ConfigError
 from fed_distill.observing.logs import logged
 from fed_distill.runtime.callbacks import Callback, CallbackList
 from fed_distill.runtime.grid import InProcessGrid, LocalGrid
@@ -21,8 +22,9 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
     ``callbacks`` follow the run beside those that the experiment names. With ``runtime.workers`` above 1, a script that
     calls this needs ``if __name__ == "__main__":``, because worker processes import it. Raises FedDistillError for
     whatever the user can mend: a wrong name or option, unreadable data, a loss that is not finite, a run that exists
-    already.
+    already, merchants that are elsewhere.
     """
+    check_merchants(experiment)
     with logged(experiment.runtime.logs, run=experiment.name), _grid(experiment) as grid:
         from fed_distill.results.result import Result
         from server.conduct import conduct
@@ -30,6 +32,15 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
         named = CallbackList.of(experiment)
         with CallbackList([named, *callbacks]) as followers:
             return Result(conduct(experiment, grid, followers))
+
+
+def check_merchants(experiment: Experiment) -> None:
+    """ConfigError if the merchants are elsewhere, which leaves none to simulate."""
+    if experiment.data.clients == "elsewhere":
+        raise ConfigError(
+            "data.clients = 'elsewhere' has its merchants at real sites, and none to simulate: run it there by "
+            "`fed-distill sites run`, or take data.clients = 'here'"
+        )
 
 
 def _grid(experiment: Experiment) -> LocalGrid:

@@ -52,7 +52,8 @@ def study(
         int | None, typer.Option(min=1, help="cells at a time at most; default: what fills the cores, one on a GPU")
     ] = None,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="try the file out: one seed of each cell's tiny version")
+        bool,
+        typer.Option("--tiny", help="try the file out: one seed of each cell's tiny version, but for what --set says"),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check the study and list its cells; run nothing")] = False,
     report_only: Annotated[
@@ -72,8 +73,9 @@ def study(
     from fed_distill.study.runner import Places
     from fed_distill.study.table import markdown as as_markdown
 
-    given = Study.read(file, dict(parse_setting(text) for text in settings or ()))
-    cells = expand(given, tiny)
+    changes = dict(parse_setting(text) for text in settings or ())
+    given = Study.read(file, changes)
+    cells = expand(given, tiny, changes)
     _check(cells)
     if only:
         cells = chosen(given, cells, only)
@@ -84,7 +86,9 @@ def study(
     if not report_only:
         _run(given, cells, places, _resources(given, parallel))
     part = "".join(f" --only {shlex.quote(text)}" for text in only or ())
-    again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{' --tiny' if tiny else ''}{part}"
+    if tiny:
+        part = " --tiny" + "".join(f" --set {shlex.quote(text)}" for text in settings or ()) + part
+    again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{part}"
     found = write_findings(given, cells, places, again)
     if markdown:
         sys.stdout.write("\n".join(as_markdown(table, names) for table, names in found.tables(len(given.axes))))
@@ -98,12 +102,14 @@ def study(
 
 def _check(cells: Sequence["Cell"]) -> None:
     """Every name and option in every cell, before the first one is run."""
+    from fed_distill.cli.simulation import check_merchants
     from fed_distill.errors import ConfigError
     from fed_distill.study.cells import distinct
     from server.conduct import check_names
 
     for cell in distinct(cells).values():
         try:
+            check_merchants(cell.experiment)
             check_names(cell.experiment)
         except ConfigError as error:
             raise ConfigError(f"cell {cell.title}: {error}") from error

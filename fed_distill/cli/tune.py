@@ -36,7 +36,10 @@ def tune(
         int, typer.Option(min=1, help="trials at a time; they do not learn from each other while they run")
     ] = 1,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="try the file out: three trials of the base's tiny version")
+        bool,
+        typer.Option(
+            "--tiny", help="try the file out: three trials of the base's tiny version, but for what --set says"
+        ),
     ] = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="write what was found so far; run nothing")
@@ -54,8 +57,9 @@ def tune(
     from fed_distill.tuning.findings import write_findings
     from fed_distill.tuning.space import Tuning
 
-    given = Tuning.read(file, dict(parse_setting(text) for text in settings or ()))
-    given = given.tiny() if tiny else given
+    changes = dict(parse_setting(text) for text in settings or ())
+    given = Tuning.read(file, changes)
+    given = given.tiny(changes) if tiny else given
     _check(given, file)
     places = Places(out or given.base.runtime.folder / "tunings" / f"{given.name}{'-tiny' if tiny else ''}")
     if not report_only:
@@ -69,10 +73,12 @@ def tune(
 
 def _check(given: "Tuning", file: Path) -> None:
     """Every name and option at each end of each search, before the first trial is run."""
+    from fed_distill.cli.simulation import check_merchants
     from server.conduct import check_names
 
     for title, experiment in given.probes():
         try:
+            check_merchants(experiment)
             check_names(experiment)
         except ConfigError as error:
             raise ConfigError(f"{file}, {title}: {error}") from error

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fed_distill.config.tables import ConfigTable, PositiveFloat, PositiveInt, Share
+from fed_distill.config.tables import LARGEST, ConfigTable, PositiveFloat, PositiveInt, Share
 
 
 class DataConfig(ConfigTable):
@@ -12,7 +12,7 @@ class DataConfig(ConfigTable):
 
     dataset: str = Field("marketplace", description="name of a dataset, or import path of an own one")
     task: str = Field("relevance", description="relevance, recommend, category, matching, sentiment or faq")
-    seed: int = Field(
+    seed: Annotated[int, Field(ge=-LARGEST, le=LARGEST)] = Field(
         0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set"
     )
     public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Share
+from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Seed, Share
 
 Transfer = Literal["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise"]
 PROBABILITIES: tuple[Transfer, ...] = ("probabilities",)
@@ -19,7 +19,7 @@ class EnsembleMember(ConfigTable):
     )
     learning_rate: PositiveFloat | None = None
     epochs: PositiveInt | None = None
-    seed: int = Field(0, ge=0, description="added to data.seed, which draws its head and the order of its batches")
+    seed: Seed = Field(0, description="added to data.seed, which draws its head and the order of its batches")
 
     @model_validator(mode="after")
     def _differs(self) -> Self:

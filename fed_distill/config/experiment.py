@@ -6,7 +6,7 @@ name (dataset, student, method ...) take their own options in an ``options`` tab
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,7 +21,7 @@ from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationCo
 from fed_distill.config.poisoning import PoisoningConfig
 from fed_distill.config.privacy import PrivacyConfig
 from fed_distill.config.runtime import RuntimeConfig
-from fed_distill.config.tables import ConfigTable, PositiveInt
+from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
 from fed_distill.config.training import TrainingConfig
 from fed_distill.errors import ConfigError
 from fed_distill.toml import first_problem, read_toml
@@ -41,7 +41,7 @@ class Experiment(ConfigTable):
         max_length=200,
         description="name of the run and its folder",
     )
-    seed: int = Field(0, ge=0, description="seed of the first repeat; repeat k uses seed + k")
+    seed: Seed = Field(0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
     controls: list[Control] = Field(
         default_factory=lambda: list(CONTROLS), description="what the method is compared with"
@@ -231,6 +231,9 @@ class Experiment(ConfigTable):
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a TOML file and apply ``overrides`` (dotted keys)."""
         tables = read_toml(path, "experiment")
+        for table, command in (("axis", "study"), ("search", "tune")):
+            if table in tables:
+                raise ConfigError(f"{path} is no experiment, it has [[{table}]]: run it by `fed-distill {command}`")
         for key, value in (overrides or {}).items():
             _set(tables, key, value)
         return cls.parse(tables, str(path))
@@ -242,31 +245,42 @@ class Experiment(ConfigTable):
             _set(tables, key, value)
         return type(self).parse(tables)
 
-    def tiny(self) -> Self:
-        """A quick version of the same experiment, for trying a file out: few merchants, a small teacher, two rounds."""
+    def tiny(self, kept: Collection[str] = ()) -> Self:
+        """A quick version of the same experiment, for trying a file out: few merchants, a small teacher, two rounds.
+
+        kept: dotted keys that stay as they are, such as those that a user has set for this version. The teacher stays
+        if its model or its options are among them. The name gets its ``-tiny`` in any case: the folder of the whole
+        experiment is not this one's.
+        """
         seeds = [{"seed": number} for number in range(1, len(self.teacher.ensemble) + 1)]
         assistants = [{**one.model_dump(mode="json"), "epochs": 1} for one in self.distill.assistants]
-        quick_rounds = [{**table, "rounds": min(2, table.get("rounds", 2))} for table in self.compare]
-        return self.with_changes(
-            {
-                "name": f"{self.name}-tiny",
-                "repeats": 1,
-                "compare": quick_rounds,
-                "data.max_merchants": min(6, self.data.max_merchants or 6),
-                "data.proxy_size": min(100, self.data.proxy_size),
-                "data.max_examples": min(200, self.data.max_examples or 200),
-                "teacher.model": "bert-small",
-                "teacher.options": {"layers": 1, "width": 32, "heads": 2},
-                "teacher.epochs": 1,
-                "teacher.max_examples": 200,
-                "teacher.ensemble": seeds,
-                "distill.assistants": assistants,
-                "training.server_epochs": 1 if self.distill.final_temperature is None else 2,
-                "training.pooled_epochs": 1,
-                "training.local_epochs": 1,
-                "federation.rounds": min(2, self.federation.rounds),
-            }
-        )
+        compared = zip(self.compare, self.federations()[1:], strict=True)
+        quick_rounds = [
+            {**table, "rounds": min(2, federation.rounds)} if "rounds" in table else table
+            for table, federation in compared
+        ]
+        quick = {
+            "repeats": 1,
+            "compare": quick_rounds,
+            "data.max_merchants": min(6, self.data.max_merchants or 6),
+            "data.proxy_size": min(100, self.data.proxy_size),
+            "data.max_examples": min(200, self.data.max_examples or 200),
+            "teacher.model": "bert-small",
+            "teacher.options": {"layers": 1, "width": 32, "heads": 2},
+            "teacher.epochs": 1,
+            "teacher.max_examples": 200,
+            "teacher.ensemble": seeds,
+            "distill.assistants": assistants,
+            "training.server_epochs": 1 if self.distill.final_temperature is None else 2,
+            "training.pooled_epochs": 1,
+            "training.local_epochs": 1,
+            "federation.rounds": min(2, self.federation.rounds),
+        }
+        stays = {key for key in quick if any(_overlap(key, one) for one in kept)}
+        if stays & {"teacher.model", "teacher.options"}:
+            stays |= {"teacher.model", "teacher.options"}
+        changes = {key: value for key, value in quick.items() if key not in stays}
+        return self.with_changes({"name": f"{self.name}-tiny", **changes})
 
     def to_toml(self) -> str:
         """The complete experiment as TOML, defaults included."""
@@ -326,6 +340,11 @@ def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(tables, dict):
             raise ConfigError(f"{dotted}: {parent} is a value, not a table")
     tables[last] = deepcopy(value)  # later keys may write into it
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are of the same value, or one of a table that holds the other's."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _looks_like_json(value: Any) -> bool:

@@ -1,11 +1,10 @@
 """What the federations promise, to whom, and at what price."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, PositiveFloat, PositiveInt
+from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, Place, PositiveFloat, PositiveInt
 
 
 class PrivacyConfig(ConfigTable):
@@ -93,10 +92,10 @@ class PrivacyConfig(ConfigTable):
         description="units example, group: standard deviation of the noise on a merchant's number of examples (groups)",
     )
     report_scores: bool = Field(True, description="merchants report exactly how many test examples are right")
-    ledger: Path | None = Field(
+    ledger: Place | None = Field(
         None, description="folder of ledgers shared by runs; none for one of each seed and federation"
     )
-    limits: Path | None = Field(None, description="TOML file of a site's own limits, which override these settings")
+    limits: Place | None = Field(None, description="TOML file of a site's own limits, which override these settings")
 
     @model_validator(mode="after")
     def _one_promise(self) -> Self:

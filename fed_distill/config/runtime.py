@@ -5,15 +5,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fed_distill.config.tables import ConfigTable, PositiveInt
+from fed_distill.config.tables import ConfigTable, Place, PositiveInt
 
 
 class RuntimeConfig(ConfigTable):
     """Where a run is kept, how it is computed and what follows it; nothing here changes a result but by rounding."""
 
-    folder: Path = Field(Path("runs"), description="runs are kept in FOLDER/NAME")
+    folder: Place = Field(
+        Path("runs"),
+        description="runs are kept in FOLDER/NAME; runs, the default, is in the folder that a program works in, which "
+        "under Flower is the server's",
+    )
     resume: bool = Field(False, description="go on with a stopped run of this name")
-    cache: Path | None = Field(
+    cache: Place | None = Field(
         None, description="teachers, what they teach, and the server's students; default: the user's cache folder"
     )
     sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")

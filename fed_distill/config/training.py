@@ -1,11 +1,10 @@
 """How students are trained, at merchants and at the server."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fed_distill.config.tables import BatchSize, ConfigTable, PositiveFloat, PositiveInt, Share
+from fed_distill.config.tables import BatchSize, ConfigTable, Place, PositiveFloat, PositiveInt, Share
 
 MERCHANTS_PACE = ("optimizer", "momentum", "learning_rate", "batch_size")
 """Keys of ``[training]`` that are the merchants' alone: another value changes nothing that the server trains."""
@@ -20,7 +19,7 @@ class AugmentationConfig(ConfigTable):
     synonyms: Share = Field(0.0, description="replaced by a synonym, of those that have one")
     deletion: Share = Field(0.0, description="left out; one at least stays")
     characters: Share = Field(0.0, description="with two neighbouring characters swapped")
-    dictionary: Path | None = Field(
+    dictionary: Place | None = Field(
         None, description="groups of synonyms, one a line, separated by commas; none for built-in shopping words"
     )
 

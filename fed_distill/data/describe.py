@@ -1,4 +1,7 @@
-"""The account of a dataset for people: as text, and as a picture of the merchants' sizes and label skew."""
+"""The account of a dataset for people: as text, and as a picture of the merchants' sizes and label skew.
+
+Where the merchants are elsewhere, it is of what the server has: the public part and the proxy set.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +24,16 @@ _MORE_COLORS = (
 _OTHER = "#d3d7dd"
 _INK = "#2b2d33"
 _FAINT = "#8a8f98"
+_ELSEWHERE = 'data.clients = "elsewhere": the merchants are at real sites'
 
 
 def describe(data: FederatedData, folder: Path) -> str:
-    """Write ``merchants.png`` into ``folder`` and return the account as text, which names the picture."""
+    """Write ``merchants.png`` into ``folder`` and return the account as text, which names the picture.
+
+    There is none if the merchants are elsewhere.
+    """
+    if not data.merchants:
+        return f"{render(data.account)}\n\nNo picture of the merchants: nothing is known here of their rows and labels"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PICTURE
     draw_merchants(data, path)
@@ -34,6 +43,7 @@ def describe(data: FederatedData, folder: Path) -> str:
 def render(account: Mapping[str, Any]) -> str:
     """The account as aligned text of at most 100 columns or so."""
     cleaning, merchants = account["cleaning"], account["merchants"]
+    elsewhere = not merchants["clients"]
     lines = [f"{account['dataset']}, task {account['task']}", "", "Cleaning"]
     lines.append(_row("rows read", cleaning["rows_read"]))
     lines.extend(_row(f"dropped: {reason}", count) for reason, count in cleaning["dropped"].items())
@@ -42,20 +52,16 @@ def render(account: Mapping[str, Any]) -> str:
     if cleaning["unlabeled_merchants"]:
         lines.append(_row("merchants without a known label", len(cleaning["unlabeled_merchants"])))
     lines += ["", "Merchants", _row("all", merchants["all"])]
-    lines.append(
-        _row("public (the server's)", merchants["public"], f"{merchants['too_small']} of them too small to be clients")
-    )
-    lines.append(_row("clients", merchants["clients"]))
-    if "limited_to" in account:
+    note = "all that are here" if elsewhere else f"{merchants['too_small']} of them too small to be clients"
+    lines.append(_row("public (the server's)", merchants["public"], note))
+    lines.append(_row("clients", merchants["clients"], _ELSEWHERE if elsewhere else ""))
+    if "limited_to" in account and not elsewhere:
         lines.append(_row("clients kept (data.max_merchants)", account["limited_to"]["merchants"]))
     if merchants["single_class"]:
         lines.append(_row("clients with one class only", len(merchants["single_class"])))
     lines += ["", "Split" + " " * 19 + "".join(f"{part:>11}" for part in ("train", "valid", "test"))]
-    for label, counts in (
-        ("groups", account["groups"]),
-        ("rows, public", account["rows"]["public"]),
-        ("rows, clients", account["rows"]["clients"]),
-    ):
+    clients = [] if elsewhere else [("rows, clients", account["rows"]["clients"])]
+    for label, counts in (("groups", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
         lines.append(f"  {label:<22}" + "".join(f"{counts[part]:>11,}" for part in ("train", "valid", "test")))
     lines += ["", *_class_table(account)]
     lines += ["", "Ranking"]
@@ -75,7 +81,8 @@ def _row(label: str, count: int, note: str = "") -> str:
 
 def _class_table(account: Mapping[str, Any]) -> list[str]:
     """Tables in rows, classes in columns; beyond six classes, classes in rows and tables in columns."""
-    examples, classes = account["examples"], account["classes"]
+    examples = {table: count for table, count in account["examples"].items() if count or table != "train"}
+    classes = account["classes"]
     names = list(next(iter(classes.values())))
     if len(names) <= 6:
         lines = ["Examples" + " " * 10 + "".join(f"{name:>14}" for name in ("all", *names))]
@@ -88,7 +95,8 @@ def _class_table(account: Mapping[str, Any]) -> list[str]:
     width = min(max(map(len, names)), 30)
     lines = [f"{'Examples':<{width + 2}}" + "".join(f"{table:>14}" for table in examples)]
     lines.append(f"  {'all':<{width}}" + "".join(f"{count:>14,}" for count in examples.values()))
-    for name in sorted(names, key=lambda name: -classes["train"][name]):
+    most = classes["train" if "train" in examples else "public"]
+    for name in sorted(names, key=lambda name: -most[name]):
         cells = (
             f"{classes[table][name] / max(count, 1):.1%}" if table in classes else "-"
             for table, count in examples.items()

@@ -5,7 +5,7 @@ server alone, each merchant alone, all data pooled, plain FedAvg) does not depen
 trained once for each seed, in a cell of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -44,25 +44,26 @@ class Cell:
         return f"{_written(self.labels) or 'controls'}, seed {self.seed}"
 
 
-def expand(study: Study, tiny: bool = False) -> list[Cell]:
+def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list[Cell]:
     """All cells: seed after seed, each seed's controls first, then the grid with its first axis changing slowest.
 
-    tiny: the quick version of each experiment, one seed. ConfigError naming the cell whose experiment is wrong, or
-    if everything is excluded. A cell of controls stands before the first cell that needs it.
+    tiny: the quick version of each experiment, one seed; kept: keys that this changes nothing of, as in
+    ``Experiment.tiny``, and ``seeds``. ConfigError naming the cell whose experiment is wrong, or if everything is
+    excluded. A cell of controls stands before the first cell that needs it.
     """
     combinations = list(_combinations(study))
     if not combinations:
         raise ConfigError(f"study {study.name}: exclude leaves no cell")
     cells: list[Cell] = []
-    for seed in range(study.base.seed, study.base.seed + (1 if tiny else study.seeds)):
+    for seed in range(study.base.seed, study.base.seed + (1 if tiny and "seeds" not in kept else study.seeds)):
         known: set[str] = set()
         attacks = study.audit if study.audit is not None and seed < study.base.seed + study.audit.seeds else None
         for choices in combinations:
             labels = {axis: choice.label for axis, choice in choices.items()}
-            experiment = _experiment(study, labels, choices, seed, tiny)
+            experiment = _experiment(study, labels, choices, seed, kept if tiny else None)
             controls = None
             if study.base.controls:
-                of_seed = _controls(study.base.tiny() if tiny else study.base, experiment)
+                of_seed = _controls(study.base.tiny(kept) if tiny else study.base, experiment)
                 controls = fingerprint_of(of_seed)
                 if controls not in known:
                     known.add(controls)
@@ -135,12 +136,13 @@ def _combinations(study: Study) -> Iterator[dict[str, Choice]]:
 
 
 def _experiment(
-    study: Study, labels: Mapping[str, str], choices: Mapping[str, Choice], seed: int, tiny: bool
+    study: Study, labels: Mapping[str, str], choices: Mapping[str, Choice], seed: int, kept: Collection[str] | None
 ) -> Experiment:
+    """kept: what a tiny version keeps; None for the whole one."""
     changes = {key: value for choice in choices.values() for key, value in choice.changes.items()}
     try:
         experiment = varied(study.base, changes)
-        return _alone(experiment.tiny() if tiny else experiment, seed)
+        return _alone(experiment if kept is None else experiment.tiny(kept), seed)
     except ConfigError as error:
         problem = str(error).removeprefix("experiment: ")
         raise ConfigError(f"study {study.name}, cell {_written(labels)}: {problem}") from error

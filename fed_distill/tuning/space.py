@@ -4,7 +4,7 @@ A key is searched in a range of numbers, or among values as those of a study's a
 first trial, each end of each range included.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -197,11 +197,14 @@ class Tuning(_Table):
             for choice in dimension.ends():
                 yield f"search {dimension.name} = {choice.label}", self.experiment({dimension.name: choice})
 
-    def tiny(self) -> "Tuning":
-        """A quick version, to try the file out: three trials of the base's tiny version."""
-        return self.model_copy(
-            update={"base": self.base.tiny(), "trials": min(3, self.trials), "seeds": 1, "unpruned_trials": 1}
-        )
+    def tiny(self, kept: Collection[str] = ()) -> "Tuning":
+        """A quick version, to try the file out: three trials of the base's tiny version.
+
+        kept: keys that stay as they are, as in ``Experiment.tiny``, and ``trials`` and ``seeds``.
+        """
+        quick = {"trials": min(3, self.trials), "seeds": 1, "unpruned_trials": 1}
+        changes = {key: value for key, value in quick.items() if key not in kept}
+        return self.model_copy(update={"base": self.base.tiny(kept), **changes})
 
     @classmethod
     def parse(

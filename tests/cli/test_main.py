@@ -68,7 +68,14 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(entered, tmp_path):
         (["--set", "data.task=translate"], "dataset 'marketplace' does not offer data.task = 'translate'"),
         (["--set", "data.options.merchant=3"], "dataset 'marketplace' has no option 'merchant'"),
         (["--set", "runtime.callbacks=[\"progres\"]"], "unknown callback 'progres'; did you mean progress"),
+        (["--set", "seed=99999999999999999999"], "seed: Input should be less than or equal to"),
+        (["--set", "data=marketplace"], "data: Input should be a table"),
+        (["--set", "runtime.folder=3"], "runtime.folder: Input should be a path"),
+        (["--set", "federation.label=3"], "federation.label: Input should be a valid string: write it in quotes"),
+        (["--set", "data.options.rows=x"], "dataset 'marketplace', option rows: Input should be a valid integer"),
+        (["--set", "privacy.limits=none.toml", "--tiny"], "cannot read the limits in none.toml"),
         (["--name", "two words"], "name: String should match pattern"),
+        (["--name", "a/b"], "name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not 'a/b'"),
         (["--resume"], "there is no run in"),
     ],
 )  # fmt: skip
@@ -83,6 +90,82 @@ def test_a_mistake_on_the_command_line_is_named(entered, tmp_path, arguments, me
 def test_a_missing_file_is_named(entered, tmp_path):
     assert "cannot read experiment" in mistake(entered("run", str(tmp_path / "none.toml")))
     assert "it is not the folder of a run" in mistake(entered("report", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot read experiment {path}: Is a directory"),
+        (b"name = 'sp\xe4t'", "{path} is not valid TOML: line 1 is not in UTF-8: save the file in UTF-8"),
+        (b"name = ", "{path} is not valid TOML: Invalid value (at end of document)"),
+        (b"[[search]]", "{path} is no experiment, it has [[search]]: run it by `fed-distill tune`"),
+    ],
+)
+@pytest.mark.parametrize("words", [["run"], ["config"], ["config", "--flower"], ["data", "describe"]], ids=" ".join)
+def test_a_file_that_is_no_experiment_is_named_by_every_command(entered, tmp_path, words, content, problem):
+    path = tmp_path / "mine.toml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert mistake(entered(*words, str(path))) == f"error: {problem.format(path=path)}"
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """An experiment whose merchants are at real sites."""
+    path = tmp_path / "server.toml"
+    data = "[data]\nclients = 'elsewhere'\nproxy_size = 20\noptions = { merchants = 6, rows = 40 }\n"
+    path.write_text(f"controls = ['server']\n{data}[runtime]\nfolder = '{tmp_path / 'runs'}'\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--tiny"], ["--set", "runtime.workers=2"]], ids=str)
+def test_merchants_that_are_elsewhere_are_not_simulated(entered, elsewhere, options):
+    told = mistake(entered("run", elsewhere, *options))
+    assert told.startswith("error: data.clients = 'elsewhere' has its merchants at real sites, and none to simulate")
+    assert "fed-distill sites run" in told
+    assert not (elsewhere.parent / "runs").exists()
+
+
+def test_an_audit_of_merchants_that_are_elsewhere_is_refused(entered, elsewhere, tmp_path):
+    folder = tmp_path / "finished"
+    folder.mkdir()
+    (folder / "experiment.toml").write_bytes(elsewhere.read_bytes())
+    (folder / "summary.json").write_text("{}", encoding="utf-8")
+    told = mistake(entered("audit", folder))
+    assert told == "error: an audit attacks with the merchants' data, which this run's sites have kept"
+
+
+def test_the_public_part_is_described_where_the_merchants_are_elsewhere(entered, elsewhere, tmp_path):
+    code, out, errors = entered("data", "describe", elsewhere, "--out", tmp_path / "pictures")
+    assert (code, errors) == (0, "")
+    assert "the merchants are at real sites" in out
+    assert not (tmp_path / "pictures").exists()
+    small = ["--set", "data.options={merchants=6, rows=40}", "--set", "data.proxy_size=20"]
+    code, out, _ = entered("data", "describe", "marketplace", "--set", "data.clients=elsewhere", *small)
+    assert (code, "the merchants are at real sites" in out) == (0, True)
+
+
+@pytest.mark.parametrize("options", [[], ["--flower"], ["--tiny", "--flower"]], ids=str)
+def test_the_experiment_of_merchants_that_are_elsewhere_is_printed(entered, elsewhere, options):
+    code, out, _ = entered("config", elsewhere, *options)
+    assert code == 0
+    assert "elsewhere" in out
+
+
+def test_too_little_memory_is_one_line(entered, monkeypatch):
+    def too_large(experiment):
+        raise MemoryError("Unable to allocate 909. TiB")
+
+    monkeypatch.setattr("fed_distill.cli.simulation.run", too_large)
+    assert mistake(entered("run", QUICKSTART)) == "error: not enough memory for this: Unable to allocate 909. TiB"
+
+
+def test_an_interrupted_run_says_how_to_go_on(entered, monkeypatch):
+    def interrupted(experiment):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fed_distill.cli.simulation.run", interrupted)
+    code, out, errors = entered("run", QUICKSTART)
+    assert (code, out, errors) == (130, "", "stopped; go on with the same command and --resume\n")
 
 
 @pytest.mark.parametrize("key", ["runtime.folder", "runtime.cache"])
@@ -116,6 +199,34 @@ def test_the_flower_run_config_is_flat_and_means_the_same(entered):
     assert code == 0
     assert all(isinstance(value, (bool, int, float, str)) for value in flat.values())
     assert Experiment.from_run_config(flat) == Experiment.read(QUICKSTART)
+
+
+def test_relative_paths_are_absolute_in_a_flower_run_config(entered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "runtime.folder": "there",
+        "runtime.cache": "~/cache",
+        "privacy.limits": "../limits.toml",
+        "data.dataset": "table",
+        "data.options.path": "data/sales.csv",
+    }
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    flat = tomllib.loads(entered("config", QUICKSTART, "--flower", *settings)[1])
+    assert flat["runtime.folder"] == f"{tmp_path}/there"
+    assert flat["runtime.cache"] == f"{tmp_path}/home/cache"
+    assert flat["privacy.limits"] == f"{tmp_path}/../limits.toml"
+    assert json.loads(flat["data.options"]) == {"path": f"{tmp_path}/data/sales.csv"}
+    nested = tomllib.loads(entered("config", QUICKSTART, *settings)[1])
+    assert (nested["runtime"]["folder"], nested["data"]["options"]["path"]) == ("there", "data/sales.csv")
+
+
+def test_what_is_set_wins_over_tiny(entered):
+    settings = ["--set", "data.proxy_size=300", "--set", "federation.rounds=7", "--set", "teacher.options.layers=3"]
+    tables = tomllib.loads(entered("config", QUICKSTART, "--tiny", "--set", "teacher.model=bert-small", *settings)[1])
+    assert (tables["name"], tables["data"]["proxy_size"], tables["federation"]["rounds"]) == ("quickstart-tiny", 300, 7)
+    assert tables["teacher"]["options"] == {"layers": 3}
+    assert (tables["teacher"]["epochs"], tables["data"]["max_examples"]) == (1, 200)
 
 
 @pytest.mark.parametrize(

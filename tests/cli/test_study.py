@@ -76,6 +76,34 @@ def test_a_dry_run_lists_the_cells_and_runs_none(command, file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_set_wins_over_tiny(file):
+    study = Study.read(file, {"seeds": 2, "federation.rounds": 7})
+    assert [cell.experiment.federation.rounds for cell in expand(study, tiny=True)] == [2, 2]
+    cells = expand(study, True, ["seeds", "federation.rounds"])
+    assert [(cell.seed, cell.experiment.federation.rounds) for cell in cells] == [(0, 7), (0, 7), (1, 7), (1, 7)]
+    assert {cell.experiment.data.max_merchants for cell in cells} == {6}
+
+
+def test_a_tiny_study_goes_on_with_what_was_set(command, file, tmp_path):
+    out = tmp_path / "out"
+    settings = ["--set", "seeds=2", "--set", "federation.rounds=7"]
+    listed = command(file, "--out", out, "--tiny", "--dry-run", *settings)[1]
+    assert "4 cells, 4 of them distinct" in listed
+    command(file, "--out", out, "--tiny", "--report-only", *settings)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"fed-distill study {out / 'study.toml'} --out {out} --tiny {' '.join(settings)}" in page
+    assert command(out / "study.toml", "--out", out, "--tiny", "--dry-run", *settings)[1] == listed
+
+
+def test_merchants_that_are_elsewhere_are_not_studied(command, file, tmp_path):
+    for options in ([], ["--dry-run"], ["--tiny"]):
+        code, out, errors = command(file, "--out", tmp_path / "out", "--set", "data.clients=elsewhere", *options)
+        assert (code, out) == (2, "")
+        (line,) = errors.strip().splitlines()
+        assert "data.clients = 'elsewhere' has its merchants at real sites, and none to simulate" in line
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_study_with_a_failed_cell_is_reported_and_exits_with_1_until_it_succeeds(command, file, sham, tmp_path):
     out = tmp_path / "out"
     sham("fail_fedmd")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from fed_distill.cli import tune as tune_command
 from fed_distill.cli.main import app
 from fed_distill.config import Experiment
+from fed_distill.tuning.space import Tuning
 from fed_distill.tuning.tuner import Tuner
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,38 @@ def test_a_tuning_ends_in_a_table_and_an_experiment(command, file, tmp_path):
     assert Experiment.read(out / "best.toml").name == "small-best"
     code, again, errors = command(file, "--out", out, "--set", "trials=3", "--report-only")
     assert (code, again) == (0, shown)
+
+
+def test_what_is_set_wins_over_tiny(file):
+    tuning = Tuning.read(file, {"trials": 9, "seeds": 2, "federation.rounds": 7})
+    quick = tuning.tiny()
+    assert (quick.trials, quick.seeds, quick.base.federation.rounds) == (3, 1, 2)
+    kept = tuning.tiny(["trials", "seeds", "federation.rounds"])
+    assert (kept.trials, kept.seeds, kept.base.federation.rounds) == (9, 2, 7)
+    assert kept.base.data == quick.base.data
+
+
+def test_tiny_leaves_as_many_trials_as_are_set(command, file, monkeypatch, tmp_path):
+    started = []
+
+    def interrupted(self):
+        started.append(self.tuning)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tuner, "run", interrupted)
+    for settings in ([], ["--set", "trials=5", "--set", "federation.rounds=7"]):
+        command(file, "--out", tmp_path / "out", "--tiny", *settings)
+    assert [(one.trials, one.base.federation.rounds) for one in started] == [(2, 2), (5, 7)]
+
+
+def test_merchants_that_are_elsewhere_are_not_tuned(command, file, tmp_path):
+    settings = ["--set", "data.clients=elsewhere", "--set", "controls=[]"]
+    for options in ([], ["--tiny"]):
+        code, out, errors = command(file, "--out", tmp_path / "out", *settings, *options)
+        assert (code, out) == (2, "")
+        (line,) = errors.strip().splitlines()
+        assert "data.clients = 'elsewhere' has its merchants at real sites, and none to simulate" in line
+        assert not (tmp_path / "out").exists()
 
 
 def test_without_a_complete_trial_the_exit_code_is_1(command, file, tmp_path):

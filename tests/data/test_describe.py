@@ -43,6 +43,33 @@ def test_the_picture_is_written_and_named(data: FederatedData, tmp_path: Path) -
     )  # the four grades' colours
 
 
+@pytest.fixture
+def public_only() -> FederatedData:
+    return load(DataConfig(clients="elsewhere", proxy_size=50, max_merchants=3, options={"merchants": 6, "rows": 80}))
+
+
+def test_without_merchants_it_is_of_what_the_server_has(public_only: FederatedData, tmp_path: Path) -> None:
+    text = describe(public_only, tmp_path / "new")
+    assert 'data.clients = "elsewhere": the merchants are at real sites' in text
+    assert text.splitlines()[-1].startswith("No picture of the merchants")
+    assert not (tmp_path / "new").exists()
+    lines = [line.split() for line in text.splitlines()]
+    assert ["public", "(the", "server's)", "6", "all", "that", "are", "here"] in lines
+    assert ["proxy", "50", "(unlabeled)"] in lines
+    assert not any(row[:1] == ["train"] for row in lines)
+
+
+def test_without_merchants_classes_are_in_the_order_of_the_public_ones(tmp_path: Path) -> None:
+    config = DataConfig(task="category", clients="elsewhere", proxy_size=50, options={"merchants": 6, "rows": 80})
+    account = load(config).account
+    listed = render(account).splitlines()
+    title = next(place for place, line in enumerate(listed) if line.startswith("Examples"))
+    assert listed[title].split() == ["Examples", "public", "public_valid", "proxy", "valid", "test"]
+    shown = [line.split()[0] for line in listed[title + 2 : title + 2 + len(account["classes"]["public"])]]
+    counts = [account["classes"]["public"][name] for name in shown]
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_many_classes_are_listed_one_a_line_and_drawn(tmp_path: Path) -> None:
     many = load(DataConfig(task="category", proxy_size=50, options={"merchants": 6, "rows": 80}))
     text = describe(many, tmp_path)

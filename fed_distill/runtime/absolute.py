@@ -1,0 +1,77 @@
+"""An experiment for a program that works in another folder, as Flower's do: the same files, by absolute paths."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pydantic import BaseModel
+
+from fed_distill.config import Experiment, RuntimeConfig
+from fed_distill.data.dataset import DATASETS
+from fed_distill.models import STUDENTS, TEACHERS
+from fed_distill.registry import Registry
+
+
+def absolute(experiment: Experiment) -> Experiment:
+    """``experiment`` with every relative path made absolute, from this process's working folder on.
+
+    Paths are the keys of that type, options that a dataset, teacher or student takes as a ``Path``, and names of models
+    that are a file or folder here. ``runtime.folder`` at its default stays: each program has its own. Raises
+    ConfigError for an import path that leads nowhere.
+    """
+    data, teacher, student = experiment.data, experiment.teacher, experiment.student
+    options: dict[str, Any] = {
+        "data.options": _options(DATASETS, data.dataset, data.options),
+        "data.proxy_options": _options(DATASETS, data.proxy_dataset or data.dataset, data.proxy_options),
+        "student.options": _options(STUDENTS, student.model, student.options),
+        "teacher.options": _options(TEACHERS, teacher.model, teacher.options),
+        "teacher.ensemble": [
+            one.model_dump(exclude_none=True)
+            | ({} if one.model is None else {"model": _model(one.model)})
+            | ({} if one.options is None else {"options": _options(TEACHERS, one.model or teacher.model, one.options)})
+            for one in teacher.ensemble
+        ],
+    }
+    models = {
+        "teacher.model": _model(teacher.model),
+        "training.augmentation.back_translation": list(map(_model, experiment.training.augmentation.back_translation)),
+    }
+    places = {key: _absolute(path) for key, path in _paths(experiment) if not _is_usual(key, path)}
+    return experiment.with_changes({**options, **models, **places})
+
+
+def _absolute(path: Path | str) -> str:
+    return str(Path(path).absolute())
+
+
+def _is_usual(key: str, path: Path) -> bool:
+    return key == "runtime.folder" and path == RuntimeConfig().folder
+
+
+def _paths(table: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Dotted keys that hold a path."""
+    for key in type(table).model_fields:
+        value = getattr(table, key)
+        if isinstance(value, BaseModel):
+            yield from _paths(value, f"{prefix}{key}.")
+        elif isinstance(value, Path):
+            yield prefix + key, value
+
+
+def _model(name: str) -> str:
+    """A model's name; of a file or folder the absolute path. A built-in name is none, whatever is called so here."""
+    return _absolute(name) if name not in TEACHERS and Path(name).exists() else name
+
+
+def _options(registry: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of the part called ``name``, those that it takes as a ``Path`` made absolute."""
+    if not options or (name not in registry and ":" not in name):  # which is a pretrained model's folder or hub id
+        return dict(options)
+    part = registry.resolve(name)
+    taken = part if dataclasses.is_dataclass(part) or not inspect.isclass(part) else part.__init__
+    paths = {key for key, hint in get_type_hints(taken).items() if hint is Path or Path in get_args(hint)}
+    return {
+        key: _absolute(value) if key in paths and isinstance(value, str) else value for key, value in options.items()
+    }
