@@ -9,19 +9,20 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.budgets import tell_budgets
 from clients.manifest import Manifest
 from clients.observing import Answering, hidden, watched
 from clients.site import Site, open_site
 from fed_distill.config import Experiment
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData
-from fed_distill.errors import FedDistillError
+from fed_distill.errors import FedDistillError, TrainingError
 from fed_distill.observing.logs import observed
 from fed_distill.observing.site_metrics import Tally
 from fed_distill.results.versions import versions
 from fed_distill.sites.public_part import PublicPart
 from fed_distill.transport.coding.codec import Codec
-from fed_distill.transport.records import decode_downlink, from_array_record, prefixed
+from fed_distill.transport.records import decode_downlink, decode_starts, prefixed
 from fed_distill.transport.requests import ANSWER, PROTOCOL, Refusal, TrainRequest
 
 OWN = ("limits", "ledger")
@@ -115,6 +116,10 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         site = site_of(context)
         public = PublicPart(site.task, site.holdings.proxy).fingerprint
         record = ConfigRecord({"names": list(site.holdings.merchants), "public": public, "protocol": PROTOCOL})
+        manifest = manifest_of(context)
+        if manifest is not None:
+            record["name"] = manifest.name
+            tell_budgets(site.protection, site.holdings.merchants)
         record["versions"] = [f"{name} {version}" for name, version in versions().items()]
         if site.protection.tells_sizes(site.holdings.merchants):
             record["examples"] = [len(data.train) for data in site.holdings.merchants.values()]
@@ -122,13 +127,16 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     @app.query("privacy")
     def privacy(message: Message, context: Context) -> Message:
-        site, asked = site_of(context), message.content.config_records["request"]
-        spent = site.protection.spent(str(asked["arm"]), int(str(asked["seed"])), site.holdings.merchants)
+        site, asked = site_of(context), _asked(message)
+        arm, seed = asked.get("arm"), asked.get("seed")
+        if type(arm) is not str or type(seed) is not int:
+            raise TrainingError("a question about privacy that is of no federation and seed")
+        spent = site.protection.spent(arm, seed, site.holdings.merchants)
         return Message(RecordDict({"spent": MetricRecord(asdict(spent))}), reply_to=message)
 
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
-        request = TrainRequest.from_record(message.content.config_records["request"])
+        request = TrainRequest.from_record(_asked(message))
         refusals = site_of(context).join(request)
         reply = {f"{number}/refusal": refusal.to_record() for number, refusal in enumerate(refusals)}
         return Message(RecordDict(dict(reply)), reply_to=message)
@@ -136,12 +144,7 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     @app.train("merchants")
     def train(message: Message, context: Context) -> Message:
         content = message.content
-        request = TrainRequest.from_record(content.config_records["request"])
-        starts = {
-            name.removeprefix("start."): from_array_record(record)
-            for name, record in content.array_records.items()
-            if name.startswith("start.")
-        }
+        request, starts = TrainRequest.from_record(_asked(message)), decode_starts(content)
         site = site_of(context)
         codec = Codec.of(site.experiment.transport_of(request.arm))
         down = codec.decode_downlink(content)
@@ -157,15 +160,22 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     @app.evaluate("merchants")
     def evaluate(message: Message, context: Context) -> Message:
-        content = message.content
-        request = TrainRequest.from_record(content.config_records["request"])
-        weights = decode_downlink(content).weights
-        assert weights is not None
+        request, weights = TrainRequest.from_record(_asked(message)), decode_downlink(message.content).weights
+        if weights is None:
+            raise TrainingError("a request to measure a student, without its weights")
         counts = site_of(context).evaluate(request, weights)
         record = MetricRecord({merchant: [right, count] for merchant, (right, count) in counts.items()})
         return Message(RecordDict({"counts": record}), reply_to=message)
 
     return app
+
+
+def _asked(message: Message) -> ConfigRecord:
+    """What is asked, as the server has written it; TrainingError for a message without."""
+    asked = message.content.config_records.get("request")
+    if asked is None:
+        raise TrainingError("a message that asks for nothing: it has no record 'request'")
+    return asked
 
 
 app = build_app()

@@ -2,10 +2,11 @@
 
 A TOML file of the site's: ``[rules]`` for the site as a whole, ``[default]`` for the privacy of all of its merchants,
 ``[merchants."NAME"]`` for who wants other limits. What a file leaves out is closed: nothing unprotected is computed and
-no test score is told unless the file names it. A simulation, which has no file, allows everything (``OPEN``).
+no test score is told unless the file names it, and a request may take no more work, time and memory than is usual.
+A simulation, which has no file, allows everything (``OPEN``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -66,11 +67,14 @@ class Limit(BaseModel):
 
 
 class Rules(BaseModel):
-    """What a site takes part in.
+    """What a site takes part in, and what a request may cost it. None: no bound, as in a simulation.
 
     methods: names as in ``federation.method``; None for any. max_rounds: rounds of one federation, as
     planned and as counted by the server, so that it keeps a server from asking too much and not from lying: that takes
-    ``units`` without ``none``, and ``max_epsilon``. max_update_mib: size of one merchant's serialized uplink. hours: of
+    ``units`` without ``none``, and ``max_epsilon``. max_update_mib: size of one merchant's serialized uplink.
+    max_model_mib: weights of one student that a request describes. max_steps: optimizer steps of one merchant in one
+    round. max_seconds: time that one message takes. max_memory_gib: memory that the process answering it allocates.
+    imports: import paths, ``package.module:Name``, that a request may name beside the built-in parts. hours: of
     the day in which it answers, in the site's local time, such as ``"22:00-06:00"``; None for always. scores: whether
     the server is told how many of a merchant's own test examples a student has right, a number without noise.
     """
@@ -80,6 +84,11 @@ class Rules(BaseModel):
     methods: tuple[str, ...] | None = None
     max_rounds: PositiveInt | None = None
     max_update_mib: PositiveFloat | None = None
+    max_model_mib: PositiveFloat | None = 256.0
+    max_steps: PositiveInt | None = 100_000
+    max_seconds: PositiveFloat | None = 3600.0
+    max_memory_gib: PositiveFloat | None = 16.0
+    imports: tuple[Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")], ...] = ()
     hours: str | None = None
     scores: bool = False
 
@@ -112,6 +121,18 @@ class Rules(BaseModel):
         """Raise NotAllowed unless test scores may be told."""
         if not self.scores:
             raise NotAllowed("rule scores: how many test examples are right is not told; scores = true allows it")
+
+    def check_models(self, sizes: Iterable[int]) -> None:
+        """Raise NotAllowed if any student is too large; ``sizes``: bytes of each one's weights."""
+        if self.max_model_mib is not None and (size := max(sizes, default=0)) > self.max_model_mib * 2**20:
+            raise NotAllowed(
+                f"rule max_model_mib: {self.max_model_mib:g} MiB, and a student has {size / 2**20:.3g} MiB"
+            )
+
+    def check_steps(self, steps: int) -> None:
+        """Raise NotAllowed for a merchant's training of too many ``steps`` in one round."""
+        if self.max_steps is not None and steps > self.max_steps:
+            raise NotAllowed(f"rule max_steps: {self.max_steps} of one merchant in a round, not {steps}")
 
     def check_size(self, size: int) -> None:
         """Raise NotAllowed for an uplink of ``size`` bytes that is too large."""
@@ -147,7 +168,10 @@ class Limits(BaseModel):
             raise ConfigError(f"{path}: {first_problem(error)}") from error
 
 
-OPEN = Limits(rules=Rules(scores=True), default=Limit(max_epsilon=None, max_delta=None, units=get_args(Unit)))
+OPEN = Limits(
+    rules=Rules(scores=True, max_model_mib=None, max_steps=None, max_seconds=None, max_memory_gib=None),
+    default=Limit(max_epsilon=None, max_delta=None, units=get_args(Unit)),
+)
 """Allows everything: for a simulation, whose data are on one machine and in one hand."""
 
 

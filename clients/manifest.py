@@ -56,9 +56,14 @@ class OwnData(_Table):
 
 
 class Server(_Table):
-    """Where the server is, HOST:PORT, and what it runs: versions by package."""
+    """Where the server is, HOST:PORT, and what it runs: versions by package, and the bundle of the app.
+
+    app: SHA-256 of the one bundle that the site accepts (``fed_distill.sites.bundle``); None for that of the package
+    that is installed at the site.
+    """
 
     address: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
+    app: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     versions: Mapping[str, str] = {}
 
 

@@ -21,7 +21,7 @@ from fed_distill.models.base import Encoded
 from fed_distill.privacy.accounting import REPORTED_DELTAS, Spend, default_delta, noise_for
 from fed_distill.privacy.central import central_delta, central_spends
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed
+from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed, exposure
 from fed_distill.privacy.promise import Spent
 from fed_distill.results.files import as_file_name
 from fed_distill.results.versions import versions
@@ -37,6 +37,8 @@ SUMMED_BY = {"trainer", "cohort", "threads"}
 """Keys of ``[runtime]`` that change the order of sums: two answers with the same noise and other rounding would tell of
 what was rounded, and a high rate makes that large."""
 _SLACK = 1e-9
+_ANY_SIZE = (1, 2**16)
+"""The cost of a federation grows or falls with the number of members: one of these is the cheapest."""
 
 
 @dataclass(frozen=True)
@@ -118,24 +120,27 @@ class Protection:
         folder = self.folder / f"seed-{seed}" / as_file_name(arm) if shared is None else shared
         return Ledgers(folder).of(merchant)
 
+    def charges(self, merchant: str) -> list[Charge]:
+        """All that a merchant has paid for, in whatever run, where the site keeps its ledgers over runs."""
+        shared = self.experiment.privacy.ledger
+        return [] if shared is None else [entry.charge for entry in Ledgers(shared).of(merchant).entries()]
+
     def release(self, learner: Learner, request: TrainRequest, round: int, digest: str, plan: Plan) -> Release:
         """What a merchant would release in answer to a request, after its size has been charged.
 
         digest: of the request (``Digests.of``). All that shows in the uplink is computed from the noised size. Raises
         BudgetExceeded if the merchant's limits do not allow it.
         """
-        config, merchant = self.experiment.privacy, learner.name
+        merchant, rounds = learner.name, request.rounds_of(learner.name)
+        limit = self.limits.of(merchant)
+        begun = limit.max_epsilon is None or self._has_begun(request, merchant)
+        if not begun:
+            self._check_whole(request, merchant, (self._price(plan, size, rounds) for size in _ANY_SIZE))
         members = self._noised_size(learner, request)
-        rate, delta = sampling_rate(members, self.batch_size), self._delta(members)
-        steps = private_steps(plan, members, self.batch_size)
-        if config.noise_multiplier is not None:
-            noise = config.noise_multiplier
-        else:
-            assert config.epsilon is not None
-            planned, size = steps * request.rounds_of(merchant), (Spend(config.size_noise, 1.0, 1),)
-            noise = noise_for(config.epsilon, delta, rate, planned, size, config.accountant)
-        self.limits.of(merchant).check_noise(merchant, noise)
-        spend = Spend(noise, rate, steps)
+        spend, delta = self._price(plan, members, rounds)
+        limit.check_noise(merchant, spend.noise_multiplier)
+        if not begun:
+            self._check_whole(request, merchant, [(spend, delta)])
         return Release(
             learner,
             request,
@@ -145,6 +150,52 @@ class Protection:
             spend,
             delta,
         )
+
+    def _price(self, plan: Plan, members: int, rounds: int) -> tuple[Spend, float]:
+        """What one of ``rounds`` rounds costs a merchant of so many members of the unit, and at which delta."""
+        config = self.experiment.privacy
+        rate, delta = sampling_rate(members, self.batch_size), self._delta(members)
+        steps = private_steps(plan, members, self.batch_size)
+        if config.noise_multiplier is not None:
+            return Spend(config.noise_multiplier, rate, steps), delta
+        assert config.epsilon is not None
+        size = (Spend(config.size_noise, 1.0, 1),)
+        return Spend(
+            noise_for(config.epsilon, delta, rate, steps * rounds, size, config.accountant), rate, steps
+        ), delta
+
+    def _has_begun(self, request: TrainRequest, merchant: str) -> bool:
+        """Whether the merchant has paid for training in this federation before."""
+        paid = self._paid(self.ledger(request.arm, request.seed, merchant), request.arm, request.seed)
+        return any(one.what == "training" for one in paid)
+
+    def _check_whole(self, request: TrainRequest, merchant: str, prices: Iterable[tuple[Spend, float]]) -> None:
+        """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices`` (``_price``).
+
+        A merchant that would have to stop in the middle of a federation is not charged for its first rounds.
+        """
+        rounds, most = request.rounds_of(merchant), self.limits.of(merchant).max_epsilon
+        assert most is not None
+        before = [entry.charge for entry in self.ledger(request.arm, request.seed, merchant).entries()]
+        size = Spend(self.experiment.privacy.size_noise, 1.0, 1)
+        whole = [
+            exposure(
+                [
+                    *(one for one in before if one.what != "size" or not self._is_of(one, request.arm, request.seed)),
+                    self._planned(request, (size, replace(spend, steps=spend.steps * rounds)), delta),
+                ]
+            )
+            for spend, delta in prices
+        ]
+        if min(whole) > most + _SLACK:
+            raise BudgetExceeded(
+                f"merchant {merchant}: all {rounds} rounds of {request.arm} would raise what one example is exposed to "
+                f"from epsilon {exposure(before):.6g} to {min(whole):.6g}, above the limit of {most:.6g}: it trains "
+                "in none of them"
+            )
+
+    def _planned(self, request: TrainRequest, spends: tuple[Spend, ...], delta: float) -> Charge:
+        return Charge(self.experiment.name, request.arm, request.seed, 0, self._unit, "all rounds", "0", spends, delta)
 
     def paid(self, release: Release) -> Learner:
         """The merchant with noise for its private steps, which have been charged.
@@ -216,9 +267,11 @@ class Protection:
 
     def _paid(self, ledger: Ledger, arm: str, seed: int) -> list[Charge]:
         """What this run has charged for an arm, in its unit."""
-        key = self.experiment.name, arm, seed, self._unit
-        charges = (entry.charge for entry in ledger.entries())
-        return [one for one in charges if (one.run, one.arm, one.seed, one.unit) == key]
+        return [one for one in (entry.charge for entry in ledger.entries()) if self._is_of(one, arm, seed)]
+
+    def _is_of(self, charge: Charge, arm: str, seed: int) -> bool:
+        mine = self.experiment.name, arm, seed, self._unit
+        return (charge.run, charge.arm, charge.seed, charge.unit) == mine
 
     def _delta(self, examples: int) -> float:
         given = self.experiment.privacy.delta

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clients.answers import ANSWERS, Answers
 from clients.holdings import Holdings
-from clients.honesty import check_request, check_values
+from clients.honesty import check_fit, check_names, check_request, check_shapes, check_values, outlined, weight_bytes
 from clients.limits import Limits
 from clients.protection import Digests, Protection, Release
 from clients.spread import spread
@@ -50,6 +50,7 @@ from fed_distill.runtime.merchant_store import CODING, STUDENTS, MerchantStore
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
+from fed_distill.training.preparation import private_steps, proxy_steps
 from fed_distill.training.references import predicted
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
@@ -84,10 +85,18 @@ class Site:
         ``starts`` are weights by kind of student, for merchants that keep their own and have none yet.
         """
         check_request(request, down, starts)
+        check_names(request, self.holdings.merchants, self.experiment.arms())
         refusals = self._forbidden(request, down.round)
         if refusals:
             yield from refusals
             return
+        check_shapes(down, len(self.holdings.proxy_of(request)), len(self.task.classes))
+        if down.weights is not None:
+            check_fit(down.weights, outlined(request.global_blueprint))
+        for kind, weights in starts.items():
+            if kind not in request.blueprints:
+                raise TrainingError(f"a request with weights of a student {kind!r} that it does not describe")
+            check_fit(weights, outlined(request.blueprints[kind]))
         with self.answers.alone() if self.answers else nullcontext():
             yield from self._train(request, down, starts)
 
@@ -97,7 +106,7 @@ class Site:
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
         check_covered(self.protection.unit_of(request.arm), federation.method, method.sends)
-        asked = _Round(request, down, method, method.plan(down))
+        asked = _Round(request, down, method, _planned(method, down, federation.method))
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
         digests = Digests(self.experiment, request, down, own)
         parts: dict[str, _Part] = {}
@@ -152,10 +161,17 @@ class Site:
         """A refusal for each merchant if the site's own rules forbid the request."""
         try:
             self.protection.check_rules(request, round)
+            self._check_models(request)
         except NotAllowed as error:
             _log.warning("the request is refused: %s", error)
             return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
         return []
+
+    def _check_models(self, request: TrainRequest) -> None:
+        """NotAllowed for a request with a student that is larger than the site's rules allow."""
+        rules = self.protection.limits.rules
+        if rules.max_model_mib is not None:
+            rules.check_models(weight_bytes(outlined(blueprint)) for blueprint in request.blueprints.values())
 
     def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
         """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
@@ -231,16 +247,30 @@ class Site:
         request = asked.request
         unit = self.protection.unit_of(request.arm)
         if unit == "none":
+            self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
             return _Part(learner, learner.examples())
         if unit in AT_SERVER:
+            self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
             self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             return _Part(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
+        self._check_steps(asked, learner, release.members, self.protection.batch_size)
         release, answer = self._kept_answer(release)
         if answer is not None:
             return answer
         return _Part(self.protection.paid(release), release.members, release)
+
+    def _batch_size(self, arm: str) -> int:
+        return self.experiment.training_of(arm).batch_size
+
+    def _check_steps(self, asked: "_Round", learner: Learner, members: int, batch_size: int) -> None:
+        """NotAllowed if a merchant with ``members`` of the privacy unit, which must not be more secret than what it
+        releases, would train for more steps than the site allows."""
+        proxy = len(next(iter(learner.proxy.values()), ()))
+        steps = private_steps(asked.plan, members, batch_size)
+        steps += proxy_steps(asked.plan, proxy, self._batch_size(asked.request.arm))
+        self.protection.limits.rules.check_steps(steps)
 
     def _kept_answer(self, release: Release) -> tuple[Release, Uplink | None]:
         """As which release a request is answered, and the answer, if it is kept.
@@ -303,6 +333,7 @@ class Site:
 
     def join(self, request: TrainRequest) -> Iterator[Refusal]:
         """Charge merchants for a federation of which they are drawn by coins, those too that no coin will draw."""
+        check_names(request, self.holdings.merchants, self.experiment.arms())
         refusals = self._forbidden(request, 0)
         yield from refusals
         for merchant in request.merchants if not refusals else ():
@@ -319,9 +350,12 @@ class Site:
         Checked as a request to train is: TrainingError for weights that no honest server sends.
         """
         check_values(weights.values())
+        check_names(request, self.holdings.merchants)
         merchants = self._scorable(request, request.merchants)
         if not merchants:
             return {}
+        self._check_models(request)
+        check_fit(weights, outlined(request.global_blueprint))
         student = self.holdings.student(request.global_blueprint)
         student.load_state_dict(dict(weights))
         return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
@@ -382,17 +416,29 @@ class _Part:
     release: Release | None = None
 
 
+def _planned(method: Method, down: Downlink, name: str) -> Plan:
+    try:
+        return method.plan(down)
+    except (AssertionError, KeyError) as error:
+        raise TrainingError(f"a downlink without all that method {name} needs") from error
+
+
 def _starting_weights(
     method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
 ) -> Weights:
     """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
     if not method.personal:
-        assert down.weights is not None
+        if down.weights is None:
+            raise TrainingError("a downlink without the weights that a merchant trains")
         return down.weights
     own = first if kept is None else kept
     if own is None:
         raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
-    return paired(down.weights or {}, own) if plan.pair else own
+    if not plan.pair:
+        return own
+    if down.weights is None:
+        raise TrainingError("a downlink without the weights of the shared student")
+    return paired(down.weights, own)
 
 
 def open_site(

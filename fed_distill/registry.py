@@ -6,22 +6,36 @@ A registry holds import paths, not objects, so that listing the methods does not
 import difflib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, NotAllowed
+
+_allowed: frozenset[str] | None = None
+
+
+def allow_imports(paths: Iterable[str] | None) -> None:
+    """From now on, import for a name nothing but built-in parts and the import ``paths``, and those from where Python
+    looks anyway, not from the working folder. None: whatever is named, as at first.
+
+    For a process to which names come from elsewhere: a site answers requests that name methods and students.
+    """
+    global _allowed
+    _allowed = None if paths is None else frozenset(paths)
 
 
 class Registry(Mapping[str, str]):
     """Built-in names of one kind of part, each with the import path of what it names."""
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, str], built_in: Iterable[str] = ()) -> None:
+        """built_in: import paths that are built in too, and have no short name."""
         self.kind = kind
         self._entries = dict(entries)
+        self._built_in = frozenset([*self._entries.values(), *built_in])
 
     def __getitem__(self, name: str) -> str:
         return self._entries[name]
@@ -33,7 +47,11 @@ class Registry(Mapping[str, str]):
         return len(self._entries)
 
     def resolve(self, name: str) -> Any:
-        """Return the object called ``name``; raise ConfigError with the nearest names if there is none."""
+        """Return the object called ``name``.
+
+        Raise ConfigError with the nearest names if there is none, NotAllowed if it may not be imported
+        (``allow_imports``).
+        """
         path = self._entries.get(name, name)
         if ":" not in path:
             near = difflib.get_close_matches(name, self._entries, n=3) or sorted(self._entries)
@@ -41,6 +59,8 @@ class Registry(Mapping[str, str]):
                 f"unknown {self.kind} {name!r}; did you mean {', '.join(near)}? "
                 f"An own {self.kind} is named by import path: my_package.my_module:MyName"
             )
+        if _allowed is not None and path not in self._built_in | _allowed:
+            raise NotAllowed(f"rule imports: {self.kind} {name!r} is neither built in nor named there")
         module_name, _, attribute = path.partition(":")
         try:
             module = _import(module_name)
@@ -78,9 +98,10 @@ class Registry(Mapping[str, str]):
 
 
 def _import(module_name: str) -> Any:
-    """Import a module, looking in the working folder too, as ``python -m`` does."""
+    """Import a module, looking in the working folder too, as ``python -m`` does, unless ``allow_imports`` says what
+    may be imported."""
     here = str(Path.cwd())
-    if here in sys.path or "" in sys.path:
+    if _allowed is not None or here in sys.path or "" in sys.path:
         return importlib.import_module(module_name)
     sys.path.append(here)
     try:

@@ -9,8 +9,8 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from fed_distill.errors import ConfigError
-from fed_distill.registry import Registry
+from fed_distill.errors import ConfigError, NotAllowed
+from fed_distill.registry import Registry, allow_imports
 
 
 @dataclass(frozen=True)
@@ -133,3 +133,29 @@ def test_listing_the_methods_does_not_import_torch():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def allowed():
+    yield allow_imports
+    allow_imports(None)
+
+
+def test_of_what_is_not_built_in_only_what_is_allowed_is_imported(ovens, allowed):
+    assert ovens.resolve("kitchen:NotADataclass") is NotADataclass
+    allowed(["json:loads"])
+    assert ovens.resolve("oven") is ovens.resolve("kitchen:Oven") is Oven
+    assert ovens.resolve("json:loads") is not None
+    for name in ("kitchen:Table", "json:dumps", "os:system", "fed_distill.cli.main:main"):
+        with pytest.raises(NotAllowed, match=r"rule imports: oven .* is neither built in nor named there"):
+            ovens.resolve(name)
+    with pytest.raises(ConfigError, match="unknown oven"):
+        ovens.resolve("ovn")
+
+
+def test_a_built_in_part_may_have_no_short_name(allowed):
+    hidden = Registry("oven", {}, built_in=["kitchen:Oven"])
+    allowed([])
+    assert hidden.resolve("kitchen:Oven") is Oven
+    with pytest.raises(NotAllowed):
+        hidden.resolve("kitchen:NotADataclass")

@@ -1,8 +1,9 @@
-"""``fed-distill sites``: write what a deployment needs, and look whether all of it is right.
+"""``fed-distill sites``: write what a deployment needs, let sites in, and look whether all of it is right.
 
 What takes long to import is imported inside the commands.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,20 +18,26 @@ from fed_distill.errors import ConfigError
 if TYPE_CHECKING:
     from clients.manifest import Manifest
     from fed_distill.data.examples import FederatedData
+    from fed_distill.sites.admission import Admission
     from fed_distill.sites.checks import Finding
     from fed_distill.sites.folders import Deployment
+    from fed_distill.sites.identity import SiteKey
 
-sites_app = typer.Typer(help="Run across real sites: keys, folders, checks.", no_args_is_help=True)
+sites_app = typer.Typer(help="Run across real sites: keys, folders, checks, runs.", no_args_is_help=True)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="folder of the deployment, or of one site", show_default=False)
 ]
+SiteFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of one site", show_default=False)]
+OperatorsFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the deployment", show_default=False)]
+_WAIT = 30.0
+"""Seconds in which a server that is being started must answer."""
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 @sites_app.command(epilog="Example: fed-distill sites init deployment --sites north,south --host fed.example.org")
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of the deployment", show_default=False)],
+    folder: OperatorsFolder,
     sites: Annotated[str, typer.Option(help="names of the sites to add, separated by commas")] = "",
     host: Annotated[
         str | None, typer.Option(help="name or address by which sites reach the server; localhost if new")
@@ -40,14 +47,14 @@ def init(
         Path | None, typer.Option(metavar="FILE", help="give sites the task and the proxy set of this experiment")
     ] = None,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="also deal its merchants' data to the sites, to try it all out")
+        bool, typer.Option("--rehearse", help="be the sites too: deal them its merchants' data, make keys, admit them")
     ] = False,
     renew: Annotated[bool, typer.Option("--renew", help="make the server a new certificate")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="write files anew that are there; keys are kept in any case")
     ] = False,
 ) -> None:
-    """Write certificates, keys, start scripts and instructions: for the server, and a folder for each site."""
+    """Write what the server needs, and a folder for each site to be handed out, without any secret in it."""
     from clients.spread import spread
     from fed_distill.config import Experiment
     from fed_distill.data import load
@@ -71,6 +78,7 @@ def init(
         if rehearse:
             sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
             deployment.deal(data, dict(zip(names, spread(sizes, len(names)), strict=True)))
+            deployment.rehearse(names)
     Console().print(
         f"{counted(len(deployment.written), 'file')} written, {len(deployment.kept)} kept as they were; "
         f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
@@ -80,6 +88,86 @@ def init(
         Console().print(f"what was filled in before is in {escape(str(path))}", soft_wrap=True)
     if renew:
         Console().print("restart the server: until then it shows the certificate that it had")
+
+
+@sites_app.command(epilog="Example: fed-distill sites join .")
+def join(
+    folder: SiteFolder,
+    new_keys: Annotated[
+        bool, typer.Option("--new-keys", help="make other keys than there are, which the operator must admit anew")
+    ] = False,
+) -> None:
+    """At a site: make its keys and what starts it, and print the line that its operator is to be sent."""
+    from clients.manifest import Manifest
+    from fed_distill.sites.folders import is_operators_copy
+    from fed_distill.sites.identity import certificate_fingerprint
+    from fed_distill.sites.joining import join as make
+
+    manifest = Manifest.read(folder / "site.toml")
+    if is_operators_copy(folder) and not manifest.rehearsal:
+        raise ConfigError(
+            f"{folder} is the operator's copy, and a site makes its keys where it is: hand the folder to its people"
+        )
+    noise = None if manifest.secret is None else manifest.folder / manifest.secret
+    authority = certificate_fingerprint(folder / "ca.crt")
+    joined = make(manifest.folder, manifest.name, noise, new_keys)
+    made = f"made {' and '.join(joined.made)}" if joined.made else "keys kept as they were"
+    print(f"site {manifest.name}: {made}; the SHA-256 of its key is\n  {joined.key.fingerprint}")
+    for path in joined.aside:
+        print(f"what was there before is in {path}")
+    address = ascii(manifest.server.address)[1:-1]  # control characters could show another SHA-256 than that below
+    print(f"server {address}: ask the operator whether the SHA-256 of ca.crt is\n  {authority}")
+    print(f"send the operator this line, which is no secret (it is in {joined.path} too):\n{joined.key.line}")
+
+
+@sites_app.command(epilog="Example: fed-distill sites admit deployment north.pub")
+def admit(
+    folder: OperatorsFolder,
+    line: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[LINE]", help="what `sites join` has printed, or files with it; without: all that are admitted"
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="revoke the key that the site has had")] = False,
+) -> None:
+    """Let a site in by its join line, and tell the running server who is let in."""
+    from fed_distill.sites.registered import NoAnswer
+
+    admission = _admission(folder)
+    keys = _join_lines(line or [])
+    for key in keys:
+        admission.admit(key, replace)
+    try:
+        for told in admission.settle([key.name for key in keys] or None, 0.0 if keys else _WAIT):
+            print(told)
+    except NoAnswer as error:
+        if not keys:
+            raise
+        for key in keys:
+            print(f"{key.name}: admitted, and not registered yet: {error}")
+        print(f"once it is, run {folder / 'server' / 'register.sh'}")
+    for key in keys:
+        print(f"compare with the people of {key.name}: their key is {key.fingerprint}")
+
+
+@sites_app.command(epilog="Example: fed-distill sites revoke deployment north")
+def revoke(
+    folder: OperatorsFolder,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the site", show_default=False)],
+) -> None:
+    """Let a site in no more by the key that it has, and cut it off from the running server."""
+    from fed_distill.sites.registered import NoAnswer
+
+    admission = _admission(folder)
+    admission.revoke(name)
+    try:
+        for told in admission.settle([]):
+            print(told)
+    except NoAnswer as error:
+        print(f"{name}: revoked, and not cut off yet: {error}")
+        print(f"once it is, run {folder / 'server' / 'register.sh'}")
+        raise typer.Exit(1) from error
 
 
 @sites_app.command(epilog="Example: fed-distill sites check deployment")
@@ -101,9 +189,44 @@ def check(folder: Folder) -> None:
         raise typer.Exit(1)
 
 
+@sites_app.command(epilog="Example: fed-distill sites run experiments/quickstart.toml deployment")
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)],
+    folder: OperatorsFolder,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change a key, for example federation.rounds=3"),
+    ] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="sites to wait for; without: all that are admitted")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the run's folder instead of the file's")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped run of this name")] = False,
+) -> None:
+    """On the server's machine: run an experiment across the sites and follow it to its end; exit code 2 if it fails."""
+    from fed_distill.config import Experiment, parse_setting
+    from fed_distill.sites.submit import Deployed
+
+    chosen = dict(parse_setting(text) for text in settings or ())
+    named = {} if name is None else {"name": name}
+    resumed = {"runtime.resume": True} if resume else {}
+    deployed = Deployed(folder)
+    experiment = deployed.planned(Experiment.read(file, {**chosen, **named, **resumed}), sites)
+    try:
+        done = deployed.run(experiment, _write)
+    except KeyboardInterrupt:
+        Console().print("no longer followed: the run goes on at the server, and `flwr stop` ends it")
+        raise typer.Exit(130) from None
+    Console().print(f"run folder: {escape(str(done))}", soft_wrap=True)
+
+
+def _write(text: str) -> None:
+    """A piece of a run's log, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 @sites_app.command(epilog="Example: fed-distill sites metrics deployment/sites/north --port 9465")
 def metrics(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of one site", show_default=False)],
+    folder: SiteFolder,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 9465,
     address: Annotated[
         str, typer.Option(help="of which of this machine's addresses; nobody is asked for a password")
@@ -144,9 +267,33 @@ def _deployment(
     return made
 
 
+def _admission(folder: Path) -> "Admission":
+    from fed_distill.sites.admission import Admission
+    from fed_distill.sites.folders import ADDRESS
+
+    if not (folder / ADDRESS).exists():
+        raise ConfigError(f"{folder} is no deployment: fed-distill sites init makes one")
+    return Admission(folder)
+
+
+def _join_lines(given: list[str]) -> "list[SiteKey]":
+    """The keys in files, or in a line that a shell may have split into words."""
+    from fed_distill.sites.identity import SiteKey
+
+    paths = [Path(one) for one in given if len(one) < 256 and Path(one).is_file()]
+    if not given or len(paths) < len(given):
+        text = " ".join(given)
+    else:
+        text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
+    if "PRIVATE KEY" in text:
+        return [SiteKey.parse(text)]
+    return [SiteKey.parse(line) for line in text.splitlines() if line.strip()]
+
+
 def _findings(folder: Path) -> "Iterator[Finding]":
     """Of a site's folder, or of the operator's with all sites' folders in it."""
     from fed_distill.sites import checks
+    from fed_distill.sites.admission import Admission
     from fed_distill.sites.folders import ADDRESS
     from fed_distill.sites.registered import presences
 
@@ -162,12 +309,12 @@ def _findings(folder: Path) -> "Iterator[Finding]":
     yield checks.certificate("server", folder / "server" / "server.crt", authority)
     yield checks.secret("server", folder / "server" / "server.key")
     yield checks.server_key("server", folder / "server" / "server.key", folder / "server" / "server.crt")
-    reached = list(_reached("server", address, authority))
+    reached, control = list(_reached("server", address, authority)), Admission(folder).control
     yield from reached
     there = reached[0].state == "ok"
     if there:
-        # Flower's control API, which sites cannot reach where the door is closed: see INSTRUCTIONS.md.
-        yield from presences(f"127.0.0.1:{address.rpartition(':')[2]}", authority, folder / "server" / "keys")
+        yield from _doors(address, control, authority)
+        yield from presences(control, authority, folder / "server" / "keys")
     for site in sorted(path.parent for path in (folder / "sites").glob("*/site.toml")):
         yield from _site_findings(site, folder / "server" / "keys" / f"{site.name}.pub", there)
 
@@ -178,24 +325,36 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
     from clients.manifest import Manifest
     from fed_distill.errors import FedDistillError
     from fed_distill.sites import checks
+    from fed_distill.sites.folders import is_operators_copy
+    from fed_distill.sites.joining import KEY
+    from fed_distill.sites.registered import door
 
-    place = folder.resolve().name
+    place, key = folder.resolve().name, folder / KEY
     try:
         manifest = Manifest.read(folder / "site.toml")
     except ConfigError as error:
         yield checks.Finding(place, "site.toml", "problem", str(error))
         return
     place = manifest.name
-    if public is not None and not (folder / "site.key").exists():
-        yield checks.Finding(place, "key site.key", "ok", "handed out: the rest is looked at there")
+    if not manifest.rehearsal and is_operators_copy(folder):
+        yield _operators_copy(place, key, public)
         return
-    yield checks.secret(place, folder / "site.key")
-    yield checks.site_key(place, folder / "site.key", public)
+    if not key.exists():
+        told = f"not made yet: fed-distill sites join {folder}"
+        yield checks.Finding(place, f"key {KEY}", "problem", told)
+        return
+    yield checks.secret(place, key)
+    yield checks.site_key(place, key, public)
     yield _noise_finding(manifest, public is None)
     yield checks.certificate(place, folder / "ca.crt")
     if there:
-        yield from _reached(place, manifest.server.address, folder / "ca.crt", public is None)
+        address, authority = manifest.server.address, folder / "ca.crt"
+        server, *more = _reached(place, address, authority)
+        yield from (server, *more)
+        if public is None and server.state == "ok":
+            yield door(place, address, authority, "have the operator close it")
     yield checks.installed(place, manifest.server.versions)
+    yield checks.app(place, manifest.server.app)
     try:
         merchants = manifest.read_data().merchants
     except FedDistillError as error:
@@ -204,22 +363,47 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
     rows = sum(len(merchant.train) for merchant in merchants.values())
     told = f"{checks.counted(len(merchants), 'merchant')}, {checks.counted(rows, 'training example')}"
     yield checks.Finding(place, "data", "ok", told)
-    partly, paid = bool(manifest.data.merchants), manifest.ledgers
+    partly, paid, rules = bool(manifest.data.merchants), manifest.ledgers, manifest.limits.rules
     yield checks.ledgers(place, paid, merchants, partly, answered(paid))
-    yield checks.limits(place, manifest.limits.rules.methods, manifest.limits.merchants, merchants)
+    yield checks.limits(place, rules.methods, rules.imports, manifest.limits.merchants, merchants)
 
 
-def _reached(place: str, address: str, authority: Path, at_site: bool = False) -> "Iterator[Finding]":
-    """Whether the server answers; if it does, whether its clock is like this one and its door closed to a site."""
+def _operators_copy(place: str, key: Path, public: Path | None) -> "Finding":
+    """Of a site's folder as it is handed out. ``public``: where the site's key is once it is admitted."""
+    from fed_distill.sites.checks import Finding
+
+    if key.exists():
+        told = f"the operator has it, and nobody may but the site: have its people make another, and remove {key}"
+        return Finding(place, f"key {key.name}", "problem", told)
+    if public is None or public.exists():
+        return Finding(place, f"key {key.name}", "ok", "at the site, as are all other checks of it")
+    told = "not admitted yet: its people run `fed-distill sites join`, and send a line for `fed-distill sites admit`"
+    return Finding(place, f"key {key.name}", "warning", told)
+
+
+def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
+    """Whether the server answers; if it does, whether its clock is like this one."""
     from fed_distill.sites import checks
-    from fed_distill.sites.registered import LOCAL, door
 
     server = checks.server(place, address, authority)
     yield server
     if server.state == "ok":
         yield checks.clock(place, address, authority)
-        if at_site and address.rpartition(":")[0] not in LOCAL:
-            yield door(place, address, authority)
+
+
+def _doors(address: str, control: str, authority: Path) -> "Iterator[Finding]":
+    """Whether others than this machine can reach what is for the operator alone: by the address that sites know, or by
+    the same host at the server's own port."""
+    from fed_distill.sites.registered import door
+
+    remedy = (
+        "let server/start.sh listen on 127.0.0.1 alone, and publish it with server/proxy.sh (`fed-distill sites init "
+        "FOLDER --overwrite` writes both, INSTRUCTIONS.md says how)"
+    )
+    yield door("server", address, authority, remedy)
+    host, own = address.rpartition(":")[0], control.rpartition(":")[2]
+    if f"{host}:{own}" != address:
+        yield door("server", f"{host}:{own}", authority, remedy, published=False)
 
 
 def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":
@@ -236,4 +420,6 @@ def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":
         return checks.Finding(manifest.name, "noise", "ok", "a secret that the site will make itself")
     known = checks.checked(manifest.name, "noise", lambda: f"a secret of {len(manifest.read_secret())} characters")
     kept = checks.secret(manifest.name, path)
-    return kept if kept.state == "problem" else known
+    if kept.state == "problem":
+        return kept
+    return known if manifest.rehearsal else checks.made_here(known, manifest.folder, path)

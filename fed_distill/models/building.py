@@ -28,6 +28,7 @@ STUDENTS = Registry(
         "distilbert": "fed_distill.models.bert:distilbert",
         "mobilebert": "fed_distill.models.bert:mobilebert",
     },
+    built_in=("fed_distill.models.transformer:Transformer", "fed_distill.models.pair:Pair"),
 )
 TEACHERS = Registry(
     "teacher",

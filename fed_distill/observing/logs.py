@@ -57,6 +57,30 @@ def observed(
         _known.reset(token)
 
 
+def escape_logs() -> None:
+    """From now on this process's log shows what a terminal would obey, or what would hide other text, by its escapes,
+    and sets the further lines of a message in: what a server says must not look like another line.
+
+    Where names and reasons come from outside, in the process of a site.
+    """
+    make = logging.getLogRecordFactory()
+
+    def made(*args: Any, **others: Any) -> logging.LogRecord:
+        record = make(*args, **others)
+        record.msg, record.args = escaped(record.getMessage()), ()
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text = escaped("".join(traceback.format_exception(record.exc_info[1])).rstrip("\n"))
+        return record
+
+    logging.setLogRecordFactory(made)
+
+
+def escaped(text: str) -> str:
+    """``text`` with everything that is not printed by its escape, and its lines after the first set in."""
+    shown = (sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(shown).replace("\n", "\n    ")
+
+
 class JsonLines(logging.Formatter):
     """A log record as one JSON object without a line break.
 

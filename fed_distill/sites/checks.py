@@ -23,7 +23,9 @@ from fed_distill.errors import ConfigError, FedDistillError
 from fed_distill.methods import METHODS
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.results.versions import versions
+from fed_distill.sites.bundle import bundle_hash
 from fed_distill.sites.identity import belongs, is_signed_by, public_half, read_certificate
+from fed_distill.sites.joining import made_elsewhere
 
 SOON = timedelta(days=30)
 """A certificate that ends within this time should be made anew."""
@@ -97,15 +99,37 @@ def server_key(place: str, path: Path, certificate: Path) -> Finding:
 
 
 def site_key(place: str, path: Path, public: Path | None = None) -> Finding:
-    """Whether a site's key is of Flower's kind and, where the operator has its ``public`` half, the same."""
+    """Whether a site's key is of Flower's kind, was made in this folder and, where the operator has its ``public``
+    half, is the one that is let in."""
 
     def look() -> str:
         half = public_half(path)
         if public is not None and public.read_bytes().split()[:2] != half.split()[:2]:
             raise ConfigError(f"{public} is not its public half: the server would let somebody else in")
-        return "elliptic curve, P-384"
+        return "elliptic curve, P-384, made here"
 
-    return checked(place, f"key {path.name}", look)
+    return made_here(checked(place, f"key {path.name}", look), path.parent, path)
+
+
+def made_here(found: Finding, folder: Path, key: Path) -> Finding:
+    """``found`` of a key that is fine; a warning if that of ``folder`` was made elsewhere, where it may still lie."""
+    told = made_elsewhere(folder, key) if found.state == "ok" else ""
+    if not told:
+        return found
+    remedy = "`fed-distill sites join FOLDER --new-keys` makes others, which the operator admits"
+    return Finding(found.place, found.what, "warning", f"{told}: {remedy}")
+
+
+def app(place: str, pinned: str | None) -> Finding:
+    """Whether the app that a site accepts, by its SHA-256, is that of the package installed here, which will run."""
+    here = bundle_hash()
+    if pinned in (None, here):
+        return Finding(place, "app", "ok", f"that of the package installed here, {here[:12]}")
+    told = (
+        f"site.toml pins {(pinned or '')[:12]}, and the package installed here is another one: install the operator's "
+        f'release, or, if this is it, put app = "{here}" into [server]'
+    )
+    return Finding(place, "app", "problem", told)
 
 
 def server(place: str, address: str, authority: Path, seconds: float = 5.0) -> Finding:
@@ -220,13 +244,24 @@ def ledgers(
     return checked(place, "ledgers", look)
 
 
-def limits(place: str, methods: Collection[str] | None, named: Collection[str], merchants: Collection[str]) -> Finding:
-    """Whether a site's rules name methods, and its limits merchants, that there are: a slip would refuse everything."""
+def limits(
+    place: str,
+    methods: Collection[str] | None,
+    imports: Collection[str],
+    named: Collection[str],
+    merchants: Collection[str],
+) -> Finding:
+    """Whether a site's rules name methods, and its limits merchants, that there are: a slip would refuse everything.
+
+    imports: the import paths that requests may name, those of methods too.
+    """
 
     def look() -> str:
         for method in () if methods is None else methods:
-            if ":" not in method:  # one of the operator's own comes with the run
+            if ":" not in method:
                 METHODS.resolve(method)
+            elif method not in imports:
+                raise ConfigError(f"[limits.rules] allows method {method!r}, and its imports do not name it: add it")
         unknown = [name for name in named if name not in merchants]
         if unknown:
             raise ConfigError(f"[limits.merchants] names {unknown[0]!r}, who is no merchant of this site")

@@ -1,17 +1,16 @@
 """A deployment on disk: the operator's folder with the server's part, and one folder for each site to be handed out.
 
-Run again it adds what is missing and leaves the rest alone. Keys are never written twice; the server's certificate and
-the other files only if that is asked for.
+A site's folder has no secret in it and nothing to execute: keys and scripts are made at the site (``joining``). Run
+again it adds what is missing and leaves the rest alone. Keys are never written twice; the server's certificate and the
+other files only if that is asked for.
 """
 
 import json
 import os
-import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from fed_distill.data.examples import FederatedData, MerchantData, Task
@@ -21,13 +20,23 @@ from fed_distill.privacy.secret import write_private
 from fed_distill.results.files import write_atomic
 from fed_distill.results.versions import versions
 from fed_distill.sites import templates
+from fed_distill.sites.admission import Admission
 from fed_distill.sites.allowance import Allowance, allowance
-from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
+from fed_distill.sites.bundle import bundle_hash
+from fed_distill.sites.identity import (
+    certificate_fingerprint,
+    check_site_name,
+    make_authority,
+    make_server_certificate,
+)
+from fed_distill.sites.joining import KEY, join
 from fed_distill.sites.public_part import PublicPart
+from fed_distill.sites.registered import LOCAL
 
 ADDRESS = "address"
 """File of the operator's folder that says where the server is."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_INNER_PORT = 8001
+"""The server's own port where the one beside the public port is not for it."""
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 
 
@@ -61,6 +70,18 @@ class Deployment:
         """HOST:PORT, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def local(self) -> bool:
+        """Whether all sites are on the server's machine, so that nothing is published."""
+        return self.host in LOCAL
+
+    @property
+    def inner_port(self) -> int:
+        """Where the server listens, on its machine alone; a proxy is at ``port`` of the machine's addresses."""
+        if self.local:
+            return self.port
+        return self.port + 1 if 1024 <= self.port < 65535 else _INNER_PORT
+
     def site(self, name: str) -> Path:
         """Folder of a site."""
         return self.folder / "sites" / name
@@ -71,8 +92,7 @@ class Deployment:
         ConfigError for a name that cannot be a folder's, or twice.
         """
         for name in sites:
-            if not _NAME.fullmatch(name):
-                raise ConfigError(f"a site is called by letters, digits, dots, - and _, not {name!r}")
+            check_site_name(name)
             if sites.count(name) > 1:
                 raise ConfigError(f"site {name!r} is named twice")
         authority, server = self.folder / "ca", self.folder / "server"
@@ -107,21 +127,28 @@ class Deployment:
                 lines = (line for merchant in own for line in _lines(data, data.merchants[merchant]))
                 write_private(path, "".join(lines).encode())
 
+    def rehearse(self, sites: Sequence[str]) -> None:
+        """Do the part of ``sites`` too, each in its folder here: to try it all out on one machine."""
+        for name in sites:
+            folder = self.site(name)
+            if not (folder / KEY).exists():
+                joined = join(folder, name, noise=None)
+                Admission(self.folder).admit(joined.key)
+                self.written.append(folder / KEY)
+
     def _write_server(self, server: Path, authority: str) -> None:
         filled = {
             "address": self.address,
             "port": str(self.port),
+            "inner": str(self.inner_port),
             "unit": "fed-distill-server.service",
+            "proxy_unit": "fed-distill-proxy.service",
             "place": str(server.absolute()),
             "user": str(os.getuid()),
             "programs": str(Path(sys.executable).parent),
-            "extra": "[minilm]",
-            "title": "fed-distill server",
-            "service": "server",
-            "ports": f'    environment:\n      LISTEN: 0.0.0.0\n    ports:\n      - "{self.port}:{self.port}"\n',
-            "listen": "127.0.0.1" if self.host in ("localhost", "127.0.0.1") else "0.0.0.0",
             "folder": str(self.folder.absolute()),
-            **_releases(),
+            "authority": certificate_fingerprint(server.parent / "ca" / "ca.crt"),
+            **templates.releases(),
         }
         self._text(self.folder / ADDRESS, self.address + "\n")
         self._text(self.folder / ".gitignore", "*\n")  # keys are nothing to commit
@@ -129,28 +156,30 @@ class Deployment:
         self._text(server / "start.sh", templates.SERVER_START.substitute(filled), 0o755)
         self._text(server / "register.sh", templates.REGISTER.substitute(filled), 0o755)
         self._text(server / "flwr" / "config.toml", templates.FLWR_CONFIG.substitute(filled))
-        self._text(server / filled["unit"], templates.SERVICE.substitute(filled))
-        self._text(server / "compose.yaml", templates.COMPOSE.substitute(filled))
-        self._text(self.folder / "INSTRUCTIONS.md", templates.OPERATOR_INSTRUCTIONS.substitute(filled))
+        service = templates.SERVICE.substitute(filled, title="fed-distill server", start="start.sh", more="")
+        self._text(server / filled["unit"], service)
+        if not self.local:
+            ipv6 = "" if ":" in self.host else "# "  # on a machine without IPv6 the proxy would not start
+            self._text(server / "nginx.conf", templates.NGINX.substitute(filled, ipv6=ipv6))
+            self._text(server / "proxy.sh", templates.PROXY_START.substitute(filled), 0o755)
+            own = {"title": "fed-distill proxy", "unit": filled["proxy_unit"], "start": "proxy.sh"}
+            service = templates.SERVICE.substitute({**filled, **own}, more=templates.LOW_PORTS)
+            self._text(server / filled["proxy_unit"], service)
+        compose = templates.SERVER_COMPOSE.substitute(filled, proxy="" if self.local else templates.PROXY_SERVICE)
+        self._text(server / "compose.yaml", compose)
+        doors = templates.LOCAL_DOORS if self.local else templates.DOORS
+        instructions = templates.OPERATOR_INSTRUCTIONS.substitute(filled, doors=doors.substitute(filled))
+        self._text(self.folder / "INSTRUCTIONS.md", instructions)
 
     def _write_site(self, name: str) -> None:
-        folder, public = self.site(name), self.folder / "server" / "keys" / f"{name}.pub"
+        folder = self.site(name)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not public.exists():  # if it does, the private half may have gone to the site already
-            write_atomic(public, make_site_key(folder))
-            self.written += [folder / "site.key", public]
         named = () if self.dealt is None else tuple(_OPTIONAL)[0 if self.dealt.pair else 1 :]
         filled = {
             "name": name,
             "address": self.address,
-            "unit": "fed-distill-site.service",
-            "place": "/opt/fed-distill/site",
-            "user": "fed-distill",
-            "programs": "/opt/fed-distill/venv/bin",
-            "extra": "",
-            "title": f"fed-distill site {name}",
-            "service": "site",
-            "ports": "",
+            "app": bundle_hash(),
+            "authority": certificate_fingerprint(self.folder / "ca" / "ca.crt"),
             "versions": "\n".join(f'{package} = "{number}"' for package, number in versions().items()),
             "methods": ", ".join(json.dumps(method) for method in self.methods),
             "experiment": self.allowed.what,
@@ -161,15 +190,12 @@ class Deployment:
             "secret": f"{_REHEARSAL}\n# {_SECRET}" if named else _SECRET,
             "part": _PART if named else f"# {_PART}",
             "optional": "\n".join(line if role in named else f"# {line}" for role, line in _OPTIONAL.items()),
-            **_releases(),
+            **templates.releases(),
         }
         self._text(folder / "ca.crt", (self.folder / "ca" / "ca.crt").read_text(encoding="utf-8"))
         manifest = templates.MANIFEST.substitute(filled)
         self._keep_aside(folder / "site.toml", manifest)
         self._text(folder / "site.toml", manifest)
-        self._text(folder / "start.sh", templates.SITE_START.substitute(filled), 0o755)
-        self._text(folder / filled["unit"], templates.SERVICE.substitute(filled))
-        self._text(folder / "compose.yaml", templates.COMPOSE.substitute(filled))
         self._text(folder / "INSTRUCTIONS.md", templates.SITE_INSTRUCTIONS.substitute(filled))
 
     def _text(self, path: Path, content: str, mode: int = 0o644) -> None:
@@ -191,7 +217,7 @@ class Deployment:
 
 
 _PART = 'part = "part"          # column that says train, valid or test of rows that were cleaned and split before'
-_SECRET = 'secret = "noise.key"   # made here at the first check, known to nobody else: keep it, and never change it'
+_SECRET = 'secret = "noise.key"   # made by `fed-distill sites join`, known to nobody else: keep it'
 _REHEARSAL = "rehearsal = true       # made-up data: noise comes from the run's seed and protects nobody"
 _OPTIONAL = {
     "pair": 'pair = "pair"          # product or second title, for tasks of two texts',
@@ -200,20 +226,17 @@ _OPTIONAL = {
 }
 
 
+def is_operators_copy(folder: Path) -> bool:
+    """Whether a site's folder is the one that ``Deployment`` has written, beside the operator's own."""
+    return (folder.resolve().parent.parent / ADDRESS).exists()
+
+
 def _has(path: Path, public: PublicPart) -> bool:
     """Whether there is this public part at ``path``, whole, and not another experiment's."""
     try:
         return path.exists() and PublicPart.read(path).fingerprint == public.fingerprint
     except FedDistillError:
         return False
-
-
-def _releases() -> dict[str, str]:
-    return {
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "flwr": version("flwr"),
-        "release": version("fed-distill"),
-    }
 
 
 def _lines(data: FederatedData, merchant: MerchantData) -> Iterator[str]:

@@ -1,15 +1,22 @@
 """Who is who between server and sites: a certificate authority, the server's TLS certificate, a key pair a site.
 
 Certificates are X.509 version 3 (RFC 5280), made by ``cryptography``. Site keys are what Flower's SuperNode
-authentication asks for: elliptic curve keys on P-384 in OpenSSH's format. Private keys are written with mode 0600.
+authentication asks for: elliptic curve keys on P-384 in OpenSSH's format. Private keys are written with mode 0600, and
+each on the machine that uses it: the operator's makes the authority's and the server's, a site's makes the site's.
 """
 
+import base64
+import binascii
+import hashlib
 import ipaddress
+import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,6 +29,70 @@ SERVER_DAYS = 397
 """Browsers and many TLS libraries distrust longer ones (CA/Browser Forum, ballot SC31)."""
 _SKEW = timedelta(hours=1)
 """How far a site's clock may be behind the one that made a certificate."""
+_KIND = "ecdsa-sha2-nistp384"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class SiteKey:
+    """The public key of a site, and the site's name.
+
+    As a line of text, the join line, it is a public key in OpenSSH's format with the name as its comment. name: of the
+    site. encoded: the key in base64, as in the line.
+    """
+
+    name: str
+    encoded: str
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Inverse of ``line``; ConfigError for anything else than a P-384 key and a name."""
+        kind, encoded, name, *more = [*line.split(), "", "", ""]
+        if "PRIVATE KEY" in line:
+            raise ConfigError(
+                "this is a private key, which nobody but the site may have: do not keep it, and have the site make "
+                "new ones with `fed-distill sites join FOLDER --new-keys`"
+            )
+        if kind != _KIND or any(more) or not name:
+            raise ConfigError(
+                f"a join line reads `{_KIND} KEY NAME`, as `fed-distill sites join` prints it, not {_shortened(line)}"
+            )
+        check_site_name(name)
+        return cls(name, _canonical(encoded, f"the join line of site {name}"))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The key in a file that is called like the site; what the line says behind the key is not looked at."""
+        try:
+            kind, encoded, *_ = path.read_text(encoding="ascii").split()
+        except OSError as error:
+            raise ConfigError(f"cannot read the key {path}: {error.strerror}") from error
+        except ValueError:
+            kind, encoded = "", ""
+        return cls(path.stem, _canonical(encoded if kind == _KIND else "", str(path)))
+
+    @property
+    def line(self) -> str:
+        """The join line, without a newline."""
+        return f"{_KIND} {self.encoded} {self.name}"
+
+    @property
+    def pem(self) -> bytes:
+        """The key as Flower's server has it."""
+        key = serialization.load_ssh_public_key(f"{_KIND} {self.encoded}".encode())
+        return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+    @property
+    def fingerprint(self) -> str:
+        """As ``ssh-keygen -l`` shows it."""
+        digest = hashlib.sha256(base64.b64decode(self.encoded)).digest()
+        return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+def check_site_name(name: str) -> None:
+    """Raise ConfigError for a name that could not be a file's on every system."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"a site is called by letters, digits, dots, - and _, not {_shortened(name)}")
 
 
 def make_authority(folder: Path, now: datetime | None = None) -> None:
@@ -87,6 +158,11 @@ def belongs(key: Path, certificate: Path) -> bool:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key} is not a private key in PEM format: {error}") from error
     return private.public_key() == read_certificate(certificate).public_key()
+
+
+def certificate_fingerprint(path: Path) -> str:
+    """SHA-256 of a certificate, as ``openssl x509 -fingerprint -sha256`` shows it."""
+    return read_certificate(path).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def public_half(path: Path) -> bytes:
@@ -161,3 +237,20 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _public_line(key: ec.EllipticCurvePrivateKey) -> bytes:
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return public + b"\n"
+
+
+def _canonical(encoded: str, where: str) -> str:
+    """A P-384 key in base64 as OpenSSH writes it; ConfigError naming ``where`` it is from if it is none."""
+    try:
+        base64.b64decode(encoded, validate=True)
+        key = serialization.load_ssh_public_key(f"{_KIND} {encoded}".encode())
+    except (ValueError, UnsupportedAlgorithm, binascii.Error) as error:
+        raise ConfigError(f"{where} has no elliptic curve key on P-384 in OpenSSH's format") from error
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # or its kind were another
+    written = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return written.split()[1].decode()
+
+
+def _shortened(text: str) -> str:
+    """What somebody has given, on one line and harmless to a terminal."""
+    return ascii(text if len(text) <= 60 else f"{text[:57]}...")

@@ -178,6 +178,11 @@ def private_steps(plan: Plan, members: int, batch_size: int) -> int:
     return sum(steps_of(phase, members, batch_size) for phase in plan.phases if phase.data == "private")
 
 
+def proxy_steps(plan: Plan, examples: int, batch_size: int) -> int:
+    """Steps of a plan on a proxy set of so many ``examples``."""
+    return sum(steps_of(phase, examples, batch_size) for phase in plan.phases if phase.data == "proxy")
+
+
 def _used(segment: Segment) -> Encoded:
     """Those examples that the batches use."""
     used = torch.unique(torch.cat(segment.batches)) if segment.batches else torch.empty(0, dtype=torch.int64)

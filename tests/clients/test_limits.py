@@ -100,3 +100,11 @@ def test_a_mistake_in_the_file_is_named(write, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the limits in .*nowhere"):
         Limits.read(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    "line", ['imports = ["evil"]', 'imports = ["../evil:Evil"]', "max_steps = 0", "max_seconds = 0"]
+)
+def test_rules_for_work_and_imports_are_read_strictly(write, line):
+    with pytest.raises(ConfigError, match=line.partition(" ")[0]):
+        Limits.read(write(f"[rules]\n{line}"))

@@ -11,7 +11,7 @@ from clients.protection import Protection
 from clients.site import open_site
 from fed_distill.errors import TrainingError
 from fed_distill.privacy.accounting import Spend, epsilon
-from fed_distill.privacy.ledger import Ledger, exposure
+from fed_distill.privacy.ledger import Ledger
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.transport.requests import Refusal
 
@@ -228,7 +228,7 @@ def test_a_limit_holds_at_the_sites_own_delta_whatever_the_server_asks_for(world
     site, merchant = protected(**asked), world.names[0]
     refused = answers(site, world.request(merchant), world.down())[merchant]
     assert isinstance(refused, Refusal) and refused.cause == "budget"
-    assert [one.what for one in charges(site, merchant)] == ["size"]
+    assert not charges(site, merchant)
 
 
 def test_a_size_that_decides_a_refusal_has_been_paid(world, protected):
@@ -314,11 +314,8 @@ def test_limits_win_over_what_is_asked_and_the_others_go_on(world, protected, tm
         found = answers(site, world.request(*world.names, rounds=3), world.down(number))
         refused.append(sorted(name for name, one in found.items() if isinstance(one, Refusal)))
         assert set(rest) <= {name for name, one in found.items() if not isinstance(one, Refusal)}
-    assert refused[0] == sorted([careful, closed])
-    assert refused[2] == sorted([poor, careful, closed])
-    assert exposure(charges(site, poor)) <= 6.0
-    assert not charges(site, closed)
-    assert not charges(site, careful)
+    assert refused == [sorted([poor, careful, closed])] * 3  # three rounds cost 7.1: the poor train in none
+    assert not any(charges(site, name) for name in (poor, careful, closed))
 
 
 def test_two_runs_against_one_ledger_add_up(world, protected, tmp_path):

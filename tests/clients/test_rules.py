@@ -1,6 +1,8 @@
 """A site's rules at the site: what is forbidden is refused by name, before anything is trained or charged."""
 
+import json
 import math
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -153,3 +155,72 @@ def test_an_update_that_is_too_large_stays_at_the_site(world, ruled):
         answer = site.coded(uplink, Codec(), request, down)
         assert isinstance(answer, Refusal) is not sent
         assert sent or "rule max_update_mib: 0.001 MiB, and this is 0.0" in answer.reason
+
+
+LARGE = {"kind": "two-tower", "settings": {"classes": 4, "pair": True, "rows": 10**9, "width": 4096}}
+
+
+def described(request, *blueprints):
+    return replace(request, blueprints={"two-tower": json.dumps(blueprints[0])})
+
+
+@pytest.mark.parametrize("changes", [{}, PRIVATE])
+def test_a_request_for_too_much_work_is_refused_by_name_before_it_is_trained(world, ruled, changes):
+    """30 epochs of a merchant with some 20 examples, in batches of 16: more than 20 steps, whatever its noised size."""
+    asked = {**changes, "federation.options": {"local_epochs": 30.0, "proxy_steps": 1}}
+    name = world.names[0]
+    site = ruled(Rules(max_steps=20), asked)
+    (refused,) = site.train(world.request(name), world.down(), {})
+    assert isinstance(refused, Refusal) and "rule max_steps: 20 of one merchant in a round, not " in refused.reason
+    paid = [entry.charge.what for entry in site.protection.ledger("fedavg-kd", 0, name).entries()] if changes else []
+    assert paid in ([], ["size"])
+    (trained,) = ruled(Rules(max_steps=5000), asked).train(world.request(name), world.down(), {})
+    assert not isinstance(trained, Refusal)
+
+
+def test_a_student_that_is_too_large_is_refused_before_it_is_made(world, ruled):
+    """16 TB: making it would end the process."""
+    request = described(world.request(world.names[0]), LARGE)
+    (refused,) = ruled(Rules(max_model_mib=256.0)).train(request, world.down(), {})
+    assert "rule max_model_mib: 256 MiB, and a student has 1.56e+07 MiB" in refused.reason
+    nested = {"kind": "fed_distill.models.pair:Pair", "settings": {"shared": LARGE, "own": LARGE}}
+    (refused,) = ruled(Rules(max_model_mib=256.0)).train(described(request, nested), world.down(), {})
+    assert "rule max_model_mib" in refused.reason
+
+
+@pytest.mark.parametrize("field", Rules.model_fields)
+def test_every_rule_of_a_site_is_closed_or_open_by_intent(field):
+    """What bounds work is bounded for a site that says nothing of it, and for no simulation."""
+    bounds = {"max_model_mib", "max_steps", "max_seconds", "max_memory_gib"}
+    assert (getattr(Rules(), field) not in (None, False, ())) == (field in bounds)
+    assert getattr(OPEN.rules, field) in (None, (), True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda request: replace(request, arm="other"), "a request for 'other', which is no part of"),
+        (lambda request: replace(request, merchants=("nobody",)), "merchant 'nobody', who is not at this site"),
+        (lambda request: replace(request, students=("lstm",)), "a student 'lstm' that it does not describe"),
+        (lambda request: replace(request, blueprints={"two-tower": "{"}), "a student that is not described"),
+        (lambda request: described(request, {"kind": "os:system", "settings": {}}), "a student that cannot be built"),
+        (lambda request: described(request, {**LARGE, "settings": {"rows": 16}}), "a student that cannot be built"),
+    ],
+)
+def test_a_request_that_does_not_fit_together_is_told_so(world, limited, change, told):
+    with pytest.raises(TrainingError, match=told):
+        list(limited(Limits()).train(change(world.request(world.names[0])), world.down(), {}))
+
+
+def test_a_merchant_that_is_named_twice_and_weights_of_another_student_are_told(world, limited):
+    site, name = limited(OPEN), world.names[0]
+    with pytest.raises(TrainingError, match="names a merchant twice"):
+        list(site.train(world.request(name, name), world.down(), {}))
+    down = world.down()
+    for weights, told in (
+        ({**down.weights, "more": torch.zeros(1)}, "only one of them has 'more'"),
+        ({key: value.double() for key, value in down.weights.items()}, "its student wants"),
+        ({key: value[:1] for key, value in down.weights.items()}, "its student wants"),
+    ):
+        with pytest.raises(TrainingError, match=told):
+            list(site.train(world.request(name), replace(down, weights=weights), {}))

@@ -20,7 +20,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import tomli_w
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -88,7 +87,11 @@ class Deployment:
         self.server.wait()
 
     def start_site(self, folder, port):
-        return self.start(folder.name, folder / "start.sh", PORT=str(port))
+        return self.start(folder.name, folder / "start.sh", PORT=str(port), SITE_IS_HERE=str(folder))
+
+    def run_command(self, *options):
+        """``fed-distill sites run`` of the deployment's experiment."""
+        return [BIN / "fed-distill", "sites", "run", self.folder / "experiment.toml", self.folder, *options]
 
     def run(self, *command):
         return subprocess.run(
@@ -188,12 +191,9 @@ def deployment(experiment, tmp_path_factory):
 
 
 def test_the_student_is_that_of_the_in_process_run(deployment, experiment, distance, tmp_path):
-    there = experiment.with_changes({"runtime.folder": str(tmp_path), "runtime.sites": len(SITES)})
-    run_config = tmp_path / "run.toml"
-    run_config.write_text(tomli_w.dumps(there.to_run_config()))
-    done = deployment.run(BIN / "flwr", "run", ROOT, "prod", "--run-config", run_config, "--stream")
+    done = deployment.run(*deployment.run_command("--set", f"runtime.folder={tmp_path}"))
     student = tmp_path / experiment.name / "student" / "model.safetensors"
-    assert student.exists(), done.stdout + done.stderr + deployment.log("north")
+    assert done.returncode == 0 and student.exists(), done.stdout + done.stderr + deployment.log("north")
     assert f"report: {tmp_path / experiment.name / 'report.html'}" in done.stdout
     here = run(experiment)
     assert distance(load_file(student), load_file(here.student / "model.safetensors")) < 1e-5
@@ -230,6 +230,34 @@ def test_the_check_finds_nothing_wrong(deployment):
     assert checked.output.count("online") == len(SITES)
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("app", [ROOT / "tests" / "e2e" / "malicious", ROOT], ids=["malicious", "checkout"])
+def test_no_app_that_a_server_sends_runs_at_any_site(deployment, app):
+    """A thief under the honest app's name and version, and the honest code itself: sites run what they have installed.
+
+    The thief's server says what came back: nothing but refusals. It would leave a file where it is imported.
+    """
+    before = {name: contents(deployment.folder / "sites" / name / "state") for name in SITES}
+    sent = deployment.run(BIN / "flwr", "run", app, "prod", "--stream")
+    assert sent.stdout.count("this site runs") >= len(SITES), sent.stdout + sent.stderr
+    assert "TAKEN" not in sent.stdout
+    for name in SITES:
+        folder = deployment.folder / "sites" / name
+        assert "Refused a message of run" in deployment.log(name)
+        assert "rule app: the server sent the app" in deployment.log(name)
+        assert contents(folder / "state") == before[name]
+        assert not (folder / "imported").exists() and not (folder / "flwr" / "apps").exists()
+
+
+def test_a_run_that_fails_at_the_server_is_an_error_of_the_command(deployment):
+    failed = deployment.run(*deployment.run_command("--set", "runtime.folder=/proc/nowhere"))
+    assert failed.returncode == 2, failed.stdout
+    assert "/proc/nowhere" in failed.stdout and "ended as failed" in failed.stderr
+
+
 def test_an_unknown_key_is_refused(deployment):
     stranger = deployment.folder / "stranger"
     shutil.copytree(deployment.folder / "sites" / "north", stranger, ignore=shutil.ignore_patterns("state", "flwr"))
@@ -239,7 +267,7 @@ def test_an_unknown_key_is_refused(deployment):
     wait_until(lambda: process.poll() is not None, deployment.server, "unknown key")
     assert process.returncode != 0
     assert "Failed to activate SuperNode" in deployment.log("stranger")
-    assert "has not registered this site's key" in deployment.log("stranger")
+    assert "has not admitted this site's key" in deployment.log("stranger")
 
 
 def test_a_client_without_tls_is_refused(deployment):
@@ -268,11 +296,10 @@ def test_a_server_killed_in_a_run_is_started_again_and_the_run_goes_on(deploymen
 
     The ServerApp, whose process holds the run, by itself: left alone it may wait for its SuperLink for ever.
     """
-    changes = {"runtime.folder": str(tmp_path), "runtime.sites": len(SITES), "seed": 1, "federation.rounds": 3}
+    changes = {"runtime.folder": str(tmp_path), "seed": 1, "federation.rounds": 3}
     there, folder = experiment.with_changes(changes), tmp_path / experiment.name
-    run_config, rounds = tmp_path / "run.toml", folder / "metrics.jsonl"
-    command = [BIN / "flwr", "run", ROOT, "prod", "--run-config", run_config, "--stream"]
-    run_config.write_text(tomli_w.dumps(there.to_run_config()))
+    rounds = folder / "metrics.jsonl"
+    command = deployment.run_command(*(part for key, value in changes.items() for part in ("--set", f"{key}={value}")))
     first = deployment.start("first", *command)
     wait_until(lambda: rounds.exists() and rounds.read_text().count("\n") >= 1, first, "first round")
     os.killpg(deployment.server.pid, signal.SIGKILL)
@@ -280,11 +307,13 @@ def test_a_server_killed_in_a_run_is_started_again_and_the_run_goes_on(deploymen
     os.kill(int((folder / ".lock").read_text()), signal.SIGKILL)
     wait_until(lambda: not is_held(folder), deployment.processes[1], "the killed run")
     assert not (folder / "summary.json").exists()
+    assert first.wait() == 2 and "cannot be reached" in deployment.log("first")
     deployment.start_server()
-    run_config.write_text(tomli_w.dumps(there.with_changes({"runtime.resume": True}).to_run_config()))
-    done = deployment.run(*command)
+    done = deployment.run(*command, "--resume")
     student = folder / "student" / "model.safetensors"
-    assert student.exists(), done.stdout + done.stderr + deployment.log("server") + deployment.log("north")
+    assert done.returncode == 0 and student.exists(), (
+        done.stdout + done.stderr + deployment.log("server") + deployment.log("north")
+    )
     here = run(there.with_changes({"runtime.folder": str(tmp_path / "here"), "runtime.sites": 1}))
     assert distance(load_file(student), load_file(here.student / "model.safetensors")) < 1e-5
     for name in SITES:

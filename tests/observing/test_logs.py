@@ -12,7 +12,7 @@ from flwr.common.logger import log as flower_log
 from fed_distill import run
 from fed_distill.data import load
 from fed_distill.errors import ConfigError, DataError, FedDistillError, TrainingError
-from fed_distill.observing.logs import JsonLines, log_as, logged, observed
+from fed_distill.observing.logs import JsonLines, escape_logs, log_as, logged, observed
 from fed_distill.runtime.callbacks import CallbackList
 from fed_distill.runtime.progress import Progress
 
@@ -158,3 +158,32 @@ def test_a_merchant_that_fails_is_named_on_both_sides(tiny_experiment, tmp_path,
     assert [line["logger"] for line in told] == ["clients.site", "server.intake"]
     assert all(line["federation"] == "fedavg-kd" and line["level"] == "WARNING" for line in told)
     assert told[0]["site"] == "0" and "above the limit of 0.001" in told[0]["message"]
+
+
+@pytest.fixture
+def escaping():
+    """What a site's process logs, which shows by its escape what others could hide something with."""
+    before = logging.getLogRecordFactory()
+    escape_logs()
+    yield
+    logging.setLogRecordFactory(before)
+
+
+EVIL = "x\x1b[2J\r\n2026-01-01 INFO nothing happened\u202e\x9b"
+
+
+def test_what_comes_from_outside_looks_like_no_other_line_and_moves_no_terminal(escaping, caplog):
+    logging.getLogger("flwr").warning("[RUN %s, ROUND %s]", 7, EVIL)
+    try:
+        raise TrainingError(EVIL)
+    except TrainingError as error:
+        logging.getLogger("clients").error("a message ended by an error", exc_info=error)
+    for text in (caplog.text, caplog.messages[0]):
+        assert all(sign.isprintable() or sign == "\n" for sign in text)
+        assert r"x\x1b[2J\r" in text and r"nothing happened\u202e\x9b" in text
+    assert not any(line.startswith("2026") for line in caplog.text.splitlines())
+
+
+def test_what_is_harmless_is_logged_as_it_is(escaping, caplog):
+    logging.getLogger("clients").warning("%d merchants of %s: %.1f %%", 3, "Müller & Söhne 店", 4.5)
+    assert caplog.messages == ["3 merchants of Müller & Söhne 店: 4.5 %"]

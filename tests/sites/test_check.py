@@ -19,8 +19,9 @@ from fed_distill.privacy.accounting import Spend
 from fed_distill.privacy.ledger import Charge, Ledgers
 from fed_distill.results.files import as_file_name
 from fed_distill.sites import checks
+from fed_distill.sites.bundle import bundle_hash
 from fed_distill.sites.identity import make_authority, make_server_certificate, make_site_key
-from fed_distill.sites.registered import door, presences, statuses
+from fed_distill.sites.registered import door, nodes, presences
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -36,7 +37,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_POST(self):
         assert self.path == "/v1/control/list-nodes"
-        nodes = [NodeInfo(public_key=key, status=status) for key, status in self.statuses.items()]
+        nodes = [NodeInfo(node_id=7, public_key=key, status=status) for key, status in self.statuses.items()]
         answer = ListNodesResponse(nodes_info=nodes).SerializeToString()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -48,8 +49,8 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(folder, answer=Answer):
-    """A TLS server with the certificate in ``folder``; gives its address."""
+def listening(folder, answer=Answer, host="localhost"):
+    """A TLS server at ``host`` with the certificate in ``folder``; gives its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
 
@@ -63,9 +64,9 @@ def listening(folder, answer=Answer):
         def handle_error(self, request, client_address):
             """A client that hangs up is no fault of the server."""
 
-    with Quiet(("127.0.0.1", 0), answer) as server:
+    with Quiet((host, 0), answer) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"localhost:{server.server_address[1]}"
+        yield f"{host}:{server.server_address[1]}"
         server.shutdown()
 
 
@@ -79,22 +80,36 @@ def pem(path):
 def checked(command, deployment, monkeypatch):
     """A function that checks the deployment, or a part of it, while its server runs; gives exit code and output.
 
-    statuses: of sites, by name, where they are not all there.
+    statuses: of sites, by name, where they are not all there; a key in PEM under another name: it is online too.
     """
     monkeypatch.setenv("COLUMNS", "400")
 
     def check(part=".", **statuses):
-        said = {"north": "online", "south": "online", "west": "online", **statuses}
-        keys = {pem(deployment / "server" / "keys" / f"{name}.pub"): status for name, status in said.items() if status}
+        keys = {status: "online" for status in statuses.values() if isinstance(status, bytes)}
+        for name in ("north", "south", "west"):
+            if status := statuses.get(name, "online"):
+                keys[pem(deployment / "server" / "keys" / f"{name}.pub")] = status
         with listening(deployment / "server", type("Knowing", (Answer,), {"statuses": keys})) as address:
-            for file in (deployment / "address", *deployment.glob("sites/*/site.toml")):
-                file.write_text(file.read_text(encoding="utf-8").replace("localhost:1", address), encoding="utf-8")
-            done = command("check", deployment / part)
-            for file in (deployment / "address", *deployment.glob("sites/*/site.toml")):
-                file.write_text(file.read_text(encoding="utf-8").replace(address, "localhost:1"), encoding="utf-8")
+            files = (deployment / "address", *deployment.glob("sites/*/site.toml"), *deployment.glob("*/flwr/*.toml"))
+            here = [("localhost:1", address), ("127.0.0.1:1", address.replace("localhost", "127.0.0.1"))]
+            with replaced(files, here):
+                done = command("check", deployment / part)
         return done.exit_code, done.output
 
     return check
+
+
+@contextmanager
+def replaced(files, changes):
+    """Some texts in files are others for a while."""
+    before = {file: file.read_text(encoding="utf-8") for file in files}
+    for file, text in before.items():
+        for old, new in changes:
+            text = text.replace(old, new)
+        file.write_text(text, encoding="utf-8")
+    yield
+    for file, text in before.items():
+        file.write_text(text, encoding="utf-8")
 
 
 def lines(output, state):
@@ -104,12 +119,12 @@ def lines(output, state):
 def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
-    assert len(lines(output, "ok")) == 7 + 3 * (1 + 9)
+    assert len(lines(output, "ok")) == 8 + 3 * (1 + 10)
     assert all("whoever knows the run's seed can subtract its noise" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
     assert output.splitlines()[-1] == "no problems, 3 warnings"
     code, output = checked("sites/north")
-    assert (code, len(lines(output, "ok"))) == (0, 9)
+    assert (code, len(lines(output, "ok"))) == (0, 11)
 
 
 def test_an_unreachable_server_is_found(command, deployment, monkeypatch):
@@ -146,34 +161,85 @@ def test_a_server_that_does_not_tell_which_sites_it_knows_is_a_warning(deploymen
             keys = deployment / "server" / "keys"
             (found,) = presences(address, deployment / "ca" / "ca.crt", keys)
         assert (found.what, found.state) == ("sites", "warning")
-        assert "does not tell which sites it knows" in found.detail
+        assert "who is let in is not told" in found.detail
 
 
-def test_a_site_is_warned_that_finds_the_door_open(deployment):
-    class Closed(Answer):
-        def do_POST(self):
-            self.send_error(403)
+class Refusing(Answer):
+    def do_POST(self):
+        self.send_error(403)
 
-    class Broken(Answer):
-        def do_POST(self):
-            self.send_error(502)
 
-    for answer, state, told in (
-        (Answer, "warning", "can start runs there"),
-        (Closed, "ok", "lets nobody here"),
-        (Broken, "warning", "cannot be seen"),
-    ):
-        with listening(deployment / "server", answer) as address:
-            found = door("north", address, deployment / "ca" / "ca.crt")
-        assert found.state == state and told in found.detail
-    gone = door("north", address, deployment / "ca" / "ca.crt")
+class Broken(Answer):
+    def do_POST(self):
+        self.send_error(502)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "told"),
+    [(Answer, "problem", "can let sites in and start runs: shut it"), (Refusing, "ok", "lets nobody here"),
+     (Broken, "warning", "cannot be seen")],
+)  # fmt: skip
+def test_an_open_door_is_a_problem_and_one_that_cannot_be_seen_a_warning(deployment, monkeypatch, answer, state, told):
+    monkeypatch.setattr("fed_distill.sites.registered.LOCAL", ())
+    with listening(deployment / "server", answer) as address:
+        found = door("north", address, deployment / "ca" / "ca.crt", "shut it")
+    assert found.state == state and told in found.detail
+    gone = door("north", address, deployment / "ca" / "ca.crt", "shut it")
     assert gone.state == "warning" and "cannot be seen" in gone.detail
+    closed = door("north", address, deployment / "ca" / "ca.crt", "shut it", published=False)
+    assert closed.state == "ok" and "does not answer there" in closed.detail
+
+
+@pytest.mark.parametrize("part", [".", "sites/north"])
+def test_an_open_door_is_exit_code_1_at_the_operators_and_at_a_site(checked, monkeypatch, part):
+    """The server answers all it is asked at the address that sites know, as it does where it listens to the world."""
+    assert checked(part)[0] == 0
+    monkeypatch.setattr("fed_distill.sites.registered.LOCAL", ())
+    code, output = checked(part)
+    wrong = lines(output, "problem")
+    assert code == 1 and [line.split()[1] for line in wrong] == ["door"]
+    assert "can let sites in and start runs" in wrong[0]
+
+
+def test_a_server_that_listens_to_the_world_behind_its_proxy_is_found(command, tmp_path, monkeypatch):
+    """The proxy lets nobody start runs, and the server's own port of the same address does."""
+    monkeypatch.setenv("COLUMNS", "400")
+    command("init", tmp_path, "--host", "127.0.0.2", "--port", 1)
+    with (
+        listening(tmp_path / "server", Refusing, "127.0.0.2") as published,
+        listening(tmp_path / "server", Answer, "0.0.0.0") as own,
+    ):
+        (tmp_path / "address").write_text(published, encoding="utf-8")
+        config = tmp_path / "server" / "flwr" / "config.toml"
+        config.write_text(config.read_text(encoding="utf-8").replace("127.0.0.1:8001", own), encoding="utf-8")
+        done = command("check", tmp_path)
+    doors = [line for line in done.output.splitlines() if line.split()[1:2] == ["door"]]
+    assert done.exit_code == 1 and ["  ok  " in line for line in doors] == [True, False]
+    assert f"127.0.0.2:{own.rpartition(':')[2]} can let sites in" in doors[1]
+
+
+def test_on_one_machine_the_door_is_for_who_has_an_account_there(deployment):
+    found = door("north", "localhost:1", deployment / "ca" / "ca.crt", "")
+    assert found.state == "ok" and "on this machine alone" in found.detail
 
 
 def test_a_proxy_of_the_machine_is_not_asked(deployment, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     with listening(deployment / "server") as address:
-        assert statuses(address, deployment / "ca" / "ca.crt") == {}
+        assert nodes(address, deployment / "ca" / "ca.crt") == {}
+
+
+def test_a_key_that_nobody_has_admitted_is_found_at_the_server(checked, deployment, tmp_path):
+    """Somebody has found the door open before, and let in a site of his own."""
+    (tmp_path / "his.pub").write_bytes(make_site_key(tmp_path))
+    code, output = checked(his=pem(tmp_path / "his.pub"))
+    (wrong,) = lines(output, "problem")
+    assert code == 1 and "node 7" in wrong and "its key is not in server/keys" in wrong
+    revoked = deployment / "server" / "revoked"
+    revoked.mkdir()
+    (tmp_path / "his.pub").rename(revoked / "his.pub")
+    (wrong,) = lines(checked(his=pem(revoked / "his.pub"))[1], "problem")
+    assert "its key was revoked, and the server lets it in: run server/register.sh" in wrong
 
 
 def test_so_many_are_told_in_words():
@@ -185,7 +251,7 @@ def test_a_public_key_that_is_none_is_a_problem(deployment):
         path = deployment / "server" / "keys" / "south.pub"
         path.write_text("ssh-rsa nonsense")
         found = {one.what: one for one in presences(address, deployment / "ca" / "ca.crt", path.parent)}
-    assert found["site south"].state == "problem" and "is not a public key" in found["site south"].detail
+    assert found["site south"].state == "problem" and "has no elliptic curve key" in found["site south"].detail
 
 
 def test_a_server_by_another_authority_is_not_trusted(checked, deployment, tmp_path):
@@ -331,18 +397,61 @@ def test_a_secret_for_noise_is_there_long_and_its_owners(checked, deployment):
     assert "its mode is 0644" in lines(checked()[1], "problem")[0]
 
 
-def test_what_was_handed_out_is_no_problem_at_the_operators(checked, deployment):
-    (deployment / "sites" / "north" / "site.key").unlink()
-    (deployment / "sites" / "north" / "data.jsonl").unlink()
-    code, output = checked()
-    assert (code, lines(output, "problem")) == (0, []) and "handed out" in output
-    assert checked("sites/north")[0] == 1
+def real(deployment, *names):
+    """The sites are no rehearsal any more."""
+    for name in names:
+        path = deployment / "sites" / name / "site.toml"
+        text = path.read_text(encoding="utf-8").replace("rehearsal = true ", 'secret = "noise.key" ')
+        path.write_text(text, encoding="utf-8")
+
+
+def test_a_folder_that_is_handed_out_is_looked_at_where_its_site_is(checked, deployment):
+    real(deployment, "north", "south")
+    for name in ("north", "south"):
+        (deployment / "sites" / name / "site.key").unlink()
+        (deployment / "sites" / name / "data.jsonl").unlink()
+    (deployment / "server" / "keys" / "south.pub").rename(deployment / "server" / "keys" / "gone")
+    code, output = checked(south="")
+    assert (code, lines(output, "problem")) == (0, []) and "at the site, as are all other checks" in output
+    (not_yet,) = (line for line in lines(output, "warning") if line.startswith("south"))
+    assert "not admitted yet" in not_yet
+
+
+def test_a_private_key_that_the_operator_has_is_a_problem_but_in_a_rehearsal(checked, deployment):
+    assert checked()[0] == 0
+    real(deployment, "north")
+    for part in (".", "sites/north"):
+        code, output = checked(part)
+        (wrong,) = lines(output, "problem")
+        assert code == 1 and wrong.startswith("north") and "the operator has it, and nobody may but the site" in wrong
+
+
+def test_a_site_that_has_not_joined_is_told_to_and_gets_no_key_by_being_looked_at(command, deployment, tmp_path):
+    real(deployment, "north")
+    site = tmp_path / "north"
+    (deployment / "sites" / "north").rename(site)
+    (site / "site.key").unlink()
+    done = command("check", site)
+    assert done.exit_code == 1 and "fed-distill sites join" in done.output.replace("\n", "")
+    assert not (site / "noise.key").exists()
+
+
+def test_another_app_than_the_pinned_one_is_a_problem(checked, deployment):
+    path = deployment / "sites" / "north" / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(f'app = "{bundle_hash()}"', f'app = "{"0" * 64}"'), encoding="utf-8")
+    code, output = checked("sites/north")
+    (line,) = lines(output, "problem")
+    assert code == 1 and "site.toml pins 000000000000" in line and f'app = "{bundle_hash()}"' in line
+    path.write_text(text.replace(f'app = "{bundle_hash()}"', ""), encoding="utf-8")
+    assert checked("sites/north")[0] == 0  # the site takes its own all the same
 
 
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
         ('"fedavg-kd", ', '"fedavg-dk", ', "unknown method 'fedavg-dk'; did you mean fedavg-kd"),
+        ('"fedavg-kd", ', '"own.methods:Mine", ', "allows method 'own.methods:Mine', and its imports do not name it"),
         ('# [limits.merchants."NAME"]', '[limits.merchants."NAME"]', "[limits.merchants] names 'NAME'"),
     ],
 )

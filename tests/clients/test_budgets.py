@@ -1,0 +1,96 @@
+"""Before the first round a site's people are told whether their budgets cover the run; nobody pays for half a one."""
+
+import logging
+
+import pytest
+
+from clients.budgets import tell_budgets
+from clients.limits import Limit, Limits
+from clients.site import open_site
+from fed_distill.privacy.ledger import exposure
+from fed_distill.sites.allowance import run_exposure
+from fed_distill.transport.requests import Refusal
+
+PRIVATE = {"privacy": {"unit": "example", "epsilon": 8.0, "batch_size": 16}, "compare": [], "federation.rounds": 3}
+
+
+@pytest.fixture
+def site_with(world, tmp_path):
+    """A function (max_epsilon, changes) -> a site that keeps its ledgers over runs."""
+
+    def make(max_epsilon, changes=None):
+        shared = {"privacy.ledger": str(tmp_path / "ledgers")}
+        experiment = world.experiment.with_changes({**PRIVATE, **shared, **(changes or {})})
+        return open_site(experiment, 0, 1, world.data, Limits(default=Limit(max_epsilon=max_epsilon)))
+
+    return make
+
+
+def told(site, merchant, caplog):
+    with caplog.at_level(logging.INFO, "clients.budgets"):
+        caplog.clear()
+        tell_budgets(site.protection, [merchant])
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_who_cannot_pay_for_all_rounds_pays_for_none(world, site_with):
+    """A limit of 4 in a run of epsilon 8 used to pay for a size and then to refuse every round."""
+    site, merchant = site_with(4.0), world.names[0]
+    for number in (1, 2, 3):
+        (refused,) = site.train(world.request(merchant, rounds=3), world.down(number), {})
+        assert isinstance(refused, Refusal) and refused.cause == "budget"
+    assert not site.protection.charges(merchant)
+
+
+def test_who_can_pay_for_all_rounds_trains_in_all(world, site_with):
+    site, merchant = site_with(20.0), world.names[0]
+    for number in (1, 2, 3):
+        (uplink,) = site.train(world.request(merchant, rounds=3), world.down(number), {})
+        assert not isinstance(uplink, Refusal)
+    spent = exposure(site.protection.charges(merchant))
+    assert 8.0 <= spent <= 20.0
+    assert spent <= run_exposure(site.experiment, 1, 1)
+
+
+def test_a_second_run_that_is_not_covered_costs_nothing(world, site_with):
+    merchant = world.names[0]
+    first = site_with(12.0)
+    for number in (1, 2, 3):
+        (uplink,) = first.train(world.request(merchant, rounds=3), world.down(number), {})
+        assert not isinstance(uplink, Refusal)
+    paid = first.protection.charges(merchant)
+    second = site_with(12.0, {"name": "second"})
+    (refused,) = second.train(world.request(merchant, rounds=3), world.down(1), {})
+    assert isinstance(refused, Refusal)
+    assert second.protection.charges(merchant) == paid
+
+
+@pytest.mark.parametrize(
+    ("share", "level", "words"),
+    [
+        (0.5, "WARNING", "may not cover this run"),
+        (1.01, "WARNING", "may use up the budget"),
+        (5.0, "INFO", "covers this run"),
+    ],
+)
+def test_it_is_told_before_anything_is_paid(world, site_with, caplog, share, level, words):
+    merchant = world.names[0]
+    site = site_with(share * run_exposure(site_with(1.0).experiment, 1, 1))
+    ((found, message),) = told(site, merchant, caplog)
+    assert found == level and words in message and merchant in message
+    assert not site.protection.charges(merchant)
+
+
+def test_a_run_that_goes_on_is_not_counted_twice(world, site_with, caplog):
+    merchant = world.names[0]
+    site = site_with(1.01 * run_exposure(site_with(1.0).experiment, 1, 1))
+    list(site.train(world.request(merchant, rounds=3), world.down(1), {}))
+    ((_, message),) = told(site, merchant, caplog)
+    assert "may use up" in message
+    ((_, other),) = told(site_with(12.0, {"name": "second"}), merchant, caplog)
+    assert "may not cover" in other
+
+
+def test_nothing_is_told_without_limits_or_privacy(world, site_with, caplog):
+    assert not told(site_with(None), world.names[0], caplog)
+    assert not told(site_with(1.0, {"privacy": {"unit": "none"}}), world.names[0], caplog)
