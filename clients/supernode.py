@@ -43,8 +43,8 @@ from fed_distill.sites.bundle import bundle, bundle_hash
 ADVICE = """\
 This site is not with its server. `fed-distill sites check .` in its folder says whether the server answers and is to be
 trusted. A certificate that has expired is the operator's to renew. Flower's code 2004 (failed to activate) means that
-the operator has not admitted this site's key or has revoked it, or that the site has just been there: it is let in again
-a minute after it was lost. Then start it again; systemd and Docker do."""
+the operator has not admitted this site's key or has revoked it, or that the site has just been there:
+it is let in again a minute after it was lost. Then start it again; systemd and Docker do."""
 
 _log = logging.getLogger("flwr")  # beside what Flower says of the same message
 _parser: Any = importlib.import_module("flwr.supernode.cli.flower_supernode")

@@ -144,7 +144,7 @@ class Auditing:
         """That, and what ``merchant`` has paid at ``CANARY_DELTA``; 0 for none."""
         data = regrouped(self.data, examples)
         with self._federation(data) as federation:
-            progress = federate(federation, lambda record: None, lambda round: True)
+            progress = federate(federation, lambda record: None, lambda progress: None)
             spent = 0.0
             if merchant and self._unit in AT_MERCHANTS:
                 arm, seed = federation.arm, federation.seed

@@ -30,6 +30,7 @@ from fed_distill.results.outcome import Outcome
 from fed_distill.results.store import RunStore
 from fed_distill.runtime.callbacks import Callback
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.runtime.merchant_store import kept_as
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Weights
@@ -39,6 +40,7 @@ from server.evaluation import Evaluator, accuracies, mean_metrics
 from server.federation import Federation, round_learning_rate
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
+from server.progress import Progress
 from server.released import RELEASED, Released
 from server.rounds import federate
 from server.schooling import School
@@ -109,9 +111,12 @@ class Comparison:
         path = self._path(name).with_suffix(".json")
         if path.exists():
             try:
-                return Outcome.load(path)
+                outcome = Outcome.load(path)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}; delete it to measure this part again") from error
+            remedy = f"delete {path.name} and {self._path(outcome.name).name} in {path.parent} to train it again"
+            self.store.check(self.seed, outcome.name, outcome.lines, remedy)
+            return outcome
         outcome = measure()
         outcome.save(path)
         return outcome
@@ -125,7 +130,7 @@ class Comparison:
         path = self._path(f"server.{name}")
         found = read_checkpoint(path)
         if found is not None:
-            return found[0], found[1].get("seconds", 0.0)  # not known of a run begun before they were kept
+            return found[0], found[1]["seconds"]
         weights, seconds = self.school.start(name)
         write_checkpoint(path, weights, {"seconds": seconds})
         return weights, seconds
@@ -227,7 +232,7 @@ class Comparison:
         federation = self._federation_of(arm)
         self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
         with observed(federation=arm):
-            progress = federate(federation, self._on_round, lambda number: self.store.rewind(self.seed, arm, number))
+            progress = federate(federation, self._on_round, partial(self._on_resume, arm))
         began = time.perf_counter() - progress.seconds
         weights, before, notes = progress.state.weights, None, []
         adaptation = self.experiment.adaptation
@@ -254,6 +259,7 @@ class Comparison:
             uplink_bytes=progress.uplink_bytes,
             privacy=self._account(arm, method.sends),
             rounds=progress.state.round,
+            lines=progress.lines,
         )
 
     def _account(self, arm: str, sends: Sequence[str]) -> dict[str, Any] | None:
@@ -345,6 +351,7 @@ class Comparison:
             identity="" if unit == "none" else self._identity(arm, starts, released),
             secret=self.secret,
             released=released,
+            kept_as=kept_as(arm, unit, self.experiment.settings_of(arm) if unit != "none" else {}),
         )
 
     def _identity(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:
@@ -405,6 +412,13 @@ class Comparison:
             unheard=untold,
             seconds=time.perf_counter() - began,
         )
+
+    def _on_resume(self, arm: str, progress: Progress) -> None:
+        """Cut what was written of later rounds, and write the last round's line if that did not come to it."""
+        if not self.store.rewind(self.seed, arm, progress.state.round) and progress.record:
+            self._on_round(progress.record)
+        path = self._path(arm)
+        self.store.check(self.seed, arm, progress.lines, f"delete {path} to train it again")
 
     def _on_round(self, record: dict[str, Any]) -> None:
         self.store.append(record)

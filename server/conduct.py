@@ -31,7 +31,7 @@ from fed_distill.results.metrics import classification_report
 from fed_distill.results.outcome import Outcome
 from fed_distill.results.report import write_report
 from fed_distill.results.speed import speed
-from fed_distill.results.store import CLASSES, SUMMARY, RunStore, read_summary
+from fed_distill.results.store import CLASSES, SUMMARY, RunStore, read_audit
 from fed_distill.results.summary import summarize
 from fed_distill.runtime import seeds
 from fed_distill.runtime.callbacks import Callback
@@ -64,8 +64,8 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
         callbacks.on_start(experiment, folder)
-        sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline)
-        sites.check_public(PublicPart(data.task, data.proxy).fingerprint)
+        public = PublicPart(data.task, data.proxy).fingerprint
+        sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline, public=public)
         each_seed = range(experiment.seed, experiment.seed + experiment.repeats)
         poisoned = {seed: sorted(liars(experiment, sites.merchants, seed)) for seed in each_seed}
         teaching = prepare_teacher(experiment, data, callbacks)
@@ -100,7 +100,7 @@ def conduct(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str
             poisoned=poisoned,
         )
         if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
-            summary["privacy"]["audit"] = read_summary(folder)["privacy"]["audit"]
+            summary["privacy"]["audit"] = read_audit(folder)
         store.write_summary(summary)
         write_report(folder)
         callbacks.on_end(summary)

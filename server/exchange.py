@@ -5,8 +5,9 @@ answer is told as a ``Silence``, with its cause.
 """
 
 import logging
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Error, Message, RecordDict
@@ -17,6 +18,8 @@ from fed_distill.transport.requests import Cause
 
 LONGEST_REASON = 500
 """Characters of a reason that are kept."""
+LONGEST_NAME = 60
+"""Characters of a site's name that are kept."""
 LIFETIME = 2.0
 """Deadlines after which Flower may drop a message. Twice, so that what came in time is still there when the chunk that
 it belongs to is taken in; not for ever, so that a site that comes back is not handed what nobody waits for."""
@@ -26,6 +29,7 @@ _CAUSES: Mapping[int, Cause] = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
 }
 _FIRST_PAUSE = 0.05
+_ODD = re.compile(r"[^\w.-]")
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,23 @@ class Exchange:
     def __init__(self, grid: Grid, poll_seconds: float) -> None:
         self._grid = grid
         self.poll_seconds = poll_seconds
+        self._names: dict[int, str] = {}
+
+    def name(self, node: int, name: object, there: Collection[int]) -> None:
+        """From now on the site ``node`` goes by the ``name`` that it has told, with ``_`` for all but letters, digits,
+        ``.`` and ``-``, since it is read in the middle of sentences. Nodes that are not ``there`` lose theirs."""
+        self._names = {one: own for one, own in self._names.items() if one in there}
+        if isinstance(name, str) and name:
+            self._names[node] = _ODD.sub("_", name[:LONGEST_NAME])
+
+    def title(self, node: int) -> str:
+        """What a site is called in logs and reports: by its name, and by its number too where the name is another
+        site's as well, or might be taken for a number; without a name by its number alone."""
+        name = self._names.get(node)
+        if name is None:
+            return f"site {node}"
+        told_apart = not name.isdecimal() and list(self._names.values()).count(name) == 1
+        return f"site {name}" if told_apart else f"site {name} ({node})"
 
     def nodes(self) -> list[int]:
         """Ids of the sites that are there now, sorted."""
@@ -68,7 +89,7 @@ class Exchange:
         message = Message(content, node, kind, ttl=lifetime, group_id=group)
         keys = [key for key in self._grid.push_messages([message]) if key]
         # no id is how a grid says that it could not send a message
-        return keys[0] if keys else told(Silence(node, f"site {node} failed: its request could not be sent"))
+        return keys[0] if keys else told(Silence(node, f"{self.title(node)} failed: its request could not be sent"))
 
     def replies(self, sent: Mapping[str, int], deadline: Deadline) -> Iterator[tuple[str, Message | Silence]]:
         """What comes back to each message of ``sent`` (site by message id), in the order in which it comes.
@@ -84,7 +105,7 @@ class Exchange:
                     _log.warning("a reply to message %s, which is not waited for, is dropped", key)
                     continue
                 node = missing.pop(key)
-                yield key, told(_failure(node, reply.error)) if reply.has_error() else reply
+                yield key, told(self._failure(node, reply.error)) if reply.has_error() else reply
                 pause = _FIRST_PAUSE
             left = deadline.left()
             if missing and not left:
@@ -93,7 +114,8 @@ class Exchange:
                 time.sleep(min(pause, self.poll_seconds, left))
                 pause *= 2
         for key, node in missing.items():
-            yield key, told(Silence(node, f"site {node} did not answer within {deadline.seconds:g} s", "late"))
+            reason = f"{self.title(node)} did not answer within {deadline.seconds:g} s"
+            yield key, told(Silence(node, reason, "late"))
 
     def ask(
         self, contents: Mapping[int, RecordDict], kind: str, seconds: float | None
@@ -116,6 +138,11 @@ class Exchange:
                 answered[sent[key]] = reply.content
         return answered, silent
 
+    def _failure(self, node: int, error: Error) -> Silence:
+        cause = _CAUSES.get(error.code, "fault")
+        what = {"absent": "is away", "late": "did not answer in time"}.get(cause, "failed")
+        return Silence(node, readable(f"{self.title(node)} {what}: {error.reason}"), cause)
+
 
 def told(silence: Silence) -> Silence:
     """Say it in the log."""
@@ -124,11 +151,6 @@ def told(silence: Silence) -> Silence:
 
 
 def readable(reason: str) -> str:
-    """What a site says of itself, without what a log or terminal could stumble over."""
+    """What a site says of itself, on one line of bounded length: without control characters, escape sequences and
+    marks that change the direction of the text after them."""
     return "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON])
-
-
-def _failure(node: int, error: Error) -> Silence:
-    cause = _CAUSES.get(error.code, "fault")
-    what = {"absent": "is away", "late": "did not answer in time"}.get(cause, "failed")
-    return Silence(node, readable(f"site {node} {what}: {error.reason}"), cause)

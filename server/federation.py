@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,18 +15,21 @@ from fed_distill.merging import AGGREGATORS
 from fed_distill.merging.base import Aggregator
 from fed_distill.methods.base import GlobalState, Relearn
 from fed_distill.models import TextModel
-from fed_distill.privacy.ledger import AT_MERCHANTS
+from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
+from fed_distill.results.files import as_file_name
 from fed_distill.runtime import seeds
+from fed_distill.runtime.merchant_store import CODING, STUDENTS, Stores
 from fed_distill.training.optimization import schedule_factor
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Weights
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 from server.attempts import check_there
+from server.counts import Counts
 from server.evaluation import Evaluator
 from server.intake import Intake
 from server.learning_teacher import LearningTeacher
 from server.protection import NoiseSource, counted_plainly, private_mean, vote_count
-from server.received import Received
+from server.received import FOLDER, Received
 from server.released import Released
 from server.sites import Chunk, Sites, chunk_size
 from server.students import ServerTraining
@@ -40,7 +44,8 @@ class Federation:
     between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
     of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret: what
     the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was released
-    before, where there is a secret and the server adds the noise.
+    before, where there is a secret and the server adds the noise. kept_as: by what name its merchants' state is kept.
+    cut: merchants that have counted for less than they claim, each of whom is named once.
     """
 
     arm: str
@@ -64,6 +69,8 @@ class Federation:
     identity: str = ""
     secret: str = field(default="", repr=False)
     released: Released | None = None
+    kept_as: str = ""
+    cut: set[str] = field(default_factory=set)
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
         """A request to ``merchants``, each with the student dealt to it."""
@@ -87,6 +94,22 @@ class Federation:
         return NoiseSource((self.secret or self.seed, self.arm, self.identity), reproducible=not self.secret)
 
     @property
+    def stores(self) -> Stores:
+        """What is kept of its merchants beside the checkpoint: what came from them, and in a simulation their own."""
+        arms = {STUDENTS: self.kept_as, CODING: self.kept_as, FOLDER: self.arm}
+        return Stores(self.checkpoint.parent.parent, self.seed, arms)
+
+    def check_kept(self, number: int, kept: Mapping[str, Mapping[str, int]]) -> None:
+        """Before round ``number``: CheckpointError unless all that was ``kept`` is in ``stores`` as it was written, and
+        LedgerError for a ledger of a simulation that is not. A site that found it out would leave the merchant out."""
+        remedy = f"put back a copy of it, or delete {self.checkpoint} to train that federation again"
+        self.stores.check(number, kept, remedy)
+        ledgers = self.checkpoint.parent.parent / "ledgers" / f"seed-{self.seed}" / as_file_name(self.arm)
+        if ledgers.exists():
+            for merchant in self.sites.merchants:
+                Ledgers(ledgers).of(merchant).entries()
+
+    @property
     def title(self) -> str:
         """Seed and arm, by which ``released`` knows it."""
         return f"seed {self.seed}, {self.arm}"
@@ -106,11 +129,14 @@ class Federation:
             student = copy.deepcopy(self.students[self.global_student])
             merchants = len(self.sites.merchants)
             return private_mean(self.privacy, self.config, student, merchants, self.noise)
+        built: Aggregator = AGGREGATORS.build(self.config.aggregator, self._aggregator_options())
+        return built
+
+    def _aggregator_options(self) -> dict[str, Any]:
         options = dict(self.config.aggregator_options)
         if self.unit in AT_MERCHANTS and self.privacy.weighting != "examples":
             options["weight"] = self.privacy.weighting
-        built: Aggregator = AGGREGATORS.build(self.config.aggregator, options)
-        return built
+        return options
 
     def tally(self, number: int) -> Callable[[Tensor], Tensor]:
         """What counts the votes of round ``number``."""
@@ -160,7 +186,10 @@ class Federation:
             received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
             request = received.told(request)
         shape, deadline = (proxy, classes), self.config.deadline
-        return self.sites.train(request, down, starts, self.chunk(), self.codec, shape, received, deadline, away)
+        weights = self.starts[self.global_student]
+        return self.sites.train(
+            request, down, starts, self.chunk(), self.codec, shape, received, deadline, away, weights
+        )
 
     def intake(
         self,
@@ -176,7 +205,10 @@ class Federation:
         away = self.sites.away()
         check_there(merchants, away, share, number)
         chunks = self.asked(request, down, starts, away) if merchants else iter(())
-        return Intake(chunks, state, len(merchants), number, share, longest, compared=self.unit != "merchant")
+        compared = self.unit != "merchant"
+        power = 2 if self._aggregator_options().get("weight") == "examples-squared" else 1
+        counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
+        return Intake(chunks, state, len(merchants), number, share, longest, compared, counts)
 
     @property
     def global_student(self) -> str:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from statistics import median
 
@@ -21,6 +22,8 @@ from fed_distill.transport.messages import Uplink, Weights
 from fed_distill.transport.records import check_uplink
 from fed_distill.transport.requests import Cause, Refusal
 from server.attempts import least
+from server.counts import Counts
+from server.exchange import readable
 from server.sites import Chunk
 
 _log = logging.getLogger(__name__)
@@ -32,12 +35,13 @@ class Intake:
 
     An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
     most have in the first chunk with any fit uplink, and moved weights no farther than ``longest`` times their median
-    there. Where they are not ``compared`` it needs weights and nothing else: to hide who took part, a merchant must not
-    decide whether another's update counts, but change the sum by its own alone. When the merchants are through and
-    less than ``share`` of those asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if
-    enough others may answer another time; those whose privacy budget is spent do not count as asked, and if nobody
-    else is left, it ends in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test
-    examples of each merchant's trained student, as it measured it) grow while it is iterated.
+    there. What it says to count for is cut to what ``counts`` allows by the sizes in that chunk. Where they are not
+    ``compared`` it needs weights and nothing else: to hide who took part, a merchant must not decide whether another's
+    update counts, but change the sum by its own alone. When the merchants are through and less than ``share`` of those
+    asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may answer
+    another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends in
+    BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test examples of each merchant's
+    trained student, as it measured it) grow while it is iterated.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Intake:
         share: float = 0.5,
         longest: float | None = None,
         compared: bool = True,
+        counts: Counts | None = None,
     ) -> None:
         """``asked`` merchants were to take part in round ``number``; ``state`` is what they were sent."""
         self.merchants: list[str] = []
@@ -57,6 +62,7 @@ class Intake:
         self._state, self._asked, self._number, self._share = state, asked, number, share
         self._usual: _Parts | None = None
         self._longest, self._usual_norm, self._compared = longest, 0.0, compared
+        self._counts = counts
         self._received = self._downlink_bytes = self._uplink_bytes = 0
         self._losses: list[float] = []
         self._causes: Counter[Cause] = Counter()
@@ -132,7 +138,11 @@ class Intake:
             self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
             if self._longest is not None:
                 self._usual_norm = median(self._norm(uplink) for uplink in fit if _parts(uplink) == self._usual)
-        return [uplink for uplink in fit if self._is_usual(uplink)]
+        usual = [uplink for uplink in fit if self._is_usual(uplink)]
+        if self._counts is None:
+            return usual
+        self._counts.learn(usual)
+        return list(map(self._counts.cut, usual))
 
     def _is_usual(self, uplink: Uplink) -> bool:
         """Whether an uplink is like most others; it is refused if not."""
@@ -162,6 +172,7 @@ class Intake:
         return True
 
     def _refuse(self, refusal: Refusal) -> None:
+        refusal = replace(refusal, reason=readable(refusal.reason))
         with observed(merchant=refusal.merchant or None):
             _log.warning("round %d: %s", self._number, refusal.reason)
         self.refusals.append(refusal)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fed_distill.errors import CheckpointError
 from fed_distill.merging.base import Aggregator
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
@@ -24,7 +25,12 @@ class Best:
 
 @dataclass
 class Progress:
-    """The method's state and what is carried beside it. best: where it may stop early. record: of the last round."""
+    """The method's state and what is carried beside it.
+
+    best: where it may stop early. record: of the last round. lines: hash of all rounds' records (``store.chained``).
+    kept: the last round of which each merchant's state is kept, by store (``Stores.rounds``). identity: names the very
+    federation (``Federation.identity``).
+    """
 
     state: GlobalState
     best: Best | None = None
@@ -34,6 +40,9 @@ class Progress:
     seconds: float = 0.0
     personal_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    lines: str = ""
+    kept: dict[str, dict[str, int]] = field(default_factory=dict)
+    identity: str = ""
 
 
 def better(best: Best | None, score: float, weights: Weights) -> Best:
@@ -43,12 +52,18 @@ def better(best: Best | None, score: float, weights: Weights) -> Best:
     return Best(score, {name: value.clone() for name, value in weights.items()})
 
 
-def restored(path: Path, start: GlobalState, aggregator: Aggregator) -> Progress:
-    """What the checkpoint at ``path`` holds, the aggregator's own state put back; without one, ``start`` alone."""
+def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: str = "") -> Progress:
+    """What the checkpoint at ``path`` holds, the aggregator's own state put back; without one, ``start`` alone.
+    CheckpointError if it is not as it was written, or not of the federation that ``identity`` names."""
     found = read_checkpoint(path)
     if found is None:
-        return Progress(start)
+        return Progress(start, identity=identity)
     tensors, values = found
+    if values["identity"] != identity:
+        raise CheckpointError(
+            f"{path} is of another federation than this: of other settings or data, or what named it was lost or put "
+            "back from an older copy. Start again with another --name"
+        )
     aggregator.restore(_under(tensors, "aggregator/"))
     state = replace(
         start,
@@ -68,7 +83,10 @@ def restored(path: Path, start: GlobalState, aggregator: Aggregator) -> Progress
         values["uplink_bytes"],
         values["seconds"],
         {merchant: (right, count) for merchant, (right, count) in values["personal_counts"].items()},
-        values.get("record", {}),  # of a run begun before it was kept
+        values["record"],
+        values["lines"],
+        values["kept"],
+        identity,
     )
 
 
@@ -93,6 +111,9 @@ def keep(path: Path, aggregator: Aggregator, progress: Progress) -> None:
         "seconds": progress.seconds,
         "personal_counts": progress.personal_counts,
         "record": progress.record,
+        "lines": progress.lines,
+        "kept": progress.kept,
+        "identity": progress.identity,
         "best": None if best is None else {"score": best.score, "since": best.since},
     }
     write_checkpoint(path, tensors, values)

@@ -5,7 +5,6 @@ If an older checkpoint was put back, its rounds would be released a second time,
 and nobody would pay for it: the federation does not go on from there.
 """
 
-import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from fed_distill.errors import CheckpointError
 from fed_distill.results.files import make_folder, write_atomic
+from fed_distill.results.sealed import read_sealed_json, sealed_json
 
 NOISE_KEY = "noise.key"
 """The server's secret, in the folder of its runs."""
@@ -53,17 +53,12 @@ class Released:
         if not self.path.exists():
             return {}
         try:
-            found = json.loads(self.path.read_bytes())
-            return {
-                str(title): {"federation": str(one["federation"]), "round": int(one["round"])}
-                for title, one in found.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return read_sealed_json(self.path)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{self.path} cannot be read ({error}), and without it nobody knows what was released: start again "
-                "with another --name"
+                f"{error}, and without it nobody knows what was released: start again with another --name"
             ) from error
 
     def _write(self, known: dict[str, dict[str, Any]]) -> None:
         make_folder(self.path.parent)
-        write_atomic(self.path, json.dumps(known, indent=1, sort_keys=True) + "\n", private=True)
+        write_atomic(self.path, sealed_json(known, self.path), private=True)

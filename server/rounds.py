@@ -13,6 +13,7 @@ from fed_distill.observing.logs import observed
 from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.results.disclosure import coarse
 from fed_distill.results.metrics import Metrics
+from fed_distill.results.store import chained
 from fed_distill.training.optimization import Pace
 from fed_distill.transport.messages import Weights
 from server.attempts import patiently
@@ -26,26 +27,28 @@ _log = logging.getLogger(__name__)
 def federate(
     federation: Federation,
     on_round: Callable[[dict[str, Any]], None],
-    on_resume: Callable[[int], bool],
+    on_resume: Callable[[Progress], None],
 ) -> Progress:
     """Run all rounds, going on from the checkpoint if there is one.
 
-    ``on_resume`` is told the round that the checkpoint holds (0 for none) before the first round, and says whether that
-    round's record is known; ``on_round`` gets each round's record. Nobody sees anything of a round before its
+    ``on_resume`` is told what the checkpoint holds (round 0 for none) before the first round; the last round's record
+    may not have come to anybody yet. ``on_round`` gets each round's record. Nobody sees anything of a round before its
     checkpoint is written: a round that is trained again after a crash has not been released. A federation ends when no
-    merchant may take part any more; BudgetExceeded if none ever could.
+    merchant may take part any more; BudgetExceeded if none ever could. CheckpointError if what is kept of merchants
+    here is not what was kept when the checkpoint was written.
     """
     config = federation.config
     method: Method = METHODS.build(config.method, config.options)
     aggregator = federation.aggregator()
-    progress = restored(federation.checkpoint, federation.first_state(aggregator), aggregator)
+    progress = restored(federation.checkpoint, federation.first_state(aggregator), aggregator, federation.identity)
     if federation.released is not None:
         federation.released.check(federation.title, progress.state.round)
-    if not on_resume(progress.state.round) and progress.record:
-        on_round(progress.record)
+    on_resume(progress)
+    if _goes_on(config, progress):
+        federation.check_kept(progress.state.round + 1, progress.kept)
     if federation.unit == "merchant":
         federation.sites.join(federation.request(federation.sites.merchants))
-    while progress.state.round < config.rounds and not _is_stale(config, progress):
+    while _goes_on(config, progress):
         began = time.perf_counter()
         try:
             with observed(round=progress.state.round + 1):
@@ -57,6 +60,8 @@ def federate(
             break
         progress.seconds += time.perf_counter() - began
         progress.record = {**record, "seconds": time.perf_counter() - began}
+        progress.lines = chained(progress.lines, progress.record)
+        progress.kept = federation.stores.rounds(progress.state.round + 1)
         keep(federation.checkpoint, aggregator, progress)
         if federation.released is not None:
             federation.released.note(federation.title, progress.state.round)
@@ -64,9 +69,10 @@ def federate(
     return _ended(federation, progress)
 
 
-def _is_stale(config: FederationConfig, progress: Progress) -> bool:
-    """Whether the last validations were all worse than one before."""
-    return config.patience is not None and progress.best is not None and progress.best.since >= config.patience
+def _goes_on(config: FederationConfig, progress: Progress) -> bool:
+    """Whether there is a round left, and the last validations were not all worse than one before."""
+    stale = config.patience is not None and progress.best is not None and progress.best.since >= config.patience
+    return progress.state.round < config.rounds and not stale
 
 
 def _ended(federation: Federation, progress: Progress) -> Progress:

@@ -8,7 +8,7 @@ server's memory does not grow with the number of merchants.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,8 +23,9 @@ from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink, Weights
 from fed_distill.transport.records import (
     MOST_EXAMPLES,
-    by_prefix,
+    by_merchant,
     encode_downlink,
+    room_for,
     serialized_bytes,
     to_array_record,
 )
@@ -92,20 +93,24 @@ class _Sent:
 class Sites:
     """The merchants that are reachable through a Flower grid."""
 
-    def __init__(self, grid: Grid, minimum: int = 1, poll_seconds: float = 1.0, deadline: float | None = None) -> None:
-        """Wait until ``minimum`` sites are connected, then ask each for its merchants.
+    def __init__(
+        self,
+        grid: Grid,
+        minimum: int = 1,
+        poll_seconds: float = 1.0,
+        deadline: float | None = None,
+        public: str | None = None,
+    ) -> None:
+        """Ask each site for its merchants, until ``minimum`` sites that are of use are there.
 
         ``poll_seconds``: longest pause between two looks for sites or for replies. ``deadline``: seconds to wait for
-        answers to what is no round; None for however long it takes.
+        answers to what is no round; None for however long it takes. ``public``: fingerprint of the task and proxy set
+        that sites must have (``PublicPart``); None for any.
         """
         self._exchange = Exchange(grid, poll_seconds)
         self._deadline = deadline
-        self._roster = Roster(self._exchange, minimum, deadline)
+        self._roster = Roster(self._exchange, minimum, deadline, public)
         self._proxy = b""
-
-    def check_public(self, fingerprint: str) -> None:
-        """DataError naming the merchants of a site whose task or proxy set is not the server's (``PublicPart``)."""
-        self._roster.check_public(fingerprint)
 
     def away(self) -> frozenset[str]:
         """The merchants whose site is not there now, after a look at who is."""
@@ -131,6 +136,7 @@ class Sites:
         received: Received | None = None,
         deadline: float | None = None,
         away: frozenset[str] | None = None,
+        weights: Weights | None = None,
     ) -> Iterator[Chunk]:
         """One round: each site that is there trains those of ``request.merchants`` that it hosts.
 
@@ -139,13 +145,15 @@ class Sites:
         answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``proxy_shape``:
         (proxy examples, classes) that soft labels must have where they are. ``received``: where soft labels are cached,
         what merchants sent before, and where it is kept now. ``deadline``: seconds to wait for answers; None for
-        however long it takes. ``away``: merchants whose site is not there, if that was just looked for.
+        however long it takes. ``away``: merchants whose site is not there, if that was just looked for. ``weights``: of
+        the global student, if other than ``down`` has: an uplink may be as large as they let it be.
         """
         away = self._roster.away() if away is None else away
         until = Deadline(deadline)
         request = replace(request, proxy=self._proxy)
         content = codec.encode_downlink(down, (request.seed, request.arm, "server", down.round, "coding"))
-        decode = partial(codec.decode_uplink, base=down.weights, proxy_shape=proxy_shape)
+        room = room_for(weights or down.weights or {}, proxy_shape)
+        decode = partial(codec.decode_uplink, base=down.weights, proxy_shape=proxy_shape, room=room)
         if received is not None:
             decode = partial(decode, known=received.of)
         records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
@@ -171,25 +179,27 @@ class Sites:
             )
             size = each * len(there.merchants) + started
             sent.append(replace(pushed, refusals=absent + pushed.refusals, downlink_bytes=size))
-        return map(partial(self._collect, decode, received, until), sent)
+        return map(partial(self._collect, decode, received, until, set()), sent)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> tuple[dict[str, tuple[int, int]], list[str]]:
         """(right, all) test examples of each merchant that has any, under one student; and of whom nothing is told, as
         their sites do not answer or keep that to themselves."""
         content = encode_downlink(Downlink(round=0, weights=weights))
-        contents = {}
-        for node, part in self._by_node(request).items():
-            contents[node] = RecordDict({**content, "request": part.to_record()})
+        parts = self._by_node(request)
+        asked = {node: part.merchants for node, part in parts.items()}
+        contents = {node: RecordDict({**content, "request": part.to_record()}) for node, part in parts.items()}
         counts: dict[str, tuple[int, int]] = {}
-        asked = frozenset(request.merchants)
         answered, _ = self._exchange.ask(contents, EVALUATE, self._deadline)
         for node, answer in answered.items():
-            for merchant, value in answer.metric_records.get("counts", MetricRecord()).items():
+            found = answer.metric_records.get("counts", MetricRecord())
+            own = [name for name in asked[node] if name in found]
+            if len(found) > len(own):
+                self._tell_unasked(node, len(found) - len(own))
+            for merchant in own:
                 try:
-                    self._check_owner(merchant, asked, node)
-                    counts[merchant] = _counts(merchant, value)
+                    counts[merchant] = _counts(merchant, found[merchant])
                 except UplinkRejected as error:
-                    _log.warning("test counts left out: %s", error)
+                    _log.warning("test counts left out: %s", readable(str(error)))
         untold = [name for name in request.merchants if name not in counts]
         return {name: found for name, found in sorted(counts.items()) if found[1]}, untold
 
@@ -197,11 +207,16 @@ class Sites:
         """Have every merchant pay for a federation of which it will be drawn by a coin in each round; who is away now
         pays when it first takes part."""
         request = replace(request, proxy=self._proxy)
-        contents = {node: RecordDict({"request": part.to_record()}) for node, part in self._by_node(request).items()}
+        parts = self._by_node(request)
+        contents = {node: RecordDict({"request": part.to_record()}) for node, part in parts.items()}
         answered, _ = self._exchange.ask(contents, JOIN, self._deadline)
         for node, answer in answered.items():
-            for record in answer.config_records.values():
-                _log.warning("%s", _refusal(record, request, node).reason)
+            refused, unasked = by_merchant(answer, parts[node].places)
+            if unasked:
+                self._tell_unasked(node, unasked)
+            for merchant, single in refused.items():
+                if "refusal" in single.config_records:
+                    _log.warning("%s", _refusal(merchant, single.config_records["refusal"]).reason)
 
     def spent(self, arm: str, seed: int) -> Spent:
         """What an arm has cost the merchants, by their ledgers, as their sites tell; of some it may stay untold."""
@@ -209,7 +224,9 @@ class Sites:
         contents = {node: RecordDict({"request": asked}) for node in self._roster.nodes()}
         answered, silent = self._exchange.ask(contents, QUERY_PRIVACY, self._deadline)
         hosted = Counter(map(self._roster.node_of, self.merchants))
-        known = [_spent(node, answer.metric_records, hosted[node]) for node, answer in answered.items()]
+        known = [
+            _spent(self._exchange.title(node), answer.metric_records, hosted[node]) for node, answer in answered.items()
+        ]
         return Spent.joined([*known, Spent(untold=len(silent))])
 
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
@@ -231,53 +248,72 @@ class Sites:
         return _Sent(asked, tuple(refusals), 0, title)
 
     def _collect(
-        self, decode: Callable[[RecordDict], Uplink], received: Received | None, until: Deadline, sent: _Sent
+        self,
+        decode: Callable[[RecordDict], Uplink],
+        received: Received | None,
+        until: Deadline,
+        odd: set[int],
+        sent: _Sent,
     ) -> Chunk:
-        """Wait for a chunk's answers; those that cannot be used are refusals."""
+        """Wait for a chunk's answers; those that cannot be used are refusals.
+
+        A site answers once for each merchant that it is asked for, and nothing else of its reply is looked into. odd:
+        sites that have been refused for more in this round.
+        """
         uplinks: dict[str, Uplink] = {}
         refusals, uplink_bytes = list(sent.refusals), 0
-        refused: set[str] = set()
         for key, reply in self._exchange.replies({key: node for key, (node, _) in sent.asked.items()}, until):
             node, request = sent.asked[key]
-            silence = reply if isinstance(reply, Silence) else _replayed(reply, node, sent.title)
+            silence = reply if isinstance(reply, Silence) else self._replayed(reply, node, sent.title)
             if silence is not None:
                 refusals += _refusals(silence, request)
                 continue
             assert isinstance(reply, Message)
             content = RecordDict({name: record for name, record in reply.content.items() if name != ANSWER})
-            for single in by_prefix(content).values():
+            answers, unasked = by_merchant(content, request.places)
+            if unasked and node not in odd:
+                odd.add(node)
+                refusals.append(Refusal("", self._tell_unasked(node, unasked)))
+            for merchant in request.merchants:
+                single = answers.get(merchant)
+                if single is None:
+                    reason = f"merchant {merchant}: {self._exchange.title(node)} sent nothing for it"
+                    refusals.append(Refusal(merchant, reason))
+                    continue
                 if "refusal" in single.config_records:
-                    refusal = _refusal(single.config_records["refusal"], request, node)
-                    if refusal.merchant not in refused:
-                        refused.add(refusal.merchant)
-                        refusals.append(refusal)
+                    refusals.append(_refusal(merchant, single.config_records["refusal"]))
                     continue
                 try:
                     uplink = decode(single)
-                    self._check_sender(uplink, request, node, uplinks)
+                    self._check_size(uplink)
                 except UplinkRejected as error:
-                    refusals.append(Refusal("", readable(str(error))))
+                    refusals.append(Refusal(merchant, _about(merchant, str(error))))
                     continue
-                uplinks[uplink.merchant] = uplink
+                uplinks[merchant] = uplink
                 uplink_bytes += serialized_bytes(single)
                 if received is not None:
                     received.keep(uplink)
         ordered = tuple(uplinks[merchant] for merchant in sorted(uplinks))
         return Chunk(ordered, tuple(refusals), sent.downlink_bytes, uplink_bytes)
 
-    def _check_owner(self, merchant: str, asked: Collection[str], node: int) -> None:
-        if merchant not in asked or self._roster.node_of(merchant) != node:
-            raise UplinkRejected(f"a reply for merchant {merchant!r} came from site {node}, which was not asked for it")
+    def _tell_unasked(self, node: int, number: int) -> str:
+        """Say that a site has sent more than it was asked for, which is dropped."""
+        reason = f"{self._exchange.title(node)} sent what it was not asked for; answers dropped: {number:,}"
+        return told(Silence(node, reason)).reason
 
-    def _check_sender(self, uplink: Uplink, request: TrainRequest, node: int, before: Collection[str]) -> None:
-        self._check_owner(uplink.merchant, request.places, node)
+    def _replayed(self, reply: Message, node: int, title: str) -> Silence | None:
+        """A Silence for a reply that does not say that it answers this very request, but one of an earlier round."""
+        to = reply.content.config_records.get(ANSWER, ConfigRecord()).get("to")
+        if to == title:
+            return None
+        theirs = readable("nothing that it names" if to is None else str(to))
+        site = self._exchange.title(node)
+        return told(Silence(node, f"{site} failed: it was asked for {title}, and its reply is to {theirs}"))
+
+    def _check_size(self, uplink: Uplink) -> None:
         announced = self._roster.announced(uplink.merchant)
         if announced is not None and uplink.examples > announced:
-            raise UplinkRejected(
-                f"merchant {uplink.merchant} claims {uplink.examples} training examples, but announced {announced}"
-            )
-        if uplink.merchant in before:
-            raise UplinkRejected(f"merchant {uplink.merchant} sent two uplinks in one round")
+            raise UplinkRejected(f"it claims {uplink.examples} training examples, but announced {announced}")
 
 
 def _refusals(silence: Silence, request: TrainRequest) -> list[Refusal]:
@@ -285,15 +321,6 @@ def _refusals(silence: Silence, request: TrainRequest) -> list[Refusal]:
     if silence.cause == "fault":
         return [Refusal("", silence.reason)]
     return [Refusal(name, f"merchant {name}: {silence.reason}", silence.cause) for name in request.merchants]
-
-
-def _replayed(reply: Message, node: int, title: str) -> Silence | None:
-    """A Silence for a reply that does not say that it answers this very request, such as one of an earlier round."""
-    to = reply.content.config_records.get(ANSWER, ConfigRecord()).get("to")
-    if to == title:
-        return None
-    theirs = readable("nothing that it names" if to is None else str(to))
-    return told(Silence(node, f"site {node} failed: it was asked for {title}, and its reply is to {theirs}"))
 
 
 def _chunks(request: TrainRequest, size: int) -> Iterator[TrainRequest]:
@@ -307,16 +334,19 @@ def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
     return {name: weights for by_name in starts.values() for name, weights in by_name.items()}
 
 
-def _refusal(record: ConfigRecord, request: TrainRequest, node: int) -> Refusal:
-    """What a site says of a merchant that did not train; of one that it was not asked for, what it did wrong."""
-    merchant, reason = str(record.get("merchant", "")), str(record.get("reason", "no reason given"))
-    if merchant not in request.places:
-        wrong = told(Silence(node, f"site {node} failed: it refused for merchants that it was not asked for"))
-        return Refusal("", wrong.reason)
-    return Refusal(merchant, readable(reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))
+def _refusal(merchant: str, record: ConfigRecord) -> Refusal:
+    """What a site says of a merchant that did not train."""
+    reason = str(record.get("reason", "no reason given"))
+    return Refusal(merchant, _about(merchant, reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))
 
 
-def _spent(node: int, records: Mapping[str, MetricRecord], hosted: int) -> Spent:
+def _about(merchant: str, reason: str) -> str:
+    """A reason that names its merchant."""
+    name = f"merchant {merchant}"
+    return readable(reason if name in reason else f"{name}: {reason}")
+
+
+def _spent(site: str, records: Mapping[str, MetricRecord], hosted: int) -> Spent:
     """What a site tells of the ledgers of its ``hosted`` merchants, or that it tells nothing that could be believed."""
     try:
         told = {name: float(str(value)) for name, value in records["spent"].items()}
@@ -336,7 +366,7 @@ def _spent(node: int, records: Mapping[str, MetricRecord], hosted: int) -> Spent
             epsilon_6=told["epsilon_6"],
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        _log.warning("what site %d tells of its ledgers cannot be read: %s", node, readable(str(error)))
+        _log.warning("what %s tells of its ledgers cannot be read: %s", site, readable(str(error)))
         return Spent(untold=1)
 
 

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from fed_distill.config.tables import ConfigTable, PositiveFloat, PositiveInt
 
 StageTable = str | dict[str, Any]
-INTAKE = ("deadline", "minimum_share", "retries", "pause", "max_update_norm")
-"""Keys of ``[federation]`` that say whose answers the server takes, and how long it waits for them: nothing of them
-reaches a merchant, and a run that is resumed may have others."""
+INTAKE = ("deadline", "minimum_share", "retries", "pause", "max_update_norm", "max_share", "max_size_ratio")
+"""Keys of ``[federation]`` that say whose answers the server takes, how long it waits for them, and what they count for
+at most: nothing of them reaches a merchant, and a run that is resumed may have others."""
 
 
 class TransportConfig(ConfigTable):
@@ -86,6 +86,14 @@ class FederationConfig(ConfigTable):
         1000.0,
         description="times the median norm of updates beyond which one is rejected; none for any that is finite; not "
         "used under privacy.unit merchant, which clips updates and compares nobody with others",
+    )
+    max_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        0.6,
+        description="share of a round's training examples that one merchant may count for, whatever size it claims; "
+        "none for any. Not used under privacy.unit merchant, where all count the same",
+    )
+    max_size_ratio: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] | None = Field(
+        20.0, description="times the median merchant's examples that one may count for; none for any"
     )
     transport: TransportConfig | None = Field(None, description="how its messages are coded; none for [transport]")
     label: str = Field(

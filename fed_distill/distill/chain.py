@@ -18,9 +18,9 @@ from torch import Tensor
 from fed_distill.config import AssistantConfig
 from fed_distill.distill.fingerprint import fingerprint, named_files, own_code
 from fed_distill.distill.transfer import Lesson
-from fed_distill.errors import ModelError
+from fed_distill.errors import CheckpointError, ModelError
 from fed_distill.models import TextModel, load_model
-from fed_distill.results.files import replace_folder
+from fed_distill.results.sealed import check_folder, replace_sealed_folder
 from fed_distill.transport.messages import Weights
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,11 @@ def _trained(
 def _stored(folder: Path, make: Callable[[], TextModel]) -> TextModel:
     if folder.exists():
         try:
+            check_folder(folder)
             return load_model(folder)
-        except ModelError as error:
+        except (CheckpointError, ModelError) as error:
             logger.warning("the stored level in %s cannot be used and is trained again: %s", folder, error)
     model = make()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(folder, model.save)
+    replace_sealed_folder(folder, model.save)
     return model

@@ -1,7 +1,7 @@
 """Arrays on disk that are expensive to make: read if they are there and sound, else made and kept.
 
-They are memory-mapped when read, so that many processes of one machine share them. A torn file is reported in the log
-and made again.
+They are memory-mapped when read, so that many processes of one machine share them. A file that is torn, or not as it
+was written, is reported in the log and made again.
 """
 
 import io
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.results.files import write_atomic
+from fed_distill.results.sealed import check_end, checksum
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ def stored_array(path: Path, what: str, make: Callable[[], Tensor], check: Calla
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, made.numpy(), allow_pickle=False)
+    content.write(checksum(content.getvalue(), path))
     write_atomic(path, content.getvalue())
     return _read(path, check)
 
 
 def _read(path: Path, check: Callable[[Tensor], None]) -> Tensor:
     """Map the file copy-on-write: torch wants writable memory, and writes to it must not reach the file."""
+    check_end(path)
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     if array.dtype != np.float32:
         raise ValueError(f"it holds {array.dtype} {array.shape}, not float32")

@@ -24,8 +24,9 @@ from fed_distill.distill.masked import read_domain
 from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
 from fed_distill.models import Encoded, TextModel, load_model, load_teacher, predict
 from fed_distill.models.prediction import lengths
-from fed_distill.results.files import read_json, replace_folder, strict_json
+from fed_distill.results.files import read_json, strict_json
 from fed_distill.results.metrics import classification
+from fed_distill.results.sealed import check_folder, replace_sealed_folder
 from fed_distill.results.versions import versions
 from fed_distill.runtime import seeds
 from fed_distill.training.batching import bucketed_batches
@@ -152,7 +153,7 @@ def cached_teacher(
     """The fine-tuned teacher and its fingerprint: loaded from ``cache_dir`` if it was made before, else made and kept.
 
     domain: texts that it reads before it is fine-tuned, if it is to (``masked_epochs``); their labels are not used. A
-    stored teacher that cannot be read is reported in the log and made again.
+    stored teacher that cannot be read, or is not as it was written, is reported in the log and made again.
     """
     name = teacher_fingerprint(config, task, public, valid, domain, seed)
     folder = teacher_folder(cache_dir, name)
@@ -168,7 +169,7 @@ def cached_teacher(
         rate = config.masked_learning_rate
         read_domain(teacher, domain, config.masked_epochs, rate, (seed, "teacher"), lambda d, n: progress(d, n, {}))
     tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
-    replace_folder(folder, partial(_save, tuned))
+    replace_sealed_folder(folder, partial(_save, tuned))
     return tuned, name
 
 
@@ -179,6 +180,7 @@ def _save(tuned: FineTuned, folder: Path) -> None:
 
 
 def _load(folder: Path) -> FineTuned:
+    check_folder(folder)
     training = read_json(folder / "training.json")
     return FineTuned(load_model(folder), training["history"], training["best_epoch"])
 

@@ -20,9 +20,10 @@ from fed_distill.transport.messages import Uplink, Weights
 USES_PER_EXAMPLE = 4
 """What a merchant counts for in a row at most, for each of its training examples.
 
-How often its examples use a row is a merchant's own word and has no exact bound; the number of its examples is bounded
-by what it announced. In a pair each text uses a feature once or twice, and proxy examples count too: no merchant of the
-experiments on marketplace and PriceRunner reaches 3 uses an example, so that the limit only holds back who overstates.
+How often its examples use a row is a merchant's own word and has no exact bound; its examples, and its uses of all rows
+together, are cut to what other merchants' let them be before they come here (``server.counts``). In a pair each text
+uses a feature once or twice, and proxy examples count too: no merchant of the experiments on marketplace and
+PriceRunner reaches 3 uses an example, so that the limit only holds back who overstates.
 """
 
 

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fed_distill.errors import CheckpointError
-from fed_distill.results.files import read_json, strict_json, write_atomic
+from fed_distill.results.files import write_atomic
 from fed_distill.results.metrics import Metrics
+from fed_distill.results.sealed import read_sealed_json, sealed_json
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Outcome:
     curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
     included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
     privacy: what was promised to the merchants and what it cost (``privacy.promise.account``); None where nothing was
-    protected. seconds: time spent on it.
+    protected. seconds: time spent on it. rounds: how many it had. lines: hash of their lines in ``metrics.jsonl``
+    (``store.chained``).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -52,6 +54,7 @@ class Outcome:
     privacy: Mapping[str, Any] | None = None
     seconds: float = 0.0
     rounds: int = 0
+    lines: str = ""
 
     def __post_init__(self) -> None:
         for accuracies in (self.merchant_accuracy, self.personal_accuracy):
@@ -74,10 +77,10 @@ class Outcome:
             raise CheckpointError(f"{source} is not a stored outcome: {where}: {problem['msg']}") from error
 
     def save(self, path: Path) -> None:
-        """Write as a JSON file, atomically."""
-        write_atomic(path, strict_json(self.to_json(), str(path), indent=1) + "\n")
+        """Write as a JSON file with its checksum, atomically."""
+        write_atomic(path, sealed_json(self.to_json(), path))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what ``save`` wrote; CheckpointError naming the file if it is missing or torn."""
-        return cls.from_json(read_json(path), str(path))
+        """Read what ``save`` wrote; CheckpointError naming the file if it is missing or not as it was written."""
+        return cls.from_json(read_sealed_json(path), str(path))

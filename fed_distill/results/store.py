@@ -5,6 +5,7 @@ the process was killed at any instant.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from fed_distill.results.versions import versions
 
 EXPERIMENT, METRICS, SUMMARY = "experiment.toml", "metrics.jsonl", "summary.json"
 REPORT, CLASSES, STUDENT, LOCK = "report.html", "classification_report.txt", "student", ".lock"
+_UNIT = {"seed": int, "federation": str, "round": int}
 IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
 
 
@@ -71,14 +73,17 @@ class RunStore:
     def resume(cls, folder: Path, experiment: Experiment) -> Self:
         """Go on with the run in ``folder``; CheckpointError if it is missing, held, or of another experiment."""
         path = folder / EXPERIMENT
-        if not path.is_file():
+        if not folder.exists():
             raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, which says what run this is: put it back, or use another --name")
         lock = _take_lock(folder)
         try:
             check_same(folder, experiment)
             store = cls(folder, lock)
             remove_leftovers(folder)
             store._drop_torn_line()
+            store._check_belongs(experiment)
         except BaseException:
             lock.close()
             raise
@@ -115,6 +120,19 @@ class RunStore:
             self._write_records(kept)
         return round == 0 or any(line["round"] == round for line in unit)
 
+    def check(self, seed: int, federation: str, lines: str, remedy: str) -> None:
+        """CheckpointError, with the ``remedy``, unless a federation's lines are those that are ``chained`` to
+        ``lines``."""
+        found = ""
+        for record in self.records():
+            if (record["seed"], record["federation"]) == (seed, federation):
+                found = chained(found, record)
+        if found != lines:
+            raise CheckpointError(
+                f"the lines of {federation} on seed {seed} in {self.folder / METRICS} are not those that were written: "
+                f"put back a copy of the file, or {remedy}"
+            )
+
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write ``summary.json``; TrainingError naming the key of a number that is not finite."""
         return self.write(SUMMARY, strict_json(summary, SUMMARY, indent=2) + "\n")
@@ -150,8 +168,23 @@ class RunStore:
         if whole != content:
             write_atomic(path, whole)
 
+    def _check_belongs(self, experiment: Experiment) -> None:
+        seeds, arms = range(experiment.seed, experiment.seed + experiment.repeats), experiment.arms()
+        for number, record in enumerate(self.records(), start=1):
+            if record["seed"] not in seeds or record["federation"] not in arms:
+                raise CheckpointError(
+                    f"{self.folder / METRICS}, line {number} is of {record['federation']} on seed {record['seed']}, "
+                    "which this run does not have: it was damaged or edited; put back a copy of the file, or delete "
+                    "the line to train its federation again"
+                )
+
     def _write_records(self, records: Iterable[Mapping[str, Any]]) -> None:
         write_atomic(self.folder / METRICS, "".join(strict_json(record, METRICS) + "\n" for record in records))
+
+
+def chained(before: str, record: Mapping[str, Any]) -> str:
+    """The hash of a federation's lines up to ``record``, from that of all ``before`` it; empty before the first."""
+    return hashlib.sha256(f"{before}{strict_json(record, METRICS)}".encode()).hexdigest()
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -163,10 +196,10 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_no_number)
         except ValueError as error:
             raise CheckpointError(f"{path}, line {number} is not valid JSON: {error}") from error
-        if not isinstance(record, dict) or not {"seed", "federation", "round"} <= set(record):
+        if not isinstance(record, dict) or any(type(record.get(key)) is not kind for key, kind in _UNIT.items()):
             raise CheckpointError(
                 f"{path}, line {number} is not a round's record: seed, federation or round is missing"
             )
@@ -191,6 +224,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {SUMMARY}: the run has not ended; go on with it by --resume")
     summary: dict[str, Any] = read_json(path)
     return summary
+
+
+def read_audit(folder: Path) -> dict[str, Any] | None:
+    """What an audit found of a finished run; None before there was one. CheckpointError as for ``read_summary``."""
+    privacy = read_summary(folder).get("privacy")
+    if not isinstance(privacy, dict) or "audit" not in privacy:
+        raise CheckpointError(
+            f"{folder / SUMMARY} does not tell of privacy: it is damaged; delete it to write it again"
+        )
+    audit: dict[str, Any] | None = privacy["audit"]
+    return audit
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _take_lock(folder: Path) -> IO[str]:
@@ -226,7 +274,7 @@ def check_same(folder: Path, experiment: Experiment) -> None:
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
             raise CheckpointError(
-                f"{folder} is a run of another experiment: {key} is {_shown(before, key)} there and "
+                f"{path} is of another experiment: {key} is {_shown(before, key)} there and "
                 f"{_shown(now, key)} now. Use the same value, or another --name (of a study or a search: --out)"
             )
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fed_distill.config import CONTROLS
 from fed_distill.results.files import write_atomic
 from fed_distill.results.glossary import GLOSSARY
+from fed_distill.results.spreadsheets import to_csv
 from fed_distill.results.store import REPORT
 from fed_distill.results.wording import ROW_NAMES
 from fed_distill.study import findings
@@ -73,8 +74,8 @@ def write_findings(study: Study, cells: Sequence[Cell], places: Places, command:
     results = results_table(study, cells, places)
     combinations = combinations_table(study, results)
     write_atomic(places.folder / PARQUET, results.to_parquet(index=False))
-    write_atomic(places.folder / CSV, results.to_csv(index=False))
-    write_atomic(places.folder / SUMMARY, combinations.to_csv(index=False))
+    write_atomic(places.folder / CSV, to_csv(results))
+    write_atomic(places.folder / SUMMARY, to_csv(combinations))
     write_atomic(places.folder / TOML, study.to_toml())
     charts = draw_charts(results, combinations, places.folder / FIGURES)
     table = summary_cells(study, results, combinations)

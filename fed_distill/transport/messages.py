@@ -25,7 +25,7 @@ class PartialWeights:
 
     arrays: by parameter name. rows: for each partly present table, the sorted int64 row numbers that
     ``arrays`` holds of it; all other rows are as they were in the downlink. counts: for each of those tables, int64,
-    how often the examples that were trained on use each of the rows.
+    how often the examples that were trained on use each of the rows; fractions where the server has cut them.
     """
 
     arrays: Weights

@@ -1,11 +1,11 @@
 """Typed messages to Flower records and back, with the bytes they take on the wire.
 
-Arrays travel as npy, numbers as Flower metric and config records: nothing is pickled. What comes from a
-merchant is checked before it is believed: names, shapes, row numbers, finite values.
+Arrays travel as npy, numbers as Flower metric and config records: nothing is pickled. What comes from outside is
+checked before it is believed: names, shapes, row numbers, finite values; and its size before it is read.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,73 @@ from flwr.proto.recorddict_pb2 import RecordDict as SerializedRecords
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from fed_distill.errors import UplinkRejected
-from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.transport.arrays import layout_of, read_array
+from fed_distill.transport.low_rank import most_rank, multiplied_out
 from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, PartialWeights, Uplink, Weights
 
 MOST_EXAMPLES = 2**31
 """Examples that a merchant may have at most: sums over merchants stay exact."""
 LARGEST_METRIC = 1e9
 """A merchant's loss or count beyond this is a lie or a fault; sums over merchants stay finite."""
+HEADS = ("up", "refusal")
+"""Records of which each part of a reply has one, and which name its merchant."""
+MOST_METRICS = 100
+"""Metrics of a merchant at most."""
+Room = Mapping[str, Mapping[str, int]]
+"""By record and array how many bytes an uplink's arrays may have at most; an array that is not in it has no place."""
+_CODED_BYTES = 12
+"""Bytes of a number in a coded array at most, its place included."""
 _VOTES = (torch.int8, torch.int16, torch.int32, torch.int64)
 """How class indices travel, in the first of these that holds them."""
 
 
 def to_array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Tensors as npy arrays by name."""
-    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in tensors.items()})
+    return ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in tensors.items()})
 
 
-def from_array_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Inverse of ``to_array_record``; the tensors own their memory."""
-    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+def from_array_record(record: ArrayRecord, room: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    """Inverse of ``to_array_record``; the tensors own their memory.
+
+    room: bytes of each array at most, by name. ValueError, before anything is allocated, for an array that is larger or
+    has no place there, and for one that is not what its header says (``arrays``).
+    """
+    if room is not None:
+        check_room(record, room)
+    return {name: torch.from_numpy(read_array(array)) for name, array in record.items()}
+
+
+def check_room(record: ArrayRecord, room: Mapping[str, int]) -> None:
+    """ValueError for an array for which there is no ``room``, or too little."""
+    for name, array in record.items():
+        if name not in room:
+            raise ValueError(f"{name!r} is not among the arrays that belong there")
+        if (size := layout_of(array).nbytes) > room[name]:
+            raise ValueError(f"{name} has {size} bytes, and {room[name]} at most belong there")
+
+
+def room_for(weights: Weights, proxy_shape: tuple[int, int] | None) -> Room:
+    """How large an uplink's arrays may be, coded or not, in a federation with such ``weights`` of its global student,
+    and (proxy examples, classes) where merchants are asked about any."""
+    whole = {name: value.nbytes for name, value in weights.items()}
+    rows = {name: 4 * len(value) for name, value in weights.items() if value.dim()}
+    factors = {name: 4 * value.numel() for name, value in weights.items() if value.dim() == 2}
+    room = {f"{prefix}.weights": whole for prefix in ("up", "up.update")} | {"up.control_variate": whole}
+    room |= {f"{prefix}.{part}": rows for prefix in ("up", "up.update") for part in ("rows", "counts")}
+    room |= {f"up.update.{part}": factors for part in ("thin", "wide")}
+    numbers = sum(value.numel() + (len(value) if value.dim() else 0) for value in weights.values())
+    coded = {"weights": _CODED_BYTES * (numbers + len(weights))}
+    if proxy_shape is not None:
+        proxy, classes = proxy_shape
+        room |= {
+            "up.soft_labels": {"soft_labels": 8 * proxy * classes},
+            "up.votes": {"votes": 8 * proxy},
+            "up.answered": {"bits": (proxy + 7) // 8},
+            "up.class_means": {"probabilities": 8 * classes * classes, "present": classes},
+        }
+        coded["soft_labels"] = _CODED_BYTES * (proxy * classes + proxy + 1)
+    return {**room, "up.coded": coded}
 
 
 def serialized_bytes(content: RecordDict) -> int:
@@ -73,18 +120,34 @@ def encode_downlink(down: Downlink) -> RecordDict:
 
 
 def decode_downlink(content: RecordDict) -> Downlink:
-    """Inverse of ``encode_downlink``."""
-    arrays, scalars = content.array_records, content.metric_records
-    return Downlink(
-        round=int(_scalar(content.config_records["down"]["round"])),
-        weights=from_array_record(arrays["down.weights"]) if "down.weights" in arrays else None,
-        soft_labels=from_array_record(arrays["down.soft_labels"])["soft_labels"]
-        if "down.soft_labels" in arrays
-        else None,
-        scalars={name: float(_scalar(value)) for name, value in scalars.get("down.scalars", MetricRecord()).items()},
-        class_means=_class_means(arrays, "down.class_means"),
-        control_variate=_tensors(arrays, "down.control_variate"),
-    )
+    """Inverse of ``encode_downlink``; TrainingError if a part is missing or cannot be read."""
+    arrays, scalars = content.array_records, content.metric_records.get("down.scalars", MetricRecord())
+    try:
+        return Downlink(
+            round=_whole(content.config_records["down"]["round"]),
+            weights=_tensors(arrays, "down.weights"),
+            soft_labels=from_array_record(arrays["down.soft_labels"])["soft_labels"]
+            if "down.soft_labels" in arrays
+            else None,
+            scalars={name: float(_scalar(value)) for name, value in scalars.items()},
+            class_means=_class_means(arrays, "down.class_means"),
+            control_variate=_tensors(arrays, "down.control_variate"),
+        )
+    except Exception as error:  # bytes from outside can break a reader in any way; none may stop the site
+        raise TrainingError(f"a downlink cannot be read: {type(error).__name__}: {error}") from error
+
+
+def decode_starts(content: RecordDict) -> dict[str, Weights]:
+    """Weights that merchants begin with, by name of the student, which come beside a downlink as ``start.NAME``;
+    TrainingError if some cannot be read."""
+    try:
+        return {
+            name.removeprefix("start."): from_array_record(record)
+            for name, record in content.array_records.items()
+            if name.startswith("start.")
+        }
+    except Exception as error:  # bytes from outside can break a reader in any way; none may stop the site
+        raise TrainingError(f"weights to start from cannot be read: {type(error).__name__}: {error}") from error
 
 
 def encode_uplink(up: Uplink) -> RecordDict:
@@ -113,23 +176,31 @@ def encode_uplink(up: Uplink) -> RecordDict:
     return content
 
 
-def decode_uplink(content: RecordDict) -> Uplink:
-    """Inverse of ``encode_uplink``; raises UplinkRejected if a part is missing or cannot be read."""
-    arrays = content.array_records
+def decode_uplink(content: RecordDict, room: Room | None = None) -> Uplink:
+    """Inverse of ``encode_uplink``; raises UplinkRejected if a part is missing or cannot be read, or if there is no
+    ``room`` for it."""
     try:
+        arrays = content.array_records
+        if room is not None:
+            for name, record in arrays.items():
+                check_room(record, room.get(name, {}))
         head = content.config_records["up"]
-        soft_labels = None
-        if "up.soft_labels" in arrays:
-            soft_labels = from_array_record(arrays["up.soft_labels"])["soft_labels"]
+        metrics = content.metric_records.get("up.metrics", MetricRecord())
+        if len(metrics) > MOST_METRICS:
+            raise ValueError(f"{len(metrics)} metrics")
+        merchant = head["merchant"]
+        if not isinstance(merchant, str):
+            raise TypeError("a merchant's name that is no text")
         answered = None
         if "up.answered" in arrays:
-            answered = _unpacked(from_array_record(arrays["up.answered"])["bits"], int(_scalar(head["proxy"])))
-        metrics = content.metric_records.get("up.metrics", MetricRecord())
+            answered = _unpacked(from_array_record(arrays["up.answered"])["bits"], _whole(head["proxy"]))
         return Uplink(
-            merchant=str(head["merchant"]),
-            examples=int(_scalar(head["examples"])),
+            merchant=merchant,
+            examples=_whole(head["examples"]),
             weights=_partial(arrays, "up"),
-            soft_labels=soft_labels,
+            soft_labels=from_array_record(arrays["up.soft_labels"])["soft_labels"]
+            if "up.soft_labels" in arrays
+            else None,
             metrics={name: float(_scalar(value)) for name, value in metrics.items()},
             votes=_widened(from_array_record(arrays["up.votes"])["votes"]) if "up.votes" in arrays else None,
             answered=answered,
@@ -222,6 +293,8 @@ def _check_low_rank(merchant: str, sent: LowRankUpdate, current: Weights) -> Non
             raise UplinkRejected(f"merchant {merchant}: factors of {name} have shapes {shapes}, for {expected}")
         if thin.dtype != torch.float32 or wide.dtype != torch.float32:
             raise UplinkRejected(f"merchant {merchant}: factors of {name} are {thin.dtype} and {wide.dtype}")
+        if len(thin) > most_rank(thin.shape[1], wide.shape[1]):
+            raise UplinkRejected(f"merchant {merchant}: factors of {name} have rank {len(thin)}, more than it can")
     _check_weights(merchant, multiplied_out(sent), like)
 
 
@@ -283,7 +356,7 @@ def _partial(arrays: Mapping[str, ArrayRecord], prefix: str) -> PartialWeights |
     if values is None:
         return None
     rows, counts = (
-        {name: value.long() for name, value in (_tensors(arrays, f"{prefix}.{part}") or {}).items()}
+        {name: _rows(value) for name, value in (_tensors(arrays, f"{prefix}.{part}") or {}).items()}
         for part in ("rows", "counts")
     )
     return PartialWeights(values, rows, counts)
@@ -325,6 +398,12 @@ def _narrowed(votes: Tensor) -> Tensor:
     return votes.to(next(fitting))
 
 
+def _rows(numbers: Tensor) -> Tensor:
+    if numbers.dtype != torch.int32:
+        raise TypeError(f"row numbers or their counts are {numbers.dtype}")
+    return numbers.long()
+
+
 def _widened(votes: Tensor) -> Tensor:
     if votes.dtype not in _VOTES:
         raise TypeError(f"votes are {votes.dtype}, not class indices")
@@ -350,6 +429,32 @@ def by_prefix(content: RecordDict) -> dict[str, RecordDict]:
         prefix, slash, rest = name.partition("/")
         parts.setdefault(prefix + slash, {})[rest] = record
     return {prefix: RecordDict(records) for prefix, records in parts.items()}
+
+
+def by_merchant(content: RecordDict, asked: Collection[str]) -> tuple[dict[str, RecordDict], int]:
+    """What ``by_prefix`` finds, by the merchant that each part says that it is of: of each of ``asked`` the first part
+    that is there, and how many other parts there are, into which nobody looks."""
+    prefixes: set[str] = set()
+    merchants: dict[str, str] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for name, record in content.items():
+        prefix, _, rest = name.partition("/")
+        prefixes.add(prefix)
+        if rest in HEADS and isinstance(record, ConfigRecord) and prefix not in merchants:
+            merchant = record.get("merchant")
+            if isinstance(merchant, str) and merchant in asked and merchant not in parts:
+                merchants[prefix], parts[merchant] = merchant, {}
+    for name, record in content.items():
+        prefix, _, rest = name.partition("/")
+        if prefix in merchants:
+            parts[merchants[prefix]][rest] = record
+    return {merchant: RecordDict(records) for merchant, records in parts.items()}, len(prefixes) - len(parts)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"a value of type {type(value).__name__} where a whole number belongs")
+    return value
 
 
 def _scalar(value: Any) -> Any:

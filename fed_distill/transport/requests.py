@@ -112,21 +112,23 @@ class TrainRequest:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "TrainRequest":
-        """Inverse of ``to_record``; TrainingError for one that is of other types: a seed that is a text may be another
-        seed to the ledger and the same to the noise."""
-        values: dict[str, Any] = dict(record)
+        """Inverse of ``to_record``; TrainingError for one that is incomplete or of other types: a seed that is a text
+        may be another seed to the ledger and the same to the noise."""
+        values: dict[str, Any] = {**_OPTIONAL, **record}
         for name, kind in _SINGLE.items():
-            if type(values.get(name, kind())) is not kind:
+            if type(values.get(name)) is not kind:
                 raise TrainingError(f"a request whose {name} is no {kind.__name__}")
         for name, kind in _SEVERAL.items():
-            several = values.get(name, [])
+            several = values.get(name)
             if not isinstance(several, list) or any(type(value) is not kind for value in several):
                 raise TrainingError(f"a request whose {name} are not of type {kind.__name__}")
-        merchants = len(values.get("merchants", []))
-        if any(len(values.get(name, [])) != merchants for name in ("students", "rounds")):
+        merchants = len(values["merchants"])
+        if any(len(values[name]) != merchants for name in ("students", "rounds")):
             raise TrainingError("a request without a student and a number of rounds for each of its merchants")
-        if len(values.get("known", [])) not in (0, merchants):
+        if len(values["known"]) not in (0, merchants):
             raise TrainingError("a request that knows soft labels of other merchants than it asks")
+        if len(values["blueprint_names"]) != len(values["blueprints"]):
+            raise TrainingError("a request with other names of students than descriptions")
         return cls(
             arm=values["arm"],
             seed=values["seed"],
@@ -137,9 +139,9 @@ class TrainRequest:
             population=values["population"],
             learning_rate=values["learning_rate"],
             test=values["test"],
-            known=tuple(values.get("known", ())),
-            proxy=values.get("proxy", b""),
-            federation=values.get("federation", ""),
+            known=tuple(values["known"]),
+            proxy=values["proxy"],
+            federation=values["federation"],
         )
 
 
@@ -155,6 +157,8 @@ _SEVERAL = {
     **dict.fromkeys(("rounds", "known"), int),
 }
 """Types of a request's values on the wire."""
+_OPTIONAL: Mapping[str, Any] = {"known": [], "proxy": b"", "federation": ""}
+"""What a request need not say."""
 
 
 def packed(chosen: npt.NDArray[np.bool_]) -> bytes:
@@ -177,9 +181,13 @@ def blueprint_of(model: TextModel) -> str:
 
 
 def built_from(blueprint: str) -> TextModel:
-    """Inverse of ``blueprint_of``, with arbitrary weights."""
-    description = json.loads(blueprint)
-    return rebuild(description["kind"], description["settings"])
+    """Inverse of ``blueprint_of``, with arbitrary weights. TrainingError for a text that describes no model."""
+    try:
+        description = json.loads(blueprint)
+        kind, settings = description["kind"], description["settings"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise TrainingError("a request with a student that is not described as it should be") from error
+    return rebuild(kind, settings)
 
 
 @dataclass(frozen=True)

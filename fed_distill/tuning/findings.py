@@ -13,6 +13,7 @@ from typing import Any
 
 from fed_distill.errors import CheckpointError
 from fed_distill.results.files import strict_json, write_atomic
+from fed_distill.results.spreadsheets import as_cell
 from fed_distill.results.store import read_summary
 from fed_distill.results.wording import METRIC_NAMES, UNKNOWN, number
 from fed_distill.study.drawing import write_figure
@@ -95,7 +96,8 @@ def _table(tuning: Tuning, tried: Sequence[Tried]) -> str:
     writer.writerow(["trial", "state", *tuning.names, "score", "reason", "cell"])
     for one in tried:
         values = [one.parameters.get(name, "") for name in tuning.names]
-        writer.writerow([one.number, one.state, *values, "" if one.score is None else one.score, one.reason, one.cell])
+        score = "" if one.score is None else one.score
+        writer.writerow(map(as_cell, [one.number, one.state, *values, score, one.reason, one.cell]))
     return text.getvalue()
 
 

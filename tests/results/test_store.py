@@ -11,7 +11,7 @@ import pytest
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError, ConfigError, TrainingError
 from fed_distill.results import store as store_module
-from fed_distill.results.store import RunStore, read_records, read_summary
+from fed_distill.results.store import RunStore, chained, read_audit, read_records, read_summary
 
 EXPERIMENT = Experiment(name="trial", seed=3)
 
@@ -104,7 +104,10 @@ def test_a_damaged_line_in_the_middle_is_named(folder):
         read_records(folder)
 
 
-@pytest.mark.parametrize("text", ["[1]", "{}", '{"seed": 3, "round": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "{}", '{"seed": 3, "round": 1}', '{"seed": 3, "federation": "fedavg", "round": "1"}'],
+)
 def test_a_line_that_is_no_rounds_record_is_named(folder, text):
     RunStore.create(folder, EXPERIMENT).close()
     (folder / "metrics.jsonl").write_text(text + "\n")
@@ -145,8 +148,66 @@ def test_rewinding_says_whether_the_round_to_resume_from_has_its_line(folder):
         assert not store.rewind(4, "fedavg", 1)
 
 
+def chain(lines):
+    """The hash that a checkpoint has of these lines."""
+    found = ""
+    for record in lines:
+        found = chained(found, record)
+    return found
+
+
+LINES = [line("fedavg", 1), line("fedavg-kd", 1), line("fedavg", 2), line("fedavg", 1, seed=4)]
+
+
+def test_lines_as_they_were_written_are_told_by_federation_and_seed(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        for record in LINES:
+            store.append(record)
+        store.check(3, "fedavg", chain([LINES[0], LINES[2]]), "")
+        store.check(3, "fedavg-kd", chain(LINES[1:2]), "")
+        store.check(4, "fedavg", chain(LINES[3:]), "")
+        store.check(4, "fedavg-kd", chain([]), "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[1:],
+        lambda lines: lines[:2],
+        lambda lines: [*lines, lines[0]],
+        lambda lines: [lines[2], lines[1], lines[0]],
+        lambda lines: [lines[0].replace("0.5", "0.6"), *lines[1:]],
+        lambda lines: [lines[0].replace('"seed": 3', '"seed": 4'), *lines[1:]],
+        lambda lines: [lines[0].replace("train_loss", "train_lost"), *lines[1:]],
+    ],
+    ids=["first lost", "last lost", "doubled", "moved", "digit", "seed", "key"],
+)
+def test_a_line_that_was_changed_lost_doubled_or_moved_is_found(folder, change):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        for record in LINES[:3]:
+            store.append(record)
+        path = folder / "metrics.jsonl"
+        path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+        with pytest.raises(
+            CheckpointError, match=r"lines of fedavg on seed 3 in .*metrics\.jsonl are not .* or mend it"
+        ):
+            store.check(3, "fedavg", chain([LINES[0], LINES[2]]), "mend it")
+
+
+@pytest.mark.parametrize("record", [line("fedbvg", 1), line("fedavg", 1, seed=9)])
+def test_a_line_of_what_the_run_does_not_have_is_named_on_resume(folder, record):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        store.append(line("fedavg", 1))
+        store.append(record)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2 is of fed.vg on seed .*does not have"):
+        RunStore.resume(folder, EXPERIMENT)
+
+
 def test_there_must_be_a_run_to_resume(folder):
     with pytest.raises(CheckpointError, match=r"no run in .*trial to resume: .*without --resume"):
+        RunStore.resume(folder, EXPERIMENT)
+    folder.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"experiment\.toml is missing, .*put it back, or use another --name"):
         RunStore.resume(folder, EXPERIMENT)
 
 
@@ -255,3 +316,14 @@ def test_the_summary_is_read_back_and_a_missing_one_explained(folder):
             read_summary(folder)
         store.write_summary({"schema": 1, "student": {"auc": None}})
     assert read_summary(folder) == {"schema": 1, "student": {"auc": None}}
+
+
+def test_what_an_audit_found_is_read_from_the_summary_or_its_damage_named(folder):
+    with RunStore.create(folder, EXPERIMENT) as store:
+        for audit in (None, {"auc": 0.5}):
+            store.write_summary({"privacy": {"unit": "none", "audit": audit}})
+            assert read_audit(folder) == audit
+        for damaged in ({}, {"privacy": None}, {"privacy": {"unit": "none"}}):
+            store.write_summary(damaged)
+            with pytest.raises(CheckpointError, match=r"summary\.json does not tell of privacy: .*delete it"):
+                read_audit(folder)

@@ -54,7 +54,6 @@ LIES = {
     "inf": (replaced("head.0.bias", lambda value: value + np.inf), "head.0.bias has values that are not finite"),
     "norm": (replaced("head.0.bias", lambda value: value + np.float32(1e6)), "its update has a norm of 2.83e+06, and"),
     "shape": (replaced("head.0.bias", lambda value: value[:-1]), "head.0.bias has shape [7], not [8]"),
-    "name": (as_somebody_else, "a reply for merchant 'merchant-of-nowhere' came from site 2"),
     "examples": (with_too_many_examples, "training examples, but announced"),
     "nothing": (without_weights, "its uplink has other parts than most others have"),
 }
@@ -71,6 +70,19 @@ def test_a_liar_is_counted_as_rejected_and_the_run_ends_well(tiny_experiment, si
     assert len(set(seen)) == 1
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert seen[0] in summary["by_merchant"]["counts"]
+
+
+def test_who_answers_as_another_is_told_as_its_site_and_as_a_merchant_that_is_missing(
+    tiny_experiment, simulate, tmp_path
+):
+    seen = []
+    folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=lying(as_somebody_else, 1, seen))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    reasons = [
+        "site 2 sent what it was not asked for; answers dropped: 1",
+        f"merchant {seen[0]}: site 2 sent nothing for it",
+    ]
+    assert [(line["merchants"], line["reasons"]) for line in lines] == [(4, reasons)] * 2
 
 
 def test_most_lying_ends_the_run_with_the_first_reason(tiny_experiment, simulate, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from clients.app import build_app
+from fed_distill.errors import CheckpointError
 from fed_distill.runtime.callbacks import Callback
 from fed_distill.transport.requests import TRAIN
 
@@ -37,6 +38,9 @@ FEDERATIONS = {
     "a teacher that learns": {"controls": [], "federation.method": "fedmkt", "federation.options": {}},
     "class means at the server": {"controls": [], "federation.method": "fd", "federation.options": {}},
 }
+
+
+SECRET = "5e4be4" * 10
 
 
 class Stopped(BaseException):
@@ -128,3 +132,22 @@ def test_a_finished_run_resumes_to_itself_without_training(
     folder, grid = simulate(experiment.with_changes({"runtime.resume": True}))
     assert outcome_of(folder) == ends[1]
     assert TRAIN not in [kind for kind, _, _ in grid.wire]
+
+
+@pytest.mark.parametrize("damage", ["lost", "digit"])
+def test_a_real_federation_whose_name_was_lost_is_not_gone_on_from(tiny_experiment, simulate, tmp_path, damage):
+    """Its merchants have paid for it by a random name, which is in ``released.json`` alone."""
+    changes = {"controls": [], "federation.rounds": 3, "privacy.unit": "merchant", "privacy.noise_multiplier": 1.0}
+    experiment = tiny_experiment(tmp_path, changes)
+    watcher = StopAt()
+    watcher._note = lambda seen: _stop(seen, "round 1")
+    with pytest.raises(Stopped):
+        simulate(experiment, callbacks=[watcher], secret=SECRET)
+    path = tmp_path / experiment.name / "released.json"
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_text(path.read_text(encoding="utf-8").replace('"round": 1', '"round": 0'), encoding="utf-8")
+    told = "is of another federation than this" if damage == "lost" else r"released\.json cannot be used: its checksum"
+    with pytest.raises(CheckpointError, match=told):
+        simulate(experiment.with_changes({"runtime.resume": True}), secret=SECRET)

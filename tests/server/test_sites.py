@@ -136,9 +136,11 @@ def test_a_run_waits_for_its_sites():
     assert make_sites(held, grid=SlowGrid, minimum=2, poll_seconds=0.0).merchants == ["a", "b"]
 
 
-def test_a_merchant_at_two_sites_is_refused():
-    with pytest.raises(DataError, match="merchant 'b' is at two sites: each merchant belongs to one"):
-        make_sites({0: ["a", "b"], 1: ["b"]})
+def test_a_merchant_at_two_sites_takes_no_part_and_ends_no_run(caplog):
+    assert make_sites({0: ["a", "b"], 1: ["b"], 2: ["c"]}).merchants == ["a", "c"]
+    assert "b announced by site 2, site 3: a merchant belongs to one site" in caplog.text
+    with pytest.raises(DataError, match="no site has any merchant: b announced by site 2, site 3: a merchant belongs"):
+        make_sites({0: ["b"], 1: ["b"]})
 
 
 def test_sites_without_merchants_are_said():
@@ -229,7 +231,7 @@ def test_bytes_are_those_of_a_merchants_own_records(chunk):
     short = Uplink("b", 1, metrics={"loss": 1.0})
     down, start = Downlink(1, {"w": torch.zeros(50)}), {"w": torch.zeros(30)}
     sites = make_sites({0: ["a"], 1: ["b"]}, {0: [long], 1: [short]})
-    total = whole(sites.train(request("a", "b"), down, {"b": {"s": start}}, chunk))
+    total = whole(sites.train(request("a", "b"), down, {"b": {"s": start}}, chunk, proxy_shape=(100, 4)))
     sizes = [serialized_bytes(encode_uplink(uplink)) for uplink in (long, short)]
     assert total.uplink_bytes == sum(sizes)
     assert sizes[0] > 100 * 4 * 4 > sizes[1]
@@ -237,42 +239,62 @@ def test_bytes_are_those_of_a_merchants_own_records(chunk):
     assert total.downlink_bytes == 2 * alone + serialized_bytes(RecordDict({"start.s": to_array_record(start)}))
 
 
+UNASKED = "site {} sent what it was not asked for; answers dropped: 1"
+NOTHING = "merchant {}: site {} sent nothing for it"
+REFUSED = RecordDict({"refusal": ConfigRecord({"merchant": "b", "reason": "budget spent"})})
+
+
 @pytest.mark.parametrize(
-    ("answers", "accepted", "reason"),
+    ("answers", "accepted", "reasons"),
     [
-        (
-            {1: [Uplink("c", 1)]},
-            ["a", "c", "d"],
-            "a reply for merchant 'c' came from site 3, which was not asked for it",
-        ),
-        ({1: [Uplink("ghost", 1)]}, ["a", "c", "d"], "a reply for merchant 'ghost' came from site 3"),
-        ({0: [Uplink("a", 1), Uplink("a", 2)]}, ["a", "b", "c"], "merchant a sent two uplinks in one round"),
-        ({1: [Uplink("b", 3)]}, ["a", "c", "d"], "merchant b claims 3 training examples, but announced 2"),
+        ({1: [Uplink("c", 1)]}, ["a", "c", "d"], [UNASKED.format(3), NOTHING.format("b", 3)]),
+        ({1: [Uplink("ghost", 1)]}, ["a", "c", "d"], [UNASKED.format(3), NOTHING.format("b", 3)]),
+        ({0: [Uplink("a", 1), Uplink("a", 2)]}, ["a", "b", "c"], [UNASKED.format(2), NOTHING.format("d", 2)]),
+        ({1: [Uplink("b", 3)]}, ["a", "c", "d"], ["merchant b: it claims 3 training examples, but announced 2"]),
         (
             {1: [RecordDict({"up": ConfigRecord({"merchant": "b"})})]},
             ["a", "c", "d"],
-            "an uplink could not be read: KeyError",
+            ["merchant b: an uplink could not be read: KeyError"],
         ),
+        ({1: [REFUSED]}, ["a", "c", "d"], ["merchant b: budget spent"]),
+        ({1: [RecordDict({**REFUSED, **encode_uplink(Uplink("b", 1))})]}, ["a", "c", "d"], ["budget spent"]),
         (
-            {1: [RecordDict({"refusal": ConfigRecord({"merchant": "b", "reason": "budget spent"})})]},
+            {1: [RecordDict({"refusal": ConfigRecord({})})]},
             ["a", "c", "d"],
-            "budget spent",
+            [UNASKED.format(3), NOTHING.format("b", 3)],
         ),
-        ({1: [RecordDict({"refusal": ConfigRecord({})})]}, ["a", "c", "d"], "not asked for"),
     ],
 )
-def test_answers_that_cannot_be_used_are_refusals_that_say_why(answers, accepted, reason):
+def test_answers_that_cannot_be_used_are_refusals_that_say_why(answers, accepted, reasons):
     replies = whole(make_sites(answers=answers).train(request("a", "b", "c", "d"), Downlink(1), {}))
     assert [uplink.merchant for uplink in replies.uplinks] == accepted
-    assert [reason in refusal.reason for refusal in replies.refusals] == [True]
+    assert [reason in one.reason for reason, one in zip(reasons, replies.refusals, strict=True)] == [True] * len(
+        reasons
+    )
 
 
-def test_a_merchant_that_answers_before_its_chunk_is_asked_is_refused():
+def test_a_merchant_that_answers_before_its_chunk_is_asked_is_not_taken_then():
     """The order of merging stays that of the merchants, whatever a site sends."""
     eager = {0: [Uplink("d", 1), Uplink("a", 1)]}
-    first, _ = make_sites(answers=eager).train(request("a", "b", "c", "d"), Downlink(1), {}, 2)
+    first, second = make_sites(answers=eager).train(request("a", "b", "c", "d"), Downlink(1), {}, 2)
     assert [uplink.merchant for uplink in first.uplinks] == ["a", "b"]
-    assert "a reply for merchant 'd' came from site 2, which was not asked for it" in first.refusals[0].reason
+    assert [refusal.reason for refusal in first.refusals] == [UNASKED.format(2)]
+    assert [uplink.merchant for uplink in second.uplinks] == ["c", "d"]
+    assert second.refusals == ()  # a site is told of once a round
+
+
+def test_a_reply_of_very_many_answers_is_one_refusal_and_one_line_and_none_is_decoded(monkeypatch, caplog):
+    decoded = []
+    monkeypatch.setattr(
+        "server.sites.Codec.decode_uplink",
+        lambda codec, content, **_: decoded.append(content) or Uplink(content["up"]["merchant"], 1),
+    )
+    flood = [RecordDict({"up": ConfigRecord({"merchant": "c", "examples": 1})})] * 20_000
+    replies = whole(make_sites(answers={1: [*flood, Uplink("b", 1)]}).train(request("b", "c"), Downlink(1), {}, 1))
+    assert [uplink.merchant for uplink in replies.uplinks] == ["b", "c"]
+    assert [refusal.reason for refusal in replies.refusals] == [UNASKED.format(3).replace(" 1", " 20,000")]
+    assert len(decoded) == 2
+    assert len(caplog.messages) == 1
 
 
 def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):
@@ -280,7 +302,7 @@ def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):
     found, untold = make_sites(counts=counts).evaluate(request("a", "b", "c", "d"), {"w": torch.zeros(1)})
     assert (found, untold) == ({"a": (3, 4)}, ["c", "d"])  # b has nothing to test on, and says so
     assert "merchant d: [5, 4] is not (right, all)" in caplog.text
-    assert "a reply for merchant 'c' came from site 3" in caplog.text
+    assert UNASKED.format(3) in caplog.text
 
 
 @pytest.mark.parametrize("size", [1.5, -1, 2**40])
@@ -303,9 +325,9 @@ def test_refusals_for_others_count_once_and_reasons_are_cut_to_what_can_be_read(
     lies = [RecordDict({"refusal": ConfigRecord({"merchant": name, "reason": reason})}) for name, reason in refusal]
     found = whole(make_sites(answers={0: lies}).train(request(merchant), Downlink(1), {})).refusals
     assert len(found) == 2
-    assert "not asked for" in found[0].reason
+    assert found[0].reason == UNASKED.format(2).replace(" 1", " 51")
     assert found[1].merchant == merchant
-    assert found[1].reason.startswith(" [31mredeee")
+    assert found[1].reason.startswith(f"merchant {merchant}:  [31mredeee")
     assert len(found[1].reason) == 500
 
 

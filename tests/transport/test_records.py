@@ -6,15 +6,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fed_distill.errors import UplinkRejected
+from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, PartialWeights, Uplink
 from fed_distill.transport.records import (
+    by_merchant,
     by_prefix,
     check_uplink,
     decode_downlink,
@@ -22,6 +23,7 @@ from fed_distill.transport.records import (
     encode_downlink,
     encode_uplink,
     prefixed,
+    room_for,
     serialized_bytes,
 )
 
@@ -355,6 +357,118 @@ def test_a_mask_that_its_bytes_do_not_hold_cannot_be_read(size, bits):
     content["up.answered"]["bits"] = Array(np.array(bits, None if bits == [1.0] else np.uint8))
     with pytest.raises(UplinkRejected, match=r"an uplink could not be read: ValueError: .* are no mask of"):
         decode_uplink(over_the_wire(content))
+
+
+@pytest.mark.parametrize(
+    ("record", "change"),
+    [
+        ("down", None),
+        ("down", ConfigRecord({})),
+        ("down", ConfigRecord({"round": "1"})),
+        ("down", ConfigRecord({"round": 1.0})),
+        ("down", ConfigRecord({"round": True})),
+        ("down", ConfigRecord({"round": [1]})),
+        ("down.soft_labels", ArrayRecord()),
+        ("down.class_means", ArrayRecord()),
+        ("down.class_means", ArrayRecord({"odd": Array(np.zeros(3))})),
+        ("down.weights", ArrayRecord({"w": Array("float32", (1,), "numpy.ndarray", b"nonsense")})),
+        ("down.control_variate", ArrayRecord({"w": Array("object", (1,), "numpy.ndarray", b"")})),
+        ("down.scalars", MetricRecord({"a": [1.0, 2.0]})),
+    ],
+)
+def test_a_downlink_with_missing_or_odd_records_is_a_training_error(record, change):
+    content = RecordDict(dict(encode_downlink(Downlink(1, CURRENT, torch.full(PROXY, 0.5), {"a": 1.0}, means()))))
+    content.pop(record, None)
+    if change is not None:
+        content[record] = change
+    with pytest.raises(TrainingError, match="a downlink cannot be read"):
+        decode_downlink(over_the_wire(content))
+
+
+def in_parts(*parts):
+    return RecordDict({name: ConfigRecord({"merchant": merchant} if merchant else {}) for name, merchant in parts})
+
+
+@pytest.mark.parametrize(
+    ("parts", "found", "others"),
+    [
+        ([("0/up", "a"), ("1/refusal", "b"), ("1/x", "")], {"a": ["up"], "b": ["refusal", "x"]}, 0),
+        ([("0/up", "a"), ("1/up", "a"), ("0/x", "")], {"a": ["up", "x"]}, 1),
+        ([("0/up", "a"), ("0/refusal", "b"), ("1/up", "b")], {"a": ["up", "refusal"], "b": ["up"]}, 0),
+        ([("0/up", "c"), ("1/up", ""), ("2/x", ""), ("up", "a"), ("", "a")], {}, 5),
+        ([("0/1/up", "a"), ("/up", "b"), ("//up", "a")], {"b": ["up", "/up"]}, 1),
+    ],
+)
+def test_the_parts_of_a_reply_are_found_by_merchant_and_the_others_counted(parts, found, others):
+    got, unasked = by_merchant(in_parts(*parts), {"a", "b"})
+    assert ({merchant: list(part) for merchant, part in got.items()}, unasked) == (found, others)
+
+
+def test_a_part_that_names_no_merchant_by_a_text_is_nobodys():
+    content = RecordDict({"0/up": ConfigRecord({"merchant": ["a"]}), "1/up": ArrayRecord(), "2/up": ConfigRecord({})})
+    assert by_merchant(content, {"a"}) == ({}, 3)
+
+
+ROOM = room_for(CURRENT, PROXY)
+
+
+def test_there_is_room_for_what_fits_a_round():
+    both = uplink(control_variate={"bias": torch.ones(3)}, class_means=means(), answered=SOME, labels=torch.ones(2, 2))
+    for sent in (uplink(), both, updated(), uplink(weights=only(dict(CURRENT)))):
+        assert decode_uplink(encode_uplink(sent), ROOM).parts == sent.parts
+
+
+@pytest.mark.parametrize(
+    ("sent", "what"),
+    [
+        (uplink(bias=torch.ones(4)), "bias has 16 bytes, and 12 at most"),
+        (uplink(table=torch.ones(13), rows=range(7)), "table has 52 bytes, and 48 at most"),
+        (uplink(weights=only({"door": torch.ones(1)})), "'door' is not among the arrays"),
+        (uplink(rows=range(7)), "table has 28 bytes, and 24 at most"),
+        (uplink(labels=torch.ones(9, 2, dtype=torch.float64)), "soft_labels has 144 bytes, and 64 at most"),
+        (uplink(votes=torch.zeros(99, dtype=torch.int64)), "votes has 99 bytes, and 32 at most"),
+        (uplink(labels=torch.ones(2, 2), answered=torch.ones(9, dtype=torch.bool)), "bits has 2 bytes, and 1 at most"),
+        (uplink(class_means=means(((0.5,) * 9,) * 9)), "probabilities has 324 bytes, and 32 at most"),
+        (uplink(control_variate={"bias": torch.ones(99)}), "bias has 396 bytes, and 12 at most"),
+        (updated(thin=torch.ones(99, 3)), "table has 1188 bytes, and 48 at most"),
+        (updated(names=("bias", "bias")), "'bias' is not among the arrays"),
+    ],
+)
+def test_there_is_none_for_more_whatever_part_it_is_in(sent, what):
+    with pytest.raises(UplinkRejected, match=f"an uplink could not be read: ValueError: {what}"):
+        decode_uplink(encode_uplink(sent), ROOM)
+
+
+def test_there_is_none_for_soft_labels_where_nobody_is_asked_for_any():
+    assert decode_uplink(
+        encode_uplink(uplink(labels=None, votes=None, soft_labels=None)), room_for(CURRENT, None)
+    ).parts
+    with pytest.raises(UplinkRejected, match="'soft_labels' is not among the arrays"):
+        decode_uplink(encode_uplink(uplink()), room_for(CURRENT, None))
+
+
+@pytest.mark.parametrize("rows", [np.zeros(3), np.zeros(3, np.int64), np.zeros(3, np.bool_)])
+@pytest.mark.parametrize("part", ["rows", "counts"])
+def test_row_numbers_are_of_the_type_that_they_travel_in(part, rows):
+    content = encode_uplink(uplink())
+    content[f"up.{part}"]["table"] = Array(rows)
+    with pytest.raises(UplinkRejected, match="row numbers or their counts are torch"):
+        decode_uplink(over_the_wire(content))
+
+
+def test_factors_of_a_rank_that_saves_nothing_are_refused():
+    large = {"table": torch.zeros(40, 30)}
+    plain = PartialWeights({})
+
+    def of_rank(rank):
+        return uplink(
+            weights=None,
+            low_rank_update=LowRankUpdate(plain, {"table": torch.ones(rank, 40)}, {"table": torch.ones(rank, 30)}),
+        )
+
+    check_uplink(of_rank(17), large, PROXY)  # 17 * (40 + 30) < 40 * 30
+    with pytest.raises(UplinkRejected, match="factors of table have rank 18, more than it can"):
+        check_uplink(of_rank(18), large, PROXY)
 
 
 def arrays_of(content):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -57,6 +57,7 @@ def test_a_request_comes_back_as_it_was_sent():
         {"rounds": [5]},
         {"students": ["lstm"]},
         {"known": [1]},
+        {"blueprints": ["{}"]},
         {"proxy": "x"},
     ],
 )
@@ -66,6 +67,40 @@ def test_a_request_of_other_types_or_lengths_is_refused(wrong):
         record[name] = value
     with pytest.raises(TrainingError, match="a request"):
         TrainRequest.from_record(record)
+
+
+@pytest.mark.parametrize("name", sorted(set(REQUEST.to_record()) - {"known", "proxy", "federation"}))
+def test_a_request_of_which_anything_is_missing_is_refused(name):
+    record = REQUEST.to_record()
+    del record[name]
+    with pytest.raises(TrainingError, match="a request"):
+        TrainRequest.from_record(record)
+
+
+VALUES = (
+    st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
+    | st.booleans() | st.lists(st.integers(0, 9), max_size=3) | st.lists(st.text(max_size=3), max_size=3)
+)  # fmt: skip
+
+
+@settings(derandomize=True, database=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from([*REQUEST.to_record(), "federation", "odd"]), VALUES, max_size=3))
+def test_whatever_a_record_says_it_is_a_request_or_refused(changes):
+    record = ConfigRecord({**REQUEST.to_record(), **{name: one for name, one in changes.items() if one is not None}})
+    for name in (name for name, one in changes.items() if one is None):
+        record.pop(name, None)
+    try:
+        found = TrainRequest.from_record(record)
+    except TrainingError:
+        return
+    assert TrainRequest.from_record(found.to_record()) == found
+    assert len(found.students) == len(found.rounds) == len(found.merchants)
+
+
+@pytest.mark.parametrize("blueprint", ["", "{", "[]", "3", "null", '{"kind": "lstm"}', '"kind"', "[" * 10**5])
+def test_a_blueprint_that_describes_nothing_is_refused(blueprint):
+    with pytest.raises(TrainingError, match="a student that is not described as it should be"):
+        built_from(blueprint)
 
 
 def test_each_merchant_has_its_student_and_its_planned_rounds():

@@ -5,6 +5,7 @@ these in 8 bits. What no stage has coded at the end is written as float32. Both 
 experiment and know the shape of what comes, so that a message says neither how it is coded nor how large it is.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -75,7 +76,7 @@ class Chain:
 
     def decode(self, shape: Shape, source: Reader) -> Tensor:
         """Read a float32 tensor of ``shape``. ValueError if that is not what is there."""
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if not count:
             return torch.zeros(shape)
         if not self.stages:

@@ -5,8 +5,10 @@ downlink is coded too, so that what is too small for the downlink's steps still 
 stage, messages are those of ``transport.records``, byte for byte.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -19,8 +21,10 @@ from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.registry import Registry
 from fed_distill.runtime.seeds import Randomness
 from fed_distill.transport import records
+from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 from fed_distill.transport.coding.base import Chain
+from fed_distill.transport.coding.integers import LIMIT
 from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.coding.soft_labels import (
     read_changed,
@@ -38,10 +42,14 @@ from fed_distill.transport.coding.weights import (
     write_weights,
 )
 from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
+from fed_distill.transport.records import Room
 
 Known = Callable[[str], Tensor | None]
 """The soft labels that the server has of a merchant; None for none."""
 _UP, _DOWN, _SHAPES = "up.coded", "down.coded", "down.shapes"
+_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
+_LARGEST = 2**40
+"""Numbers in one weight of a downlink at most: what is computed from its shape stays exact."""
 
 
 def _nothing(merchant: str) -> None:
@@ -103,8 +111,13 @@ class Codec:
             content[_DOWN] = records.to_array_record(coded)
         return content
 
-    def decode_downlink(self, content: RecordDict) -> Downlink:
-        """Inverse of ``encode_downlink``, but for what coding loses. TrainingError if it is not coded as agreed."""
+    def decode_downlink(self, content: RecordDict, proxy_shape: tuple[int, int] | None = None) -> Downlink:
+        """Inverse of ``encode_downlink``, but for what coding loses. TrainingError if it is not coded as agreed, or
+        cannot be read.
+
+        proxy_shape: (proxy examples, classes) at this site. A few bytes may stand for many classes, so that coded soft
+        labels of another shape are refused before there is any memory for them.
+        """
         down = records.decode_downlink(content)
         try:
             coded = _read_bytes(content, _DOWN) if _DOWN in content else {}
@@ -117,11 +130,15 @@ class Codec:
                 like, source = _announced(content.config_records[_SHAPES]), Reader(coded["weights"])
                 sent = read_weights(source, like, self.downlink_weights)
                 source.finish()
-                nothing = {name: torch.zeros_like(value) for name, value in like.items()}
+                if sent.rows or sent.arrays.keys() != like.keys():
+                    raise ValueError("it announces weights of which it holds only a part")
+                nothing = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
                 down = replace(down, weights=applied(sent, nothing).arrays)
             if "soft_labels" in coded and self.downlink_soft_labels is not None:
                 source = Reader(coded["soft_labels"])
                 shape = _announced_labels(content.config_records[_SHAPES])
+                if proxy_shape is not None and shape != proxy_shape:
+                    raise ValueError(f"it announces soft labels of shape {list(shape)}, not {list(proxy_shape)}")
                 down = replace(down, soft_labels=read_soft_labels(source, shape, self.downlink_soft_labels))
                 source.finish()
         except Exception as error:  # as of what comes from a merchant: it must not stop the site
@@ -155,15 +172,20 @@ class Codec:
         return content, kept
 
     def decode_uplink(
-        self, content: RecordDict, base: Weights | None, proxy_shape: tuple[int, int] | None, known: Known = _nothing
+        self,
+        content: RecordDict,
+        base: Weights | None,
+        proxy_shape: tuple[int, int] | None,
+        known: Known = _nothing,
+        room: Room | None = None,
     ) -> Uplink:
         """Inverse of ``encode_uplink``, but for what coding loses.
 
         base: the server's own weights, to which updates are added. proxy_shape: (proxy examples, classes). known: the
-        soft labels that a merchant sent last, which ``cache`` builds on. UplinkRejected, naming the merchant, for what
-        is not coded as agreed; nothing larger than what was agreed is allocated for it.
+        soft labels that a merchant sent last, which ``cache`` builds on. room: how large its arrays may be.
+        UplinkRejected for what is not coded as agreed; nothing larger than what was agreed is allocated for it.
         """
-        up = records.decode_uplink(content)
+        up = records.decode_uplink(content, room)
         try:
             return self._decoded(up, content, base, proxy_shape, known)
         except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
@@ -269,7 +291,11 @@ def _announced(record: ConfigRecord) -> dict[str, Tensor]:
     sizes = iter(values["sizes"])
     like = {}
     for name, kind, dimensions in zip(values["names"], values["types"], values["dimensions"], strict=True):
-        shape = [next(sizes) for _ in range(dimensions)]
+        shape = list(islice(sizes, dimensions))
+        if len(shape) != dimensions or not all(0 <= size < LIMIT for size in shape) or math.prod(shape) > _LARGEST:
+            raise ValueError(f"it announces {name} of {dimensions} dimensions: {shape}")
+        if kind not in _TYPES:
+            raise ValueError(f"it announces {name} of type {kind}")
         like[name] = torch.zeros((), dtype=getattr(torch, kind)).expand(shape)
     return like
 
@@ -288,8 +314,8 @@ def _tensor(data: bytes) -> Tensor:
 
 
 def _read_bytes(content: RecordDict, name: str) -> dict[str, bytes]:
-    coded = records.from_array_record(content.array_records[name])
+    coded = {part: read_array(array) for part, array in content.array_records[name].items()}
     for part, value in coded.items():
-        if value.dtype != torch.uint8 or value.dim() != 1:
+        if value.dtype != np.uint8 or value.ndim != 1:
             raise ValueError(f"coded {part} are {value.dtype} of shape {list(value.shape)}, not bytes")
-    return {part: value.numpy().tobytes() for part, value in coded.items()}
+    return {part: value.tobytes() for part, value in coded.items()}

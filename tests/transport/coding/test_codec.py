@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
+from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
 from fed_distill.transport.records import (
     check_uplink,
     encode_downlink,
     encode_uplink,
+    room_for,
     serialized_bytes,
     to_array_record,
 )
@@ -216,7 +220,7 @@ PLAIN_UPLINK = encode_uplink(UPLINK)
 LIES = {
     "plain": (CODED, PLAIN_UPLINK, "are not coded, against the experiment"),
     "coded": (codec(), CODED.encode_uplink(UPLINK, BASE, RANDOMNESS)[0], "are coded, against the experiment"),
-    "floats": (CODED, replaced("weights", np.zeros(9, np.float32), CODED), "torch.float32 of shape .9., not bytes"),
+    "floats": (CODED, replaced("weights", np.zeros(9, np.float32), CODED), "float32 of shape .9., not bytes"),
     "matrix": (CODED, replaced("weights", np.zeros((9, 9), np.uint8), CODED), "not bytes"),
     "short": (CODED, replaced("weights", np.zeros(9, np.uint8), CODED), "bytes are left over"),
     "long": (CODED, replaced("soft_labels", np.zeros(801, np.uint8), CODED), "1 bytes are left over"),
@@ -272,6 +276,63 @@ def test_a_downlink_of_forged_shapes_is_refused_before_it_takes_memory(change):
     content["down.shapes"] = ConfigRecord({**content["down.shapes"], **change})
     with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
         coding.decode_downlink(content)
+
+
+def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest():
+    """A bit says that a weight is absent, however large it is announced to be."""
+    content = encode_downlink(Downlink(1))
+    shapes = {"names": ["w"], "types": ["float32"], "dimensions": [2], "sizes": [2**30, 2**10]}
+    content["down.shapes"] = ConfigRecord(shapes)
+    content["down.coded"] = to_array_record({"weights": torch.zeros(1, dtype=torch.uint8)})
+    with pytest.raises(TrainingError, match="it announces weights of which it holds only a part"):
+        codec(downlink_weights=["int8"]).decode_downlink(content)
+
+
+def test_coded_soft_labels_of_another_proxy_set_or_other_classes_are_refused_before_they_take_memory():
+    """Of ever so many classes top-k names one in a few bits, and the others share what is left."""
+    coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 1}, "int4"])
+    content = coding.encode_downlink(Downlink(1, None, UPLINK.soft_labels), RANDOMNESS)
+    assert coding.decode_downlink(content, PROXY).soft_labels.shape == PROXY
+    content["down.shapes"] = ConfigRecord({"soft_labels": [200, 2**30]})
+    with pytest.raises(TrainingError, match=r"it announces soft labels of shape \[200, 1073741824\], not \[200, 4\]"):
+        coding.decode_downlink(content, PROXY)
+
+
+CODINGS = {
+    "int8": codec(weights=["int8"], soft_labels=["int8"]),
+    "sparse": codec(weights=[{"stage": "top-k", "share": 0.1}, "int4"], soft_labels=[{"stage": "top-k"}, "int4"]),
+    "signs of factors": codec(weights=[{"stage": "svd", "rank": 2}, "sign"], soft_labels=["float16"]),
+    "sparse signs": codec(weights=[{"stage": "top-k", "share": 0.5}, "sign"], soft_label_cache=0.0),
+}
+
+
+@pytest.mark.parametrize("name", CODINGS)
+def test_coded_bytes_of_which_any_are_others_are_refused_or_fit_the_round(name):
+    coding = CODINGS[name]
+    honest, _ = coding.encode_uplink(UPLINK, BASE, RANDOMNESS)
+    room = room_for(BASE, PROXY)
+    assert coding.decode_uplink(honest, BASE, PROXY, room=room).parts == UPLINK.parts
+
+    @settings(derandomize=True, database=None, max_examples=60)
+    @given(st.sampled_from(["weights", "soft_labels"]), st.data())
+    def check(part, data):
+        content, sent = RecordDict(dict(honest)), bytearray(read_array(honest["up.coded"][part]).tobytes())
+        near = st.integers(0, 60) | st.integers(0, len(sent) - 1)  # numbers of rows and the like come first
+        for _ in range(data.draw(st.integers(1, 4))):
+            sent[data.draw(near)] = data.draw(st.integers(0, 255))
+        sent = sent[: data.draw(st.just(len(sent)) | st.integers(0, len(sent)))]
+        changed = {**honest["up.coded"], part: Array(np.frombuffer(bytes(sent), np.uint8))}
+        content["up.coded"] = ArrayRecord(changed)
+        try:
+            got = coding.decode_uplink(content, BASE, PROXY, room=room)
+        except UplinkRejected as error:
+            assert "merchant Nord: its uplink cannot be decoded" in str(error)
+            return
+        assert all(value.shape[1:] == BASE[key].shape[1:] for key, value in got.weights.arrays.items())
+        assert all(len(value) <= len(BASE[key]) for key, value in got.weights.arrays.items() if value.dim())
+        assert got.soft_labels.shape == PROXY
+
+    check()
 
 
 @pytest.mark.parametrize(
