@@ -19,7 +19,7 @@ from flwr.supernode.cli import flwr_clientapp
 
 from clients.executor import TOKEN
 from clients.limits import Rules
-from clients.manifest import Manifest
+from clients.service import Service
 from fed_distill.errors import ConfigError, NotAllowed
 from fed_distill.observing.logs import escape_logs
 from fed_distill.registry import allow_imports
@@ -77,7 +77,7 @@ def main() -> None:
     """Answer the message of the task whose token is in the environment."""
     site, *options = sys.argv[1:]
     try:
-        rules = Manifest.read(Path(site)).limits.rules
+        rules = Service.read(Path(site)).limits.rules
     except ConfigError:  # which the app finds too, and answers; meanwhile the strictest rules hold
         rules = Rules()
     escape_logs()

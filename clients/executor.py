@@ -17,7 +17,7 @@ from flwr.supercore.cli import flower_superexec
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
-from clients.manifest import Manifest
+from clients.service import Service
 
 TOKEN = "FED_DISTILL_TASK_TOKEN"
 """Environment variable with the token of a task: a command line can be read by everybody on the machine."""
@@ -32,7 +32,7 @@ class SiteExecutor:
 
     def __init__(self, site: Path) -> None:
         self._site = site
-        self._longest = Manifest.read(site).limits.rules.max_seconds
+        self._longest = Service.read(site).limits.rules.max_seconds
         self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
 
     def get_eligible_capacity(self, supported_task_types: set[TaskType], **_: Any) -> tuple[set[TaskType], set[str]]:

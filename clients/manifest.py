@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clients.limits import Limits
+from clients.service import Server
 from fed_distill.config import DataConfig, Experiment, Share
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Task
 from fed_distill.data.labeled import LabeledRows, factorize
@@ -53,18 +54,6 @@ class OwnData(_Table):
     test_share: Share = 0.2
     seed: int = 0
     part: str = ""
-
-
-class Server(_Table):
-    """Where the server is, HOST:PORT, and what it runs: versions by package, and the bundle of the app.
-
-    app: SHA-256 of the one bundle that the site accepts (``fed_distill.sites.bundle``); None for that of the package
-    that is installed at the site.
-    """
-
-    address: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
-    app: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    versions: Mapping[str, str] = {}
 
 
 class Observing(_Table):

@@ -34,7 +34,7 @@ from flwr.supercore.run import Run
 from flwr.supernode.cli import flower_supernode
 
 from clients.answering import limit_memory
-from clients.manifest import Manifest
+from clients.service import Service
 from fed_distill.errors import ConfigError, NotAllowed
 from fed_distill.observing.logs import escape_logs
 from fed_distill.privacy.secret import write_private
@@ -57,17 +57,17 @@ def main() -> None:
         sys.exit("usage: python -P -m clients.supernode SITE.TOML [options of flower-supernode]")
     path, *options = sys.argv[1:]
     try:
-        manifest = Manifest.read(Path(path))
-        check_app(manifest)
+        service = Service.read(Path(path))
+        check_app(service, path)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     escape_logs()
-    limit_memory(manifest.limits.rules)
+    limit_memory(service.limits.rules)
     with tempfile.TemporaryDirectory(prefix="fed-distill-") as folder:
         secret = Path(folder) / "executor.key"
         write_private(secret, secrets.token_bytes(32))
         own = ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
-        sys.argv = ["flower-supernode", "--superlink", manifest.server.address, *options, *own]
+        sys.argv = ["flower-supernode", "--superlink", service.server.address, *options, *own]
         _parser.start_client_internal = _with_executor(Path(path), secret, _loop.start_client_internal)
         _loop._pull_and_store_message = guarded(_loop._pull_and_store_message, _loop._insert_message)
         try:
@@ -79,11 +79,12 @@ def main() -> None:
             raise
 
 
-def check_app(manifest: Manifest) -> None:
+def check_app(service: Service, path: str) -> None:
     """Raise ConfigError if a site pins another bundle than that of the package which is installed, and would run."""
-    if manifest.server.app not in (None, bundle_hash()):
+    pinned = service.server.app
+    if pinned not in (None, bundle_hash()):
         raise ConfigError(
-            f"{manifest.folder / 'site.toml'} pins the app {manifest.server.app[:16]}..., and the fed-distill that is "
+            f"{path} pins the app {pinned[:16]}..., and the fed-distill that is "
             f"installed here is {bundle_hash()[:16]}...: install the operator's wheel, or pin what you have"
         )
 

@@ -5,10 +5,10 @@ any number is the next global student: beside four merchants of 500 examples one
 mean. So in each round claims are cut to the least of two limits, which both are taken from the sizes of the merchants
 in the first chunk, and which honest merchants rarely reach:
 
-- a share of all that merchants of that chunk then count for (``federation.max_share``, 0.6): of few merchants none is
-  nearly the whole mean, and two of like sizes keep theirs. It holds against one; several that lie together are held by
-  the median (weights truncated to a greatest share: Portnoy, Tirosh and Hendler, "Towards federated learning with
-  Byzantine-robust client weighting", Applied Sciences 2022);
+- a share of what all merchants then count for, those of later chunks as the median (``federation.max_share``, 0.6): of
+  few merchants none is nearly the whole mean, and two of like sizes keep theirs. It holds against one; several that lie
+  together are held by the median (weights truncated to a greatest share: Portnoy, Tirosh and Hendler, "Towards
+  federated learning with Byzantine-robust client weighting", Applied Sciences 2022);
 - a multiple of the median (``federation.max_size_ratio``, 20): of many merchants one is about 20 / (20 + merchants) of
   the mean, and it stays so unless half of the chunk lies. The largest of PriceRunner's merchants has 3 times the median
   in the relevance task, and 18 times in the category task.
@@ -44,13 +44,13 @@ class Counts:
         self._examples: float | None = None
         self._uses: dict[str, float] = {}
 
-    def learn(self, uplinks: Sequence[Uplink]) -> None:
-        """Take the limits from these merchants, the first that there are."""
+    def learn(self, uplinks: Sequence[Uplink], more: int = 0) -> None:
+        """Take the limits from these merchants, the first that there are; ``more`` are still to come."""
         if self._examples is not None or not uplinks:
             return
-        self._examples = self._most(uplink.examples**self._power for uplink in uplinks) ** (1 / self._power)
+        self._examples = self._most((one.examples**self._power for one in uplinks), more) ** (1 / self._power)
         tables = [_uses(uplink) for uplink in uplinks]
-        self._uses = {name: self._most(one[name] for one in tables) for name in tables[0]}
+        self._uses = {name: self._most((one[name] for one in tables), more) for name in tables[0]}
 
     def cut(self, uplink: Uplink) -> Uplink:
         """The same uplink, with examples and uses of rows within the limits."""
@@ -77,21 +77,23 @@ class Counts:
             low_rank_update=None if update is None else replace(update, plain=_scaled(update.plain, factors)),
         )
 
-    def _most(self, claims: Iterable[float]) -> float:
+    def _most(self, claims: Iterable[float], more: int) -> float:
         """The limit that these claims give; those of nothing are no measure for the others."""
         sizes = [float(claim) for claim in claims if claim]
-        return most(sizes, self._share, self._ratio) if sizes else float("inf")
+        return most(sizes, self._share, self._ratio, more) if sizes else float("inf")
 
 
-def most(sizes: Sequence[float], share: float | None, ratio: float | None) -> float:
+def most(sizes: Sequence[float], share: float | None, ratio: float | None, more: int = 0) -> float:
     """What one of ``sizes`` may count for: cut to it, none is more than ``share`` of their sum, or than ``ratio`` times
-    the lower median. Infinite where none is cut; where they are too few to be below the share, all count the same.
+    the lower median; ``more`` others have the median. Infinite where none is cut; where they are too few to be below
+    the share, all count the same.
     """
-    limit = float("inf") if ratio is None else ratio * median_low(sizes)
-    if share is None or len(sizes) == 1:
+    usual = median_low(sizes)
+    limit = float("inf") if ratio is None else ratio * usual
+    if share is None or len(sizes) + more == 1:
         return limit
     falling = sorted((min(size, limit) for size in sizes), reverse=True)
-    rest = sum(falling)
+    rest = sum(falling) + more * usual
     for cut, size in enumerate(falling):
         even = share * rest / (1 - share * cut) if share * cut < 1 else size  # if so many of the largest are cut to it
         if size <= even:

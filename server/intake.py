@@ -64,6 +64,7 @@ class Intake:
         self._longest, self._usual_norm, self._compared = longest, 0.0, compared
         self._counts = counts
         self._received = self._downlink_bytes = self._uplink_bytes = 0
+        self._to_come = asked
         self._losses: list[float] = []
         self._causes: Counter[Cause] = Counter()
         self._stream = self._accepted(chunks)
@@ -133,6 +134,7 @@ class Intake:
         self._uplink_bytes += chunk.uplink_bytes
         for refusal in chunk.refusals:
             self._refuse(refusal)
+        self._to_come -= len(chunk.uplinks) + sum(bool(refusal.merchant) for refusal in chunk.refusals)
         fit = [uplink for uplink in chunk.uplinks if self._checked(uplink)]
         if self._compared and self._usual is None and fit:
             self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
@@ -141,7 +143,7 @@ class Intake:
         usual = [uplink for uplink in fit if self._is_usual(uplink)]
         if self._counts is None:
             return usual
-        self._counts.learn(usual)
+        self._counts.learn(usual, max(self._to_come, 0))
         return list(map(self._counts.cut, usual))
 
     def _is_usual(self, uplink: Uplink) -> bool:

@@ -71,6 +71,14 @@ def sent(name, examples, counts=(3, 4), rows=(0, 1)):
     return Uplink(name, examples, values)
 
 
+def test_merchants_of_later_chunks_are_taken_to_be_as_large_as_the_median():
+    """A share of the round and not of its first chunk: honest merchants are not cut for being taken in by two."""
+    assert most([40.0, 100.0], SHARE, RATIO) == pytest.approx(60.0)
+    assert most([40.0, 100.0], SHARE, RATIO, more=3) > 100.0
+    assert most([40.0, 2.0**31], SHARE, RATIO, more=3) == pytest.approx(240.0)  # 0.6 of 400
+    assert most([40.0], SHARE, RATIO, more=1) > 40.0
+
+
 def test_each_merchant_that_is_cut_is_named_once(caplog):
     told: set[str] = set()
     for _ in range(3):
