@@ -4,11 +4,12 @@ It is Flower's ``flwr-clientapp``, but for the app, which is not taken from what
 """
 
 import importlib
+import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,8 @@ from clients.service import Service
 from fed_distill.errors import ConfigError, NotAllowed
 from fed_distill.observing.logs import escape_logs
 from fed_distill.registry import allow_imports
+
+_log = logging.getLogger("flwr")
 
 
 class _OutOfTime(BaseException):
@@ -73,6 +76,27 @@ def limit_memory(rules: Rules) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
+def _installed_app() -> ClientApp:
+    """Imported when Flower knows that this process lives: that takes seconds, and it waits for half a minute."""
+    from clients.app import app
+
+    return app
+
+
+def _or_end(pull: Callable[..., Any]) -> Callable[..., Any]:
+    """Flower's function that fetches the message. If that fails, the process ends and says no more: of one that says
+    that it failed, and has no message to answer, the SuperNode would wait for an answer for ever."""
+
+    def pulled(client: Any) -> Any:
+        try:
+            return pull(client)
+        except Exception as error:  # bytes from outside can break a reader in any way
+            _log.error("A message cannot be read, and is not answered", exc_info=error)
+            os._exit(1)
+
+    return pulled
+
+
 def main() -> None:
     """Answer the message of the task whose token is in the environment."""
     site, *options = sys.argv[1:]
@@ -82,11 +106,10 @@ def main() -> None:
         rules = Rules()
     escape_logs()
     restrict(rules)
-    from clients.app import app
-
     task: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     task.install_from_fab = lambda *_, **__: None
-    task.get_load_client_app_fn = lambda **_: lambda *_: Limited(app, rules.max_seconds)
+    task.get_load_client_app_fn = lambda **_: lambda *_: Limited(_installed_app(), rules.max_seconds)
+    task.pull_task_input = _or_end(task.pull_task_input)
     sys.argv = ["flwr-clientapp", "--token", os.environ.pop(TOKEN), *options]
     flwr_clientapp()
 

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.budgets import tell_budgets
+from clients.honesty import outlined
 from clients.manifest import Manifest
 from clients.observing import Answering, hidden, watched
 from clients.site import Site, open_site
@@ -147,7 +148,11 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         request, starts = TrainRequest.from_record(_asked(message)), decode_starts(content)
         site = site_of(context)
         codec = Codec.of(site.experiment.transport_of(request.arm))
-        down = codec.decode_downlink(content)
+        if codec.downlink_weights is not None:  # of which a few bytes can stand for many
+            site.check_models(request)
+        shape = len(site.holdings.proxy_of(request)), len(site.task.classes)
+        student = outlined(request.global_blueprint).state_dict() if request.blueprints else None
+        down = codec.decode_downlink(content, shape, student)
         reply = RecordDict({ANSWER: ConfigRecord({"to": request.title(down.round)})})
         with observed(federation=request.arm, seed=request.seed, round=down.round):
             for number, answer in enumerate(site.train(request, down, starts)):

@@ -48,7 +48,8 @@ class SiteExecutor:
             return LaunchResult.failed(f"a site runs ClientApps, not {spec.task_type}")
         command = [sys.executable, "-P", "-m", "clients.answering", str(self._site)]
         command += ["--runtime-api-address", spec.runtime_api_address, "--insecure", "--parent-pid", str(os.getpid())]
-        process = subprocess.Popen(command, env={**os.environ, TOKEN: spec.token})
+        environment = {**os.environ, TOKEN: spec.token}
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         self._running.append((time.monotonic(), process))
         return LaunchResult.accepted()
 

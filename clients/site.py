@@ -161,13 +161,13 @@ class Site:
         """A refusal for each merchant if the site's own rules forbid the request."""
         try:
             self.protection.check_rules(request, round)
-            self._check_models(request)
+            self.check_models(request)
         except NotAllowed as error:
             _log.warning("the request is refused: %s", error)
             return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
         return []
 
-    def _check_models(self, request: TrainRequest) -> None:
+    def check_models(self, request: TrainRequest) -> None:
         """NotAllowed for a request with a student that is larger than the site's rules allow."""
         rules = self.protection.limits.rules
         if rules.max_model_mib is not None:
@@ -354,7 +354,7 @@ class Site:
         merchants = self._scorable(request, request.merchants)
         if not merchants:
             return {}
-        self._check_models(request)
+        self.check_models(request)
         check_fit(weights, outlined(request.global_blueprint))
         student = self.holdings.student(request.global_blueprint)
         student.load_state_dict(dict(weights))

@@ -17,9 +17,11 @@ import importlib
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,10 +161,18 @@ def _with_executor(site: Path, secret: Path, start: Callable[..., None]) -> Call
         command = [sys.executable, "-P", "-m", "clients.executor", str(site)]
         command += ["--runtime-api-address", settings["runtime_api_address"], "--insecure"]
         command += ["--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())]
-        subprocess.Popen(command)
+        executor = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
         start(**settings)
 
     return started
+
+
+def _end_with(executor: subprocess.Popen[bytes]) -> None:
+    """End this process when its executor has ended: nobody would answer any more."""
+    executor.wait()
+    _log.error("The executor has ended, and the SuperNode ends with it: start it again.")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -131,8 +131,19 @@ def quiet() -> Iterator[None]:
 
 
 def _from_config(config: Mapping[str, Any], classes: int) -> PreTrainedModel:
+    """A network of a configuration, which may come from anywhere: one that names code of its own is refused, of which
+    transformers would ask on the terminal whether it is to be run."""
+    if _names_code(config):
+        raise ConfigError("a configuration with auto_map names code of its own, which is never run")
     options = {key: value for key, value in config.items() if key != "model_type"}
     described = AutoConfig.for_model(config["model_type"], **{**options, "num_labels": classes})
     factory: Any = AutoModelForSequenceClassification  # its class methods are untyped
     with quiet():
-        return cast(PreTrainedModel, factory.from_config(described, attn_implementation="eager"))
+        network = factory.from_config(described, attn_implementation="eager", trust_remote_code=False)
+        return cast(PreTrainedModel, network)
+
+
+def _names_code(config: Any) -> bool:
+    if isinstance(config, Mapping):
+        return "auto_map" in config or any(map(_names_code, config.values()))
+    return isinstance(config, list | tuple) and any(map(_names_code, config))

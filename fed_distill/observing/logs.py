@@ -110,7 +110,8 @@ class JsonLines(logging.Formatter):
             line["facts"] = facts
         if error is not None:
             line |= self._told(error)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        written = json.dumps(line, ensure_ascii=False, default=str)
+        return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in written)
 
     def _told(self, error: BaseException) -> dict[str, Any]:
         told: dict[str, Any] = {"error": type(error).__name__}

@@ -139,6 +139,11 @@ class Ledger:
         """
         with space_for(self.path), self._locked():
             entries, content = _recovered(self.path, self.merchant)
+            if content and not _content(_newest(self.path)):
+                raise LedgerError(
+                    f"{self.path} has entries, and the copy of its newest one, {_newest(self.path)}, is gone: whether "
+                    "it is whole cannot be told, so this merchant must not spend more; put both back"
+                )
             charges = [entry.charge for entry in entries]
             delta = min(DELTA, charge.delta, *(former.delta for former in charges))
             spent = exposure(charges, delta)

@@ -1,6 +1,7 @@
 """The process that answers runs what is installed, within the time and memory of its site's rules."""
 
 import importlib
+import json
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 from clients import answering, executor
 from clients.answering import Limited
 from clients.executor import GRACE, SiteExecutor
-from fed_distill.errors import NotAllowed
+from clients.honesty import outlined
+from fed_distill.errors import ModelError, NotAllowed, TrainingError
+from fed_distill.models import rebuild
 
 SITE = 'name = "north"\n[server]\naddress = "localhost:1"\n[data]\npath = "data.csv"\n[limits.rules]\nmax_seconds = 5\n'
 RESTRICTED = "from clients.limits import Rules; from clients.answering import restrict; restrict(Rules({}))\n"
@@ -97,7 +100,7 @@ def test_a_site_starts_no_other_kind_of_task(monkeypatch, site, kind):
 class Process:
     """As of ``subprocess``, which does not end by itself."""
 
-    def __init__(self, command, env):
+    def __init__(self, command, env, stdin):
         self.command, self.env, self.killed = command, env, False
 
     def poll(self):
@@ -139,3 +142,38 @@ def test_the_app_that_answers_is_the_installed_one_whatever_was_sent(monkeypatch
     assert task.install_from_fab(b"anything") is None
     loaded = task.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)("evil", "0", "0")
     assert isinstance(loaded, Limited) and (loaded._app, loaded._seconds) == (app, 5.0)
+
+
+def test_a_message_that_cannot_be_read_ends_the_process_without_a_word(monkeypatch):
+    """Flower's own process would say that it failed, and the SuperNode wait for its answer for ever."""
+    ended = []
+    monkeypatch.setattr(answering.os, "_exit", ended.append)
+
+    def pull(client):
+        raise ValueError("no protobuf")
+
+    answering._or_end(pull)(None)
+    assert ended == [1]
+    assert answering._or_end(lambda client: client)("message") == "message"
+
+
+CONFIG = {"model_type": "vit", "auto_map": {"AutoModelForSequenceClassification": "evil--modeling.Evil"}}
+
+
+@pytest.mark.parametrize("config", [CONFIG, {"model_type": "bert", "nested": [{"auto_map": {}}]}])
+def test_a_configuration_that_names_code_of_its_own_is_refused_and_nobody_is_asked(monkeypatch, config):
+    """transformers would ask on the terminal whether the code is to be run."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    settings = {"classes": 2, "pair": True, "config": config, "max_length": 16}
+    described = json.dumps({"kind": "fed_distill.models.transformer:Transformer", "settings": settings})
+    with pytest.raises(TrainingError, match="names code of its own"):
+        outlined(described)
+
+
+def test_no_other_kind_of_network_asks_either(monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ModelError):
+        rebuild(
+            "fed_distill.models.transformer:Transformer",
+            {"classes": 2, "pair": True, "config": {"model_type": "vit"}, "max_length": 16},
+        )

@@ -1,6 +1,9 @@
 """A site's SuperNode is told its server by the site's file, runs no code that a server sends, and says why it ends."""
 
 import inspect
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -156,3 +159,10 @@ def test_what_is_replaced_in_flower_is_there():
 def test_errors_of_the_guard_are_of_its_own_kind():
     with pytest.raises(NotAllowed, match="rule app"):
         supernode.check_bundle(Fab(bundle_hash(), b"other", {}))
+
+
+def test_without_its_executor_a_supernode_ends(monkeypatch):
+    ended = []
+    monkeypatch.setattr(supernode.os, "kill", lambda *told: ended.append(told))
+    supernode._end_with(subprocess.Popen([sys.executable, "-c", ""]))
+    assert ended == [(os.getpid(), signal.SIGTERM)]

@@ -250,6 +250,16 @@ def test_an_older_copy_is_refused_unless_it_lacks_the_newest_line_alone(three):
     assert len(three.entries()) == 4  # the whole copy, and the newest line
 
 
+def test_without_the_copy_of_its_newest_entry_a_ledger_can_be_read_and_pays_for_nothing(three):
+    whole = three.path.read_bytes()
+    newest = three.path.parent.with_name("ledgers.newest") / "acme.line"
+    newest.unlink()
+    assert len(three.entries()) == 3
+    with pytest.raises(LedgerError, match="whether it is whole cannot be told"):
+        three.charge(charge(4))
+    assert three.path.read_bytes() == whole
+
+
 def test_where_both_files_are_old_the_last_check_alone_shows_it(three):
     newest = three.path.parent.with_name("ledgers.newest") / "acme.line"
     old = three.path.read_bytes(), newest.read_bytes()

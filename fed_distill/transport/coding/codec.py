@@ -111,12 +111,15 @@ class Codec:
             content[_DOWN] = records.to_array_record(coded)
         return content
 
-    def decode_downlink(self, content: RecordDict, proxy_shape: tuple[int, int] | None = None) -> Downlink:
+    def decode_downlink(
+        self, content: RecordDict, proxy_shape: tuple[int, int] | None = None, student: Weights | None = None
+    ) -> Downlink:
         """Inverse of ``encode_downlink``, but for what coding loses. TrainingError if it is not coded as agreed, or
         cannot be read.
 
         proxy_shape: (proxy examples, classes) at this site. A few bytes may stand for many classes, so that coded soft
-        labels of another shape are refused before there is any memory for them.
+        labels of another shape are refused before there is any memory for them. student: likewise the weights that the
+        global student of the request has, of which shapes alone count.
         """
         down = records.decode_downlink(content)
         try:
@@ -128,6 +131,8 @@ class Codec:
                 raise ValueError("it is not as this site's experiment says: run the same one at both ends")
             if "weights" in coded and self.downlink_weights is not None:
                 like, source = _announced(content.config_records[_SHAPES]), Reader(coded["weights"])
+                if student is not None and not _alike(like, student):
+                    raise ValueError("it announces weights of another student than it describes")
                 sent = read_weights(source, like, self.downlink_weights)
                 source.finish()
                 if sent.rows or sent.arrays.keys() != like.keys():
@@ -319,3 +324,10 @@ def _read_bytes(content: RecordDict, name: str) -> dict[str, bytes]:
         if value.dtype != np.uint8 or value.ndim != 1:
             raise ValueError(f"coded {part} are {value.dtype} of shape {list(value.shape)}, not bytes")
     return {part: value.tobytes() for part, value in coded.items()}
+
+
+def _alike(one: Weights, other: Weights) -> bool:
+    """Whether both have the same names, shapes and types."""
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape and value.dtype == other[name].dtype for name, value in one.items()
+    )
