@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fed_distill.data import load
-from fed_distill.errors import ConfigError
+from fed_distill.errors import BudgetExceeded, ConfigError
 from fed_distill.privacy.ledger import Ledgers
 
 PRIVATE = {
@@ -69,18 +69,24 @@ def test_a_run_with_too_little_noise_for_any_promise_ends_and_says_so(tiny_exper
     assert "promises nothing: no ε is large enough" in report and "with ε =" not in report
 
 
-def test_a_merchant_whose_budget_ends_in_the_middle_leaves_the_run_to_the_others(limited, simulate):
+def test_a_merchant_whose_budget_covers_a_part_of_the_run_leaves_it_to_the_others(limited, simulate):
     poor = min(load(limited("").data).merchants)
     experiment = limited(f'[default]\nmax_epsilon = 20.0\n[merchants."{poor}"]\nmax_epsilon = 6.0\n')
     folder, _ = simulate(experiment)
     found = lines(folder, experiment.federation.title)
-    assert [line["merchants"] for line in found][-1] == 4
-    assert found[0]["merchants"] == 5
-    assert "privacy budget" in found[-1]["reasons"][0]
+    assert [line["merchants"] for line in found] == [4, 4, 4]
+    assert all("privacy budget" in line["reasons"][0] for line in found)
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["student"]["accuracy"] is not None
 
 
-def test_a_federation_ends_when_no_merchant_has_any_budget_left(limited, simulate):
+def test_a_federation_that_no_budget_covers_ends_before_its_first_round(limited, simulate):
+    with pytest.raises(BudgetExceeded, match="round 1: no merchant may take part any more"):
+        simulate(limited("[default]\nmax_epsilon = 6.0\n"))
+
+
+def test_a_federation_ends_when_no_merchant_has_any_budget_left(limited, simulate, monkeypatch):
+    """As when another run spends it meanwhile: at its beginning every budget seemed to cover it."""
+    monkeypatch.setattr("clients.protection.Protection._check_whole", lambda *_: None)
     experiment = limited("[default]\nmax_epsilon = 6.0\n")
     folder, _ = simulate(experiment)
     found = lines(folder, experiment.federation.title)
