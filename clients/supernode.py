@@ -61,6 +61,7 @@ def main() -> None:
     try:
         service = Service.read(Path(path))
         check_app(service, path)
+        check_key(Path(path).absolute().parent / "site.key")
     except ConfigError as error:
         sys.exit(f"error: {error}")
     escape_logs()
@@ -89,6 +90,12 @@ def check_app(service: Service, path: str) -> None:
             f"{path} pins the app {pinned[:16]}..., and the fed-distill that is "
             f"installed here is {bundle_hash()[:16]}...: install the operator's wheel, or pin what you have"
         )
+
+
+def check_key(path: Path) -> None:
+    """Raise ConfigError for a site's key that others may read: who has it can pass for the site."""
+    if path.exists() and path.stat().st_mode & 0o077:
+        raise ConfigError(f"others may use {path}: chmod 600 {path}, and if anybody has, make new keys")
 
 
 def check_run(run: Run) -> None:

@@ -376,8 +376,10 @@ def _operators_copy(place: str, key: Path, public: Path | None) -> "Finding":
         told = f"the operator has it, and nobody may but the site: have its people make another, and remove {key}"
         return Finding(place, f"key {key.name}", "problem", told)
     if public is None or public.exists():
-        return Finding(place, f"key {key.name}", "ok", "at the site, as are all other checks of it")
+        return Finding(place, f"key {key.name}", "ok", "admitted; everything else is checked at the site")
     told = "not admitted yet: its people run `fed-distill sites join`, and send a line for `fed-distill sites admit`"
+    if list((public.parent.with_name("revoked")).glob(f"{place}.*.pub")):
+        told = "revoked: to let it in again, its people make new keys (`fed-distill sites join . --new-keys`)"
     return Finding(place, f"key {key.name}", "warning", told)
 
 

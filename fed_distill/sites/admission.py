@@ -37,7 +37,7 @@ class Admission:
         return [SiteKey.read(path) for path in sorted(self._keys.glob("*.pub"))]
 
     def revoked(self) -> list[SiteKey]:
-        """Keys that are let in no more."""
+        """Keys that are no longer let in."""
         return [SiteKey.read(path) for path in sorted(self._revoked.glob("*.pub"))]
 
     def admit(self, key: SiteKey, replace: bool = False) -> None:
@@ -84,7 +84,7 @@ class Admission:
             node = known.get(key.pem)
             if node is not None and node.status != UNREGISTERED:
                 unregister(self.control, self.authority, node)
-                yield f"{key.name.rpartition('.')[0]}: {key.fingerprint} is let in no more"
+                yield f"{key.name.rpartition('.')[0]}: {key.fingerprint} is no longer let in"
         for key in self.admitted():
             if names is not None and key.name not in names:
                 continue

@@ -66,8 +66,8 @@ class Deployed:
         if ended.sub_status != SubStatus.COMPLETED:
             raise TrainingError(
                 f"run {run} ended as {ended.sub_status}"
-                f"{f' ({ended.details})' if ended.details else ''}; what it has done is in {folder}, and --resume "
-                "goes on from there"
+                f"{f' ({ended.details})' if ended.details else ''}; its log above says why. If it had begun, --resume "
+                f"goes on from what is in {folder}"
             )
         return folder
 

@@ -76,6 +76,15 @@ def test_a_site_that_pins_another_app_than_is_installed_does_not_start(started):
     assert "pins the app 0000000000000000" in told and "install the operator's wheel" in told
 
 
+def test_a_site_whose_key_others_may_read_does_not_start(started, tmp_path):
+    key = tmp_path / "site.key"
+    key.write_text("secret")
+    for mode, ended in ((0o600, 0), (0o640, "chmod 600"), (0o604, "chmod 600")):
+        key.chmod(mode)
+        told = started(SITE.format(server=""), lambda: sys.exit(0))
+        assert told == ended if mode == 0o600 else ended in told
+
+
 def test_a_start_without_a_file_says_how_it_is_used(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["supernode"])
     with pytest.raises(SystemExit, match=r"SITE\.TOML"):

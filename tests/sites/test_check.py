@@ -412,7 +412,7 @@ def test_a_folder_that_is_handed_out_is_looked_at_where_its_site_is(checked, dep
         (deployment / "sites" / name / "data.jsonl").unlink()
     (deployment / "server" / "keys" / "south.pub").rename(deployment / "server" / "keys" / "gone")
     code, output = checked(south="")
-    assert (code, lines(output, "problem")) == (0, []) and "at the site, as are all other checks" in output
+    assert (code, lines(output, "problem")) == (0, []) and "everything else is checked at the site" in output
     (not_yet,) = (line for line in lines(output, "warning") if line.startswith("south"))
     assert "not admitted yet" in not_yet
 

@@ -284,7 +284,7 @@ def test_the_server_is_told_who_is_let_in_and_who_no_more(command, invited, site
     assert command("admit", invited, joined(command, site("south"))).output.splitlines()[0] == "south: registered"
     assert command("admit", invited).output.splitlines() == ["north: registered before", "south: registered before"]
     done = command("admit", invited, joined(command, north, "--new-keys"), "--replace")
-    assert done.output.splitlines()[0].endswith("is let in no more")
+    assert done.output.splitlines()[0].endswith("is no longer let in")
     assert done.output.splitlines()[1] == "north: registered"
     assert command("revoke", invited, "south").exit_code == 0
     assert [node.status for node in known.values()] == ["unregistered", "unregistered", "online"]
