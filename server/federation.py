@@ -107,7 +107,7 @@ class Federation:
         ledgers = self.checkpoint.parent.parent / "ledgers" / f"seed-{self.seed}" / as_file_name(self.arm)
         if ledgers.exists():
             for merchant in self.sites.merchants:
-                Ledgers(ledgers).of(merchant).entries()
+                Ledgers(ledgers).of(merchant).check()
 
     @property
     def title(self) -> str:

@@ -139,11 +139,7 @@ class Ledger:
         """
         with space_for(self.path), self._locked():
             entries, content = _recovered(self.path, self.merchant)
-            if content and not _content(_newest(self.path)):
-                raise LedgerError(
-                    f"{self.path} has entries, and the copy of its newest one, {_newest(self.path)}, is gone: whether "
-                    "it is whole cannot be told, so this merchant must not spend more; put both back"
-                )
+            self._check_newest(content)
             charges = [entry.charge for entry in entries]
             delta = min(DELTA, charge.delta, *(former.delta for former in charges))
             spent = exposure(charges, delta)
@@ -162,6 +158,17 @@ class Ledger:
             write_atomic(_newest(self.path), line, private=True)
             write_atomic(self.path, content + line, private=True)
         return total
+
+    def check(self) -> None:
+        """Raise LedgerError unless more may be charged: the ledger is whole, and so is the copy of its newest entry."""
+        self._check_newest(_recovered(self.path, self.merchant)[1])
+
+    def _check_newest(self, content: bytes) -> None:
+        if content and not _content(_newest(self.path)):
+            raise LedgerError(
+                f"{self.path} has entries, and the copy of its newest one, {_newest(self.path)}, is gone: whether it "
+                "is whole cannot be told, so this merchant must not spend more; put both back"
+            )
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, oldest first. Raises LedgerError if the ledger is torn, edited, an older copy or another
