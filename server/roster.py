@@ -173,7 +173,7 @@ class Roster:
         if self._public is not None and record.get("public") != self._public:
             merchants = _listed([name for name, _ in announced])
             raise DataError(
-                f"({merchants}) has other classes or another proxy set than the server: give it this experiment's "
+                f"({merchants}) has other classes or another proxy set than the server: give it this experiment's"
                 " proxy.json (fed-distill sites init FOLDER --sites SITE --experiment FILE)"
             )
         self._compare_versions(node, record)
