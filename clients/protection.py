@@ -190,7 +190,7 @@ class Protection:
         if min(whole) > most + _SLACK:
             raise BudgetExceeded(
                 f"merchant {merchant}: all {rounds} rounds of {request.arm} would raise what one example is exposed to "
-                f"from epsilon {exposure(before):.6g} to {min(whole):.6g}, above its limit of {most:.6g}: it takes no "
+                f"from epsilon {exposure(before):.6g} to {min(whole):.6g}, above the limit of {most:.6g}: it takes no "
                 "part, unless its max_epsilon in site.toml is raised"
             )
 
