@@ -19,6 +19,7 @@ from pathlib import Path
 from clients.protection import Release
 from fed_distill.errors import CheckpointError, UplinkRejected
 from fed_distill.results.files import as_file_name, make_folder, remove_leftovers, space_for, write_atomic
+from fed_distill.results.sealed import DIGEST, check_end, checksum
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import decode_uplink, encode_uplink, from_bytes, to_bytes
 
@@ -65,7 +66,8 @@ class Answers:
         if not path.exists():
             return None
         try:
-            return decode_uplink(from_bytes(path.read_bytes()))
+            check_end(path)
+            return decode_uplink(from_bytes(path.read_bytes()[:-DIGEST]))
         except (OSError, ValueError, UplinkRejected) as error:
             raise CheckpointError(f"{path} cannot be read ({error}): the answer that it holds is lost") from error
 
@@ -75,7 +77,8 @@ class Answers:
         with space_for(path):
             make_folder(path.parent)
         remove_leftovers(path.parent)
-        write_atomic(path, to_bytes(encode_uplink(answer)), private=True)
+        content = to_bytes(encode_uplink(answer))
+        write_atomic(path, content + checksum(content, path), private=True)
         others = [other for other in path.parent.glob(f"*{_SUFFIX}") if other != path]
         newest = sorted({_round(path), *map(_round, others)})[-_KEPT_ROUNDS:]
         for other in others:

@@ -1,7 +1,6 @@
 """What no honest server asks of a merchant: numbers so large that the answer could tell one example from another, or
 what does not fit together."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -67,7 +66,7 @@ def outlined(blueprint: str) -> TextModel:
             return built_from(blueprint)
     except (NotAllowed, TrainingError):
         raise
-    except (ModelError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except ModelError as error:
         raise TrainingError(f"a request with a student that cannot be built: {error}") from error
     except Exception as error:  # settings from outside can break a constructor in any way
         raise TrainingError(f"a request with a student that cannot be built: {type(error).__name__}") from error

@@ -8,7 +8,7 @@ of its own and a charge of its own, whatever the ledger remembers. A site with a
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -37,8 +37,9 @@ SUMMED_BY = {"trainer", "cohort", "threads"}
 """Keys of ``[runtime]`` that change the order of sums: two answers with the same noise and other rounding would tell of
 what was rounded, and a high rate makes that large."""
 _SLACK = 1e-9
-_ANY_SIZE = (1, 2**16)
-"""The cost of a federation grows or falls with the number of members: one of these is the cheapest."""
+_SMALLEST, _LARGEST = 1, 2**31
+"""Members of a privacy unit, of which a merchant has no fewer and no more. By a target epsilon a federation exposes an
+example the least where these are few, by a noise multiplier where they are many or few."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Protection:
         limit = self.limits.of(merchant)
         begun = limit.max_epsilon is None or self._has_begun(request, merchant)
         if not begun:
-            self._check_whole(request, merchant, (self._price(plan, size, rounds) for size in _ANY_SIZE))
+            sizes = (_SMALLEST,) if self.experiment.privacy.epsilon is not None else (_SMALLEST, _LARGEST)
+            self._check_whole(request, merchant, [self._price(plan, size, rounds) for size in sizes])
         members = self._noised_size(learner, request)
         spend, delta = self._price(plan, members, rounds)
         limit.check_noise(merchant, spend.noise_multiplier)
@@ -169,7 +171,7 @@ class Protection:
         paid = self._paid(self.ledger(request.arm, request.seed, merchant), request.arm, request.seed)
         return any(one.what == "training" for one in paid)
 
-    def _check_whole(self, request: TrainRequest, merchant: str, prices: Iterable[tuple[Spend, float]]) -> None:
+    def _check_whole(self, request: TrainRequest, merchant: str, prices: Sequence[tuple[Spend, float]]) -> None:
         """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices`` (``_price``).
 
         A merchant that would have to stop in the middle of a federation is not charged for its first rounds.

@@ -23,7 +23,6 @@ from clients.spread import spread
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
-from fed_distill.distill.fingerprint import fingerprint
 from fed_distill.errors import (
     BudgetExceeded,
     ConfigError,
@@ -46,7 +45,7 @@ from fed_distill.poisoning.attacks import Attack
 from fed_distill.poisoning.liars import liars
 from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER
 from fed_distill.privacy.promise import check_covered
-from fed_distill.runtime.merchant_store import CODING, STUDENTS, MerchantStore
+from fed_distill.runtime.merchant_store import CODING, STUDENTS, MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
@@ -224,10 +223,9 @@ class Site:
         return self.store.load(self._kept_of(asked.request.arm), asked.request.seed, merchant, before=asked.down.round)
 
     def _kept_of(self, arm: str) -> str:
-        """By what the state that merchants keep for an arm is known. That of a protected arm is of its very settings: a
-        student that was trained without this noise must not come in from another run of the same name."""
+        """By what name the state that merchants keep for an arm is known."""
         unit = self.protection.unit_of(arm)
-        return arm if unit == "none" else f"{arm} {unit} {fingerprint(settings=self.experiment.settings_of(arm))}"
+        return kept_as(arm, unit, self.experiment.settings_of(arm) if unit != "none" else {})
 
     def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
         """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""

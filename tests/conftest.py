@@ -1,7 +1,7 @@
 """Shared by all tests: a small task, its examples, a small student for it, and whole runs of about a second."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +104,12 @@ def tiny_experiment(tmp_path_factory):
         return Experiment.parse(TINY).with_changes({**places, **(changes or {})})
 
     return make
+
+
+def flips(data: bytes) -> Iterator[bytes]:
+    """``data`` with one bit of one byte changed, for each byte in turn."""
+    for place, value in enumerate(data):
+        yield data[:place] + bytes([value ^ 1 << place % 8]) + data[place + 1 :]
 
 
 class RecordingGrid(InProcessGrid):

@@ -18,7 +18,7 @@ SUMS = "SHA256SUMS"
 """The checksums of a folder's files, as ``sha256sum --check`` reads them."""
 UNSEALED = "it has no checksum: it is damaged, or from a version of fed-distill that wrote none"
 BROKEN = "its checksum is wrong: it was damaged, edited, or put in the place of another file"
-_DIGEST = hashlib.sha256().digest_size
+DIGEST = hashlib.sha256().digest_size
 _CHUNK = 2**20
 
 
@@ -54,7 +54,7 @@ def checksum(content: bytes, path: Path) -> bytes:
 
 def check_end(path: Path) -> None:
     """ValueError unless the file ``path`` ends in the checksum of what comes before; OSError if it cannot be read."""
-    hashed, left = started(path), path.stat().st_size - _DIGEST
+    hashed, left = started(path), path.stat().st_size - DIGEST
     with path.open("rb") as file:
         while left > 0 and (part := file.read(min(_CHUNK, left))):
             hashed.update(part)

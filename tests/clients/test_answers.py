@@ -241,3 +241,16 @@ def test_equal_requests_at_once_are_answered_one_after_another(world, own_site, 
         thread.join()
     assert same(found[0], found[1])
     assert len(charged(own_site(), merchant)) == 1
+
+
+def test_a_kept_answer_whose_bits_have_changed_is_not_given(world, own_site, ask, tmp_path):
+    """A flipped bit would be another answer with the same noise."""
+    site, merchant = own_site(), world.names[0]
+    ask(site, merchant)
+    (path,) = (tmp_path / "ledgers").rglob("*.uplink")
+    whole = path.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 40, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert isinstance(ask(own_site(), merchant)[merchant], Refusal)
+    path.write_bytes(whole)
+    assert not isinstance(ask(own_site(), merchant)[merchant], Refusal)

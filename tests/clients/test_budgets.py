@@ -1,14 +1,19 @@
 """Before the first round a site's people are told whether their budgets cover the run; nobody pays for half a one."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
 from clients.budgets import tell_budgets
 from clients.limits import Limit, Limits
 from clients.site import open_site
+from fed_distill.distill.losses import hard_labels
+from fed_distill.errors import BudgetExceeded
+from fed_distill.privacy.accounting import Spend, filtered
 from fed_distill.privacy.ledger import exposure
 from fed_distill.sites.allowance import run_exposure
+from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.requests import Refusal
 
 PRIVATE = {"privacy": {"unit": "example", "epsilon": 8.0, "batch_size": 16}, "compare": [], "federation.rounds": 3}
@@ -63,6 +68,29 @@ def test_a_second_run_that_is_not_covered_costs_nothing(world, site_with):
     (refused,) = second.train(world.request(merchant, rounds=3), world.down(1), {})
     assert isinstance(refused, Refusal)
     assert second.protection.charges(merchant) == paid
+
+
+@pytest.mark.parametrize(
+    "price", [{"epsilon": 8.0}, {"epsilon": 1.0}, {"noise_multiplier": 1.0}, {"noise_multiplier": 0.5}]
+)
+def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(world, site_with, monkeypatch, price):
+    """Against all sizes, from one member to a million: none is cheaper than what the refusal looked at."""
+    free = {"epsilon": None, "noise_multiplier": None}
+    changes = {f"privacy.{key}": value for key, value in {**free, **price}.items()}
+    site, merchant, looked_at = site_with(8.0, changes), world.names[0], []
+
+    def look(protection, request, name, prices):
+        looked_at.append([(spend, request.rounds_of(name)) for spend, _ in prices])
+        raise BudgetExceeded("looked")
+
+    monkeypatch.setattr("clients.protection.Protection._check_whole", look)
+    list(site.train(world.request(merchant, rounds=3), world.down(), {}))
+    size = Spend(site.experiment.privacy.size_noise, 1.0, 1)
+    least = min(filtered([size, replace(spend, steps=spend.steps * rounds)], 1e-5) for spend, rounds in looked_at[0])
+    plan = Plan((Phase(hard_labels(), epochs=1.0),))
+    for members in (1, 3, 10, 30, 100, 300, 1000, 10_000, 100_000, 1_000_000):
+        spend, delta = site.protection._price(plan, members, 3)
+        assert least <= filtered([size, replace(spend, steps=spend.steps * 3)], min(delta, 1e-5)) + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clients.app import build_app
 from clients.limits import OPEN, Rules
 from clients.site import open_site
-from fed_distill.errors import FedDistillError
+from fed_distill.errors import FedDistillError, TrainingError
 from fed_distill.methods import METHODS
 from fed_distill.runtime.grid import InProcessGrid, context_of
 from fed_distill.transport.coding.codec import Codec
@@ -125,6 +125,7 @@ HONEST = {
     "weights and soft labels": ({}, "fedavg-kd"),
     "private": (PRIVATE, "fedavg-kd"),
     "coded": ({"transport": {"weights": ["top-k"], "downlink_weights": ["int8"]}}, "fedavg-kd"),
+    "coded down": ({"transport": {"downlink_weights": ["int8"], "downlink_soft_labels": ["int8"]}}, "fedavg-kd"),
     "soft labels alone": ({}, "fedmd"),
     "own students": ({}, "fml"),
     "control variates": ({}, "scaffold"),
@@ -192,3 +193,15 @@ def test_hostile_requests_are_refused_by_name_and_the_honest_one_is_answered(ask
     assert largest <= most
     again = asked.ask(TRAIN, asked.content)
     assert again.keys() == honest.keys()
+
+
+@pytest.mark.parametrize("asked", ["coded down"], indirect=True)
+@pytest.mark.parametrize(
+    ("key", "told"), [("sizes", "another student than it describes"), ("soft_labels", "soft labels of shape")]
+)
+def test_a_few_bytes_that_stand_for_gigabytes_are_refused_before_there_is_memory_for_them(asked, key, told):
+    (name,) = (name for name, record in asked.content.config_records.items() if "soft_labels" in record)
+    shapes = dict(asked.content.config_records[name])
+    asked.content[name] = ConfigRecord({**shapes, key: [300_000_000, *shapes[key][1:]]})
+    with pytest.raises(TrainingError, match=told):
+        asked.ask(TRAIN, asked.content)

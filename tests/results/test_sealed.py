@@ -9,6 +9,7 @@ import pytest
 from fed_distill.errors import CheckpointError, TrainingError
 from fed_distill.results.sealed import check_end, check_folder, checksum, read_sealed_json, replace_sealed_folder
 from fed_distill.results.sealed import sealed_json as sealed
+from tests.conftest import flips
 
 VALUE = {"round": 3, "seconds": 0.1, "merchants": {"Müller": [1, 2]}, "best": None}
 
@@ -30,9 +31,7 @@ def test_json_is_read_back_as_it_was_and_stays_readable_to_others(tmp_path):
 def test_a_flipped_bit_in_any_byte_of_json_gives_the_same_value_or_is_named(tmp_path):
     path = write(tmp_path / "one.json")
     data, named = path.read_bytes(), 0
-    for place in range(len(data)):
-        changed = bytearray(data)
-        changed[place] ^= 1 << place % 8
+    for changed in flips(data):
         path.write_bytes(changed)
         try:
             assert read_sealed_json(path) == VALUE

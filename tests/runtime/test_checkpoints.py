@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from fed_distill.errors import CheckpointError, TrainingError
 from fed_distill.runtime.checkpoints import read_checkpoint, write_checkpoint
+from tests.conftest import flips
 
 TENSORS = {"weights/a": torch.tensor([[1.5, -0.0], [float(2**-149), 3e38]]), "count": torch.tensor(7)}
 VALUES = {"round": 3, "started": ["Müller & Söhne"], "seconds": 0.1}
@@ -73,9 +74,7 @@ def test_a_flipped_bit_in_any_byte_gives_the_same_content_or_is_named(tmp_path):
     path = tmp_path / "state.safetensors"
     write_checkpoint(path, TENSORS, VALUES)
     data, equal = path.read_bytes(), 0
-    for place in range(len(data)):
-        changed = bytearray(data)
-        changed[place] ^= 1 << place % 8
+    for changed in flips(data):
         path.write_bytes(changed)
         try:
             tensors, values = read_checkpoint(path)
