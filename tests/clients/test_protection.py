@@ -228,7 +228,7 @@ def test_a_limit_holds_at_the_sites_own_delta_whatever_the_server_asks_for(world
     site, merchant = protected(**asked), world.names[0]
     refused = answers(site, world.request(merchant), world.down())[merchant]
     assert isinstance(refused, Refusal) and refused.cause == "budget"
-    assert not charges(site, merchant)
+    assert [one.what for one in charges(site, merchant)] == ["size"]
 
 
 def test_a_size_that_decides_a_refusal_has_been_paid(world, protected):
