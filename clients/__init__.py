@@ -1,1 +1,1 @@
-"""The merchants' side: one Flower ClientApp a site, its merchants, their data and what they keep."""
+"""A site as a deployable: Flower app, container file and example configuration."""

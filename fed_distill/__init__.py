@@ -6,17 +6,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fed_distill.cli.simulation import run
     from fed_distill.config import Experiment
-    from fed_distill.results.result import Result
+    from fed_distill.experiment.simulation import run
+    from fed_distill.reporting.result import Result
 
 __all__ = ["Experiment", "Result", "run"]
 __version__ = "0.1.0"
 
 _PLACES = {
     "Experiment": "fed_distill.config",
-    "Result": "fed_distill.results.result",
-    "run": "fed_distill.cli.simulation",
+    "Result": "fed_distill.reporting.result",
+    "run": "fed_distill.experiment.simulation",
 }
 
 

@@ -1,1 +1,1 @@
-"""The server's side: teacher, proxy labels, rounds, merging, adaptation and the comparison with its controls."""
+"""The server as a deployable: Flower app, container file and example configuration."""

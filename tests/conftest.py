@@ -13,16 +13,16 @@ from flwr.app import Message
 from flwr.common.serde import recorddict_to_proto
 from hypothesis import settings
 
-from clients.app import build_app
+from fed_distill import seeds
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, Task
+from fed_distill.experiment.conduct import conduct
+from fed_distill.experiment.grid import InProcessGrid
+from fed_distill.merchant.app import build_app
 from fed_distill.models import build_student
 from fed_distill.models.base import TextModel
-from fed_distill.results.result import Result
-from fed_distill.runtime import seeds
-from fed_distill.runtime.callbacks import CallbackList
-from fed_distill.runtime.grid import InProcessGrid
-from server.conduct import conduct
+from fed_distill.reporting.callbacks import CallbackList
+from fed_distill.reporting.result import Result
 
 settings.register_profile("no clock", deadline=None)  # a test passes on a busy machine too
 settings.load_profile("no clock")

@@ -115,11 +115,11 @@ def test_what_is_not_a_dataclass_cannot_be_built(ovens):
 
 
 def test_every_built_in_name_resolves():
+    from fed_distill.aggregation import AGGREGATORS
     from fed_distill.data import DATASETS
-    from fed_distill.merging import AGGREGATORS
     from fed_distill.methods import METHODS
     from fed_distill.models import STUDENTS, TEACHERS
-    from fed_distill.runtime.callbacks import CALLBACKS
+    from fed_distill.reporting.callbacks import CALLBACKS
 
     for registry in (DATASETS, AGGREGATORS, METHODS, STUDENTS, TEACHERS, CALLBACKS):
         for name in registry:

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
+from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
+from fed_distill.audit.white_box import WhiteBoxAudit
+from fed_distill.audit.white_box_run import audited_tally
 from fed_distill.config import FederationConfig, PrivacyConfig
+from fed_distill.mechanisms.central import vote_mechanism
+from fed_distill.mechanisms.server_side import NoiseSource, private_mean
 from fed_distill.privacy.accounting import DELTA, Spend, noise_for
-from fed_distill.privacy.attacks.central_canaries import MeanAudit, VoteAudit
-from fed_distill.privacy.attacks.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
-from fed_distill.privacy.attacks.white_box import WhiteBoxAudit
-from fed_distill.privacy.central import vote_mechanism
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 from fed_distill.training.cohort.trainer import CohortTrainer
-from server.protection import NoiseSource, private_mean
-from server.white_box import audited_tally
 
 EPSILONS, SEEDS = (1.0, 3.0, 10.0), range(3)
 MERCHANTS, QUERIES, SECRET = 50, 30, "5e" * 32

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from experiments.benchmarks.ours import Side
 from experiments.benchmarks.workload import CLASSES, Cohort, Workload
-from fed_distill.merging.running import RunningMean, mean_weights
+from fed_distill.aggregation.running import RunningMean, mean_weights
+from fed_distill.coordinator.sites import chunk_size
 from fed_distill.models import predict
-from fed_distill.runtime.merchant_store import MerchantStore
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
+from fed_distill.models.weights import PartialWeights
+from fed_distill.storage.merchant_store import MerchantStore
+from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import check_uplink, decode_uplink, encode_downlink, encode_uplink, serialized_bytes
 from fed_distill.transport.requests import TrainRequest, blueprint_of
-from server.sites import chunk_size
 
 PROXY = 2000
 """Proxy examples, as in the quickstart."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from experiments.benchmarks.watch import Watch
 from fed_distill import Experiment, run
-from fed_distill.results.store import REPORT, SUMMARY
-from fed_distill.runtime.callbacks import Callback
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.store import REPORT, SUMMARY
 
 METHOD = "fedavg-kd"
 ROWS = 12

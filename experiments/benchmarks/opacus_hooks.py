@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.benchmarks.contenders import Clock, Settings
 from experiments.benchmarks.plain import add
 from experiments.benchmarks.workload import Cohort, Shop, Weights, Workload, freeze_embeddings
+from fed_distill import seeds
 from fed_distill.models import TextModel
 from fed_distill.models.transformer import Transformer
-from fed_distill.runtime import seeds
 
 NOISE_MULTIPLIER = 1.0
 MAX_GRAD_NORM = 1.0

@@ -19,12 +19,13 @@ from torch import Tensor
 from experiments.benchmarks.contenders import Clock, Settings
 from experiments.benchmarks.opacus_hooks import MAX_GRAD_NORM, NOISE_MULTIPLIER
 from experiments.benchmarks.workload import Cohort, Shop, Weights, freeze_embeddings
+from fed_distill.aggregation.running import mean_weights
 from fed_distill.config import RuntimeConfig, TrainingConfig
+from fed_distill.coordinator.sites import chunk_size
 from fed_distill.distill.losses import hard_labels
-from fed_distill.merging.running import mean_weights
+from fed_distill.experiment.workers import WorkerGrid
 from fed_distill.models.transformer import Transformer
 from fed_distill.privacy.dp_sgd import ExampleDP
-from fed_distill.runtime.workers import WorkerGrid
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
@@ -38,7 +39,6 @@ from fed_distill.transport.records import (
     encode_uplink,
     prefixed,
 )
-from server.sites import chunk_size
 
 _PUBLIC_SHOPS = 2
 """Merchants whose examples stand for the public proxy set where DP trains only the rows that this touches."""

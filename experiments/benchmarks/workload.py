@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fed_distill import seeds
 from fed_distill.data.examples import Task
 from fed_distill.data.marketplace import Marketplace
 from fed_distill.data.world import World, make_world
 from fed_distill.errors import ConfigError
-from fed_distill.models import Encoded, TextModel, build_student
-from fed_distill.runtime import seeds
+from fed_distill.models import TextModel, build_student
+from fed_distill.text.encoded import Encoded
 
 Weights = Mapping[str, Tensor]
 """A student's state dict."""

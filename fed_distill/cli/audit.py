@@ -16,8 +16,8 @@ from fed_distill.errors import ConfigError
 if TYPE_CHECKING:
     from fed_distill.config import Experiment
     from fed_distill.data.examples import FederatedData
-    from fed_distill.runtime.callbacks import Callback
-    from fed_distill.runtime.grid import InProcessGrid
+    from fed_distill.experiment.grid import InProcessGrid
+    from fed_distill.reporting.callbacks import Callback
 
 AUDIT = "audit.json"
 EXCEEDED = 1
@@ -37,7 +37,7 @@ def audit(
     """Attack a finished run: who was in its training data, and lower bounds on its ε.
 
     Exit code 1: the white-box audit shows more than was promised."""
-    from fed_distill.runtime.callbacks import CallbackList
+    from fed_distill.reporting.callbacks import CallbackList
 
     with CallbackList.from_names(["progress"]) as callbacks:
         found = audit_run(folder, callbacks, shadows, canaries)
@@ -56,11 +56,11 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
 
     Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
     """
-    from fed_distill.privacy.promise import bounded
-    from fed_distill.results.files import strict_json
-    from fed_distill.results.report import write_report
-    from fed_distill.results.store import RunStore, read_experiment, read_summary
-    from server.auditing import Auditing
+    from fed_distill.audit.auditing import Auditing
+    from fed_distill.mechanisms.promise import bounded
+    from fed_distill.reporting.report import write_report
+    from fed_distill.reporting.store import RunStore, read_experiment, read_summary
+    from fed_distill.storage.files import strict_json
 
     summary, experiment = read_summary(folder), read_experiment(folder)
     if shadows % 2:
@@ -85,8 +85,8 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
 
 def make_grid(experiment: "Experiment", data: "FederatedData") -> "InProcessGrid":
     """A grid in this process whose merchants have ``data``."""
-    from clients.app import build_app
-    from fed_distill.runtime.grid import InProcessGrid
+    from fed_distill.experiment.grid import InProcessGrid
+    from fed_distill.merchant.app import build_app
 
     return InProcessGrid(build_app(data), experiment.to_run_config())
 

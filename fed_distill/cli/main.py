@@ -59,8 +59,8 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment in this process and write its report."""
-    from fed_distill.cli.simulation import run as simulate
-    from fed_distill.results.terminal import show
+    from fed_distill.experiment.simulation import run as simulate
+    from fed_distill.reporting.terminal import show
 
     experiment = _experiment(file, settings, name, resume, tiny)
     try:
@@ -90,7 +90,7 @@ def config(
 
     experiment = _experiment(file, settings, tiny=tiny)
     if flower:
-        from fed_distill.runtime.absolute import absolute
+        from fed_distill.experiment.absolute import absolute
 
         sys.stdout.write(tomli_w.dumps(absolute(experiment).to_run_config()))
     else:
@@ -103,9 +103,9 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the comparison as a Markdown table too")] = False,
 ) -> None:
     """Write the HTML report of a finished run again from its files."""
-    from fed_distill.results.report import write_report
-    from fed_distill.results.store import read_summary
-    from fed_distill.results.tables import markdown_table
+    from fed_distill.reporting.report import write_report
+    from fed_distill.reporting.store import read_summary
+    from fed_distill.reporting.tables import markdown_table
 
     path = write_report(folder)
     if markdown:
@@ -146,9 +146,9 @@ def list_datasets() -> None:
 def methods() -> None:
     """List the federated methods, the aggregators, the stages that make messages smaller, and the attacks of poisoned
     merchants, with their options."""
-    from fed_distill.merging import AGGREGATORS
+    from fed_distill.adversaries import ATTACKS
+    from fed_distill.aggregation import AGGREGATORS
     from fed_distill.methods import METHODS
-    from fed_distill.poisoning import ATTACKS
     from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 
     for registry in (METHODS, AGGREGATORS, UPDATE_STAGES, SOFT_LABEL_STAGES, ATTACKS):

@@ -16,12 +16,12 @@ from rich.table import Table
 from fed_distill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from clients.manifest import Manifest
     from fed_distill.data.examples import FederatedData
-    from fed_distill.sites.admission import Admission
-    from fed_distill.sites.checks import Finding
-    from fed_distill.sites.folders import Deployment
-    from fed_distill.sites.identity import SiteKey
+    from fed_distill.deploy.admission import Admission
+    from fed_distill.deploy.checks import Finding
+    from fed_distill.deploy.folders import Deployment
+    from fed_distill.deploy.identity import SiteKey
+    from fed_distill.merchant.manifest import Manifest
 
 sites_app = typer.Typer(help="Run across real sites: keys, folders, checks, runs.", no_args_is_help=True)
 
@@ -55,12 +55,12 @@ def init(
     ] = False,
 ) -> None:
     """Write what the server needs, and a folder for each site to be handed out, without any secret in it."""
-    from clients.spread import spread
     from fed_distill.config import Experiment
     from fed_distill.data import load
-    from fed_distill.sites.allowance import allowance
-    from fed_distill.sites.checks import counted
-    from fed_distill.sites.public_part import PublicPart
+    from fed_distill.data.public_part import PublicPart
+    from fed_distill.deploy.checks import counted
+    from fed_distill.merchant.allowance import allowance
+    from fed_distill.merchant.assignment import spread
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
     if rehearse and experiment is None:
@@ -98,10 +98,10 @@ def join(
     ] = False,
 ) -> None:
     """At a site: make its keys and what starts it, and print the line that its operator is to be sent."""
-    from clients.manifest import Manifest
-    from fed_distill.sites.folders import is_operators_copy
-    from fed_distill.sites.identity import certificate_fingerprint
-    from fed_distill.sites.joining import join as make
+    from fed_distill.deploy.folders import is_operators_copy
+    from fed_distill.deploy.identity import certificate_fingerprint
+    from fed_distill.deploy.joining import join as make
+    from fed_distill.merchant.manifest import Manifest
 
     manifest = Manifest.read(folder / "site.toml")
     if is_operators_copy(folder) and not manifest.rehearsal:
@@ -132,7 +132,7 @@ def admit(
     replace: Annotated[bool, typer.Option("--replace", help="revoke the key that the site has had")] = False,
 ) -> None:
     """Let a site in by its join line, and tell the running server who is let in."""
-    from fed_distill.sites.registered import NoAnswer
+    from fed_distill.deploy.registered import NoAnswer
 
     admission = _admission(folder)
     keys = _join_lines(line or [])
@@ -157,7 +157,7 @@ def revoke(
     name: Annotated[str, typer.Argument(metavar="NAME", help="of the site", show_default=False)],
 ) -> None:
     """Let a site in no more by the key that it has, and cut it off from the running server."""
-    from fed_distill.sites.registered import NoAnswer
+    from fed_distill.deploy.registered import NoAnswer
 
     admission = _admission(folder)
     admission.revoke(name)
@@ -173,7 +173,7 @@ def revoke(
 @sites_app.command(epilog="Example: fed-distill sites check deployment")
 def check(folder: Folder) -> None:
     """Look at certificates, keys, permissions, server, versions, data and ledgers; exit code 1 if anything is wrong."""
-    from fed_distill.sites.checks import counted
+    from fed_distill.deploy.checks import counted
 
     found = list(_findings(folder))
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -203,7 +203,7 @@ def run(
 ) -> None:
     """On the server's machine: run an experiment across the sites and follow it to its end; exit code 2 if it fails."""
     from fed_distill.config import Experiment, parse_setting
-    from fed_distill.sites.submit import Deployed
+    from fed_distill.deploy.submit import Deployed
 
     chosen = dict(parse_setting(text) for text in settings or ())
     named = {} if name is None else {"name": name}
@@ -233,9 +233,9 @@ def metrics(
     ] = "127.0.0.1",
 ) -> None:
     """Serve a site's counts and its merchants' budgets to Prometheus, until interrupted; the server sees none of it."""
-    from clients.manifest import Manifest
-    from clients.observing import metrics_of
-    from fed_distill.observing.endpoint import Endpoint
+    from fed_distill.endpoint import Endpoint
+    from fed_distill.merchant.manifest import Manifest
+    from fed_distill.merchant.observing import metrics_of
 
     manifest = Manifest.read(folder / "site.toml")
     if not manifest.observing.metrics:
@@ -252,8 +252,8 @@ def _deployment(
     folder: Path, host: str | None, port: int | None, overwrite: bool, dealt: "FederatedData | None"
 ) -> "Deployment":
     """The deployment in ``folder`` as it is, or a new one; ConfigError for another address than it has."""
+    from fed_distill.deploy.folders import ADDRESS, Deployment
     from fed_distill.methods import METHODS
-    from fed_distill.sites.folders import ADDRESS, Deployment
 
     path = folder / ADDRESS
     known = path.read_text(encoding="utf-8").strip() if path.exists() else None
@@ -268,8 +268,8 @@ def _deployment(
 
 
 def _admission(folder: Path) -> "Admission":
-    from fed_distill.sites.admission import Admission
-    from fed_distill.sites.folders import ADDRESS
+    from fed_distill.deploy.admission import Admission
+    from fed_distill.deploy.folders import ADDRESS
 
     if not (folder / ADDRESS).exists():
         raise ConfigError(f"{folder} is no deployment: fed-distill sites init makes one")
@@ -278,7 +278,7 @@ def _admission(folder: Path) -> "Admission":
 
 def _join_lines(given: list[str]) -> "list[SiteKey]":
     """The keys in files, or in a line that a shell may have split into words."""
-    from fed_distill.sites.identity import SiteKey
+    from fed_distill.deploy.identity import SiteKey
 
     paths = [Path(one) for one in given if len(one) < 256 and Path(one).is_file()]
     if not given or len(paths) < len(given):
@@ -292,10 +292,10 @@ def _join_lines(given: list[str]) -> "list[SiteKey]":
 
 def _findings(folder: Path) -> "Iterator[Finding]":
     """Of a site's folder, or of the operator's with all sites' folders in it."""
-    from fed_distill.sites import checks
-    from fed_distill.sites.admission import Admission
-    from fed_distill.sites.folders import ADDRESS
-    from fed_distill.sites.registered import presences
+    from fed_distill.deploy import checks
+    from fed_distill.deploy.admission import Admission
+    from fed_distill.deploy.folders import ADDRESS
+    from fed_distill.deploy.registered import presences
 
     if (folder / "site.toml").exists():
         yield from _site_findings(folder)
@@ -321,13 +321,13 @@ def _findings(folder: Path) -> "Iterator[Finding]":
 
 def _site_findings(folder: Path, public: Path | None = None, there: bool = True) -> "Iterator[Finding]":
     """``public``: the operator's copy of the site's public key. ``there``: whether the server is worth another try."""
-    from clients.answers import answered
-    from clients.manifest import Manifest
+    from fed_distill.deploy import checks
+    from fed_distill.deploy.folders import is_operators_copy
+    from fed_distill.deploy.joining import KEY
+    from fed_distill.deploy.registered import door
     from fed_distill.errors import FedDistillError
-    from fed_distill.sites import checks
-    from fed_distill.sites.folders import is_operators_copy
-    from fed_distill.sites.joining import KEY
-    from fed_distill.sites.registered import door
+    from fed_distill.merchant.answers import answered
+    from fed_distill.merchant.manifest import Manifest
 
     place, key = folder.resolve().name, folder / KEY
     try:
@@ -370,7 +370,7 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
 
 def _operators_copy(place: str, key: Path, public: Path | None) -> "Finding":
     """Of a site's folder as it is handed out. ``public``: where the site's key is once it is admitted."""
-    from fed_distill.sites.checks import Finding
+    from fed_distill.deploy.checks import Finding
 
     if key.exists():
         told = f"the operator has it, and nobody may but the site: have its people make another, and remove {key}"
@@ -385,7 +385,7 @@ def _operators_copy(place: str, key: Path, public: Path | None) -> "Finding":
 
 def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
     """Whether the server answers; if it does, whether its clock is like this one."""
-    from fed_distill.sites import checks
+    from fed_distill.deploy import checks
 
     server = checks.server(place, address, authority)
     yield server
@@ -396,7 +396,7 @@ def _reached(place: str, address: str, authority: Path) -> "Iterator[Finding]":
 def _doors(address: str, control: str, authority: Path) -> "Iterator[Finding]":
     """Whether others than this machine can reach what is for the operator alone: by the address that sites know, or by
     the same host at the server's own port."""
-    from fed_distill.sites.registered import door
+    from fed_distill.deploy.registered import door
 
     remedy = (
         "let server/start.sh listen on 127.0.0.1 alone, and publish it with server/proxy.sh (`fed-distill sites init "
@@ -410,7 +410,7 @@ def _doors(address: str, control: str, authority: Path) -> "Iterator[Finding]":
 
 def _noise_finding(manifest: "Manifest", here: bool) -> "Finding":
     """Whether the site's noise can be taken off by who knows the run's seed. ``here``: the site looks itself."""
-    from fed_distill.sites import checks
+    from fed_distill.deploy import checks
 
     if manifest.secret is None and manifest.rehearsal:
         told = "a rehearsal without a secret: whoever knows the run's seed can subtract its noise"

@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fed_distill.study.cells import Cell
-    from fed_distill.study.grid import Study
-    from fed_distill.study.runner import Places, Resources
+    from fed_distill.sweeps.cells import Cell
+    from fed_distill.sweeps.grid import Study
+    from fed_distill.sweeps.runner import Places, Resources
 
-SIMULATE, ATTACK = "fed_distill.cli.simulation:run", "fed_distill.cli.audit:audit_run"
+SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.cli.audit:audit_run"
 STOPPED, INCOMPLETE = 130, 1
 DISPENSABLE = (
     "δ",
@@ -66,12 +66,12 @@ def study(
     A study that was stopped, at any instant, goes on by the same command. Exit code 1: a cell has failed or is missing.
     """
     from fed_distill.config import parse_setting
-    from fed_distill.study.cells import expand
-    from fed_distill.study.cells import only as chosen
-    from fed_distill.study.grid import Study
-    from fed_distill.study.report import write_findings
-    from fed_distill.study.runner import Places
-    from fed_distill.study.table import markdown as as_markdown
+    from fed_distill.sweeps.cells import expand
+    from fed_distill.sweeps.cells import only as chosen
+    from fed_distill.sweeps.grid import Study
+    from fed_distill.sweeps.report import write_findings
+    from fed_distill.sweeps.runner import Places
+    from fed_distill.sweeps.table import markdown as as_markdown
 
     changes = dict(parse_setting(text) for text in settings or ())
     given = Study.read(file, changes)
@@ -102,10 +102,10 @@ def study(
 
 def _check(cells: Sequence["Cell"]) -> None:
     """Every name and option in every cell, before the first one is run."""
-    from fed_distill.cli.simulation import check_merchants
     from fed_distill.errors import ConfigError
-    from fed_distill.study.cells import distinct
-    from server.conduct import check_names
+    from fed_distill.experiment.conduct import check_names
+    from fed_distill.experiment.simulation import check_merchants
+    from fed_distill.sweeps.cells import distinct
 
     for cell in distinct(cells).values():
         try:
@@ -118,7 +118,7 @@ def _check(cells: Sequence["Cell"]) -> None:
 def _resources(given: "Study", parallel: int | None) -> "Resources":
     import torch
 
-    from fed_distill.study.runner import Resources
+    from fed_distill.sweeps.runner import Resources
 
     device = given.base.runtime.device
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -126,8 +126,8 @@ def _resources(given: "Study", parallel: int | None) -> "Resources":
 
 
 def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "Resources") -> None:
-    from fed_distill.study.progress import StudyProgress
-    from fed_distill.study.runner import Runner
+    from fed_distill.sweeps.progress import StudyProgress
+    from fed_distill.sweeps.runner import Runner
 
     progress = StudyProgress()
     progress.say(f"study {given.name}: kept in {places.folder}")

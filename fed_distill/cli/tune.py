@@ -15,11 +15,11 @@ from rich.table import Table
 from fed_distill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fed_distill.study.runner import Places, Resources
-    from fed_distill.tuning.findings import Findings
-    from fed_distill.tuning.space import Tuning
+    from fed_distill.sweeps.runner import Places, Resources
+    from fed_distill.sweeps.space import Tuning
+    from fed_distill.sweeps.tune_findings import Findings
 
-SIMULATE = "fed_distill.cli.simulation:run"
+SIMULATE = "fed_distill.experiment.simulation:run"
 STOPPED, NOTHING = 130, 1
 SHOWN = 10
 """Trials in the table of the terminal; ``trials.csv`` has all."""
@@ -53,9 +53,9 @@ def tune(
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("tuning needs the package optuna: pip install 'fed-distill[tune]'")
     from fed_distill.config import parse_setting
-    from fed_distill.study.runner import Places
-    from fed_distill.tuning.findings import write_findings
-    from fed_distill.tuning.space import Tuning
+    from fed_distill.sweeps.runner import Places
+    from fed_distill.sweeps.space import Tuning
+    from fed_distill.sweeps.tune_findings import write_findings
 
     changes = dict(parse_setting(text) for text in settings or ())
     given = Tuning.read(file, changes)
@@ -73,8 +73,8 @@ def tune(
 
 def _check(given: "Tuning", file: Path) -> None:
     """Every name and option at each end of each search, before the first trial is run."""
-    from fed_distill.cli.simulation import check_merchants
-    from server.conduct import check_names
+    from fed_distill.experiment.conduct import check_names
+    from fed_distill.experiment.simulation import check_merchants
 
     for title, experiment in given.probes():
         try:
@@ -87,14 +87,14 @@ def _check(given: "Tuning", file: Path) -> None:
 def _resources(given: "Tuning", parallel: int) -> "Resources":
     import os
 
-    from fed_distill.study.runner import Resources
+    from fed_distill.sweeps.runner import Resources
 
     return Resources.of(given.base, len(os.sched_getaffinity(0)), parallel)
 
 
 def _run(given: "Tuning", places: "Places", resources: "Resources") -> None:
-    from fed_distill.study.progress import StudyProgress
-    from fed_distill.tuning.tuner import Tuner
+    from fed_distill.sweeps.progress import StudyProgress
+    from fed_distill.sweeps.tuner import Tuner
 
     progress = StudyProgress(noun="run")
     progress.say(f"tuning {given.name}: {', '.join(given.names)}; kept in {places.folder}")
@@ -124,7 +124,7 @@ def _conclude(found: "Findings", places: "Places") -> None:
     if found.best is None:
         console.print(f"no trial is complete: {escape(_why(found))}", soft_wrap=True)
         return
-    from fed_distill.results.wording import METRIC_NAMES, number
+    from fed_distill.reporting.wording import METRIC_NAMES, number
 
     base, best = found.test
     metric = METRIC_NAMES.get(found.objective, found.objective)

@@ -22,9 +22,9 @@ from fed_distill.config.poisoning import PoisoningConfig
 from fed_distill.config.privacy import PrivacyConfig
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
+from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.config.training import TrainingConfig
 from fed_distill.errors import ConfigError
-from fed_distill.toml import first_problem, read_toml
 
 Control = Literal["server", "local", "pooled", "fedavg"]
 CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")

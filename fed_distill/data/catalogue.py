@@ -21,7 +21,7 @@ from fed_distill.data.labeled import distinct, factorize, grow_keys
 from fed_distill.data.partition import assign
 from fed_distill.data.tasks import MATCHING, RELEVANCE
 from fed_distill.errors import DataError
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 EXACT, SUBSTITUTE, COMPLEMENT, IRRELEVANT = range(4)
 _INSTEAD = np.array([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 1, 0], [3, 2, 1, 0]])

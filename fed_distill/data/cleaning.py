@@ -1,58 +1,21 @@
 """One cleaning pass for every dataset: unfit rows out, personal data masked, and an account of both.
 
-A row is dropped for the first reason that applies, in the order of `REASONS`. Personal data are e-mail
-addresses, phone numbers and payment card numbers (ISO/IEC 7812: issuer prefix, length and Luhn check digit); each is
-replaced by a word in brackets. Product titles are full of long numbers, so the patterns ask for the marks of a
-phone or a card, and leave model numbers, EANs and ISBNs alone.
+A row is dropped for the first reason that applies, in the order of `REASONS`.
 """
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fed_distill.data.examples import UNLABELED
+from fed_distill.text.cleaning import mask
 
 LOG = logging.getLogger("fed_distill.data")
 
 REASONS = ("no merchant", "empty", "too long", "unknown label", "duplicate")
 """Why a row may be dropped, in the order of looking."""
-
-_DIGITS = r"(?:[ ./-]?\(?\d{1,5}\)?)"
-_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("email", re.compile(r"(?<![\w.+-])[\w.%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])")),
-    (
-        "card",
-        re.compile(
-            r"(?<![\w.-])(?:\d{15,16}|\d{19}"
-            r"|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-])"
-        ),
-    ),
-    # With the country's code, after a word that announces it, or in the North American or Chinese grouping.
-    ("phone", re.compile(r"(?<![\w+])\+\d{1,3}" + _DIGITS + r"{2,7}(?!\w)")),
-    (
-        "phone",
-        re.compile(
-            r"(?:(?<=tel:)|(?<=phone:)|(?<=mobile:)|(?<=mobil:)|(?<=fax:)|(?<=whatsapp:)|(?<=telefon:)|(?<=call)|(?<=电话)|(?<=手机)"
-            r"|(?<=电话[:：])|(?<=手机[:：])|(?<=致电))\s*\(?\d{2,5}\)?" + _DIGITS + r"{1,6}(?!\w)",
-            re.IGNORECASE,
-        ),
-    ),
-    (
-        "phone",
-        re.compile(r"(?<![\w.-])(?:\([2-9]\d{2}\) ?[2-9]\d{2}-\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-])"),
-    ),
-    ("phone", re.compile(r"(?<![\w-])1[3-9]\d([ -])\d{4}\1\d{4}(?![\w-])")),
-)
-_PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,2}){7}")
-_ISSUERS = {
-    14: re.compile(r"3(?:0[0-5]|[689])"),
-    15: re.compile(r"3[47]"),
-    16: re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|6(?:011|4[4-9]|5|2)|35(?:2[89]|[3-8])"),
-    19: re.compile(r"4|62"),
-}
 
 
 @dataclass(frozen=True)
@@ -129,38 +92,3 @@ def clean(
         "unlabeled_merchants": silent,
     }
     return Cleaned(tuple(rows), tuple(kept), None if kept_pairs is None else tuple(kept_pairs), account)
-
-
-def mask(text: str, counts: Counter[str] | None = None) -> str:
-    """Replace personal data in ``text`` by ``[email]``, ``[card]`` or ``[phone]``; add what was found to ``counts``."""
-    if not _PERHAPS.search(text):
-        return text
-    tally: Counter[str] = Counter() if counts is None else counts
-    for kind, pattern in _PATTERNS:
-        text = pattern.sub(_replacer(kind, tally), text)
-    return text
-
-
-def _replacer(kind: str, tally: Counter[str]) -> Callable[[re.Match[str]], str]:
-    def replace(match: re.Match[str]) -> str:
-        digits = re.sub(r"\D", "", match[0])
-        if kind == "card" and not _is_card(digits):
-            return match[0]
-        if kind == "phone" and not 7 <= len(digits) <= 15:
-            return match[0]
-        tally[kind] += 1
-        blank = " " if match[0][0].isspace() else ""
-        return f"{blank}[{kind}]"
-
-    return replace
-
-
-def _is_card(digits: str) -> bool:
-    issuer = _ISSUERS.get(len(digits))
-    return issuer is not None and issuer.match(digits) is not None and luhn(digits)
-
-
-def luhn(digits: str) -> bool:
-    """Whether the last of ``digits`` is the Luhn check digit (ISO/IEC 7812-1, annex B) of the others."""
-    doubled = [int(digit) * (2 if place % 2 else 1) for place, digit in enumerate(reversed(digits))]
-    return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0

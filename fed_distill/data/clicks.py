@@ -20,7 +20,7 @@ from fed_distill.data.labeled import factorize
 from fed_distill.data.partition import assign
 from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.data.world import World
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 _CLICKS = 4
 """Clicks in a history."""

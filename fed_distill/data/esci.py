@@ -19,7 +19,7 @@ from fed_distill.data.dataset import Source
 from fed_distill.data.labeled import LabeledRows
 from fed_distill.data.tasks import RELEVANCE, choose_task, label_reader
 from fed_distill.errors import DataError
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 EXAMPLES = "shopping_queries_dataset_examples.parquet"
 PRODUCTS = "shopping_queries_dataset_products.parquet"

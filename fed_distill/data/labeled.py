@@ -12,7 +12,7 @@ from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import Examples, Ranking, Task
 from fed_distill.data.partition import assign
 from fed_distill.errors import DataError
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fed_distill.config import DataConfig
 from fed_distill.data.examples import Examples, FederatedData, MerchantData, Ranking
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 
 def limited(data: FederatedData, config: DataConfig) -> FederatedData:

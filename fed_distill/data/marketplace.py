@@ -23,7 +23,7 @@ from fed_distill.data.tasks import category_task, choose_task
 from fed_distill.data.vocabulary import COLORS, DEPARTMENTS, LANGUAGES
 from fed_distill.data.world import World, make_world
 from fed_distill.data.writing import QUESTION_DRAWS, draw_habits, write_query, write_question, write_title
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 FAQ = Task("faq", tuple(INTENTS), pair=False, positive="return")
 """What a shopper's question is about."""

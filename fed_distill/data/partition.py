@@ -13,7 +13,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import IntArray
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.runtime.seeds import derive, numpy_stream
+from fed_distill.seeds import derive, numpy_stream
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

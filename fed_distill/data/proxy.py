@@ -18,8 +18,8 @@ from fed_distill.config import DataConfig
 from fed_distill.data.dataset import DATASETS, IntArray, Source
 from fed_distill.data.examples import Examples
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.models.hashing import bag_rows
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
+from fed_distill.text.hashing import bag_rows
 
 _POOL = 4
 """Candidates for each place in the proxy set, where there are as many."""

@@ -25,7 +25,7 @@ from fed_distill.data.labeled import LabeledRows
 from fed_distill.data.partition import natural
 from fed_distill.data.tasks import SENTIMENT, choose_task, label_reader
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 FILE = "online_shopping_10_cats.csv"
 HEADER = ["cat", "label", "review"]

@@ -22,7 +22,7 @@ from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task, members
 from fed_distill.data.proxy import proxy_set
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.runtime.seeds import derive, numpy_stream
+from fed_distill.seeds import derive, numpy_stream
 
 LOG = logging.getLogger("fed_distill.data")
 

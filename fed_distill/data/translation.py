@@ -34,7 +34,7 @@ class Translator:
         """
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # only few runs translate
 
-        from fed_distill.models.transformer import quiet
+        from fed_distill.text.quiet import quiet
 
         factory: Any = AutoModelForSeq2SeqLM  # its class methods are untyped
         try:

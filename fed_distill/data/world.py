@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.vocabulary import DEPARTMENTS, HAN, LINES, SYLLABLES, Words
-from fed_distill.runtime.seeds import numpy_stream
+from fed_distill.seeds import numpy_stream
 
 _NUMBERS = tuple(range(100, 1000, 75))
 _LINES_OF_BRAND = 2

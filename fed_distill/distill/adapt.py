@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fed_distill.distill.losses import hard_labels
+from fed_distill.models.weights import Weights
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Weights
 
 
 @dataclass(frozen=True)

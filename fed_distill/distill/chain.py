@@ -16,12 +16,12 @@ from pathlib import Path
 from torch import Tensor
 
 from fed_distill.config import AssistantConfig
-from fed_distill.distill.fingerprint import fingerprint, named_files, own_code
 from fed_distill.distill.transfer import Lesson
 from fed_distill.errors import CheckpointError, ModelError
 from fed_distill.models import TextModel, load_model
-from fed_distill.results.sealed import check_folder, replace_sealed_folder
-from fed_distill.transport.messages import Weights
+from fed_distill.models.weights import Weights
+from fed_distill.storage.fingerprint import fingerprint, named_files, own_code
+from fed_distill.storage.sealed import check_folder, replace_sealed_folder
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import scipy.sparse as sparse
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
 from fed_distill.data.examples import Examples
 from fed_distill.errors import DataError
-from fed_distill.models.hashing import bag_rows
-from fed_distill.runtime import seeds
+from fed_distill.text.hashing import bag_rows
 
 _ROWS = 2**15
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from fed_distill.data.examples import Examples
-from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
+from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.hints import POSITIONS, Layers
 from fed_distill.distill.soft_labels import checked_finite, encoded_in_chunks
-from fed_distill.distill.stored import stored_array
 from fed_distill.models import TextModel
-from fed_distill.models.base import Encoded
 from fed_distill.models.prediction import lengths
+from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.storage.stored import stored_array
+from fed_distill.text.encoded import Encoded
 
 _BATCH = 256
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fed_distill.config import Transfer
 from fed_distill.errors import ConfigError
-from fed_distill.models.base import Encoded, Outputs, TextModel
-from fed_distill.transport.messages import Weights
+from fed_distill.models.base import Outputs, TextModel
+from fed_distill.models.weights import Weights
+from fed_distill.text.encoded import Encoded
 
 POSITIONS = 16
 """Equal parts of a text that activation maps are compared on: teacher and student cut texts into other tokens."""

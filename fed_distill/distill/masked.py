@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fed_distill import seeds
 from fed_distill.data.examples import Examples
 from fed_distill.errors import ConfigError, TrainingError
-from fed_distill.models.base import Encoded, TextModel
+from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import lengths
-from fed_distill.models.tokens import Tokens
-from fed_distill.runtime import seeds
-from fed_distill.runtime.seeds import Randomness
+from fed_distill.seeds import Randomness
+from fed_distill.text.encoded import Encoded
+from fed_distill.text.tokens import Tokens
 from fed_distill.training.batching import bucketed_batches
 from fed_distill.training.optimization import Pace
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fed_distill.data.examples import Examples
-from fed_distill.distill.fingerprint import examples_fingerprint, fingerprint
-from fed_distill.distill.stored import stored_array
+from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.models import TextModel, predict
-from fed_distill.models.base import Encoded
+from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.storage.stored import stored_array
+from fed_distill.text.encoded import Encoded
 
 _CHUNK = 1024
 _SUM_TOLERANCE = 1e-3

@@ -17,18 +17,20 @@ import torch
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
+from fed_distill import seeds
 from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples, Task
-from fed_distill.distill.fingerprint import examples_fingerprint, files_fingerprint, fingerprint, named_files, own_code
+from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.masked import read_domain
 from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
-from fed_distill.models import Encoded, TextModel, load_model, load_teacher, predict
+from fed_distill.evaluation.metrics import classification
+from fed_distill.models import TextModel, load_model, load_teacher, predict
 from fed_distill.models.prediction import lengths
-from fed_distill.results.files import read_json, strict_json
-from fed_distill.results.metrics import classification
-from fed_distill.results.sealed import check_folder, replace_sealed_folder
-from fed_distill.results.versions import versions
-from fed_distill.runtime import seeds
+from fed_distill.storage.files import read_json, strict_json
+from fed_distill.storage.fingerprint import files_fingerprint, fingerprint, named_files, own_code
+from fed_distill.storage.sealed import check_folder, replace_sealed_folder
+from fed_distill.storage.versions import versions
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.batching import bucketed_batches
 
 Progress = Callable[[int, int, Mapping[str, float]], None]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
 from fed_distill.config import DistillConfig, Transfer
 from fed_distill.config.distillation import PROBABILITIES
 from fed_distill.data.examples import Examples, Task
@@ -18,7 +19,6 @@ from fed_distill.distill.features import Features
 from fed_distill.distill.hints import LIST, READ, Taught, expected_gain, guided_layer, layer_map
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.models.base import Outputs, TextModel
-from fed_distill.runtime import seeds
 from fed_distill.training.plan import Objective, Phase, References
 
 FEATURES: tuple[Transfer, ...] = ("hints", "hidden", "attention", "relations")

@@ -11,8 +11,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.training.plan import Plan
-from fed_distill.transport.messages import ClassMeans, Downlink, Part, PartialWeights, Uplink, Weights
+from fed_distill.transport.messages import ClassMeans, Downlink, Part, Uplink
 
 __all__ = ["GlobalState", "Method", "Part", "Trained", "replace"]
 

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fed_distill.aggregation.robust_means import filtered_mean, median, renormalized, trimmed_mean
 from fed_distill.errors import UplinkRejected
-from fed_distill.merging.robust_means import filtered_mean, median, renormalized, trimmed_mean
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.transport.messages import Uplink

@@ -21,9 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fed_distill.aggregation.class_means import RunningClassMeans
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import cross_entropy, hard_labels, soft_cross_entropy
-from fed_distill.merging.class_means import RunningClassMeans
 from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.models.base import Outputs
 from fed_distill.training.plan import Objective, Phase, Plan, References

@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
+from fed_distill.aggregation.running import RunningMean
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
-from fed_distill.merging.running import RunningMean
 from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.training.plan import Phase, Plan

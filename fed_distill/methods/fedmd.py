@@ -15,9 +15,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from fed_distill.aggregation.running import RunningMean
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
-from fed_distill.merging.running import RunningMean
 from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Uplink

@@ -17,14 +17,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fed_distill.aggregation import SUBMODEL_AGGREGATORS
 from fed_distill.config import FederationConfig, TrainingConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
-from fed_distill.merging import SUBMODEL_AGGREGATORS
 from fed_distill.methods.base import GlobalState, Part, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
+from fed_distill.models.weights import Weights
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink, Uplink, Weights
+from fed_distill.transport.messages import Downlink, Uplink
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fed_distill.errors import ModelError
-
-Encoded = Mapping[str, Tensor]
-"""Row-aligned tensors of encoded examples, each ``[examples, ...]``; zero is padding."""
+from fed_distill.text.encoded import Encoded
 
 
 @dataclass(frozen=True)

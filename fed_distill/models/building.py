@@ -12,12 +12,12 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from fed_distill import seeds
 from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.base import TextModel, read_model_files
 from fed_distill.registry import Registry
-from fed_distill.runtime import seeds
 
 STUDENTS = Registry(
     "student",

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fed_distill.config import Share
-from fed_distill.models.base import Encoded, Outputs, TextModel
-from fed_distill.models.tokens import HashedTokens
+from fed_distill.models.base import Outputs, TextModel
+from fed_distill.text.encoded import Encoded
+from fed_distill.text.tokens import HashedTokens
 
 Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]

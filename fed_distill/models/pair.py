@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fed_distill.models.base import Encoded, Outputs, TextModel
+from fed_distill.models.base import Outputs, TextModel
 from fed_distill.models.building import rebuild
-from fed_distill.transport.messages import PartialWeights, Weights
+from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.text.encoded import Encoded
 
 SHARED, OWN = "shared.", "own."
 """What the names of weights, tables and encoded fields of either student begin with."""

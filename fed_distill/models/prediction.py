@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fed_distill.errors import TrainingError
-from fed_distill.models.base import Encoded, Outputs, TextModel
+from fed_distill.models.base import Outputs, TextModel
+from fed_distill.text.encoded import Encoded
 
 
 def lengths(encoded: Encoded) -> Tensor:

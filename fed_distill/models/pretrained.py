@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from fed_distill.errors import ConfigError, ModelError
-from fed_distill.models.transformer import Transformer, quiet
+from fed_distill.models.transformer import Transformer
+from fed_distill.text.quiet import quiet
 
 
 def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = False) -> Transformer:

@@ -5,21 +5,20 @@ their own for every example, because per-example gradients (Opacus, torch.func) 
 """
 
 import inspect
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from fed_distill.errors import ConfigError
 from fed_distill.models.adapters import Adapters, Prefix, add_adapters
-from fed_distill.models.base import Encoded, Outputs, TextModel
-from fed_distill.models.tokens import HashedTokens, PretrainedTokens, Tokens
+from fed_distill.models.base import Outputs, TextModel
+from fed_distill.text.encoded import Encoded
+from fed_distill.text.quiet import quiet
+from fed_distill.text.tokens import HashedTokens, PretrainedTokens, Tokens
 
 SHORTEST = 8
 """Least tokens of a text or pair: special tokens and something of each text."""
@@ -113,21 +112,6 @@ class Transformer(TextModel):
         before = {} if self.prefix is None else self.prefix(ids)
         outputs = self.network(input_ids=ids, output_hidden_states=hidden, return_dict=True, **inputs, **before)
         return Outputs(outputs.logits, tuple(outputs.hidden_states), used) if hidden else Outputs(outputs.logits)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from reporting fresh heads and progress bars: both are expected here."""
-    output: Any = transformers_logging  # its functions are untyped
-    verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
-    output.set_verbosity(logging.ERROR)
-    output.disable_progress_bar()
-    try:
-        yield
-    finally:
-        output.set_verbosity(verbosity)
-        if bars:
-            output.enable_progress_bar()
 
 
 def _from_config(config: Mapping[str, Any], classes: int) -> PreTrainedModel:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fed_distill.config import Share
 from fed_distill.models.bag import WeightedBag
-from fed_distill.models.base import Encoded, Outputs, TextModel
-from fed_distill.models.hashing import bag_rows
+from fed_distill.models.base import Outputs, TextModel
+from fed_distill.text.encoded import Encoded
+from fed_distill.text.hashing import bag_rows
 
 Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]

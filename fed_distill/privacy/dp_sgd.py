@@ -16,7 +16,7 @@ from typing import Self
 from torch import Tensor
 
 from fed_distill.config import PrivacyConfig
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 from fed_distill.errors import BudgetExceeded, LedgerError
 from fed_distill.privacy.accounting import DELTA, Accountant, Spend, epsilon, filtered
 from fed_distill.privacy.exposure import exposure_spends
-from fed_distill.results.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
+from fed_distill.storage.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
 
 Unit = Literal["example", "group", "merchant", "vote"]
 AT_MERCHANTS: tuple[Unit, ...] = ("example", "group")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fed_distill.config import TrainingConfig
-from fed_distill.transport.messages import Weights
+from fed_distill.models.weights import Weights
 
 
 def build_optimizer(

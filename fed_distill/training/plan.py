@@ -11,7 +11,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fed_distill.errors import TrainingError
-from fed_distill.models.base import Encoded, Outputs
+from fed_distill.models.base import Outputs
+from fed_distill.text.encoded import Encoded
 
 References = Mapping[str, Tensor]
 """Values that an objective compares with, each row-aligned with the batch: ``labels``, ``soft_labels`` ..."""

@@ -11,13 +11,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
-from fed_distill.models.base import Encoded
 from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.runtime import seeds
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.plan import Phase, Plan, References
 from fed_distill.training.robust import passes, smoothed
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model

@@ -23,7 +23,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import TextModel
 from fed_distill.privacy.dp_sgd import ExampleDP, add_noise
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 from fed_distill.training.optimization import correct
 from fed_distill.training.preparation import Prepared, Segment
 from fed_distill.training.submodel import Submodel

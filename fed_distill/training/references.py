@@ -6,10 +6,11 @@ one example only, as DP needs it.
 
 from collections.abc import Mapping
 
-from fed_distill.models.base import Encoded, TextModel
+from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import predict, represent
+from fed_distill.models.weights import Weights
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.plan import Plan, References
-from fed_distill.transport.messages import Weights
 
 
 def predicted(plan: Plan, student: TextModel, private: Encoded, weights: Mapping[str, Weights]) -> References:

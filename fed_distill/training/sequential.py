@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs, TextModel
-from fed_distill.runtime import seeds
 from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.optimization import Pace, build_optimizer, correct
 from fed_distill.training.plan import Plan, one_each

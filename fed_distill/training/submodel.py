@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fed_distill.errors import ModelError
-from fed_distill.models.base import Encoded, TextModel
-from fed_distill.transport.messages import PartialWeights, Weights
+from fed_distill.models.base import TextModel
+from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.text.encoded import Encoded
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fed_distill.models.base import Encoded, TextModel
+from fed_distill.models.base import TextModel
+from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.privacy.dp_sgd import ExampleDP
-from fed_distill.runtime.seeds import Randomness
+from fed_distill.seeds import Randomness
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan, References
-from fed_distill.transport.messages import PartialWeights, Weights
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fed_distill.errors import TrainingError
-from fed_distill.transport.messages import LowRankUpdate, PartialWeights
+from fed_distill.models.weights import PartialWeights
+from fed_distill.transport.messages import LowRankUpdate
 
 
 def most_rank(rows: int, columns: int) -> int:

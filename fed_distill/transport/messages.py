@@ -10,27 +10,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Weights = Mapping[str, Tensor]
-"""A whole model's weights by parameter name."""
-
+from fed_distill.models.weights import PartialWeights, Weights
 
 Part = Literal["weights", "soft_labels", "votes", "answered", "class_means", "control_variate", "low_rank_update"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """Parts of an uplink that are computed from a merchant's data."""
-
-
-@dataclass(frozen=True)
-class PartialWeights:
-    """Weights of which some tables are present in part.
-
-    arrays: by parameter name. rows: for each partly present table, the sorted int64 row numbers that
-    ``arrays`` holds of it; all other rows are as they were in the downlink. counts: for each of those tables, int64,
-    how often the examples that were trained on use each of the rows; fractions where the server has cut them.
-    """
-
-    arrays: Weights
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
-    counts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.transport.arrays import layout_of, read_array
 from fed_distill.transport.low_rank import most_rank, multiplied_out
-from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, PartialWeights, Uplink, Weights
+from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, Uplink
 
 MOST_EXAMPLES = 2**31
 """Examples that a merchant may have at most: sums over merchants stay exact."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fed_distill.aggregation import AGGREGATORS
 from fed_distill.cli.main import app
 from fed_distill.config import Experiment
 from fed_distill.data import DATASETS
-from fed_distill.merging import AGGREGATORS
 from fed_distill.methods import METHODS
 from fed_distill.models import STUDENTS, TEACHERS
 from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
@@ -155,7 +155,7 @@ def test_too_little_memory_is_one_line(entered, monkeypatch):
     def too_large(experiment):
         raise MemoryError("Unable to allocate 909. TiB")
 
-    monkeypatch.setattr("fed_distill.cli.simulation.run", too_large)
+    monkeypatch.setattr("fed_distill.experiment.simulation.run", too_large)
     assert mistake(entered("run", QUICKSTART)) == "error: not enough memory for this: Unable to allocate 909. TiB"
 
 
@@ -163,7 +163,7 @@ def test_an_interrupted_run_says_how_to_go_on(entered, monkeypatch):
     def interrupted(experiment):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fed_distill.cli.simulation.run", interrupted)
+    monkeypatch.setattr("fed_distill.experiment.simulation.run", interrupted)
     code, out, errors = entered("run", QUICKSTART)
     assert (code, out, errors) == (130, "", "stopped; go on with the same command and --resume\n")
 

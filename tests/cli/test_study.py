@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fed_distill.cli import study as study_command
 from fed_distill.cli.main import app
-from fed_distill.study.cells import expand
-from fed_distill.study.grid import Study
-from fed_distill.study.runner import Runner
+from fed_distill.sweeps.cells import expand
+from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.runner import Runner
 
 ROOT = Path(__file__).parents[2]
 GRID = """

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from fed_distill.cli import tune as tune_command
 from fed_distill.cli.main import app
 from fed_distill.config import Experiment
-from fed_distill.tuning.space import Tuning
-from fed_distill.tuning.tuner import Tuner
+from fed_distill.sweeps.space import Tuning
+from fed_distill.sweeps.tuner import Tuner
 
 ROOT = Path(__file__).parents[2]
 FILE = """

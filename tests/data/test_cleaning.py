@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_distill.data.cleaning import REASONS, clean, luhn, mask
+from fed_distill.data.cleaning import REASONS, clean
 from fed_distill.data.examples import UNLABELED
+from fed_distill.text.cleaning import luhn, mask
 
 
 def test_every_row_is_kept_or_dropped_for_its_first_reason() -> None:

@@ -7,12 +7,12 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
+from fed_distill import seeds
 from fed_distill.config import AugmentationConfig
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples
 from fed_distill.data.translation import BackTranslation, Translator, back_translation
 from fed_distill.errors import DataError
-from fed_distill.runtime import seeds
 
 SPECIAL = ["[PAD]", "[END]", "[UNK]"]
 WORDS = ["red", "shoe", "green", "tea", "bag", "polish", "rot", "schuh", "grün", "tee"]

@@ -5,12 +5,12 @@ import logging
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.config import AssistantConfig, DistillConfig
 from fed_distill.data.examples import Task
 from fed_distill.distill.chain import levels
 from fed_distill.distill.transfer import Lesson
 from fed_distill.models import build_student
-from fed_distill.runtime import seeds
 
 TASK = Task("toy", ("same", "near", "far"), pair=True, positive="same")
 TEACHER = torch.tensor([[0.7, 0.2, 0.1]])

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
+from fed_distill import seeds
 from fed_distill.data.examples import Examples
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
 from fed_distill.errors import DataError
-from fed_distill.runtime import seeds
 
 
 def drawn(teachers, count=7, classes=4, seed=0):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.distill.features import features
 from fed_distill.distill.hints import POSITIONS
 from fed_distill.errors import TrainingError
 from fed_distill.models import load_teacher
-from fed_distill.runtime import seeds
 
 
 @pytest.fixture

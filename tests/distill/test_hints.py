@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.hints import LIST, Layers, Taught, expected_gain, guided_layer, layer_map, resampled, unwrapped
 from fed_distill.errors import ConfigError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
-from fed_distill.runtime import seeds
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan

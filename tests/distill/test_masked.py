@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.distill.masked import check_reads, hidden_tokens, read_domain
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.models import build_student, load_teacher
-from fed_distill.models.hashing import CLS, SEP
-from fed_distill.models.tokens import HashedTokens
-from fed_distill.runtime import seeds
+from fed_distill.text.hashing import CLS, SEP
+from fed_distill.text.tokens import HashedTokens
 
 ROWS = 500
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.distill import soft_labels as module
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.models import load_teacher
-from fed_distill.runtime import seeds
 
 
 def quiet(done, total):

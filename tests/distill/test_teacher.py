@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.distill import teacher as module
 from fed_distill.distill.teacher import cached_teacher, fine_tune, teacher_fingerprint
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.models import load_teacher, predict
-from fed_distill.runtime import seeds
 
 
 def fresh(config, task):

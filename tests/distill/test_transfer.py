@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
+from fed_distill import seeds
 from fed_distill.config import DistillConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.features import Features
@@ -20,7 +21,6 @@ from fed_distill.distill.transfer import Lesson, check_heard, check_transfer, lo
 from fed_distill.errors import ConfigError, DataError, FedDistillError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
-from fed_distill.runtime import seeds
 
 TASK = Task("toy", ("same", "near", "far"), pair=True, positive="same", gains=(1.0, 0.5, 0.0))
 DRAW = seeds.torch_stream(0, "lesson")

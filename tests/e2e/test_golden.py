@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from fed_distill import seeds
 from fed_distill.data import load
 from fed_distill.methods import METHODS
 from fed_distill.models import build_student
-from fed_distill.results.store import read_summary
-from fed_distill.runtime import seeds
+from fed_distill.reporting.store import read_summary
 
 STORED = Path(__file__).with_name("golden.json")
 QUICK = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3}

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fed_distill.cli.main import app
+from fed_distill.deploy.admission import Admission
+from fed_distill.deploy.registered import NoAnswer, nodes
 from fed_distill.errors import ConfigError
-from fed_distill.sites.admission import Admission
-from fed_distill.sites.registered import NoAnswer, nodes
 from tests.e2e.test_sites import Deployment, answers, free_ports, wait_until
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")

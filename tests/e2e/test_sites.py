@@ -25,10 +25,10 @@ from typer.testing import CliRunner
 
 from fed_distill import run
 from fed_distill.cli.main import app as command_line
+from fed_distill.deploy.identity import make_server_certificate, make_site_key
+from fed_distill.deploy.registered import presences
 from fed_distill.privacy.ledger import Ledgers
-from fed_distill.results.store import read_summary
-from fed_distill.sites.identity import make_server_certificate, make_site_key
-from fed_distill.sites.registered import presences
+from fed_distill.reporting.store import read_summary
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

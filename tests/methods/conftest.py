@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from fed_distill.mechanisms.server_side import counted_plainly
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
-from fed_distill.transport.messages import ClassMeans, PartialWeights, Uplink
-from server.protection import counted_plainly
+from fed_distill.models.weights import PartialWeights
+from fed_distill.transport.messages import ClassMeans, Uplink
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 

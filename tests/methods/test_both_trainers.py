@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from fed_distill.config import FederationConfig
 from fed_distill.errors import ConfigError
+from fed_distill.experiment.conduct import check_promise
 from fed_distill.methods import METHODS
-from server.conduct import check_promise
 
 QUICK = {
     "controls": [],

@@ -8,7 +8,7 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.methods.fedkd import FedKD
 from fed_distill.models.base import Outputs
-from fed_distill.transport.messages import PartialWeights
+from fed_distill.models.weights import PartialWeights
 
 OWN = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
 SHARED = torch.tensor([[0.0, 1.0, -1.0], [1.0, -2.0, 0.5]])

@@ -11,7 +11,7 @@ from fed_distill.errors import ConfigError
 from fed_distill.methods.base import Correcting, GlobalState, Trained
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.scaffold import Scaffold
-from fed_distill.transport.messages import PartialWeights
+from fed_distill.models.weights import PartialWeights
 
 CURVATURES, OPTIMA = (1.0, 10.0, 3.0), ((4.0, 0.0), (-1.0, 2.0), (0.0, 5.0))
 EXAMPLES = (5, 500, 50)

@@ -1,8 +1,8 @@
 import pytest
 
+from fed_distill import seeds
 from fed_distill.data.examples import Task
 from fed_distill.models import build_student
-from fed_distill.runtime import seeds
 
 
 @pytest.fixture

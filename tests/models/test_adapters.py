@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.models import build_student, load_model, predict
 from fed_distill.models.adapters import check_per_example
 from fed_distill.models.freezing import freeze_base
-from fed_distill.runtime import seeds
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan

@@ -5,8 +5,8 @@ import torch
 from opacus import GradSampleModule
 from torch import nn
 
+from fed_distill import seeds
 from fed_distill.models.bag import WeightedBag
-from fed_distill.runtime import seeds
 from fed_distill.training import private_steps  # tells Opacus how a bag's gradients are taken
 
 IDS = torch.tensor([[3, 5, 3, 3], [7, 0, 0, 0], [0, 0, 0, 0], [1, 7, 5, 0]], dtype=torch.int32)

@@ -14,11 +14,11 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from fed_distill import seeds
 from fed_distill.config import TeacherConfig
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models import load_model, load_teacher, predict
 from fed_distill.models.transformer import Transformer
-from fed_distill.runtime import seeds
 
 TEXTS = ["red shoe", "green tea bag", "tea"]
 PAIRS = ["shoe polish red", "tea", "red green shoe tea bag polish"]

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from fed_distill.privacy.dp_sgd import ExampleDP, add_noise, grid, sampling_rate
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 
 deviations = pytest.mark.parametrize("deviation", [1e-4, 0.3, 1.0, 77.0])
 

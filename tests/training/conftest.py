@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.fd import regularized
 from fed_distill.methods.fedet import consensus_and_diversity
@@ -17,7 +18,6 @@ from fed_distill.methods.scaffold import Scaffold
 from fed_distill.methods.selective_fd import weighted
 from fed_distill.models import build_student
 from fed_distill.models.pair import Pair
-from fed_distill.runtime import seeds
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import ClassMeans, Downlink

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_distill.runtime import seeds
+from fed_distill import seeds
 from fed_distill.training.batching import bucketed_batches
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_distill.runtime import seeds
+from fed_distill import seeds
 from fed_distill.training.dropout import SeededDropout, mixed
 
 SEEDS = [seeds.key(0, "merchant", number) for number in range(3)]

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.models import build_student
-from fed_distill.runtime import seeds
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import draw

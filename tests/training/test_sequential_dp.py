@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.models import build_student
 from fed_distill.privacy.dp_sgd import ExampleDP, add_noise, grid
-from fed_distill.runtime import seeds
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan

@@ -2,8 +2,8 @@
 
 import torch
 
+from fed_distill.models.weights import PartialWeights
 from fed_distill.training.submodel import completed, most_used, row_counts, submodel_of
-from fed_distill.transport.messages import PartialWeights
 
 ENCODED = {"text_ids": torch.tensor([[5, 3, 0]]), "pair_ids": torch.tensor([[3, 9, 9]])}
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fed_distill.errors import TrainingError, UplinkRejected
-from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, PartialWeights, Uplink
+from fed_distill.models.weights import PartialWeights
+from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, Uplink
 from fed_distill.transport.records import (
     by_merchant,
     by_prefix,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fed_distill.models.base import Encoded
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.plan import References
 from fed_distill.training.preparation import Segment
 

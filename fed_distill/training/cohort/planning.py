@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fed_distill.models.base import Encoded, TextModel
+from fed_distill import seeds
+from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import representation
-from fed_distill.runtime import seeds
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.private import example_flows, square_norms
 from fed_distill.training.cohort.stacking import Skeleton, Stack, skeleton_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.privacy.dp_sgd import add_noise
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 from fed_distill.training.cohort.layers import StackedLayer
 from fed_distill.training.cohort.stacking import Stack
 from fed_distill.training.cohort.tables import flattened

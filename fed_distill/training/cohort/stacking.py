@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fed_distill.models.bag import WeightedBag
-from fed_distill.models.base import Encoded, TextModel
+from fed_distill.models.base import TextModel
+from fed_distill.models.weights import Weights
+from fed_distill.text.encoded import Encoded
 from fed_distill.training.cohort.layers import LSTM, CannotStack, LayerNorm, Linear, Mapped, StackedLayer
 from fed_distill.training.cohort.layout import Layout
 from fed_distill.training.cohort.tables import (
@@ -27,7 +29,6 @@ from fed_distill.training.cohort.tables import (
     unflattened,
 )
 from fed_distill.training.submodel import Submodel
-from fed_distill.transport.messages import Weights
 
 _LAYERS: dict[type[nn.Module], type[StackedLayer]] = {
     nn.Linear: Linear,

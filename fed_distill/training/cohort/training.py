@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs
-from fed_distill.runtime import seeds
 from fed_distill.training.cohort.batches import Batch, PhaseData
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped

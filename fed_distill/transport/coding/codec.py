@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fed_distill.config import TransportConfig
 from fed_distill.errors import TrainingError, UplinkRejected
+from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.registry import Registry
-from fed_distill.runtime.seeds import Randomness
+from fed_distill.seeds import Randomness
 from fed_distill.transport import records
 from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
@@ -41,7 +42,7 @@ from fed_distill.transport.coding.weights import (
     with_residual,
     write_weights,
 )
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink, Weights
+from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import Room
 
 Known = Callable[[str], Tensor | None]

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from fed_distill.transport.messages import PartialWeights
+from fed_distill.models.weights import PartialWeights
 
 
 @dataclass(frozen=True)

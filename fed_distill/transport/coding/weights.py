@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed_distill.runtime import seeds
-from fed_distill.runtime.seeds import Randomness
+from fed_distill import seeds
+from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.seeds import Randomness
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.integers import (
     read_counts,
@@ -22,7 +23,6 @@ from fed_distill.transport.coding.integers import (
 )
 from fed_distill.transport.coding.stream import Reader, Writer
 from fed_distill.transport.coding.updates import Float16
-from fed_distill.transport.messages import PartialWeights, Weights
 
 _ABSENT, _WHOLE, _IN_PART = range(3)
 

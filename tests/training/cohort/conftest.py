@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.models.base import Outputs, TextModel
-from fed_distill.runtime import seeds
 from fed_distill.training.cohort.stacking import Stack, skeleton_of
 from fed_distill.training.preparation import prepare
 

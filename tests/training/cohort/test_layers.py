@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 
+from fed_distill import seeds
 from fed_distill.models.bag import WeightedBag
-from fed_distill.runtime import seeds
 from fed_distill.training.cohort.layers import (
     LSTM,
     CannotStack,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fed_distill.runtime import seeds
+from fed_distill import seeds
 from fed_distill.training.cohort.layout import Layout
 
 SIZES = {

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
-from fed_distill.runtime import seeds
 from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped
 from fed_distill.training.optimization import build_optimizer
 

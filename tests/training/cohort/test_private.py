@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
+from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.distill.losses import hard_labels
 from fed_distill.models import build_student
 from fed_distill.privacy.dp_sgd import ExampleDP, grid
-from fed_distill.runtime import seeds
-from fed_distill.runtime.seeds import Keystream
+from fed_distill.seeds import Keystream
 from fed_distill.training.cohort.batches import PhaseData
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows

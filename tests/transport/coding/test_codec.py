@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
+from fed_distill.models.weights import PartialWeights
 from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding.codec import Codec
-from fed_distill.transport.messages import Downlink, PartialWeights, Uplink
+from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import (
     check_uplink,
     encode_downlink,

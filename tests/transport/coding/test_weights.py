@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_distill.models.weights import PartialWeights
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.coding.stream import Reader, Writer
@@ -18,7 +19,6 @@ from fed_distill.transport.coding.weights import (
     with_residual,
     write_weights,
 )
-from fed_distill.transport.messages import PartialWeights
 
 CHAINS = {
     "float16": Chain((Float16(),)),

@@ -1,0 +1,16 @@
+"""Merchants that lie, for simulations: what they train on and what they send in the place of what they should.
+
+Robust merging is believed when it has been seen beside the plain mean under attack. Attacks are chosen by name in the
+table ``[poisoning]``; who lies is drawn from the seed (``poisoning.liars``).
+"""
+
+from fed_distill.registry import Registry
+
+ATTACKS = Registry(
+    "attack",
+    {
+        "label-flip": "fed_distill.adversaries.attacks:LabelFlip",
+        "sign-flip": "fed_distill.adversaries.attacks:SignFlip",
+        "scaled": "fed_distill.adversaries.attacks:Scaled",
+    },
+)

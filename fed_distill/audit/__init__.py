@@ -1,0 +1,1 @@
+"""Attacks on trained students, and lower bounds on what they leak."""

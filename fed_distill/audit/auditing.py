@@ -1,0 +1,288 @@
+"""Attack a finished run: its federation is trained again without some examples, and asked what it remembers.
+
+The federation is the run's own, with its merchants, its method and its privacy, in this process; only the merchants'
+data differ. Nothing is charged to the ledgers of the run: what is trained here is never released.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fed_distill import seeds
+from fed_distill.audit.audit import Audit, audit
+from fed_distill.audit.canaries import CanaryAudit, canary_audit, make_canaries
+from fed_distill.audit.label_shares import (
+    ShareInference,
+    infer_shares,
+    label_shares,
+    shares_from_presence,
+    shares_from_soft_labels,
+)
+from fed_distill.audit.roc import FloatArray
+from fed_distill.audit.shadows import Recipe
+from fed_distill.audit.victim import Predictor, predictor, trained_without
+from fed_distill.audit.white_box_run import WhiteBox
+from fed_distill.config import Experiment
+from fed_distill.coordinator.evaluation import Evaluator
+from fed_distill.coordinator.federation import Federation, round_learning_rate
+from fed_distill.coordinator.learning_teacher import LearningTeacher
+from fed_distill.coordinator.rounds import federate
+from fed_distill.coordinator.sites import Sites
+from fed_distill.coordinator.students import ServerTraining
+from fed_distill.data import load
+from fed_distill.data.examples import Examples, FederatedData
+from fed_distill.distill.losses import hard_labels
+from fed_distill.errors import CheckpointError, ConfigError
+from fed_distill.experiment.schooling import School
+from fed_distill.experiment.teaching import Teaching, prepare_teacher
+from fed_distill.methods import METHODS
+from fed_distill.models import TextModel, build_student
+from fed_distill.models.weights import Weights
+from fed_distill.privacy.accounting import default_delta, noise_for
+from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
+from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.storage.checkpoints import read_checkpoint
+from fed_distill.storage.files import as_file_name
+from fed_distill.training.choosing import build_trainer
+from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.preparation import steps_of
+from fed_distill.training.submodel import completed
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.coding.weights import applied
+from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.transport.messages import Uplink
+
+CANARY_DELTA = 1e-5
+"""Delta at which the canaries' bound and the accountant are compared: at n^-1.1 the bound is nearly blind."""
+
+MakeGrid = Callable[[Experiment, FederatedData], Grid]
+"""Gives a grid whose sites hold the merchants of the given data."""
+
+
+@dataclass
+class Auditing:
+    """What an audit of one run needs. folder: the finished run. make_grid: how its merchants are reached."""
+
+    folder: Path
+    experiment: Experiment
+    make_grid: MakeGrid
+    callbacks: Callback
+
+    def run(self, shadows: int, canaries: int) -> tuple[Audit, float | None]:
+        """Attack the run's main federation on its first seed.
+
+        shadows: shadow students of LiRA. canaries: how many are flipped into the largest merchant's data. Gives the
+        audit, and the accountant's epsilon at ``CANARY_DELTA`` that the canaries' bound must not exceed; None where
+        nothing is promised about an example.
+        """
+        title = self.experiment.federation.title
+        members = Examples.concatenate([merchant.train for merchant in self.data.merchants.values()])
+        self.callbacks.on_stage("audit: the federation without half of each merchant's examples", None)
+        victim = trained_without(self._released, predictor(self.student, self.start), members, self.experiment.seed)
+        self.callbacks.on_stage("audit: canaries", None)
+        found, epsilon = self._canaries(canaries)
+        self.callbacks.on_stage("audit: white box", None)
+        white_box = WhiteBox(self.folder, self.experiment, len(self.data.merchants), len(self.data.proxy)).run()
+        self.callbacks.on_stage("audit: label shares", None)
+        shares = self._label_shares(title)
+        self.callbacks.on_stage("audit: shadow students", None)
+        recipe = self._recipe(len(victim.members))
+        result = audit(
+            victim,
+            seed=self.experiment.seed,
+            recipe=recipe,
+            shadows=shadows,
+            canaries=found,
+            label_shares=shares,
+            white_box=white_box,
+            progress=lambda done, total: self.callbacks.on_step(done, {"steps": total}),
+        )
+        return result, epsilon
+
+    @cached_property
+    def data(self) -> FederatedData:
+        """The run's data, with the proxy set that it used."""
+        return self.teaching.data
+
+    @cached_property
+    def teaching(self) -> Teaching:
+        """The run's teacher, as a rule from the cache."""
+        return prepare_teacher(self.experiment, load(self.experiment.data), self.callbacks)
+
+    @cached_property
+    def start(self) -> Weights:
+        """The server's student, from which the federation began."""
+        name = self.experiment.student.model
+        path = self.folder / "checkpoint" / f"seed-{self.experiment.seed}" / f"server.{name}.safetensors"
+        found = read_checkpoint(path)
+        if found is None:
+            raise CheckpointError(f"{path} is missing: an audit begins from the student that the run's server had")
+        return found[0]
+
+    @cached_property
+    def student(self) -> TextModel:
+        """The global student's model."""
+        config = self.experiment.student
+        if config.by_merchant:
+            raise ConfigError("an audit is of one student, and student.by_merchant deals merchants several")
+        with seeds.scope(self.experiment.seed, "student", config.model):
+            return build_student(config.model, config.options, self.data.task, self.teaching.teacher)
+
+    def _released(self, examples: Examples) -> Predictor:
+        """What the federation releases if its merchants have ``examples``."""
+        return self._trained(examples)[0]
+
+    def _trained(self, examples: Examples, merchant: str = "") -> tuple[Predictor, float]:
+        """That, and what ``merchant`` has paid at ``CANARY_DELTA``; 0 for none."""
+        data = regrouped(self.data, examples)
+        with self._federation(data) as federation:
+            progress = federate(federation, lambda record: None, lambda progress: None)
+            spent = 0.0
+            if merchant and self._unit in AT_MERCHANTS:
+                arm, seed = federation.arm, federation.seed
+                ledgers = federation.checkpoint.parent.parent / "ledgers" / f"seed-{seed}" / as_file_name(arm)
+                spent = Ledgers(ledgers).of(merchant).epsilon(self._unit, CANARY_DELTA, federation.privacy.accountant)
+        return predictor(self.student, progress.state.weights), spent
+
+    def _canaries(self, count: int) -> tuple[CanaryAudit, float | None]:
+        """Canaries of shuffled words in the data of the merchant with the most examples."""
+        merchant = max(self.data.merchants, key=lambda name: (len(self.data.merchants[name].train), name))
+        own = self.data.merchants[merchant].train
+        others = [one.train for name, one in self.data.merchants.items() if name != merchant]
+        source = replace(self.data.test, merchants=(merchant,) * len(self.data.test))
+        spent: list[float] = []
+
+        def train(examples: Examples) -> Predictor:
+            released, cost = self._trained(Examples.concatenate([*others, examples]), merchant)
+            spent.append(cost)
+            return released
+
+        found = canary_audit(
+            train,
+            predictor(self.student, self.start),
+            own,
+            make_canaries(source, len(self.data.task.classes), count, "random_text", self.experiment.seed),
+            delta=CANARY_DELTA,
+            seed=self.experiment.seed,
+        )
+        return found, spent[0] if self._unit in AT_MERCHANTS else None
+
+    def _label_shares(self, title: str) -> ShareInference:
+        """Guess each merchant's shares of the classes from what it sends in the first round."""
+        classes = len(self.data.task.classes)
+        public = label_shares(self.data.public.labels, classes)
+        before = predictor(self.student, self.start)(self.data.proxy)
+        guesses = {}
+        with self._federation(self.data) as federation:
+            method = METHODS.build(federation.config.method, federation.config.options)
+            rate = round_learning_rate(federation.training, 1, federation.config.rounds)
+            state = federation.first_state(federation.aggregator())
+            names = federation.sites.merchants
+            starts = {name: {federation.global_student: self.start} for name in names} if method.personal else {}
+            request = federation.request(names, rate)
+            for chunk in federation.asked(request, method.broadcast(state), starts):
+                for uplink in chunk.uplinks:
+                    guesses[uplink.merchant] = self._guessed_shares(uplink, before, public)
+        truths = {name: label_shares(one.train.labels, classes) for name, one in self.data.merchants.items()}
+        return infer_shares(guesses, truths, public)
+
+    def _guessed_shares(self, uplink: Uplink, before: FloatArray, public: FloatArray) -> FloatArray:
+        """From the part of an uplink that tells most; ``before``: what the common student makes of the proxy set."""
+        if uplink.class_means is not None:
+            return shares_from_presence(uplink.class_means.present.numpy(), public)
+        if uplink.soft_labels is not None:
+            sent = uplink.soft_labels.numpy().astype(np.float64)
+            before = before if uplink.answered is None else before[uplink.answered.numpy()]
+        elif uplink.votes is not None:
+            sent = np.eye(len(public))[uplink.votes.numpy()]
+        else:
+            update = uplink.low_rank_update
+            weights = uplink.weights if update is None else applied(multiplied_out(update), self.start)
+            assert weights is not None
+            sent = predictor(self.student, completed(weights, self.start))(self.data.proxy)
+        return shares_from_soft_labels(sent, before, public)
+
+    def _recipe(self, examples: int) -> Recipe:
+        """How an attacker imitates the federation: one student on everybody's examples, for as many epochs in all."""
+        config, federation = self.experiment.privacy, self.experiment.federation
+        method = METHODS.build(federation.method, federation.options)
+        epochs = float(getattr(method, "local_epochs", 1.0)) * federation.rounds
+        phase = Phase(hard_labels(), epochs=epochs)
+        batch_size = config.batch_size or self.experiment.training.batch_size
+        privacy = None
+        if self._unit in AT_MERCHANTS:
+            if config.noise_multiplier is not None:
+                noise = config.noise_multiplier
+            else:
+                assert config.epsilon is not None
+                steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
+                noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
+            privacy = ExampleDP.configured(config, noise)
+        training = self.experiment.training_of(federation.title)
+        trainer = build_trainer(training, self.experiment.runtime)
+        pace = Pace(training.learning_rate, training.schedule)
+        return Recipe(self.student, self.start, self.data.proxy, Plan((phase,)), pace, trainer, privacy)
+
+    @property
+    def _unit(self) -> str:
+        return self.experiment.unit_of(self.experiment.federation.title)
+
+    @contextmanager
+    def _federation(self, data: FederatedData) -> Iterator[Federation]:
+        """The run's main federation over other data, in a folder that is gone afterwards."""
+        scratch = Path(tempfile.mkdtemp(prefix="audit-"))
+        experiment = self.experiment.model_copy(
+            update={
+                "runtime": self.experiment.runtime.model_copy(update={"folder": scratch, "sites": 1, "workers": 1}),
+                "privacy": self.experiment.privacy.model_copy(update={"ledger": None}),
+            }
+        )
+        title, name = experiment.federation.title, experiment.student.model
+        server = ServerTraining(data, experiment.training, experiment.runtime)
+        try:
+            yield Federation(
+                arm=title,
+                config=experiment.federation.model_copy(update={"validate_every": experiment.federation.rounds}),
+                training=experiment.training_of(title),
+                privacy=experiment.privacy,
+                unit=self._unit,
+                seed=experiment.seed,
+                students={name: self.student},
+                starts={name: self.start},
+                dealt=[name],
+                teacher_labels=self.teaching.labels,
+                relearn=School(experiment, experiment.seed, self.teaching, server, self.callbacks).relearned,
+                sites=Sites(self.make_grid(experiment, data)),
+                server=server,
+                evaluator=self._evaluator,
+                teacher=LearningTeacher(self.teaching.teacher, experiment.teacher.learning_rate),
+                checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
+                codec=Codec.of(experiment.transport_of(title)),
+                identity="" if self._unit == "none" else "audit",
+            )
+        finally:
+            shutil.rmtree(scratch)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.data)
+
+
+def regrouped(data: FederatedData, examples: Examples) -> FederatedData:
+    """``data`` whose merchants train on those of ``examples`` that are theirs; merchants without any are left out."""
+    names = np.array(examples.merchants, dtype=object)
+    merchants = {}
+    for name, merchant in data.merchants.items():
+        rows = np.flatnonzero(names == name)
+        if len(rows):
+            merchants[name] = replace(merchant, train=examples.take(rows))
+    return replace(data, merchants=merchants)

@@ -1,0 +1,144 @@
+"""The white-box audit of a run: canaries through its trainer or its server's noise, with the settings that it ran with.
+
+What is audited is the mechanism, with the run's noise multipliers, sampling rates, steps and rounds, and not the data:
+canaries train a student of the audit's own (``privacy.attacks.gradient_canaries``). Nothing is charged, as nothing is
+released. A simulation's noise can be taken off by whoever knows the run's seed; the attacker here does not.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
+from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
+from fed_distill.audit.white_box import CANARIES, WhiteBoxAudit
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.errors import CheckpointError
+from fed_distill.mechanisms.central import queried, vote_mechanism
+from fed_distill.mechanisms.server_side import NoiseSource, private_mean, vote_count
+from fed_distill.mechanisms.vote import VoteMechanism
+from fed_distill.privacy.accounting import DELTA, Accountant
+from fed_distill.privacy.ledger import AT_MERCHANTS, Charge, Ledgers, composed
+from fed_distill.seeds import Keystream, Part
+from fed_distill.storage.files import as_file_name
+from fed_distill.training.choosing import build_trainer
+
+_FEWEST, _WORK = 5_000, 10_000_000
+"""Canaries at least, and their product with steps at most."""
+_VOTES = 20_000_000
+"""Votes of canaries at most."""
+
+
+@dataclass(frozen=True)
+class WhiteBox:
+    """What the audit needs of a finished run. folder: its own. merchants, proxy: how many merchants and proxy examples
+    it had. delta: at which bounds and promise are compared."""
+
+    folder: Path
+    experiment: Experiment
+    merchants: int
+    proxy: int
+    delta: float = DELTA
+
+    def run(self) -> WhiteBoxAudit | None:
+        """Audit the run's main federation on its first seed; None if it promised nothing.
+
+        Raises CheckpointError if its ledgers are missing.
+        """
+        unit = self.experiment.unit_of(self._arm)
+        if unit == "none":
+            return None
+        if unit in AT_MERCHANTS:
+            return self._training(unit)
+        return self._mean() if unit == "merchant" else self._votes()
+
+    @property
+    def _arm(self) -> str:
+        return self.experiment.federation.title
+
+    def _training(self, unit: str) -> WhiteBoxAudit:
+        """By the releases of the merchant whose training cost most, under their own names."""
+        experiment = self.experiment
+        merchant, charges = self._dearest()
+        (spend, _), *_ = Counter(one.spends[0] for one in charges).most_common()
+        releases = [one for one in charges if one.spends[0] == spend]
+
+        def names(number: int) -> tuple[Part, Part, Part, Part, Part]:
+            charge = releases[number]
+            return experiment.seed, self._arm, merchant, charge.round, charge.request
+
+        audit = TrainerAudit(
+            build_trainer(CANARY_TRAINING, experiment.runtime),
+            spend,
+            len(releases),
+            names,
+            max_grad_norm=experiment.privacy.max_grad_norm,
+            unit=unit,
+        )
+        canaries = min(CANARIES, max(_FEWEST, _WORK // (spend.steps * len(releases))))
+        return audit.run(seed=experiment.seed, delta=self.delta, canaries=canaries, accountant=self._accountant)
+
+    def _dearest(self) -> tuple[str, list[Charge]]:
+        """The merchant whose training cost most, and its charges for that."""
+        experiment, shared = self.experiment, self.experiment.privacy.ledger
+        own = self.folder / "checkpoint" / "ledgers" / f"seed-{experiment.seed}" / as_file_name(self._arm)
+        ledgers, key = Ledgers(own if shared is None else shared), (experiment.name, self._arm, experiment.seed)
+        found: dict[str, list[Charge]] = {}
+        for merchant in ledgers.merchants():
+            charges = [entry.charge for entry in ledgers.of(merchant).entries()]
+            mine = [one for one in charges if (one.run, one.arm, one.seed) == key and one.what == "training"]
+            if mine:
+                found[merchant] = mine
+        if not found:
+            raise CheckpointError(f"{ledgers.folder} has no charge of this run, of which an audit takes its noise")
+        return max(found.items(), key=lambda one: (composed(one[1], self.delta, self._accountant), one[0]))
+
+    def _mean(self) -> WhiteBoxAudit:
+        config, federation = self.experiment.privacy, self.experiment.federation
+        rate, name = federation.participation, (self.experiment.seed, self._arm, "audit")
+        audit = MeanAudit(
+            lambda number: private_mean(
+                config, federation, CanaryStudent(1), self.merchants, NoiseSource((*name, number), reproducible=True)
+            ),
+            lambda number, count: (Keystream(*name, "sample merchants", number).uniform(count) < rate).numpy(),
+            rate,
+            federation.rounds,
+        )
+        return audit.run(seed=self.experiment.seed, delta=self.delta, accountant=self._accountant)
+
+    def _votes(self) -> WhiteBoxAudit:
+        config, federation, seed = self.experiment.privacy, self.experiment.federation, self.experiment.seed
+        queries = queried(config, self.proxy)
+        mechanism = vote_mechanism(config, federation, self.merchants, queries)
+        audit = VoteAudit(
+            audited_tally(config, federation, self.merchants, mechanism, NoiseSource((seed, self._arm, "audit"), True)),
+            mechanism,
+            queries,
+            federation.rounds,
+        )
+        canaries = min(CANARIES, max(_FEWEST, _VOTES // (min(queries, config.answers) * federation.rounds)))
+        return audit.run(seed=seed, delta=self.delta, canaries=canaries, accountant=self._accountant)
+
+    @property
+    def _accountant(self) -> Accountant:
+        return self.experiment.privacy.accountant
+
+
+def audited_tally(
+    config: PrivacyConfig, federation: FederationConfig, merchants: int, mechanism: VoteMechanism, noise: NoiseSource
+) -> Callable[[int], Callable[[Tensor], Tensor]]:
+    """By round, the server's count of votes on however many queries, with the noise of ``mechanism``."""
+    fixed = {"epsilon": None, "noise_multiplier": mechanism.answer_noise, "queries": None}
+
+    def tally(round: int) -> Callable[[Tensor], Tensor]:
+        def count(histogram: Tensor) -> Tensor:
+            queries = len(histogram)
+            every = config.model_copy(update={**fixed, "answers": queries})
+            return vote_count(every, federation, merchants, queries, noise, round)(histogram)
+
+        return count
+
+    return tally

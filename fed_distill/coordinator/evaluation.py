@@ -1,0 +1,84 @@
+"""Measures a student on the common validation and test sets; texts are encoded once for each kind of student."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from fed_distill.data.examples import Examples, FederatedData, Ranking
+from fed_distill.errors import DataError
+from fed_distill.evaluation.metrics import Metrics, classification, headline, ranking
+from fed_distill.models import TextModel, predict
+from fed_distill.text.encoded import Encoded
+from fed_distill.transport.requests import blueprint_of
+
+
+class Evaluator:
+    """Scores students on ``data``'s validation and test parts."""
+
+    def __init__(self, data: FederatedData) -> None:
+        self._data = data
+        self._encoded: dict[tuple[str, str], Encoded] = {}
+
+    def test(self, student: TextModel) -> Metrics:
+        """All metrics on the common test set."""
+        return self._measure(student, "test", self._data.test, self._data.ranking_test)
+
+    def validation(self, student: TextModel) -> Metrics:
+        """All metrics on the common validation set."""
+        return self._measure(student, "valid", self._data.valid, self._data.ranking_valid)
+
+    def validation_score(self, student: TextModel) -> float:
+        """The headline metric on the common validation set."""
+        return self.score(self.validation(student))
+
+    def score(self, validation: Metrics) -> float:
+        """The headline metric of those on the common validation set."""
+        value = headline(validation, self._data.task)
+        if value is None:
+            raise DataError("the validation set cannot tell students apart: raise data.valid_share")
+        return value
+
+    def public_score(self, student: TextModel) -> float:
+        """Macro-F1 on the server's own validation examples: of no merchant's data, for what must not depend on them."""
+        examples = self._data.public_valid
+        probabilities = predict(student, self._encode(student, "public validation", examples)).numpy()
+        value = classification(probabilities, examples.labels, self._data.task)["macro_f1"]
+        if value is None:
+            raise DataError("the public validation set cannot tell students apart: raise data.valid_share")
+        return value
+
+    def test_probabilities(self, student: TextModel) -> Tensor:
+        """Class probabilities on the common test set ``[test, classes]``."""
+        return predict(student, self._encode(student, "test", self._data.test))
+
+    def _measure(self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None) -> Metrics:
+        probabilities = predict(student, self._encode(student, part, examples)).numpy() if len(examples) else None
+        if probabilities is None:
+            raise DataError(f"the common {part} set is empty: raise data.{part}_share, or lower data.min_rows")
+        measured = dict(classification(probabilities, examples.labels, self._data.task))
+        if ranked is not None:
+            scores = predict(student, self._encode(student, f"ranking {part}", ranked.examples)).numpy()
+            measured |= ranking(scores, ranked, self._data.task)
+        return measured
+
+    def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
+        key = (blueprint_of(student), name)
+        if key not in self._encoded:
+            self._encoded[key] = student.encode(examples.texts, examples.pairs)
+        return self._encoded[key]
+
+
+def mean_metrics(several: list[Metrics]) -> Metrics:
+    """Mean of each metric over students; None where one of them lacks it."""
+    return {name: _mean([metrics[name] for metrics in several]) for name in several[0]}
+
+
+def accuracies(counts: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """Accuracy by merchant from (right, all)."""
+    return {merchant: right / count for merchant, (right, count) in counts.items()}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None

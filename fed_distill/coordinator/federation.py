@@ -1,0 +1,236 @@
+"""What one federation is: who takes part, with which students, on what terms, and what is asked of the sites."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fed_distill import seeds
+from fed_distill.aggregation import AGGREGATORS
+from fed_distill.aggregation.base import Aggregator
+from fed_distill.config import FederationConfig, PrivacyConfig, TrainingConfig
+from fed_distill.coordinator.attempts import check_there
+from fed_distill.coordinator.counts import Counts
+from fed_distill.coordinator.evaluation import Evaluator
+from fed_distill.coordinator.intake import Intake
+from fed_distill.coordinator.learning_teacher import LearningTeacher
+from fed_distill.coordinator.received import FOLDER, Received
+from fed_distill.coordinator.released import Released
+from fed_distill.coordinator.sites import Chunk, Sites, chunk_size
+from fed_distill.coordinator.students import ServerTraining
+from fed_distill.mechanisms.server_side import NoiseSource, counted_plainly, private_mean, vote_count
+from fed_distill.methods.base import GlobalState, Relearn
+from fed_distill.models import TextModel
+from fed_distill.models.weights import Weights
+from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
+from fed_distill.storage.files import as_file_name
+from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
+from fed_distill.training.optimization import schedule_factor
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.messages import Downlink
+from fed_distill.transport.requests import TrainRequest, blueprint_of
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One federation on one seed: what it needs, and who runs it.
+
+    unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
+    starts: the server's weights for each. relearn: as in ``GlobalState``. checkpoint: the file that keeps the state
+    between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
+    of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret: what
+    the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was released
+    before, where there is a secret and the server adds the noise. kept_as: by what name its merchants' state is kept.
+    cut: merchants that have counted for less than they claim, each of whom is named once.
+    """
+
+    arm: str
+    config: FederationConfig
+    training: TrainingConfig
+    privacy: PrivacyConfig
+    unit: str
+    seed: int
+    students: Mapping[str, TextModel]
+    starts: Mapping[str, Weights]
+    dealt: Sequence[str]
+    teacher_labels: Tensor
+    relearn: Relearn
+    sites: Sites
+    server: ServerTraining
+    evaluator: Evaluator
+    teacher: LearningTeacher
+    checkpoint: Path
+    codec: Codec
+    liars: frozenset[str] = frozenset()
+    identity: str = ""
+    secret: str = field(default="", repr=False)
+    released: Released | None = None
+    kept_as: str = ""
+    cut: set[str] = field(default_factory=set)
+
+    def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
+        """A request to ``merchants``, each with the student dealt to it."""
+        place = {merchant: number for number, merchant in enumerate(self.sites.merchants)}
+        return TrainRequest(
+            arm=self.arm,
+            seed=self.seed,
+            merchants=tuple(merchants),
+            students=tuple(self.dealt[place[merchant] % len(self.dealt)] for merchant in merchants),
+            blueprints={name: blueprint_of(model) for name, model in self.students.items()},
+            rounds=tuple(max(self.planned[merchant], 1) for merchant in merchants),
+            population=len(self.sites.merchants),
+            learning_rate=learning_rate,
+            test=test,
+            federation=self.identity,
+        )
+
+    @property
+    def noise(self) -> NoiseSource:
+        """What the server's noise and sampling coins are drawn from."""
+        return NoiseSource((self.secret or self.seed, self.arm, self.identity), reproducible=not self.secret)
+
+    @property
+    def stores(self) -> Stores:
+        """What is kept of its merchants beside the checkpoint: what came from them, and in a simulation their own."""
+        arms = {STUDENTS: self.kept_as, CODING: self.kept_as, FOLDER: self.arm}
+        return Stores(self.checkpoint.parent.parent, self.seed, arms)
+
+    def check_kept(self, number: int, kept: Mapping[str, Mapping[str, int]]) -> None:
+        """Before round ``number``: CheckpointError unless all that was ``kept`` is in ``stores`` as it was written, and
+        LedgerError for a ledger of a simulation that is not. A site that found it out would leave the merchant out."""
+        remedy = f"put back a copy of it, or delete {self.checkpoint} to train that federation again"
+        self.stores.check(number, kept, remedy)
+        ledgers = self.checkpoint.parent.parent / "ledgers" / f"seed-{self.seed}" / as_file_name(self.arm)
+        if ledgers.exists():
+            for merchant in self.sites.merchants:
+                Ledgers(ledgers).of(merchant).check()
+
+    @property
+    def title(self) -> str:
+        """Seed and arm, by which ``released`` knows it."""
+        return f"seed {self.seed}, {self.arm}"
+
+    @cached_property
+    def planned(self) -> Mapping[str, int]:
+        """In how many rounds each merchant is asked."""
+        config, merchants = self.config, self.sites.merchants
+        if config.participation == 1.0:
+            return dict.fromkeys(merchants, config.rounds)
+        counts = Counter(merchant for number in range(1, config.rounds + 1) for merchant in self.sampled(number))
+        return {merchant: counts[merchant] for merchant in merchants}
+
+    def aggregator(self) -> Aggregator:
+        """What merges weights: the configured aggregator, or a private mean in its place."""
+        if self.unit == "merchant":
+            student = copy.deepcopy(self.students[self.global_student])
+            merchants = len(self.sites.merchants)
+            return private_mean(self.privacy, self.config, student, merchants, self.noise)
+        built: Aggregator = AGGREGATORS.build(self.config.aggregator, self._aggregator_options())
+        return built
+
+    def _aggregator_options(self) -> dict[str, Any]:
+        options = dict(self.config.aggregator_options)
+        if self.unit in AT_MERCHANTS and self.privacy.weighting != "examples":
+            options["weight"] = self.privacy.weighting
+        return options
+
+    def tally(self, number: int) -> Callable[[Tensor], Tensor]:
+        """What counts the votes of round ``number``."""
+        if self.unit != "vote":
+            return counted_plainly
+        merchants, proxy = len(self.sites.merchants), len(self.teacher_labels)
+        return vote_count(self.privacy, self.config, merchants, proxy, self.noise, number)
+
+    def sampled(self, number: int) -> list[str]:
+        """The merchants of round ``number``, sorted; for unit ``merchant`` by a coin for each (Poisson sampling)."""
+        merchants, share = self.sites.merchants, self.config.participation
+        if self.unit != "merchant":
+            return sampled(merchants, share, self.seed, self.arm, number)
+        coins = seeds.Keystream(*self.noise.name, "sample merchants", number).uniform(len(merchants)).tolist()
+        return [merchant for merchant, coin in zip(merchants, coins, strict=True) if coin < share]
+
+    def first_state(self, aggregator: Aggregator) -> GlobalState:
+        """What the server knows before the first round."""
+        return GlobalState(
+            0,
+            self.starts[self.global_student],
+            self.teacher_labels,
+            aggregator.average,
+            self.tally(1),
+            self.relearn,
+            population=len(self.sites.merchants),
+            rounds=self.config.rounds,
+        )
+
+    def chunk(self) -> int:
+        """Merchants whose uplinks are taken in at once, by the size of the largest student."""
+        return chunk_size(
+            max(sum(value.nbytes for value in model.state_dict().values()) for model in self.students.values())
+        )
+
+    def asked(
+        self,
+        request: TrainRequest,
+        down: Downlink,
+        starts: Mapping[str, Mapping[str, Weights]],
+        away: frozenset[str] | None = None,
+    ) -> Iterator[Chunk]:
+        """The answers of the request's merchants, as ``Sites.train`` gives them, on this federation's terms."""
+        proxy, classes = self.teacher_labels.shape
+        received = None
+        if self.codec.cache is not None:
+            received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
+            request = received.told(request)
+        shape, deadline = (proxy, classes), self.config.deadline
+        weights = self.starts[self.global_student]
+        return self.sites.train(
+            request, down, starts, self.chunk(), self.codec, shape, received, deadline, away, weights
+        )
+
+    def intake(
+        self,
+        request: TrainRequest,
+        down: Downlink,
+        starts: Mapping[str, Mapping[str, Weights]],
+        state: GlobalState,
+        number: int,
+    ) -> Intake:
+        """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
+        are too few, before any of them is asked."""
+        merchants, share, longest = request.merchants, self.config.minimum_share, self.config.max_update_norm
+        away = self.sites.away()
+        check_there(merchants, away, share, number)
+        chunks = self.asked(request, down, starts, away) if merchants else iter(())
+        compared = self.unit != "merchant"
+        power = 2 if self._aggregator_options().get("weight") == "examples-squared" else 1
+        counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
+        return Intake(chunks, state, len(merchants), number, share, longest, compared, counts)
+
+    @property
+    def global_student(self) -> str:
+        """Name of the global student."""
+        return next(iter(self.students))
+
+
+def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str, number: int) -> list[str]:
+    """The merchants of one round, sorted: a share of all, at least one, drawn anew each round."""
+    size = max(1, round(participation * len(merchants)))
+    if size == len(merchants):
+        return list(merchants)
+    chosen = seeds.numpy_stream(seed, arm, number, "sample merchants").choice(len(merchants), size, replace=False)
+    return [merchants[place] for place in sorted(chosen)]
+
+
+def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> float:
+    """The merchants' learning rate in round ``number`` (1-based): the configured schedule runs over the rounds."""
+    return training.learning_rate * left(training, number, rounds)
+
+
+def left(training: TrainingConfig, number: int, rounds: int) -> float:
+    """What the schedule leaves of a learning rate in round ``number`` (1-based) of ``rounds``."""
+    return schedule_factor(training.schedule, training.warmup_share, (number - 0.5) / rounds)

@@ -1,0 +1,123 @@
+"""What a federation carries from round to round, and the checkpoint that it goes on from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fed_distill.aggregation.base import Aggregator
+from fed_distill.errors import CheckpointError
+from fed_distill.methods.base import GlobalState, replace
+from fed_distill.models.weights import Weights
+from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: its score, and the global student there. since: validations that came after it."""
+
+    score: float
+    weights: Weights
+    since: int = 0
+
+
+@dataclass
+class Progress:
+    """The method's state and what is carried beside it.
+
+    best: where it may stop early. record: of the last round. lines: hash of all rounds' records (``chained``).
+    kept: the last round of which each merchant's state is kept, by store (``Stores.rounds``). identity: names the very
+    federation (``Federation.identity``).
+    """
+
+    state: GlobalState
+    best: Best | None = None
+    started: set[str] = field(default_factory=set)
+    downlink_bytes: float = 0.0
+    uplink_bytes: float = 0.0
+    seconds: float = 0.0
+    personal_counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    lines: str = ""
+    kept: dict[str, dict[str, int]] = field(default_factory=dict)
+    identity: str = ""
+
+
+def better(best: Best | None, score: float, weights: Weights) -> Best:
+    """The best validation after one more, which reached ``score`` with the global student at ``weights``."""
+    if best is not None and score <= best.score:
+        return replace(best, since=best.since + 1)
+    return Best(score, {name: value.clone() for name, value in weights.items()})
+
+
+def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: str = "") -> Progress:
+    """What the checkpoint at ``path`` holds, the aggregator's own state put back; without one, ``start`` alone.
+    CheckpointError if it is not as it was written, or not of the federation that ``identity`` names."""
+    found = read_checkpoint(path)
+    if found is None:
+        return Progress(start, identity=identity)
+    tensors, values = found
+    if values["identity"] != identity:
+        raise CheckpointError(
+            f"{path} is of another federation than this: of other settings or data, or what named it was lost or put "
+            "back from an older copy. Start again with another --name"
+        )
+    aggregator.restore(_under(tensors, "aggregator/"))
+    state = replace(
+        start,
+        round=values["round"],
+        weights=_under(tensors, "weights/"),
+        consensus=tensors.get("consensus"),
+        kept=_under(tensors, "kept/"),
+        teacher_weights=_under(tensors, "teacher/"),
+        teacher_labels=tensors.get("teacher_labels", start.teacher_labels),
+    )
+    best = values["best"]
+    return Progress(
+        state,
+        None if best is None else Best(best["score"], _under(tensors, "best/"), best["since"]),
+        set(values["started"]),
+        values["downlink_bytes"],
+        values["uplink_bytes"],
+        values["seconds"],
+        {merchant: (right, count) for merchant, (right, count) in values["personal_counts"].items()},
+        values["record"],
+        values["lines"],
+        values["kept"],
+        identity,
+    )
+
+
+def keep(path: Path, aggregator: Aggregator, progress: Progress) -> None:
+    """Write the checkpoint from which ``restored`` goes on."""
+    state = progress.state
+    tensors = {f"weights/{name}": value for name, value in state.weights.items()}
+    tensors |= {f"aggregator/{name}": value for name, value in aggregator.state().items()}
+    tensors |= {f"kept/{name}": value for name, value in state.kept.items()}
+    if state.teacher_weights:
+        tensors |= {f"teacher/{name}": value for name, value in state.teacher_weights.items()}
+        tensors["teacher_labels"] = state.teacher_labels
+    best = progress.best
+    tensors |= {} if best is None else {f"best/{name}": value for name, value in best.weights.items()}
+    if state.consensus is not None:
+        tensors["consensus"] = state.consensus
+    values = {
+        "round": state.round,
+        "started": sorted(progress.started),
+        "downlink_bytes": progress.downlink_bytes,
+        "uplink_bytes": progress.uplink_bytes,
+        "seconds": progress.seconds,
+        "personal_counts": progress.personal_counts,
+        "record": progress.record,
+        "lines": progress.lines,
+        "kept": progress.kept,
+        "identity": progress.identity,
+        "best": None if best is None else {"score": best.score, "since": best.since},
+    }
+    write_checkpoint(path, tensors, values)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

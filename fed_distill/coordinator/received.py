@@ -1,0 +1,46 @@
+"""The soft labels that each merchant sent last, kept at the server, so that it need not send again what stays."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from fed_distill.storage.merchant_store import MerchantStore
+from fed_distill.transport.messages import Uplink
+from fed_distill.transport.requests import TrainRequest
+
+FOLDER = "soft-labels"
+
+
+@dataclass(frozen=True)
+class Received:
+    """What was received in the rounds of one federation before ``round``, and now in it.
+
+    Kept on disk and not in memory, which would grow with the number of merchants.
+    """
+
+    store: MerchantStore
+    arm: str
+    seed: int
+    round: int
+
+    @classmethod
+    def beside(cls, checkpoint: Path, arm: str, seed: int, round: int) -> "Received":
+        """In the folder of a run's checkpoints; ``checkpoint`` is the federation's own file there."""
+        return cls(MerchantStore(checkpoint.parent.parent / FOLDER), arm, seed, round)
+
+    def told(self, request: TrainRequest) -> TrainRequest:
+        """``request`` with the round of which the soft labels of each of its merchants are there."""
+        newest = (self.store.newest(self.arm, self.seed, name, self.round) for name in request.merchants)
+        return replace(request, known=tuple(newest))
+
+    def of(self, merchant: str) -> Tensor | None:
+        """A merchant's soft labels ``[proxy, classes]`` before this round; None if it sent none."""
+        kept = self.store.load(self.arm, self.seed, merchant, self.round)
+        return None if kept is None else kept["soft_labels"]
+
+    def keep(self, uplink: Uplink) -> None:
+        """Keep what came from a merchant in this round."""
+        if uplink.soft_labels is not None:
+            content = {"soft_labels": uplink.soft_labels}
+            self.store.save(self.arm, self.seed, uplink.merchant, self.round, content)

@@ -1,0 +1,173 @@
+"""The rounds of one federation: broadcast, train at the sites, check, merge, measure, keep, repeat."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fed_distill.config import FederationConfig
+from fed_distill.coordinator.attempts import patiently
+from fed_distill.coordinator.federation import Federation, left, round_learning_rate
+from fed_distill.coordinator.intake import Intake
+from fed_distill.coordinator.progress import Progress, better, keep, restored
+from fed_distill.errors import BudgetExceeded
+from fed_distill.evaluation.metrics import Metrics
+from fed_distill.logs import observed
+from fed_distill.methods import METHODS
+from fed_distill.methods.base import GlobalState, Method, replace
+from fed_distill.models.weights import Weights
+from fed_distill.privacy.disclosure import coarse
+from fed_distill.privacy.ledger import AT_SERVER
+from fed_distill.storage.sealed import chained
+from fed_distill.training.optimization import Pace
+
+_log = logging.getLogger(__name__)
+
+
+def federate(
+    federation: Federation,
+    on_round: Callable[[dict[str, Any]], None],
+    on_resume: Callable[[Progress], None],
+) -> Progress:
+    """Run all rounds, going on from the checkpoint if there is one.
+
+    ``on_resume`` is told what the checkpoint holds (round 0 for none) before the first round; the last round's record
+    may not have come to anybody yet. ``on_round`` gets each round's record. Nobody sees anything of a round before its
+    checkpoint is written: a round that is trained again after a crash has not been released. A federation ends when no
+    merchant may take part any more; BudgetExceeded if none ever could. CheckpointError if what is kept of merchants
+    here is not what was kept when the checkpoint was written.
+    """
+    config = federation.config
+    method: Method = METHODS.build(config.method, config.options)
+    aggregator = federation.aggregator()
+    progress = restored(federation.checkpoint, federation.first_state(aggregator), aggregator, federation.identity)
+    if federation.released is not None:
+        federation.released.check(federation.title, progress.state.round)
+    on_resume(progress)
+    if _goes_on(config, progress):
+        federation.check_kept(progress.state.round + 1, progress.kept)
+    if federation.unit == "merchant":
+        federation.sites.join(federation.request(federation.sites.merchants))
+    while _goes_on(config, progress):
+        began = time.perf_counter()
+        try:
+            with observed(round=progress.state.round + 1):
+                record = _one_round(federation, method, progress)
+        except BudgetExceeded as error:
+            if not progress.state.round:
+                raise
+            _log.warning("%s ends after round %d of %d: %s", federation.arm, progress.state.round, config.rounds, error)
+            break
+        progress.seconds += time.perf_counter() - began
+        progress.record = {**record, "seconds": time.perf_counter() - began}
+        progress.lines = chained(progress.lines, progress.record)
+        progress.kept = federation.stores.rounds(progress.state.round + 1)
+        keep(federation.checkpoint, aggregator, progress)
+        if federation.released is not None:
+            federation.released.note(federation.title, progress.state.round)
+        on_round(progress.record)
+    return _ended(federation, progress)
+
+
+def _goes_on(config: FederationConfig, progress: Progress) -> bool:
+    """Whether there is a round left, and the last validations were not all worse than one before."""
+    stale = config.patience is not None and progress.best is not None and progress.best.since >= config.patience
+    return progress.state.round < config.rounds and not stale
+
+
+def _ended(federation: Federation, progress: Progress) -> Progress:
+    """With the best round's student, where that is asked for, and bytes that are means over the rounds that were."""
+    planned, done = federation.config.rounds, progress.state.round
+    if 0 < done < planned:
+        progress.downlink_bytes *= planned / done
+        progress.uplink_bytes *= planned / done
+    if federation.config.patience is not None and progress.best is not None:
+        progress.state = replace(progress.state, weights=progress.best.weights)
+    return progress
+
+
+def _one_round(federation: Federation, method: Method, progress: Progress) -> dict[str, Any]:
+    config, state = federation.config, progress.state
+    number = state.round + 1
+    merchants = federation.sampled(number)
+    state = replace(state, tally=federation.tally(number))
+    rate = round_learning_rate(federation.training, number, config.rounds)
+    request = federation.request(merchants, rate, test=method.personal)
+    starts: dict[str, dict[str, Weights]] = {}
+    if method.personal:
+        starts = {
+            merchant: {name: federation.starts[name]}
+            for merchant, name in zip(request.merchants, request.students, strict=True)
+            if merchant not in progress.started
+        }
+    down = method.broadcast(state)
+    failed: list[str] = []
+
+    def take() -> tuple[GlobalState, Intake]:
+        intake = federation.intake(request, down, starts, state, number)
+        merged = method.merge(state, intake)
+        intake.finish()
+        return merged, intake
+
+    merged, intake = patiently(take, config, failed)
+    progress.started |= set(intake.merchants) if method.personal else set()
+    if merged.teacher_plan.phases:
+        merged = federation.teacher.taught(
+            merged, federation.server, (federation.seed, federation.arm, "teacher", number)
+        )
+    if merged.server_plan.phases:
+        student = federation.students[federation.global_student]
+        weights = federation.server.train(
+            student,
+            merged.weights,
+            merged.server_plan,
+            (federation.seed, federation.arm, "server", number),
+            Pace(federation.server.config.server_learning_rate * left(federation.server.config, number, config.rounds)),
+        )
+        merged = replace(merged, weights=weights)
+    progress.state = merged
+    progress.downlink_bytes += intake.bytes["downlink"] / config.rounds
+    progress.uplink_bytes += intake.bytes["uplink"] / config.rounds
+    progress.personal_counts |= intake.own_counts
+    record: dict[str, Any] = {
+        "seed": federation.seed,
+        "federation": federation.arm,
+        "round": number,
+        "rounds": config.rounds,
+        "merchants": len(intake.merchants),
+        "rejected": len(intake.refusals),
+        "reasons": [refusal.reason for refusal in intake.refusals],
+        "answers": intake.answers,
+        "retried": failed,
+        "train_loss": None if federation.unit in AT_SERVER else intake.train_loss,
+        "causes": intake.causes,
+        "bytes": intake.bytes,
+        "total_bytes": intake.total_bytes,
+    }
+    if number % config.validate_every == 0 or number == config.rounds:
+        record["valid"] = validated(federation, merged.weights)
+        if merged.teacher_weights:
+            record["valid_teacher"] = federation.teacher.validation(merged, federation.evaluator)
+        if config.patience is not None:
+            progress.best = better(progress.best, _score(federation, record["valid"]), merged.weights)
+    counted = [counts for merchant, counts in progress.personal_counts.items() if merchant not in federation.liars]
+    shares = [right / count for right, count in counted]
+    if shares:
+        worst = min(shares) if federation.unit == "none" else coarse(min(shares))
+        record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": worst}
+    return record
+
+
+def validated(federation: Federation, weights: Weights) -> Metrics:
+    """Metrics of the global student on the common validation set."""
+    student = federation.students[federation.global_student]
+    student.load_state_dict(dict(weights))
+    return federation.evaluator.validation(student)
+
+
+def _score(federation: Federation, valid: Metrics) -> float:
+    """What tells when to stop, of the student that was just measured: of a protected federation on the server's own
+    validation examples, since when it stops must not depend on merchants'."""
+    if federation.unit != "none":
+        return federation.evaluator.public_score(federation.students[federation.global_student])
+    return federation.evaluator.score(valid)

@@ -1,0 +1,167 @@
+"""The server's own training: its student before the first round, the pooled control, and phases after a merge."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fed_distill import seeds
+from fed_distill.config import RuntimeConfig, TrainingConfig
+from fed_distill.data.augmentation import augmented
+from fed_distill.data.examples import Examples, FederatedData
+from fed_distill.distill.hints import Taught, unwrapped
+from fed_distill.distill.losses import hard_and_soft_labels, hard_labels
+from fed_distill.distill.transfer import Lesson
+from fed_distill.errors import TrainingError
+from fed_distill.models import TextModel, predict
+from fed_distill.models.weights import Weights
+from fed_distill.seeds import Randomness
+from fed_distill.text.encoded import Encoded
+from fed_distill.training.choosing import build_trainer
+from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Phase, Plan
+from fed_distill.training.submodel import completed
+from fed_distill.training.trainer import Failure, Learner
+from fed_distill.transport.requests import blueprint_of
+
+Progress = Callable[[int, int], None]
+
+
+def server_plan(lesson: Lesson, pupil: TextModel, epochs: float, labelled: Tensor | None = None) -> Plan:
+    """All that the server has, in turns: an epoch of labels, an epoch of the teacher's ``lesson`` on the proxy set.
+
+    pupil: the student as the lesson wants it (``Lesson.pupil``). labelled: the teacher's probabilities on the labelled
+    examples ``[examples, classes]``, where ``hard_weight`` leaves room for them.
+    """
+    distil = lesson.phase(pupil, 1.0)
+    phases: list[Phase] = []
+    left, last = epochs, max(math.ceil(epochs) - 1, 1)
+    while left > 0:
+        share = min(1.0, left)
+        now = lesson.at(len(phases) / 2 / last)
+        phases.append(_of_labels(now, labelled, share))
+        phases.append(replace(distil, objective=now.objective(), epochs=share))
+        left -= share
+    return Plan(tuple(phases))
+
+
+def labels_plan(epochs: float, data: FederatedData) -> Plan:
+    """Labels alone, for as many examples as ``server_plan`` has with the proxy set's: the control without a teacher."""
+    return Plan((Phase(hard_labels(), epochs=epochs * (1 + len(data.proxy) / len(data.public))),))
+
+
+def _of_labels(lesson: Lesson, labelled: Tensor | None, epochs: float) -> Phase:
+    if labelled is None:
+        return Phase(hard_labels(), epochs=epochs)
+    objective = hard_and_soft_labels(lesson.temperature, lesson.config.hard_weight)
+    return Phase(objective, epochs=epochs, references={"soft_labels": labelled})
+
+
+@dataclass
+class ServerTraining:
+    """Trains students on examples that the server holds.
+
+    ``private`` phases of a plan run on the examples given, the public ones by default. A student that is wrapped for
+    its distillation (``Taught``) starts from and gives weights of its own alone.
+    """
+
+    data: FederatedData
+    config: TrainingConfig
+    runtime: RuntimeConfig
+    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+
+    def pace(self) -> Pace:
+        """The pace of a whole training at the server."""
+        return Pace(self.config.server_learning_rate, self.config.schedule, self.config.warmup_share)
+
+    def train(
+        self,
+        student: TextModel,
+        weights: Weights,
+        plan: Plan,
+        randomness: Randomness,
+        pace: Pace,
+        progress: Progress | None = None,
+    ) -> dict[str, Tensor]:
+        """The weights after training from ``weights`` on the public examples and the proxy set."""
+        return self._train(student, weights, plan, randomness, pace, progress, "public", [self.data.public])
+
+    def train_pooled(
+        self,
+        student: TextModel,
+        weights: Weights,
+        plan: Plan,
+        randomness: Randomness,
+        progress: Progress | None = None,
+    ) -> dict[str, Tensor]:
+        """The same with every merchant's examples beside the public ones: the control that federation avoids."""
+        pace = replace(self.pace(), learning_rate=self.config.pooled_learning_rate)
+        return self._train(student, weights, plan, randomness, pace, progress, "pooled", self.everybody())
+
+    def proxy_labels(self, model: TextModel) -> Tensor:
+        """Probabilities of ``model`` on the proxy set ``[proxy, classes]``."""
+        return predict(model, self._encode(model, "proxy", [self.data.proxy]))
+
+    def everybody(self) -> list[Examples]:
+        """The public and every merchant's examples."""
+        return [self.data.public, *(merchant.train for merchant in self.data.merchants.values())]
+
+    def _train(
+        self,
+        student: TextModel,
+        weights: Weights,
+        plan: Plan,
+        randomness: Randomness,
+        pace: Pace,
+        progress: Progress | None,
+        name: str,
+        parts: Sequence[Examples],
+    ) -> dict[str, Tensor]:
+        labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
+        proxy = self._encode(student, "proxy", [self.data.proxy])
+        if isinstance(student, Taught):
+            proxy, weights = student.with_partners(proxy), student.wrapped(weights)
+        learner = Learner(
+            f"the server ({name})",
+            student,
+            weights,
+            private=self._labelled(student, name, parts, randomness),
+            labels=labels,
+            proxy=proxy,
+            randomness=randomness,
+        )
+        config = self.config.model_copy(
+            update={
+                "batch_size": self.config.server_batch_size,
+                "optimizer": self.config.server_optimizer,
+                "momentum": self.config.server_momentum,
+            }
+        )
+        fitted = next(build_trainer(config, self.runtime).fit([learner], {learner.name: plan}, pace, progress))
+        if isinstance(fitted, Failure):
+            raise TrainingError(fitted.reason)
+        trained = completed(fitted.weights, weights)
+        return unwrapped(trained) if isinstance(student, Taught) else trained
+
+    def _labelled(
+        self,
+        student: TextModel,
+        name: str,
+        parts: Sequence[Examples],
+        randomness: Randomness,
+    ) -> Encoded:
+        """The labelled examples, with texts augmented by draws of this training where that is asked for."""
+        if not self.config.augmentation.enabled:
+            return self._encode(student, name, parts)
+        draws = seeds.numpy_stream(*randomness, "augmentation")
+        examples = augmented(Examples.concatenate(parts), self.config.augmentation, draws)
+        return student.encode(examples.texts, examples.pairs)
+
+    def _encode(self, student: TextModel, name: str, parts: Sequence[Examples]) -> Encoded:
+        key = (blueprint_of(student.student if isinstance(student, Taught) else student), name)
+        if key not in self._encoded:
+            examples = Examples.concatenate(parts) if len(parts) > 1 else parts[0]
+            self._encoded[key] = student.encode(examples.texts, examples.pairs)
+        return self._encoded[key]

@@ -1,0 +1,1 @@
+"""Real sites: keys, folders, checks, the SuperNode and the two Flower apps."""

@@ -1,0 +1,55 @@
+"""The Flower ServerApp: runs the experiment in the run config over whatever grid it is given."""
+
+import logging
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fed_distill.config import Experiment
+from fed_distill.coordinator.released import NOISE_KEY
+from fed_distill.errors import FedDistillError
+from fed_distill.experiment.conduct import conduct
+from fed_distill.experiment.grid import is_simulated
+from fed_distill.logs import log_as, observed
+from fed_distill.privacy.secret import read_secret
+from fed_distill.reporting.callbacks import CallbackList
+from fed_distill.reporting.terminal import show
+from fed_distill.storage.files import make_folder
+
+app = ServerApp()
+_log = logging.getLogger(__name__)
+
+
+OPTIONS = " (under `flwr run`, --resume is runtime.resume = true in the run config, and --name NAME is name = 'NAME')"
+"""Said where an error names an option of the command line, which there is none of here."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment; the results are in its run folder.
+
+    Flower starts the processes that serve its nodes, so that ``runtime.workers`` means nothing here.
+    """
+    try:
+        experiment = Experiment.from_run_config(context.run_config)
+        log_as(experiment.runtime.logs)
+        if experiment.runtime.workers > 1:
+            _log.warning(
+                "runtime.workers = %d has no effect under `flwr run`: Flower starts the processes of its nodes; "
+                "start more SuperNodes instead, or give its simulation more of them",
+                experiment.runtime.workers,
+            )
+        with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
+            folder = conduct(experiment, grid, callbacks, "" if is_simulated(grid) else _secret(experiment))
+    except FedDistillError as error:
+        named = any(option in str(error) for option in ("--resume", "--name"))
+        _log.error("%s%s", error, OPTIONS if named else "")  # Flower goes on with a traceback
+        raise
+    if experiment.runtime.logs == "text":
+        show(folder.absolute())  # on this machine, from whatever folder the server was started in
+
+
+def _secret(experiment: Experiment) -> str:
+    """The server's secret, made when it is first needed, in the folder of its runs."""
+    make_folder(experiment.runtime.folder)
+    return read_secret(experiment.runtime.folder / NOISE_KEY)

@@ -1,0 +1,429 @@
+"""One seed of an experiment: the server's student, the controls, and every federation, each kept when done.
+
+All of them start from the same server's student and are measured on the same test set. Federations are adapted to
+the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave. Where some merchants
+are poisoned, figures by merchant are of the honest ones.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from fed_distill.adversaries.byzantine import liars
+from fed_distill.config import Experiment
+from fed_distill.coordinator.attempts import patiently
+from fed_distill.coordinator.evaluation import Evaluator, accuracies, mean_metrics
+from fed_distill.coordinator.federation import Federation, round_learning_rate
+from fed_distill.coordinator.intake import Intake
+from fed_distill.coordinator.learning_teacher import LearningTeacher
+from fed_distill.coordinator.progress import Progress
+from fed_distill.coordinator.released import RELEASED, Released
+from fed_distill.coordinator.rounds import federate
+from fed_distill.coordinator.sites import Sites
+from fed_distill.coordinator.students import ServerTraining, labels_plan, server_plan
+from fed_distill.data.fingerprint import federated_fingerprint
+from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
+from fed_distill.errors import BudgetExceeded, CheckpointError
+from fed_distill.evaluation.metrics import Metrics
+from fed_distill.experiment.schooling import School
+from fed_distill.experiment.teaching import Teaching
+from fed_distill.logs import observed
+from fed_distill.mechanisms.promise import account
+from fed_distill.methods import METHODS
+from fed_distill.models import TextModel
+from fed_distill.models.freezing import frozen, layers_of
+from fed_distill.models.weights import Weights
+from fed_distill.privacy.ledger import AT_SERVER
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.outcome import Outcome
+from fed_distill.reporting.store import RunStore
+from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.storage.fingerprint import fingerprint, hash_tensors
+from fed_distill.storage.merchant_store import kept_as
+from fed_distill.training.submodel import completed
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.requests import TrainRequest, blueprint_of
+
+
+@dataclass
+class Comparison:
+    """Everything that is measured on one seed. ``run`` gives one outcome for each control and federation.
+
+    secret: what the server's noise is drawn from; empty in a simulation, where that is the run's seed.
+    """
+
+    experiment: Experiment
+    seed: int
+    sites: Sites
+    teaching: Teaching
+    server: ServerTraining
+    evaluator: Evaluator
+    store: RunStore
+    callbacks: Callback
+    secret: str = field(default="", repr=False)
+
+    @cached_property
+    def school(self) -> School:
+        """How its students are taught."""
+        return School(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
+
+    def run(self) -> list[Outcome]:
+        """Train and measure what is not kept yet; controls first.
+
+        What merchants allow no round of is left out, and of the experiment's own federation it is a BudgetExceeded.
+        """
+        controls: dict[str, Callable[[], Outcome]] = {
+            "server": self._server,
+            "local": self._local,
+            "pooled": self._pooled,
+            "fedavg": partial(self._federation, "fedavg", "control"),
+        }
+        parts = {f"control.{name}": controls[name] for name in controls if name in self.experiment.controls}
+        for federation in self.experiment.federations():
+            title = federation.title
+            parts[f"federation.{title}"] = partial(self._federation, title, "federation")
+        outcomes = []
+        for name, measure in parts.items():
+            try:
+                outcomes.append(self._kept(name, measure))
+            except BudgetExceeded as error:  # of what is only compared, such as controls without privacy
+                if name == f"federation.{self.experiment.federation.title}":
+                    raise
+                self.callbacks.on_message(f"{name.replace('.', ' ', 1)} is left out: {error}")
+        for level, measure in self._chain().items():
+            outcomes.append(self._kept(f"level.{level}", measure))
+        return outcomes
+
+    def final_weights(self, title: str) -> Weights:
+        """The weights that a federation was measured with; call it after ``run``."""
+        path = self._path(f"federation.{title}.final")
+        found = read_checkpoint(path)
+        if found is None:
+            outcome = self._path(f"federation.{title}").with_suffix(".json")
+            raise CheckpointError(f"{path} is missing: delete {outcome.name} beside it to make both again")
+        return found[0]
+
+    def _kept(self, name: str, measure: Callable[[], Outcome]) -> Outcome:
+        path = self._path(name).with_suffix(".json")
+        if path.exists():
+            try:
+                outcome = Outcome.load(path)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; delete it to measure this part again") from error
+            remedy = f"delete {path.name} and {self._path(outcome.name).name} in {path.parent} to train it again"
+            self.store.check(self.seed, outcome.name, outcome.lines, remedy)
+            return outcome
+        outcome = measure()
+        outcome.save(path)
+        return outcome
+
+    def _start(self, name: str) -> Weights:
+        """The server's student of one kind: all that the server can do without merchants."""
+        return self._started(name)[0]
+
+    def _started(self, name: str) -> tuple[Weights, float]:
+        """The same, and the seconds of its training."""
+        path = self._path(f"server.{name}")
+        found = read_checkpoint(path)
+        if found is not None:
+            return found[0], found[1]["seconds"]
+        weights, seconds = self.school.start(name)
+        write_checkpoint(path, weights, {"seconds": seconds})
+        return weights, seconds
+
+    def _chain(self) -> dict[str, Callable[[], Outcome]]:
+        """What is measured where there are assistants: each of them, the student below them, and its two controls."""
+        if not self.experiment.distill.assistants:
+            return {}
+        name, epochs = self.experiment.student.model, self.experiment.training.server_epochs
+
+        def one_step() -> TextModel:
+            student = self.school.student(name)
+            self.callbacks.on_stage(f"seed {self.seed} · {name} in one step", None)
+            self.school.read_domain(student, name, self.school.step)
+            lesson, step = self.teaching.lesson, self.school.step
+            student.load_state_dict(dict(self.school.distilled(student, lesson, epochs, step, "server", name)))
+            return student
+
+        def no_teacher() -> TextModel:
+            student = self.school.student(name)
+            self.callbacks.on_stage(f"seed {self.seed} · {name} without a teacher", None)
+            self.school.read_domain(student, name, self.school.step)
+            weights = {key: value.clone() for key, value in student.state_dict().items()}
+            plan, randomness = labels_plan(epochs, self.server.data), (self.seed, "server", name)
+            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self.school.step)
+            student.load_state_dict(dict(trained))
+            return student
+
+        models: dict[str, Callable[[], TextModel]] = {
+            f"assistant {place}: {assistant.model}": partial(self._assistant, place)
+            for place, assistant in enumerate(self.experiment.distill.assistants, 1)
+        }
+        models |= {
+            "student": lambda: self._global_student(self._start(name)),
+            "student in one step": one_step,
+            "student without a teacher": no_teacher,
+        }
+        return {title: partial(self._level, title, model) for title, model in models.items()}
+
+    def _assistant(self, place: int) -> TextModel:
+        return self.school.levels[place - 1].model
+
+    def _level(self, title: str, trained: Callable[[], TextModel]) -> Outcome:
+        """Measure one level of the chain on the common test set."""
+        began = time.perf_counter()
+        model = trained()
+        metrics = {**self.evaluator.test(model), "parameters": model.parameter_count()}
+        return Outcome(title, "level", self.seed, metrics, seconds=time.perf_counter() - began)
+
+    def _server(self) -> Outcome:
+        weights, seconds = self._started(self.experiment.student.model)
+        return self._outcome("server", "control", weights, time.perf_counter() - seconds)
+
+    def _pooled(self) -> Outcome:
+        name = self.experiment.student.model
+        start, lesson, began = self._start(name), self.school.lesson, time.perf_counter()
+        pupil = lesson.pupil(self.school.student(name), self.seed, "pooled")
+        labelled = self.school.labelled(self.server.everybody())
+        plan = server_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)
+        self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
+        weights = self.server.train_pooled(pupil, start, plan, (self.seed, "pooled"), self.school.step)
+        return self._outcome("pooled", "control", weights, began)
+
+    def _local(self) -> Outcome:
+        """Each merchant alone from the server's student; every one of them is measured on the common test set."""
+        federation, began = self._federation_of("local"), time.perf_counter()
+        self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
+        method = METHODS.build("local", federation.config.options)
+        start = federation.starts[federation.global_student]
+        state = federation.first_state(federation.aggregator())
+        rate = round_learning_rate(federation.training, 1, 1)
+        request = federation.request(self.sites.merchants, rate, test=True)
+        student = federation.students[federation.global_student]
+
+        def take() -> tuple[list[Metrics], Intake]:
+            intake = federation.intake(request, method.broadcast(state), {}, state, 1)
+            measured = []
+            for done, uplink in enumerate(intake, 1):
+                assert uplink.weights is not None
+                student.load_state_dict(completed(uplink.weights, start))
+                measured.append(self.evaluator.test(student))
+                self.callbacks.on_step(done, {})
+            return measured, intake
+
+        measured, intake = patiently(take, federation.config, [])
+        counts = self._honest(intake.own_counts)
+        return Outcome(
+            name="local",
+            kind="control",
+            seed=self.seed,
+            metrics=mean_metrics(measured),
+            merchant_accuracy=accuracies(counts),
+            merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
+            seconds=time.perf_counter() - began,
+        )
+
+    def _federation(self, arm: str, kind: Literal["control", "federation"]) -> Outcome:
+        """All rounds, then domain adaptation; a control stays as federation left it."""
+        federation = self._federation_of(arm)
+        self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
+        with observed(federation=arm):
+            progress = federate(federation, self._on_round, partial(self._on_resume, arm))
+        began = time.perf_counter() - progress.seconds
+        weights, before, notes = progress.state.weights, None, []
+        adaptation = self.experiment.adaptation
+        if kind == "federation" and adaptation.enabled:
+            before = self.evaluator.test(self._global_student(weights))
+            result = self._adapt(arm, weights)
+            weights, notes = result.weights, list(result.notes)
+        outcome = self._outcome(arm, kind, weights, began)
+        personal = {}
+        if kind == "federation" and adaptation.personal:  # a merchant that failed keeps the global student
+            try:
+                adapted_to = self._personal(arm, weights)
+                personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
+            except BudgetExceeded as error:  # no site allows what is not protected
+                self.callbacks.on_message(f"personal adaptation of {arm} is left out: {error}")
+        write_checkpoint(self._path(f"{kind}.{arm}.final"), weights, {})
+        method = METHODS.build(federation.config.method, federation.config.options)
+        return replace(
+            outcome,
+            before_adaptation=before,
+            adaptation=notes,
+            personal_accuracy=personal,
+            downlink_bytes=progress.downlink_bytes,
+            uplink_bytes=progress.uplink_bytes,
+            privacy=self._account(arm, method.sends),
+            rounds=progress.state.round,
+            lines=progress.lines,
+        )
+
+    def _account(self, arm: str, sends: Sequence[str]) -> dict[str, Any] | None:
+        """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
+        if self.experiment.unit_of(arm) == "none":
+            return None
+        personal = self.experiment.adaptation.personal
+        spent = self.sites.spent(arm, self.seed)
+        return account(self.experiment.privacy, spent, sends, personal, reproducible_noise=not self.secret)
+
+    def _adapt(self, arm: str, weights: Weights) -> Adapted:
+        """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
+        federation on the server's own, since what is released must not depend on merchants' validation examples."""
+        config = self.experiment.adaptation
+        student = self.school.student(self.experiment.student.model)
+        lesson = self.school.lesson.at(1.0)
+        pupil = lesson.pupil(student, self.seed, arm, "adapt")
+        layers = layers_of(student) if config.unfreeze else ()
+        stages = domain_stages(lesson.phase(pupil, config.epochs, config.learning_rate_scale), layers)
+
+        def train(current: Weights, stage: Stage) -> Weights:
+            self.callbacks.on_stage(f"seed {self.seed} · {arm}: {stage.title}", None)
+            for number, part in enumerate(stage.parts):
+                purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
+                with frozen(student, part.frozen):
+                    current = self.server.train(
+                        pupil, current, part.plan, (self.seed, *purpose), self.server.pace(), self.school.step
+                    )
+            return current
+
+        def validate(current: Weights) -> float:
+            student.load_state_dict(dict(current))
+            if self.experiment.unit_of(arm) != "none":
+                return self.evaluator.public_score(student)
+            return self.evaluator.validation_score(student)
+
+        adapted = adapt(weights, stages, train, validate)
+        for note in adapted.notes:
+            self.callbacks.on_message(note)
+        return adapted
+
+    def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
+        """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
+        federation = self._federation_of(f"personal of {arm}")
+        method = METHODS.build("personal", federation.config.options)
+        state = replace(federation.first_state(federation.aggregator()), weights=weights)
+        rate = round_learning_rate(federation.training, 1, 1)
+        merchants = self.sites.merchants
+        request = federation.request(merchants, rate, test=True)
+        name = federation.global_student
+        starts = {merchant: {name: weights} for merchant in merchants}
+
+        def take() -> Intake:
+            intake = federation.intake(request, method.broadcast(state), starts, state, 1)
+            intake.finish()
+            return intake
+
+        return accuracies(patiently(take, federation.config, []).own_counts)
+
+    def _federation_of(self, arm: str) -> Federation:
+        """What an arm runs on; only the compared federations deal different students to the merchants."""
+        config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
+        dealt = config.by_merchant if config.by_merchant and arm in titles else [config.model]
+        models = {name: self.school.student(name) for name in dict.fromkeys([config.model, *dealt])}
+        unit = self.experiment.unit_of(arm)
+        released = None
+        if self.secret and unit in AT_SERVER:
+            released = Released(self.store.folder / RELEASED)
+        starts = {name: self._start(name) for name in models}
+        return Federation(
+            arm=arm,
+            config=self.experiment.arms()[arm],
+            training=self.experiment.training_of(arm),
+            privacy=self.experiment.privacy,
+            unit=unit,
+            seed=self.seed,
+            students=models,
+            starts=starts,
+            dealt=dealt,
+            teacher_labels=self.teaching.labels,
+            relearn=self.school.relearned,
+            sites=self.sites,
+            server=self.server,
+            evaluator=self.evaluator,
+            teacher=LearningTeacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
+            checkpoint=self._path(arm),
+            codec=Codec.of(self.experiment.transport_of(arm)),
+            liars=liars(self.experiment, self.sites.merchants, self.seed),
+            identity="" if unit == "none" else self._identity(arm, starts, released),
+            secret=self.secret,
+            released=released,
+            kept_as=kept_as(arm, unit, self.experiment.settings_of(arm) if unit != "none" else {}),
+        )
+
+    def _identity(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:
+        """What names this very federation, so that merchants pay for it once.
+
+        Where merchants add the noise, or in a simulation, it is a digest of all that decides the result, as far as the
+        server has it: run again, it is the same release. Real sites add what they have to it, and their secrets. Where
+        a real server adds the noise it knows nobody's data, and a federation is new unless this run goes on with it.
+        """
+        if released is not None:
+            return released.name(f"seed {self.seed}, {arm}")
+        hashed = hashlib.sha256(self._data_fingerprint.encode())
+        hashed.update(fingerprint(settings=self.experiment.settings_of(arm), arm=arm, seed=self.seed).encode())
+        hash_tensors(hashed, {"teacher": self.teaching.labels})
+        for name, weights in sorted(starts.items()):
+            hashed.update(name.encode())
+            hash_tensors(hashed, weights)
+        return hashed.hexdigest()[:32]
+
+    @cached_property
+    def _data_fingerprint(self) -> str:
+        return federated_fingerprint(self.teaching.data)
+
+    def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""
+        lying = liars(self.experiment, self.sites.merchants, self.seed)
+        return {merchant: found for merchant, found in counts.items() if merchant not in lying}
+
+    def _global_student(self, weights: Weights) -> TextModel:
+        student = self.school.student(self.experiment.student.model)
+        student.load_state_dict(dict(weights))
+        return student
+
+    def _outcome(self, name: str, kind: Literal["control", "federation"], weights: Weights, began: float) -> Outcome:
+        """Measure the student on the common test and validation sets, and at the merchants on their own test sets."""
+        model, student = self.experiment.student.model, self._global_student(weights)
+        request = TrainRequest(
+            arm=name,
+            seed=self.seed,
+            merchants=tuple(self.sites.merchants),
+            students=(model,) * len(self.sites.merchants),
+            blueprints={model: blueprint_of(student)},
+            rounds=(0,) * len(self.sites.merchants),
+            population=len(self.sites.merchants),
+        )
+        found, untold = self.sites.evaluate(request, weights) if self.experiment.tells_scores else ({}, [])
+        counts = self._honest(found)
+        if untold:
+            self.callbacks.on_message(f"{name} is not measured at {len(untold)} merchants, whose sites do not tell")
+        return Outcome(
+            name=name,
+            kind=kind,
+            seed=self.seed,
+            metrics=self.evaluator.test(student),
+            validation=self.evaluator.validation(student),
+            merchant_accuracy=accuracies(counts),
+            merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
+            unheard=untold,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _on_resume(self, arm: str, progress: Progress) -> None:
+        """Cut what was written of later rounds, and write the last round's line if that did not come to it."""
+        if not self.store.rewind(self.seed, arm, progress.state.round) and progress.record:
+            self._on_round(progress.record)
+        path = self._path(arm)
+        self.store.check(self.seed, arm, progress.lines, f"delete {path} to train it again")
+
+    def _on_round(self, record: dict[str, Any]) -> None:
+        self.store.append(record)
+        self.callbacks.on_round(record)
+
+    def _path(self, name: str) -> Path:
+        return self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{quote(name, safe='')}.safetensors"

@@ -1,0 +1,196 @@
+"""How the server's students are taught on one seed: what each learns of the labels that the server has, of its teacher,
+and of the assistants between them. The same lesson gives the same student whenever it is asked for.
+
+Assistants, and the students that federations start from, are kept in the cache folder beside the teachers: the cells of
+a study that differ in what merchants do share those of a seed.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fed_distill import seeds
+from fed_distill.config import AssistantConfig, Experiment
+from fed_distill.config.training import MERCHANTS_PACE
+from fed_distill.coordinator.students import Progress, ServerTraining, server_plan
+from fed_distill.data.examples import Examples
+from fed_distill.data.fingerprint import examples_fingerprint
+from fed_distill.distill.chain import Level, levels
+from fed_distill.distill.masked import read_domain
+from fed_distill.distill.soft_labels import soft_labels
+from fed_distill.distill.transfer import Lesson, check_heard
+from fed_distill.errors import CheckpointError
+from fed_distill.experiment.teaching import Teaching, domain_texts
+from fed_distill.models import TextModel, build_student, predict
+from fed_distill.models.weights import Weights
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.storage.fingerprint import fingerprint, named_files, own_code
+from fed_distill.storage.versions import CACHE_VERSION, versions
+from fed_distill.training.choosing import chosen_device
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class School:
+    """Students by name, and what they are taught. ``callbacks`` follow what takes long."""
+
+    experiment: Experiment
+    seed: int
+    teaching: Teaching
+    server: ServerTraining
+    callbacks: Callback
+
+    def student(self, name: str) -> TextModel:
+        """A student by name, built the same for a seed whenever it is asked for."""
+        with seeds.scope(self.seed, "student", name):
+            options = self.experiment.student.options_of(name)
+            return build_student(name, options, self.server.data.task, self.teaching.teacher)
+
+    @property
+    def lesson(self) -> Lesson:
+        """What students are taught: the teacher's lesson, below the last assistant if there is any."""
+        above = self.levels
+        return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
+
+    def start(self, name: str) -> tuple[Weights, float]:
+        """The weights of a student that federations start from, all that the server can teach without merchants, and
+        the seconds that it took; from the cache if they were made before.
+
+        A stored student that cannot be read is reported in the log and made again; so is one that cannot be stored.
+        """
+        path = self._kept(name)
+        try:
+            found = read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("the stored student in %s cannot be used and is made again: %s", path, error)
+            found = None
+        if found is not None:
+            told = f"seed {self.seed}: the server's {name} was trained before, and is kept in {path.parent}"
+            self.callbacks.on_message(told)
+            return found[0], found[1]["seconds"]
+        self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
+        began = time.perf_counter()
+        weights, seconds = self.taught(name, self.lesson, self.step), time.perf_counter() - began
+        try:
+            write_checkpoint(path, weights, {"seconds": seconds})
+        except (OSError, CheckpointError) as error:
+            logger.warning("the server's %s is not kept for other runs: %s", name, error)
+        return weights, seconds
+
+    def _kept(self, name: str) -> Path:
+        config = self.experiment.student
+        key = fingerprint(
+            **self._depends_on,
+            levels=[level.name for level in self.levels],
+            distill=self.experiment.distill.model_dump(mode="json"),
+            name=[name, own_code(name)],
+            options=[config.options_of(name), named_files(config.options_of(name))],
+            masked=[config.masked_epochs, config.masked_learning_rate],
+        )
+        return self.teaching.staff.cache / "students" / f"{key}.safetensors"
+
+    @cached_property
+    def _depends_on(self) -> dict[str, Any]:
+        """What every student that the server teaches depends on, beside its own model and lesson."""
+        data, config, runtime = self.server.data, self.experiment.training, self.experiment.runtime
+        training = config.model_dump(mode="json", exclude=set(MERCHANTS_PACE))
+        return {
+            "teacher": self.teaching.staff.name,
+            "task": [data.task.classes, data.task.pair, data.task.gains],
+            "public": examples_fingerprint(data.public),
+            "proxy": examples_fingerprint(data.proxy.unlabeled()),
+            "partners": self.experiment.data.seed,
+            "training": [training, named_files(training)],
+            "seed": self.seed,
+            "versions": versions(),
+            "cache": CACHE_VERSION,
+            "computed": [runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],
+        }
+
+    def taught(self, name: str, lesson: Lesson, progress: Progress | None = None) -> Weights:
+        """The weights of a student that has read the domain's texts, if it is to, and then learned the server's labels
+        and ``lesson``."""
+        student = self.student(name)
+        self.read_domain(student, name, progress)
+        return self.distilled(student, lesson, self.experiment.training.server_epochs, progress, "server", name)
+
+    def relearned(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
+        """As ``Relearn``; for the teacher's soft labels the weights are those that federations start from. What
+        ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
+        ConfigError if it reads no soft labels at all."""
+        check_heard(self.experiment.distill)
+        return self.taught(self.experiment.student.model, self.lesson.saying(soft_labels, temperature))
+
+    def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
+        """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
+        config = self.experiment.student
+        if config.masked_epochs:
+            texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
+            told = progress or (lambda done, total: None)
+            read_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, told)
+
+    def distilled(
+        self,
+        student: TextModel,
+        lesson: Lesson,
+        epochs: float,
+        progress: Progress | None,
+        *purpose: str | int,
+        upper: TextModel | None = None,
+    ) -> Weights:
+        """The weights of ``student``, trained from its own on all that the server has. ``upper``: who labels examples
+        that have true labels too, where that is not the teacher."""
+        weights = {name: value.clone() for name, value in student.state_dict().items()}
+        pupil = lesson.pupil(student, self.seed, *purpose)
+        plan = server_plan(lesson, pupil, epochs, self.labelled([self.server.data.public], upper))
+        return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
+
+    def labelled(self, parts: Sequence[Examples], upper: TextModel | None = None) -> Tensor | None:
+        """The teacher's probabilities on labelled examples, or those of ``upper``, where students are to learn from
+        them too."""
+        if self.experiment.distill.hard_weight == 1.0:
+            return None
+        examples = Examples.concatenate(parts)
+        if upper is None:
+            return self.teaching.staff.labels("labelled examples", examples)
+        return predict(upper, upper.encode(examples.texts, examples.pairs))
+
+    @property
+    def step(self) -> Progress:
+        """What shows the steps of a training that is a stage of its own."""
+        return lambda done, total: self.callbacks.on_step(done, {"steps": total})
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """The assistants between teacher and student, trained or loaded."""
+        data, experiment = self.server.data, self.experiment
+        cache = self.teaching.staff.cache
+        depends_on = fingerprint(
+            **self._depends_on,
+            hard_weight=experiment.distill.hard_weight,
+            final_temperature=experiment.distill.final_temperature,
+        )
+
+        def build(assistant: AssistantConfig, place: int) -> TextModel:
+            with seeds.scope(self.seed, "assistant", place):
+                return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
+
+        def train(
+            model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int, upper: TextModel | None
+        ) -> Weights:
+            self.callbacks.on_stage(f"seed {self.seed} · assistant {place}: {assistant.model}", None)
+            return self.distilled(model, lesson, assistant.epochs, self.step, "assistant", place, upper=upper)
+
+        def label(model: TextModel, name: str) -> Tensor:
+            return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)
+
+        return levels(experiment.distill.assistants, self.teaching.lesson, depends_on, cache, build, train, label)

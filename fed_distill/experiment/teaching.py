@@ -1,0 +1,177 @@
+"""The teachers' part of a run: fine-tuned once, what they say of the proxy set, and what they score themselves.
+
+All of it is kept in the cache folder under fingerprints, so that another run with the same teachers and data starts at
+once. Several teachers are one to everybody else: their labels are combined, hidden states are the first one's.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pooch
+import torch
+from torch import Tensor
+
+from fed_distill.config import Experiment
+from fed_distill.data.examples import Examples, FederatedData
+from fed_distill.data.proxy import least_sure
+from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
+from fed_distill.distill.features import features
+from fed_distill.distill.soft_labels import soft_labels
+from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, teacher_folder
+from fed_distill.distill.transfer import FEATURES, GRADED, Lesson, lone, partners
+from fed_distill.evaluation.metrics import Metrics, classification, ranking
+from fed_distill.models import TextModel
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.storage.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class Member:
+    """One teacher. trained_on: the public examples that it was fine-tuned on. name: its fingerprint."""
+
+    model: TextModel
+    name: str
+    trained_on: Examples
+
+
+@dataclass(frozen=True)
+class Staff:
+    """All teachers of a run and how they are combined; ``labels`` is what they say together."""
+
+    members: tuple[Member, ...]
+    combine: str
+    cache: Path
+    callbacks: Callback
+
+    @property
+    def name(self) -> str:
+        """Fingerprint of everything that their labels depend on."""
+        names = [member.name for member in self.members]
+        return names[0] if len(names) == 1 else fingerprint(members=names, combine=self.combine)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all of them."""
+        return sum(member.model.parameter_count() for member in self.members)
+
+    def labels(self, what: str, examples: Examples) -> Tensor:
+        """Their probabilities ``[n, classes]``; ``what`` says in the progress which examples these are."""
+        found = [self._labels(place, what, examples) for place in range(len(self.members))]
+        if len(found) == 1:
+            return found[0]
+        stacked = torch.stack(found)
+        if self.combine == "confidence":
+            return combined(stacked, confidence(stacked))
+        if self.combine == "similarity":
+            return combined(stacked, similarity(examples, [member.trained_on for member in self.members]))
+        return combined(stacked)
+
+    def _labels(self, place: int, what: str, examples: Examples) -> Tensor:
+        member, which = self.members[place], f" {place + 1} of {len(self.members)}" if len(self.members) > 1 else ""
+        self.callbacks.on_stage(f"teacher{which}: labels for {what}", len(examples))
+        return soft_labels(member.model, member.name, examples, 1.0, self.cache, self._done)
+
+    def _done(self, done: int, total: int) -> None:
+        self.callbacks.on_step(done, {})
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """staff: the fine-tuned teachers. lesson: what a student is taught of the proxy set. metrics: on the common test
+    set, with ``parameters``. data: with the proxy set that is used. chosen: which of its candidates these are, bool
+    ``[candidates]``, where the teachers have chosen."""
+
+    staff: Staff
+    lesson: Lesson
+    metrics: Metrics
+    data: FederatedData
+    chosen: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def teacher(self) -> TextModel:
+        """The first teacher, from which students may be cut."""
+        return self.staff.members[0].model
+
+    @property
+    def labels(self) -> Tensor:
+        """The teachers' probabilities on the proxy set ``[proxy, classes]``."""
+        return self.lesson.soft_labels
+
+
+def cache_folder(experiment: Experiment) -> Path:
+    """Where teachers and soft labels are kept: ``runtime.cache``, or the user's cache folder."""
+    return experiment.runtime.cache or Path(pooch.os_cache("fed-distill"))
+
+
+def domain_texts(data: FederatedData) -> Examples:
+    """The texts of its domain that the server has, with no use of their labels: public ones and the proxy set."""
+    return Examples.concatenate([data.public.unlabeled(), data.proxy.unlabeled()])
+
+
+def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Teaching:
+    """Fine-tune the teachers on the public examples, have them choose the proxy set if that is asked for, label it, and
+    measure them."""
+    staff, chosen = _fine_tuned(experiment, data, callbacks), None
+    if experiment.data.proxy_choice == "uncertainty":
+        labels = staff.labels("the proxy set's candidates", data.proxy)
+        chosen = least_sure(labels.numpy(), experiment.data.proxy_size)
+        data = _with_proxy(data, data.proxy.take(np.flatnonzero(chosen)))
+    lesson = _lesson(experiment, data, staff)
+    measured = dict(classification(staff.labels("the test set", data.test).numpy(), data.test.labels, data.task))
+    if data.ranking_test is not None:
+        ranked = staff.labels("the test ranking", data.ranking_test.examples)
+        measured |= ranking(ranked.numpy(), data.ranking_test, data.task)
+    return Teaching(staff, lesson, {**measured, "parameters": staff.parameters}, data, chosen)
+
+
+def _with_proxy(data: FederatedData, proxy: Examples) -> FederatedData:
+    examples = {**data.account["examples"], "proxy": len(proxy)}
+    return replace(data, proxy=proxy, account={**data.account, "examples": examples})
+
+
+def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Staff:
+    """Every teacher of the ensemble in every domain."""
+    config, cache, members = experiment.teacher, cache_folder(experiment), []
+    domains = domains_of(data.public, data.public_valid, config.domains, experiment.data.seed)
+    kinds = config.members()
+    for number, (own, own_valid) in enumerate(domains, 1):
+        for place, (kind, added) in enumerate(kinds, 1):
+            which = f", {place} of {len(kinds)}" if len(kinds) > 1 else ""
+            which += f", domain {number} of {len(domains)}" if len(domains) > 1 else ""
+            made_of = kind, data.task, own, own_valid, domain_texts(data), experiment.data.seed + added
+            if teacher_folder(cache, teacher_fingerprint(*made_of)).exists():
+                callbacks.on_message(f"teacher {kind.model}{which}: fine-tuned before, and kept in {cache}")
+            else:
+                callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning", None)
+            tuned, name = cached_teacher(
+                cache,
+                *made_of,
+                lambda done, total, metrics: callbacks.on_step(done, {"steps": total, **metrics}),
+            )
+            members.append(Member(tuned.model.eval(), name, own))
+    return Staff(tuple(members), config.combine, cache, callbacks)
+
+
+def _lesson(experiment: Experiment, data: FederatedData, staff: Staff) -> Lesson:
+    config, first = experiment.distill, staff.members[0]
+    read = None
+    if set(config.transfer) & set(GRADED) and (alone := lone(data.proxy)):
+        told = f"{alone} of {len(data.proxy)} proxy examples are their query's only ones, and teach nothing of ranking"
+        staff.callbacks.on_message(told)
+    if set(config.transfer) & set(FEATURES):
+        if len(staff.members) > 1:
+            staff.callbacks.on_message(f"hidden states are those of the first of {len(staff.members)} teachers")
+        staff.callbacks.on_stage("teacher: hidden states on the proxy set", len(data.proxy))
+        read = features(
+            first.model, first.name, data.proxy, staff.cache, lambda done, total: staff.callbacks.on_step(done, {})
+        )
+    return Lesson(
+        config,
+        data.task,
+        staff.labels("the proxy set", data.proxy),
+        experiment.training.server_temperature,
+        read,
+        partners(config.transfer, data.proxy, experiment.data.seed),
+    )

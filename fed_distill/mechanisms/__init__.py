@@ -1,0 +1,1 @@
+"""What makes uplinks differentially private: mechanisms by privacy unit."""

@@ -1,0 +1,78 @@
+"""What a site has, and what it makes of that once: its merchants' examples, the proxy set, students, encoded texts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fed_distill import seeds
+from fed_distill.config import Experiment
+from fed_distill.data.augmentation import augmented
+from fed_distill.data.examples import Examples, MerchantData, members
+from fed_distill.models import predict
+from fed_distill.models.base import TextModel
+from fed_distill.models.freezing import freeze, freeze_base, matched
+from fed_distill.seeds import Part
+from fed_distill.text.encoded import Encoded
+from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, unpacked
+
+
+@dataclass
+class Holdings:
+    """merchants: by name. proxy: the whole proxy set, or the candidates that a teacher chooses from."""
+
+    experiment: Experiment
+    merchants: Mapping[str, MerchantData]
+    proxy: Examples
+    _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
+    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+
+    def student(self, blueprint: str, protected: bool = False) -> TextModel:
+        """The student of a blueprint, with what merchants leave alone frozen; ``protected``: what private steps do."""
+        if (blueprint, protected) not in self._students:
+            student = built_from(blueprint)
+            if protected:
+                freeze(student, self.experiment.privacy.freeze)
+                matched(student, self.experiment.privacy.rate_scales, "privacy.rate_scales")
+            self._students[blueprint, protected] = student if protected else freeze_base(student)
+        return self._students[blueprint, protected]
+
+    def proxy_of(self, request: TrainRequest) -> Examples:
+        """The proxy set of a request: all that there is, or those that the server's teacher has chosen."""
+        if not request.proxy:
+            return self.proxy
+        return self.proxy.take(np.flatnonzero(unpacked(request.proxy, len(self.proxy))))
+
+    def encoded_proxy(self, student: TextModel, request: TrainRequest) -> Encoded:
+        """The proxy set of a request as the student reads it."""
+        return self._encode(student, f"proxy {request.proxy.hex()}", self.proxy_of(request))
+
+    def encoded_train(self, student: TextModel, merchant: str, seed: Part, *purpose: Part) -> Encoded:
+        """What a merchant trains on: its examples, with texts augmented where that is asked for, by the draws of
+        ``seed`` and ``purpose``."""
+        examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
+        if not augmentation.enabled:
+            return self._encode(student, f"train of {merchant}", examples)
+        changed = augmented(examples, augmentation, seeds.numpy_stream(seed, *purpose, "augmentation"))
+        return student.encode(changed.texts, changed.pairs)
+
+    def groups(self, merchant: str) -> Tensor:
+        """To which group each of a merchant's training examples belongs, int64 ``[examples]``, by ``privacy.group``."""
+        train = self.merchants[merchant].train
+        return torch.from_numpy(members(train, self.experiment.privacy.group))
+
+    def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
+        """(right, all) test examples of a merchant under a student; (0, 0) without any."""
+        test = self.merchants[merchant].test
+        if not len(test):
+            return 0, 0
+        answers = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
+        return int(np.sum(answers == test.labels)), len(test)
+
+    def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
+        key = (blueprint_of(student), name)
+        if key not in self._encoded:
+            self._encoded[key] = student.encode(examples.texts, examples.pairs)
+        return self._encoded[key]

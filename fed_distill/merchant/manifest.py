@@ -1,0 +1,260 @@
+"""``site.toml``: what a real site has and allows, written by the site's own people and read by nobody else.
+
+Where the data are and what their columns mean, where its state is kept, and its own rules. None of it is ever sent, and
+none of it can be changed by what the server asks. Paths are relative to the file's folder.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fed_distill.config import DataConfig, Experiment, Share
+from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Task
+from fed_distill.data.labeled import LabeledRows, factorize
+from fed_distill.data.public_part import PublicPart
+from fed_distill.data.splits import PARTS, parts_by_name
+from fed_distill.data.table import Table
+from fed_distill.data.tasks import label_reader, label_text
+from fed_distill.endpoint import library
+from fed_distill.errors import ConfigError, DataError
+from fed_distill.logs import Style
+from fed_distill.merchant.limits import Limits
+from fed_distill.merchant.service import Server
+from fed_distill.privacy.secret import read_secret
+
+_log = logging.getLogger(__name__)
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OwnData(_Table):
+    """A site's table of labelled examples.
+
+    path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
+    ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
+    site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
+    part; empty for all who have anything to train on. valid_share, test_share: of the groups, held out, on average:
+    each goes where its own name puts it, so that a row more moves no other (only its duplicate, whose place it may
+    take). seed: which these are, the site's own choice: a server that chose could have every row held out once, and
+    scored. part: column that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
+    """
+
+    path: Path
+    columns: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    merchants: tuple[str, ...] = ()
+    valid_share: Share = 0.1
+    test_share: Share = 0.2
+    seed: int = 0
+    part: str = ""
+
+
+class Observing(_Table):
+    """What a site tells its own people.
+
+    logs: ``text``, or ``json`` for one object a line, which quotes nothing of the data. metrics: whether counts and
+    budgets are kept for Prometheus in ``metrics/`` of the state folder.
+    """
+
+    logs: Style = "text"
+    metrics: bool = False
+
+    @field_validator("metrics")
+    @classmethod
+    def _has_library(cls, metrics: bool) -> bool:
+        if metrics:
+            library("observing.metrics")
+        return metrics
+
+
+class Manifest(_Table):
+    """A site.
+
+    state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
+    its noise is drawn from. rehearsal: whether its data are made up, so that it may do without a secret; its noise is
+    drawn from the run's seed then, which the server knows, so that the run can be repeated. trainer: as
+    ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    server: Server
+    data: OwnData
+    state: Path = Path("state")
+    proxy: Path = Path("proxy.json")
+    secret: Path | None = None
+    rehearsal: bool = False
+    trainer: Literal["cohort", "sequential"] | None = None
+    limits: Limits = Limits()
+    observing: Observing = Observing()
+    folder: Annotated[Path, Field(exclude=True)] = Path(".")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a ``site.toml``; ConfigError naming the file and the first wrong key."""
+        try:
+            return cls.model_validate({**read_toml(path, "the site in"), "folder": path.absolute().parent})
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {first_problem(error)}") from error
+
+    @property
+    def ledgers(self) -> Path:
+        """Folder of its merchants' ledgers, over all runs."""
+        return self.folder / self.state / "ledgers"
+
+    def read_secret(self) -> str:
+        """What the site's noise is drawn from and nobody else knows; empty for none, in a rehearsal.
+
+        Made here when it is first read, since who made it for the site would know it. Raises ConfigError if it is too
+        short, if others may read it, or if a site that is no rehearsal has none: its noise would protect nobody.
+        """
+        if self.secret is None and self.rehearsal:
+            return ""
+        if self.secret is None:
+            raise ConfigError(
+                f"{self.folder / 'site.toml'} names no secret, without which whoever knows the run's seed can subtract "
+                'this site\'s noise: add secret = "noise.key"'
+            )
+        return read_secret(self.folder / self.secret)
+
+    def public_part(self) -> PublicPart:
+        """The task and the proxy set that the operator has handed out."""
+        return PublicPart.read(self.folder / self.proxy)
+
+    def own(self, experiment: Experiment) -> Experiment:
+        """``experiment`` with the site's state folder and ledgers, and without a path or a model that the server
+        named: texts are not translated, and synonyms are the built-in ones.
+
+        Raises ConfigError if merchants are to lie: those of a real site do not, whatever the server asks.
+        """
+        if experiment.poisoning.share:
+            raise ConfigError("[poisoning] is for simulations: no merchant of a real site lies at the server's word")
+        return experiment.with_changes(
+            {
+                "runtime.folder": str(self.folder / self.state / "runs"),
+                "runtime.trainer": self.trainer or experiment.runtime.trainer,
+                "privacy.ledger": str(self.ledgers),
+                "training.augmentation.dictionary": None,
+                "training.augmentation.translated": 0.0,
+                "training.augmentation.back_translation": [],
+            }
+        )
+
+    def read_data(self) -> FederatedData:
+        """The site's own merchants, and the proxy set; nothing of anybody else's.
+
+        Raises DataError naming file, and column, row or merchant.
+        """
+        public = self.public_part()
+        merchants = self._given_split(public.task) if self.data.part else self._own_split(public.task)
+        unknown = [name for name in self.data.merchants if name not in merchants]
+        if unknown:
+            raise DataError(f"{self._path} has no rows of merchant {unknown[0]!r}, whom data.merchants names")
+        chosen = self.data.merchants or tuple(sorted(merchants))
+        idle = [name for name in chosen if not len(merchants[name].train)]
+        if idle and (self.data.merchants or len(idle) == len(chosen)):
+            raise DataError(f"{self._path} has nothing to train on for merchant {idle[0]!r}")
+        if idle:
+            _log.warning(
+                "%s has nothing to train on for %d merchants, who are left out: %s", self._path, len(idle), idle
+            )
+        chosen = tuple(name for name in chosen if name not in idle)
+        nobody = public.proxy.take([])
+        return FederatedData(
+            public.task,
+            public=nobody,
+            public_valid=nobody,
+            proxy=public.proxy,
+            merchants={name: merchants[name] for name in chosen},
+            valid=nobody,
+            test=nobody,
+        )
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / self.data.path
+
+    def _columns(self, task: Task) -> tuple[Table, dict[str, list[Any]]]:
+        if not self._path.is_file():
+            raise DataError(f"{self._path} is no file: put the site's table there, or its path into [data]")
+        try:
+            table = Table(self._path, self.data.columns, self.data.labels)
+        except ValueError as error:
+            raise ConfigError(f"data.columns of site {self.name}: {error}") from error
+        if task.pair and not table.named.pair:
+            raise DataError(f"task {task.name} wants two texts: name the column of the second as data.columns.pair")
+        table.check_labels(task)
+        return table, table.columns_of_file(self.data.part)
+
+    def _owners(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
+        if not table.named.merchant:
+            return [self.name] * len(columns[table.named.text])
+        return [label_text(value) for value in columns[table.named.merchant]]
+
+    def _groups(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
+        """What each row's group is called: where the file names none, like its texts."""
+        texts = [columns[name] for name in (table.named.text, table.named.pair) if name]
+        alone = map(str, zip(*texts, strict=True))
+        return [label_text(value) or own for value, own in zip(columns[table.named.group], alone, strict=True)]
+
+    def _own_split(self, task: Task) -> dict[str, MerchantData]:
+        """Clean the rows and hold groups out, of this site's data alone."""
+        table, columns = self._columns(task)
+        read_label, seed = label_reader(task), self.data.seed
+        config = DataConfig(
+            task=task.name, seed=seed, valid_share=self.data.valid_share, test_share=self.data.test_share
+        )
+        rows = LabeledRows.build(
+            task,
+            table.texts_of(columns, table.named.text),
+            [read_label(value) for value in table.labels_of(columns)],
+            config,
+            pairs=table.texts_of(columns, table.named.pair) if task.pair else None,
+            merchants=self._owners(table, columns),
+            groups=self._groups(table, columns) if table.named.group else None,
+        )
+        parts = parts_by_name([str(name) for name in rows.group_names], config)[rows.groups]
+        return {
+            name: MerchantData(
+                name,
+                *(
+                    rows.examples(np.flatnonzero((rows.owners == number) & (parts == part)), name, PARTS[part], seed)
+                    for part in range(len(PARTS))
+                ),
+            )
+            for number, name in enumerate(rows.names)
+        }
+
+    def _given_split(self, task: Task) -> dict[str, MerchantData]:
+        """The rows as they are, in the parts that the file names."""
+        table, columns = self._columns(task)
+        read_label = label_reader(task)
+        labels = np.asarray([read_label(value) for value in table.labels_of(columns)], dtype=np.int64)
+        for wrong in np.flatnonzero(labels == UNLABELED).tolist():
+            value = columns[table.named.label][wrong]
+            raise DataError(f"{self._path}, row {wrong + 1}: {value!r} is no class of {task.name}")
+        for row, value in enumerate(columns[self.data.part], 1):
+            if value not in PARTS:
+                raise DataError(f"{self._path}, row {row}: part {value!r} is none of {', '.join(PARTS)}")
+        pairs, group = table.texts_of(columns, table.named.pair) if task.pair else None, table.named.group
+        owners = self._owners(table, columns)
+        everything = Examples(
+            tuple(text or "" for text in table.texts_of(columns, table.named.text)),
+            None if pairs is None else tuple(text or "" for text in pairs),
+            labels,
+            factorize(columns[group] if group else list(range(len(owners)))),
+            tuple(owners),
+        )
+        owned, parts = np.asarray(owners, dtype=object), np.asarray(columns[self.data.part], dtype=object)
+        return {
+            name: MerchantData(
+                name, *(everything.take(np.flatnonzero((owned == name) & (parts == part))) for part in PARTS)
+            )
+            for name in dict.fromkeys(owners)
+        }

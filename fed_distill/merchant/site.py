@@ -1,0 +1,477 @@
+"""One site: trains, keeps and measures its merchants' students. Nothing private leaves but a method's uplink.
+
+A site knows the experiment, its own merchants' tables and the shared proxy set; what to do in a round comes
+from the server as a request.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from fed_distill.adversaries import ATTACKS
+from fed_distill.adversaries.attacks import Attack
+from fed_distill.adversaries.byzantine import liars
+from fed_distill.aggregation.class_means import class_means
+from fed_distill.config import Experiment, TrainingConfig
+from fed_distill.data import load
+from fed_distill.data.examples import FederatedData, Task
+from fed_distill.errors import (
+    BudgetExceeded,
+    ConfigError,
+    FedDistillError,
+    NotAllowed,
+    NotNow,
+    TrainingError,
+    UplinkRejected,
+)
+from fed_distill.logs import observed
+from fed_distill.mechanisms.promise import check_covered
+from fed_distill.mechanisms.release import Digests, Protection, Release
+from fed_distill.merchant.answers import ANSWERS, Answers
+from fed_distill.merchant.assignment import spread
+from fed_distill.merchant.holdings import Holdings
+from fed_distill.merchant.limits import Limits
+from fed_distill.merchant.metrics import Tally, rule_of
+from fed_distill.merchant.request_validation import (
+    check_fit,
+    check_names,
+    check_request,
+    check_shapes,
+    check_values,
+    outlined,
+    weight_bytes,
+)
+from fed_distill.methods import METHODS
+from fed_distill.methods.base import Correcting, Method, Trained
+from fed_distill.models import predict
+from fed_distill.models.base import TextModel
+from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
+from fed_distill.models.weights import Weights
+from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER
+from fed_distill.storage.merchant_store import CODING, STUDENTS, MerchantStore, kept_as
+from fed_distill.training.choosing import build_trainer
+from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Plan
+from fed_distill.training.preparation import private_steps, proxy_steps
+from fed_distill.training.references import predicted
+from fed_distill.training.submodel import completed
+from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
+from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.coding.kept import Kept
+from fed_distill.transport.messages import ClassMeans, Downlink, Uplink
+from fed_distill.transport.records import serialized_bytes
+from fed_distill.transport.requests import Cause, Refusal, TrainRequest, blueprint_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Site:
+    """A site with its merchants; see ``open_site``. everybody: names of all merchants there are, here or elsewhere.
+    answers: what it has said of protected examples, where it keeps that; a simulation does not."""
+
+    experiment: Experiment
+    task: Task
+    holdings: Holdings
+    store: MerchantStore
+    coding: MerchantStore
+    protection: Protection[Limits]
+    everybody: tuple[str, ...]
+    answers: Answers | None = None
+    tally: Tally = field(default_factory=Tally)
+    _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
+
+    def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
+        """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.
+
+        ``starts`` are weights by kind of student, for merchants that keep their own and have none yet.
+        """
+        check_request(request, down, starts)
+        check_names(request, self.holdings.merchants, self.experiment.arms())
+        refusals = self._forbidden(request, down.round)
+        if refusals:
+            yield from refusals
+            return
+        check_shapes(down, len(self.holdings.proxy_of(request)), len(self.task.classes))
+        if down.weights is not None:
+            check_fit(down.weights, outlined(request.global_blueprint))
+        for kind, weights in starts.items():
+            if kind not in request.blueprints:
+                raise TrainingError(f"a request with weights of a student {kind!r} that it does not describe")
+            check_fit(weights, outlined(request.blueprints[kind]))
+        with self.answers.alone() if self.answers else nullcontext():
+            yield from self._train(request, down, starts)
+
+    def _train(
+        self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
+    ) -> Iterator[Uplink | Refusal]:
+        federation = self.experiment.arms()[request.arm]
+        method: Method = METHODS.build(federation.method, federation.options)
+        check_covered(self.protection.unit_of(request.arm), federation.method, method.sends)
+        asked = _Round(request, down, method, _planned(method, down, federation.method))
+        own = "" if self.answers is None else self.protection.secret + self.answers.identity
+        digests = Digests(self.experiment, request, down, own)
+        parts: dict[str, _Part] = {}
+        for merchant in request.merchants:
+            try:
+                self.protection.check(merchant, request.arm)
+                part = self._part(self._learner(merchant, asked, starts), asked, digests)
+            except FedDistillError as error:
+                yield self._refusal(merchant, error, request.arm)
+                continue
+            if isinstance(part, Uplink):
+                yield part
+            else:
+                parts[merchant] = part
+        learners = [part.learner for part in parts.values()]
+        plans = dict.fromkeys(parts, asked.plan)
+        for fitted in self._trainer(request.arm).fit(learners, plans, Pace(request.learning_rate)):
+            if isinstance(fitted, Failure):
+                yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
+                continue
+            try:
+                yield self._uplink(parts[fitted.name], fitted, asked)
+            except FedDistillError as error:
+                yield self._refusal(fitted.name, error, request.arm)
+
+    def coded(self, uplink: Uplink, codec: Codec, request: TrainRequest, down: Downlink) -> RecordDict | Refusal:
+        """An uplink as it leaves: coded, after all that privacy asks for at a merchant, which coding post-processes.
+        What the server noises, for unit ``merchant``, it decodes, clips and noises in this order."""
+        key = self._kept_of(request.arm), request.seed, uplink.merchant
+        randomness = (request.seed, request.arm, uplink.merchant, down.round, "coding")
+        try:
+            kept = self._kept_of_coding(uplink.merchant, request, down) if codec.keeps else None
+            content, kept = codec.encode_uplink(uplink, down.weights, randomness, kept)
+            size = serialized_bytes(content)
+            self.protection.limits.rules.check_size(size)
+            if codec.keeps:
+                self.coding.save(*key, down.round, kept.tensors())
+        except FedDistillError as error:
+            return self._refusal(uplink.merchant, error, request.arm)
+        self.tally.trained += 1
+        self.tally.uplink_bytes += size
+        return content
+
+    def _kept_of_coding(self, merchant: str, request: TrainRequest, down: Downlink) -> Kept:
+        """What coding has kept of the merchant's last uplink; its soft labels only if the server has these too."""
+        key = self._kept_of(request.arm), request.seed, merchant
+        kept = Kept.of(self.coding.load(*key, before=down.round))
+        there = self.coding.newest(*key, before=down.round) == request.known_of(merchant)
+        return kept if there else replace(kept, soft_labels=None)
+
+    def _forbidden(self, request: TrainRequest, round: int) -> list[Refusal]:
+        """A refusal for each merchant if the site's own rules forbid the request."""
+        try:
+            self.protection.check_rules(request, round)
+            self.check_models(request)
+        except NotAllowed as error:
+            _log.warning("the request is refused: %s", error)
+            return [self._refusal(merchant, error, request.arm) for merchant in request.merchants]
+        return []
+
+    def check_models(self, request: TrainRequest) -> None:
+        """NotAllowed for a request with a student that is larger than the site's rules allow."""
+        rules = self.protection.limits.rules
+        if rules.max_model_mib is not None:
+            rules.check_models(weight_bytes(outlined(blueprint)) for blueprint in request.blueprints.values())
+
+    def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
+        """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
+        self.tally.refused[rule_of(error)] += 1
+        if isinstance(error, NotAllowed):  # a rule of the site's, which tells nothing of anybody's data
+            cause: Cause = "hours" if isinstance(error, NotNow) else "budget"
+            return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", cause)
+        cause = "budget" if isinstance(error, BudgetExceeded) else "fault"
+        protected = self.protection.unit_of(arm) != "none"
+        with observed(merchant=merchant):  # what the server is not told is said here; what it is told, it says itself
+            _log.log(logging.WARNING if protected else logging.INFO, "%s", error)
+        if not protected and isinstance(error, TrainingError | UplinkRejected | BudgetExceeded):
+            return Refusal(merchant, str(error), cause)
+        if not protected:  # its text may name a path or quote a row
+            return Refusal(merchant, f"merchant {merchant}: {type(error).__name__}; the site's log says more", cause)
+        told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
+        return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
+
+    def _learner(self, merchant: str, asked: "_Round", starts: Mapping[str, Weights]) -> Learner:
+        request, down, method, plan = asked.request, asked.down, asked.method, asked.plan
+        kind = request.student_of(merchant)
+        blueprint = request.blueprints[kind]
+        if plan.pair:
+            blueprint = pair_blueprint(request.global_blueprint, blueprint)
+        student = self.holdings.student(blueprint, self.protection.unit_of(request.arm) in (*AT_MERCHANTS, "merchant"))
+        randomness = (request.seed, request.arm, merchant, down.round)
+        own = self.protection.own_randomness(request.seed)
+        private = self.holdings.encoded_train(student, merchant, own, *randomness[1:])
+        kept = self._kept(merchant, asked)
+        weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
+        labels = torch.from_numpy(self.holdings.merchants[merchant].train.labels)
+        attack = self._attack(merchant, request)
+        return Learner(
+            merchant,
+            student,
+            _starting_weights(method, plan, down, kept, starts.get(kind)),
+            private=private,
+            labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
+            groups=self.holdings.groups(merchant) if self.protection.unit_of(request.arm) == "group" else None,
+            proxy=self.holdings.encoded_proxy(student, request),
+            randomness=randomness,
+            references=predicted(plan, student, private, weights),
+            correction=method.correction(down, kept) if isinstance(method, Correcting) else {},
+        )
+
+    def _kept(self, merchant: str, asked: "_Round") -> dict[str, Tensor] | None:
+        """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
+        if not (asked.method.personal or asked.plan.looks_back or isinstance(asked.method, Correcting)):
+            return None
+        return self.store.load(self._kept_of(asked.request.arm), asked.request.seed, merchant, before=asked.down.round)
+
+    def _kept_of(self, arm: str) -> str:
+        """By what name the state that merchants keep for an arm is known."""
+        unit = self.protection.unit_of(arm)
+        return kept_as(arm, unit, self.experiment.settings_of(arm) if unit != "none" else {})
+
+    def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
+        """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
+        method = asked.method
+        if isinstance(method, Correcting):
+            kept = method.keep(trained, asked.down, self._kept(trained.merchant, asked))
+        elif asked.plan.pair:
+            kept = part_of(student.state_dict(), OWN)
+        elif method.personal or asked.plan.looks_back:
+            kept = student.state_dict()
+        else:
+            return
+        self.store.save(self._kept_of(asked.request.arm), asked.request.seed, trained.merchant, asked.down.round, kept)
+
+    def _part(self, learner: Learner, asked: "_Round", digests: Digests) -> "_Part | Uplink":
+        """A merchant's part in a round with its privacy, paid for; or what it has answered to just this already."""
+        request = asked.request
+        unit = self.protection.unit_of(request.arm)
+        if unit == "none":
+            self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
+            return _Part(learner, learner.examples())
+        if unit in AT_SERVER:
+            self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
+            self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
+            return _Part(learner, learner.examples())
+        digest = digests.of(blueprint_of(learner.student), learner)
+        release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
+        self._check_steps(asked, learner, release.members, self.protection.batch_size)
+        release, answer = self._kept_answer(release)
+        if answer is not None:
+            return answer
+        return _Part(self.protection.paid(release), release.members, release)
+
+    def _batch_size(self, arm: str) -> int:
+        return self.experiment.training_of(arm).batch_size
+
+    def _check_steps(self, asked: "_Round", learner: Learner, members: int, batch_size: int) -> None:
+        """NotAllowed if a merchant with ``members`` of the privacy unit, which must not be more secret than what it
+        releases, would train for more steps than the site allows."""
+        proxy = len(next(iter(learner.proxy.values()), ()))
+        steps = private_steps(asked.plan, members, batch_size)
+        steps += proxy_steps(asked.plan, proxy, self._batch_size(asked.request.arm))
+        self.protection.limits.rules.check_steps(steps)
+
+    def _kept_answer(self, release: Release) -> tuple[Release, Uplink | None]:
+        """As which release a request is answered, and the answer, if it is kept.
+
+        One that may have left and is kept no longer is not made again: that is another release, which costs anew.
+        """
+        if self.answers is None:
+            return release, None
+        while (answer := self.answers.load(release)) is None and self.protection.may_have_left(release):
+            release = release.once_more()
+        return release, answer
+
+    def _uplink(self, part: "_Part", fitted: Fitted, asked: "_Round") -> Uplink:
+        learner, request, down, method = part.learner, asked.request, asked.down, asked.method
+        student = learner.student
+        student.load_state_dict(completed(fitted.weights, learner.weights))
+        trained = Trained(
+            fitted.name,
+            part.size,
+            shared_of(fitted.weights) if asked.plan.pair else fitted.weights,
+            predict_proxy=lambda: predict(student, learner.proxy),
+            class_means=lambda: self._class_means(learner, request.arm),
+            steps=fitted.steps,
+            learning_rate=request.learning_rate,
+        )
+        uplink, attack = method.uplink(trained, down), self._attack(fitted.name, request)
+        uplink = uplink if attack is None else attack.uplink(uplink, down, len(self.task.classes))
+        undeclared = uplink.parts - set(method.sends)
+        if undeclared:
+            raise UplinkRejected(
+                f"merchant {fitted.name}: method {request.arm} would send {', '.join(sorted(undeclared))}, which its "
+                "`sends` does not declare"
+            )
+        self._keep(trained, student, asked)
+        metrics = dict(uplink.metrics)
+        if self.experiment.privacy.unit != "none" and not method.sends:
+            uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
+        elif learner.privacy is None:
+            metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
+        if request.test and self._scorable(request, [uplink.merchant]):
+            right, count = self.holdings.count_right(student, uplink.merchant)
+            metrics |= {"test_right": float(right), "test_count": float(count)}
+        uplink = replace(uplink, metrics=metrics)
+        if self.answers is not None and part.release is not None:
+            self.answers.save(part.release, uplink)
+        return uplink
+
+    def _attack(self, merchant: str, request: TrainRequest) -> Attack | None:
+        """What a poisoned merchant of a simulation does; None for the honest."""
+        config, arm = self.experiment.poisoning, request.arm
+        lies = self.experiment.is_poisoned(arm) and merchant in liars(self.experiment, self.everybody, request.seed)
+        attack: Attack | None = ATTACKS.build(config.attack, config.options) if lies else None
+        return attack
+
+    def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
+        """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
+        sent as."""
+        check_covered(self.protection.unit_of(arm), arm, ("class_means",))
+        return class_means(predict(learner.student, learner.private), learner.labels)
+
+    def join(self, request: TrainRequest) -> Iterator[Refusal]:
+        """Charge merchants for a federation of which they are drawn by coins, those too that no coin will draw."""
+        check_names(request, self.holdings.merchants, self.experiment.arms())
+        refusals = self._forbidden(request, 0)
+        yield from refusals
+        for merchant in request.merchants if not refusals else ():
+            try:
+                self.protection.check(merchant, request.arm)
+                self.protection.join(request, merchant, len(self.holdings.proxy_of(request)))
+            except FedDistillError as error:
+                yield self._refusal(merchant, error, request.arm)
+
+    def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
+        """(right, all) test examples of each of the request's merchants under the global student with ``weights``,
+        (0, 0) of one without any; those whose scores may not be told are left out.
+
+        Checked as a request to train is: TrainingError for weights that no honest server sends.
+        """
+        check_values(weights.values())
+        check_names(request, self.holdings.merchants)
+        merchants = self._scorable(request, request.merchants)
+        if not merchants:
+            return {}
+        self.check_models(request)
+        check_fit(weights, outlined(request.global_blueprint))
+        student = self.holdings.student(request.global_blueprint)
+        student.load_state_dict(dict(weights))
+        return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
+
+    def _trainer(self, arm: str) -> Trainer:
+        """What trains the merchants in an arm; one for each way of training, which knows its students."""
+        config = self.experiment.training_of(arm)
+        if config not in self._trainers:
+            self._trainers[config] = build_trainer(config, self.experiment.runtime)
+        return self._trainers[config]
+
+    def _scorable(self, request: TrainRequest, merchants: Sequence[str]) -> list[str]:
+        """Those of ``merchants`` whose test scores, which have no noise, the server is told; why others' are not is in
+        the log.
+
+        They are told if the experiment asks for them, the site's rules allow them now, and the merchant takes part in
+        what is protected as the experiment is: by a student made for it, scores can tell of single examples.
+        """
+        if not self.experiment.tells_scores:
+            return []
+        arms, limits, unit = self.experiment.arms(), self.protection.limits, self.experiment.privacy.unit
+        method = arms[request.arm].method if request.arm in arms else None  # none of what the server trains alone
+        try:
+            limits.rules.check_scores()
+            limits.rules.check(method, 1, self.protection.clock().time())
+        except NotAllowed as error:
+            _log.info("no test score of %s is told: %s", request.arm, error)
+            self.tally.refused[rule_of(error)] += len(merchants)
+            return []
+        told = []
+        for merchant in merchants:
+            try:
+                limits.of(merchant).check_unit(merchant, unit)
+                told.append(merchant)
+            except BudgetExceeded as error:
+                _log.info("its test score of %s is not told: %s", request.arm, error)
+                self.tally.refused[rule_of(error)] += 1
+        self.tally.scored += len(told)
+        return told
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What is asked of all merchants of a request alike."""
+
+    request: TrainRequest
+    down: Downlink
+    method: Method
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A merchant that trains in a round: by how many examples it counts, and as which release it was charged."""
+
+    learner: Learner
+    size: int
+    release: Release | None = None
+
+
+def _planned(method: Method, down: Downlink, name: str) -> Plan:
+    try:
+        return method.plan(down)
+    except (AssertionError, KeyError) as error:
+        raise TrainingError(f"a downlink without all that method {name} needs") from error
+
+
+def _starting_weights(
+    method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
+) -> Weights:
+    """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
+    if not method.personal:
+        if down.weights is None:
+            raise TrainingError("a downlink without the weights that a merchant trains")
+        return down.weights
+    own = first if kept is None else kept
+    if own is None:
+        raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
+    if not plan.pair:
+        return own
+    if down.weights is None:
+        raise TrainingError("a downlink without the weights of the shared student")
+    return paired(down.weights, own)
+
+
+def open_site(
+    experiment: Experiment,
+    part: int,
+    parts: int,
+    data: FederatedData | None = None,
+    limits: Limits | None = None,
+    secret: str = "",
+) -> Site:
+    """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's.
+
+    ``data``, ``limits``: what there is and what is allowed, where that is not what the experiment names. ``secret``: as
+    for ``Protection``.
+    """
+    data = load(experiment.data) if data is None else data
+    limits = Limits.read(experiment.privacy.limits) if limits is None else limits
+    sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
+    merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
+    unknown = limits.merchants.keys() - data.merchants.keys()
+    if unknown:
+        raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")
+    state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
+    protection = Protection(experiment, state / "ledgers", limits, secret)
+    store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)
+    paid = state / "ledgers" if experiment.privacy.ledger is None else experiment.privacy.ledger
+    answers = Answers(paid / ANSWERS / experiment.name) if secret else None
+    holdings = Holdings(experiment, merchants, data.proxy)
+    return Site(experiment, data.task, holdings, store, coding, protection, tuple(data.merchants), answers)

@@ -1,0 +1,86 @@
+"""What one student scored on one seed: the unit from which a summary is made and at which a run resumes.
+
+A finished control or federation is kept as one small JSON file, so that a run killed later does not train it
+again.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fed_distill.errors import CheckpointError
+from fed_distill.evaluation.metrics import Metrics
+from fed_distill.storage.files import write_atomic
+from fed_distill.storage.sealed import read_sealed_json, sealed_json
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained student.
+
+    name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
+    student (of which nothing but metrics is known, ``parameters`` among them). metrics: on the common test set
+    (for ``local`` the mean over the merchants' students). merchant_accuracy: on each merchant's own test set of
+    merchant_counts rows, by the global student (for ``local`` by the merchant's own). personal_accuracy: the same
+    by the students that adapted to each merchant, where that was asked for. unheard: merchants of which nothing was
+    told, as their sites did not answer or keep that. before_adaptation: metrics of the
+    student before domain adaptation. validation: metrics on the common validation set, from which the learning
+    curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
+    included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
+    privacy: what was promised to the merchants and what it cost (``privacy.promise.account``); None where nothing was
+    protected. seconds: time spent on it. rounds: how many it had. lines: hash of their lines in ``metrics.jsonl``
+    (``storage.sealed.chained``).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str
+    kind: Literal["control", "federation", "level"]
+    seed: int
+    metrics: Metrics
+    merchant_accuracy: Mapping[str, float] = field(default_factory=dict)
+    merchant_counts: Mapping[str, int] = field(default_factory=dict)
+    personal_accuracy: Mapping[str, float] = field(default_factory=dict)
+    unheard: list[str] = field(default_factory=list)
+    before_adaptation: Metrics | None = None
+    validation: Metrics | None = None
+    adaptation: list[str] = field(default_factory=list)
+    downlink_bytes: float = 0.0
+    uplink_bytes: float = 0.0
+    privacy: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+    rounds: int = 0
+    lines: str = ""
+
+    def __post_init__(self) -> None:
+        for accuracies in (self.merchant_accuracy, self.personal_accuracy):
+            if accuracies and set(accuracies) != set(self.merchant_counts):
+                odd = sorted(set(accuracies) ^ set(self.merchant_counts))[0]
+                raise ValueError(f"{self.name}: merchant {odd!r} has an accuracy or a count of test examples, not both")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any, source: str = "outcome") -> Self:
+        """Inverse of ``to_json``; CheckpointError naming ``source`` and the first wrong key."""
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"]) or "content"
+            raise CheckpointError(f"{source} is not a stored outcome: {where}: {problem['msg']}") from error
+
+    def save(self, path: Path) -> None:
+        """Write as a JSON file with its checksum, atomically."""
+        write_atomic(path, sealed_json(self.to_json(), path))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what ``save`` wrote; CheckpointError naming the file if it is missing or not as it was written."""
+        return cls.from_json(read_sealed_json(path), str(path))

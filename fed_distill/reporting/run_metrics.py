@@ -1,0 +1,102 @@
+"""The server's metrics of a run: the callback ``prometheus``.
+
+As ``metrics.prom`` in the run's folder after each round, for the textfile collector of node_exporter, since a short run
+is over before anybody asks; and over HTTP while the run lasts, at ``runtime.metrics_port`` if there is one. There are
+numbers of merchants, no names, and nothing of their privacy: that is their sites' to tell (``site_metrics``).
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from fed_distill.config import Experiment
+from fed_distill.endpoint import Endpoint, as_text, library
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.storage.files import write_atomic
+from fed_distill.transport.requests import Cause
+
+FILE = "metrics.prom"
+"""Where in a run's folder."""
+ROUND_SECONDS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+"""Upper bounds of the histogram's buckets."""
+_FEDERATION = ("run", "federation", "seed")
+_log = logging.getLogger(__name__)
+
+
+class RunMetrics(Callback):
+    """Counts what ``metrics.jsonl`` has a line of: rounds since this process began, so that a resumed run's start at
+    zero, which Prometheus' ``increase`` knows about.
+
+    Labels: run, federation and seed, and of what was rejected its ``Cause`` as its reason.
+    """
+
+    def __init__(self) -> None:
+        client = library("callback 'prometheus'")
+        self._registry = client.CollectorRegistry()
+        own = {"registry": self._registry}
+        self._seconds = client.Histogram(
+            "fed_distill_round_seconds", "Time of a round.", _FEDERATION, buckets=ROUND_SECONDS, **own
+        )
+        self._round = client.Gauge("fed_distill_round", "The last round that has ended.", _FEDERATION, **own)
+        self._planned = client.Gauge("fed_distill_rounds_planned", "Rounds of the federation.", _FEDERATION, **own)
+        self._merchants = client.Gauge(
+            "fed_distill_merchants_merged", "Merchants whose uplinks were merged in the last round.", _FEDERATION, **own
+        )
+        self._merged = client.Counter("fed_distill_uplinks_merged_total", "Uplinks merged.", _FEDERATION, **own)
+        self._rejected = client.Counter(
+            "fed_distill_uplinks_rejected_total", "Uplinks rejected or refused.", (*_FEDERATION, "reason"), **own
+        )
+        self._bytes = {
+            way: client.Counter(
+                f"fed_distill_{way}_bytes_total", f"Serialized {way}, over all merchants.", _FEDERATION, **own
+            )
+            for way in ("uplink", "downlink")
+        }
+        self._active = client.Gauge("fed_distill_run_active", "1 while the run works, 0 after it.", ("run",), **own)
+        self._progress = client.Gauge(
+            "fed_distill_run_progress_timestamp_seconds", "When a round ended, or the run began.", ("run",), **own
+        )
+        self._run = ""
+        self._path: Path | None = None
+        self.endpoint: Endpoint | None = None
+
+    def on_start(self, experiment: Experiment, folder: Path) -> None:
+        """Begin to serve; ConfigError if the port is taken."""
+        self._run, self._path = experiment.name, folder / FILE
+        self._active.labels(self._run).set(1)
+        self._progress.labels(self._run).set(time.time())
+        runtime = experiment.runtime
+        if runtime.metrics_port is not None:
+            self.endpoint = Endpoint(self._registry, runtime.metrics_port, runtime.metrics_address)
+            _log.info("metrics are at http://%s:%d/metrics", self.endpoint.address, self.endpoint.port)
+        self._write()
+
+    def on_round(self, record: Mapping[str, Any]) -> None:
+        """Count the round."""
+        where = self._run, record["federation"], record["seed"]
+        self._seconds.labels(*where).observe(record["seconds"])
+        self._round.labels(*where).set(record["round"])
+        self._planned.labels(*where).set(record["rounds"])
+        self._merchants.labels(*where).set(record["merchants"])
+        self._merged.labels(*where).inc(record["merchants"])
+        for cause in get_args(Cause):  # also those that are zero: a rise from nothing is no increase to Prometheus
+            self._rejected.labels(*where, cause).inc(record["causes"].get(cause, 0))
+        for way, counter in self._bytes.items():
+            counter.labels(*where).inc(record["total_bytes"][way])
+        self._progress.labels(self._run).set(time.time())
+        self._write()
+
+    def close(self) -> None:
+        """Say that the run is over, and stop serving."""
+        if self._path is not None:
+            self._active.labels(self._run).set(0)
+            self._write()
+        if self.endpoint is not None:
+            self.endpoint.close()
+            self.endpoint = None
+
+    def _write(self) -> None:
+        assert self._path is not None
+        write_atomic(self._path, as_text(self._registry))

@@ -1,0 +1,294 @@
+"""One run's folder: what the experiment was, a line a round, the summary, the student and the report.
+
+The folder appears complete or not at all, belongs to one process at a time, and can be taken up again after
+the process was killed at any instant.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tomllib
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from fed_distill.config import Experiment
+from fed_distill.config.federation import INTAKE
+from fed_distill.errors import CheckpointError, ConfigError
+from fed_distill.storage.files import (
+    read_json,
+    remove_leftovers,
+    replace_folder,
+    space_for,
+    strict_json,
+    sync_folder,
+    write_atomic,
+)
+from fed_distill.storage.sealed import chained
+from fed_distill.storage.versions import versions
+
+EXPERIMENT, METRICS, SUMMARY = "experiment.toml", "metrics.jsonl", "summary.json"
+REPORT, CLASSES, STUDENT, LOCK = "report.html", "classification_report.txt", "student", ".lock"
+_UNIT = {"seed": int, "federation": str, "round": int}
+IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
+
+
+class RunStore:
+    """The folder of one run, held for writing. Open it with ``create`` or ``resume``; close it, or use ``with``.
+
+    ``metrics.jsonl`` is the order in which rounds happened: append a round's line before the checkpoint of that
+    round is written, and ``rewind`` to the checkpoint on resume; then no round is missing or there twice.
+    """
+
+    def __init__(self, folder: Path, lock: IO[str]) -> None:
+        self.folder = folder
+        self._lock = lock
+
+    @classmethod
+    def create(cls, folder: Path, experiment: Experiment) -> Self:
+        """Start a run in a new ``folder``; ConfigError if there is something in it already."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        fresh.mkdir()
+        lock = _take_lock(fresh)
+        try:
+            header = ", ".join(f"{name} {version}" for name, version in versions().items())
+            write_atomic(fresh / EXPERIMENT, f"# Written by {header}\n{experiment.to_toml()}")
+            os.rename(fresh, folder)
+        except OSError as error:
+            lock.close()
+            shutil.rmtree(fresh, ignore_errors=True)
+            if folder.exists():
+                raise ConfigError(
+                    f"{folder} exists already: go on with it by --resume, or start another run by --name NAME"
+                ) from error
+            raise
+        sync_folder(folder.parent)
+        return cls(folder, lock)
+
+    @classmethod
+    def resume(cls, folder: Path, experiment: Experiment) -> Self:
+        """Go on with the run in ``folder``; CheckpointError if it is missing, held, or of another experiment."""
+        path = folder / EXPERIMENT
+        if not folder.exists():
+            raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, which says what run this is: put it back, or use another --name")
+        lock = _take_lock(folder)
+        try:
+            check_same(folder, experiment)
+            store = cls(folder, lock)
+            remove_leftovers(folder)
+            store._drop_torn_line()
+            store._check_belongs(experiment)
+        except BaseException:
+            lock.close()
+            raise
+        return store
+
+    @classmethod
+    def opened(cls, folder: Path) -> Self:
+        """Hold a finished run, to add to it what was found out since; CheckpointError if another process holds it."""
+        return cls(folder, _take_lock(folder))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one round's line to ``metrics.jsonl``, flushed to disk; TrainingError if a number is not finite,
+        CheckpointError if the disk is full. A line torn by that is dropped on resume."""
+        line = strict_json(record, METRICS)
+        with space_for(self.folder / METRICS), (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of ``metrics.jsonl``."""
+        return read_records(self.folder)
+
+    def rewind(self, seed: int, federation: str, round: int) -> bool:
+        """Cut a federation's lines after the given round of the given seed, the point at which it resumes; returns
+        whether that round's own line is there, as it always is for round 0, which is before the first one.
+
+        Lines of other federations stay: one that is finished writes none again.
+        """
+        records = self.records()
+        unit = [line for line in records if (line["seed"], line["federation"]) == (seed, federation)]
+        kept = [line for line in records if line not in unit or line["round"] <= round]
+        if len(kept) < len(records):
+            self._write_records(kept)
+        return round == 0 or any(line["round"] == round for line in unit)
+
+    def check(self, seed: int, federation: str, lines: str, remedy: str) -> None:
+        """CheckpointError, with the ``remedy``, unless a federation's lines are those that are ``chained`` to
+        ``lines``."""
+        found = ""
+        for record in self.records():
+            if (record["seed"], record["federation"]) == (seed, federation):
+                found = chained(found, record)
+        if found != lines:
+            raise CheckpointError(
+                f"the lines of {federation} on seed {seed} in {self.folder / METRICS} are not those that were written: "
+                f"put back a copy of the file, or {remedy}"
+            )
+
+    def write_summary(self, summary: Mapping[str, Any]) -> Path:
+        """Write ``summary.json``; TrainingError naming the key of a number that is not finite."""
+        return self.write(SUMMARY, strict_json(summary, SUMMARY, indent=2) + "\n")
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Write a file of the run, whole or not at all; returns its path."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+        return path
+
+    def save_student(self, save: Callable[[Path], None]) -> Path:
+        """Replace ``student/`` by what ``save`` (such as ``TextModel.save``) writes into the folder it is given."""
+        replace_folder(self.folder / STUDENT, save)
+        return self.folder / STUDENT
+
+    def close(self) -> None:
+        """Let go of the run, so that another process may resume it."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop_torn_line(self) -> None:
+        path = self.folder / METRICS
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            write_atomic(path, whole)
+
+    def _check_belongs(self, experiment: Experiment) -> None:
+        seeds, arms = range(experiment.seed, experiment.seed + experiment.repeats), experiment.arms()
+        for number, record in enumerate(self.records(), start=1):
+            if record["seed"] not in seeds or record["federation"] not in arms:
+                raise CheckpointError(
+                    f"{self.folder / METRICS}, line {number} is of {record['federation']} on seed {record['seed']}, "
+                    "which this run does not have: it was damaged or edited; put back a copy of the file, or delete "
+                    "the line to train its federation again"
+                )
+
+    def _write_records(self, records: Iterable[Mapping[str, Any]]) -> None:
+        write_atomic(self.folder / METRICS, "".join(strict_json(record, METRICS) + "\n" for record in records))
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, a torn last one left out; CheckpointError naming any other bad line."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line, parse_constant=_no_number)
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number} is not valid JSON: {error}") from error
+        if not isinstance(record, dict) or any(type(record.get(key)) is not kind for key, kind in _UNIT.items()):
+            raise CheckpointError(
+                f"{path}, line {number} is not a round's record: seed, federation or round is missing"
+            )
+        records.append(record)
+    return records
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment of the run in ``folder``; CheckpointError if it has none, ConfigError if it cannot be read."""
+    path = folder / EXPERIMENT
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {EXPERIMENT}: it is not the folder of a run")
+    return Experiment.read(path)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's ``summary.json``; CheckpointError if it is missing or torn."""
+    path = folder / SUMMARY
+    if not path.exists() and not (folder / EXPERIMENT).exists():
+        raise CheckpointError(f"{folder} has no {SUMMARY} and no {EXPERIMENT}: it is not the folder of a run")
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no {SUMMARY}: the run has not ended; go on with it by --resume")
+    summary: dict[str, Any] = read_json(path)
+    return summary
+
+
+def read_audit(folder: Path) -> dict[str, Any] | None:
+    """What an audit found of a finished run; None before there was one. CheckpointError as for ``read_summary``."""
+    privacy = read_summary(folder).get("privacy")
+    if not isinstance(privacy, dict) or "audit" not in privacy:
+        raise CheckpointError(
+            f"{folder / SUMMARY} does not tell of privacy: it is damaged; delete it to write it again"
+        )
+    audit: dict[str, Any] | None = privacy["audit"]
+    return audit
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _take_lock(folder: Path) -> IO[str]:
+    """Lock the folder for this process. The system lets go of it when the process ends, however it ends."""
+    lock = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise CheckpointError(
+            f"{folder} is being written by process {holder}: wait for it to end, end it if it hangs, or use another "
+            "--name"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def check_same(folder: Path, experiment: Experiment) -> None:
+    """CheckpointError unless the run in ``folder`` is of this experiment; where and how it is computed may differ, and
+    a key that its version did not have was at its default."""
+    path = folder / EXPERIMENT
+    try:
+        stored = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    added = _flat(tomllib.loads(Experiment().to_toml()))  # what keys that the run's version had not are by default
+    now = _flat(_decisive(tomllib.loads(experiment.to_toml())))
+    before = {**{key: value for key, value in added.items() if key in now}, **_flat(_decisive(stored))}
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
+            raise CheckpointError(
+                f"{path} is of another experiment: {key} is {_shown(before, key)} there and "
+                f"{_shown(now, key)} now. Use the same value, or another --name (of a study or a search: --out)"
+            )
+
+
+def _decisive(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's tables without what the compared federations may change on resume too."""
+    compared = [{key: value for key, value in one.items() if key not in INTAKE} for one in tables.get("compare", [])]
+    return {**tables, "compare": compared}
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not set"

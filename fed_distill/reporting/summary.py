@@ -1,0 +1,305 @@
+"""From the outcomes of all seeds to ``summary.json``: means, 95 % intervals, and what they say together.
+
+The table's first level is schema 1, which other programs may rely on; a value that is not defined is null,
+never NaN, and where that needs explaining a note beside it does. Of a private run's merchants it has no exact
+sizes, and what is not protected is marked (``disclosure``).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fed_distill.config import Experiment
+from fed_distill.data.examples import Task
+from fed_distill.evaluation.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
+from fed_distill.privacy.disclosure import coarse, is_private, protected, without_sizes
+from fed_distill.privacy.ledger import AT_MERCHANTS
+from fed_distill.reporting.answers import answers
+from fed_distill.reporting.coding import beside_uncoded
+from fed_distill.reporting.outcome import Outcome
+from fed_distill.storage.versions import versions
+
+SCHEMA = 1
+YARDSTICKS = ("server", "local", "pooled")
+"""The controls between which ``gap_closed`` places a federation."""
+AVERAGED = (*SCORES, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds")
+
+
+def summarize(
+    experiment: Experiment,
+    task: Task,
+    teacher: Mapping[str, float | None],
+    student_parameters: int,
+    outcomes: Sequence[Outcome],
+    merchants: int,
+    seconds: float,
+    speed: Mapping[str, float] | None = None,
+    account: Mapping[str, Any] | None = None,
+    records: Sequence[Mapping[str, Any]] = (),
+    poisoned: Mapping[int, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Everything that a finished run has to say, JSON-ready.
+
+    teacher: its metrics on the common test set and its ``parameters``. outcomes: of all controls and federations
+    on all seeds; those of the experiment's main federation become ``student``. seconds: of the whole run.
+    speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``, kept whole where nothing is
+    private. records: the lines of
+    ``metrics.jsonl``, from which ``answers`` tells by federation who took part and who did not.
+    poisoned: by seed, the merchants that lied, of which ``merchant_accuracy`` and the like say nothing.
+    ``retention`` and ``gap_closed`` are computed seed by seed and then averaged, so their intervals are those of
+    the ratio; they are null if they are undefined on any seed. Accuracies by merchant are averaged over the seeds
+    before the worst merchant is looked for.
+    """
+    controls = _by_name(outcomes, "control")
+    federations = _by_name(outcomes, "federation")
+    main = experiment.federation.title
+    if main not in federations:
+        raise ValueError(f"no outcome of the main federation {main!r} among {sorted(federations)}")
+    private = is_private(_privacy(federations[main]))
+    data = dict(account or {})
+    control_rows = {name: _row(units, controls, teacher, task, private) for name, units in controls.items()}
+    federation_rows = {
+        title: {
+            **_row(units, controls, teacher, task, private),
+            "adaptation": _adaptation(units, private),
+            "privacy": _with_groups(_privacy(units), experiment, data),
+        }
+        for title, units in federations.items()
+    }
+    for title, coding in beside_uncoded(experiment, federation_rows, task.headline).items():
+        if title in federation_rows:
+            federation_rows[title]["coding"] = coding
+    student = federation_rows[main]
+    return {
+        "schema": SCHEMA,
+        "name": experiment.name,
+        "dataset": experiment.data.dataset,
+        "task": task.name,
+        "headline": task.headline,
+        "positive": task.positive,
+        "method": experiment.federation.method,
+        "federation": main,
+        "merchants": merchants,
+        "rounds": experiment.federation.rounds,
+        "seed": experiment.seed,
+        "seeds": [unit.seed for unit in federations[main]],
+        "seconds": seconds,
+        "teacher": {name: teacher.get(name) for name in ("parameters", *SCORES)},
+        "student": {
+            "parameters": student_parameters,
+            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant")},
+        },
+        "controls": {
+            name: {key: value for key, value in row.items() if key not in ("interval", "by_seed")}
+            for name, row in control_rows.items()
+        },
+        "retention": student["retention"],
+        "gap_closed": student["gap_closed"],
+        "bytes": student["bytes"],
+        "privacy": {**student["privacy"], "audit": {"auc": None, "epsilon_lower_bound": None}},
+        "federations": federation_rows,
+        "intervals": {
+            "student": student["interval"],
+            "controls": {name: row["interval"] for name, row in control_rows.items()},
+        },
+        "adaptation": student["adaptation"],
+        "levels": {name: _level(units, teacher, task) for name, units in _by_name(outcomes, "level").items()},
+        "speed": dict(speed) if speed is not None else None,
+        "data": without_sizes(data) if private else data,
+        "answers": answers(records),
+        "poisoning": _poisoning(experiment, poisoned or {}),
+        "by_merchant": {
+            "protected": False if private else None,
+            "counts": None if private else dict(federations[main][0].merchant_counts),
+            "controls": {name: _told(_merchant_means(units), private) for name, units in controls.items()},
+            "federations": {title: _told(_merchant_means(units), private) for title, units in federations.items()},
+        },
+        "versions": versions(),
+    }
+
+
+def _poisoning(experiment: Experiment, poisoned: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
+    """The attack and who lied, by seed; None where nobody did."""
+    config = experiment.poisoning
+    if not config.share:
+        return None
+    liars = {str(seed): list(names) for seed, names in poisoned.items()}
+    return {"attack": config.attack, "options": dict(config.options), "share": config.share, "merchants": liars}
+
+
+def _by_name(outcomes: Sequence[Outcome], kind: str) -> dict[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.kind == kind:
+            units = found.setdefault(outcome.name, [])
+            if any(unit.seed == outcome.seed for unit in units):
+                raise ValueError(f"two outcomes of {kind} {outcome.name!r} on seed {outcome.seed}")
+            units.append(outcome)
+    return {name: sorted(units, key=lambda unit: unit.seed) for name, units in found.items()}
+
+
+def _row(
+    units: Sequence[Outcome],
+    controls: Mapping[str, Sequence[Outcome]],
+    teacher: Mapping[str, float | None],
+    task: Task,
+    private: bool,
+) -> dict[str, Any]:
+    """One line of the comparison: means over the seeds, half-widths of their intervals, and each seed's own.
+
+    protected: as in ``disclosure.protected``; merchants' own test scores never are.
+    """
+    by_seed = []
+    notes = {}
+    for unit in units:
+        seed = _of_seed(unit, private)
+        seed["retention"] = retention(unit.metrics.get(task.headline), teacher.get(task.headline))
+        for name, metric in (("gap_closed", task.headline), ("gap_closed_auc", "auc")):
+            gap = _gap_closed(unit, controls, metric)
+            seed[name] = gap.value
+            if gap.reason:
+                notes[name] = f"seed {unit.seed}: {gap.reason}"
+        if unit.unheard:
+            notes["merchant_accuracy"] = f"seed {unit.seed}: {', '.join(unit.unheard)}"
+        by_seed.append(seed)
+    averaged = {name: [seed[name] for seed in by_seed] for name in AVERAGED}
+    return {
+        **{name: _mean(values) for name, values in averaged.items()},
+        "worst_merchant": _worst(_merchant_means(units), units[0].merchant_counts, private),
+        "protected": protected(units[0].name, units[0].kind, private),
+        "rounds": units[0].rounds,
+        "bytes": {
+            "downlink_per_merchant_round": round(sum(unit.downlink_bytes for unit in units) / len(units)),
+            "uplink_per_merchant_round": round(sum(unit.uplink_bytes for unit in units) / len(units)),
+        },
+        "validation": _mean_metrics([unit.validation for unit in units]),
+        "interval": {name: _half_width(values) for name, values in averaged.items()},
+        "notes": notes,
+        "by_seed": by_seed,
+    }
+
+
+def _level(units: Sequence[Outcome], teacher: Mapping[str, float | None], task: Task) -> dict[str, Any]:
+    """A level of the chain from teacher to student: means over the seeds, and half-widths of their intervals."""
+    kept = [retention(unit.metrics.get(task.headline), teacher.get(task.headline)) for unit in units]
+    measured = {name: [unit.metrics.get(name) for unit in units] for name in SCORES}
+    return {
+        "parameters": units[0].metrics["parameters"],
+        **{name: _mean(values) for name, values in measured.items()},
+        "retention": _mean(kept),
+        "interval": {name: _half_width(values) for name, values in {**measured, "retention": kept}.items()},
+    }
+
+
+def _gap_closed(unit: Outcome, controls: Mapping[str, Sequence[Outcome]], metric: str) -> GapClosed:
+    """The unit's gap closed against the controls of its own seed; of no meaning, and empty, for those controls."""
+    if unit.kind == "control" and unit.name in YARDSTICKS:
+        return GapClosed(None)
+    return gap_closed(
+        unit.metrics.get(metric),
+        **{name: _on_seed(controls.get(name, ()), unit.seed, metric) for name in YARDSTICKS},
+    )
+
+
+def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:
+    accuracies = list(unit.merchant_accuracy.values())
+    return {
+        "seed": unit.seed,
+        **{name: unit.metrics.get(name) for name in SCORES},
+        "merchant_accuracy": _mean(accuracies),
+        "worst_merchant": _worst(unit.merchant_accuracy, unit.merchant_counts, private),
+        "seconds": unit.seconds,
+    }
+
+
+def _adaptation(units: Sequence[Outcome], private: bool) -> dict[str, Any] | None:
+    """Means before and after, each seed's notes, and merchants before and after their own adaptation."""
+    before = _mean_metrics([unit.before_adaptation for unit in units])
+    personal = [unit for unit in units if unit.personal_accuracy]
+    if before is None and not personal:
+        return None
+    counts = personal[0].merchant_counts if personal else {}
+    return {
+        "before": before,
+        "after": _mean_metrics([unit.metrics for unit in units]),
+        "notes": {str(unit.seed): list(unit.adaptation) for unit in units},
+        "personal": None
+        if not personal
+        else {
+            "protected": False if private else None,
+            "before": _mean_and_worst([unit.merchant_accuracy for unit in personal], counts, private),
+            "after": _mean_and_worst([unit.personal_accuracy for unit in personal], counts, private),
+        },
+    }
+
+
+def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
+    """The account of the seed that cost the most."""
+    known = [unit.privacy for unit in units if unit.privacy is not None]
+    if not known:
+        return {"unit": "none", "epsilon": None, "delta": None}
+    return dict(max(known, key=lambda one: math.inf if one["epsilon"] is None else one["epsilon"]))
+
+
+def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mapping[str, Any]) -> dict[str, Any]:
+    """With the most examples that one group of a merchant has, where that can be known: from the data of a simulation,
+    and not from those of real sites."""
+    known = account.get("largest_group")
+    if privacy["unit"] not in AT_MERCHANTS or not privacy.get("reproducible_noise") or known is None:
+        return privacy
+    return {**privacy, "largest_group": known.get(experiment.privacy.group)}
+
+
+def _mean_and_worst(
+    of_seeds: Sequence[Mapping[str, float]], counts: Mapping[str, int], private: bool
+) -> dict[str, Any]:
+    means = _means_by_key(of_seeds)
+    return {"mean": _mean(list(means.values())), "worst_merchant": _worst(means, counts, private)}
+
+
+def _worst(accuracies: Mapping[str, float], counts: Mapping[str, int], private: bool) -> dict[str, Any] | None:
+    worst = worst_merchant(accuracies, counts)
+    if worst is None:
+        return None
+    return {"merchant": worst.merchant, "accuracy": coarse(worst.accuracy) if private else worst.accuracy}
+
+
+def _told(accuracies: Mapping[str, float], private: bool) -> dict[str, float]:
+    """Accuracies by merchant as they are reported."""
+    return {name: coarse(value) if private else value for name, value in accuracies.items()}
+
+
+def _merchant_means(units: Sequence[Outcome]) -> dict[str, float]:
+    return _means_by_key([unit.merchant_accuracy for unit in units])
+
+
+def _means_by_key(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    return {key: sum(table[key] for table in tables) / len(tables) for key in shared}
+
+
+def _mean_metrics(of_seeds: Sequence[Mapping[str, float | None] | None]) -> dict[str, float | None] | None:
+    known = [metrics for metrics in of_seeds if metrics is not None]
+    if len(known) < len(of_seeds):
+        return None
+    return {name: _mean([metrics.get(name) for metrics in known]) for name in SCORES}
+
+
+def _on_seed(units: Sequence[Outcome], seed: int, metric: str) -> float | None:
+    return next((unit.metrics.get(metric) for unit in units if unit.seed == seed), None)
+
+
+def _known(values: Sequence[float | None]) -> list[float] | None:
+    """The values, or None if there is none or one is undefined: a mean over some seeds only would flatter."""
+    known = [value for value in values if value is not None]
+    return known if known and len(known) == len(values) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = _known(values)
+    return None if known is None else interval(known)[0]
+
+
+def _half_width(values: Sequence[float | None]) -> float | None:
+    known = _known(values)
+    return None if known is None else interval(known)[1]

@@ -1,0 +1,133 @@
+"""The summary and the rounds as data frames, for a notebook, and as the README's table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from fed_distill.evaluation.metrics import SCORES
+from fed_distill.privacy.disclosure import WHY, is_private
+from fed_distill.reporting.wording import METRIC_NAMES, duration, number, percent, size
+
+STAR = " *"
+"""What marks a name whose figures are not protected, in a private run."""
+
+
+def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One row for the teacher, each level of a chain, each control and each federation (``name``, ``kind``, and of a
+    private run ``protected``, as in ``disclosure.protected``), the headline metric first.
+
+    Means over the seeds, in the units of ``summary.json``; ``<metric>_interval`` is the half-width of the 95 %
+    interval, missing for one seed.
+    """
+    rows = [_row("teacher", "teacher", summary["teacher"], {})]
+    rows += [
+        _row(name, "control", row, summary["intervals"]["controls"][name]) for name, row in summary["controls"].items()
+    ]
+    rows[1:1] = [_row(title, "level", row, row["interval"]) for title, row in summary["levels"].items()]
+    rows += [_row(title, "federation", row, row["interval"]) for title, row in summary["federations"].items()]
+    metrics = _headline_first(summary)
+    columns = ["name", "kind", *(["protected"] if is_private(summary["privacy"]) else []), *metrics]
+    columns += [
+        "merchant_accuracy",
+        "worst_merchant",
+        "worst_merchant_accuracy",
+        "retention",
+        "gap_closed",
+        "gap_closed_auc",
+    ]
+    columns += ["downlink_bytes", "uplink_bytes", "rounds", "seconds"]
+    measured = [*metrics, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds"]
+    table = pd.DataFrame(rows, columns=[*columns, *(f"{name}_interval" for name in measured)])
+    numbers = table.columns.difference(["name", "kind", "protected", "worst_merchant"])
+    return table.astype(dict.fromkeys(numbers, "float64"))
+
+
+def rounds_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row for each line of ``metrics.jsonl``; nested values as ``valid.auc``, ``bytes.uplink`` ..."""
+    return pd.json_normalize([dict(record) for record in records])
+
+
+def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a merchant: its test examples, then its accuracy (mean over the seeds) by each control and federation.
+
+    Of a private run the numbers of test examples are not known, and accuracies are to whole per cent. A federation that
+    is called like a control gets ``federation:`` before its name.
+    """
+    stored = summary["by_merchant"]
+    counts = stored["counts"]
+    columns: dict[str, Mapping[str, Any]] = {"test_examples": counts or {}, **stored["controls"]}
+    for title, accuracies in stored["federations"].items():
+        columns[f"federation:{title}" if title in stored["controls"] else title] = accuracies
+    names = sorted({name for accuracies in columns.values() for name in accuracies})
+    table = pd.DataFrame(columns, index=pd.Index(names, name="merchant")).reset_index()
+    return table if counts is not None else table.drop(columns="test_examples")
+
+
+def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The comparison as text, header first; ± is the half-width of the 95 % interval over the seeds.
+
+    Of a private run a star marks the rows, and the columns of merchants' own test scores, that are not protected.
+    """
+    metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
+    gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
+    mark = STAR if is_private(summary["privacy"]) else ""
+    header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}", "retention"]
+    header += ["gap closed", *(["in AUC"] if len(gaps) > 1 else []), "up / down a round", "time"]
+    lines = [header]
+    for row in comparison_table(summary).to_dict("records"):
+        name = str(row["name"]) + (STAR if row.get("protected") is False else "")
+        cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
+        cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
+        cells += [percent(_value(row, "retention"), 1), *(_with_interval(row, gap, percent) for gap in gaps)]
+        sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
+        cells += [" / ".join(map(size, sent)) if any(sent) else "–", duration(_value(row, "seconds"))]
+        lines.append(cells)
+    return lines
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """``comparison_cells`` as a Markdown table, the federations in bold."""
+    header, *rows = comparison_cells(summary)
+    lines = [_line([cell.replace("*", "\\*") for cell in header]), _line(["---", *["---:"] * (len(header) - 1)])]
+    for name, *cells in rows:
+        own = f"**{name}**" if name in summary["federations"] else name.replace("*", "\\*")
+        lines.append(_line([own, *cells]))
+    note = f"\n\\* {WHY}\n" if is_private(summary["privacy"]) else ""
+    return "\n".join(lines) + "\n" + note
+
+
+def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Any]:
+    worst = row.get("worst_merchant") or {}
+    sent = row.get("bytes", {})
+    return {
+        **{key: value for key, value in row.items() if isinstance(value, (int, float))},
+        "name": name,
+        "kind": kind,
+        "worst_merchant": worst.get("merchant"),
+        "worst_merchant_accuracy": worst.get("accuracy"),
+        "downlink_bytes": sent.get("downlink_per_merchant_round"),
+        "uplink_bytes": sent.get("uplink_per_merchant_round"),
+        **{f"{key}_interval": value for key, value in intervals.items()},
+    }
+
+
+def _headline_first(summary: Mapping[str, Any]) -> list[str]:
+    ordered = [summary["headline"], *(name for name in ("ndcg@10", "auc", "macro_f1", "accuracy", "mrr@10"))]
+    rows = [summary["teacher"], *summary["controls"].values(), *summary["federations"].values()]
+    measured = {name for name in SCORES if any(row.get(name) is not None for row in rows)}
+    return [name for name in dict.fromkeys(ordered) if name in measured]
+
+
+def _value(row: Mapping[Any, Any], key: str) -> float | None:
+    value = row[key]
+    return None if pd.isna(value) else float(value)
+
+
+def _with_interval(row: Mapping[Any, Any], key: str, written: Any) -> str:
+    half = _value(row, f"{key}_interval")
+    return str(written(_value(row, key))) + ("" if half is None else f" ± {written(half)}")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,44 @@
+"""How a run ended, for who looks at a terminal: its comparison as a table, and where the report is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fed_distill.privacy.disclosure import WHY, is_private
+from fed_distill.reporting.store import REPORT, read_summary
+from fed_distill.reporting.tables import STAR, comparison_cells
+
+_DISPENSABLE = ("accuracy", "macro-F1", "merchants: mean", "retention", "up / down a round", "time", "AUC")
+"""Columns that a narrow terminal goes without, in this order; never the first, which is the headline."""
+
+
+def show(folder: Path, note: str = "", console: Console | None = None) -> None:
+    """Print the comparison of the finished run in ``folder``, a ``note`` if there is one, and the report's path."""
+    console = console or Console()
+    summary = read_summary(folder)
+    console.print(_comparison(summary, console.width))
+    if is_private(summary["privacy"]):
+        console.print(f"* {WHY}", highlight=False)
+    if note:
+        console.print(escape(note))
+    console.print(f"report: {escape(str(folder / REPORT))}", soft_wrap=True)
+
+
+def _comparison(summary: Mapping[str, Any], width: int) -> Table:
+    """The comparison in as many columns as there is room for; the report has all."""
+    lines = comparison_cells(summary)
+    shown = list(range(len(lines[0])))
+    for title in _DISPENSABLE:
+        if sum(max(len(line[place]) for line in lines) + 2 for place in shown) <= width:
+            break
+        shown = [place for place in shown if lines[0][place].removesuffix(STAR) != title or place == 1]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for place in shown:
+        table.add_column(lines[0][place], justify="left" if place == 0 else "right", no_wrap=True)
+    for cells in lines[1:]:
+        table.add_row(*(escape(cells[place]) for place in shown))
+    return table

@@ -1,1 +1,0 @@
-"""What a run leaves behind: metrics, one folder a run, tables and the report."""

@@ -1,1 +1,0 @@
-"""What an operator needs to run across real sites: identities, folders, the shared public part, and checks."""

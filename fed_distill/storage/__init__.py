@@ -1,0 +1,1 @@
+"""Files, checkpoints and fingerprints: what a run keeps on disk, written atomically."""

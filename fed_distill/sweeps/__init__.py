@@ -1,0 +1,1 @@
+"""Many runs: studies over grids and tuning by Optuna."""

@@ -1,0 +1,187 @@
+"""The cells of a study: one experiment with one seed each, known by a fingerprint of all that its result depends on.
+
+Cells that are the same experiment share a fingerprint and are trained once. What every cell is compared with (the
+server alone, each merchant alone, all data pooled, plain FedAvg) does not depend on privacy or method, so it is
+trained once for each seed, in a cell of its own.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from fed_distill.config import Experiment
+from fed_distill.config.training import MERCHANTS_PACE
+from fed_distill.errors import ConfigError
+from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.sweeps.grid import NO_PRIVACY, Attacks, Choice, Study, varied
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment with one seed.
+
+    labels: axis -> label of its value; empty for a cell of controls. controls: fingerprint of the cell that has the
+    controls of the same seed; None if the base asks for none, and for a cell of controls. attacks: those that its run
+    is to stand; they are no part of the fingerprint.
+    """
+
+    labels: Mapping[str, str]
+    seed: int
+    experiment: Experiment
+    fingerprint: str
+    controls: str | None = None
+    attacks: Attacks | None = None
+
+    @property
+    def role(self) -> str:
+        """``cell`` or ``controls``."""
+        return "cell" if self.labels else "controls"
+
+    @property
+    def title(self) -> str:
+        """The cell in words, as ``method=fedmd, epsilon=8, seed 0``."""
+        return f"{_written(self.labels) or 'controls'}, seed {self.seed}"
+
+
+def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list[Cell]:
+    """All cells: seed after seed, each seed's controls first, then the grid with its first axis changing slowest.
+
+    tiny: the quick version of each experiment, one seed; kept: keys that this changes nothing of, as in
+    ``Experiment.tiny``, and ``seeds``. ConfigError naming the cell whose experiment is wrong, or if everything is
+    excluded. A cell of controls stands before the first cell that needs it.
+    """
+    combinations = list(_combinations(study))
+    if not combinations:
+        raise ConfigError(f"study {study.name}: exclude leaves no cell")
+    cells: list[Cell] = []
+    for seed in range(study.base.seed, study.base.seed + (1 if tiny and "seeds" not in kept else study.seeds)):
+        known: set[str] = set()
+        attacks = study.audit if study.audit is not None and seed < study.base.seed + study.audit.seeds else None
+        for choices in combinations:
+            labels = {axis: choice.label for axis, choice in choices.items()}
+            experiment = _experiment(study, labels, choices, seed, kept if tiny else None)
+            controls = None
+            if study.base.controls:
+                of_seed = _controls(study.base.tiny(kept) if tiny else study.base, experiment)
+                controls = fingerprint_of(of_seed)
+                if controls not in known:
+                    known.add(controls)
+                    cells.append(Cell({}, seed, of_seed, controls))
+            cells.append(Cell(labels, seed, experiment, fingerprint_of(experiment), controls, attacks))
+    return cells
+
+
+def only(study: Study, cells: Sequence[Cell], settings: Sequence[str]) -> list[Cell]:
+    """The cells that have one of the labels named for an axis, for each axis that is named, and their controls.
+
+    settings: texts ``axis=label``. ConfigError for a text of another form, an axis or a label that there is not, or if
+    no cell is left.
+    """
+    known = {axis.name: [choice.label for choice in axis.choices] for axis in study.axes}
+    wanted: dict[str, set[str]] = {}
+    for text in settings:
+        axis, separator, label = (part.strip() for part in text.partition("="))
+        if not separator or axis not in known:
+            raise ConfigError(f"--only wants AXIS=LABEL with an axis of {sorted(known)}, not {text!r}")
+        if label not in known[axis]:
+            raise ConfigError(f"--only: axis {axis!r} has no {label!r}, but {known[axis]}")
+        wanted.setdefault(axis, set()).add(label)
+    kept = [all(cell.labels.get(axis) in labels for axis, labels in wanted.items()) for cell in cells]
+    needed = {cell.controls for cell, stays in zip(cells, kept, strict=True) if stays and cell.labels}
+    if not needed:
+        raise ConfigError(f"study {study.name}: --only leaves no cell")
+    return [
+        cell for cell, stays in zip(cells, kept, strict=True)
+        if (stays if cell.labels else cell.fingerprint in needed)
+    ]  # fmt: skip
+
+
+def fingerprint_of(experiment: Experiment) -> str:
+    """32 hexadecimal digits that change with every value of the experiment but its name and ``[runtime]``.
+
+    The order of keys does not count, nor does a key at its default, so that what was run before a version had more keys
+    is known to it (``Places.check`` tells where a default is another now). Versions of packages and the contents of
+    the data are not in it: the results name the versions, and the report says when cells were made by different ones.
+    """
+    tables, defaults = (one.model_dump(mode="json", exclude={"name", "runtime"}) for one in (experiment, Experiment()))
+    return fingerprint(experiment=_other_than(defaults, tables))
+
+
+def _other_than(defaults: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in nested ``tables`` and not, or otherwise, in ``defaults``; None of what is in ``defaults`` alone."""
+    found: dict[str, Any] = {}
+    for key in {**defaults, **tables}:
+        default, value = defaults.get(key), tables.get(key)
+        if isinstance(default, Mapping) and isinstance(value, Mapping):
+            value = _other_than(default, value) or default
+        if value != default:
+            found[key] = value
+    return found
+
+
+def distinct(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """Fingerprint -> the first cell that has it, in order."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.fingerprint, cell)
+    return found
+
+
+def _combinations(study: Study) -> Iterator[dict[str, Choice]]:
+    for choices in product(*(axis.choices for axis in study.axes)):
+        named = {axis.name: choice for axis, choice in zip(study.axes, choices, strict=True)}
+        if not study.excludes({axis: choice.label for axis, choice in named.items()}):
+            yield named
+
+
+def _experiment(
+    study: Study, labels: Mapping[str, str], choices: Mapping[str, Choice], seed: int, kept: Collection[str] | None
+) -> Experiment:
+    """kept: what a tiny version keeps; None for the whole one."""
+    changes = {key: value for choice in choices.values() for key, value in choice.changes.items()}
+    try:
+        experiment = varied(study.base, changes)
+        return _alone(experiment if kept is None else experiment.tiny(kept), seed)
+    except ConfigError as error:
+        problem = str(error).removeprefix("experiment: ")
+        raise ConfigError(f"study {study.name}, cell {_written(labels)}: {problem}") from error
+
+
+def _alone(experiment: Experiment, seed: int) -> Experiment:
+    """One federation on one seed, nothing beside it."""
+    return experiment.with_changes({"seed": seed, "repeats": 1, "controls": [], "compare": []})
+
+
+def _controls(base: Experiment, cell: Experiment) -> Experiment:
+    """The experiment that has the controls for ``cell``: without privacy, with the base's rounds and merchants' pace.
+
+    Its own federation is plain FedAvg, which is the control of that name; where the base does not ask for that one,
+    the run has a single round of it, because a run needs a federation.
+    """
+    wanted = [name for name in base.controls if name != "fedavg"]
+    whole = "fedavg" in base.controls
+    local_epochs = base.federation.options.get("local_epochs")
+    federation = {
+        "method": "fedavg",
+        "options": {} if local_epochs is None else {"local_epochs": local_epochs},
+        "rounds": base.federation.rounds if whole else 1,
+        "participation": base.federation.participation if whole else 1.0,
+        "validate_every": base.federation.validate_every,
+        "patience": base.federation.patience if whole else None,
+    }
+    changes = {
+        "controls": wanted,
+        "federation": federation,
+        "adaptation": {"enabled": False},
+        "privacy": NO_PRIVACY,
+        "poisoning": {},
+        "transport": {},
+        "student.by_merchant": [],
+        **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},
+    }
+    return cell.with_changes(changes)
+
+
+def _written(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{axis}={label}" for axis, label in labels.items())

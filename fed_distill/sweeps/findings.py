@@ -1,0 +1,177 @@
+"""What a study found, in sentences for a reader who is no engineer: the answer first, then a sentence a series.
+
+Every comparison is made seed by seed and called a difference only where it is larger than the half-width of its 95 %
+interval over the seeds; of one seed it is said that chance cannot be told.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from fed_distill.reporting.wording import METRIC_NAMES, number, percent, plus_minus
+from fed_distill.sweeps.collect import FINISHED, WHITE_BOX
+from fed_distill.sweeps.curves import epsilon_of, rounded_up, series_numbers
+
+Row = dict[Any, Any]
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """An ε as a person reads it: with two digits, rounded up, so that what is written is still a true promise."""
+    if epsilon is None or math.isnan(epsilon):
+        return "unknown"
+    return "∞" if math.isinf(epsilon) else f"{rounded_up(epsilon):.3g}"
+
+
+def odds_factor(epsilon: float) -> str:
+    """How much an ε lets the odds of a guess about somebody's data change: e to the ε."""
+    factor = math.exp(min(epsilon, 700.0))
+    return f"{factor:.3g}" if factor < 100 else f"{factor:,.0f}" if factor < 1e6 else f"{factor:.1e}"
+
+
+def answer(combinations: pd.DataFrame) -> str:
+    """The study's main finding: the strictest promise at which a student still beats the server alone."""
+    rows = _rows(combinations)
+    if not rows:
+        return "No cell of this study has finished yet, so there is nothing to tell."
+    metric, private = _metric(rows), [row for row in rows if _finite(row)]
+    if not private:
+        best = max(rows, key=lambda row: float(row["score"]))
+        return f"Best of what was compared, {_name(best)} reaches {_score(best)} {metric}{_against_server(best)}."
+    if all(math.isnan(row["above_server"]) for row in private):
+        best = max(private, key=lambda row: (-_epsilon(row), row["score"]))
+        strictest = epsilon_text(_epsilon(best))
+        return f"At the strictest promise, ε = {strictest}, {_name(best)} reaches {_score(best)} {metric}."
+    better = [row for row in private if _is_above(row)]
+    if not better:
+        return (
+            f"At none of the privacy budgets does a student beat the one that the server trains alone in {metric}"
+            f"{' beyond chance' if _seeds(private) > 1 else ''}: too little of the merchants' help is left."
+        )
+    best = min(better, key=lambda row: (_epsilon(row), -row["score"]))
+    return (
+        "The strictest promise at which a student still beats the one that the server trains alone is ε = "
+        f"{epsilon_text(_epsilon(best))}: there {_name(best)} reaches {_score(best)} {metric}{_against_server(best)}."
+    )
+
+
+def sentences(combinations: pd.DataFrame) -> list[tuple[str, str]]:
+    """(series, what its curve says) in the study's order, for the series of which anything has finished."""
+    rows = _rows(combinations)
+    found = []
+    for series in series_numbers(combinations):
+        own = [row for row in rows if row["series"] == series]
+        if own:
+            found.append((series, _sentence(own)))
+    return found
+
+
+def audit_sentence(results: pd.DataFrame) -> str:
+    """Whether any attack proved more than the accountant promises; empty where no private cell was attacked."""
+    own = results[(results["role"] == "cell") & (results["status"] == FINISHED)]
+    audited = own[own["privacy.epsilon"].notna() & own["audit.epsilon_lower_bound"].notna()].drop_duplicates(
+        "fingerprint"
+    )
+    if audited.empty:
+        return ""
+    promised = audited["privacy.epsilon"]
+    if "audit.epsilon_of_accountant" in audited:  # at the audit's delta, where the two can be compared
+        promised = audited["audit.epsilon_of_accountant"].astype("float64").fillna(promised)
+    exceeded = audited["audit.epsilon_lower_bound"] > promised
+    largest = audited["audit.epsilon_lower_bound"].max()
+    if "audit.white_box.exceeded" in audited:
+        exceeded |= audited["audit.white_box.exceeded"].eq(True)
+        largest = max(largest, audited[[*WHITE_BOX.values()]].max(axis=None, skipna=True))
+    broken = audited[exceeded]
+    if broken.empty:
+        return (
+            f"{len(audited):,} private cells were attacked. In none of them did an attack prove a larger ε than was "
+            f"promised: the largest lower bound is {largest:.2f}."
+        )
+    return (
+        f"WARNING: in {len(broken):,} of {len(audited):,} attacked cells an attack proved a larger ε than was promised "
+        f"(fingerprints {', '.join(broken['fingerprint'].str[:8])}). Their promises do not hold; do not rely on them."
+    )
+
+
+def _sentence(rows: Sequence[Row]) -> str:
+    """One series: its loosest and its strictest promise against no privacy and against the server alone."""
+    metric = _metric(rows)
+    private = sorted((row for row in rows if _finite(row)), key=_epsilon, reverse=True)
+    free = next((row for row in rows if epsilon_of(row) == math.inf), None)
+    shown = [*([free] if free is not None else []), *private[:1], *private[1:][-1:]] or [rows[0]]
+    parts: list[str] = []
+    for row in shown:
+        unit = "" if parts else f" {metric}"
+        parts.append(
+            f"{_promised(row)} it reaches {_score(row)}{unit}{_kept(row, free)}{_against_server(row, not parts)}"
+        )
+    text = "; ".join(part.rstrip(",") for part in parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _promised(row: Row) -> str:
+    epsilon = epsilon_of(row)
+    if epsilon is None:
+        return "at an unknown ε"
+    return f"at ε = {epsilon_text(epsilon)}" if math.isfinite(epsilon) else "without privacy"
+
+
+def _kept(row: Row, free: Row | None) -> str:
+    """Which share of the gain over the server alone is left of what there is without privacy."""
+    if free is None or row is free or not _is_above(free) or math.isnan(row["above_server"]):
+        return ""
+    share = row["above_server"] / free["above_server"]
+    kept = "nothing" if share <= 0 else "all" if share >= 1 else percent(share)
+    return f", keeps {kept} of the gain that there is without privacy,"
+
+
+def _against_server(row: Row, with_score: bool = True) -> str:
+    difference, half = row["above_server"], row["above_server_interval"]
+    if math.isnan(difference):
+        return ""
+    server = "the server alone" + (f" ({number(row['control.server'])})" if with_score else "")
+    if math.isnan(half):
+        only = " on the only seed" if with_score else ""
+        return f" and is {'above' if difference > 0 else 'not above'} {server}{only}"
+    if abs(difference) <= half:
+        return f" and cannot be told from {server} by more than chance"
+    return f" and is {'above' if difference > 0 else 'below'} {server}"
+
+
+def _is_above(row: Row) -> bool:
+    half = row["above_server_interval"]
+    return bool(row["above_server"] > (0.0 if math.isnan(half) else half))
+
+
+def _rows(combinations: pd.DataFrame) -> list[Row]:
+    return [row for row in combinations.to_dict("records") if not math.isnan(row["score"])]
+
+
+def _finite(row: Row) -> bool:
+    epsilon = epsilon_of(row)
+    return epsilon is not None and math.isfinite(epsilon)
+
+
+def _epsilon(row: Row) -> float:
+    epsilon = epsilon_of(row)
+    return math.inf if epsilon is None else epsilon
+
+
+def _seeds(rows: Sequence[Row]) -> int:
+    return max(int(row["seeds"]) for row in rows)
+
+
+def _metric(rows: Sequence[Row]) -> str:
+    name = str(rows[0]["run.headline"])
+    return METRIC_NAMES.get(name, name)
+
+
+def _name(row: Row) -> str:
+    return str(row["series"])
+
+
+def _score(row: Row) -> str:
+    half = row["score_interval"]
+    return number(row["score"]) + ("" if math.isnan(half) else f" {plus_minus(half)}")

@@ -1,0 +1,76 @@
+"""What each value of an axis is worth over one of them, the study's baseline: seed by seed, all other axes equal."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from fed_distill.evaluation.metrics import interval
+from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, number, signed
+from fed_distill.sweeps.grid import Study
+
+
+def gains(study: Study, results: pd.DataFrame, column: str) -> pd.Series:
+    """Each cell's ``column`` less that of the baseline with the same other labels and seed; of the baseline itself, and
+    where there is none, missing."""
+    none = pd.Series(math.nan, index=results.index, dtype="float64")
+    if study.baseline is None:
+        return none
+    axis, label = study.baseline
+    keys = [results[name] for name in (*_others(study), "seed")]
+    is_cell = results["role"] == "cell"
+    own = is_cell & (results[axis] == label)
+    places = list(zip(*keys, strict=True))
+    of_baseline = {places[row]: results[column].iloc[row] for row in range(len(places)) if own.iloc[row]}
+    found = [value - of_baseline.get(place, math.nan) for place, value in zip(places, results[column], strict=True)]
+    return none.mask(is_cell & ~own, pd.Series(found, index=results.index, dtype="float64"))
+
+
+def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
+    """A table of text: a line for each combination of the other axes, with the baseline's headline metric and what each
+    other value adds to it; then their mean, with its 95 % interval over these lines, and their worst.
+
+    Empty without a baseline, or another axis.
+    """
+    if study.baseline is None or len(study.axes) == 1:
+        return []
+    axis, label = study.baseline
+    others = _others(study)
+    labels = [choice.label for one in study.axes if one.name == axis for choice in one.choices if choice.label != label]
+    headline = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
+    lines = [[*others, f"{label}: {METRIC_NAMES.get(headline, headline)}", *labels]]
+    columns: dict[str, list[float]] = {name: [] for name in labels}
+    for key, group in combinations.groupby(others, sort=False):
+        found = group.set_index(axis)
+        base = float(found["score"].get(label, math.nan))
+        added = [float(found["gain"].get(name, math.nan)) for name in labels]
+        for name, gain in zip(labels, added, strict=True):
+            columns[name].append(gain)
+        lines.append([*map(str, key), UNKNOWN if math.isnan(base) else number(base), *map(_shown, added)])
+    blank = [""] * len(others)
+    return [
+        *lines,
+        ["mean", *blank, *(_mean(column) for column in columns.values())],
+        ["worst", *blank, *(_shown(min(column, key=_least)) for column in columns.values())],
+    ]
+
+
+def _others(study: Study) -> list[str]:
+    assert study.baseline is not None
+    return [axis.name for axis in study.axes if axis.name != study.baseline[0]]
+
+
+def _shown(gain: float) -> str:
+    return UNKNOWN if math.isnan(gain) else signed(gain)
+
+
+def _mean(column: Sequence[float]) -> str:
+    """Of all lines, or not known: a mean over some would flatter."""
+    if any(map(math.isnan, column)):
+        return UNKNOWN
+    mean, half = interval(column)
+    return signed(mean) + ("" if half is None else f" ± {number(half)}")
+
+
+def _least(gain: float) -> float:
+    return -math.inf if math.isnan(gain) else gain

@@ -1,0 +1,93 @@
+"""Which figures a study's report has, under which titles, and what is said beneath them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES
+from fed_distill.sweeps.curves import Level, Offer, curves, levels, offers
+from fed_distill.sweeps.drawing import write_figure
+from fed_distill.sweeps.figures import bytes_figure, curve_figure, pareto_figure
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its place in the page. name: of its files and section."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+
+
+def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path) -> list[Chart]:
+    """Every figure for which there is something to draw; ``folder`` gets ``NAME.svg`` and ``NAME.png`` of each.
+
+    Curves over ε need a finite one; bytes need a finished cell.
+    """
+    headline = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "")
+    metric = METRIC_NAMES.get(headline, headline)
+    ends = levels(results, {name: ROW_NAMES[name] for name in ("server", "pooled")})
+    offered = offers(combinations)
+    drawn = [
+        _curves(combinations, folder, "score", ends, "accuracy", f"What privacy costs in {metric}",
+            f"{metric} on the test set", "Bands and whiskers are 95 % intervals over the seeds. Dashed: the students "
+            "that the server trains without any merchant, and with everybody's data in one place. The scale does not "
+            "begin at zero, so read differences, not heights; what lies far below is given as a number."),
+        _curves(combinations, folder, "worst_merchant_accuracy", [], "worst-merchant",
+            "What it costs the merchant served worst", "accuracy at the worst merchant",
+            "A mean can hide a merchant that is served badly. Looked for among the merchants with at least 20 test "
+            "examples; it need not be the same one on every seed."),
+        _curves(combinations, folder, "audit.auc", [Level("guessing", 0.5)], "attack", "What attackers achieve",
+            "AUC of the attack", "How well an attacker tells examples that were used in training from others: 0.5 is "
+            "guessing, 1 is certainty."),
+        _bytes(offered, folder, ends, metric),
+        _pareto(offered, folder, ends, metric),
+    ]  # fmt: skip
+    return [chart for chart in drawn if chart is not None]
+
+
+def _curves(
+    combinations: pd.DataFrame,
+    folder: Path,
+    measure: str,
+    dashed: Sequence[Level],
+    name: str,
+    title: str,
+    axis: str,
+    caption: str,
+) -> Chart | None:
+    lines = curves(combinations, measure)
+    if not any(math.isfinite(reading.epsilon) for line in lines for reading in line.readings):
+        return None
+    return Chart(name, title, caption, write_figure(curve_figure(lines, dashed, axis), folder, name, title))
+
+
+def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metric: str) -> Chart | None:
+    if not offered:
+        return None
+    title = f"What {metric} costs in bytes"
+    caption = (
+        "Bytes of the serialized messages that one merchant sends in all rounds. A larger mark is a larger ε; "
+        "series that send the same stand side by side, and a line that leaves the figure leads to values far "
+        "below."
+    )
+    figure = bytes_figure(offered, dashed, f"{metric} on the test set")
+    return Chart("bytes", title, caption, write_figure(figure, folder, "bytes", title))
+
+
+def _pareto(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metric: str) -> Chart | None:
+    if not any(offer.epsilon is not None and math.isfinite(offer.epsilon) for offer in offered):
+        return None
+    title = "Which choices are worth considering"
+    caption = (
+        "Filled: no other choice has as much quality for as little ε and as few bytes (the Pareto front). Hollow: "
+        "another one is at least as good in all three. A larger mark is more bytes; the line is the best quality for "
+        "each ε."
+    )
+    figure = pareto_figure(offered, dashed, f"{metric} on the test set")
+    return Chart("pareto", title, caption, write_figure(figure, folder, "pareto", title))

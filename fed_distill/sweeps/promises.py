@@ -1,0 +1,150 @@
+"""What each privacy unit of a study promises, to whom, and on which assumptions, in words; see DESIGN's privacy model.
+
+The numbers are the runs' own; only what a run does not say is filled in from here, and then from the unit's definition.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fed_distill.mechanisms.promise import TRUSTED
+from fed_distill.reporting.wording import NARROW, count
+from fed_distill.sweeps.collect import BETWEEN, FINISHED
+from fed_distill.sweeps.findings import epsilon_text, odds_factor
+
+
+@dataclass(frozen=True)
+class Unit:
+    """title: what is protected. promise: what that means. counts: what n is. assumption: what the accountant takes for
+    granted, beside what holds for all units."""
+
+    title: str
+    promise: str
+    counts: str
+    assumption: str
+
+
+UNITS = {
+    "example": Unit(
+        "One example of a merchant",
+        "Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell whether any "
+        "one example of that merchant was used.",
+        "a merchant's training examples",
+        "In a private step each example of a merchant takes part by its own coin flip (Poisson sampling), and its "
+        "gradient is clipped before noise is added. Two data sets are neighbours if one example of one merchant is "
+        "added or removed.",
+    ),
+    "group": Unit(
+        "A group of a merchant's examples",
+        "Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell whether any "
+        "one group of that merchant's examples, such as all pairs of one offer, was used.",
+        "a merchant's groups of training examples",
+        "In a private step each group of a merchant takes part by its own coin flip (Poisson sampling) with all of its "
+        "examples, and the sum of their gradients is clipped before noise is added. Two data sets are neighbours if a "
+        "group of one merchant is added or removed.",
+    ),
+    "merchant": Unit(
+        "A whole merchant",
+        "Whoever sees the students that the server releases, and knows everything else, can hardly tell whether a "
+        "merchant took part at all, with all of its examples.",
+        "the merchants",
+        "Each merchant's update is clipped before the sum is noised. Two federations are neighbours if one merchant is "
+        "added or removed.",
+    ),
+    "vote": Unit(
+        "A merchant's votes",
+        "Whoever sees the labels that the votes gave, and the student trained on them, can hardly tell whether any one "
+        "merchant took part, with all the examples that decide its votes.",
+        "the voting merchants",
+        "Each merchant has one vote for each proxy example. Two federations are neighbours if one merchant's votes are "
+        "added or removed.",
+    ),
+}
+ASSUMPTIONS = (
+    "ε adds up all rounds and all private phases of one federation on one seed. Publishing several students of this "
+    "study, or several seeds, spends the sum of theirs.",
+    "The proxy set and the server's own examples are public: nothing is promised for them.",
+    "Settings, such as learning rates and rounds, are taken as given: what choosing them by a look at private data "
+    "would reveal is not counted.",
+    "The controls (each merchant alone, all data pooled, plain FedAvg) are trained without privacy. They are measures "
+    "for this study and would not be released.",
+    "Noise is drawn from the run's seed, so that this study can be repeated. Anyone who knows the seed can subtract "
+    "it. Real sites and their server draw it from secrets of their own.",
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The cells of one unit and about one ε. odds: how much a guess's odds may change, e to the ε."""
+
+    epsilon: str
+    odds: str
+    delta: str
+    noise: str
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A unit that cells of a study used, in words and with the range of its numbers."""
+
+    unit: Unit
+    trusted: str
+    accountants: str
+    counted: str
+    reveals: Sequence[str]
+    budgets: Sequence[Budget]
+
+
+def promises(results: pd.DataFrame) -> list[Promise]:
+    """One for each privacy unit among the finished cells, in order of first use; none for cells without privacy."""
+    own = results[(results["role"] == "cell") & (results["status"] == FINISHED)]
+    units = [unit for unit in own["privacy.unit"].dropna().unique() if unit != "none"]
+    return [_promise(str(unit), own[own["privacy.unit"] == unit]) for unit in units]
+
+
+def _promise(name: str, cells: pd.DataFrame) -> Promise:
+    unit = UNITS.get(name) or Unit(name, "", "", "")
+    reveals = _texts(cells, "privacy.reveals")
+    return Promise(
+        unit,
+        trusted="; ".join(_texts(cells, "privacy.trusted")) or TRUSTED.get(name, "not said"),
+        accountants=", ".join(_texts(cells, "privacy.accountant")) or "not said",
+        counted=_counted(cells),
+        reveals=list(dict.fromkeys(item for text in reveals for item in text.split(BETWEEN))),
+        budgets=_budgets(cells),
+    )
+
+
+def _budgets(cells: pd.DataFrame) -> list[Budget]:
+    """One for each ε, to three digits, the smallest first; those that are not known last."""
+    rounded = cells.assign(shown=[epsilon_text(None if math.isnan(one) else one) for one in cells["privacy.epsilon"]])
+    found = []
+    for shown, group in rounded.sort_values("privacy.epsilon").groupby("shown", sort=False):
+        epsilon = float(group["privacy.epsilon"].max())
+        odds = "unknown" if math.isnan(epsilon) else odds_factor(epsilon)
+        columns = ["privacy.noise_multiplier.least", "privacy.noise_multiplier.most"]
+        found.append(Budget(str(shown), odds, _range(group, ["privacy.delta"], ".1e"), _range(group, columns, ".3g")))
+    return found
+
+
+def _counted(cells: pd.DataFrame) -> str:
+    merchants = _range(cells, ["run.merchants"], ",.0f")
+    examples = cells["run.examples"].dropna().astype(float)
+    known = "" if examples.empty else f", {count(examples.min())} training examples in all"
+    return f"{merchants} merchants{known}"
+
+
+def _range(cells: pd.DataFrame, columns: Sequence[str], form: str) -> str:
+    values = [float(value) for name in columns if name in cells for value in cells[name].dropna()]
+    if not values:
+        return "not said"
+    ends = dict.fromkeys(format(end, form) for end in (min(values), max(values)))
+    return f"{NARROW}to{NARROW}".join(ends)
+
+
+def _texts(cells: pd.DataFrame, column: str) -> list[str]:
+    if column not in cells:
+        return []
+    return list(dict.fromkeys(str(text) for text in cells[column].dropna() if str(text)))

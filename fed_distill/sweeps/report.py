@@ -1,0 +1,143 @@
+"""Writes what a study found into its folder: tables, figures and one HTML page that stands alone.
+
+Made from the cells' summaries and nothing else, so that it can be written at any time, also while cells are missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fed_distill.config import CONTROLS
+from fed_distill.reporting.glossary import GLOSSARY
+from fed_distill.reporting.spreadsheets import to_csv
+from fed_distill.reporting.store import REPORT
+from fed_distill.reporting.wording import ROW_NAMES
+from fed_distill.storage.files import write_atomic
+from fed_distill.sweeps import findings
+from fed_distill.sweeps.cells import Cell
+from fed_distill.sweeps.collect import FAILED, FINISHED, combinations_table, results_table
+from fed_distill.sweeps.curves import levels
+from fed_distill.sweeps.gains import gains_cells
+from fed_distill.sweeps.gallery import Chart, draw_charts
+from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.promises import ASSUMPTIONS, promises
+from fed_distill.sweeps.runner import Places
+from fed_distill.sweeps.table import summary_cells
+from fed_distill.sweeps.template import STUDY_PAGE, STYLE
+
+PARQUET, CSV, SUMMARY, TOML, FIGURES = "results.parquet", "results.csv", "summary.csv", "study.toml", "figures"
+WORDS = (
+    "Teacher", "Student", "Merchant", "Proxy set", "Federated learning", "Round", "Server alone", "Each merchant alone",
+    "All data pooled", "FedAvg, no teacher", "nDCG@10", "AUC", "Accuracy", "Macro-F1", "Retention", "Gap closed",
+    "Worst merchant", "Seed", "± (95 % interval)", "Differential privacy",
+)  # fmt: skip
+MORE_WORDS = {
+    "ε (epsilon)": "The price of a promise of privacy: how much may be learned about one unit of data. Smaller is "
+    "more private; ∞ is no promise.",
+    "δ (delta)": "The small chance with which the promise may fail; far below one in the number of units is safe.",
+    "Attack AUC": "How well an attacker tells data that was used from data that was not; 0.5 is guessing.",
+    "ε at least (text)": "What an attack has proved about a run: its true ε, for the audit's δ, cannot be smaller, "
+    "with the audit's confidence.",
+    "ε at least (Steinke), (f-DP)": "The same by an attacker who sees every release of the mechanism, with "
+    "canaries of the worst kind; by two methods, of which the second is the closer.",
+    "Pareto front": "The choices that no other one beats: whoever wants more quality, less ε or fewer bytes has to "
+    "give up something else.",
+    "Cell": "One combination of the study on one seed: one run.",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was written. complete: whether all cells are done, attacks included. table: ``summary_cells``. gains:
+    ``gains_cells``."""
+
+    report: Path
+    complete: bool
+    table: Sequence[Sequence[str]]
+    gains: Sequence[Sequence[str]]
+
+    def tables(self, axes: int) -> list[tuple[Sequence[Sequence[str]], int]]:
+        """The tables of a study of so many axes that there are, each with the number of its columns that are names."""
+        return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else [])]
+
+
+def write_findings(study: Study, cells: Sequence[Cell], places: Places, command: str) -> Findings:
+    """Write ``results.parquet``, ``results.csv``, ``summary.csv``, ``study.toml``, ``figures/`` and ``report.html``.
+
+    command: what goes on with the study, for the report. CheckpointError if a finished run's summary is torn.
+    """
+    places.folder.mkdir(parents=True, exist_ok=True)
+    results = results_table(study, cells, places)
+    combinations = combinations_table(study, results)
+    write_atomic(places.folder / PARQUET, results.to_parquet(index=False))
+    write_atomic(places.folder / CSV, to_csv(results))
+    write_atomic(places.folder / SUMMARY, to_csv(combinations))
+    write_atomic(places.folder / TOML, study.to_toml())
+    charts = draw_charts(results, combinations, places.folder / FIGURES)
+    table = summary_cells(study, results, combinations)
+    gains = gains_cells(study, combinations)
+    page = _render(study, cells, results, combinations, table, gains, charts, command)
+    write_atomic(places.folder / REPORT, page)
+    return Findings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains)
+
+
+def _render(
+    study: Study,
+    cells: Sequence[Cell],
+    results: pd.DataFrame,
+    combinations: pd.DataFrame,
+    table: Sequence[Sequence[str]],
+    gains: Sequence[Sequence[str]],
+    charts: Sequence[Chart],
+    command: str,
+) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    wanted: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS if name in study.base.controls}
+    finished = int((results["status"] == FINISHED).sum())
+    return environment.from_string(STUDY_PAGE).render(
+        study=study,
+        style=Markup(STYLE),
+        answer=findings.answer(combinations),
+        sentences=findings.sentences(combinations),
+        audit=findings.audit_sentence(results),
+        unfinished=_unfinished(results),
+        problems=_problems(cells, results),
+        seeds=list(dict.fromkeys(cell.seed for cell in cells)),
+        controls=list(wanted.values()),
+        controls_shown=len(levels(results, wanted)),
+        cells=len(cells),
+        finished=finished,
+        figures=charts,
+        table=table,
+        gains=gains,
+        promises=promises(results),
+        assumptions=ASSUMPTIONS,
+        command=command,
+        toml=study.to_toml(),
+        glossary={**{word: GLOSSARY[word] for word in WORDS}, **MORE_WORDS},
+        versions=[str(line) for line in results["run.versions"].dropna().unique()],
+    )
+
+
+def _unfinished(results: pd.DataFrame) -> str:
+    failed, all_others = int((results["status"] == FAILED).sum()), int((results["status"] != FINISHED).sum())
+    missing = all_others - failed
+    parts = [f"{failed:,} of {len(results):,} cells failed"] if failed else []
+    parts += [f"{missing:,} of {len(results):,} cells have not been run"] if missing else []
+    return f"{', and '.join(parts)}." if parts else ""
+
+
+def _problems(cells: Sequence[Cell], results: pd.DataFrame) -> list[tuple[str, str]]:
+    found = []
+    for cell, row in zip(cells, results.to_dict("records"), strict=True):
+        if row["status"] == FAILED:
+            found.append((cell.title, str(row["reason"])))
+        elif row["status"] != FINISHED:
+            found.append((cell.title, str(row["status"])))
+        elif isinstance(row["reason"], str):
+            found.append((cell.title, f"finished, but the attack on it failed: {row['reason']}"))
+    return found

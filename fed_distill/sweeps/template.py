@@ -1,0 +1,167 @@
+"""The study's page as a Jinja template, in the dress of a run's report."""
+
+# ruff: noqa: E501 -- a web page
+
+from fed_distill.reporting.template import REPORT_PAGE
+
+STYLE = REPORT_PAGE.partition("<style>")[2].partition("</style>")[0]
+"""The style sheet of a run's report, which a study's shares."""
+
+STUDY_PAGE = """{% macro figure(chart) -%}
+<figure><div class="chart">{{ chart.svg }}</div><figcaption>{{ chart.caption }}</figcaption></figure>
+{%- endmacro %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ study.title or study.name }} · fed-distill study</title>
+<style>{{ style }}
+svg text { font-family: inherit; }
+.answers { padding-left: 1.2em; max-width: 52rem; } .answers li { margin: .5em 0; }
+.warning { padding: 14px 18px; border: 1px solid var(--c1); border-left-width: 4px; border-radius: 10px; background: var(--card); max-width: 52rem; }
+.promise { margin-top: 28px; padding: 20px 22px; background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
+.promise h3 { margin-top: 0; } .promise table { width: auto; } .promise p, .promise ul { max-width: 52rem; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: 6px 24px; margin: 14px 0; font-size: .92rem; max-width: 58rem; }
+.facts dt { color: var(--soft); } .facts dd { margin: 0; }
+tr.control th, tr.control td { color: var(--soft); }
+td.label { text-align: left; }
+@media (max-width: 640px) { .facts { grid-template-columns: 1fr; gap: 2px; } .facts dd { margin-bottom: 8px; } }
+</style>
+</head>
+<body>
+<main>
+<header>
+  <p class="eyebrow">fed-distill · study <strong>{{ study.name }}</strong></p>
+  <h1>{{ study.title or "Study " ~ study.name }}</h1>
+  <p class="verdict">{{ answer }}</p>
+  {% if sentences %}
+  <ul class="answers">
+  {% for series, sentence in sentences %}<li><strong>{{ series }}</strong>: {{ sentence }}</li>
+  {% endfor %}
+  </ul>
+  {% endif %}
+  {% if audit %}<p class="{{ "warning" if audit.startswith("WARNING") else "soft" }}">{{ audit }}</p>{% endif %}
+  {% if unfinished %}
+  <p class="warning">{{ unfinished }} What follows is about those that have finished; <a href="#unfinished">the rest is listed below</a>.</p>
+  {% endif %}
+</header>
+
+<section id="compared">
+  <h2>What was compared</h2>
+  <p>Every combination of the following was trained on {{ seeds | length }} seed{{ "s" if seeds | length > 1 }}{% if study.exclude %}, but for those that the study leaves out{% endif %}:
+  one small student across merchants who keep their data, taught by {{ study.base.teacher.model }} on {{ study.base.data.dataset }} ({{ study.base.data.task }}), unless the list says otherwise.</p>
+  <dl class="facts">
+  {% for axis in study.axes %}<dt>{{ axis.name }}</dt><dd>{% for choice in axis.choices %}{{ "∞ (no privacy)" if choice.label == "inf" else choice.label }}{{ ", " if not loop.last }}{% endfor %}</dd>
+  {% endfor %}
+  {% for table in study.exclude %}<dt>left out</dt><dd>{% for axis, labels in table.items() %}{{ axis }} {{ labels if labels is string else labels | join(" or ") }}{{ " with " if not loop.last }}{% endfor %}</dd>
+  {% endfor %}
+  {% if controls %}<dt>compared with</dt><dd>{{ controls | join(", ") }}: trained once for each seed, without privacy</dd>{% endif %}
+  {% if study.audit %}<dt>attacked</dt><dd>the cells of {{ "the first seed" if study.audit.seeds == 1 else study.audit.seeds ~ " seeds" }}, with {{ study.audit.shadows }} shadow students and {{ study.audit.canaries }} canaries; each cell's own report tells every attack</dd>{% endif %}
+
+  <dt>cells</dt><dd>{{ finished }} of {{ cells }} finished</dd>
+  </dl>
+  {% if seeds | length == 1 %}<p>One seed: how much of a difference is luck cannot be told from this study.</p>{% endif %}
+</section>
+
+{% for chart in figures %}
+<section id="{{ chart.name }}">
+  <h2>{{ chart.title }}</h2>
+  {{ figure(chart) }}
+</section>
+{% endfor %}
+
+<section id="numbers">
+  <h2>All numbers</h2>
+  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if seeds | length > 1 %} over {{ seeds | length }} seeds{% endif %}. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal, seed by seed.{% endif %}</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Table of results">
+  <table>
+    <thead><tr>{% for title in table[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+    <tbody>
+    {% for line in table[1:] %}
+    <tr{% if loop.index <= controls_shown %} class="control"{% endif %}>{% for cell in line %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td{% if loop.index <= study.axes | length %} class="label"{% endif %}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  </div>
+  {% if gains %}
+  <h3>What each {{ study.baseline[0] }} adds to “{{ study.baseline[1] }}”</h3>
+  <div class="scroll" tabindex="0" role="region" aria-label="Table of gains">
+  <table>
+    <thead><tr>{% for title in gains[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+    <tbody>
+    {% for line in gains[1:] %}
+    <tr{% if loop.revindex <= 2 %} class="control"{% endif %}>{% for cell in line %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td{% if loop.index < study.axes | length %} class="label"{% endif %}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  </div>
+  {% endif %}
+</section>
+
+<section id="promises">
+  <h2>What is promised, to whom, and on which assumptions</h2>
+  {% if promises %}
+  <p>Differential privacy bounds what anybody can learn about one unit of data, however much else they know. ε bounds by how much:
+  seeing the result changes the odds of any guess about that unit by at most the factor given. δ is a small chance that the bound fails.</p>
+  {% else %}
+  <p>No finished cell promises anything: a determined reader of what merchants send may learn something about the examples behind it.</p>
+  {% endif %}
+  {% for promise in promises %}
+  <div class="promise">
+    <h3>{{ promise.unit.title }}</h3>
+    <p>{{ promise.unit.promise }}</p>
+    <dl class="facts">
+      <dt>who must be trusted</dt><dd>{{ promise.trusted }}</dd>
+      {% if promise.unit.counts %}<dt>n, what is counted</dt><dd>{{ promise.unit.counts }}; here {{ promise.counted }}</dd>{% endif %}
+      <dt>how ε is added up</dt><dd>{{ promise.accountants }}</dd>
+      {% if promise.unit.assumption %}<dt>assumed</dt><dd>{{ promise.unit.assumption }}</dd>{% endif %}
+      {% if promise.reveals %}<dt>also revealed</dt><dd>{% for item in promise.reveals %}{{ item }}{{ "<br>" | safe if not loop.last }}{% endfor %}</dd>{% endif %}
+    </dl>
+    <div class="scroll" tabindex="0" role="region" aria-label="Budgets">
+    <table>
+      <thead><tr><th scope="col">ε</th><th scope="col">odds change by at most</th><th scope="col">δ</th><th scope="col">noise multiplier</th></tr></thead>
+      <tbody>{% for budget in promise.budgets %}<tr><th scope="row">{{ budget.epsilon }}</th><td>×{{ budget.odds }}</td><td>{{ budget.delta }}</td><td>{{ budget.noise }}</td></tr>{% endfor %}</tbody>
+    </table>
+    </div>
+  </div>
+  {% endfor %}
+  <h3>What holds for every number here</h3>
+  <ul class="notes">
+  {% for assumption in assumptions %}<li>{{ assumption }}</li>
+  {% endfor %}
+  </ul>
+</section>
+
+{% if problems %}
+<section id="unfinished">
+  <h2>What has not finished</h2>
+  <ul class="notes">
+  {% for title, problem in problems %}<li><strong>{{ title }}</strong>: {{ problem }}</li>
+  {% endfor %}
+  </ul>
+</section>
+{% endif %}
+
+<section id="repeat">
+  <h2>Do it again</h2>
+  <p>The study's folder holds the complete study. This goes on with what has not finished, tries again what failed, and writes this page anew; with another <code>--out</code> it starts from nothing:</p>
+  <pre>{{ command }}</pre>
+  <p class="soft">Every cell is a run of its own in <code>cells/</code>, named by the fingerprint in <code>results.csv</code>, with its own report. Figures are in <code>figures/</code> as SVG and PNG; all results are in <code>results.parquet</code> and <code>results.csv</code>, the table above in <code>summary.csv</code>.</p>
+  <details><summary>The study, every default included</summary><pre>{{ toml }}</pre></details>
+</section>
+
+<section id="words">
+  <h2>Words used here</h2>
+  <dl class="words">
+  {% for word, meaning in glossary.items() %}<div><dt>{{ word }}</dt><dd>{{ meaning }}</dd></div>
+  {% endfor %}
+  </dl>
+</section>
+
+<footer>seeds {{ seeds | join(", ") }}{% for line in versions %} · {{ line }}{% endfor %}{% if versions | length > 1 %} · cells were made by different versions{% endif %}</footer>
+</main>
+</body>
+</html>
+"""

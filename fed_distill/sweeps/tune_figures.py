@@ -1,0 +1,135 @@
+"""The figures of a tuning: how the best score rose trial by trial, what each search is worth, and where in its range.
+
+Drawn like a study's figures and beside them in style; what stands for a trial differs by shape and not by colour alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from fed_distill.sweeps.curves import Level
+from fed_distill.sweeps.drawing import (
+    COLORS,
+    INK,
+    LINE,
+    NEUTRAL,
+    PAPER,
+    SOFT,
+    STYLE,
+    WIDTH,
+    draw_levels,
+    empty_figure,
+    label_right,
+)
+from fed_distill.sweeps.space import Range, Tuning, Values
+from fed_distill.sweeps.trials import Tried
+
+DONE, STOPPED, BEST = COLORS[0], NEUTRAL, COLORS[1]
+PER_ROW = 3
+"""Panels side by side."""
+
+
+@matplotlib.rc_context(STYLE)
+def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
+    """Score of each trial, the best so far as a line, the base dashed; of stopped trials their last validation."""
+    figure, axes = empty_figure(f"{metric} on the validation set")
+    axes.set_xlabel("trial", color=SOFT)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    labels = draw_levels(axes, [Level("the base as it is", base)])
+    _draw_trials(axes, [(float(one.number), one) for one in tried])
+    complete = [(one.number, one.score) for one in tried if one.state == "complete" and one.score is not None]
+    if complete:
+        numbers = [number for number, _ in complete]
+        best = [max(score for _, score in complete[: place + 1]) for place in range(len(complete))]
+        axes.step(numbers, best, where="post", color=BEST, linewidth=1.4, zorder=2)
+        labels.append((best[-1], "the best so far", BEST))
+    axes.margins(0.05, 0.12)
+    label_right(axes, labels)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def importance_figure(shares: Mapping[str, float], metric: str) -> Figure:
+    """A bar for each search, the most important at the top: its share of the variance of the scores."""
+    height = 1.0 + 0.36 * len(shares)
+    figure, axes = _panel(height)
+    names, values = list(shares)[::-1], list(shares.values())[::-1]
+    axes.barh(names, values, height=0.62, color=DONE)
+    for place, value in enumerate(values):
+        axes.annotate(f"{value:.0%}", (value, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
+    axes.set_title(f"share of the variance of {metric} that a setting explains", loc="left", color=SOFT, fontsize=10)
+    axes.set_xlim(0.0, 1.12 * max(values))
+    axes.xaxis.set_major_locator(NullLocator())
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", labelcolor=INK)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric: str) -> Figure:
+    """A panel for each search: the score of each trial at the value that it tried."""
+    rows, columns = math.ceil(len(tuning.search) / PER_ROW), min(PER_ROW, len(tuning.search))
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.4 * rows), facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{metric} on the validation set", x=0.01, ha="left", color=SOFT, fontsize=10)
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes, dimension in zip(panels, tuning.search, strict=False):
+        _clean(axes)
+        axes.grid(axis="y", color=LINE, linewidth=0.9)
+        axes.axhline(base, color=NEUTRAL, linewidth=1.2, linestyle=(0, (2, 3)), zorder=1)
+        places = _scale(axes, dimension)
+        _draw_trials(axes, [(places(one.parameters[dimension.name]), one) for one in tried if one.parameters])
+        axes.set_xlabel(dimension.name, color=INK)
+    for axes in panels[len(tuning.search) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def _scale(axes: Axes, dimension: Range | Values) -> Callable[[Any], float]:
+    """Give ``axes`` the scale of what is searched; returns a value's place on it."""
+    if isinstance(dimension, Values):
+        labels = [choice.label for choice in dimension.choices]
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+        return lambda value: float(labels.index(value))
+    if dimension.log:
+        axes.set_xscale("log")
+        axes.set_xlim(dimension.low / 1.3, 1.3 * dimension.high)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=dimension.whole))
+    return float
+
+
+def _draw_trials(axes: Axes, places: Sequence[tuple[float, Tried]]) -> None:
+    """Dots for complete trials, hollow ones for those stopped with a score; others cannot be placed."""
+    for x, one in places:
+        if one.score is not None:
+            done = one.state == "complete"
+            axes.plot(
+                [x], [one.score], marker="o", markersize=6.5, zorder=3, linestyle="none",
+                markerfacecolor=DONE if done else "none", markeredgecolor=PAPER if done else STOPPED,
+            )  # fmt: skip
+
+
+def _panel(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor=PAPER)
+    _clean(axes)
+    return figure, axes
+
+
+def _clean(axes: Axes) -> None:
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(which="both", colors=SOFT, length=0)

@@ -1,0 +1,1 @@
+"""Tokenizing, hashing and cleaning of strings."""

@@ -1,0 +1,118 @@
+"""Token sequences for transformers and LSTMs: ``[CLS] text [SEP]`` or ``[CLS] text [SEP] pair [SEP]``, padded with 0.
+
+Models from scratch use hashed word pieces, which need no vocabulary at a merchant; pretrained ones bring their own
+tokenizer as the text of a ``tokenizer.json``, which travels in the model's settings.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from fed_distill.errors import ModelError
+from fed_distill.text.encoded import Encoded
+from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows
+
+
+class Tokens(Protocol):
+    """Turns texts and pairs into ``input_ids`` and, for pairs, ``segments``, int64 ``[n, length]``: 1 for the tokens of
+    the text, 2 for those of the pair, 0 for padding.
+
+    special: ids that stand for no part of a text, padding among them. mask: one that is shown in the place of a hidden
+    token."""
+
+    special: frozenset[int]
+    mask: int
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """Encode ``n`` texts or pairs, each cut to the length that the tokens were made with."""
+
+
+class HashedTokens:
+    """Word pieces hashed to ``rows`` ids; of a pair that is too long, the longer text is cut first.
+
+    [CLS], which is otherwise at the beginning only, stands for a hidden piece too."""
+
+    special = frozenset((PAD, CLS, SEP))
+    mask = CLS
+
+    def __init__(self, rows: int, max_length: int) -> None:
+        """``rows`` counts the three reserved ids; ``max_length`` counts [CLS] and [SEP]."""
+        self.rows, self.max_length = rows, max_length
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """See ``Tokens``."""
+        first = piece_rows(texts, self.rows, self.max_length)
+        kept = first.astype(bool).sum(axis=1)
+        if pairs is None:
+            kept = np.minimum(kept, self.max_length - 2)
+            ids = np.zeros((len(first), int(kept.max(initial=0)) + 2), dtype=np.int64)
+            _place(ids, first, kept, np.ones_like(kept))
+            ids[:, 0] = CLS
+            ids[np.arange(len(ids)), kept + 1] = SEP
+            return {"input_ids": torch.from_numpy(ids)}
+        second = piece_rows(pairs, self.rows, self.max_length)
+        kept_pair = second.astype(bool).sum(axis=1)
+        budget = self.max_length - 3
+        kept, kept_pair = (
+            np.minimum(kept, np.maximum(budget - kept_pair, budget - budget // 2)),
+            np.minimum(kept_pair, np.maximum(budget - kept, budget // 2)),
+        )
+        ids = np.zeros((len(first), int((kept + kept_pair).max(initial=0)) + 3), dtype=np.int64)
+        _place(ids, first, kept, np.ones_like(kept))
+        _place(ids, second, kept_pair, kept + 2)
+        ids[:, 0] = CLS
+        ids[np.arange(len(ids)), kept + 1] = SEP
+        ids[np.arange(len(ids)), kept + kept_pair + 2] = SEP
+        of_pair = np.arange(ids.shape[1]) > kept[:, None] + 1
+        segments = np.where(ids > 0, np.where(of_pair, 2, 1), 0)
+        return {"input_ids": torch.from_numpy(ids), "segments": torch.from_numpy(segments)}
+
+
+class PretrainedTokens:
+    """A Hugging Face tokenizer; the ids 0 and ``pad_id`` change places, so that 0 is padding."""
+
+    def __init__(self, description: str, pad_id: int, max_length: int) -> None:
+        """``description`` is the text of a ``tokenizer.json``."""
+        try:
+            self._tokenizer = Tokenizer.from_str(description)
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            raise ModelError(f"the model's tokenizer.json cannot be read: {error}") from error
+        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.no_padding()
+        self._pad_id = pad_id
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token for token, one in added.items() if one.special} | {pad_id}
+        masks = [token for token, one in added.items() if one.content in ("[MASK]", "<mask>")]
+        self.special = frozenset(self._placed(token) for token in special)
+        self.mask = self._placed(next(iter(masks), max(special)))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "PretrainedTokens":
+        """Copies of a model share its tokenizer, which never changes."""
+        return self
+
+    def _placed(self, token: int) -> int:
+        return 0 if token == self._pad_id else self._pad_id if token == 0 else token
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """See ``Tokens``."""
+        batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._tokenizer.encode_batch_fast(batch)
+        ids = np.zeros((len(encodings), max((len(encoding.ids) for encoding in encodings), default=1)), dtype=np.int64)
+        segments = np.zeros_like(ids)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding.ids)] = encoding.ids
+            segments[row, : len(encoding.ids)] = np.asarray(encoding.type_ids) + 1
+        used = segments > 0
+        ids = np.where(used, np.where(ids == self._pad_id, 0, np.where(ids == 0, self._pad_id, ids)), 0)
+        encoded = {"input_ids": torch.from_numpy(ids)}
+        return encoded if pairs is None else {**encoded, "segments": torch.from_numpy(segments)}
+
+
+def _place(ids: Rows, pieces: Matrix, kept: Rows, start: Rows) -> None:
+    """Copy the first ``kept`` pieces of each row to where they start in ``ids``."""
+    column = np.arange(pieces.shape[1])
+    row, source = np.nonzero(column < kept[:, None])
+    ids[row, start[row] + source] = pieces[row, source]

@@ -1,0 +1,129 @@
+"""Who agrees with most others is found as by plain loops over whole updates; who does not, does not count."""
+
+import numpy as np
+import pytest
+import torch
+
+from fed_distill.adversaries.attacks import Scaled, SignFlip
+from fed_distill.aggregation import AGGREGATORS, agreement
+from fed_distill.aggregation.agreement import FedAgree, FedSubAgree, agreeing, inner_products, shortened
+from fed_distill.aggregation.fedavg import FedAvg
+from fed_distill.aggregation.fedsubavg import FedSubAvg
+from fed_distill.errors import UplinkRejected
+from fed_distill.models.weights import PartialWeights
+from fed_distill.transport.messages import Downlink, Uplink
+
+FLOATING = ("table", "bias", "scale")
+PLAIN = {"fedagree": FedAvg(), "fedsubagree": FedSubAvg()}
+
+
+def updates(current, weights):
+    """Each merchant's whole update as one long vector."""
+    return np.stack(
+        [np.concatenate([(one[name] - current[name].double().numpy()).ravel() for name in FLOATING]) for one in weights]
+    )
+
+
+@pytest.mark.parametrize("block", [1, 4, 2048])
+def test_inner_products_are_those_of_whole_updates(current, make_uplinks, dense, monkeypatch, block):
+    monkeypatch.setattr(agreement, "BLOCK", block)
+    uplinks = make_uplinks(8)
+    moved = updates(current, dense(uplinks))
+    found = inner_products(current, [uplink.weights for uplink in uplinks])
+    np.testing.assert_allclose(found.numpy(), moved @ moved.T, rtol=1e-10)
+
+
+def test_a_weight_that_some_did_not_send_has_not_moved_there(current, make_uplinks):
+    one, other = (uplink.weights for uplink in make_uplinks(2))
+    partly = PartialWeights({"table": other.arrays["table"]}, other.rows, other.counts)
+    products = inner_products({"bias": current["bias"]}, [one, PartialWeights({})])
+    assert products[1].tolist() == [0.0, 0.0]
+    assert inner_products(current, [one, partly])[1, 1] == pytest.approx(
+        float((other.arrays["table"] - current["table"][other.rows["table"]]).double().square().sum())
+    )
+
+
+def test_who_has_a_positive_median_cosine_stays():
+    """Merchants 0 to 2 agree; 3 and 4 learned the opposite, the one much longer than the other."""
+    vectors = np.array([[1.0, 0.2], [1.0, -0.2], [2.0, 0.1], [-50.0, 1.0], [-1.0, 0.0]])
+    assert agreeing(torch.from_numpy(vectors @ vectors.T)).tolist() == [True, True, True, False, False]
+
+
+def test_liars_that_agree_with_each_other_stand_out_once_the_worst_of_them_is_gone():
+    """4 and 5 help each other and have the help of 6 over the median of all, and not over that of those that stay."""
+    cosines = torch.tensor(
+        [
+            [1.0, 0.2, 0.2, 0.2, -0.1, -0.1, -0.2],
+            [0.2, 1.0, 0.2, 0.2, -0.1, -0.1, -0.2],
+            [0.2, 0.2, 1.0, 0.2, -0.02, 0.1, -0.2],
+            [0.2, 0.2, 0.2, 1.0, 0.1, -0.02, -0.2],
+            [-0.1, -0.1, -0.02, 0.1, 1.0, 0.5, 0.5],
+            [-0.1, -0.1, 0.1, -0.02, 0.5, 1.0, 0.5],
+            [-0.2, -0.2, -0.2, -0.2, 0.5, 0.5, 1.0],
+        ],
+        dtype=torch.float64,
+    )
+    others = cosines.numpy()[~np.eye(7, dtype=bool)].reshape(7, 6)
+    assert (np.median(others, axis=1) > 0.0).tolist() == [True] * 6 + [False]
+    assert agreeing(cosines).tolist() == [True] * 4 + [False] * 3
+
+
+def test_at_least_the_half_that_agrees_most_stays():
+    """Five directions of which no two agree: the median cosine of nobody is positive."""
+    angles = np.arange(5) * 2 * np.pi / 5
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert int(agreeing(torch.from_numpy(vectors @ vectors.T)).sum()) == 3
+    assert agreeing(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [True, True, False, False]
+    assert agreeing(torch.ones(1, 1, dtype=torch.float64)).tolist() == [True]
+
+
+def alike(current, make_uplinks, size=8):
+    """Merchants whose updates are of one mind: a common direction, and a little of each one's own."""
+    draw = torch.Generator().manual_seed(5)
+    common = {name: torch.randn(current[name].shape, generator=draw) for name in FLOATING}
+    made = []
+    for number, uplink in enumerate(make_uplinks(size)):
+        arrays = dict(uplink.weights.arrays)
+        for name in FLOATING:
+            rows = uplink.weights.rows["table"] if name == "table" else ...
+            moved = common[name][rows] + 0.1 * torch.randn(arrays[name].shape, generator=draw)
+            arrays[name] = current[name][rows] + moved
+        sent = PartialWeights(arrays, uplink.weights.rows, uplink.weights.counts)
+        made.append(Uplink(f"m{number}", uplink.examples, sent))
+    return made
+
+
+@pytest.mark.parametrize("attack", [SignFlip(), SignFlip(10.0)], ids=["flipped", "flipped and ten times as long"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, name, attack):
+    uplinks, down = alike(current, make_uplinks), Downlink(1, current)
+    lying = [attack.uplink(uplink, down, 4) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
+    merged = AGGREGATORS.build(name, {}).average(current, iter(lying))
+    lengths = inner_products(current, [uplink.weights for uplink in lying]).diagonal().sqrt()
+    factors = (lengths.sort().values[3] / lengths).clamp_max(1.0)  # of eight the lower one in the middle
+    honest = [shortened(uplinks[place], current, float(factors[place])) for place in range(8) if place not in (1, 6)]
+    expected = PLAIN[name].average(current, honest)
+    assert all(torch.equal(merged[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("aggregator", [FedAgree(), FedSubAgree()])
+def test_an_agreeing_update_is_no_longer_than_the_median_one(current, make_uplinks, aggregator):
+    uplinks, down = alike(current, make_uplinks), Downlink(1, current)
+    boosted = [Scaled(1000.0).uplink(uplinks[0], down, 4), *uplinks[1:]]
+    moved = {name: value - current[name] for name, value in aggregator.average(current, boosted).items()}
+    clean = {name: value - current[name] for name, value in aggregator.average(current, uplinks).items()}
+    for name in FLOATING:
+        assert float((moved[name] - clean[name]).norm()) < 0.5 * float(clean[name].norm())
+
+
+def test_a_shortened_update_goes_the_same_way(current, make_uplinks, dense):
+    uplink = make_uplinks(1)[0]
+    half = shortened(uplink, current, 0.5)
+    (whole,), (less,) = updates(current, dense([uplink])), updates(current, dense([half]))
+    np.testing.assert_allclose(less, 0.5 * whole, atol=1e-6)
+    assert half.weights.arrays["steps"] is uplink.weights.arrays["steps"]
+
+
+def test_nothing_to_merge_is_an_error(current):
+    with pytest.raises(UplinkRejected, match="no merchant sent weights"):
+        FedAgree().average(current, [Uplink("m", 1)])

@@ -1,0 +1,75 @@
+"""The limits that a site is handed cover one whole run of the experiment, and nothing unprotected."""
+
+import tomllib
+
+import pytest
+
+from fed_distill.errors import BudgetExceeded
+from fed_distill.merchant.allowance import _rounded_up, allowance, run_exposure
+from fed_distill.merchant.limits import Limits
+from fed_distill.privacy.accounting import Spend
+from fed_distill.privacy.ledger import Charge, Ledgers, exposure
+
+UNITS = ("example", "group", "merchant", "vote")
+
+
+def private(experiment, unit, **changes):
+    method = {"federation.method": "pate", "federation.options": {}} if unit == "vote" else {}
+    promise = {"privacy.unit": unit, "privacy.epsilon": 4.0, "privacy.batch_size": 16}
+    return experiment.with_changes({**promise, **method, **changes})
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_one_unit_is_allowed_and_no_other(experiment, unit):
+    found = allowance(private(experiment, unit), 5, 40)
+    assert found.units == (unit,)
+    assert "nothing unprotected" in found.in_words
+
+
+def test_a_run_without_privacy_is_named_as_what_it_is(experiment):
+    assert allowance(experiment).units == ("none",)
+    assert "not protected" in allowance(experiment).units_note
+
+
+def test_without_an_experiment_a_site_trusts_nobody_else():
+    assert set(allowance(None).units) == {"example", "group"}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_seeds_and_compared_federations_are_counted(experiment, unit):
+    once = run_exposure(private(experiment, unit), 5, 40)
+    assert once > 4.0  # an example is exposed to no less than what its unit was promised
+    for more in ({"repeats": 2}, {"compare": [{"label": "again"}]}):
+        twice = run_exposure(private(experiment, unit, **more), 5, 40)
+        assert once < twice < 2.5 * once
+
+
+def test_the_mean_of_a_merchant_counts_with_half_its_noise(experiment):
+    """By hand: four times the Rényi divergence of the same noise, in the one round that there is."""
+    changes = {"privacy.epsilon": None, "privacy.noise_multiplier": 5.0, "federation.rounds": 1}
+    found = run_exposure(private(experiment, "merchant", **changes), 5, 40)
+    example = Charge("r", "a", 0, 0, "example", "x", "0", (Spend(2.5, 1.0, 1),), 1e-5)
+    assert found == pytest.approx(exposure([example]))
+
+
+def test_two_digits_rounded_up():
+    assert [_rounded_up(value) for value in (8.0, 8.01, 12.01, 99.9, 0.123, 4.0)] == [8.0, 8.1, 13.0, 100.0, 0.13, 4.0]
+
+
+@pytest.mark.parametrize("unit", ["example", "group", "merchant"])
+def test_a_run_fits_into_what_its_sites_are_handed_and_a_second_one_does_not(
+    command, run_over, experiment, tmp_path, unit
+):
+    changes = {"adaptation.enabled": False, "privacy.report_scores": False, "privacy.batch_size": 10**6}
+    planned = private(experiment, unit, **changes)
+    file, folder = tmp_path / "private.toml", tmp_path / "deployment"
+    file.write_text(planned.to_toml(), encoding="utf-8")
+    command("init", folder, "--overwrite", "--experiment", file, "--rehearse", "--sites", "north,south,west")
+    run_over(planned)
+    for site in folder.glob("sites/*"):
+        limits = Limits.model_validate(tomllib.loads((site / "site.toml").read_text(encoding="utf-8"))["limits"])
+        for path in Ledgers(site / "state" / "ledgers").files():
+            entries = Ledgers(site / "state" / "ledgers").read(path)
+            assert limits.default.max_epsilon >= exposure(entry.charge for entry in entries) > 4.0
+    with pytest.raises(BudgetExceeded, match="no merchant may take part any more"):
+        run_over(planned.with_changes({"name": "second", "seed": 7}))

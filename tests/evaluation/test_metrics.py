@@ -1,0 +1,216 @@
+"""Metrics against scikit-learn, hand computation and published tables."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, ndcg_score, roc_auc_score
+
+from fed_distill.data.examples import Examples, Ranking, Task
+from fed_distill.errors import DataError, TrainingError
+from fed_distill.evaluation.metrics import (
+    classification,
+    classification_report,
+    gap_closed,
+    headline,
+    interval,
+    ranking,
+    retention,
+    worst_merchant,
+)
+
+GRADES = Task("relevance", ("irrelevant", "complement", "substitute", "exact"), True, "exact", (0.0, 0.01, 0.1, 1.0))
+BINARY = Task("recommend", ("no", "yes"), True, "yes")
+
+
+def certain(classes, count=4):
+    """Probabilities that are sure of the given classes."""
+    return np.eye(count)[classes]
+
+
+def candidates(labels, queries):
+    rows = len(labels)
+    texts = tuple(f"text {row}" for row in range(rows))
+    examples = Examples(texts, texts, np.asarray(labels), np.zeros(rows, dtype=np.int64), ("m",) * rows)
+    return Ranking(examples, np.asarray(queries))
+
+
+def test_classification_of_six_examples_counted_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8], [0.8, 0.2], [0.4, 0.6]])
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    result = classification(probabilities, labels, BINARY)
+    assert result["accuracy"] == pytest.approx(4 / 6)
+    assert result["macro_f1"] == pytest.approx(2 / 3)  # both classes: precision 2/3, recall 2/3
+    assert result["auc"] == pytest.approx(6 / 9)  # of 9 (yes, no) pairs: 0.8 beats 3, 0.2 beats 1, 0.6 beats 2
+    assert result["n"] == 6
+
+
+def test_macro_f1_leaves_out_classes_that_occur_nowhere():
+    labels = np.array([0, 0, 3, 3])
+    result = classification(certain([0, 0, 3, 0]), labels, GRADES)
+    assert result["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+def test_macro_f1_counts_a_class_that_is_only_predicted():
+    result = classification(certain([0, 1]), np.array([0, 0]), GRADES)
+    assert result["macro_f1"] == pytest.approx((2 / 3 + 0.0) / 2)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_classification_agrees_with_scikit_learn(seed):
+    random = np.random.default_rng(seed)
+    labels = np.append(random.integers(0, 4, 20), [0, 3])
+    probabilities = random.dirichlet(np.ones(4), 22)
+    result = classification(probabilities, labels, GRADES)
+    assert result["macro_f1"] == pytest.approx(f1_score(labels, probabilities.argmax(1), average="macro"))
+    assert result["auc"] == pytest.approx(roc_auc_score(labels == 3, probabilities[:, 3]))
+
+
+def test_auc_is_none_where_only_one_side_occurs():
+    assert classification(certain([3, 3]), np.array([3, 3]), GRADES)["auc"] is None
+    assert classification(certain([0, 1]), np.array([0, 1]), GRADES)["auc"] is None
+
+
+def test_nothing_is_measured_on_no_examples():
+    result = classification(np.zeros((0, 4)), np.zeros(0, dtype=np.int64), GRADES)
+    assert result == {"accuracy": None, "macro_f1": None, "auc": None, "n": 0}
+
+
+def test_predictions_that_are_not_finite_are_refused_with_their_row():
+    probabilities = certain([0, 1, 2])
+    probabilities[1, 2] = np.nan
+    with pytest.raises(TrainingError, match=r"row 1 .*learning_rate"):
+        classification(probabilities, np.array([0, 1, 2]), GRADES)
+
+
+def test_an_unlabeled_test_example_is_refused():
+    with pytest.raises(DataError, match="relevance"):
+        classification(certain([0, 1]), np.array([0, -1]), GRADES)
+
+
+def test_probabilities_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(2, 4\), not \(3, 4\)"):
+        classification(certain([0, 1]), np.array([0, 1, 2]), GRADES)
+
+
+def test_ndcg_of_one_query_by_hand():
+    # Order given by the model: substitute, exact, irrelevant; ideal: exact, substitute, irrelevant.
+    result = ranking(certain([3, 2, 1]), candidates([2, 3, 0], [7, 7, 7]), GRADES)
+    model = 0.1 / np.log2(2) + 1.0 / np.log2(3)
+    ideal = 1.0 / np.log2(2) + 0.1 / np.log2(3)
+    assert result["ndcg@10"] == pytest.approx(model / ideal)
+    assert result["mrr@10"] == pytest.approx(1 / 2)
+    assert (result["queries"], result["skipped_queries"]) == (1, 0)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_ndcg_agrees_with_scikit_learn_where_nothing_ties(seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, (5, 30))
+    labels[:, 0] = 3
+    probabilities = random.dirichlet(np.ones(4), 150)
+    gains = np.asarray(GRADES.gains)
+    expected = ndcg_score(gains[labels], (probabilities @ gains).reshape(5, 30), k=10)
+    mixed = random.permutation(150)
+    view = candidates(labels.ravel()[mixed], np.repeat(np.arange(5), 30)[mixed])
+    assert ranking(probabilities[mixed], view, GRADES)["ndcg@10"] == pytest.approx(expected)
+
+
+def test_queries_without_a_relevant_candidate_are_skipped_and_counted():
+    result = ranking(certain([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES)
+    assert result == {"ndcg@10": 1.0, "mrr@10": 1.0, "queries": 1, "skipped_queries": 1}
+
+
+def test_a_query_without_an_exact_candidate_has_no_reciprocal_rank():
+    result = ranking(certain([3, 0]), candidates([2, 0], [1, 1]), GRADES)
+    assert result["ndcg@10"] == 1.0
+    assert result["mrr@10"] is None
+
+
+def test_the_reciprocal_rank_is_zero_beyond_the_tenth_place():
+    labels = [0] * 10 + [3]
+    result = ranking(certain([3] * 10 + [0]), candidates(labels, [0] * 11), GRADES)
+    assert result["mrr@10"] == 0.0
+    assert result["ndcg@10"] == 0.0
+
+
+@pytest.mark.parametrize("labels", [[3, 0, 0, 0], [0, 0, 0, 3], [0, 3, 0, 0]])
+def test_a_model_that_cannot_tell_candidates_apart_gains_nothing_by_their_order(labels):
+    result = ranking(np.full((4, 4), 0.25), candidates(labels, [0] * 4), GRADES)
+    assert result["mrr@10"] == pytest.approx(1 / 4)
+    assert result["ndcg@10"] == pytest.approx(1 / np.log2(5))
+
+
+def test_a_task_without_gains_has_no_ranking():
+    with pytest.raises(DataError, match="recommend"):
+        ranking(np.full((2, 2), 0.5), candidates([0, 1], [0, 0]), BINARY)
+
+
+def test_the_headline_is_ndcg_for_graded_tasks_and_macro_f1_otherwise():
+    metrics = {"macro_f1": 0.7, "ndcg@10": 0.9}
+    assert headline(metrics, GRADES) == 0.9
+    assert headline(metrics, BINARY) == 0.7
+    with pytest.raises(DataError, match=r"ndcg@10 .*no ranking view"):
+        headline({"macro_f1": 0.7}, GRADES)
+
+
+def test_retention_is_the_ratio_to_the_teacher():
+    assert retention(0.9, 0.96) == pytest.approx(0.9375)
+    assert retention(0.9, None) is None
+    assert retention(0.9, 0.0) is None
+
+
+def test_gap_closed_counts_from_the_better_of_server_and_local():
+    assert gap_closed(0.96, 0.95, 0.94, 0.97).value == pytest.approx(0.5)
+    assert gap_closed(0.96, 0.90, 0.95, 0.97).value == pytest.approx(0.5)
+    assert gap_closed(0.94, 0.95, 0.95, 0.97).value == pytest.approx(-0.5)
+
+
+def test_gap_closed_is_undefined_where_pooling_is_worth_nothing():
+    result = gap_closed(0.96, 0.95, 0.94, 0.95)
+    assert result.value is None
+    assert result.reason == "pooling all data (0.9500) is no better than the server alone (0.9500)"
+    assert "each merchant alone" in gap_closed(0.96, 0.90, 0.94, 0.93).reason
+
+
+def test_gap_closed_without_a_control_says_what_it_needs():
+    result = gap_closed(0.96, 0.95, None, 0.97)
+    assert result.value is None
+    assert "server, local and pooled" in result.reason
+
+
+# Two-sided 95 % quantiles of Student's t, NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2.
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776), (11, 2.228)])
+def test_the_interval_uses_students_t(seeds, quantile):
+    values = [0.0] * (seeds - 1) + [1.0]
+    mean, half = interval(values)
+    deviation = np.sqrt((1 / seeds * (1 - 1 / seeds)) * seeds / (seeds - 1))
+    assert mean == pytest.approx(1 / seeds)
+    assert half == pytest.approx(quantile * deviation / np.sqrt(seeds), rel=1e-3)
+
+
+def test_one_value_has_no_interval():
+    assert interval([0.5]) == (0.5, None)
+    with pytest.raises(ValueError, match="at least one"):
+        interval([])
+
+
+def test_the_worst_merchant_has_enough_test_examples():
+    worst = worst_merchant({"tiny": 0.1, "small": 0.7, "large": 0.9}, {"tiny": 2, "small": 20, "large": 400})
+    assert worst is not None
+    assert (worst.merchant, worst.accuracy, worst.examples) == ("small", 0.7, 20)
+
+
+def test_the_worst_merchant_is_any_where_none_has_enough_examples():
+    worst = worst_merchant({"b": 0.5, "a": 0.5, "c": 0.6}, {"a": 1, "b": 2, "c": 3})
+    assert worst is not None
+    assert worst.merchant == "a"
+    assert worst_merchant({}, {}) is None
+
+
+def test_the_classification_report_lists_every_class():
+    text = classification_report(certain([0, 3, 3]), np.array([0, 3, 0]), GRADES)
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["irrelevant"] == ["1.0000", "0.5000", "0.6667", "2"]
+    assert rows["exact"] == ["0.5000", "1.0000", "0.6667", "1"]
+    assert rows["complement"][-1] == "0"

@@ -1,0 +1,85 @@
+"""Whole runs under attack: the plain mean is ruined, robust merging stays near what it gives where nobody lies."""
+
+import json
+
+import pytest
+
+from fed_distill.adversaries.byzantine import liars
+from fed_distill.errors import ConfigError
+
+WITHIN = 0.1
+"""Ten points; the plain mean loses more than twice as many."""
+CHANGES = {
+    "controls": ["server"],
+    "adaptation.enabled": False,
+    "data.max_merchants": 10,
+    "data.options": {
+        "merchants": 14, "rows": 200, "size_spread": 0.2, "languages": ["en"], "grade_skew": 0.0,
+        "ranking_queries": 200, "ranking_candidates": 20,
+    },
+    "data.max_examples": 400,
+    "training.server_epochs": 3,
+    "federation": {"method": "fedavg", "rounds": 5, "validate_every": 5, "label": "mean"},
+    "compare": [
+        {"label": "agree", "aggregator": "fedagree"},
+        {"label": "agree, submodels", "aggregator": "fedsubagree"},
+    ],
+}  # fmt: skip
+FLIPPED = {"poisoning": {"share": 0.3, "attack": "sign-flip", "options": {"scale": 3.0}}}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_experiment, simulate, tmp_path_factory):
+    """Summaries by name, of a clean and of a poisoned run, and the poisoned run's experiment and folder."""
+    found = {}
+    for name, poison in (("clean", {}), ("poisoned", FLIPPED)):
+        experiment = tiny_experiment(tmp_path_factory.mktemp(name), {**CHANGES, **poison})
+        folder, _ = simulate(experiment)
+        found[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return found, experiment, folder
+
+
+@pytest.mark.parametrize("metric", ["ndcg@10", "accuracy"])
+def test_sign_flippers_ruin_the_mean_and_not_the_mean_of_those_that_agree(runs, metric):
+    clean, poisoned = (
+        {title: row[metric] for title, row in runs[0][name]["federations"].items()} for name in ("clean", "poisoned")
+    )
+    assert poisoned["mean"] < clean["mean"] - 2 * WITHIN
+    for robust in ("agree", "agree, submodels"):
+        assert poisoned[robust] > clean[robust] - WITHIN
+        assert poisoned[robust] > clean["mean"] - WITHIN
+
+
+def test_controls_are_the_same_under_attack(runs):
+    clean, poisoned = (runs[0][name]["controls"]["server"] for name in ("clean", "poisoned"))
+    assert clean["ndcg@10"] == poisoned["ndcg@10"]
+
+
+def test_the_report_names_the_liars_and_figures_by_merchant_are_of_the_others(runs):
+    (summaries, experiment, folder), merchants = runs, set(runs[0]["clean"]["by_merchant"]["counts"])
+    lying = liars(experiment, sorted(merchants), 0)
+    told = summaries["poisoned"]["poisoning"]
+    assert told == {"attack": "sign-flip", "options": {"scale": 3.0}, "share": 0.3, "merchants": {"0": sorted(lying)}}
+    assert summaries["clean"]["poisoning"] is None
+    by_merchant = summaries["poisoned"]["by_merchant"]
+    assert set(by_merchant["counts"]) == merchants - lying
+    for rows in (*by_merchant["federations"].values(), *by_merchant["controls"].values()):
+        assert set(rows) == merchants - lying
+    assert f"sign-flip (on seed 0: {', '.join(sorted(lying))})" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_scores_of_liars_do_not_count_in_the_rounds_of_personal_students(tiny_experiment, simulate, tmp_path):
+    quick = {"controls": [], "adaptation.enabled": False, "federation": {"method": "fedmd", "rounds": 1}}
+    lines = []
+    for name, poison in (("clean", {}), ("poisoned", {"poisoning": {"share": 0.6, "attack": "sign-flip"}})):
+        folder, _ = simulate(tiny_experiment(tmp_path, {"name": name, **quick, **poison}))
+        lines.append(json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0]))
+    clean, poisoned = lines  # the trained students are the same, what is sent is not
+    assert clean["merchants"] == poisoned["merchants"] == 5
+    assert clean["merchant_accuracy"]["mean"] != poisoned["merchant_accuracy"]["mean"]
+
+
+def test_an_attack_that_there_is_not_is_said_before_anything_is_trained(tiny_experiment, simulate, tmp_path):
+    with pytest.raises(ConfigError, match="unknown attack 'sabotage'"):
+        simulate(tiny_experiment(tmp_path, {"poisoning": {"share": 0.3, "attack": "sabotage"}}))
+    assert not (tmp_path / "tiny").exists()

@@ -1,0 +1,153 @@
+"""A run stopped at any instant goes on and ends bit-equal to one that was not disturbed, times aside."""
+
+import pytest
+
+from fed_distill.errors import CheckpointError
+from fed_distill.merchant.app import build_app
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.transport.requests import TRAIN
+
+FEDERATIONS = {
+    "server optimizer": {"controls": ["server"], "federation.aggregator": "fedadam"},
+    "merchants' own students": {
+        "controls": [],
+        "federation.method": "fedmd",
+        "federation.options": {},
+        "student.by_merchant": ["two-tower", "lstm"],
+    },
+    "levels and two teachers, stopping early": {
+        "controls": ["server"],
+        "federation.patience": 1,
+        "training.augmentation.deletion": 0.2,
+        "teacher.ensemble": [{"seed": 1}],
+        "distill.transfer": ["probabilities", "relations"],
+        "distill.assistants": [{"model": "lstm", "options": {"rows": 512, "width": 8}, "epochs": 0.5}],
+    },
+    "mentors of merchants": {
+        "controls": [],
+        "federation.method": "fedkd",
+        "federation.options": {},
+        "student.by_merchant": ["two-tower", "lstm"],
+    },
+    "control variates at both": {
+        "controls": [],
+        "training.optimizer": "sgd",
+        "federation.method": "scaffold",
+        "federation.options": {},
+    },
+    "a teacher that learns": {"controls": [], "federation.method": "fedmkt", "federation.options": {}},
+    "class means at the server": {"controls": [], "federation.method": "fd", "federation.options": {}},
+}
+
+
+SECRET = "5e4be4" * 10
+
+
+class Stopped(BaseException):
+    """Stands for a signal: no code that catches errors may catch it."""
+
+
+class StopAt(Callback):
+    """Notes each stage and round, and stops the run at the given one."""
+
+    def __init__(self, place=None):
+        self.place, self.seen = place, []
+
+    def on_stage(self, title, total):
+        self._note(title)
+
+    def on_round(self, record):
+        self._note(f"round {record['round']}")
+
+    def _note(self, event):
+        self.seen.append(event)
+        if len(self.seen) - 1 == self.place:
+            raise Stopped(event)
+
+
+@pytest.fixture(scope="module", params=FEDERATIONS, ids=lambda name: name.replace(" ", "-"))
+def undisturbed(request, tiny_experiment, simulate, outcome_of, tmp_path_factory):
+    """Changes of the experiment, what happened in an undisturbed run of it, and how it ended at 1 and at 3 sites
+    (whose cohorts, and so the order of float summation, are not the same)."""
+    changes = {**FEDERATIONS[request.param], "federation.rounds": 3}
+    ends = {}
+    for sites in (1, 3):
+        watcher = StopAt()
+        experiment = tiny_experiment(tmp_path_factory.mktemp("whole"), changes)
+        folder, _ = simulate(experiment, sites=sites, callbacks=[watcher])
+        ends[sites] = outcome_of(folder)
+    return changes, watcher.seen, ends
+
+
+def test_stopped_at_every_stage_and_round(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path):
+    """One run, stopped at each event in turn: every resumption gets one event further."""
+    changes, events, ends = undisturbed
+    assert [event for event in events if event.startswith("round")] == ["round 1", "round 2", "round 3"]
+    experiment = tiny_experiment(tmp_path, changes)
+    stops = 0
+    for event in events:
+        resumed = experiment.with_changes({"runtime.resume": stops > 0})
+        watcher = StopAt()
+        watcher._note = lambda seen, wanted=event: _stop(seen, wanted)
+        try:
+            simulate(resumed, callbacks=[watcher])
+        except Stopped:
+            stops += 1
+    assert stops == len(set(events))
+    folder, _ = simulate(experiment.with_changes({"runtime.resume": True}))
+    assert outcome_of(folder) == ends[1]
+
+
+def _stop(seen, wanted):
+    if seen == wanted:
+        raise Stopped(seen)
+
+
+@pytest.mark.parametrize("message", [2, 4, 6])
+def test_stopped_while_merchants_train(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path, message):
+    """Three sites: some have trained, and kept their students, when the run is stopped in the middle of a round."""
+    changes, _, ends = undisturbed
+    experiment = tiny_experiment(tmp_path, changes)
+    inner, trained = build_app(), []
+
+    def app(request, context):
+        reply = inner(request, context)
+        trained.append(request.metadata.message_type == TRAIN)
+        if sum(trained) == message:
+            raise Stopped
+        return reply
+
+    with pytest.raises(Stopped):
+        simulate(experiment, app=app, sites=3)
+    folder, _ = simulate(experiment.with_changes({"runtime.resume": True}), sites=3)
+    assert outcome_of(folder) == ends[3]
+
+
+def test_a_finished_run_resumes_to_itself_without_training(
+    undisturbed, tiny_experiment, simulate, outcome_of, tmp_path
+):
+    changes, _, ends = undisturbed
+    experiment = tiny_experiment(tmp_path, changes)
+    simulate(experiment)
+    folder, grid = simulate(experiment.with_changes({"runtime.resume": True}))
+    assert outcome_of(folder) == ends[1]
+    assert TRAIN not in [kind for kind, _, _ in grid.wire]
+
+
+@pytest.mark.parametrize("damage", ["lost", "digit"])
+def test_a_real_federation_whose_name_was_lost_is_not_gone_on_from(tiny_experiment, simulate, tmp_path, damage):
+    """Its merchants have paid for it by a random name, which is in ``released.json`` alone."""
+    changes = {"controls": [], "federation.rounds": 3, "privacy.unit": "merchant", "privacy.noise_multiplier": 1.0}
+    experiment = tiny_experiment(tmp_path, changes)
+    watcher = StopAt()
+    watcher._note = lambda seen: _stop(seen, "round 1")
+    with pytest.raises(Stopped):
+        simulate(experiment, callbacks=[watcher], secret=SECRET)
+    path = tmp_path / experiment.name / "released.json"
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_text(path.read_text(encoding="utf-8").replace('"round": 1', '"round": 0'), encoding="utf-8")
+    told = "is of another federation than this" if damage == "lost" else r"released\.json cannot be used: its checksum"
+    with pytest.raises(CheckpointError, match=told):
+        simulate(experiment.with_changes({"runtime.resume": True}), secret=SECRET)

@@ -1,0 +1,132 @@
+"""A promise names its unit, who is trusted, and everything that leaves a merchant."""
+
+from dataclasses import asdict
+
+import pytest
+
+from fed_distill.config import PrivacyConfig
+from fed_distill.errors import ConfigError
+from fed_distill.mechanisms.promise import TRUSTED, UNITS, Spent, account, check_covered, revealed
+from fed_distill.privacy.accounting import REPORTED_DELTAS
+from fed_distill.transport.messages import PARTS
+
+SPENT = Spent(3, 1.5, 1e-7, 0.8, 1.1, epsilon_5=1.2, epsilon_6=1.4)
+units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"])
+
+
+def config(unit="example", **changes):
+    return PrivacyConfig(unit=unit, epsilon=2.0, **changes)
+
+
+def how(listed, part):
+    return next(one.how for one in listed if part in one.what)
+
+
+def test_of_several_groups_the_worst_counts():
+    one = Spent(2, 1.0, 1e-5, 0.9, 1.1, epsilon_5=1.0, epsilon_6=1.3)
+    other = Spent(1, 1.5, 1e-6, 0.8, 0.8, untold=2, epsilon_5=1.2, epsilon_6=1.25)
+    assert Spent.joined([one, Spent(), other]) == Spent(3, 1.5, 1e-5, 0.8, 1.1, 2, epsilon_5=1.2, epsilon_6=1.3)
+    assert Spent.joined([Spent(untold=1)]) == Spent(untold=1)
+
+
+def test_what_is_spent_can_be_sent_as_numbers():
+    assert Spent(**asdict(SPENT)) == SPENT
+    assert all(isinstance(value, int | float) for value in asdict(SPENT).values())
+
+
+@units
+def test_every_unit_says_what_it_protects_and_who_is_trusted(unit):
+    told = account(config(unit), SPENT, ("votes",) if unit == "vote" else ("weights",))
+    assert (told["protects"], told["trusted"]) == (UNITS[unit], TRUSTED[unit])
+    assert (told["epsilon"], told["delta"], told["merchants"]) == (1.5, 1e-7, 3)
+    assert told["noise_multiplier"] == {"least": 0.8, "most": 1.1}
+    assert told["epsilon_at"] == {f"{REPORTED_DELTAS[0]:.0e}": 1.2, f"{REPORTED_DELTAS[1]:.0e}": 1.4}
+
+
+def test_an_epsilon_without_a_bound_is_none():
+    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), ("weights",))
+    assert told["epsilon"] is None and told["epsilon_at"] == {"1e-05": 2.0, "1e-06": None}
+
+
+def test_it_says_how_many_examples_a_group_has_and_what_a_group_is():
+    told = account(config("group", group="pair"), SPENT, ("weights",), largest_group=12)
+    assert told["largest_group"] == 12 and "second text" in told["group"]
+    assert account(config(), SPENT, ("weights",))["group"] is None
+
+
+def test_all_that_leaves_is_listed():
+    listed = revealed(config(), ("weights", "soft_labels"))
+    assert len({one.what for one in listed}) == len(listed) == 11
+    assert "noised" in how(listed, "weights of its trained student")
+    assert how(listed, "training losses") == "not sent"
+    assert how(listed, "that it takes part in a round") == "not hidden"
+    assert "deviation 20" in how(listed, "number of training examples")
+    assert "public proxy" in how(listed, "which embedding rows it sends, and how often they are used")
+    assert "which embedding rows" not in " ".join(one.what for one in revealed(config(), ("soft_labels",)))
+    assert "which embedding rows" in " ".join(one.what for one in revealed(config(), ("low_rank_update",)))
+
+
+def test_a_merchant_whose_groups_are_hidden_sends_how_many_there_are():
+    listed = revealed(config("group"), ("weights",))
+    assert "deviation 20" in how(listed, "number of groups")
+    assert "number of training examples" not in " ".join(one.what for one in listed)
+
+
+@units
+def test_validation_of_every_round_is_listed_with_the_rows_that_it_uses(unit):
+    simulated, real = (
+        how(revealed(config(unit), ("weights",), reproducible_noise=one), "validation scores") for one in (True, False)
+    )
+    assert "merchants' held-out rows" in simulated and "not covered by the promise" in simulated
+    assert "server's own" in real and "held-out" not in real
+
+
+@pytest.mark.parametrize(
+    ("unit", "whose"), [("example", "site"), ("group", "site"), ("merchant", "server"), ("vote", "server")]
+)
+def test_it_says_whether_the_noise_can_be_reproduced_and_whose_secret_it_is(unit, whose):
+    seed, secret = (
+        how(revealed(config(unit), ("weights",), reproducible_noise=one), "the noise") for one in (True, False)
+    )
+    assert "subtract" in seed and "secret" not in seed
+    assert f"secret of {'each ' if whose == 'site' else 'the '}{whose}" in secret and "subtract" not in secret
+    told = account(config(unit), SPENT, ("weights",), reproducible_noise=False)
+    assert told["reproducible_noise"] is False and secret in [one["how"] for one in told["reveals"]]
+
+
+def test_scores_are_told_exactly_or_not_at_all():
+    exact, kept = (
+        how(revealed(config(report_scores=told), ("weights",)), "correct test examples") for told in (True, False)
+    )
+    assert "exactly" in exact and "not covered by the promise" in exact
+    assert kept == "not sent"
+
+
+@units
+def test_scores_of_personal_students_which_no_noise_covers_are_listed(unit):
+    def told(report_scores):
+        return how(revealed(config(unit, report_scores=report_scores), ("weights",), personal=True), "personal student")
+
+    assert "without noise" in told(True) and "not covered by the promise" in told(True)
+    assert told(False) == "not sent"
+    assert not any("personal" in one.what for one in revealed(config(unit), ("weights",)))
+
+
+@units
+def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
+    with pytest.raises(
+        ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends: its student"
+    ):
+        check_covered(unit, "fd", ("weights", "class_means"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_either_accounted_for_or_refused(part):
+    check_covered("none", "own", (part,))
+    try:
+        check_covered("example", "own", (part,))
+    except ConfigError:
+        return
+    first = revealed(config(), (part,))[0]
+    assert first.what not in {one.what for one in revealed(config(), ())}
+    assert first.how

@@ -1,0 +1,180 @@
+"""The report stands alone, is made from the run's folder, and says what the summary says."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fed_distill.errors import CheckpointError
+from fed_distill.reporting.glossary import GLOSSARY
+from fed_distill.reporting.report import render, write_report
+from fed_distill.reporting.store import EXPERIMENT, read_records, read_summary
+
+MAIN = "fedavg-kd+fedsubavg"
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text by section, and checks that tags are balanced."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.attributes, self.rows, self.text = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += [(tag, *attribute) for attribute in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def page(run_folder):
+    return Page(write_report(run_folder).read_text())
+
+
+def test_the_report_loads_nothing_from_elsewhere(run_folder, page):
+    html = (run_folder / "report.html").read_text()
+    outside = [
+        value
+        for _, name, value in page.attributes
+        if name in ("src", "href", "xlink:href", "data", "action", "srcset") and not value.startswith("#")
+    ]
+    assert outside == ["https://creativecommons.org/licenses/by/4.0/"]  # the license of the data, as a link
+    assert "@import" not in html and "url(" not in html
+    assert "<script" not in html
+
+
+def test_the_comparison_shows_the_summarys_numbers(run_folder, page):
+    summary = read_summary(run_folder)
+    row = next(row for row in page.rows if row[0].startswith(MAIN) and len(row) > 8)
+    student, half = summary["student"], summary["intervals"]["student"]
+    for cell, metric in zip(row[1:5], ("ndcg@10", "auc", "macro_f1", "accuracy"), strict=True):
+        assert cell.replace("\u202f", " ") == f"{student[metric]:.4f}± {half[metric]:.4f}"
+    assert row[5] == f"{student['merchant_accuracy']:.3f}"
+    assert row[6].startswith(f"{student['worst_merchant']['accuracy']:.3f}")
+    assert row[7] == f"{100 * summary['retention']:.1f}\u202f%"
+    assert row[8].startswith(f"{100 * summary['gap_closed']:.0f}\u202f%±")
+    assert row[9].replace("\u202f", " ") == "↑ 611 kB↓ 1.2 MB"
+
+
+def test_everything_compared_is_in_the_table(page):
+    table = [row[0] for row in page.rows if len(row) > 8][1:]
+    names = [
+        "teacher",
+        "server alone",
+        "each merchant alone",
+        "all data pooled",
+        "FedAvg, no teacher",
+        MAIN,
+        "fedavg-kd",
+        "fedmd",
+    ]
+    assert len(table) == len(names)
+    assert all(cell.startswith(name) for cell, name in zip(table, names, strict=True))
+
+
+def test_the_charts_show_every_federation(run_folder):
+    html = write_report(run_folder).read_text()
+    charts = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(charts) == 4
+    for chart in charts:
+        assert all(f">{name}<" in chart for name in (MAIN, "fedavg-kd", "fedmd", "FedAvg, no teacher"))
+    curves = charts[1]
+    assert curves.count("<polyline") == 4
+    assert all(f">{name}<" in curves for name in ("server alone", "all data pooled"))
+
+
+def test_the_curve_is_the_mean_of_the_seeds(run_folder):
+    values = [
+        record["valid"]["ndcg@10"]
+        for record in read_records(run_folder)
+        if (record["federation"], record["round"]) == (MAIN, 4)
+    ]
+    html = write_report(run_folder).read_text()
+    assert len(values) == 3
+    assert f"<title>{MAIN}, round 4: {sum(values) / 3:.4f}</title>" in html
+
+
+def test_names_from_the_data_are_escaped(run_folder):
+    html = write_report(run_folder).read_text()
+    assert "<b>" not in html
+
+
+def test_adaptation_account_command_words_and_privacy_are_told(run_folder, page):
+    text = re.sub(r"\s+", " ", " ".join(page.text))
+    assert f"fed-distill run {run_folder}/experiment.toml --name pricerunner-again" in text
+    assert "seed 1: distillation: undone, it fell to 0.9630" in text
+    assert "rows read 35,311" in text and "duplicate 401" in text
+    assert "no differential privacy in this run" in text
+    assert all(word in text for word in GLOSSARY)
+    assert "learning_rate = 0.003" in text
+
+
+def test_the_report_can_be_written_again_and_is_the_same(run_folder):
+    first = write_report(run_folder).read_bytes()
+    assert write_report(run_folder).read_bytes() == first
+
+
+def test_one_seed_says_that_luck_cannot_be_told(one_seed_summary):
+    html = render(one_seed_summary, [], "", "runs/one")
+    assert "One seed: how much of a difference is luck cannot be told from this run." in html
+    Page(html)
+
+
+def test_a_run_with_next_to_nothing_in_it_has_a_report(one_seed_summary):
+    main = one_seed_summary["federations"][MAIN]
+    main |= {
+        "adaptation": None,
+        "worst_merchant": None,
+        "gap_closed": None,
+        "notes": {"gap_closed": "seed 0: a reason"},
+    }
+    bare = one_seed_summary | {
+        "controls": {},
+        "federations": {MAIN: main},
+        "intervals": {"student": main["interval"], "controls": {}},
+        "by_merchant": {"counts": {}, "controls": {}, "federations": {MAIN: {}}},
+        "gap_closed": None,
+        "speed": None,
+        "data": {},
+    }
+    html = render(bare, [], "", "runs/bare")
+    Page(html)
+    assert f"{MAIN}: gap closed is not defined on seed 0: a reason." in html
+    assert "Who gains" not in html and "How it learned" not in html
+
+
+def test_personal_adaptation_is_shown_before_and_after(summary):
+    summary["federations"][MAIN]["adaptation"]["personal"] = {
+        "before": {"mean": 0.6, "worst_merchant": {"merchant": "a", "accuracy": 0.5}},
+        "after": {"mean": 0.75, "worst_merchant": {"merchant": "a", "accuracy": 0.625}},
+    }
+    html = render(summary, [], "", "runs/personal")
+    assert "0.600 → 0.750" in html and "worst 0.500 → 0.625" in html
+
+
+def test_a_run_that_has_not_ended_has_no_report(run_folder):
+    (run_folder / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match="has not ended"):
+        write_report(run_folder)
+
+
+def test_a_run_without_its_experiment_is_named(run_folder):
+    (run_folder / EXPERIMENT).unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*experiment\.toml"):
+        write_report(run_folder)

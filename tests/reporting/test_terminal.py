@@ -1,0 +1,19 @@
+"""A terminal is shown as much of the comparison as it has room for, and always the headline and the report's path."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fed_distill.reporting.terminal import show
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_headline_and_the_path_of_the_report_are_shown_at_any_width(run_folder, width):
+    file = io.StringIO()
+    show(run_folder, "only [a] trial", Console(file=file, width=width))
+    header, *rows, note, report = file.getvalue().splitlines()
+    assert header.split()[0] == "nDCG@10" and ("macro-F1" in header) == (width == 200)
+    assert rows[0].startswith("teacher") and all(len(row) <= width for row in rows)
+    assert note == "only [a] trial"
+    assert report == f"report: {run_folder / 'report.html'}"

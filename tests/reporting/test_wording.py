@@ -1,0 +1,109 @@
+"""Numbers and findings in words."""
+
+import pytest
+
+from fed_distill.config import PrivacyConfig
+from fed_distill.mechanisms.promise import Spent, account
+from fed_distill.reporting.wording import (
+    count,
+    duration,
+    number,
+    percent,
+    plus_minus,
+    poisoning,
+    privacy,
+    size,
+    verdict,
+)
+
+MAIN = "fedavg-kd+fedsubavg"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (611_204, "611 kB"), (999_600, "1 MB"), (1_204_330, "1.2 MB"),
+     (123_456_789, "123 MB"), (2.5e9, "2.5 GB"), (None, "–")],
+)  # fmt: skip
+def test_bytes_are_written_in_decimal_units(value, written):
+    assert size(value).replace("\u202f", " ") == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (5.2e-5, "52 µs"),
+        (7.9e-3, "7.9 ms"),
+        (0.5, "500 ms"),
+        (42, "42 s"),
+        (141, "2.35 min"),
+        (7200, "2 h"),
+        (None, "–"),
+    ],
+)
+def test_durations_are_written_in_the_unit_that_reads_best(value, written):
+    assert duration(value).replace("\u202f", " ") == written
+
+
+def test_numbers_that_are_not_defined_are_dashes():
+    assert (number(None), percent(None), count(None), plus_minus(None)) == ("–", "–", "–", "")
+    assert number(-0.5, 2) == "−0.50"
+    assert percent(0.998, 1) == "99.8\u202f%"
+    assert count(22_713_988.0) == "22,713,988"
+
+
+def test_the_verdict_says_what_was_kept_and_gained(summary):
+    row = summary["federations"][MAIN]
+    row.update(retention=0.9991, gap_closed=0.8)
+    row["interval"]["gap_closed"] = 0.11
+    text = verdict(summary).replace("\u202f", " ")
+    assert text.startswith("Trained across 31 merchants")
+    assert "keeps 99.9 % of the teacher's nDCG@10 and gains 80 % ± 11 %" in text
+
+
+def test_the_verdict_calls_a_gain_within_the_interval_chance(summary):
+    row = summary["federations"][MAIN]
+    row["gap_closed"], row["interval"]["gap_closed"] = 0.1, 0.2
+    assert "within chance" in verdict(summary)
+
+
+def test_the_verdict_does_not_dress_up_a_loss(summary):
+    row = summary["federations"][MAIN]
+    row["gap_closed"], row["interval"]["gap_closed"] = -0.3, None
+    assert "no better than the best student trained without federation" in verdict(summary)
+
+
+def test_the_verdict_says_why_there_is_no_gap(summary):
+    row = summary["federations"][MAIN]
+    row["gap_closed"] = None
+    row["notes"] = {"gap_closed": "seed 0: pooling all data (0.9) is no better than the server alone (0.9)"}
+    assert "no gap to close: pooling all data (0.9) is no better than the server alone (0.9)." in verdict(summary)
+
+
+def test_the_verdict_names_the_controls_that_were_not_run(summary):
+    row = summary["federations"][MAIN]
+    row["gap_closed"], row["notes"] = None, {"gap_closed": "seed 0: needs the controls"}
+    del summary["controls"]["pooled"]
+    assert "all data pooled were not run" in verdict(summary)
+
+
+def test_privacy_claims_no_more_than_there_was(summary):
+    assert "no differential privacy in this run" in privacy(summary)
+    config = PrivacyConfig(unit="example", epsilon=3.0)
+    summary["privacy"] = account(config, Spent(5, 2.99, 1e-5, 0.8, 1.25), ("weights",))
+    told = privacy(summary)
+    assert "any one example of a merchant" in told
+    assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
+    assert "Noise multipliers: 0.8 to 1.25, counted by the PLD accountant" in told
+    assert "To be trusted: the merchant itself, which adds noise before anything leaves it" in told
+
+
+def test_who_lied_and_how_is_named_by_seed(summary):
+    assert poisoning(summary) == ""
+    summary["poisoning"] = {"attack": "scaled", "share": 0.3, "merchants": {"0": ["a", "b"], "1": ["b", "c"]}}
+    text = poisoning(summary).replace("\u202f", " ")
+    assert "30 % of the merchants lie by scaled (on seed 0: a, b; on seed 1: b, c)" in text
+
+
+def test_a_run_from_before_there_were_attacks_says_nothing_of_them(summary):
+    del summary["poisoning"]
+    assert poisoning(summary) == ""

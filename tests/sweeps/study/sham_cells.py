@@ -1,0 +1,148 @@
+"""Stands in for a simulation: writes the summary that a run would have left, by formula, and can fail in many ways.
+
+The quality falls with privacy and differs by method and seed, so that tests can compute by hand what a study must say.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+
+import torch
+
+from fed_distill.errors import DataError
+from fed_distill.storage.merchant_store import STUDENTS, MerchantStore
+
+SERVER, LOCAL, POOLED = 0.90, 0.89, 0.97
+METHODS = {"fedavg": 0.94, "fedavg-kd": 0.95, "fedmd": 0.92}
+SEEDS = (0.001, -0.001, 0.003)
+AUDIT = {"auc": 0.7, "epsilon_lower_bound": 0.4, "attacks": {"loss": {"tpr_at_1pct": 0.02}}}
+
+
+def quality(experiment):
+    """Headline metric: the method's without privacy, less the smaller ε is, and a little luck."""
+    epsilon = experiment.privacy.epsilon or math.inf
+    price = {"none": 0.0, "example": 0.06, "merchant": 0.09}[experiment.privacy.unit]
+    return METHODS[experiment.federation.method] - price / (1 + epsilon) + SEEDS[experiment.seed % len(SEEDS)]
+
+
+def metrics(score):
+    return {"accuracy": score - 0.2, "macro_f1": score - 0.3, "auc": score + 0.01, "ndcg@10": score, "mrr@10": score}
+
+
+def row(score):
+    return {**metrics(score), "merchant_accuracy": score - 0.1}
+
+
+def summary(experiment):
+    score, luck, privacy = quality(experiment), SEEDS[experiment.seed % len(SEEDS)], experiment.privacy
+    controls = {"server": SERVER + luck, "local": LOCAL + luck, "pooled": POOLED + luck}
+    promise = {
+        "unit": privacy.unit,
+        "epsilon": None,
+        "delta": None,
+        "audit": {"auc": None, "epsilon_lower_bound": None},
+    }
+    if privacy.unit != "none":
+        promise |= {
+            "epsilon": privacy.epsilon * 0.999,
+            "delta": 1e-4 * (1 + experiment.seed),
+            "accountant": privacy.accountant,
+            "noise_multiplier": {"least": 0.8, "most": 1.9},
+            "trusted": "nobody but the merchant",
+            "reveals": [
+                {"what": "how many examples", "how": "with noise; counted"},
+                {"what": "its scores", "how": "exactly"},
+            ],
+            "audit": {**AUDIT, "auc": 0.5 + 0.01 * privacy.epsilon},
+        }
+    soft = experiment.federation.method == "fedmd"
+    return {
+        "headline": "ndcg@10",
+        "merchants": 6,
+        "rounds": experiment.federation.rounds,
+        "seconds": 60.0,
+        "federation": experiment.federation.method,
+        "federations": {experiment.federation.method: {"rounds": experiment.federation.rounds, "seconds": 50.0}},
+        "student": {
+            **row(score),
+            "parameters": 1000,
+            "worst_merchant": {"merchant": "shop-3", "accuracy": score - 0.4},
+        },
+        "controls": {name: row(controls[name]) for name in experiment.controls},
+        "retention": score / 0.96,
+        "bytes": {
+            "downlink_per_merchant_round": 50_000 if soft else 8_000_000,
+            "uplink_per_merchant_round": 50_000 if soft else 1_000_000,
+        },
+        "privacy": promise,
+        "data": {"dataset": "marketplace", "examples": {"train": 4440}},
+        "versions": {"fed-distill": "0.1.0", "torch": "2.0"},
+    }
+
+
+def write(experiment):
+    folder = experiment.runtime.folder / experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "starts").open("a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()} {'resumed' if experiment.runtime.resume else 'new'}\n")
+    (folder / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary(experiment)), encoding="utf-8")
+
+
+def run(experiment, callbacks=()):
+    """A run that ends well."""
+    students = MerchantStore(experiment.runtime.folder / experiment.name / "checkpoint" / STUDENTS)
+    students.save("fedmd", experiment.seed, "shop-1", 1, {"weight": torch.ones(3)})
+    for callback in callbacks:
+        callback.on_stage("seed 0", None)
+        callback.on_round({"round": 1, "rounds": experiment.federation.rounds})
+    write(experiment)
+
+
+def attack(folder, callback, shadows, canaries):
+    """An attack that finds nothing."""
+    callback.on_stage("audit", None)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    asked = {"shadows": shadows, "canaries": canaries}
+    summary["privacy"]["audit"] = {**AUDIT, "auc": 0.5, **asked, "asked": asked}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def broken_attack(folder, callback, shadows, canaries):
+    """An attack that cannot be made."""
+    raise DataError("too few examples to attack")
+
+
+def fail_fedmd(experiment, callbacks=()):
+    """One method's runs fail: with a clear error on even seeds, with a bug on odd ones."""
+    if experiment.federation.method != "fedmd":
+        run(experiment, callbacks)
+    elif experiment.seed % 2 == 0:
+        raise DataError("merchant 'shop-3' has no\nlabel")
+    else:
+        raise ZeroDivisionError("a bug")
+
+
+def killed_once(experiment, callbacks=()):
+    """Every run is killed the first time, after it has begun."""
+    mark = experiment.runtime.folder / experiment.name / "begun"
+    if not mark.exists():
+        mark.parent.mkdir(parents=True)
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    run(experiment, callbacks)
+
+
+def hang(experiment, callbacks=()):
+    """The first run that begins ends well, all others never do."""
+    first = experiment.runtime.folder / "first"
+    try:
+        first.touch(exist_ok=False)
+    except FileExistsError:
+        folder = experiment.runtime.folder / experiment.name
+        folder.mkdir(exist_ok=True)
+        (folder / "pid").write_text(str(os.getpid()), encoding="ascii")
+        threading.Event().wait()
+    run(experiment, callbacks)

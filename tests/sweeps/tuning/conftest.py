@@ -1,0 +1,54 @@
+"""A small search whose runs are written by formula."""
+
+import copy
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fed_distill.sweeps.progress import StudyProgress
+from fed_distill.sweeps.runner import Places, Resources
+from fed_distill.sweeps.space import Tuning
+from fed_distill.sweeps.tuner import Tuner
+
+TABLES = {
+    "name": "small",
+    "trials": 4,
+    "random_trials": 2,
+    "pruning": False,
+    "base": {"federation": {"rounds": 3}, "training": {"learning_rate": 1e-3}},
+    "search": [
+        {"key": "training.learning_rate", "low": 1e-3, "high": 1e-1, "log": True},
+        {"key": "training.batch_size", "values": [16, 32]},
+    ],
+}
+
+
+@pytest.fixture
+def tables():
+    return copy.deepcopy(TABLES)
+
+
+@pytest.fixture(scope="session")
+def sham():
+    """The module that stands in for a simulation, on the path of this process and so of its children."""
+    folder = str(Path(__file__).parent)
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+@pytest.fixture
+def tune(sham, tmp_path):
+    """A function that runs a tuning into a folder by a function of the sham module: its places, and what it said."""
+
+    def run(tables, function="run", folder="tuning", processes=2):
+        said, tuning = io.StringIO(), Tuning.parse(tables)
+        places = Places(tmp_path / folder)
+        progress = StudyProgress(Console(file=said, width=400), noun="run")
+        Tuner(tuning, places, f"sham_trials:{function}", Resources(processes, 1), progress).run()
+        return tuning, places, said.getvalue()
+
+    return run
