@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fed_distill.models.weights import PartialWeights
-from fed_distill.transport.low_rank import factored, factors, most_rank, multiplied_out, product, rank_for_energy
+from fed_distill.payloads.low_rank_update import factored, factors, most_rank, multiplied_out, product, rank_for_energy
 
 MATRICES = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.floats(-100, 100, width=32)

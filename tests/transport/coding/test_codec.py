@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink
@@ -36,14 +40,16 @@ ROWS = torch.arange(0, 3000, 3)
 UPLINK = Uplink(
     "Nord",
     5,
-    PartialWeights(
-        {"table": BASE["table"][ROWS] + 0.01 * drawn(1000, 32, seed=3), "bias": BASE["bias"] + 0.01},
-        {"table": ROWS},
-        {"table": ROWS % 7},
+    (
+        StudentWeights(
+            {"table": BASE["table"][ROWS] + 0.01 * drawn(1000, 32, seed=3), "bias": BASE["bias"] + 0.01},
+            {"table": ROWS},
+            {"table": ROWS % 7},
+        ),
+        SoftLabels(drawn(*PROXY, seed=4).softmax(dim=1)),
+        Votes(torch.zeros(200, dtype=torch.int64)),
     ),
-    drawn(*PROXY, seed=4).softmax(dim=1),
-    {"loss": 1.0},
-    torch.zeros(200, dtype=torch.int64),
+    metrics={"loss": 1.0},
 )
 
 
@@ -68,23 +74,28 @@ def test_without_stages_messages_are_what_they_were_byte_for_byte():
     assert recorddict_to_proto(content).SerializeToString() == same
     assert not plain.keeps
     assert kept.tensors() == {}
-    down = Downlink(1, BASE, UPLINK.soft_labels, {"a": 1.0})
+    down = Downlink(1, (StudentWeights(BASE), SoftLabels(UPLINK.need(SoftLabels).probabilities)), scalars={"a": 1.0})
     same = recorddict_to_proto(encode_downlink(down)).SerializeToString()
     assert recorddict_to_proto(plain.encode_downlink(down, RANDOMNESS)).SerializeToString() == same
-    assert torch.equal(uploaded(plain).weights.arrays["table"], UPLINK.weights.arrays["table"])
+    assert torch.equal(uploaded(plain).weights.arrays["table"], UPLINK.need(StudentWeights).arrays["table"])
 
 
 def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
     got = uploaded(codec(weights=["int8"], soft_labels=["int8"]))
     check_uplink(got, BASE, PROXY)
     assert (got.merchant, got.examples, got.metrics) == ("Nord", 5, {"loss": 1.0})
-    assert torch.equal(got.votes, UPLINK.votes)
-    assert torch.equal(got.weights.rows["table"], ROWS)
-    assert torch.equal(got.weights.counts["table"], ROWS % 7)
-    change = UPLINK.weights.arrays["table"] - BASE["table"][ROWS]
+    assert torch.equal(got.need(Votes).classes, UPLINK.need(Votes).classes)
+    assert torch.equal(got.need(StudentWeights).rows["table"], ROWS)
+    assert torch.equal(got.need(StudentWeights).counts["table"], ROWS % 7)
+    change = UPLINK.need(StudentWeights).arrays["table"] - BASE["table"][ROWS]
     bound = change.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
-    assert bool(((got.weights.arrays["table"] - UPLINK.weights.arrays["table"]).abs() <= bound + 1e-6).all())
-    assert float((got.soft_labels - UPLINK.soft_labels).abs().max()) < 0.01
+    assert bool(
+        (
+            (got.need(StudentWeights).arrays["table"] - UPLINK.need(StudentWeights).arrays["table"]).abs()
+            <= bound + 1e-6
+        ).all()
+    )
+    assert float((got.need(SoftLabels).probabilities - UPLINK.need(SoftLabels).probabilities).abs().max()) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -99,65 +110,72 @@ def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
 )
 def test_bytes_on_the_wire_are_those_of_the_chain(tables, most):
     """1,000 rows of 32: 128,000 bytes as float32, and 8,000 for rows and counts; what coding leaves of it."""
-    alone = Uplink("Nord", 5, UPLINK.weights)
+    alone = Uplink("Nord", 5, (StudentWeights.of(UPLINK.weights),))
     content, _ = codec(**tables).encode_uplink(alone, BASE, RANDOMNESS)
     assert serialized_bytes(encode_uplink(alone)) > 136_000
     assert most - 1_500 < serialized_bytes(content) < most
 
 
 def test_soft_labels_of_four_classes_take_a_byte_and_a_quarter():
-    alone = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels)
+    alone = Uplink("Nord", 5, (SoftLabels(UPLINK.need(SoftLabels).probabilities),))
     coding = codec(soft_labels=[{"stage": "top-k", "classes": 1}, "int8"])
     content, _ = coding.encode_uplink(alone, None, RANDOMNESS)
     assert serialized_bytes(content) < 200 * 1.25 + 350
     got = uploaded(coding, alone, None)
-    assert torch.equal(got.soft_labels.argmax(dim=1), UPLINK.soft_labels.argmax(dim=1))
+    assert torch.equal(
+        got.need(SoftLabels).probabilities.argmax(dim=1), UPLINK.need(SoftLabels).probabilities.argmax(dim=1)
+    )
     check_uplink(got, BASE, PROXY)
 
 
 def test_soft_labels_of_some_proxy_examples_are_coded_in_their_order():
     answered = torch.arange(200) % 3 == 0
-    some = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels[answered], answered=answered)
+    some = Uplink("Nord", 5, (SelectedSoftLabels(UPLINK.need(SoftLabels).probabilities[answered], answered),))
     got = uploaded(codec(soft_labels=["int8"]), some, None)
     check_uplink(got, BASE, PROXY)
-    assert float((got.soft_labels - some.soft_labels).abs().max()) < 0.01
+    assert float((got.need(SoftLabels).probabilities - some.need(SoftLabels).probabilities).abs().max()) < 0.01
 
 
 def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
     coding = codec(downlink_weights=["int8"])
-    content = coding.encode_downlink(Downlink(2, BASE, UPLINK.soft_labels, {"a": 1.0}), RANDOMNESS)
-    assert serialized_bytes(content) < 0.4 * serialized_bytes(encode_downlink(Downlink(2, BASE, UPLINK.soft_labels)))
+    content = coding.encode_downlink(
+        Downlink(2, (StudentWeights(BASE), SoftLabels(UPLINK.need(SoftLabels).probabilities)), scalars={"a": 1.0}),
+        RANDOMNESS,
+    )
+    assert serialized_bytes(content) < 0.4 * serialized_bytes(
+        encode_downlink(Downlink(2, (StudentWeights(BASE), SoftLabels(UPLINK.need(SoftLabels).probabilities))))
+    )
     down = coding.decode_downlink(over_the_wire(content))
     assert (down.round, down.scalars) == (2, {"a": 1.0})
-    assert torch.equal(down.soft_labels, UPLINK.soft_labels)
+    assert torch.equal(down.need(SoftLabels).probabilities, UPLINK.need(SoftLabels).probabilities)
     assert torch.equal(down.weights["steps"], BASE["steps"])
     bound = BASE["table"].abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
     assert bool(((down.weights["table"] - BASE["table"]).abs() <= bound + 1e-6).all())
     assert not torch.equal(down.weights["table"], BASE["table"])
     trained = {name: value + 1 for name, value in down.weights.items()}
-    sent, _ = coding.encode_uplink(Uplink("Nord", 5, PartialWeights(trained)), down.weights, RANDOMNESS)
+    sent, _ = coding.encode_uplink(Uplink("Nord", 5, (StudentWeights(trained),)), down.weights, RANDOMNESS)
     got = coding.decode_uplink(sent, BASE, PROXY)
-    torch.testing.assert_close(got.weights.arrays["table"], BASE["table"] + 1)
+    torch.testing.assert_close(got.need(StudentWeights).arrays["table"], BASE["table"] + 1)
 
 
 def test_a_downlink_without_weights_needs_no_coding():
     coding = codec(downlink_weights=["float16"], soft_labels=["int8"])
-    down = Downlink(1, None, UPLINK.soft_labels)
+    down = Downlink(1, (SoftLabels(UPLINK.need(SoftLabels).probabilities),))
     assert coding.decode_downlink(over_the_wire(coding.encode_downlink(down, RANDOMNESS))).weights is None
 
 
 def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announced():
     coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 2}, "int8"])
-    down = Downlink(2, BASE, UPLINK.soft_labels)
+    down = Downlink(2, (StudentWeights(BASE), SoftLabels(UPLINK.need(SoftLabels).probabilities)))
     content = coding.encode_downlink(down, RANDOMNESS)
     saved = serialized_bytes(encode_downlink(down)) - serialized_bytes(content)
     assert saved > 200 * (4 * 4 - 2.5) - 200  # less the names of the record
     got = coding.decode_downlink(over_the_wire(content))
     assert torch.equal(got.weights["table"], BASE["table"])
-    assert got.soft_labels.shape == (200, 4)
-    top = UPLINK.soft_labels.topk(2, dim=1)
-    assert float((got.soft_labels.gather(1, top.indices) - top.values).abs().max()) < 0.01
-    torch.testing.assert_close(got.soft_labels.sum(dim=1), torch.ones(200))
+    assert got.need(SoftLabels).probabilities.shape == (200, 4)
+    top = UPLINK.need(SoftLabels).probabilities.topk(2, dim=1)
+    assert float((got.need(SoftLabels).probabilities.gather(1, top.indices) - top.values).abs().max()) < 0.01
+    torch.testing.assert_close(got.need(SoftLabels).probabilities.sum(dim=1), torch.ones(200))
     for forged in ([200, 5], [201, 4], [-200, -4], [200], [10**9, 10**9]):
         content["down.shapes"] = ConfigRecord({"soft_labels": forged})
         with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
@@ -167,25 +185,25 @@ def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announce
 
 
 def test_a_cache_sends_what_the_server_does_not_have():
-    coding, alone = codec(soft_label_cache=0.0), Uplink("Nord", 5, soft_labels=UPLINK.soft_labels)
+    coding, alone = codec(soft_label_cache=0.0), Uplink("Nord", 5, (SoftLabels(UPLINK.need(SoftLabels).probabilities),))
     first, kept = coding.encode_uplink(alone, None, RANDOMNESS)
     got = coding.decode_uplink(over_the_wire(first), None, PROXY)
-    assert torch.equal(got.soft_labels, UPLINK.soft_labels)
-    changed = UPLINK.soft_labels.clone()
+    assert torch.equal(got.need(SoftLabels).probabilities, UPLINK.need(SoftLabels).probabilities)
+    changed = UPLINK.need(SoftLabels).probabilities.clone()
     changed[7] = torch.tensor([0.25, 0.25, 0.5, 0.0])
-    second, kept = coding.encode_uplink(Uplink("Nord", 5, soft_labels=changed), None, RANDOMNESS, kept)
-    assert torch.equal(kept.soft_labels, changed)
+    second, kept = coding.encode_uplink(Uplink("Nord", 5, (SoftLabels(changed),)), None, RANDOMNESS, kept)
+    assert torch.equal(kept.need(SoftLabels).probabilities, changed)
     assert serialized_bytes(first) - serialized_bytes(second) > 199 * 16 - 20
-    server = {"Nord": got.soft_labels}
+    server = {"Nord": got.need(SoftLabels).probabilities}
     assert torch.equal(coding.decode_uplink(over_the_wire(second), None, PROXY, server.get).soft_labels, changed)
-    for known in ({}, {"Nord": got.soft_labels[:-1]}):
+    for known in ({}, {"Nord": got.need(SoftLabels).probabilities[:-1]}):
         with pytest.raises(UplinkRejected, match=r"merchant Nord: .* leaves out soft labels that were never sent"):
             coding.decode_uplink(over_the_wire(second), None, PROXY, known.get)
 
 
 def test_a_cache_is_for_soft_labels_of_all_proxy_examples():
     answered = torch.arange(200) % 3 == 0
-    some = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels[answered], answered=answered)
+    some = Uplink("Nord", 5, (SelectedSoftLabels(UPLINK.need(SoftLabels).probabilities[answered], answered),))
     coding = codec(soft_label_cache=0.0)
     with pytest.raises(UplinkRejected, match=r"merchant Nord: .*soft_label_cache is for .* the whole proxy set"):
         coding.encode_uplink(some, None, RANDOMNESS)
@@ -195,7 +213,7 @@ def test_a_cache_is_for_soft_labels_of_all_proxy_examples():
 
 
 def test_soft_labels_that_are_not_finite_never_leave():
-    broken = Uplink("Nord", 5, soft_labels=torch.full(PROXY, float("nan")))
+    broken = Uplink("Nord", 5, (SoftLabels(torch.full(PROXY, float("nan"))),))
     with pytest.raises(UplinkRejected, match="merchant Nord: its soft labels are not finite"):
         codec(soft_labels=["int8"]).encode_uplink(broken, None, RANDOMNESS)
 
@@ -239,7 +257,7 @@ def test_what_is_not_coded_as_agreed_is_rejected_with_its_merchant(case):
 
 def test_answers_of_another_proxy_set_are_rejected_before_they_are_decoded():
     answered = torch.ones(10**6, dtype=torch.bool)
-    content = encode_uplink(Uplink("Nord", 5, answered=answered))
+    content = encode_uplink(Uplink("Nord", 5, (SelectedSoftLabels(torch.zeros(0, 4), answered),)), {"soft_labels"})
     content["up.coded"] = to_array_record({"soft_labels": torch.zeros(10, dtype=torch.uint8)})
     with pytest.raises(UplinkRejected, match=r"answered has shape \[1000000\], not \[200\]"):
         CODED.decode_uplink(over_the_wire(content), BASE, PROXY)
@@ -248,13 +266,13 @@ def test_answers_of_another_proxy_set_are_rejected_before_they_are_decoded():
 def test_weights_that_are_not_finite_or_not_asked_for_never_leave():
     broken = PartialWeights({"bias": torch.full((32,), float("inf"))})
     with pytest.raises(UplinkRejected, match="merchant Nord: the update of bias is not finite"):
-        CODED.encode_uplink(Uplink("Nord", 5, broken), BASE, RANDOMNESS)
+        CODED.encode_uplink(Uplink("Nord", 5, (StudentWeights.of(broken),)), BASE, RANDOMNESS)
     with pytest.raises(UplinkRejected, match="merchant Nord: its method sends weights without a downlink"):
         CODED.encode_uplink(UPLINK, None, RANDOMNESS)
 
 
 def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
-    down = Downlink(1, BASE)
+    down = Downlink(1, (StudentWeights(BASE),))
     coding = codec(downlink_weights=["int8"])
     with pytest.raises(TrainingError, match="run the same one at both"):
         coding.decode_downlink(encode_downlink(down))
@@ -273,7 +291,7 @@ def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
 )
 def test_a_downlink_of_forged_shapes_is_refused_before_it_takes_memory(change):
     coding = codec(downlink_weights=["int8"])
-    content = coding.encode_downlink(Downlink(1, BASE), RANDOMNESS)
+    content = coding.encode_downlink(Downlink(1, (StudentWeights(BASE),)), RANDOMNESS)
     content["down.shapes"] = ConfigRecord({**content["down.shapes"], **change})
     with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
         coding.decode_downlink(content)
@@ -292,7 +310,7 @@ def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest()
 def test_coded_soft_labels_of_another_proxy_set_or_other_classes_are_refused_before_they_take_memory():
     """Of ever so many classes top-k names one in a few bits, and the others share what is left."""
     coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 1}, "int4"])
-    content = coding.encode_downlink(Downlink(1, None, UPLINK.soft_labels), RANDOMNESS)
+    content = coding.encode_downlink(Downlink(1, (SoftLabels(UPLINK.need(SoftLabels).probabilities),)), RANDOMNESS)
     assert coding.decode_downlink(content, PROXY).soft_labels.shape == PROXY
     content["down.shapes"] = ConfigRecord({"soft_labels": [200, 2**30]})
     with pytest.raises(TrainingError, match=r"it announces soft labels of shape \[200, 1073741824\], not \[200, 4\]"):
@@ -329,9 +347,11 @@ def test_coded_bytes_of_which_any_are_others_are_refused_or_fit_the_round(name):
         except UplinkRejected as error:
             assert "merchant Nord: its uplink cannot be decoded" in str(error)
             return
-        assert all(value.shape[1:] == BASE[key].shape[1:] for key, value in got.weights.arrays.items())
-        assert all(len(value) <= len(BASE[key]) for key, value in got.weights.arrays.items() if value.dim())
-        assert got.soft_labels.shape == PROXY
+        assert all(value.shape[1:] == BASE[key].shape[1:] for key, value in got.need(StudentWeights).arrays.items())
+        assert all(
+            len(value) <= len(BASE[key]) for key, value in got.need(StudentWeights).arrays.items() if value.dim()
+        )
+        assert got.need(SoftLabels).probabilities.shape == PROXY
 
     check()
 
