@@ -449,7 +449,7 @@ def _starting_weights(
 ) -> Weights:
     """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
     if not method.personal:
-        if down.weights is None:
+        if not down.weights:
             raise TrainingError("a downlink without the weights that a merchant trains")
         return down.weights
     own = first if kept is None else kept
@@ -457,7 +457,7 @@ def _starting_weights(
         raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
     if not plan.pair:
         return own
-    if down.weights is None:
+    if not down.weights:
         raise TrainingError("a downlink without the weights of the shared student")
     return paired(down.weights, own)
 
