@@ -32,8 +32,8 @@ from fed_distill.audit.white_box_run import WhiteBox
 from fed_distill.config import Experiment
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.federation import Federation, round_learning_rate
-from fed_distill.coordinator.learning_teacher import LearningTeacher
 from fed_distill.coordinator.rounds import federate
+from fed_distill.coordinator.services import Teacher
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
@@ -189,9 +189,13 @@ class Auditing:
         with self._federation(self.data) as federation:
             method = METHODS.build(federation.config.method, federation.config.options)
             rate = round_learning_rate(federation.training, 1, federation.config.rounds)
-            state = federation.first_state(federation.aggregator())
+            state = federation.first_state()
             names = federation.sites.merchants
-            starts = {name: {federation.global_student: self.start} for name in names} if method.personal else {}
+            starts = (
+                {name: {federation.global_student: self.start} for name in names}
+                if method.keeps == "own_student"
+                else {}
+            )
             request = federation.request(names, rate)
             for chunk in federation.asked(request, method.broadcast(state), starts):
                 for uplink in chunk.uplinks:
@@ -265,11 +269,11 @@ class Auditing:
                 starts={name: self.start},
                 dealt=[name],
                 teacher_labels=self.teaching.labels,
-                relearn=School(experiment, experiment.seed, self.teaching, server, self.callbacks).relearned,
+                distil_anew=School(experiment, experiment.seed, self.teaching, server, self.callbacks).distilled_anew,
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,
-                teacher=LearningTeacher(self.teaching.teacher, experiment.teacher.learning_rate),
+                teacher=Teacher(self.teaching.teacher, experiment.teacher.learning_rate),
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),
                 identity="" if self._unit == "none" else "audit",

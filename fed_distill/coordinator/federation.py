@@ -18,21 +18,21 @@ from fed_distill.coordinator.attempts import check_there
 from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.intake import Intake
-from fed_distill.coordinator.learning_teacher import LearningTeacher
 from fed_distill.coordinator.received import FOLDER, Received
 from fed_distill.coordinator.released import Released
+from fed_distill.coordinator.services import DistilAnew, RoundServices, Teacher
 from fed_distill.coordinator.sites import Chunk, Sites, chunk_size
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.mechanisms.server_side import NoiseSource, counted_plainly, private_mean, vote_count
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import GlobalState, Method, Relearn
+from fed_distill.methods.base import GlobalState, Method
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
 from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
-from fed_distill.training.optimization import schedule_factor
+from fed_distill.training.optimization import Pace, schedule_factor
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, blueprint_of
@@ -43,7 +43,7 @@ class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
     unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
-    starts: the server's weights for each. relearn: as in ``GlobalState``. checkpoint: the file that keeps the state
+    starts: the server's weights for each. distil_anew: as in ``Services``. checkpoint: the file that keeps the state
     between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
     of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret: what
     the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was released
@@ -61,11 +61,11 @@ class Federation:
     starts: Mapping[str, Weights]
     dealt: Sequence[str]
     teacher_labels: Tensor
-    relearn: Relearn
+    distil_anew: DistilAnew
     sites: Sites
     server: ServerTraining
     evaluator: Evaluator
-    teacher: LearningTeacher
+    teacher: Teacher
     checkpoint: Path
     codec: Codec
     liars: frozenset[str] = frozenset()
@@ -147,7 +147,22 @@ class Federation:
             options["weight"] = self.privacy.weighting
         return options
 
-    def tally(self, number: int) -> Callable[[Tensor], Tensor]:
+    def services(self, aggregator: Aggregator, number: int) -> RoundServices:
+        """What the server does for the method in round ``number``."""
+        return RoundServices(
+            self.method,
+            self.config.method,
+            aggregator,
+            self._tally(number),
+            self.distil_anew,
+            self.server,
+            self.students[self.global_student],
+            self.teacher,
+            Pace(self.server.config.server_learning_rate * left(self.server.config, number, self.config.rounds)),
+            (self.seed, self.arm, number),
+        )
+
+    def _tally(self, number: int) -> Callable[[Tensor], Tensor]:
         """What counts the votes of round ``number``."""
         if self.unit != "vote":
             return counted_plainly
@@ -162,15 +177,12 @@ class Federation:
         coins = seeds.Keystream(*self.noise.name, "sample merchants", number).uniform(len(merchants)).tolist()
         return [merchant for merchant, coin in zip(merchants, coins, strict=True) if coin < share]
 
-    def first_state(self, aggregator: Aggregator) -> GlobalState:
+    def first_state(self) -> GlobalState:
         """What the server knows before the first round."""
         return GlobalState(
             0,
             self.starts[self.global_student],
             self.teacher_labels,
-            aggregator.average,
-            self.tally(1),
-            self.relearn,
             population=len(self.sites.merchants),
             rounds=self.config.rounds,
         )

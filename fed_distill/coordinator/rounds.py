@@ -5,20 +5,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fed_distill.aggregation.base import Aggregator
 from fed_distill.config import FederationConfig
 from fed_distill.coordinator.attempts import patiently
-from fed_distill.coordinator.federation import Federation, left, round_learning_rate
+from fed_distill.coordinator.federation import Federation, round_learning_rate
 from fed_distill.coordinator.intake import Intake
 from fed_distill.coordinator.progress import Progress, better, keep, restored
 from fed_distill.errors import BudgetExceeded
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.logs import observed
-from fed_distill.methods.base import GlobalState, Method, replace
+from fed_distill.methods.base import GlobalState, replace
 from fed_distill.models.weights import Weights
 from fed_distill.privacy.disclosure import coarse
 from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.storage.sealed import chained
-from fed_distill.training.optimization import Pace
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ def federate(
     here is not what was kept when the checkpoint was written.
     """
     config = federation.config
-    method = federation.method
     aggregator = federation.aggregator()
-    progress = restored(federation.checkpoint, federation.first_state(aggregator), aggregator, federation.identity)
+    progress = restored(federation.checkpoint, federation.first_state(), aggregator, federation.identity)
     if federation.released is not None:
         federation.released.check(federation.title, progress.state.round)
     on_resume(progress)
@@ -51,7 +50,7 @@ def federate(
         began = time.perf_counter()
         try:
             with observed(round=progress.state.round + 1):
-                record = _one_round(federation, method, progress)
+                record = _one_round(federation, aggregator, progress)
         except BudgetExceeded as error:
             if not progress.state.round:
                 raise
@@ -85,15 +84,15 @@ def _ended(federation: Federation, progress: Progress) -> Progress:
     return progress
 
 
-def _one_round(federation: Federation, method: Method, progress: Progress) -> dict[str, Any]:
-    config, state = federation.config, progress.state
+def _one_round(federation: Federation, aggregator: Aggregator, progress: Progress) -> dict[str, Any]:
+    config, method, state = federation.config, federation.method, progress.state
     number = state.round + 1
     merchants = federation.sampled(number)
-    state = replace(state, tally=federation.tally(number))
+    personal = method.keeps == "own_student"
     rate = round_learning_rate(federation.training, number, config.rounds)
-    request = federation.request(merchants, rate, test=method.personal)
+    request = federation.request(merchants, rate, test=personal)
     starts: dict[str, dict[str, Weights]] = {}
-    if method.personal:
+    if personal:
         starts = {
             merchant: {name: federation.starts[name]}
             for merchant, name in zip(request.merchants, request.students, strict=True)
@@ -104,26 +103,12 @@ def _one_round(federation: Federation, method: Method, progress: Progress) -> di
 
     def take() -> tuple[GlobalState, Intake]:
         intake = federation.intake(request, down, starts, state, number)
-        merged = method.merge(state, intake)
+        merged = method.merge(state, intake, federation.services(aggregator, number))
         intake.finish()
         return merged, intake
 
     merged, intake = patiently(take, config, failed)
-    progress.started |= set(intake.merchants) if method.personal else set()
-    if merged.teacher_plan.phases:
-        merged = federation.teacher.taught(
-            merged, federation.server, (federation.seed, federation.arm, "teacher", number)
-        )
-    if merged.server_plan.phases:
-        student = federation.students[federation.global_student]
-        weights = federation.server.train(
-            student,
-            merged.weights,
-            merged.server_plan,
-            (federation.seed, federation.arm, "server", number),
-            Pace(federation.server.config.server_learning_rate * left(federation.server.config, number, config.rounds)),
-        )
-        merged = replace(merged, weights=weights)
+    progress.started |= set(intake.merchants) if personal else set()
     progress.state = merged
     progress.downlink_bytes += intake.bytes["downlink"] / config.rounds
     progress.uplink_bytes += intake.bytes["uplink"] / config.rounds

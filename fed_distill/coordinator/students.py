@@ -29,7 +29,7 @@ from fed_distill.transport.requests import blueprint_of
 Progress = Callable[[int, int], None]
 
 
-def server_plan(lesson: Lesson, pupil: TextModel, epochs: float, labelled: Tensor | None = None) -> Plan:
+def distillation_plan(lesson: Lesson, pupil: TextModel, epochs: float, labelled: Tensor | None = None) -> Plan:
     """All that the server has, in turns: an epoch of labels, an epoch of the teacher's ``lesson`` on the proxy set.
 
     pupil: the student as the lesson wants it (``Lesson.pupil``). labelled: the teacher's probabilities on the labelled
@@ -48,7 +48,8 @@ def server_plan(lesson: Lesson, pupil: TextModel, epochs: float, labelled: Tenso
 
 
 def labels_plan(epochs: float, data: FederatedData) -> Plan:
-    """Labels alone, for as many examples as ``server_plan`` has with the proxy set's: the control without a teacher."""
+    """Labels alone, for as many examples as ``distillation_plan`` has with the proxy set's: the control without a
+    teacher."""
     return Plan((Phase(hard_labels(), epochs=epochs * (1 + len(data.proxy) / len(data.public))),))
 
 

@@ -20,12 +20,12 @@ from fed_distill.coordinator.attempts import patiently
 from fed_distill.coordinator.evaluation import Evaluator, accuracies, mean_metrics
 from fed_distill.coordinator.federation import Federation, round_learning_rate
 from fed_distill.coordinator.intake import Intake
-from fed_distill.coordinator.learning_teacher import LearningTeacher
 from fed_distill.coordinator.progress import Progress
 from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.coordinator.rounds import federate
+from fed_distill.coordinator.services import Teacher
 from fed_distill.coordinator.sites import Sites
-from fed_distill.coordinator.students import ServerTraining, labels_plan, server_plan
+from fed_distill.coordinator.students import ServerTraining, distillation_plan, labels_plan
 from fed_distill.data.fingerprint import federated_fingerprint
 from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
 from fed_distill.errors import BudgetExceeded, CheckpointError
@@ -192,7 +192,7 @@ class Comparison:
         start, lesson, began = self._start(name), self.school.lesson, time.perf_counter()
         pupil = lesson.pupil(self.school.student(name), self.seed, "pooled")
         labelled = self.school.labelled(self.server.everybody())
-        plan = server_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)
+        plan = distillation_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
         weights = self.server.train_pooled(pupil, start, plan, (self.seed, "pooled"), self.school.step)
         return self._outcome("pooled", "control", weights, began)
@@ -203,7 +203,7 @@ class Comparison:
         self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
         method = METHODS.build("local", federation.config.options)
         start = federation.starts[federation.global_student]
-        state = federation.first_state(federation.aggregator())
+        state = federation.first_state()
         rate = round_learning_rate(federation.training, 1, 1)
         request = federation.request(self.sites.merchants, rate, test=True)
         student = federation.students[federation.global_student]
@@ -307,7 +307,7 @@ class Comparison:
         """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
         federation = self._federation_of(f"personal of {arm}")
         method = METHODS.build("personal", federation.config.options)
-        state = replace(federation.first_state(federation.aggregator()), weights=weights)
+        state = replace(federation.first_state(), weights=weights)
         rate = round_learning_rate(federation.training, 1, 1)
         merchants = self.sites.merchants
         request = federation.request(merchants, rate, test=True)
@@ -342,11 +342,11 @@ class Comparison:
             starts=starts,
             dealt=dealt,
             teacher_labels=self.teaching.labels,
-            relearn=self.school.relearned,
+            distil_anew=self.school.distilled_anew,
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,
-            teacher=LearningTeacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
+            teacher=Teacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             liars=liars(self.experiment, self.sites.merchants, self.seed),

@@ -31,7 +31,7 @@ from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.mechanisms.promise import check_covered
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Correcting, Method, Mutual, Particular
+from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
 from fed_distill.models import build_student, load_teacher
 from fed_distill.models.adapters import check_per_example
 from fed_distill.payloads.base import Payload
@@ -120,11 +120,10 @@ def check_names(experiment: Experiment) -> None:
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
+        check_declared(federation.method, method)
         check_promise(experiment.privacy.unit, federation, method)
         Codec.of(experiment.transport_of(federation.title))
-        if not any(kind.holds_weights for kind in method.sends) and (
-            federation.aggregator != "fedavg" or federation.aggregator_options
-        ):
+        if "average" not in method.uses and (federation.aggregator != "fedavg" or federation.aggregator_options):
             raise ConfigError(
                 f"method {federation.method} sends no weights that aggregator {federation.aggregator} could merge: set "
                 "federation.aggregator = 'fedavg', without options"
@@ -136,14 +135,14 @@ def check_names(experiment: Experiment) -> None:
             raise ConfigError(
                 f"privacy.weighting = {weighting!r} is for aggregator fedavg, not {federation.aggregator}"
             )
-        if getattr(method, "relearns", False):
+        if "distil_anew" in method.uses:
             check_heard(experiment.distill)
-        if experiment.student.by_merchant and not method.personal:
+        if experiment.student.by_merchant and method.keeps != "own_student":
             raise ConfigError(
                 "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
                 f"{federation.method} shares one student's weights"
             )
-        if isinstance(method, Mutual) and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
+        if "train_teacher" in method.uses and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
             raise ConfigError(
                 f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains"
             )
@@ -198,24 +197,35 @@ def check_methods(experiment: Experiment, classes: int) -> None:
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         private = experiment.privacy if experiment.unit_of(federation.title) in AT_MERCHANTS else None
-        if isinstance(method, Correcting) and private is not None and (private.rows or private.row_rate_power):
+        if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):
             raise ConfigError(
                 f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"
             )
-        if isinstance(method, Correcting) and private is not None and private.weighting != "examples":
+        if isinstance(method, HasControlVariate) and private is not None and private.weighting != "examples":
             raise ConfigError(f"method {federation.method} counts all merchants alike: drop privacy.weighting")
-        if isinstance(method, Particular):
+        if isinstance(method, ValidatesConfig):
             method.check(federation, experiment.training_of(federation.title), classes)
+
+
+DECLARED = {
+    "sends": "the kinds of payloads that merchants send, for example sends: ClassVar[Kinds] = (StudentWeights,)",
+    "receives": "the kinds of payloads that they are sent, for example receives: ClassVar[Kinds] = (StudentWeights,)",
+    "keeps": 'what a merchant keeps between rounds, for example keeps: ClassVar[Keeps] = "nothing"',
+    "uses": 'what its merge asks of the server, for example uses: ClassVar[tuple[Service, ...]] = ("average",)',
+}
+"""What a method must declare, with an example for who wrote one without."""
+
+
+def check_declared(name: str, method: Method) -> None:
+    """ConfigError unless the method declares what checks, privacy and bytes rest on."""
+    for declared, what in DECLARED.items():
+        if not hasattr(method, declared):
+            raise ConfigError(f"method {name} does not declare `{declared}`: {what}")
 
 
 def check_promise(unit: str, federation: FederationConfig, method: Method) -> None:
     """ConfigError unless the noise of privacy ``unit`` covers all that the method says it sends."""
-    sends = getattr(method, "sends", None)
-    if sends is None:
-        raise ConfigError(
-            f"method {federation.method} does not declare what merchants send: give it `sends`, for example "
-            "sends: ClassVar[Kinds] = (StudentWeights,)"
-        )
+    sends = method.sends
     check_covered(unit, federation.method, sends)
     if unit == "merchant" and (sends != (StudentWeights,) or federation.aggregator != "fedavg"):
         raise ConfigError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from fed_distill import seeds
 from fed_distill.config import AssistantConfig, Experiment
 from fed_distill.config.training import MERCHANTS_PACE
-from fed_distill.coordinator.students import Progress, ServerTraining, server_plan
+from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan
 from fed_distill.data.examples import Examples
 from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.chain import Level, levels
@@ -123,9 +123,9 @@ class School:
         self.read_domain(student, name, progress)
         return self.distilled(student, lesson, self.experiment.training.server_epochs, progress, "server", name)
 
-    def relearned(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """As ``Relearn``; for the teacher's soft labels the weights are those that federations start from. What
-        ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
+    def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
+        """As ``Services.distil_anew``; for the teacher's soft labels the weights are those that federations start from.
+        What ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
         ConfigError if it reads no soft labels at all."""
         check_heard(self.experiment.distill)
         return self.taught(self.experiment.student.model, self.lesson.saying(soft_labels, temperature))
@@ -151,7 +151,7 @@ class School:
         that have true labels too, where that is not the teacher."""
         weights = {name: value.clone() for name, value in student.state_dict().items()}
         pupil = lesson.pupil(student, self.seed, *purpose)
-        plan = server_plan(lesson, pupil, epochs, self.labelled([self.server.data.public], upper))
+        plan = distillation_plan(lesson, pupil, epochs, self.labelled([self.server.data.public], upper))
         return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
 
     def labelled(self, parts: Sequence[Examples], upper: TextModel | None = None) -> Tensor | None:

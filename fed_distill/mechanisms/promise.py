@@ -125,7 +125,7 @@ def revealed(
 def _by_merchants(config: PrivacyConfig, sends: Kinds) -> list[Revealed]:
     """What leaves a merchant that adds the noise itself."""
     parts = [Revealed(kind.disclosure, kind.covered or "not covered at all") for kind in sends]
-    if any(kind.holds_weights for kind in sends):
+    if any(kind.tells_rows for kind in sends):
         parts.append(
             Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")
         )

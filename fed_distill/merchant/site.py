@@ -47,7 +47,7 @@ from fed_distill.merchant.request_validation import (
     weight_bytes,
 )
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Correcting, Method, Trained
+from fed_distill.methods.base import HasControlVariate, Method, Trained
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
@@ -225,12 +225,12 @@ class Site:
             proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
             references=predicted(plan, student, private, weights),
-            correction=method.correction(down, kept) if isinstance(method, Correcting) else {},
+            correction=method.correction(down, kept) if isinstance(method, HasControlVariate) else {},
         )
 
     def _kept(self, merchant: str, asked: "_Round") -> dict[str, Tensor] | None:
         """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
-        if not (asked.method.personal or asked.plan.looks_back or isinstance(asked.method, Correcting)):
+        if asked.method.keeps == "nothing":
             return None
         return self.store.load(self._kept_of(asked.request.arm), asked.request.seed, merchant, before=asked.down.round)
 
@@ -242,11 +242,11 @@ class Site:
     def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
         """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
         method = asked.method
-        if isinstance(method, Correcting):
+        if isinstance(method, HasControlVariate):
             kept = method.keep(trained, asked.down, self._kept(trained.merchant, asked))
         elif asked.plan.pair:
             kept = part_of(student.state_dict(), OWN)
-        elif method.personal or asked.plan.looks_back:
+        elif method.keeps != "nothing":
             kept = student.state_dict()
         else:
             return
@@ -439,16 +439,21 @@ class _Part:
 
 def _planned(method: Method, down: Downlink, name: str) -> Plan:
     try:
-        return method.plan(down)
+        plan = method.plan(down)
     except (AssertionError, KeyError) as error:
         raise TrainingError(f"a downlink without all that method {name} needs") from error
+    if plan.pair and method.keeps != "own_student":
+        raise TrainingError(f"method {name} plans a pair of students, which takes keeps = 'own_student'")
+    if plan.looks_back and method.keeps not in ("own_student", "last_student"):
+        raise TrainingError(f"method {name} compares with the student of before, which takes keeps = 'last_student'")
+    return plan
 
 
 def _starting_weights(
     method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
 ) -> Weights:
     """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
-    if not method.personal:
+    if method.keeps != "own_student":
         if not down.weights:
             raise TrainingError("a downlink without the weights that a merchant trains")
         return down.weights

@@ -6,7 +6,7 @@ optimizer and never knows which runtime carries it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,43 +19,56 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 __all__ = ["GlobalState", "Method", "Trained", "replace"]
 
 
-class Relearn(Protocol):
-    """Teaches the global student anew."""
-
-    def __call__(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """Its weights, with soft labels of the proxy set ``[proxy, classes]`` in the place of the teacher's and all
-        else as the server's own student was; ``temperature``: theirs throughout, where it is not the teacher's."""
+Service = Literal["average", "tally", "distil", "distil_anew", "train_teacher"]
+"""What a server can do for a method while it merges a round, by the names of the functions of ``Services``."""
+Keeps = Literal["nothing", "own_student", "last_student", "control_variate"]
+"""What a merchant keeps between rounds, in its site's store: nothing; a student of its own, which it trains on; the
+student that it trained last, which it compares with; or what corrects its gradients (``HasControlVariate``)."""
 
 
 @dataclass(frozen=True)
 class GlobalState:
-    """What the server knows between rounds.
+    """What the server knows between rounds: data alone, all of which is in the checkpoint or known before the run.
 
-    round: rounds completed. weights: the global student. teacher_labels: the teacher's probabilities on the
-    proxy set ``[proxy, classes]``. consensus: the merchants' merged probabilities on it, once there are any.
-    server_plan: what the server itself trains after a merge (phases over the proxy set), before evaluation.
-    teacher_plan: what its teacher trains before that (see ``Mutual``); what it says is then ``teacher_labels``, and
-    teacher_weights are its own, empty as long as it has not learned.
-    average: the configured aggregator, from the merchants' weights to the next global weights. tally: from votes
-    ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none. relearn: the global
-    student taught anew. kept: what a method itself carries from round to round
-    beside these, by name; it is in the checkpoint, so that a resumed run goes on from it.
-    population: merchants of the federation, whether they take part in a round or not. rounds: how many are planned.
+    :param round: rounds completed.
+    :param weights: of the global student.
+    :param teacher_labels: the teacher's probabilities on the proxy set ``[proxy, classes]``, as it is now.
+    :param consensus: the merchants' merged probabilities on it, once there are any.
+    :param teacher_weights: of the teacher, where a method has trained it (``Services.train_teacher``), else empty.
+    :param kept: what a method itself carries from round to round beside these, by name.
+    :param population: merchants of the federation, whether they take part in a round or not.
+    :param rounds: how many are planned.
     """
 
     round: int
     weights: Weights
     teacher_labels: Tensor
-    average: Callable[[Weights, Iterable[Uplink]], Weights]
-    tally: Callable[[Tensor], Tensor]
-    relearn: Relearn
     consensus: Tensor | None = None
-    server_plan: Plan = field(default_factory=Plan)
-    teacher_plan: Plan = field(default_factory=Plan)
     teacher_weights: Weights = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     population: int = 1
     rounds: int = 1
+
+
+class Services(Protocol):
+    """What the server does for a method while it merges a round. A method names those that it ``uses``."""
+
+    def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
+        """The configured aggregator: from the merchants' weights to the next global weights."""
+
+    def tally(self, votes: Tensor) -> Tensor:
+        """From counts of votes ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none."""
+
+    def distil(self, weights: Weights, plan: Plan) -> Weights:
+        """The global student trained onwards from ``weights``, by phases over the proxy set."""
+
+    def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
+        """The global student re-initialised and distilled: with soft labels of the proxy set ``[proxy, classes]`` in
+        the place of the teacher's, and all else as the server's own student was. ``temperature``: theirs throughout,
+        where it is not the teacher's."""
+
+    def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
+        """``state`` with the teacher trained onwards by ``plan``: its weights, and its labels of the proxy set."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +93,16 @@ class Trained:
 class Method(Protocol):
     """The two halves of a federated algorithm, side by side.
 
-    ``personal`` declares that a merchant keeps its own student between rounds (in the site's store), and
-    that students may differ by merchant; otherwise each round starts from ``Downlink.weights``, and a plan may ask for
-    the student that the merchant had trained before. Of a plan's pair only the own student is kept. ``sends`` and
-    ``receives`` declare the kinds of payloads in its uplinks and downlinks: a site sends no other, reads no other, and
-    what privacy is promised rests on it. One that calls
-    ``GlobalState.relearn`` may say so by ``relearns: ClassVar[bool] = True``, to have ``[distill]`` checked before it
-    runs.
+    What it declares is what checks, privacy and bytes rest on. ``sends`` and ``receives``: the kinds of payloads in its
+    uplinks and downlinks; a site sends no other and reads no other. ``keeps``: what a merchant keeps between rounds;
+    with ``own_student`` merchants may have students of different kinds, else each round starts from the weights in the
+    downlink. Of a plan's pair only the own student is kept. ``uses``: the services that its merge asks for.
     """
 
-    personal: ClassVar[bool]
     sends: ClassVar[Kinds]
     receives: ClassVar[Kinds]
+    keeps: ClassVar[Keeps]
+    uses: ClassVar[tuple[Service, ...]]
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """Server, start of a round: what every merchant gets."""
@@ -102,7 +113,7 @@ class Method(Protocol):
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Merchant: what leaves it."""
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Server, while the merchants' uplinks come in: the next state, its ``round`` one higher.
 
         ``up`` is ordered by merchant and iterated once; keep sums of it rather than the uplinks themselves, so that
@@ -111,8 +122,8 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class Correcting(Protocol):
-    """What a method has besides, whose merchants correct their gradients by something that they keep between rounds.
+class HasControlVariate(Protocol):
+    """A method whose merchants correct their gradients by something that they keep between rounds.
 
     Its plan says which phases are corrected. What is kept is in the site's store, and never leaves it as such.
     """
@@ -125,17 +136,8 @@ class Correcting(Protocol):
 
 
 @runtime_checkable
-class Mutual(Protocol):
-    """What a method has besides, in whose merges the server's teacher is to learn from the merchants."""
-
-    @property
-    def teacher_epochs(self) -> float:
-        """Epochs of the teacher over the proxy set after each merge."""
-
-
-@runtime_checkable
-class Particular(Protocol):
-    """What a method has besides, that cannot do with every experiment."""
+class ValidatesConfig(Protocol):
+    """A method that cannot do with every experiment."""
 
     def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
         """Server, before a run: ConfigError if this federation, whose merchants train so, or a task of so many classes

@@ -24,7 +24,7 @@ from torch import Tensor
 from fed_distill.aggregation.class_means import RunningClassMeans
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import cross_entropy, hard_labels, soft_cross_entropy
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.models.base import Outputs
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.training.plan import Objective, Phase, Plan, References
@@ -39,8 +39,8 @@ class FD:
     local_epochs: PositiveFloat = 1.0
     gamma: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    personal: ClassVar[bool] = True
-    relearns: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = "own_student"
+    uses: ClassVar[tuple[Service, ...]] = ("distil_anew",)
     sends: ClassVar[Kinds] = (ClassMeans,)
     receives: ClassVar[Kinds] = (ClassMeans,)
 
@@ -56,7 +56,7 @@ class FD:
         """The means over private examples; no weights."""
         return Uplink(trained.merchant, trained.examples, (trained.class_means(),))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Average by class (each merchant that has it counts the same; a class that nobody has told of this time keeps
         its mean), and teach the global student."""
         running = RunningClassMeans(state.teacher_labels.shape[1])
@@ -67,7 +67,7 @@ class FD:
         means = ClassMeans(told.probabilities.to(state.teacher_labels.dtype), told.present)
         seen = through(means, state.teacher_labels)
         target = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * seen
-        return replace(state, round=state.round + 1, kept=vars(means), weights=state.relearn(target))
+        return replace(state, round=state.round + 1, kept=vars(means), weights=server.distil_anew(target))
 
 
 def known(state: GlobalState) -> ClassMeans | None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -21,8 +21,9 @@ class FedAvg:
     """local_epochs: epochs over a merchant's private examples in a round (E in the paper)."""
 
     local_epochs: PositiveFloat = 1.0
-    personal: ClassVar[bool] = False
+    keeps: ClassVar[Keeps] = "nothing"
     sends: ClassVar[Kinds] = (StudentWeights,)
+    uses: ClassVar[tuple[Service, ...]] = ("average",)
     receives: ClassVar[Kinds] = (StudentWeights,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
@@ -37,6 +38,6 @@ class FedAvg:
         """The trained weights."""
         return Uplink(trained.merchant, trained.examples, (StudentWeights.of(trained.weights),))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """The aggregator's average."""
-        return replace(state, round=state.round + 1, weights=state.average(state.weights, up))
+        return replace(state, round=state.round + 1, weights=server.average(state.weights, up))

@@ -16,7 +16,7 @@ from pydantic import Field
 from fed_distill.aggregation.running import RunningMean
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Service, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
@@ -32,13 +32,14 @@ class FedDF(FedAvg):
     server_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    uses: ClassVar[tuple[Service, ...]] = ("average", "distil")
     sends: ClassVar[Kinds] = (StudentWeights, SoftLabels)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The trained weights and their probabilities on the proxy set."""
         return super().uplink(trained, down).having(SoftLabels(trained.predict_proxy()))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """The aggregator's average, then a server phase on the ensemble's soft labels; both in one pass."""
         logits = RunningMean()
 
@@ -49,7 +50,7 @@ class FedDF(FedAvg):
                     logits.add(labels.probabilities.clamp_min(tiny).log())
                 yield uplink
 
-        merged = super().merge(state, heard())
+        merged = super().merge(state, heard(), server)
         ensemble = logits.mean().softmax(dim=-1).to(state.teacher_labels.dtype)
         target = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * ensemble
         distil = Phase(
@@ -58,4 +59,4 @@ class FedDF(FedAvg):
             epochs=self.server_epochs,
             references={"soft_labels": target},
         )
-        return replace(merged, consensus=target, server_plan=Plan((distil,)))
+        return replace(merged, consensus=target, weights=server.distil(merged.weights, Plan((distil,))))

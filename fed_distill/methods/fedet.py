@@ -22,7 +22,7 @@ from torch import Tensor
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import decision_cross_entropy, distillation_kl
 from fed_distill.errors import UplinkRejected
-from fed_distill.methods.base import GlobalState, replace
+from fed_distill.methods.base import GlobalState, Service, Services, replace
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.models.base import Outputs
 from fed_distill.payloads.soft_labels import SoftLabels
@@ -43,9 +43,9 @@ class FedET(FedMD):
     diversity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.05
     server_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    relearns: ClassVar[bool] = False
+    uses: ClassVar[tuple[Service, ...]] = ("distil",)
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Agree by confidence, and teach the global student the consensus and who disagrees with it."""
         logits, trust = by_answer(up, state.teacher_labels)
         merchants = (logits.sum(dim=1) / trust.sum(dim=1, keepdim=True)).softmax(dim=-1).to(state.teacher_labels.dtype)
@@ -61,7 +61,8 @@ class FedET(FedMD):
         learn = Phase(
             consensus_and_diversity(self.diversity), data="proxy", epochs=self.server_epochs, references=references
         )
-        return replace(state, round=state.round + 1, consensus=consensus, server_plan=Plan((learn,)))
+        weights = server.distil(state.weights, Plan((learn,)))
+        return replace(state, round=state.round + 1, consensus=consensus, weights=weights)
 
 
 def by_answer(up: Iterable[Uplink], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fed_distill.distill.losses import cross_entropy
 from fed_distill.errors import UplinkRejected
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.fml import taught
 from fed_distill.models.base import Outputs
@@ -41,7 +41,7 @@ class FedKD(FedAvg):
 
     energy_start: Energy = 0.95
     energy_end: Energy = 0.98
-    personal: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = "own_student"
     sends: ClassVar[Kinds] = (LowRankUpdate,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
@@ -64,9 +64,9 @@ class FedKD(FedAvg):
             raise UplinkRejected(f"merchant {trained.merchant}: {error}") from error
         return Uplink(trained.merchant, trained.examples, (LowRankUpdate.factored(update, down.scalars["energy"]),))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """The aggregator's average of the mentees that the updates lead to."""
-        return super().merge(state, (rebuilt(uplink, state) for uplink in up))
+        return super().merge(state, (rebuilt(uplink, state) for uplink in up), server)
 
 
 def rebuilt(uplink: Uplink, state: GlobalState) -> Uplink:

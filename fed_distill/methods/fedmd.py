@@ -18,7 +18,7 @@ from torch import Tensor
 from fed_distill.aggregation.running import RunningMean
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -34,8 +34,8 @@ class FedMD:
     local_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    personal: ClassVar[bool] = True
-    relearns: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = "own_student"
+    uses: ClassVar[tuple[Service, ...]] = ("distil_anew",)
     sends: ClassVar[Kinds] = (SoftLabels,)
     receives: ClassVar[Kinds] = (SoftLabels,)
 
@@ -53,11 +53,11 @@ class FedMD:
         """Probabilities on the proxy set; no weights."""
         return Uplink(trained.merchant, trained.examples, (SoftLabels(trained.predict_proxy()),))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Agree on the proxy set, mix in the teacher, and teach the global student that."""
         merchants = self.agree(state, up).to(state.teacher_labels.dtype)
         consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
-        weights = state.relearn(self.lesson(state, consensus))
+        weights = server.distil_anew(self.lesson(state, consensus))
         return replace(state, round=state.round + 1, consensus=consensus, weights=weights)
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:

@@ -14,13 +14,14 @@ student is taught anew the chosen merchant's soft labels where one is chosen, an
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
-from fed_distill.methods.base import GlobalState, replace
+from fed_distill.methods.base import GlobalState, Service, Services, replace
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.methods.selective_fd import weighted
 from fed_distill.models.base import Outputs
@@ -36,6 +37,7 @@ class FedMKT(FedMD):
     as of ``fedmd``; the digest is of what the teacher says."""
 
     teacher_epochs: PositiveFloat = 1.0
+    uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "train_teacher")
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The soft labels of the teacher as it is now."""
@@ -46,7 +48,7 @@ class FedMKT(FedMD):
         digest, revisit = super().plan(down).phases
         return Plan((replace(digest, objective=where_surer(soft_labels(self.temperature))), revisit))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Agree on classes, choose whom to learn from, and have teacher and global student learn."""
         teacher, best = state.teacher_labels, Best(*state.teacher_labels.shape)
         merchants = self.agree(state, best.noting(up)).to(teacher.dtype)
@@ -54,18 +56,13 @@ class FedMKT(FedMD):
         chosen = best.of(label).to(teacher.dtype)
         better = _at(chosen, label) > _at(teacher, label)
         knowledge = torch.where(better.unsqueeze(1), chosen, teacher)
-        return replace(
-            state,
-            round=state.round + 1,
-            consensus=knowledge,
-            weights=state.relearn(knowledge),
-            teacher_plan=self._teacher_plan(knowledge, better.to(teacher.dtype)),
-        )
+        weights = server.distil_anew(knowledge)
+        if better.any():
+            state = server.train_teacher(state, self._teacher_plan(knowledge, better.to(teacher.dtype)))
+        return replace(state, round=state.round + 1, consensus=knowledge, weights=weights)
 
     def _teacher_plan(self, knowledge: Tensor, better: Tensor) -> Plan:
-        """One phase on the examples of which a merchant knows ``better``; nothing if there are none."""
-        if not better.any():
-            return Plan()
+        """One phase on the examples of which a merchant knows ``better``."""
         references = {"soft_labels": knowledge, "example_weights": better / better.mean()}
         learn = weighted(soft_labels(self.temperature))
         return Plan((Phase(learn, data="proxy", epochs=self.teacher_epochs, references=references),))

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fed_distill.distill.losses import cross_entropy, distillation_kl
+from fed_distill.methods.base import Keeps
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models.base import Outputs
 from fed_distill.training.plan import Objective, Phase, Plan, References
@@ -29,7 +30,7 @@ class FML(FedAvg):
 
     alpha: Share = 0.5
     beta: Share = 0.5
-    personal: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = "own_student"
 
     def plan(self, down: Downlink) -> Plan:
         """Both students on private labels and on each other's predictions."""

@@ -7,7 +7,7 @@ for it, and the contrast has no gradient. Representations are the last hidden st
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import cross_entropy
+from fed_distill.methods.base import Keeps
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models.base import Outputs
 from fed_distill.models.prediction import representation
@@ -29,6 +30,7 @@ class MOON(FedAvg):
 
     mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     temperature: PositiveFloat = 0.5
+    keeps: ClassVar[Keeps] = "last_student"
 
     def plan(self, down: Downlink) -> Plan:
         """Private labels, and what the global and the previous student make of the same examples."""

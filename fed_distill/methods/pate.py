@@ -20,7 +20,7 @@ from torch import Tensor
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import UplinkRejected
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.training.plan import Phase, Plan
@@ -34,8 +34,8 @@ class PATE:
 
     local_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    personal: ClassVar[bool] = False
-    relearns: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = "nothing"
+    uses: ClassVar[tuple[Service, ...]] = ("tally", "distil_anew")
     sends: ClassVar[Kinds] = (Votes,)
     receives: ClassVar[Kinds] = (StudentWeights,)
 
@@ -51,7 +51,7 @@ class PATE:
         """The predicted class of each proxy example; no weights."""
         return Uplink(trained.merchant, trained.examples, (Votes(trained.predict_proxy().argmax(dim=-1)),))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Count the votes (each merchant counts the same), ask for answers, and teach them if there are any."""
         histogram = torch.zeros(state.teacher_labels.shape, dtype=torch.int64)
         voters = 0
@@ -61,11 +61,11 @@ class PATE:
                 voters += 1
         if not voters:
             raise UplinkRejected("no merchant sent votes that could be counted")
-        answers = state.tally(histogram)
+        answers = server.tally(histogram)
         state = replace(state, round=state.round + 1)
         if not (answers >= 0).any():
             return state
-        return replace(state, weights=state.relearn(self.lesson(state, answers), temperature=1.0))
+        return replace(state, weights=server.distil_anew(self.lesson(state, answers), temperature=1.0))
 
     def lesson(self, state: GlobalState, answers: Tensor) -> Tensor:
         """Soft labels ``[proxy, classes]`` of answers, int64 ``[proxy]`` and negative where there is none."""

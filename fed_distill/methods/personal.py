@@ -7,7 +7,7 @@ on-device personalization", 2019). Only the merchant's own measurements leave it
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fed_distill.methods.base import Trained
+from fed_distill.methods.base import Keeps, Trained
 from fed_distill.methods.local import Local
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
@@ -16,7 +16,7 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 class Personal(Local):
     """local_epochs: epochs of a merchant's own adaptation."""
 
-    personal: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = "own_student"
     sends: ClassVar[Kinds] = ()
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:

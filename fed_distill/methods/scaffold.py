@@ -21,7 +21,7 @@ from fed_distill.aggregation import SUBMODEL_AGGREGATORS
 from fed_distill.config import FederationConfig, TrainingConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
-from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.control_variate import ControlVariate
@@ -34,6 +34,7 @@ from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 class Scaffold(FedAvg):
     """local_epochs: epochs over a merchant's private examples in a round (K steps)."""
 
+    keeps: ClassVar[Keeps] = "control_variate"
     sends: ClassVar[Kinds] = (StudentWeights, ControlVariate)
     receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
@@ -73,7 +74,7 @@ class Scaffold(FedAvg):
         """The trained weights and c_i+ - c_i."""
         return super().uplink(trained, down).having(ControlVariate(_change(trained, down)))
 
-    def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
+    def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """The aggregator's average, each counting the same, and c moved by the changes of those that took part over the
         number of all."""
         sums: dict[str, Tensor] = {}
@@ -84,7 +85,7 @@ class Scaffold(FedAvg):
                     sums[name] = _of(sums, name, change.double()) + change
                 yield replace(uplink, examples=1)
 
-        merged = super().merge(state, heard())
+        merged = super().merge(state, heard(), server)
         moved = {
             name: (_of(state.kept, name, total) + total / state.population).to(state.weights[name].dtype)
             for name, total in sums.items()

@@ -42,15 +42,15 @@ class Payload(ABC):
     a message holds this kind exactly if the first of them is there. ``disclosure`` says in words what it reveals to who
     receives it from a merchant. ``covered`` says why nothing more is revealed where the merchant has trained with
     DP-SGD; None if the payload is computed from private examples after training, which no mechanism covers: a protected
-    run with such a payload is refused. ``holds_weights`` says whether an aggregator can merge it, or what a method
-    makes of it; then it also tells which rows of embedding tables a merchant's examples use.
+    run with such a payload is refused. ``tells_rows`` says whether it tells which rows of embedding tables a
+    merchant's examples use.
     """
 
     name: ClassVar[str]
     records: ClassVar[tuple[str, ...]]
     disclosure: ClassVar[str]
     covered: ClassVar[str | None] = None
-    holds_weights: ClassVar[bool] = False
+    tells_rows: ClassVar[bool] = False
 
     @abstractmethod
     def to_records(self) -> Records:

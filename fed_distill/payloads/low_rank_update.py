@@ -38,7 +38,7 @@ class LowRankUpdate(Payload):
     )
     disclosure: ClassVar[str] = "update of its student's weights, of lower rank"
     covered: ClassVar[str | None] = "computed from weights trained with DP-SGD, at no further cost"
-    holds_weights: ClassVar[bool] = True
+    tells_rows: ClassVar[bool] = True
 
     def to_records(self) -> Records:
         """What is not factored, and both factors."""

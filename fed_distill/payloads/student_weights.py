@@ -19,7 +19,7 @@ class StudentWeights(PartialWeights, Payload):
     records: ClassVar[tuple[str, ...]] = ("weights", "rows", "counts")
     disclosure: ClassVar[str] = "weights of its trained student"
     covered: ClassVar[str | None] = "DP-SGD: the gradients of every private step are clipped, summed and noised"
-    holds_weights: ClassVar[bool] = True
+    tells_rows: ClassVar[bool] = True
 
     @classmethod
     def of(cls, weights: PartialWeights) -> Self:
