@@ -79,7 +79,7 @@ def config(
         bool,
         typer.Option(
             "--flower",
-            help="as a flat run config for `flwr run . --run-config`; relative paths become absolute, but for the "
+            help="as a run config for `flwr run . --run-config`; relative paths become absolute, but for the "
             "default of runtime.folder, which is in the server's own folder",
         ),
     ] = False,

@@ -4,7 +4,6 @@ Every table of the file is a class here and every key a field, with its meaning 
 name (dataset, student, method ...) take their own options in an ``options`` table, checked when they are built.
 """
 
-import json
 import tomllib
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -13,7 +12,7 @@ from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
@@ -287,39 +286,46 @@ class Experiment(ConfigTable):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def to_run_config(self) -> dict[str, bool | int | float | str]:
-        """The experiment as a flat Flower run config: dotted keys; lists, option tables and absent values as JSON.
-
-        A text that could be taken for JSON is written as JSON too.
-        """
-        flat: dict[str, bool | int | float | str] = {}
-
-        def walk(prefix: str, table: BaseModel) -> None:
-            dumped = table.model_dump(mode="json")
-            for key in type(table).model_fields:
-                value = getattr(table, key)
-                if isinstance(value, BaseModel):
-                    walk(f"{prefix}{key}.", value)
-                elif isinstance(value, (list, tuple, dict)) or value is None or _looks_like_json(dumped[key]):
-                    flat[prefix + key] = json.dumps(dumped[key])
-                else:
-                    flat[prefix + key] = dumped[key]
-
-        walk("", self)
-        return flat
+        """The experiment as a Flower run config: its TOML text under ``experiment``, and under ``set`` nothing."""
+        return {"experiment": self.to_toml(), "set": ""}
 
     @classmethod
-    def from_run_config(cls, flat: Mapping[str, Any]) -> Self:
-        """Inverse of ``to_run_config``."""
-        tables: dict[str, Any] = {}
-        for key, value in flat.items():
-            if _looks_like_json(value):
-                try:
-                    value = json.loads(value)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(f"run config key {key!r} is not valid JSON: {error}") from error
-            if value is not None:
-                _set(tables, key, value)
-        return cls.parse(tables, "run config")
+    def from_run_config(cls, config: Mapping[str, Any]) -> Self:
+        """The experiment of a run config: TOML text under ``experiment``, and under ``set`` what is changed of it, as
+        dotted keys with TOML values between commas (``federation.rounds = 3, name = "quick"``). ConfigError for a wrong
+        text, setting or key."""
+        odd = config.keys() - {"experiment", "set"}
+        if odd:
+            raise ConfigError(
+                f"unknown run config key {sorted(odd)[0]!r}: give a setting by set, such as "
+                "--run-config 'set=\"federation.rounds = 3\"'"
+            )
+        found = _of_run_config(str(config.get("experiment", "")), str(config.get("set", "")))
+        return cls.parse(found, "run config")
+
+
+def _of_run_config(text: str, settings: str) -> dict[str, Any]:
+    """Tables of a run config."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"run config key experiment is no TOML: {error}") from error
+    try:
+        changes = tomllib.loads(f"set = {{{settings}}}")["set"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f'run config key set is not as in `federation.rounds = 3, name = "quick"`: {error}'
+        ) from error
+    return _merged(tables, changes)
+
+
+def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``tables`` with each value of ``changes`` in its place; tables of both are merged."""
+    merged = dict(tables)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -345,7 +351,3 @@ def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
 def _overlap(key: str, other: str) -> bool:
     """Whether two dotted keys are of the same value, or one of a table that holds the other's."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
-
-
-def _looks_like_json(value: Any) -> bool:
-    return isinstance(value, str) and (value == "null" or value.startswith(("[", "{", '"')))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 
 from fed_distill.config import Experiment
-from fed_distill.errors import NotAllowed, TrainingError, UplinkRejected
+from fed_distill.errors import ConfigError, NotAllowed, TrainingError, UplinkRejected
 from fed_distill.logs import log_as, observed
 from fed_distill.merchant.manifest import Manifest
 from fed_distill.merchant.metrics import SiteMetrics, Tally
@@ -42,13 +42,15 @@ def watched(message: Message, context: Context, tally: Tally, manifest: Manifest
     that cannot be written are an error in the log and change no answer.
     """
     if manifest is None:
-        log_as(Experiment.from_run_config(context.run_config).runtime.logs)
+        experiment = Experiment.from_run_config(context.run_config)
+        run = experiment.name
+        log_as(experiment.runtime.logs)
         site = str(context.node_config.get("partition-id", context.node_id))
     else:
         log_as(manifest.observing.logs, private=True)
-        site = manifest.name
+        run, site = _run_name(context), manifest.name
     began = time.perf_counter()
-    with observed(run=str(context.run_config.get("name", "")), site=site):
+    with observed(run=run, site=site):
         _log.info("asked for %s", message.metadata.message_type)
         try:
             return answer(message, context)
@@ -71,3 +73,11 @@ def _count(metrics: SiteMetrics, tally: Tally) -> None:
         tally.taken()
     except Exception as error:  # whatever is wrong with metrics may cost no answer
         _log.error("metrics could not be written to %s: %s: %s", metrics.folder, type(error).__name__, error)
+
+
+def _run_name(context: Context) -> str:
+    """The run that a server names; nothing where its experiment cannot be read, which the app refuses."""
+    try:
+        return Experiment.from_run_config(context.run_config).name
+    except ConfigError:
+        return ""

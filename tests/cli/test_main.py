@@ -193,7 +193,7 @@ def test_the_complete_experiment_is_printed_as_toml(entered):
     assert Experiment.parse(tomllib.loads(out)) == expected
 
 
-def test_the_flower_run_config_is_flat_and_means_the_same(entered):
+def test_the_flower_run_config_means_the_same(entered):
     code, out, _ = entered("config", QUICKSTART, "--flower")
     flat = tomllib.loads(out)
     assert code == 0
@@ -212,11 +212,12 @@ def test_relative_paths_are_absolute_in_a_flower_run_config(entered, tmp_path, m
     }
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    flat = tomllib.loads(entered("config", QUICKSTART, "--flower", *settings)[1])
-    assert flat["runtime.folder"] == f"{tmp_path}/there"
-    assert flat["runtime.cache"] == f"{tmp_path}/home/cache"
-    assert flat["privacy.limits"] == f"{tmp_path}/../limits.toml"
-    assert json.loads(flat["data.options"]) == {"path": f"{tmp_path}/data/sales.csv"}
+    config = tomllib.loads(entered("config", QUICKSTART, "--flower", *settings)[1])
+    found = tomllib.loads(config["experiment"])
+    assert found["runtime"]["folder"] == f"{tmp_path}/there"
+    assert found["runtime"]["cache"] == f"{tmp_path}/home/cache"
+    assert found["privacy"]["limits"] == f"{tmp_path}/../limits.toml"
+    assert found["data"]["options"] == {"path": f"{tmp_path}/data/sales.csv"}
     nested = tomllib.loads(entered("config", QUICKSTART, *settings)[1])
     assert (nested["runtime"]["folder"], nested["data"]["options"]["path"]) == ("there", "data/sales.csv")
 

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 from flwr.common.config import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,22 +46,21 @@ def test_an_experiment_survives_toml(changes):
 
 
 @given(CHANGES)
-def test_an_experiment_survives_a_flat_run_config_of_scalars(changes):
+def test_an_experiment_survives_a_run_config_of_flower(changes):
+    """Which Flower writes as TOML, reads and flattens."""
     experiment = Experiment().with_changes(changes)
-    flat = experiment.to_run_config()
-    assert all(isinstance(value, (bool, int, float, str)) for value in flat.values())
-    assert Experiment.from_run_config(flat) == experiment
+    config = flatten_dict(tomllib.loads(tomli_w.dumps(experiment.to_run_config())))
+    assert all(isinstance(value, (bool, int, float, str)) for value in config.values())
+    assert Experiment.from_run_config(config) == experiment
 
 
-def test_flower_flattens_the_nested_tables_to_the_same_run_config():
-    nested = {}
-    for key, value in Experiment().to_run_config().items():
-        *tables, last = key.split(".")
-        place = nested
-        for table in tables:
-            place = place.setdefault(table, {})
-        place[last] = value
-    assert flatten_dict(nested) == Experiment().to_run_config()
+def test_settings_of_a_run_config_win_over_its_experiment():
+    config = Experiment().with_changes({"federation.rounds": 7}).to_run_config()
+    settings = 'federation.rounds = 3, name = "quick", data.options = {x = [1, 2]}, privacy = {unit = "none"}'
+    changed = Experiment.from_run_config(config | {"set": settings})
+    assert (changed.federation.rounds, changed.name, changed.data.options) == (3, "quick", {"x": [1, 2]})
+    assert changed.federation.method == Experiment().federation.method
+    assert Experiment.from_run_config({}) == Experiment.from_run_config({"set": ""}) == Experiment()
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, [1.0, {"deep": math.inf}]])
@@ -77,10 +77,19 @@ def test_a_path_in_the_users_home_is_read_as_in_a_shell(monkeypatch):
     assert (runtime.folder, runtime.cache) == (Path("/home/anna/runs"), Path("~nobody-of-this-name/x"))
 
 
-def test_run_config_that_is_not_json_names_the_key():
-    flat = Experiment().to_run_config() | {"data.options": "{broken"}
-    with pytest.raises(ConfigError, match=r"run config key 'data\.options' is not valid JSON"):
-        Experiment.from_run_config(flat)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"experiment": "name = "}, "experiment is no TOML"),
+        ({"set": "federation.rounds"}, "run config key set is not as in"),
+        ({"set": "x = 1\ny = 2"}, "run config key set is not as in"),
+        ({"set": "federation.round = 3"}, "federation.round"),
+        ({"federation.rounds": 3}, r"unknown run config key 'federation\.rounds'"),
+    ],
+)
+def test_a_wrong_run_config_is_told_by_its_key(config, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment.from_run_config(config)
 
 
 def write(tmp_path, text):
@@ -326,8 +335,8 @@ def test_a_temperature_that_moves_has_time_to_in_a_tiny_version():
 
 def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
     root = Path(__file__).parents[2]
-    nested = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    assert flatten_dict(nested) == Experiment.read(root / "experiments" / "quickstart.toml").to_run_config()
+    config = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+    assert Experiment.from_run_config(config) == Experiment.read(root / "experiments" / "quickstart.toml")
 
 
 def test_private_federations_may_train_in_a_way_of_their_own():

@@ -1,5 +1,6 @@
 """A run across sites is submitted, followed, and its end told, also where it ends without a word."""
 
+import tomllib
 from types import SimpleNamespace
 
 import httpx
@@ -72,8 +73,9 @@ def test_what_is_submitted_holds_no_code_and_waits_for_all_admitted_sites(run_at
     assert run_at(server) == (folder / "server" / "runs" / "try", ["one\n", "two\n"])
     (request,) = server.asked
     assert (request.fab.content, request.fab.hash_str) == (bundle(), bundle_hash())
-    assert request.override_config["runtime.sites"].sint64 == 2
-    assert request.override_config["runtime.folder"].string == str(folder / "server" / "runs")
+    sent = tomllib.loads(request.override_config["experiment"].string)
+    assert sent["runtime"]["sites"] == 2
+    assert sent["runtime"]["folder"] == str(folder / "server" / "runs")
 
 
 def test_a_log_that_ends_before_its_run_is_no_end(run_at):

@@ -98,7 +98,7 @@ HONEST = replace(Run.create_empty(1), fab_hash=bundle_hash())
     ("run", "fab", "refusal"),
     [
         (HONEST, bundle(), None),
-        (replace(HONEST, override_config={"federation.rounds": 3}), bundle(), None),
+        (replace(HONEST, override_config={"set": "federation.rounds = 3"}), bundle(), None),
         (HONEST, bundle() + b"\0", "the server sent the app"),
         (HONEST, b"", "the server sent the app"),
         (HONEST, bundle()[:-1] + b"x", "the server sent the app"),
