@@ -6,6 +6,7 @@ that are given the same learners return the same weights, up to float summation.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -81,17 +82,24 @@ class Failure:
 
 @dataclass
 class Steps:
-    """Counts the steps of all learners of a call, for whoever wants to know."""
+    """Counts the steps of all learners of a call, for whoever wants to know; threads may count at once."""
 
     total: int
     progress: Callable[[int, int], None] | None
     done: int = 0
+    _one: Lock = field(default_factory=Lock, repr=False)
 
     def take(self, count: int = 1) -> None:
         """``count`` learners have taken a step."""
-        self.done += count
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+        with self._one:
+            self.done += count
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+
+    def take_back(self, count: int) -> None:
+        """``count`` steps that were taken will be taken again."""
+        with self._one:
+            self.done -= count
 
 
 def _numbers_all(groups: Tensor, examples: int) -> bool:

@@ -6,8 +6,12 @@ step of all its merchants at once. What cannot be stacked goes to the sequential
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 
 import torch
 
@@ -17,7 +21,7 @@ from fed_distill.models.base import TextModel
 from fed_distill.training.cohort.allocator import keep_freed_memory
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.planning import Footprint, examined, memory_budget
-from fed_distill.training.cohort.stacking import Skeleton
+from fed_distill.training.cohort.stacking import Skeleton, skeleton_of
 from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
@@ -44,7 +48,7 @@ class CohortTrainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
     workers: int = 1
-    _known: dict[tuple[int, bool, bool, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
+    _known: dict[tuple[int, bool, bool, bool], tuple[TextModel, tuple[list[Skeleton], Footprint] | None]] = field(
         default_factory=dict, init=False
     )
     _smaller: int = field(default=1, init=False)
@@ -84,15 +88,17 @@ class CohortTrainer:
             for member in members:
                 yield SequentialTrainer(self.config).fit_one(member, pace, steps.take)
             return
-        skeleton, footprint = known
+        skeletons, footprint = known
+        shards = self._shards(len(members))
+        if shards > 1:
+            members = yield from self._fit_sharded(members, skeletons, footprint, batch, pace, steps, shards)
+        skeleton = skeletons[0]
         while members:
             size, together = self._cut(footprint, batch, len(members))
-            done = steps.done
             try:
                 fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps)
             except CannotStack as error:
                 _log.warning("these merchants are trained one after another: %s", error)
-                steps.done = done
                 yield from (SequentialTrainer(self.config).fit_one(member, pace, steps.take) for member in members)
                 return
             if fitted is None:
@@ -101,11 +107,72 @@ class CohortTrainer:
             yield from fitted
             members = members[size:]
 
-    def _cut(self, footprint: Footprint, batch: int, members: int) -> tuple[int, int]:
-        """How many of ``members`` train next, and how many examples of each at a time."""
-        budget = memory_budget(self.device, self.workers) // self._smaller
+    def _shards(self, members: int) -> int:
+        """How many threads train cohorts of ``members`` side by side: on a CPU as many as torch may use.
+
+        Threads that share a step of small kernels wait for each other; threads with cohorts of their own do not, and
+        torch releases the interpreter's lock while a kernel runs. TF32 is a switch of the whole process.
+        """
+        if self.device.type != "cpu" or self.config.precision == "tf32":
+            return 1
+        return min(torch.get_num_threads(), members)
+
+    def _fit_sharded(
+        self,
+        members: Sequence[Prepared],
+        skeletons: list[Skeleton],
+        footprint: Footprint,
+        batch: int,
+        pace: Pace,
+        steps: Steps,
+        shards: int,
+    ) -> Generator[Fitted | Failure, None, Sequence[Prepared]]:
+        """Train cohorts on ``shards`` threads at once, each with its share of torch's threads, and yield them in order.
+
+        Returns the members that are left to train one cohort after another: those for whom memory ran out, or who
+        cannot be stacked after all. How cohorts are cut does not depend on which thread is faster.
+        """
+        while len(skeletons) < shards:
+            skeletons.append(skeleton_of(members[0].learner.student))
+        idle: SimpleQueue[Skeleton] = SimpleQueue()
+        for one in skeletons[:shards]:
+            idle.put(one)
+        size, together = self._cut(footprint, batch, len(members), shards)
+        before = torch.get_num_threads()
+
+        def trained(cohort: Sequence[Prepared]) -> list[Fitted | Failure] | None:
+            skeleton = idle.get()
+            try:
+                return self._fit_cohort(cohort, skeleton, together, pace, steps)
+            except CannotStack:  # said by whoever trains them next, one after another
+                return None
+            finally:
+                idle.put(skeleton)
+
+        left: list[Prepared] = []
+        waiting = deque(members[first : first + size] for first in range(0, len(members), size))
+        running: deque[tuple[Sequence[Prepared], Future[list[Fitted | Failure] | None]]] = deque()
+        pool = ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(max(before // shards, 1),))
+        try:
+            while waiting or running:
+                while waiting and len(running) <= shards:
+                    running.append((waiting[0], pool.submit(copy_context().run, trained, waiting.popleft())))
+                cohort, future = running.popleft()
+                fitted = future.result()
+                if fitted is None:
+                    left += cohort
+                else:
+                    yield from fitted
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)  # part of it is the process's, whichever thread sets it
+        return left
+
+    def _cut(self, footprint: Footprint, batch: int, members: int, shards: int = 1) -> tuple[int, int]:
+        """How many of ``members`` train next, and how many examples of each at a time, if ``shards`` cohorts do."""
+        budget = memory_budget(self.device, self.workers * shards) // self._smaller
         most = self.cohort or (GPU_COHORT if self.device.type == "cuda" else CPU_COHORT)
-        most = min(most, footprint.merchants(budget, batch))
+        most = min(most, footprint.merchants(budget, batch), math.ceil(members / shards))
         size = math.ceil(members / math.ceil(members / most))
         return size, min(batch, footprint.examples(budget, size))
 
@@ -116,9 +183,18 @@ class CohortTrainer:
 
         Raise TrainingError if it runs out with a single example, or a single group of them.
         """
-        done = steps.done
+        taken = 0
+
+        def take(count: int = 1) -> None:
+            nonlocal taken
+            taken += count
+            steps.take(count)
+
         try:
-            return list(Cohort(members, skeleton, self.config, self.device, together).run(pace, steps.take))
+            return list(Cohort(members, skeleton, self.config, self.device, together).run(pace, take))
+        except CannotStack:
+            steps.take_back(taken)
+            raise
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -127,7 +203,7 @@ class CohortTrainer:
                     f"{members[0].learner.name}: memory runs out even with one example at a time: lower "
                     "data.max_examples or the student's size"
                 ) from error
-        steps.done = done
+        steps.take_back(taken)
         return None
 
     def _shrink(self, footprint: Footprint, batch: int, members: int) -> None:
@@ -143,8 +219,9 @@ class CohortTrainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _examined(self, members: Sequence[Prepared]) -> tuple[Skeleton, Footprint] | None:
-        """The stacked student and what a merchant takes, found once for each; None if it cannot be stacked."""
+    def _examined(self, members: Sequence[Prepared]) -> tuple[list[Skeleton], Footprint] | None:
+        """The stacked student, one for each thread so far, and what a merchant takes, found once for each; None if it
+        cannot be stacked."""
         student = members[0].learner.student
         hidden = any(segment.phase.hidden for segment in members[0].segments)
         key = id(student), hidden, *_unit(members[0])
@@ -156,7 +233,7 @@ class CohortTrainer:
             try:
                 skeleton, footprint = examined(member, self.device, moments)
                 footprint = replace(footprint, example=footprint.example * passes(self.config))
-                self._known[key] = student, (skeleton, footprint)
+                self._known[key] = student, ([skeleton], footprint)
             except CannotStack as error:
                 _log.warning(
                     "student %s cannot be trained by cohorts, so merchants train one after another, on the CPU in "
