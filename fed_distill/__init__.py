@@ -3,27 +3,36 @@
 ``run(Experiment.read("experiments/quickstart.toml"))`` does what ``fed-distill run`` does, and returns tables.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fed_distill.config import Experiment
+    from fed_distill.data.dataset import Dataset
     from fed_distill.experiment.simulation import run
+    from fed_distill.methods.base import Method
+    from fed_distill.models.base import TextModel
+    from fed_distill.payloads.base import Payload
+    from fed_distill.reporting.callbacks import Callback
     from fed_distill.reporting.result import Result
 
-__all__ = ["Experiment", "Result", "run"]
+__all__ = ["Callback", "Dataset", "Experiment", "Method", "Payload", "Result", "TextModel", "run"]
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Callback": "fed_distill.reporting.callbacks",
+    "Dataset": "fed_distill.data.dataset",
     "Experiment": "fed_distill.config",
+    "Method": "fed_distill.methods.base",
+    "Payload": "fed_distill.payloads.base",
     "Result": "fed_distill.reporting.result",
+    "TextModel": "fed_distill.models.base",
     "run": "fed_distill.experiment.simulation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used, so that ``fed-distill --help`` need not wait for torch."""
+    """Import what is asked for; the command line and light scripts need not wait for torch."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(_PLACES[name]), name)
