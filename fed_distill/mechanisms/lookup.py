@@ -1,6 +1,7 @@
 """Which mechanism protects what: by the name of a privacy unit, of an experiment's arm, of a finished run."""
 
 import inspect
+import sys
 
 from fed_distill.config import Experiment, is_protected
 from fed_distill.errors import ConfigError
@@ -43,13 +44,11 @@ def mechanism_of(experiment: Experiment, arm: str | None = None) -> Mechanism:
 
 def recalled(unit: str) -> Protecting | None:
     """The mechanism of a unit that a finished run was protected by; None for no privacy, and for one of somebody's own
-    that is not here any more: a report can be read where the run could not be made."""
-    if unit not in MECHANISMS and ":" not in unit:
+    that this process has not imported: whoever reads a report need not have the code that its run named, or trust it.
+    """
+    if unit not in MECHANISMS and unit.partition(":")[0] not in sys.modules:
         return None
-    try:
-        found = mechanism(unit)
-    except ConfigError:
-        return None
+    found = mechanism(unit)
     return found if isinstance(found, Protecting) else None
 
 

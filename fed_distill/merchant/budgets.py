@@ -24,7 +24,7 @@ def tell_budgets(protection: Protection[Limits], merchants: Iterable[str]) -> No
     experiment, unit = protection.experiment, protection.experiment.privacy.unit
     limited = [name for name in merchants if protection.limits.of(name).max_epsilon is not None]
     limited = [name for name in limited if protection.limits.of(name).allows(unit)]
-    if not isinstance(mechanism_of(experiment), AtMerchants) or not limited:
+    if not limited or not isinstance(mechanism_of(experiment), AtMerchants):
         return
     run = costliest_charges(experiment)
     for merchant in limited:

@@ -113,7 +113,7 @@ class Site:
     ) -> Iterator[Uplink | Refusal]:
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
-        self.protection.mechanism(request.arm).check_covered(federation.method, method.sends)
+        self.protection.mechanism(request.arm).check(self.experiment, federation, method.sends)
         asked = _Round(request, down, method, _planned(method, down, federation.method))
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
         digests = Digests(self.experiment, request, down, own)

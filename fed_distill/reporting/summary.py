@@ -246,10 +246,11 @@ def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mappi
     """With the most examples that one group of a merchant has, where that can be known: from the data of a simulation,
     and not from those of real sites."""
     known = account.get("largest_group")
-    told = isinstance(recalled(privacy["unit"]), AtMerchants) and privacy.get("reproducible_noise")
-    if not told or known is None:
+    mechanism, group = recalled(privacy["unit"]), experiment.privacy.group
+    told = isinstance(mechanism, AtMerchants) and mechanism.kind(experiment.privacy) in ("", group)
+    if not told or not privacy.get("reproducible_noise") or known is None:
         return privacy
-    return {**privacy, "largest_group": known.get(experiment.privacy.group)}
+    return {**privacy, "largest_group": known.get(group)}
 
 
 def _mean_and_worst(
