@@ -15,8 +15,9 @@ from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, 
 from fed_distill.audit.white_box import WhiteBoxAudit
 from fed_distill.audit.white_box_run import audited_tally
 from fed_distill.config import FederationConfig, PrivacyConfig
-from fed_distill.mechanisms.central import vote_mechanism
-from fed_distill.mechanisms.server_side import NoiseSource, private_mean
+from fed_distill.mechanisms.base import NoiseSource, Terms
+from fed_distill.mechanisms.merchant import ByMerchant
+from fed_distill.mechanisms.vote import ByVote
 from fed_distill.privacy.accounting import DELTA, Spend, noise_for
 from fed_distill.seeds import Keystream
 from fed_distill.training.cohort.trainer import CohortTrainer
@@ -35,6 +36,7 @@ def training(unit: str, canaries: int, epsilon: float, rate: float, releases: in
         releases,
         lambda number: (SECRET, "fedavg", "shop", number + 1, f"digest {seed}"),
         unit=unit,
+        grouped=unit == "group",
     )
     return audit.run(seed=seed, delta=DELTA, canaries=canaries)
 
@@ -42,10 +44,10 @@ def training(unit: str, canaries: int, epsilon: float, rate: float, releases: in
 def averaging(canaries: int, epsilon: float, rate: float, releases: int, seed: int) -> WhiteBoxAudit:
     """Unit ``merchant``: the server's private mean."""
     privacy = PrivacyConfig(unit="merchant", epsilon=epsilon, delta=DELTA)
-    federation = FederationConfig(method="fedavg", participation=rate, rounds=releases)
+    terms = Terms(privacy, FederationConfig(method="fedavg", participation=rate, rounds=releases), MERCHANTS, QUERIES)
     audit = MeanAudit(
-        lambda number: private_mean(
-            privacy, federation, CanaryStudent(1), MERCHANTS, NoiseSource((SECRET, seed, number), reproducible=True)
+        lambda number: ByMerchant("merchant").aggregator(
+            terms, CanaryStudent(1), NoiseSource((SECRET, seed, number), reproducible=True)
         ),
         lambda number, count: (Keystream(seed, "sample merchants", number).uniform(count) < rate).numpy(),
         rate,
@@ -57,10 +59,10 @@ def averaging(canaries: int, epsilon: float, rate: float, releases: int, seed: i
 def voting(canaries: int, epsilon: float, rate: float, releases: int, seed: int) -> WhiteBoxAudit:
     """Unit ``vote``: the server's counts, of which nothing is sampled."""
     privacy = PrivacyConfig(unit="vote", epsilon=epsilon, delta=DELTA, answers=QUERIES)
-    federation = FederationConfig(method="pate", participation=rate, rounds=releases)
-    mechanism = vote_mechanism(privacy, federation, MERCHANTS, QUERIES)
-    noise = NoiseSource((SECRET, seed), reproducible=True)
-    audit = VoteAudit(audited_tally(privacy, federation, MERCHANTS, mechanism, noise), mechanism, QUERIES, releases)
+    terms = Terms(privacy, FederationConfig(method="pate", participation=rate, rounds=releases), MERCHANTS, QUERIES)
+    mechanism, noise = ByVote("vote"), NoiseSource((SECRET, seed), reproducible=True)
+    counting = mechanism.counting(terms)
+    audit = VoteAudit(audited_tally(mechanism, terms, counting, noise), counting, QUERIES, releases)
     return audit.run(seed=seed, delta=DELTA, canaries=canaries)
 
 

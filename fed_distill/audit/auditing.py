@@ -42,6 +42,9 @@ from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import CheckpointError, ConfigError
 from fed_distill.experiment.schooling import School
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.base import Mechanism
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel, build_student
 from fed_distill.models.weights import Weights, applied
@@ -53,7 +56,7 @@ from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
+from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.checkpoints import read_checkpoint
 from fed_distill.storage.files import as_file_name
@@ -151,10 +154,14 @@ class Auditing:
         with self._federation(data) as federation:
             progress = federate(federation, lambda record: None, lambda progress: None)
             spent = 0.0
-            if merchant and self._unit in AT_MERCHANTS:
+            if merchant and isinstance(self._mechanism, AtMerchants):
                 arm, seed = federation.arm, federation.seed
                 ledgers = federation.checkpoint.parent.parent / "ledgers" / f"seed-{seed}" / as_file_name(arm)
-                spent = Ledgers(ledgers).of(merchant).epsilon(self._unit, CANARY_DELTA, federation.privacy.accountant)
+                spent = (
+                    Ledgers(ledgers)
+                    .of(merchant)
+                    .epsilon(self._mechanism.name, CANARY_DELTA, federation.privacy.accountant)
+                )
         return predictor(self.student, progress.state.weights), spent
 
     def _canaries(self, count: int) -> tuple[CanaryAudit, float | None]:
@@ -178,7 +185,7 @@ class Auditing:
             delta=CANARY_DELTA,
             seed=self.experiment.seed,
         )
-        return found, spent[0] if self._unit in AT_MERCHANTS else None
+        return found, spent[0] if isinstance(self._mechanism, AtMerchants) else None
 
     def _label_shares(self, title: str) -> ShareInference:
         """Guess each merchant's shares of the classes from what it sends in the first round."""
@@ -228,7 +235,7 @@ class Auditing:
         phase = Phase(hard_labels(), epochs=epochs)
         batch_size = config.batch_size or self.experiment.training.batch_size
         privacy = None
-        if self._unit in AT_MERCHANTS:
+        if isinstance(self._mechanism, AtMerchants):
             if config.noise_multiplier is not None:
                 noise = config.noise_multiplier
             else:
@@ -242,8 +249,8 @@ class Auditing:
         return Recipe(self.student, self.start, self.data.proxy, Plan((phase,)), pace, trainer, privacy)
 
     @property
-    def _unit(self) -> str:
-        return self.experiment.unit_of(self.experiment.federation.title)
+    def _mechanism(self) -> Mechanism:
+        return mechanism_of(self.experiment, self.experiment.federation.title)
 
     @contextmanager
     def _federation(self, data: FederatedData) -> Iterator[Federation]:
@@ -263,7 +270,7 @@ class Auditing:
                 config=experiment.federation.model_copy(update={"validate_every": experiment.federation.rounds}),
                 training=experiment.training_of(title),
                 privacy=experiment.privacy,
-                unit=self._unit,
+                mechanism=self._mechanism,
                 seed=experiment.seed,
                 students={name: self.student},
                 starts={name: self.start},
@@ -276,7 +283,7 @@ class Auditing:
                 teacher=Teacher(self.teaching.teacher, experiment.teacher.learning_rate),
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),
-                identity="" if self._unit == "none" else "audit",
+                identity="audit" if experiment.protects(title) else "",
             )
         finally:
             shutil.rmtree(scratch)

@@ -12,12 +12,13 @@ import torch
 from scipy.special import log_ndtr
 from torch import Tensor
 
+from fed_distill.aggregation.votes import NO_ANSWER
 from fed_distill.audit.gradient_canaries import TABLE
 from fed_distill.audit.membership import BoolArray, IntArray
 from fed_distill.audit.roc import FloatArray
 from fed_distill.audit.white_box import CANARIES, REFERENCES, Canaries, WhiteBoxAudit
 from fed_distill.mechanisms.merchant import PrivateMean
-from fed_distill.mechanisms.vote import NO_ANSWER, VoteMechanism, vote_spends
+from fed_distill.mechanisms.vote import VoteMechanism, vote_spends
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Accountant, Spend
 from fed_distill.transport.messages import Uplink

@@ -76,7 +76,8 @@ class TrainerAudit:
     trainer: made with ``CANARY_TRAINING``. spend: of one release: noise multiplier, sampling rate and steps. releases:
     how many the merchant makes. names: of a release, from 0 on, the learner's randomness, as production has it.
     outsider: the same as somebody would guess it who knows the run's seed and no secret; None for no such attack.
-    max_grad_norm: the clip. unit: ``example``, or ``group``: then a canary is a group of two equal examples.
+    max_grad_norm: the clip. unit: its name. grouped: whether its members are groups: a canary is then one of two equal
+    examples.
     """
 
     trainer: Trainer
@@ -86,6 +87,7 @@ class TrainerAudit:
     outsider: Callable[[int], Randomness] | None = None
     max_grad_norm: float = 1.0
     unit: str = "example"
+    grouped: bool = False
 
     def run(
         self,
@@ -118,7 +120,7 @@ class TrainerAudit:
     @property
     def _examples(self) -> int:
         """Of one canary."""
-        return _OF_GROUP if self.unit == "group" else 1
+        return _OF_GROUP if self.grouped else 1
 
     def _released(
         self, student: CanaryStudent, rows: IntArray, up: Sequence[BoolArray], names: Callable[[int], Randomness]
@@ -139,7 +141,7 @@ class TrainerAudit:
                 proxy=every,
                 randomness=names(number),
                 privacy=privacy,
-                groups=torch.from_numpy(np.unique(rows, return_inverse=True)[1]) if self.unit == "group" else None,
+                groups=torch.from_numpy(np.unique(rows, return_inverse=True)[1]) if self.grouped else None,
             )
             for number in range(self.releases)
         ]

@@ -24,7 +24,7 @@ from fed_distill.audit.membership import BoolArray
 from fed_distill.audit.one_run import Bound, best_bound
 from fed_distill.audit.roc import FloatArray
 from fed_distill.errors import DataError
-from fed_distill.mechanisms.promise import bounded
+from fed_distill.mechanisms.account import bounded
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon
 
 CANARIES, REFERENCES = 50_000, 4_000

@@ -5,9 +5,10 @@ canaries train a student of the audit's own (``privacy.attacks.gradient_canaries
 released. A simulation's noise can be taken off by whoever knows the run's seed; the attacker here does not.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,17 +16,20 @@ from torch import Tensor
 from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
 from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
 from fed_distill.audit.white_box import CANARIES, WhiteBoxAudit
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError
-from fed_distill.mechanisms.central import queried, vote_mechanism
-from fed_distill.mechanisms.server_side import NoiseSource, private_mean, vote_count
-from fed_distill.mechanisms.vote import VoteMechanism
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.base import NoiseSource, Protecting, Terms
+from fed_distill.mechanisms.lookup import mechanism_of
+from fed_distill.mechanisms.merchant import ByMerchant
+from fed_distill.mechanisms.vote import ByVote, VoteMechanism, queried
 from fed_distill.privacy.accounting import DELTA, Accountant
-from fed_distill.privacy.ledger import AT_MERCHANTS, Charge, Ledgers, composed
+from fed_distill.privacy.ledger import Charge, Ledgers, composed
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.files import as_file_name
 from fed_distill.training.choosing import build_trainer
 
+_log = logging.getLogger(__name__)
 _FEWEST, _WORK = 5_000, 10_000_000
 """Canaries at least, and their product with steps at most."""
 _VOTES = 20_000_000
@@ -44,22 +48,27 @@ class WhiteBox:
     delta: float = DELTA
 
     def run(self) -> WhiteBoxAudit | None:
-        """Audit the run's main federation on its first seed; None if it promised nothing.
+        """Audit the run's main federation on its first seed; None if it promised nothing, or by noise that
+        is not known here.
 
         Raises CheckpointError if its ledgers are missing.
         """
-        unit = self.experiment.unit_of(self._arm)
-        if unit == "none":
-            return None
-        if unit in AT_MERCHANTS:
-            return self._training(unit)
-        return self._mean() if unit == "merchant" else self._votes()
+        mechanism = mechanism_of(self.experiment, self._arm)
+        if isinstance(mechanism, AtMerchants):
+            return self._training(mechanism)
+        if isinstance(mechanism, ByMerchant):
+            return self._mean(mechanism)
+        if isinstance(mechanism, ByVote):
+            return self._votes(mechanism)
+        if isinstance(mechanism, Protecting):
+            _log.warning("privacy.unit = %r has no white-box audit: nothing is known of its noise here", mechanism.name)
+        return None
 
     @property
     def _arm(self) -> str:
         return self.experiment.federation.title
 
-    def _training(self, unit: str) -> WhiteBoxAudit:
+    def _training(self, mechanism: AtMerchants) -> WhiteBoxAudit:
         """By the releases of the merchant whose training cost most, under their own names."""
         experiment = self.experiment
         merchant, charges = self._dearest()
@@ -76,7 +85,8 @@ class WhiteBox:
             len(releases),
             names,
             max_grad_norm=experiment.privacy.max_grad_norm,
-            unit=unit,
+            unit=mechanism.name,
+            grouped=mechanism.grouped,
         )
         canaries = min(CANARIES, max(_FEWEST, _WORK // (spend.steps * len(releases))))
         return audit.run(seed=experiment.seed, delta=self.delta, canaries=canaries, accountant=self._accountant)
@@ -96,12 +106,16 @@ class WhiteBox:
             raise CheckpointError(f"{ledgers.folder} has no charge of this run, of which an audit takes its noise")
         return max(found.items(), key=lambda one: (composed(one[1], self.delta, self._accountant), one[0]))
 
-    def _mean(self) -> WhiteBoxAudit:
-        config, federation = self.experiment.privacy, self.experiment.federation
+    @property
+    def _terms(self) -> Terms:
+        return Terms(self.experiment.privacy, self.experiment.federation, self.merchants, self.proxy)
+
+    def _mean(self, mechanism: ByMerchant) -> WhiteBoxAudit:
+        federation = self.experiment.federation
         rate, name = federation.participation, (self.experiment.seed, self._arm, "audit")
         audit = MeanAudit(
-            lambda number: private_mean(
-                config, federation, CanaryStudent(1), self.merchants, NoiseSource((*name, number), reproducible=True)
+            lambda number: mechanism.aggregator(
+                self._terms, CanaryStudent(1), NoiseSource((*name, number), reproducible=True)
             ),
             lambda number, count: (Keystream(*name, "sample merchants", number).uniform(count) < rate).numpy(),
             rate,
@@ -109,13 +123,12 @@ class WhiteBox:
         )
         return audit.run(seed=self.experiment.seed, delta=self.delta, accountant=self._accountant)
 
-    def _votes(self) -> WhiteBoxAudit:
+    def _votes(self, mechanism: ByVote) -> WhiteBoxAudit:
         config, federation, seed = self.experiment.privacy, self.experiment.federation, self.experiment.seed
-        queries = queried(config, self.proxy)
-        mechanism = vote_mechanism(config, federation, self.merchants, queries)
+        queries, counting = queried(config, self.proxy), mechanism.counting(self._terms)
         audit = VoteAudit(
-            audited_tally(config, federation, self.merchants, mechanism, NoiseSource((seed, self._arm, "audit"), True)),
-            mechanism,
+            audited_tally(mechanism, self._terms, counting, NoiseSource((seed, self._arm, "audit"), True)),
+            counting,
             queries,
             federation.rounds,
         )
@@ -128,16 +141,16 @@ class WhiteBox:
 
 
 def audited_tally(
-    config: PrivacyConfig, federation: FederationConfig, merchants: int, mechanism: VoteMechanism, noise: NoiseSource
+    mechanism: ByVote, terms: Terms, counting: VoteMechanism, noise: NoiseSource
 ) -> Callable[[int], Callable[[Tensor], Tensor]]:
-    """By round, the server's count of votes on however many queries, with the noise of ``mechanism``."""
-    fixed = {"epsilon": None, "noise_multiplier": mechanism.answer_noise, "queries": None}
+    """By round, the server's count of votes on however many queries, with the noise of ``counting``."""
+    fixed = {"epsilon": None, "noise_multiplier": counting.answer_noise, "queries": None}
 
     def tally(round: int) -> Callable[[Tensor], Tensor]:
         def count(histogram: Tensor) -> Tensor:
             queries = len(histogram)
-            every = config.model_copy(update={**fixed, "answers": queries})
-            return vote_count(every, federation, merchants, queries, noise, round)(histogram)
+            every = terms.privacy.model_copy(update={**fixed, "answers": queries})
+            return mechanism.tally(replace(terms, privacy=every, proxy=queries), noise, round)(histogram)
 
         return count
 

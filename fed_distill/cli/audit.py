@@ -57,7 +57,7 @@ def audit_run(folder: Path, callbacks: "Callback", shadows: int = 16, canaries: 
     Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
     """
     from fed_distill.audit.auditing import Auditing
-    from fed_distill.mechanisms.promise import bounded
+    from fed_distill.mechanisms.account import bounded
     from fed_distill.reporting.report import write_report
     from fed_distill.reporting.store import RunStore, read_experiment, read_summary
     from fed_distill.storage.files import strict_json

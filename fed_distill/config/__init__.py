@@ -12,13 +12,14 @@ from fed_distill.config.distillation import (
 from fed_distill.config.experiment import CONTROLS, Experiment, parse_setting
 from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
 from fed_distill.config.poisoning import PoisoningConfig
-from fed_distill.config.privacy import PrivacyConfig
+from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import PositiveFloat, PositiveInt, Share
 from fed_distill.config.training import AdversarialConfig, AugmentationConfig, TrainingConfig
 
 __all__ = [
     "CONTROLS",
+    "UNPROTECTED",
     "AdaptationConfig",
     "AdversarialConfig",
     "AssistantConfig",
@@ -39,5 +40,6 @@ __all__ = [
     "TrainingConfig",
     "Transfer",
     "TransportConfig",
+    "is_protected",
     "parse_setting",
 ]

@@ -18,7 +18,7 @@ from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
 from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
 from fed_distill.config.poisoning import PoisoningConfig
-from fed_distill.config.privacy import PrivacyConfig
+from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
 from fed_distill.config.toml import first_problem, read_toml
@@ -61,19 +61,6 @@ class Experiment(ConfigTable):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     @model_validator(mode="after")
-    def _rates_of_sgd(self) -> Self:
-        privacy = self.privacy
-        if privacy.unit not in ("example", "group"):
-            return self
-        scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(privacy, key)]
-        if scaled and (privacy.optimizer or self.training.optimizer) != "sgd":
-            raise ValueError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
-        counted = [key for key in ("rows", "row_rate_power") if getattr(privacy, key)]
-        if counted and not self.training.submodel:
-            raise ValueError(f"privacy.{counted[0]} needs training.submodel, which counts the rows that are used")
-        return self
-
-    @model_validator(mode="after")
     def _temperature_has_time_to_move(self) -> Self:
         if self.distill.final_temperature is None or self.adaptation.enabled:  # which is at the final one
             return self
@@ -113,7 +100,7 @@ class Experiment(ConfigTable):
     @model_validator(mode="after")
     def _control_as_it_is(self) -> Self:
         named = "fedavg" in self.controls and self._compares("fedavg")
-        if named and (self.privacy.unit != "none" or self.transport_of("fedavg") != TransportConfig()):
+        if named and (self.privacy.protects or self.transport_of("fedavg") != TransportConfig()):
             raise ValueError(
                 "a federation called 'fedavg' is the control of that name, which is neither private nor coded: give it "
                 "a `label`, or take 'fedavg' out of controls"
@@ -185,12 +172,16 @@ class Experiment(ConfigTable):
 
     def unit_of(self, arm: str) -> str:
         """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
-        return self.privacy.unit if self._compares(arm) else "none"
+        return self.privacy.unit if self._compares(arm) else UNPROTECTED
+
+    def protects(self, arm: str) -> bool:
+        """Whether anything is promised in an arm."""
+        return is_protected(self.unit_of(arm))
 
     @property
     def tells_scores(self) -> bool:
         """Whether merchants are asked how many of their test examples a student has right."""
-        return self.privacy.unit == "none" or self.privacy.report_scores
+        return not self.privacy.protects or self.privacy.report_scores
 
     def is_poisoned(self, arm: str) -> bool:
         """Whether some merchants lie in an arm: in federations, not in controls or in what stays at merchants."""
@@ -208,7 +199,7 @@ class Experiment(ConfigTable):
 
     def training_of(self, arm: str) -> TrainingConfig:
         """How merchants train in an arm: private federations may have an optimizer and a rate of their own."""
-        if self.unit_of(arm) == "none":
+        if not self.protects(arm):
             return self.training
         optimizer = self.privacy.optimizer or self.training.optimizer
         changes = {

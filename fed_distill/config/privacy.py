@@ -6,6 +6,14 @@ from pydantic import Field, model_validator
 
 from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, Place, PositiveFloat, PositiveInt
 
+UNPROTECTED = "none"
+"""The unit of what promises nothing. Every other one names a mechanism that protects (``mechanisms.MECHANISMS``)."""
+
+
+def is_protected(unit: str) -> bool:
+    """Whether anything is promised under a privacy ``unit``."""
+    return unit != UNPROTECTED
+
 
 class PrivacyConfig(ConfigTable):
     """What the federations promise, to whom, and at what price; controls are trained without.
@@ -16,9 +24,10 @@ class PrivacyConfig(ConfigTable):
     chosen one, and settings that a federation's method does not use, have no effect, so that a study can vary both.
     """
 
-    unit: Literal["none", "example", "group", "merchant", "vote"] = Field(
-        "none",
-        description="example, group: DP-SGD at merchants; merchant: noise on the mean update; vote: noise on votes",
+    unit: str = Field(
+        UNPROTECTED,
+        description="none; example, group: DP-SGD at merchants; merchant: noise on the mean update; vote: noise on "
+        "votes; or the import path of a unit of your own, my_package.my_module:MyUnit",
     )
     group: Literal["group", "text", "pair"] = Field(
         "group",
@@ -97,12 +106,17 @@ class PrivacyConfig(ConfigTable):
     )
     limits: Place | None = Field(None, description="TOML file of a site's own limits, which override these settings")
 
+    @property
+    def protects(self) -> bool:
+        """Whether the federations promise anything."""
+        return is_protected(self.unit)
+
     @model_validator(mode="after")
     def _one_promise(self) -> Self:
         given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
-        if self.unit == "none" and given:
+        if not self.protects and given:
             raise ValueError(f"{given[0]} without a unit: set privacy.unit to example, group, merchant or vote")
-        if self.unit != "none" and len(given) != 1:
+        if self.protects and len(given) != 1:
             found = "both are set, remove one" if given else "neither is set"
             raise ValueError(f"unit {self.unit!r} needs epsilon or noise_multiplier: {found}")
         return self

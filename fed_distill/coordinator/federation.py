@@ -1,17 +1,14 @@
 """What one federation is: who takes part, with which students, on what terms, and what is asked of the sites."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from fed_distill import seeds
-from fed_distill.aggregation import AGGREGATORS
 from fed_distill.aggregation.base import Aggregator
 from fed_distill.config import FederationConfig, PrivacyConfig, TrainingConfig
 from fed_distill.coordinator.attempts import check_there
@@ -23,13 +20,13 @@ from fed_distill.coordinator.released import Released
 from fed_distill.coordinator.services import DistilAnew, RoundServices, Teacher
 from fed_distill.coordinator.sites import Chunk, Sites, chunk_size
 from fed_distill.coordinator.students import ServerTraining
-from fed_distill.mechanisms.server_side import NoiseSource, counted_plainly, private_mean, vote_count
+from fed_distill.mechanisms.base import Mechanism, NoiseSource, Terms
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState, Method
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
-from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
+from fed_distill.privacy.ledger import Ledgers
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
 from fed_distill.training.optimization import Pace, schedule_factor
@@ -42,7 +39,7 @@ from fed_distill.transport.requests import TrainRequest, blueprint_of
 class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
-    unit: of the privacy that the arm is protected by, or ``none``. students: one model by name, the global one first;
+    mechanism: what the arm is protected by. students: one model by name, the global one first;
     starts: the server's weights for each. distil_anew: as in ``Services``. checkpoint: the file that keeps the state
     between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
     of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret: what
@@ -55,7 +52,7 @@ class Federation:
     config: FederationConfig
     training: TrainingConfig
     privacy: PrivacyConfig
-    unit: str
+    mechanism: Mechanism
     seed: int
     students: Mapping[str, TextModel]
     starts: Mapping[str, Weights]
@@ -133,19 +130,13 @@ class Federation:
         return {merchant: counts[merchant] for merchant in merchants}
 
     def aggregator(self) -> Aggregator:
-        """What merges weights: the configured aggregator, or a private mean in its place."""
-        if self.unit == "merchant":
-            student = copy.deepcopy(self.students[self.global_student])
-            merchants = len(self.sites.merchants)
-            return private_mean(self.privacy, self.config, student, merchants, self.noise)
-        built: Aggregator = AGGREGATORS.build(self.config.aggregator, self._aggregator_options())
-        return built
+        """What merges weights: the configured aggregator, or that of the mechanism in its place."""
+        return self.mechanism.aggregator(self.terms, self.students[self.global_student], self.noise)
 
-    def _aggregator_options(self) -> dict[str, Any]:
-        options = dict(self.config.aggregator_options)
-        if self.unit in AT_MERCHANTS and self.privacy.weighting != "examples":
-            options["weight"] = self.privacy.weighting
-        return options
+    @property
+    def terms(self) -> Terms:
+        """What its noise and price follow from."""
+        return Terms(self.privacy, self.config, len(self.sites.merchants), len(self.teacher_labels))
 
     def services(self, aggregator: Aggregator, number: int) -> RoundServices:
         """What the server does for the method in round ``number``."""
@@ -164,15 +155,13 @@ class Federation:
 
     def _tally(self, number: int) -> Callable[[Tensor], Tensor]:
         """What counts the votes of round ``number``."""
-        if self.unit != "vote":
-            return counted_plainly
-        merchants, proxy = len(self.sites.merchants), len(self.teacher_labels)
-        return vote_count(self.privacy, self.config, merchants, proxy, self.noise, number)
+        return self.mechanism.tally(self.terms, self.noise, number)
 
     def sampled(self, number: int) -> list[str]:
-        """The merchants of round ``number``, sorted; for unit ``merchant`` by a coin for each (Poisson sampling)."""
+        """The merchants of round ``number``, sorted; by a coin for each where the promise counts on that (Poisson
+        sampling)."""
         merchants, share = self.sites.merchants, self.config.participation
-        if self.unit != "merchant":
+        if not self.mechanism.poisson:
             return sampled(merchants, share, self.seed, self.arm, number)
         coins = seeds.Keystream(*self.noise.name, "sample merchants", number).uniform(len(merchants)).tolist()
         return [merchant for merchant, coin in zip(merchants, coins, strict=True) if coin < share]
@@ -226,8 +215,8 @@ class Federation:
         away = self.sites.away()
         check_there(merchants, away, share, number)
         chunks = self.asked(request, down, starts, away) if merchants else iter(())
-        compared = self.unit != "merchant"
-        power = 2 if self._aggregator_options().get("weight") == "examples-squared" else 1
+        compared = self.mechanism.compares
+        power = 2 if self.mechanism.aggregator_options(self.terms).get("weight") == "examples-squared" else 1
         counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
         context = Context(state.weights, *self.teacher_labels.shape)
         return Intake(chunks, context, len(merchants), number, share, longest, compared, counts)

@@ -14,10 +14,11 @@ from fed_distill.coordinator.progress import Progress, better, keep, restored
 from fed_distill.errors import BudgetExceeded
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.logs import observed
+from fed_distill.mechanisms.at_server import AtServer
+from fed_distill.mechanisms.base import Protecting
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.models.weights import Weights
 from fed_distill.privacy.disclosure import coarse
-from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.storage.sealed import chained
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def federate(
     on_resume(progress)
     if _goes_on(config, progress):
         federation.check_kept(progress.state.round + 1, progress.kept)
-    if federation.unit == "merchant":
+    if federation.mechanism.poisson:
         federation.sites.join(federation.request(federation.sites.merchants))
     while _goes_on(config, progress):
         began = time.perf_counter()
@@ -123,7 +124,7 @@ def _one_round(federation: Federation, aggregator: Aggregator, progress: Progres
         "reasons": [refusal.reason for refusal in intake.refusals],
         "answers": intake.answers,
         "retried": failed,
-        "train_loss": None if federation.unit in AT_SERVER else intake.train_loss,
+        "train_loss": None if isinstance(federation.mechanism, AtServer) else intake.train_loss,
         "causes": intake.causes,
         "bytes": intake.bytes,
         "total_bytes": intake.total_bytes,
@@ -137,7 +138,7 @@ def _one_round(federation: Federation, aggregator: Aggregator, progress: Progres
     counted = [counts for merchant, counts in progress.personal_counts.items() if merchant not in federation.liars]
     shares = [right / count for right, count in counted]
     if shares:
-        worst = min(shares) if federation.unit == "none" else coarse(min(shares))
+        worst = coarse(min(shares)) if isinstance(federation.mechanism, Protecting) else min(shares)
         record["merchant_accuracy"] = {"mean": sum(shares) / len(shares), "worst": worst}
     return record
 
@@ -152,6 +153,6 @@ def validated(federation: Federation, weights: Weights) -> Metrics:
 def _score(federation: Federation, valid: Metrics) -> float:
     """What tells when to stop, of the student that was just measured: of a protected federation on the server's own
     validation examples, since when it stops must not depend on merchants'."""
-    if federation.unit != "none":
+    if isinstance(federation.mechanism, Protecting):
         return federation.evaluator.public_score(federation.students[federation.global_student])
     return federation.evaluator.score(valid)

@@ -21,7 +21,7 @@ from fed_distill.coordinator.exchange import Deadline, Exchange, Silence, readab
 from fed_distill.coordinator.received import Received
 from fed_distill.coordinator.roster import NOWHERE, Roster
 from fed_distill.errors import UplinkRejected
-from fed_distill.mechanisms.promise import Spent
+from fed_distill.mechanisms.account import Spent
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.student_weights import StudentWeights

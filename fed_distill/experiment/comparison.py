@@ -33,13 +33,15 @@ from fed_distill.evaluation.metrics import Metrics
 from fed_distill.experiment.schooling import School
 from fed_distill.experiment.teaching import Teaching
 from fed_distill.logs import observed
-from fed_distill.mechanisms.promise import account
+from fed_distill.mechanisms.account import account
+from fed_distill.mechanisms.at_server import AtServer
+from fed_distill.mechanisms.base import Protecting
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
@@ -266,11 +268,13 @@ class Comparison:
 
     def _account(self, arm: str, sends: Kinds) -> dict[str, Any] | None:
         """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
-        if self.experiment.unit_of(arm) == "none":
+        mechanism = mechanism_of(self.experiment, arm)
+        if not isinstance(mechanism, Protecting):
             return None
         personal = self.experiment.adaptation.personal
         spent = self.sites.spent(arm, self.seed)
-        return account(self.experiment.privacy, spent, sends, personal, reproducible_noise=not self.secret)
+        config = self.experiment.privacy
+        return account(mechanism, config, spent, sends, personal, reproducible_noise=not self.secret)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
         """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
@@ -294,7 +298,7 @@ class Comparison:
 
         def validate(current: Weights) -> float:
             student.load_state_dict(dict(current))
-            if self.experiment.unit_of(arm) != "none":
+            if self.experiment.protects(arm):
                 return self.evaluator.public_score(student)
             return self.evaluator.validation_score(student)
 
@@ -326,9 +330,9 @@ class Comparison:
         config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
         dealt = config.by_merchant if config.by_merchant and arm in titles else [config.model]
         models = {name: self.school.student(name) for name in dict.fromkeys([config.model, *dealt])}
-        unit = self.experiment.unit_of(arm)
+        mechanism, protected = mechanism_of(self.experiment, arm), self.experiment.protects(arm)
         released = None
-        if self.secret and unit in AT_SERVER:
+        if self.secret and isinstance(mechanism, AtServer):
             released = Released(self.store.folder / RELEASED)
         starts = {name: self._start(name) for name in models}
         return Federation(
@@ -336,7 +340,7 @@ class Comparison:
             config=self.experiment.arms()[arm],
             training=self.experiment.training_of(arm),
             privacy=self.experiment.privacy,
-            unit=unit,
+            mechanism=mechanism,
             seed=self.seed,
             students=models,
             starts=starts,
@@ -350,10 +354,10 @@ class Comparison:
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             liars=liars(self.experiment, self.sites.merchants, self.seed),
-            identity="" if unit == "none" else self._identity(arm, starts, released),
+            identity=self._identity(arm, starts, released) if protected else "",
             secret=self.secret,
             released=released,
-            kept_as=kept_as(arm, unit, self.experiment.settings_of(arm) if unit != "none" else {}),
+            kept_as=kept_as(arm, mechanism.name, self.experiment.settings_of(arm) if protected else None),
         )
 
     def _identity(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:

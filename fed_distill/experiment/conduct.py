@@ -14,7 +14,7 @@ from fed_distill import seeds
 from fed_distill.adversaries import ATTACKS
 from fed_distill.adversaries.byzantine import liars
 from fed_distill.aggregation import AGGREGATORS, SUBMODEL_AGGREGATORS
-from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config import Experiment
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining
@@ -29,17 +29,14 @@ from fed_distill.evaluation.metrics import classification_report
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.logs import observed
-from fed_distill.mechanisms.promise import check_covered
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
 from fed_distill.models import build_student, load_teacher
-from fed_distill.models.adapters import check_per_example
 from fed_distill.payloads.base import Payload
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.payloads.votes import Votes
-from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.report import write_report
@@ -47,7 +44,7 @@ from fed_distill.reporting.speed import speed
 from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
 from fed_distill.reporting.summary import summarize
 from fed_distill.training.choosing import build_trainer
-from fed_distill.training.robust import check_robust, passes
+from fed_distill.training.robust import check_robust
 from fed_distill.transport.coding.codec import CODED, Codec
 
 
@@ -121,7 +118,7 @@ def check_names(experiment: Experiment) -> None:
         method = METHODS.build(federation.method, federation.options)
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
         check_declared(federation.method, method)
-        check_promise(experiment.privacy.unit, federation, method)
+        mechanism_of(experiment).check(experiment, federation, method.sends)
         Codec.of(experiment.transport_of(federation.title))
         if "average" not in method.uses and (federation.aggregator != "fedavg" or federation.aggregator_options):
             raise ConfigError(
@@ -145,11 +142,6 @@ def check_names(experiment: Experiment) -> None:
         if "train_teacher" in method.uses and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
             raise ConfigError(
                 f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains"
-            )
-        if experiment.privacy.unit in AT_MERCHANTS and passes(experiment.training) > 1:
-            raise ConfigError(
-                f"privacy.unit = {experiment.privacy.unit!r} clips the gradient of one pass over an example: set "
-                "training.adversarial.attack = 'none' and training.r_drop = 0"
             )
         if federation.aggregator in SUBMODEL_AGGREGATORS and not experiment.training.submodel:
             raise ConfigError(
@@ -196,7 +188,8 @@ def check_methods(experiment: Experiment, classes: int) -> None:
     """ConfigError for the first method that cannot be trained as merchants do, or on a task of so many classes."""
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
-        private = experiment.privacy if experiment.unit_of(federation.title) in AT_MERCHANTS else None
+        mechanism = mechanism_of(experiment, federation.title)
+        private = experiment.privacy if isinstance(mechanism, AtMerchants) else None
         if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):
             raise ConfigError(
                 f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"
@@ -223,22 +216,6 @@ def check_declared(name: str, method: Method) -> None:
             raise ConfigError(f"method {name} does not declare `{declared}`: {what}")
 
 
-def check_promise(unit: str, federation: FederationConfig, method: Method) -> None:
-    """ConfigError unless the noise of privacy ``unit`` covers all that the method says it sends."""
-    sends = method.sends
-    check_covered(unit, federation.method, sends)
-    if unit == "merchant" and (sends != (StudentWeights,) or federation.aggregator != "fedavg"):
-        raise ConfigError(
-            f"privacy.unit = 'merchant' noises a mean of weights: it needs a method that sends weights only, such as "
-            f"fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
-        )
-    if unit == "vote" and sends != (Votes,):
-        raise ConfigError(
-            f"privacy.unit = 'vote' noises counts of votes: it needs a method that sends votes only, such as pate, not "
-            f"{federation.method}"
-        )
-
-
 def check_parts(experiment: Experiment, data: FederatedData) -> None:
     """DataError unless there is something to choose a teacher by, to validate and adapt students by, and a test set."""
     for name, part, share in (
@@ -258,11 +235,8 @@ def check_parts(experiment: Experiment, data: FederatedData) -> None:
 def check_models(experiment: Experiment, task: Task) -> None:
     """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
     check_augmentation(experiment.training.augmentation)
-    if experiment.privacy.unit == "group" and experiment.privacy.group == "pair" and not task.pair:
-        raise ConfigError(
-            f"privacy.group = 'pair' groups examples by their second text, and task {task.name} has one text only: set "
-            "privacy.group to 'text' or 'group'"
-        )
+    mechanism = mechanism_of(experiment)
+    mechanism.check_task(experiment.privacy, task)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]
@@ -272,8 +246,7 @@ def check_models(experiment: Experiment, task: Task) -> None:
             student = build_student(name, experiment.student.options_of(name), task, teacher)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
-            if experiment.privacy.unit in AT_MERCHANTS:
-                check_per_example(student)
+            mechanism.check_student(student)
             if experiment.student.masked_epochs:
                 check_reads(student)
         for assistant in experiment.distill.assistants:

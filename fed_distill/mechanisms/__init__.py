@@ -1,1 +1,14 @@
-"""What makes uplinks differentially private: mechanisms by privacy unit."""
+"""What makes uplinks differentially private: mechanisms by name, one file a privacy unit."""
+
+from fed_distill.registry import Registry
+
+MECHANISMS = Registry(
+    "privacy unit",
+    {
+        "none": "fed_distill.mechanisms.none:Unprotected",
+        "example": "fed_distill.mechanisms.example:ByExample",
+        "group": "fed_distill.mechanisms.group:ByGroup",
+        "merchant": "fed_distill.mechanisms.merchant:ByMerchant",
+        "vote": "fed_distill.mechanisms.vote:ByVote",
+    },
+)

@@ -1,4 +1,4 @@
-"""Merchant-level DP: each merchant's update clipped, their sum noised, and divided by how many were expected.
+"""Unit ``merchant``: each merchant's update clipped, their sum noised, and divided by how many were expected.
 
 McMahan et al., "Learning differentially private recurrent language models", ICLR 2018, algorithm 1, with flat clipping
 and a fixed denominator; the server is trusted to add the noise. The clipping norm is fixed, or follows a quantile of
@@ -6,21 +6,96 @@ the norms of the updates (Andrew et al., "Differentially private learning with a
 algorithm 1). What it promises holds if every merchant takes part in a round by a coin of its own (Poisson sampling).
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fed_distill.config import Experiment, FederationConfig
 from fed_distill.errors import ConfigError, UplinkRejected
+from fed_distill.mechanisms.at_server import AtServer
+from fed_distill.mechanisms.base import NoiseSource, Terms, Words
+from fed_distill.models import TextModel
+from fed_distill.models.freezing import freeze
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.base import Payload
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
 from fed_distill.privacy.dp_sgd import add_noise
+from fed_distill.privacy.exposure import MOVED_BY
 from fed_distill.seeds import Keystream, Randomness
-from fed_distill.transport.messages import Uplink
+from fed_distill.transport.messages import Kinds, Uplink
+
+
+@dataclass(frozen=True)
+class ByMerchant(AtServer):
+    """Hides everything of a merchant in the noised mean of clipped updates."""
+
+    moved_by: ClassVar[float] = MOVED_BY["merchant"]
+    compares: ClassVar[bool] = False
+    poisson: ClassVar[bool] = True
+    freezes: ClassVar[bool] = True
+
+    @property
+    def words(self) -> Words:
+        """What is promised to a merchant."""
+        return Words(
+            hides="all examples of any one merchant, added or removed",
+            trusted="the server, which receives each merchant's update and adds noise to their sum",
+            title="A whole merchant",
+            promise="Whoever sees the students that the server releases, and knows everything else, can hardly tell "
+            "whether a merchant took part at all, with all of its examples.",
+            counts="the merchants",
+            assumption="Each merchant's update is clipped before the sum is noised. Two federations are neighbours if "
+            "one merchant is added or removed.",
+        )
+
+    def covers(self, kind: type[Payload]) -> str | None:
+        """Weights, of which a mean is made."""
+        return "received by the server, which releases their noised mean" if kind is StudentWeights else None
+
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
+        """ConfigError for what is no plain mean of weights."""
+        self.check_covered(federation.method, sends)
+        if sends != (StudentWeights,) or federation.aggregator != "fedavg":
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} noises a mean of weights: it needs a method that sends weights only, "
+                f"such as fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
+            )
+
+    def noise_multiplier(self, terms: Terms) -> float:
+        """Noise multiplier of each round's mean update."""
+        config, federation = terms.privacy, terms.federation
+        if config.noise_multiplier is not None:
+            return config.noise_multiplier
+        assert config.epsilon is not None
+        delta = self.delta(config, terms.merchants)
+        return merchant_noise(config.epsilon, delta, federation.participation, federation.rounds, config.accountant)
+
+    def spends(self, terms: Terms) -> tuple[Spend, ...]:
+        """What all rounds of a federation cost each of its merchants."""
+        federation = terms.federation
+        return (merchant_spend(self.noise_multiplier(terms), federation.participation, federation.rounds),)
+
+    def aggregator(self, terms: Terms, student: TextModel, noise: NoiseSource) -> "PrivateMean":
+        """A private mean in the place of plain averaging; frozen is what merchants freeze of the ``student``."""
+        config, student = terms.privacy, freeze(copy.deepcopy(student), terms.privacy.freeze)
+        quantile = config.adaptive_quantile
+        return PrivateMean(
+            noise_multiplier=self.noise_multiplier(terms),
+            expected_merchants=terms.federation.participation * terms.merchants,
+            clip_norm=config.max_update_norm,
+            randomness=noise.name,
+            exact=not noise.reproducible,
+            frozen=frozenset(name for name, value in student.named_parameters() if not value.requires_grad),
+            padded=frozenset(student.tables),
+            adaptive=None if quantile is None else QuantileClipping(quantile),
+        )
 
 
 def merchant_spend(noise_multiplier: float, participation: float, rounds: int) -> Spend:

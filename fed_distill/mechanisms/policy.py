@@ -11,9 +11,8 @@ class MerchantLimit(Protocol):
     def max_epsilon(self) -> float | None:
         """Bound on what one example is exposed to by all releases together; None for no bound."""
 
-    @property
-    def units(self) -> tuple[str, ...]:
-        """Privacy units that the merchant takes part in."""
+    def allows(self, unit: str) -> bool:
+        """Whether the merchant takes part in what is protected by ``unit``."""
 
     def check_unit(self, merchant: str, unit: str) -> None:
         """The merchant takes part in what is protected by ``unit``."""

@@ -11,18 +11,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from fed_distill.config import Experiment
+from fed_distill.config import UNPROTECTED, Experiment
 from fed_distill.errors import BudgetExceeded, TrainingError
-from fed_distill.mechanisms.central import central_delta, central_spends
+from fed_distill.mechanisms.account import Spent
+from fed_distill.mechanisms.at_merchants import AtMerchants, expected_batch
+from fed_distill.mechanisms.at_server import AtServer
+from fed_distill.mechanisms.base import Mechanism, Protecting, Terms
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.mechanisms.policy import SitePolicy
-from fed_distill.mechanisms.promise import Spent
 from fed_distill.models.weights import Weights
-from fed_distill.privacy.accounting import REPORTED_DELTAS, Spend, default_delta, noise_for
-from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
-from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, Unit, composed, exposure
+from fed_distill.privacy.accounting import REPORTED_DELTAS, Spend
+from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed, exposure
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.fingerprint import fingerprint, hash_tensors
@@ -30,7 +33,6 @@ from fed_distill.storage.versions import versions
 from fed_distill.text.encoded import Encoded
 from fed_distill.training.choosing import chosen_device
 from fed_distill.training.plan import Plan
-from fed_distill.training.preparation import private_steps
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest
@@ -90,29 +92,32 @@ class Protection(Generic[Policy]):
     @property
     def batch_size(self) -> int:
         """Expected examples of a private step."""
-        return self.experiment.privacy.batch_size or self.experiment.training.batch_size
+        return expected_batch(self.experiment)
 
     def own_randomness(self, seed: int) -> Part:
         """What all that protects is drawn from: the site's secret, or in a simulation the run's seed."""
         return self.secret or seed
 
-    @property
-    def _unit(self) -> Unit:
-        unit = self.experiment.privacy.unit
-        assert unit != "none"
-        return unit
+    @cached_property
+    def _mechanism(self) -> Protecting:
+        """What protects the experiment's federations."""
+        found = mechanism_of(self.experiment)
+        assert isinstance(found, Protecting)
+        return found
 
-    def unit_of(self, arm: str) -> str:
-        """What is protected in an arm: ``none`` in a control, and in what never leaves its merchant."""
-        return self.experiment.unit_of(arm)
+    def mechanism(self, arm: str) -> Mechanism:
+        """What protects an arm: nothing does a control, or what never leaves its merchant."""
+        return mechanism_of(self.experiment, arm)
 
     def check(self, merchant: str, arm: str) -> None:
         """Raise BudgetExceeded if the merchant takes no part in what is protected as this arm is."""
-        self.limits.of(merchant).check_unit(merchant, self.unit_of(arm))
+        self.limits.of(merchant).check_unit(merchant, self.experiment.unit_of(arm))
 
     def tells_sizes(self, merchants: Iterable[str]) -> bool:
         """Whether the site may tell how many examples each has: nothing is protected, and all of them allow that."""
-        return self.experiment.privacy.unit == "none" and all("none" in self.limits.of(one).units for one in merchants)
+        return not self.experiment.privacy.protects and all(
+            self.limits.of(one).allows(UNPROTECTED) for one in merchants
+        )
 
     def check_rules(self, request: TrainRequest, round: int) -> None:
         """Raise NotAllowed, naming the rule, for a request that the site as a whole takes no part in."""
@@ -136,14 +141,16 @@ class Protection(Generic[Policy]):
         digest: of the request (``Digests.of``). All that shows in the uplink is computed from the noised size. Raises
         BudgetExceeded if the merchant's limits do not allow it.
         """
-        merchant, rounds = learner.name, request.rounds_of(learner.name)
+        merchant, rounds, mechanism = learner.name, request.rounds_of(learner.name), self._paid_by_rounds
         limit = self.limits.of(merchant)
         begun = limit.max_epsilon is None or self._has_begun(request, merchant)
         if not begun:
             sizes = (_SMALLEST,) if self.experiment.privacy.epsilon is not None else (_SMALLEST, _LARGEST)
-            self._check_whole(request, merchant, [self._price(plan, size, rounds) for size in sizes])
+            self._check_whole(
+                request, merchant, [mechanism.price(self.experiment, plan, size, rounds) for size in sizes]
+            )
         members = self._noised_size(learner, request)
-        spend, delta = self._price(plan, members, rounds)
+        spend, delta = mechanism.price(self.experiment, plan, members, rounds)
         limit.check_noise(merchant, spend.noise_multiplier)
         if not begun:
             self._check_whole(request, merchant, [(spend, delta)])
@@ -157,33 +164,21 @@ class Protection(Generic[Policy]):
             delta,
         )
 
-    def _price(self, plan: Plan, members: int, rounds: int) -> tuple[Spend, float]:
-        """What one of ``rounds`` rounds costs a merchant of so many members of the unit, and at which delta."""
-        config = self.experiment.privacy
-        rate, delta = sampling_rate(members, self.batch_size), self._delta(members)
-        steps = private_steps(plan, members, self.batch_size)
-        if config.noise_multiplier is not None:
-            return Spend(config.noise_multiplier, rate, steps), delta
-        assert config.epsilon is not None
-        size = (Spend(config.size_noise, 1.0, 1),)
-        return Spend(
-            noise_for(config.epsilon, delta, rate, steps * rounds, size, config.accountant), rate, steps
-        ), delta
-
     def _has_begun(self, request: TrainRequest, merchant: str) -> bool:
         """Whether the merchant has paid for training in this federation before."""
         paid = self._paid(self.ledger(request.arm, request.seed, merchant), request.arm, request.seed)
         return any(one.what == "training" for one in paid)
 
     def _check_whole(self, request: TrainRequest, merchant: str, prices: Sequence[tuple[Spend, float]]) -> None:
-        """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices`` (``_price``).
+        """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices``
+        (``AtMerchants.price``).
 
         A merchant that would have to stop in the middle of a federation is not charged for its first rounds.
         """
         rounds, most = request.rounds_of(merchant), self.limits.of(merchant).max_epsilon
         assert most is not None
         before = [entry.charge for entry in self.ledger(request.arm, request.seed, merchant).entries()]
-        size = Spend(self.experiment.privacy.size_noise, 1.0, 1)
+        size = self._paid_by_rounds.size_spend(self.experiment.privacy)
         whole = [
             exposure(
                 [
@@ -201,7 +196,12 @@ class Protection(Generic[Policy]):
             )
 
     def _planned(self, request: TrainRequest, spends: tuple[Spend, ...], delta: float) -> Charge:
-        return Charge(self.experiment.name, request.arm, request.seed, 0, self._unit, "all rounds", "0", spends, delta)
+        return self._priced(request, "all rounds", 0, "0", spends, delta)
+
+    @property
+    def _paid_by_rounds(self) -> AtMerchants:
+        assert isinstance(self._mechanism, AtMerchants)
+        return self._mechanism
 
     def paid(self, release: Release) -> Learner:
         """The merchant with noise for its private steps, which have been charged.
@@ -212,9 +212,7 @@ class Protection(Generic[Policy]):
         self._charge(release.request, merchant, "training", round, digest, (release.spend,), release.delta)
         return replace(
             release.learner,
-            privacy=ExampleDP.configured(
-                self.experiment.privacy, release.spend.noise_multiplier, examples=release.members
-            ),
+            privacy=self._paid_by_rounds.learner_privacy(self.experiment.privacy, release.spend, release.members),
             randomness=(self.own_randomness(seed), arm, merchant, round, digest),
         )
 
@@ -229,13 +227,15 @@ class Protection(Generic[Policy]):
         """Charge a merchant all rounds of a federation whose noise the server is trusted to add, before the first.
 
         The charge is for the federation that ``request.federation`` names. Raises BudgetExceeded if the merchant's
-        limits do not allow it, TrainingError if the request names none.
+        limits do not allow it, TrainingError if the request names none, or the server adds no noise in its arm.
         """
         if not request.federation:
             raise TrainingError(f"merchant {merchant}: a request that does not say for which federation it is to pay")
-        config = self.experiment.privacy
-        spends = central_spends(config, self.experiment.arms()[request.arm], request.population, proxy)
-        limit, delta = self.limits.of(merchant), central_delta(config, request.population)
+        config, mechanism = self.experiment.privacy, self.mechanism(request.arm)
+        if not isinstance(mechanism, AtServer):
+            raise TrainingError(f"merchant {merchant}: a request to pay for noise of the server's, where it adds none")
+        spends = mechanism.spends(Terms(config, self.experiment.arms()[request.arm], request.population, proxy))
+        limit, delta = self.limits.of(merchant), mechanism.delta(config, request.population)
         limit.check_delta(merchant, delta, request.population)
         for spend in spends:
             limit.check_noise(merchant, spend.noise_multiplier)
@@ -247,16 +247,19 @@ class Protection(Generic[Policy]):
     def _noised_size(self, learner: Learner, request: TrainRequest) -> int:
         """How many members of the unit the merchant has, with noise that depends on nothing but their number and what
         they are: drawn and charged once a federation."""
-        noise, merchant = self.experiment.privacy.size_noise, learner.name
+        config, mechanism, merchant = self.experiment.privacy, self._paid_by_rounds, learner.name
+        spend = mechanism.size_spend(config)
+        noise = spend.noise_multiplier
         limit, members = self.limits.of(merchant), learner.members()
         limit.check_noise(merchant, noise)
-        what = {"unit": self._unit, "group": self.experiment.privacy.group if self._unit == "group" else ""}
+        what = {"unit": mechanism.name, "group": mechanism.kind(config)}
         digest = fingerprint(members=members, noise=noise, **what)
         place = request.arm, merchant, "size noise", digest
         drawn = float(Keystream(self.own_randomness(request.seed), *place).normal(1))
         size = _rounded(max(1, round(members + noise * drawn)))
-        self._charge(request, merchant, "size", 0, digest, (Spend(noise, 1.0, 1),), self._delta(size))
-        limit.check_delta(merchant, self._delta(size), size)  # a refusal tells of the size, which has been paid
+        delta = mechanism.delta(config, size)
+        self._charge(request, merchant, "size", 0, digest, (spend,), delta)
+        limit.check_delta(merchant, delta, size)  # a refusal tells of the size, which has been paid
         return size
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
@@ -276,12 +279,8 @@ class Protection(Generic[Policy]):
         return [one for one in (entry.charge for entry in ledger.entries()) if self._is_of(one, arm, seed)]
 
     def _is_of(self, charge: Charge, arm: str, seed: int) -> bool:
-        mine = self.experiment.name, arm, seed, self._unit
+        mine = self.experiment.name, arm, seed, self._mechanism.name
         return (charge.run, charge.arm, charge.seed, charge.unit) == mine
-
-    def _delta(self, examples: int) -> float:
-        given = self.experiment.privacy.delta
-        return default_delta(examples) if given is None else given
 
     def _charge(
         self,
@@ -294,22 +293,27 @@ class Protection(Generic[Policy]):
         delta: float,
     ) -> None:
         """Charge the merchant's ledger, unless it has paid for this very release."""
-        config = self.experiment.privacy
-        charge = Charge(
+        charge = self._priced(request, what, round, digest, spends, delta)
+        ledger, target = self.ledger(request.arm, request.seed, merchant), self.experiment.privacy.epsilon
+        if target is not None:
+            self._check_target(ledger, charge, target)
+        ledger.charge(charge, self.limits.of(merchant).max_epsilon)
+
+    def _priced(
+        self, request: TrainRequest, what: str, round: int, digest: str, spends: tuple[Spend, ...], delta: float
+    ) -> Charge:
+        return Charge(
             run=self.experiment.name,
             arm=request.arm,
             seed=request.seed,
             round=round,
-            unit=self._unit,
+            unit=self._mechanism.name,
             what=what,
             request=digest,
             spends=spends,
             delta=delta,
+            moved_by=self._mechanism.stated_move,
         )
-        ledger = self.ledger(request.arm, request.seed, merchant)
-        if config.epsilon is not None:
-            self._check_target(ledger, charge, config.epsilon)
-        ledger.charge(charge, self.limits.of(merchant).max_epsilon)
 
     def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:
         """Raise BudgetExceeded if the federation would spend more than its target with ``charge``."""

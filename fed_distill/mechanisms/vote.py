@@ -1,29 +1,114 @@
-"""Vote-level DP: merchants vote on the label of a public example, and only a noisy winner is told.
+"""Unit ``vote``: merchants vote on the label of a public example, and only a noisy winner is told.
 
 Confident-GNMax of Papernot et al., "Scalable private learning with PATE", ICLR 2018, algorithm 1: whether enough
 merchants agree is asked with noise, and if they do, the winner is found with noise. The promise is about any one
 merchant's votes, whatever they become; the server, which counts the votes, is trusted to add the noise.
 """
 
+import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
+from fed_distill.aggregation.votes import NO_ANSWER, plurality
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.errors import ConfigError
+from fed_distill.mechanisms.at_server import AtServer
+from fed_distill.mechanisms.base import NoiseSource, Terms, Words
+from fed_distill.payloads.base import Payload
+from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon, noise_for
+from fed_distill.privacy.exposure import MOVED_BY
 from fed_distill.seeds import Keystream
-
-NO_ANSWER = -1
-"""The answer to an example on which too few merchants agree."""
+from fed_distill.transport.messages import Kinds
 
 _ORDERS = 1.0 + torch.logspace(-2.0, 3.0, 400, dtype=torch.float64)
 _STEP = 1e-4
 
 
-def plurality(histogram: Tensor) -> Tensor:
-    """The class with the most votes, int64 ``[queries]``, of ``[queries, classes]`` votes; the first of equals."""
-    return histogram.argmax(dim=-1)
+@dataclass(frozen=True)
+class ByVote(AtServer):
+    """Hides everything of a merchant in the noisy winners of its and others' votes."""
+
+    moved_by: ClassVar[float] = MOVED_BY["vote"]
+
+    @property
+    def words(self) -> Words:
+        """What is promised to a merchant."""
+        return Words(
+            hides="all examples of any one merchant, through the votes that they decide",
+            trusted="the server, which receives each merchant's votes and adds noise to their counts",
+            title="A merchant's votes",
+            promise="Whoever sees the labels that the votes gave, and the student trained on them, can hardly tell "
+            "whether any one merchant took part, with all the examples that decide its votes.",
+            counts="the voting merchants",
+            assumption="Each merchant has one vote for each proxy example. Two federations are neighbours if one "
+            "merchant's votes are added or removed.",
+        )
+
+    def covers(self, kind: type[Payload]) -> str | None:
+        """Votes, which are counted."""
+        return "received by the server, which releases noised counts" if kind is Votes else None
+
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
+        """ConfigError for a method that sends anything but votes."""
+        self.check_covered(federation.method, sends)
+        if sends != (Votes,):
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} noises counts of votes: it needs a method that sends votes only, such "
+                f"as pate, not {federation.method}"
+            )
+
+    def counting(self, terms: Terms) -> "VoteMechanism":
+        """How each round's votes are counted; the share that must agree is of those who are asked in a round."""
+        config, federation = terms.privacy, terms.federation
+        voters = max(1, round(federation.participation * terms.merchants))
+        if config.noise_multiplier is not None:
+            noise = config.noise_multiplier
+            return VoteMechanism(config.consensus * voters, config.vote_noise_ratio * noise, noise, config.answers)
+        assert config.epsilon is not None
+        return calibrated(
+            config.epsilon,
+            self.delta(config, terms.merchants),
+            queries=queried(config, terms.proxy),
+            max_answers=config.answers,
+            voters=voters,
+            consensus=config.consensus,
+            ratio=config.vote_noise_ratio,
+            rounds=federation.rounds,
+            accountant=config.accountant,
+        )
+
+    def spends(self, terms: Terms) -> tuple[Spend, ...]:
+        """What all rounds of a federation cost each of its merchants."""
+        return vote_spends(self.counting(terms), queried(terms.privacy, terms.proxy), terms.federation.rounds)
+
+    def tally(self, terms: Terms, noise: NoiseSource, round: int) -> Callable[[Tensor], Tensor]:
+        """How votes ``[proxy, classes]`` of a round become answers int64 ``[proxy]``."""
+        queries = queried(terms.privacy, terms.proxy)
+        return partial(_counted, mechanism=self.counting(terms), queries=queries, noise=noise, round=round)
+
+
+def queried(config: PrivacyConfig, proxy: int) -> int:
+    """Proxy examples that are asked about in a round."""
+    return proxy if config.queries is None else min(config.queries, proxy)
+
+
+def _counted(histogram: Tensor, mechanism: "VoteMechanism", queries: int, noise: NoiseSource, round: int) -> Tensor:
+    """Which examples are asked about is public."""
+    order = torch.randperm(len(histogram), generator=seeds.torch_stream(*noise.name, "queries", round))[:queries]
+    asked = histogram[order]
+    counted = b"" if noise.reproducible else hashlib.sha256(asked.contiguous().numpy().data).digest()
+    answers = torch.full((len(histogram),), NO_ANSWER)
+    stream = Keystream(*noise.name, "vote noise", round, repr(mechanism), counted)
+    answers[order] = mechanism.answers(asked, stream)
+    return answers
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ The site's people read it and may change it. What an experiment does not need st
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.distill.losses import hard_labels
-from fed_distill.mechanisms.central import central_delta, central_spends
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.at_server import AtServer
+from fed_distill.mechanisms.base import Protecting, Terms
+from fed_distill.mechanisms.lookup import mechanism_of, protected_by_merchants
 from fed_distill.methods import METHODS
-from fed_distill.privacy.accounting import Spend, default_delta, noise_for
-from fed_distill.privacy.dp_sgd import sampling_rate
-from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER, Charge, exposure
+from fed_distill.privacy.accounting import Spend
+from fed_distill.privacy.ledger import Charge, exposure
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.training.preparation import private_steps
 
 UNLIMITED = 8.0
 """``max_epsilon`` where no run is known to need more or less."""
@@ -45,9 +46,11 @@ def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1)
     exposed = "what one example is exposed to by all private releases"
     if experiment is None:
         words = "releases whose noise the site itself adds, and nothing else"
-        return Allowance(AT_MERCHANTS, "without privacy nothing runs", UNLIMITED, exposed, "choose your own", words)
+        return Allowance(
+            protected_by_merchants(), "without privacy nothing runs", UNLIMITED, exposed, "choose your own", words
+        )
     unit, what = experiment.privacy.unit, f"as the experiment {experiment.name} needs it"
-    if unit == "none":
+    if not experiment.privacy.protects:
         note = "what leaves is not protected: a trained student can tell of single examples"
         words = f"training without privacy, as {experiment.name} asks for: what leaves can tell of single examples"
         return Allowance((unit,), note, UNLIMITED, f"{exposed}, of which this experiment has none", what, words)
@@ -63,50 +66,59 @@ def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:
     Of all seeds and all private federations, the compared ones too. Where noise depends on a merchant's size, the
     largest over sizes from 32 to 8192; ``merchants`` and ``proxy`` count where it does not.
     """
-    if experiment.privacy.unit in AT_SERVER:
-        return exposure(_charges(experiment, lambda one: _central(experiment, one, merchants, proxy)))
+    mechanism = mechanism_of(experiment)
+    if isinstance(mechanism, AtServer):
+        return exposure(_charges(experiment, mechanism, partial(_at_server, experiment, mechanism, merchants, proxy)))
     return exposure(costliest_charges(experiment))
 
 
 def costliest_charges(experiment: Experiment) -> list[Charge]:
     """What one whole run charges a merchant whose noise is its own, of the size from 32 to 8192 that pays most."""
-    return max(([*_charges(experiment, partial(_at_merchant, experiment, size))] for size in _SIZES), key=exposure)
+    mechanism = mechanism_of(experiment)
+    assert isinstance(mechanism, AtMerchants)
+    prices = [partial(_at_merchant, experiment, mechanism, size) for size in _SIZES]
+    return max(([*_charges(experiment, mechanism, price)] for price in prices), key=exposure)
 
 
 def _charges(
-    experiment: Experiment, price: Callable[[FederationConfig], tuple[tuple[Spend, ...], float]]
+    experiment: Experiment,
+    mechanism: Protecting,
+    price: Callable[[FederationConfig], tuple[tuple[Spend, ...], float]],
 ) -> Iterator[Charge]:
     """One charge a federation and seed. price: spends and delta of a federation."""
-    unit = experiment.privacy.unit
-    assert unit != "none"
     for seed in range(experiment.seed, experiment.seed + experiment.repeats):
         for federation in experiment.federations():
             spends, delta = price(federation)
-            yield Charge(experiment.name, federation.title, seed, 0, unit, "a whole federation", "0", spends, delta)
+            yield Charge(
+                experiment.name,
+                federation.title,
+                seed,
+                0,
+                mechanism.name,
+                "a whole federation",
+                "0",
+                spends,
+                delta,
+                mechanism.stated_move,
+            )
 
 
-def _central(
-    experiment: Experiment, federation: FederationConfig, merchants: int, proxy: int
+def _at_server(
+    experiment: Experiment, mechanism: AtServer, merchants: int, proxy: int, federation: FederationConfig
 ) -> tuple[tuple[Spend, ...], float]:
     config = experiment.privacy
-    return central_spends(config, federation, merchants, proxy), central_delta(config, merchants)
+    return mechanism.spends(Terms(config, federation, merchants, proxy)), mechanism.delta(config, merchants)
 
 
-def _at_merchant(experiment: Experiment, size: int, federation: FederationConfig) -> tuple[tuple[Spend, ...], float]:
+def _at_merchant(
+    experiment: Experiment, mechanism: AtMerchants, size: int, federation: FederationConfig
+) -> tuple[tuple[Spend, ...], float]:
     """What a merchant with ``size`` members of the unit pays for all rounds, its noised size included."""
-    config = experiment.privacy
     method = METHODS.build(federation.method, federation.options)
-    batch = config.batch_size or experiment.training.batch_size
-    rate, delta = sampling_rate(size, batch), default_delta(size) if config.delta is None else config.delta
     plan = Plan((Phase(hard_labels(), epochs=getattr(method, "local_epochs", 1.0)),))
-    steps = private_steps(plan, size, batch) * federation.rounds
-    told = Spend(config.size_noise, 1.0, 1)
-    if config.noise_multiplier is not None:
-        noise = config.noise_multiplier
-    else:
-        assert config.epsilon is not None
-        noise = noise_for(config.epsilon, delta, rate, steps, (told,), config.accountant)
-    return (told, Spend(noise, rate, steps)), delta
+    spend, delta = mechanism.price(experiment, plan, size, federation.rounds)
+    whole = replace(spend, steps=spend.steps * federation.rounds)
+    return (mechanism.size_spend(experiment.privacy), whole), delta
 
 
 def _rounded_up(value: float) -> float:

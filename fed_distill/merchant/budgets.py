@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Iterable
 
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.allowance import costliest_charges
 from fed_distill.merchant.limits import Limits
-from fed_distill.privacy.ledger import AT_MERCHANTS, exposure
+from fed_distill.privacy.ledger import exposure
 
 _log = logging.getLogger(__name__)
 _SLACK = 1e-9
@@ -21,8 +23,8 @@ def tell_budgets(protection: Protection[Limits], merchants: Iterable[str]) -> No
     """
     experiment, unit = protection.experiment, protection.experiment.privacy.unit
     limited = [name for name in merchants if protection.limits.of(name).max_epsilon is not None]
-    limited = [name for name in limited if unit in protection.limits.of(name).units]
-    if unit not in AT_MERCHANTS or not limited:
+    limited = [name for name in limited if protection.limits.of(name).allows(unit)]
+    if not limited or not isinstance(mechanism_of(experiment), AtMerchants):
         return
     run = costliest_charges(experiment)
     for merchant in limited:

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import Experiment
 from fed_distill.data.augmentation import augmented
-from fed_distill.data.examples import Examples, MerchantData, members
+from fed_distill.data.examples import Examples, MerchantData
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
@@ -57,11 +55,6 @@ class Holdings:
             return self._encode(student, f"train of {merchant}", examples)
         changed = augmented(examples, augmentation, seeds.numpy_stream(seed, *purpose, "augmentation"))
         return student.encode(changed.texts, changed.pairs)
-
-    def groups(self, merchant: str) -> Tensor:
-        """To which group each of a merchant's training examples belongs, int64 ``[examples]``, by ``privacy.group``."""
-        train = self.merchants[merchant].train
-        return torch.from_numpy(members(train, self.experiment.privacy.group))
 
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         """(right, all) test examples of a merchant under a student; (0, 0) without any."""

@@ -9,18 +9,27 @@ A simulation, which has no file, allows everything (``OPEN``).
 from collections.abc import Iterable, Mapping
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fed_distill.config import PositiveFloat, PositiveInt
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed, NotNow
+from fed_distill.mechanisms import MECHANISMS
+from fed_distill.mechanisms.lookup import protected_by_merchants
 from fed_distill.privacy.accounting import DELTA
-from fed_distill.privacy.ledger import AT_MERCHANTS
 
-Unit = Literal["none", "example", "group", "merchant", "vote"]
-PROTECTED: tuple[Unit, ...] = AT_MERCHANTS
+
+def _known(unit: str) -> str:
+    if unit not in MECHANISMS and ":" not in unit:
+        raise ValueError(f"Input should be {', '.join(map(repr, MECHANISMS))}, or the import path of another unit")
+    return unit
+
+
+Unit = Annotated[str, AfterValidator(_known)]
+"""A privacy unit by name, or by import path one that the site has installed and its rules name under ``imports``."""
+PROTECTED: tuple[Unit, ...] = protected_by_merchants()
 """What a merchant takes part in if its limits name no units: what it protects itself, trusting nobody."""
 MAX_EPSILON = 8.0
 """What one of its examples may be exposed to if its limits do not say."""
@@ -32,7 +41,8 @@ class Limit(BaseModel):
     max_epsilon: bound on what one of its examples is exposed to by all its releases together, of every privacy unit;
     None, in a simulation, for no limit. max_delta: of any promise; None, in a simulation, for what is below one over
     the number of members of the unit. min_noise: least noise multiplier of a private step. units: what it takes part
-    in; ``none``, training without privacy, and those by which the server sees what is not noised yet, must be named.
+    in; ``none``, training without privacy, and those by which the server sees what is not noised yet, must be named;
+    None, in a simulation, for everything.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,14 +50,17 @@ class Limit(BaseModel):
     max_epsilon: PositiveFloat | None = MAX_EPSILON
     max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = DELTA
     min_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    units: tuple[Unit, ...] = PROTECTED
+    units: tuple[Unit, ...] | None = PROTECTED
+
+    def allows(self, unit: str) -> bool:
+        """Whether the merchant takes part in what is protected by ``unit``."""
+        return self.units is None or unit in self.units
 
     def check_unit(self, merchant: str, unit: str) -> None:
         """Raise BudgetExceeded unless the merchant takes part in what is protected by ``unit``."""
-        if unit not in self.units:
-            raise BudgetExceeded(
-                f"merchant {merchant}: its limits allow units {', '.join(self.units) or 'of no kind'}, not {unit!r}"
-            )
+        if not self.allows(unit):
+            allowed = ", ".join(self.units or ()) or "of no kind"
+            raise BudgetExceeded(f"merchant {merchant}: its limits allow units {allowed}, not {unit!r}")
 
     def check_delta(self, merchant: str, delta: float, count: int) -> None:
         """Raise BudgetExceeded for a delta of ``count`` members of the unit that would make any epsilon look small."""
@@ -170,7 +183,7 @@ class Limits(BaseModel):
 
 OPEN = Limits(
     rules=Rules(scores=True, max_model_mib=None, max_steps=None, max_seconds=None, max_memory_gib=None),
-    default=Limit(max_epsilon=None, max_delta=None, units=get_args(Unit)),
+    default=Limit(max_epsilon=None, max_delta=None, units=None),
 )
 """Allows everything: for a simulation, whose data are on one machine and in one hand."""
 

@@ -30,7 +30,8 @@ from fed_distill.errors import (
     UplinkRejected,
 )
 from fed_distill.logs import observed
-from fed_distill.mechanisms.promise import check_covered
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
 from fed_distill.merchant.answers import ANSWERS, Answers
 from fed_distill.merchant.assignment import spread
@@ -55,7 +56,6 @@ from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER
 from fed_distill.storage.merchant_store import CODING, STUDENTS, MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
@@ -116,7 +116,7 @@ class Site:
     ) -> Iterator[Uplink | Refusal]:
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
-        check_covered(self.protection.unit_of(request.arm), federation.method, method.sends)
+        self.protection.mechanism(request.arm).check(self.experiment, federation, method.sends)
         asked = _Round(request, down, method, _planned(method, down, federation.method))
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
         digests = Digests(self.experiment, request, down, own)
@@ -145,7 +145,7 @@ class Site:
 
     def coded(self, uplink: Uplink, codec: Codec, request: TrainRequest, down: Downlink) -> RecordDict | Refusal:
         """An uplink as it leaves: coded, after all that privacy asks for at a merchant, which coding post-processes.
-        What the server noises, for unit ``merchant``, it decodes, clips and noises in this order."""
+        What the server noises, it decodes, clips and noises in this order."""
         key = self._kept_of(request.arm), request.seed, uplink.merchant
         randomness = (request.seed, request.arm, uplink.merchant, down.round, "coding")
         try:
@@ -191,7 +191,7 @@ class Site:
             cause: Cause = "hours" if isinstance(error, NotNow) else "budget"
             return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", cause)
         cause = "budget" if isinstance(error, BudgetExceeded) else "fault"
-        protected = self.protection.unit_of(arm) != "none"
+        protected = self.experiment.protects(arm)
         with observed(merchant=merchant):  # what the server is not told is said here; what it is told, it says itself
             _log.log(logging.WARNING if protected else logging.INFO, "%s", error)
         if not protected and isinstance(error, TrainingError | UplinkRejected | BudgetExceeded):
@@ -207,13 +207,15 @@ class Site:
         blueprint = request.blueprints[kind]
         if plan.pair:
             blueprint = pair_blueprint(request.global_blueprint, blueprint)
-        student = self.holdings.student(blueprint, self.protection.unit_of(request.arm) in (*AT_MERCHANTS, "merchant"))
+        mechanism = self.protection.mechanism(request.arm)
+        student = self.holdings.student(blueprint, mechanism.freezes)
         randomness = (request.seed, request.arm, merchant, down.round)
         own = self.protection.own_randomness(request.seed)
         private = self.holdings.encoded_train(student, merchant, own, *randomness[1:])
         kept = self._kept(merchant, asked)
         weights = {"global": down.weights, "previous": kept or down.weights}
-        labels = torch.from_numpy(self.holdings.merchants[merchant].train.labels)
+        examples = self.holdings.merchants[merchant].train
+        labels = torch.from_numpy(examples.labels)
         attack = self._attack(merchant, request)
         return Learner(
             merchant,
@@ -221,7 +223,7 @@ class Site:
             _starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
-            groups=self.holdings.groups(merchant) if self.protection.unit_of(request.arm) == "group" else None,
+            groups=mechanism.groups(self.experiment.privacy, examples),
             proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
             references=predicted(plan, student, private, weights),
@@ -236,8 +238,8 @@ class Site:
 
     def _kept_of(self, arm: str) -> str:
         """By what name the state that merchants keep for an arm is known."""
-        unit = self.protection.unit_of(arm)
-        return kept_as(arm, unit, self.experiment.settings_of(arm) if unit != "none" else {})
+        settings = self.experiment.settings_of(arm) if self.experiment.protects(arm) else None
+        return kept_as(arm, self.experiment.unit_of(arm), settings)
 
     def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
         """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
@@ -255,13 +257,11 @@ class Site:
     def _part(self, learner: Learner, asked: "_Round", digests: Digests) -> "_Part | Uplink":
         """A merchant's part in a round with its privacy, paid for; or what it has answered to just this already."""
         request = asked.request
-        unit = self.protection.unit_of(request.arm)
-        if unit == "none":
+        mechanism = self.protection.mechanism(request.arm)
+        if not isinstance(mechanism, AtMerchants):
             self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
-            return _Part(learner, learner.examples())
-        if unit in AT_SERVER:
-            self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
-            self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
+            if isinstance(mechanism, AtServer):
+                self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             return _Part(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
@@ -316,7 +316,7 @@ class Site:
             )
         self._keep(trained, student, asked)
         metrics = dict(uplink.metrics)
-        if self.experiment.privacy.unit != "none" and not method.sends:
+        if self.experiment.privacy.protects and not method.sends:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
@@ -338,7 +338,7 @@ class Site:
     def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
         """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
         sent as."""
-        check_covered(self.protection.unit_of(arm), arm, (ClassMeans,))
+        self.protection.mechanism(arm).check_covered(arm, (ClassMeans,))
         return ClassMeans.over(predict(learner.student, learner.private), learner.labels)
 
     def receives(self, request: TrainRequest) -> Kinds:

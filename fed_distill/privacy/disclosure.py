@@ -7,6 +7,8 @@ comparison that were computed without privacy, and merchants' own test scores, a
 from collections.abc import Mapping
 from typing import Any
 
+from fed_distill.config import is_protected
+
 UNPROTECTED_CONTROLS = ("local", "pooled", "fedavg")
 """Controls that are trained on merchants' examples without privacy; ``server`` is trained on the server's alone."""
 WHY = (
@@ -28,7 +30,7 @@ _DIGITS = 2
 
 def is_private(privacy: Mapping[str, Any]) -> bool:
     """Whether a run with this ``privacy`` promises anything."""
-    return bool(privacy["unit"] != "none")
+    return is_protected(str(privacy["unit"]))
 
 
 def protected(name: str, kind: str, private: bool) -> bool | None:

@@ -15,17 +15,21 @@ spends depends on how far one example can move what is noised:
 So the price of a group's or merchant's release is that of adding or removing a member with half the noise multiplier.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 from fed_distill.privacy.accounting import Spend
 
-_MOVED_BY = {"example": 1.0, "group": 2.0, "merchant": 2.0, "vote": 1.0}
-"""How far one example moves what is noised, in units of the release's own sensitivity."""
+MOVED_BY = {"example": 1.0, "group": 2.0, "merchant": 2.0, "vote": 1.0}
+"""How far one example moves what is noised, in units of the release's own sensitivity, by built-in unit: what ledgers
+need not state of these. Of any other unit each charge states it."""
 
 
-def exposure_spends(unit: str, spends: Iterable[Spend]) -> tuple[Spend, ...]:
+def exposure_spends(unit: str, spends: Iterable[Spend], stated: float | None = None) -> tuple[Spend, ...]:
     """What the ``spends`` of a release of privacy unit ``unit`` cost one example, in terms of adding or removing it.
+
+    stated: how far one example moves what is noised, of a unit that is not built in.
 
     With sampling rate q and noise sigma, in units of the clipping norm, let A be the release without the member, and B
     and B' those with the two contributions that an example decides between: Gaussians at a distance of at most 2 of
@@ -42,9 +46,26 @@ def exposure_spends(unit: str, spends: Iterable[Spend]) -> tuple[Spend, ...]:
     ``accounting.filtered`` composes, take both into account; that those of the replacement are no larger than those of
     the doubled removal is checked numerically (``tests/privacy/test_exposure.py``), not proved.
 
-    Raises ValueError for an unknown unit.
+    Raises ValueError as ``check_move`` does.
     """
-    if unit not in _MOVED_BY:
-        raise ValueError(f"unit must be one of {', '.join(_MOVED_BY)}, not {unit!r}")
-    moved = _MOVED_BY[unit]
+    check_move(unit, stated)
+    moved = MOVED_BY[unit] if stated is None else stated
     return tuple(replace(spend, noise_multiplier=spend.noise_multiplier / moved) for spend in spends)
+
+
+def check_move(unit: str, stated: float | None) -> None:
+    """Raise ValueError unless it is known how far one example moves what is noised: of a built-in unit from here alone,
+    and of one of one's own, which has an import path for a name, as ``stated``, at least 1."""
+    if unit in MOVED_BY:
+        if stated is not None:
+            raise ValueError(
+                f"unit {unit!r} is built in: how far an example moves what it noises is not up to a charge"
+            )
+        return
+    if stated is None or ":" not in unit:
+        raise ValueError(
+            f"unit must be one of {', '.join(MOVED_BY)}, not {unit!r}; one of your own is an import path, "
+            "and each of its charges has moved_by"
+        )
+    if not 1.0 <= stated < math.inf:
+        raise ValueError(f"moved_by must be finite and at least 1, not {stated}")

@@ -22,18 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from fed_distill.errors import BudgetExceeded, LedgerError
 from fed_distill.privacy.accounting import DELTA, Accountant, Spend, epsilon, filtered
-from fed_distill.privacy.exposure import exposure_spends
+from fed_distill.privacy.exposure import check_move, exposure_spends
 from fed_distill.storage.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
-
-Unit = Literal["example", "group", "merchant", "vote"]
-AT_MERCHANTS: tuple[Unit, ...] = ("example", "group")
-"""Units whose noise merchants add themselves, in training."""
-AT_SERVER: tuple[Unit, ...] = ("merchant", "vote")
-"""Units whose noise the server is trusted to add."""
 
 _VERSION = 1
 _SUFFIX = ".jsonl"
@@ -46,25 +40,26 @@ class Charge:
     """One private release and what it costs.
 
     run, arm, seed, round: where it happened. unit: whose presence is hidden: one example of the merchant, one group of
-    them, the merchant as a whole, or its vote. what: the part of the uplink that it pays for, such as ``training`` or
-    ``size``. request: hex digest of all that decides the answer; the answer to an equal request is the same, noise
-    included. spends: the mechanisms that it runs. delta: the delta at which the merchant wants its epsilon. Raises
-    ValueError for others.
+    them, the merchant as a whole, its vote, or by import path a unit of somebody's own. what: the part of the uplink
+    that it pays for, such as ``training`` or ``size``. request: hex digest of all that decides the answer; the answer
+    to an equal request is the same, noise included. spends: the mechanisms that it runs. delta: the delta at which the
+    merchant wants its epsilon. moved_by: of a unit of somebody's own, how far one example moves what is noised
+    (``exposure_spends``). Raises ValueError for others.
     """
 
     run: str
     arm: str
     seed: int
     round: int
-    unit: Unit
+    unit: str
     what: str
     request: str
     spends: tuple[Spend, ...]
     delta: float
+    moved_by: float | None = None
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit):
-            raise ValueError(f"unit must be one of {', '.join(get_args(Unit))}, not {self.unit!r}")
+        check_move(self.unit, self.moved_by)
         if not re.fullmatch(r"[0-9a-f]+", self.request):
             raise ValueError(f"request must be a hex digest, not {self.request!r}")
         if not self.spends:
@@ -77,7 +72,7 @@ class Charge:
         return self._release() == other._release()
 
     def _release(self) -> tuple[object, ...]:
-        return self.unit, self.run, self.arm, self.seed, self.round, self.what, self.request, self.spends
+        return self.unit, self.run, self.arm, self.seed, self.round, self.what, self.request, self.spends, self.moved_by
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
         return 0.0
     if delta is None:
         delta = min(DELTA, *(charge.delta for charge in mine))
-    spends = [spend for charge in mine for spend in exposure_spends(charge.unit, charge.spends)]
+    spends = [spend for charge in mine for spend in exposure_spends(charge.unit, charge.spends, charge.moved_by)]
     return filtered(spends, delta)
 
 
@@ -175,7 +170,7 @@ class Ledger:
         merchant's."""
         return _recovered(self.path, self.merchant)[0]
 
-    def epsilon(self, unit: Unit, delta: float | None = None, accountant: Accountant = "pld") -> float:
+    def epsilon(self, unit: str, delta: float | None = None, accountant: Accountant = "pld") -> float:
         """What has been spent within ``unit``, at ``delta`` or else the smallest of its entries' own; 0 if nothing."""
         charges = (entry.charge for entry in self.entries() if entry.charge.unit == unit)
         return composed(charges, delta, accountant)
@@ -320,6 +315,8 @@ def _line(charge: Charge, merchant: str, previous: str) -> bytes:
         "merchant": merchant,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if charge.moved_by is None:
+        del fields["moved_by"]
     body = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     return body[:-1] + f',"check":"{_check(previous, body)}"}}\n'.encode()
 

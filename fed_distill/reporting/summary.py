@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fed_distill.config import Experiment
+from fed_distill.config import UNPROTECTED, Experiment
 from fed_distill.data.examples import Task
 from fed_distill.evaluation.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.lookup import recalled
 from fed_distill.privacy.disclosure import coarse, is_private, protected, without_sizes
-from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.reporting.answers import answers
 from fed_distill.reporting.coding import beside_uncoded
 from fed_distill.reporting.outcome import Outcome
@@ -237,7 +238,7 @@ def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
     """The account of the seed that cost the most."""
     known = [unit.privacy for unit in units if unit.privacy is not None]
     if not known:
-        return {"unit": "none", "epsilon": None, "delta": None}
+        return {"unit": UNPROTECTED, "epsilon": None, "delta": None}
     return dict(max(known, key=lambda one: math.inf if one["epsilon"] is None else one["epsilon"]))
 
 
@@ -245,9 +246,11 @@ def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mappi
     """With the most examples that one group of a merchant has, where that can be known: from the data of a simulation,
     and not from those of real sites."""
     known = account.get("largest_group")
-    if privacy["unit"] not in AT_MERCHANTS or not privacy.get("reproducible_noise") or known is None:
+    mechanism, group = recalled(privacy["unit"]), experiment.privacy.group
+    told = isinstance(mechanism, AtMerchants) and mechanism.kind(experiment.privacy) in ("", group)
+    if not told or not privacy.get("reproducible_noise") or known is None:
         return privacy
-    return {**privacy, "largest_group": known.get(experiment.privacy.group)}
+    return {**privacy, "largest_group": known.get(group)}
 
 
 def _mean_and_worst(

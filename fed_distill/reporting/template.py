@@ -298,7 +298,7 @@ footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line);
 <section id="privacy">
   <h2>Privacy</h2>
   <p>{{ privacy }}</p>
-  {% if summary.privacy.unit != "none" %}
+  {% if unprotected %}
   {% for sentence in promises %}<p>{{ sentence }}</p>
   {% endfor %}
   <p>What is marked * in the comparison is not protected. {{ unprotected }}</p>

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fed_distill.mechanisms.lookup import recalled
+from fed_distill.privacy.disclosure import is_private
+
 METRIC_NAMES = {
     "ndcg@10": "nDCG@10",
     "mrr@10": "MRR@10",
@@ -79,7 +82,7 @@ def privacy(summary: Mapping[str, Any]) -> str:
     block = summary["privacy"]
     kept = "In a federation merchants' texts and labels stay with them. "
     pooled = "Only the control with all data pooled collects what federation leaves in place. "
-    if block["unit"] == "none":
+    if not is_private(block):
         return kept + (
             "A merchant sends a trained student or its soft labels, how many examples are behind them, and its own "
             f"scores. {pooled}"
@@ -115,14 +118,16 @@ def privacy(summary: Mapping[str, Any]) -> str:
 def promises(summary: Mapping[str, Any]) -> list[str]:
     """What a reader must know beside epsilon, a sentence each: other deltas, groups, and who can take the noise off."""
     block = summary["privacy"]
-    if block["unit"] == "none" or not block["merchants"]:
+    if not is_private(block) or not block["merchants"]:
         return []
     found = []
     if block.get("epsilon_at"):
         known = [(delta, value) for delta, value in block["epsilon_at"].items() if value is not None]
         at = ", ".join(f"{value:.3g} at δ = {delta}" for delta, value in known)
         found += [f"For comparison between runs: ε = {at}."] if known else []
-    found += _of_groups(block)
+    mechanism = recalled(block["unit"])
+    if mechanism is not None:
+        found += mechanism.about_groups(block.get("group"), block.get("largest_group"))
     if block.get("reproducible_noise"):
         found.append(
             "This run's noise comes from the run's seed, so whoever knows the seed can remove it: it protects nobody "
@@ -133,28 +138,6 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
             "This run's noise comes from secrets that are not part of the run: its seed does not reproduce it."
         )
     return found
-
-
-def _of_groups(block: Mapping[str, Any]) -> list[str]:
-    """How many examples share one group at most, where the unit is one of these."""
-    most = block.get("largest_group")
-    if block["unit"] == "group":
-        size = "not known here, since sites do not tell" if most is None else f"{count(most)} at most"
-        return [f"The unit is a group, {block['group']}: how many examples one group has is {size}."]
-    if block["unit"] != "example":
-        return []
-    if most is None:
-        return [
-            "The unit is one example. How many examples share a group, such as one offer, is not known here, since "
-            "sites do not tell: for such a group ε can be so many times as large, at a larger δ."
-        ]
-    if most == 1:
-        return ["The unit is one example, and no two examples of a merchant share a group, such as one offer."]
-    return [
-        f"The unit is one example, and up to {count(most)} examples of a merchant share a group, such as one offer: "
-        f"for such a group ε can be up to {count(most)} times as large, at a larger δ. privacy.unit = 'group' protects "
-        "whole groups."
-    ]
 
 
 def poisoning(summary: Mapping[str, Any]) -> str:

@@ -95,10 +95,11 @@ class Stores:
             MerchantStore(self.state / name).check(arm, self.seed, before, least.get(name, {}), remedy)
 
 
-def kept_as(arm: str, unit: str, settings: Mapping[str, Any]) -> str:
+def kept_as(arm: str, unit: str, settings: Mapping[str, Any] | None) -> str:
     """By what name the state that merchants keep for an arm is known. That of a protected arm is of its very settings:
-    a student that was trained without this noise must not come in from another run of the same name."""
-    return arm if unit == "none" else f"{arm} {unit} {fingerprint(settings=settings)}"
+    a student that was trained without this noise must not come in from another run of the same name. ``settings``: None
+    of an arm that is not protected."""
+    return arm if settings is None else f"{arm} {unit} {fingerprint(settings=settings)}"
 
 
 def drop_stores(state: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fed_distill.config import is_protected
 from fed_distill.evaluation.metrics import interval
 
 
@@ -60,7 +61,7 @@ class Offer:
 def epsilon_of(row: Mapping[Hashable, Any]) -> float | None:
     """The ε that a combination's runs have spent, the largest over its seeds; infinite without privacy, None if
     unknown."""
-    if row["privacy.unit"] == "none":
+    if not is_protected(row["privacy.unit"]):
         return math.inf
     found = row["privacy.epsilon"]
     return found if isinstance(found, float) and not math.isnan(found) else None

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fed_distill.config import Experiment
+from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 
 EPSILON, NOISE = "privacy.epsilon", "privacy.noise_multiplier"
-NO_PRIVACY: dict[str, Any] = {"unit": "none"}
+NO_PRIVACY: dict[str, Any] = {"unit": UNPROTECTED}
 """The table ``[privacy]`` of an experiment that promises nothing."""
 OF_THE_STUDY = ("name", "seed", "repeats", "controls", "compare")
 """Keys of an experiment that no axis may change, with those of ``[runtime]``: the study sets them, or the base."""
@@ -51,7 +51,7 @@ class Choice:
     @property
     def unit(self) -> str | None:
         """The privacy unit that it chooses, if it chooses one; an infinite ε is no privacy."""
-        return "none" if self.changes.get(EPSILON) == math.inf else self.changes.get("privacy.unit")
+        return UNPROTECTED if self.changes.get(EPSILON) == math.inf else self.changes.get("privacy.unit")
 
 
 class _Table(BaseModel):
@@ -105,7 +105,7 @@ class Axis(_Table):
     def is_budget(self) -> bool:
         """Whether it varies how much privacy is promised, and neither the unit nor anything else."""
         keys = {key for choice in self.choices for key in choice.changes}
-        units = {choice.unit for choice in self.choices} - {None, "none"}
+        units = {choice.unit for choice in self.choices} - {None, UNPROTECTED}
         return bool(keys & {EPSILON, NOISE}) and all(key.startswith("privacy.") for key in keys) and len(units) <= 1
 
     def _choice(self, value: Any) -> Choice:
@@ -256,7 +256,7 @@ def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
 def _privacy(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The table ``[privacy]`` after the changes to it; a new ε and a fixed noise replace each other."""
     own = {key.removeprefix("privacy."): value for key, value in changes.items() if key.startswith("privacy.")}
-    if own.get("epsilon") == math.inf or own.get("unit") == "none":
+    if own.get("epsilon") == math.inf or not is_protected(own.get("unit", "")):
         return dict(NO_PRIVACY)
     kept = experiment.privacy.model_dump(mode="json", exclude_none=True)
     for given, replaced in (("epsilon", "noise_multiplier"), ("noise_multiplier", "epsilon")):

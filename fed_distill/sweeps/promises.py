@@ -9,59 +9,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fed_distill.mechanisms.promise import TRUSTED
+from fed_distill.config import is_protected
+from fed_distill.mechanisms.base import Words
+from fed_distill.mechanisms.lookup import recalled
 from fed_distill.reporting.wording import NARROW, count
 from fed_distill.sweeps.collect import BETWEEN, FINISHED
 from fed_distill.sweeps.findings import epsilon_text, odds_factor
 
-
-@dataclass(frozen=True)
-class Unit:
-    """title: what is protected. promise: what that means. counts: what n is. assumption: what the accountant takes for
-    granted, beside what holds for all units."""
-
-    title: str
-    promise: str
-    counts: str
-    assumption: str
-
-
-UNITS = {
-    "example": Unit(
-        "One example of a merchant",
-        "Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell whether any "
-        "one example of that merchant was used.",
-        "a merchant's training examples",
-        "In a private step each example of a merchant takes part by its own coin flip (Poisson sampling), and its "
-        "gradient is clipped before noise is added. Two data sets are neighbours if one example of one merchant is "
-        "added or removed.",
-    ),
-    "group": Unit(
-        "A group of a merchant's examples",
-        "Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell whether any "
-        "one group of that merchant's examples, such as all pairs of one offer, was used.",
-        "a merchant's groups of training examples",
-        "In a private step each group of a merchant takes part by its own coin flip (Poisson sampling) with all of its "
-        "examples, and the sum of their gradients is clipped before noise is added. Two data sets are neighbours if a "
-        "group of one merchant is added or removed.",
-    ),
-    "merchant": Unit(
-        "A whole merchant",
-        "Whoever sees the students that the server releases, and knows everything else, can hardly tell whether a "
-        "merchant took part at all, with all of its examples.",
-        "the merchants",
-        "Each merchant's update is clipped before the sum is noised. Two federations are neighbours if one merchant is "
-        "added or removed.",
-    ),
-    "vote": Unit(
-        "A merchant's votes",
-        "Whoever sees the labels that the votes gave, and the student trained on them, can hardly tell whether any one "
-        "merchant took part, with all the examples that decide its votes.",
-        "the voting merchants",
-        "Each merchant has one vote for each proxy example. Two federations are neighbours if one merchant's votes are "
-        "added or removed.",
-    ),
-}
 ASSUMPTIONS = (
     "ε adds up all rounds and all private phases of one federation on one seed. Publishing several students of this "
     "study, or several seeds, spends the sum of theirs.",
@@ -89,7 +43,7 @@ class Budget:
 class Promise:
     """A unit that cells of a study used, in words and with the range of its numbers."""
 
-    unit: Unit
+    unit: Words
     trusted: str
     accountants: str
     counted: str
@@ -100,16 +54,17 @@ class Promise:
 def promises(results: pd.DataFrame) -> list[Promise]:
     """One for each privacy unit among the finished cells, in order of first use; none for cells without privacy."""
     own = results[(results["role"] == "cell") & (results["status"] == FINISHED)]
-    units = [unit for unit in own["privacy.unit"].dropna().unique() if unit != "none"]
+    units = [unit for unit in own["privacy.unit"].dropna().unique() if is_protected(unit)]
     return [_promise(str(unit), own[own["privacy.unit"] == unit]) for unit in units]
 
 
 def _promise(name: str, cells: pd.DataFrame) -> Promise:
-    unit = UNITS.get(name) or Unit(name, "", "", "")
+    mechanism = recalled(name)
+    unit = Words("", "not said", name, "", "", "") if mechanism is None else mechanism.words
     reveals = _texts(cells, "privacy.reveals")
     return Promise(
         unit,
-        trusted="; ".join(_texts(cells, "privacy.trusted")) or TRUSTED.get(name, "not said"),
+        trusted="; ".join(_texts(cells, "privacy.trusted")) or unit.trusted,
         accountants=", ".join(_texts(cells, "privacy.accountant")) or "not said",
         counted=_counted(cells),
         reveals=list(dict.fromkeys(item for text in reveals for item in text.split(BETWEEN))),

@@ -264,12 +264,13 @@ def _check_public(title: str, experiment: Experiment) -> None:
     The best of many private runs reveals more than any one of them (Papernot and Steinke 2022, "Hyperparameter tuning
     with Rényi differential privacy").
     """
-    unit = experiment.privacy.unit
-    if unit != "none":
+    privacy = experiment.privacy
+    if privacy.protects:
         raise ConfigError(
-            f"{title}: privacy.unit = {unit!r} cannot be tuned: each trial is a release of its own, and choosing the "
-            "best of them reveals more than one run does. Set privacy.unit = 'none', tune on public data or in a "
-            "simulation of other data, then run best.toml once with --set privacy.unit and its epsilon"
+            f"{title}: privacy.unit = {privacy.unit!r} cannot be tuned: each trial is a release of its own, and "
+            "choosing the best of them reveals more than one run does. Set privacy.unit = 'none', tune on "
+            "public data or in a simulation of other data, then run best.toml once with --set privacy.unit and its "
+            "epsilon"
         )
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from opacus.optimizers import DPOptimizer
 
-from fed_distill.audit import white_box_run as white_box
 from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
 from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
 from fed_distill.audit.white_box import Canaries, gaussian_scores, mixture_scores
@@ -15,9 +14,10 @@ from fed_distill.config import FederationConfig, PrivacyConfig
 from fed_distill.coordinator.federation import Federation
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.mechanisms import merchant as merchant_level
-from fed_distill.mechanisms import server_side as protection
-from fed_distill.mechanisms.central import vote_mechanism
-from fed_distill.mechanisms.server_side import NoiseSource, private_mean, vote_count
+from fed_distill.mechanisms import vote as vote_level
+from fed_distill.mechanisms.base import NoiseSource, Terms
+from fed_distill.mechanisms.merchant import ByMerchant
+from fed_distill.mechanisms.vote import ByVote
 from fed_distill.privacy.accounting import Spend, noise_for
 from fed_distill.privacy.dp_sgd import add_noise
 from fed_distill.seeds import Keystream
@@ -41,24 +41,25 @@ def trained(epsilon, batch="full batch", seed=0, unit="example", trainer=CohortT
         releases,
         lambda number: (SECRET, "fedavg", "shop", number + 1, f"digest {seed}"),
         unit=unit,
+        grouped=unit == "group",
         **more,
     )
     return audit.run(seed=seed, delta=DELTA, canaries=canaries)
 
 
-def federations(epsilon, unit, rate, rounds):
+def terms_of(epsilon, unit, rate, rounds):
     tables = PrivacyConfig(unit=unit, epsilon=epsilon, delta=DELTA, answers=30)
-    return tables, FederationConfig(method="fedavg", participation=rate, rounds=rounds)
+    return Terms(tables, FederationConfig(method="fedavg", participation=rate, rounds=rounds), MERCHANTS, 30)
 
 
 def averaged(epsilon, batch="full batch", seed=0):
     """An audit of the server's mean, and a function: what is foreseen by somebody who draws noise from a name."""
     rate, rounds = RATES[batch]
-    tables, federation = federations(epsilon, "merchant", rate, rounds)
+    terms = terms_of(epsilon, "merchant", rate, rounds)
 
     def named(*name, exact=False):
-        return lambda number: private_mean(
-            tables, federation, CanaryStudent(1), MERCHANTS, NoiseSource((*name, number), reproducible=not exact)
+        return lambda number: ByMerchant("merchant").aggregator(
+            terms, CanaryStudent(1), NoiseSource((*name, number), reproducible=not exact)
         )
 
     def present(number, count):
@@ -68,17 +69,15 @@ def averaged(epsilon, batch="full batch", seed=0):
 
 
 def voted(epsilon, seed=0, rounds=2, canaries=20_000, **more):
-    tables, federation = federations(epsilon, "vote", 1.0, rounds)
-    mechanism = vote_mechanism(tables, federation, MERCHANTS, 30)
+    counting = ByVote("vote").counting(terms_of(epsilon, "vote", 1.0, rounds))
     tally = counted(epsilon, SECRET, seed, rounds=rounds)
-    return VoteAudit(tally, mechanism, 30, rounds, **more).run(seed=seed, delta=DELTA, canaries=canaries)
+    return VoteAudit(tally, counting, 30, rounds, **more).run(seed=seed, delta=DELTA, canaries=canaries)
 
 
 def counted(epsilon, *name, rounds=2):
     """The server's count of votes, whose noise is drawn from a name."""
-    tables, federation = federations(epsilon, "vote", 1.0, rounds)
-    mechanism = vote_mechanism(tables, federation, MERCHANTS, 30)
-    return audited_tally(tables, federation, MERCHANTS, mechanism, NoiseSource(name, reproducible=True))
+    mechanism, terms = ByVote("vote"), terms_of(epsilon, "vote", 1.0, rounds)
+    return audited_tally(mechanism, terms, mechanism.counting(terms), NoiseSource(name, reproducible=True))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -223,15 +222,14 @@ class Halved(Keystream):
 
 
 def test_vote_noise_that_is_halved_is_found(monkeypatch):
-    monkeypatch.setattr(protection, "Keystream", Halved)
+    monkeypatch.setattr(vote_level, "Keystream", Halved)
     assert voted(3.0, canaries=50_000).exceeded
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 3.0])
 def test_vote_noise_that_is_the_same_in_every_round_is_found(monkeypatch, epsilon):
-    monkeypatch.setattr(
-        white_box, "vote_count", lambda *of_federation_and_round: vote_count(*of_federation_and_round[:-1], 1)
-    )
+    tally = ByVote.tally
+    monkeypatch.setattr(ByVote, "tally", lambda self, terms, noise, round: tally(self, terms, noise, 1))
     assert voted(epsilon).exceeded
 
 

@@ -364,23 +364,6 @@ def test_half_a_promise_is_refused(privacy, message):
         Experiment.parse({"privacy": privacy})
 
 
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales needs optimizer sgd"),
-        ({"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}}, "privacy.row_rate_power needs optimizer sgd"),
-        (
-            {"privacy": {"row_rate_power": 0.5, "optimizer": "sgd"}, "training": {"submodel": False}},
-            "needs training.submodel",
-        ),
-    ],
-)
-def test_rates_that_would_do_nothing_are_refused(tables, message):
-    private = {"unit": "example", "epsilon": 1.0}
-    with pytest.raises(ConfigError, match=message):
-        Experiment.parse({**tables, "privacy": {**private, **tables["privacy"]}})
-
-
 def test_changes_are_read_and_not_written_to():
     options = {"layers": 2}
     changed = Experiment().with_changes({"student.options": options, "student.options.lora_rank": 4})

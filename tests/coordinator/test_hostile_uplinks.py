@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fed_distill.aggregation import AGGREGATORS
+from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.config import Experiment
 from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.exchange import LONGEST_REASON
@@ -29,7 +30,6 @@ from fed_distill.coordinator.sites import Sites
 from fed_distill.data import load
 from fed_distill.experiment.conduct import conduct
 from fed_distill.experiment.grid import InProcessGrid, LocalGrid
-from fed_distill.mechanisms.server_side import counted_plainly
 from fed_distill.merchant.app import build_app
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState

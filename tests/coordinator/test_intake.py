@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.coordinator.intake import Intake, update_norm
 from fed_distill.coordinator.sites import Chunk
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError
 from fed_distill.mechanisms.merchant import PrivateMean
-from fed_distill.mechanisms.server_side import counted_plainly
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.local import Local

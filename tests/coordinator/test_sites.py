@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from fed_distill.coordinator.sites import CHUNK_BYTES, Chunk, Sites, chunk_size
 from fed_distill.errors import DataError
 from fed_distill.experiment.grid import InProcessGrid
-from fed_distill.mechanisms.promise import Spent
+from fed_distill.mechanisms.account import Spent
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Downlink, Uplink

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
 from fed_distill import seeds
+from fed_distill.aggregation.votes import NO_ANSWER, plurality
 from fed_distill.errors import BudgetExceeded
 from fed_distill.mechanisms.vote import (
-    NO_ANSWER,
     VoteMechanism,
     calibrated,
     data_dependent_epsilon,
     log_miss,
-    plurality,
     renyi_bound,
     vote_spends,
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fed_distill.mechanisms.server_side import counted_plainly
+from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights

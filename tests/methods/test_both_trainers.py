@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
-from fed_distill.config import FederationConfig
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.errors import ConfigError
 from fed_distill.experiment.conduct import check_promise
 from fed_distill.methods import METHODS
@@ -103,11 +103,12 @@ def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_el
 @pytest.mark.parametrize(("unit", "covered"), [("merchant", ("weights",)), ("vote", ("votes",))])
 def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit, covered):
     built, federation = METHODS.build(method, {}), FederationConfig(method=method, aggregator="fedavg", options={})
+    experiment = Experiment(privacy=PrivacyConfig(unit=unit, epsilon=1.0))
     if built.sends == covered:
-        check_promise(unit, federation, built)
+        check_promise(experiment, federation, built)
     else:
         with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}'"):
-            check_promise(unit, federation, built)
+            check_promise(experiment, federation, built)
 
 
 def test_methods_that_send_no_weights_teach_the_global_student_anew_but_fedet():

@@ -27,6 +27,12 @@ def test_an_unknown_unit_is_refused():
         exposure_spends("none", [])
 
 
+def test_an_own_unit_s_release_costs_what_it_states():
+    assert exposure_spends("own:Unit", [Spend(4.0, 0.2, 7)], 4.0) == (Spend(1.0, 0.2, 7),)
+    with pytest.raises(ValueError, match="is built in: how far"):
+        exposure_spends("group", [Spend(4.0, 0.2, 7)], 1.0)
+
+
 def log_mixture(at, rate, noise, member):
     """Log density of a subsampled Gaussian of which a member, with this contribution, may be part."""
     scale = -math.log(noise * math.sqrt(2.0 * math.pi))

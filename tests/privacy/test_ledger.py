@@ -181,6 +181,12 @@ def test_a_larger_delta_does_not_make_earlier_charges_look_cheaper(three):
     ("changes", "message"),
     [
         ({"unit": "person"}, "unit must be one of example, group, merchant, vote"),
+        ({"unit": "person", "moved_by": 2.0}, "unit must be one of example, group, merchant, vote"),
+        ({"unit": "own:Unit"}, "one of your own is an import path, and each of its charges has moved_by"),
+        ({"unit": "own:Unit", "moved_by": 0.5}, "moved_by must be finite and at least 1"),
+        ({"unit": "own:Unit", "moved_by": math.inf}, "moved_by must be finite and at least 1"),
+        ({"unit": "own:Unit", "moved_by": math.nan}, "moved_by must be finite and at least 1"),
+        ({"unit": "vote", "moved_by": 1.0}, "unit 'vote' is built in"),
         ({"request": "round 3"}, "hex digest"),
         ({"spends": ()}, "at least one spend"),
         ({"delta": 1.0}, "delta must lie between 0 and 1"),
@@ -189,6 +195,32 @@ def test_a_larger_delta_does_not_make_earlier_charges_look_cheaper(three):
 def test_an_impossible_charge_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         charge(1, **changes)
+
+
+def test_a_charge_of_somebody_s_own_unit_states_what_one_example_moves(ledger):
+    """And is composed with all others by that; lines of built-in units are as they ever were."""
+    own = charge(2, unit="own_units:ByLabel", moved_by=3.0)
+    ledger.charge(charge(1))
+    assert ledger.charge(own) == of_opacus(TRAINING, Spend(1.2 / 3.0, 0.1, 10))
+    assert [entry.charge for entry in ledger.entries()] == [charge(1), own]
+    first, second = (json.loads(line) for line in ledger.path.read_text(encoding="utf-8").splitlines())
+    assert first.keys() == {
+        *("v", "merchant", "time", "check", "run", "arm", "seed", "round"),
+        *("unit", "what", "request", "spends", "delta"),
+    }
+    assert second.keys() == first.keys() | {"moved_by"} and second["moved_by"] == 3.0
+
+
+def test_a_ledger_whose_entry_does_not_state_it_is_refused(ledger):
+    ledger.charge(charge(1, unit="own_units:ByLabel", moved_by=3.0))
+    for stated in (b"", b'"moved_by":0.1,', b'"moved_by":NaN,', b'"moved_by":"much",', b'"moved_by":null,'):
+        line = ledger.path.read_bytes().replace(b'"moved_by":3.0,', stated)
+        body = line[: line.index(b',"check"')] + b"}"
+        sealed = body[:-1] + b',"check":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+        other = ledger.path.with_name("other.jsonl")
+        other.write_bytes(sealed)
+        with pytest.raises(LedgerError, match="its check is right and its content is not"):
+            read_ledger(other)
 
 
 def test_every_edited_byte_is_found_with_its_line(ledger):

@@ -143,7 +143,7 @@ def test_a_store_of_too_new_rounds_does_not_fit_an_older_checkpoint(store, store
 
 
 def test_state_under_privacy_is_kept_by_the_settings_that_protect_it():
-    assert kept_as("fedmd", "none", {"epochs": 1}) == "fedmd"
+    assert kept_as("fedmd", "none", None) == "fedmd"
     names = {kept_as("moon", unit, {"epochs": epochs}) for unit in ("example", "group") for epochs in (1, 2)}
     assert len(names) == 4
 

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
+from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.grid import Study
-from fed_distill.sweeps.promises import ASSUMPTIONS, UNITS
+from fed_distill.sweeps.promises import ASSUMPTIONS
 from fed_distill.sweeps.report import WORDS, write_findings
 from fed_distill.sweeps.runner import Places
 from fed_distill.sweeps.table import markdown
@@ -125,10 +126,9 @@ def test_the_answer_comes_first_then_a_sentence_a_series(page):
 def test_units_deltas_counts_assumptions_and_trusted_parties_are_told(page):
     words = page.words
     for unit in ("example", "merchant"):
-        assert UNITS[unit].title in words
-        assert UNITS[unit].promise in words
-        assert UNITS[unit].assumption in words
-    assert UNITS["vote"].title not in words
+        told = mechanism(unit).words
+        assert told.title in words and told.promise in words and told.assumption in words
+    assert mechanism("vote").words.title not in words
     assert all(assumption in words for assumption in ASSUMPTIONS)
     assert "nobody but the merchant" in words
     assert "here 6 merchants, 4,440 training examples in all" in words

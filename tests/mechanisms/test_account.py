@@ -4,9 +4,11 @@ from dataclasses import asdict
 
 import pytest
 
-from fed_distill.config import PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.errors import ConfigError
-from fed_distill.mechanisms.promise import TRUSTED, UNITS, Spent, account, check_covered, revealed
+from fed_distill.mechanisms.account import Spent
+from fed_distill.mechanisms.account import account as account_of
+from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.privacy.accounting import REPORTED_DELTAS
 from fed_distill.transport.messages import PARTS
 
@@ -16,6 +18,19 @@ units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"]
 
 def config(unit="example", **changes):
     return PrivacyConfig(unit=unit, epsilon=2.0, **changes)
+
+
+def sent(unit):
+    """What a method may send that the unit can protect."""
+    return ("votes",) if unit == "vote" else ("weights",)
+
+
+def account(privacy, *args, **changes):
+    return account_of(mechanism(privacy.unit), privacy, *args, **changes)
+
+
+def revealed(privacy, *args, **changes):
+    return mechanism(privacy.unit).disclose(privacy, *args, **changes)
 
 
 def how(listed, part):
@@ -36,8 +51,8 @@ def test_what_is_spent_can_be_sent_as_numbers():
 
 @units
 def test_every_unit_says_what_it_protects_and_who_is_trusted(unit):
-    told = account(config(unit), SPENT, ("votes",) if unit == "vote" else ("weights",))
-    assert (told["protects"], told["trusted"]) == (UNITS[unit], TRUSTED[unit])
+    told, words = account(config(unit), SPENT, sent(unit)), mechanism(unit).words
+    assert (told["protects"], told["trusted"]) == (words.hides, words.trusted)
     assert (told["epsilon"], told["delta"], told["merchants"]) == (1.5, 1e-7, 3)
     assert told["noise_multiplier"] == {"least": 0.8, "most": 1.1}
     assert told["epsilon_at"] == {f"{REPORTED_DELTAS[0]:.0e}": 1.2, f"{REPORTED_DELTAS[1]:.0e}": 1.4}
@@ -75,7 +90,7 @@ def test_a_merchant_whose_groups_are_hidden_sends_how_many_there_are():
 @units
 def test_validation_of_every_round_is_listed_with_the_rows_that_it_uses(unit):
     simulated, real = (
-        how(revealed(config(unit), ("weights",), reproducible_noise=one), "validation scores") for one in (True, False)
+        how(revealed(config(unit), sent(unit), reproducible_noise=one), "validation scores") for one in (True, False)
     )
     assert "merchants' held-out rows" in simulated and "not covered by the promise" in simulated
     assert "server's own" in real and "held-out" not in real
@@ -86,11 +101,11 @@ def test_validation_of_every_round_is_listed_with_the_rows_that_it_uses(unit):
 )
 def test_it_says_whether_the_noise_can_be_reproduced_and_whose_secret_it_is(unit, whose):
     seed, secret = (
-        how(revealed(config(unit), ("weights",), reproducible_noise=one), "the noise") for one in (True, False)
+        how(revealed(config(unit), sent(unit), reproducible_noise=one), "the noise") for one in (True, False)
     )
     assert "subtract" in seed and "secret" not in seed
     assert f"secret of {'each ' if whose == 'site' else 'the '}{whose}" in secret and "subtract" not in secret
-    told = account(config(unit), SPENT, ("weights",), reproducible_noise=False)
+    told = account(config(unit), SPENT, sent(unit), reproducible_noise=False)
     assert told["reproducible_noise"] is False and secret in [one["how"] for one in told["reveals"]]
 
 
@@ -105,11 +120,11 @@ def test_scores_are_told_exactly_or_not_at_all():
 @units
 def test_scores_of_personal_students_which_no_noise_covers_are_listed(unit):
     def told(report_scores):
-        return how(revealed(config(unit, report_scores=report_scores), ("weights",), personal=True), "personal student")
+        return how(revealed(config(unit, report_scores=report_scores), sent(unit), personal=True), "personal student")
 
     assert "without noise" in told(True) and "not covered by the promise" in told(True)
     assert told(False) == "not sent"
-    assert not any("personal" in one.what for one in revealed(config(unit), ("weights",)))
+    assert not any("personal" in one.what for one in revealed(config(unit), sent(unit)))
 
 
 @units
@@ -117,14 +132,19 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
     with pytest.raises(
         ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends: its student"
     ):
-        check_covered(unit, "fd", ("weights", "class_means"))
+        mechanism(unit).check(
+            Experiment(privacy=config(unit)), FederationConfig(method="fd"), ("weights", "class_means")
+        )
+    with pytest.raises(ConfigError, match="computed on private examples without noise"):
+        mechanism(unit).check_covered("fd", ("class_means",))
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_either_accounted_for_or_refused(part):
-    check_covered("none", "own", (part,))
+    experiment, own = Experiment(privacy=config()), FederationConfig(method="own")
+    mechanism("none").check(Experiment(), own, (part,))
     try:
-        check_covered("example", "own", (part,))
+        mechanism("example").check(experiment, own, (part,))
     except ConfigError:
         return
     first = revealed(config(), (part,))[0]

@@ -12,12 +12,15 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from safetensors.torch import load_file
 
 from fed_distill import seeds
+from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.config import FederationConfig, PrivacyConfig
 from fed_distill.coordinator import rounds
 from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.errors import CheckpointError
 from fed_distill.experiment import comparison
-from fed_distill.mechanisms.server_side import NoiseSource, counted_plainly, private_mean, vote_count
+from fed_distill.mechanisms.base import NoiseSource, Terms
+from fed_distill.mechanisms.merchant import ByMerchant
+from fed_distill.mechanisms.vote import ByVote
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.ledger import Ledgers
@@ -57,7 +60,8 @@ def mean_of(student):
     def made(source=SOURCE, **changes):
         settings = {"noise_multiplier": 2.0, "max_update_norm": 0.5, "freeze": ["bag.*"], **changes}
         privacy = PrivacyConfig(unit="merchant", **settings)
-        return private_mean(privacy, FederationConfig(participation=0.5), student, 40, source)
+        terms = Terms(privacy, FederationConfig(participation=0.5), 40, 100)
+        return ByMerchant("merchant").aggregator(terms, student, source)
 
     return made
 
@@ -127,7 +131,7 @@ ASKED = PrivacyConfig(unit="vote", noise_multiplier=8.0, queries=60, answers=60,
 
 
 def answers(source=SOURCE, round=1, votes=VOTES, privacy=ASKED):
-    return vote_count(privacy, FederationConfig(rounds=2), 40, 100, source, round)(votes)
+    return ByVote("vote").tally(Terms(privacy, FederationConfig(rounds=2), 40, 100), source, round)(votes)
 
 
 def test_answers_are_of_the_examples_asked_about_and_each_round_draws_its_own():

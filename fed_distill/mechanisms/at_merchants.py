@@ -1,0 +1,137 @@
+"""Units whose noise a merchant adds itself, before anything leaves it: DP-SGD, by example or by groups of examples.
+
+A merchant first releases how many members it has, with noise (``privacy.size_noise``), once a federation; sampling
+rates, steps and noise follow from that number and not from the exact one. Then each round's private steps are paid.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.data.examples import Examples, members
+from fed_distill.errors import ConfigError
+from fed_distill.mechanisms.base import Protecting, Terms
+from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
+from fed_distill.models import TextModel
+from fed_distill.models.adapters import check_per_example
+from fed_distill.payloads.base import Payload
+from fed_distill.privacy.accounting import Spend, default_delta, noise_for
+from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
+from fed_distill.training.plan import Plan
+from fed_distill.training.preparation import private_steps
+from fed_distill.training.robust import passes
+from fed_distill.transport.messages import Kinds
+
+TRUSTED = "the merchant itself, which adds noise before anything leaves it, and whoever supplies the code that it runs"
+"""Who must be trusted where merchants add the noise."""
+
+
+def expected_batch(experiment: Experiment) -> int:
+    """Expected members of a private step."""
+    return experiment.privacy.batch_size or experiment.training.batch_size
+
+
+@dataclass(frozen=True)
+class AtMerchants(Protecting):
+    """DP-SGD whose members are examples, or with ``grouped`` groups of them."""
+
+    freezes: ClassVar[bool] = True
+    grouped: ClassVar[bool] = False
+    """Whether a member of the unit is a group of examples."""
+
+    def covers(self, kind: type[Payload]) -> str | None:
+        """All that is computed from what was trained."""
+        return kind.covered
+
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
+        """ConfigError for a part that no noise covers, or settings that private steps would undo."""
+        self.check_covered(federation.method, sends)
+        config, training = experiment.privacy, experiment.training
+        scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(config, key)]
+        if scaled and (config.optimizer or training.optimizer) != "sgd":
+            raise ConfigError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
+        counted = [key for key in ("rows", "row_rate_power") if getattr(config, key)]
+        if counted and not training.submodel:
+            raise ConfigError(f"privacy.{counted[0]} needs training.submodel, which counts the rows that are used")
+        if passes(training) > 1:
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} clips the gradient of one pass over an example: set "
+                "training.adversarial.attack = 'none' and training.r_drop = 0"
+            )
+
+    def check_covered(self, method: str, sends: Kinds) -> None:
+        """ConfigError if ``method`` sends something that is computed neither by nor from what was trained."""
+        self._refuse(method, [kind for kind in sends if self.covers(kind) is None])
+
+    def check_student(self, student: TextModel) -> None:
+        """ConfigError for a student whose gradients have no parts by example."""
+        check_per_example(student)
+
+    def kind(self, config: PrivacyConfig) -> str:
+        """By what examples are grouped; empty where they are not."""
+        return config.group if self.grouped else ""
+
+    def groups(self, config: PrivacyConfig, examples: Examples) -> Tensor | None:
+        """To which group each example belongs, int64 ``[examples]``, with numbers from 0 that are all in use; None
+        where each is a member of its own."""
+        return torch.from_numpy(members(examples, config.group)) if self.grouped else None
+
+    def aggregator_options(self, terms: Terms) -> dict[str, Any]:
+        """Those of the configured aggregator, and how merchants are weighted."""
+        options = super().aggregator_options(terms)
+        if terms.privacy.weighting != "examples":
+            options["weight"] = terms.privacy.weighting
+        return options
+
+    def delta(self, config: PrivacyConfig, members: int) -> float:
+        """Delta of the promise to each of so many members."""
+        return default_delta(members) if config.delta is None else config.delta
+
+    def size_spend(self, config: PrivacyConfig) -> Spend:
+        """What it costs to release how many members there are, once a federation."""
+        return Spend(config.size_noise, 1.0, 1)
+
+    def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int) -> tuple[Spend, float]:
+        """What one of ``rounds`` rounds costs a merchant of so many members of the unit, and at which delta."""
+        config, batch_size = experiment.privacy, expected_batch(experiment)
+        rate, delta = sampling_rate(members, batch_size), self.delta(config, members)
+        steps = private_steps(plan, members, batch_size)
+        if config.noise_multiplier is not None:
+            return Spend(config.noise_multiplier, rate, steps), delta
+        assert config.epsilon is not None
+        told = (self.size_spend(config),)
+        found = noise_for(config.epsilon, delta, rate, steps * rounds, told, config.accountant)
+        return Spend(found, rate, steps), delta
+
+    def learner_privacy(self, config: PrivacyConfig, spend: Spend, members: int) -> ExampleDP:
+        """How a merchant of so many members trains for that price."""
+        return ExampleDP.configured(config, spend.noise_multiplier, examples=members)
+
+    def disclose(
+        self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
+    ) -> list[Revealed]:
+        """All that leaves a merchant that adds the noise itself."""
+        parts = [Revealed(kind.disclosure, self.covers(kind) or "not covered") for kind in sends]
+        if any(kind.tells_rows for kind in sends):
+            parts.append(
+                Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")
+            )
+        return [
+            *parts,
+            Revealed(
+                "number of groups" if self.grouped else "number of training examples",
+                f"sent with noise of standard deviation {config.size_noise:g}, once a federation, counted in epsilon",
+            ),
+            Revealed("training losses", "not sent"),
+            Revealed("that it takes part in a round", "not hidden"),
+            Revealed(
+                "that it cannot train, or that its budget is spent", "sent as a message without figures of its data"
+            ),
+            Revealed("how long training takes", "not hidden: it grows with the number of examples"),
+            *scores(config, personal),
+            validation(reproducible_noise),
+            noise("each site", reproducible_noise),
+        ]

@@ -1,0 +1,40 @@
+"""What merchants' own noise cannot do is said before a run."""
+
+import pytest
+
+from fed_distill.config import Experiment
+from fed_distill.errors import ConfigError
+from fed_distill.mechanisms.lookup import mechanism
+
+PRIVATE = {"unit": "example", "epsilon": 1.0}
+
+
+def check(unit, tables):
+    experiment = Experiment.parse({**tables, "privacy": {**PRIVATE, "unit": unit, **tables.get("privacy", {})}})
+    mechanism(unit).check(experiment, experiment.federation, ("weights",))
+
+
+@pytest.mark.parametrize("unit", ["example", "group"])
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales needs optimizer sgd"),
+        ({"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}}, "privacy.row_rate_power needs optimizer sgd"),
+        (
+            {"privacy": {"row_rate_power": 0.5, "optimizer": "sgd"}, "training": {"submodel": False}},
+            "needs training.submodel",
+        ),
+        ({"training": {"r_drop": 1.0}}, "clips the gradient of one pass over an example"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(unit, tables, message):
+    with pytest.raises(ConfigError, match=message):
+        check(unit, tables)
+
+
+def test_they_are_nobody_else_s_concern():
+    """A study may vary the unit with all else as it is."""
+    harmful = {"privacy": {"rate_scales": {"head.*": 2.0}}, "training": {"r_drop": 1.0}}
+    with pytest.raises(ConfigError):
+        check("example", harmful)
+    assert check("merchant", harmful) is None
