@@ -16,8 +16,8 @@ from hypothesis import settings
 from fed_distill import seeds
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, Task
-from fed_distill.experiment.conduct import conduct
 from fed_distill.experiment.grid import InProcessGrid
+from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.models import build_student
 from fed_distill.models.base import TextModel
@@ -133,7 +133,7 @@ def simulate():
 
     def run(experiment, app=None, sites=1, callbacks=(), secret=""):
         grid = RecordingGrid(app or build_app(), experiment.to_run_config(), sites)
-        return conduct(experiment, grid, CallbackList(callbacks), secret), grid
+        return run_experiment(experiment, grid, CallbackList(callbacks), secret), grid
 
     return run
 

@@ -103,14 +103,14 @@ def study(
 def _check(cells: Sequence["Cell"]) -> None:
     """Every name and option in every cell, before the first one is run."""
     from fed_distill.errors import ConfigError
-    from fed_distill.experiment.conduct import check_names
+    from fed_distill.experiment.preflight import check_settings
     from fed_distill.experiment.simulation import check_merchants
     from fed_distill.sweeps.cells import distinct
 
     for cell in distinct(cells).values():
         try:
             check_merchants(cell.experiment)
-            check_names(cell.experiment)
+            check_settings(cell.experiment)
         except ConfigError as error:
             raise ConfigError(f"cell {cell.title}: {error}") from error
 

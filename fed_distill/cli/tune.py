@@ -73,13 +73,13 @@ def tune(
 
 def _check(given: "Tuning", file: Path) -> None:
     """Every name and option at each end of each search, before the first trial is run."""
-    from fed_distill.experiment.conduct import check_names
+    from fed_distill.experiment.preflight import check_settings
     from fed_distill.experiment.simulation import check_merchants
 
     for title, experiment in given.probes():
         try:
             check_merchants(experiment)
-            check_names(experiment)
+            check_settings(experiment)
         except ConfigError as error:
             raise ConfigError(f"{file}, {title}: {error}") from error
 

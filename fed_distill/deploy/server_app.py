@@ -8,8 +8,8 @@ from flwr.serverapp import Grid, ServerApp
 from fed_distill.config import Experiment
 from fed_distill.coordinator.released import NOISE_KEY
 from fed_distill.errors import FedDistillError
-from fed_distill.experiment.conduct import conduct
 from fed_distill.experiment.grid import is_simulated
+from fed_distill.experiment.run import run_experiment
 from fed_distill.logs import log_as, observed
 from fed_distill.privacy.secret import read_secret
 from fed_distill.reporting.callbacks import CallbackList
@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
                 experiment.runtime.workers,
             )
         with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
-            folder = conduct(experiment, grid, callbacks, "" if is_simulated(grid) else _secret(experiment))
+            folder = run_experiment(experiment, grid, callbacks, "" if is_simulated(grid) else _secret(experiment))
     except FedDistillError as error:
         named = any(option in str(error) for option in ("--resume", "--name"))
         _log.error("%s%s", error, OPTIONS if named else "")  # Flower goes on with a traceback

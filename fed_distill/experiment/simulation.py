@@ -26,12 +26,12 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
     """
     check_merchants(experiment)
     with logged(experiment.runtime.logs, run=experiment.name), _grid(experiment) as grid:
-        from fed_distill.experiment.conduct import conduct
+        from fed_distill.experiment.run import run_experiment
         from fed_distill.reporting.result import Result
 
         named = CallbackList.of(experiment)
         with CallbackList([named, *callbacks]) as followers:
-            return Result(conduct(experiment, grid, followers))
+            return Result(run_experiment(experiment, grid, followers))
 
 
 def check_merchants(experiment: Experiment) -> None:

@@ -14,8 +14,8 @@ from flwr.app import Context
 import fed_distill.merchant.app
 from fed_distill.data import load
 from fed_distill.errors import CheckpointError, DataError, TrainingError
-from fed_distill.experiment.conduct import conduct
 from fed_distill.experiment.grid import InProcessGrid
+from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.merchant.limits import OPEN, Rules
 from fed_distill.merchant.site import open_site
@@ -51,7 +51,7 @@ class FaultyGrid(InProcessGrid):
         super()._queue(message_id, message)
 
     def run(self):
-        return conduct(self.experiment, self, CallbackList(()))
+        return run_experiment(self.experiment, self, CallbackList(()))
 
 
 class SilentSite(FaultyGrid):

@@ -28,8 +28,8 @@ from fed_distill.coordinator.exchange import LONGEST_REASON
 from fed_distill.coordinator.intake import Intake
 from fed_distill.coordinator.sites import Sites
 from fed_distill.data import load
-from fed_distill.experiment.conduct import conduct
 from fed_distill.experiment.grid import InProcessGrid, LocalGrid
+from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
@@ -231,7 +231,7 @@ def recorded(tiny_experiment, tmp_path_factory):
         if kind not in found:
             experiment = tiny_experiment(tmp_path_factory.mktemp("recorded"), {**TINY, **KINDS[kind]})
             recorder = Recorder(experiment)
-            folder = conduct(experiment, recorder, CallbackList(()))
+            folder = run_experiment(experiment, recorder, CallbackList(()))
             (start,) = (folder / "checkpoint" / "seed-0").glob("server.*.safetensors")
             found[kind] = Round(experiment, recorder, load_file(start))
         return found[kind]

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fed_distill.cli.main import app
-from fed_distill.experiment.conduct import conduct
+from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.reporting.callbacks import CallbackList
 from tests.conftest import RecordingGrid
@@ -63,6 +63,6 @@ def run_over(deployment):
         grid = RecordingGrid(build_app(), experiment.to_run_config(), len(sites))
         for context, site in zip(grid._contexts.values(), sites, strict=True):
             context.node_config["site"] = str(site)
-        return conduct(experiment, grid, CallbackList([])), grid.wire
+        return run_experiment(experiment, grid, CallbackList([])), grid.wire
 
     return run

@@ -10,7 +10,7 @@ import server.app
 from fed_distill.config import Experiment
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.deploy import server_app
-from fed_distill.experiment.conduct import check_names
+from fed_distill.experiment.preflight import check_settings
 from fed_distill.merchant import app
 from fed_distill.merchant.manifest import Manifest
 
@@ -24,7 +24,7 @@ def test_the_apps_are_those_of_the_package():
 
 def test_the_servers_example_is_a_private_experiment_over_real_sites():
     experiment = Experiment.read(ROOT / "server" / "experiment.toml")
-    check_names(experiment)
+    check_settings(experiment)
     assert experiment.data.clients == "elsewhere"
     assert (experiment.privacy.unit, experiment.data.task) == ("example", RELEVANCE.name)
 

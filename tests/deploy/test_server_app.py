@@ -18,7 +18,7 @@ def test_workers_are_said_to_have_no_effect_over_flowers_own_grid(
     tiny_experiment, tmp_path, monkeypatch, caplog, workers
 ):
     conducted = []
-    monkeypatch.setattr(server_app, "conduct", lambda *given: conducted.append(given) or Path("runs"))
+    monkeypatch.setattr(server_app, "run_experiment", lambda *given: conducted.append(given) or Path("runs"))
     monkeypatch.setattr(server_app, "show", lambda folder: None)
     experiment = tiny_experiment(tmp_path, {"runtime.workers": workers})
     grid = InProcessGrid(lambda message, context: message, {})
@@ -44,7 +44,7 @@ RealGrid.__abstractmethods__ = frozenset()
 def test_over_real_sites_noise_is_drawn_from_a_secret_of_the_servers_own(tiny_experiment, tmp_path, monkeypatch):
     """Whatever is no simulation is real: who adds a grid and forgets to say so gets a secret."""
     conducted = []
-    monkeypatch.setattr(server_app, "conduct", lambda *given: conducted.append(given[-1]) or Path("runs"))
+    monkeypatch.setattr(server_app, "run_experiment", lambda *given: conducted.append(given[-1]) or Path("runs"))
     monkeypatch.setattr(server_app, "show", lambda folder: None)
     context = Context(1, 1, {}, RecordDict(), tiny_experiment(tmp_path / "runs").to_run_config())
     for grid in (InProcessGrid(lambda message, context: message, {}), RealGrid(), RealGrid()):
@@ -66,7 +66,7 @@ def test_over_real_sites_noise_is_drawn_from_a_secret_of_the_servers_own(tiny_ex
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_a_run_ends_with_its_table_and_path_unless_logs_are_json(tiny_experiment, tmp_path, monkeypatch, style):
     shown = []
-    monkeypatch.setattr(server_app, "conduct", lambda *_: Path("runs") / "tiny")
+    monkeypatch.setattr(server_app, "run_experiment", lambda *_: Path("runs") / "tiny")
     monkeypatch.setattr(server_app, "show", shown.append)
     experiment = tiny_experiment(tmp_path, {"runtime.logs": style})
     context = Context(1, 1, {}, RecordDict(), experiment.to_run_config())

@@ -4,11 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from fed_distill.experiment.conduct import check_promise
 from safetensors.torch import load_file
 
 from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.errors import ConfigError
-from fed_distill.experiment.conduct import check_promise
 from fed_distill.methods import METHODS
 
 QUICK = {

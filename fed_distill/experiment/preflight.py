@@ -1,0 +1,81 @@
+"""All that can be found wrong with an experiment before anything is spent on it: the check of each owner in turn."""
+
+from fed_distill import seeds
+from fed_distill.adversaries import ATTACKS
+from fed_distill.aggregation import checks as aggregation
+from fed_distill.config import Experiment
+from fed_distill.data.augmentation import check_augmentation
+from fed_distill.data.examples import FederatedData, Task
+from fed_distill.distill.masked import check_reads
+from fed_distill.distill.transfer import check_transfer
+from fed_distill.errors import DataError
+from fed_distill.mechanisms.lookup import mechanism_of
+from fed_distill.methods import METHODS
+from fed_distill.methods import checks as methods
+from fed_distill.methods.base import Method
+from fed_distill.models import build_student, load_teacher
+from fed_distill.training.choosing import build_trainer
+from fed_distill.training.robust import check_robust
+from fed_distill.transport import checks as transport
+
+
+def check_settings(experiment: Experiment) -> None:
+    """Build every method, aggregator, codec and trainer, and check what they must find in the settings; ConfigError on
+    the first that is wrong. Reads no data."""
+    build_trainer(experiment.training, experiment.runtime)
+    ATTACKS.build(experiment.poisoning.attack, experiment.poisoning.options)
+    built: dict[str, Method] = {}
+    for federation in experiment.federations():
+        method: Method = METHODS.build(federation.method, federation.options)
+        methods.check(experiment, federation, method)
+        mechanism_of(experiment).check(experiment, federation, method.sends)
+        aggregation.check(experiment, federation, "average" in method.uses)
+        built[federation.title] = method
+    transport.check(experiment, built)
+
+
+def check_with_data(experiment: Experiment, data: FederatedData) -> None:
+    """What can be checked once the data are read: all parts are there, all models can be built for the task, and all
+    methods can do with it. ConfigError or DataError."""
+    check_parts(experiment, data)
+    check_models(experiment, data.task)
+    for federation in experiment.federations():
+        method = METHODS.build(federation.method, federation.options)
+        methods.check_task(experiment, federation, method, len(data.task.classes))
+
+
+def check_parts(experiment: Experiment, data: FederatedData) -> None:
+    """DataError unless there is something to choose a teacher by, to validate and adapt students by, and a test set."""
+    for name, part, share in (
+        ("public validation", data.public_valid, "valid_share"),
+        ("common validation", data.valid, "valid_share"),
+        ("common test", data.test, "test_share"),
+    ):
+        if not len(part):
+            raise DataError(f"the {name} set is empty: raise data.{share}, or give the data more rows")
+    if experiment.adaptation.enabled and data.task.gains is not None and data.ranking_valid is None:
+        raise DataError(
+            "domain adaptation is judged by ranking, and no validation query has candidates of two grades: "
+            "raise data.valid_share, give the data more candidates a query, or set adaptation.enabled = false"
+        )
+
+
+def check_models(experiment: Experiment, task: Task) -> None:
+    """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
+    check_augmentation(experiment.training.augmentation)
+    mechanism = mechanism_of(experiment)
+    mechanism.check_task(experiment.privacy, task)
+    with seeds.scope(experiment.seed, "check models"):
+        teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
+        teacher = teachers[0]
+        for model in teachers if experiment.teacher.masked_epochs else ():
+            check_reads(model)
+        for name in experiment.student.models():
+            student = build_student(name, experiment.student.options_of(name), task, teacher)
+            check_transfer(experiment.distill, task, student)
+            check_robust(student, experiment.training)
+            mechanism.check_student(student)
+            if experiment.student.masked_epochs:
+                check_reads(student)
+        for assistant in experiment.distill.assistants:
+            check_robust(build_student(assistant.model, assistant.options, task, teacher), experiment.training)

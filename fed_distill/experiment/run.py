@@ -1,0 +1,88 @@
+"""One experiment from data to report: teacher and soft labels first, then everything that is compared, seed by seed.
+
+Every finished piece is kept in the run's ``checkpoint`` folder; a resumed run skips what is there.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from flwr.serverapp import Grid
+
+from fed_distill.adversaries.byzantine import liars
+from fed_distill.config import Experiment
+from fed_distill.coordinator.evaluation import Evaluator
+from fed_distill.coordinator.sites import Sites
+from fed_distill.coordinator.students import ServerTraining
+from fed_distill.data import load
+from fed_distill.data.public_part import PublicPart
+from fed_distill.evaluation.metrics import classification_report
+from fed_distill.experiment.comparison import Comparison
+from fed_distill.experiment.preflight import check_settings, check_with_data
+from fed_distill.experiment.teaching import prepare_teacher
+from fed_distill.logs import observed
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.outcome import Outcome
+from fed_distill.reporting.report import write_report
+from fed_distill.reporting.speed import speed
+from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
+from fed_distill.reporting.summary import summarize
+
+
+def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str = "") -> Path:
+    """Run ``experiment`` over the sites behind ``grid``; returns the run's folder.
+
+    secret: what the server's noise is drawn from. Without one it comes from the run's seed, which protects nobody: in a
+    simulation only.
+    """
+    began = time.perf_counter()
+    check_settings(experiment)
+    if experiment.runtime.threads is not None:
+        torch.set_num_threads(experiment.runtime.threads)
+    data = load(experiment.data)
+    check_with_data(experiment, data)
+    folder = experiment.runtime.folder / experiment.name
+    opened = RunStore.resume if experiment.runtime.resume else RunStore.create
+    with opened(folder, experiment) as store:
+        callbacks.on_start(experiment, folder)
+        public = PublicPart(data.task, data.proxy).fingerprint
+        sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline, public=public)
+        each_seed = range(experiment.seed, experiment.seed + experiment.repeats)
+        poisoned = {seed: sorted(liars(experiment, sites.merchants, seed)) for seed in each_seed}
+        teaching = prepare_teacher(experiment, data, callbacks)
+        data = teaching.data
+        if teaching.chosen is not None:
+            sites.choose_proxy(teaching.chosen)
+        server, evaluator = ServerTraining(data, experiment.training, experiment.runtime), Evaluator(data)
+        outcomes: list[Outcome] = []
+        for seed in each_seed:
+            comparison = Comparison(experiment, seed, sites, teaching, server, evaluator, store, callbacks, secret)
+            with observed(seed=seed):
+                outcomes += comparison.run()
+            if seed == experiment.seed:
+                first = comparison
+        callbacks.on_stage("report", None)
+        student = first.school.student(experiment.student.model)
+        student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
+        store.save_student(student.save)
+        probabilities = evaluator.test_probabilities(student).numpy()
+        store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
+        summary = summarize(
+            experiment,
+            data.task,
+            teaching.metrics,
+            student.parameter_count(),
+            outcomes,
+            merchants=len(sites.merchants),
+            seconds=time.perf_counter() - began,
+            speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
+            account=data.account,
+            records=store.records(),
+            poisoned=poisoned,
+        )
+        if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
+            summary["privacy"]["audit"] = read_audit(folder)
+        store.write_summary(summary)
+        write_report(folder)
+        callbacks.on_end(summary)
+    return folder

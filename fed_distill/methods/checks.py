@@ -1,0 +1,51 @@
+"""What a method must declare, and find in an experiment."""
+
+from fed_distill.config import Experiment, FederationConfig
+from fed_distill.distill.transfer import check_heard
+from fed_distill.errors import ConfigError
+from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.lookup import mechanism_of
+from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
+
+DECLARED = {
+    "sends": "the kinds of payloads that merchants send, for example sends: ClassVar[Kinds] = (StudentWeights,)",
+    "receives": "the kinds of payloads that they are sent, for example receives: ClassVar[Kinds] = (StudentWeights,)",
+    "keeps": 'what a merchant keeps between rounds, for example keeps: ClassVar[Keeps] = "nothing"',
+    "uses": 'what its merge asks of the server, for example uses: ClassVar[tuple[Service, ...]] = ("average",)',
+}
+"""What a method must declare, with an example for who wrote one without."""
+
+
+def check_declared(name: str, method: Method) -> None:
+    """ConfigError unless the method declares what checks, privacy and bytes rest on."""
+    for declared, what in DECLARED.items():
+        if not hasattr(method, declared):
+            raise ConfigError(f"method {name} does not declare `{declared}`: {what}")
+
+
+def check(experiment: Experiment, federation: FederationConfig, method: Method) -> None:
+    """ConfigError unless the method declares what it does, and the experiment has what that takes."""
+    check_declared(federation.method, method)
+    if "distil_anew" in method.uses:
+        check_heard(experiment.distill)
+    if experiment.student.by_merchant and method.keeps != "own_student":
+        raise ConfigError(
+            "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
+            f"{federation.method} shares one student's weights"
+        )
+    if "train_teacher" in method.uses and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
+        raise ConfigError(f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains")
+
+
+def check_task(experiment: Experiment, federation: FederationConfig, method: Method, classes: int) -> None:
+    """ConfigError for a method that cannot be trained as merchants do, or on a task of so many classes."""
+    mechanism = mechanism_of(experiment, federation.title)
+    private = experiment.privacy if isinstance(mechanism, AtMerchants) else None
+    if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):
+        raise ConfigError(
+            f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"
+        )
+    if isinstance(method, HasControlVariate) and private is not None and private.weighting != "examples":
+        raise ConfigError(f"method {federation.method} counts all merchants alike: drop privacy.weighting")
+    if isinstance(method, ValidatesConfig):
+        method.check(federation, experiment.training_of(federation.title), classes)
