@@ -1,6 +1,7 @@
 """Which mechanism protects what: by the name of a privacy unit, of an experiment's arm, of a finished run."""
 
 import inspect
+import math
 import sys
 
 from fed_distill.config import Experiment, is_protected
@@ -28,12 +29,13 @@ def mechanism(unit: str) -> Mechanism:
     lacking = sorted(factory.__abstractmethods__) if inspect.isabstract(factory) else []
     if lacking:
         raise ConfigError(f"privacy.unit = {unit!r} lacks {', '.join(lacking)}")
-    if not 1.0 <= factory.moved_by < float("inf"):
+    own = factory(unit)
+    if not 1.0 <= own.moved_by < math.inf:
         raise ConfigError(
             f"privacy.unit = {unit!r} must say how far one example moves what it noises, in units of its own "
-            f"sensitivity: give it moved_by of at least 1, for example moved_by = 2.0, not {factory.moved_by:g}"
+            f"sensitivity: give it moved_by of at least 1, for example moved_by = 2.0, not {own.moved_by:g}"
         )
-    return factory(unit)
+    return own
 
 
 def mechanism_of(experiment: Experiment, arm: str | None = None) -> Mechanism:

@@ -139,6 +139,12 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
         mechanism(unit).check_covered("fd", ("class_means",))
 
 
+def test_without_privacy_every_part_is_disclosed_as_not_protected():
+    listed = mechanism("none").disclose(PrivacyConfig(), PARTS)
+    assert len({one.what for one in listed}) == len(PARTS)
+    assert {one.how for one in listed} == {"not protected"}
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_either_accounted_for_or_refused(part):
     experiment, own = Experiment(privacy=config()), FederationConfig(method="own")
