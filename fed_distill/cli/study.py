@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fed_distill.sweeps.grid import Study
     from fed_distill.sweeps.runner import Places, Resources
 
-SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.cli.audit:audit_run"
+SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.audit.finished_run:audit_run"
 STOPPED, INCOMPLETE = 130, 1
 DISPENSABLE = (
     "δ",

@@ -193,10 +193,10 @@ STUDY = """
 import sys
 from pathlib import Path
 
-from fed_distill.study.cells import expand
-from fed_distill.study.grid import Study
-from fed_distill.study.progress import StudyProgress
-from fed_distill.study.runner import Places, Resources, Runner
+from fed_distill.sweeps.cells import expand
+from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.progress import StudyProgress
+from fed_distill.sweeps.runner import Places, Resources, Runner
 
 if __name__ == "__main__":
     cells = expand(Study.read("study.toml"))
