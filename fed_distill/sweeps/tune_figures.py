@@ -9,23 +9,24 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from fed_distill.sweeps.curves import Level
-from fed_distill.sweeps.drawing import (
+from fed_distill.reporting.charts import (
     COLORS,
+    DOTTED,
     INK,
-    LINE,
     NEUTRAL,
     PAPER,
     SOFT,
     STYLE,
-    WIDTH,
+    clean,
     draw_levels,
     empty_figure,
     label_right,
+    new_figure,
+    rows_figure,
+    tipped,
 )
 from fed_distill.sweeps.space import Range, Tuning, Values
 from fed_distill.sweeps.trials import Tried
@@ -41,7 +42,7 @@ def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
     figure, axes = empty_figure(f"{metric} on the validation set")
     axes.set_xlabel("trial", color=SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels = draw_levels(axes, [Level("the base as it is", base)])
+    labels = draw_levels(axes, {"the base as it is": base})
     _draw_trials(axes, [(float(one.number), one) for one in tried])
     complete = [(one.number, one.score) for one in tried if one.state == "complete" and one.score is not None]
     if complete:
@@ -57,8 +58,7 @@ def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
 @matplotlib.rc_context(STYLE)
 def importance_figure(shares: Mapping[str, float], metric: str) -> Figure:
     """A bar for each search, the most important at the top: its share of the variance of the scores."""
-    height = 1.0 + 0.36 * len(shares)
-    figure, axes = _panel(height)
+    figure, axes = rows_figure(1.0 + 0.36 * len(shares))
     names, values = list(shares)[::-1], list(shares.values())[::-1]
     axes.barh(names, values, height=0.62, color=DONE)
     for place, value in enumerate(values):
@@ -75,14 +75,11 @@ def importance_figure(shares: Mapping[str, float], metric: str) -> Figure:
 def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric: str) -> Figure:
     """A panel for each search: the score of each trial at the value that it tried."""
     rows, columns = math.ceil(len(tuning.search) / PER_ROW), min(PER_ROW, len(tuning.search))
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.4 * rows), facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(0.5 + 2.4 * rows, layout="constrained")
     figure.suptitle(f"{metric} on the validation set", x=0.01, ha="left", color=SOFT, fontsize=10)
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes, dimension in zip(panels, tuning.search, strict=False):
-        _clean(axes)
-        axes.grid(axis="y", color=LINE, linewidth=0.9)
-        axes.axhline(base, color=NEUTRAL, linewidth=1.2, linestyle=(0, (2, 3)), zorder=1)
+        clean(axes, grid="y").axhline(base, color=NEUTRAL, linewidth=1.2, linestyle=DOTTED, zorder=1)
         places = _scale(axes, dimension)
         _draw_trials(axes, [(places(one.parameters[dimension.name]), one) for one in tried if one.parameters])
         axes.set_xlabel(dimension.name, color=INK)
@@ -113,23 +110,8 @@ def _draw_trials(axes: Axes, places: Sequence[tuple[float, Tried]]) -> None:
     for x, one in places:
         if one.score is not None:
             done = one.state == "complete"
-            axes.plot(
+            (mark,) = axes.plot(
                 [x], [one.score], marker="o", markersize=6.5, zorder=3, linestyle="none",
                 markerfacecolor=DONE if done else "none", markeredgecolor=PAPER if done else STOPPED,
             )  # fmt: skip
-
-
-def _panel(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=PAPER)
-    _clean(axes)
-    return figure, axes
-
-
-def _clean(axes: Axes) -> None:
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-    axes.tick_params(which="both", colors=SOFT, length=0)
+            tipped(mark, f"trial {one.number}: {one.score:.4f}{'' if done else ', stopped'}")

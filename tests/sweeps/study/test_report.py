@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from fed_distill.reporting.glossary import GLOSSARY
+from fed_distill.reporting.page import STYLE
 from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, UNITS
 from fed_distill.sweeps.report import WORDS, write_findings
-from fed_distill.sweeps.runner import Places
 from fed_distill.sweeps.table import markdown
-from fed_distill.sweeps.template import STYLE
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 COMMAND = "fed-distill study x.toml --out y"

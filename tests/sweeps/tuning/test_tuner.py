@@ -7,11 +7,11 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError, ConfigError
-from fed_distill.sweeps.runner import Places
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.space import Tuning
+from fed_distill.sweeps.trial_sampler import DATABASE, TrialSampler
 from fed_distill.sweeps.trials import Trials
 from fed_distill.sweeps.tune_findings import write_findings
-from fed_distill.sweeps.tuner import DATABASE, Tuner
 
 
 def table(places):
@@ -47,17 +47,17 @@ def test_the_best_trial_becomes_a_complete_experiment(tables, tune):
 def test_a_stopped_tuning_goes_on_as_if_it_had_not_been_and_more_trials_are_added(tables, tune, monkeypatch):
     whole_tuning, whole, _ = tune({**tables, "trials": 5}, folder="whole", processes=1)
     write_findings(whole_tuning, whole)
-    finish = Tuner._finish
+    tell = TrialSampler.tell
 
-    def interrupted(self, trials, one):
-        if one.trial.number == 2:
+    def interrupted(self, cell, ending):
+        if cell.labels["trial"] == "2":
             raise KeyboardInterrupt
-        finish(self, trials, one)
+        return tell(self, cell, ending)
 
-    monkeypatch.setattr(Tuner, "_finish", interrupted)
+    monkeypatch.setattr(TrialSampler, "tell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune({**tables, "trials": 4}, processes=1)
-    monkeypatch.setattr(Tuner, "_finish", finish)
+    monkeypatch.setattr(TrialSampler, "tell", tell)
     tune({**tables, "trials": 4}, processes=1)
     tuning, places, said = tune({**tables, "trials": 5}, processes=1)
     assert "6 runs, 5 of them finished before" in said
