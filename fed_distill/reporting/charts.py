@@ -295,7 +295,7 @@ def _themed(svg: str, name: str, title: str) -> Markup:
         element = element.replace(color, variable)
     element = re.sub(r'\bid="', f'id="{name}-', element)
     element = re.sub(r'(href="#|url\(#)', rf"\1{name}-", element).replace("xlink:href", "href")
-    element = re.sub(r"font: (?:(bold) )?([\d.]+)px 'DejaVu Sans'", _font, element)
+    element = re.sub(r"font: (?:(\w+) )?([\d.]+)px 'DejaVu Sans'", _font, element).replace("'DejaVu Sans'", "inherit")
     element = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
         rf'<svg role="img" viewBox="\1" aria-label="{escape(title)}">',
@@ -306,5 +306,5 @@ def _themed(svg: str, name: str, title: str) -> Markup:
 
 
 def _font(found: re.Match[str]) -> str:
-    """Size and weight without a family, which is the page's."""
+    """Size and weight apart, since a font that is told at once cannot inherit its family; older matplotlib does so."""
     return f"font-size: {found[2]}px" + (f"; font-weight: {found[1]}" if found[1] else "")

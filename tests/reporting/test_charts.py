@@ -140,7 +140,7 @@ def test_the_inline_drawing_follows_the_theme_and_shares_no_id(drawn):
     assert root.get("width") is None
     assert "var(--c0)" in svg
     assert not re.search(r"#(?!accuracy)[0-9a-f]{6}\b", svg)
-    assert "DejaVu" not in svg and "inherit" not in svg
+    assert "DejaVu" not in svg
     ids = [set(re.findall(r'\bid="([^"]*)"', text)) for text in (svg, inline(drawn(), "other", "Other"))]
     assert ids[0] and not ids[0] & ids[1]
     assert set(re.findall(r"""(?:href="#|url\(#)([^")]*)""", svg)) <= ids[0]

@@ -315,17 +315,16 @@ def test_cells_wait_for_the_one_that_makes_their_teacher_and_others_do_not(admis
     assert admission([(1, False)], peak=1, available=GIGABYTE, teachers=2)
 
 
-def test_the_peak_is_that_of_the_whole_tree_of_a_cell_past_its_teacher(monkeypatch, run, small):
-    looks = []
-
-    def look(pids):
-        looks.append(list(pids))
-        return {pid: Memory(3, 7) for pid in looks[-1]}
-
-    monkeypatch.setattr(runner_module, "tree_memory", look)
-    failures, _ = run(small)
-    assert failures == {}
-    assert looks
+def test_the_peak_is_that_of_the_whole_tree_of_a_cell_past_its_teacher(monkeypatch, small, tmp_path):
+    monkeypatch.setattr(runner_module.connection, "wait", lambda sources, timeout: [])
+    monkeypatch.setattr(runner_module, "tree_memory", lambda pids: {pid: Memory(3, 7 * pid) for pid in pids})
+    places = Places(tmp_path)
+    runner = Runner(places, GridSampler(small, places), "x:y", Resources(2, 1), Diary())
+    for pid, past in ((1, True), (2, False)):
+        process = SimpleNamespace(pid=pid, sources=[], pipe=None, sentinel=None)
+        runner._running.append(_Running(small[0], process, "teacher", past))
+    assert runner._wait() == []
+    assert (runner.peak, [one.now for one in runner._running]) == (7, [3, 3])
 
 
 @pytest.mark.parametrize(

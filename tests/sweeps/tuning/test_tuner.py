@@ -93,6 +93,23 @@ def test_what_diverges_is_a_bad_setting_and_what_fails_says_why(tables, tune):
     assert len({row["state"] for row in table(places)}) == 3
 
 
+def test_a_trial_whose_settings_do_not_go_together_fails_and_the_others_go_on(tables, tune):
+    """Each end of a search can be run alone, with the base's other settings: momentum is of sgd, which the base has."""
+    tables["base"]["training"] = {"optimizer": "sgd"}
+    tables["search"] = [
+        {"key": "training.optimizer", "values": ["sgd", "adamw"]},
+        {"key": "training.momentum", "low": 0.0, "high": 0.9},
+    ]
+    tuning, places, said = tune({**tables, "trials": 8, "random_trials": 8})
+    write_findings(tuning, places)
+    states = {(row["optimizer"], row["state"], bool(row["cell"])) for row in table(places)}
+    assert states == {("sgd", "complete", True), ("adamw", "failed", False)}
+    assert all("momentum" in row["reason"] for row in table(places) if row["state"] == "failed")
+    assert "9 of 9" in said and "FAILED" in said
+    _, places, said = tune({**tables, "trials": 8, "random_trials": 8})
+    assert "9 of them finished before" in said
+
+
 def test_the_objective_and_the_seeds_are_the_files(tables, tune):
     tuning, places, _ = tune({**tables, "objective": "auc", "seeds": 2, "trials": 2})
     found = write_findings(tuning, places)
