@@ -11,21 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
 from experiments.benchmarks.contenders import CONTENDERS
 from experiments.benchmarks.results import OK, Attempt, read
-from fed_distill.reporting.charts import (
-    MARK,
-    SOFT,
-    STYLE,
-    Look,
-    are_numbered,
-    draw_line,
-    draw_mark,
-    empty_figure,
-    write_figure,
-)
+from fed_distill.reporting import charts
 
 Costs = dict[str, dict[int, list[float]]]
 """Milliseconds for a merchant, by contender and number of merchants."""
@@ -59,21 +47,23 @@ def costs(attempts: Sequence[Attempt]) -> Costs:
     return {name: dict(sorted(points.items())) for name, points in result.items() if points}
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def draw(drawn: Costs, title: str, file: Path) -> list[Path]:
     """Write the chart as ``file`` with the endings svg and png; returns both."""
     titles = {contender.name: contender.title for contender in CONTENDERS}
     names = {number: titles.get(name, name) for number, name in enumerate(drawn)}
-    figure, axes = empty_figure(f"milliseconds for a merchant: {title}", legend=names, columns=2)
+    figure, axes = charts.empty_figure(f"milliseconds for a merchant: {title}", legend=names, columns=2)
     axes.set(xscale="log", yscale="log")
-    axes.set_xlabel("merchants in a round", color=SOFT)
+    axes.set_xlabel("merchants in a round", color=charts.SOFT)
     for (number, name), points in zip(names.items(), drawn.values(), strict=True):
-        look = Look(number, numbered=are_numbered(names))
+        look = charts.Look(number, numbered=charts.are_numbered(names))
         medians = [statistics.median(found) for found in points.values()]
-        draw_line(axes, list(points), medians, [(min(found), max(found)) for found in points.values()], look)
+        charts.draw_line(axes, list(points), medians, [(min(found), max(found)) for found in points.values()], look)
         for count, median in zip(points, medians, strict=True):
-            draw_mark(axes, count, median, MARK, look, tip=f"{name}, {count:,} merchants: {median:.3g} ms")
-    write_figure(figure, file.parent, file.name, f"Cost of a merchant, {title}")
+            charts.draw_mark(
+                axes, count, median, charts.MARK, look, tip=f"{name}, {count:,} merchants: {median:.3g} ms"
+            )
+    charts.write_figure(figure, file.parent, file.name, f"Cost of a merchant, {title}")
     return [file.with_name(f"{file.name}.{ending}") for ending in ("svg", "png")]
 
 

@@ -59,7 +59,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.unicode_minus": True,
 }
-"""The settings to draw with: each function that makes a figure has ``@matplotlib.rc_context(STYLE)``."""
+styled = matplotlib.rc_context(STYLE)
+"""Decorates each function that makes a figure."""
 
 
 @dataclass(frozen=True)

@@ -7,35 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fed_distill.evaluation.metrics import interval
-from fed_distill.reporting.charts import (
-    INK,
-    LINE,
-    MARK,
-    NEUTRAL,
-    PAPER,
-    SOFT,
-    STYLE,
-    Look,
-    clean,
-    draw_levels,
-    draw_line,
-    draw_mark,
-    empty_figure,
-    inline,
-    label_right,
-    new_figure,
-    room,
-    rows_figure,
-    shortened,
-    tipped,
-)
+from fed_distill.reporting import charts
 from fed_distill.reporting.wording import ROW_NAMES
 
 Record = Mapping[str, Any]
@@ -82,7 +60,7 @@ def overview(scores: Sequence[tuple[str, float, float | None, int | None]], metr
     if not scores:
         return Markup("")
     figure = values_figure([Value(*one) for one in scores], f"{metric} on the test set")
-    return inline(figure, "overview", f"{metric} of the teacher and of every student")
+    return charts.inline(figure, "overview", f"{metric} of the teacher and of every student")
 
 
 def learning(summary: Record, records: Sequence[Record], metric: str, series: Mapping[str, int]) -> Markup:
@@ -112,7 +90,7 @@ def learning(summary: Record, records: Sequence[Record], metric: str, series: Ma
     if not curves:
         return Markup("")
     figure = learning_figure(curves, levels, f"{metric} on validation")
-    return inline(figure, "learning", f"{metric} on validation by round")
+    return charts.inline(figure, "learning", f"{metric} on validation by round")
 
 
 def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
@@ -123,7 +101,7 @@ def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
     if not spreads:
         return Markup("")
     figure = spread_figure(spreads, "accuracy on the merchant's own test set")
-    return inline(figure, "merchants", "Accuracy by merchant under each student")
+    return charts.inline(figure, "merchants", "Accuracy by merchant under each student")
 
 
 def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Mapping[str, int]) -> Markup:
@@ -141,70 +119,80 @@ def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Ma
     }
     if not points:
         return Markup("")
-    return inline(traffic_figure(points, levels, f"{metric} on the test set"), "traffic", f"Bytes against {metric}")
+    return charts.inline(
+        traffic_figure(points, levels, f"{metric} on the test set"), "traffic", f"Bytes against {metric}"
+    )
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def values_figure(values: Sequence[Value], axis: str) -> Figure:
     """A row for each value, the highest at the top: a dot, a whisker over its interval, and its number."""
     ordered = sorted(values, key=lambda one: one.value)
-    figure, axes = rows_figure(0.75 + ROW * len(ordered))
-    clean(axes, grid="x")
-    axes.set_yticks(range(len(ordered)), [shortened(one.name) for one in ordered])
+    figure, axes = charts.rows_figure(0.75 + ROW * len(ordered))
+    charts.clean(axes, grid="x")
+    axes.set_yticks(range(len(ordered)), [charts.shortened(one.name) for one in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_xlabel(axis, color=SOFT)
+    axes.set_xlabel(axis, color=charts.SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     for place, (one, tick) in enumerate(zip(ordered, axes.get_yticklabels(), strict=True)):
         color, weight = _color(one.series), "bold" if one.series == 0 else "normal"
-        tick.set(color=INK, fontweight=weight)
+        tick.set(color=charts.INK, fontweight=weight)
         tip = f"{one.name}: {one.value:.4f}" + ("" if one.half is None else f" ± {one.half:.4f}")
         if one.half is not None:
             ends = [one.value - one.half, one.value + one.half]
             axes.plot(ends, [place, place], color=color, linewidth=1.6, solid_capstyle="round")
-        (dot,) = axes.plot([one.value], [place], marker="o", markersize=8, color=color, markeredgecolor=PAPER, zorder=3)
-        tipped(dot, tip)
+        (dot,) = axes.plot(
+            [one.value], [place], marker="o", markersize=8, color=color, markeredgecolor=charts.PAPER, zorder=3
+        )
+        charts.tipped(dot, tip)
         axes.annotate(
             f"{one.value:.4f}", (1.0, place), xycoords=("axes fraction", "data"), xytext=(10, 0), va="center",
-            textcoords="offset points", color=INK, fontweight=weight, annotation_clip=False,
+            textcoords="offset points", color=charts.INK, fontweight=weight, annotation_clip=False,
         )  # fmt: skip
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def learning_figure(curves: Sequence[LearningCurve], levels: Mapping[str, float], y_axis: str) -> Figure:
     """A line with a band for each curve, and levels as dashed lines."""
-    figure, axes = empty_figure(y_axis)
-    axes.set_xlabel("round", color=SOFT)
+    figure, axes = charts.empty_figure(y_axis)
+    axes.set_xlabel("round", color=charts.SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels = draw_levels(axes, levels)
+    labels = charts.draw_levels(axes, levels)
     for curve in curves:
         rounds, values, halves = zip(*curve.points, strict=True)
-        look = Look(curve.series)
+        look = charts.Look(curve.series)
         ends = [(value - (half or 0.0), value + (half or 0.0)) for value, half in zip(values, halves, strict=True)]
-        draw_line(axes, rounds, values, ends, look)
+        charts.draw_line(axes, rounds, values, ends, look)
         for number, value in zip(rounds, values, strict=True):
-            draw_mark(axes, number, value, MARK / 2, look, tip=f"{curve.name}, round {number:g}: {value:.4f}")
+            charts.draw_mark(
+                axes, number, value, charts.MARK / 2, look, tip=f"{curve.name}, round {number:g}: {value:.4f}"
+            )
         labels.append((values[-1], curve.name, look.color))
     axes.margins(0.02, 0.06)
-    label_right(axes, labels)
+    charts.label_right(axes, labels)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def traffic_figure(points: Mapping[str, tuple[float, float, int]], levels: Mapping[str, float], y_axis: str) -> Figure:
     """A mark for each name at its MB and its value (MB, value, number of the series), and levels as dashed lines."""
-    figure, axes = empty_figure(y_axis, legend={number: shortened(name) for name, (_, _, number) in points.items()})
-    axes.set_xlabel("MB that a merchant sends and receives in the run", color=SOFT)
-    labels = draw_levels(axes, levels)
+    figure, axes = charts.empty_figure(
+        y_axis, legend={number: charts.shortened(name) for name, (_, _, number) in points.items()}
+    )
+    axes.set_xlabel("MB that a merchant sends and receives in the run", color=charts.SOFT)
+    labels = charts.draw_levels(axes, levels)
     for name, (megabytes, value, number) in points.items():
-        draw_mark(axes, megabytes, value, 2 * MARK, Look(number), tip=f"{name}: {megabytes:.3g} MB, {value:.4f}")
+        charts.draw_mark(
+            axes, megabytes, value, 2 * charts.MARK, charts.Look(number), tip=f"{name}: {megabytes:.3g} MB, {value:.4f}"
+        )
     axes.margins(0.06, 0.12)
     axes.set_xlim(left=0.0)
-    label_right(axes, labels)
+    charts.label_right(axes, labels)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def spread_figure(spreads: Sequence[Spread], axis: str) -> Figure:
     """A row for each spread: a stacked dot for each merchant, the mean as a bar, and the lowest named.
 
@@ -216,32 +204,32 @@ def spread_figure(spreads: Sequence[Spread], axis: str) -> Figure:
     each = -(-most // TALLEST)
     row = max(3, -(-most // each)) + APART
     inches = DOT * row * len(spreads)
-    figure = new_figure(inches + 0.6)
-    left = room([spread.name for spread in spreads])
-    axes = clean(figure.add_axes((left, 0.5 / (inches + 0.6), RIGHT - left, inches / (inches + 0.6))), grid="x")
+    figure = charts.new_figure(inches + 0.6)
+    left = charts.room([spread.name for spread in spreads])
+    axes = charts.clean(figure.add_axes((left, 0.5 / (inches + 0.6), RIGHT - left, inches / (inches + 0.6))), grid="x")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, row * len(spreads))
     axes.set_yticks([])
-    axes.set_xlabel(axis if each == 1 else f"{axis} (a dot is {each} merchants)", color=SOFT)
+    axes.set_xlabel(axis if each == 1 else f"{axis} (a dot is {each} merchants)", color=charts.SOFT)
     for place, (spread, count) in enumerate(zip(spreads, counts, strict=True)):
         base, color = row * (len(spreads) - 1 - place) + 2.0, _color(spread.series)
         values = spread.values
         mean, lowest = sum(values.values()) / len(values), min(values, key=lambda name: (values[name], name))
-        axes.plot([edges[0], edges[-1]], [base - 0.8] * 2, color=LINE, linewidth=0.9)
+        axes.plot([edges[0], edges[-1]], [base - 0.8] * 2, color=charts.LINE, linewidth=0.9)
         middles = (edges[:-1] + edges[1:]) / 2
         dots = [(x, base + level) for x, many in zip(middles, count, strict=True) for level in range(-(-many // each))]
         (drawn,) = axes.plot(
-            *zip(*dots, strict=True), marker="o", linestyle="none", markersize=4.6, color=color, markeredgecolor=PAPER,
-            markeredgewidth=0.5,
+            *zip(*dots, strict=True), marker="o", linestyle="none", markersize=4.6, color=color,
+            markeredgecolor=charts.PAPER, markeredgewidth=0.5,
         )  # fmt: skip
-        tipped(drawn, f"{spread.name}: {len(values):,} merchants, {lowest} has the lowest, {values[lowest]:.4f}")
+        charts.tipped(drawn, f"{spread.name}: {len(values):,} merchants, {lowest} has the lowest, {values[lowest]:.4f}")
         (bar,) = axes.plot([mean, mean], [base - 0.8, base + row - APART + 0.8], color=color, linewidth=1.6)
-        tipped(bar, f"{spread.name}: mean {mean:.4f}")
+        charts.tipped(bar, f"{spread.name}: mean {mean:.4f}")
         height = base + 0.6 + -(-int(count[np.digitize(values[lowest], edges) - 1]) // each)
-        axes.text(values[lowest], height, f" {shortened(lowest)}", color=SOFT, fontsize=8.5, va="center")
+        axes.text(values[lowest], height, f" {charts.shortened(lowest)}", color=charts.SOFT, fontsize=8.5, va="center")
         for text, up, ink, size, weight in (
-            (shortened(spread.name), 2.6, INK, 9.5, "bold" if spread.series == 0 else "normal"),
-            (f"mean {mean:.3f}", 0.2, SOFT, 8.5, "normal"),
+            (charts.shortened(spread.name), 2.6, charts.INK, 9.5, "bold" if spread.series == 0 else "normal"),
+            (f"mean {mean:.3f}", 0.2, charts.SOFT, 8.5, "normal"),
         ):
             axes.annotate(
                 text, (0.0, base + up), xycoords=("axes fraction", "data"), xytext=(-10, 0), ha="right", va="center",
@@ -258,7 +246,7 @@ def _edges(values: Sequence[float]) -> Any:
 
 
 def _color(series: int | None) -> str:
-    return NEUTRAL if series is None else Look(series).color
+    return charts.NEUTRAL if series is None else charts.Look(series).color
 
 
 def _total_bytes(row: Record) -> float:

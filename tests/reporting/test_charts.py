@@ -5,7 +5,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations, pairwise
 
-import matplotlib
 import numpy as np
 import pytest
 
@@ -14,7 +13,6 @@ from fed_distill.reporting.charts import (
     LABEL_GAP,
     LONGEST,
     MARK,
-    STYLE,
     Look,
     cut_low,
     draw_levels,
@@ -25,6 +23,7 @@ from fed_distill.reporting.charts import (
     label_right,
     moved_apart,
     shortened,
+    styled,
     tell_cut,
     write_figure,
 )
@@ -37,7 +36,7 @@ NAMES = ("fedmd", '<i>"Tom" & Söhne</i>')
 def drawn():
     """A function that draws a figure of two series, a level and names."""
 
-    @matplotlib.rc_context(STYLE)
+    @styled
     def draw():
         figure, axes = empty_figure("quality")
         labels = draw_levels(axes, {"server alone": 0.9})

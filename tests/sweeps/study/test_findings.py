@@ -24,8 +24,6 @@ def told(text):
     plain = text.replace("\u202f", " ").replace("± ", "±").lower()
     score, claims = r"\d\.\d{4}(?: ±\d\.\d{4})?", r"nothing|(?:not )?above|below|beat\b|chance|without privacy"
     return re.findall(rf"ε = [\d.]+|{score}|\d+ %|{claims}", plain)
-        r"ε = [\d.]+|\d\.\d{4}(?: ±\d\.\d{4})?|\d+ %|nothing|above|below|beat\b|chance|without privacy", plain
-    )
 
 
 @pytest.mark.parametrize(
