@@ -11,13 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from experiments.benchmarks.contenders import CONTENDERS
 from experiments.benchmarks.results import OK, Attempt, read
+from fed_distill.reporting import charts
 
 Costs = dict[str, dict[int, list[float]]]
 """Milliseconds for a merchant, by contender and number of merchants."""
@@ -51,25 +47,24 @@ def costs(attempts: Sequence[Attempt]) -> Costs:
     return {name: dict(sorted(points.items())) for name, points in result.items() if points}
 
 
+@charts.styled
 def draw(drawn: Costs, title: str, file: Path) -> list[Path]:
     """Write the chart as ``file`` with the endings svg and png; returns both."""
     titles = {contender.name: contender.title for contender in CONTENDERS}
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, points in drawn.items():
-        counts = list(points)
-        axes.plot(
-            counts, [statistics.median(points[count]) for count in counts], marker="o", label=titles.get(name, name)
-        )
-        axes.fill_between(counts, [min(points[n]) for n in counts], [max(points[n]) for n in counts], alpha=0.2)
-    axes.set(xscale="log", yscale="log", xlabel="merchants in a round", ylabel="milliseconds for a merchant")
-    axes.set_title(title)
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
-    files = [file.with_name(f"{file.name}.{ending}") for ending in ("svg", "png")]
-    for path in files:
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return files
+    names = {number: titles.get(name, name) for number, name in enumerate(drawn)}
+    figure, axes = charts.empty_figure(f"milliseconds for a merchant: {title}", legend=names, columns=2)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("merchants in a round", color=charts.SOFT)
+    for (number, name), points in zip(names.items(), drawn.values(), strict=True):
+        look = charts.Look(number, numbered=charts.are_numbered(names))
+        medians = [statistics.median(found) for found in points.values()]
+        charts.draw_line(axes, list(points), medians, [(min(found), max(found)) for found in points.values()], look)
+        for count, median in zip(points, medians, strict=True):
+            charts.draw_mark(
+                axes, count, median, charts.MARK, look, tip=f"{name}, {count:,} merchants: {median:.3g} ms"
+            )
+    charts.write_figure(figure, file.parent, file.name, f"Cost of a merchant, {title}")
+    return [file.with_name(f"{file.name}.{ending}") for ending in ("svg", "png")]
 
 
 def _kind(attempt: Attempt) -> str:

@@ -18,9 +18,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from fed_distill.sweeps.cells import Cell
     from fed_distill.sweeps.grid import Study
-    from fed_distill.sweeps.runner import Places, Resources
+    from fed_distill.sweeps.places import Places
+    from fed_distill.sweeps.runner import Resources
 
-SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.cli.audit:audit_run"
+SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.audit.finished_run:audit_run"
 STOPPED, INCOMPLETE = 130, 1
 DISPENSABLE = (
     "δ",
@@ -69,8 +70,8 @@ def study(
     from fed_distill.sweeps.cells import expand
     from fed_distill.sweeps.cells import only as chosen
     from fed_distill.sweeps.grid import Study
+    from fed_distill.sweeps.places import Places
     from fed_distill.sweeps.report import write_findings
-    from fed_distill.sweeps.runner import Places
     from fed_distill.sweeps.table import markdown as as_markdown
 
     changes = dict(parse_setting(text) for text in settings or ())
@@ -126,13 +127,14 @@ def _resources(given: "Study", parallel: int | None) -> "Resources":
 
 
 def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "Resources") -> None:
-    from fed_distill.sweeps.progress import StudyProgress
+    from fed_distill.sweeps.progress import SweepProgress
     from fed_distill.sweeps.runner import Runner
+    from fed_distill.sweeps.sampler import GridSampler
 
-    progress = StudyProgress()
+    progress = SweepProgress()
     progress.say(f"study {given.name}: kept in {places.folder}")
     try:
-        Runner(places, SIMULATE, resources, progress, ATTACK).run(cells)
+        Runner(places, GridSampler(cells, places), SIMULATE, resources, progress, ATTACK).run()
     except KeyboardInterrupt:
         progress.close()
         progress.say("stopped; go on with the same command")

@@ -15,9 +15,10 @@ from rich.table import Table
 from fed_distill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fed_distill.sweeps.runner import Places, Resources
+    from fed_distill.sweeps.places import Places
+    from fed_distill.sweeps.runner import Resources
     from fed_distill.sweeps.space import Tuning
-    from fed_distill.sweeps.tune_findings import Findings
+    from fed_distill.sweeps.tune_findings import TuningFindings
 
 SIMULATE = "fed_distill.experiment.simulation:run"
 STOPPED, NOTHING = 130, 1
@@ -53,7 +54,7 @@ def tune(
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("tuning needs the package optuna: pip install 'fed-distill[tune]'")
     from fed_distill.config import parse_setting
-    from fed_distill.sweeps.runner import Places
+    from fed_distill.sweeps.places import Places
     from fed_distill.sweeps.space import Tuning
     from fed_distill.sweeps.tune_findings import write_findings
 
@@ -93,13 +94,14 @@ def _resources(given: "Tuning", parallel: int) -> "Resources":
 
 
 def _run(given: "Tuning", places: "Places", resources: "Resources") -> None:
-    from fed_distill.sweeps.progress import StudyProgress
-    from fed_distill.sweeps.tuner import Tuner
+    from fed_distill.sweeps.progress import SweepProgress
+    from fed_distill.sweeps.runner import Runner
+    from fed_distill.sweeps.trial_sampler import TrialSampler
 
-    progress = StudyProgress(noun="run")
+    progress = SweepProgress(noun="run")
     progress.say(f"tuning {given.name}: {', '.join(given.names)}; kept in {places.folder}")
     try:
-        Tuner(given, places, SIMULATE, resources, progress).run()
+        Runner(places, TrialSampler(given, places), SIMULATE, resources, progress).run()
     except KeyboardInterrupt:
         progress.close()
         progress.say("stopped; go on with the same command, or see what was found by --report-only")
@@ -108,7 +110,7 @@ def _run(given: "Tuning", places: "Places", resources: "Resources") -> None:
         progress.close()
 
 
-def _table(found: "Findings") -> Table:
+def _table(found: "TuningFindings") -> Table:
     """The best trials from the top, and the base."""
     header, *rows = found.lines()
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -119,7 +121,7 @@ def _table(found: "Findings") -> Table:
     return table
 
 
-def _conclude(found: "Findings", places: "Places") -> None:
+def _conclude(found: "TuningFindings", places: "Places") -> None:
     console = Console()
     if found.best is None:
         console.print(f"no trial is complete: {escape(_why(found))}", soft_wrap=True)
@@ -138,5 +140,5 @@ def _conclude(found: "Findings", places: "Places") -> None:
     console.print(f"figures: {escape(str(places.folder / 'figures'))}", soft_wrap=True)
 
 
-def _why(found: "Findings") -> str:
+def _why(found: "TuningFindings") -> str:
     return next((one.reason for one in found.tried if one.reason), "none has been run")

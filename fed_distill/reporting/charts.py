@@ -1,261 +1,311 @@
-"""Charts as inline SVG whose colours are CSS variables, so that they follow the reader's light or dark theme.
+"""What every chart is drawn with, in matplotlib: its look, marks, lines, levels and names, and the SVG and PNG that it
+becomes.
 
-Every mark has a tooltip and every series its name beside it, so that no chart needs its colours to be told apart.
+Series differ by colour and by marker and carry their names, so that no chart needs its colours to be told apart; more
+series than there are markers have numbers. SVG for a page takes its colours from the page's CSS variables, so that it
+follows the reader's light or dark theme. What is imported here takes long: import this module where a chart is drawn.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import matplotlib
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup, escape
-from matplotlib.ticker import MaxNLocator
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-WIDTH = 880
-"""Width of every chart in SVG units; a unit is a CSS pixel where there is room."""
-COLORS = 6
-"""The CSS colours ``.color0`` (the run's own federation) to ``.color5``; what else there is, is neutral."""
-DOT = 6.2
-"""Distance between stacked dots."""
-LABEL_GAP = 15
-LABEL_LENGTH = 26
+from fed_distill.storage.files import write_atomic
+
+COLORS = ("#1f5fbf", "#b8520a", "#0c7866", "#9c2f78", "#6d6200", "#5b45ad")
+"""Of the series, as in the light theme of a page, whose CSS variables ``--c0`` to ``--c5`` they become."""
+INK, SOFT, LINE, NEUTRAL, PAPER = "#1d2127", "#5b636e", "#e4e1db", "#747d89", "#ffffff"
+THEME = {
+    **{color: f"var(--c{number})" for number, color in enumerate(COLORS)},
+    INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", NEUTRAL: "var(--neutral)", PAPER: "var(--card)",
+}  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
+WIDTH, HEIGHT, DPI = 9.6, 4.6, 160
+LEGEND_COLUMNS, LEGEND_LINE = 3, 0.21
+DOTTED = (0, (2, 3))
+"""The line style of levels."""
+MARK = 6.5**2
+"""Area of a mark, in square points."""
+NUMBERED_WIDTH = 12.5
+"""Width in points of a mark that has a number in it."""
+LONGEST, LETTER = 36, 5.8
+"""Characters of a name that is shown; a longer one is cut, and whole in its tooltip; points that one takes."""
+ROUNDS_APART = 500
+"""Times at most that marks are pushed apart."""
+ENOUGH = 1e-3
+"""Of a pixel: who is nearer by less is not moved."""
+LABEL_GAP = 0.058
+"""Least distance of two labels at the right edge, in heights of the axes."""
+FAR = 1.0
+"""Values are cut off that lie more than so many times as far below the lowest level as the best one lies above it."""
+TIP = "tip:"
+"""How the ids begin that become tooltips in SVG."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.unicode_minus": True,
+}
+styled = matplotlib.rc_context(STYLE)
+"""Decorates each function that makes a figure."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One value with its name. half_width: of its interval. color: number of the CSS colour; None for neutral."""
+class Look:
+    """How the series number ``number`` is drawn, which has ``place`` among ``count``."""
 
-    label: str
-    value: float
-    half_width: float | None = None
-    color: int | None = None
+    number: int
+    place: int = 0
+    count: int = 1
+    numbered: bool = False
 
+    @property
+    def color(self) -> str:
+        """Of marks and lines."""
+        return COLORS[self.number % len(COLORS)]
 
-@dataclass(frozen=True)
-class Line:
-    """A named line through ``points`` (x, y, half-width of the interval or None)."""
+    @property
+    def marker(self) -> str:
+        """Shape of marks."""
+        return "o" if self.numbered else MARKERS[self.number % len(MARKERS)]
 
-    label: str
-    points: Sequence[tuple[float, float, float | None]]
-    color: int = 0
-
-
-@dataclass(frozen=True)
-class Point:
-    """A named point of a scatter plot."""
-
-    label: str
-    x: float
-    y: float
-    color: int | None = None
+    @property
+    def aside(self) -> float:
+        """Places from the middle, where series with equal values lie side by side."""
+        return self.place - (self.count - 1) / 2
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Many values under one name, and the name of whoever has the ``lowest``."""
-
-    label: str
-    values: Sequence[float] = field(default_factory=list)
-    lowest: str = ""
-    color: int | None = None
+def new_figure(height: float, **options: Any) -> Figure:
+    """A figure of the width that all have, ``height`` inches high."""
+    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, **options)
+    FigureCanvasAgg(figure)
+    return figure
 
 
-class _Scale:
-    """A linear map from values to SVG units, with round ticks."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float, bins: int = 5, pad: float = 0.06) -> None:
-        low, high = min(values), max(values)
-        margin = pad * (high - low) or 0.05 * abs(high) or 0.5
-        self.low, self.high, self.start, self.end = low - margin, high + margin, start, end
-        ticks = MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
-        self.ticks = [float(tick) for tick in ticks if self.low <= tick <= self.high]
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def name(self, tick: float) -> str:
-        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
-        digits = next((digits for digits in range(7) if abs(round(step, digits) - step) < 1e-9 * max(1.0, step)), 6)
-        return f"{tick:.{digits}f}"
+def clean(axes: Axes, grid: str = "") -> Axes:
+    """Leave of the frame its lower edge; grid: ``x`` or ``y``, whose values get lines across the axes."""
+    axes.set_facecolor(PAPER)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(which="both", colors=SOFT, length=0)
+    if grid == "x":
+        axes.grid(axis="x", color=LINE, linewidth=0.9)
+    elif grid == "y":
+        axes.grid(axis="y", color=LINE, linewidth=0.9)
+    return axes
 
 
-def interval_plot(marks: Sequence[Mark], axis: str, title: str) -> Markup:
-    """One row a mark: its value as a dot, its interval as a whisker."""
-    left, right, row, top = 190, 74, 30, 8
-    bottom = top + row * len(marks)
-    ends = [mark.value + sign * (mark.half_width or 0.0) for mark in marks for sign in (-1, 1)]
-    x = _Scale(ends, left, WIDTH - right)
-    parts = _vertical_grid(x, top, bottom, axis)
-    for index, mark in enumerate(marks):
-        y = top + row * (index + 0.5)
-        style, strong, spread = _color(mark.color), _strong(mark.color), ""
-        if mark.half_width is not None:
-            parts.append(
-                _segment(f"whisker {style}", x(mark.value - mark.half_width), y, x(mark.value + mark.half_width), y)
-            )
-            spread = f" ± {mark.half_width:.4f}"
-        parts.append(_text(f"name{strong}", left - 14, y + 4, mark.label, "end"))
-        parts.append(_dot(style, x(mark.value), y, 5.5, f"{mark.label}: {mark.value:.4f}{spread}"))
-        parts.append(_text(f"value{strong}", WIDTH - 4, y + 4, f"{mark.value:.4f}", "end"))
-    return _svg(parts, bottom + 42, title)
+def empty_figure(
+    y_axis: str, legend: Mapping[int, str] | None = None, columns: int = LEGEND_COLUMNS
+) -> tuple[Figure, Axes]:
+    """A figure with room for names at the right, and beneath for the ``legend`` of series (number -> name), if any, in
+    so many columns."""
+    numbered = are_numbered(legend or {})
+    below = LEGEND_LINE * math.ceil(len(legend or ()) / columns) + (0.2 if legend else 0.0)
+    height = HEIGHT + below
+    figure = new_figure(height)
+    axes = clean(figure.add_axes((0.075, (0.6 + below) / height, 0.72, 3.6 / height)), grid="y")
+    axes.set_title(y_axis, loc="left", color=SOFT, fontsize=10)
+    for number, name in (legend or {}).items():
+        look = Look(number, numbered=numbered)
+        label = f"{number + 1}  {name}" if numbered else name  # as in ``draw_mark``
+        axes.plot([], [], marker=look.marker, color=look.color, linestyle="none", markersize=7, label=label)
+    if legend:
+        figure.legend(
+            loc="lower left", bbox_to_anchor=(0.06, 0.0), ncols=columns, frameon=False, labelcolor=INK,
+            handletextpad=0.2, columnspacing=1.6,
+        )  # fmt: skip
+    return figure, axes
 
 
-def line_chart(lines: Sequence[Line], levels: Sequence[Mark], x_axis: str, y_axis: str, title: str) -> Markup:
-    """Lines over rounds with bands for their intervals; ``levels`` are dashed horizontal lines."""
-    height = 340
-    points = [point for line in lines for point in line.points]
-    ys = [y + sign * (half or 0.0) for _, y, half in points for sign in (-1, 1)] + [level.value for level in levels]
-    plot = _Plot(_Scale([x for x, _, _ in points], 58, WIDTH - 176, bins=8, pad=0.0), _Scale(ys, height - 48, 26))
-    x, y = plot.x, plot.y
-    parts = plot.frame([tick for tick in x.ticks if tick == round(tick)], x_axis, y_axis)
-    labels = plot.levels(parts, levels)
-    for line in lines:
-        style = _color(line.color)
-        if any(half is not None for _, _, half in line.points):
-            edge = [(x(at), y(value + (half or 0.0))) for at, value, half in line.points]
-            edge += [(x(at), y(value - (half or 0.0))) for at, value, half in reversed(line.points)]
-            parts.append(f'<polygon class="band {style}" points="{_path(edge)}"/>')
-        path = _path([(x(at), y(value)) for at, value, _ in line.points])
-        parts.append(f'<polyline class="line {style}" points="{path}"/>')
-        parts += [_dot(style, x(at), y(v), 3, f"{line.label}, round {at:g}: {v:.4f}") for at, v, _ in line.points]
-        labels.append((y(line.points[-1][1]), line.label, style))
-    return _svg([*parts, *plot.side_labels(labels)], height, title)
+def rows_figure(height: float) -> tuple[Figure, Axes]:
+    """A figure whose axes have room for the names of rows at the left, however long."""
+    figure = new_figure(height, layout="constrained")
+    return figure, clean(figure.add_subplot())
 
 
-def scatter(points: Sequence[Point], levels: Sequence[Mark], x_axis: str, y_axis: str, title: str) -> Markup:
-    """Named points, x from 0; ``levels`` are dashed horizontal lines."""
-    height = 320
-    x = _Scale([0.0, *(point.x for point in points)], 58, WIDTH - 176, bins=6, pad=0.04)
-    y = _Scale([point.y for point in points] + [level.value for level in levels], height - 48, 26)
-    plot = _Plot(x, y)
-    parts = plot.frame(x.ticks, x_axis, y_axis)
-    parts += plot.side_labels(plot.levels(parts, levels))
-    taken: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda point: -point.y):
-        style, px, py = _color(point.color), x(point.x), y(point.y)
-        parts.append(_dot(style, px, py, 6.5, f"{point.label}: {point.x:.3g}, {point.y:.4f}"))
-        before = px > (x.start + x.end) / 2
-        length = 7.5 * min(len(point.label), LABEL_LENGTH) + 12
-        start, end = (px - length, px) if before else (px, px + length)
-        while any(abs(py - height) < LABEL_GAP and start < right and left < end for left, right, height in taken):
-            py += 1
-        taken.append((start, end, py))
-        parts.append(
-            _text(f"label {style}", px - 12 if before else px + 12, py + 4, point.label, "end" if before else "start")
-        )
-    return _svg(parts, height, title)
+def are_numbered(names: Mapping[int, str]) -> bool:
+    """Whether there are more series than markers, so that their marks carry numbers."""
+    return len(names) > len(MARKERS)
 
 
-def stacked_dots(spreads: Sequence[Spread], axis: str, title: str) -> Markup:
-    """One row a spread: its values as stacked dots, their mean as a bar, the lowest one named.
+def tipped(artist: Artist, text: str) -> None:
+    """Give an artist a tooltip, which is the ``title`` of its element in SVG."""
+    artist.set_gid(f"{TIP}{text}")
 
-    Where there are many values a dot stands for several, and the axis says for how many.
+
+def shortened(name: str) -> str:
+    """A name cut to ``LONGEST`` characters."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+
+
+def room(names: Sequence[str]) -> float:
+    """What names take beside the axes, in widths of the figure."""
+    return (LETTER * max(len(shortened(name)) for name in names) + 24) / (72 * WIDTH)
+
+
+def draw_levels(axes: Axes, levels: Mapping[str, float]) -> list[tuple[float, str, str]]:
+    """Draw dashed lines (name -> height) and return their labels (height, name, colour)."""
+    for name, value in levels.items():
+        line = axes.axhline(value, color=NEUTRAL, linewidth=1.2, linestyle=DOTTED, zorder=1)
+        tipped(line, f"{name}: {value:.4f}")
+    return [(value, name, NEUTRAL) for name, value in levels.items()]
+
+
+def draw_mark(axes: Axes, x: float, y: float, area: float, look: Look, filled: bool = True, tip: str = "") -> None:
+    """A mark of that area in square points, with the series' number in it where they are numbered."""
+    if look.numbered:
+        area, written = max(area, NUMBERED_WIDTH**2), PAPER if filled else look.color
+        axes.text(x, y, str(look.number + 1), color=written, fontsize=7.5, ha="center", va="center_baseline", zorder=4)
+    (mark,) = axes.plot(
+        [x], [y], color=look.color, marker=look.marker, markersize=math.sqrt(area), markeredgewidth=1.3, zorder=3,
+        markerfacecolor=look.color if filled else "none", markeredgecolor=PAPER if filled else look.color,
+    )  # fmt: skip
+    if tip:
+        tipped(mark, tip)
+
+
+def draw_line(
+    axes: Axes, x: Sequence[float], y: Sequence[float], ends: Sequence[tuple[float, float]], look: Look
+) -> None:
+    """A line through points, with a band between the lower and upper ``ends`` of their intervals."""
+    low, high = zip(*ends, strict=True)
+    axes.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
+    axes.plot(x, y, color=look.color, linewidth=1.9)
+
+
+def moved_apart(
+    places: npt.NDArray[np.float64], least: float, low: float = -math.inf, high: float = math.inf
+) -> npt.NDArray[np.float64]:
+    """Places ``[n, 2]`` moved sideways, between ``low`` and ``high``, as little as it takes for every two of them to be
+    ``least`` apart, or nearly so; heights stay, as it is they that are read."""
+    moved = places.astype(np.float64)
+    one, other = np.triu_indices(len(moved), k=1)
+    wanted = np.sqrt(np.clip(least**2 - (moved[other, 1] - moved[one, 1]) ** 2, 0.0, None))
+    for _ in range(ROUNDS_APART):
+        between = moved[other, 0] - moved[one, 0]
+        lacking = np.clip(wanted - np.abs(between), 0.0, None)
+        if lacking.max(initial=0.0) < ENOUGH:
+            break
+        push = 0.5 * lacking * np.where(between < 0, -1.0, 1.0)
+        np.add.at(moved[:, 0], other, push)
+        np.add.at(moved[:, 0], one, -push)
+        moved[:, 0] = moved[:, 0].clip(low, high)
+    return moved
+
+
+def cut_low(axes: Axes, levels: Mapping[str, float], values: Sequence[float]) -> float:
+    """Cut off values far below the levels, lest they flatten the rest; returns the height under which nothing is seen.
+
+    Levels are needed to say what is far: with fewer than two nothing is cut.
     """
-    left, right, top, bins = 190, 24, 6, 84
-    x = _Scale([value for spread in spreads for value in spread.values], left, WIDTH - right, pad=0.02)
-    columns = [_binned(spread.values, x, bins) for spread in spreads]
-    each = -(-max(count for of_spread in columns for count in of_spread) // 8)
-    row = 34 + DOT * max(3, -(-max(count for of_spread in columns for count in of_spread) // each))
-    bottom = top + row * len(spreads)
-    parts = _vertical_grid(x, top, bottom, axis if each == 1 else f"{axis} (a dot is {each} merchants)")
-    step = (WIDTH - right - left) / bins
-    for index, (spread, of_spread) in enumerate(zip(spreads, columns, strict=True)):
-        base = top + row * (index + 1) - 14
-        mean = sum(spread.values) / len(spread.values)
-        style = _color(spread.color)
-        parts.append(_segment("base", left, base + 5, WIDTH - right, base + 5))
-        parts.append(_text(f"name{_strong(spread.color)}", left - 14, base - 12, spread.label, "end"))
-        parts.append(_text("tick", left - 14, base + 4, f"mean {mean:.3f}", "end"))
-        for number, count in enumerate(of_spread):
-            parts += [
-                _dot(style, left + (number + 0.5) * step, base - DOT * level, 2.9) for level in range(-(-count // each))
-            ]
-        parts.append(_segment(f"mean {style}", x(mean), base - row + 26, x(mean), base + 5))
-        if spread.lowest:
-            parts.append(_text("tick", x(min(spread.values)) - 2, base - 12, spread.lowest))
-    return _svg(parts, bottom + 42, title)
+    lowest = min(levels.values(), default=0.0)
+    highest = max(*values, *levels.values(), lowest)
+    bottom = lowest - FAR * (highest - lowest)
+    if len(levels) < 2 or min(values) >= bottom:
+        return -math.inf
+    axes.set_ylim(bottom, highest + 0.06 * (highest - bottom))
+    return bottom
 
 
-@dataclass(frozen=True)
-class _Plot:
-    """The frame that line charts and scatter plots share: grid, axes, levels, and names at the right edge."""
-
-    x: _Scale
-    y: _Scale
-
-    def frame(self, ticks: Sequence[float], x_axis: str, y_axis: str) -> list[str]:
-        left, right, bottom = self.x.start, self.x.end, self.y.start
-        parts = [_text("axis", left, 12, y_axis), _text("axis", (left + right) / 2, bottom + 42, x_axis, "middle")]
-        for tick in self.y.ticks:
-            parts.append(_segment("grid", left, self.y(tick), right, self.y(tick)))
-            parts.append(_text("tick", left - 8, self.y(tick) + 4, self.y.name(tick), "end"))
-        parts += [_text("tick", self.x(tick), bottom + 20, self.x.name(tick), "middle") for tick in ticks]
-        return parts
-
-    def levels(self, parts: list[str], levels: Sequence[Mark]) -> list[tuple[float, str, str]]:
-        """Draw the levels into ``parts`` and return their labels."""
-        for level in levels:
-            at = self.y(level.value)
-            parts.append(_segment("level", self.x.start, at, self.x.end, at, f"{level.label}: {level.value:.4f}"))
-        return [(self.y(level.value), level.label, "neutral") for level in levels]
-
-    def side_labels(self, labels: Sequence[tuple[float, str, str]]) -> list[str]:
-        """Labels (height, text, colour class) at the right edge, moved apart so that none covers another."""
-        ordered = sorted(labels)
-        heights: list[float] = []
-        for at, _, _ in ordered:
-            heights.append(max(at, heights[-1] + LABEL_GAP) if heights else max(at, self.y.end))
-        for index in reversed(range(len(heights))):
-            limit = self.y.start if index == len(heights) - 1 else heights[index + 1] - LABEL_GAP
-            heights[index] = min(heights[index], limit)
-        return [
-            _text(f"label {style}", self.x.end + 12, height + 4, text)
-            for height, (_, text, style) in zip(heights, ordered, strict=True)
-        ]
+def tell_cut(axes: Axes, bottom: float, places: Sequence[tuple[float, float, int]]) -> None:
+    """Write values under ``bottom`` as numbers at their places (horizontal place, value, number of the series)."""
+    stacked: dict[float, int] = {}
+    for x, value, number in places:
+        if value < bottom:
+            level = stacked[round(x, 1)] = stacked.get(round(x, 1), -1) + 1
+            axes.annotate(
+                f"↓ {value:.3f}", (x, bottom), xytext=(0, 5 + 12 * level), textcoords="offset points", ha="center",
+                color=Look(number).color, fontsize=8.5,
+            )  # fmt: skip
 
 
-def _vertical_grid(x: _Scale, top: float, bottom: float, axis: str) -> list[str]:
-    parts = [_text("axis", (x.start + x.end) / 2, bottom + 37, axis, "middle")]
-    for tick in x.ticks:
-        parts.append(_segment("grid", x(tick), top, x(tick), bottom))
-        parts.append(_text("tick", x(tick), bottom + 17, x.name(tick), "middle"))
-    return parts
+def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Names (height, text, colour) at the right edge, moved apart so that none covers another, with a thin lead.
+
+    The axes are made as narrow as it takes."""
+    if not labels:
+        return
+    left, bottom, width, height = axes.get_position().bounds
+    axes.set_position((left, bottom, min(width, 1.0 - left - room([text for _, text, _ in labels])), height))
+    axes.get_ylim()  # which settles the limits
+    to_axes = axes.get_yaxis_transform() - axes.transAxes
+    wanted = sorted((max(0.0, float(to_axes.transform((1.0, value))[1])), text, color) for value, text, color in labels)
+    heights: list[float] = []
+    for at, _, _ in wanted:
+        heights.append(max(at, heights[-1] + LABEL_GAP) if heights else at)
+    for index in reversed(range(len(heights))):
+        limit = 1.0 if index == len(heights) - 1 else heights[index + 1] - LABEL_GAP
+        heights[index] = min(heights[index], limit)
+    for place, (at, text, color) in zip(heights, wanted, strict=True):
+        label = axes.annotate(
+            shortened(text), (1.0, at), xycoords="axes fraction", xytext=(1.03, place), textcoords="axes fraction",
+            color=color, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0},
+        )  # fmt: skip
+        if shortened(text) != text:
+            tipped(label, text)
 
 
-def _binned(values: Sequence[float], x: _Scale, bins: int) -> list[int]:
-    counts = [0] * bins
-    for value in values:
-        counts[min(bins - 1, int((value - x.low) / (x.high - x.low) * bins))] += 1
-    return counts
+def write_figure(figure: Figure, folder: Path, name: str, title: str) -> Markup:
+    """Write ``name.svg`` and ``name.png`` into ``folder``; returns the SVG for a page, as ``inline`` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    png = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    drawing = _svg(figure, name)
+    write_atomic(folder / f"{name}.svg", drawing)
+    write_atomic(folder / f"{name}.png", png.getvalue())
+    return _themed(drawing, name, title)
 
 
-def _text(style: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    shown = escape(text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…")
-    cut = f"<title>{escape(text)}</title>" if len(text) > LABEL_LENGTH and style != "axis" else ""
-    content = escape(text) if style == "axis" else shown
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{content}{cut}</text>'
+def inline(figure: Figure, name: str, title: str) -> Markup:
+    """The figure as an SVG element for a page in which no other one has its ``name``, called ``title`` for those who do
+    not see it."""
+    return _themed(_svg(figure, name), name, title)
 
 
-def _segment(style: str, x1: float, y1: float, x2: float, y2: float, tip: str = "") -> str:
-    title = f"<title>{escape(tip)}</title>" if tip else ""
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}">{title}</line>'
+def _svg(figure: Figure, name: str) -> str:
+    """The same text for the same figure: no date, and ids that follow from ``name``; tips as titles."""
+    svg = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return re.sub(rf"""<g id=(["']){TIP}(.*?)\1>""", r"<g><title>\2</title>", svg.getvalue())
 
 
-def _dot(style: str, x: float, y: float, radius: float, tip: str = "") -> str:
-    title = f"<title>{escape(tip)}</title>" if tip else ""
-    return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{title}</circle>'
+def _themed(svg: str, name: str, title: str) -> Markup:
+    """The SVG element alone: colours as the page's CSS variables, ids its own, text in the page's font."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    for color, variable in THEME.items():
+        element = element.replace(color, variable)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    element = re.sub(r'(href="#|url\(#)', rf"\1{name}-", element).replace("xlink:href", "href")
+    element = re.sub(r"font: (?:(\w+) )?([\d.]+)px 'DejaVu Sans'", _font, element).replace("'DejaVu Sans'", "inherit")
+    element = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg role="img" viewBox="\1" aria-label="{escape(title)}">',
+        element,
+        count=1,
+    )
+    return Markup(element)
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _color(color: int | None) -> str:
-    return "neutral" if color is None else f"color{color % COLORS}"
-
-
-def _strong(color: int | None) -> str:
-    return " strong" if color == 0 else ""
-
-
-def _svg(parts: Sequence[str], height: float, title: str) -> Markup:
-    opening = f'<svg role="img" viewBox="0 0 {WIDTH} {height:g}" aria-label="{escape(title)}">'
-    return Markup(opening + "".join(parts) + "</svg>")
+def _font(found: re.Match[str]) -> str:
+    """Size and weight apart, since a font that is told at once cannot inherit its family; older matplotlib does so."""
+    return f"font-size: {found[2]}px" + (f"; font-weight: {found[1]}" if found[1] else "")

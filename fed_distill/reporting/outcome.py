@@ -31,7 +31,7 @@ class Outcome:
     student before domain adaptation. validation: metrics on the common validation set, from which the learning
     curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
     included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
-    privacy: what was promised to the merchants and what it cost (``privacy.promise.account``); None where nothing was
+    privacy: what was promised to the merchants and what it cost (``mechanisms.account``); None where nothing was
     protected. seconds: time spent on it. rounds: how many it had. lines: hash of their lines in ``metrics.jsonl``
     (``storage.sealed.chained``).
     """

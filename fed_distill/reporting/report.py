@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from fed_distill.errors import CheckpointError
-from fed_distill.evaluation.metrics import interval
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import wording
-from fed_distill.reporting.charts import Line, Mark, Point, Spread, interval_plot, line_chart, scatter, stacked_dots
 from fed_distill.reporting.glossary import GLOSSARY
-from fed_distill.reporting.store import EXPERIMENT, METRICS, REPORT, read_records, read_summary
+from fed_distill.reporting.page import render_page
+from fed_distill.reporting.store import EXPERIMENT, REPORT, read_records, read_summary
 from fed_distill.reporting.template import REPORT_PAGE
 from fed_distill.storage.files import write_atomic
 
@@ -39,23 +35,18 @@ def write_report(folder: Path) -> Path:
 
 def render(summary: Record, records: Sequence[Record], experiment: str, folder: str) -> str:
     """The report's HTML. experiment: the run's TOML. folder: where the run is, for the command that repeats it."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "plus_minus": wording.plus_minus,
-        "percent": wording.percent,
-        "size": wording.size,
-        "duration": wording.duration,
-        "count": wording.count,
-        "words": lambda name: str(name).replace("_", " "),
-    }
+    from fed_distill.reporting import run_charts  # matplotlib takes long to import
+
     metric = wording.METRIC_NAMES[summary["headline"]]
-    return environment.from_string(REPORT_PAGE).render(
+    rows, series = _rows(summary), _series(summary)
+    return render_page(
+        REPORT_PAGE,
+        source="experiment",
+        glossary=GLOSSARY,
+        kind="run",
+        name=summary["name"],
+        command=f"fed-distill run {folder}/{EXPERIMENT} --name {summary['name']}-again",
+        toml=experiment,
         summary=summary,
         main=summary["federations"][summary["federation"]],
         metric=metric,
@@ -67,16 +58,12 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         unprotected=WHY if is_private(summary["privacy"]) else "",
         poisoning=wording.poisoning(summary),
         audit_bound=wording.audit_bound(summary),
-        rows=_rows(summary),
-        overview=_overview(summary, metric),
-        curves=_curves(summary, records, metric),
-        spread=_spread(summary),
+        rows=rows,
+        overview=run_charts.overview(_scores(summary, rows, series), metric),
+        curves=run_charts.learning(summary, records, metric, series),
+        spread=run_charts.merchants(summary, series),
         winners=_winners(summary),
-        traffic=_traffic(summary, metric),
-        command=f"fed-distill run {folder}/{EXPERIMENT} --name {summary['name']}-again",
-        experiment=experiment,
-        metrics_file=METRICS,
-        glossary=GLOSSARY,
+        traffic=run_charts.traffic(summary, {row.name: row.values for row in rows if row.federated}, metric, series),
     )
 
 
@@ -120,62 +107,22 @@ def _table_metrics(summary: Record) -> list[str]:
     return [name for name in ordered if any(row[name] is not None for row in rows)]
 
 
-def _colors(summary: Record) -> dict[str, int]:
-    """The run's own federation is colour 0, the others follow."""
+def _series(summary: Record) -> dict[str, int]:
+    """Numbers of the federations in charts: the run's own is 0, the others follow."""
     others = [title for title in summary["federations"] if title != summary["federation"]]
     return {summary["federation"]: 0, **{title: index for index, title in enumerate(others, start=1)}}
 
 
-def _overview(summary: Record, metric: str) -> Markup:
-    name, colors = summary["headline"], _colors(summary)
-    marks = [
-        Mark(row.name, row.values[name], row.half.get(name), colors.get(row.name) if row.federated else None)
-        for row in _rows(summary)
+def _scores(
+    summary: Record, rows: Sequence[_Row], series: Mapping[str, int]
+) -> list[tuple[str, float, float | None, int | None]]:
+    """Name, headline score, half-width of its interval and number of the series, of all that were measured."""
+    name = summary["headline"]
+    return [
+        (row.name, row.values[name], row.half.get(name), series.get(row.name) if row.federated else None)
+        for row in rows
         if row.values[name] is not None
     ]
-    if not marks:
-        return Markup("")
-    marks.sort(key=lambda mark: -mark.value)
-    return interval_plot(marks, f"{metric} on the test set", f"{metric} of the teacher and of every student")
-
-
-def _curves(summary: Record, records: Sequence[Record], metric: str) -> Markup:
-    """Headline on validation by round: mean and interval over the seeds, the controls as levels where measured."""
-    name, colors = summary["headline"], _colors(summary)
-    values: dict[str, dict[int, list[float]]] = {}
-    for record in records:
-        value = record.get("valid", {}).get(name)
-        if value is not None:
-            values.setdefault(record["federation"], {}).setdefault(record["round"], []).append(value)
-    levels = [
-        Mark(wording.ROW_NAMES.get(control, control), row["validation"][name])
-        for control, row in summary["controls"].items()
-        if control != "fedavg" and row["validation"] is not None and row["validation"][name] is not None
-    ]
-    extra = len(colors)
-    lines = []
-    for federation, by_round in values.items():
-        label = federation if federation in colors else wording.ROW_NAMES.get(federation, federation)
-        points = [(float(number), *interval(found)) for number, found in sorted(by_round.items())]
-        lines.append(Line(label, points, colors.get(federation, extra)))
-    if not lines:
-        return Markup("")
-    return line_chart(lines, levels, "round", f"{metric} on validation", f"{metric} on validation by round")
-
-
-def _spread(summary: Record) -> Markup:
-    stored = summary["by_merchant"]
-    controls = [(wording.ROW_NAMES.get(name, name), stored["controls"][name], None) for name in stored["controls"]]
-    colors = _colors(summary)
-    federations = [(title, accuracies, colors[title]) for title, accuracies in stored["federations"].items()]
-    spreads = [
-        Spread(label, list(accuracies.values()), min(accuracies, key=lambda name: (accuracies[name], name)), color)
-        for label, accuracies, color in [*controls, *federations]
-        if accuracies
-    ]
-    if not spreads:
-        return Markup("")
-    return stacked_dots(spreads, "accuracy on the merchant's own test set", "Accuracy by merchant under each student")
 
 
 def _winners(summary: Record) -> str:
@@ -191,27 +138,3 @@ def _winners(summary: Record) -> str:
         f"The federated student is more accurate than a merchant's own for {better:,} of {len(shared):,} merchants, "
         f"equal for {equal:,} and less accurate for {len(shared) - better - equal:,}."
     )
-
-
-def _traffic(summary: Record, metric: str) -> Markup:
-    """What one merchant sends and receives in the whole run, against what it buys."""
-    name, colors = summary["headline"], _colors(summary)
-    points = [
-        Point(row.name, _total_bytes(row.values) / 1e6, row.values[name], colors.get(row.name, len(colors)))
-        for row in _rows(summary)
-        if row.federated and row.values[name] is not None
-    ]
-    levels = [
-        Mark(wording.ROW_NAMES[control], summary["controls"][control][name])
-        for control in ("server", "pooled")
-        if control in summary["controls"] and summary["controls"][control][name] is not None
-    ]
-    if not points:
-        return Markup("")
-    axis = "MB that a merchant sends and receives in the run"
-    return scatter(points, levels, axis, f"{metric} on the test set", f"Bytes against {metric}")
-
-
-def _total_bytes(row: Record) -> float:
-    sent = row["bytes"]
-    return float(row["rounds"] * (sent["uplink_per_merchant_round"] + sent["downlink_per_merchant_round"]))

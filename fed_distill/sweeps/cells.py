@@ -23,7 +23,7 @@ class Cell:
 
     labels: axis -> label of its value; empty for a cell of controls. controls: fingerprint of the cell that has the
     controls of the same seed; None if the base asks for none, and for a cell of controls. attacks: those that its run
-    is to stand; they are no part of the fingerprint.
+    is to stand; they are no part of the fingerprint. problem: why it cannot be run at all; None if it can.
     """
 
     labels: Mapping[str, str]
@@ -32,6 +32,7 @@ class Cell:
     fingerprint: str
     controls: str | None = None
     attacks: Attacks | None = None
+    problem: str | None = None
 
     @property
     def role(self) -> str:

@@ -16,7 +16,7 @@ from fed_distill.reporting.summary import YARDSTICKS
 from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.gains import gains
 from fed_distill.sweeps.grid import Study
-from fed_distill.sweeps.runner import Places
+from fed_distill.sweeps.places import Places
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}

@@ -33,7 +33,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Level:
+class ControlLevel:
     """A control's mean, ± ``half_width``: the same whatever ε is."""
 
     name: str
@@ -42,7 +42,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Offer:
+class Tradeoff:
     """A combination as a choice: quality for ε and what a merchant sends in all rounds. best: no other is at least as
     good in all and better in one.
 
@@ -100,7 +100,7 @@ def curves(combinations: pd.DataFrame, measure: str) -> list[Curve]:
     return found
 
 
-def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control") -> list[Level]:
+def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control") -> list[ControlLevel]:
     """Means over the seeds of the controls in ``names`` (control -> name shown), those that were measured.
 
     of: what of them: ``control`` for the headline metric, ``control_auc`` for the AUC.
@@ -111,15 +111,15 @@ def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control")
     if rows["seed"].duplicated().any():
         return []
     values = {shown: [float(value) for value in rows[f"{of}.{name}"].dropna()] for name, shown in names.items()}
-    return [Level(shown, *interval(found)) for shown, found in values.items() if found]
+    return [ControlLevel(shown, *interval(found)) for shown, found in values.items() if found]
 
 
-def offers(combinations: pd.DataFrame) -> list[Offer]:
+def offers(combinations: pd.DataFrame) -> list[Tradeoff]:
     """Every measured combination, with those marked that no other one beats (Pareto: higher value, smaller ε, fewer
     bytes)."""
     numbers = series_numbers(combinations)
     found = [
-        Offer(row["series"], numbers[row["series"]], epsilon, row["score"], row["sent_bytes"] / 1e6)
+        Tradeoff(row["series"], numbers[row["series"]], epsilon, row["score"], row["sent_bytes"] / 1e6)
         for row in combinations.to_dict("records")
         for epsilon in (rounded_up(epsilon_of(row) or 0.0) or None,)
         if not math.isnan(row["score"]) and not math.isnan(row["sent_bytes"])
@@ -131,7 +131,7 @@ def offers(combinations: pd.DataFrame) -> list[Offer]:
     ]
 
 
-def _rank(offer: Offer) -> tuple[float, float, float] | None:
+def _rank(offer: Tradeoff) -> tuple[float, float, float] | None:
     """What counts, each the more the better."""
     return None if offer.epsilon is None else (offer.value, -offer.epsilon, -offer.megabytes)
 

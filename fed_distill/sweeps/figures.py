@@ -4,33 +4,16 @@ The axis of ε is logarithmic; what has no privacy stands beyond its right end, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fed_distill.sweeps.curves import Curve, Level, Offer, Reading
-from fed_distill.sweeps.drawing import (
-    LINE,
-    NEUTRAL,
-    NUMBERED_WIDTH,
-    PAPER,
-    SOFT,
-    STYLE,
-    Look,
-    are_numbered,
-    cut_low,
-    draw_levels,
-    draw_mark,
-    empty_figure,
-    label_right,
-    moved_apart,
-    tell_cut,
-)
+from fed_distill.reporting import charts
+from fed_distill.sweeps.curves import Curve, Reading, Tradeoff
 
 SIDE_BY_SIDE = 0.02
 """Distance of series that send the same, as a share of the axis."""
@@ -39,7 +22,7 @@ POINTS = 72
 
 
 @dataclass(frozen=True)
-class Budget:
+class EpsilonScale:
     """The horizontal place of each ε: its binary logarithm, and a place beyond the right end for no privacy."""
 
     lowest: float
@@ -47,7 +30,7 @@ class Budget:
     endless: bool
 
     @classmethod
-    def of(cls, epsilons: Sequence[float]) -> "Budget":
+    def of(cls, epsilons: Sequence[float]) -> "EpsilonScale":
         """For these ε, of which at least one is finite."""
         finite = [math.log2(epsilon) for epsilon in epsilons if math.isfinite(epsilon)]
         return cls(min(finite), max(finite), any(math.isinf(epsilon) for epsilon in epsilons))
@@ -71,130 +54,127 @@ class Budget:
         ticks = [tick for tick in ticks if self.lowest - margin <= tick <= self.highest + margin]
         names = [f"{2.0**tick:g}" for tick in ticks]
         if self.endless:
-            axes.axvline((self.highest + beyond) / 2, color=LINE, linewidth=1.2, linestyle=(0, (1, 3)))
+            axes.axvline((self.highest + beyond) / 2, color=charts.LINE, linewidth=1.2, linestyle=(0, (1, 3)))
             ticks, names = [*ticks, beyond], [*names, "∞: no privacy"]
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels(names)
-        axes.set_xlabel("ε, logarithmic: smaller promises more privacy", color=SOFT)
+        axes.set_xlabel("ε, logarithmic: smaller promises more privacy", color=charts.SOFT)
 
 
-@matplotlib.rc_context(STYLE)
-def curve_figure(curves: Sequence[Curve], levels: Sequence[Level], y_axis: str) -> Figure:
+@charts.styled
+def curve_figure(curves: Sequence[Curve], levels: Mapping[str, float], y_axis: str) -> Figure:
     """Curves over ε with bands for their 95 % intervals; ``levels`` as dashed lines. One ε at least is finite."""
-    figure, axes = empty_figure(y_axis)
-    budget = Budget.of([reading.epsilon for curve in curves for reading in curve.readings])
+    figure, axes = charts.empty_figure(y_axis)
+    budget = EpsilonScale.of([reading.epsilon for curve in curves for reading in curve.readings])
     budget.apply(axes)
-    labels = draw_levels(axes, levels)
+    labels = charts.draw_levels(axes, levels)
     for place, curve in enumerate(curves):
-        look = Look(curve.number, place, len(curves))
+        look = charts.Look(curve.number, place, len(curves))
         finite = [reading for reading in curve.readings if math.isfinite(reading.epsilon)]
         endless = [reading for reading in curve.readings if math.isinf(reading.epsilon)]
-        _draw_finite(axes, budget, finite, look)
-        if endless:
-            _draw_endless(axes, budget, [*finite[-1:], endless[0]], look)
+        if len(finite) > 1:
+            x = [budget.place(reading.epsilon) for reading in finite]
+            charts.draw_line(
+                axes, x, [reading.value for reading in finite], [_ends(reading) for reading in finite], look
+            )
+        if endless:  # a thin line leads there
+            x = [budget.place(reading.epsilon, look.aside) for reading in (*finite[-1:], endless[0])]
+            y = [reading.value for reading in (*finite[-1:], endless[0])]
+            axes.plot(x, y, color=look.color, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
+        for reading in [*(finite if len(finite) == 1 else []), *endless[:1]]:  # which have no band
+            axes.plot([budget.place(reading.epsilon, look.aside)] * 2, _ends(reading), color=look.color, alpha=0.7)
+        for reading in (*finite, *endless[:1]):
+            tip = f"{curve.series}, ε = {_epsilon(reading.epsilon)}: {reading.value:.4f}"
+            charts.draw_mark(axes, budget.place(reading.epsilon, look.aside), reading.value, charts.MARK, look, tip=tip)
         labels.append((curve.readings[-1].value, curve.series, look.color))
     places = [(budget.place(one.epsilon), one.value, curve.number) for curve in curves for one in curve.readings]
-    tell_cut(axes, cut_low(axes, levels, [value for _, value, _ in places]), places)
-    label_right(axes, labels)
+    charts.tell_cut(axes, charts.cut_low(axes, levels, [value for _, value, _ in places]), places)
+    charts.label_right(axes, labels)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def bytes_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) -> Figure:
+@charts.styled
+def bytes_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis: str) -> Figure:
     """Quality against what one merchant sends; a larger mark is a larger ε. Marks with numbers that would cover each
     other are moved sideways, with a lead to where they belong."""
     names = _names(offers)
-    numbered = are_numbered(names)
-    figure, axes = empty_figure(y_axis, legend=names)
+    numbered = charts.are_numbered(names)
+    figure, axes = charts.empty_figure(y_axis, legend=names)
     spread = _spread_bytes(axes, offers)
-    axes.set_xlabel("MB that a merchant sends in the run", color=SOFT)
-    labels = draw_levels(axes, levels)
+    axes.set_xlabel("MB that a merchant sends in the run", color=charts.SOFT)
+    labels = charts.draw_levels(axes, levels)
     places = [(offer.megabytes if numbered else spread(offer), offer.value) for offer in offers]
     axes.plot(*zip(*places, strict=True), linestyle="none")  # nothing to see: from it come the limits
     axes.margins(0.1)
     axes.autoscale_view()
-    bottom = cut_low(axes, levels, [offer.value for offer in offers])
+    bottom = charts.cut_low(axes, levels, [offer.value for offer in offers])
     axes.autoscale(enable=False)
     ranks = {epsilon: rank for rank, epsilon in enumerate(sorted({o.epsilon for o in offers if o.epsilon is not None}))}
     for place, number in enumerate(names):
-        look = Look(number, place, len(names), numbered)
+        look = charts.Look(number, place, len(names), numbered)
         own = [at for at, offer in zip(places, offers, strict=True) if offer.number == number]
         if len({x for x, _ in own}) == 1:
             axes.plot(*zip(*own, strict=True), color=look.color, linewidth=1.0, zorder=2)
     for offer, at, (x, y) in zip(offers, places, _moved(axes, places) if numbered else places, strict=True):
-        look = Look(offer.number, numbered=numbered)
+        look = charts.Look(offer.number, numbered=numbered)
         if (x, y) != at:
             axes.plot([at[0], x], [at[1], y], color=look.color, linewidth=0.9, zorder=2)
         rank = 0 if offer.epsilon is None else ranks[offer.epsilon]
-        draw_mark(axes, x, y, 64 + 90 * rank / max(1, len(ranks) - 1), look)
-    tell_cut(axes, bottom, [(x, offer.value, offer.number) for (x, _), offer in zip(places, offers, strict=True)])
-    label_right(axes, labels)
+        charts.draw_mark(axes, x, y, 64 + 90 * rank / max(1, len(ranks) - 1), look, tip=_tip(offer))
+    charts.tell_cut(
+        axes, bottom, [(x, offer.value, offer.number) for (x, _), offer in zip(places, offers, strict=True)]
+    )
+    charts.label_right(axes, labels)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def pareto_figure(offers: Sequence[Offer], levels: Sequence[Level], y_axis: str) -> Figure:
+@charts.styled
+def pareto_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis: str) -> Figure:
     """Quality against ε for the offers whose ε is known; a larger mark is more bytes, a hollow one is beaten."""
     known = [(offer, offer.epsilon) for offer in offers if offer.epsilon is not None]
     names = _names([offer for offer, _ in known])
-    figure, axes = empty_figure(y_axis, legend=names)
-    budget = Budget.of([epsilon for _, epsilon in known])
+    figure, axes = charts.empty_figure(y_axis, legend=names)
+    budget = EpsilonScale.of([epsilon for _, epsilon in known])
     budget.apply(axes)
     most = max(offer.megabytes for offer, _ in known) or 1.0
     for place, number in enumerate(names):
-        look = Look(number, place, len(names), are_numbered(names))
+        look = charts.Look(number, place, len(names), charts.are_numbered(names))
         for offer, epsilon in known:
             if offer.number == number:
                 area = 40 + 140 * offer.megabytes / most
-                draw_mark(axes, budget.place(epsilon, look.aside), offer.value, area, look, filled=offer.best)
+                x = budget.place(epsilon, look.aside)
+                charts.draw_mark(axes, x, offer.value, area, look, filled=offer.best, tip=_tip(offer))
     front = sorted((epsilon, offer.value) for offer, epsilon in known if offer.best)
     heights = [max(value for other, value in front if other <= epsilon) for epsilon, _ in front]
     places = [budget.place(epsilon) for epsilon, _ in front]
-    axes.step(places, heights, where="post", color=NEUTRAL, linewidth=1.0, zorder=1)
+    axes.step(places, heights, where="post", color=charts.NEUTRAL, linewidth=1.0, zorder=1)
     axes.margins(y=0.12)
-    labels = draw_levels(axes, levels)
-    cut = cut_low(axes, levels, [offer.value for offer, _ in known])
-    tell_cut(axes, cut, [(budget.place(epsilon), offer.value, offer.number) for offer, epsilon in known])
-    label_right(axes, labels)
+    labels = charts.draw_levels(axes, levels)
+    cut = charts.cut_low(axes, levels, [offer.value for offer, _ in known])
+    charts.tell_cut(axes, cut, [(budget.place(epsilon), offer.value, offer.number) for offer, epsilon in known])
+    charts.label_right(axes, labels)
     return figure
 
 
-def _names(offers: Sequence[Offer]) -> dict[int, str]:
+def _names(offers: Sequence[Tradeoff]) -> dict[int, str]:
     return dict(sorted({offer.number: offer.series for offer in offers}.items()))
 
 
-def _draw_finite(axes: Axes, budget: Budget, readings: Sequence[Reading], look: Look) -> None:
-    """Readings joined by a line with a band; one alone gets a whisker instead."""
-    if len(readings) == 1:
-        _draw_whisker(axes, budget, readings[0], look)
-    elif readings:
-        x = [budget.place(reading.epsilon) for reading in readings]
-        low, high = ([reading.value + sign * (reading.half_width or 0.0) for reading in readings] for sign in (-1, 1))
-        axes.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
-        axes.plot(
-            x, [reading.value for reading in readings], color=look.color, marker=look.marker, markersize=6.5,
-            markeredgecolor=PAPER, linewidth=1.9,
-        )  # fmt: skip
+def _ends(reading: Reading) -> tuple[float, float]:
+    half = reading.half_width or 0.0
+    return reading.value - half, reading.value + half
 
 
-def _draw_endless(axes: Axes, budget: Budget, ends: Sequence[Reading], look: Look) -> None:
-    """The reading without privacy, which is the last of ``ends``, and a thin line from the one before, if any."""
-    x = [budget.place(end.epsilon, look.aside) for end in ends]
-    axes.plot(x, [end.value for end in ends], color=look.color, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
-    _draw_whisker(axes, budget, ends[-1], look)
+def _epsilon(epsilon: float | None) -> str:
+    return "unknown" if epsilon is None else "∞" if math.isinf(epsilon) else f"{epsilon:.3g}"
 
 
-def _draw_whisker(axes: Axes, budget: Budget, reading: Reading, look: Look) -> None:
-    x, half = budget.place(reading.epsilon, look.aside), reading.half_width or 0.0
-    ends = [reading.value - half, reading.value + half]
-    axes.plot([x, x], ends, color=look.color, linewidth=1.4, alpha=0.7)
-    axes.plot(
-        [x], [reading.value], color=look.color, marker=look.marker, markersize=6.5, markeredgecolor=PAPER,
-    )  # fmt: skip
+def _tip(offer: Tradeoff) -> str:
+    return f"{offer.series}, ε = {_epsilon(offer.epsilon)}: {offer.value:.4f}, {offer.megabytes:.3g} MB"
 
 
-def _spread_bytes(axes: Axes, offers: Sequence[Offer]) -> Callable[[Offer], float]:
+def _spread_bytes(axes: Axes, offers: Sequence[Tradeoff]) -> Callable[[Tradeoff], float]:
     """Make the axis of bytes logarithmic where amounts differ much; returns offer -> its place, where series that send
     the very same stand side by side."""
     amounts = [offer.megabytes for offer in offers]
@@ -203,7 +183,7 @@ def _spread_bytes(axes: Axes, offers: Sequence[Offer]) -> Callable[[Offer], floa
     for offer in offers:
         sending.setdefault(offer.megabytes, set()).add(offer.number)
 
-    def aside(offer: Offer) -> float:
+    def aside(offer: Tradeoff) -> float:
         """From where it belongs, as a share of the axis."""
         same = sorted(sending[offer.megabytes])
         return SIDE_BY_SIDE * (same.index(offer.number) - (len(same) - 1) / 2)
@@ -218,8 +198,8 @@ def _spread_bytes(axes: Axes, offers: Sequence[Offer]) -> Callable[[Offer], floa
 
 def _moved(axes: Axes, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Places (in data) of marks with numbers, so that none covers another."""
-    pixels, width = axes.transData.transform(np.array(places)), NUMBERED_WIDTH * axes.figure.dpi / POINTS
-    moved = moved_apart(pixels, width, axes.bbox.x0 + width / 2, axes.bbox.x1 - width / 2)
+    pixels, width = axes.transData.transform(np.array(places)), charts.NUMBERED_WIDTH * axes.figure.dpi / POINTS
+    moved = charts.moved_apart(pixels, width, axes.bbox.x0 + width / 2, axes.bbox.x1 - width / 2)
     back = axes.transData.inverted().transform(moved)
     stayed = np.isclose(moved, pixels).all(axis=1)
     return [at if stays else (float(x), float(y)) for at, stays, (x, y) in zip(places, stayed, back, strict=True)]

@@ -1,16 +1,16 @@
 """Which figures a study's report has, under which titles, and what is said beneath them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
 
+from fed_distill.reporting.charts import write_figure
 from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES
-from fed_distill.sweeps.curves import Level, Offer, curves, levels, offers
-from fed_distill.sweeps.drawing import write_figure
+from fed_distill.sweeps.curves import Tradeoff, curves, levels, offers
 from fed_distill.sweeps.figures import bytes_figure, curve_figure, pareto_figure
 
 
@@ -31,18 +31,19 @@ def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path)
     """
     headline = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "")
     metric = METRIC_NAMES.get(headline, headline)
-    ends = levels(results, {name: ROW_NAMES[name] for name in ("server", "pooled")})
+    controls = levels(results, {name: ROW_NAMES[name] for name in ("server", "pooled")})
+    ends = {level.name: level.value for level in controls}
     offered = offers(combinations)
     drawn = [
         _curves(combinations, folder, "score", ends, "accuracy", f"What privacy costs in {metric}",
             f"{metric} on the test set", "Bands and whiskers are 95 % intervals over the seeds. Dashed: the students "
             "that the server trains without any merchant, and with everybody's data in one place. The scale does not "
             "begin at zero, so read differences, not heights; what lies far below is given as a number."),
-        _curves(combinations, folder, "worst_merchant_accuracy", [], "worst-merchant",
+        _curves(combinations, folder, "worst_merchant_accuracy", {}, "worst-merchant",
             "What it costs the merchant served worst", "accuracy at the worst merchant",
             "A mean can hide a merchant that is served badly. Looked for among the merchants with at least 20 test "
             "examples; it need not be the same one on every seed."),
-        _curves(combinations, folder, "audit.auc", [Level("guessing", 0.5)], "attack", "What attackers achieve",
+        _curves(combinations, folder, "audit.auc", {"guessing": 0.5}, "attack", "What attackers achieve",
             "AUC of the attack", "How well an attacker tells examples that were used in training from others: 0.5 is "
             "guessing, 1 is certainty."),
         _bytes(offered, folder, ends, metric),
@@ -55,7 +56,7 @@ def _curves(
     combinations: pd.DataFrame,
     folder: Path,
     measure: str,
-    dashed: Sequence[Level],
+    dashed: Mapping[str, float],
     name: str,
     title: str,
     axis: str,
@@ -67,7 +68,7 @@ def _curves(
     return Chart(name, title, caption, write_figure(curve_figure(lines, dashed, axis), folder, name, title))
 
 
-def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metric: str) -> Chart | None:
+def _bytes(offered: Sequence[Tradeoff], folder: Path, dashed: Mapping[str, float], metric: str) -> Chart | None:
     if not offered:
         return None
     title = f"What {metric} costs in bytes"
@@ -80,7 +81,7 @@ def _bytes(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metr
     return Chart("bytes", title, caption, write_figure(figure, folder, "bytes", title))
 
 
-def _pareto(offered: Sequence[Offer], folder: Path, dashed: Sequence[Level], metric: str) -> Chart | None:
+def _pareto(offered: Sequence[Tradeoff], folder: Path, dashed: Mapping[str, float], metric: str) -> Chart | None:
     if not any(offer.epsilon is not None and math.isfinite(offer.epsilon) for offer in offered):
         return None
     title = "Which choices are worth considering"

@@ -27,7 +27,7 @@ from fed_distill.reporting.callbacks import Callback
 Simulate = Callable[[Experiment, Iterable[Callback]], Any]
 """Runs one experiment into the folder that it names, telling the callbacks: ``experiment.simulation.run``."""
 Attack = Callable[[Path, Callback, int, int], Any]
-"""Attacks the run in a folder with so many shadow students and canaries: ``fed_distill.cli.audit.audit_run``."""
+"""Attacks the run in a folder with so many shadow students and canaries: ``audit.finished_run.audit_run``."""
 FUNCTIONS = Registry("function for cells", {})
 FAILED = 1
 

@@ -1,4 +1,4 @@
-"""The terminal's view of a study: cells done of all, time left, and what runs now; plain lines where nobody watches."""
+"""The terminal's view of a sweep: cells done of all, time left, and what runs now; plain lines where nobody watches."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from fed_distill.reporting.wording import duration, size
 from fed_distill.sweeps.cells import Cell
 
 
-class StudyProgress:
-    """Follows a ``Runner``: a live line for the study and each running cell, and a line for each that ended."""
+class SweepProgress:
+    """Follows a ``Runner``: a live line for the sweep and each running cell, and a line for each that ended."""
 
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, noun: str = "cell"
@@ -83,9 +83,11 @@ class StudyProgress:
             self.say(f"waits for memory: another {self._noun} may need {size(needed)}, {size(available)} are available")
 
     def time_left(self) -> float | None:
-        """Seconds until the last cell ends, were all like those that ended so far; None if nothing is left."""
+        """Seconds until the last cell ends, were all like those that ended so far; None if none has, or all have."""
         left = self._total - self._done
-        return None if not left else left * sum(self._took) / len(self._took) / min(self._processes, left)
+        if not left or not self._took:
+            return None
+        return left * sum(self._took) / len(self._took) / min(self._processes, left)
 
     def close(self) -> None:
         """Give the terminal back."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from fed_distill.config import CONTROLS
 from fed_distill.reporting.glossary import GLOSSARY
+from fed_distill.reporting.page import render_page
 from fed_distill.reporting.spreadsheets import to_csv
 from fed_distill.reporting.store import REPORT
 from fed_distill.reporting.wording import ROW_NAMES
@@ -24,10 +23,10 @@ from fed_distill.sweeps.curves import levels
 from fed_distill.sweeps.gains import gains_cells
 from fed_distill.sweeps.gallery import Chart, draw_charts
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, promises
-from fed_distill.sweeps.runner import Places
 from fed_distill.sweeps.table import summary_cells
-from fed_distill.sweeps.template import STUDY_PAGE, STYLE
+from fed_distill.sweeps.template import STUDY_PAGE
 
 PARQUET, CSV, SUMMARY, TOML, FIGURES = "results.parquet", "results.csv", "summary.csv", "study.toml", "figures"
 WORDS = (
@@ -51,7 +50,7 @@ MORE_WORDS = {
 
 
 @dataclass(frozen=True)
-class Findings:
+class StudyFindings:
     """What was written. complete: whether all cells are done, attacks included. table: ``summary_cells``. gains:
     ``gains_cells``."""
 
@@ -65,7 +64,7 @@ class Findings:
         return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else [])]
 
 
-def write_findings(study: Study, cells: Sequence[Cell], places: Places, command: str) -> Findings:
+def write_findings(study: Study, cells: Sequence[Cell], places: Places, command: str) -> StudyFindings:
     """Write ``results.parquet``, ``results.csv``, ``summary.csv``, ``study.toml``, ``figures/`` and ``report.html``.
 
     command: what goes on with the study, for the report. CheckpointError if a finished run's summary is torn.
@@ -82,7 +81,7 @@ def write_findings(study: Study, cells: Sequence[Cell], places: Places, command:
     gains = gains_cells(study, combinations)
     page = _render(study, cells, results, combinations, table, gains, charts, command)
     write_atomic(places.folder / REPORT, page)
-    return Findings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains)
+    return StudyFindings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains)
 
 
 def _render(
@@ -95,12 +94,17 @@ def _render(
     charts: Sequence[Chart],
     command: str,
 ) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     wanted: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS if name in study.base.controls}
     finished = int((results["status"] == FINISHED).sum())
-    return environment.from_string(STUDY_PAGE).render(
+    return render_page(
+        STUDY_PAGE,
+        source="study",
+        glossary={**{word: GLOSSARY[word] for word in WORDS}, **MORE_WORDS},
+        kind="study",
+        name=study.name,
+        command=command,
+        toml=study.to_toml(),
         study=study,
-        style=Markup(STYLE),
         answer=findings.answer(combinations),
         sentences=findings.sentences(combinations),
         audit=findings.audit_sentence(results),
@@ -116,9 +120,6 @@ def _render(
         gains=gains,
         promises=promises(results),
         assumptions=ASSUMPTIONS,
-        command=command,
-        toml=study.to_toml(),
-        glossary={**{word: GLOSSARY[word] for word in WORDS}, **MORE_WORDS},
         versions=[str(line) for line in results["run.versions"].dropna().unique()],
     )
 

@@ -1,89 +1,27 @@
-"""Runs the cells of a study side by side, each in a process of its own, as far as cores and memory go.
+"""Runs the cells that a sampler chooses side by side, each in a process of its own, as far as cores and memory go.
 
-What is finished is not run again and what was stopped goes on where it was, so that a study that is killed at any
-instant goes on by the same command. A cell that fails is noted with its reason, and the others go on; the next time it
-is tried again.
+What is finished is not run again and what was stopped goes on where it was, so that a sweep that is killed at any
+instant goes on by the same command. A cell that fails is told to the sampler with its reason, and the others go on.
 """
 
-import fcntl
-import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Protocol
 
 from fed_distill.config import Experiment
-from fed_distill.errors import CheckpointError
-from fed_distill.reporting.store import EXPERIMENT, SUMMARY, check_same, read_summary
-from fed_distill.storage.files import write_atomic
 from fed_distill.storage.fingerprint import fingerprint
-from fed_distill.storage.merchant_store import drop_stores
-from fed_distill.sweeps.cells import Cell, distinct
+from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.memory import available_memory, tree_memory
+from fed_distill.sweeps.places import Places, locked, placed
 from fed_distill.sweeps.process import CellProcess, Work
+from fed_distill.sweeps.sampler import Ending, Sampler
 
-CELLS, LOCK = "cells", ".lock"
 LOOK_EVERY = 1.0
 """Seconds between two looks at the memory of running cells."""
 TEACHER = "teacher"
 """How the titles of stages begin in which a run makes its teacher and what it needs of it."""
-PROGRESS = "progress"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a study keeps its cells: run folders, what they printed, and why some failed, all by fingerprint."""
-
-    folder: Path
-
-    @property
-    def cells(self) -> Path:
-        """Folder of all of them."""
-        return self.folder / CELLS
-
-    def run(self, name: str) -> Path:
-        """Folder of the run."""
-        return self.cells / name
-
-    def log(self, name: str) -> Path:
-        """What the cell printed, of all attempts."""
-        return self.cells / f"{name}.log"
-
-    def failure(self, name: str) -> Path:
-        """Why the last attempt failed; there is no such file if it did not."""
-        return self.cells / f"{name}.failed"
-
-    def is_finished(self, name: str) -> bool:
-        """Whether the run has its summary, which is written last."""
-        return (self.run(name) / SUMMARY).exists()
-
-    def check(self, cell: Cell) -> None:
-        """CheckpointError if the cell's folder holds a run of another experiment: of a version with other defaults."""
-        folder = self.run(cell.fingerprint)
-        if (folder / EXPERIMENT).exists():
-            check_same(folder, cell.experiment.with_changes({"name": cell.fingerprint}))
-
-    def is_done(self, cell: Cell) -> bool:
-        """Whether the cell's run is finished and has stood the attacks that the study wants; CheckpointError if its
-        summary is torn."""
-        finished = self.is_finished(cell.fingerprint)
-        if not finished or cell.attacks is None:
-            return finished
-        audit = read_summary(self.run(cell.fingerprint))["privacy"].get("audit") or {}
-        wanted = {"shadows": cell.attacks.shadows, "canaries": cell.attacks.canaries}
-        return audit.get("auc") is not None and audit.get("asked") == wanted
-
-    def tidy(self, name: str) -> None:
-        """Drop what only a run that goes on needs, which is most of a cell where there are many merchants."""
-        drop_stores(self.run(name) / "checkpoint")
-
-    def reason(self, name: str) -> str | None:
-        """Why the cell failed, in one line; None if it did not."""
-        path = self.failure(name)
-        return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -107,7 +45,7 @@ class Resources:
 
 
 class Follower(Protocol):
-    """Who is told how a study goes on."""
+    """Who is told how a sweep goes on."""
 
     def on_begin(self, total: int, finished: int, processes: int) -> None:
         """``total`` distinct cells, of which ``finished`` were there already; ``processes`` run at a time at most."""
@@ -118,14 +56,11 @@ class Follower(Protocol):
     def on_event(self, cell: Cell, what: str) -> None:
         """A cell says what it is doing."""
 
-    def on_finish(self, cell: Cell, failure: str | None) -> None:
-        """A cell has ended, well if ``failure`` is None."""
+    def on_finish(self, cell: Cell, failure: str | None, found: str = "") -> None:
+        """A cell has ended, well if ``failure`` is None, and what was ``found``."""
 
     def on_wait(self, needed: int, available: int) -> None:
         """Nothing more is started for now: the next cell may need more bytes of memory than are there."""
-
-    def close(self) -> None:
-        """Always called last."""
 
 
 @dataclass
@@ -141,15 +76,18 @@ class _Running:
 
 @dataclass
 class Runner:
-    """Runs cells into ``places``. simulate, attack: import paths of what runs and what attacks, as in ``process.Work``.
+    """Runs what ``sampler`` chooses into ``places``. simulate, attack: import paths of what runs and what attacks, as
+    in ``process.Work``.
 
-    At most ``resources.processes`` cells run at a time. Another one is started only if the memory that is available
-    covers the largest peak that any cell of this study has shown so far, and what running cells may still grow to
-    that peak; until a cell has got past its teacher no peak is known, and it runs alone. Memory of a GPU is not
-    looked at. Of cells that share a teacher which is not cached yet, one makes it and the others wait.
+    At most ``resources.processes`` cells run at a time, and never two of one fingerprint. Another one is started only
+    if the memory that is available covers the largest peak that any cell of this sweep has shown so far, and what
+    running cells may still grow to that peak; until a cell has got past its teacher no peak is known, and it runs
+    alone. Memory of a GPU is not looked at. Of cells that share a teacher which is not cached yet, one makes it and the
+    others wait.
     """
 
     places: Places
+    sampler: Sampler
     simulate: str
     resources: Resources
     follower: Follower
@@ -157,41 +95,44 @@ class Runner:
     peak: int = 0
     _running: list[_Running] = field(default_factory=list)
     _taught: set[str] = field(default_factory=set)
+    _held: Cell | None = None
 
-    def run(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Run what is not finished; returns fingerprint -> reason of the cells that failed.
+    def run(self) -> None:
+        """Run what is not finished.
 
-        CheckpointError if another process runs the study, or a cell was run where a default was another. Whatever ends
-        this call ends the cells that it started.
+        CheckpointError if another process runs the sweep, a cell was run where a default was another, or what is kept
+        in the folder is another sweep's. Whatever ends this call ends the cells that it started.
         """
         self.places.cells.mkdir(parents=True, exist_ok=True)
-        everything = distinct(cells)
-        for known in everything.values():
-            self.places.check(known)
-        pending = [cell for cell in everything.values() if not self.places.is_done(cell)]
-        failures: dict[str, str] = {}
-        with locked(self.places.folder / LOCK):
-            self.follower.on_begin(len(everything), len(everything) - len(pending), self.resources.processes)
+        with locked(self.places.folder):
+            self.follower.on_begin(*self.sampler.begin(), self.resources.processes)
             try:
-                while pending or self._running:
-                    while (cell := self._next(pending)) is not None:
-                        pending.remove(cell)
-                        self._start(cell)
+                while True:
+                    while (cell := self._next()) is not None:
+                        self._begin(cell)
+                    if not self._running:
+                        return
                     for ended in self._wait():
-                        failure = self._finish(ended)
-                        if failure is not None:
-                            failures[ended.cell.fingerprint] = failure
+                        self._finish(ended)
             finally:
                 self._end()
-        return failures
 
-    def _next(self, pending: Sequence[Cell]) -> Cell | None:
-        """The first cell that may be started now."""
+    def _next(self) -> Cell | None:
+        """The next cell, if it may be started now; one that waits for memory is held until it fits."""
         if len(self._running) >= self.resources.processes:
             return None
+        if self._held is None:
+            self._held = self.sampler.ask(self._is_free)
+        if self._held is None or not self._fits():
+            return None
+        cell, self._held = self._held, None
+        return cell
+
+    def _is_free(self, cell: Cell) -> bool:
+        """Whether no running cell is the same, or makes the teacher that it needs."""
         making = {one.teacher for one in self._running if not one.past_teacher} - self._taught
-        free = next((cell for cell in pending if _teacher_of(cell) not in making), None)
-        return free if free is not None and self._fits() else None
+        running = {one.cell.fingerprint for one in self._running}
+        return cell.fingerprint not in running and _teacher_of(cell) not in making
 
     def _fits(self) -> bool:
         if not self._running:
@@ -206,10 +147,17 @@ class Runner:
             self.follower.on_wait(needed, available)
         return needed <= available
 
+    def _begin(self, cell: Cell) -> None:
+        """Start a cell, unless it is done already or cannot be run at all."""
+        if cell.problem is None and not self.places.is_done(cell):
+            self._start(cell)
+        else:
+            self.follower.on_start(cell, True)
+            self._tell(cell, Ending(cell.problem))
+
     def _start(self, cell: Cell) -> None:
         name = cell.fingerprint
         again = self.places.run(name).exists()
-        self.places.failure(name).unlink(missing_ok=True)
         experiment = placed(cell, self.places, self.resources.threads, again)
         simulate = None if self.places.is_finished(name) else self.simulate
         work = Work(experiment.to_toml(), simulate)
@@ -239,22 +187,26 @@ class Runner:
                 self._taught.add(one.teacher)
             for what in (event[key] for key in ("stage", "round") if key in event):
                 self.follower.on_event(one.cell, what)
+            if self.sampler.hear(one.cell, event):
+                one.process.end()
 
-    def _finish(self, one: _Running) -> str | None:
-        """Take leave of a cell that has ended; returns why it failed."""
+    def _finish(self, one: _Running) -> None:
+        """Take leave of a cell that has ended."""
         self._hear(one)
         code = one.process.leave()
         self._running.remove(one)
         name = one.cell.fingerprint
-        failure = None
-        if not self.places.is_done(one.cell):
-            failure = one.process.failure or how_it_ended(code, self.places.log(name))
-            write_atomic(self.places.failure(name), failure + "\n")
-        else:
+        if self.places.is_done(one.cell):
             self._taught.add(one.teacher)
             self.places.tidy(name)
-        self.follower.on_finish(one.cell, failure)
-        return failure
+            self._tell(one.cell, Ending())
+        else:
+            failure = one.process.failure or how_it_ended(code, self.places.log(name))
+            self._tell(one.cell, Ending(failure, one.process.error))
+
+    def _tell(self, cell: Cell, ending: Ending) -> None:
+        told = self.sampler.tell(cell, ending)
+        self.follower.on_finish(cell, told.failure, told.found)
 
     def _end(self) -> None:
         """End at once what still runs: it goes on by the same command."""
@@ -263,21 +215,6 @@ class Runner:
         for one in self._running:
             one.process.leave()
         self._running.clear()
-
-
-def placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment:
-    """The cell's experiment with its place, to be resumed if it is begun ``again``: the result stays the same."""
-    callbacks = [name for name in cell.experiment.runtime.callbacks if name != PROGRESS]
-    return cell.experiment.with_changes(
-        {
-            "name": cell.fingerprint,
-            "runtime.folder": str(places.cells),
-            "runtime.measure_speed": False,
-            "runtime.resume": again,
-            "runtime.threads": threads,
-            "runtime.callbacks": callbacks,
-        }
-    )
 
 
 def _teacher_of(cell: Cell) -> str:
@@ -292,19 +229,3 @@ def how_it_ended(code: int | None, log: Path) -> str:
         why = "; if memory ran out, lower --parallel" if -code == signal.SIGKILL else ""
         return f"its process was killed by {signal.Signals(-code).name}{why}"
     return f"its process ended with exit code {code} and left no result; what it printed is in {log}"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a study for this process; the system lets go of it when the process ends, however it ends."""
-    with path.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise CheckpointError(f"{path.parent} is being run by process {holder}: wait for it to end") from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield

@@ -1,39 +1,23 @@
-"""The study's page as a Jinja template, in the dress of a run's report."""
+"""The page of a study's report, a Jinja template over ``reporting.page``."""
 
 # ruff: noqa: E501 -- a web page
 
-from fed_distill.reporting.template import REPORT_PAGE
-
-STYLE = REPORT_PAGE.partition("<style>")[2].partition("</style>")[0]
-"""The style sheet of a run's report, which a study's shares."""
-
-STUDY_PAGE = """{% macro figure(chart) -%}
-<figure><div class="chart">{{ chart.svg }}</div><figcaption>{{ chart.caption }}</figcaption></figure>
+STUDY_PAGE = """{% extends "page" %}
+{% from "parts" import figure %}
+{% macro numbers(label, table, labels, soft) -%}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ label }}">
+  <table>
+    <thead><tr>{% for title in table[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+    <tbody>
+    {% for line in table[1:] %}
+    <tr{% if loop.index in soft %} class="control"{% endif %}>{% for cell in line %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td{% if loop.index <= labels %} class="label"{% endif %}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  </div>
 {%- endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ study.title or study.name }} · fed-distill study</title>
-<style>{{ style }}
-svg text { font-family: inherit; }
-.answers { padding-left: 1.2em; max-width: 52rem; } .answers li { margin: .5em 0; }
-.warning { padding: 14px 18px; border: 1px solid var(--c1); border-left-width: 4px; border-radius: 10px; background: var(--card); max-width: 52rem; }
-.promise { margin-top: 28px; padding: 20px 22px; background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
-.promise h3 { margin-top: 0; } .promise table { width: auto; } .promise p, .promise ul { max-width: 52rem; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: 6px 24px; margin: 14px 0; font-size: .92rem; max-width: 58rem; }
-.facts dt { color: var(--soft); } .facts dd { margin: 0; }
-tr.control th, tr.control td { color: var(--soft); }
-td.label { text-align: left; }
-@media (max-width: 640px) { .facts { grid-template-columns: 1fr; gap: 2px; } .facts dd { margin-bottom: 8px; } }
-</style>
-</head>
-<body>
-<main>
-<header>
-  <p class="eyebrow">fed-distill · study <strong>{{ study.name }}</strong></p>
+{% block title %}{{ study.title or study.name }} · fed-distill study{% endblock %}
+{% block header %}
   <h1>{{ study.title or "Study " ~ study.name }}</h1>
   <p class="verdict">{{ answer }}</p>
   {% if sentences %}
@@ -46,8 +30,8 @@ td.label { text-align: left; }
   {% if unfinished %}
   <p class="warning">{{ unfinished }} What follows is about those that have finished; <a href="#unfinished">the rest is listed below</a>.</p>
   {% endif %}
-</header>
-
+{% endblock %}
+{% block findings %}
 <section id="compared">
   <h2>What was compared</h2>
   <p>Every combination of the following was trained on {{ seeds | length }} seed{{ "s" if seeds | length > 1 }}{% if study.exclude %}, but for those that the study leaves out{% endif %}:
@@ -68,35 +52,17 @@ td.label { text-align: left; }
 {% for chart in figures %}
 <section id="{{ chart.name }}">
   <h2>{{ chart.title }}</h2>
-  {{ figure(chart) }}
+  {{ figure(chart.svg, chart.caption) }}
 </section>
 {% endfor %}
 
 <section id="numbers">
   <h2>All numbers</h2>
   <p>Means over the seeds; ± is the half-width of the 95 % interval{% if seeds | length > 1 %} over {{ seeds | length }} seeds{% endif %}. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal, seed by seed.{% endif %}</p>
-  <div class="scroll" tabindex="0" role="region" aria-label="Table of results">
-  <table>
-    <thead><tr>{% for title in table[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
-    <tbody>
-    {% for line in table[1:] %}
-    <tr{% if loop.index <= controls_shown %} class="control"{% endif %}>{% for cell in line %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td{% if loop.index <= study.axes | length %} class="label"{% endif %}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
-    {% endfor %}
-    </tbody>
-  </table>
-  </div>
+  {{ numbers("Table of results", table, study.axes | length, range(1, controls_shown + 1)) }}
   {% if gains %}
   <h3>What each {{ study.baseline[0] }} adds to “{{ study.baseline[1] }}”</h3>
-  <div class="scroll" tabindex="0" role="region" aria-label="Table of gains">
-  <table>
-    <thead><tr>{% for title in gains[0] %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
-    <tbody>
-    {% for line in gains[1:] %}
-    <tr{% if loop.revindex <= 2 %} class="control"{% endif %}>{% for cell in line %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td{% if loop.index < study.axes | length %} class="label"{% endif %}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
-    {% endfor %}
-    </tbody>
-  </table>
-  </div>
+  {{ numbers("Table of gains", gains, study.axes | length - 1, range(gains | length - 2, gains | length)) }}
   {% endif %}
 </section>
 
@@ -143,25 +109,10 @@ td.label { text-align: left; }
   </ul>
 </section>
 {% endif %}
-
-<section id="repeat">
-  <h2>Do it again</h2>
-  <p>The study's folder holds the complete study. This goes on with what has not finished, tries again what failed, and writes this page anew; with another <code>--out</code> it starts from nothing:</p>
-  <pre>{{ command }}</pre>
+{% endblock %}
+{% block again %}The study's folder holds the complete study. This goes on with what has not finished, tries again what failed, and writes this page anew; with another <code>--out</code> it starts from nothing:{% endblock %}
+{% block files %}
   <p class="soft">Every cell is a run of its own in <code>cells/</code>, named by the fingerprint in <code>results.csv</code>, with its own report. Figures are in <code>figures/</code> as SVG and PNG; all results are in <code>results.parquet</code> and <code>results.csv</code>, the table above in <code>summary.csv</code>.</p>
-  <details><summary>The study, every default included</summary><pre>{{ toml }}</pre></details>
-</section>
-
-<section id="words">
-  <h2>Words used here</h2>
-  <dl class="words">
-  {% for word, meaning in glossary.items() %}<div><dt>{{ word }}</dt><dd>{{ meaning }}</dd></div>
-  {% endfor %}
-  </dl>
-</section>
-
-<footer>seeds {{ seeds | join(", ") }}{% for line in versions %} · {{ line }}{% endfor %}{% if versions | length > 1 %} · cells were made by different versions{% endif %}</footer>
-</main>
-</body>
-</html>
+{% endblock %}
+{% block footer %}seeds {{ seeds | join(", ") }}{% for line in versions %} · {{ line }}{% endfor %}{% if versions | length > 1 %} · cells were made by different versions{% endif %}{% endblock %}
 """

@@ -7,41 +7,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from fed_distill.sweeps.curves import Level
-from fed_distill.sweeps.drawing import (
-    COLORS,
-    INK,
-    LINE,
-    NEUTRAL,
-    PAPER,
-    SOFT,
-    STYLE,
-    WIDTH,
-    draw_levels,
-    empty_figure,
-    label_right,
-)
+from fed_distill.reporting import charts
 from fed_distill.sweeps.space import Range, Tuning, Values
 from fed_distill.sweeps.trials import Tried
 
-DONE, STOPPED, BEST = COLORS[0], NEUTRAL, COLORS[1]
+DONE, STOPPED, BEST = charts.COLORS[0], charts.NEUTRAL, charts.COLORS[1]
 PER_ROW = 3
 """Panels side by side."""
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
     """Score of each trial, the best so far as a line, the base dashed; of stopped trials their last validation."""
-    figure, axes = empty_figure(f"{metric} on the validation set")
-    axes.set_xlabel("trial", color=SOFT)
+    figure, axes = charts.empty_figure(f"{metric} on the validation set")
+    axes.set_xlabel("trial", color=charts.SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels = draw_levels(axes, [Level("the base as it is", base)])
+    labels = charts.draw_levels(axes, {"the base as it is": base})
     _draw_trials(axes, [(float(one.number), one) for one in tried])
     complete = [(one.number, one.score) for one in tried if one.state == "complete" and one.score is not None]
     if complete:
@@ -50,42 +35,44 @@ def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
         axes.step(numbers, best, where="post", color=BEST, linewidth=1.4, zorder=2)
         labels.append((best[-1], "the best so far", BEST))
     axes.margins(0.05, 0.12)
-    label_right(axes, labels)
+    charts.label_right(axes, labels)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def importance_figure(shares: Mapping[str, float], metric: str) -> Figure:
     """A bar for each search, the most important at the top: its share of the variance of the scores."""
-    height = 1.0 + 0.36 * len(shares)
-    figure, axes = _panel(height)
+    figure, axes = charts.rows_figure(1.0 + 0.36 * len(shares))
     names, values = list(shares)[::-1], list(shares.values())[::-1]
     axes.barh(names, values, height=0.62, color=DONE)
     for place, value in enumerate(values):
-        axes.annotate(f"{value:.0%}", (value, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
-    axes.set_title(f"share of the variance of {metric} that a setting explains", loc="left", color=SOFT, fontsize=10)
+        axes.annotate(
+            f"{value:.0%}", (value, place), xytext=(5, 0), textcoords="offset points", va="center", color=charts.INK
+        )
+    axes.set_title(
+        f"share of the variance of {metric} that a setting explains", loc="left", color=charts.SOFT, fontsize=10
+    )
     axes.set_xlim(0.0, 1.12 * max(values))
     axes.xaxis.set_major_locator(NullLocator())
     axes.spines["bottom"].set_visible(False)
-    axes.tick_params(axis="y", labelcolor=INK)
+    axes.tick_params(axis="y", labelcolor=charts.INK)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@charts.styled
 def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric: str) -> Figure:
     """A panel for each search: the score of each trial at the value that it tried."""
     rows, columns = math.ceil(len(tuning.search) / PER_ROW), min(PER_ROW, len(tuning.search))
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.4 * rows), facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{metric} on the validation set", x=0.01, ha="left", color=SOFT, fontsize=10)
+    figure = charts.new_figure(0.5 + 2.4 * rows, layout="constrained")
+    figure.suptitle(f"{metric} on the validation set", x=0.01, ha="left", color=charts.SOFT, fontsize=10)
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes, dimension in zip(panels, tuning.search, strict=False):
-        _clean(axes)
-        axes.grid(axis="y", color=LINE, linewidth=0.9)
-        axes.axhline(base, color=NEUTRAL, linewidth=1.2, linestyle=(0, (2, 3)), zorder=1)
+        charts.clean(axes, grid="y").axhline(
+            base, color=charts.NEUTRAL, linewidth=1.2, linestyle=charts.DOTTED, zorder=1
+        )
         places = _scale(axes, dimension)
         _draw_trials(axes, [(places(one.parameters[dimension.name]), one) for one in tried if one.parameters])
-        axes.set_xlabel(dimension.name, color=INK)
+        axes.set_xlabel(dimension.name, color=charts.INK)
     for axes in panels[len(tuning.search) :]:
         axes.set_visible(False)
     return figure
@@ -113,23 +100,8 @@ def _draw_trials(axes: Axes, places: Sequence[tuple[float, Tried]]) -> None:
     for x, one in places:
         if one.score is not None:
             done = one.state == "complete"
-            axes.plot(
+            (mark,) = axes.plot(
                 [x], [one.score], marker="o", markersize=6.5, zorder=3, linestyle="none",
-                markerfacecolor=DONE if done else "none", markeredgecolor=PAPER if done else STOPPED,
+                markerfacecolor=DONE if done else "none", markeredgecolor=charts.PAPER if done else STOPPED,
             )  # fmt: skip
-
-
-def _panel(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=PAPER)
-    _clean(axes)
-    return figure, axes
-
-
-def _clean(axes: Axes) -> None:
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-    axes.tick_params(which="both", colors=SOFT, length=0)
+            charts.tipped(mark, f"trial {one.number}: {one.score:.4f}{'' if done else ', stopped'}")

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from fed_distill.errors import CheckpointError
+from fed_distill.reporting.charts import write_figure
 from fed_distill.reporting.spreadsheets import as_cell
 from fed_distill.reporting.store import read_summary
 from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, number
 from fed_distill.storage.files import strict_json, write_atomic
-from fed_distill.sweeps.drawing import write_figure
-from fed_distill.sweeps.runner import Places
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.space import Tuning
+from fed_distill.sweeps.trial_sampler import DATABASE, base_cell, scored
 from fed_distill.sweeps.trials import Trials, Tried, best_of
 from fed_distill.sweeps.tune_figures import history_figure, importance_figure, settings_figure
-from fed_distill.sweeps.tuner import DATABASE, base_cell, scored
 
 BEST, TRIALS, SUMMARY, TOML, FIGURES = "best.toml", "trials.csv", "summary.json", "tuning.toml", "figures"
 
 
 @dataclass(frozen=True)
-class Findings:
+class TuningFindings:
     """What was found. best: None if no trial is complete. test: the objective on the test set, of base and best."""
 
     objective: str
@@ -53,7 +53,7 @@ class Findings:
         ]
 
 
-def write_findings(tuning: Tuning, places: Places) -> Findings:
+def write_findings(tuning: Tuning, places: Places) -> TuningFindings:
     """Write ``best.toml``, ``trials.csv``, ``summary.json``, ``tuning.toml`` and ``figures/``.
 
     CheckpointError if the base has not been run yet, or a summary is torn.
@@ -69,7 +69,7 @@ def write_findings(tuning: Tuning, places: Places) -> Findings:
         None if name is None else _test(places, name, objective)
         for name in (base.fingerprint, best.cell if best is not None else None)
     )
-    found = Findings(objective, score or 0.0, best, tried, importance, (test[0], test[1]), places.folder / BEST)
+    found = TuningFindings(objective, score or 0.0, best, tried, importance, (test[0], test[1]), places.folder / BEST)
     write_atomic(places.folder / TOML, tuning.to_toml())
     write_atomic(places.folder / TRIALS, _table(tuning, tried))
     write_atomic(places.folder / SUMMARY, strict_json(_summary(tuning, found), SUMMARY, indent=2) + "\n")
@@ -79,7 +79,7 @@ def write_findings(tuning: Tuning, places: Places) -> Findings:
     return found
 
 
-def _draw(tuning: Tuning, found: Findings, folder: Path) -> None:
+def _draw(tuning: Tuning, found: TuningFindings, folder: Path) -> None:
     metric = METRIC_NAMES.get(found.objective, found.objective)
     if any(one.score is not None for one in found.tried):
         figure = history_figure(found.tried, found.base, metric)
@@ -101,7 +101,7 @@ def _table(tuning: Tuning, tried: Sequence[Tried]) -> str:
     return text.getvalue()
 
 
-def _summary(tuning: Tuning, found: Findings) -> dict[str, Any]:
+def _summary(tuning: Tuning, found: TuningFindings) -> dict[str, Any]:
     best = found.best
     return {
         "schema": 1,
@@ -124,7 +124,7 @@ def _summary(tuning: Tuning, found: Findings) -> dict[str, Any]:
     }
 
 
-def _header(tuning: Tuning, found: Findings) -> str:
+def _header(tuning: Tuning, found: TuningFindings) -> str:
     assert found.best is not None
     metric = METRIC_NAMES.get(found.objective, found.objective)
     return (

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fed_distill.audit.auditing import CANARY_DELTA, Auditing, regrouped
-from fed_distill.cli.audit import audit_run, make_grid
+from fed_distill.audit.finished_run import audit_run, make_grid
 from fed_distill.cli.main import app
 from fed_distill.data import load
 from fed_distill.data.examples import Examples

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fed_distill.audit.finished_run import audit_run
 from fed_distill.audit.white_box_run import WhiteBox
-from fed_distill.cli.audit import audit_run
 from fed_distill.errors import CheckpointError
 from fed_distill.privacy.accounting import epsilon
 from fed_distill.privacy.ledger import Ledgers

@@ -3,7 +3,8 @@
 import pytest
 from typer.testing import CliRunner
 
-import fed_distill.cli.audit
+from fed_distill.audit import finished_run
+from fed_distill.cli.audit import EXCEEDED
 from fed_distill.cli.main import app
 
 RATE = {"0.01": {"value": 0.02}}
@@ -21,11 +22,9 @@ def white_box(bound, exceeded):
     return {**found, "unit": "group", "exceeded": exceeded}
 
 
-@pytest.mark.parametrize(
-    ("found", "code"), [(None, 0), (white_box(2.5, False), 0), (white_box(3.5, True), fed_distill.cli.audit.EXCEEDED)]
-)
+@pytest.mark.parametrize(("found", "code"), [(None, 0), (white_box(2.5, False), 0), (white_box(3.5, True), EXCEEDED)])
 def test_the_exit_code_says_whether_more_was_shown_than_promised(monkeypatch, tmp_path, found, code):
-    monkeypatch.setattr(fed_distill.cli.audit, "audit_run", lambda *_: {**FOUND, "white_box": found})
+    monkeypatch.setattr(finished_run, "audit_run", lambda *_: {**FOUND, "white_box": found})
     done = CliRunner().invoke(app, ["audit", str(tmp_path)])
     assert done.exit_code == code
     assert ("white box, f-DP" in done.output) == (found is not None)

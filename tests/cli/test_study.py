@@ -142,7 +142,7 @@ def test_the_report_of_what_there_is_needs_no_run(command, file, tmp_path):
 
 
 def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
-    def interrupted(self, cells):
+    def interrupted(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Runner, "run", interrupted)

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from fed_distill.cli import tune as tune_command
 from fed_distill.cli.main import app
 from fed_distill.config import Experiment
+from fed_distill.sweeps.runner import Runner
 from fed_distill.sweeps.space import Tuning
-from fed_distill.sweeps.tuner import Tuner
 
 ROOT = Path(__file__).parents[2]
 FILE = """
@@ -82,10 +82,10 @@ def test_tiny_leaves_as_many_trials_as_are_set(command, file, monkeypatch, tmp_p
     started = []
 
     def interrupted(self):
-        started.append(self.tuning)
+        started.append(self.sampler.tuning)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tuner, "run", interrupted)
+    monkeypatch.setattr(Runner, "run", interrupted)
     for settings in ([], ["--set", "trials=5", "--set", "federation.rounds=7"]):
         command(file, "--out", tmp_path / "out", "--tiny", *settings)
     assert [(one.trials, one.base.federation.rounds) for one in started] == [(2, 2), (5, 7)]
@@ -135,7 +135,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tuner, "run", interrupted)
+    monkeypatch.setattr(Runner, "run", interrupted)
     code, _, errors = command(file, "--out", tmp_path / "out")
     assert code == 130
     assert "go on with the same command" in errors

@@ -9,7 +9,7 @@ import pytest
 
 from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.grid import Study
-from fed_distill.sweeps.runner import Places, placed
+from fed_distill.sweeps.places import Places, placed
 
 TABLES = {
     "name": "costs",

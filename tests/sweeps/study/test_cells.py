@@ -304,9 +304,9 @@ def test_controls_that_no_chosen_cell_is_compared_with_are_left_out(tables):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("method", "--only wants AXIS=LABEL with an axis of .*'epsilon', 'method', 'unit'.*, not 'method'"),
-        ("seed=0", "--only wants AXIS=LABEL with an axis of .*, not 'seed=0'"),
-        ("method=pate", r"--only: axis 'method' has no 'pate', but \['fedavg-kd', 'fedmd'\]"),
+        ("method", "AXIS=LABEL.*'epsilon', 'method', 'unit'.*'method'"),
+        ("seed=0", "AXIS=LABEL.*'unit'.*'seed=0'"),
+        ("method=pate", "method.*pate.*fedavg-kd.*fedmd"),
     ],
 )
 def test_an_axis_or_a_label_that_there_is_not_is_named(study, setting, message):

@@ -1,18 +1,24 @@
 """Figures place ε logarithmically with no privacy at the right, keep names apart, and stand in any page."""
 
 import math
-import re
-import xml.etree.ElementTree as ElementTree
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from fed_distill.sweeps.curves import Curve, Level, Offer, Reading
-from fed_distill.sweeps.drawing import COLORS, LABEL_GAP, MARKERS, NUMBERED_WIDTH, moved_apart, write_figure
-from fed_distill.sweeps.figures import Budget, bytes_figure, curve_figure, pareto_figure
+from fed_distill.reporting.charts import COLORS, MARKERS, NUMBERED_WIDTH, TIP
+from fed_distill.sweeps.curves import Curve, Reading, Tradeoff
+from fed_distill.sweeps.figures import EpsilonScale, bytes_figure, curve_figure, pareto_figure
 
-PNG = b"\x89PNG\r\n\x1a\n"
+
+def tips(figure):
+    """What a reader is told who points at a mark."""
+    return {line.get_gid().removeprefix(TIP) for line in figure.axes[0].lines if line.get_gid()}
+
+
+def told_of(curve):
+    shown = {math.inf: "∞"}
+    return [(shown.get(one.epsilon, f"{one.epsilon:g}"), one.value) for one in curve.readings]
 
 
 def curve(number, values, half=0.01, epsilons=(1.0, 2.0, 8.0, math.inf)):
@@ -21,18 +27,18 @@ def curve(number, values, half=0.01, epsilons=(1.0, 2.0, 8.0, math.inf)):
 
 
 CURVES = [curve(0, (0.90, 0.91, 0.93, 0.95)), curve(1, (0.88, 0.90, 0.93, 0.95)), curve(2, (0.87, 0.89, 0.92, 0.95))]
-LEVELS = [Level("server alone", 0.90), Level("all data pooled", 0.97)]
+LEVELS = {"server alone": 0.90, "all data pooled": 0.97}
 OFFERS = [
-    Offer("a", 0, 1.0, 0.90, 45.0, best=True),
-    Offer("a", 0, math.inf, 0.95, 45.0, best=True),
-    Offer("b", 1, 1.0, 0.89, 45.0),
-    Offer("c", 2, 1.0, 0.88, 0.5, best=True),
-    Offer("d", 3, None, 0.94, 1.0),
+    Tradeoff("a", 0, 1.0, 0.90, 45.0, best=True),
+    Tradeoff("a", 0, math.inf, 0.95, 45.0, best=True),
+    Tradeoff("b", 1, 1.0, 0.89, 45.0),
+    Tradeoff("c", 2, 1.0, 0.88, 0.5, best=True),
+    Tradeoff("d", 3, None, 0.94, 1.0),
 ]
 
 
 def test_equal_ratios_of_epsilon_are_equal_distances_and_no_privacy_is_beyond_all():
-    budget = Budget.of([1.0, 2.0, 4.0, 8.0, math.inf])
+    budget = EpsilonScale.of([1.0, 2.0, 4.0, 8.0, math.inf])
     places = [budget.place(epsilon) for epsilon in (1.0, 2.0, 4.0, 8.0)]
     assert places == [0.0, 1.0, 2.0, 3.0]
     assert budget.place(math.inf) > 3.5
@@ -49,24 +55,23 @@ def test_equal_ratios_of_epsilon_are_equal_distances_and_no_privacy_is_beyond_al
     ],
 )
 def test_the_ticks_are_powers_of_two(epsilons, names):
-    figure = curve_figure([curve(0, [0.9] * len(epsilons), epsilons=epsilons)], [], "quality")
+    figure = curve_figure([curve(0, [0.9] * len(epsilons), epsilons=epsilons)], {}, "quality")
     (axes,) = figure.axes
     low, high = axes.get_xlim()
     assert low < high
     assert [label.get_text() for label in axes.get_xticklabels()] == names
 
 
-def test_every_curve_and_level_is_named_and_no_name_covers_another():
-    (axes,) = curve_figure(CURVES, LEVELS, "quality").axes
-    names = {text.get_text(): text.xyann[1] for text in axes.texts}
-    assert set(names) == {"series 0", "series 1", "series 2", "server alone", "all data pooled"}
-    heights = sorted(names.values())
-    assert min(above - below for below, above in pairwise(heights)) > LABEL_GAP - 1e-9
-    assert heights[-1] <= 1.0
+def test_every_curve_and_level_is_named_and_every_value_told():
+    figure = curve_figure(CURVES, LEVELS, "quality")
+    named = {text.get_text() for text in figure.axes[0].texts}
+    assert named == {"series 0", "series 1", "series 2", "server alone", "all data pooled"}
+    told = {f"{one.series}, ε = {epsilon}: {value:.4f}" for one in CURVES for epsilon, value in told_of(one)}
+    assert told <= tips(figure)
 
 
 def test_bands_reach_from_end_to_end_of_the_intervals():
-    (axes,) = curve_figure(CURVES[:1], [], "quality").axes
+    (axes,) = curve_figure(CURVES[:1], {}, "quality").axes
     (band,) = axes.collections
     heights = [y for path in band.get_paths() for _, y in path.vertices]
     assert min(heights) == pytest.approx(0.89)
@@ -77,7 +82,7 @@ def test_all_marks_are_within_the_axes():
     for figure in (
         curve_figure(CURVES, LEVELS, "q"),
         bytes_figure(OFFERS, LEVELS, "q"),
-        pareto_figure(OFFERS, [], "q"),
+        pareto_figure(OFFERS, {}, "q"),
     ):
         (axes,) = figure.axes
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -87,25 +92,22 @@ def test_all_marks_are_within_the_axes():
                 assert all(bottom <= y <= top for y in line.get_ydata())
 
 
-def test_values_far_below_the_levels_are_cut_off_and_told_as_numbers():
+def test_values_far_below_the_levels_are_told_as_numbers():
     collapsed = [curve(3, (0.2, 0.3, 0.93, 0.95)), curve(4, (0.21, 0.92, 0.93, 0.95))]
     (axes,) = curve_figure([*CURVES, *collapsed], LEVELS, "quality").axes
-    bottom, top = axes.get_ylim()
-    assert bottom == pytest.approx(0.90 - (0.97 - 0.90))
-    assert 0.97 < top < 1.0
-    told = {text.get_text(): text.xyann for text in axes.texts if text.get_text().startswith("↓")}
-    assert set(told) == {"↓ 0.200", "↓ 0.300", "↓ 0.210"}
-    assert told["↓ 0.200"] != told["↓ 0.210"]  # the same epsilon: one above the other
-    assert curve_figure(collapsed, [], "quality").axes[0].get_ylim()[0] < 0.2
+    assert axes.get_ylim()[0] == pytest.approx(0.90 - (0.97 - 0.90))
+    told = {text.get_text() for text in axes.texts if text.get_text().startswith("↓")}
+    assert told == {"↓ 0.200", "↓ 0.300", "↓ 0.210"}
+    assert curve_figure(collapsed, {}, "quality").axes[0].get_ylim()[0] < 0.2
 
 
 def test_bytes_that_differ_much_are_on_a_logarithmic_axis():
-    assert bytes_figure(OFFERS, [], "q").axes[0].get_xscale() == "log"
-    assert bytes_figure(OFFERS[:3], [], "q").axes[0].get_xscale() == "linear"
+    assert bytes_figure(OFFERS, {}, "q").axes[0].get_xscale() == "log"
+    assert bytes_figure(OFFERS[:3], {}, "q").axes[0].get_xscale() == "linear"
 
 
 def test_beaten_choices_are_hollow_and_those_of_unknown_epsilon_absent():
-    (axes,) = pareto_figure(OFFERS, [], "q").axes
+    (axes,) = pareto_figure(OFFERS, {}, "q").axes
     marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
     assert [line.get_markerfacecolor() for line in marks] == [COLORS[0], COLORS[0], "none", COLORS[2]]
     names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
@@ -114,9 +116,9 @@ def test_beaten_choices_are_hollow_and_those_of_unknown_epsilon_absent():
 
 @pytest.mark.parametrize("draw", [bytes_figure, pareto_figure])
 def test_more_series_than_markers_have_numbers_in_their_marks_and_before_their_names(draw):
-    offers = [Offer(f"series {place}", place, 1.0 + place, 0.9, 1.0) for place in range(len(MARKERS) + 1)]
+    offers = [Tradeoff(f"series {place}", place, 1.0 + place, 0.9, 1.0) for place in range(len(MARKERS) + 1)]
     for some, numbered in ((offers, True), (offers[:-1], False)):
-        (axes,) = draw(some, [], "q").axes
+        (axes,) = draw(some, {}, "q").axes
         names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
         written = [text.get_text() for text in axes.texts if text.get_text().isdigit()]
         marks = {line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1} - {"None"}
@@ -127,18 +129,9 @@ def test_more_series_than_markers_have_numbers_in_their_marks_and_before_their_n
             assert not written and names == [offer.series for offer in some] and len(marks) == len(MARKERS)
 
 
-def test_places_are_moved_only_where_they_are_too_near_and_then_only_sideways():
-    places = np.array([[0.0, 0.0], [4.0, 6.0], [100.0, 0.0], [50.0, 50.0], [50.0, 50.0], [50.0, 50.0]])
-    moved = moved_apart(places, 10.0)
-    assert moved[:, 1].tolist() == places[:, 1].tolist()
-    assert moved[:2, 0] == pytest.approx([-2.0, 6.0], abs=1e-2)
-    assert moved[2, 0] == 100.0
-    assert sorted(moved[3:, 0]) == pytest.approx([40.0, 50.0, 60.0], abs=0.1)
-
-
 def test_marks_with_numbers_cover_no_other_and_lead_to_where_they_belong():
-    crowd = [Offer(f"series {place}", place, None, 0.9 + 1e-5 * place, 1.0) for place in range(12)]
-    crowd.append(Offer("far", 12, None, 0.95, 1.0))
+    crowd = [Tradeoff(f"series {place}", place, None, 0.9 + 1e-5 * place, 1.0) for place in range(12)]
+    crowd.append(Tradeoff("far", 12, None, 0.95, 1.0))
     (axes,) = bytes_figure(crowd, LEVELS, "q").axes
     axes.figure.draw_without_rendering()
     marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
@@ -152,56 +145,14 @@ def test_marks_with_numbers_cover_no_other_and_lead_to_where_they_belong():
     assert marks[-1].tolist() == [1.0, 0.95]
 
 
-def test_a_crowd_at_the_edge_stays_within_the_axes():
-    places = np.zeros((8, 2))
-    moved = moved_apart(places, 10.0, low=-5.0, high=1000.0)
-    assert moved[:, 0].min() >= -5.0
-    assert min(math.dist(one, other) for one, other in combinations(moved, 2)) > 9.0
-
-
 def test_offers_that_lie_far_below_are_told_as_numbers():
-    (axes,) = bytes_figure([*OFFERS, Offer("e", 4, 2.0, 0.3, 2.0)], LEVELS, "q").axes
+    (axes,) = bytes_figure([*OFFERS, Tradeoff("e", 4, 2.0, 0.3, 2.0)], LEVELS, "q").axes
     assert "↓ 0.300" in [text.get_text() for text in axes.texts]
 
 
-@pytest.fixture
-def written(tmp_path):
-    svg = write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "accuracy", 'Quality & "cost"')
-    return tmp_path, svg
-
-
-def test_the_files_are_a_picture_and_a_drawing_with_text(written):
-    folder, _ = written
-    assert (folder / "accuracy.png").read_bytes().startswith(PNG)
-    drawing = (folder / "accuracy.svg").read_text(encoding="utf-8")
-    ElementTree.fromstring(drawing)
-    assert "series 1</text>" in drawing
-
-
-def test_the_inline_drawing_follows_the_theme_and_shares_no_id(written, tmp_path):
-    _, svg = written
-    root = ElementTree.fromstring(svg)
-    assert root.get("role") == "img"
-    assert root.get("aria-label") == 'Quality & "cost"'
-    assert root.get("width") is None
-    assert "var(--c0)" in svg
-    assert not re.search(r"#(?!accuracy)[0-9a-f]{6}\b", svg)
-    other = write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "other", "Other")
-    ids = [set(re.findall(r'\bid="([^"]*)"', text)) for text in (svg, other)]
-    assert ids[0] and not ids[0] & ids[1]
-    used = set(re.findall(r"""(?:href="#|url\(#)([^")]*)""", svg))
-    assert used <= ids[0]
-
-
-def test_the_same_figure_is_written_the_same_again(written, tmp_path):
-    first = (tmp_path / "accuracy.svg").read_bytes(), (tmp_path / "accuracy.png").read_bytes()
-    write_figure(curve_figure(CURVES, LEVELS, "quality"), tmp_path, "accuracy", "x")
-    assert ((tmp_path / "accuracy.svg").read_bytes(), (tmp_path / "accuracy.png").read_bytes()) == first
-
-
 def test_only_series_that_send_the_same_stand_aside_from_their_bytes():
-    offers = [Offer(f"series {place}", place, None, 0.9, sent) for place, sent in enumerate((0.01, 5.0, 5.0, 100.0))]
-    figure = bytes_figure(offers, [], "nDCG@10")
+    offers = [Tradeoff(f"series {place}", place, None, 0.9, sent) for place, sent in enumerate((0.01, 5.0, 5.0, 100.0))]
+    figure = bytes_figure(offers, {}, "nDCG@10")
     places = sorted({float(line.get_xdata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1})
     assert (places[0], places[-1]) == (0.01, 100.0)
     assert places[1] < 5.0 < places[2] and places[1] * places[2] == pytest.approx(25.0)

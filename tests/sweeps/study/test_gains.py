@@ -11,7 +11,7 @@ from fed_distill.sweeps.cells import expand
 from fed_distill.sweeps.collect import combinations_table, results_table
 from fed_distill.sweeps.gains import gains, gains_cells
 from fed_distill.sweeps.grid import Study
-from fed_distill.sweeps.runner import Places
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.table import summary_cells
 
 AXES = [

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fed_distill.sweeps.cells import expand
-from fed_distill.sweeps.progress import StudyProgress
+from fed_distill.sweeps.progress import SweepProgress
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def follow(study):
     def make(live):
         text, now = io.StringIO(), [0.0]
         console = Console(file=text, force_terminal=live, width=160, color_system=None)
-        return StudyProgress(console, lambda: now[0]), text, now, expand(study)[:3]
+        return SweepProgress(console, lambda: now[0]), text, now, expand(study)[:3]
 
     return make
 
@@ -58,10 +58,13 @@ def test_a_live_terminal_shows_the_study_and_its_cells_and_is_given_back(follow)
     assert shown.endswith("\x1b[?25h")  # the cursor is visible again
 
 
-def test_nothing_is_left_when_all_cells_have_ended(follow):
-    progress, _, _, cells = follow(live=False)
-    progress.on_begin(1, 0, 1)
-    progress.on_start(cells[0], again=False)
-    assert progress.time_left() is not None if progress._took else True
-    progress.on_finish(cells[0], None)
-    assert progress.time_left() is None
+def test_the_time_left_is_known_from_the_first_cell_that_ends_to_the_last(follow):
+    progress, _, now, cells = follow(live=False)
+    progress.on_begin(2, 0, 1)
+    left = [progress.time_left()]
+    for number, cell in enumerate(cells[:2], 1):
+        progress.on_start(cell, again=False)
+        now[0] = 5.0 * number
+        progress.on_finish(cell, None)
+        left.append(progress.time_left())
+    assert left == [None, 5.0, None]

@@ -10,13 +10,15 @@ import pytest
 
 from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.reporting.glossary import GLOSSARY
+from fed_distill.reporting.page import STYLE
 from fed_distill.sweeps.cells import expand
+from fed_distill.sweeps.collect import combinations_table, results_table
+from fed_distill.sweeps.findings import answer, audit_sentence, sentences
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS
 from fed_distill.sweeps.report import WORDS, write_findings
-from fed_distill.sweeps.runner import Places
 from fed_distill.sweeps.table import markdown
-from fed_distill.sweeps.template import STYLE
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 COMMAND = "fed-distill study x.toml --out y"
@@ -69,6 +71,8 @@ def whole(finish, tmp_path_factory):
     """A finished study with its findings, for tests that only read: study, cells, places, found, page."""
     ready = finish(tmp_path_factory.mktemp("whole"))
     ready.found = write_findings(ready.study, ready.cells, ready.places, COMMAND)
+    ready.results = results_table(ready.study, ready.cells, ready.places)
+    ready.combinations = combinations_table(ready.study, ready.results)
     ready.page = Page(ready.found.report.read_text(encoding="utf-8"))
     return ready
 
@@ -106,17 +110,15 @@ def test_the_page_loads_nothing_from_elsewhere(whole, page):
     assert len(ids) == len(set(ids))
 
 
-def test_the_answer_comes_first_then_a_sentence_a_series(page):
+def test_the_answer_comes_first_then_a_sentence_a_series(page, whole):
     words = page.words
     places = [
         words.index(text)
         for text in (
             "What does privacy cost?",
-            "The strictest promise at which a student still beats the one that the server trains alone is ε = 1",
-            "fedavg-kd · example: Without privacy it reaches 0.9510",
-            "fedavg-kd · merchant: Without privacy it reaches 0.9510",
-            "fedmd · example: Without privacy it reaches 0.9210",
-            "18 private cells were attacked",
+            answer(whole.combinations).replace("\u202f", " "),
+            *(f"{series}: {sentence}".replace("\u202f", " ") for series, sentence in sentences(whole.combinations)),
+            audit_sentence(whole.results),
             "What was compared",
         )
     ]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fed_distill.sweeps.progress import StudyProgress
-from fed_distill.sweeps.runner import Places, Resources
+from fed_distill.sweeps.places import Places
+from fed_distill.sweeps.progress import SweepProgress
+from fed_distill.sweeps.runner import Resources, Runner
 from fed_distill.sweeps.space import Tuning
-from fed_distill.sweeps.tuner import Tuner
+from fed_distill.sweeps.trial_sampler import TrialSampler
 
 TABLES = {
     "name": "small",
@@ -47,8 +48,9 @@ def tune(sham, tmp_path):
     def run(tables, function="run", folder="tuning", processes=2):
         said, tuning = io.StringIO(), Tuning.parse(tables)
         places = Places(tmp_path / folder)
-        progress = StudyProgress(Console(file=said, width=400), noun="run")
-        Tuner(tuning, places, f"sham_trials:{function}", Resources(processes, 1), progress).run()
+        progress = SweepProgress(Console(file=said, width=400), noun="run")
+        sampler, simulate = TrialSampler(tuning, places), f"sham_trials:{function}"
+        Runner(places, sampler, simulate, Resources(processes, 1), progress).run()
         return tuning, places, said.getvalue()
 
     return run

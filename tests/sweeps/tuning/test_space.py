@@ -76,17 +76,17 @@ def test_more_trials_are_of_the_same_tuning_and_other_ones_are_not(tables, chang
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"low": 0.2}, r"search 'learning_rate': low = 0\.2 must lie below high = 0\.1"),
-        ({"low": 0.0}, "log needs low above 0"),
-        ({"step": 0.1}, "log and step exclude each other"),
-        ({"log": False, "step": -0.1}, "step must be above 0"),
-        ({"log": False, "step": float("nan")}, "step must be above 0"),
-        ({"low": 0.02, "log": False, "step": 0.5}, "steps of 0.5 do not lead from low = 0.02 to high = 0.1"),
-        ({"low": 0.02, "log": False, "step": 0.03}, "steps of 0.03 do not lead from low = 0.02 to high = 0.1"),
-        ({"key": "runtime.threads"}, "runtime.threads cannot be searched"),
-        ({"key": "training.rate", "name": ""}, "search rate = .*unknown key training.rate"),
-        ({"key": "training.batch_size"}, "two searches are called 'batch_size'"),
-        ({"key": "training.batch_size", "name": "other"}, "training.batch_size is searched twice"),
+        ({"low": 0.2}, "learning_rate.*low = 0.2.*high = 0.1"),
+        ({"low": 0.0}, "learning_rate.*log.*low"),
+        ({"step": 0.1}, "learning_rate.*log and step"),
+        ({"log": False, "step": -0.1}, "learning_rate.*step.*above 0"),
+        ({"log": False, "step": float("nan")}, "learning_rate.*step.*above 0"),
+        ({"low": 0.02, "log": False, "step": 0.5}, "learning_rate.*0.5.*low = 0.02.*high = 0.1"),
+        ({"low": 0.02, "log": False, "step": 0.03}, "learning_rate.*0.03.*low = 0.02.*high = 0.1"),
+        ({"key": "runtime.threads"}, "runtime.threads"),
+        ({"key": "training.rate", "name": ""}, "rate.*training.rate"),
+        ({"key": "training.batch_size"}, "two .*'batch_size'"),
+        ({"key": "training.batch_size", "name": "other"}, "training.batch_size .*twice"),
         (
             {"key": "training.warmup_share", "high": 1.5, "log": False},
             "search warmup_share = 1.5: training.warmup_share",
@@ -103,17 +103,15 @@ def test_a_search_that_cannot_be_meant_is_named(tables, changes, message):
 def test_a_private_experiment_is_not_tuned_be_it_the_base_or_a_value_of_the_search(tables, unit):
     choices = [{"label": "public"}, {"label": "private", "privacy.unit": unit, "privacy.epsilon": 8.0}]
     searched = {"name": "privacy", "values": choices}
-    with pytest.raises(ConfigError, match=f"search privacy = private: privacy.unit = '{unit}' cannot be tuned"):
+    with pytest.raises(ConfigError, match=f"privacy = private: .*privacy.unit = '{unit}'"):
         Tuning.parse({**tables, "search": [*tables["search"], searched]})
     tables["base"]["privacy"] = {"unit": unit, "epsilon": 8.0}
-    with pytest.raises(
-        ConfigError, match=f"base: privacy.unit = '{unit}' cannot be tuned: .* Set privacy.unit = 'none'"
-    ):
+    with pytest.raises(ConfigError, match=f"base: .*privacy.unit = '{unit}'.* privacy.unit = 'none'"):
         Tuning.parse(tables)
 
 
 def test_a_range_of_integers_wants_an_integer_step():
-    with pytest.raises(ValueError, match="needs an integer step"):
+    with pytest.raises(ValueError, match="integer step"):
         Range(key="federation.rounds", low=1, high=4, step=0.5)
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError, ConfigError
-from fed_distill.sweeps.runner import Places
+from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.space import Tuning
+from fed_distill.sweeps.trial_sampler import DATABASE, TrialSampler
 from fed_distill.sweeps.trials import Trials
 from fed_distill.sweeps.tune_findings import write_findings
-from fed_distill.sweeps.tuner import DATABASE, Tuner
 
 
 def table(places):
@@ -47,17 +47,17 @@ def test_the_best_trial_becomes_a_complete_experiment(tables, tune):
 def test_a_stopped_tuning_goes_on_as_if_it_had_not_been_and_more_trials_are_added(tables, tune, monkeypatch):
     whole_tuning, whole, _ = tune({**tables, "trials": 5}, folder="whole", processes=1)
     write_findings(whole_tuning, whole)
-    finish = Tuner._finish
+    tell = TrialSampler.tell
 
-    def interrupted(self, trials, one):
-        if one.trial.number == 2:
+    def interrupted(self, cell, ending):
+        if cell.labels["trial"] == "2":
             raise KeyboardInterrupt
-        finish(self, trials, one)
+        return tell(self, cell, ending)
 
-    monkeypatch.setattr(Tuner, "_finish", interrupted)
+    monkeypatch.setattr(TrialSampler, "tell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune({**tables, "trials": 4}, processes=1)
-    monkeypatch.setattr(Tuner, "_finish", finish)
+    monkeypatch.setattr(TrialSampler, "tell", tell)
     tune({**tables, "trials": 4}, processes=1)
     tuning, places, said = tune({**tables, "trials": 5}, processes=1)
     assert "6 runs, 5 of them finished before" in said
@@ -91,6 +91,23 @@ def test_what_diverges_is_a_bad_setting_and_what_fails_says_why(tables, tune):
         expected = ("stopped", "the loss is nan") if rate > 2e-2 else ("failed", "shop-3 has no label")
         assert (row["state"], row["reason"]) == (("complete", "") if 5e-3 <= rate <= 2e-2 else expected)
     assert len({row["state"] for row in table(places)}) == 3
+
+
+def test_a_trial_whose_settings_do_not_go_together_fails_and_the_others_go_on(tables, tune):
+    """Each end of a search can be run alone, with the base's other settings: momentum is of sgd, which the base has."""
+    tables["base"]["training"] = {"optimizer": "sgd"}
+    tables["search"] = [
+        {"key": "training.optimizer", "values": ["sgd", "adamw"]},
+        {"key": "training.momentum", "low": 0.0, "high": 0.9},
+    ]
+    tuning, places, said = tune({**tables, "trials": 8, "random_trials": 8})
+    write_findings(tuning, places)
+    states = {(row["optimizer"], row["state"], bool(row["cell"])) for row in table(places)}
+    assert states == {("sgd", "complete", True), ("adamw", "failed", False)}
+    assert all("momentum" in row["reason"] for row in table(places) if row["state"] == "failed")
+    assert "9 of 9" in said and "FAILED" in said
+    _, places, said = tune({**tables, "trials": 8, "random_trials": 8})
+    assert "9 of them finished before" in said
 
 
 def test_the_objective_and_the_seeds_are_the_files(tables, tune):

@@ -1,0 +1,49 @@
+"""Audit a finished run: attack it, and write what was found beside what was promised into its folder."""
+
+from pathlib import Path
+from typing import Any
+
+from fed_distill.audit.auditing import Auditing
+from fed_distill.config import Experiment
+from fed_distill.data.examples import FederatedData
+from fed_distill.errors import ConfigError
+from fed_distill.experiment.grid import InProcessGrid
+from fed_distill.mechanisms.account import bounded
+from fed_distill.merchant.app import build_app
+from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.report import write_report
+from fed_distill.reporting.store import RunStore, read_experiment, read_summary
+from fed_distill.storage.files import strict_json
+
+AUDIT = "audit.json"
+
+
+def audit_run(folder: Path, callbacks: Callback, shadows: int = 16, canaries: int = 400) -> dict[str, Any]:
+    """Attack the run in ``folder``; writes ``audit.json``, and the findings into the summary and the report.
+
+    Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
+    """
+    summary, experiment = read_summary(folder), read_experiment(folder)
+    if shadows % 2:
+        raise ConfigError(f"--shadows must be an even number, not {shadows}: each example is in half of them")
+    if experiment.data.clients == "elsewhere":
+        raise ConfigError("an audit attacks with the merchants' data, which this run's sites have kept")
+    if experiment.student.by_merchant:
+        raise ConfigError("an audit is of one student, and this run's student.by_merchant deals merchants several")
+    result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
+    found = {**result.to_json(), "epsilon_of_accountant": None if epsilon is None else bounded(epsilon)}
+    brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}
+    brief["white_box"] = None if result.white_box is None else result.white_box.brief()
+    brief["asked"] = {"shadows": shadows, "canaries": canaries}
+    brief["attacks"] = {name: attack["auc"] for name, attack in found["attacks"].items()}
+    brief["label_shares"] = {key: found["label_shares"][key] for key in ("error", "baseline")}
+    with RunStore.opened(folder) as store:
+        store.write(AUDIT, strict_json(found, AUDIT, indent=1) + "\n")
+        store.write_summary({**summary, "privacy": {**summary["privacy"], "audit": brief}})
+    write_report(folder)
+    return found
+
+
+def make_grid(experiment: Experiment, data: FederatedData) -> InProcessGrid:
+    """A grid in this process whose merchants have ``data``."""
+    return InProcessGrid(build_app(data), experiment.to_run_config())
