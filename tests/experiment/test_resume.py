@@ -103,6 +103,31 @@ def _stop(seen, wanted):
         raise Stopped(seen)
 
 
+def test_stopped_after_every_round_it_has_waited_as_long_for_a_better_one(
+    tiny_experiment, simulate, outcome_of, tmp_path
+):
+    """At a rate at which it can only get worse, patience of 2 ends both runs two rounds after their best."""
+    changes = {
+        "controls": [],
+        "adaptation.enabled": False,
+        "federation.rounds": 8,
+        "federation.patience": 2,
+        "training.learning_rate": 3.0,
+    }
+    watcher = StopAt()
+    whole, _ = simulate(tiny_experiment(tmp_path / "whole", changes), callbacks=[watcher])
+    rounds = [event for event in watcher.seen if event.startswith("round")]
+    assert 3 <= len(rounds) < 8
+    experiment = tiny_experiment(tmp_path / "stopped", changes)
+    for number, event in enumerate(rounds):
+        stopping = StopAt()
+        stopping._note = lambda seen, wanted=event: _stop(seen, wanted)
+        with pytest.raises(Stopped):
+            simulate(experiment.with_changes({"runtime.resume": number > 0}), callbacks=[stopping])
+    resumed, _ = simulate(experiment.with_changes({"runtime.resume": True}))
+    assert outcome_of(resumed) == outcome_of(whole)
+
+
 @pytest.mark.parametrize("message", [2, 4, 6])
 def test_stopped_while_merchants_train(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path, message):
     """Three sites: some have trained, and kept their students, when the run is stopped in the middle of a round."""

@@ -1,19 +1,23 @@
 """Fast equals slow: a cohort's weights are those of the sequential trainer, with DP those of Opacus."""
 
 import dataclasses
+from itertools import combinations
 
 import pytest
 import torch
 
 from fed_distill.config import TrainingConfig
+from fed_distill.distill.losses import hard_labels
 from fed_distill.models.freezing import freeze_base
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort.stacking import Stack
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
+from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.references import predicted
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
+from fed_distill.training.trainer import Learner
 
 STUDENTS = ("two-tower", "lstm", "bert-mini", "distilbert", "mobilebert")
 METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "fedmkt", "turns")
@@ -123,6 +127,30 @@ def test_dropout_is_each_merchants_own(privacy, small_student, merchants, plans,
     config = TrainingConfig(batch_size=16, optimizer="sgd")
     dropped, kept = (rounds(SequentialTrainer(config), some, plans.fedavg_kd, 1) for some in (learners, still))
     assert all(distance(dropped[name][0], kept[name][0]) > 1e-3 for name in kept)
+
+
+@pytest.mark.parametrize("trainer", [CohortTrainer, SequentialTrainer])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_merchants_with_equal_examples_and_other_names_drop_other_units(
+    dropout, trainer, small_student, make_examples, distance
+):
+    """One step over copies of one example, whose order does not count: dropout alone tells the merchants apart."""
+    student, examples = small_student("bert-mini", dropout=dropout), make_examples(1).take([0] * 12)
+    weights = {name: value.clone() for name, value in student.state_dict().items()}
+    encoded, labels = student.encode(examples.texts, examples.pairs), torch.from_numpy(examples.labels)
+    learners = [
+        Learner(name, student, weights, encoded, labels, encoded, randomness=(7, "arm", name, 1))
+        for name in ("acme", "globex", "initech")
+    ]
+    plans = {one.name: Plan((Phase(hard_labels(), steps=1),)) for one in learners}
+    config = TrainingConfig(batch_size=12, optimizer="sgd")
+    ended = {one.name: one.weights.arrays for one in trainer(config).fit(learners, plans, Pace(0.1, "constant"))}
+    pairs = list(combinations(ended.values(), 2))
+    assert len(pairs) == 3
+    if dropout:
+        assert all(distance(one, other) > 1e-3 for one, other in pairs)
+    else:
+        assert all(distance(one, other) < 1e-6 for one, other in pairs)
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
