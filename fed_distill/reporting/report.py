@@ -6,10 +6,11 @@ from ``experiment.toml``, ``metrics.jsonl`` and ``summary.json``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from fed_distill.errors import CheckpointError
@@ -39,23 +40,8 @@ def write_report(folder: Path) -> Path:
 
 def render(summary: Record, records: Sequence[Record], experiment: str, folder: str) -> str:
     """The report's HTML. experiment: the run's TOML. folder: where the run is, for the command that repeats it."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "plus_minus": wording.plus_minus,
-        "percent": wording.percent,
-        "size": wording.size,
-        "duration": wording.duration,
-        "count": wording.count,
-        "words": lambda name: str(name).replace("_", " "),
-    }
     metric = wording.METRIC_NAMES[summary["headline"]]
-    return environment.from_string(REPORT_PAGE).render(
+    return _page().render(
         summary=summary,
         main=summary["federations"][summary["federation"]],
         metric=metric,
@@ -78,6 +64,27 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         metrics_file=METRICS,
         glossary=GLOSSARY,
     )
+
+
+@cache
+def _page() -> Template:
+    """The page, compiled once for all reports of a process."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": wording.number,
+        "plus_minus": wording.plus_minus,
+        "percent": wording.percent,
+        "size": wording.size,
+        "duration": wording.duration,
+        "count": wording.count,
+        "words": lambda name: str(name).replace("_", " "),
+    }
+    return environment.from_string(REPORT_PAGE)
 
 
 @dataclass(frozen=True)
