@@ -12,18 +12,23 @@ not depend on the runtime, on the order of merchants or on what else the process
 
 All are drawn on the CPU, so that a GPU trains with the same numbers. Only code that draws from torch's global state on
 a GPU within a ``scope`` gets CUDA's own generator, which has a 64-bit key.
+
+torch is imported by what draws with it, so that reading data does not wait for it.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Part = str | int | bytes
 """What a name is made of. An int and its text are different parts."""
@@ -56,8 +61,10 @@ def numpy_stream(seed: Part, *parts: Part) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(key(seed, *parts), "big"))))
 
 
-def torch_stream(seed: Part, *parts: Part) -> torch.Generator:
+def torch_stream(seed: Part, *parts: Part) -> "torch.Generator":
     """A torch generator on the CPU for one purpose: the Mersenne Twister with its whole state filled."""
+    import torch
+
     generator = torch.Generator()
     generator.set_state(_twister_state(key(seed, *parts)))
     return generator
@@ -69,6 +76,8 @@ def scope(seed: Part, *parts: Part) -> Iterator[None]:
 
     The global state is put back afterwards, as if nothing had been drawn.
     """
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *parts))  # of every device
         torch.set_rng_state(_twister_state(key(seed, *parts)))
@@ -84,16 +93,18 @@ class Keystream:
     def __init__(self, seed: Part, *parts: Part) -> None:
         self._cipher = Cipher(ChaCha20(key(seed, *parts), bytes(16)), mode=None).encryptor()
 
-    def uniform(self, *shape: int) -> Tensor:
+    def uniform(self, *shape: int) -> "Tensor":
         """Multiples of 2^-53 in [0, 1), float64 of ``shape``."""
         return self._integers(math.prod(shape)).double().mul_(2.0**-53).view(shape)
 
-    def normal(self, *shape: int) -> Tensor:
+    def normal(self, *shape: int) -> "Tensor":
         """Standard normal numbers, float64 of ``shape`` (Box and Muller 1958).
 
         Their smallest probability is that of a 53-bit uniform: nothing beyond 8.57 is drawn, which has probability
         1e-17. Even counts are needed in all but the last draw for the property that the class promises.
         """
+        import torch
+
         size = math.prod(shape)
         half = (size + 1) // 2
         drawn = self._integers(2 * half).view(half, 2)
@@ -104,8 +115,10 @@ class Keystream:
         torch.mul(radius, angle.sin_(), out=found[:, 1])
         return found.view(-1)[:size].view(shape)
 
-    def _integers(self, size: int) -> Tensor:
+    def _integers(self, size: int) -> "Tensor":
         """53-bit integers, int64 ``[size]``."""
+        import torch
+
         drawn = torch.frombuffer(bytearray(self._cipher.update(bytes(8 * size))), dtype=torch.int64) if size else None
         return (
             torch.empty(0, dtype=torch.int64)
@@ -114,11 +127,13 @@ class Keystream:
         )
 
 
-def _twister_state(name: bytes) -> Tensor:
+def _twister_state(name: bytes) -> "Tensor":
     """A state of torch's CPU generator whose 624 words come from SHAKE-256 of ``name``.
 
     Its layout is torch's ``mt19937``: where ``manual_seed`` leaves the words, and nothing drawn of them yet.
     """
+    import torch
+
     state = torch.Generator().manual_seed(0).get_state()
     words = np.frombuffer(hashlib.shake_256(name).digest(4 * _MT_WORDS), dtype="<u4").astype("<u8")
     filled = state.numpy().copy()

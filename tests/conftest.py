@@ -1,4 +1,13 @@
-"""Shared by all tests: a small task, its examples, a small student for it, and whole runs of about a second."""
+"""Shared by all tests: a small task, its examples, a small student for it, and whole runs of about a second.
+
+Each test process, and each process that a test starts, has one thread and asks no model hub.
+"""
+
+import os
+
+# before the libraries that read it are imported
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 import json
 from collections.abc import Iterator, Mapping

@@ -6,9 +6,10 @@ Templates are Python modules, because a Flower app ships no other kind of templa
 # ruff: noqa: E501 -- a web page
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from fed_distill.reporting import wording
@@ -156,6 +157,12 @@ def render_page(template: str, source: str, glossary: Mapping[str, str], **value
     source: what the repeated file is called. glossary: word -> meaning. values: ``kind``, ``name``, ``command`` and
     ``toml`` of the page, and what the template itself needs.
     """
+    return _compiled(template).render(style=Markup(STYLE), source=source, glossary=glossary, **values)
+
+
+@cache
+def _compiled(template: str) -> Template:
+    """The page of a template, compiled once for all reports of a process."""
     loader = DictLoader({"page": PAGE, "parts": PARTS, "report": template})
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -169,4 +176,4 @@ def render_page(template: str, source: str, glossary: Mapping[str, str], **value
         "count": wording.count,
         "words": lambda name: str(name).replace("_", " "),
     }
-    return environment.get_template("report").render(style=Markup(STYLE), source=source, glossary=glossary, **values)
+    return environment.get_template("report")

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from fed_distill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = 32
 
@@ -21,7 +23,7 @@ def fingerprint(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 
-def hash_tensors(into: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+def hash_tensors(into: "hashlib._Hash", tensors: "Mapping[str, Tensor]") -> None:
     """Take names, types, shapes and every bit of ``tensors`` into a hash; their order does not count."""
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

@@ -80,7 +80,7 @@ def counted(epsilon, *name, rounds=2):
     return audited_tally(mechanism, terms, mechanism.counting(terms), NoiseSource(name, reproducible=True))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("batch", RATES)
 def test_examples_are_bounded_within_their_promise_and_not_far_below(epsilon, batch, seed):
@@ -90,22 +90,20 @@ def test_examples_are_bounded_within_their_promise_and_not_far_below(epsilon, ba
     assert found.steinke.epsilon >= 0.3 * epsilon
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("batch", RATES)
-def test_groups_and_merchants_are_bounded_within_their_promise(epsilon, batch, seed):
-    groups = trained(epsilon, batch, seed, unit="group")
-    merchants = averaged(epsilon, batch, seed)[0].run(seed=seed, delta=DELTA, canaries=5_000)
+def test_groups_and_merchants_are_bounded_within_their_promise(epsilon, batch):
+    groups = trained(epsilon, batch, unit="group")
+    merchants = averaged(epsilon, batch)[0].run(seed=0, delta=DELTA, canaries=5_000)
     for found in (groups, merchants):
         assert found.promised == pytest.approx(epsilon, rel=2e-3) and not found.exceeded
         assert found.f_dp.epsilon > 0.1 * epsilon
     assert (groups.unit, merchants.unit) == ("group", "merchant")
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 10.0])
-def test_votes_are_bounded_within_their_promise(epsilon, seed):
-    found = voted(epsilon, seed)
+def test_votes_are_bounded_within_their_promise(epsilon):
+    found = voted(epsilon)
     assert found.promised == pytest.approx(epsilon, rel=2e-3) and not found.exceeded
     assert found.f_dp.epsilon > 0.1 * epsilon
 

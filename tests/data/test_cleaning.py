@@ -64,6 +64,10 @@ def test_rows_need_no_merchant_where_a_partitioner_makes_them() -> None:
         ("手机: 138-0013-8000", "手机: [phone]"),
         ("电话13800138000", "电话[phone]"),
         ("tel: 030 901820", "tel: [phone]"),
+        # the fewest digits that are taken for a number, a local one without its area, and E.164's most
+        ("call 555-0123", "call [phone]"),
+        ("ring +290 2 2471", "ring [phone]"),
+        ("ring +881 234 567 890 123", "ring [phone]"),
     ],
 )
 def test_personal_data_are_masked(text: str, masked: str) -> None:
@@ -88,6 +92,8 @@ def test_personal_data_are_masked(text: str, masked: str) -> None:
         "nikon d3500 + 18 55 mm + 70 300 mm lens",
         "lens f/2.8@50mm",
         "handy nokia 3310 2017 16 mb",
+        "call 55 0123",
+        "ring +881 234 567 890 1234",
     ],
 )
 def test_model_numbers_and_product_codes_are_left_alone(text: str) -> None:

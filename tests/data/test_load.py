@@ -15,7 +15,7 @@ import hashlib
 from fed_distill.config import DataConfig
 from fed_distill.data import load
 for task in ("relevance", "recommend", "category"):
-    data = load(DataConfig(task=task, proxy_size=50, options={"merchants": 6, "rows": 80}))
+    data = load(DataConfig(task=task, proxy_size=50, options={"merchants": 6, "rows": 40}))
     print(hashlib.sha256(repr([data.public, data.public_valid, data.proxy, data.merchants, data.valid, data.test,
                                data.ranking_valid, data.ranking_test, data.account]).encode()).hexdigest())
 """

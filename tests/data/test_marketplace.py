@@ -45,6 +45,15 @@ def test_all_four_grades_occur_and_their_shares_differ(relevance: FederatedData)
     assert (np.ptp(shares, axis=0) > [0.05, 0.15, 0.15, 0.15]).all()
 
 
+def test_no_product_is_asked_for_in_both_rankings_or_in_training(relevance: FederatedData) -> None:
+    assert relevance.ranking_valid is not None and relevance.ranking_test is not None
+    valid, test = (set(one.examples.groups.tolist()) for one in (relevance.ranking_valid, relevance.ranking_test))
+    trained = set(relevance.public.groups.tolist()).union(
+        *(shop.train.groups.tolist() for shop in relevance.merchants.values())
+    )
+    assert valid and test and not valid & test and not (valid | test) & trained
+
+
 def test_sizes_have_a_heavy_tail() -> None:
     world = make_world(2000, 0)
     offers = Marketplace(merchants=200, rows=50).offers(world)

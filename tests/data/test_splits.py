@@ -7,7 +7,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.labeled import LabeledRows
 from fed_distill.data.splits import federate, split_rows
-from fed_distill.data.tasks import category_task
+from fed_distill.data.tasks import RELEVANCE, category_task
 from fed_distill.errors import DataError
 
 CONFIG = DataConfig(task="category", min_rows=10, proxy_size=20, public_share=0.25)
@@ -56,6 +56,26 @@ def test_no_group_is_on_two_sides_anywhere() -> None:
     assert not train & test
     assert not valid & test
     assert (len(train), len(valid), len(test)) == (28, 4, 8)
+
+
+def test_a_ranking_asks_for_its_own_part_s_queries_alone() -> None:
+    config = CONFIG.model_copy(update={"task": "relevance"})
+    table = [(shop, query, grade) for shop in EVEN for query in range(40) for grade in (0, 3)]
+    source = LabeledRows.build(
+        RELEVANCE,
+        texts=[f"query {query}" for _, query, _ in table],
+        pairs=[f"offer {query} of grade {grade} at {shop}" for shop, query, grade in table],
+        labels=[grade for _, _, grade in table],
+        merchants=[shop for shop, _, _ in table],
+        config=config,
+    )
+    data = federate(source, config)
+    assert data.ranking_valid is not None and data.ranking_test is not None
+    valid, test = set(data.ranking_valid.examples.texts), set(data.ranking_test.examples.texts)
+    assert (valid, test) == (set(data.valid.texts), set(data.test.texts))
+    assert (len(valid), len(test)) == (4, 8)
+    trained = set(data.public.texts).union(*(merchant.train.texts for merchant in data.merchants.values()))
+    assert not valid & test and not (valid | test) & trained
 
 
 def test_public_merchants_are_no_clients_and_test_is_the_clients_pooled() -> None:

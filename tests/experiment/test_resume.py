@@ -80,7 +80,8 @@ def undisturbed(request, tiny_experiment, simulate, outcome_of, tmp_path_factory
 
 
 def test_stopped_at_every_stage_and_round(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path):
-    """One run, stopped at each event in turn: every resumption gets one event further."""
+    """One run, stopped at each event in turn: every resumption gets one event further. Once finished it resumes to
+    itself without training."""
     changes, events, ends = undisturbed
     assert [event for event in events if event.startswith("round")] == ["round 1", "round 2", "round 3"]
     experiment = tiny_experiment(tmp_path, changes)
@@ -94,8 +95,10 @@ def test_stopped_at_every_stage_and_round(undisturbed, tiny_experiment, simulate
         except Stopped:
             stops += 1
     assert stops == len(set(events))
-    folder, _ = simulate(experiment.with_changes({"runtime.resume": True}))
-    assert outcome_of(folder) == ends[1]
+    for _ in ("its end", "once more"):
+        folder, grid = simulate(experiment.with_changes({"runtime.resume": True}))
+        assert outcome_of(folder) == ends[1]
+    assert TRAIN not in [kind for kind, _, _ in grid.wire]
 
 
 def _stop(seen, wanted):
@@ -103,7 +106,32 @@ def _stop(seen, wanted):
         raise Stopped(seen)
 
 
-@pytest.mark.parametrize("message", [2, 4, 6])
+def test_stopped_after_every_round_it_has_waited_as_long_for_a_better_one(
+    tiny_experiment, simulate, outcome_of, tmp_path
+):
+    """At a rate at which it can only get worse, patience of 2 ends both runs two rounds after their best."""
+    changes = {
+        "controls": [],
+        "adaptation.enabled": False,
+        "federation.rounds": 8,
+        "federation.patience": 2,
+        "training.learning_rate": 3.0,
+    }
+    watcher = StopAt()
+    whole, _ = simulate(tiny_experiment(tmp_path / "whole", changes), callbacks=[watcher])
+    rounds = [event for event in watcher.seen if event.startswith("round")]
+    assert 3 <= len(rounds) < 8
+    experiment = tiny_experiment(tmp_path / "stopped", changes)
+    for number, event in enumerate(rounds):
+        stopping = StopAt()
+        stopping._note = lambda seen, wanted=event: _stop(seen, wanted)
+        with pytest.raises(Stopped):
+            simulate(experiment.with_changes({"runtime.resume": number > 0}), callbacks=[stopping])
+    resumed, _ = simulate(experiment.with_changes({"runtime.resume": True}))
+    assert outcome_of(resumed) == outcome_of(whole)
+
+
+@pytest.mark.parametrize("message", [2, 5])
 def test_stopped_while_merchants_train(undisturbed, tiny_experiment, simulate, outcome_of, tmp_path, message):
     """Three sites: some have trained, and kept their students, when the run is stopped in the middle of a round."""
     changes, _, ends = undisturbed
@@ -121,17 +149,6 @@ def test_stopped_while_merchants_train(undisturbed, tiny_experiment, simulate, o
         simulate(experiment, app=app, sites=3)
     folder, _ = simulate(experiment.with_changes({"runtime.resume": True}), sites=3)
     assert outcome_of(folder) == ends[3]
-
-
-def test_a_finished_run_resumes_to_itself_without_training(
-    undisturbed, tiny_experiment, simulate, outcome_of, tmp_path
-):
-    changes, _, ends = undisturbed
-    experiment = tiny_experiment(tmp_path, changes)
-    simulate(experiment)
-    folder, grid = simulate(experiment.with_changes({"runtime.resume": True}))
-    assert outcome_of(folder) == ends[1]
-    assert TRAIN not in [kind for kind, _, _ in grid.wire]
 
 
 @pytest.mark.parametrize("damage", ["lost", "digit"])

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.benchmarks import chart, ours, run
+from experiments.benchmarks import chart, ours, run, watch
 from experiments.benchmarks.ceiling import step_flops
 from experiments.benchmarks.contenders import Clock, Contender, Settings
 from experiments.benchmarks.plain import train
 from experiments.benchmarks.results import FAILED, NOT_INSTALLED, OK, Attempt, append, read, table
-from experiments.benchmarks.watch import sample
+from experiments.benchmarks.watch import Sample, sample
 from experiments.benchmarks.workload import Cohort, Workload
 from fed_distill.errors import ConfigError
 
@@ -62,8 +62,10 @@ def test_the_same_seed_gives_every_contender_the_same_bytes(tmp_path, student):
     assert not any(other.values())
 
 
-@pytest.mark.parametrize("contender", [ours.train, ours.train_with_workers])
-@pytest.mark.parametrize("student", ["two-tower", "bert-mini"])
+@pytest.mark.parametrize(
+    ("student", "contender"),
+    [("two-tower", ours.train), ("bert-mini", ours.train), ("two-tower", ours.train_with_workers)],
+)
 def test_our_trainers_do_the_plain_loops_work(tmp_path, student, contender, distance):
     """With one batch a merchant its order does not matter, and all must end with the same weights."""
     cohort = opened(tmp_path, student=student, texts=16, length=16, learning_rate=1e-4)
@@ -145,8 +147,8 @@ def test_a_tiny_run_trains_and_prints_a_table(tmp_path, capsys):
     assert attempt.status == OK
     assert attempt.steps == MERCHANTS
     assert attempt.loss_after < attempt.loss_before
-    assert 0 < attempt.share < 1
-    assert attempt.startup_seconds > attempt.seconds
+    assert len(attempt.round_seconds) == 1
+    assert attempt.step_flops and attempt.ceiling and attempt.startup_seconds
 
 
 def test_a_row_holds_medians_and_the_range_over_attempts():
@@ -202,7 +204,51 @@ def test_memory_is_that_of_the_whole_tree():
         process.communicate(b"\n")
     assert alone.memory > held
     assert here.memory > alone.memory
-    assert here.machine_seconds > here.tree_seconds > alone.tree_seconds
+
+
+@pytest.fixture
+def processes(tmp_path, monkeypatch):
+    """A function that writes a ``/proc``: the machine's ticks, and (parent, ticks by kind, pages) of each process."""
+    monkeypatch.setattr(watch, "_PROC", tmp_path)
+    monkeypatch.setattr(watch, "_TICKS", 100)
+    monkeypatch.setattr(watch, "_PAGE", 4096)
+
+    def write(machine, **trees):
+        (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, machine))}\ncpu0 1 2 3\n")
+        for number, (parent, ticks, pages) in trees.items():
+            fields = ["S", parent, *[0] * 9, *ticks, *[0] * 6, pages]  # proc(5), from the third field on
+            path = tmp_path / number.removeprefix("p") / "stat"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{number} (a (name) of words) {' '.join(map(str, fields))}\n")
+
+    return write
+
+
+def test_seconds_are_those_of_a_tree_and_of_all_that_the_machine_was_not_idle(processes):
+    """utime, stime and those of children that ended; of the machine all but idle and iowait, and no guest twice."""
+    processes(
+        (1000, 20, 300, 90_000, 7000, 4, 5, 6, 800, 900),
+        p10=(1, (100, 50, 30, 20), 10),
+        p11=(10, (7, 3, 0, 0), 5),
+        p12=(11, (1, 0, 0, 0), 1),
+        p20=(1, (500, 500, 500, 500), 1000),
+    )
+    seen = sample(10)
+    assert (seen.tree_seconds, seen.memory) == (2.11, 16 * 4096)
+    assert seen.machine_seconds == 13.35
+    assert sample(12).tree_seconds == 0.01
+    assert sample(99) is None
+
+
+def test_others_are_what_the_machine_did_and_the_tree_did_not(processes):
+    processes((0, 0, 0, 0, 0, 0, 0, 0), p10=(1, (0, 0, 0, 0), 10))
+    watching = watch.Watch(10, interval=1000.0)
+    watching.close()
+    watching._samples = [Sample(0.0, 40, 1.0, 10.0), Sample(2.0, 60, 3.0, 15.0), Sample(4.0, 50, 4.0, 19.0)]
+    assert watching.others(0.0, 4.0) == (9.0 - 3.0) / 4.0
+    assert watching.others(2.0, 4.0) == (4.0 - 1.0) / 2.0
+    assert watching.others(3.0, 4.0) is None
+    assert (watching.peak(1.0), watching.peak(4.0), watching.peak(-1.0)) == (40, 60, None)
 
 
 def test_the_chart_is_drawn_again_from_its_lines(tmp_path, capsys):

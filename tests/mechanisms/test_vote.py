@@ -265,20 +265,39 @@ def test_the_exact_divergence_of_the_check_is_within_its_bound(most, threshold, 
             assert renyi(here, there, order) <= bound * (1 + 1e-6) + 1e-12
 
 
+def gnmax_bound(q, noise, order):
+    """Renyi divergence of GNMax whose winner is missed with probability ``q``: Papernot et al. 2018, theorem 6 at the
+    orders of proposition 10 (mu2 = noise sqrt(log 1/q), mu1 = mu2 + 1), and order / noise^2 where it does not hold."""
+    without_data = order / noise**2
+    mu2 = noise * math.sqrt(math.log(1 / q))
+    mu1 = mu2 + 1
+    if mu2 <= 1 or mu1 < order:
+        return without_data
+    epsilon1, epsilon2 = mu1 / noise**2, mu2 / noise**2
+    if q > math.exp((mu2 - 1) * epsilon2) / (mu1 / (mu1 - 1) * mu2 / (mu2 - 1)) ** mu2:
+        return without_data
+    right = (1 - q) / (1 - (q * math.exp(epsilon2)) ** ((mu2 - 1) / mu2))
+    wrong = math.exp(epsilon1) / q ** (1 / (mu1 - 1))
+    bound = math.log((1 - q) * right ** (order - 1) + q * wrong ** (order - 1)) / (order - 1)
+    return min(bound, without_data)
+
+
 def by_hand(histograms, answered, mechanism, delta):
-    """The sum over queries at every order of a grid, then the least epsilon."""
-    best = math.inf
-    for order in 1.0 + np.geomspace(0.01, 1000.0, 300):
-        at, total = torch.tensor([order], dtype=F64), 0.0
-        for votes, told in zip(histograms.tolist(), answered.tolist(), strict=True):
-            margin = abs(max(votes) - mechanism.threshold) / mechanism.threshold_noise
-            unlikely = torch.tensor([stats.norm.logsf(margin)], dtype=F64)
-            total += renyi_bound(unlikely, math.sqrt(2) * mechanism.threshold_noise, at).item()
-            if told:
-                miss = log_miss(torch.tensor([votes]), mechanism.answer_noise)
-                total += renyi_bound(miss, mechanism.answer_noise, at).item()
-        best = min(best, total + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1))
-    return best
+    """The least epsilon over a grid of orders, of checks (of one count, so of noise sqrt(2) as wide) and answers."""
+    terms = []
+    for votes, told in zip(histograms.tolist(), answered.tolist(), strict=True):
+        most, *others = sorted(votes, reverse=True)
+        margin = abs(most - mechanism.threshold) / mechanism.threshold_noise
+        terms.append((special.erfc(margin / math.sqrt(2)) / 2, math.sqrt(2) * mechanism.threshold_noise))
+        if told:  # proposition 7
+            q = sum(special.erfc((most - other) / (2 * mechanism.answer_noise)) for other in others) / 2
+            terms.append((min(q, 1 - 1 / len(votes)), mechanism.answer_noise))
+    return min(
+        sum(gnmax_bound(q, noise, order) for q, noise in terms)
+        + math.log1p(-1 / order)
+        - (math.log(delta) + math.log(order)) / (order - 1)
+        for order in 1.0 + np.geomspace(0.01, 1000.0, 300)
+    )
 
 
 def test_epsilon_of_the_votes_as_they_were_adds_up_checks_and_given_answers():

@@ -89,7 +89,7 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
     size = Spend(site.experiment.privacy.size_noise, 1.0, 1)
     least = min(filtered([size, replace(spend, steps=spend.steps * rounds)], 1e-5) for spend, rounds in looked_at[0])
     plan = Plan((Phase(hard_labels(), epochs=1.0),))
-    for members in (1, 3, 10, 30, 100, 300, 1000, 10_000, 100_000, 1_000_000):
+    for members in (1, 10, 100, 10_000, 1_000_000):
         spend, delta = mechanism(site.experiment.privacy.unit).price(site.experiment, plan, members, 3)
         assert least <= filtered([size, replace(spend, steps=spend.steps * 3)], min(delta, 1e-5)) + 1e-6
 

@@ -14,6 +14,8 @@ from fed_distill.methods import METHODS
 QUICK = {
     "controls": [],
     "data.max_merchants": 3,
+    "data.max_examples": 24,
+    "data.proxy_size": 24,
     "adaptation.enabled": False,
     "training.optimizer": "sgd",
     "training.learning_rate": 0.1,

@@ -6,6 +6,7 @@ Shares no code with ``fed_distill.privacy``, so that a test can hold what a run 
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from opacus.accountants import PRVAccountant
@@ -14,12 +15,26 @@ from opacus.accountants import PRVAccountant
 @dataclass(frozen=True)
 class Recomputed:
     """Bounds of one unit's epsilon. least: losses rounded down. most: losses rounded up. third: Opacus' upper estimate,
-    None where it cannot say. delta: the smallest of the charges, at which all are."""
+    None where it cannot say. delta: the smallest of the charges, at which all are.
 
-    least: float
-    most: float
-    third: float | None
+    spends: ((noise multiplier, sampling rate), steps) of all mechanisms. interval: width of the bins of privacy loss.
+    """
+
+    spends: tuple
+    interval: float
     delta: float
+
+    @cached_property
+    def least(self):
+        return _composed(self.spends, self.interval, False).get_epsilon_for_delta(self.delta)
+
+    @cached_property
+    def most(self):
+        return _composed(self.spends, self.interval, True).get_epsilon_for_delta(self.delta)
+
+    @cached_property
+    def third(self):
+        return _by_opacus(self.spends, self.delta)
 
 
 def mechanisms_of(path, unit, **where):
@@ -46,16 +61,13 @@ def recomputed(path, unit, delta=None, interval=2e-4, **where):
     mechanisms, deltas = mechanisms_of(path, unit, **where)
     if not mechanisms:
         raise ValueError(f"{path} has no charge of unit {unit}")
-    delta = min(deltas) if delta is None else delta
-    least, most = (
-        _composed(mechanisms, interval, rounded_up).get_epsilon_for_delta(delta) for rounded_up in (False, True)
-    )
-    return Recomputed(least, most, _by_opacus(mechanisms, delta), delta)
+    return Recomputed(tuple(sorted(mechanisms.items())), interval, min(deltas) if delta is None else delta)
 
 
-def _composed(mechanisms, interval, rounded_up):
+@cache
+def _composed(spends, interval, rounded_up):
     total = None
-    for (noise, rate), steps in mechanisms.items():
+    for (noise, rate), steps in spends:
         one = from_gaussian_mechanism(
             noise,
             pessimistic_estimate=rounded_up,
@@ -67,9 +79,9 @@ def _composed(mechanisms, interval, rounded_up):
     return total
 
 
-def _by_opacus(mechanisms, delta):
+def _by_opacus(spends, delta):
     accountant = PRVAccountant()
-    accountant.history = [(noise, rate, steps) for (noise, rate), steps in mechanisms.items()]
+    accountant.history = [(noise, rate, steps) for (noise, rate), steps in spends]
     try:
         return float(accountant.get_epsilon(delta, eps_error=0.005))
     except (RuntimeError, ValueError):

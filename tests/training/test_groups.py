@@ -147,8 +147,10 @@ def test_groups_of_one_are_examples(trainer, kind, grouped, merchants, small_stu
     assert all(torch.equal(found[one][name], value) for one in expected for name, value in expected[one].items())
 
 
-@every_profile
-@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize(
+    ("kind", "profile"),
+    [*(("two-tower", profile) for profile in PROFILES), *((kind, "scattered") for kind in STUDENTS[1:])],
+)
 def test_both_trainers_add_the_same_noise(kind, profile, grouped, plans, distance):
     learners = grouped(kind, profile, limited(0.5, noise=0.7))
     fast, slow = (fit(trainer, learners, plans.turns, submodel=True) for trainer in TRAINERS[::-1])
