@@ -4,12 +4,13 @@ A report lists everything that leaves a merchant and how it is protected, includ
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from fed_distill.config import PrivacyConfig
 from fed_distill.mechanisms.base import Protecting
+from fed_distill.transport.messages import Kinds
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def account(
     mechanism: Protecting,
     config: PrivacyConfig,
     spent: Spent,
-    sends: Sequence[str],
+    sends: Kinds,
     personal: bool = False,
     *,
     reproducible_noise: bool = True,

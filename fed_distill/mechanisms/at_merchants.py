@@ -4,7 +4,6 @@ A merchant first releases how many members it has, with noise (``privacy.size_no
 rates, steps and noise follow from that number and not from the exact one. Then each round's private steps are paid.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,25 +14,19 @@ from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.data.examples import Examples, members
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.base import Protecting, Terms
-from fed_distill.mechanisms.revealed import PARTS, Revealed, noise, scores, validation
+from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
 from fed_distill.models import TextModel
 from fed_distill.models.adapters import check_per_example
+from fed_distill.payloads.base import Payload
 from fed_distill.privacy.accounting import Spend, default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.training.plan import Plan
 from fed_distill.training.preparation import private_steps
 from fed_distill.training.robust import passes
+from fed_distill.transport.messages import Kinds
 
 TRUSTED = "the merchant itself, which adds noise before anything leaves it, and whoever supplies the code that it runs"
 """Who must be trusted where merchants add the noise."""
-_COVERS = {
-    "weights": "DP-SGD: the gradients of every private step are clipped, summed and noised",
-    "soft_labels": "computed by a student trained with DP-SGD, at no further cost",
-    "votes": "computed by a student trained with DP-SGD, at no further cost",
-    "answered": "chosen by a student trained with DP-SGD, at no further cost",
-    "control_variate": "computed from weights trained with DP-SGD, at no further cost",
-    "low_rank_update": "computed from weights trained with DP-SGD, at no further cost",
-}
 
 
 def expected_batch(experiment: Experiment) -> int:
@@ -49,14 +42,13 @@ class AtMerchants(Protecting):
     grouped: ClassVar[bool] = False
     """Whether a member of the unit is a group of examples."""
 
-    @property
-    def covers(self) -> Mapping[str, str]:
-        """All that is computed from what was trained."""
-        return _COVERS
+    def covers(self, kind: type[Payload]) -> str | None:
+        """All that is computed by or from what was trained."""
+        return kind.covered
 
-    def check(self, experiment: Experiment, federation: FederationConfig, sends: Sequence[str]) -> None:
-        """ConfigError for a part that no noise covers, or settings that private steps would undo."""
-        self._refuse(federation.method, [part for part in sends if part not in self.covers])
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
+        """ConfigError for a payload that no noise covers, or settings that private steps would undo."""
+        self._refuse(federation.method, [kind for kind in sends if self.covers(kind) is None])
         config, training = experiment.privacy, experiment.training
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(config, key)]
         if scaled and (config.optimizer or training.optimizer) != "sgd":
@@ -70,9 +62,9 @@ class AtMerchants(Protecting):
                 "training.adversarial.attack = 'none' and training.r_drop = 0"
             )
 
-    def check_covered(self, method: str, sends: Sequence[str]) -> None:
+    def check_covered(self, method: str, sends: Kinds) -> None:
         """ConfigError if ``method`` sends something that is computed neither by nor from what was trained."""
-        self._refuse(method, [part for part in sends if part not in self.covers])
+        self._refuse(method, [kind for kind in sends if self.covers(kind) is None])
 
     def check_student(self, student: TextModel) -> None:
         """ConfigError for a student whose gradients have no parts by example."""
@@ -119,11 +111,11 @@ class AtMerchants(Protecting):
         return ExampleDP.configured(config, spend.noise_multiplier, examples=members)
 
     def disclose(
-        self, config: PrivacyConfig, sends: Sequence[str], personal: bool = False, *, reproducible_noise: bool = True
+        self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
         """All that leaves a merchant that adds the noise itself."""
-        parts = [Revealed(PARTS[part], self.covers[part]) for part in sends]
-        if "weights" in sends or "low_rank_update" in sends:
+        parts = [Revealed(kind.disclosure, self.covers(kind) or "not covered at all") for kind in sends]
+        if any(kind.holds_weights for kind in sends):
             parts.append(
                 Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")
             )

@@ -7,14 +7,14 @@ The secret stays in the folder of the runs.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.base import Protecting, Terms
-from fed_distill.mechanisms.revealed import PARTS, Revealed, noise, scores, validation
+from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
 from fed_distill.privacy.accounting import Spend, default_delta
+from fed_distill.transport.messages import Kinds
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,22 @@ class AtServer(Protecting):
         """Delta of the promise to each of so many merchants."""
         return default_delta(merchants) if config.delta is None else config.delta
 
-    def check(self, experiment: Experiment, federation: FederationConfig, sends: Sequence[str]) -> None:
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
         """ConfigError for a method that sends anything that the server does not noise."""
         self.check_covered(federation.method, sends)
-        wrong = [part for part in sends if part not in self.covers]
+        wrong = [kind for kind in sends if self.covers(kind) is None]
         if wrong:
             raise ConfigError(
-                f"privacy.unit = {self.name!r} noises {', '.join(sorted(self.covers))} and nothing else, and method "
-                f"{federation.method} sends {wrong[0]}"
+                f"privacy.unit = {self.name!r} does not noise all that method {federation.method} sends: not "
+                f"{wrong[0].disclosure}"
             )
 
     def disclose(
-        self, config: PrivacyConfig, sends: Sequence[str], personal: bool = False, *, reproducible_noise: bool = True
+        self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
         """All that the server receives, and what it makes of it."""
         return [
-            *(Revealed(PARTS[part], self.covers[part]) for part in sends),
+            *(Revealed(kind.disclosure, self.covers(kind) or "not covered at all") for kind in sends),
             Revealed(
                 "number of training examples, training losses", "received by the server; merchants have equal weight"
             ),

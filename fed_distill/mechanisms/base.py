@@ -7,7 +7,7 @@ is one file, found by name or import path; one of your own is a subclass of ``at
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,10 +19,12 @@ from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.errors import ConfigError
-from fed_distill.mechanisms.revealed import BARE, PARTS, Revealed
+from fed_distill.mechanisms.revealed import Revealed
 from fed_distill.models import TextModel
+from fed_distill.payloads.base import Payload
 from fed_distill.privacy.exposure import MOVED_BY
 from fed_distill.seeds import Randomness
+from fed_distill.transport.messages import Kinds
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class Mechanism(ABC):
     """Whether merchants leave the weights of ``privacy.freeze`` alone."""
 
     @abstractmethod
-    def check(self, experiment: Experiment, federation: FederationConfig, sends: Sequence[str]) -> None:
-        """ConfigError unless it protects a federation whose method ``sends`` these parts, as it is configured."""
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
+        """ConfigError unless it protects a federation whose method ``sends`` these payloads, as it is configured."""
 
     @abstractmethod
-    def check_covered(self, method: str, sends: Sequence[str]) -> None:
+    def check_covered(self, method: str, sends: Kinds) -> None:
         """ConfigError if ``method`` sends something that is computed on private examples and that nothing covers."""
 
     def check_task(self, config: PrivacyConfig, task: Task) -> None:  # noqa: B027 - most can do with every task
@@ -116,9 +118,9 @@ class Mechanism(ABC):
 
     @abstractmethod
     def disclose(
-        self, config: PrivacyConfig, sends: Sequence[str], personal: bool = False, *, reproducible_noise: bool = True
+        self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
-        """All that leaves a merchant in a federation whose method ``sends`` these parts.
+        """All that leaves a merchant in a federation whose method ``sends`` these payloads.
 
         personal: merchants train students of their own afterwards. reproducible_noise: noise is drawn from the run's
         seed, as in a simulation, and not from secrets of the sites and of the server.
@@ -138,10 +140,9 @@ class Protecting(Mechanism):
     def words(self) -> Words:
         """The promise in words, for reports."""
 
-    @property
     @abstractmethod
-    def covers(self) -> Mapping[str, str]:
-        """How it protects each part of an uplink that it can protect. No method may send another one."""
+    def covers(self, kind: type[Payload]) -> str | None:
+        """How it protects a kind of payload; None of one that it cannot protect, and that no method may send."""
 
     @property
     def stated_move(self) -> float | None:
@@ -157,14 +158,14 @@ class Protecting(Mechanism):
         of examples in one, where that is known."""
         return []
 
-    def check_covered(self, method: str, sends: Sequence[str]) -> None:
+    def check_covered(self, method: str, sends: Kinds) -> None:
         """ConfigError if ``method`` sends something that is computed on private examples and that nothing covers."""
-        self._refuse(method, [part for part in sends if part in BARE])
+        self._refuse(method, [kind for kind in sends if kind.covered is None])
 
-    def _refuse(self, method: str, bare: Sequence[str]) -> None:
+    def _refuse(self, method: str, bare: Sequence[type[Payload]]) -> None:
         if bare:
             raise ConfigError(
                 f"privacy.unit = {self.name!r} does not cover everything that method {method} sends: "
-                f"{PARTS.get(bare[0], bare[0])} are computed on private examples without noise. Choose another method, "
+                f"{bare[0].disclosure} are computed on private examples without noise. Choose another method, "
                 "such as fedmd, or set privacy.unit = 'none'."
             )

@@ -9,7 +9,7 @@ algorithm 1). What it promises holds if every merchant takes part in a round by 
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,11 +23,13 @@ from fed_distill.mechanisms.base import NoiseSource, Terms, Words
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import freeze
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.base import Payload
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
 from fed_distill.privacy.dp_sgd import add_noise
 from fed_distill.privacy.exposure import MOVED_BY
 from fed_distill.seeds import Keystream, Randomness
-from fed_distill.transport.messages import Uplink
+from fed_distill.transport.messages import Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,14 @@ class ByMerchant(AtServer):
             "one merchant is added or removed.",
         )
 
-    @property
-    def covers(self) -> Mapping[str, str]:
+    def covers(self, kind: type[Payload]) -> str | None:
         """Weights, of which a mean is made."""
-        return {"weights": "received by the server, which releases their noised mean"}
+        return "received by the server, which releases their noised mean" if kind is StudentWeights else None
 
-    def check(self, experiment: Experiment, federation: FederationConfig, sends: Sequence[str]) -> None:
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
         """ConfigError for what is no plain mean of weights."""
         self.check_covered(federation.method, sends)
-        if tuple(sends) != ("weights",) or federation.aggregator != "fedavg":
+        if sends != (StudentWeights,) or federation.aggregator != "fedavg":
             raise ConfigError(
                 f"privacy.unit = {self.name!r} noises a mean of weights: it needs a method that sends weights only, "
                 f"such as fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
@@ -264,15 +265,16 @@ class _ClippedSum:
 
     def add(self, uplink: Uplink) -> None:
         """Take in one merchant."""
-        if uplink.weights is None:
+        sent = uplink.get(StudentWeights)
+        if sent is None:
             raise UplinkRejected(f"merchant {uplink.merchant}: it sent no weights, of which a private mean is made")
-        changes = {name: self._change(name, uplink.weights) for name in self.sums if name in uplink.weights.arrays}
+        changes = {name: self._change(name, sent) for name in self.sums if name in sent.arrays}
         norm = math.hypot(*(float(torch.linalg.vector_norm(change)) for change in changes.values()))
         if not math.isfinite(norm):
             raise UplinkRejected(f"merchant {uplink.merchant}: its update is not finite")
         scale = min(1.0, self._norm / norm) if norm else 1.0
         for name, change in changes.items():
-            rows = uplink.weights.rows.get(name)
+            rows = sent.rows.get(name)
             if rows is None:
                 self.sums[name].add_(change, alpha=scale)
             else:

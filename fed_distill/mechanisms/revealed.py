@@ -1,21 +1,8 @@
-"""What leaves a merchant, part by part in words, as far as that is the same for all privacy units."""
+"""What leaves a merchant beside its payloads, in words, as far as that is the same for all privacy units."""
 
 from dataclasses import dataclass
 
 from fed_distill.config import PrivacyConfig
-
-PARTS = {
-    "weights": "weights of its trained student",
-    "soft_labels": "its student's soft labels on the proxy set",
-    "votes": "its student's votes on the proxy set",
-    "answered": "which proxy examples its student labels",
-    "class_means": "its student's mean soft labels of each class on its own examples",
-    "control_variate": "change of its mean gradient since it last took part",
-    "low_rank_update": "update of its student's weights, of lower rank",
-}
-"""The parts of an uplink."""
-BARE = ("class_means",)
-"""Parts that are computed on private examples after training, and so are no post-processing of what was noised."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ merchant's votes, whatever they become; the server, which counts the votes, is t
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -21,9 +21,12 @@ from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import NoiseSource, Terms, Words
+from fed_distill.payloads.base import Payload
+from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon, noise_for
 from fed_distill.privacy.exposure import MOVED_BY
 from fed_distill.seeds import Keystream
+from fed_distill.transport.messages import Kinds
 
 _ORDERS = 1.0 + torch.logspace(-2.0, 3.0, 400, dtype=torch.float64)
 _STEP = 1e-4
@@ -49,15 +52,14 @@ class ByVote(AtServer):
             "merchant's votes are added or removed.",
         )
 
-    @property
-    def covers(self) -> Mapping[str, str]:
+    def covers(self, kind: type[Payload]) -> str | None:
         """Votes, which are counted."""
-        return {"votes": "received by the server, which releases noised counts"}
+        return "received by the server, which releases noised counts" if kind is Votes else None
 
-    def check(self, experiment: Experiment, federation: FederationConfig, sends: Sequence[str]) -> None:
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
         """ConfigError for a method that sends anything but votes."""
         self.check_covered(federation.method, sends)
-        if tuple(sends) != ("votes",):
+        if sends != (Votes,):
             raise ConfigError(
                 f"privacy.unit = {self.name!r} noises counts of votes: it needs a method that sends votes only, such "
                 f"as pate, not {federation.method}"

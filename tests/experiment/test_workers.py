@@ -70,7 +70,7 @@ import sys
 
 from flwr.app import RecordDict
 
-from fed_distill.runtime.workers import WorkerGrid
+from fed_distill.experiment.workers import WorkerGrid
 
 if __name__ == "__main__":
     grid = WorkerGrid("shop_app:build", {"log": sys.argv[1]}, nodes=2, workers=2)
