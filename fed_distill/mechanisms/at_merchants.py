@@ -43,12 +43,12 @@ class AtMerchants(Protecting):
     """Whether a member of the unit is a group of examples."""
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """All that is computed from what was trained."""
+        """All that is computed by or from what was trained."""
         return kind.covered
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """ConfigError for a part that no noise covers, or settings that private steps would undo."""
-        self.check_covered(federation.method, sends)
+        """ConfigError for a payload that no noise covers, or settings that private steps would undo."""
+        self._refuse(federation.method, [kind for kind in sends if self.covers(kind) is None])
         config, training = experiment.privacy, experiment.training
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(config, key)]
         if scaled and (config.optimizer or training.optimizer) != "sgd":
@@ -114,7 +114,7 @@ class AtMerchants(Protecting):
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
         """All that leaves a merchant that adds the noise itself."""
-        parts = [Revealed(kind.disclosure, self.covers(kind) or "not covered") for kind in sends]
+        parts = [Revealed(kind.disclosure, self.covers(kind) or "not covered at all") for kind in sends]
         if any(kind.tells_rows for kind in sends):
             parts.append(
                 Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")

@@ -35,7 +35,8 @@ class AtServer(Protecting):
         wrong = [kind for kind in sends if self.covers(kind) is None]
         if wrong:
             raise ConfigError(
-                f"privacy.unit = {self.name!r} does not noise {wrong[0].name}, which method {federation.method} sends"
+                f"privacy.unit = {self.name!r} does not noise all that method {federation.method} sends: not "
+                f"{wrong[0].disclosure}"
             )
 
     def disclose(
@@ -43,7 +44,7 @@ class AtServer(Protecting):
     ) -> list[Revealed]:
         """All that the server receives, and what it makes of it."""
         return [
-            *(Revealed(kind.disclosure, self.covers(kind) or "not covered") for kind in sends),
+            *(Revealed(kind.disclosure, self.covers(kind) or "not covered at all") for kind in sends),
             Revealed(
                 "number of training examples, training losses", "received by the server; merchants have equal weight"
             ),

@@ -142,7 +142,7 @@ class Protecting(Mechanism):
 
     @abstractmethod
     def covers(self, kind: type[Payload]) -> str | None:
-        """How it protects a kind of payload, in words; None for what it does not, which no method may send."""
+        """How it protects a kind of payload; None of one that it cannot protect, and that no method may send."""
 
     @property
     def stated_move(self) -> float | None:

@@ -21,5 +21,5 @@ class Unprotected(Mechanism):
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
-        """Each part as it was computed."""
+        """Each payload as it was computed."""
         return [Revealed(kind.disclosure, "not protected") for kind in sends]

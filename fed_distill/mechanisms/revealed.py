@@ -1,4 +1,4 @@
-"""What leaves a merchant, part by part in words, as far as that is the same for all privacy units."""
+"""What leaves a merchant beside its payloads, in words, as far as that is the same for all privacy units."""
 
 from dataclasses import dataclass
 

@@ -9,8 +9,16 @@ from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.account import Spent
 from fed_distill.mechanisms.account import account as account_of
 from fed_distill.mechanisms.lookup import mechanism
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import REPORTED_DELTAS
-from fed_distill.transport.messages import PARTS
+
+KINDS = (StudentWeights, SoftLabels, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
 
 SPENT = Spent(3, 1.5, 1e-7, 0.8, 1.1, epsilon_5=1.2, epsilon_6=1.4)
 units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"])
@@ -22,7 +30,7 @@ def config(unit="example", **changes):
 
 def sent(unit):
     """What a method may send that the unit can protect."""
-    return ("votes",) if unit == "vote" else ("weights",)
+    return (Votes,) if unit == "vote" else (StudentWeights,)
 
 
 def account(privacy, *args, **changes):
@@ -59,30 +67,30 @@ def test_every_unit_says_what_it_protects_and_who_is_trusted(unit):
 
 
 def test_an_epsilon_without_a_bound_is_none():
-    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), ("weights",))
+    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), (StudentWeights,))
     assert told["epsilon"] is None and told["epsilon_at"] == {"1e-05": 2.0, "1e-06": None}
 
 
 def test_it_says_how_many_examples_a_group_has_and_what_a_group_is():
-    told = account(config("group", group="pair"), SPENT, ("weights",), largest_group=12)
+    told = account(config("group", group="pair"), SPENT, (StudentWeights,), largest_group=12)
     assert told["largest_group"] == 12 and "second text" in told["group"]
-    assert account(config(), SPENT, ("weights",))["group"] is None
+    assert account(config(), SPENT, (StudentWeights,))["group"] is None
 
 
 def test_all_that_leaves_is_listed():
-    listed = revealed(config(), ("weights", "soft_labels"))
+    listed = revealed(config(), (StudentWeights, SoftLabels))
     assert len({one.what for one in listed}) == len(listed) == 11
     assert "noised" in how(listed, "weights of its trained student")
     assert how(listed, "training losses") == "not sent"
     assert how(listed, "that it takes part in a round") == "not hidden"
     assert "deviation 20" in how(listed, "number of training examples")
     assert "public proxy" in how(listed, "which embedding rows it sends, and how often they are used")
-    assert "which embedding rows" not in " ".join(one.what for one in revealed(config(), ("soft_labels",)))
-    assert "which embedding rows" in " ".join(one.what for one in revealed(config(), ("low_rank_update",)))
+    assert "which embedding rows" not in " ".join(one.what for one in revealed(config(), (SoftLabels,)))
+    assert "which embedding rows" in " ".join(one.what for one in revealed(config(), (LowRankUpdate,)))
 
 
 def test_a_merchant_whose_groups_are_hidden_sends_how_many_there_are():
-    listed = revealed(config("group"), ("weights",))
+    listed = revealed(config("group"), (StudentWeights,))
     assert "deviation 20" in how(listed, "number of groups")
     assert "number of training examples" not in " ".join(one.what for one in listed)
 
@@ -111,7 +119,7 @@ def test_it_says_whether_the_noise_can_be_reproduced_and_whose_secret_it_is(unit
 
 def test_scores_are_told_exactly_or_not_at_all():
     exact, kept = (
-        how(revealed(config(report_scores=told), ("weights",)), "correct test examples") for told in (True, False)
+        how(revealed(config(report_scores=told), (StudentWeights,)), "correct test examples") for told in (True, False)
     )
     assert "exactly" in exact and "not covered by the promise" in exact
     assert kept == "not sent"
@@ -133,26 +141,26 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
         ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends: its student"
     ):
         mechanism(unit).check(
-            Experiment(privacy=config(unit)), FederationConfig(method="fd"), ("weights", "class_means")
+            Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentWeights, ClassMeans)
         )
     with pytest.raises(ConfigError, match="computed on private examples without noise"):
-        mechanism(unit).check_covered("fd", ("class_means",))
+        mechanism(unit).check_covered("fd", (ClassMeans,))
 
 
-def test_without_privacy_every_part_is_disclosed_as_not_protected():
-    listed = mechanism("none").disclose(PrivacyConfig(), PARTS)
-    assert len({one.what for one in listed}) == len(PARTS)
+def test_without_privacy_every_payload_is_disclosed_as_not_protected():
+    listed = mechanism("none").disclose(PrivacyConfig(), KINDS)
+    assert len({one.what for one in listed}) == len(KINDS)
     assert {one.how for one in listed} == {"not protected"}
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_part_is_either_accounted_for_or_refused(part):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_either_accounted_for_or_refused(kind):
     experiment, own = Experiment(privacy=config()), FederationConfig(method="own")
-    mechanism("none").check(Experiment(), own, (part,))
+    mechanism("none").check(Experiment(), own, (kind,))
     try:
-        mechanism("example").check(experiment, own, (part,))
+        mechanism("example").check(experiment, own, (kind,))
     except ConfigError:
         return
-    first = revealed(config(), (part,))[0]
+    first = revealed(config(), (kind,))[0]
     assert first.what not in {one.what for one in revealed(config(), ())}
     assert first.how

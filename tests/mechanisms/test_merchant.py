@@ -95,7 +95,7 @@ def test_the_sum_is_divided_by_the_merchants_expected_and_not_by_those_who_came(
 
 def test_every_merchant_counts_the_same_whatever_its_examples():
     sent = uplinks(3)
-    equal = [Uplink(uplink.merchant, 1, (StudentWeights.of(uplink.weights),)) for uplink in sent]
+    equal = [Uplink(uplink.merchant, 1, uplink.payloads) for uplink in sent]
     assert np.array_equal(flat(private_mean().average(CURRENT, sent)), flat(private_mean().average(CURRENT, equal)))
 
 
