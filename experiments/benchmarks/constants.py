@@ -21,6 +21,9 @@ from fed_distill.aggregation.running import RunningMean, mean_weights
 from fed_distill.coordinator.sites import chunk_size
 from fed_distill.models import predict
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import check_uplink, decode_uplink, encode_downlink, encode_uplink, serialized_bytes
@@ -137,9 +140,9 @@ def _weights_cost(weights: Mapping[str, Tensor], uplinks: Sequence[Uplink]) -> M
     """Merchants get student and soft labels, and send the rows that they touched and all other weights."""
     sent = [encode_uplink(uplink) for uplink in uplinks]
     seconds, _ = _timed(lambda: mean_weights(weights, _received(sent, weights)))
-    parts = [uplink.weights for uplink in uplinks if uplink.weights is not None]
+    parts = [uplink.need(StudentWeights) for uplink in uplinks]
     return MethodCost(
-        _downlink_bytes(Downlink(1, dict(weights), _soft_labels())),
+        _downlink_bytes(Downlink(1, (StudentWeights(weights), SoftLabels(_soft_labels())))),
         sum(map(serialized_bytes, sent)) // len(sent),
         sum(map(_held, parts)) // len(parts),
         seconds / len(sent),
@@ -149,18 +152,17 @@ def _weights_cost(weights: Mapping[str, Tensor], uplinks: Sequence[Uplink]) -> M
 def _soft_label_cost(weights: Mapping[str, Tensor], uplinks: Sequence[Uplink]) -> MethodCost:
     """Merchants get and send soft labels; the first round's downlink also brings the student, which is not in here."""
     labels = _soft_labels()
-    sent = [encode_uplink(Uplink(uplink.merchant, uplink.examples, soft_labels=labels)) for uplink in uplinks]
+    sent = [encode_uplink(Uplink(uplink.merchant, uplink.examples, (SoftLabels(labels),))) for uplink in uplinks]
 
     def merge() -> Tensor:
         mean = RunningMean()
         for uplink in _received(sent, weights):
-            assert uplink.soft_labels is not None
-            mean.add(uplink.soft_labels)
+            mean.add(uplink.need(SoftLabels).probabilities)
         return mean.mean()
 
     seconds, _ = _timed(merge)
     return MethodCost(
-        _downlink_bytes(Downlink(1, None, labels)),
+        _downlink_bytes(Downlink(1, (SoftLabels(labels),))),
         sum(map(serialized_bytes, sent)) // len(sent),
         labels.nbytes,
         seconds / len(sent),
@@ -169,8 +171,8 @@ def _soft_label_cost(weights: Mapping[str, Tensor], uplinks: Sequence[Uplink]) -
 
 def _received(sent: Sequence[RecordDict], weights: Mapping[str, Tensor]) -> Iterator[Uplink]:
     for content in sent:
-        uplink = decode_uplink(content)
-        check_uplink(uplink, weights, (PROXY, len(CLASSES)))
+        uplink = decode_uplink(content, (StudentWeights, SoftLabels))
+        check_uplink(uplink, Context(weights, PROXY, len(CLASSES)))
         yield uplink
 
 

@@ -25,6 +25,7 @@ from fed_distill.coordinator.sites import chunk_size
 from fed_distill.distill.losses import hard_labels
 from fed_distill.experiment.workers import WorkerGrid
 from fed_distill.models.transformer import Transformer
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
@@ -73,7 +74,7 @@ def train_with_workers(cohort: Cohort, settings: Settings, clock: Clock, private
     run_config = {"folder": str(cohort.folder), "private": private, "workers": settings.threads}
     with WorkerGrid(f"{__name__}:build_app", run_config, settings.threads, settings.threads, 1) as grid:
         for number in range(1, settings.rounds + 1):
-            content = encode_downlink(Downlink(number, weights))
+            content = encode_downlink(Downlink(number, (StudentWeights(weights),)))
             asked = [Message(RecordDict(dict(content.items())), node, "train.round") for node in grid.get_node_ids()]
             weights = mean_weights(weights, _uplinks(grid, asked))
             clock.round_done(partial(dict, weights))
@@ -84,7 +85,8 @@ def _uplinks(grid: WorkerGrid, asked: list[Message]) -> Iterator[Uplink]:
         (reply,) = grid.pull_messages([message_id])
         if reply.has_error():
             raise RuntimeError(reply.error.reason)
-        yield from map(decode_uplink, by_prefix(reply.content).values())
+        for content in by_prefix(reply.content).values():
+            yield decode_uplink(content, (StudentWeights,))
 
 
 def build_app() -> ClientApp:
@@ -98,8 +100,7 @@ def build_app() -> ClientApp:
         if node not in sides:
             cohort = Cohort.open(Path(str(config["folder"])))
             sides[node] = Side(cohort, "cpu", "cohort", bool(config["private"]), True, "float32", None)
-        down = decode_downlink(message.content)
-        assert down.weights is not None
+        down = decode_downlink(message.content, (StudentWeights,))
         part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         shops = range(part, len(sides[node].cohort.shops), parts)
         reply = RecordDict()
@@ -153,7 +154,7 @@ class Side:
         for fitted in self._trainer.fit(learners, dict.fromkeys(examples, self._plan), self._pace):
             if not isinstance(fitted, Fitted):
                 raise RuntimeError(fitted.reason)
-            yield Uplink(fitted.name, examples[fitted.name], fitted.weights)
+            yield Uplink(fitted.name, examples[fitted.name], (StudentWeights.of(fitted.weights),))
 
     def _learner(self, place: int, shop: Shop, number: int, weights: Weights) -> Learner:
         name = f"shop {place}"

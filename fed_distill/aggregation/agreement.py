@@ -26,6 +26,7 @@ from fed_distill.aggregation.fedavg import FedAvg
 from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 BLOCK = 2048
@@ -41,10 +42,10 @@ class _Agreeing(Stateless, ABC):
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights."""
-        sent = [uplink for uplink in uplinks if uplink.weights is not None]
+        sent = [uplink for uplink in uplinks if uplink.get(StudentWeights)]
         if not sent:
             raise UplinkRejected("no merchant sent weights that could be merged")
-        products = inner_products(current, [uplink.weights for uplink in sent if uplink.weights is not None])
+        products = inner_products(current, [uplink.need(StudentWeights) for uplink in sent])
         lengths = products.diagonal().sqrt()
         factors = (lengths.median() / lengths.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
         kept = agreeing(products).nonzero().flatten().tolist()
@@ -106,7 +107,7 @@ def inner_products(current: Weights, sent: Sequence[PartialWeights]) -> Tensor:
 
 def shortened(uplink: Uplink, current: Weights, factor: float) -> Uplink:
     """``uplink`` whose update is ``factor`` times as long, with its rows and counts."""
-    sent = uplink.weights
+    sent = uplink.get(StudentWeights)
     assert sent is not None
     if factor == 1.0:
         return uplink
@@ -115,7 +116,7 @@ def shortened(uplink: Uplink, current: Weights, factor: float) -> Uplink:
         if value.is_floating_point():
             start = _start(name, current[name], sent).double()
             arrays[name] = (start + factor * (value.double() - start)).to(value.dtype)
-    return replace(uplink, weights=replace(sent, arrays=arrays))
+    return uplink.having(replace(sent, arrays=arrays))
 
 
 def _updates(name: str, value: Tensor, sent: Sequence[PartialWeights]) -> Iterator[Tensor]:

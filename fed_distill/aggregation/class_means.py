@@ -1,4 +1,4 @@
-"""Mean soft labels of each class, over a merchant's examples and then over merchants.
+"""Mean soft labels of each class, averaged over merchants.
 
 Jeong et al., "Communication-efficient on-device machine learning: federated distillation and augmentation under
 non-IID private data", 2018, algorithm 1: what a device tells of its data are the means of its outputs by label, and
@@ -6,20 +6,9 @@ the server averages them, each device counting the same in every class that it h
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
-from fed_distill.transport.messages import ClassMeans
-
-
-def class_means(probabilities: Tensor, labels: Tensor) -> ClassMeans:
-    """Means of ``probabilities`` ``[examples, classes]`` over the examples of each label; ``labels``: int64
-    ``[examples]``."""
-    members = F.one_hot(labels, probabilities.shape[1]).to(torch.float64)
-    counts = members.sum(dim=0)
-    means = members.T @ probabilities.double() / counts.clamp_min(1.0).unsqueeze(1)
-    return ClassMeans(means.to(probabilities.dtype), counts > 0)
+from fed_distill.payloads.class_means import ClassMeans
 
 
 class RunningClassMeans:

@@ -16,6 +16,7 @@ from fed_distill.aggregation.running import RunningUpdate
 from fed_distill.config import PositiveFloat
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 USES_PER_EXAMPLE = 4
@@ -46,7 +47,7 @@ class FedSubAvg:
         update, examples = RunningUpdate(current), 0
         row_weights: dict[str, Tensor] = {}
         for uplink in uplinks:
-            sent = uplink.weights
+            sent = uplink.get(StudentWeights)
             if sent is None:
                 continue
             examples += uplink.examples

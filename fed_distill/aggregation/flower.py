@@ -24,6 +24,7 @@ from fed_distill.aggregation.running import mean_weights
 from fed_distill.config import PositiveFloat
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Uplink
 
@@ -83,9 +84,9 @@ class _FlowerAggregator:
     def _messages(self, current: Weights, uplinks: Iterable[Uplink], names: Sequence[str]) -> list[Message]:
         """What the strategy is handed: every merchant's whole weights."""
         return [
-            _message(uplink.examples, completed(uplink.weights, current), names)
+            _message(uplink.examples, completed(sent, current), names)
             for uplink in uplinks
-            if uplink.weights is not None
+            if (sent := uplink.get(StudentWeights)) is not None
         ]
 
     def state(self) -> dict[str, Tensor]:

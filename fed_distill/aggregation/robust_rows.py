@@ -9,7 +9,7 @@ All merchants' updates are held in memory at once, as robust means need, but onl
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from fed_distill.aggregation.base import Stateless
 from fed_distill.aggregation.robust_means import median, trimmed_mean
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 
@@ -33,12 +34,12 @@ class _RobustRows(Stateless, ABC):
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights; rows that nobody sent, and weights that are not floating-point, stay as they are."""
-        sent = [uplink.weights for uplink in uplinks if uplink.weights is not None]
+        sent = [sent for uplink in uplinks if (sent := uplink.get(StudentWeights)) is not None]
         if not sent:
             raise UplinkRejected("no merchant sent weights that could be merged")
         return {name: self._merged(name, value, sent) for name, value in current.items()}
 
-    def _merged(self, name: str, value: Tensor, sent: list[PartialWeights]) -> Tensor:
+    def _merged(self, name: str, value: Tensor, sent: Sequence[PartialWeights]) -> Tensor:
         having = [one for one in sent if name in one.arrays]
         if not having or not value.is_floating_point():
             return value

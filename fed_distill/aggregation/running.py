@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 
@@ -92,12 +93,13 @@ def mean_weights(current: Weights, uplinks: Iterable[Uplink], power: int = 1) ->
     """
     update, total = RunningUpdate(current), 0
     for uplink in uplinks:
-        if uplink.weights is None:
+        sent = uplink.get(StudentWeights)
+        if sent is None:
             continue
         weight = uplink.examples**power
         total += weight
         for name in update.names:
-            update.add(name, uplink.weights, weight)
+            update.add(name, sent, weight)
     if not total:
         raise UplinkRejected("no merchant sent weights that could be merged")
     return {name: update.moved(name, total) for name in current}

@@ -44,7 +44,13 @@ from fed_distill.experiment.schooling import School
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel, build_student
-from fed_distill.models.weights import Weights
+from fed_distill.models.weights import Weights, applied
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
@@ -57,8 +63,6 @@ from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import steps_of
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
-from fed_distill.transport.coding.weights import applied
-from fed_distill.transport.low_rank import multiplied_out
 from fed_distill.transport.messages import Uplink
 
 CANARY_DELTA = 1e-5
@@ -197,17 +201,18 @@ class Auditing:
 
     def _guessed_shares(self, uplink: Uplink, before: FloatArray, public: FloatArray) -> FloatArray:
         """From the part of an uplink that tells most; ``before``: what the common student makes of the proxy set."""
-        if uplink.class_means is not None:
-            return shares_from_presence(uplink.class_means.present.numpy(), public)
-        if uplink.soft_labels is not None:
-            sent = uplink.soft_labels.numpy().astype(np.float64)
-            before = before if uplink.answered is None else before[uplink.answered.numpy()]
-        elif uplink.votes is not None:
-            sent = np.eye(len(public))[uplink.votes.numpy()]
+        if means := uplink.get(ClassMeans):
+            return shares_from_presence(means.present.numpy(), public)
+        if labels := uplink.get(SoftLabels):
+            sent = labels.probabilities.numpy().astype(np.float64)
+        elif selected := uplink.get(SelectedSoftLabels):
+            sent = selected.probabilities.numpy().astype(np.float64)
+            before = before[selected.answered.numpy()]
+        elif votes := uplink.get(Votes):
+            sent = np.eye(len(public))[votes.classes.numpy()]
         else:
-            update = uplink.low_rank_update
-            weights = uplink.weights if update is None else applied(multiplied_out(update), self.start)
-            assert weights is not None
+            update = uplink.get(LowRankUpdate)
+            weights = applied(update.multiplied_out(), self.start) if update else uplink.need(StudentWeights)
             sent = predictor(self.student, completed(weights, self.start))(self.data.proxy)
         return shares_from_soft_labels(sent, before, public)
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from statistics import median_low
 
 from fed_distill.logs import observed
-from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.transport.messages import Uplink
 
 _SLACK = 1e-6
@@ -70,13 +70,8 @@ class Counts:
                     examples,
                     uplink.examples,
                 )
-        weights, update = uplink.weights, uplink.low_rank_update
-        return replace(
-            uplink,
-            examples=examples,
-            weights=None if weights is None else _scaled(weights, factors),
-            low_rank_update=None if update is None else replace(update, plain=_scaled(update.plain, factors)),
-        )
+        payloads = (_scaled(one, factors) if isinstance(one, CountsRows) else one for one in uplink.payloads)
+        return replace(uplink, examples=examples, payloads=tuple(payloads))
 
     def _most(self, claims: Iterable[float], more: int) -> float:
         """The limit that these claims give; those of nothing are no measure for the others."""
@@ -105,9 +100,9 @@ def most(sizes: Sequence[float], share: float | None, ratio: float | None, more:
 
 def _uses(uplink: Uplink) -> dict[str, float]:
     """How often a merchant says that it uses the rows of each table that it sends in part, in all."""
-    sent = uplink.weights if uplink.low_rank_update is None else uplink.low_rank_update.plain
-    return {} if sent is None else {name: float(sent.counts[name].sum()) for name in sent.rows}
+    sent = (payload for payload in uplink.payloads if isinstance(payload, CountsRows))
+    return {name: float(counts.sum()) for payload in sent for name, counts in payload.counts.items()}
 
 
-def _scaled(sent: PartialWeights, factors: Mapping[str, float]) -> PartialWeights:
-    return replace(sent, counts={**sent.counts, **{name: sent.counts[name] * factors[name] for name in factors}})
+def _scaled(sent: CountsRows, factors: Mapping[str, float]) -> Payload:
+    return sent.with_counts({**sent.counts, **{name: sent.counts[name] * factors[name] for name in factors}})

@@ -24,9 +24,11 @@ from fed_distill.coordinator.released import Released
 from fed_distill.coordinator.sites import Chunk, Sites, chunk_size
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.mechanisms.server_side import NoiseSource, counted_plainly, private_mean, vote_count
-from fed_distill.methods.base import GlobalState, Relearn
+from fed_distill.methods import METHODS
+from fed_distill.methods.base import GlobalState, Method, Relearn
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.base import Context
 from fed_distill.privacy.ledger import AT_MERCHANTS, Ledgers
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
@@ -93,6 +95,12 @@ class Federation:
     def noise(self) -> NoiseSource:
         """What the server's noise and sampling coins are drawn from."""
         return NoiseSource((self.secret or self.seed, self.arm, self.identity), reproducible=not self.secret)
+
+    @cached_property
+    def method(self) -> Method:
+        """Its method."""
+        built: Method = METHODS.build(self.config.method, self.config.options)
+        return built
 
     @property
     def stores(self) -> Stores:
@@ -186,10 +194,10 @@ class Federation:
         if self.codec.cache is not None:
             received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
             request = received.told(request)
-        shape, deadline = (proxy, classes), self.config.deadline
-        weights = self.starts[self.global_student]
+        context = Context(self.starts[self.global_student], proxy, classes)
+        kinds, deadline = self.method.sends, self.config.deadline
         return self.sites.train(
-            request, down, starts, self.chunk(), self.codec, shape, received, deadline, away, weights
+            request, down, starts, self.chunk(), self.codec, kinds, context, received, deadline, away
         )
 
     def intake(
@@ -209,7 +217,8 @@ class Federation:
         compared = self.unit != "merchant"
         power = 2 if self._aggregator_options().get("weight") == "examples-squared" else 1
         counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
-        return Intake(chunks, state, len(merchants), number, share, longest, compared, counts)
+        context = Context(state.weights, *self.teacher_labels.shape)
+        return Intake(chunks, context, len(merchants), number, share, longest, compared, counts)
 
     @property
     def global_student(self) -> str:

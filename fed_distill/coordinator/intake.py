@@ -7,12 +7,10 @@ no uplink has to be kept.
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from statistics import median
-
-from torch import Tensor
 
 from fed_distill.coordinator.attempts import least
 from fed_distill.coordinator.counts import Counts
@@ -20,15 +18,14 @@ from fed_distill.coordinator.exchange import readable
 from fed_distill.coordinator.sites import Chunk
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError, UplinkRejected
 from fed_distill.logs import observed
-from fed_distill.methods.base import GlobalState
-from fed_distill.models.weights import Weights
-from fed_distill.transport.low_rank import multiplied_out
+from fed_distill.payloads.base import Context
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import check_uplink
 from fed_distill.transport.requests import Cause, Refusal
 
 _log = logging.getLogger(__name__)
-_Parts = tuple[frozenset[str], frozenset[str], frozenset[str]]
+_Parts = frozenset[tuple[str, Hashable]]
 
 
 class Intake:
@@ -48,7 +45,7 @@ class Intake:
     def __init__(
         self,
         chunks: Iterable[Chunk],
-        state: GlobalState,
+        context: Context,
         asked: int,
         number: int,
         share: float = 0.5,
@@ -56,11 +53,11 @@ class Intake:
         compared: bool = True,
         counts: Counts | None = None,
     ) -> None:
-        """``asked`` merchants were to take part in round ``number``; ``state`` is what they were sent."""
+        """``asked`` merchants were to take part in round ``number``; ``context``: what their payloads must fit."""
         self.merchants: list[str] = []
         self.refusals: list[Refusal] = []
         self.own_counts: dict[str, tuple[int, int]] = {}
-        self._state, self._asked, self._number, self._share = state, asked, number, share
+        self._context, self._asked, self._number, self._share = context, asked, number, share
         self._usual: _Parts | None = None
         self._longest, self._usual_norm, self._compared = longest, 0.0, compared
         self._counts = counts
@@ -150,7 +147,7 @@ class Intake:
     def _is_usual(self, uplink: Uplink) -> bool:
         """Whether an uplink is like most others; it is refused if not."""
         if not self._compared:
-            if uplink.weights is not None:
+            if uplink.get(StudentWeights) is not None:
                 return True
             odd = "its uplink has no weights"
         elif _parts(uplink) != self._usual:
@@ -163,12 +160,11 @@ class Intake:
         return False
 
     def _norm(self, uplink: Uplink) -> float:
-        return update_norm(uplink, self._state.weights)
+        return update_norm(uplink, self._context)
 
     def _checked(self, uplink: Uplink) -> bool:
-        proxy, classes = self._state.teacher_labels.shape
         try:
-            check_uplink(uplink, self._state.weights, (proxy, classes))
+            check_uplink(uplink, self._context)
         except UplinkRejected as error:
             self._refuse(Refusal(uplink.merchant, str(error)))
             return False
@@ -196,23 +192,11 @@ class Intake:
             )
 
 
-def update_norm(up: Uplink, current: Weights) -> float:
-    """L2 norm of how far a merchant moved ``current``, its control variate included; 0 if it sends no weights."""
-    parts: list[Tensor] = list((up.control_variate or {}).values())
-    if up.low_rank_update is not None:
-        parts += multiplied_out(up.low_rank_update).arrays.values()
-    if up.weights is not None:
-        for name, value in up.weights.arrays.items():
-            rows = up.weights.rows.get(name)
-            parts.append(value - (current[name] if rows is None else current[name][rows]))
-    floats = [part.double() for part in parts if part.is_floating_point()]
-    return math.sqrt(sum(float((part * part).sum()) for part in floats))
+def update_norm(up: Uplink, context: Context) -> float:
+    """L2 norm of how far a merchant moved the global student; 0 if it sends nothing of weights."""
+    return math.hypot(*(payload.norm(context) for payload in up.payloads))
 
 
 def _parts(uplink: Uplink) -> _Parts:
-    """Which parts there are, and of the weights which came and which of them in part."""
-    weights, update = uplink.weights, uplink.low_rank_update
-    if update is not None:
-        return uplink.parts, frozenset(update.plain.arrays.keys() | update.thin.keys()), frozenset(update.plain.rows)
-    arrays, rows = (frozenset[str](), frozenset[str]()) if weights is None else (weights.arrays, weights.rows)
-    return uplink.parts, frozenset(arrays), frozenset(rows)
+    """Which payloads there are, and of each what must be equal among merchants."""
+    return frozenset((payload.name, payload.structure()) for payload in uplink.payloads)

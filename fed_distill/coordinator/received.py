@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.requests import TrainRequest
@@ -41,6 +42,7 @@ class Received:
 
     def keep(self, uplink: Uplink) -> None:
         """Keep what came from a merchant in this round."""
-        if uplink.soft_labels is not None:
-            content = {"soft_labels": uplink.soft_labels}
+        labels = uplink.get(SoftLabels)
+        if labels is not None:
+            content = {"soft_labels": labels.probabilities}
             self.store.save(self.arm, self.seed, uplink.merchant, self.round, content)

@@ -13,7 +13,6 @@ from fed_distill.coordinator.progress import Progress, better, keep, restored
 from fed_distill.errors import BudgetExceeded
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.logs import observed
-from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState, Method, replace
 from fed_distill.models.weights import Weights
 from fed_distill.privacy.disclosure import coarse
@@ -38,7 +37,7 @@ def federate(
     here is not what was kept when the checkpoint was written.
     """
     config = federation.config
-    method: Method = METHODS.build(config.method, config.options)
+    method = federation.method
     aggregator = federation.aggregator()
     progress = restored(federation.checkpoint, federation.first_state(aggregator), aggregator, federation.identity)
     if federation.released is not None:

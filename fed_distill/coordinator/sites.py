@@ -23,13 +23,14 @@ from fed_distill.coordinator.roster import NOWHERE, Roster
 from fed_distill.errors import UplinkRejected
 from fed_distill.mechanisms.promise import Spent
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.base import Context
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.coding.codec import Codec
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import (
     MOST_EXAMPLES,
     by_merchant,
     encode_downlink,
-    room_for,
     serialized_bytes,
     to_array_record,
 )
@@ -133,18 +134,18 @@ class Sites:
         starts: Mapping[str, Mapping[str, Weights]],
         chunk: int = LARGEST_CHUNK,
         codec: Codec = PLAIN,
-        proxy_shape: tuple[int, int] | None = None,
+        kinds: Kinds = (),
+        context: Context | None = None,
         received: Received | None = None,
         deadline: float | None = None,
         away: frozenset[str] | None = None,
-        weights: Weights | None = None,
     ) -> Iterator[Chunk]:
         """One round: each site that is there trains those of ``request.merchants`` that it hosts.
 
         ``starts``: for merchants that begin with a student of their own, its weights by student name. Merchants are
         cut, in sorted order, into chunks of ``chunk``; all are asked at once, so that no site waits for another, and
-        answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``proxy_shape``:
-        (proxy examples, classes) that soft labels must have where they are. ``received``: where soft labels are cached,
+        answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``kinds``: of
+        payloads that uplinks may hold, which must fit ``context``. ``received``: where soft labels are cached,
         what merchants sent before, and where it is kept now. ``deadline``: seconds to wait for answers; None for
         however long it takes. ``away``: merchants whose site is not there, if that was just looked for. ``weights``: of
         the global student, if other than ``down`` has: an uplink may be as large as they let it be.
@@ -153,8 +154,9 @@ class Sites:
         until = Deadline(deadline)
         request = replace(request, proxy=self._proxy)
         content = codec.encode_downlink(down, (request.seed, request.arm, "server", down.round, "coding"))
-        room = room_for(weights or down.weights or {}, proxy_shape)
-        decode = partial(codec.decode_uplink, base=down.weights, proxy_shape=proxy_shape, room=room)
+        context = context or Context(down.weights, 0, 0)
+        room, shape = codec.room_for(kinds, context), (context.proxy, context.classes)
+        decode = partial(codec.decode_uplink, kinds=kinds, base=down.weights, proxy_shape=shape, room=room)
         if received is not None:
             decode = partial(decode, known=received.of)
         records = {name: to_array_record(weights) for name, weights in _kinds(starts).items()}
@@ -185,7 +187,7 @@ class Sites:
     def evaluate(self, request: TrainRequest, weights: Weights) -> tuple[dict[str, tuple[int, int]], list[str]]:
         """(right, all) test examples of each merchant that has any, under one student; and of whom nothing is told, as
         their sites do not answer or keep that to themselves."""
-        content = encode_downlink(Downlink(round=0, weights=weights))
+        content = encode_downlink(Downlink(0, (StudentWeights(weights),)))
         parts = self._by_node(request)
         asked = {node: part.merchants for node, part in parts.items()}
         contents = {node: RecordDict({**content, "request": part.to_record()}) for node, part in parts.items()}

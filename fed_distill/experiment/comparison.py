@@ -7,7 +7,7 @@ are poisoned, figures by merchant are of the honest ones.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.ledger import AT_SERVER
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
@@ -47,6 +48,7 @@ from fed_distill.storage.fingerprint import fingerprint, hash_tensors
 from fed_distill.storage.merchant_store import kept_as
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 
 
@@ -210,8 +212,7 @@ class Comparison:
             intake = federation.intake(request, method.broadcast(state), {}, state, 1)
             measured = []
             for done, uplink in enumerate(intake, 1):
-                assert uplink.weights is not None
-                student.load_state_dict(completed(uplink.weights, start))
+                student.load_state_dict(completed(uplink.need(StudentWeights), start))
                 measured.append(self.evaluator.test(student))
                 self.callbacks.on_step(done, {})
             return measured, intake
@@ -263,7 +264,7 @@ class Comparison:
             lines=progress.lines,
         )
 
-    def _account(self, arm: str, sends: Sequence[str]) -> dict[str, Any] | None:
+    def _account(self, arm: str, sends: Kinds) -> dict[str, Any] | None:
         """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
         if self.experiment.unit_of(arm) == "none":
             return None

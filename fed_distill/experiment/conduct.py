@@ -31,9 +31,14 @@ from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.mechanisms.promise import check_covered
 from fed_distill.methods import METHODS
-from fed_distill.methods.base import Correcting, GlobalState, Method, Mutual, Particular
+from fed_distill.methods.base import Correcting, Method, Mutual, Particular
 from fed_distill.models import build_student, load_teacher
 from fed_distill.models.adapters import check_per_example
+from fed_distill.payloads.base import Payload
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.ledger import AT_MERCHANTS
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
@@ -43,7 +48,7 @@ from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
 from fed_distill.reporting.summary import summarize
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.robust import check_robust, passes
-from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.coding.codec import CODED, Codec
 
 
 def conduct(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str = "") -> Path:
@@ -117,7 +122,7 @@ def check_names(experiment: Experiment) -> None:
         AGGREGATORS.build(federation.aggregator, federation.aggregator_options)
         check_promise(experiment.privacy.unit, federation, method)
         Codec.of(experiment.transport_of(federation.title))
-        if not {"weights", "low_rank_update"} & set(method.sends) and (
+        if not any(kind.holds_weights for kind in method.sends) and (
             federation.aggregator != "fedavg" or federation.aggregator_options
         ):
             raise ConfigError(
@@ -157,51 +162,35 @@ def check_names(experiment: Experiment) -> None:
 def check_transport(experiment: Experiment) -> None:
     """ConfigError for chains that would code nothing, of a part that no federation on those terms sends or is sent, and
     for a cache of soft labels where one sends those of some proxy examples only."""
-    sends: dict[str, set[str]] = {}
-    receives: dict[str, set[str]] = {}
+    sends: dict[str, set[type[Payload]]] = {}
+    receives: dict[str, set[type[Payload]]] = {}
     for federation in experiment.federations():
         key = "[transport]" if federation.transport is None else f"the transport of {federation.title}"
         method: Method = METHODS.build(federation.method, federation.options)
         sends.setdefault(key, set()).update(method.sends)
-        receives.setdefault(key, set()).update(_first_downlink(federation.method, method))
+        receives.setdefault(key, set()).update(method.receives)
     tables = {f"the transport of {one.title}": one.transport for one in experiment.federations() if one.transport}
     for key, config in {"[transport]": experiment.transport, **tables}.items():
         sent = sends.get(key, set())
-        for part in ("weights", "soft_labels"):
-            if getattr(config, part) and part not in sent:
+        for part, kinds in CODED.items():
+            if getattr(config, part) and not sent.intersection(kinds):
                 raise ConfigError(f"{key} codes {part}, which no method on its terms sends: drop {part} from it")
-            if getattr(config, f"downlink_{part}") and part not in receives.get(key, ()):
+            if getattr(config, f"downlink_{part}") and not receives.get(key, set()).intersection(kinds):
                 raise ConfigError(
                     f"{key} codes {part} on their way to merchants, where no method on its terms sends any: drop "
                     f"downlink_{part} from it"
                 )
-        if config.downlink_soft_labels and "answered" in sent:
+        if config.downlink_soft_labels and SelectedSoftLabels in sent:
             raise ConfigError(f"{key} codes soft labels that merchants select by as the server does: drop it")
         if config.soft_label_cache is not None and (lacking := _uncacheable(sent)):
             raise ConfigError(f"{key} caches soft labels, {lacking}: drop soft_label_cache from it")
 
 
-def _first_downlink(name: str, method: Method) -> list[str]:
-    """The parts that can be coded and that a method sends to merchants; of a method of one's own all that it may."""
-    if name not in METHODS:
-        return ["weights", "soft_labels"]
-    state = GlobalState(
-        0,
-        {},
-        torch.ones(1, 1),
-        lambda current, _: current,
-        lambda votes: votes,
-        lambda soft_labels, temperature=None: {},
-    )
-    down = method.broadcast(state)
-    return [part for part in ("weights", "soft_labels") if getattr(down, part) is not None]
-
-
-def _uncacheable(sent: Collection[str]) -> str:
-    """Why soft labels cannot be cached where merchants send these parts; empty if they can."""
-    if "soft_labels" not in sent:
-        return "which no method on its terms sends"
-    return "and a method on its terms sends those of some proxy examples only" if "answered" in sent else ""
+def _uncacheable(sent: Collection[type[Payload]]) -> str:
+    """Why soft labels cannot be cached where merchants send these payloads; empty if they can."""
+    if SelectedSoftLabels in sent:
+        return "and a method on its terms sends those of some proxy examples only"
+    return "" if SoftLabels in sent else "which no method on its terms sends"
 
 
 def check_methods(experiment: Experiment, classes: int) -> None:
@@ -225,15 +214,15 @@ def check_promise(unit: str, federation: FederationConfig, method: Method) -> No
     if sends is None:
         raise ConfigError(
             f"method {federation.method} does not declare what merchants send: give it `sends`, for example "
-            'sends: ClassVar[tuple[Part, ...]] = ("weights",)'
+            "sends: ClassVar[Kinds] = (StudentWeights,)"
         )
     check_covered(unit, federation.method, sends)
-    if unit == "merchant" and (sends != ("weights",) or federation.aggregator != "fedavg"):
+    if unit == "merchant" and (sends != (StudentWeights,) or federation.aggregator != "fedavg"):
         raise ConfigError(
             f"privacy.unit = 'merchant' noises a mean of weights: it needs a method that sends weights only, such as "
             f"fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
         )
-    if unit == "vote" and sends != ("votes",):
+    if unit == "vote" and sends != (Votes,):
         raise ConfigError(
             f"privacy.unit = 'vote' noises counts of votes: it needs a method that sends votes only, such as pate, not "
             f"{federation.method}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
 from fed_distill.privacy.dp_sgd import add_noise
 from fed_distill.seeds import Keystream, Randomness
@@ -189,15 +190,16 @@ class _ClippedSum:
 
     def add(self, uplink: Uplink) -> None:
         """Take in one merchant."""
-        if uplink.weights is None:
+        sent = uplink.get(StudentWeights)
+        if sent is None:
             raise UplinkRejected(f"merchant {uplink.merchant}: it sent no weights, of which a private mean is made")
-        changes = {name: self._change(name, uplink.weights) for name in self.sums if name in uplink.weights.arrays}
+        changes = {name: self._change(name, sent) for name in self.sums if name in sent.arrays}
         norm = math.hypot(*(float(torch.linalg.vector_norm(change)) for change in changes.values()))
         if not math.isfinite(norm):
             raise UplinkRejected(f"merchant {uplink.merchant}: its update is not finite")
         scale = min(1.0, self._norm / norm) if norm else 1.0
         for name, change in changes.items():
-            rows = uplink.weights.rows.get(name)
+            rows = sent.rows.get(name)
             if rows is None:
                 self.sums[name].add_(change, alpha=scale)
             else:

@@ -4,12 +4,13 @@ A report lists everything that leaves a merchant and how it is protected, includ
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from fed_distill.config import PrivacyConfig
 from fed_distill.errors import ConfigError
+from fed_distill.transport.messages import Kinds
 
 UNITS = {
     "example": "any one example of a merchant, added or removed",
@@ -81,21 +82,21 @@ class Spent:
         )
 
 
-def check_covered(unit: str, method: str, sends: Sequence[str]) -> None:
+def check_covered(unit: str, method: str, sends: Kinds) -> None:
     """Raise ConfigError if ``method`` sends something computed on private examples that no unit's noise covers."""
-    bare = [part for part in sends if part in _BARE]
+    bare = [kind for kind in sends if kind.covered is None]
     if unit != "none" and bare:
         raise ConfigError(
-            f"privacy.unit = {unit!r} does not cover everything that method {method} sends: {_PARTS[bare[0]]} are "
+            f"privacy.unit = {unit!r} does not cover everything that method {method} sends: {bare[0].disclosure} are "
             "computed on private examples without noise. Choose another method, such as fedmd, or set privacy.unit = "
             "'none'."
         )
 
 
 def revealed(
-    config: PrivacyConfig, sends: Sequence[str], personal: bool = False, *, reproducible_noise: bool = True
+    config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
 ) -> list[Revealed]:
-    """All that leaves a merchant in a federation whose method ``sends`` these parts.
+    """All that leaves a merchant in a federation whose method ``sends`` these payloads.
 
     personal: merchants train students of their own afterwards. reproducible_noise: noise is drawn from the run's seed,
     as in a simulation, and not from secrets of the sites and of the server.
@@ -108,7 +109,7 @@ def revealed(
         "vote": "received by the server, which releases noised counts",
     }
     return [
-        *(Revealed(_PARTS[part], hidden[config.unit]) for part in sends),
+        *(Revealed(kind.disclosure, hidden[config.unit]) for kind in sends),
         Revealed("number of training examples, training losses", "received by the server; merchants have equal weight"),
         Revealed("that it takes part in a round", "known to the server, which draws the merchants of each round"),
         Revealed(
@@ -121,10 +122,10 @@ def revealed(
     ]
 
 
-def _by_merchants(config: PrivacyConfig, sends: Sequence[str]) -> list[Revealed]:
+def _by_merchants(config: PrivacyConfig, sends: Kinds) -> list[Revealed]:
     """What leaves a merchant that adds the noise itself."""
-    parts = [Revealed(_PARTS[part], _EXAMPLE[part]) for part in sends]
-    if "weights" in sends or "low_rank_update" in sends:
+    parts = [Revealed(kind.disclosure, kind.covered or "not covered at all") for kind in sends]
+    if any(kind.holds_weights for kind in sends):
         parts.append(
             Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")
         )
@@ -190,27 +191,6 @@ def _noise(config: PrivacyConfig, reproducible: bool) -> Revealed:
     return Revealed("the noise", how)
 
 
-_PARTS = {
-    "weights": "weights of its trained student",
-    "soft_labels": "its student's soft labels on the proxy set",
-    "votes": "its student's votes on the proxy set",
-    "answered": "which proxy examples its student labels",
-    "class_means": "its student's mean soft labels of each class on its own examples",
-    "control_variate": "change of its mean gradient since it last took part",
-    "low_rank_update": "update of its student's weights, of lower rank",
-}
-_BARE = ("class_means",)
-"""Parts that are computed on private examples after training, and so are no post-processing of what was noised."""
-_EXAMPLE = {
-    "weights": "DP-SGD: the gradients of every private step are clipped, summed and noised",
-    "soft_labels": "computed by a student trained with DP-SGD, at no further cost",
-    "votes": "computed by a student trained with DP-SGD, at no further cost",
-    "answered": "chosen by a student trained with DP-SGD, at no further cost",
-    "control_variate": "computed from weights trained with DP-SGD, at no further cost",
-    "low_rank_update": "computed from weights trained with DP-SGD, at no further cost",
-}
-
-
 def bounded(epsilon: float) -> float | None:
     """``epsilon``, or None for an infinite one: so little noise promises nothing."""
     return epsilon if math.isfinite(epsilon) else None
@@ -219,7 +199,7 @@ def bounded(epsilon: float) -> float | None:
 def account(
     config: PrivacyConfig,
     spent: Spent,
-    sends: Sequence[str],
+    sends: Kinds,
     personal: bool = False,
     *,
     reproducible_noise: bool = True,

@@ -362,10 +362,10 @@ class Digests:
             ).encode()
         )
         self._base.update(own.encode())  # other noise is another release
-        if down.soft_labels is not None and self._exact:
-            hash_tensors(self._base, {"soft_labels": down.soft_labels})
-        if down.class_means is not None and self._exact:
-            hash_tensors(self._base, vars(down.class_means))
+        for payload in down.payloads if self._exact else ():
+            for name, tensors in payload.to_records().items():
+                self._base.update(name.encode())
+                hash_tensors(self._base, tensors)
         self._starts: dict[tuple[str, int], tuple[Weights, bytes]] = {}
         self._proxies: dict[int, tuple[Encoded, bytes]] = {}
 

@@ -20,7 +20,7 @@ from fed_distill.errors import CheckpointError, UplinkRejected
 from fed_distill.mechanisms.release import Release
 from fed_distill.storage.files import as_file_name, make_folder, remove_leftovers, space_for, write_atomic
 from fed_distill.storage.sealed import DIGEST, check_end, checksum
-from fed_distill.transport.messages import Uplink
+from fed_distill.transport.messages import Kinds, Uplink
 from fed_distill.transport.records import decode_uplink, encode_uplink, from_bytes, to_bytes
 
 ANSWERS = "answers"
@@ -60,14 +60,15 @@ class Answers:
             write_atomic(path, secrets.token_hex(16), private=True)
         return path.read_text(encoding="ascii")
 
-    def load(self, release: Release) -> Uplink | None:
-        """The answer to a request; None if it is not kept. CheckpointError naming a file that cannot be read."""
+    def load(self, release: Release, kinds: Kinds) -> Uplink | None:
+        """The answer to a request, of payloads of these ``kinds``; None if it is not kept. CheckpointError naming a
+        file that cannot be read."""
         path = self._path(release)
         if not path.exists():
             return None
         try:
             check_end(path)
-            return decode_uplink(from_bytes(path.read_bytes()[:-DIGEST]))
+            return decode_uplink(from_bytes(path.read_bytes()[:-DIGEST]), kinds)
         except (OSError, ValueError, UplinkRejected) as error:
             raise CheckpointError(f"{path} cannot be read ({error}): the answer that it holds is lost") from error
 

@@ -21,6 +21,7 @@ from fed_distill.merchant.metrics import Tally
 from fed_distill.merchant.observing import Answering, hidden, watched
 from fed_distill.merchant.request_validation import outlined
 from fed_distill.merchant.site import Site, open_site
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.versions import versions
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.records import decode_downlink, decode_starts, prefixed
@@ -152,7 +153,7 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
             site.check_models(request)
         shape = len(site.holdings.proxy_of(request)), len(site.task.classes)
         student = outlined(request.global_blueprint).state_dict() if request.blueprints else None
-        down = codec.decode_downlink(content, shape, student)
+        down = codec.decode_downlink(content, site.receives(request), shape, student)
         reply = RecordDict({ANSWER: ConfigRecord({"to": request.title(down.round)})})
         with observed(federation=request.arm, seed=request.seed, round=down.round):
             for number, answer in enumerate(site.train(request, down, starts)):
@@ -165,8 +166,9 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     @app.evaluate("merchants")
     def evaluate(message: Message, context: Context) -> Message:
-        request, weights = TrainRequest.from_record(_asked(message)), decode_downlink(message.content).weights
-        if weights is None:
+        request = TrainRequest.from_record(_asked(message))
+        weights = decode_downlink(message.content, (StudentWeights,)).weights
+        if not weights:
             raise TrainingError("a request to measure a student, without its weights")
         counts = site_of(context).evaluate(request, weights)
         record = MetricRecord({merchant: [right, count] for merchant, (right, count) in counts.items()})

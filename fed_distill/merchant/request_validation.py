@@ -9,6 +9,7 @@ from torch import Tensor
 from fed_distill.errors import ModelError, NotAllowed, TrainingError
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.base import Context
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, built_from
 
@@ -20,13 +21,10 @@ LARGEST_RATE = 1e4
 
 def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> None:
     """Raise TrainingError for what no honest server asks: its answer could tell one example from another."""
-    sent = [*(down.weights or {}).values(), *(value for one in starts.values() for value in one.values())]
-    sent += [] if down.soft_labels is None else [down.soft_labels]
-    sent += (down.control_variate or {}).values()
-    sent += [] if down.class_means is None else [down.class_means.probabilities]
+    records = [*starts.values(), *(one for payload in down.payloads for one in payload.to_records().values())]
     if down.round < 1:
         raise TrainingError(f"a downlink of round {down.round}: the first one is 1")
-    check_values(sent)
+    check_values(value for record in records for value in record.values())
     if not 0.0 <= request.learning_rate <= LARGEST_RATE:
         raise TrainingError(f"a learning rate of {request.learning_rate}, not from 0 to {LARGEST_RATE:g}")
     if request.population < 1 or any(rounds < 1 for rounds in request.rounds):
@@ -78,17 +76,14 @@ def weight_bytes(student: TextModel) -> int:
     return sum(value.nbytes for value in student.state_dict().values())
 
 
-def check_shapes(down: Downlink, proxy: int, classes: int) -> None:
-    """Raise TrainingError unless what a downlink says of the proxy set and the classes is of as many of them."""
-    means = down.class_means
-    wanted = {
-        "soft labels": (down.soft_labels, (proxy, classes)),
-        "class means": (None if means is None else means.probabilities, (classes, classes)),
-        "classes of its class means": (None if means is None else means.present, (classes,)),
-    }
-    for name, (value, shape) in wanted.items():
-        if value is not None and tuple(value.shape) != shape:
-            raise TrainingError(f"{name} of a downlink have shape {list(value.shape)}, not {list(shape)}")
+def check_shapes(down: Downlink, context: Context) -> None:
+    """Raise TrainingError unless all payloads of a downlink have the shapes of this site's proxy set, classes and
+    student."""
+    for payload in down.payloads:
+        try:
+            payload.check_shape(context)
+        except ValueError as error:
+            raise TrainingError(f"a downlink whose {error}") from error
 
 
 def check_fit(weights: Weights, student: TextModel) -> None:

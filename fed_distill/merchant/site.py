@@ -17,7 +17,6 @@ from torch import Tensor
 from fed_distill.adversaries import ATTACKS
 from fed_distill.adversaries.attacks import Attack
 from fed_distill.adversaries.byzantine import liars
-from fed_distill.aggregation.class_means import class_means
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
@@ -53,6 +52,9 @@ from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.base import Context
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.ledger import AT_MERCHANTS, AT_SERVER
 from fed_distill.storage.merchant_store import CODING, STUDENTS, MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
@@ -64,7 +66,7 @@ from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.coding.kept import Kept
-from fed_distill.transport.messages import ClassMeans, Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import serialized_bytes
 from fed_distill.transport.requests import Cause, Refusal, TrainRequest, blueprint_of
 
@@ -98,9 +100,10 @@ class Site:
         if refusals:
             yield from refusals
             return
-        check_shapes(down, len(self.holdings.proxy_of(request)), len(self.task.classes))
-        if down.weights is not None:
-            check_fit(down.weights, outlined(request.global_blueprint))
+        student = outlined(request.global_blueprint)
+        if down.get(StudentWeights) is not None:
+            check_fit(down.weights, student)
+        check_shapes(down, self._context(request, student.state_dict()))
         for kind, weights in starts.items():
             if kind not in request.blueprints:
                 raise TrainingError(f"a request with weights of a student {kind!r} that it does not describe")
@@ -209,7 +212,7 @@ class Site:
         own = self.protection.own_randomness(request.seed)
         private = self.holdings.encoded_train(student, merchant, own, *randomness[1:])
         kept = self._kept(merchant, asked)
-        weights = {"global": down.weights or {}, "previous": kept or down.weights or {}}
+        weights = {"global": down.weights, "previous": kept or down.weights}
         labels = torch.from_numpy(self.holdings.merchants[merchant].train.labels)
         attack = self._attack(merchant, request)
         return Learner(
@@ -263,7 +266,7 @@ class Site:
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
         self._check_steps(asked, learner, release.members, self.protection.batch_size)
-        release, answer = self._kept_answer(release)
+        release, answer = self._kept_answer(release, asked.method.sends)
         if answer is not None:
             return answer
         return _Part(self.protection.paid(release), release.members, release)
@@ -279,14 +282,14 @@ class Site:
         steps += proxy_steps(asked.plan, proxy, self._batch_size(asked.request.arm))
         self.protection.limits.rules.check_steps(steps)
 
-    def _kept_answer(self, release: Release) -> tuple[Release, Uplink | None]:
+    def _kept_answer(self, release: Release, kinds: Kinds) -> tuple[Release, Uplink | None]:
         """As which release a request is answered, and the answer, if it is kept.
 
         One that may have left and is kept no longer is not made again: that is another release, which costs anew.
         """
         if self.answers is None:
             return release, None
-        while (answer := self.answers.load(release)) is None and self.protection.may_have_left(release):
+        while (answer := self.answers.load(release, kinds)) is None and self.protection.may_have_left(release):
             release = release.once_more()
         return release, answer
 
@@ -304,8 +307,8 @@ class Site:
             learning_rate=request.learning_rate,
         )
         uplink, attack = method.uplink(trained, down), self._attack(fitted.name, request)
-        uplink = uplink if attack is None else attack.uplink(uplink, down, len(self.task.classes))
-        undeclared = uplink.parts - set(method.sends)
+        uplink = uplink if attack is None else attack.uplink(uplink, self._context(request, down.weights))
+        undeclared = {kind.name for kind in uplink.kinds - set(method.sends)}
         if undeclared:
             raise UplinkRejected(
                 f"merchant {fitted.name}: method {request.arm} would send {', '.join(sorted(undeclared))}, which its "
@@ -335,8 +338,19 @@ class Site:
     def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
         """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
         sent as."""
-        check_covered(self.protection.unit_of(arm), arm, ("class_means",))
-        return class_means(predict(learner.student, learner.private), learner.labels)
+        check_covered(self.protection.unit_of(arm), arm, (ClassMeans,))
+        return ClassMeans.over(predict(learner.student, learner.private), learner.labels)
+
+    def receives(self, request: TrainRequest) -> Kinds:
+        """The kinds of payloads that the downlink of a request may hold. TrainingError for an arm that there is not."""
+        arms = self.experiment.arms()
+        if request.arm not in arms:
+            raise TrainingError(f"a request for {request.arm!r}, which is no part of the run's experiment")
+        kinds: Kinds = METHODS.build(arms[request.arm].method, arms[request.arm].options).receives
+        return kinds
+
+    def _context(self, request: TrainRequest, weights: Weights) -> Context:
+        return Context(weights, len(self.holdings.proxy_of(request)), len(self.task.classes))
 
     def join(self, request: TrainRequest) -> Iterator[Refusal]:
         """Charge merchants for a federation of which they are drawn by coins, those too that no coin will draw."""
@@ -435,7 +449,7 @@ def _starting_weights(
 ) -> Weights:
     """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
     if not method.personal:
-        if down.weights is None:
+        if not down.weights:
             raise TrainingError("a downlink without the weights that a merchant trains")
         return down.weights
     own = first if kept is None else kept
@@ -443,7 +457,7 @@ def _starting_weights(
         raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
     if not plan.pair:
         return own
-    if down.weights is None:
+    if not down.weights:
         raise TrainingError("a downlink without the weights of the shared student")
     return paired(down.weights, own)
 

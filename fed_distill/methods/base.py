@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fed_distill.config import FederationConfig, TrainingConfig
 from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.training.plan import Plan
-from fed_distill.transport.messages import ClassMeans, Downlink, Part, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
-__all__ = ["GlobalState", "Method", "Part", "Trained", "replace"]
+__all__ = ["GlobalState", "Method", "Trained", "replace"]
 
 
 class Relearn(Protocol):
@@ -81,14 +82,16 @@ class Method(Protocol):
 
     ``personal`` declares that a merchant keeps its own student between rounds (in the site's store), and
     that students may differ by merchant; otherwise each round starts from ``Downlink.weights``, and a plan may ask for
-    the student that the merchant had trained before. Of a plan's pair only the own student is kept. ``sends`` declares
-    all parts of its uplinks: a site sends no other, and what privacy is promised rests on it. One that calls
+    the student that the merchant had trained before. Of a plan's pair only the own student is kept. ``sends`` and
+    ``receives`` declare the kinds of payloads in its uplinks and downlinks: a site sends no other, reads no other, and
+    what privacy is promised rests on it. One that calls
     ``GlobalState.relearn`` may say so by ``relearns: ClassVar[bool] = True``, to have ``[distill]`` checked before it
     runs.
     """
 
     personal: ClassVar[bool]
-    sends: ClassVar[tuple[Part, ...]]
+    sends: ClassVar[Kinds]
+    receives: ClassVar[Kinds]
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """Server, start of a round: what every merchant gets."""

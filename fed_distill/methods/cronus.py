@@ -19,6 +19,7 @@ from fed_distill.aggregation.robust_means import filtered_mean, median, renormal
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedmd import FedMD
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
 
@@ -34,7 +35,7 @@ class Cronus(FedMD):
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
         """The robust mean of the merchants' soft labels."""
-        sent = [uplink.soft_labels for uplink in up if uplink.soft_labels is not None]
+        sent = [labels.probabilities for uplink in up if (labels := uplink.get(SoftLabels)) is not None]
         if not sent:
             raise UplinkRejected("no merchant sent soft labels that could be merged")
         stacked = torch.stack(sent)

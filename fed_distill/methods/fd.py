@@ -24,10 +24,11 @@ from torch import Tensor
 from fed_distill.aggregation.class_means import RunningClassMeans
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import cross_entropy, hard_labels, soft_cross_entropy
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.models.base import Outputs
+from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.training.plan import Objective, Phase, Plan, References
-from fed_distill.transport.messages import ClassMeans, Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,28 @@ class FD:
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     personal: ClassVar[bool] = True
     relearns: ClassVar[bool] = True
-    sends: ClassVar[tuple[Part, ...]] = ("class_means",)
+    sends: ClassVar[Kinds] = (ClassMeans,)
+    receives: ClassVar[Kinds] = (ClassMeans,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The class means; nothing before there are any."""
-        return Downlink(round=state.round + 1, class_means=known(state))
+        return Downlink(state.round + 1, () if (means := known(state)) is None else (means,))
 
     def plan(self, down: Downlink) -> Plan:
         """Private examples, with their labels and what the merchants make of them."""
-        return Plan((Phase(regularized(down.class_means, self.gamma), epochs=self.local_epochs),))
+        return Plan((Phase(regularized(down.get(ClassMeans), self.gamma), epochs=self.local_epochs),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The means over private examples; no weights."""
-        return Uplink(trained.merchant, trained.examples, class_means=trained.class_means())
+        return Uplink(trained.merchant, trained.examples, (trained.class_means(),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """Average by class (each merchant that has it counts the same; a class that nobody has told of this time keeps
         its mean), and teach the global student."""
         running = RunningClassMeans(state.teacher_labels.shape[1])
         for uplink in up:
-            if uplink.class_means is not None:
-                running.add(uplink.class_means)
+            if (means := uplink.get(ClassMeans)) is not None:
+                running.add(means)
         told = running.mean(before=known(state))
         means = ClassMeans(told.probabilities.to(state.teacher_labels.dtype), told.present)
         seen = through(means, state.teacher_labels)

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class FedAvg:
 
     local_epochs: PositiveFloat = 1.0
     personal: ClassVar[bool] = False
-    sends: ClassVar[tuple[Part, ...]] = ("weights",)
+    sends: ClassVar[Kinds] = (StudentWeights,)
+    receives: ClassVar[Kinds] = (StudentWeights,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student."""
-        return Downlink(round=state.round + 1, weights=state.weights)
+        return Downlink(state.round + 1, (StudentWeights(state.weights),))
 
     def plan(self, down: Downlink) -> Plan:
         """Private labels only."""
@@ -33,7 +35,7 @@ class FedAvg:
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The trained weights."""
-        return Uplink(trained.merchant, trained.examples, weights=trained.weights)
+        return Uplink(trained.merchant, trained.examples, (StudentWeights.of(trained.weights),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """The aggregator's average."""

@@ -5,16 +5,18 @@ averaging is McMahan et al., AISTATS 2017. The proxy phase keeps merchants from 
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
-from fed_distill.methods.base import GlobalState, replace
+from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink
+from fed_distill.transport.messages import Downlink, Kinds
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,20 @@ class FedAvgKD(FedAvg):
     proxy_steps: Annotated[int, Field(ge=0)] = 16
     temperature: PositiveFloat = 2.0
     proxy_rate_scale: PositiveFloat = 1.0
+    receives: ClassVar[Kinds] = (StudentWeights, SoftLabels)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student and the teacher's soft labels."""
-        return replace(super().broadcast(state), soft_labels=state.teacher_labels)
+        return super().broadcast(state).having(SoftLabels(state.teacher_labels))
 
     def plan(self, down: Downlink) -> Plan:
         """Private labels, then the teacher's soft labels on part of the proxy set."""
-        assert down.soft_labels is not None
         private = Phase(hard_labels(), epochs=self.local_epochs)
         proxy = Phase(
             soft_labels(self.temperature),
             data="proxy",
             steps=self.proxy_steps,
-            references={"soft_labels": down.soft_labels},
+            references={"soft_labels": down.need(SoftLabels).probabilities},
             learning_rate_scale=self.proxy_rate_scale,
         )
         return Plan((private, proxy))

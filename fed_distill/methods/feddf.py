@@ -16,10 +16,12 @@ from pydantic import Field
 from fed_distill.aggregation.running import RunningMean
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import soft_labels
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class FedDF(FedAvg):
     server_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    sends: ClassVar[tuple[Part, ...]] = ("weights", "soft_labels")
+    sends: ClassVar[Kinds] = (StudentWeights, SoftLabels)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The trained weights and their probabilities on the proxy set."""
-        return replace(super().uplink(trained, down), soft_labels=trained.predict_proxy())
+        return super().uplink(trained, down).having(SoftLabels(trained.predict_proxy()))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """The aggregator's average, then a server phase on the ensemble's soft labels; both in one pass."""
@@ -42,9 +44,9 @@ class FedDF(FedAvg):
 
         def heard() -> Iterator[Uplink]:
             for uplink in up:
-                if uplink.soft_labels is not None:
-                    tiny = torch.finfo(uplink.soft_labels.dtype).tiny
-                    logits.add(uplink.soft_labels.clamp_min(tiny).log())
+                if (labels := uplink.get(SoftLabels)) is not None:
+                    tiny = torch.finfo(labels.probabilities.dtype).tiny
+                    logits.add(labels.probabilities.clamp_min(tiny).log())
                 yield uplink
 
         merged = super().merge(state, heard())

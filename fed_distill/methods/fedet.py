@@ -25,6 +25,7 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.models.base import Outputs
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.plan import Objective, Phase, Plan, References
 from fed_distill.transport.messages import Uplink
 
@@ -71,8 +72,8 @@ def by_answer(up: Iterable[Uplink], like: Tensor) -> tuple[Tensor, Tensor]:
     trust = torch.zeros(proxy, classes, dtype=torch.float64)
     examples = torch.arange(proxy)
     for uplink in up:
-        if uplink.soft_labels is not None:
-            sent = uplink.soft_labels
+        if (labels := uplink.get(SoftLabels)) is not None:
+            sent = labels.probabilities
             scores = sent.clamp_min(torch.finfo(sent.dtype).tiny).double().log()
             scores -= scores.mean(dim=-1, keepdim=True)
             confidence = scores.square().mean(dim=-1) + TINY

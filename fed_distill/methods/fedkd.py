@@ -19,14 +19,15 @@ from torch import Tensor
 
 from fed_distill.distill.losses import cross_entropy
 from fed_distill.errors import UplinkRejected
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.fml import taught
 from fed_distill.models.base import Outputs
+from fed_distill.models.weights import applied, update_of
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Objective, Phase, Plan, References
-from fed_distill.transport.coding.weights import applied, update_of
-from fed_distill.transport.low_rank import factored, multiplied_out
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 LEAST = 1e-4
 """The least sum of cross-entropies that distillation is divided by: of both students sure and right it would be 0."""
@@ -41,7 +42,7 @@ class FedKD(FedAvg):
     energy_start: Energy = 0.95
     energy_end: Energy = 0.98
     personal: ClassVar[bool] = True
-    sends: ClassVar[tuple[Part, ...]] = ("low_rank_update",)
+    sends: ClassVar[Kinds] = (LowRankUpdate,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The mentee, and the energy of this round."""
@@ -55,14 +56,13 @@ class FedKD(FedAvg):
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """How the mentee moved, factored."""
-        assert down.weights is not None
         if "energy" not in down.scalars:
             raise UplinkRejected(f"merchant {trained.merchant}: the server names no energy")
         try:
             update = update_of(trained.weights, down.weights)
         except ValueError as error:
             raise UplinkRejected(f"merchant {trained.merchant}: {error}") from error
-        return Uplink(trained.merchant, trained.examples, low_rank_update=factored(update, down.scalars["energy"]))
+        return Uplink(trained.merchant, trained.examples, (LowRankUpdate.factored(update, down.scalars["energy"]),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """The aggregator's average of the mentees that the updates lead to."""
@@ -71,10 +71,11 @@ class FedKD(FedAvg):
 
 def rebuilt(uplink: Uplink, state: GlobalState) -> Uplink:
     """The same with weights instead of an update."""
-    if uplink.low_rank_update is None:
+    update = uplink.get(LowRankUpdate)
+    if update is None:
         return uplink
-    weights = applied(multiplied_out(uplink.low_rank_update), state.weights)
-    return replace(uplink, weights=weights, low_rank_update=None)
+    weights = StudentWeights.of(applied(update.multiplied_out(), state.weights))
+    return replace(uplink, payloads=(weights,))
 
 
 def adaptive_mutual() -> Objective:

@@ -18,9 +18,10 @@ from torch import Tensor
 from fed_distill.aggregation.running import RunningMean
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels, soft_labels
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,22 @@ class FedMD:
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     personal: ClassVar[bool] = True
     relearns: ClassVar[bool] = True
-    sends: ClassVar[tuple[Part, ...]] = ("soft_labels",)
+    sends: ClassVar[Kinds] = (SoftLabels,)
+    receives: ClassVar[Kinds] = (SoftLabels,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The consensus; before there is one, the teacher's soft labels."""
         consensus = state.teacher_labels if state.consensus is None else state.consensus
-        return Downlink(round=state.round + 1, soft_labels=consensus)
+        return Downlink(state.round + 1, (SoftLabels(consensus),))
 
     def plan(self, down: Downlink) -> Plan:
         """Digest the consensus, then revisit the private examples."""
-        assert down.soft_labels is not None
-        return Plan((*self.digest(down.soft_labels), Phase(hard_labels(), epochs=self.local_epochs)))
+        consensus = down.need(SoftLabels).probabilities
+        return Plan((*self.digest(consensus), Phase(hard_labels(), epochs=self.local_epochs)))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Probabilities on the proxy set; no weights."""
-        return Uplink(trained.merchant, trained.examples, soft_labels=trained.predict_proxy())
+        return Uplink(trained.merchant, trained.examples, (SoftLabels(trained.predict_proxy()),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """Agree on the proxy set, mix in the teacher, and teach the global student that."""
@@ -62,8 +64,8 @@ class FedMD:
         """What the merchants say together, ``[proxy, classes]``: their mean, each merchant counting the same."""
         scores = RunningMean()
         for uplink in up:
-            if uplink.soft_labels is not None:
-                scores.add(uplink.soft_labels)
+            if (labels := uplink.get(SoftLabels)) is not None:
+                scores.add(labels.probabilities)
         return scores.mean()
 
     def digest(self, consensus: Tensor) -> tuple[Phase, ...]:

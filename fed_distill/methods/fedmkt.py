@@ -24,6 +24,7 @@ from fed_distill.methods.base import GlobalState, replace
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.methods.selective_fd import weighted
 from fed_distill.models.base import Outputs
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.plan import Objective, Phase, Plan, References
 from fed_distill.transport.messages import Downlink, Uplink
 
@@ -38,11 +39,10 @@ class FedMKT(FedMD):
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The soft labels of the teacher as it is now."""
-        return Downlink(round=state.round + 1, soft_labels=state.teacher_labels)
+        return Downlink(state.round + 1, (SoftLabels(state.teacher_labels),))
 
     def plan(self, down: Downlink) -> Plan:
         """Learn from the teacher where it knows better, then revisit the private examples."""
-        assert down.soft_labels is not None
         digest, revisit = super().plan(down).phases
         return Plan((replace(digest, objective=where_surer(soft_labels(self.temperature))), revisit))
 
@@ -81,9 +81,9 @@ class Best:
     def noting(self, up: Iterable[Uplink]) -> Iterator[Uplink]:
         """``up``, with soft labels noted as they pass."""
         for uplink in up:
-            if uplink.soft_labels is not None:
-                surer = uplink.soft_labels > self._answers.diagonal(dim1=1, dim2=2)
-                self._answers = torch.where(surer.unsqueeze(2), uplink.soft_labels.unsqueeze(1), self._answers)
+            if (labels := uplink.get(SoftLabels)) is not None:
+                surer = labels.probabilities > self._answers.diagonal(dim1=1, dim2=2)
+                self._answers = torch.where(surer.unsqueeze(2), labels.probabilities.unsqueeze(1), self._answers)
             yield uplink
 
     def of(self, label: Tensor) -> Tensor:

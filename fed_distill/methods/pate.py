@@ -20,9 +20,11 @@ from torch import Tensor
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import UplinkRejected
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class PATE:
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     personal: ClassVar[bool] = False
     relearns: ClassVar[bool] = True
-    sends: ClassVar[tuple[Part, ...]] = ("votes",)
+    sends: ClassVar[Kinds] = (Votes,)
+    receives: ClassVar[Kinds] = (StudentWeights,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student, from which every merchant's own begins."""
-        return Downlink(round=state.round + 1, weights=state.weights)
+        return Downlink(state.round + 1, (StudentWeights(state.weights),))
 
     def plan(self, down: Downlink) -> Plan:
         """Private labels only."""
@@ -46,15 +49,15 @@ class PATE:
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The predicted class of each proxy example; no weights."""
-        return Uplink(trained.merchant, trained.examples, votes=trained.predict_proxy().argmax(dim=-1))
+        return Uplink(trained.merchant, trained.examples, (Votes(trained.predict_proxy().argmax(dim=-1)),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """Count the votes (each merchant counts the same), ask for answers, and teach them if there are any."""
         histogram = torch.zeros(state.teacher_labels.shape, dtype=torch.int64)
         voters = 0
         for uplink in up:
-            if uplink.votes is not None:
-                histogram[torch.arange(len(histogram)), uplink.votes] += 1
+            if (votes := uplink.get(Votes)) is not None:
+                histogram[torch.arange(len(histogram)), votes.classes] += 1
                 voters += 1
         if not voters:
             raise UplinkRejected("no merchant sent votes that could be counted")

@@ -7,9 +7,9 @@ on-device personalization", 2019). Only the merchant's own measurements leave it
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fed_distill.methods.base import Part, Trained
+from fed_distill.methods.base import Trained
 from fed_distill.methods.local import Local
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Personal(Local):
     """local_epochs: epochs of a merchant's own adaptation."""
 
     personal: ClassVar[bool] = True
-    sends: ClassVar[tuple[Part, ...]] = ()
+    sends: ClassVar[Kinds] = ()
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """No weights."""

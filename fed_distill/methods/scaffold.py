@@ -21,18 +21,21 @@ from fed_distill.aggregation import SUBMODEL_AGGREGATORS
 from fed_distill.config import FederationConfig, TrainingConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
-from fed_distill.methods.base import GlobalState, Part, Trained, replace
+from fed_distill.methods.base import GlobalState, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models.weights import Weights
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
 class Scaffold(FedAvg):
     """local_epochs: epochs over a merchant's private examples in a round (K steps)."""
 
-    sends: ClassVar[tuple[Part, ...]] = ("weights", "control_variate")
+    sends: ClassVar[Kinds] = (StudentWeights, ControlVariate)
+    receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
     def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
         """ConfigError unless merchants train by plain gradient descent, whose steps tell their mean gradient,
@@ -50,7 +53,8 @@ class Scaffold(FedAvg):
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """The global student and c, once there is one."""
-        return replace(super().broadcast(state), control_variate=state.kept or None)
+        down = super().broadcast(state)
+        return down.having(ControlVariate(state.kept)) if state.kept else down
 
     def plan(self, down: Downlink) -> Plan:
         """Private labels, every step corrected."""
@@ -58,7 +62,7 @@ class Scaffold(FedAvg):
 
     def correction(self, down: Downlink, kept: Weights | None) -> Weights:
         """c - c_i; either is 0 before there is one."""
-        of_all, own = down.control_variate or {}, kept or {}
+        of_all, own = _sent(down), kept or {}
         return {name: _of(of_all, name, like) - _of(own, name, like) for name, like in {**own, **of_all}.items()}
 
     def keep(self, trained: Trained, down: Downlink, kept: Weights | None) -> Weights:
@@ -67,7 +71,7 @@ class Scaffold(FedAvg):
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """The trained weights and c_i+ - c_i."""
-        return replace(super().uplink(trained, down), control_variate=_change(trained, down))
+        return super().uplink(trained, down).having(ControlVariate(_change(trained, down)))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink]) -> GlobalState:
         """The aggregator's average, each counting the same, and c moved by the changes of those that took part over the
@@ -76,7 +80,7 @@ class Scaffold(FedAvg):
 
         def heard() -> Iterator[Uplink]:
             for uplink in up:
-                for name, change in (uplink.control_variate or {}).items():
+                for name, change in _sent(uplink).items():
                     sums[name] = _of(sums, name, change.double()) + change
                 yield replace(uplink, examples=1)
 
@@ -90,12 +94,16 @@ class Scaffold(FedAvg):
 
 def _change(trained: Trained, down: Downlink) -> dict[str, Tensor]:
     """c_i+ - c_i = (x - y) / (K eta_l) - c, of every weight that is trained."""
-    assert down.weights is not None
     travelled = trained.steps * trained.learning_rate
     return {
-        name: (down.weights[name] - value) / travelled - _of(down.control_variate or {}, name, value)
+        name: (down.weights[name] - value) / travelled - _of(_sent(down), name, value)
         for name, value in trained.weights.arrays.items()
     }
+
+
+def _sent(carrier: Carrier) -> Weights:
+    sent = carrier.get(ControlVariate)
+    return {} if sent is None else sent.arrays
 
 
 def _of(control_variate: Weights, name: str, like: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from torch import Tensor
 from fed_distill.config import Share
 from fed_distill.distill.losses import soft_labels
 from fed_distill.errors import UplinkRejected
-from fed_distill.methods.base import GlobalState, Part, Trained
+from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.models.base import Outputs
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.training.plan import Objective, Phase, References
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SelectiveFD(FedMD):
     answer_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_entropy: Share = 0.9
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    sends: ClassVar[tuple[Part, ...]] = ("soft_labels", "answered")
+    sends: ClassVar[Kinds] = (SelectedSoftLabels,)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Probabilities of the proxy examples whose most probable class is most probable, and which ones they are."""
@@ -47,7 +48,7 @@ class SelectiveFD(FedMD):
         answers = math.ceil(self.answer_share * len(confidence))
         answered = torch.zeros(len(confidence), dtype=torch.bool)
         answered[confidence.sort(descending=True, stable=True).indices[:answers]] = True
-        return Uplink(trained.merchant, trained.examples, soft_labels=probabilities[answered], answered=answered)
+        return Uplink(trained.merchant, trained.examples, (SelectedSoftLabels(probabilities[answered], answered),))
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
         """Mean over the merchants that answer an example; of one that nobody answers the teacher's soft labels if it
@@ -55,9 +56,9 @@ class SelectiveFD(FedMD):
         total = torch.zeros(state.teacher_labels.shape, dtype=torch.float64)
         counts = torch.zeros(len(total), dtype=torch.float64)
         for uplink in up:
-            if uplink.soft_labels is not None and uplink.answered is not None:
-                total[uplink.answered] += uplink.soft_labels
-                counts += uplink.answered
+            if (sent := uplink.get(SelectedSoftLabels)) is not None:
+                total[sent.answered] += sent.probabilities
+                counts += sent.answered
         if not counts.any():
             raise UplinkRejected("no merchant sent soft labels that could be merged")
         silent = state.teacher_labels if self.teacher_share else torch.full_like(total, 1.0 / total.shape[1])

@@ -1,84 +1,93 @@
-"""What one round carries, typed: the downlink to a merchant and the uplink from it.
+"""What one round carries, typed: the downlink to a merchant and the uplink from it, each a few payloads.
 
-Every part is optional; a method fills in what it needs. How the parts become bytes is the business of
-``transport.records``, not of a method.
+Which kinds there are is the method's business (``Method.sends``, ``Method.receives``), how they become bytes that of
+``transport.records``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeVar
 
-from torch import Tensor
+from fed_distill.errors import TrainingError
+from fed_distill.models.weights import Weights
+from fed_distill.payloads.base import Payload
+from fed_distill.payloads.student_weights import StudentWeights
 
-from fed_distill.models.weights import PartialWeights, Weights
+P = TypeVar("P", bound=Payload)
+Kinds = tuple[type[Payload], ...]
+"""Kinds of payloads, as a method declares them."""
 
-Part = Literal["weights", "soft_labels", "votes", "answered", "class_means", "control_variate", "low_rank_update"]
-PARTS: tuple[Part, ...] = get_args(Part)
-"""Parts of an uplink that are computed from a merchant's data."""
+
+class Carrier:
+    """Something that holds payloads, at most one of a kind."""
+
+    payloads: tuple[Payload, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.kinds) != len(self.payloads):
+            raise ValueError(f"two payloads of one kind: {', '.join(one.name for one in self.payloads)}")
+
+    @property
+    def kinds(self) -> frozenset[type[Payload]]:
+        """The kinds of payloads that are there."""
+        return frozenset(map(type, self.payloads))
+
+    def get(self, kind: type[P]) -> P | None:
+        """The payload of a kind; None if there is none."""
+        return next((one for one in self.payloads if type(one) is kind), None)
+
+    def need(self, kind: type[P]) -> P:
+        """The payload of a kind. TrainingError if there is none: the other side is not what its method says."""
+        found = self.get(kind)
+        if found is None:
+            raise TrainingError(f"a {type(self).__name__.lower()} without {kind.name}, which its method needs")
+        return found
+
+    def _with(self, payloads: Iterable[Payload]) -> tuple[Payload, ...]:
+        new = {type(one): one for one in payloads}
+        kept = tuple(new.pop(type(one), one) for one in self.payloads)
+        return *kept, *new.values()
 
 
 @dataclass(frozen=True)
-class LowRankUpdate:
-    """How far weights moved from the downlink's, matrices as products of two thin factors (``transport.low_rank``).
+class Downlink(Carrier):
+    """Server to merchant.
 
-    plain: updates of what is not factored, and the ``rows`` and ``counts`` of every table that is there in part.
-    thin, wide: of each factored matrix ``[rank, rows]`` and ``[rank, columns]``; thin^T wide is its update.
+    :param round: 1-based.
+    :param payloads: what all merchants get.
+    :param scalars: a method's own small numbers, by name.
     """
-
-    plain: PartialWeights
-    thin: Weights = field(default_factory=dict)
-    wide: Weights = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ClassMeans:
-    """What a student makes of examples of each class, on average.
-
-    probabilities: row ``c`` is the mean of the student's class probabilities over the examples whose label is ``c``,
-    ``[classes, classes]``; 0 where there are none. present: whether there are any, bool ``[classes]``.
-    """
-
-    probabilities: Tensor
-    present: Tensor
-
-
-@dataclass(frozen=True)
-class Downlink:
-    """Server to merchant. round: 1-based. weights: the global student. soft_labels: probabilities on the
-    proxy set ``[proxy, classes]``. scalars: a method's own small numbers. class_means: of all merchants together.
-    control_variate: the mean gradient of all merchants, by weight."""
 
     round: int
-    weights: Weights | None = None
-    soft_labels: Tensor | None = None
+    payloads: tuple[Payload, ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
-    class_means: ClassMeans | None = None
-    control_variate: Weights | None = None
+
+    def having(self, *payloads: Payload) -> Self:
+        """The same with ``payloads``, each in the place of one of its kind that may be there."""
+        return replace(self, payloads=self._with(payloads))
+
+    @property
+    def weights(self) -> Weights:
+        """Weights of the global student; empty if there are none."""
+        sent = self.get(StudentWeights)
+        return {} if sent is None else sent.arrays
 
 
 @dataclass(frozen=True)
-class Uplink:
+class Uplink(Carrier):
     """Merchant to server.
 
-    examples: training examples behind it (the weight of a mean). soft_labels: probabilities on the proxy set
-    ``[proxy, classes]``, or of those proxy examples only that are ``answered`` (bool ``[proxy]``), in their order.
-    metrics: what the merchant measured of itself (loss, accuracy on its own test set). votes: class indices on the
-    proxy set, int64 ``[proxy]``. class_means: over its private examples. control_variate: how its mean gradient
-    changed, by weight. low_rank_update: how its student's weights moved.
+    :param merchant: its name.
+    :param examples: training examples behind it (the weight of a mean).
+    :param payloads: what it sends.
+    :param metrics: what the merchant measured of itself (loss, accuracy on its own test set).
     """
 
     merchant: str
     examples: int
-    weights: PartialWeights | None = None
-    soft_labels: Tensor | None = None
+    payloads: tuple[Payload, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
-    votes: Tensor | None = None
-    answered: Tensor | None = None
-    class_means: ClassMeans | None = None
-    control_variate: Weights | None = None
-    low_rank_update: LowRankUpdate | None = None
 
-    @property
-    def parts(self) -> frozenset[str]:
-        """Names of the parts that were computed from the merchant's data and are there."""
-        return frozenset(name for name in PARTS if getattr(self, name) is not None)
+    def having(self, *payloads: Payload) -> Self:
+        """The same with ``payloads``, each in the place of one of its kind that may be there."""
+        return replace(self, payloads=self._with(payloads))

@@ -1,14 +1,13 @@
-"""Typed messages to Flower records and back, with the bytes they take on the wire.
+"""Messages to Flower records and back, with the bytes they take on the wire.
 
 Arrays travel as npy, numbers as Flower metric and config records: nothing is pickled. What comes from outside is
 checked before it is believed: names, shapes, row numbers, finite values; and its size before it is read.
 """
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -17,10 +16,10 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fed_distill.errors import TrainingError, UplinkRejected
-from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.models.weights import Weights
+from fed_distill.payloads.base import Context, Payload, Room
 from fed_distill.transport.arrays import layout_of, read_array
-from fed_distill.transport.low_rank import most_rank, multiplied_out
-from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, Uplink
+from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
 MOST_EXAMPLES = 2**31
 """Examples that a merchant may have at most: sums over merchants stay exact."""
@@ -30,12 +29,32 @@ HEADS = ("up", "refusal")
 """Records of which each part of a reply has one, and which name its merchant."""
 MOST_METRICS = 100
 """Metrics of a merchant at most."""
-Room = Mapping[str, Mapping[str, int]]
-"""By record and array how many bytes an uplink's arrays may have at most; an array that is not in it has no place."""
-_CODED_BYTES = 12
-"""Bytes of a number in a coded array at most, its place included."""
-_VOTES = (torch.int8, torch.int16, torch.int32, torch.int64)
-"""How class indices travel, in the first of these that holds them."""
+_UP, _DOWN = "up", "down"
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message whose arrays have been read, and whose payloads have not been made yet.
+
+    :param tensors: by record, without its prefix, and by name in it.
+    :param numbers: whole numbers of its head, by name.
+    :param scalars: metrics, or a method's own numbers.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    numbers: dict[str, int]
+    scalars: dict[str, float]
+
+    def payloads(self, kinds: Iterable[type[Payload]]) -> tuple[Payload, ...]:
+        """The payloads of those ``kinds`` that are there. ValueError for a record that is of none of them."""
+        there = [kind for kind in kinds if kind.records[0] in self.tensors]
+        odd = self.tensors.keys() - {name for kind in there for name in kind.records}
+        if odd:
+            raise ValueError(f"{sorted(odd)[0]!r} is not among the records that belong there")
+        return tuple(
+            kind.from_records({name: self.tensors[name] for name in kind.records if name in self.tensors}, self.numbers)
+            for kind in there
+        )
 
 
 def to_array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -63,27 +82,9 @@ def check_room(record: ArrayRecord, room: Mapping[str, int]) -> None:
             raise ValueError(f"{name} has {size} bytes, and {room[name]} at most belong there")
 
 
-def room_for(weights: Weights, proxy_shape: tuple[int, int] | None) -> Room:
-    """How large an uplink's arrays may be, coded or not, in a federation with such ``weights`` of its global student,
-    and (proxy examples, classes) where merchants are asked about any."""
-    whole = {name: value.nbytes for name, value in weights.items()}
-    rows = {name: 4 * len(value) for name, value in weights.items() if value.dim()}
-    factors = {name: 4 * value.numel() for name, value in weights.items() if value.dim() == 2}
-    room = {f"{prefix}.weights": whole for prefix in ("up", "up.update")} | {"up.control_variate": whole}
-    room |= {f"{prefix}.{part}": rows for prefix in ("up", "up.update") for part in ("rows", "counts")}
-    room |= {f"up.update.{part}": factors for part in ("thin", "wide")}
-    numbers = sum(value.numel() + (len(value) if value.dim() else 0) for value in weights.values())
-    coded = {"weights": _CODED_BYTES * (numbers + len(weights))}
-    if proxy_shape is not None:
-        proxy, classes = proxy_shape
-        room |= {
-            "up.soft_labels": {"soft_labels": 8 * proxy * classes},
-            "up.votes": {"votes": 8 * proxy},
-            "up.answered": {"bits": (proxy + 7) // 8},
-            "up.class_means": {"probabilities": 8 * classes * classes, "present": classes},
-        }
-        coded["soft_labels"] = _CODED_BYTES * (proxy * classes + proxy + 1)
-    return {**room, "up.coded": coded}
+def room_for(kinds: Iterable[type[Payload]], context: Context) -> Room:
+    """How large the arrays of an uplink may be that holds payloads of ``kinds``."""
+    return {f"{_UP}.{name}": sizes for kind in kinds for name, sizes in kind.room(context).items()}
 
 
 def serialized_bytes(content: RecordDict) -> int:
@@ -104,36 +105,29 @@ def from_bytes(serialized: bytes) -> RecordDict:
         raise ValueError(str(error)) from error
 
 
-def encode_downlink(down: Downlink) -> RecordDict:
-    """The records of a downlink."""
-    content = RecordDict({"down": ConfigRecord({"round": down.round})})
+def encode_downlink(down: Downlink, coded: Collection[str] = ()) -> RecordDict:
+    """The records of a downlink, without those that are ``coded`` in another way."""
+    content = RecordDict({_DOWN: ConfigRecord({"round": down.round, **_numbers(down)})})
     if down.scalars:
-        content["down.scalars"] = MetricRecord(dict(down.scalars))
-    if down.weights is not None:
-        content["down.weights"] = to_array_record(down.weights)
-    if down.soft_labels is not None:
-        content["down.soft_labels"] = to_array_record({"soft_labels": down.soft_labels})
-    if down.class_means is not None:
-        content["down.class_means"] = to_array_record(vars(down.class_means))
-    if down.control_variate is not None:
-        content["down.control_variate"] = to_array_record(down.control_variate)
+        content[f"{_DOWN}.scalars"] = MetricRecord(dict(down.scalars))
+    content.update(_arrays(down, _DOWN, coded))
     return content
 
 
-def decode_downlink(content: RecordDict) -> Downlink:
-    """Inverse of ``encode_downlink``; TrainingError if a part is missing or cannot be read."""
-    arrays, scalars = content.array_records, content.metric_records.get("down.scalars", MetricRecord())
+def read_downlink(content: RecordDict) -> Received:
+    """What a downlink holds. KeyError, TypeError or ValueError if its head or an array cannot be read."""
+    numbers = {name: _whole(value) for name, value in content.config_records[_DOWN].items()}
+    scalars = content.metric_records.get(f"{_DOWN}.scalars", MetricRecord())
+    told = {name: float(_scalar(value)) for name, value in scalars.items()}
+    return Received(_read_arrays(content, _DOWN), numbers, told)
+
+
+def decode_downlink(content: RecordDict, kinds: Kinds) -> Downlink:
+    """Inverse of ``encode_downlink``, of payloads of these ``kinds``; TrainingError if a part is missing, is none of
+    these, or cannot be read."""
     try:
-        return Downlink(
-            round=_whole(content.config_records["down"]["round"]),
-            weights=_tensors(arrays, "down.weights"),
-            soft_labels=from_array_record(arrays["down.soft_labels"])["soft_labels"]
-            if "down.soft_labels" in arrays
-            else None,
-            scalars={name: float(_scalar(value)) for name, value in scalars.items()},
-            class_means=_class_means(arrays, "down.class_means"),
-            control_variate=_tensors(arrays, "down.control_variate"),
-        )
+        got = read_downlink(content)
+        return Downlink(got.numbers["round"], got.payloads(kinds), got.scalars)
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the site
         raise TrainingError(f"a downlink cannot be read: {type(error).__name__}: {error}") from error
 
@@ -151,95 +145,62 @@ def decode_starts(content: RecordDict) -> dict[str, Weights]:
         raise TrainingError(f"weights to start from cannot be read: {type(error).__name__}: {error}") from error
 
 
-def encode_uplink(up: Uplink) -> RecordDict:
-    """The records of one merchant's uplink."""
-    head = ConfigRecord({"merchant": up.merchant, "examples": up.examples})
-    content = RecordDict({"up": head})
+def encode_uplink(up: Uplink, coded: Collection[str] = ()) -> RecordDict:
+    """The records of one merchant's uplink, without those that are ``coded`` in another way."""
+    content = RecordDict({_UP: ConfigRecord({"merchant": up.merchant, "examples": up.examples, **_numbers(up)})})
     if up.metrics:
-        content["up.metrics"] = MetricRecord(dict(up.metrics))
-    if up.weights is not None:
-        content.update(_partial_records("up", up.weights))
-    if up.soft_labels is not None:
-        content["up.soft_labels"] = to_array_record({"soft_labels": up.soft_labels})
-    if up.votes is not None:
-        content["up.votes"] = to_array_record({"votes": _narrowed(up.votes)})
-    if up.answered is not None:
-        content["up.answered"] = to_array_record({"bits": _packed(up.answered)})
-        head["proxy"] = len(up.answered)
-    if up.class_means is not None:
-        content["up.class_means"] = to_array_record(vars(up.class_means))
-    if up.control_variate is not None:
-        content["up.control_variate"] = to_array_record(up.control_variate)
-    if up.low_rank_update is not None:
-        content.update(_partial_records("up.update", up.low_rank_update.plain))
-        content["up.update.thin"] = to_array_record(up.low_rank_update.thin)
-        content["up.update.wide"] = to_array_record(up.low_rank_update.wide)
+        content[f"{_UP}.metrics"] = MetricRecord(dict(up.metrics))
+    content.update(_arrays(up, _UP, coded))
     return content
 
 
-def decode_uplink(content: RecordDict, room: Room | None = None) -> Uplink:
-    """Inverse of ``encode_uplink``; raises UplinkRejected if a part is missing or cannot be read, or if there is no
-    ``room`` for it."""
+def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, Received]:
+    """The merchant that an uplink says it is of, and what it holds. Raises UplinkRejected if its head or an array
+    cannot be read, or if there is no ``room`` for it."""
     try:
-        arrays = content.array_records
         if room is not None:
-            for name, record in arrays.items():
+            for name, record in content.array_records.items():
                 check_room(record, room.get(name, {}))
-        head = content.config_records["up"]
-        metrics = content.metric_records.get("up.metrics", MetricRecord())
+        head = dict(content.config_records[_UP])
+        metrics = content.metric_records.get(f"{_UP}.metrics", MetricRecord())
         if len(metrics) > MOST_METRICS:
             raise ValueError(f"{len(metrics)} metrics")
-        merchant = head["merchant"]
+        merchant = head.pop("merchant")
         if not isinstance(merchant, str):
             raise TypeError("a merchant's name that is no text")
-        answered = None
-        if "up.answered" in arrays:
-            answered = _unpacked(from_array_record(arrays["up.answered"])["bits"], _whole(head["proxy"]))
-        return Uplink(
-            merchant=merchant,
-            examples=_whole(head["examples"]),
-            weights=_partial(arrays, "up"),
-            soft_labels=from_array_record(arrays["up.soft_labels"])["soft_labels"]
-            if "up.soft_labels" in arrays
-            else None,
-            metrics={name: float(_scalar(value)) for name, value in metrics.items()},
-            votes=_widened(from_array_record(arrays["up.votes"])["votes"]) if "up.votes" in arrays else None,
-            answered=answered,
-            class_means=_class_means(arrays, "up.class_means"),
-            control_variate=_tensors(arrays, "up.control_variate"),
-            low_rank_update=_low_rank_update(arrays),
-        )
+        numbers = {name: _whole(value) for name, value in head.items()}
+        told = {name: float(_scalar(value)) for name, value in metrics.items()}
+        return merchant, Received(_read_arrays(content, _UP), numbers, told)
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
         raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
 
 
-def check_uplink(up: Uplink, current: Weights, proxy_shape: tuple[int, int]) -> None:
-    """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round.
+def decode_uplink(content: RecordDict, kinds: Kinds, room: Room | None = None) -> Uplink:
+    """Inverse of ``encode_uplink``, of payloads of these ``kinds``; raises UplinkRejected if a part is missing, is none
+    of these, or cannot be read, or if there is no ``room`` for it."""
+    merchant, got = read_uplink(content, room)
+    return uplink_of(merchant, got, kinds)
 
-    Weights must be of ``current`` (those that students freeze are not sent) and have the shapes there, rows sorted,
-    distinct and in range where a table is sent in part; soft labels the shape ``proxy_shape``, or a row for each
-    answered proxy example, with rows that are probabilities; votes one class for each proxy example; class means a row
-    of probabilities for each class that is present, and zeros for the others; a control variate the names and shapes of
-    weights; a low-rank update those of weights when it is multiplied out; all must be finite.
-    """
+
+def uplink_of(merchant: str, got: Received, kinds: Kinds) -> Uplink:
+    """The uplink that was received; UplinkRejected if it holds another payload than of ``kinds``, or a broken one."""
+    try:
+        return Uplink(merchant, got.numbers["examples"], got.payloads(kinds), got.scalars)
+    except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
+        raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
+
+
+def check_uplink(up: Uplink, context: Context) -> None:
+    """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round: a plausible
+    number of examples, plausible metrics, and payloads that are valid in ``context``."""
     if not 1 <= up.examples <= MOST_EXAMPLES:
         raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")
     _check_metrics(up.merchant, up.metrics)
-    if up.weights is not None:
-        _check_weights(up.merchant, up.weights, current)
-    if up.answered is not None:
-        _check_answered(up, proxy_shape[0])
-    if up.soft_labels is not None:
-        rows = proxy_shape[0] if up.answered is None else int(up.answered.sum())
-        _check_soft_labels(up.merchant, up.soft_labels, (rows, proxy_shape[1]))
-    if up.votes is not None:
-        _check_votes(up.merchant, up.votes, proxy_shape)
-    if up.class_means is not None:
-        _check_class_means(up.merchant, up.class_means, proxy_shape[1])
-    if up.control_variate is not None:
-        _check_weights(up.merchant, PartialWeights(up.control_variate), current)
-    if up.low_rank_update is not None:
-        _check_low_rank(up.merchant, up.low_rank_update, current)
+    for payload in up.payloads:
+        try:
+            payload.validate(context)
+        except ValueError as error:
+            raise UplinkRejected(f"merchant {up.merchant}: {error}") from error
 
 
 def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
@@ -252,170 +213,26 @@ def _check_metrics(merchant: str, sent: Mapping[str, float]) -> None:
         raise UplinkRejected(f"merchant {merchant}: metric test_right is not between 0 and test_count")
 
 
-def _check_weights(merchant: str, sent: PartialWeights, current: Weights) -> None:
-    unknown = set(sent.arrays) - set(current)
-    if unknown or not sent.arrays:
-        odd = f"weight {sorted(unknown)[0]!r} is unknown" if unknown else "it sent no weight"
-        raise UplinkRejected(f"merchant {merchant}: {odd}")
-    for name, value in sent.arrays.items():
-        expected = list(current[name].shape)
-        rows = sent.rows.get(name)
-        if rows is not None:
-            if rows.dim() != 1 or not expected or len(rows) > expected[0]:
-                raise UplinkRejected(f"merchant {merchant}: {name} has rows of the wrong shape {list(rows.shape)}")
-            if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= expected[0] or bool((rows.diff() <= 0).any())):
-                raise UplinkRejected(f"merchant {merchant}: row numbers of {name} are out of range or not sorted")
-            counts = sent.counts.get(name)
-            if counts is None or counts.shape != rows.shape or bool((counts < 0).any()):
-                raise UplinkRejected(f"merchant {merchant}: counts of {name} are missing, negative or of another shape")
-            expected = [len(rows), *expected[1:]]
-        if list(value.shape) != expected:
-            raise UplinkRejected(f"merchant {merchant}: {name} has shape {list(value.shape)}, not {expected}")
-        if value.dtype != current[name].dtype:
-            raise UplinkRejected(f"merchant {merchant}: {name} is {value.dtype}, not {current[name].dtype}")
-        if not _finite(value):
-            raise UplinkRejected(f"merchant {merchant}: {name} has values that are not finite")
-    unknown = (set(sent.rows) | set(sent.counts)) - set(sent.arrays)
-    if unknown:
-        raise UplinkRejected(f"merchant {merchant}: rows of {sorted(unknown)[0]!r} without its values")
+def _numbers(sent: Carrier) -> dict[str, int]:
+    return {name: number for payload in sent.payloads for name, number in payload.numbers().items()}
 
 
-def _check_low_rank(merchant: str, sent: LowRankUpdate, current: Weights) -> None:
-    """The factors' shapes first: their product must not be larger than what it is added to."""
-    like = {name: value.float() if value.is_floating_point() else value for name, value in current.items()}
-    if sent.thin.keys() != sent.wide.keys() or sent.thin.keys() & sent.plain.arrays.keys():
-        raise UplinkRejected(f"merchant {merchant}: a low-rank update of which factors are missing, or sent twice")
-    for name, thin in sent.thin.items():
-        wide, expected = sent.wide[name], list(like[name].shape) if name in like else []
-        if expected and name in sent.plain.rows:
-            expected[0] = min(sent.plain.rows[name].numel(), expected[0])
-        if thin.dim() != 2 or wide.dim() != 2 or len(thin) != len(wide) or [thin.shape[1], wide.shape[1]] != expected:
-            shapes = f"{list(thin.shape)} and {list(wide.shape)}"
-            raise UplinkRejected(f"merchant {merchant}: factors of {name} have shapes {shapes}, for {expected}")
-        if thin.dtype != torch.float32 or wide.dtype != torch.float32:
-            raise UplinkRejected(f"merchant {merchant}: factors of {name} are {thin.dtype} and {wide.dtype}")
-        if len(thin) > most_rank(thin.shape[1], wide.shape[1]):
-            raise UplinkRejected(f"merchant {merchant}: factors of {name} have rank {len(thin)}, more than it can")
-    _check_weights(merchant, multiplied_out(sent), like)
+def _arrays(sent: Carrier, prefix: str, coded: Collection[str]) -> dict[str, Any]:
+    return {
+        f"{prefix}.{name}": to_array_record(tensors)
+        for payload in sent.payloads
+        for name, tensors in payload.to_records().items()
+        if name not in coded
+    }
 
 
-def _check_soft_labels(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
-    if tuple(sent.shape) != shape:
-        raise UplinkRejected(f"merchant {merchant}: soft labels have shape {list(sent.shape)}, not {list(shape)}")
-    if not sent.is_floating_point() or not _finite(sent) or bool((sent < 0.0).any()):
-        raise UplinkRejected(
-            f"merchant {merchant}: soft labels are not finite, or negative, or no floating-point numbers"
-        )
-    if not torch.allclose(sent.sum(dim=-1), torch.ones(shape[0], dtype=sent.dtype), atol=1e-3):
-        raise UplinkRejected(f"merchant {merchant}: soft labels do not sum to 1")
-
-
-def _check_votes(merchant: str, sent: Tensor, shape: tuple[int, int]) -> None:
-    proxy, classes = shape
-    if tuple(sent.shape) != (proxy,):
-        raise UplinkRejected(f"merchant {merchant}: votes have shape {list(sent.shape)}, not {[proxy]}")
-    if sent.dtype != torch.int64:
-        raise UplinkRejected(f"merchant {merchant}: votes are {sent.dtype}, not {torch.int64}")
-    if bool(((sent < 0) | (sent >= classes)).any()):
-        raise UplinkRejected(f"merchant {merchant}: votes name classes outside 0 to {classes - 1}")
-
-
-def _check_answered(up: Uplink, proxy: int) -> None:
-    assert up.answered is not None
-    if tuple(up.answered.shape) != (proxy,):
-        raise UplinkRejected(f"merchant {up.merchant}: answered has shape {list(up.answered.shape)}, not {[proxy]}")
-    if up.soft_labels is None:
-        raise UplinkRejected(f"merchant {up.merchant}: it says which proxy examples it answers, without its answers")
-
-
-def _check_class_means(merchant: str, sent: ClassMeans, classes: int) -> None:
-    means, present = sent.probabilities, sent.present
-    if tuple(means.shape) != (classes, classes) or tuple(present.shape) != (classes,):
-        raise UplinkRejected(
-            f"merchant {merchant}: class means have shapes {list(means.shape)} and {list(present.shape)}, not "
-            f"{[classes, classes]} and {[classes]}"
-        )
-    if not means.is_floating_point() or present.dtype != torch.bool:
-        raise UplinkRejected(f"merchant {merchant}: class means are of types {means.dtype} and {present.dtype}")
-    if not _finite(means) or bool((means < 0.0).any()):
-        raise UplinkRejected(f"merchant {merchant}: class means are not finite, or negative")
-    if not torch.allclose(means.sum(dim=-1), present.to(means.dtype), atol=1e-3):
-        raise UplinkRejected(f"merchant {merchant}: class means do not sum to 1, or to 0 where it has no examples")
-
-
-def _partial_records(prefix: str, sent: PartialWeights) -> dict[str, ArrayRecord]:
-    records = {f"{prefix}.weights": to_array_record(sent.arrays)}
-    if sent.rows:
-        for part in ("rows", "counts"):
-            narrow = {name: value.to(torch.int32) for name, value in getattr(sent, part).items()}
-            records[f"{prefix}.{part}"] = to_array_record(narrow)
-    return records
-
-
-def _partial(arrays: Mapping[str, ArrayRecord], prefix: str) -> PartialWeights | None:
-    values = _tensors(arrays, f"{prefix}.weights")
-    if values is None:
-        return None
-    rows, counts = (
-        {name: _rows(value) for name, value in (_tensors(arrays, f"{prefix}.{part}") or {}).items()}
-        for part in ("rows", "counts")
-    )
-    return PartialWeights(values, rows, counts)
-
-
-def _low_rank_update(arrays: Mapping[str, ArrayRecord]) -> LowRankUpdate | None:
-    plain = _partial(arrays, "up.update")
-    if plain is None:
-        return None
-    return LowRankUpdate(
-        plain, from_array_record(arrays["up.update.thin"]), from_array_record(arrays["up.update.wide"])
-    )
-
-
-def _class_means(arrays: Mapping[str, ArrayRecord], name: str) -> ClassMeans | None:
-    return ClassMeans(**from_array_record(arrays[name])) if name in arrays else None
-
-
-def _tensors(arrays: Mapping[str, ArrayRecord], name: str) -> dict[str, Tensor] | None:
-    return from_array_record(arrays[name]) if name in arrays else None
-
-
-def _packed(mask: Tensor) -> Tensor:
-    """Eight to a byte."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
-
-
-def _unpacked(bits: Tensor, size: int) -> Tensor:
-    """Inverse of ``_packed`` for a mask of ``size``; a ValueError where as many bytes hold no mask of that size."""
-    if bits.dtype != torch.uint8 or bits.dim() != 1 or size < 0 or not 0 <= 8 * len(bits) - size < 8:
-        raise ValueError(f"{list(bits.shape)} bytes of {bits.dtype} are no mask of {size}")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
-
-
-def _narrowed(votes: Tensor) -> Tensor:
-    """Class indices in the least integers that hold them all."""
-    least, largest = (int(value) for value in votes.aminmax()) if votes.numel() else (0, 0)
-    fitting = (dtype for dtype in _VOTES if torch.iinfo(dtype).min <= least and largest <= torch.iinfo(dtype).max)
-    return votes.to(next(fitting))
-
-
-def _rows(numbers: Tensor) -> Tensor:
-    if numbers.dtype != torch.int32:
-        raise TypeError(f"row numbers or their counts are {numbers.dtype}")
-    return numbers.long()
-
-
-def _widened(votes: Tensor) -> Tensor:
-    if votes.dtype not in _VOTES:
-        raise TypeError(f"votes are {votes.dtype}, not class indices")
-    return votes.long()
-
-
-def _finite(value: Tensor) -> bool:
-    """Whether all values are finite: the extremes are NaN if any value is, at a tenth of the time of ``isfinite``."""
-    if not value.numel() or not value.is_floating_point():
-        return True
-    return all(math.isfinite(float(extreme)) for extreme in value.aminmax())
+def _read_arrays(content: RecordDict, prefix: str) -> dict[str, dict[str, Tensor]]:
+    """All arrays of a message but those that are coded in another way (``{prefix}.coded``)."""
+    return {
+        name.removeprefix(f"{prefix}."): from_array_record(record)
+        for name, record in content.array_records.items()
+        if name.startswith(f"{prefix}.") and name != f"{prefix}.coded"
+    }
 
 
 def prefixed(content: RecordDict, prefix: str) -> dict[str, Any]:

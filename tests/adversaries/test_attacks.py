@@ -4,11 +4,17 @@ import pytest
 import torch
 
 from fed_distill.adversaries import ATTACKS
-from fed_distill.adversaries.attacks import LabelFlip, Scaled, SignFlip, powered
+from fed_distill.adversaries.attacks import LabelFlip, Scaled, SignFlip
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.models.weights import PartialWeights
-from fed_distill.transport.low_rank import factored, multiplied_out
-from fed_distill.transport.messages import PARTS, ClassMeans, Downlink, Uplink
+from fed_distill.payloads.base import Context, powered
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
+from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import check_uplink
 
 START = {"table": torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]), "bias": torch.tensor([1.0, -1.0])}
@@ -17,8 +23,8 @@ LABELS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
 
 
 @pytest.fixture
-def down():
-    return Downlink(1, {**START, "steps": STEPS}, LABELS)
+def context():
+    return Context({**START, "steps": STEPS}, 2, 3)
 
 
 def weights():
@@ -32,15 +38,17 @@ def everything():
     return Uplink(
         "shop",
         20,
-        weights=weights(),
-        soft_labels=LABELS,
-        metrics={"loss": 0.5},
-        votes=torch.tensor([0, 1, 2, 2]),
-        class_means=ClassMeans(
-            torch.tensor([[0.8, 0.1, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([True, False, True])
+        (
+            StudentWeights.of(weights()),
+            SoftLabels(LABELS),
+            Votes(torch.tensor([0, 1, 2, 2])),
+            ClassMeans(
+                torch.tensor([[0.8, 0.1, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([True, False, True])
+            ),
+            ControlVariate({"bias": torch.tensor([0.25, -4.0])}),
+            LowRankUpdate.factored(PartialWeights({"w": torch.outer(torch.arange(1.0, 5.0), torch.ones(4))}), 1.0),
         ),
-        control_variate={"bias": torch.tensor([0.25, -4.0])},
-        low_rank_update=factored(PartialWeights({"w": torch.outer(torch.arange(1.0, 5.0), torch.ones(4))}), 1.0),
+        metrics={"loss": 0.5},
     )
 
 
@@ -52,9 +60,9 @@ def test_labels_are_reversed_or_moved_on():
     assert SignFlip().labels(labels, 4).tolist() == [0, 1, 2, 3, 3]
 
 
-def test_who_trains_on_flipped_labels_sends_what_came_of_it(down):
+def test_who_trains_on_flipped_labels_sends_what_came_of_it(context):
     up = everything()
-    assert LabelFlip().uplink(up, down, 3) is up
+    assert LabelFlip().uplink(up, context) is up
 
 
 @pytest.mark.parametrize(
@@ -65,8 +73,8 @@ def test_who_trains_on_flipped_labels_sends_what_came_of_it(down):
         (Scaled(10.0), [12.0, -17.0], [6.0, -1.0]),  # start + 10 (trained - start)
     ],
 )
-def test_weights_are_multiplied_as_updates_in_part_or_whole(down, attack, row, bias):
-    sent = attack.uplink(Uplink("shop", 20, weights()), down, 3).weights
+def test_weights_are_multiplied_as_updates_in_part_or_whole(context, attack, row, bias):
+    sent = attack.uplink(Uplink("shop", 20, (StudentWeights.of(weights()),)), context).need(StudentWeights)
     assert sent.arrays["table"].tolist() == [row]
     assert sent.arrays["bias"].tolist() == bias
     assert sent.arrays["steps"].tolist() == [8]  # no number that can be multiplied
@@ -78,9 +86,9 @@ def test_soft_labels_to_the_power_of_minus_one_are_the_normalized_reciprocals():
     torch.testing.assert_close(powered(LABELS, -1.0)[0], torch.tensor([10.0, 35.0, 70.0]) / 115.0)
 
 
-def test_scaled_soft_labels_are_surer_and_flipped_ones_turn_round(down):
-    scaled = Scaled(10.0).uplink(everything(), down, 3).soft_labels
-    flipped = SignFlip().uplink(everything(), down, 3).soft_labels
+def test_scaled_soft_labels_are_surer_and_flipped_ones_turn_round(context):
+    scaled = Scaled(10.0).uplink(everything(), context).need(SoftLabels).probabilities
+    flipped = SignFlip().uplink(everything(), context).need(SoftLabels).probabilities
     torch.testing.assert_close(scaled[0, 0] / scaled[0, 1], torch.tensor((0.7 / 0.2) ** 10))
     assert scaled.argmax(dim=-1).tolist() == [0, 1]
     assert flipped.argmin(dim=-1).tolist() == [0, 1]
@@ -94,36 +102,39 @@ def test_what_is_certain_or_impossible_stays_finite():
     assert powered(certain, -1.0)[0].tolist() == pytest.approx([0.0, 0.5, 0.5])
 
 
-def test_every_other_part_is_multiplied_too(down):
-    up, sent = everything(), SignFlip(2.0).uplink(everything(), down, 3)
-    assert up.parts == sent.parts == set(PARTS) - {"answered"}
-    assert sent.control_variate["bias"].tolist() == [-0.5, 8.0]
+def test_every_other_part_is_multiplied_too(context):
+    up, sent = everything(), SignFlip(2.0).uplink(everything(), context)
+    assert up.kinds == sent.kinds
+    assert sent.need(ControlVariate).arrays["bias"].tolist() == [-0.5, 8.0]
     torch.testing.assert_close(
-        multiplied_out(sent.low_rank_update).arrays["w"], -2.0 * multiplied_out(up.low_rank_update).arrays["w"]
+        sent.need(LowRankUpdate).multiplied_out().arrays["w"],
+        -2.0 * up.need(LowRankUpdate).multiplied_out().arrays["w"],
     )
-    assert sent.votes.tolist() == [2, 1, 0, 0]
-    assert sent.class_means.probabilities[1].tolist() == [0.0, 0.0, 0.0]  # a class that it has no example of
-    torch.testing.assert_close(sent.class_means.probabilities[2], torch.tensor([9.0, 9.0, 1.0]) / 19.0)
+    assert sent.need(Votes).classes.tolist() == [2, 1, 0, 0]
+    assert sent.need(ClassMeans).probabilities[1].tolist() == [0.0, 0.0, 0.0]  # a class that it has no example of
+    torch.testing.assert_close(sent.need(ClassMeans).probabilities[2], torch.tensor([9.0, 9.0, 1.0]) / 19.0)
     assert (sent.merchant, sent.examples, sent.metrics) == ("shop", 20, {"loss": 0.5})
 
 
-def test_votes_cannot_be_scaled(down):
-    assert Scaled().uplink(everything(), down, 3).votes.tolist() == [0, 1, 2, 2]
+def test_votes_cannot_be_scaled(context):
+    assert Scaled().uplink(everything(), context).need(Votes).classes.tolist() == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("attack", [SignFlip(5.0), Scaled()])
-def test_a_lie_is_of_the_form_that_the_server_checks(down, attack):
+def test_a_lie_is_of_the_form_that_the_server_checks(context, attack):
     up = everything()
-    sent = attack.uplink(Uplink("shop", 20, up.weights, LABELS, class_means=up.class_means), down, 3)
-    check_uplink(sent, down.weights, (2, 3))
-    assert sent.parts == {"weights", "soft_labels", "class_means"}
-    assert not torch.allclose(sent.soft_labels, up.soft_labels, atol=0.1)
+    sent = attack.uplink(
+        Uplink("shop", 20, (up.need(StudentWeights), SoftLabels(LABELS), up.need(ClassMeans))), context
+    )
+    check_uplink(sent, context)
+    assert sent.kinds == {StudentWeights, SoftLabels, ClassMeans}
+    assert not torch.allclose(sent.need(SoftLabels).probabilities, up.need(SoftLabels).probabilities, atol=0.1)
 
 
-def test_an_update_that_is_not_finite_is_a_refusal_and_no_crash(down):
+def test_an_update_that_is_not_finite_is_a_refusal_and_no_crash(context):
     broken = PartialWeights({"bias": torch.tensor([float("nan"), 0.0])})
     with pytest.raises(UplinkRejected, match="merchant shop: the update of bias is not finite"):
-        SignFlip().uplink(Uplink("shop", 20, broken), down, 3)
+        SignFlip().uplink(Uplink("shop", 20, (StudentWeights.of(broken),)), context)
 
 
 def test_attacks_are_built_by_name_with_checked_options():

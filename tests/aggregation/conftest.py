@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 ROWS = ([0, 2, 3], [0, 3, 5], [0, 1, 3], [0, 4], [0, 2, 5], [0, 3], [0, 1, 5], [0, 2, 4])
@@ -50,7 +50,7 @@ def make_uplinks(current):
             }
             counts = torch.randint(1, 9, rows.shape, generator=draw)
             made.append(
-                Uplink(f"m{number}", EXAMPLES[number], PartialWeights(arrays, {"table": rows}, {"table": counts}))
+                Uplink(f"m{number}", EXAMPLES[number], (StudentWeights(arrays, {"table": rows}, {"table": counts}),))
             )
         return made
 
@@ -64,9 +64,11 @@ def dense(current):
     def whole(uplinks):
         found = []
         for uplink in uplinks:
-            weights = {name: value.numpy().astype(np.float64) for name, value in uplink.weights.arrays.items()}
+            weights = {
+                name: value.numpy().astype(np.float64) for name, value in uplink.need(StudentWeights).arrays.items()
+            }
             table = current["table"].numpy().astype(np.float64).copy()
-            for place, row in enumerate(uplink.weights.rows["table"].tolist()):
+            for place, row in enumerate(uplink.need(StudentWeights).rows["table"].tolist()):
                 table[row] = weights["table"][place]
             found.append({**weights, "table": table})
         return found

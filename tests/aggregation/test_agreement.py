@@ -11,6 +11,7 @@ from fed_distill.aggregation.fedavg import FedAvg
 from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Downlink, Uplink
 
 FLOATING = ("table", "bias", "scale")
@@ -83,20 +84,20 @@ def alike(current, make_uplinks, size=8):
     common = {name: torch.randn(current[name].shape, generator=draw) for name in FLOATING}
     made = []
     for number, uplink in enumerate(make_uplinks(size)):
-        arrays = dict(uplink.weights.arrays)
+        arrays = dict(uplink.need(StudentWeights).arrays)
         for name in FLOATING:
-            rows = uplink.weights.rows["table"] if name == "table" else ...
+            rows = uplink.need(StudentWeights).rows["table"] if name == "table" else ...
             moved = common[name][rows] + 0.1 * torch.randn(arrays[name].shape, generator=draw)
             arrays[name] = current[name][rows] + moved
-        sent = PartialWeights(arrays, uplink.weights.rows, uplink.weights.counts)
-        made.append(Uplink(f"m{number}", uplink.examples, sent))
+        sent = PartialWeights(arrays, uplink.need(StudentWeights).rows, uplink.need(StudentWeights).counts)
+        made.append(Uplink(f"m{number}", uplink.examples, (StudentWeights.of(sent),)))
     return made
 
 
 @pytest.mark.parametrize("attack", [SignFlip(), SignFlip(10.0)], ids=["flipped", "flipped and ten times as long"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, name, attack):
-    uplinks, down = alike(current, make_uplinks), Downlink(1, current)
+    uplinks, down = alike(current, make_uplinks), Downlink(1, (StudentWeights(current),))
     lying = [attack.uplink(uplink, down, 4) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
     merged = AGGREGATORS.build(name, {}).average(current, iter(lying))
     lengths = inner_products(current, [uplink.weights for uplink in lying]).diagonal().sqrt()
@@ -108,7 +109,7 @@ def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, nam
 
 @pytest.mark.parametrize("aggregator", [FedAgree(), FedSubAgree()])
 def test_an_agreeing_update_is_no_longer_than_the_median_one(current, make_uplinks, aggregator):
-    uplinks, down = alike(current, make_uplinks), Downlink(1, current)
+    uplinks, down = alike(current, make_uplinks), Downlink(1, (StudentWeights(current),))
     boosted = [Scaled(1000.0).uplink(uplinks[0], down, 4), *uplinks[1:]]
     moved = {name: value - current[name] for name, value in aggregator.average(current, boosted).items()}
     clean = {name: value - current[name] for name, value in aggregator.average(current, uplinks).items()}
@@ -121,7 +122,7 @@ def test_a_shortened_update_goes_the_same_way(current, make_uplinks, dense):
     half = shortened(uplink, current, 0.5)
     (whole,), (less,) = updates(current, dense([uplink])), updates(current, dense([half]))
     np.testing.assert_allclose(less, 0.5 * whole, atol=1e-6)
-    assert half.weights.arrays["steps"] is uplink.weights.arrays["steps"]
+    assert half.weights.arrays["steps"] is uplink.need(StudentWeights).arrays["steps"]
 
 
 def test_nothing_to_merge_is_an_error(current):

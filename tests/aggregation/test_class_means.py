@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_distill.aggregation.class_means import RunningClassMeans, class_means
+from fed_distill.aggregation.class_means import RunningClassMeans
 from fed_distill.errors import UplinkRejected
-from fed_distill.transport.messages import ClassMeans
+from fed_distill.payloads.class_means import ClassMeans
 
 ONE = ClassMeans(torch.tensor([[0.8, 0.2], [0.0, 0.0]]), torch.tensor([True, False]))
 OTHER = ClassMeans(torch.tensor([[0.6, 0.4], [0.3, 0.7]]), torch.tensor([True, True]))
@@ -15,7 +15,7 @@ OTHER = ClassMeans(torch.tensor([[0.6, 0.4], [0.3, 0.7]]), torch.tensor([True, T
 
 def test_means_are_over_the_examples_of_each_label():
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
-    means = class_means(probabilities, torch.tensor([0, 0, 2]))
+    means = ClassMeans.over(probabilities, torch.tensor([0, 0, 2]))
     torch.testing.assert_close(means.probabilities, torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]))
     assert means.present.tolist() == [True, False, True]
 
@@ -23,7 +23,7 @@ def test_means_are_over_the_examples_of_each_label():
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 10**6))
 def test_means_are_those_of_a_loop_over_classes(labels, seed):
     probabilities = torch.rand(len(labels), 4, generator=torch.Generator().manual_seed(seed)).softmax(dim=-1)
-    means = class_means(probabilities, torch.tensor(labels))
+    means = ClassMeans.over(probabilities, torch.tensor(labels))
     for label in range(4):
         rows = [row for row, own in zip(probabilities, labels, strict=True) if own == label]
         assert bool(means.present[label]) == bool(rows)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fed_distill.aggregation.fedsubavg import FedSubAvg
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 
@@ -16,11 +17,13 @@ def by_rows(current, uplinks, weight, rate=1.0):
     for row in range(len(table)):
         change, total = np.zeros(table.shape[1]), 0.0
         for uplink in uplinks:
-            held = uplink.weights.rows["table"].tolist()
+            held = uplink.need(StudentWeights).rows["table"].tolist()
             if row in held:
-                uses = int(uplink.weights.counts["table"][held.index(row)])
+                uses = int(uplink.need(StudentWeights).counts["table"][held.index(row)])
                 own = {"uses": uses, "examples": uplink.examples, "merchants": 1}[weight]
-                change += own * (uplink.weights.arrays["table"][held.index(row)].double().numpy() - table[row])
+                change += own * (
+                    uplink.need(StudentWeights).arrays["table"][held.index(row)].double().numpy() - table[row]
+                )
                 total += own
         if total:
             table[row] += rate * change / total
@@ -41,8 +44,8 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
     table = current["table"].double().numpy()
     mean_update, having = np.zeros_like(table), np.zeros(len(table))
     for uplink in uplinks:
-        rows = uplink.weights.rows["table"].numpy()
-        mean_update[rows] += (uplink.weights.arrays["table"].double().numpy() - table[rows]) / len(uplinks)
+        rows = uplink.need(StudentWeights).rows["table"].numpy()
+        mean_update[rows] += (uplink.need(StudentWeights).arrays["table"].double().numpy() - table[rows]) / len(uplinks)
         having[rows] += 1
     expected = (
         table + np.divide(len(uplinks), having, out=np.zeros(len(table)), where=having > 0)[:, None] * mean_update
@@ -76,6 +79,6 @@ def test_weights_that_are_no_table_are_averaged_over_all(current, make_uplinks):
     uplinks = make_uplinks(4)
     merged = FedSubAvg().average(current, [*uplinks, Uplink("silent", 500)])
     for name in ("bias", "scale"):
-        values = np.stack([one.weights.arrays[name].double().numpy() for one in uplinks])
+        values = np.stack([one.need(StudentWeights).arrays[name].double().numpy() for one in uplinks])
         expected = np.average(values, axis=0, weights=[one.examples for one in uplinks])
         np.testing.assert_allclose(merged[name].numpy(), expected, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from flwr.serverapp import strategy as flower
 
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
-from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Uplink
@@ -102,7 +102,7 @@ def test_the_mean_of_ten_thousand_is_exact_to_float32():
     changes = draw.normal(0.001, 0.01, (10_000, 8)).astype(np.float32)
     examples = draw.integers(30, 900, 10_000)
     uplinks = (
-        Uplink("m", int(count), PartialWeights({"w": torch.from_numpy(row)}))
+        Uplink("m", int(count), (StudentWeights({"w": torch.from_numpy(row)}),))
         for count, row in zip(examples, changes, strict=True)
     )
     merged = build("fedavg").average({"w": torch.zeros(8)}, uplinks)["w"].numpy()
@@ -135,7 +135,7 @@ def test_means_hold_one_merchants_weights_at_a_time(current, name):
     def make(number):
         arrays = {name: value + number for name, value in current.items()}
         arrays["table"] = arrays["table"][rows]
-        return Uplink(f"m{number}", 1, PartialWeights(arrays, {"table": rows}, {"table": rows}))
+        return Uplink(f"m{number}", 1, (StudentWeights(arrays, {"table": rows}, {"table": rows}),))
 
     watched = Watched(make)
     build(name).average(current, watched)
@@ -172,11 +172,11 @@ def test_every_aggregator_keeps_names_shapes_types_and_integers(current, make_up
 def test_no_aggregator_changes_what_it_was_given(current, make_uplinks, name):
     before = {key: value.clone() for key, value in current.items()}
     uplinks = make_uplinks(8)
-    sent = [{key: value.clone() for key, value in up.weights.arrays.items()} for up in uplinks]
+    sent = [{key: value.clone() for key, value in up.need(StudentWeights).arrays.items()} for up in uplinks]
     build(name).average(current, uplinks)
     assert all(torch.equal(current[key], before[key]) for key in current)
     for uplink, copied in zip(uplinks, sent, strict=True):
-        assert all(torch.equal(uplink.weights.arrays[key], copied[key]) for key in copied)
+        assert all(torch.equal(uplink.need(StudentWeights).arrays[key], copied[key]) for key in copied)
 
 
 @pytest.mark.parametrize("name", list(AGGREGATORS))
@@ -248,7 +248,7 @@ def test_bulyan_averages_the_values_nearest_to_the_median_of_those_that_krum_sel
 
 def test_a_liar_does_not_reach_the_robust_aggregates(current, make_uplinks):
     uplinks = make_uplinks(8)
-    for value in uplinks[3].weights.arrays.values():
+    for value in uplinks[3].need(StudentWeights).arrays.values():
         value.mul_(10_000)
     for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"):
         merged = build(name).average(current, uplinks)
@@ -275,8 +275,8 @@ def test_fedavgm_is_stochastic_gradient_descent_with_momentum_on_the_mean_update
 
 def _completed(weights, base, uplink):
     table = base["table"].numpy().astype(np.float64).copy()
-    for place, row in enumerate(uplink.weights.rows["table"].tolist()):
-        table[row] = uplink.weights.arrays["table"].numpy()[place]
+    for place, row in enumerate(uplink.need(StudentWeights).rows["table"].tolist()):
+        table[row] = uplink.need(StudentWeights).arrays["table"].numpy()[place]
     return table
 
 

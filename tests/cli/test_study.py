@@ -55,7 +55,7 @@ def file(tmp_path):
 @pytest.fixture
 def sham(monkeypatch):
     """A function: let cells be run by this function of the module that stands in for simulations."""
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "study"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "sweeps" / "study"))
     return lambda name: monkeypatch.setattr(study_command, "SIMULATE", f"sham_cells:{name}")
 
 

@@ -33,7 +33,7 @@ def command(entered, monkeypatch):
     """A function that runs ``fed-distill tune`` as the entry point does: exit code, output, errors."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "tuning"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "sweeps" / "tuning"))
 
     def run(*arguments, function="run"):
         monkeypatch.setattr(tune_command, "SIMULATE", f"sham_trials:{function}")

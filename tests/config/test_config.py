@@ -325,7 +325,7 @@ def test_a_temperature_that_moves_has_time_to_in_a_tiny_version():
 
 
 def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     nested = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     assert flatten_dict(nested) == Experiment.read(root / "experiments" / "quickstart.toml").to_run_config()
 

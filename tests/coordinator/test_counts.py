@@ -16,7 +16,9 @@ from fed_distill.aggregation.fedsubavg import USES_PER_EXAMPLE, FedSubAvg
 from fed_distill.coordinator.counts import Counts, most
 from fed_distill.merchant.app import build_app
 from fed_distill.models.weights import PartialWeights
-from fed_distill.transport.messages import LowRankUpdate, Uplink
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import MOST_EXAMPLES, by_prefix, decode_uplink
 from fed_distill.transport.requests import QUERY_MERCHANTS, TRAIN
 
@@ -69,7 +71,7 @@ def sent(name, examples, counts=(3, 4), rows=(0, 1)):
         {"table": torch.tensor(rows)},
         {"table": torch.tensor(counts)},
     )
-    return Uplink(name, examples, values)
+    return Uplink(name, examples, (StudentWeights.of(values),))
 
 
 def test_merchants_of_later_chunks_are_taken_to_be_as_large_as_the_median():
@@ -97,7 +99,7 @@ def test_each_merchant_that_is_cut_is_named_once(caplog):
 def test_uses_of_rows_are_cut_together_and_counts_of_whole_tables_are_nobodys_business():
     counts = Counts(SHARE, RATIO)
     uplinks = [sent("a", 10), sent("b", 10), sent("liar", 10, (2**31 - 1, 1))]
-    odd = replace(uplinks[0].weights, counts={**uplinks[0].weights.counts, "bias": torch.tensor([9])})
+    odd = replace(uplinks[0].weights, counts={**uplinks[0].need(StudentWeights).counts, "bias": torch.tensor([9])})
     counts.learn([replace(uplinks[0], weights=odd), *uplinks[1:]])
     found = counts.cut(uplinks[2]).weights.counts["table"]
     assert float(found.sum()) == pytest.approx(21.0)  # 0.6 of 7 + 7 + 21
@@ -122,13 +124,13 @@ def test_a_liar_counts_in_rows_for_no_more_than_its_limits_on_whatever_rows_it_l
     uses = torch.tensor([40, 20, 10, 5, 4, 3, 2, 1])
     values = {"table": torch.zeros(8, 1), "bias": torch.zeros(1)}
     honest = [
-        Uplink(name, 50, PartialWeights(values, {"table": torch.arange(8)}, {"table": uses}))
+        Uplink(name, 50, (StudentWeights(values, {"table": torch.arange(8)}, {"table": uses}),))
         for name in ("a", "b", "c")
     ]
     rows = torch.tensor(chosen)
     lies = {"table": torch.ones(len(rows), 1), "bias": torch.ones(1)}
     liar = Uplink(
-        "d", MOST_EXAMPLES, PartialWeights(lies, {"table": rows}, {"table": torch.full((len(rows),), 2**31 - 1)})
+        "d", MOST_EXAMPLES, (StudentWeights(lies, {"table": rows}, {"table": torch.full((len(rows),), 2**31 - 1)}),)
     )
     counts = Counts(SHARE, RATIO)
     counts.learn([*honest, liar])
@@ -189,16 +191,19 @@ def merged_by_hand(start, uplinks, submodels, limited=True):
     merged = {}
     for name, value in start.items():
         top, bottom = torch.zeros_like(value).double(), torch.zeros(len(value)).double()
-        uses = [float(up.weights.counts[name].sum()) if name in up.weights.rows else 0.0 for up in uplinks]
+        uses = [
+            float(up.need(StudentWeights).counts[name].sum()) if name in up.need(StudentWeights).rows else 0.0
+            for up in uplinks
+        ]
         most_uses = slow_limit(uses, SHARE, RATIO) if limited and all(uses) else max(uses)
         for up, size, used in zip(uplinks, examples, uses, strict=True):
-            rows = up.weights.rows.get(name, torch.arange(len(value)))
+            rows = up.need(StudentWeights).rows.get(name, torch.arange(len(value)))
             weight = torch.full((len(rows),), float(size)).double()
-            if submodels and name in up.weights.rows:
-                counts = up.weights.counts[name].double() * min(1.0, most_uses / used)
+            if submodels and name in up.need(StudentWeights).rows:
+                counts = up.need(StudentWeights).counts[name].double() * min(1.0, most_uses / used)
                 weight = counts.clamp_max(float(USES_PER_EXAMPLE * size))
             shape = (-1, *[1] * (value.dim() - 1))
-            top[rows] += weight.view(shape) * (up.weights.arrays[name].double() - value[rows].double())
+            top[rows] += weight.view(shape) * (up.need(StudentWeights).arrays[name].double() - value[rows].double())
             bottom[rows] += weight
         if not submodels:
             bottom[:] = float(sum(examples))
@@ -231,7 +236,7 @@ def test_a_merchant_that_claims_2_31_examples_moves_the_student_by_no_more_than_
     by_hand = merged_by_hand(start, uplinks, submodels)
     torch.testing.assert_close(flat(end), flat(by_hand), rtol=1e-5, atol=1e-6)
     honest = merged_by_hand(start, [up for up in uplinks if up.merchant != app.liar], submodels)
-    whole = [name for name in start if name not in uplinks[0].weights.rows]
+    whole = [name for name in start if name not in uplinks[0].need(StudentWeights).rows]
     assert whole
     for name in whole if submodels else start:
         lie = next(up for up in uplinks if up.merchant == app.liar).weights
@@ -251,10 +256,10 @@ def test_the_limit_is_on_what_examples_count_for(power):
     """Squared, as least-variance weights under privacy are, a merchant is no more than its share of the squares."""
     current = {"bias": torch.zeros(1)}
     uplinks = [
-        Uplink(name, size, PartialWeights({"bias": torch.zeros(1)}))
+        Uplink(name, size, (StudentWeights({"bias": torch.zeros(1)}),))
         for name, size in {"a": 900, "b": 1000, "c": 1200}.items()
     ]
-    uplinks.append(Uplink("liar", MOST_EXAMPLES, PartialWeights({"bias": torch.ones(1)})))
+    uplinks.append(Uplink("liar", MOST_EXAMPLES, (StudentWeights({"bias": torch.ones(1)}),)))
     counts = Counts(SHARE, RATIO, power)
     counts.learn(uplinks)
     merged = FedAvg("examples" if power == 1 else "examples-squared").average(current, map(counts.cut, uplinks))

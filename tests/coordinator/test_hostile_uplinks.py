@@ -409,7 +409,17 @@ def add_refusal(draw, content):
 
 def add_part(draw, content):
     """A part of an uplink that its method does not send."""
-    name = draw(st.sampled_from(["up.control_variate", "up.votes", "up.answered", "up.soft_labels", "up.class_means"]))
+    name = draw(
+        st.sampled_from(
+            [
+                "up.control_variate",
+                "up.votes",
+                "up.answered",
+                "up.soft_labels",
+                "up.class_means",
+            ]
+        )
+    )
     name = draw(
         st.sampled_from([name, "up.coded", "up.update.weights", "up.update.thin", "up.rows", "up.counts", "up.odd"])
     )

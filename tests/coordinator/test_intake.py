@@ -15,7 +15,10 @@ from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.local import Local
 from fed_distill.models.weights import PartialWeights
-from fed_distill.transport.messages import LowRankUpdate, Uplink
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.transport.messages import Uplink
 from fed_distill.transport.requests import Refusal
 
 
@@ -24,22 +27,22 @@ def state():
     """Its aggregator takes the last merchant's weights."""
 
     def last(current, uplinks):
-        return [uplink.weights.arrays for uplink in uplinks][-1]
+        return [uplink.need(StudentWeights).arrays for uplink in uplinks][-1]
 
     return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last, counted_plainly, dict)
 
 
 def good(name, loss=1.0, **metrics):
-    return Uplink(name, 1, PartialWeights({"w": torch.ones(2)}), metrics={"loss": loss, **metrics})
+    return Uplink(name, 1, (StudentWeights({"w": torch.ones(2)}),), metrics={"loss": loss, **metrics})
 
 
 def bad(name):
-    return Uplink(name, 1, PartialWeights({"w": torch.tensor([1.0, math.nan])}), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentWeights({"w": torch.tensor([1.0, math.nan])}),), metrics={"loss": 1.0})
 
 
 def in_part(name):
     rows = torch.tensor([1])
-    return Uplink(name, 1, PartialWeights({"w": torch.ones(1)}, {"w": rows}, {"w": rows}), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentWeights({"w": torch.ones(1)}, {"w": rows}, {"w": rows}),), metrics={"loss": 1.0})
 
 
 def without_weights(name):
@@ -145,7 +148,7 @@ def test_what_became_of_each_merchant_is_counted(state):
 
 
 def moved(name, far):
-    return Uplink(name, 1, PartialWeights({"w": torch.tensor([0.0, far])}), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentWeights({"w": torch.tensor([0.0, far])}),), metrics={"loss": 1.0})
 
 
 def test_an_update_far_longer_than_most_is_left_out(state):
@@ -162,7 +165,7 @@ def test_an_update_far_longer_than_most_is_left_out(state):
 
 
 def of_norm(name, norm):
-    return Uplink(name, 1, PartialWeights({"w": torch.tensor([norm, 0.0])}), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentWeights({"w": torch.tensor([norm, 0.0])}),), metrics={"loss": 1.0})
 
 
 def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_one_update_at_most(state):
@@ -199,11 +202,11 @@ def test_the_norm_is_that_of_the_whole_update():
     current = {"w": torch.tensor([1.0, 1.0]), "t": torch.ones(4, 2)}
     rows = torch.tensor([2])
     part = PartialWeights({"w": torch.tensor([4.0, 1.0]), "t": torch.tensor([[1.0, 5.0]])}, {"t": rows}, {"t": rows})
-    assert update_norm(Uplink("a", 1, part), current) == 5.0  # moved by 3 and 4
-    variates = Uplink("a", 1, part, control_variate={"w": torch.tensor([12.0, 0.0])})
+    assert update_norm(Uplink("a", 1, (StudentWeights.of(part),)), current) == 5.0  # moved by 3 and 4
+    variates = Uplink("a", 1, (StudentWeights.of(part), ControlVariate({"w": torch.tensor([12.0, 0.0])})))
     assert update_norm(variates, current) == 13.0
     thin, wide = {"t": torch.full((1, 4), 2.0)}, {"t": torch.tensor([[3.0, 0.0]])}
-    factors = Uplink("a", 1, low_rank_update=LowRankUpdate(PartialWeights({}), thin, wide))
+    factors = Uplink("a", 1, (LowRankUpdate(PartialWeights({}), thin, wide),))
     assert update_norm(factors, current) == 12.0  # four rows of 6
     assert update_norm(Uplink("a", 1), current) == 0.0
 
@@ -264,7 +267,7 @@ def test_an_update_of_other_weights_than_most_send_is_left_out(state):
 
     def update(name, arrays, thin=()):
         factors = {one: torch.ones(1, 4) for one in thin}, {one: torch.ones(1, 3) for one in thin}
-        return Uplink(name, 1, low_rank_update=LowRankUpdate(PartialWeights(arrays), *factors))
+        return Uplink(name, 1, (LowRankUpdate(PartialWeights(arrays), *factors),))
 
     w, m = {"w": torch.ones(2)}, {"m": torch.ones(4, 3)}
     sent = [update("a", w, ["m"]), update("b", w), update("c", {**w, **m}), update("d", w, ["m"])]

@@ -11,6 +11,8 @@ from fed_distill.coordinator.sites import CHUNK_BYTES, Chunk, Sites, chunk_size
 from fed_distill.errors import DataError
 from fed_distill.experiment.grid import InProcessGrid
 from fed_distill.mechanisms.promise import Spent
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import (
     encode_downlink,
@@ -227,9 +229,9 @@ def test_only_the_asked_merchants_train():
 
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_bytes_are_those_of_a_merchants_own_records(chunk):
-    long = Uplink("a", 1, soft_labels=torch.zeros(100, 4), metrics={"loss": 1.0})
+    long = Uplink("a", 1, (SoftLabels(torch.zeros(100, 4)),), metrics={"loss": 1.0})
     short = Uplink("b", 1, metrics={"loss": 1.0})
-    down, start = Downlink(1, {"w": torch.zeros(50)}), {"w": torch.zeros(30)}
+    down, start = Downlink(1, (StudentWeights({"w": torch.zeros(50)}),)), {"w": torch.zeros(30)}
     sites = make_sites({0: ["a"], 1: ["b"]}, {0: [long], 1: [short]})
     total = whole(sites.train(request("a", "b"), down, {"b": {"s": start}}, chunk, proxy_shape=(100, 4)))
     sizes = [serialized_bytes(encode_uplink(uplink)) for uplink in (long, short)]

@@ -56,4 +56,4 @@ def test_it_is_another_with_a_byte_of_code_changed_or_added(hash_of, module):
 
 
 def test_it_is_another_with_a_module_more(hash_of):
-    assert hash_of(lambda folder: (folder / "clients" / "more.py").write_text("")) != bundle_hash()
+    assert hash_of(lambda folder: (folder / PACKAGE / "more.py").write_text("")) != bundle_hash()

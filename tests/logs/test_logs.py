@@ -16,7 +16,7 @@ from fed_distill.logs import JsonLines, escape_logs, log_as, logged, observed
 from fed_distill.reporting.callbacks import CallbackList
 from fed_distill.reporting.terminal_progress import Progress
 
-LOG = logging.getLogger("server.somewhere")
+LOG = logging.getLogger("fed_distill.somewhere")
 
 
 def test_a_line_has_time_level_logger_message_and_what_is_known(lines):
@@ -30,7 +30,7 @@ def test_a_line_has_time_level_logger_message_and_what_is_known(lines):
     first, second, third = lines()
     assert before.replace(microsecond=0) <= datetime.fromisoformat(first.pop("time")) <= datetime.now(UTC)
     where = {"run": "r", "seed": 0, "federation": "fedmd", "round": 3}
-    said = {"level": "WARNING", "logger": "server.somewhere", "message": "two\nlines of text: 手机"}
+    said = {"level": "WARNING", "logger": "fed_distill.somewhere", "message": "two\nlines of text: 手机"}
     assert first == {**said, **where, "merchant": "acme"}
     assert {key: second[key] for key in where} == where and "merchant" not in second
     assert set(third) == {"time", "level", "logger", "message"}

@@ -17,7 +17,7 @@ from scipy import stats
 
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.mechanisms.merchant import PrivateMean, QuantileClipping, merchant_noise, merchant_spend, update_noise
-from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import epsilon
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.transport.messages import Uplink
@@ -45,7 +45,9 @@ def uplinks(count, seed=0, spread=1.0):
         for name in ("table", "bias", "scale"):
             arrays[name] += spread * (1 + number) * torch.randn(arrays[name].shape, generator=draw)
         made.append(
-            Uplink(f"m{number}", 10**number, PartialWeights(arrays, {"table": rows}, {"table": torch.ones_like(rows)}))
+            Uplink(
+                f"m{number}", 10**number, (StudentWeights(arrays, {"table": rows}, {"table": torch.ones_like(rows)}),)
+            )
         )
     return made
 
@@ -57,9 +59,9 @@ def whole(uplink):
     """
     arrays = {name: CURRENT[name].double().numpy().copy() for name in ("bias", "scale", "table")}
     for name in arrays:
-        sent = uplink.weights.arrays[name].double().numpy()
+        sent = uplink.need(StudentWeights).arrays[name].double().numpy()
         if name == "table":
-            for place, row in enumerate(uplink.weights.rows.get("table", torch.arange(6)).tolist()):
+            for place, row in enumerate(uplink.need(StudentWeights).rows.get("table", torch.arange(6)).tolist()):
                 arrays[name][row] = sent[place]
         else:
             arrays[name] = sent.copy()
@@ -72,7 +74,7 @@ def flat(weights):
 
 def test_without_noise_it_is_the_mean_of_the_updates_that_flower_clips():
     sent = uplinks(4, spread=0.2)
-    start = whole(Uplink("server", 1, PartialWeights(CURRENT)))
+    start = whole(Uplink("server", 1, (StudentWeights(CURRENT),)))
     clipped = []
     for uplink in sent:
         weights = whole(uplink)
@@ -93,13 +95,13 @@ def test_the_sum_is_divided_by_the_merchants_expected_and_not_by_those_who_came(
 
 def test_every_merchant_counts_the_same_whatever_its_examples():
     sent = uplinks(3)
-    equal = [Uplink(uplink.merchant, 1, uplink.weights) for uplink in sent]
+    equal = [Uplink(uplink.merchant, 1, (StudentWeights.of(uplink.weights),)) for uplink in sent]
     assert np.array_equal(flat(private_mean().average(CURRENT, sent)), flat(private_mean().average(CURRENT, equal)))
 
 
 def test_what_was_not_sent_did_not_move():
     arrays = {"table": torch.tensor([[2.5, 3.0]]), "scale": torch.tensor(3.0)}
-    sent = Uplink("a", 5, PartialWeights(arrays, {"table": torch.tensor([1])}, {"table": torch.tensor([4])}))
+    sent = Uplink("a", 5, (StudentWeights(arrays, {"table": torch.tensor([1])}, {"table": torch.tensor([4])}),))
     moved = private_mean(expected_merchants=1.0).average(CURRENT, [sent])
     expected = CURRENT["table"].clone()
     expected[1] = torch.tensor([2.5, 3.0])
@@ -111,9 +113,9 @@ def test_frozen_weights_padding_and_counts_stay_bit_for_bit_and_do_not_count_to_
     changed = {name: value + 100 for name, value in CURRENT.items()}
     changed["table"][1:] = CURRENT["table"][1:]
     changed["scale"] = CURRENT["scale"] + 0.5
-    sent = [Uplink("whole", 5, PartialWeights(changed))]
+    sent = [Uplink("whole", 5, (StudentWeights(changed),))]
     arrays = {"table": changed["table"][[0, 2]], "scale": changed["scale"]}
-    sent.append(Uplink("part", 5, PartialWeights(arrays, {"table": torch.tensor([0, 2])})))
+    sent.append(Uplink("part", 5, (StudentWeights(arrays, {"table": torch.tensor([0, 2])}),)))
     options = {"frozen": frozenset({"bias"}), "padded": frozenset({"table"}), "expected_merchants": 2.0}
     moved = private_mean(**options).average(CURRENT, sent)
     assert torch.equal(moved["scale"], CURRENT["scale"] + 0.5)
@@ -125,7 +127,7 @@ def test_frozen_weights_padding_and_counts_stay_bit_for_bit_and_do_not_count_to_
 
 def test_it_equals_a_slow_twin_that_holds_all_updates_at_once():
     sent = uplinks(9, seed=3)
-    start = np.concatenate(whole(Uplink("server", 1, PartialWeights(CURRENT))))
+    start = np.concatenate(whole(Uplink("server", 1, (StudentWeights(CURRENT),))))
     updates = np.stack([np.concatenate(whole(uplink)) - start for uplink in sent])
     norms = np.linalg.norm(updates, axis=1, keepdims=True)
     expected = start + (updates * np.minimum(1.0, 2.0 / norms)).sum(axis=0) / 12.5
@@ -160,7 +162,7 @@ def sum_of(updates, clip_norm):
         Uplink(
             str(number),
             1,
-            PartialWeights({"a": torch.from_numpy(move[:5]), "b": torch.from_numpy(move[5:]).view(3, 1)}),
+            (StudentWeights({"a": torch.from_numpy(move[:5]), "b": torch.from_numpy(move[5:]).view(3, 1)}),),
         )
         for number, move in enumerate(updates)
     ]
@@ -221,7 +223,7 @@ def test_an_update_that_is_not_finite_is_refused():
     huge = {"w": torch.tensor([1.5e308], dtype=torch.float64)}
     with pytest.raises(UplinkRejected, match="merchant b: its update is not finite"):
         private_mean().average(
-            {"w": torch.tensor([-1.5e308], dtype=torch.float64)}, [Uplink("b", 3, PartialWeights(huge))]
+            {"w": torch.tensor([-1.5e308], dtype=torch.float64)}, [Uplink("b", 3, (StudentWeights(huge),))]
         )
 
 
@@ -248,7 +250,7 @@ def test_count_and_updates_together_cost_what_the_whole_noise_does(noise_multipl
 def test_the_norm_follows_the_quantile_by_hand():
     # Two of five updates are within the norm 2. Ten were expected: 1/2 + (2 * 1/2 - 3 * 1/2) / 10 = 0.45.
     moves = [0.5, 2.0, 2.0001, 7.0, 100.0]
-    sent = [Uplink(str(move), 1, PartialWeights({"w": torch.tensor([move])})) for move in moves]
+    sent = [Uplink(str(move), 1, (StudentWeights({"w": torch.tensor([move])}),)) for move in moves]
     rule = QuantileClipping(quantile=0.7, learning_rate=0.4)
     mean = private_mean(expected_merchants=10.0, clip_norm=2.0, adaptive=rule)
     moved = mean.average({"w": torch.zeros(1)}, sent)
@@ -267,7 +269,7 @@ def test_if_all_that_were_expected_come_the_rule_is_the_papers():
 
 def test_the_norm_settles_at_the_quantile_of_the_norms():
     norms = np.random.default_rng(0).lognormal(sigma=0.5, size=200)
-    sent = [Uplink(str(norm), 1, PartialWeights({"w": torch.tensor([norm])})) for norm in norms]
+    sent = [Uplink(str(norm), 1, (StudentWeights({"w": torch.tensor([norm])}),)) for norm in norms]
     current = {"w": torch.zeros(1, dtype=torch.float64)}
     mean = private_mean(0.5, 200.0, 5.0, adaptive=QuantileClipping(quantile=0.8))
     for _ in range(60):

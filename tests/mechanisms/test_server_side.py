@@ -19,6 +19,7 @@ from fed_distill.errors import CheckpointError
 from fed_distill.experiment import comparison
 from fed_distill.mechanisms.server_side import NoiseSource, counted_plainly, private_mean, vote_count
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.store import read_summary
 from fed_distill.seeds import Keystream
@@ -68,7 +69,7 @@ def released(student):
 
     def moved(mean, shift=1.0, merchant="a"):
         sent = PartialWeights({"head.0.bias": current["head.0.bias"] + shift})
-        after = mean.average(current, [Uplink(merchant, 1, sent)])
+        after = mean.average(current, [Uplink(merchant, 1, (StudentWeights.of(sent),))])
         assert all(torch.equal(after[name], value) for name, value in current.items() if name.startswith("bag."))
         return torch.cat([(after[name] - current[name]).flatten() for name in sorted(current) if "head." in name])
 

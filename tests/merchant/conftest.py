@@ -10,6 +10,8 @@ from fed_distill import seeds
 from fed_distill.data import load
 from fed_distill.merchant.site import open_site
 from fed_distill.models import build_student
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 
@@ -46,8 +48,8 @@ def world(tiny_experiment, tiny_data, tmp_path):
         start=start,
         names=sorted(tiny_data.merchants),
         site=lambda part=0, parts=1: open_site(experiment, part, parts),
-        down=lambda number=1: Downlink(number, start, labels),
-        consensus=lambda number: Downlink(number, None, labels),
+        down=lambda number=1: Downlink(number, (StudentWeights(start), SoftLabels(labels))),
+        consensus=lambda number: Downlink(number, (SoftLabels(labels),)),
         request=request,
         having=lambda site, merchants: replace(site, holdings=replace(site.holdings, merchants=merchants)),
     )

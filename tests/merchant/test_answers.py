@@ -12,6 +12,7 @@ import torch
 
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.site import open_site
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import epsilon
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.transport.requests import Refusal
@@ -63,8 +64,10 @@ def trained(monkeypatch):
 
 def same(one, other):
     assert one.examples == other.examples and one.metrics == other.metrics
-    assert one.weights.arrays.keys() == other.weights.arrays.keys()
-    return all(torch.equal(other.weights.arrays[name], value) for name, value in one.weights.arrays.items())
+    assert one.need(StudentWeights).arrays.keys() == other.weights.arrays.keys()
+    return all(
+        torch.equal(other.weights.arrays[name], value) for name, value in one.need(StudentWeights).arrays.items()
+    )
 
 
 def charged(site, merchant):

@@ -52,7 +52,15 @@ def test_replies_hold_only_the_records_of_an_uplink(tiny_run):
     for kind, _, reply in tiny_run.wire:
         if kind == TRAIN:
             seen |= {name.partition("/")[2] or name for name in recorddict_from_proto(Proto.FromString(reply))}
-    assert seen == {"answer", "up", "up.metrics", "up.weights", "up.rows", "up.counts", "up.soft_labels"}
+    assert seen == {
+        "answer",
+        "up",
+        "up.metrics",
+        "up.weights",
+        "up.rows",
+        "up.counts",
+        "up.soft_labels",
+    }
 
 
 def test_a_query_is_answered_with_merchants_and_their_numbers_of_examples(tiny_run):

@@ -5,6 +5,7 @@ import torch
 
 from fed_distill.adversaries.byzantine import liars
 from fed_distill.merchant.site import open_site
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.submodel import completed
 
 
@@ -62,9 +63,17 @@ def test_soft_labels_are_flipped_and_what_a_liar_keeps_is_what_it_trained(world,
     found = trained(site, request, world.consensus(1), starts)
     for name in world.names:
         if name in lying:
-            assert torch.equal(found[name].soft_labels.argmin(dim=-1), honest[name].soft_labels.argmax(dim=-1))
+            assert torch.equal(
+                found[name].need(SoftLabels).probabilities.argmin(dim=-1),
+                honest[name].need(SoftLabels).probabilities.argmax(dim=-1),
+            )
         else:
-            torch.testing.assert_close(found[name].soft_labels, honest[name].soft_labels, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                found[name].need(SoftLabels).probabilities,
+                honest[name].need(SoftLabels).probabilities,
+                rtol=1e-4,
+                atol=1e-6,
+            )
         kept, would = (one.store.load("fedmd", 0, name, before=2) for one in (site, honest_site))
         assert all(torch.allclose(kept[key], value, atol=1e-5) for key, value in would.items())
 

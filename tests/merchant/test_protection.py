@@ -10,6 +10,8 @@ import torch
 from fed_distill.errors import TrainingError
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.site import open_site
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Spend, epsilon
 from fed_distill.privacy.ledger import Ledger
 from fed_distill.training.sequential import SequentialTrainer
@@ -73,7 +75,9 @@ def test_an_equal_request_is_answered_equally_and_charged_once(world, protected)
     again = answers(protected(), world.request(merchant), world.down())[merchant]
     assert charges(protected(), merchant) == paid
     assert again.examples == answer.examples
-    assert all(torch.equal(again.weights.arrays[name], value) for name, value in answer.weights.arrays.items())
+    assert all(
+        torch.equal(again.weights.arrays[name], value) for name, value in answer.need(StudentWeights).arrays.items()
+    )
 
 
 @pytest.mark.parametrize("change", ["weights", "rate", "optimizer", "data"])
@@ -95,7 +99,7 @@ def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
 
 def changes_of(uplink, start):
     head = [name for name in start if name.startswith("head.")]
-    return torch.cat([(uplink.weights.arrays[name] - start[name]).flatten() for name in head])
+    return torch.cat([(uplink.need(StudentWeights).arrays[name] - start[name]).flatten() for name in head])
 
 
 def correlation(one, other):
@@ -119,7 +123,9 @@ def test_another_request_for_the_same_round_gets_other_noise(world, protected):
     second = answers(site, world.request(merchant), replace(world.down(), weights=near))[merchant]
     assert abs(correlation(changes_of(first, world.start), changes_of(second, near))) < 0.3
     again = answers(protected(**NOISY), world.request(merchant), world.down())[merchant]
-    assert all(torch.equal(again.weights.arrays[name], value) for name, value in first.weights.arrays.items())
+    assert all(
+        torch.equal(again.weights.arrays[name], value) for name, value in first.need(StudentWeights).arrays.items()
+    )
 
 
 def test_two_runs_that_share_a_ledger_share_no_noise(world, protected, tmp_path):
@@ -255,7 +261,7 @@ def test_what_was_kept_without_this_noise_does_not_come_in_from_another_run(worl
     later = protected(**{**proxy, "privacy.epsilon": None, "privacy.noise_multiplier": 1e4})
     request = replace(world.request(merchant, arm="fedmd", rounds=2), learning_rate=0.0)
     (answer,) = later.train(request, world.consensus(2), start)
-    assert not torch.equal(answer.soft_labels, kept.soft_labels)
+    assert not torch.equal(answer.need(SoftLabels).probabilities, kept.need(SoftLabels).probabilities)
 
 
 def test_a_secret_is_in_no_representation(world, protected):
@@ -340,12 +346,12 @@ def test_nothing_leaves_beside_what_is_protected(world, protected):
     public = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), public]))
     for merchant, uplink in found.items():
         assert uplink.metrics == {}
-        assert all(torch.equal(rows, public) for rows in uplink.weights.rows.values())
+        assert all(torch.equal(rows, public) for rows in uplink.need(StudentWeights).rows.values())
         examples = len(world.data.merchants[merchant].train)
         assert uplink.examples != examples or examples == 1
         assert abs(uplink.examples - examples) < 5 * 20
     assert site.evaluate(world.request(*world.names), world.start) == {}
-    counts = [uplink.weights.counts["bag.table"] for uplink in found.values()]
+    counts = [uplink.need(StudentWeights).counts["bag.table"] for uplink in found.values()]
     assert all(torch.equal(one, counts[0]) for one in counts)
 
 

@@ -10,10 +10,14 @@ from fed_distill.data.examples import MerchantData
 from fed_distill.errors import CheckpointError, ConfigError, TrainingError
 from fed_distill.merchant.site import open_site
 from fed_distill.methods.fedmd import FedMD
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate, multiplied_out
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.training.submodel import completed
-from fed_distill.transport.low_rank import multiplied_out
-from fed_distill.transport.messages import ClassMeans, Downlink, Uplink
+from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.requests import Refusal
 
 
@@ -28,7 +32,7 @@ def same(distance):
             mine, theirs = getattr(one.weights, part), getattr(other.weights, part)
             assert list(mine) == list(theirs)
             assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-        return distance(one.weights.arrays, other.weights.arrays) < 1e-5
+        return distance(one.need(StudentWeights).arrays, other.weights.arrays) < 1e-5
 
     return compare
 
@@ -60,7 +64,7 @@ def test_uplinks_do_not_depend_on_the_order_or_the_company_of_merchants(world, s
 def test_merchants_and_rounds_train_differently_and_leave_the_downlink_alone(world):
     site, before = world.site(), {name: value.clone() for name, value in world.start.items()}
     first, second = (trained(site, world.request(*world.names[:2]), world.down(number)) for number in (1, 2))
-    heads = [up.weights.arrays["head.0.weight"] for some in (first, second) for up in some.values()]
+    heads = [up.need(StudentWeights).arrays["head.0.weight"] for some in (first, second) for up in some.values()]
     assert not any(torch.equal(one, other) for place, one in enumerate(heads) for other in heads[:place])
     assert all(torch.equal(world.start[name], before[name]) for name in before)
 
@@ -70,7 +74,7 @@ def test_two_merchants_with_the_same_examples_draw_different_batches(world):
     site = world.having(site, {**site.holdings.merchants, other: replace(site.holdings.merchants[one], name=other)})
     answers = trained(site, world.request(one, other), world.down())
     assert answers[one].examples == answers[other].examples
-    heads = [answer.weights.arrays["head.0.weight"] for answer in answers.values()]
+    heads = [answer.need(StudentWeights).arrays["head.0.weight"] for answer in answers.values()]
     assert not torch.equal(*heads)
 
 
@@ -139,9 +143,9 @@ def test_own_test_counts_are_those_of_the_trained_student(world):
     name = world.names[0]
     uplink = trained(world.site(), world.request(name, test=True), world.down())[name]
     whole = {key: value.clone() for key, value in world.start.items()}
-    for key, value in uplink.weights.arrays.items():
-        if key in uplink.weights.rows:
-            whole[key][uplink.weights.rows[key]] = value
+    for key, value in uplink.need(StudentWeights).arrays.items():
+        if key in uplink.need(StudentWeights).rows:
+            whole[key][uplink.need(StudentWeights).rows[key]] = value
         else:
             whole[key] = value
     right, count = count_right(world.student, whole, world.data.merchants[name].test)
@@ -150,7 +154,7 @@ def test_own_test_counts_are_those_of_the_trained_student(world):
 
 def personal(world, site, name, number, starts):
     request = world.request(name, arm="fedmd")
-    return trained(site, request, world.consensus(number), starts)[name].soft_labels
+    return trained(site, request, world.consensus(number), starts)[name].need(SoftLabels).probabilities
 
 
 def test_a_personal_student_goes_on_from_the_store_also_at_a_restarted_site(world):
@@ -190,7 +194,7 @@ def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world,
     site = replace(site, experiment=site.experiment.with_changes({"runtime.trainer": trainer}))
     classes = len(world.data.task.classes)
     before = ClassMeans(torch.eye(classes).roll(1, dims=0), torch.ones(classes, dtype=torch.bool))
-    down = Downlink(1, class_means=before)
+    down = Downlink(1, (before,))
     uplink = trained(site, world.request(name, arm="fd"), down, {"two-tower": world.start})[name]
     own = site.holdings.merchants[name].train
     world.student.load_state_dict(site.store.load("fd", 0, name, before=2))
@@ -201,9 +205,9 @@ def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world,
         by_class.setdefault(int(label), []).append(probabilities[0])
     for label in range(classes):
         rows = by_class.get(label, [])
-        assert bool(uplink.class_means.present[label]) == bool(rows)
+        assert bool(uplink.need(ClassMeans).present[label]) == bool(rows)
         expected = torch.stack(rows).mean(dim=0) if rows else torch.zeros(classes)
-        torch.testing.assert_close(uplink.class_means.probabilities[label], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(uplink.need(ClassMeans).probabilities[label], expected, atol=1e-5, rtol=1e-4)
     assert uplink.parts == {"class_means"}
 
 
@@ -217,7 +221,7 @@ def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at
     second, again = (trained(one, request, world.down(2))[name] for one in (site, world.site()))
     new = replace(site, store=MerchantStore(tmp_path / "of a merchant that is new"))
     other = trained(new, request, world.down(2))[name]
-    heads = [one.weights.arrays["head.0.weight"] for one in (second, again, other)]
+    heads = [one.need(StudentWeights).arrays["head.0.weight"] for one in (second, again, other)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -229,7 +233,7 @@ def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
     request = world.request(name, arm=arm, test=True)
     downs = [replace(world.down(number), scalars={"energy": 0.95}) for number in (1, 2)]
     first = trained(site, request, downs[0], {"two-tower": own})[name]
-    sent = first.weights if arm == "fml" else multiplied_out(first.low_rank_update)
+    sent = first.weights if arm == "fml" else multiplied_out(first.need(LowRankUpdate))
     assert set(sent.arrays) == set(world.start)
     assert set(sent.rows) == {"bag.table", "bag.importance"}
     kept = site.store.load(arm, 0, name, before=2)
@@ -247,7 +251,7 @@ def test_a_merchant_keeps_its_control_variate_and_sends_how_it_changed(world):
     request = world.request(name, arm="scaffold")
     total = {}
     for number in (1, 2):
-        changed = trained(site, request, world.down(number))[name].control_variate
+        changed = trained(site, request, world.down(number))[name].need(ControlVariate).arrays
         total = {key: total.get(key, 0.0) + value for key, value in changed.items()}
         kept = site.store.load("scaffold", 0, name, before=number + 1)
         assert kept.keys() == changed.keys()
@@ -271,7 +275,7 @@ def test_a_protected_merchant_computes_no_class_means_for_another_part(world, pr
     monkeypatch.setattr(
         FedMD,
         "uplink",
-        lambda self, one, down: Uplink(one.merchant, one.examples, soft_labels=one.class_means().probabilities),
+        lambda self, one, down: Uplink(one.merchant, one.examples, (SoftLabels(one.class_means().probabilities),)),
     )
     request = world.request(world.names[0], arm="fedmd")
     (answer,) = protected.train(request, world.consensus(1), {"two-tower": world.start})

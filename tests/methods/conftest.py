@@ -7,7 +7,10 @@ from fed_distill.mechanisms.server_side import counted_plainly
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights
-from fed_distill.transport.messages import ClassMeans, Uplink
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.transport.messages import Uplink
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 
@@ -18,7 +21,10 @@ def state():
     taught, so that both are seen to have been asked."""
 
     def average(current, uplinks):
-        return {name: value + sum(uplink.weights.arrays[name] for uplink in uplinks) for name, value in current.items()}
+        return {
+            name: value + sum(uplink.need(StudentWeights).arrays[name] for uplink in uplinks)
+            for name, value in current.items()
+        }
 
     def relearn(soft_labels, temperature=None):
         return {"w": soft_labels} if temperature is None else {"w": soft_labels, "at": torch.tensor(temperature)}
@@ -30,8 +36,16 @@ def state():
 def uplinks():
     """Two merchants with weights, proxy probabilities and unequal numbers of examples."""
     return [
-        Uplink("a", 10, PartialWeights({"w": torch.tensor([10.0, 20.0])}), torch.tensor([[0.5, 0.3, 0.2]] * 3)),
-        Uplink("b", 90, PartialWeights({"w": torch.tensor([100.0, 200.0])}), torch.tensor([[0.1, 0.1, 0.8]] * 3)),
+        Uplink(
+            "a",
+            10,
+            (StudentWeights({"w": torch.tensor([10.0, 20.0])}), SoftLabels(torch.tensor([[0.5, 0.3, 0.2]] * 3))),
+        ),
+        Uplink(
+            "b",
+            90,
+            (StudentWeights({"w": torch.tensor([100.0, 200.0])}), SoftLabels(torch.tensor([[0.1, 0.1, 0.8]] * 3))),
+        ),
     ]
 
 

@@ -7,6 +7,7 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.cronus import Cronus
 from fed_distill.methods.fedmd import FedMD
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
 PROXY, CLASSES, MERCHANTS, LIARS = 60, 3, 20, 6
@@ -21,7 +22,7 @@ def crowd(state):
 
     def uplinks(liars):
         flipped = torch.cat([sent[:liars].flip(-1), sent[liars:]])
-        return [Uplink(f"m{place:02d}", 1, soft_labels=labels) for place, labels in enumerate(flipped)]
+        return [Uplink(f"m{place:02d}", 1, (SoftLabels(labels),)) for place, labels in enumerate(flipped)]
 
     return replace(state, teacher_labels=common.softmax(dim=-1)), uplinks
 
@@ -52,7 +53,7 @@ def test_thirty_per_cent_of_liars_hardly_move_the_consensus_and_move_the_mean(cr
 )
 def test_three_merchants_one_of_them_far_out(state, robust, expected):
     rows = ([0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.05, 0.05, 0.9])
-    uplinks = [Uplink(name, 1, soft_labels=torch.tensor([row] * 3)) for name, row in zip("abc", rows, strict=True)]
+    uplinks = [Uplink(name, 1, (SoftLabels(torch.tensor([row] * 3)),)) for name, row in zip("abc", rows, strict=True)]
     merged = Cronus(robust=robust, liar_share=0.34).merge(state, uplinks)
     torch.testing.assert_close(merged.consensus, torch.tensor([expected] * 3))
 
@@ -68,7 +69,9 @@ def test_everything_else_is_fedmd(state, trained, uplinks):
     assert (method.personal, method.sends) == (True, ("soft_labels",))
     digest, revisit = method.plan(method.broadcast(state)).phases
     assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
-    assert torch.equal(method.uplink(trained, method.broadcast(state)).soft_labels, trained.predict_proxy())
+    assert torch.equal(
+        method.uplink(trained, method.broadcast(state)).need(SoftLabels).probabilities, trained.predict_proxy()
+    )
     merged = method.merge(state, iter(uplinks))
     assert merged.round == 5
     assert torch.equal(merged.weights["w"], merged.consensus)

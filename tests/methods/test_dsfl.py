@@ -7,6 +7,7 @@ import torch
 
 from fed_distill.methods.dsfl import DSFL
 from fed_distill.methods.fedmd import FedMD
+from fed_distill.payloads.soft_labels import SoftLabels
 
 MEAN = [0.3, 0.2, 0.5]
 
@@ -51,7 +52,7 @@ def test_everything_else_is_fedmd(state, trained, uplinks):
     digest, revisit = method.plan(down).phases
     assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
     assert torch.equal(digest.references["soft_labels"], state.teacher_labels)
-    assert torch.equal(method.uplink(trained, down).soft_labels, trained.predict_proxy())
+    assert torch.equal(method.uplink(trained, down).need(SoftLabels).probabilities, trained.predict_proxy())
     merged = method.merge(state, iter(uplinks))
     assert merged.round == 5
     assert torch.equal(merged.weights["w"], merged.consensus)

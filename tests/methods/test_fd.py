@@ -7,7 +7,9 @@ from torch.nn.functional import cross_entropy
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.fd import FD
-from fed_distill.transport.messages import ClassMeans, Uplink
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.transport.messages import Uplink
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 1.0, 0.0]])
 LABELS = torch.tensor([0, 1, 2])
@@ -23,14 +25,19 @@ def means(*rows):
 def told():
     """Two merchants, unlike in size and in what classes they have; nobody has the last class."""
     return [
-        Uplink("a", 10, class_means=means([0.8, 0.1, 0.1], [0.2, 0.6, 0.2], None)),
-        Uplink("b", 90, class_means=means([0.6, 0.3, 0.1], None, None)),
+        Uplink("a", 10, (means([0.8, 0.1, 0.1], [0.2, 0.6, 0.2], None),)),
+        Uplink("b", 90, (means([0.6, 0.3, 0.1], None, None),)),
     ]
 
 
 def test_in_the_first_round_merchants_train_on_their_labels_alone(state, loss_of):
     down = FD().broadcast(state)
-    assert (down.round, down.weights, down.soft_labels, down.class_means) == (5, None, None, None)
+    assert (down.round, down.weights, down.need(SoftLabels).probabilities, down.need(ClassMeans)) == (
+        5,
+        None,
+        None,
+        None,
+    )
     (phase,) = FD(local_epochs=3).plan(down).phases
     assert (phase.data, phase.epochs) == ("private", 3)
     expected = cross_entropy(LOGITS, LABELS, reduction="none")
@@ -58,7 +65,7 @@ def test_a_loss_does_not_depend_on_the_others_of_its_batch(state, told, loss_of)
 def test_only_class_means_leave_a_merchant(state, trained):
     up = FD().uplink(trained, FD().broadcast(state))
     assert up.parts == set(FD.sends) == {"class_means"}
-    assert torch.equal(up.class_means.probabilities, trained.class_means().probabilities)
+    assert torch.equal(up.need(ClassMeans).probabilities, trained.class_means().probabilities)
     assert FD.personal
 
 
@@ -74,8 +81,8 @@ def test_the_global_student_is_taught_the_teacher_seen_through_the_class_means(s
 
 def test_a_class_that_nobody_tells_of_this_time_keeps_its_mean(state, told):
     first = FD().merge(state, told)
-    second = FD().merge(first, [Uplink("c", 1, class_means=means(None, None, [0.1, 0.1, 0.8]))])
-    down = FD().broadcast(second).class_means
+    second = FD().merge(first, [Uplink("c", 1, (means(None, None, [0.1, 0.1, 0.8]),))])
+    down = FD().broadcast(second).need(ClassMeans)
     torch.testing.assert_close(down.probabilities, torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]]))
     assert down.present.all()
 

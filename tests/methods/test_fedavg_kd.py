@@ -3,11 +3,12 @@
 import torch
 
 from fed_distill.methods.fedavg_kd import FedAvgKD
+from fed_distill.payloads.soft_labels import SoftLabels
 
 
 def test_the_teachers_soft_labels_go_along(state):
     down = FedAvgKD().broadcast(state)
-    assert (down.round, down.weights, down.soft_labels) == (5, state.weights, state.teacher_labels)
+    assert (down.round, down.weights, down.need(SoftLabels).probabilities) == (5, state.weights, state.teacher_labels)
 
 
 def test_merchants_train_on_their_labels_and_then_on_the_teacher(state):
@@ -37,5 +38,5 @@ def test_a_student_that_agrees_with_the_teacher_has_no_loss(state, loss_of):
 def test_only_weights_come_back(state, trained, uplinks):
     up = FedAvgKD().uplink(trained, FedAvgKD().broadcast(state))
     assert up.weights is trained.weights
-    assert up.soft_labels is None
+    assert up.get(SoftLabels) is None
     assert FedAvgKD().merge(state, uplinks).weights["w"].tolist() == [111.0, 222.0]

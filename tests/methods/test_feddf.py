@@ -5,6 +5,7 @@ import torch
 
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.feddf import FedDF
+from fed_distill.payloads.soft_labels import SoftLabels
 
 
 def with_logits(uplinks, logits):
@@ -42,7 +43,7 @@ def test_the_teacher_takes_part_by_its_share(state, uplinks):
 def test_merchants_send_weights_and_proxy_probabilities(state, trained):
     up = FedDF().uplink(trained, FedDF().broadcast(state))
     assert up.weights is trained.weights
-    assert torch.equal(up.soft_labels, trained.predict_proxy())
+    assert torch.equal(up.need(SoftLabels).probabilities, trained.predict_proxy())
 
 
 def test_the_weights_are_the_aggregators(state, uplinks):

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.fedet import FedET
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
 LOGITS = torch.tensor([[0.5, 0.2, -0.3], [1.0, 0.0, 0.4], [0.2, 0.1, -0.8]])
@@ -22,7 +23,7 @@ def sent():
 
 @pytest.fixture
 def told(sent):
-    return [Uplink(f"m{number}", 10 + number, soft_labels=one.softmax(dim=-1)) for number, one in enumerate(sent)]
+    return [Uplink(f"m{number}", 10 + number, (SoftLabels(one.softmax(dim=-1)),)) for number, one in enumerate(sent)]
 
 
 def by_hand(sent, example):
@@ -48,7 +49,7 @@ def test_the_consensus_weighs_merchants_by_their_confidence(state, sent, told):
         expected = consensus.softmax(dim=-1).float()
         torch.testing.assert_close(merged.consensus[example], expected, atol=1e-6, rtol=1e-5)
     down = FedET().broadcast(merged)
-    assert torch.equal(down.soft_labels, merged.consensus)
+    assert torch.equal(down.need(SoftLabels).probabilities, merged.consensus)
 
 
 def test_the_server_learns_the_consensus_class_and_hears_who_disagrees(state, sent, told, loss_of):
@@ -68,7 +69,7 @@ def test_the_server_learns_the_consensus_class_and_hears_who_disagrees(state, se
 
 
 def test_one_that_knows_nothing_is_not_heard(state, told):
-    silent = Uplink("silent", 10**6, soft_labels=torch.full((3, 3), 1 / 3))
+    silent = Uplink("silent", 10**6, (SoftLabels(torch.full((3, 3), 1 / 3)),))
     with_it, without = (FedET().merge(state, some).consensus for some in ([*told, silent], told))
     torch.testing.assert_close(with_it, without)
     alone = FedET().merge(state, [silent]).consensus
@@ -82,7 +83,7 @@ def test_the_teacher_takes_part_by_its_share(state, told):
 
 
 def test_certain_merchants_give_finite_numbers(state):
-    certain = Uplink("a", 1, soft_labels=torch.eye(3))
+    certain = Uplink("a", 1, (SoftLabels(torch.eye(3)),))
     merged = FedET().merge(state, [certain, replace(certain, soft_labels=torch.eye(3).roll(1, dims=0))])
     (phase,) = merged.server_plan.phases
     assert all(torch.isfinite(value).all() for value in (merged.consensus, *phase.references.values()))

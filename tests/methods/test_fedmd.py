@@ -5,17 +5,18 @@ import torch
 
 from fed_distill.methods.base import replace
 from fed_distill.methods.fedmd import FedMD
+from fed_distill.payloads.soft_labels import SoftLabels
 
 
 def test_the_first_downlink_is_the_teachers_soft_labels(state):
     down = FedMD().broadcast(state)
     assert (down.round, down.weights) == (5, None)
-    assert torch.equal(down.soft_labels, state.teacher_labels)
+    assert torch.equal(down.need(SoftLabels).probabilities, state.teacher_labels)
 
 
 def test_later_downlinks_are_the_consensus(state):
     consensus = torch.full((3, 3), 1 / 3)
-    assert torch.equal(FedMD().broadcast(replace(state, consensus=consensus)).soft_labels, consensus)
+    assert torch.equal(FedMD().broadcast(replace(state, consensus=consensus)).need(SoftLabels).probabilities, consensus)
 
 
 def test_merchants_digest_the_consensus_then_revisit_their_examples(state):
@@ -23,7 +24,7 @@ def test_merchants_digest_the_consensus_then_revisit_their_examples(state):
     down = method.broadcast(state)
     digest, revisit = method.plan(down).phases
     assert (digest.data, digest.epochs) == ("proxy", 3)
-    assert torch.equal(digest.references["soft_labels"], down.soft_labels)
+    assert torch.equal(digest.references["soft_labels"], down.need(SoftLabels).probabilities)
     assert (revisit.data, revisit.epochs) == ("private", 2)
 
 
@@ -31,7 +32,7 @@ def test_merchants_keep_their_students_and_send_no_weights(state, trained):
     assert FedMD.personal
     up = FedMD().uplink(trained, FedMD().broadcast(state))
     assert up.weights is None
-    assert torch.equal(up.soft_labels, trained.predict_proxy())
+    assert torch.equal(up.need(SoftLabels).probabilities, trained.predict_proxy())
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_the_global_student_is_taught_the_consensus(state, uplinks):
 
 
 def test_uplinks_are_taken_one_after_another(state, uplinks):
-    sent = [up.soft_labels.clone() for up in uplinks]
+    sent = [up.need(SoftLabels).probabilities.clone() for up in uplinks]
     once = FedMD().merge(state, iter(uplinks)).consensus
     assert torch.equal(once, FedMD().merge(state, uplinks).consensus)
-    assert all(torch.equal(up.soft_labels, labels) for up, labels in zip(uplinks, sent, strict=True))
+    assert all(torch.equal(up.need(SoftLabels).probabilities, labels) for up, labels in zip(uplinks, sent, strict=True))

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.fedmkt import Best, FedMKT
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
 CLASSES = 4
@@ -21,7 +22,7 @@ def several(state):
     draw = torch.Generator().manual_seed(5)
     logits = torch.randn(6, 40, CLASSES, generator=draw) * torch.tensor([2.0, 1.0, 2.0, 3.0, 0.1, 2.0]).view(6, 1, 1)
     teacher, *merchants = logits.softmax(dim=-1)
-    told = [Uplink(f"m{place}", 10**place, soft_labels=one) for place, one in enumerate(merchants)]
+    told = [Uplink(f"m{place}", 10**place, (SoftLabels(one),)) for place, one in enumerate(merchants)]
     return replace(state, teacher_labels=teacher), told
 
 
@@ -29,7 +30,7 @@ def by_hand(teacher, told, share):
     """Of each example the label, the soft labels of whoever has the least loss, and whether that is a merchant."""
     found = []
     for example, own in enumerate(teacher):
-        says = [one.soft_labels[example] for one in told]
+        says = [one.need(SoftLabels).probabilities[example] for one in told]
         label = int((share * own + (1 - share) * torch.stack(says).mean(dim=0)).argmax())
         losses = [float(-one[label].log()) for one in says]
         best = min(range(len(says)), key=losses.__getitem__)
@@ -76,7 +77,7 @@ def test_a_merchant_learns_where_the_teacher_has_less_loss(several, loss_of):
     state, _ = several
     method = FedMKT(digest_epochs=2, local_epochs=3)
     down = method.broadcast(state)
-    assert down.soft_labels is state.teacher_labels
+    assert down.need(SoftLabels).probabilities is state.teacher_labels
     digest, revisit = method.plan(down).phases
     assert [(one.data, one.epochs) for one in (digest, revisit)] == [("proxy", 2), ("private", 3)]
     logits = torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(7)) * 3
@@ -95,7 +96,7 @@ def test_who_is_best_does_not_depend_on_who_comes_first_but_for_equals():
     same = torch.tensor([[0.6, 0.4]])
     for order in ([same, torch.tensor([[0.5, 0.5]])], [torch.tensor([[0.5, 0.5]]), same]):
         best = Best(1, 2)
-        assert len(list(best.noting(Uplink("m", 1, soft_labels=one) for one in order))) == 2
+        assert len(list(best.noting(Uplink("m", 1, (SoftLabels(one),)) for one in order))) == 2
         assert torch.equal(best.of(torch.tensor([0])), same)
         assert torch.equal(best.of(torch.tensor([1])), torch.tensor([[0.5, 0.5]]))
 

@@ -2,6 +2,7 @@
 
 from fed_distill.methods.local import Local
 from fed_distill.methods.personal import Personal
+from fed_distill.payloads.soft_labels import SoftLabels
 
 
 def test_the_global_student_stays_as_it_was(state, uplinks):
@@ -17,7 +18,7 @@ def test_local_students_are_sent_to_be_measured(state, trained):
 
 def test_personal_students_stay_at_the_merchant(state, trained):
     up = Personal().uplink(trained, Personal().broadcast(state))
-    assert (up.merchant, up.examples, up.weights, up.soft_labels) == ("a", 10, None, None)
+    assert (up.merchant, up.examples, up.weights, up.need(SoftLabels).probabilities) == ("a", 10, None, None)
     assert Personal.personal
 
 

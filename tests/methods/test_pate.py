@@ -7,6 +7,8 @@ from torch.nn.functional import cross_entropy
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.pate import PATE
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Uplink
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 1.0, 0.0]])
@@ -17,7 +19,7 @@ def voters():
     """Five merchants of unequal size: class 0 wins the first example by 3 to 2, all agree on the last."""
     votes = ([0, 1, 2], [0, 2, 2], [0, 1, 2], [1, 1, 2], [1, 0, 2])
     return [
-        Uplink(f"m{place}", 10**place, votes=torch.tensor(classes, dtype=torch.int64))
+        Uplink(f"m{place}", 10**place, (Votes(torch.tensor(classes, dtype=torch.int64)),))
         for place, classes in enumerate(votes)
     ]
 
@@ -36,7 +38,7 @@ def test_merchants_train_the_global_student_on_private_labels_alone(state, loss_
     method = PATE(local_epochs=3)
     down = method.broadcast(state)
     assert not method.personal
-    assert (down.round, down.soft_labels) == (5, None)
+    assert (down.round, down.need(SoftLabels).probabilities) == (5, None)
     assert down.weights is state.weights
     (phase,) = method.plan(down).phases
     assert (phase.data, phase.epochs) == ("private", 3)
@@ -49,8 +51,8 @@ def test_merchants_train_the_global_student_on_private_labels_alone(state, loss_
 def test_only_the_predicted_classes_of_proxy_examples_leave_a_merchant(state, trained):
     predicted = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
     up = PATE().uplink(replace(trained, predict_proxy=lambda: predicted), PATE().broadcast(state))
-    assert torch.equal(up.votes, torch.tensor([1, 0, 2]))
-    assert up.votes.dtype == torch.int64
+    assert torch.equal(up.need(Votes).classes, torch.tensor([1, 0, 2]))
+    assert up.need(Votes).classes.dtype == torch.int64
     assert up.parts == set(PATE.sends) == {"votes"}
 
 

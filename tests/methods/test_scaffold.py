@@ -12,6 +12,8 @@ from fed_distill.methods.base import Correcting, GlobalState, Trained
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.scaffold import Scaffold
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.student_weights import StudentWeights
 
 CURVATURES, OPTIMA = (1.0, 10.0, 3.0), ((4.0, 0.0), (-1.0, 2.0), (0.0, 5.0))
 EXAMPLES = (5, 500, 50)
@@ -24,7 +26,9 @@ def mean(current, uplinks):
     heard = list(uplinks)
     examples = torch.tensor([float(uplink.examples) for uplink in heard], dtype=torch.float64)
     return {
-        "w": torch.einsum("i,ij->j", examples / examples.sum(), torch.stack([up.weights.arrays["w"] for up in heard]))
+        "w": torch.einsum(
+            "i,ij->j", examples / examples.sum(), torch.stack([up.need(StudentWeights).arrays["w"] for up in heard])
+        )
     }
 
 
@@ -90,7 +94,7 @@ def test_it_finds_the_common_optimum_that_fedavg_misses():
 def test_every_step_on_private_labels_is_corrected(state):
     (phase,) = Scaffold(local_epochs=2).plan(Scaffold().broadcast(state)).phases
     assert (phase.data, phase.epochs, phase.corrected) == ("private", 2, True)
-    assert Scaffold().broadcast(state).control_variate is None
+    assert Scaffold().broadcast(state).get(ControlVariate) is None
     assert not Scaffold.personal
 
 

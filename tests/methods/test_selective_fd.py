@@ -7,6 +7,8 @@ from torch.nn.functional import kl_div, log_softmax
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.selective_fd import SelectiveFD
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
 PREDICTED = torch.tensor([[0.4, 0.3, 0.3], [0.05, 0.05, 0.9], [0.7, 0.2, 0.1]])
@@ -16,7 +18,7 @@ LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 1.0, 0.0]])
 def answers(name, places, *rows):
     answered = torch.zeros(3, dtype=torch.bool)
     answered[list(places)] = True
-    return Uplink(name, 1, soft_labels=torch.tensor(rows), answered=answered)
+    return Uplink(name, 1, (SelectedSoftLabels(torch.tensor(rows), answered),))
 
 
 @pytest.fixture
@@ -29,15 +31,15 @@ def answered_uplinks():
 def test_a_merchant_answers_what_it_is_most_confident_of(state, trained, share, expected):
     method = SelectiveFD(answer_share=share)
     up = method.uplink(replace(trained, predict_proxy=lambda: PREDICTED), method.broadcast(state))
-    assert torch.equal(up.answered.nonzero().flatten(), torch.tensor(expected))
-    assert torch.equal(up.soft_labels, PREDICTED[expected])
+    assert torch.equal(up.need(SelectedSoftLabels).answered.nonzero().flatten(), torch.tensor(expected))
+    assert torch.equal(up.need(SoftLabels).probabilities, PREDICTED[expected])
     assert up.parts == set(SelectiveFD.sends) == {"soft_labels", "answered"}
 
 
 def test_equal_confidence_is_answered_in_the_order_of_the_proxy_set(state, trained):
     same = torch.tensor([[0.5, 0.3, 0.2]] * 3)
     up = SelectiveFD(answer_share=0.6).uplink(replace(trained, predict_proxy=lambda: same), None)
-    assert up.answered.tolist() == [True, True, False]
+    assert up.need(SelectedSoftLabels).answered.tolist() == [True, True, False]
 
 
 def test_the_consensus_is_the_mean_over_those_who_answer(state, answered_uplinks):

@@ -18,9 +18,11 @@ from fed_distill.methods.scaffold import Scaffold
 from fed_distill.methods.selective_fd import weighted
 from fed_distill.models import build_student
 from fed_distill.models.pair import Pair
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.trainer import Learner
-from fed_distill.transport.messages import ClassMeans, Downlink
+from fed_distill.transport.messages import Downlink
 
 SMALL = {
     "two-tower": {"rows": 512, "width": 8, "head_width": 8},
@@ -113,7 +115,7 @@ def plans():
         selective=Plan((clear, private)),
         fd=Plan((Phase(regularized(means, 0.5), epochs=2),)),
         fedet=Plan((diverse,)),
-        fedmkt=FedMKT().plan(Downlink(1, soft_labels=references["soft_labels"])),
+        fedmkt=FedMKT().plan(Downlink(1, (SoftLabels(references["soft_labels"]),))),
         fedntd=FedNTD().plan(down),
         moon=MOON().plan(down),
         scaffold=Scaffold().plan(down),

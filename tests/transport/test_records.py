@@ -14,7 +14,14 @@ from hypothesis.extra import numpy as hnp
 
 from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.models.weights import PartialWeights
-from fed_distill.transport.messages import ClassMeans, Downlink, LowRankUpdate, Uplink
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
+from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import (
     by_merchant,
     by_prefix,
@@ -73,15 +80,19 @@ def all_same(one, other):
 
 @given(st.integers(0, 10**6), st.none() | WEIGHTS, LABELS, SCALARS, MEANS, st.none() | WEIGHTS)
 def test_a_downlink_comes_back_bit_for_bit(round, weights, soft_labels, scalars, class_means, control_variate):
-    sent = Downlink(round, weights, soft_labels, scalars, class_means, control_variate)
+    sent = Downlink(
+        round,
+        (StudentWeights(weights), SoftLabels(soft_labels), class_means, ControlVariate(control_variate)),
+        scalars=scalars,
+    )
     got = decode_downlink(over_the_wire(encode_downlink(sent)))
     assert got.round == round
     assert (got.weights is None) == (weights is None)
     assert weights is None or all_same(got.weights, weights)
-    assert same(got.soft_labels, soft_labels)
+    assert same(got.need(SoftLabels).probabilities, soft_labels)
     assert got.scalars == scalars
-    assert same_means(got.class_means, class_means)
-    assert all_same(got.control_variate, control_variate)
+    assert same_means(got.need(ClassMeans), class_means)
+    assert all_same(got.need(ControlVariate).arrays, control_variate)
 
 
 @given(
@@ -104,42 +115,45 @@ def test_an_uplink_comes_back_bit_for_bit(
     sent = Uplink(
         merchant,
         examples,
-        None if weights is None else PartialWeights(weights, of_tables, of_tables),
-        soft_labels,
-        metrics,
-        votes,
-        answered,
-        class_means,
-        control_variate,
-        update,
+        (
+            StudentWeights.of(None if weights is None else PartialWeights(weights, of_tables, of_tables)),
+            SelectedSoftLabels(soft_labels, answered),
+            Votes(votes),
+            class_means,
+            ControlVariate(control_variate),
+            update,
+        ),
+        metrics=metrics,
     )
     got = decode_uplink(over_the_wire(encode_uplink(sent)))
     assert (got.merchant, got.examples, got.metrics) == (merchant, examples, metrics)
     assert (got.weights is None) == (weights is None)
-    assert weights is None or (all_same(got.weights.arrays, weights) and all_same(got.weights.rows, of_tables))
-    assert weights is None or all_same(got.weights.counts, of_tables)
-    assert same(got.soft_labels, soft_labels)
-    assert same(got.votes, votes)
-    assert same(got.answered, answered)
-    assert same_means(got.class_means, class_means)
-    assert all_same(got.control_variate, control_variate)
+    assert weights is None or (
+        all_same(got.need(StudentWeights).arrays, weights) and all_same(got.need(StudentWeights).rows, of_tables)
+    )
+    assert weights is None or all_same(got.need(StudentWeights).counts, of_tables)
+    assert same(got.need(SoftLabels).probabilities, soft_labels)
+    assert same(got.need(Votes).classes, votes)
+    assert same(got.need(SelectedSoftLabels).answered, answered)
+    assert same_means(got.need(ClassMeans), class_means)
+    assert all_same(got.need(ControlVariate).arrays, control_variate)
     assert got.parts == sent.parts
     if update is not None:
-        assert all_same(got.low_rank_update.plain.arrays, update.plain.arrays)
-        assert all_same(got.low_rank_update.thin, update.thin)
-        assert all_same(got.low_rank_update.wide, update.wide)
+        assert all_same(got.need(LowRankUpdate).plain.arrays, update.plain.arrays)
+        assert all_same(got.need(LowRankUpdate).thin, update.thin)
+        assert all_same(got.need(LowRankUpdate).wide, update.wide)
 
 
 def test_rows_of_an_update_come_back():
     sent = low_rank()
-    got = decode_uplink(over_the_wire(encode_uplink(Uplink("a", 3, low_rank_update=sent)))).low_rank_update
+    got = decode_uplink(over_the_wire(encode_uplink(Uplink("a", 3, (sent,))))).low_rank_update
     assert all_same(got.plain.rows, sent.plain.rows)
     assert all_same(got.plain.counts, sent.plain.counts)
 
 
 @given(WEIGHTS, SCALARS)
 def test_reported_bytes_are_the_length_of_flowers_serialized_message(weights, metrics):
-    content = encode_uplink(Uplink("a", 3, PartialWeights(weights), metrics=metrics))
+    content = encode_uplink(Uplink("a", 3, (StudentWeights(weights),), metrics=metrics))
     assert serialized_bytes(content) == len(recorddict_to_proto(content).SerializeToString())
 
 
@@ -326,22 +340,22 @@ def test_soft_labels_in_half_precision_are_accepted():
     ("largest", "dtype"), [(0, "int8"), (127, "int8"), (128, "int16"), (2**15 - 1, "int16"), (2**15, "int32")]
 )
 def test_votes_take_the_fewest_bytes_that_hold_every_class(largest, dtype):
-    sent = Uplink("Nord", 1, votes=torch.tensor([0, largest]))
+    sent = Uplink("Nord", 1, (Votes(torch.tensor([0, largest])),))
     (array,) = arrays_of(encode_uplink(sent))
     assert array.dtype == dtype
-    assert torch.equal(decode_uplink(encode_uplink(sent)).votes, sent.votes)
+    assert torch.equal(decode_uplink(encode_uplink(sent)).votes, sent.need(Votes).classes)
 
 
 @pytest.mark.parametrize("votes", [np.array([0.0, np.nan]), np.array([True, False]), np.array([0, 1], np.uint8)])
 def test_votes_that_are_no_signed_integers_cannot_be_read(votes):
-    content = encode_uplink(Uplink("Nord", 1, votes=torch.tensor([0, 1])))
+    content = encode_uplink(Uplink("Nord", 1, (Votes(torch.tensor([0, 1])),)))
     content["up.votes"]["votes"] = Array(votes)
     with pytest.raises(UplinkRejected, match="an uplink could not be read: TypeError: votes are torch"):
         decode_uplink(over_the_wire(content))
 
 
 def test_which_examples_are_answered_takes_a_bit_each():
-    sent = Uplink("Nord", 1, soft_labels=torch.zeros(0, 2), answered=torch.zeros(4001, dtype=torch.bool))
+    sent = Uplink("Nord", 1, (SelectedSoftLabels(torch.zeros(0, 2), torch.zeros(4001, dtype=torch.bool)),))
     bits = np.frombuffer(encode_uplink(sent)["up.answered"]["bits"].data[-501:], np.uint8)
     assert encode_uplink(sent)["up.answered"]["bits"].shape == (501,)
     assert not bits.any()
@@ -353,7 +367,7 @@ def test_which_examples_are_answered_takes_a_bit_each():
 )
 def test_a_mask_that_its_bytes_do_not_hold_cannot_be_read(size, bits):
     """Unpacking fills up with zeros: a mask of a made-up size would cost memory."""
-    content = encode_uplink(Uplink("Nord", 1, soft_labels=torch.zeros(0, 2), answered=SOME))
+    content = encode_uplink(Uplink("Nord", 1, (SelectedSoftLabels(torch.zeros(0, 2), SOME),)))
     content["up"]["proxy"] = size
     content["up.answered"]["bits"] = Array(np.array(bits, None if bits == [1.0] else np.uint8))
     with pytest.raises(UplinkRejected, match=r"an uplink could not be read: ValueError: .* are no mask of"):
@@ -378,7 +392,13 @@ def test_a_mask_that_its_bytes_do_not_hold_cannot_be_read(size, bits):
     ],
 )
 def test_a_downlink_with_missing_or_odd_records_is_a_training_error(record, change):
-    content = RecordDict(dict(encode_downlink(Downlink(1, CURRENT, torch.full(PROXY, 0.5), {"a": 1.0}, means()))))
+    content = RecordDict(
+        dict(
+            encode_downlink(
+                Downlink(1, (StudentWeights(CURRENT), SoftLabels(torch.full(PROXY, 0.5)), means()), scalars={"a": 1.0})
+            )
+        )
+    )
     content.pop(record, None)
     if change is not None:
         content[record] = change
@@ -477,7 +497,7 @@ def arrays_of(content):
 
 
 def test_arrays_travel_as_npy_without_objects():
-    down = encode_downlink(Downlink(1, CURRENT, torch.full(PROXY, 0.5)))
+    down = encode_downlink(Downlink(1, (StudentWeights(CURRENT), SoftLabels(torch.full(PROXY, 0.5)))))
     found = arrays_of(down) + arrays_of(encode_uplink(uplink()))
     assert len(found) == 9
     for array in found:
@@ -523,7 +543,12 @@ def test_a_payload_that_is_no_plain_array_is_rejected_and_never_unpickled(data):
         RecordDict({"up": ConfigRecord({"merchant": "Nord"})}),
         RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": [1, 2]})}),
         RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": "many"})}),
-        RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": 1}), "up.soft_labels": ArrayRecord()}),
+        RecordDict(
+            {
+                "up": ConfigRecord({"merchant": "Nord", "examples": 1}),
+                "up.soft_labels": ArrayRecord(),
+            }
+        ),
         RecordDict({"up": ConfigRecord({"merchant": "Nord", "examples": 1}), "up.votes": ArrayRecord()}),
     ],
 )

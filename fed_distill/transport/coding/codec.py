@@ -18,7 +18,11 @@ from torch import Tensor
 
 from fed_distill.config import TransportConfig
 from fed_distill.errors import TrainingError, UplinkRejected
-from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.models.weights import PartialWeights, Weights, applied, update_of
+from fed_distill.payloads.base import Context, Room
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels, answered_of
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights, partial_records
 from fed_distill.registry import Registry
 from fed_distill.seeds import Randomness
 from fed_distill.transport import records
@@ -27,28 +31,20 @@ from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.integers import LIMIT
 from fed_distill.transport.coding.kept import Kept
-from fed_distill.transport.coding.soft_labels import (
-    read_changed,
-    read_soft_labels,
-    write_changed,
-    write_soft_labels,
-)
+from fed_distill.transport.coding.soft_labels import read_changed, read_soft_labels, write_changed, write_soft_labels
 from fed_distill.transport.coding.stream import Reader, Writer
-from fed_distill.transport.coding.weights import (
-    applied,
-    read_weights,
-    residual_of,
-    update_of,
-    with_residual,
-    write_weights,
-)
-from fed_distill.transport.messages import Downlink, Uplink
-from fed_distill.transport.records import Room
+from fed_distill.transport.coding.weights import read_weights, residual_of, with_residual, write_weights
+from fed_distill.transport.messages import Downlink, Kinds, Uplink
+from fed_distill.transport.records import Received
 
+CODED = {"weights": (StudentWeights,), "soft_labels": (SoftLabels, SelectedSoftLabels)}
+"""The kinds of payloads that a chain of ``[transport]`` codes, by its key there."""
 Known = Callable[[str], Tensor | None]
 """The soft labels that the server has of a merchant; None for none."""
 _UP, _DOWN, _SHAPES = "up.coded", "down.coded", "down.shapes"
 _TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
+_CODED_BYTES = 12
+"""Bytes of a number in a coded array at most, its place included."""
 _LARGEST = 2**40
 """Numbers in one weight of a downlink at most: what is computed from its shape stays exact."""
 
@@ -96,38 +92,44 @@ class Codec:
         """The records of a downlink, the same for every merchant."""
         shapes: dict[str, list[int] | list[str]] = {}
         coded: dict[str, Tensor] = {}
-        plain = down
-        if self.downlink_weights is not None and down.weights is not None:
+        if self.downlink_weights is not None and down.weights:
             weights = {name: down.weights[name].detach().cpu() for name in sorted(down.weights)}
             out = Writer()
             write_weights(out, PartialWeights(weights), weights, self.downlink_weights, randomness)
-            coded["weights"], plain = _tensor(out.content()), replace(plain, weights=None)
+            coded["weights"] = _tensor(out.content())
             shapes |= _announcement(weights)
-        if self.downlink_soft_labels is not None and down.soft_labels is not None:
-            coded["soft_labels"] = _tensor(write_soft_labels(down.soft_labels, self.downlink_soft_labels))
-            shapes["soft_labels"], plain = list(down.soft_labels.shape), replace(plain, soft_labels=None)
-        content = records.encode_downlink(plain)
+        labels = down.get(SoftLabels)
+        if self.downlink_soft_labels is not None and labels is not None:
+            coded["soft_labels"] = _tensor(write_soft_labels(labels.probabilities, self.downlink_soft_labels))
+            shapes["soft_labels"] = list(labels.probabilities.shape)
+        content = records.encode_downlink(down, coded)
         if coded:
             content[_SHAPES] = ConfigRecord(dict(shapes))
             content[_DOWN] = records.to_array_record(coded)
         return content
 
     def decode_downlink(
-        self, content: RecordDict, proxy_shape: tuple[int, int] | None = None, student: Weights | None = None
+        self,
+        content: RecordDict,
+        kinds: Kinds,
+        proxy_shape: tuple[int, int] | None = None,
+        student: Weights | None = None,
     ) -> Downlink:
-        """Inverse of ``encode_downlink``, but for what coding loses. TrainingError if it is not coded as agreed, or
-        cannot be read.
+        """Inverse of ``encode_downlink``, of payloads of these ``kinds``, but for what coding loses. TrainingError if
+        it is not coded as agreed, holds another kind, or cannot be read.
 
         proxy_shape: (proxy examples, classes) at this site. A few bytes may stand for many classes, so that coded soft
         labels of another shape are refused before there is any memory for them. student: likewise the weights that the
         global student of the request has, of which shapes alone count.
         """
-        down = records.decode_downlink(content)
+        if _DOWN not in content and self.downlink_weights is None and self.downlink_soft_labels is None:
+            return records.decode_downlink(content, kinds)
         try:
+            got = records.read_downlink(content)
             coded = _read_bytes(content, _DOWN) if _DOWN in content else {}
             chains = {"weights": self.downlink_weights, "soft_labels": self.downlink_soft_labels}
             if any(chains.get(part) is None for part in coded) or any(
-                chain is not None and getattr(down, part) is not None for part, chain in chains.items()
+                chain is not None and part in got.tensors for part, chain in chains.items()
             ):
                 raise ValueError("it is not as this site's experiment says: run the same one at both ends")
             if "weights" in coded and self.downlink_weights is not None:
@@ -139,40 +141,45 @@ class Codec:
                 if sent.rows or sent.arrays.keys() != like.keys():
                     raise ValueError("it announces weights of which it holds only a part")
                 nothing = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
-                down = replace(down, weights=applied(sent, nothing).arrays)
+                got.tensors["weights"] = dict(applied(sent, nothing).arrays)
             if "soft_labels" in coded and self.downlink_soft_labels is not None:
                 source = Reader(coded["soft_labels"])
                 shape = _announced_labels(content.config_records[_SHAPES])
                 if proxy_shape is not None and shape != proxy_shape:
                     raise ValueError(f"it announces soft labels of shape {list(shape)}, not {list(proxy_shape)}")
-                down = replace(down, soft_labels=read_soft_labels(source, shape, self.downlink_soft_labels))
+                values = read_soft_labels(source, shape, self.downlink_soft_labels)
+                got.tensors["soft_labels"] = {"soft_labels": values}
                 source.finish()
+            return Downlink(got.numbers["round"], got.payloads(kinds), got.scalars)
         except Exception as error:  # as of what comes from a merchant: it must not stop the site
             raise TrainingError(f"the coded downlink cannot be read: {error}") from error
-        return down
 
     def encode_uplink(
-        self, up: Uplink, base: Weights | None, randomness: Randomness, kept: Kept | None = None
+        self, up: Uplink, base: Weights, randomness: Randomness, kept: Kept | None = None
     ) -> tuple[RecordDict, Kept]:
         """The records of an uplink, and what the merchant is to keep for its next one, if this codec ``keeps``.
 
-        base: the weights that the merchant was sent. kept: what it has kept; its soft labels only if the server has
-        these too. UplinkRejected, naming the merchant, for weights that cannot be coded.
+        base: the weights that the merchant was sent; empty for none. kept: what it has kept; its soft labels only if
+        the server has these too. UplinkRejected, naming the merchant, for weights that cannot be coded.
         """
         coded: dict[str, Tensor] = {}
-        plain, kept = up, kept or Kept()
+        instead: set[str] = set()
+        kept = kept or Kept()
         try:
-            if self.weights is not None and up.weights is not None:
-                data, residual = self._encode_weights(up.weights, base, randomness, kept.residual)
+            weights = up.get(StudentWeights)
+            if self.weights is not None and weights is not None:
+                data, residual = self._encode_weights(weights, base, randomness, kept.residual)
                 coded["weights"], kept = data, replace(kept, residual=residual)
-                plain = replace(plain, weights=None)
-            if self.soft_labels is not None and up.soft_labels is not None:
-                data, received = self._encode_soft_labels(up.soft_labels, up.answered, kept.soft_labels)
+                instead |= {*StudentWeights.records}
+            labels = up.get(SoftLabels) or up.get(SelectedSoftLabels)
+            if self.soft_labels is not None and labels is not None:
+                whole = isinstance(labels, SoftLabels)
+                data, received = self._encode_soft_labels(labels.probabilities, whole, kept.soft_labels)
                 coded["soft_labels"], kept = data, replace(kept, soft_labels=received)
-                plain = replace(plain, soft_labels=None)
+                instead.add("soft_labels")
         except ValueError as error:
             raise UplinkRejected(f"merchant {up.merchant}: {error}") from error
-        content = records.encode_uplink(plain)
+        content = records.encode_uplink(up, instead)
         if coded:
             content[_UP] = records.to_array_record(coded)
         return content, kept
@@ -180,28 +187,40 @@ class Codec:
     def decode_uplink(
         self,
         content: RecordDict,
-        base: Weights | None,
+        kinds: Kinds,
+        base: Weights,
         proxy_shape: tuple[int, int] | None,
         known: Known = _nothing,
         room: Room | None = None,
     ) -> Uplink:
-        """Inverse of ``encode_uplink``, but for what coding loses.
+        """Inverse of ``encode_uplink``, of payloads of these ``kinds``, but for what coding loses.
 
-        base: the server's own weights, to which updates are added. proxy_shape: (proxy examples, classes). known: the
-        soft labels that a merchant sent last, which ``cache`` builds on. room: how large its arrays may be.
-        UplinkRejected for what is not coded as agreed; nothing larger than what was agreed is allocated for it.
+        base: the server's own weights, to which updates are added; empty for none. proxy_shape: (proxy examples,
+        classes). known: the soft labels that a merchant sent last, which ``cache`` builds on. room: how large its
+        arrays may be. UplinkRejected for what is not coded as agreed, or of another kind; nothing larger than what was
+        agreed is allocated for it.
         """
-        up = records.decode_uplink(content, room)
+        merchant, got = records.read_uplink(content, room)
         try:
-            return self._decoded(up, content, base, proxy_shape, known)
+            self._decode(merchant, got, content, base, proxy_shape, known)
         except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
-            raise UplinkRejected(f"merchant {up.merchant}: its uplink cannot be decoded: {error}") from error
+            raise UplinkRejected(f"merchant {merchant}: its uplink cannot be decoded: {error}") from error
+        return records.uplink_of(merchant, got, kinds)
+
+    def room_for(self, kinds: Kinds, context: Context) -> Room:
+        """How large the arrays of an uplink may be, coded or not, that holds payloads of ``kinds``."""
+        numbers = sum(value.numel() + (len(value) if value.dim() else 0) for value in context.weights.values())
+        coded = {
+            "weights": _CODED_BYTES * (numbers + len(context.weights)),
+            "soft_labels": _CODED_BYTES * (context.proxy * (context.classes + 1) + 1),
+        }
+        return {**records.room_for(kinds, context), _UP: coded}
 
     def _encode_weights(
-        self, sent: PartialWeights, base: Weights | None, randomness: Randomness, residual: PartialWeights
+        self, sent: PartialWeights, base: Weights, randomness: Randomness, residual: PartialWeights
     ) -> tuple[Tensor, PartialWeights]:
         assert self.weights is not None
-        if base is None:
+        if not base:
             raise ValueError("its method sends weights without a downlink of weights, against which they are coded")
         update = update_of(sent, base)
         if self.error_feedback:
@@ -213,51 +232,51 @@ class Codec:
         received = read_weights(Reader(out.content()), base, self.weights)
         return _tensor(out.content()), residual_of(update, received, residual)
 
-    def _encode_soft_labels(
-        self, values: Tensor, answered: Tensor | None, known: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _encode_soft_labels(self, values: Tensor, whole: bool, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert self.soft_labels is not None
         if not bool(torch.isfinite(values).all()):
             raise ValueError("its soft labels are not finite: train at a lower learning rate")
         if self.cache is None:
             return _tensor(write_soft_labels(values, self.soft_labels)), None
-        if answered is not None:
+        if not whole:
             raise ValueError("transport.soft_label_cache is for soft labels of the whole proxy set")
         data = write_changed(values, self.soft_labels, known, self.cache)
         proxy, classes = values.shape
         return _tensor(data), read_changed(Reader(data), (proxy, classes), self.soft_labels, known)
 
-    def _decoded(
+    def _decode(
         self,
-        up: Uplink,
+        merchant: str,
+        got: Received,
         content: RecordDict,
-        base: Weights | None,
+        base: Weights,
         proxy_shape: tuple[int, int] | None,
         known: Known,
-    ) -> Uplink:
+    ) -> None:
+        """Put what is coded among the tensors that were received, as if it had not been."""
         coded = _read_bytes(content, _UP) if _UP in content else {}
         chains = {"weights": self.weights, "soft_labels": self.soft_labels}
-        plain = [part for part in up.parts if chains.get(part) is not None]
+        plain = [part for part, chain in chains.items() if chain is not None and part in got.tensors]
         odd = [part for part in coded if chains.get(part) is None]
         if plain or odd:
             raise ValueError(f"{(plain + odd)[0]} are {'not ' if plain else ''}coded, against the experiment")
         if "weights" in coded and self.weights is not None:
-            if base is None:
+            if not base:
                 raise ValueError("it has weights, and was sent none")
             source = Reader(coded["weights"])
-            up = replace(up, weights=applied(read_weights(source, base, self.weights), base))
+            weights = applied(read_weights(source, base, self.weights), base)
+            got.tensors.update({name: dict(values) for name, values in partial_records(weights).items()})
             source.finish()
         if "soft_labels" in coded and self.soft_labels is not None:
-            source, shape = Reader(coded["soft_labels"]), _answers(up, proxy_shape)
+            source, (shape, whole) = Reader(coded["soft_labels"]), _answers(got, proxy_shape)
             if self.cache is None:
                 values = read_soft_labels(source, shape, self.soft_labels)
-            elif up.answered is not None:
+            elif not whole:
                 raise ValueError("it has soft labels of some proxy examples, where a cache needs them of all")
             else:
-                values = read_changed(source, shape, self.soft_labels, known(up.merchant))
+                values = read_changed(source, shape, self.soft_labels, known(merchant))
             source.finish()
-            up = replace(up, soft_labels=values)
-        return up
+            got.tensors["soft_labels"] = {"soft_labels": values}
 
 
 def _chain(entries: Sequence[str | dict[str, Any]], stages: Registry) -> Chain:
@@ -269,16 +288,17 @@ def _chain(entries: Sequence[str | dict[str, Any]], stages: Registry) -> Chain:
     return Chain(tuple(built))
 
 
-def _answers(up: Uplink, proxy_shape: tuple[int, int] | None) -> tuple[int, int]:
-    """Shape of an uplink's soft labels."""
+def _answers(got: Received, proxy_shape: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+    """Shape of an uplink's soft labels, and whether they are of the whole proxy set."""
     if proxy_shape is None:
         raise ValueError("it has soft labels, and was not asked for any")
     proxy, classes = proxy_shape
-    if up.answered is None:
-        return proxy, classes
-    if tuple(up.answered.shape) != (proxy,):
-        raise ValueError(f"answered has shape {list(up.answered.shape)}, not {[proxy]}")
-    return int(up.answered.sum()), classes
+    if "answered" not in got.tensors:
+        return (proxy, classes), True
+    answered = answered_of(got.tensors, got.numbers)
+    if tuple(answered.shape) != (proxy,):
+        raise ValueError(f"answered has shape {list(answered.shape)}, not {[proxy]}")
+    return (int(answered.sum()), classes), False
 
 
 def _announcement(weights: Weights) -> dict[str, list[int] | list[str]]:

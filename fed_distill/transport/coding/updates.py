@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fed_distill.config import PositiveInt
-from fed_distill.transport import low_rank
+from fed_distill.payloads import low_rank_update as low_rank
 from fed_distill.transport.coding.base import Decode, Encode, Shape
 from fed_distill.transport.coding.integers import read_fixed, read_sorted, write_fixed, write_sorted
 from fed_distill.transport.coding.stream import Reader, Writer

@@ -27,31 +27,6 @@ from fed_distill.transport.coding.updates import Float16
 _ABSENT, _WHOLE, _IN_PART = range(3)
 
 
-def update_of(sent: PartialWeights, base: Weights) -> PartialWeights:
-    """How far each weight moved from ``base``, in float32; what is not floating-point as it is.
-
-    ValueError, naming it, for a weight that ``base`` has not, or that moved by what is not finite.
-    """
-    moved = {}
-    for name, value in sent.arrays.items():
-        if name not in base:
-            raise ValueError(f"weight {name!r} is not in the downlink, against which it would be coded")
-        value = value.detach().cpu()
-        moved[name] = value.float() - _part(base[name], sent.rows.get(name)).float() if _coded(value) else value
-        if not bool(torch.isfinite(moved[name]).all()):
-            raise ValueError(f"the update of {name} is not finite: train at a lower learning rate")
-    return PartialWeights(moved, sent.rows, sent.counts)
-
-
-def applied(update: PartialWeights, base: Weights) -> PartialWeights:
-    """Inverse of ``update_of``, in the types of ``base``."""
-    arrays = {}
-    for name, change in update.arrays.items():
-        start = _part(base[name], update.rows.get(name))
-        arrays[name] = (start.float() + change).to(start.dtype) if _coded(start) else change
-    return PartialWeights(arrays, update.rows, update.counts)
-
-
 def write_weights(out: Writer, update: PartialWeights, base: Weights, chain: Chain, randomness: Randomness) -> None:
     """Write an update of ``base``, of which the reader has the names, shapes and types.
 
@@ -146,10 +121,6 @@ def _at(kept: Tensor, kept_rows: Tensor | None, rows: Tensor | None) -> Tensor:
 def _chain_for(dimensions: int, chain: Chain) -> Chain:
     """Vectors and scalars are float16 in every chain that loses anything at all."""
     return Chain((Float16(),)) if chain.stages and dimensions < 2 else chain
-
-
-def _part(value: Tensor, rows: Tensor | None) -> Tensor:
-    return value.detach().cpu() if rows is None else value.detach().cpu()[rows]
 
 
 def _coded(value: Tensor) -> bool:

@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink
@@ -18,7 +23,6 @@ from fed_distill.transport.records import (
     check_uplink,
     encode_downlink,
     encode_uplink,
-    room_for,
     serialized_bytes,
     to_array_record,
 )
@@ -33,18 +37,17 @@ def drawn(*shape, seed=0):
 
 BASE = {"table": drawn(3000, 32, seed=1), "bias": drawn(32, seed=2), "steps": torch.tensor(3)}
 ROWS = torch.arange(0, 3000, 3)
-UPLINK = Uplink(
-    "Nord",
-    5,
-    PartialWeights(
-        {"table": BASE["table"][ROWS] + 0.01 * drawn(1000, 32, seed=3), "bias": BASE["bias"] + 0.01},
-        {"table": ROWS},
-        {"table": ROWS % 7},
-    ),
-    drawn(*PROXY, seed=4).softmax(dim=1),
-    {"loss": 1.0},
-    torch.zeros(200, dtype=torch.int64),
+WEIGHTS = StudentWeights(
+    {"table": BASE["table"][ROWS] + 0.01 * drawn(1000, 32, seed=3), "bias": BASE["bias"] + 0.01},
+    {"table": ROWS},
+    {"table": ROWS % 7},
 )
+LABELS = drawn(*PROXY, seed=4).softmax(dim=1)
+VOTES = Votes(torch.zeros(200, dtype=torch.int64))
+UPLINK = Uplink("Nord", 5, (WEIGHTS, SoftLabels(LABELS), VOTES), metrics={"loss": 1.0})
+ALL = (StudentWeights, SoftLabels, Votes)
+SELECTED = (SelectedSoftLabels,)
+CONTEXT = Context(BASE, *PROXY)
 
 
 def codec(**tables):
@@ -56,9 +59,9 @@ def over_the_wire(content):
     return recorddict_from_proto(type(sent).FromString(sent.SerializeToString()))
 
 
-def uploaded(coding, uplink=UPLINK, base=BASE, proxy=PROXY):
+def uploaded(coding, uplink=UPLINK, kinds=ALL, base=BASE):
     content, _ = coding.encode_uplink(uplink, base, RANDOMNESS)
-    return coding.decode_uplink(over_the_wire(content), base, proxy)
+    return coding.decode_uplink(over_the_wire(content), kinds, base, PROXY)
 
 
 def test_without_stages_messages_are_what_they_were_byte_for_byte():
@@ -68,23 +71,24 @@ def test_without_stages_messages_are_what_they_were_byte_for_byte():
     assert recorddict_to_proto(content).SerializeToString() == same
     assert not plain.keeps
     assert kept.tensors() == {}
-    down = Downlink(1, BASE, UPLINK.soft_labels, {"a": 1.0})
+    down = Downlink(1, (StudentWeights(BASE), SoftLabels(LABELS)), scalars={"a": 1.0})
     same = recorddict_to_proto(encode_downlink(down)).SerializeToString()
     assert recorddict_to_proto(plain.encode_downlink(down, RANDOMNESS)).SerializeToString() == same
-    assert torch.equal(uploaded(plain).weights.arrays["table"], UPLINK.weights.arrays["table"])
+    assert torch.equal(uploaded(plain).need(StudentWeights).arrays["table"], WEIGHTS.arrays["table"])
 
 
 def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
     got = uploaded(codec(weights=["int8"], soft_labels=["int8"]))
-    check_uplink(got, BASE, PROXY)
+    check_uplink(got, CONTEXT)
     assert (got.merchant, got.examples, got.metrics) == ("Nord", 5, {"loss": 1.0})
-    assert torch.equal(got.votes, UPLINK.votes)
-    assert torch.equal(got.weights.rows["table"], ROWS)
-    assert torch.equal(got.weights.counts["table"], ROWS % 7)
-    change = UPLINK.weights.arrays["table"] - BASE["table"][ROWS]
+    assert torch.equal(got.need(Votes).classes, VOTES.classes)
+    assert torch.equal(got.need(StudentWeights).rows["table"], ROWS)
+    assert torch.equal(got.need(StudentWeights).counts["table"], ROWS % 7)
+    change = WEIGHTS.arrays["table"] - BASE["table"][ROWS]
     bound = change.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
-    assert bool(((got.weights.arrays["table"] - UPLINK.weights.arrays["table"]).abs() <= bound + 1e-6).all())
-    assert float((got.soft_labels - UPLINK.soft_labels).abs().max()) < 0.01
+    lost = (got.need(StudentWeights).arrays["table"] - WEIGHTS.arrays["table"]).abs()
+    assert bool((lost <= bound + 1e-6).all())
+    assert float((got.need(SoftLabels).probabilities - LABELS).abs().max()) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -99,105 +103,113 @@ def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
 )
 def test_bytes_on_the_wire_are_those_of_the_chain(tables, most):
     """1,000 rows of 32: 128,000 bytes as float32, and 8,000 for rows and counts; what coding leaves of it."""
-    alone = Uplink("Nord", 5, UPLINK.weights)
+    alone = Uplink("Nord", 5, (WEIGHTS,))
     content, _ = codec(**tables).encode_uplink(alone, BASE, RANDOMNESS)
     assert serialized_bytes(encode_uplink(alone)) > 136_000
     assert most - 1_500 < serialized_bytes(content) < most
 
 
 def test_soft_labels_of_four_classes_take_a_byte_and_a_quarter():
-    alone = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels)
+    alone = Uplink("Nord", 5, (SoftLabels(LABELS),))
     coding = codec(soft_labels=[{"stage": "top-k", "classes": 1}, "int8"])
-    content, _ = coding.encode_uplink(alone, None, RANDOMNESS)
+    content, _ = coding.encode_uplink(alone, {}, RANDOMNESS)
     assert serialized_bytes(content) < 200 * 1.25 + 350
-    got = uploaded(coding, alone, None)
-    assert torch.equal(got.soft_labels.argmax(dim=1), UPLINK.soft_labels.argmax(dim=1))
-    check_uplink(got, BASE, PROXY)
+    got = uploaded(coding, alone, base={})
+    assert torch.equal(got.need(SoftLabels).probabilities.argmax(dim=1), LABELS.argmax(dim=1))
+    check_uplink(got, CONTEXT)
 
 
 def test_soft_labels_of_some_proxy_examples_are_coded_in_their_order():
     answered = torch.arange(200) % 3 == 0
-    some = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels[answered], answered=answered)
-    got = uploaded(codec(soft_labels=["int8"]), some, None)
-    check_uplink(got, BASE, PROXY)
-    assert float((got.soft_labels - some.soft_labels).abs().max()) < 0.01
+    some = Uplink("Nord", 5, (SelectedSoftLabels(LABELS[answered], answered),))
+    got = uploaded(codec(soft_labels=["int8"]), some, SELECTED, {})
+    check_uplink(got, CONTEXT)
+    assert float((got.need(SelectedSoftLabels).probabilities - LABELS[answered]).abs().max()) < 0.01
 
 
 def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
     coding = codec(downlink_weights=["int8"])
-    content = coding.encode_downlink(Downlink(2, BASE, UPLINK.soft_labels, {"a": 1.0}), RANDOMNESS)
-    assert serialized_bytes(content) < 0.4 * serialized_bytes(encode_downlink(Downlink(2, BASE, UPLINK.soft_labels)))
-    down = coding.decode_downlink(over_the_wire(content))
+    content = coding.encode_downlink(
+        Downlink(2, (StudentWeights(BASE), SoftLabels(LABELS)), scalars={"a": 1.0}),
+        RANDOMNESS,
+    )
+    assert serialized_bytes(content) < 0.4 * serialized_bytes(
+        encode_downlink(Downlink(2, (StudentWeights(BASE), SoftLabels(LABELS))))
+    )
+    down = coding.decode_downlink(over_the_wire(content), ALL)
     assert (down.round, down.scalars) == (2, {"a": 1.0})
-    assert torch.equal(down.soft_labels, UPLINK.soft_labels)
+    assert torch.equal(down.need(SoftLabels).probabilities, LABELS)
     assert torch.equal(down.weights["steps"], BASE["steps"])
     bound = BASE["table"].abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
     assert bool(((down.weights["table"] - BASE["table"]).abs() <= bound + 1e-6).all())
     assert not torch.equal(down.weights["table"], BASE["table"])
     trained = {name: value + 1 for name, value in down.weights.items()}
-    sent, _ = coding.encode_uplink(Uplink("Nord", 5, PartialWeights(trained)), down.weights, RANDOMNESS)
-    got = coding.decode_uplink(sent, BASE, PROXY)
-    torch.testing.assert_close(got.weights.arrays["table"], BASE["table"] + 1)
+    sent, _ = coding.encode_uplink(Uplink("Nord", 5, (StudentWeights(trained),)), down.weights, RANDOMNESS)
+    got = coding.decode_uplink(sent, ALL, BASE, PROXY)
+    torch.testing.assert_close(got.need(StudentWeights).arrays["table"], BASE["table"] + 1)
 
 
 def test_a_downlink_without_weights_needs_no_coding():
     coding = codec(downlink_weights=["float16"], soft_labels=["int8"])
-    down = Downlink(1, None, UPLINK.soft_labels)
-    assert coding.decode_downlink(over_the_wire(coding.encode_downlink(down, RANDOMNESS))).weights is None
+    down = Downlink(1, (SoftLabels(LABELS),))
+    got = coding.decode_downlink(over_the_wire(coding.encode_downlink(down, RANDOMNESS)), ALL)
+    assert got.kinds == {SoftLabels}
+    assert got.weights == {}
 
 
 def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announced():
     coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 2}, "int8"])
-    down = Downlink(2, BASE, UPLINK.soft_labels)
+    down = Downlink(2, (StudentWeights(BASE), SoftLabels(LABELS)))
     content = coding.encode_downlink(down, RANDOMNESS)
     saved = serialized_bytes(encode_downlink(down)) - serialized_bytes(content)
     assert saved > 200 * (4 * 4 - 2.5) - 200  # less the names of the record
-    got = coding.decode_downlink(over_the_wire(content))
+    got = coding.decode_downlink(over_the_wire(content), ALL)
     assert torch.equal(got.weights["table"], BASE["table"])
-    assert got.soft_labels.shape == (200, 4)
-    top = UPLINK.soft_labels.topk(2, dim=1)
-    assert float((got.soft_labels.gather(1, top.indices) - top.values).abs().max()) < 0.01
-    torch.testing.assert_close(got.soft_labels.sum(dim=1), torch.ones(200))
+    assert got.need(SoftLabels).probabilities.shape == (200, 4)
+    top = LABELS.topk(2, dim=1)
+    assert float((got.need(SoftLabels).probabilities.gather(1, top.indices) - top.values).abs().max()) < 0.01
+    torch.testing.assert_close(got.need(SoftLabels).probabilities.sum(dim=1), torch.ones(200))
     for forged in ([200, 5], [201, 4], [-200, -4], [200], [10**9, 10**9]):
         content["down.shapes"] = ConfigRecord({"soft_labels": forged})
         with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
-            coding.decode_downlink(content)
+            coding.decode_downlink(content, ALL)
     with pytest.raises(TrainingError, match="run the same one at both"):
-        coding.decode_downlink(encode_downlink(down))
+        coding.decode_downlink(encode_downlink(down), ALL)
 
 
 def test_a_cache_sends_what_the_server_does_not_have():
-    coding, alone = codec(soft_label_cache=0.0), Uplink("Nord", 5, soft_labels=UPLINK.soft_labels)
-    first, kept = coding.encode_uplink(alone, None, RANDOMNESS)
-    got = coding.decode_uplink(over_the_wire(first), None, PROXY)
-    assert torch.equal(got.soft_labels, UPLINK.soft_labels)
-    changed = UPLINK.soft_labels.clone()
+    coding, alone = codec(soft_label_cache=0.0), Uplink("Nord", 5, (SoftLabels(LABELS),))
+    first, kept = coding.encode_uplink(alone, {}, RANDOMNESS)
+    got = coding.decode_uplink(over_the_wire(first), ALL, {}, PROXY)
+    assert torch.equal(got.need(SoftLabels).probabilities, LABELS)
+    changed = LABELS.clone()
     changed[7] = torch.tensor([0.25, 0.25, 0.5, 0.0])
-    second, kept = coding.encode_uplink(Uplink("Nord", 5, soft_labels=changed), None, RANDOMNESS, kept)
+    second, kept = coding.encode_uplink(Uplink("Nord", 5, (SoftLabels(changed),)), {}, RANDOMNESS, kept)
     assert torch.equal(kept.soft_labels, changed)
     assert serialized_bytes(first) - serialized_bytes(second) > 199 * 16 - 20
-    server = {"Nord": got.soft_labels}
-    assert torch.equal(coding.decode_uplink(over_the_wire(second), None, PROXY, server.get).soft_labels, changed)
-    for known in ({}, {"Nord": got.soft_labels[:-1]}):
+    server = {"Nord": got.need(SoftLabels).probabilities}
+    got = coding.decode_uplink(over_the_wire(second), ALL, {}, PROXY, server.get)
+    assert torch.equal(got.need(SoftLabels).probabilities, changed)
+    for known in ({}, {"Nord": server["Nord"][:-1]}):
         with pytest.raises(UplinkRejected, match=r"merchant Nord: .* leaves out soft labels that were never sent"):
-            coding.decode_uplink(over_the_wire(second), None, PROXY, known.get)
+            coding.decode_uplink(over_the_wire(second), ALL, {}, PROXY, known.get)
 
 
 def test_a_cache_is_for_soft_labels_of_all_proxy_examples():
     answered = torch.arange(200) % 3 == 0
-    some = Uplink("Nord", 5, soft_labels=UPLINK.soft_labels[answered], answered=answered)
+    some = Uplink("Nord", 5, (SelectedSoftLabels(LABELS[answered], answered),))
     coding = codec(soft_label_cache=0.0)
     with pytest.raises(UplinkRejected, match=r"merchant Nord: .*soft_label_cache is for .* the whole proxy set"):
-        coding.encode_uplink(some, None, RANDOMNESS)
-    forged, _ = codec(soft_labels=["int8"]).encode_uplink(some, None, RANDOMNESS)
+        coding.encode_uplink(some, {}, RANDOMNESS)
+    forged, _ = codec(soft_labels=["int8"]).encode_uplink(some, {}, RANDOMNESS)
     with pytest.raises(UplinkRejected, match="where a cache needs them of all"):
-        coding.decode_uplink(forged, None, PROXY)
+        coding.decode_uplink(forged, SELECTED, {}, PROXY)
 
 
 def test_soft_labels_that_are_not_finite_never_leave():
-    broken = Uplink("Nord", 5, soft_labels=torch.full(PROXY, float("nan")))
+    broken = Uplink("Nord", 5, (SoftLabels(torch.full(PROXY, float("nan"))),))
     with pytest.raises(UplinkRejected, match="merchant Nord: its soft labels are not finite"):
-        codec(soft_labels=["int8"]).encode_uplink(broken, None, RANDOMNESS)
+        codec(soft_labels=["int8"]).encode_uplink(broken, {}, RANDOMNESS)
 
 
 def test_feedback_is_kept_only_where_it_is_asked_for():
@@ -234,32 +246,39 @@ LIES = {
 def test_what_is_not_coded_as_agreed_is_rejected_with_its_merchant(case):
     coding, content, message = LIES[case]
     with pytest.raises(UplinkRejected, match=f"merchant Nord: its uplink cannot be decoded: .*{message}"):
-        coding.decode_uplink(over_the_wire(content), BASE, PROXY)
+        coding.decode_uplink(over_the_wire(content), ALL, BASE, PROXY)
 
 
 def test_answers_of_another_proxy_set_are_rejected_before_they_are_decoded():
     answered = torch.ones(10**6, dtype=torch.bool)
-    content = encode_uplink(Uplink("Nord", 5, answered=answered))
+    content = encode_uplink(Uplink("Nord", 5, (SelectedSoftLabels(torch.zeros(0, 4), answered),)), {"soft_labels"})
     content["up.coded"] = to_array_record({"soft_labels": torch.zeros(10, dtype=torch.uint8)})
     with pytest.raises(UplinkRejected, match=r"answered has shape \[1000000\], not \[200\]"):
-        CODED.decode_uplink(over_the_wire(content), BASE, PROXY)
+        CODED.decode_uplink(over_the_wire(content), SELECTED, BASE, PROXY)
 
 
 def test_weights_that_are_not_finite_or_not_asked_for_never_leave():
     broken = PartialWeights({"bias": torch.full((32,), float("inf"))})
     with pytest.raises(UplinkRejected, match="merchant Nord: the update of bias is not finite"):
-        CODED.encode_uplink(Uplink("Nord", 5, broken), BASE, RANDOMNESS)
+        CODED.encode_uplink(Uplink("Nord", 5, (StudentWeights.of(broken),)), BASE, RANDOMNESS)
     with pytest.raises(UplinkRejected, match="merchant Nord: its method sends weights without a downlink"):
-        CODED.encode_uplink(UPLINK, None, RANDOMNESS)
+        CODED.encode_uplink(UPLINK, {}, RANDOMNESS)
+
+
+def test_weights_that_are_coded_for_a_method_without_any_are_rejected():
+    coding, alone = codec(weights=["int8"]), Uplink("Nord", 5, (WEIGHTS,))
+    content, _ = coding.encode_uplink(alone, BASE, RANDOMNESS)
+    with pytest.raises(UplinkRejected, match="'counts' is not among the records that belong there"):
+        coding.decode_uplink(over_the_wire(content), (SoftLabels,), BASE, PROXY)
 
 
 def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
-    down = Downlink(1, BASE)
+    down = Downlink(1, (StudentWeights(BASE),))
     coding = codec(downlink_weights=["int8"])
     with pytest.raises(TrainingError, match="run the same one at both"):
-        coding.decode_downlink(encode_downlink(down))
+        coding.decode_downlink(encode_downlink(down), ALL)
     with pytest.raises(TrainingError, match="run the same one at both"):
-        codec().decode_downlink(coding.encode_downlink(down, RANDOMNESS))
+        codec().decode_downlink(coding.encode_downlink(down, RANDOMNESS), ALL)
 
 
 @pytest.mark.parametrize(
@@ -273,10 +292,10 @@ def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
 )
 def test_a_downlink_of_forged_shapes_is_refused_before_it_takes_memory(change):
     coding = codec(downlink_weights=["int8"])
-    content = coding.encode_downlink(Downlink(1, BASE), RANDOMNESS)
+    content = coding.encode_downlink(Downlink(1, (StudentWeights(BASE),)), RANDOMNESS)
     content["down.shapes"] = ConfigRecord({**content["down.shapes"], **change})
     with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
-        coding.decode_downlink(content)
+        coding.decode_downlink(content, ALL)
 
 
 def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest():
@@ -286,17 +305,17 @@ def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest()
     content["down.shapes"] = ConfigRecord(shapes)
     content["down.coded"] = to_array_record({"weights": torch.zeros(1, dtype=torch.uint8)})
     with pytest.raises(TrainingError, match="it announces weights of which it holds only a part"):
-        codec(downlink_weights=["int8"]).decode_downlink(content)
+        codec(downlink_weights=["int8"]).decode_downlink(content, ALL)
 
 
 def test_coded_soft_labels_of_another_proxy_set_or_other_classes_are_refused_before_they_take_memory():
     """Of ever so many classes top-k names one in a few bits, and the others share what is left."""
     coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 1}, "int4"])
-    content = coding.encode_downlink(Downlink(1, None, UPLINK.soft_labels), RANDOMNESS)
-    assert coding.decode_downlink(content, PROXY).soft_labels.shape == PROXY
+    content = coding.encode_downlink(Downlink(1, (SoftLabels(LABELS),)), RANDOMNESS)
+    assert coding.decode_downlink(content, ALL, PROXY).need(SoftLabels).probabilities.shape == PROXY
     content["down.shapes"] = ConfigRecord({"soft_labels": [200, 2**30]})
     with pytest.raises(TrainingError, match=r"it announces soft labels of shape \[200, 1073741824\], not \[200, 4\]"):
-        coding.decode_downlink(content, PROXY)
+        coding.decode_downlink(content, ALL, PROXY)
 
 
 CODINGS = {
@@ -311,8 +330,8 @@ CODINGS = {
 def test_coded_bytes_of_which_any_are_others_are_refused_or_fit_the_round(name):
     coding = CODINGS[name]
     honest, _ = coding.encode_uplink(UPLINK, BASE, RANDOMNESS)
-    room = room_for(BASE, PROXY)
-    assert coding.decode_uplink(honest, BASE, PROXY, room=room).parts == UPLINK.parts
+    room = coding.room_for(ALL, CONTEXT)
+    assert coding.decode_uplink(honest, ALL, BASE, PROXY, room=room).kinds == UPLINK.kinds
 
     @settings(derandomize=True, database=None, max_examples=60)
     @given(st.sampled_from(["weights", "soft_labels"]), st.data())
@@ -325,13 +344,14 @@ def test_coded_bytes_of_which_any_are_others_are_refused_or_fit_the_round(name):
         changed = {**honest["up.coded"], part: Array(np.frombuffer(bytes(sent), np.uint8))}
         content["up.coded"] = ArrayRecord(changed)
         try:
-            got = coding.decode_uplink(content, BASE, PROXY, room=room)
+            got = coding.decode_uplink(content, ALL, BASE, PROXY, room=room)
         except UplinkRejected as error:
             assert "merchant Nord: its uplink cannot be decoded" in str(error)
             return
-        assert all(value.shape[1:] == BASE[key].shape[1:] for key, value in got.weights.arrays.items())
-        assert all(len(value) <= len(BASE[key]) for key, value in got.weights.arrays.items() if value.dim())
-        assert got.soft_labels.shape == PROXY
+        arrays = got.need(StudentWeights).arrays
+        assert all(value.shape[1:] == BASE[key].shape[1:] for key, value in arrays.items())
+        assert all(len(value) <= len(BASE[key]) for key, value in arrays.items() if value.dim())
+        assert got.need(SoftLabels).probabilities.shape == PROXY
 
     check()
 

@@ -6,19 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_distill.models.weights import PartialWeights
+from fed_distill.models.weights import PartialWeights, applied, update_of
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.coding.stream import Reader, Writer
 from fed_distill.transport.coding.updates import SVD, Float16, Int4, Int8, Sign, TopK
-from fed_distill.transport.coding.weights import (
-    applied,
-    read_weights,
-    residual_of,
-    update_of,
-    with_residual,
-    write_weights,
-)
+from fed_distill.transport.coding.weights import read_weights, residual_of, with_residual, write_weights
 
 CHAINS = {
     "float16": Chain((Float16(),)),

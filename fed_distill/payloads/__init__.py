@@ -1,0 +1,1 @@
+"""What travels between server and merchants, one kind of payload a file."""

@@ -1,0 +1,171 @@
+"""An update of weights whose matrices are products of two thin factors, kept only where that is fewer numbers.
+
+Truncated singular value decomposition, the best approximation of its rank (Eckart and Young, 1936). The rank is chosen
+by the share of the squared singular values that it keeps, as in Wu et al., "Communication-efficient federated
+learning via knowledge distillation", Nature Communications 2022 (FedKD).
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from fed_distill.errors import TrainingError
+from fed_distill.models.weights import PartialWeights, Weights, norm_of, times
+from fed_distill.payloads.base import Context, Payload, Records, Room
+from fed_distill.payloads.student_weights import check_weights, partial_of, partial_records, partial_room
+
+_PREFIX = "update."
+
+
+@dataclass(frozen=True)
+class LowRankUpdate(Payload):
+    """How far weights moved from the downlink's.
+
+    :param plain: updates of what is not factored, and the ``rows`` and ``counts`` of every table that is there in part.
+    :param thin: of each factored matrix ``[rank, rows]``; thin^T wide is its update.
+    :param wide: ``[rank, columns]``.
+    """
+
+    plain: PartialWeights
+    thin: Weights = field(default_factory=dict)
+    wide: Weights = field(default_factory=dict)
+    name: ClassVar[str] = "low_rank_update"
+    records: ClassVar[tuple[str, ...]] = tuple(
+        f"{_PREFIX}{part}" for part in ("weights", "rows", "counts", "thin", "wide")
+    )
+    disclosure: ClassVar[str] = "update of its student's weights, of lower rank"
+    covered: ClassVar[str | None] = "computed from weights trained with DP-SGD, at no further cost"
+    holds_weights: ClassVar[bool] = True
+
+    def to_records(self) -> Records:
+        """What is not factored, and both factors."""
+        plain = partial_records(self.plain, _PREFIX)
+        return {**plain, f"{_PREFIX}thin": self.thin, f"{_PREFIX}wide": self.wide}
+
+    @classmethod
+    def from_records(cls, records: Records, numbers: Mapping[str, int]) -> Self:
+        """Inverse of ``to_records``."""
+        return cls(partial_of(records, _PREFIX), records[f"{_PREFIX}thin"], records[f"{_PREFIX}wide"])
+
+    @classmethod
+    def room(cls, context: Context) -> Room:
+        """As large as the global student, and factors as large as its matrices."""
+        factors = {name: 4 * value.numel() for name, value in context.weights.items() if value.dim() == 2}
+        return {**partial_room(context.weights, _PREFIX), f"{_PREFIX}thin": factors, f"{_PREFIX}wide": factors}
+
+    def check_shape(self, context: Context) -> None:
+        """Factors first: their product must not be larger than what it is added to."""
+        self._check_factors(_floats(context.weights))
+
+    def validate(self, context: Context) -> None:
+        """Factors that fit, and an update that is of the global student when it is multiplied out."""
+        like = _floats(context.weights)
+        self._check_factors(like)
+        check_weights(self.multiplied_out(), like)
+
+    def scaled(self, factor: float, context: Context) -> Self:
+        """Times ``factor``."""
+        plain = replace(self.plain, arrays=times(self.plain.arrays, factor))
+        return type(self)(plain, times(self.thin, factor), self.wide)
+
+    def norm(self, context: Context) -> float:
+        """Of the update when it is multiplied out."""
+        return norm_of(self.multiplied_out().arrays.values())
+
+    def structure(self) -> Hashable:
+        """Which weights there are, and which of them in part."""
+        return frozenset(self.plain.arrays.keys() | self.thin.keys()), frozenset(self.plain.rows)
+
+    @property
+    def counts(self) -> Mapping[str, Tensor]:
+        """How often each row of a table in part is used."""
+        return self.plain.counts
+
+    def with_counts(self, counts: Mapping[str, Tensor]) -> "LowRankUpdate":
+        """The same with other counts of its rows."""
+        return replace(self, plain=replace(self.plain, counts=counts))
+
+    def multiplied_out(self) -> PartialWeights:
+        """The update, but for the energy that was left out."""
+        products = {name: product(thin, self.wide[name]) for name, thin in self.thin.items()}
+        return PartialWeights({**self.plain.arrays, **products}, self.plain.rows, self.plain.counts)
+
+    @classmethod
+    def factored(cls, update: PartialWeights, energy: float) -> Self:
+        """An update with each float32 matrix as its ``factors`` at ``energy``, where these are fewer numbers."""
+        plain, thin, wide = dict(update.arrays), {}, {}
+        for name, value in update.arrays.items():
+            found = factors(value, energy) if value.dim() == 2 and value.dtype == torch.float32 else None
+            if found is not None:
+                thin[name], wide[name] = found
+                del plain[name]
+        return cls(PartialWeights(plain, update.rows, update.counts), thin, wide)
+
+    def _check_factors(self, like: Weights) -> None:
+        if self.thin.keys() != self.wide.keys() or self.thin.keys() & self.plain.arrays.keys():
+            raise ValueError("a low-rank update of which factors are missing, or sent twice")
+        for name, thin in self.thin.items():
+            wide, expected = self.wide[name], list(like[name].shape) if name in like else []
+            if expected and name in self.plain.rows:
+                expected[0] = min(self.plain.rows[name].numel(), expected[0])
+            odd = thin.dim() != 2 or wide.dim() != 2 or len(thin) != len(wide)
+            if odd or [thin.shape[1], wide.shape[1]] != expected:
+                shapes = f"{list(thin.shape)} and {list(wide.shape)}"
+                raise ValueError(f"factors of {name} have shapes {shapes}, for {expected}")
+            if thin.dtype != torch.float32 or wide.dtype != torch.float32:
+                raise ValueError(f"factors of {name} are {thin.dtype} and {wide.dtype}")
+            if len(thin) > most_rank(thin.shape[1], wide.shape[1]):
+                raise ValueError(f"factors of {name} have rank {len(thin)}, more than it can")
+
+
+def _floats(weights: Weights) -> Weights:
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+
+
+def most_rank(rows: int, columns: int) -> int:
+    """Largest rank at which both factors have fewer numbers than a matrix ``[rows, columns]``; 0 for none."""
+    return (rows * columns - 1) // (rows + columns) if rows and columns else 0
+
+
+def rank_for_energy(singular_values: Tensor, energy: float) -> int:
+    """The least rank that keeps ``energy`` (0 to 1) of the squared singular values, which fall; at least 1.
+
+    With ``energy`` 1, as many as differ from zero.
+    """
+    squares = singular_values.double().square()
+    total = float(squares.sum())
+    if not total:
+        return 1
+    enough = squares.cumsum(0) >= energy * squares.cumsum(0)[-1]
+    return int(enough.nonzero()[0]) + 1 if bool(enough.any()) else len(squares)
+
+
+def factors(matrix: Tensor, energy: float, rank: int | None = None) -> tuple[Tensor, Tensor] | None:
+    """Factors ``[rank, rows]`` and ``[rank, columns]`` of a float32 matrix; None where they would not be fewer numbers.
+
+    Component by component, largest first, each with the root of its singular value in both factors, so that either can
+    be quantized row by row. energy: share of the squared singular values that is kept. rank: of the factors at most.
+    Rows and columns of zeros come back as zeros, exactly.
+    """
+    rows, columns = matrix.shape
+    try:
+        left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
+    except RuntimeError as error:  # LinAlgError, which torch does not export
+        raise TrainingError(f"an update without a singular value decomposition: {error}") from error
+    kept = rank_for_energy(singular_values, energy)
+    kept = kept if rank is None else min(kept, rank)
+    if kept > most_rank(rows, columns):
+        return None
+    roots = singular_values[:kept].sqrt()
+    thin, wide = left[:, :kept] * roots, right[:kept] * roots.unsqueeze(1)
+    thin = torch.where((matrix != 0).any(dim=1, keepdim=True), thin, 0.0)
+    wide = torch.where((matrix != 0).any(dim=0, keepdim=True), wide, 0.0)
+    return thin.T.contiguous(), wide.contiguous()
+
+
+def product(thin: Tensor, wide: Tensor) -> Tensor:
+    """The matrix ``[rows, columns]`` of ``factors``."""
+    return thin.T @ wide
