@@ -30,7 +30,7 @@ from fed_distill.reporting.store import METRICS, RunStore
 from fed_distill.training.trainer import Fitted
 from fed_distill.transport.requests import TRAIN
 
-MUTATIONS, WHOLE = 500, 20
+MUTATIONS, WHOLE = 300, 10
 """How many are tried on all that a resumed run does after its data are read, and how many on whole runs."""
 ROUNDS, SITES = 3, 3
 SMALL = {

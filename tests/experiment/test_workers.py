@@ -92,9 +92,17 @@ def shop(tmp_path_factory):
     sys.path.remove(str(folder))
 
 
+FOUR_THREADS = {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+"""Of which torch takes as many as there are cores; tests have one otherwise, and nothing to share."""
+
+
 @pytest.fixture(scope="module")
 def grid(shop):
-    with WorkerGrid("shop_app:build", {"log": str(shop / "log")}, nodes=3, workers=2) as grid:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in FOUR_THREADS.items():
+            patch.setenv(name, count)
+        grid = WorkerGrid("shop_app:build", {"log": str(shop / "log")}, nodes=3, workers=2)
+    with grid:
         yield grid
 
 
@@ -205,7 +213,7 @@ def test_an_app_that_cannot_be_made_is_said(shop, capfd):
 def test_a_worker_takes_its_share_of_the_threads_that_torch_would_take_alone(grid):
     alone = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.get_num_threads())"],
-        capture_output=True, text=True, check=True,
+        env={**os.environ, **FOUR_THREADS}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     (reply,) = grid.send_and_receive([message(grid, "who")])
     assert reply.content["who"]["threads"] == max(1, int(alone.stdout) // 2)
