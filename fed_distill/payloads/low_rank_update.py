@@ -15,7 +15,7 @@ from torch import Tensor
 from fed_distill.errors import TrainingError
 from fed_distill.models.weights import PartialWeights, Weights, norm_of, times
 from fed_distill.payloads.base import Context, Payload, Records, Room
-from fed_distill.payloads.student_weights import check_weights, partial_of, partial_records, partial_room
+from fed_distill.payloads.student_weights import check_shapes, check_weights, partial_of, partial_records, partial_room
 
 _PREFIX = "update."
 
@@ -52,13 +52,15 @@ class LowRankUpdate(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """As large as the global student, and factors as large as its matrices."""
+        """As large as the global student in single precision, and factors as large as its matrices."""
         factors = {name: 4 * value.numel() for name, value in context.weights.items() if value.dim() == 2}
-        return {**partial_room(context.weights, _PREFIX), f"{_PREFIX}thin": factors, f"{_PREFIX}wide": factors}
+        return {**partial_room(_floats(context.weights), _PREFIX), f"{_PREFIX}thin": factors, f"{_PREFIX}wide": factors}
 
     def check_shape(self, context: Context) -> None:
         """Factors first: their product must not be larger than what it is added to."""
-        self._check_factors(_floats(context.weights))
+        like = _floats(context.weights)
+        self._check_factors(like)
+        check_shapes(self.multiplied_out(), like)
 
     def validate(self, context: Context) -> None:
         """Factors that fit, and an update that is of the global student when it is multiplied out."""

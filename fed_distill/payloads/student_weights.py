@@ -115,8 +115,8 @@ def check_shapes(sent: PartialWeights, current: Weights) -> None:
 
 
 def check_weights(sent: PartialWeights, current: Weights) -> None:
-    """ValueError unless ``sent`` fits ``current``, rows are sorted, distinct and in range, counts are there and not
-    negative, and all values are finite."""
+    """ValueError unless ``sent`` fits ``current``, rows are sorted, distinct and in range, counts are there for
+    them alone and not negative, and all values are finite."""
     check_shapes(sent, current)
     for name, value in sent.arrays.items():
         rows = sent.rows.get(name)
@@ -132,6 +132,9 @@ def check_weights(sent: PartialWeights, current: Weights) -> None:
     unknown = (set(sent.rows) | set(sent.counts)) - set(sent.arrays)
     if unknown:
         raise ValueError(f"rows of {sorted(unknown)[0]!r} without its values")
+    whole = set(sent.counts) - set(sent.rows)
+    if whole:
+        raise ValueError(f"counts of {sorted(whole)[0]!r} without its rows")
 
 
 def _start(value: Tensor, rows: Tensor | None) -> Tensor:

@@ -40,7 +40,7 @@ class Carrier:
         """The payload of a kind. TrainingError if there is none: the other side is not what its method says."""
         found = self.get(kind)
         if found is None:
-            raise TrainingError(f"a {type(self).__name__.lower()} without {kind.name}, which its method needs")
+            raise TrainingError(f"the {type(self).__name__.lower()} has no {kind.name}, which its method needs")
         return found
 
     def _with(self, payloads: Iterable[Payload]) -> tuple[Payload, ...]:

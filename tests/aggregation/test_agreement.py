@@ -11,8 +11,9 @@ from fed_distill.aggregation.fedavg import FedAvg
 from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.transport.messages import Downlink, Uplink
+from fed_distill.transport.messages import Uplink
 
 FLOATING = ("table", "bias", "scale")
 PLAIN = {"fedagree": FedAvg(), "fedsubagree": FedSubAvg()}
@@ -30,12 +31,12 @@ def test_inner_products_are_those_of_whole_updates(current, make_uplinks, dense,
     monkeypatch.setattr(agreement, "BLOCK", block)
     uplinks = make_uplinks(8)
     moved = updates(current, dense(uplinks))
-    found = inner_products(current, [uplink.weights for uplink in uplinks])
+    found = inner_products(current, [uplink.need(StudentWeights) for uplink in uplinks])
     np.testing.assert_allclose(found.numpy(), moved @ moved.T, rtol=1e-10)
 
 
 def test_a_weight_that_some_did_not_send_has_not_moved_there(current, make_uplinks):
-    one, other = (uplink.weights for uplink in make_uplinks(2))
+    one, other = (uplink.need(StudentWeights) for uplink in make_uplinks(2))
     partly = PartialWeights({"table": other.arrays["table"]}, other.rows, other.counts)
     products = inner_products({"bias": current["bias"]}, [one, PartialWeights({})])
     assert products[1].tolist() == [0.0, 0.0]
@@ -84,23 +85,23 @@ def alike(current, make_uplinks, size=8):
     common = {name: torch.randn(current[name].shape, generator=draw) for name in FLOATING}
     made = []
     for number, uplink in enumerate(make_uplinks(size)):
-        arrays = dict(uplink.need(StudentWeights).arrays)
+        sent = uplink.need(StudentWeights)
+        arrays = dict(sent.arrays)
         for name in FLOATING:
-            rows = uplink.need(StudentWeights).rows["table"] if name == "table" else ...
+            rows = sent.rows["table"] if name == "table" else ...
             moved = common[name][rows] + 0.1 * torch.randn(arrays[name].shape, generator=draw)
             arrays[name] = current[name][rows] + moved
-        sent = PartialWeights(arrays, uplink.need(StudentWeights).rows, uplink.need(StudentWeights).counts)
-        made.append(Uplink(f"m{number}", uplink.examples, (StudentWeights.of(sent),)))
+        made.append(Uplink(f"m{number}", uplink.examples, (StudentWeights(arrays, sent.rows, sent.counts),)))
     return made
 
 
 @pytest.mark.parametrize("attack", [SignFlip(), SignFlip(10.0)], ids=["flipped", "flipped and ten times as long"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, name, attack):
-    uplinks, down = alike(current, make_uplinks), Downlink(1, (StudentWeights(current),))
-    lying = [attack.uplink(uplink, down, 4) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
+    uplinks, context = alike(current, make_uplinks), Context(current, 0, 4)
+    lying = [attack.uplink(uplink, context) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
     merged = AGGREGATORS.build(name, {}).average(current, iter(lying))
-    lengths = inner_products(current, [uplink.weights for uplink in lying]).diagonal().sqrt()
+    lengths = inner_products(current, [uplink.need(StudentWeights) for uplink in lying]).diagonal().sqrt()
     factors = (lengths.sort().values[3] / lengths).clamp_max(1.0)  # of eight the lower one in the middle
     honest = [shortened(uplinks[place], current, float(factors[place])) for place in range(8) if place not in (1, 6)]
     expected = PLAIN[name].average(current, honest)
@@ -109,8 +110,8 @@ def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, nam
 
 @pytest.mark.parametrize("aggregator", [FedAgree(), FedSubAgree()])
 def test_an_agreeing_update_is_no_longer_than_the_median_one(current, make_uplinks, aggregator):
-    uplinks, down = alike(current, make_uplinks), Downlink(1, (StudentWeights(current),))
-    boosted = [Scaled(1000.0).uplink(uplinks[0], down, 4), *uplinks[1:]]
+    uplinks, context = alike(current, make_uplinks), Context(current, 0, 4)
+    boosted = [Scaled(1000.0).uplink(uplinks[0], context), *uplinks[1:]]
     moved = {name: value - current[name] for name, value in aggregator.average(current, boosted).items()}
     clean = {name: value - current[name] for name, value in aggregator.average(current, uplinks).items()}
     for name in FLOATING:
@@ -122,7 +123,7 @@ def test_a_shortened_update_goes_the_same_way(current, make_uplinks, dense):
     half = shortened(uplink, current, 0.5)
     (whole,), (less,) = updates(current, dense([uplink])), updates(current, dense([half]))
     np.testing.assert_allclose(less, 0.5 * whole, atol=1e-6)
-    assert half.weights.arrays["steps"] is uplink.need(StudentWeights).arrays["steps"]
+    assert half.need(StudentWeights).arrays["steps"] is uplink.need(StudentWeights).arrays["steps"]
 
 
 def test_nothing_to_merge_is_an_error(current):

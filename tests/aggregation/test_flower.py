@@ -48,7 +48,7 @@ def test_fedavg_by_squared_examples_has_the_least_noise_of_means_whose_noise_fal
     variances = [1.0 / uplink.examples**2 for uplink in uplinks]
     least = [1.0 / variance / sum(1.0 / other for other in variances) for variance in variances]
     merged = build("fedavg", weight="examples-squared").average(current, uplinks)
-    whole = [completed(uplink.weights, current) for uplink in uplinks]
+    whole = [completed(uplink.need(StudentWeights), current) for uplink in uplinks]
     expected = {
         name: sum(share * one[name].double().numpy() for share, one in zip(least, whole, strict=True))
         for name in FLOATS
@@ -66,7 +66,7 @@ def test_a_merchant_that_sent_no_weights_does_not_count(current, make_uplinks, d
 def by_flower(strategy, current, uplinks, number=1):
     """Flower's own aggregate of all merchants' completed weights, each a message of its own."""
     strategy.configure_train(number, record(current), ConfigRecord(), None)
-    replies = [message(up.examples, completed(up.weights, current)) for up in uplinks]
+    replies = [message(up.examples, completed(up.need(StudentWeights), current)) for up in uplinks]
     merged, _ = strategy.aggregate_train(number, replies)
     return {name: array.numpy().astype(np.float32) for name, array in merged.items()}
 
@@ -122,7 +122,7 @@ class Watched:
     def __iter__(self):
         for number in range(8):
             uplink = self.make(number)
-            self.made.append(weakref.ref(uplink.weights))
+            self.made.append(weakref.ref(uplink.need(StudentWeights)))
             self.most = max(self.most, sum(weights() is not None for weights in self.made))
             yield uplink
             del uplink

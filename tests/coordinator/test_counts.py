@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from fed_distill.aggregation.fedavg import FedAvg
 from fed_distill.aggregation.fedsubavg import USES_PER_EXAMPLE, FedSubAvg
 from fed_distill.coordinator.counts import Counts, most
+from fed_distill.coordinator.intake import Intake
+from fed_distill.coordinator.sites import Chunk
 from fed_distill.merchant.app import build_app
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
@@ -96,17 +99,28 @@ def test_each_merchant_that_is_cut_is_named_once(caplog):
     assert [line.split()[1] for line in lines] == ["liar", "later"]
 
 
-def test_uses_of_rows_are_cut_together_and_counts_of_whole_tables_are_nobodys_business():
+def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come():
     counts = Counts(SHARE, RATIO)
     uplinks = [sent("a", 10), sent("b", 10), sent("liar", 10, (2**31 - 1, 1))]
-    odd = replace(uplinks[0].weights, counts={**uplinks[0].need(StudentWeights).counts, "bias": torch.tensor([9])})
-    counts.learn([replace(uplinks[0], weights=odd), *uplinks[1:]])
-    found = counts.cut(uplinks[2]).weights.counts["table"]
+    counts.learn(uplinks)
+    found = counts.cut(uplinks[2]).need(StudentWeights).counts["table"]
     assert float(found.sum()) == pytest.approx(21.0)  # 0.6 of 7 + 7 + 21
     assert counts.cut(uplinks[0]) is uplinks[0]
-    update = LowRankUpdate(uplinks[2].weights)
-    factored = counts.cut(replace(uplinks[2], weights=None, low_rank_update=update)).low_rank_update
+    values = uplinks[2].need(StudentWeights)
+    update = LowRankUpdate(PartialWeights(values.arrays, values.rows, values.counts))
+    factored = counts.cut(replace(uplinks[2], payloads=(update,))).need(LowRankUpdate)
     assert torch.equal(factored.plain.counts["table"], found)
+
+
+def test_counts_of_whole_tables_are_refused_before_anybody_is_measured_by_them():
+    """One merchant alone that has them would leave the others without such a size."""
+    context = Context({"table": torch.zeros(4, 2), "bias": torch.zeros(2)}, 0, 0)
+    honest = sent("a", 10).need(StudentWeights)
+    odd = honest.with_counts({**honest.counts, "bias": torch.tensor([9, 9])})
+    chunks = [Chunk((Uplink("liar", 10, (odd,)), sent("b", 10), sent("c", 10)))]
+    intake = Intake(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
+    assert [uplink.merchant for uplink in intake] == ["b", "c"]
+    assert intake.refusals[0].reason == "merchant liar: counts of 'bias' without its rows"
 
 
 def test_who_uses_no_row_is_no_measure_for_who_does():
@@ -173,7 +187,7 @@ class Claiming:
         if message.metadata.message_type == TRAIN:
             self.lie(reply.content)
             parts = [part for prefix, part in by_prefix(reply.content).items() if prefix.endswith("/")]
-            self.uplinks = {up.merchant: up for up in map(decode_uplink, parts)}
+            self.uplinks = {up.merchant: up for up in (decode_uplink(part, (StudentWeights,)) for part in parts)}
         return reply
 
     def lie(self, content):
@@ -191,19 +205,17 @@ def merged_by_hand(start, uplinks, submodels, limited=True):
     merged = {}
     for name, value in start.items():
         top, bottom = torch.zeros_like(value).double(), torch.zeros(len(value)).double()
-        uses = [
-            float(up.need(StudentWeights).counts[name].sum()) if name in up.need(StudentWeights).rows else 0.0
-            for up in uplinks
-        ]
+        sent = [up.need(StudentWeights) for up in uplinks]
+        uses = [float(one.counts[name].sum()) if name in one.rows else 0.0 for one in sent]
         most_uses = slow_limit(uses, SHARE, RATIO) if limited and all(uses) else max(uses)
-        for up, size, used in zip(uplinks, examples, uses, strict=True):
-            rows = up.need(StudentWeights).rows.get(name, torch.arange(len(value)))
+        for one, size, used in zip(sent, examples, uses, strict=True):
+            rows = one.rows.get(name, torch.arange(len(value)))
             weight = torch.full((len(rows),), float(size)).double()
-            if submodels and name in up.need(StudentWeights).rows:
-                counts = up.need(StudentWeights).counts[name].double() * min(1.0, most_uses / used)
+            if submodels and name in one.rows:
+                counts = one.counts[name].double() * min(1.0, most_uses / used)
                 weight = counts.clamp_max(float(USES_PER_EXAMPLE * size))
             shape = (-1, *[1] * (value.dim() - 1))
-            top[rows] += weight.view(shape) * (up.need(StudentWeights).arrays[name].double() - value[rows].double())
+            top[rows] += weight.view(shape) * (one.arrays[name].double() - value[rows].double())
             bottom[rows] += weight
         if not submodels:
             bottom[:] = float(sum(examples))
@@ -239,7 +251,7 @@ def test_a_merchant_that_claims_2_31_examples_moves_the_student_by_no_more_than_
     whole = [name for name in start if name not in uplinks[0].need(StudentWeights).rows]
     assert whole
     for name in whole if submodels else start:
-        lie = next(up for up in uplinks if up.merchant == app.liar).weights
+        lie = next(up for up in uplinks if up.merchant == app.liar).need(StudentWeights)
         sent = start[name].double()
         sent[lie.rows.get(name, slice(None))] = lie.arrays[name].double()
         assert float((end[name] - honest[name]).norm()) <= SHARE * float((sent - honest[name]).norm()) + 1e-5

@@ -33,6 +33,7 @@ from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
+from fed_distill.payloads.base import Context
 from fed_distill.reporting.callbacks import CallbackList
 from fed_distill.transport.arrays import read_array
 from fed_distill.transport.coding.codec import Codec
@@ -150,8 +151,12 @@ class Round:
         return {node: TrainRequest.from_record(content["request"]) for node, content in sorted(asked.items())}
 
     @cached_property
+    def method(self):
+        return METHODS.build(self.experiment.federation.method, self.experiment.federation.options)
+
+    @cached_property
     def down(self):
-        return self.codec.decode_downlink(from_bytes(self.recorder.requests[HOSTILE, TRAIN]))
+        return self.codec.decode_downlink(from_bytes(self.recorder.requests[HOSTILE, TRAIN]), self.method.receives)
 
     @property
     def reply(self) -> RecordDict:
@@ -170,19 +175,20 @@ class Round:
         return replace(every[0], **several)
 
     @cached_property
-    def shape(self):
+    def context(self):
         data = load(self.experiment.data)
-        return len(data.proxy), len(data.task.classes)
+        return Context(self.down.weights or self.weights, len(data.proxy), len(data.task.classes))
 
     @cached_property
     def labels(self):
-        return torch.rand(self.shape, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+        return torch.rand(self.context.proxy, self.context.classes, generator=torch.Generator().manual_seed(0)).softmax(
+            dim=1
+        )
 
     def state(self) -> GlobalState:
         config = self.experiment.federation
         average = AGGREGATORS.build(config.aggregator, config.aggregator_options).average
-        weights = self.weights if self.down.weights is None else self.down.weights
-        return GlobalState(0, weights, self.labels, average, counted_plainly, self.relearned)
+        return GlobalState(0, self.context.weights, self.labels, average, counted_plainly, self.relearned)
 
     def relearned(self, soft_labels, temperature=None):
         """Instead of a student the labels that it would have learned."""
@@ -191,8 +197,7 @@ class Round:
     def play(self, reply: bytes) -> Outcome:
         """The server's round, with this reply of the hostile site."""
         sites = Sites(Player({**self.recorder.replies, (HOSTILE, TRAIN): reply}))
-        state, config, taken = self.state(), self.experiment.federation, {}
-        method = METHODS.build(config.method, config.options)
+        taken = {}
 
         def noted(uplinks):
             for uplink in uplinks:
@@ -201,9 +206,9 @@ class Round:
 
         tracemalloc.start()
         with Largest() as largest:
-            chunks = sites.train(self.whole, self.down, {}, 16, self.codec, self.shape, weights=self.weights)
-            intake = Intake(chunks, state, len(self.whole.merchants), 1, 0.0, 1000.0, counts=Counts(0.6, 20.0))
-            merged = method.merge(state, noted(intake))
+            chunks = sites.train(self.whole, self.down, {}, 16, self.codec, self.method.sends, self.context)
+            intake = Intake(chunks, self.context, len(self.whole.merchants), 1, 0.0, 1000.0, counts=Counts(0.6, 20.0))
+            merged = self.method.merge(self.state(), noted(intake))
             intake.finish()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -496,10 +501,10 @@ def check_round(played: Round, outcome: Outcome) -> None:
 
 
 def check_could_be_honest(played: Round, uplink: Uplink) -> None:
-    """It fits the round, has the parts that all have, and is the same when it is sent again."""
-    check_uplink(uplink, played.state().weights, played.shape)
-    assert uplink.parts == played.honest.uplinks[uplink.merchant].parts
+    """It fits the round, has the payloads that all have, and is the same when it is sent again."""
+    check_uplink(uplink, played.context)
+    assert uplink.kinds == played.honest.uplinks[uplink.merchant].kinds
     assert 1 <= uplink.examples <= played.honest.uplinks[uplink.merchant].examples
-    again = decode_uplink(from_bytes(to_bytes(encode_uplink(uplink))))
-    assert again.parts == uplink.parts
+    again = decode_uplink(from_bytes(to_bytes(encode_uplink(uplink))), played.method.sends)
+    assert again.kinds == uplink.kinds
     assert again.examples == uplink.examples

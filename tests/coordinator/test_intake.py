@@ -1,7 +1,6 @@
 """Whose uplinks are merged, what is counted on the way, and when a round has too few."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +14,11 @@ from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.local import Local
 from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.requests import Refusal
 
@@ -30,6 +31,11 @@ def state():
         return [uplink.need(StudentWeights).arrays for uplink in uplinks][-1]
 
     return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last, counted_plainly, dict)
+
+
+@pytest.fixture
+def context(state):
+    return Context(state.weights, 3, 2)
 
 
 def good(name, loss=1.0, **metrics):
@@ -57,33 +63,33 @@ def names(uplinks):
     return [uplink.merchant for uplink in uplinks]
 
 
-def test_unfit_uplinks_are_left_out_and_counted_with_the_refusals(state):
+def test_unfit_uplinks_are_left_out_and_counted_with_the_refusals(context):
     refused = Refusal("d", "d has no data")
-    intake = Intake([chunk(good("a"), bad("b"), good("c"), refusals=(refused,))], state, 4, 7)
+    intake = Intake([chunk(good("a"), bad("b"), good("c"), refusals=(refused,))], context, 4, 7)
     assert names(intake) == intake.merchants == ["a", "c"]
     assert names(intake.refusals) == ["d", "b"]
     assert "merchant b: w has values that are not finite" in intake.refusals[1].reason
 
 
 def voting(name):
-    return replace(good(name), votes=torch.zeros(3, dtype=torch.int64))
+    return good(name).having(Votes(torch.zeros(3, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("odd", [without_weights("b"), in_part("b"), voting("b")])
-def test_an_uplink_with_other_parts_than_most_have_is_left_out(state, odd):
-    intake = Intake([chunk(good("a"), odd, good("c"))], state, 3, 1)
+def test_an_uplink_with_other_parts_than_most_have_is_left_out(context, odd):
+    intake = Intake([chunk(good("a"), odd, good("c"))], context, 3, 1)
     assert names(intake) == ["a", "c"]
     assert intake.refusals[0].reason == "merchant b: its uplink has other parts than most others have"
 
 
-def test_what_most_have_is_what_most_fit_ones_have_in_the_first_chunk_with_any(state):
+def test_what_most_have_is_what_most_fit_ones_have_in_the_first_chunk_with_any(context):
     chunks = [
         chunk(refusals=(Refusal("a", "ill"),)),
         chunk(bad("b"), bad("c")),
         chunk(bad("d"), bad("e"), in_part("f"), good("g"), in_part("h")),
         chunk(good("i"), good("j"), good("k"), in_part("l")),
     ]
-    intake = Intake(chunks, state, 6, 1)
+    intake = Intake(chunks, context, 6, 1)
     assert names(intake) == ["f", "h", "l"]
     assert names(intake.refusals) == ["a", "b", "c", "d", "e", "g", "i", "j", "k"]
 
@@ -92,9 +98,9 @@ def test_what_most_have_is_what_most_fit_ones_have_in_the_first_chunk_with_any(s
 @pytest.mark.parametrize(
     ("fit", "asked", "enough"), [(1, 2, True), (2, 5, False), (3, 5, True), (1, 1, True), (0, 1, False)]
 )
-def test_half_of_those_asked_must_be_fit(state, fit, asked, enough, size):
+def test_half_of_those_asked_must_be_fit(context, fit, asked, enough, size):
     uplinks = [good(f"g{number}") for number in range(fit)] + [bad(f"x{number}") for number in range(asked - fit)]
-    intake = Intake([chunk(*uplinks[first : first + size]) for first in range(0, asked, size)], state, asked, 3)
+    intake = Intake([chunk(*uplinks[first : first + size]) for first in range(0, asked, size)], context, asked, 3)
     if enough:
         assert len(list(intake)) == fit
     else:
@@ -104,9 +110,9 @@ def test_half_of_those_asked_must_be_fit(state, fit, asked, enough, size):
             list(intake)
 
 
-def test_silence_of_most_is_said_to_be_silence(state):
+def test_silence_of_most_is_said_to_be_silence(context):
     with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; the others did not answer"):
-        list(Intake([chunk(good("a"))], state, 4, 1))
+        list(Intake([chunk(good("a"))], context, 4, 1))
 
 
 def passing(name, cause="late"):
@@ -114,35 +120,35 @@ def passing(name, cause="late"):
 
 
 @pytest.mark.parametrize("cause", ["late", "absent", "hours"])
-def test_too_few_may_be_enough_another_time_if_what_keeps_the_others_passes(state, cause):
+def test_too_few_may_be_enough_another_time_if_what_keeps_the_others_passes(context, cause):
     refusals = (Refusal("x", "x lies"), passing("y", cause), passing("z", cause))
     with pytest.raises(TooFewAnswers, match=f"only 1 of 4 merchants can be merged; merchant y: {cause}"):
-        list(Intake([chunk(good("a"), refusals=refusals)], state, 4, 1))
+        list(Intake([chunk(good("a"), refusals=refusals)], context, 4, 1))
     with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; x lies") as found:
-        list(Intake([chunk(good("a"), refusals=refusals)], state, 4, 1, share=0.8))  # z and y would be 3 of 4
+        list(Intake([chunk(good("a"), refusals=refusals)], context, 4, 1, share=0.8))  # z and y would be 3 of 4
     assert not isinstance(found.value, TooFewAnswers)
 
 
-def test_those_without_budget_do_not_count_and_those_who_rest_may_come_back(state):
+def test_those_without_budget_do_not_count_and_those_who_rest_may_come_back(context):
     spent = [Refusal(name, f"{name} has spent it", "budget") for name in "xyz"]
-    assert names(Intake([chunk(good("a"), refusals=tuple(spent))], state, 4, 1, share=1.0)) == ["a"]
+    assert names(Intake([chunk(good("a"), refusals=tuple(spent))], context, 4, 1, share=1.0)) == ["a"]
     with pytest.raises(BudgetExceeded, match="x has spent it"):
-        list(Intake([chunk(refusals=tuple(spent))], state, 3, 1))
+        list(Intake([chunk(refusals=tuple(spent))], context, 3, 1))
     with pytest.raises(TooFewAnswers, match="merchant r: hours"):
-        list(Intake([chunk(refusals=(*spent, passing("r", "hours")))], state, 4, 1))
+        list(Intake([chunk(refusals=(*spent, passing("r", "hours")))], context, 4, 1))
 
 
-def test_faults_of_the_others_are_not_taken_for_a_spent_budget(state):
+def test_faults_of_the_others_are_not_taken_for_a_spent_budget(context):
     spent = Refusal("x", "x has spent it", "budget")
-    intake = Intake([chunk(refusals=(spent, Refusal("", "site 7 failed")))], state, 4, 1)
+    intake = Intake([chunk(refusals=(spent, Refusal("", "site 7 failed")))], context, 4, 1)
     with pytest.raises(TrainingError, match="only 0 of 4 merchants can be merged"):
         list(intake)
     assert intake.causes == {"budget": 1, "fault": 3}  # those whom a failed site did not name among them
 
 
-def test_what_became_of_each_merchant_is_counted(state):
+def test_what_became_of_each_merchant_is_counted(context):
     refusals = (passing("b"), passing("c", "absent"), passing("d", "hours"), Refusal("", "site 7 failed: fire"))
-    intake = Intake([chunk(good("a"), bad("e"), refusals=refusals)], state, 8, 1, share=0.1)
+    intake = Intake([chunk(good("a"), bad("e"), refusals=refusals)], context, 8, 1, share=0.1)
     intake.finish()
     assert intake.answers == {"asked": 8, "merged": 1, "late": 1, "absent": 1, "resting": 1, "refused": 4}
 
@@ -151,24 +157,24 @@ def moved(name, far):
     return Uplink(name, 1, (StudentWeights({"w": torch.tensor([0.0, far])}),), metrics={"loss": 1.0})
 
 
-def test_an_update_far_longer_than_most_is_left_out(state):
+def test_an_update_far_longer_than_most_is_left_out(context):
     uplinks = [moved("a", 1.0), moved("b", -3.0), moved("c", 2.0), moved("d", 20.1), moved("e", 19.9)]
     chunks = [chunk(*uplinks[:3]), chunk(*uplinks[3:])]
-    intake = Intake(chunks, state, 5, 1, longest=10.0)
+    intake = Intake(chunks, context, 5, 1, longest=10.0)
     assert names(intake) == ["a", "b", "c", "e"]
     assert [refusal.reason for refusal in intake.refusals] == [
         "merchant d: its update has a norm of 20.1, and half of the others have 2 at most"
     ]
-    assert names(Intake([chunk(*uplinks)], state, 5, 1)) == ["a", "b", "c", "d", "e"]
+    assert names(Intake([chunk(*uplinks)], context, 5, 1)) == ["a", "b", "c", "d", "e"]
     still = [moved("a", 0.0), moved("b", 0.0), moved("c", 1.0)]  # nobody moves: there is nothing to compare with
-    assert names(Intake([chunk(*still)], state, 3, 1, longest=10.0)) == ["a", "b", "c"]
+    assert names(Intake([chunk(*still)], context, 3, 1, longest=10.0)) == ["a", "b", "c"]
 
 
 def of_norm(name, norm):
     return Uplink(name, 1, (StudentWeights({"w": torch.tensor([norm, 0.0])}),), metrics={"loss": 1.0})
 
 
-def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_one_update_at_most(state):
+def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_one_update_at_most(state, context):
     """The accountants' sensitivity; if they were compared, one more that is short would have all long ones out."""
     everybody = [
         *(of_norm(f"a{place}", 2e-5) for place in range(10)),
@@ -177,7 +183,7 @@ def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_on
 
     def clipped_sum(uplinks):
         mean = PrivateMean(0.0, expected_merchants=1.0, clip_norm=1.0, randomness=(0,))
-        intake = Intake([chunk(*uplinks)], state, len(uplinks), 1, 0.0, longest=1000.0, compared=False)
+        intake = Intake([chunk(*uplinks)], context, len(uplinks), 1, 0.0, longest=1000.0, compared=False)
         return mean.average(state.weights, intake)["w"]
 
     whole = clipped_sum(everybody)
@@ -187,9 +193,9 @@ def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_on
         assert float((more - clipped_sum(others)).norm()) <= 1.0 + 1e-6
 
 
-def test_where_nobody_is_compared_weights_are_all_that_is_asked_of_an_uplink(state):
+def test_where_nobody_is_compared_weights_are_all_that_is_asked_of_an_uplink(context):
     uplinks = [without_weights("a"), in_part("b"), of_norm("c", 1e6), good("d"), bad("e")]
-    intake = Intake([chunk(*uplinks)], state, 5, 1, longest=10.0, compared=False)
+    intake = Intake([chunk(*uplinks)], context, 5, 1, longest=10.0, compared=False)
     assert names(intake) == ["b", "c", "d"]
     assert [refusal.reason for refusal in intake.refusals] == [
         "merchant e: w has values that are not finite",
@@ -199,36 +205,36 @@ def test_where_nobody_is_compared_weights_are_all_that_is_asked_of_an_uplink(sta
 
 def test_the_norm_is_that_of_the_whole_update():
     """Of sent rows, of factors multiplied out, and of control variates, beside those of whole weights."""
-    current = {"w": torch.tensor([1.0, 1.0]), "t": torch.ones(4, 2)}
+    context = Context({"w": torch.tensor([1.0, 1.0]), "t": torch.ones(4, 2)}, 3, 2)
     rows = torch.tensor([2])
     part = PartialWeights({"w": torch.tensor([4.0, 1.0]), "t": torch.tensor([[1.0, 5.0]])}, {"t": rows}, {"t": rows})
-    assert update_norm(Uplink("a", 1, (StudentWeights.of(part),)), current) == 5.0  # moved by 3 and 4
+    assert update_norm(Uplink("a", 1, (StudentWeights.of(part),)), context) == 5.0  # moved by 3 and 4
     variates = Uplink("a", 1, (StudentWeights.of(part), ControlVariate({"w": torch.tensor([12.0, 0.0])})))
-    assert update_norm(variates, current) == 13.0
+    assert update_norm(variates, context) == 13.0
     thin, wide = {"t": torch.full((1, 4), 2.0)}, {"t": torch.tensor([[3.0, 0.0]])}
     factors = Uplink("a", 1, (LowRankUpdate(PartialWeights({}), thin, wide),))
-    assert update_norm(factors, current) == 12.0  # four rows of 6
-    assert update_norm(Uplink("a", 1), current) == 0.0
+    assert update_norm(factors, context) == 12.0  # four rows of 6
+    assert update_norm(Uplink("a", 1), context) == 0.0
 
 
-def test_too_few_end_a_merge_before_there_is_a_new_state(state):
+def test_too_few_end_a_merge_before_there_is_a_new_state(state, context):
     with pytest.raises(TrainingError, match="only 1 of 4"):
-        FedAvg().merge(state, Intake([chunk(good("a"), bad("b"))], state, 4, 1))
+        FedAvg().merge(state, Intake([chunk(good("a"), bad("b"))], context, 4, 1))
 
 
-def test_what_a_method_leaves_is_counted_when_the_round_is_finished(state):
-    intake = Intake([chunk(good("a", 2.0)), chunk(good("b", 4.0), bad("c"))], state, 3, 1)
+def test_what_a_method_leaves_is_counted_when_the_round_is_finished(state, context):
+    intake = Intake([chunk(good("a", 2.0)), chunk(good("b", 4.0), bad("c"))], context, 3, 1)
     Local().merge(state, intake)
     assert intake.merchants == []
     intake.finish()
     assert (intake.merchants, names(intake.refusals), intake.train_loss) == (["a", "b"], ["c"], 3.0)
-    few = Intake([chunk(good("a"))], state, 3, 1)
+    few = Intake([chunk(good("a"))], context, 3, 1)
     Local().merge(state, few)
     with pytest.raises(TrainingError, match="only 1 of 3"):
         few.finish()
 
 
-def test_a_chunk_is_taken_in_when_the_one_before_is_merged(state):
+def test_a_chunk_is_taken_in_when_the_one_before_is_merged(context):
     taken = []
 
     def chunks():
@@ -237,33 +243,33 @@ def test_a_chunk_is_taken_in_when_the_one_before_is_merged(state):
             yield chunk(good(name))
 
     merged = []
-    for uplink in Intake(chunks(), state, 3, 1):
+    for uplink in Intake(chunks(), context, 3, 1):
         merged.append(uplink.merchant)
         assert taken == merged
 
 
-def test_losses_and_bytes_are_means_over_all_chunks(state):
+def test_losses_and_bytes_are_means_over_all_chunks(context):
     chunks = [
         chunk(good("a", 1.0), bad("b"), downlink_bytes=30, uplink_bytes=100),
         chunk(good("c", 2.0), good("d", 6.0), refusals=(Refusal("e", "ill"),), downlink_bytes=20, uplink_bytes=50),
     ]
-    intake = Intake(chunks, state, 5, 1)
+    intake = Intake(chunks, context, 5, 1)
     intake.finish()
     assert intake.train_loss == 3.0
     assert intake.bytes == {"downlink": 50 / 5, "uplink": 150 / 4}
 
 
-def test_own_test_counts_leave_out_merchants_without_a_test(state):
+def test_own_test_counts_leave_out_merchants_without_a_test(context):
     measured = good("a", test_right=3.0, test_count=4.0)
     untested = good("b", test_right=0.0, test_count=0.0)
-    intake = Intake([chunk(measured, untested, good("c"))], state, 3, 1)
+    intake = Intake([chunk(measured, untested, good("c"))], context, 3, 1)
     intake.finish()
     assert intake.own_counts == {"a": (3, 4)}
 
 
-def test_an_update_of_other_weights_than_most_send_is_left_out(state):
+def test_an_update_of_other_weights_than_most_send_is_left_out():
     """Whether one is factored is each merchant's own affair; which weights there are is not."""
-    state = replace(state, weights={"w": torch.zeros(2), "m": torch.zeros(4, 3)})
+    context = Context({"w": torch.zeros(2), "m": torch.zeros(4, 3)}, 3, 2)
 
     def update(name, arrays, thin=()):
         factors = {one: torch.ones(1, 4) for one in thin}, {one: torch.ones(1, 3) for one in thin}
@@ -271,6 +277,6 @@ def test_an_update_of_other_weights_than_most_send_is_left_out(state):
 
     w, m = {"w": torch.ones(2)}, {"m": torch.ones(4, 3)}
     sent = [update("a", w, ["m"]), update("b", w), update("c", {**w, **m}), update("d", w, ["m"])]
-    intake = Intake([chunk(*sent)], state, 4, 1)
+    intake = Intake([chunk(*sent)], context, 4, 1)
     assert names(intake) == ["a", "c", "d"]
     assert names(intake.refusals) == ["b"]

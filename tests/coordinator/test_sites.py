@@ -11,6 +11,7 @@ from fed_distill.coordinator.sites import CHUNK_BYTES, Chunk, Sites, chunk_size
 from fed_distill.errors import DataError
 from fed_distill.experiment.grid import InProcessGrid
 from fed_distill.mechanisms.account import Spent
+from fed_distill.payloads.base import Context
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Downlink, Uplink
@@ -233,7 +234,9 @@ def test_bytes_are_those_of_a_merchants_own_records(chunk):
     short = Uplink("b", 1, metrics={"loss": 1.0})
     down, start = Downlink(1, (StudentWeights({"w": torch.zeros(50)}),)), {"w": torch.zeros(30)}
     sites = make_sites({0: ["a"], 1: ["b"]}, {0: [long], 1: [short]})
-    total = whole(sites.train(request("a", "b"), down, {"b": {"s": start}}, chunk, proxy_shape=(100, 4)))
+    context = Context(down.weights, 100, 4)
+    starts = {"b": {"s": start}}
+    total = whole(sites.train(request("a", "b"), down, starts, chunk, kinds=(SoftLabels,), context=context))
     sizes = [serialized_bytes(encode_uplink(uplink)) for uplink in (long, short)]
     assert total.uplink_bytes == sum(sizes)
     assert sizes[0] > 100 * 4 * 4 > sizes[1]

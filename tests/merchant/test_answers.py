@@ -64,10 +64,9 @@ def trained(monkeypatch):
 
 def same(one, other):
     assert one.examples == other.examples and one.metrics == other.metrics
-    assert one.need(StudentWeights).arrays.keys() == other.weights.arrays.keys()
-    return all(
-        torch.equal(other.weights.arrays[name], value) for name, value in one.need(StudentWeights).arrays.items()
-    )
+    mine, theirs = (up.need(StudentWeights).arrays for up in (one, other))
+    assert mine.keys() == theirs.keys()
+    return all(torch.equal(theirs[name], value) for name, value in mine.items())
 
 
 def charged(site, merchant):

@@ -1,7 +1,7 @@
 """Hundreds of requests that no honest server sends: a site refuses them by name, in bounded memory, and goes on."""
 
 import tracemalloc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from fed_distill.merchant.app import build_app
 from fed_distill.merchant.limits import OPEN, Rules
 from fed_distill.merchant.site import open_site
 from fed_distill.methods import METHODS
+from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.transport.coding.codec import Codec
+from fed_distill.transport.messages import Downlink
 from fed_distill.transport.records import to_array_record
 from fed_distill.transport.requests import ANSWER, EVALUATE, JOIN, TRAIN
 
@@ -141,12 +143,13 @@ def asked(world, monkeypatch, request):
     monkeypatch.setattr("fed_distill.merchant.app.site_for", lambda context, data=None: site)
     app = build_app(world.data)
     InProcessGrid(app, experiment.to_run_config())  # which gives messages of this process a run
-    down = world.consensus(1) if arm == "fedmd" else world.down()
-    if arm == "scaffold":
-        down = replace(down, control_variate={name: torch.zeros_like(value) for name, value in world.start.items()})
+    method = METHODS.build(experiment.arms()[arm].method, {})
+    zeros = ControlVariate({name: torch.zeros_like(value) for name, value in world.start.items()})
+    sent = world.down().having(zeros).payloads
+    down = Downlink(1, tuple(payload for payload in sent if type(payload) in method.receives))
     content = Codec.of(experiment.transport_of(arm)).encode_downlink(down, ("test",))
     content["request"] = world.request(*world.names[:2], arm=arm).to_record()
-    if METHODS.build(experiment.arms()[arm].method, {}).personal:
+    if method.personal:
         content["start.two-tower"] = to_array_record(world.start)
     return Asked(app, context_of(2, 1, experiment.to_run_config()), content)
 

@@ -6,6 +6,7 @@ import torch
 from fed_distill.adversaries.byzantine import liars
 from fed_distill.merchant.site import open_site
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.submodel import completed
 
 
@@ -26,7 +27,7 @@ def poisoned(world):
 
 
 def update(uplink, start):
-    whole = completed(uplink.weights, start)
+    whole = completed(uplink.need(StudentWeights), start)
     return torch.cat([(whole[name] - value).flatten() for name, value in start.items()])
 
 

@@ -68,6 +68,11 @@ def test_a_round_that_was_not_planned_is_refused_and_costs_nothing(world, protec
     assert {merchant: charges(site, merchant) for merchant in world.names} == before
 
 
+def same(one, other):
+    theirs = other.need(StudentWeights).arrays
+    return all(torch.equal(one.need(StudentWeights).arrays[name], value) for name, value in theirs.items())
+
+
 def test_an_equal_request_is_answered_equally_and_charged_once(world, protected):
     first, merchant = protected(), world.names[0]
     answer = answers(first, world.request(merchant), world.down())[merchant]
@@ -75,9 +80,7 @@ def test_an_equal_request_is_answered_equally_and_charged_once(world, protected)
     again = answers(protected(), world.request(merchant), world.down())[merchant]
     assert charges(protected(), merchant) == paid
     assert again.examples == answer.examples
-    assert all(
-        torch.equal(again.weights.arrays[name], value) for name, value in answer.need(StudentWeights).arrays.items()
-    )
+    assert same(again, answer)
 
 
 @pytest.mark.parametrize("change", ["weights", "rate", "optimizer", "data"])
@@ -87,7 +90,7 @@ def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
     answers(protected(), request, down)
     site = protected(**({"training.optimizer": "sgd"} if change == "optimizer" else {}))
     if change == "weights":
-        down = replace(down, weights={name: value + 1e-3 for name, value in down.weights.items()})
+        down = down.having(StudentWeights({name: value + 1e-3 for name, value in down.weights.items()}))
     if change == "rate":
         request = replace(request, learning_rate=0.02)
     if change == "data":
@@ -120,12 +123,10 @@ def test_another_request_for_the_same_round_gets_other_noise(world, protected):
     merchant, site = world.names[0], protected(**NOISY)
     first = answers(site, world.request(merchant), world.down())[merchant]
     near = {name: value + 1e-6 for name, value in world.start.items()}
-    second = answers(site, world.request(merchant), replace(world.down(), weights=near))[merchant]
+    second = answers(site, world.request(merchant), world.down().having(StudentWeights(near)))[merchant]
     assert abs(correlation(changes_of(first, world.start), changes_of(second, near))) < 0.3
     again = answers(protected(**NOISY), world.request(merchant), world.down())[merchant]
-    assert all(
-        torch.equal(again.weights.arrays[name], value) for name, value in first.need(StudentWeights).arrays.items()
-    )
+    assert same(again, first)
 
 
 def test_two_runs_that_share_a_ledger_share_no_noise(world, protected, tmp_path):
@@ -142,7 +143,7 @@ def test_what_no_honest_server_asks_is_refused_before_any_charge(world, protecte
     if lie in ("nan", "inf", "huge"):
         table = world.start["bag.table"].clone()
         table[5] = {"nan": float("nan"), "inf": float("inf"), "huge": 1e30}[lie]
-        down = replace(down, weights={**world.start, "bag.table": table})
+        down = down.having(StudentWeights({**world.start, "bag.table": table}))
     if lie == "rate":
         request = replace(request, learning_rate=float("inf"))
     if lie == "population":
@@ -161,7 +162,7 @@ def test_what_stays_at_a_merchant_tells_neither_its_size_nor_its_loss(world, pro
     arm = "personal of fedavg-kd"
     starts = {"two-tower": world.start}
     request = world.request(*world.names, arm=arm, test=True)
-    for answer in site.train(request, replace(world.down(), weights=None), starts):
+    for answer in site.train(request, world.consensus(1), starts):
         assert (answer.examples, answer.metrics) == (1, {})
 
 

@@ -84,7 +84,7 @@ class World:
 def weights(shift):
     def change(world):
         moved = {name: value + shift for name, value in world.down.weights.items()}
-        world.down = replace(world.down, weights=moved)
+        world.down = world.down.having(StudentWeights(moved))
 
     return change
 

@@ -11,6 +11,7 @@ import torch
 from fed_distill.errors import TrainingError
 from fed_distill.merchant.limits import OPEN, Limit, Limits, Rules
 from fed_distill.merchant.site import open_site
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.requests import Refusal
 
@@ -223,4 +224,4 @@ def test_a_merchant_that_is_named_twice_and_weights_of_another_student_are_told(
         ({key: value[:1] for key, value in down.weights.items()}, "its student wants"),
     ):
         with pytest.raises(TrainingError, match=told):
-            list(site.train(world.request(name), replace(down, weights=weights), {}))
+            list(site.train(world.request(name), down.having(StudentWeights(weights)), {}))

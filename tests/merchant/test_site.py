@@ -12,7 +12,7 @@ from fed_distill.merchant.site import open_site
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
-from fed_distill.payloads.low_rank_update import LowRankUpdate, multiplied_out
+from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore
@@ -29,10 +29,10 @@ def same(distance):
         assert (one.merchant, one.examples) == (other.merchant, other.examples)
         assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
         for part in ("rows", "counts"):
-            mine, theirs = getattr(one.weights, part), getattr(other.weights, part)
+            mine, theirs = (getattr(up.need(StudentWeights), part) for up in (one, other))
             assert list(mine) == list(theirs)
             assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-        return distance(one.need(StudentWeights).arrays, other.weights.arrays) < 1e-5
+        return distance(one.need(StudentWeights).arrays, other.need(StudentWeights).arrays) < 1e-5
 
     return compare
 
@@ -208,7 +208,7 @@ def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world,
         assert bool(uplink.need(ClassMeans).present[label]) == bool(rows)
         expected = torch.stack(rows).mean(dim=0) if rows else torch.zeros(classes)
         torch.testing.assert_close(uplink.need(ClassMeans).probabilities[label], expected, atol=1e-5, rtol=1e-4)
-    assert uplink.parts == {"class_means"}
+    assert uplink.kinds == {ClassMeans}
 
 
 def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at_a_restarted_site(world, tmp_path):
@@ -216,7 +216,7 @@ def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at
     request = world.request(name, arm="moon")
     first = trained(site, request, world.down(1))[name]
     kept = site.store.load("moon", 0, name, before=2)
-    whole = completed(first.weights, world.start)
+    whole = completed(first.need(StudentWeights), world.start)
     assert all(torch.equal(kept[key], value) for key, value in whole.items())
     second, again = (trained(one, request, world.down(2))[name] for one in (site, world.site()))
     new = replace(site, store=MerchantStore(tmp_path / "of a merchant that is new"))
@@ -233,7 +233,7 @@ def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
     request = world.request(name, arm=arm, test=True)
     downs = [replace(world.down(number), scalars={"energy": 0.95}) for number in (1, 2)]
     first = trained(site, request, downs[0], {"two-tower": own})[name]
-    sent = first.weights if arm == "fml" else multiplied_out(first.need(LowRankUpdate))
+    sent = first.need(StudentWeights) if arm == "fml" else first.need(LowRankUpdate).multiplied_out()
     assert set(sent.arrays) == set(world.start)
     assert set(sent.rows) == {"bag.table", "bag.importance"}
     kept = site.store.load(arm, 0, name, before=2)

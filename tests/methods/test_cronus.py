@@ -66,7 +66,7 @@ def test_the_teacher_takes_part_by_its_share(state, uplinks):
 
 def test_everything_else_is_fedmd(state, trained, uplinks):
     method = Cronus(digest_epochs=3, local_epochs=2)
-    assert (method.personal, method.sends) == (True, ("soft_labels",))
+    assert (method.personal, method.sends) == (True, (SoftLabels,))
     digest, revisit = method.plan(method.broadcast(state)).phases
     assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
     assert torch.equal(

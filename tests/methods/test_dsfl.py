@@ -47,7 +47,7 @@ def test_the_teacher_is_mixed_in_unsharpened(state, uplinks):
 
 def test_everything_else_is_fedmd(state, trained, uplinks):
     method, plain = DSFL(digest_epochs=3, local_epochs=2), FedMD()
-    assert (method.personal, method.sends) == (plain.personal, plain.sends)
+    assert (method.personal, method.sends, method.receives) == (plain.personal, plain.sends, plain.receives)
     down = method.broadcast(state)
     digest, revisit = method.plan(down).phases
     assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)

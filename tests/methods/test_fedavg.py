@@ -5,12 +5,12 @@ import math
 import torch
 
 from fed_distill.methods.fedavg import FedAvg
-from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 
 
 def test_it_broadcasts_the_global_student_of_the_next_round(state):
     down = FedAvg().broadcast(state)
-    assert (down.round, down.weights, down.need(SoftLabels).probabilities) == (5, state.weights, None)
+    assert (down.round, down.weights, down.kinds) == (5, state.weights, {StudentWeights})
 
 
 def test_merchants_train_on_their_labels_only(state, loss_of):
@@ -23,7 +23,8 @@ def test_merchants_train_on_their_labels_only(state, loss_of):
 
 def test_the_uplink_is_the_trained_weights(state, trained):
     up = FedAvg().uplink(trained, FedAvg().broadcast(state))
-    assert (up.merchant, up.examples, up.weights, up.need(SoftLabels).probabilities) == ("a", 10, trained.weights, None)
+    assert (up.merchant, up.examples, up.kinds) == ("a", 10, {StudentWeights})
+    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
 
 
 def test_merging_asks_the_aggregator_and_ends_the_round(state, uplinks):

@@ -1,18 +1,18 @@
 """FedDF: the mean of the weights, then distillation from the softmax of the mean of the merchants' logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.feddf import FedDF
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 
 
 def with_logits(uplinks, logits):
-    return [
-        type(up)(up.merchant, up.examples, up.weights, one.softmax(dim=-1))
-        for up, one in zip(uplinks, logits, strict=True)
-    ]
+    return [up.having(SoftLabels(one.softmax(dim=-1))) for up, one in zip(uplinks, logits, strict=True)]
 
 
 def test_the_target_is_the_softmax_of_the_mean_of_the_logits(state, uplinks):
@@ -30,7 +30,7 @@ def test_the_target_is_the_softmax_of_the_mean_of_the_logits(state, uplinks):
 
 def test_a_probability_of_zero_does_not_break_the_target(state, uplinks):
     certain = torch.eye(3)
-    merged = FedDF().merge(state, [type(up)(up.merchant, up.examples, up.weights, certain) for up in uplinks])
+    merged = FedDF().merge(state, [up.having(SoftLabels(certain)) for up in uplinks])
     torch.testing.assert_close(merged.consensus, certain)
 
 
@@ -42,7 +42,8 @@ def test_the_teacher_takes_part_by_its_share(state, uplinks):
 
 def test_merchants_send_weights_and_proxy_probabilities(state, trained):
     up = FedDF().uplink(trained, FedDF().broadcast(state))
-    assert up.weights is trained.weights
+    assert up.kinds == set(FedDF.sends)
+    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
     assert torch.equal(up.need(SoftLabels).probabilities, trained.predict_proxy())
 
 
@@ -61,6 +62,6 @@ def test_weights_and_ensemble_come_from_one_pass(state, uplinks):
 
 
 def test_an_ensemble_of_nobody_is_refused(state, uplinks):
-    silent = [type(up)(up.merchant, up.examples, up.weights) for up in uplinks]
+    silent = [replace(up, payloads=(up.need(StudentWeights),)) for up in uplinks]
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
         FedDF().merge(state, silent)

@@ -84,11 +84,11 @@ def test_the_teacher_takes_part_by_its_share(state, told):
 
 def test_certain_merchants_give_finite_numbers(state):
     certain = Uplink("a", 1, (SoftLabels(torch.eye(3)),))
-    merged = FedET().merge(state, [certain, replace(certain, soft_labels=torch.eye(3).roll(1, dims=0))])
+    merged = FedET().merge(state, [certain, certain.having(SoftLabels(torch.eye(3).roll(1, dims=0)))])
     (phase,) = merged.server_plan.phases
     assert all(torch.isfinite(value).all() for value in (merged.consensus, *phase.references.values()))
 
 
 def test_a_merge_without_soft_labels_is_refused(state, told):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        FedET().merge(state, [replace(one, soft_labels=None) for one in told])
+        FedET().merge(state, [replace(one, payloads=()) for one in told])

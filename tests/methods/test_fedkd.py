@@ -19,7 +19,7 @@ LABELS = torch.tensor([0, 2])
 
 def mean(current, uplinks):
     """Of whole weights or the rows that are sent, of merchants that all send the same."""
-    sent = [uplink.weights for uplink in uplinks]
+    sent = [uplink.need(StudentWeights) for uplink in uplinks]
     merged = {name: value.clone() for name, value in current.items()}
     for name in sent[0].arrays:
         rows = sent[0].rows.get(name, slice(None))
@@ -100,12 +100,12 @@ def test_the_mentees_update_leaves_as_factors_that_keep_the_energy(state, traine
     method, one = FedKD(energy_start=energy, energy_end=energy), trained(1)
     up = method.uplink(one, method.broadcast(state))
     update = up.need(LowRankUpdate)
-    assert up.parts == set(FedKD.sends) == {"low_rank_update"}
+    assert up.kinds == set(FedKD.sends) == {LowRankUpdate}
     assert set(update.plain.arrays) == {"bias"}
     assert {name: len(value) for name, value in update.thin.items()} == {"table": rank, "matrix": rank}
     starts = {"table": state.weights["table"][::2], "matrix": state.weights["matrix"]}
     for name, start in starts.items():
-        moved = one.need(StudentWeights).arrays[name] - start
+        moved = one.weights.arrays[name] - start
         lost = (update.thin[name].T @ update.wide[name] - moved).square().sum() / moved.square().sum()
         assert lost <= 1 - energy + 1e-6
 
@@ -117,13 +117,13 @@ def test_merging_adds_the_mean_of_what_was_sent(state, trained):
     merged = method.merge(state, (method.uplink(each, method.broadcast(state)) for each in (one, other)))
     assert merged.round == 3
     for name, rows in {"table": slice(0, None, 2), "matrix": slice(None), "bias": slice(None)}.items():
-        expected = (one.need(StudentWeights).arrays[name] + other.weights.arrays[name]) / 2
+        expected = (one.weights.arrays[name] + other.weights.arrays[name]) / 2
         torch.testing.assert_close(merged.weights[name][rows], expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(merged.weights["table"][1::2], state.weights["table"][1::2])
 
 
 def test_a_mentee_that_is_not_finite_is_refused_by_name(state, trained):
     one = trained(1)
-    one.need(StudentWeights).arrays["matrix"][0, 0] = torch.inf
+    one.weights.arrays["matrix"][0, 0] = torch.inf
     with pytest.raises(UplinkRejected, match="merchant m1: the update of matrix is not finite"):
         FedKD().uplink(one, FedKD().broadcast(state))

@@ -10,7 +10,7 @@ from fed_distill.payloads.soft_labels import SoftLabels
 
 def test_the_first_downlink_is_the_teachers_soft_labels(state):
     down = FedMD().broadcast(state)
-    assert (down.round, down.weights) == (5, None)
+    assert (down.round, down.kinds) == (5, {SoftLabels})
     assert torch.equal(down.need(SoftLabels).probabilities, state.teacher_labels)
 
 
@@ -31,7 +31,7 @@ def test_merchants_digest_the_consensus_then_revisit_their_examples(state):
 def test_merchants_keep_their_students_and_send_no_weights(state, trained):
     assert FedMD.personal
     up = FedMD().uplink(trained, FedMD().broadcast(state))
-    assert up.weights is None
+    assert up.kinds == set(FedMD.sends) == {SoftLabels}
     assert torch.equal(up.need(SoftLabels).probabilities, trained.predict_proxy())
 
 

@@ -104,7 +104,7 @@ def test_who_is_best_does_not_depend_on_who_comes_first_but_for_equals():
 def test_a_merge_without_soft_labels_is_refused(several):
     state, told = several
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        FedMKT().merge(state, [replace(one, soft_labels=None) for one in told])
+        FedMKT().merge(state, [replace(one, payloads=()) for one in told])
 
 
 QUICK = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3, "teacher.learning_rate": 0.005}

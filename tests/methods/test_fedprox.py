@@ -1,6 +1,7 @@
 """FedProx is FedAvg with the pull of eq. 2 in every merchant's phase."""
 
 from fed_distill.methods.fedprox import FedProx
+from fed_distill.payloads.student_weights import StudentWeights
 
 
 def test_the_private_phase_is_held_near_the_downlink(state):
@@ -12,6 +13,7 @@ def test_the_private_phase_is_held_near_the_downlink(state):
 def test_everything_else_is_fedavg(state, trained, uplinks):
     method = FedProx()
     assert method.broadcast(state).weights is state.weights
-    assert method.uplink(trained, method.broadcast(state)).weights is trained.weights
+    up = method.uplink(trained, method.broadcast(state))
+    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
     merged = method.merge(state, uplinks)
     assert (merged.round, merged.weights["w"].tolist()) == (5, [111.0, 222.0])

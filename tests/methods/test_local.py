@@ -2,7 +2,7 @@
 
 from fed_distill.methods.local import Local
 from fed_distill.methods.personal import Personal
-from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 
 
 def test_the_global_student_stays_as_it_was(state, uplinks):
@@ -12,13 +12,14 @@ def test_the_global_student_stays_as_it_was(state, uplinks):
 
 
 def test_local_students_are_sent_to_be_measured(state, trained):
-    assert Local().uplink(trained, Local().broadcast(state)).weights is trained.weights
+    up = Local().uplink(trained, Local().broadcast(state))
+    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
     assert not Local.personal
 
 
 def test_personal_students_stay_at_the_merchant(state, trained):
     up = Personal().uplink(trained, Personal().broadcast(state))
-    assert (up.merchant, up.examples, up.weights, up.need(SoftLabels).probabilities) == ("a", 10, None, None)
+    assert (up.merchant, up.examples, up.payloads) == ("a", 10, ())
     assert Personal.personal
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.pate import PATE
-from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Uplink
 
@@ -38,7 +38,7 @@ def test_merchants_train_the_global_student_on_private_labels_alone(state, loss_
     method = PATE(local_epochs=3)
     down = method.broadcast(state)
     assert not method.personal
-    assert (down.round, down.need(SoftLabels).probabilities) == (5, None)
+    assert (down.round, down.kinds) == (5, {StudentWeights})
     assert down.weights is state.weights
     (phase,) = method.plan(down).phases
     assert (phase.data, phase.epochs) == ("private", 3)
@@ -53,7 +53,7 @@ def test_only_the_predicted_classes_of_proxy_examples_leave_a_merchant(state, tr
     up = PATE().uplink(replace(trained, predict_proxy=lambda: predicted), PATE().broadcast(state))
     assert torch.equal(up.need(Votes).classes, torch.tensor([1, 0, 2]))
     assert up.need(Votes).classes.dtype == torch.int64
-    assert up.parts == set(PATE.sends) == {"votes"}
+    assert up.kinds == set(PATE.sends) == {Votes}
 
 
 def test_the_tally_is_asked_once_with_every_merchant_counting_the_same(state, voters):

@@ -1,7 +1,5 @@
 """SCAFFOLD against a plain rendering of its algorithm, on merchants whose gradients are known."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -113,6 +111,6 @@ def test_parts_of_students_are_refused():
 
 def test_what_is_kept_of_one_weight_does_not_need_the_others():
     """A merchant may have frozen what others train: where either side knows nothing, it is 0."""
-    down = dataclasses.replace(Scaffold().broadcast(start()), control_variate={"a": torch.ones(2)})
+    down = Scaffold().broadcast(start()).having(ControlVariate({"a": torch.ones(2)}))
     correction = Scaffold().correction(down, {"b": torch.ones(3)})
     assert {name: value.tolist() for name, value in correction.items()} == {"a": [1.0, 1.0], "b": [-1.0, -1.0, -1.0]}

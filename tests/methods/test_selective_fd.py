@@ -8,7 +8,6 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.selective_fd import SelectiveFD
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
-from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
 PREDICTED = torch.tensor([[0.4, 0.3, 0.3], [0.05, 0.05, 0.9], [0.7, 0.2, 0.1]])
@@ -32,8 +31,8 @@ def test_a_merchant_answers_what_it_is_most_confident_of(state, trained, share, 
     method = SelectiveFD(answer_share=share)
     up = method.uplink(replace(trained, predict_proxy=lambda: PREDICTED), method.broadcast(state))
     assert torch.equal(up.need(SelectedSoftLabels).answered.nonzero().flatten(), torch.tensor(expected))
-    assert torch.equal(up.need(SoftLabels).probabilities, PREDICTED[expected])
-    assert up.parts == set(SelectiveFD.sends) == {"soft_labels", "answered"}
+    assert torch.equal(up.need(SelectedSoftLabels).probabilities, PREDICTED[expected])
+    assert up.kinds == set(SelectiveFD.sends) == {SelectedSoftLabels}
 
 
 def test_equal_confidence_is_answered_in_the_order_of_the_proxy_set(state, trained):
@@ -98,4 +97,4 @@ def test_where_all_is_ambiguous_only_private_examples_are_trained(state, answere
 
 def test_a_consensus_of_nobody_is_refused(state, uplinks):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        SelectiveFD().merge(state, [replace(up, soft_labels=None) for up in uplinks])
+        SelectiveFD().merge(state, uplinks)

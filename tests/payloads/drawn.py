@@ -1,0 +1,173 @@
+"""Payloads that hypothesis draws: honest ones of one small round, and any that a message can hold."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import fed_distill.payloads
+from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context, Payload
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
+
+PROXY, CLASSES = 11, 3
+CONTEXT = Context(
+    {
+        "table": torch.arange(24.0).reshape(6, 4),
+        "bias": torch.ones(3),
+        "half": torch.ones(2, 2, dtype=torch.float16),
+        "steps": torch.tensor(3),
+    },
+    PROXY,
+    CLASSES,
+)
+"""A round of a student with a table, a bias, a matrix in half precision and a counter, 11 proxy examples, 3 classes."""
+
+
+def every_kind():
+    """All kinds of payloads of the library, whose modules are found and imported."""
+    package = fed_distill.payloads
+    found = []
+    for module in pkgutil.iter_modules(package.__path__):
+        name = f"{package.__name__}.{module.name}"
+        members = vars(importlib.import_module(name)).values()
+        found += [
+            one for one in members if isinstance(one, type) and issubclass(one, Payload) and one.__module__ == name
+        ]
+    return tuple(kind for kind in found if kind is not Payload)
+
+
+KINDS = every_kind()
+
+
+def over_the_wire(content):
+    """As another process would get it: serialized to bytes and parsed again."""
+    sent = recorddict_to_proto(content)
+    return recorddict_from_proto(type(sent).FromString(sent.SerializeToString()))
+
+
+def same(one, other):
+    """Whether two payloads, or what they consist of, are equal bit for bit, NaN included."""
+    if type(one) is not type(other):
+        return isinstance(one, Mapping) and isinstance(other, Mapping) and same(dict(one), dict(other))
+    if isinstance(one, torch.Tensor):
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and one.numpy().tobytes() == other.numpy().tobytes()
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    fields = dataclasses.fields(one)
+    return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields)
+
+
+def tensors(dtype, shape, elements=None):
+    """Tensors of one type and shape."""
+    return hnp.arrays(dtype, shape, elements=elements).map(lambda value: torch.from_numpy(np.array(value)))
+
+
+def floats(dtype, *shape):
+    """Finite numbers of a usual size."""
+    width = 8 * np.dtype(dtype).itemsize
+    return tensors(dtype, shape, st.floats(-1000, 1000, width=width))
+
+
+@st.composite
+def honest_weights(draw, dtype=None):
+    """Some weights of the round's student, the table whole or in part; ``dtype``: of its half-precision ones."""
+    arrays, rows, counts = {}, {}, {}
+    whole = draw(st.sets(st.sampled_from(["table", "bias", "half", "steps"]), min_size=1))
+    shapes = {"table": (np.float32, 6, 4), "bias": (np.float32, 3), "half": (dtype or np.float16, 2, 2)}
+    for name in sorted(whole - {"steps"}):
+        arrays[name] = draw(floats(*shapes[name]))
+    if "steps" in whole:
+        arrays["steps"] = torch.tensor(draw(st.integers(0, 2**40)))
+    if "table" in whole and draw(st.booleans()):
+        chosen = sorted(draw(st.sets(st.integers(0, 5))))
+        rows["table"] = torch.tensor(chosen, dtype=torch.int64)
+        counts["table"] = draw(tensors(np.int64, len(chosen), st.integers(0, 2**31 - 1)))
+        arrays["table"] = draw(floats(np.float32, len(chosen), 4))
+    return PartialWeights(arrays, rows, counts)
+
+
+@st.composite
+def honest_update(draw):
+    """Its table as factors of rank 1 or 2, of all rows or of three, or as it is."""
+    update = draw(honest_weights(np.float32))
+    if "table" not in update.arrays or len(update.arrays["table"]) < 3:
+        return LowRankUpdate(update)
+    rows, rank = len(update.arrays["table"]), draw(st.integers(1, 2 if len(update.arrays["table"]) == 6 else 1))
+    plain = {name: value for name, value in update.arrays.items() if name != "table"}
+    thin, wide = draw(floats(np.float32, rank, rows)), draw(floats(np.float32, rank, 4))
+    return LowRankUpdate(PartialWeights(plain, update.rows, update.counts), {"table": thin}, {"table": wide})
+
+
+def probabilities(rows):
+    """Of each of ``rows`` examples, in any precision."""
+    kinds = st.sampled_from([torch.float16, torch.float32, torch.float64])
+    positive = tensors(np.float64, (rows, CLASSES), st.floats(1e-3, 1.0))
+    return st.builds(lambda values, kind: (values / values.sum(dim=1, keepdim=True)).to(kind), positive, kinds)
+
+
+MASKS = tensors(np.bool_, PROXY)
+HONEST = {
+    StudentWeights: honest_weights().map(StudentWeights.of),
+    SoftLabels: probabilities(PROXY).map(SoftLabels),
+    SelectedSoftLabels: MASKS.flatmap(
+        lambda mask: st.builds(SelectedSoftLabels, probabilities(int(mask.sum())), st.just(mask))
+    ),
+    Votes: tensors(np.int64, PROXY, st.integers(0, CLASSES - 1)).map(Votes),
+    ClassMeans: st.builds(
+        lambda values, present: ClassMeans(values * present.unsqueeze(1), present),
+        probabilities(CLASSES),
+        tensors(np.bool_, CLASSES),
+    ),
+    ControlVariate: honest_weights().filter(lambda one: not one.rows).map(lambda one: ControlVariate(one.arrays)),
+    LowRankUpdate: honest_update(),
+}
+"""What an honest merchant may send in the round of ``CONTEXT``, by kind."""
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_])
+TENSORS = DTYPES.flatmap(lambda dtype: tensors(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
+NAMES = st.text(min_size=1, max_size=8)
+WEIGHTS = st.dictionaries(NAMES, TENSORS, max_size=3)
+
+
+@st.composite
+def any_partial(draw):
+    """Weights of any names, types and shapes, of the first of which some rows are there."""
+    arrays = draw(WEIGHTS)
+    rows = torch.tensor(draw(st.lists(st.integers(0, 2**31 - 1), max_size=5)), dtype=torch.int64)
+    of_tables = dict.fromkeys(list(arrays)[: draw(st.integers(0, 1))], rows)
+    return PartialWeights(arrays, of_tables, of_tables)
+
+
+LABELS = tensors(np.float32, (3, 2))
+ANY = {
+    StudentWeights: any_partial().map(StudentWeights.of),
+    SoftLabels: st.builds(SoftLabels, LABELS),
+    SelectedSoftLabels: st.builds(SelectedSoftLabels, LABELS, tensors(np.bool_, st.integers(0, 40))),
+    Votes: tensors(np.int64, 3, st.integers(-(2**40), 2**40)).map(Votes),
+    ClassMeans: st.builds(ClassMeans, tensors(np.float32, (2, 2)), tensors(np.bool_, 2)),
+    ControlVariate: WEIGHTS.map(ControlVariate),
+    LowRankUpdate: st.builds(LowRankUpdate, any_partial(), WEIGHTS, WEIGHTS),
+}
+"""What a message can hold, whether it fits a round or not, by kind."""
+
+
+@st.composite
+def several(draw):
+    """Any payloads of several kinds, as one message may hold them: soft labels of all examples or of some."""
+    either = draw(st.sampled_from([SoftLabels, SelectedSoftLabels]))
+    kinds = draw(st.lists(st.sampled_from([kind for kind in KINDS if kind is not either]), unique=True))
+    return tuple(draw(ANY[kind]) for kind in kinds)

@@ -1,0 +1,188 @@
+"""Payloads that do not fit their round are refused, and it is said why."""
+
+import pytest
+import torch
+
+from fed_distill.models.weights import PartialWeights
+from fed_distill.payloads.base import Context
+from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
+from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.votes import Votes
+from tests.payloads.drawn import KINDS
+
+CURRENT = {"table": torch.zeros(6, 2), "bias": torch.zeros(3)}
+PROXY = (4, 2)
+CONTEXT = Context(CURRENT, *PROXY)
+NAN, INF = float("nan"), float("inf")
+SOME = torch.tensor([True, False, False, True])
+HALVES = torch.full(PROXY, 0.5)
+
+
+def weights(table=None, rows=(0, 2, 5), bias=None, counts=None):
+    arrays = {"table": torch.ones(3, 2) if table is None else table, "bias": torch.ones(3) if bias is None else bias}
+    used = torch.tensor(rows).abs() if counts is None else counts
+    return StudentWeights(arrays, {"table": torch.tensor(rows, dtype=torch.int64)}, {"table": used})
+
+
+def means(rows=((0.25, 0.75), (0.0, 0.0)), present=(True, False)):
+    return ClassMeans(torch.tensor(rows), torch.tensor(present))
+
+
+def update(thin=None, wide=None, bias=None, rows=(0, 2, 5), names=("table", "table")):
+    """An update of rank 1 of some rows of the table, and the bias as it is."""
+    rows = torch.tensor(rows)
+    plain = PartialWeights({"bias": torch.ones(3) if bias is None else bias}, {"table": rows}, {"table": rows.abs()})
+    thin, wide = torch.ones(1, 3) if thin is None else thin, torch.ones(1, 2) if wide is None else wide
+    return LowRankUpdate(plain, {names[0]: thin}, {names[1]: wide})
+
+
+ACCEPTED = {
+    "weights in part": weights(),
+    "weights whole": StudentWeights(dict(CURRENT)),
+    "no row of a table": weights(table=torch.ones(0, 2), rows=[]),
+    "one weight": StudentWeights({"bias": torch.ones(3)}),
+    "soft labels": SoftLabels(HALVES),
+    "soft labels in half precision": SoftLabels(HALVES.half()),
+    "answers to some examples": SelectedSoftLabels(torch.full((2, 2), 0.5), SOME),
+    "answers to none": SelectedSoftLabels(torch.zeros(0, 2), torch.zeros(4, dtype=torch.bool)),
+    "votes": Votes(torch.tensor([0, 1, 1, 0])),
+    "class means": means(),
+    "control variate": ControlVariate({"bias": torch.ones(3)}),
+    "low-rank update": update(),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_a_payload_that_fits_the_round_is_accepted(case):
+    ACCEPTED[case].check_shape(CONTEXT)
+    ACCEPTED[case].validate(CONTEXT)
+
+
+OF_OTHER_SHAPES = {
+    "control variate of another shape": (ControlVariate({"bias": torch.ones(4)}), r"bias has shape \[4\]"),
+    "control variate of another type": (
+        ControlVariate({"bias": torch.ones(3, dtype=torch.int64)}),
+        "bias is torch.int64, not torch.float32",
+    ),
+    "control variate of what is unknown": (ControlVariate({"door": torch.ones(3)}), "weight 'door' is unknown"),
+    "factors of other rows": (update(thin=torch.ones(1, 4)), r"factors of table have shapes \[1, 4\] and \[1, 2\]"),
+    "factors of other ranks": (update(thin=torch.ones(2, 3)), r"factors of table have shapes \[2, 3\] and \[1, 2\]"),
+    "factors of a large product": (
+        update(thin=torch.ones(1, 10**6), wide=torch.ones(1, 10**6), rows=list(range(10**6))),
+        "factors of table have shapes",
+    ),
+    "factors of a vector": (update(names=("bias", "bias")), "factors are missing, or sent twice"),
+    "factors of what is unknown": (update(names=("door", "door")), "factors of door have shapes"),
+    "one factor": (update(names=("table", "bias")), "factors are missing"),
+    "factors in another precision": (
+        update(thin=torch.ones(1, 3, dtype=torch.float64)),
+        "factors of table are torch.float64 and torch.float32",
+    ),
+    "update of another shape": (update(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
+    "update of another type": (update(bias=torch.ones(3).half()), "bias is torch.float16, not torch.float32"),
+    "shape": (weights(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
+    "table shape": (weights(table=torch.ones(3, 3)), r"table has shape \[3, 3\], not \[3, 2\]"),
+    "fewer rows": (weights(table=torch.ones(2, 2)), r"table has shape \[2, 2\], not \[3, 2\]"),
+    "nothing": (StudentWeights({}), "it sent no weight"),
+    "extra": (StudentWeights({**CURRENT, "door": torch.ones(1)}), "weight 'door' is unknown"),
+    "type": (weights(bias=torch.ones(3, dtype=torch.float64)), "bias is torch.float64, not torch.float32"),
+    "too many rows": (weights(table=torch.ones(7, 2), rows=list(range(7))), "table has rows of the wrong shape"),
+    "rows of a matrix": (weights(rows=[[0, 1, 2]]), r"table has rows of the wrong shape \[1, 3\]"),
+    "label shape": (SoftLabels(torch.full((2, 4), 0.25)), r"soft labels have shape \[2, 4\], not \[4, 2\]"),
+    "vote shape": (Votes(torch.zeros(3, dtype=torch.int64)), r"votes have shape \[3\], not \[4\]"),
+    "votes as probabilities": (Votes(HALVES), r"votes have shape \[4, 2\], not \[4\]"),
+    "vote type": (Votes(torch.tensor([0.0, 1.0, NAN, 0.0])), "votes are torch.float32, not torch.int64"),
+    "fewer answers than said": (
+        SelectedSoftLabels(torch.full((1, 2), 0.5), SOME),
+        r"soft labels have shape \[1, 2\], not \[2, 2\]",
+    ),
+    "all answers though few are said": (
+        SelectedSoftLabels(HALVES, SOME),
+        r"soft labels have shape \[4, 2\], not \[2, 2\]",
+    ),
+    "answered of another proxy set": (SelectedSoftLabels(HALVES, SOME[:3]), r"answered has shape \[3\], not \[4\]"),
+    "means of more classes": (
+        means(torch.eye(3).tolist()),
+        r"class means have shapes \[3, 3\] and \[2\], not \[2, 2\] and \[2\]",
+    ),
+}
+"""What no site takes from a server either."""
+
+OF_OTHER_VALUES = {
+    "control variate nan": (ControlVariate({"bias": torch.full((3,), NAN)}), "bias has values that are not"),
+    "factors nan": (update(wide=torch.tensor([[1.0, NAN]])), "table has values that are not finite"),
+    "update infinite": (update(bias=torch.tensor([1.0, INF, 1.0])), "bias has values that are not finite"),
+    "update of a row too large": (update(rows=[0, 2, 6]), "row numbers of table are out of range"),
+    "nan": (weights(bias=torch.tensor([1.0, NAN, 1.0])), "bias has values that are not finite"),
+    "infinite": (weights(table=torch.tensor([[1.0, -INF]] * 3)), "table has values that are not finite"),
+    "row too large": (weights(rows=[0, 2, 6]), "row numbers of table are out of range or not sorted"),
+    "row negative": (weights(rows=[-1, 2, 5]), "row numbers of table are out of range"),
+    "rows unsorted": (weights(rows=[2, 0, 5]), "row numbers of table are out of range or not sorted"),
+    "row twice": (weights(rows=[0, 2, 2]), "row numbers of table are out of range or not sorted"),
+    "rows alone": (StudentWeights(dict(CURRENT), {"door": torch.tensor([0])}), "rows of 'door' without its values"),
+    "counts missing": (StudentWeights(weights().arrays, weights().rows), "counts of table are missing"),
+    "counts negative": (weights(counts=torch.tensor([1, -1, 1])), "counts of table are missing, negative"),
+    "counts of other rows": (weights(counts=torch.tensor([1, 1])), "counts of table are missing, negative or of"),
+    "counts of a table sent whole": (
+        StudentWeights(dict(CURRENT), {}, {"table": torch.ones(6, dtype=torch.int64)}),
+        "counts of 'table' without its rows",
+    ),
+    "label sum": (SoftLabels(torch.full(PROXY, 0.6)), "soft labels do not sum to 1"),
+    "label negative": (SoftLabels(torch.tensor([[1.5, -0.5]] * 4)), "soft labels are not finite, or negative"),
+    "label nan": (SoftLabels(torch.full(PROXY, NAN)), "soft labels are not finite"),
+    "label integers": (SoftLabels(torch.tensor([[1, 0]] * 4)), "no floating-point numbers"),
+    "some labels nan": (SelectedSoftLabels(torch.full((2, 2), NAN), SOME), "soft labels are not finite"),
+    "some labels sum": (SelectedSoftLabels(torch.full((2, 2), 0.6), SOME), "soft labels do not sum to 1"),
+    "some labels integers": (SelectedSoftLabels(torch.tensor([[1, 0]] * 2), SOME), "no floating-point numbers"),
+    "vote for no class": (Votes(torch.tensor([0, 1, 2, 0])), "votes name classes outside 0 to 1"),
+    "vote negative": (Votes(torch.tensor([0, -1, 1, 0])), "votes name classes outside 0 to 1"),
+    "means as counts": (means(((1, 0), (0, 0))), "class means are of types torch.int64 and torch.bool"),
+    "numbers of examples": (means(present=[7, 0]), "class means are of types torch.float32 and torch.int64"),
+    "mean nan": (means(((NAN, 0.75), (0.0, 0.0))), "class means are not finite, or negative"),
+    "mean negative": (means(((1.25, -0.25), (0.0, 0.0))), "class means are not finite, or negative"),
+    "mean sum": (means(((0.5, 0.75), (0.0, 0.0))), "class means do not sum to 1"),
+    "mean of an absent class": (means(((0.25, 0.75), (0.5, 0.5))), "or to 0 where it has no examples"),
+}
+"""What a merchant may not send, though its shapes fit."""
+
+
+@pytest.mark.parametrize("case", [*OF_OTHER_SHAPES, *OF_OTHER_VALUES])
+def test_a_payload_that_does_not_fit_the_round_is_refused_and_it_is_said_why(case):
+    unfit, message = {**OF_OTHER_SHAPES, **OF_OTHER_VALUES}[case]
+    with pytest.raises(ValueError, match=message):
+        unfit.validate(CONTEXT)
+
+
+@pytest.mark.parametrize("case", OF_OTHER_SHAPES)
+def test_a_payload_of_another_shape_is_refused_from_a_server_too(case):
+    unfit, message = OF_OTHER_SHAPES[case]
+    with pytest.raises(ValueError, match=message):
+        unfit.check_shape(CONTEXT)
+
+
+@pytest.mark.parametrize("case", OF_OTHER_VALUES)
+def test_the_shape_alone_says_nothing_of_values(case):
+    OF_OTHER_VALUES[case][0].check_shape(CONTEXT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_every_kind_shapes_and_values_are_tried(kind):
+    for cases in (OF_OTHER_SHAPES, OF_OTHER_VALUES):
+        assert any(type(unfit) is kind for unfit, _ in cases.values())
+    assert any(type(one) is kind for one in ACCEPTED.values())
+
+
+def test_factors_of_a_rank_that_saves_nothing_are_refused():
+    large = Context({"table": torch.zeros(40, 30)}, *PROXY)
+
+    def of_rank(rank):
+        factors = {"table": torch.ones(rank, 40)}, {"table": torch.ones(rank, 30)}
+        return LowRankUpdate(PartialWeights({}), *factors)
+
+    of_rank(17).validate(large)  # 17 * (40 + 30) < 40 * 30
+    with pytest.raises(ValueError, match="factors of table have rank 18, more than it can"):
+        of_rank(18).validate(large)
