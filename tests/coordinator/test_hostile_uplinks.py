@@ -186,13 +186,24 @@ class Round:
         )
 
     def state(self) -> GlobalState:
-        config = self.experiment.federation
-        average = AGGREGATORS.build(config.aggregator, config.aggregator_options).average
-        return GlobalState(0, self.context.weights, self.labels, average, counted_plainly, self.relearned)
+        return GlobalState(0, self.context.weights, self.labels)
 
-    def relearned(self, soft_labels, temperature=None):
-        """Instead of a student the labels that it would have learned."""
+    def average(self, current, up):
+        config = self.experiment.federation
+        return AGGREGATORS.build(config.aggregator, config.aggregator_options).average(current, up)
+
+    def tally(self, votes):
+        return counted_plainly(votes)
+
+    def distil(self, weights, plan):
+        """Instead of a student what it would have learned from."""
+        return {**weights, **{f"of {phase.data}": phase.references["soft_labels"] for phase in plan.phases}}
+
+    def distil_anew(self, soft_labels, temperature=None):
         return {"labels": soft_labels}
+
+    def train_teacher(self, state, plan):
+        return replace(state, teacher_weights={"labels": plan.phases[0].references["soft_labels"]})
 
     def play(self, reply: bytes) -> Outcome:
         """The server's round, with this reply of the hostile site."""
@@ -208,7 +219,7 @@ class Round:
         with Largest() as largest:
             chunks = sites.train(self.whole, self.down, {}, 16, self.codec, self.method.sends, self.context)
             intake = Intake(chunks, self.context, len(self.whole.merchants), 1, 0.0, 1000.0, counts=Counts(0.6, 20.0))
-            merged = self.method.merge(self.state(), noted(intake))
+            merged = self.method.merge(self.state(), noted(intake), self)
             intake.finish()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

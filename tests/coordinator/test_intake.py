@@ -1,11 +1,11 @@
 """Whose uplinks are merged, what is counted on the way, and when a round has too few."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.coordinator.intake import Intake, update_norm
 from fed_distill.coordinator.sites import Chunk
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError
@@ -25,12 +25,13 @@ from fed_distill.transport.requests import Refusal
 
 @pytest.fixture
 def state():
+    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5))
+
+
+@pytest.fixture
+def server():
     """Its aggregator takes the last merchant's weights."""
-
-    def last(current, uplinks):
-        return [uplink.need(StudentWeights).arrays for uplink in uplinks][-1]
-
-    return GlobalState(0, {"w": torch.zeros(2)}, torch.full((3, 2), 0.5), last, counted_plainly, dict)
+    return SimpleNamespace(average=lambda _, up: [one.need(StudentWeights).arrays for one in up][-1])
 
 
 @pytest.fixture
@@ -217,19 +218,19 @@ def test_the_norm_is_that_of_the_whole_update():
     assert update_norm(Uplink("a", 1), context) == 0.0
 
 
-def test_too_few_end_a_merge_before_there_is_a_new_state(state, context):
+def test_too_few_end_a_merge_before_there_is_a_new_state(state, context, server):
     with pytest.raises(TrainingError, match="only 1 of 4"):
-        FedAvg().merge(state, Intake([chunk(good("a"), bad("b"))], context, 4, 1))
+        FedAvg().merge(state, Intake([chunk(good("a"), bad("b"))], context, 4, 1), server)
 
 
-def test_what_a_method_leaves_is_counted_when_the_round_is_finished(state, context):
+def test_what_a_method_leaves_is_counted_when_the_round_is_finished(state, context, server):
     intake = Intake([chunk(good("a", 2.0)), chunk(good("b", 4.0), bad("c"))], context, 3, 1)
-    Local().merge(state, intake)
+    Local().merge(state, intake, server)
     assert intake.merchants == []
     intake.finish()
     assert (intake.merchants, names(intake.refusals), intake.train_loss) == (["a", "b"], ["c"], 3.0)
     few = Intake([chunk(good("a"))], context, 3, 1)
-    Local().merge(state, few)
+    Local().merge(state, few, server)
     with pytest.raises(TrainingError, match="only 1 of 3"):
         few.finish()
 

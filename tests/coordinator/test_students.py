@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fed_distill.config import DistillConfig
-from fed_distill.coordinator.students import labels_plan, server_plan
+from fed_distill.coordinator.students import distillation_plan, labels_plan
 from fed_distill.data.examples import Task
 from fed_distill.distill.losses import distillation_kl, soften
 from fed_distill.distill.transfer import Lesson
@@ -18,7 +18,7 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
 
 
 def plan_of(student, epochs, labelled=None, **config):
-    return server_plan(Lesson(DistillConfig(**config), TASK, LABELS, 4.0), student, epochs, labelled).phases
+    return distillation_plan(Lesson(DistillConfig(**config), TASK, LABELS, 4.0), student, epochs, labelled).phases
 
 
 def temperatures(phases):

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
 from fed_distill.errors import ConfigError
-from fed_distill.experiment.conduct import _first_downlink, check_transport
+from fed_distill.experiment.preflight import check_settings
 from fed_distill.merchant.app import build_app
 from fed_distill.methods import METHODS
+from fed_distill.methods.base import GlobalState
 from fed_distill.transport.requests import TRAIN
 
 CHAINS = {"weights": [{"stage": "top-k", "share": 0.05}, "int8"], "downlink_weights": ["int8"]}
@@ -204,7 +207,7 @@ def test_a_protected_update_is_coded_after_its_noise(tiny_experiment, simulate, 
 )
 def test_what_a_chain_or_cache_cannot_do_is_refused(tiny_experiment, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        check_transport(tiny_experiment(tmp_path, {"controls": [], **changes}))
+        check_settings(tiny_experiment(tmp_path, {"controls": [], **changes}))
 
 
 def test_one_table_may_serve_federations_that_send_different_parts(tiny_experiment, simulate, tmp_path):
@@ -222,14 +225,18 @@ def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tin
     terms = {"downlink_weights": ["int8"], "downlink_soft_labels": ["int4"]}
     changes = {"controls": [], "federation.method": "fedavg", "federation.options": {}, "transport": terms}
     with pytest.raises(ConfigError, match="downlink_soft_labels"):
-        check_transport(tiny_experiment(tmp_path, changes))
+        check_settings(tiny_experiment(tmp_path, changes))
     beside = [{"method": "fedmd", "aggregator": "fedavg"}]
-    assert check_transport(tiny_experiment(tmp_path, {**changes, "compare": beside})) is None
+    assert check_settings(tiny_experiment(tmp_path, {**changes, "compare": beside})) is None
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
-    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
-    soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
-    expected = [part for part, those in (("weights", weights), ("soft_labels", soft_labels)) if name in those]
-    assert _first_downlink(name, METHODS.build(name, {})) == expected
+    method = METHODS.build(name, {})
+    labels = torch.full((3, 2), 0.5)
+    state = GlobalState(
+        1, {"w": torch.zeros(2)}, labels, kept={"probabilities": torch.eye(2), "present": torch.ones(2) > 0}
+    )
+    if name == "scaffold":
+        state = replace(state, kept={"w": torch.ones(2)})
+    assert method.broadcast(state).kinds == set(method.receives)

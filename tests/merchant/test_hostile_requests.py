@@ -149,7 +149,7 @@ def asked(world, monkeypatch, request):
     down = Downlink(1, tuple(payload for payload in sent if type(payload) in method.receives))
     content = Codec.of(experiment.transport_of(arm)).encode_downlink(down, ("test",))
     content["request"] = world.request(*world.names[:2], arm=arm).to_record()
-    if method.personal:
+    if method.keeps == "own_student":
         content["start.two-tower"] = to_array_record(world.start)
     return Asked(app, context_of(2, 1, experiment.to_run_config()), content)
 

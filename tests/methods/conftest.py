@@ -1,5 +1,7 @@
 """A toy round: two weights, three proxy examples, three classes, and merchants whose trained parts are given."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
@@ -17,19 +20,45 @@ TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 
 @pytest.fixture
 def state():
-    """After round 4; its aggregator adds up the merchants' weights, and a student that is taught anew is what it is
-    taught, so that both are seen to have been asked."""
+    """After round 4."""
+    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER)
 
-    def average(current, uplinks):
+
+@dataclass
+class Recording:
+    """Services that leave traces: the aggregator adds up the merchants' weights, a student that is distilled anew is
+    what it is distilled from, and of what is trained onwards the plans are kept, students and teacher as they were."""
+
+    answers: torch.Tensor | None = None
+    plans: list[Plan] = field(default_factory=list)
+    teacher_plans: list[Plan] = field(default_factory=list)
+    counted: list[torch.Tensor] = field(default_factory=list)
+
+    def average(self, current, up):
+        up = list(up)
         return {
-            name: value + sum(uplink.need(StudentWeights).arrays[name] for uplink in uplinks)
-            for name, value in current.items()
+            name: value + sum(one.need(StudentWeights).arrays[name] for one in up) for name, value in current.items()
         }
 
-    def relearn(soft_labels, temperature=None):
+    def tally(self, votes):
+        self.counted.append(votes)
+        return counted_plainly(votes) if self.answers is None else self.answers
+
+    def distil(self, weights, plan):
+        self.plans.append(plan)
+        return weights
+
+    def distil_anew(self, soft_labels, temperature=None):
         return {"w": soft_labels} if temperature is None else {"w": soft_labels, "at": torch.tensor(temperature)}
 
-    return GlobalState(4, {"w": torch.tensor([1.0, 2.0])}, TEACHER, average, counted_plainly, relearn)
+    def train_teacher(self, state, plan):
+        self.teacher_plans.append(plan)
+        return state
+
+
+@pytest.fixture
+def server():
+    return Recording()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
 from fed_distill.errors import ConfigError
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.student_weights import StudentWeights
@@ -109,10 +110,10 @@ def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit
     built, federation = METHODS.build(method, {}), FederationConfig(method=method, aggregator="fedavg", options={})
     experiment = Experiment(privacy=PrivacyConfig(unit=unit, epsilon=1.0))
     if built.sends == covered:
-        check_promise(experiment, federation, built)
+        mechanism_of(experiment).check(experiment, federation, built.sends)
     else:
         with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}'"):
-            check_promise(experiment, federation, built)
+            mechanism_of(experiment).check(experiment, federation, built.sends)
 
 
 def test_methods_that_send_no_weights_teach_the_global_student_anew_but_fedet():

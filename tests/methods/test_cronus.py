@@ -33,12 +33,12 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("robust", ["filter", "median", "trimmed-mean"])
-def test_thirty_per_cent_of_liars_hardly_move_the_consensus_and_move_the_mean(crowd, robust):
+def test_thirty_per_cent_of_liars_hardly_move_the_consensus_and_move_the_mean(crowd, robust, server):
     state, uplinks = crowd
     plain = FedMD(teacher_share=0.0)
-    clean = plain.merge(state, uplinks(0)).consensus
-    assert distance(plain.merge(state, uplinks(LIARS)).consensus, clean) > 0.15
-    lied_to = Cronus(robust=robust, liar_share=0.3).merge(state, uplinks(LIARS)).consensus
+    clean = plain.merge(state, uplinks(0), server).consensus
+    assert distance(plain.merge(state, uplinks(LIARS), server).consensus, clean) > 0.15
+    lied_to = Cronus(robust=robust, liar_share=0.3).merge(state, uplinks(LIARS), server).consensus
     assert distance(lied_to, clean) < 0.05
     torch.testing.assert_close(lied_to.sum(dim=-1), torch.ones(PROXY))
 
@@ -51,32 +51,32 @@ def test_thirty_per_cent_of_liars_hardly_move_the_consensus_and_move_the_mean(cr
         ("filter", [0.55, 0.35, 0.1]),  # the third is far out along the direction of largest variance
     ],
 )
-def test_three_merchants_one_of_them_far_out(state, robust, expected):
+def test_three_merchants_one_of_them_far_out(state, robust, expected, server):
     rows = ([0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.05, 0.05, 0.9])
     uplinks = [Uplink(name, 1, (SoftLabels(torch.tensor([row] * 3)),)) for name, row in zip("abc", rows, strict=True)]
-    merged = Cronus(robust=robust, liar_share=0.34).merge(state, uplinks)
+    merged = Cronus(robust=robust, liar_share=0.34).merge(state, uplinks, server)
     torch.testing.assert_close(merged.consensus, torch.tensor([expected] * 3))
 
 
-def test_the_teacher_takes_part_by_its_share(state, uplinks):
-    alone = Cronus().merge(state, uplinks).consensus
-    mixed = Cronus(teacher_share=0.25).merge(state, uplinks).consensus
+def test_the_teacher_takes_part_by_its_share(state, uplinks, server):
+    alone = Cronus().merge(state, uplinks, server).consensus
+    mixed = Cronus(teacher_share=0.25).merge(state, uplinks, server).consensus
     torch.testing.assert_close(mixed, 0.25 * state.teacher_labels + 0.75 * alone)
 
 
-def test_everything_else_is_fedmd(state, trained, uplinks):
+def test_everything_else_is_fedmd(state, trained, uplinks, server):
     method = Cronus(digest_epochs=3, local_epochs=2)
-    assert (method.personal, method.sends) == (True, (SoftLabels,))
+    assert (method.keeps, method.sends) == ("own_student", (SoftLabels,))
     digest, revisit = method.plan(method.broadcast(state)).phases
     assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
     assert torch.equal(
         method.uplink(trained, method.broadcast(state)).need(SoftLabels).probabilities, trained.predict_proxy()
     )
-    merged = method.merge(state, iter(uplinks))
+    merged = method.merge(state, iter(uplinks), server)
     assert merged.round == 5
     assert torch.equal(merged.weights["w"], merged.consensus)
 
 
-def test_a_consensus_of_nobody_is_refused(state):
+def test_a_consensus_of_nobody_is_refused(state, server):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        Cronus().merge(state, [])
+        Cronus().merge(state, [], server)

@@ -37,17 +37,17 @@ def test_in_the_first_round_merchants_train_on_their_labels_alone(state, loss_of
     torch.testing.assert_close(loss_of(phase, LOGITS, labels=LABELS), expected)
 
 
-def test_later_the_loss_adds_gamma_times_the_cross_entropy_with_the_mean_of_the_class(state, told, loss_of):
+def test_later_the_loss_adds_gamma_times_the_cross_entropy_with_the_mean_of_the_class(state, told, loss_of, server):
     method = FD(gamma=0.5)
-    (phase,) = method.plan(method.broadcast(method.merge(state, told))).phases
+    (phase,) = method.plan(method.broadcast(method.merge(state, told, server))).phases
     log_q = LOGITS.log_softmax(dim=-1)
     of_class = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.0, 0.0, 0.0]])  # of the last class nothing is known
     expected = torch.stack([-log_q[place, place] - 0.5 * (of_class[place] * log_q[place]).sum() for place in range(3)])
     torch.testing.assert_close(loss_of(phase, LOGITS, labels=LABELS), expected)
 
 
-def test_a_loss_does_not_depend_on_the_others_of_its_batch(state, told, loss_of):
-    (phase,) = FD().plan(FD().broadcast(FD().merge(state, told))).phases
+def test_a_loss_does_not_depend_on_the_others_of_its_batch(state, told, loss_of, server):
+    (phase,) = FD().plan(FD().broadcast(FD().merge(state, told, server))).phases
     together = loss_of(phase, LOGITS, labels=LABELS)
     for place in range(3):
         rows = slice(place, place + 1)
@@ -59,27 +59,27 @@ def test_only_class_means_leave_a_merchant(state, trained):
     up = FD().uplink(trained, FD().broadcast(state))
     assert up.kinds == set(FD.sends) == {ClassMeans}
     assert torch.equal(up.need(ClassMeans).probabilities, trained.class_means().probabilities)
-    assert FD.personal
+    assert FD.keeps == "own_student"
 
 
-def test_the_global_student_is_taught_the_teacher_seen_through_the_class_means(state, told):
-    merged = FD().merge(state, iter(told))
+def test_the_global_student_is_taught_the_teacher_seen_through_the_class_means(state, told, server):
+    merged = FD().merge(state, iter(told), server)
     assert merged.round == 5
     rows = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.0, 0.0, 1.0]])  # the last class keeps its own label
     seen = torch.stack([sum(p * row for p, row in zip(one, rows, strict=True)) for one in state.teacher_labels])
     torch.testing.assert_close(merged.weights["w"], seen)
-    mixed = FD(teacher_share=0.25).merge(state, told)
+    mixed = FD(teacher_share=0.25).merge(state, told, server)
     torch.testing.assert_close(mixed.weights["w"], 0.25 * state.teacher_labels + 0.75 * seen)
 
 
-def test_a_class_that_nobody_tells_of_this_time_keeps_its_mean(state, told):
-    first = FD().merge(state, told)
-    second = FD().merge(first, [Uplink("c", 1, (means(None, None, [0.1, 0.1, 0.8]),))])
+def test_a_class_that_nobody_tells_of_this_time_keeps_its_mean(state, told, server):
+    first = FD().merge(state, told, server)
+    second = FD().merge(first, [Uplink("c", 1, (means(None, None, [0.1, 0.1, 0.8]),))], server)
     down = FD().broadcast(second).need(ClassMeans)
     torch.testing.assert_close(down.probabilities, torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]]))
     assert down.present.all()
 
 
-def test_a_merge_without_class_means_is_refused(state, uplinks):
+def test_a_merge_without_class_means_is_refused(state, uplinks, server):
     with pytest.raises(UplinkRejected, match="no merchant sent class means"):
-        FD().merge(state, uplinks)
+        FD().merge(state, uplinks, server)

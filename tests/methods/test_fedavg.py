@@ -27,10 +27,10 @@ def test_the_uplink_is_the_trained_weights(state, trained):
     assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
 
 
-def test_merging_asks_the_aggregator_and_ends_the_round(state, uplinks):
-    merged = FedAvg().merge(state, uplinks)
+def test_merging_asks_the_aggregator_and_ends_the_round(state, uplinks, server):
+    merged = FedAvg().merge(state, uplinks, server)
     assert merged.round == 5
     assert merged.weights["w"].tolist() == [111.0, 222.0]
-    assert merged.server_plan.phases == ()
+    assert server.plans == []
     assert state.round == 4
     assert state.weights["w"].tolist() == [1.0, 2.0]

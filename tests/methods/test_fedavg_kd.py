@@ -36,8 +36,8 @@ def test_a_student_that_agrees_with_the_teacher_has_no_loss(state, loss_of):
     torch.testing.assert_close(loss, torch.zeros(3), atol=1e-6, rtol=0)
 
 
-def test_only_weights_come_back(state, trained, uplinks):
+def test_only_weights_come_back(state, trained, uplinks, server):
     up = FedAvgKD().uplink(trained, FedAvgKD().broadcast(state))
     assert up.kinds == {StudentWeights}
     assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
-    assert FedAvgKD().merge(state, uplinks).weights["w"].tolist() == [111.0, 222.0]
+    assert FedAvgKD().merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]

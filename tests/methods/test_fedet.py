@@ -41,8 +41,8 @@ def by_hand(sent, example):
     return consensus, answer, average(others) if others else None
 
 
-def test_the_consensus_weighs_merchants_by_their_confidence(state, sent, told):
-    merged = FedET().merge(state, iter(told))
+def test_the_consensus_weighs_merchants_by_their_confidence(state, sent, told, server):
+    merged = FedET().merge(state, iter(told), server)
     assert (merged.round, merged.weights) == (5, state.weights)
     for example in range(3):
         consensus, _, _ = by_hand(sent, example)
@@ -52,8 +52,9 @@ def test_the_consensus_weighs_merchants_by_their_confidence(state, sent, told):
     assert torch.equal(down.need(SoftLabels).probabilities, merged.consensus)
 
 
-def test_the_server_learns_the_consensus_class_and_hears_who_disagrees(state, sent, told, loss_of):
-    (phase,) = FedET(diversity=0.3, server_epochs=4).merge(state, iter(told)).server_plan.phases
+def test_the_server_learns_the_consensus_class_and_hears_who_disagrees(state, sent, told, loss_of, server):
+    FedET(diversity=0.3, server_epochs=4).merge(state, iter(told), server)
+    (phase,) = server.plans[-1].phases
     assert (phase.data, phase.epochs) == ("proxy", 4)
     losses = loss_of(phase, LOGITS)
     heard = 0
@@ -68,27 +69,27 @@ def test_the_server_learns_the_consensus_class_and_hears_who_disagrees(state, se
     assert 0 < heard < 3
 
 
-def test_one_that_knows_nothing_is_not_heard(state, told):
+def test_one_that_knows_nothing_is_not_heard(state, told, server):
     silent = Uplink("silent", 10**6, (SoftLabels(torch.full((3, 3), 1 / 3)),))
-    with_it, without = (FedET().merge(state, some).consensus for some in ([*told, silent], told))
+    with_it, without = (FedET().merge(state, some, server).consensus for some in ([*told, silent], told))
     torch.testing.assert_close(with_it, without)
-    alone = FedET().merge(state, [silent]).consensus
+    alone = FedET().merge(state, [silent], server).consensus
     torch.testing.assert_close(alone, torch.full((3, 3), 1 / 3))
 
 
-def test_the_teacher_takes_part_by_its_share(state, told):
-    merchants = FedET().merge(state, told).consensus
-    mixed = FedET(teacher_share=0.25).merge(state, told).consensus
+def test_the_teacher_takes_part_by_its_share(state, told, server):
+    merchants = FedET().merge(state, told, server).consensus
+    mixed = FedET(teacher_share=0.25).merge(state, told, server).consensus
     torch.testing.assert_close(mixed, 0.25 * state.teacher_labels + 0.75 * merchants)
 
 
-def test_certain_merchants_give_finite_numbers(state):
+def test_certain_merchants_give_finite_numbers(state, server):
     certain = Uplink("a", 1, (SoftLabels(torch.eye(3)),))
-    merged = FedET().merge(state, [certain, certain.having(SoftLabels(torch.eye(3).roll(1, dims=0)))])
-    (phase,) = merged.server_plan.phases
+    merged = FedET().merge(state, [certain, certain.having(SoftLabels(torch.eye(3).roll(1, dims=0)))], server)
+    (phase,) = server.plans[-1].phases
     assert all(torch.isfinite(value).all() for value in (merged.consensus, *phase.references.values()))
 
 
-def test_a_merge_without_soft_labels_is_refused(state, told):
+def test_a_merge_without_soft_labels_is_refused(state, told, server):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        FedET().merge(state, [replace(one, payloads=()) for one in told])
+        FedET().merge(state, [replace(one, payloads=()) for one in told], server)

@@ -1,5 +1,7 @@
 """FedKD: mentor and mentee teach each other the more the less they err, and the mentee's update is sent as factors."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
@@ -36,7 +38,7 @@ def state():
         "matrix": torch.randn(12, 8, generator=draw),
         "bias": torch.randn(8, generator=draw),
     }
-    return GlobalState(2, weights, torch.ones(1, 3) / 3, mean, lambda votes: votes, dict, rounds=5)
+    return GlobalState(2, weights, torch.ones(1, 3) / 3, rounds=5)
 
 
 @pytest.fixture
@@ -114,7 +116,9 @@ def test_merging_adds_the_mean_of_what_was_sent(state, trained):
     """With nearly all energy kept it is the mean of the mentees; rows that nobody sent stay."""
     method = FedKD(energy_start=1.0, energy_end=1.0)
     one, other = trained(1), trained(2)
-    merged = method.merge(state, (method.uplink(each, method.broadcast(state)) for each in (one, other)))
+    merged = method.merge(
+        state, (method.uplink(each, method.broadcast(state)) for each in (one, other)), SimpleNamespace(average=mean)
+    )
     assert merged.round == 3
     for name, rows in {"table": slice(0, None, 2), "matrix": slice(None), "bias": slice(None)}.items():
         expected = (one.weights.arrays[name] + other.weights.arrays[name]) / 2

@@ -29,7 +29,7 @@ def test_merchants_digest_the_consensus_then_revisit_their_examples(state):
 
 
 def test_merchants_keep_their_students_and_send_no_weights(state, trained):
-    assert FedMD.personal
+    assert FedMD.keeps == "own_student"
     up = FedMD().uplink(trained, FedMD().broadcast(state))
     assert up.kinds == set(FedMD.sends) == {SoftLabels}
     assert torch.equal(up.need(SoftLabels).probabilities, trained.predict_proxy())
@@ -39,21 +39,23 @@ def test_merchants_keep_their_students_and_send_no_weights(state, trained):
     ("share", "expected"),
     [(0.0, [0.3, 0.2, 0.5]), (1.0, [0.7, 0.2, 0.1]), (0.25, [0.4, 0.2, 0.4])],
 )
-def test_the_consensus_counts_each_merchant_the_same_and_the_teacher_by_its_share(state, uplinks, share, expected):
-    merged = FedMD(teacher_share=share).merge(state, uplinks)
+def test_the_consensus_counts_each_merchant_the_same_and_the_teacher_by_its_share(
+    state, uplinks, share, expected, server
+):
+    merged = FedMD(teacher_share=share).merge(state, uplinks, server)
     torch.testing.assert_close(merged.consensus[0], torch.tensor(expected))
     torch.testing.assert_close(merged.consensus.sum(dim=-1), torch.ones(3))
     assert merged.round == 5
 
 
-def test_the_global_student_is_taught_the_consensus(state, uplinks):
-    merged = FedMD().merge(state, uplinks)
+def test_the_global_student_is_taught_the_consensus(state, uplinks, server):
+    merged = FedMD().merge(state, uplinks, server)
     assert merged.weights["w"] is merged.consensus
-    assert merged.server_plan.phases == ()
+    assert server.plans == []
 
 
-def test_uplinks_are_taken_one_after_another(state, uplinks):
+def test_uplinks_are_taken_one_after_another(state, uplinks, server):
     sent = [up.need(SoftLabels).probabilities.clone() for up in uplinks]
-    once = FedMD().merge(state, iter(uplinks)).consensus
-    assert torch.equal(once, FedMD().merge(state, uplinks).consensus)
+    once = FedMD().merge(state, iter(uplinks), server).consensus
+    assert torch.equal(once, FedMD().merge(state, uplinks, server).consensus)
     assert all(torch.equal(up.need(SoftLabels).probabilities, labels) for up, labels in zip(uplinks, sent, strict=True))

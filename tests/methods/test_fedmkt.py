@@ -40,15 +40,15 @@ def by_hand(teacher, told, share):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_of_each_example_whoever_knows_its_label_best_is_learned_from(several, share):
+def test_of_each_example_whoever_knows_its_label_best_is_learned_from(several, share, server):
     state, told = several
-    merged = FedMKT(teacher_share=share, teacher_epochs=3).merge(state, iter(told))
+    merged = FedMKT(teacher_share=share, teacher_epochs=3).merge(state, iter(told), server)
     expected = by_hand(state.teacher_labels, told, share)
     chosen = torch.tensor([merchant for _, _, merchant in expected])
     assert 0 < chosen.sum() < len(chosen)
     assert merged.round == 5
     torch.testing.assert_close(merged.consensus, torch.stack([says for _, says, _ in expected]))
-    (taught,) = merged.teacher_plan.phases
+    (taught,) = server.teacher_plans[-1].phases
     assert (taught.data, taught.epochs) == ("proxy", 3)
     assert torch.equal(taught.references["example_weights"] > 0, chosen)
     assert float(taught.references["example_weights"].mean()) == pytest.approx(1.0)
@@ -56,20 +56,21 @@ def test_of_each_example_whoever_knows_its_label_best_is_learned_from(several, s
     assert torch.equal(merged.weights["w"], merged.consensus)  # what the student was taught
 
 
-def test_the_teacher_loses_by_the_chosen_examples_alone(several, loss_of):
+def test_the_teacher_loses_by_the_chosen_examples_alone(several, loss_of, server):
     state, told = several
-    (phase,) = FedMKT().merge(state, told).teacher_plan.phases
+    FedMKT().merge(state, told, server)
+    (phase,) = server.teacher_plans[-1].phases
     logits = torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(6))
     weights = phase.references["example_weights"]
     apart = kl_div(logits.log_softmax(dim=-1), phase.references["soft_labels"], reduction="none").sum(dim=-1)
     torch.testing.assert_close(loss_of(phase, logits), weights * apart)
 
 
-def test_a_teacher_who_knows_everything_best_learns_nothing(several):
+def test_a_teacher_who_knows_everything_best_learns_nothing(several, server):
     state, told = several
     sure = torch.eye(CLASSES)[torch.arange(40) % CLASSES]
-    merged = FedMKT(teacher_share=1.0).merge(replace(state, teacher_labels=sure), told)
-    assert not merged.teacher_plan.phases
+    merged = FedMKT(teacher_share=1.0).merge(replace(state, teacher_labels=sure), told, server)
+    assert not server.teacher_plans
     assert torch.equal(merged.consensus, sure)
 
 
@@ -101,10 +102,10 @@ def test_who_is_best_does_not_depend_on_who_comes_first_but_for_equals():
         assert torch.equal(best.of(torch.tensor([1])), torch.tensor([[0.5, 0.5]]))
 
 
-def test_a_merge_without_soft_labels_is_refused(several):
+def test_a_merge_without_soft_labels_is_refused(several, server):
     state, told = several
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        FedMKT().merge(state, [replace(one, payloads=()) for one in told])
+        FedMKT().merge(state, [replace(one, payloads=()) for one in told], server)
 
 
 QUICK = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3, "teacher.learning_rate": 0.005}

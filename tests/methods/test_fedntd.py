@@ -56,8 +56,8 @@ def test_a_task_of_two_classes_is_refused(classes):
         FedNTD().check(FederationConfig(), TrainingConfig(), 2)
 
 
-def test_weights_travel_as_in_fedavg(state, trained, uplinks):
+def test_weights_travel_as_in_fedavg(state, trained, uplinks, server):
     down = FedNTD().broadcast(state)
     up = FedNTD().uplink(trained, down)
     assert (down.weights, up.kinds) == (state.weights, {StudentWeights})
-    assert FedNTD().merge(state, uplinks).weights["w"].tolist() == [111.0, 222.0]
+    assert FedNTD().merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]

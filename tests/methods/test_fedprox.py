@@ -10,10 +10,10 @@ def test_the_private_phase_is_held_near_the_downlink(state):
     assert (phase.data, phase.epochs, phase.proximal_mu) == ("private", 2, 0.3)
 
 
-def test_everything_else_is_fedavg(state, trained, uplinks):
+def test_everything_else_is_fedavg(state, trained, uplinks, server):
     method = FedProx()
     assert method.broadcast(state).weights is state.weights
     up = method.uplink(trained, method.broadcast(state))
     assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
-    merged = method.merge(state, uplinks)
+    merged = method.merge(state, uplinks, server)
     assert (merged.round, merged.weights["w"].tolist()) == (5, [111.0, 222.0])

@@ -43,10 +43,10 @@ def test_each_student_learns_from_the_other_as_it_is(state):
     torch.testing.assert_close(shared.grad, 0.8 * (q - truth) + 0.2 * (q - p))
 
 
-def test_the_shared_students_are_averaged_and_the_own_ones_kept(state, trained, uplinks):
+def test_the_shared_students_are_averaged_and_the_own_ones_kept(state, trained, uplinks, server):
     method = FML()
     down = method.broadcast(state)
     up = method.uplink(trained, down)
     assert (down.weights, up.kinds) == (state.weights, {StudentWeights})
-    assert method.merge(state, uplinks).weights["w"].tolist() == [111.0, 222.0]
-    assert FML.personal
+    assert method.merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]
+    assert FML.keeps == "own_student"

@@ -5,22 +5,22 @@ from fed_distill.methods.personal import Personal
 from fed_distill.payloads.student_weights import StudentWeights
 
 
-def test_the_global_student_stays_as_it_was(state, uplinks):
+def test_the_global_student_stays_as_it_was(state, uplinks, server):
     for method in (Local(), Personal()):
-        merged = method.merge(state, uplinks)
+        merged = method.merge(state, uplinks, server)
         assert (merged.round, merged.weights) == (5, state.weights)
 
 
 def test_local_students_are_sent_to_be_measured(state, trained):
     up = Local().uplink(trained, Local().broadcast(state))
     assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
-    assert not Local.personal
+    assert Local.keeps != "own_student"
 
 
 def test_personal_students_stay_at_the_merchant(state, trained):
     up = Personal().uplink(trained, Personal().broadcast(state))
     assert (up.merchant, up.examples, up.payloads) == ("a", 10, ())
-    assert Personal.personal
+    assert Personal.keeps == "own_student"
 
 
 def test_both_train_on_private_labels(state):

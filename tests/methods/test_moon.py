@@ -56,7 +56,7 @@ def test_merchants_represent_their_own_examples_and_keep_their_student(state):
     }
     assert plan.looks_back
     assert all(phase.hidden for phase in plan.phases)
-    assert not MOON.personal
+    assert MOON.keeps != "own_student"
 
 
 def test_a_student_without_hidden_states_is_refused(state):

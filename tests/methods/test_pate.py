@@ -25,11 +25,12 @@ def voters():
 
 
 @pytest.fixture
-def merged(state, voters):
+def merged(state, voters, server):
     """A function: the state after a merge whose tally gives ``answers``."""
 
     def merge(answers, **options):
-        return PATE(**options).merge(replace(state, tally=lambda _: torch.tensor(answers)), voters)
+        server.answers = torch.tensor(answers)
+        return PATE(**options).merge(state, voters, server)
 
     return merge
 
@@ -37,7 +38,7 @@ def merged(state, voters):
 def test_merchants_train_the_global_student_on_private_labels_alone(state, loss_of):
     method = PATE(local_epochs=3)
     down = method.broadcast(state)
-    assert not method.personal
+    assert method.keeps != "own_student"
     assert (down.round, down.kinds) == (5, {StudentWeights})
     assert down.weights is state.weights
     (phase,) = method.plan(down).phases
@@ -56,22 +57,16 @@ def test_only_the_predicted_classes_of_proxy_examples_leave_a_merchant(state, tr
     assert up.kinds == set(PATE.sends) == {Votes}
 
 
-def test_the_tally_is_asked_once_with_every_merchant_counting_the_same(state, voters):
-    asked = []
-
-    def tally(histogram):
-        asked.append(histogram)
-        return histogram.argmax(dim=-1)
-
-    merged = PATE().merge(replace(state, tally=tally), iter(voters))
-    (histogram,) = asked
+def test_the_tally_is_asked_once_with_every_merchant_counting_the_same(state, voters, server):
+    merged = PATE().merge(state, iter(voters), server)
+    (histogram,) = server.counted
     assert torch.equal(histogram, torch.tensor([[3, 2, 0], [1, 3, 1], [0, 0, 5]]))
     assert histogram.dtype == torch.int64
     assert merged.round == 5
 
 
-def test_without_a_mechanism_the_plurality_is_taught(state, voters):
-    taught = PATE().merge(state, voters).weights
+def test_without_a_mechanism_the_plurality_is_taught(state, voters, server):
+    taught = PATE().merge(state, voters, server).weights
     assert torch.equal(taught["w"], torch.eye(3))
     assert taught["at"] == 1.0  # a class softened by another temperature is no cross-entropy
 
@@ -92,6 +87,6 @@ def test_without_any_answer_the_student_stays_as_it_was(merged, state):
     assert after.round == 5
 
 
-def test_a_merge_without_votes_is_refused(state, uplinks):
+def test_a_merge_without_votes_is_refused(state, uplinks, server):
     with pytest.raises(UplinkRejected, match="no merchant sent votes that could be counted"):
-        PATE().merge(state, uplinks)
+        PATE().merge(state, uplinks, server)

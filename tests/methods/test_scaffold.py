@@ -1,12 +1,14 @@
 """SCAFFOLD against a plain rendering of its algorithm, on merchants whose gradients are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from fed_distill.config import FederationConfig, TrainingConfig
 from fed_distill.errors import ConfigError
-from fed_distill.methods.base import Correcting, GlobalState, Trained
+from fed_distill.methods.base import GlobalState, HasControlVariate, Trained
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.scaffold import Scaffold
 from fed_distill.models.weights import PartialWeights
@@ -32,7 +34,7 @@ def mean(current, uplinks):
 
 def start():
     zeros = torch.zeros(2, dtype=torch.float64)
-    return GlobalState(0, {"w": zeros}, torch.ones(1, 2) / 2, mean, lambda votes: votes, dict, population=3)
+    return GlobalState(0, {"w": zeros}, torch.ones(1, 2) / 2, population=3)
 
 
 def one_round(method, state, kept, merchants):
@@ -40,7 +42,7 @@ def one_round(method, state, kept, merchants):
     down = method.broadcast(state)
     up = []
     for merchant in merchants:
-        correcting = isinstance(method, Correcting)
+        correcting = isinstance(method, HasControlVariate)
         correction = method.correction(down, kept.get(merchant)) if correcting else {}
         y = down.weights["w"].clone()
         for _ in range(STEPS):
@@ -51,7 +53,7 @@ def one_round(method, state, kept, merchants):
         up.append(method.uplink(trained, down))
         if correcting:
             kept[merchant] = method.keep(trained, down, kept.get(merchant))
-    return method.merge(state, iter(up))
+    return method.merge(state, iter(up), SimpleNamespace(average=mean))
 
 
 def test_rounds_are_those_of_the_algorithm():
@@ -93,7 +95,7 @@ def test_every_step_on_private_labels_is_corrected(state):
     (phase,) = Scaffold(local_epochs=2).plan(Scaffold().broadcast(state)).phases
     assert (phase.data, phase.epochs, phase.corrected) == ("private", 2, True)
     assert Scaffold().broadcast(state).get(ControlVariate) is None
-    assert not Scaffold.personal
+    assert Scaffold.keeps != "own_student"
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}])

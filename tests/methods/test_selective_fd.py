@@ -41,14 +41,14 @@ def test_equal_confidence_is_answered_in_the_order_of_the_proxy_set(state, train
     assert up.need(SelectedSoftLabels).answered.tolist() == [True, True, False]
 
 
-def test_the_consensus_is_the_mean_over_those_who_answer(state, answered_uplinks):
-    consensus = SelectiveFD().merge(state, iter(answered_uplinks)).consensus
+def test_the_consensus_is_the_mean_over_those_who_answer(state, answered_uplinks, server):
+    consensus = SelectiveFD().merge(state, iter(answered_uplinks), server).consensus
     torch.testing.assert_close(consensus, torch.tensor([[0.5, 0.1, 0.4], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
     assert consensus.dtype == state.teacher_labels.dtype
 
 
-def test_the_teacher_takes_part_by_its_share_and_alone_where_nobody_answers(state, answered_uplinks):
-    consensus = SelectiveFD(teacher_share=0.5).merge(state, answered_uplinks).consensus
+def test_the_teacher_takes_part_by_its_share_and_alone_where_nobody_answers(state, answered_uplinks, server):
+    consensus = SelectiveFD(teacher_share=0.5).merge(state, answered_uplinks, server).consensus
     expected = torch.stack(
         [
             0.5 * state.teacher_labels[0] + 0.5 * torch.tensor([0.5, 0.1, 0.4]),
@@ -59,16 +59,16 @@ def test_the_teacher_takes_part_by_its_share_and_alone_where_nobody_answers(stat
     torch.testing.assert_close(consensus, expected)
 
 
-def test_the_global_student_is_taught_what_is_clear_and_the_teacher_elsewhere(state, answered_uplinks):
+def test_the_global_student_is_taught_what_is_clear_and_the_teacher_elsewhere(state, answered_uplinks, server):
     """Entropies of the consensus, of log 3: 0.86, 0.58 and 1."""
-    merged = SelectiveFD(max_entropy=0.7).merge(state, answered_uplinks)
+    merged = SelectiveFD(max_entropy=0.7).merge(state, answered_uplinks, server)
     taught = torch.stack([state.teacher_labels[0], torch.tensor([0.1, 0.8, 0.1]), state.teacher_labels[2]])
     torch.testing.assert_close(merged.weights["w"], taught)
 
 
-def test_merchants_digest_what_is_clear_and_nothing_else(state, answered_uplinks, loss_of):
+def test_merchants_digest_what_is_clear_and_nothing_else(state, answered_uplinks, loss_of, server):
     method = SelectiveFD(max_entropy=0.7, digest_epochs=3, local_epochs=2)
-    digest, revisit = method.plan(method.broadcast(method.merge(state, answered_uplinks))).phases
+    digest, revisit = method.plan(method.broadcast(method.merge(state, answered_uplinks, server))).phases
     assert (digest.data, digest.epochs, revisit.data, revisit.epochs) == ("proxy", 3, "private", 2)
     losses = loss_of(digest, LOGITS)
     target = torch.tensor([[0.1, 0.8, 0.1]])
@@ -81,20 +81,20 @@ def test_merchants_digest_what_is_clear_and_nothing_else(state, answered_uplinks
         torch.testing.assert_close(alone, together[place : place + 1], atol=0, rtol=0)
 
 
-def test_what_nobody_answers_is_dropped_even_by_the_laxest_selector(state, answered_uplinks):
+def test_what_nobody_answers_is_dropped_even_by_the_laxest_selector(state, answered_uplinks, server):
     method = SelectiveFD(max_entropy=0.99)
-    digest, _ = method.plan(method.broadcast(method.merge(state, answered_uplinks))).phases
+    digest, _ = method.plan(method.broadcast(method.merge(state, answered_uplinks, server))).phases
     assert digest.references["example_weights"].tolist() == [1.5, 1.5, 0.0]
 
 
-def test_where_all_is_ambiguous_only_private_examples_are_trained(state, answered_uplinks):
+def test_where_all_is_ambiguous_only_private_examples_are_trained(state, answered_uplinks, server):
     method = SelectiveFD(max_entropy=0.1)
-    merged = method.merge(state, answered_uplinks)
+    merged = method.merge(state, answered_uplinks, server)
     assert torch.equal(merged.weights["w"], state.teacher_labels)
     (phase,) = method.plan(method.broadcast(merged)).phases
     assert phase.data == "private"
 
 
-def test_a_consensus_of_nobody_is_refused(state, uplinks):
+def test_a_consensus_of_nobody_is_refused(state, uplinks, server):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
-        SelectiveFD().merge(state, uplinks)
+        SelectiveFD().merge(state, uplinks, server)
