@@ -7,7 +7,7 @@ from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 
 
-def liars(experiment: Experiment, merchants: Sequence[str], seed: int) -> frozenset[str]:
+def byzantine_merchants(experiment: Experiment, merchants: Sequence[str], seed: int) -> frozenset[str]:
     """The poisoned ones of all ``merchants`` of a federation, at least one if any are to be; for all its rounds.
 
     Raises ConfigError if no honest merchant would be left.

@@ -10,7 +10,7 @@ from fed_distill.registry import Registry
 AGGREGATORS = Registry(
     "aggregator",
     {
-        "fedavg": "fed_distill.aggregation.fedavg:FedAvg",
+        "fedavg": "fed_distill.aggregation.fedavg:WeightedMean",
         "fedavgm": "fed_distill.aggregation.flower:FedAvgM",
         "fedadam": "fed_distill.aggregation.flower:FedAdam",
         "fedadagrad": "fed_distill.aggregation.flower:FedAdagrad",

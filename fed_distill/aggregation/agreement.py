@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.aggregation.base import Aggregator, Stateless
-from fed_distill.aggregation.fedavg import FedAvg
+from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
@@ -58,7 +58,7 @@ class FedAgree(_Agreeing):
 
     def mean(self) -> Aggregator:
         """Over all of them, also in rows that they did not send."""
-        return FedAvg()
+        return WeightedMean()
 
 
 @dataclass

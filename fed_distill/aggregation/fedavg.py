@@ -16,7 +16,7 @@ from fed_distill.transport.messages import Uplink
 
 
 @dataclass
-class FedAvg:
+class WeightedMean:
     """Mean weighted by examples (McMahan et al., AISTATS 2017).
 
     weight: what a merchant counts for. ``examples``: its examples. ``examples-squared``: their square. Under

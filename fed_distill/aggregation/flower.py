@@ -240,7 +240,7 @@ def _message(examples: int, weights: Weights, names: Sequence[str]) -> Message:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence a strategy that reports on sampling, which is not its job here."""
+    """NoReply a strategy that reports on sampling, which is not its job here."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.ERROR)

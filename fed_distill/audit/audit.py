@@ -63,7 +63,7 @@ THREAT_MODELS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackResult:
     """A membership attack by its name in ``THREAT_MODELS``, and how well it works.
 
     control_auc: AUC of the same score against the student from before training, which has no member in it: what it has
@@ -83,7 +83,7 @@ class Attack:
 class Audit:
     """All attacks on one released student. by_group: as of the ``Victim``. shadows: number of shadow students."""
 
-    attacks: tuple[Attack, ...]
+    attacks: tuple[AttackResult, ...]
     by_group: bool
     shadows: int
     confidence: float
@@ -98,7 +98,7 @@ class Audit:
             )
 
     @property
-    def strongest(self) -> Attack:
+    def strongest(self) -> AttackResult:
         """The membership attack with the largest AUC. Being the best of several, it is above 0.5 by chance: see its
         interval."""
         return max(self.attacks, key=lambda attack: attack.separation.auc)
@@ -145,7 +145,7 @@ def audit(
     confidence: float = 0.95,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Attack ``victim`` by everything that can be tried with what is given.
+    """AttackResult ``victim`` by everything that can be tried with what is given.
 
     recipe: how it was trained, DP included; without one, attacks that train students are left out. shadows: shadow
     students for LiRA, an even number, 0 for no LiRA. canaries, label_shares, white_box: what ``canary_audit``,
@@ -162,7 +162,7 @@ def audit(
     return Audit(tuple(attacks), victim.by_group, used, confidence, canaries, label_shares, white_box)
 
 
-def query_attacks(victim: Victim, confidence: float) -> list[Attack]:
+def query_attacks(victim: Victim, confidence: float) -> list[AttackResult]:
     """Attacks that only query the released student, and the one from before training."""
     candidates = victim.candidates
     labels = candidates.labels
@@ -175,7 +175,7 @@ def query_attacks(victim: Victim, confidence: float) -> list[Attack]:
     ]
 
 
-def proxy_attack(victim: Victim, recipe: Recipe, seed: int, confidence: float) -> Attack:
+def proxy_attack(victim: Victim, recipe: Recipe, seed: int, confidence: float) -> AttackResult:
     """The attack on the soft labels that the victim gives to the proxy set, and on nothing else."""
     candidates = victim.candidates
     distilled = recipe.distil(victim.released(recipe.proxy), seed)
@@ -191,7 +191,7 @@ def lira_attacks(
     seed: int,
     confidence: float,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Attack]:
+) -> list[AttackResult]:
     """The likelihood-ratio attack without and with shadows that saw the example."""
     candidates = victim.candidates
     after = scaled_confidence(victim.released(candidates), candidates.labels)
@@ -207,9 +207,11 @@ def lira_attacks(
     return found
 
 
-def _attack(victim: Victim, name: str, scores: FloatArray, control: FloatArray | None, confidence: float) -> Attack:
+def _attack(
+    victim: Victim, name: str, scores: FloatArray, control: FloatArray | None, confidence: float
+) -> AttackResult:
     """Measure the scores of the candidates, members first."""
     count = len(victim.members)
     measured = separation(scores[:count], scores[count:], confidence)
     yardstick = None if control is None else separation(control[:count], control[count:], confidence).auc
-    return Attack(name, measured, yardstick)
+    return AttackResult(name, measured, yardstick)

@@ -40,7 +40,7 @@ from fed_distill.data import load
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import CheckpointError, ConfigError
-from fed_distill.experiment.schooling import School
+from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import Mechanism
@@ -274,9 +274,11 @@ class Auditing:
                 seed=experiment.seed,
                 students={name: self.student},
                 starts={name: self.start},
-                dealt=[name],
+                assigned=[name],
                 teacher_labels=self.teaching.labels,
-                distil_anew=School(experiment, experiment.seed, self.teaching, server, self.callbacks).distilled_anew,
+                distil_anew=StudentFactory(
+                    experiment, experiment.seed, self.teaching, server, self.callbacks
+                ).distilled_anew,
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,

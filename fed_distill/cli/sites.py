@@ -60,7 +60,7 @@ def init(
     from fed_distill.data.public_part import PublicPart
     from fed_distill.deploy.checks import counted
     from fed_distill.merchant.allowance import allowance
-    from fed_distill.merchant.assignment import spread
+    from fed_distill.merchant.assignment import assign_merchants
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
     if rehearse and experiment is None:
@@ -77,7 +77,7 @@ def init(
         deployment.share(PublicPart(data.task, data.proxy), names)
         if rehearse:
             sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
-            deployment.deal(data, dict(zip(names, spread(sizes, len(names)), strict=True)))
+            deployment.deal(data, dict(zip(names, assign_merchants(sizes, len(names)), strict=True)))
             deployment.rehearse(names)
     Console().print(
         f"{counted(len(deployment.written), 'file')} written, {len(deployment.kept)} kept as they were; "
@@ -249,7 +249,7 @@ def metrics(
 
 
 def _deployment(
-    folder: Path, host: str | None, port: int | None, overwrite: bool, dealt: "FederatedData | None"
+    folder: Path, host: str | None, port: int | None, overwrite: bool, assigned: "FederatedData | None"
 ) -> "Deployment":
     """The deployment in ``folder`` as it is, or a new one; ConfigError for another address than it has."""
     from fed_distill.deploy.folders import ADDRESS, Deployment
@@ -258,7 +258,7 @@ def _deployment(
     path = folder / ADDRESS
     known = path.read_text(encoding="utf-8").strip() if path.exists() else None
     known_host, _, known_port = (known or "localhost:8000").rpartition(":")
-    task = None if dealt is None else dealt.task
+    task = None if assigned is None else assigned.task
     made = Deployment(
         folder, host or known_host.strip("[]"), port or int(known_port), tuple(METHODS), task, overwrite=overwrite
     )

@@ -1,7 +1,7 @@
 """Messages to sites and what comes back, waited for no longer than is worth it.
 
 A real grid gives what is there when it is asked, and its sites are away, slow, or gone for good: whatever has no usable
-answer is told as a ``Silence``, with its cause.
+answer is told as a ``NoReply``, with its cause.
 """
 
 import logging
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Silence:
+class NoReply:
     """A site without a usable answer, and why; ``cause`` as of a ``Refusal``."""
 
     node: int
@@ -83,15 +83,17 @@ class Exchange:
         """Ids of the sites that are there now, sorted."""
         return sorted(self._grid.get_node_ids())
 
-    def send(self, content: RecordDict, node: int, kind: str, deadline: Deadline, group: str = "") -> str | Silence:
+    def send(self, content: RecordDict, node: int, kind: str, deadline: Deadline, group: str = "") -> str | NoReply:
         """Send one message: its id. One at a time keeps the payload that a grid must take at once small."""
         lifetime = None if deadline.seconds is None else LIFETIME * deadline.seconds
         message = Message(content, node, kind, ttl=lifetime, group_id=group)
         keys = [key for key in self._grid.push_messages([message]) if key]
         # no id is how a grid says that it could not send a message
-        return keys[0] if keys else told(Silence(node, f"{self.title(node)} failed: its request could not be sent"))
+        return (
+            keys[0] if keys else log_failure(NoReply(node, f"{self.title(node)} failed: its request could not be sent"))
+        )
 
-    def replies(self, sent: Mapping[str, int], deadline: Deadline) -> Iterator[tuple[str, Message | Silence]]:
+    def replies(self, sent: Mapping[str, int], deadline: Deadline) -> Iterator[tuple[str, Message | NoReply]]:
         """What comes back to each message of ``sent`` (site by message id), in the order in which it comes.
 
         At least one look is taken, so that what was there in time is found after the deadline too. A reply that was
@@ -105,7 +107,7 @@ class Exchange:
                     _log.warning("a reply to message %s, which is not waited for, is dropped", key)
                     continue
                 node = missing.pop(key)
-                yield key, told(self._failure(node, reply.error)) if reply.has_error() else reply
+                yield key, log_failure(self._failure(node, reply.error)) if reply.has_error() else reply
                 pause = _FIRST_PAUSE
             left = deadline.left()
             if missing and not left:
@@ -115,36 +117,36 @@ class Exchange:
                 pause *= 2
         for key, node in missing.items():
             reason = f"{self.title(node)} did not answer within {deadline.seconds:g} s"
-            yield key, told(Silence(node, reason, "late"))
+            yield key, log_failure(NoReply(node, reason, "late"))
 
     def ask(
         self, contents: Mapping[int, RecordDict], kind: str, seconds: float | None
-    ) -> tuple[dict[int, RecordDict], list[Silence]]:
+    ) -> tuple[dict[int, RecordDict], list[NoReply]]:
         """Send each site its content; the answers by site, and for each site without any why."""
         deadline = Deadline(seconds)
-        silent: list[Silence] = []
+        silent: list[NoReply] = []
         sent: dict[str, int] = {}
         for node, content in contents.items():
             key = self.send(content, node, kind, deadline)
-            if isinstance(key, Silence):
+            if isinstance(key, NoReply):
                 silent.append(key)
             else:
                 sent[key] = node
         answered = {}
         for key, reply in self.replies(sent, deadline):
-            if isinstance(reply, Silence):
+            if isinstance(reply, NoReply):
                 silent.append(reply)
             else:
                 answered[sent[key]] = reply.content
         return answered, silent
 
-    def _failure(self, node: int, error: Error) -> Silence:
+    def _failure(self, node: int, error: Error) -> NoReply:
         cause = _CAUSES.get(error.code, "fault")
         what = {"absent": "is away", "late": "did not answer in time"}.get(cause, "failed")
-        return Silence(node, readable(f"{self.title(node)} {what}: {error.reason}"), cause)
+        return NoReply(node, readable(f"{self.title(node)} {what}: {error.reason}"), cause)
 
 
-def told(silence: Silence) -> Silence:
+def log_failure(silence: NoReply) -> NoReply:
     """Say it in the log."""
     _log.warning("%s", silence.reason)
     return silence

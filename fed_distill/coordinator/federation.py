@@ -14,12 +14,12 @@ from fed_distill.config import FederationConfig, PrivacyConfig, TrainingConfig
 from fed_distill.coordinator.attempts import check_there
 from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.evaluation import Evaluator
-from fed_distill.coordinator.intake import Intake
-from fed_distill.coordinator.received import FOLDER, Received
+from fed_distill.coordinator.received import FOLDER, ReceivedSoftLabels
 from fed_distill.coordinator.released import Released
 from fed_distill.coordinator.services import DistilAnew, RoundServices, Teacher
 from fed_distill.coordinator.sites import Chunk, Sites, chunk_size
 from fed_distill.coordinator.students import ServerTraining
+from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.mechanisms.base import Mechanism, NoiseSource, Terms
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState, Method
@@ -39,13 +39,13 @@ from fed_distill.transport.requests import TrainRequest, blueprint_of
 class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
-    mechanism: what the arm is protected by. students: one model by name, the global one first;
-    starts: the server's weights for each. distil_anew: as in ``Services``. checkpoint: the file that keeps the state
-    between rounds. codec: how its messages are coded. liars: merchants of a simulation that lie, whose own scores are
-    of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret: what
-    the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was released
-    before, where there is a secret and the server adds the noise. kept_as: by what name its merchants' state is kept.
-    cut: merchants that have counted for less than they claim, each of whom is named once.
+    mechanism: what the arm is protected by. students: one model by name, the global one first; starts: the server's
+    weights for each. distil_anew: as in ``Services``. checkpoint: the file that keeps the state between rounds. codec:
+    how its messages are coded. byzantine: merchants of a simulation that deviate from the protocol, whose own scores
+    are of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret:
+    what the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was
+    released before, where there is a secret and the server adds the noise. kept_as: by what name its merchants' state
+    is kept. cut: merchants that have counted for less than they claim, each of whom is named once.
     """
 
     arm: str
@@ -56,7 +56,7 @@ class Federation:
     seed: int
     students: Mapping[str, TextModel]
     starts: Mapping[str, Weights]
-    dealt: Sequence[str]
+    assigned: Sequence[str]
     teacher_labels: Tensor
     distil_anew: DistilAnew
     sites: Sites
@@ -65,7 +65,7 @@ class Federation:
     teacher: Teacher
     checkpoint: Path
     codec: Codec
-    liars: frozenset[str] = frozenset()
+    byzantine: frozenset[str] = frozenset()
     identity: str = ""
     secret: str = field(default="", repr=False)
     released: Released | None = None
@@ -73,13 +73,13 @@ class Federation:
     cut: set[str] = field(default_factory=set)
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
-        """A request to ``merchants``, each with the student dealt to it."""
+        """A request to ``merchants``, each with the student assigned to it."""
         place = {merchant: number for number, merchant in enumerate(self.sites.merchants)}
         return TrainRequest(
             arm=self.arm,
             seed=self.seed,
             merchants=tuple(merchants),
-            students=tuple(self.dealt[place[merchant] % len(self.dealt)] for merchant in merchants),
+            students=tuple(self.assigned[place[merchant] % len(self.assigned)] for merchant in merchants),
             blueprints={name: blueprint_of(model) for name, model in self.students.items()},
             rounds=tuple(max(self.planned[merchant], 1) for merchant in merchants),
             population=len(self.sites.merchants),
@@ -193,7 +193,7 @@ class Federation:
         proxy, classes = self.teacher_labels.shape
         received = None
         if self.codec.cache is not None:
-            received = Received.beside(self.checkpoint, self.arm, self.seed, down.round)
+            received = ReceivedSoftLabels.beside(self.checkpoint, self.arm, self.seed, down.round)
             request = received.told(request)
         context = Context(self.starts[self.global_student], proxy, classes)
         kinds, deadline = self.method.sends, self.config.deadline
@@ -208,10 +208,10 @@ class Federation:
         starts: Mapping[str, Mapping[str, Weights]],
         state: GlobalState,
         number: int,
-    ) -> Intake:
+    ) -> UplinkValidator:
         """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
         are too few, before any of them is asked."""
-        merchants, share, longest = request.merchants, self.config.minimum_share, self.config.max_update_norm
+        merchants, share, max_norm_ratio = request.merchants, self.config.minimum_share, self.config.max_update_norm
         away = self.sites.away()
         check_there(merchants, away, share, number)
         chunks = self.asked(request, down, starts, away) if merchants else iter(())
@@ -219,7 +219,7 @@ class Federation:
         power = 2 if self.mechanism.aggregator_options(self.terms).get("weight") == "examples-squared" else 1
         counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
         context = Context(state.weights, *self.teacher_labels.shape)
-        return Intake(chunks, context, len(merchants), number, share, longest, compared, counts)
+        return UplinkValidator(chunks, context, len(merchants), number, share, max_norm_ratio, compared, counts)
 
     @property
     def global_student(self) -> str:

@@ -15,7 +15,7 @@ from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 
 
 @dataclass(frozen=True)
-class Best:
+class BestRound:
     """The best validation so far: its score, and the global student there. since: validations that came after it."""
 
     score: float
@@ -24,7 +24,7 @@ class Best:
 
 
 @dataclass
-class Progress:
+class FederationProgress:
     """The method's state and what is carried beside it.
 
     best: where it may stop early. record: of the last round. lines: hash of all rounds' records (``chained``).
@@ -33,7 +33,7 @@ class Progress:
     """
 
     state: GlobalState
-    best: Best | None = None
+    best: BestRound | None = None
     started: set[str] = field(default_factory=set)
     downlink_bytes: float = 0.0
     uplink_bytes: float = 0.0
@@ -45,19 +45,19 @@ class Progress:
     identity: str = ""
 
 
-def better(best: Best | None, score: float, weights: Weights) -> Best:
+def better(best: BestRound | None, score: float, weights: Weights) -> BestRound:
     """The best validation after one more, which reached ``score`` with the global student at ``weights``."""
     if best is not None and score <= best.score:
         return replace(best, since=best.since + 1)
-    return Best(score, {name: value.clone() for name, value in weights.items()})
+    return BestRound(score, {name: value.clone() for name, value in weights.items()})
 
 
-def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: str = "") -> Progress:
+def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: str = "") -> FederationProgress:
     """What the checkpoint at ``path`` holds, the aggregator's own state put back; without one, ``start`` alone.
     CheckpointError if it is not as it was written, or not of the federation that ``identity`` names."""
     found = read_checkpoint(path)
     if found is None:
-        return Progress(start, identity=identity)
+        return FederationProgress(start, identity=identity)
     tensors, values = found
     if values["identity"] != identity:
         raise CheckpointError(
@@ -75,9 +75,9 @@ def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: s
         teacher_labels=tensors.get("teacher_labels", start.teacher_labels),
     )
     best = values["best"]
-    return Progress(
+    return FederationProgress(
         state,
-        None if best is None else Best(best["score"], _under(tensors, "best/"), best["since"]),
+        None if best is None else BestRound(best["score"], _under(tensors, "best/"), best["since"]),
         set(values["started"]),
         values["downlink_bytes"],
         values["uplink_bytes"],
@@ -90,7 +90,7 @@ def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: s
     )
 
 
-def keep(path: Path, aggregator: Aggregator, progress: Progress) -> None:
+def keep(path: Path, aggregator: Aggregator, progress: FederationProgress) -> None:
     """Write the checkpoint from which ``restored`` goes on."""
     state = progress.state
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}

@@ -14,7 +14,7 @@ FOLDER = "soft-labels"
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedSoftLabels:
     """What was received in the rounds of one federation before ``round``, and now in it.
 
     Kept on disk and not in memory, which would grow with the number of merchants.
@@ -26,7 +26,7 @@ class Received:
     round: int
 
     @classmethod
-    def beside(cls, checkpoint: Path, arm: str, seed: int, round: int) -> "Received":
+    def beside(cls, checkpoint: Path, arm: str, seed: int, round: int) -> "ReceivedSoftLabels":
         """In the folder of a run's checkpoints; ``checkpoint`` is the federation's own file there."""
         return cls(MerchantStore(checkpoint.parent.parent / FOLDER), arm, seed, round)
 

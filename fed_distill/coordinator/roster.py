@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from flwr.app import ConfigRecord, RecordDict
 
-from fed_distill.coordinator.exchange import Exchange, Silence, readable, told
+from fed_distill.coordinator.exchange import Exchange, NoReply, log_failure, readable
 from fed_distill.errors import DataError
 from fed_distill.storage.versions import versions
 from fed_distill.transport.records import MOST_EXAMPLES
@@ -95,7 +95,7 @@ class Roster:
     def _gather(self, minimum: int) -> dict[int, Announced]:
         """The sites that are connected, with their merchants, at least ``minimum`` that are of use."""
         introduced: dict[int, Announced] = {}
-        failed: dict[int, Silence] = {}
+        failed: dict[int, NoReply] = {}
         waiting = ""
         while True:
             now = frozenset(self._exchange.nodes())
@@ -143,7 +143,7 @@ class Roster:
 
     def _introduced(
         self, nodes: Collection[int], there: Collection[int], seconds: float | None
-    ) -> tuple[dict[int, Announced], list[Silence]]:
+    ) -> tuple[dict[int, Announced], list[NoReply]]:
         """What sites say that they have, and those that are of no use: they do not say it, or not so that it can be
         understood, speak another protocol, or have another proxy set."""
         asked = {node: RecordDict() for node in sorted(nodes)}
@@ -158,7 +158,7 @@ class Roster:
             try:
                 useful[node] = self._checked(node, record)
             except DataError as error:
-                silent.append(told(Silence(node, readable(f"{self._exchange.title(node)} {error}"))))
+                silent.append(log_failure(NoReply(node, readable(f"{self._exchange.title(node)} {error}"))))
         return useful, silent
 
     def _checked(self, node: int, record: ConfigRecord) -> Announced:
@@ -189,7 +189,7 @@ class Roster:
         return kept
 
     def _leave_out(self, node: int, merchants: Sequence[str], reason: str) -> None:
-        told(Silence(node, readable(f"{self._exchange.title(node)}: {_listed(merchants)} left out: {reason}")))
+        log_failure(NoReply(node, readable(f"{self._exchange.title(node)}: {_listed(merchants)} left out: {reason}")))
 
     def _take_back(self, node: int, announced: Announced) -> None:
         """A site that comes in the middle of a run; nothing that is wrong with it may stop the others."""
@@ -216,7 +216,9 @@ class Roster:
         here = " ".join(f"{name} {version}" for name, version in versions().items())
         if (theirs := _versions(record)) not in ("", here):
             title = self._exchange.title(node)
-            told(Silence(node, readable(f"{title} has {theirs}, the server {here}: results may differ a little")))
+            log_failure(
+                NoReply(node, readable(f"{title} has {theirs}, the server {here}: results may differ a little"))
+            )
 
 
 def _versions(record: ConfigRecord) -> str:

@@ -9,8 +9,8 @@ from fed_distill.aggregation.base import Aggregator
 from fed_distill.config import FederationConfig
 from fed_distill.coordinator.attempts import patiently
 from fed_distill.coordinator.federation import Federation, round_learning_rate
-from fed_distill.coordinator.intake import Intake
-from fed_distill.coordinator.progress import Progress, better, keep, restored
+from fed_distill.coordinator.progress import FederationProgress, better, keep, restored
+from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.errors import BudgetExceeded
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.logs import observed
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 def federate(
     federation: Federation,
     on_round: Callable[[dict[str, Any]], None],
-    on_resume: Callable[[Progress], None],
-) -> Progress:
+    on_resume: Callable[[FederationProgress], None],
+) -> FederationProgress:
     """Run all rounds, going on from the checkpoint if there is one.
 
     ``on_resume`` is told what the checkpoint holds (round 0 for none) before the first round; the last round's record
@@ -68,13 +68,13 @@ def federate(
     return _ended(federation, progress)
 
 
-def _goes_on(config: FederationConfig, progress: Progress) -> bool:
+def _goes_on(config: FederationConfig, progress: FederationProgress) -> bool:
     """Whether there is a round left, and the last validations were not all worse than one before."""
     stale = config.patience is not None and progress.best is not None and progress.best.since >= config.patience
     return progress.state.round < config.rounds and not stale
 
 
-def _ended(federation: Federation, progress: Progress) -> Progress:
+def _ended(federation: Federation, progress: FederationProgress) -> FederationProgress:
     """With the best round's student, where that is asked for, and bytes that are means over the rounds that were."""
     planned, done = federation.config.rounds, progress.state.round
     if 0 < done < planned:
@@ -85,7 +85,7 @@ def _ended(federation: Federation, progress: Progress) -> Progress:
     return progress
 
 
-def _one_round(federation: Federation, aggregator: Aggregator, progress: Progress) -> dict[str, Any]:
+def _one_round(federation: Federation, aggregator: Aggregator, progress: FederationProgress) -> dict[str, Any]:
     config, method, state = federation.config, federation.method, progress.state
     number = state.round + 1
     merchants = federation.sampled(number)
@@ -102,7 +102,7 @@ def _one_round(federation: Federation, aggregator: Aggregator, progress: Progres
     down = method.broadcast(state)
     failed: list[str] = []
 
-    def take() -> tuple[GlobalState, Intake]:
+    def take() -> tuple[GlobalState, UplinkValidator]:
         intake = federation.intake(request, down, starts, state, number)
         merged = method.merge(state, intake, federation.services(aggregator, number))
         intake.finish()
@@ -135,7 +135,7 @@ def _one_round(federation: Federation, aggregator: Aggregator, progress: Progres
             record["valid_teacher"] = federation.teacher.validation(merged, federation.evaluator)
         if config.patience is not None:
             progress.best = better(progress.best, _score(federation, record["valid"]), merged.weights)
-    counted = [counts for merchant, counts in progress.personal_counts.items() if merchant not in federation.liars]
+    counted = [counts for merchant, counts in progress.personal_counts.items() if merchant not in federation.byzantine]
     shares = [right / count for right, count in counted]
     if shares:
         worst = coarse(min(shares)) if isinstance(federation.mechanism, Protecting) else min(shares)

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fed_distill.coordinator.exchange import Deadline, Exchange, Silence, readable, told
-from fed_distill.coordinator.received import Received
+from fed_distill.coordinator.exchange import Deadline, Exchange, NoReply, log_failure, readable
+from fed_distill.coordinator.received import ReceivedSoftLabels
 from fed_distill.coordinator.roster import NOWHERE, Roster
 from fed_distill.errors import UplinkRejected
 from fed_distill.mechanisms.account import Spent
@@ -136,7 +136,7 @@ class Sites:
         codec: Codec = PLAIN,
         kinds: Kinds = (),
         context: Context | None = None,
-        received: Received | None = None,
+        received: ReceivedSoftLabels | None = None,
         deadline: float | None = None,
         away: frozenset[str] | None = None,
     ) -> Iterator[Chunk]:
@@ -244,7 +244,7 @@ class Sites:
         refusals: list[Refusal] = []
         for content, node, request in messages:
             key = self._exchange.send(content, node, TRAIN, until, title)
-            if isinstance(key, Silence):
+            if isinstance(key, NoReply):
                 refusals += _refusals(key, request)
             else:
                 asked[key] = (node, request)
@@ -253,7 +253,7 @@ class Sites:
     def _collect(
         self,
         decode: Callable[[RecordDict], Uplink],
-        received: Received | None,
+        received: ReceivedSoftLabels | None,
         until: Deadline,
         odd: set[int],
         sent: _Sent,
@@ -267,7 +267,7 @@ class Sites:
         refusals, uplink_bytes = list(sent.refusals), 0
         for key, reply in self._exchange.replies({key: node for key, (node, _) in sent.asked.items()}, until):
             node, request = sent.asked[key]
-            silence = reply if isinstance(reply, Silence) else self._replayed(reply, node, sent.title)
+            silence = reply if isinstance(reply, NoReply) else self._replayed(reply, node, sent.title)
             if silence is not None:
                 refusals += _refusals(silence, request)
                 continue
@@ -302,16 +302,16 @@ class Sites:
     def _tell_unasked(self, node: int, number: int) -> str:
         """Say that a site has sent more than it was asked for, which is dropped."""
         reason = f"{self._exchange.title(node)} sent what it was not asked for; answers dropped: {number:,}"
-        return told(Silence(node, reason)).reason
+        return log_failure(NoReply(node, reason)).reason
 
-    def _replayed(self, reply: Message, node: int, title: str) -> Silence | None:
-        """A Silence for a reply that does not say that it answers this very request, but one of an earlier round."""
+    def _replayed(self, reply: Message, node: int, title: str) -> NoReply | None:
+        """A NoReply for a reply that does not say that it answers this very request, but one of an earlier round."""
         to = reply.content.config_records.get(ANSWER, ConfigRecord()).get("to")
         if to == title:
             return None
         theirs = readable("nothing that it names" if to is None else str(to))
         site = self._exchange.title(node)
-        return told(Silence(node, f"{site} failed: it was asked for {title}, and its reply is to {theirs}"))
+        return log_failure(NoReply(node, f"{site} failed: it was asked for {title}, and its reply is to {theirs}"))
 
     def _check_size(self, uplink: Uplink) -> None:
         announced = self._roster.announced(uplink.merchant)
@@ -319,7 +319,7 @@ class Sites:
             raise UplinkRejected(f"it claims {uplink.examples} training examples, but announced {announced}")
 
 
-def _refusals(silence: Silence, request: TrainRequest) -> list[Refusal]:
+def _refusals(silence: NoReply, request: TrainRequest) -> list[Refusal]:
     """A site without a usable answer: of those that may have one another time, each merchant is named."""
     if silence.cause == "fault":
         return [Refusal("", silence.reason)]

@@ -11,9 +11,9 @@ from fed_distill import seeds
 from fed_distill.config import RuntimeConfig, TrainingConfig
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, FederatedData
-from fed_distill.distill.hints import Taught, unwrapped
+from fed_distill.distill.hints import FeatureStudent, unwrapped
 from fed_distill.distill.losses import hard_and_soft_labels, hard_labels
-from fed_distill.distill.transfer import Lesson
+from fed_distill.distill.transfer import DistillationTarget
 from fed_distill.errors import TrainingError
 from fed_distill.models import TextModel, predict
 from fed_distill.models.weights import Weights
@@ -29,18 +29,20 @@ from fed_distill.transport.requests import blueprint_of
 Progress = Callable[[int, int], None]
 
 
-def distillation_plan(lesson: Lesson, pupil: TextModel, epochs: float, labelled: Tensor | None = None) -> Plan:
-    """All that the server has, in turns: an epoch of labels, an epoch of the teacher's ``lesson`` on the proxy set.
+def distillation_plan(
+    target: DistillationTarget, prepared: TextModel, epochs: float, labelled: Tensor | None = None
+) -> Plan:
+    """All that the server has, in turns: an epoch of labels, an epoch of the teacher's ``target`` on the proxy set.
 
-    pupil: the student as the lesson wants it (``Lesson.pupil``). labelled: the teacher's probabilities on the labelled
-    examples ``[examples, classes]``, where ``hard_weight`` leaves room for them.
+    prepared: the student as the target wants it (``DistillationTarget.prepared``). labelled: the teacher's
+    probabilities on the labelled examples ``[examples, classes]``, where ``hard_weight`` leaves room for them.
     """
-    distil = lesson.phase(pupil, 1.0)
+    distil = target.phase(prepared, 1.0)
     phases: list[Phase] = []
     left, last = epochs, max(math.ceil(epochs) - 1, 1)
     while left > 0:
         share = min(1.0, left)
-        now = lesson.at(len(phases) / 2 / last)
+        now = target.at(len(phases) / 2 / last)
         phases.append(_of_labels(now, labelled, share))
         phases.append(replace(distil, objective=now.objective(), epochs=share))
         left -= share
@@ -53,10 +55,10 @@ def labels_plan(epochs: float, data: FederatedData) -> Plan:
     return Plan((Phase(hard_labels(), epochs=epochs * (1 + len(data.proxy) / len(data.public))),))
 
 
-def _of_labels(lesson: Lesson, labelled: Tensor | None, epochs: float) -> Phase:
+def _of_labels(target: DistillationTarget, labelled: Tensor | None, epochs: float) -> Phase:
     if labelled is None:
         return Phase(hard_labels(), epochs=epochs)
-    objective = hard_and_soft_labels(lesson.temperature, lesson.config.hard_weight)
+    objective = hard_and_soft_labels(target.temperature, target.config.hard_weight)
     return Phase(objective, epochs=epochs, references={"soft_labels": labelled})
 
 
@@ -65,7 +67,7 @@ class ServerTraining:
     """Trains students on examples that the server holds.
 
     ``private`` phases of a plan run on the examples given, the public ones by default. A student that is wrapped for
-    its distillation (``Taught``) starts from and gives weights of its own alone.
+    its distillation (``FeatureStudent``) starts from and gives weights of its own alone.
     """
 
     data: FederatedData
@@ -122,7 +124,7 @@ class ServerTraining:
     ) -> dict[str, Tensor]:
         labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
         proxy = self._encode(student, "proxy", [self.data.proxy])
-        if isinstance(student, Taught):
+        if isinstance(student, FeatureStudent):
             proxy, weights = student.with_partners(proxy), student.wrapped(weights)
         learner = Learner(
             f"the server ({name})",
@@ -144,7 +146,7 @@ class ServerTraining:
         if isinstance(fitted, Failure):
             raise TrainingError(fitted.reason)
         trained = completed(fitted.weights, weights)
-        return unwrapped(trained) if isinstance(student, Taught) else trained
+        return unwrapped(trained) if isinstance(student, FeatureStudent) else trained
 
     def _labelled(
         self,
@@ -161,7 +163,7 @@ class ServerTraining:
         return student.encode(examples.texts, examples.pairs)
 
     def _encode(self, student: TextModel, name: str, parts: Sequence[Examples]) -> Encoded:
-        key = (blueprint_of(student.student if isinstance(student, Taught) else student), name)
+        key = (blueprint_of(student.student if isinstance(student, FeatureStudent) else student), name)
         if key not in self._encoded:
             examples = Examples.concatenate(parts) if len(parts) > 1 else parts[0]
             self._encoded[key] = student.encode(examples.texts, examples.pairs)

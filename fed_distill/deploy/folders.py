@@ -44,8 +44,8 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 class Deployment:
     """The operator's folder.
 
-    methods: that sites allow unless they say otherwise. dealt: task of the tables that sites get by ``deal``; None if
-    they bring their own. allowed: what each merchant's limits are written to allow. overwrite: write files anew that
+    methods: that sites allow unless they say otherwise. assigned: task of the tables that sites get by ``deal``; None
+    if they bring their own. allowed: what each merchant's limits are written to allow. overwrite: write files anew that
     are there, keys and certificates aside. written, kept: which files these were so far. aside: copies of those that
     people fill in, and that were written anew.
     """
@@ -54,7 +54,7 @@ class Deployment:
     host: str
     port: int
     methods: Sequence[str]
-    dealt: Task | None = None
+    assigned: Task | None = None
     allowed: Allowance = field(default_factory=lambda: allowance(None))
     overwrite: bool = False
     written: list[Path] = field(default_factory=list)
@@ -174,7 +174,7 @@ class Deployment:
     def _write_site(self, name: str) -> None:
         folder = self.site(name)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        named = () if self.dealt is None else tuple(_OPTIONAL)[0 if self.dealt.pair else 1 :]
+        named = () if self.assigned is None else tuple(_OPTIONAL)[0 if self.assigned.pair else 1 :]
         filled = {
             "name": name,
             "address": self.address,

@@ -22,7 +22,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stage:
+class AdaptationStage:
     """One stage: what it is called, and what is trained one after another."""
 
     title: str
@@ -37,7 +37,7 @@ class Adapted:
     notes: tuple[str, ...]
 
 
-def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[Stage]:
+def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[AdaptationStage]:
     """The three stages, all as long and as fast as ``distil``, a phase of distillation on the proxy set.
 
     layers: the student's weights by layer, to fine-tune with gradual unfreezing (Howard and Ruder, ACL 2018, sec. 3.3):
@@ -49,16 +49,16 @@ def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[
     )
     parts = [Part(Plan((fine_tune,)), frozenset().union(*layers[:held])) for held in reversed(range(free))]
     return [
-        Stage("fine-tune on the domain", tuple(parts)),
-        Stage("distil on the domain", (Part(Plan((distil,))),)),
-        Stage("fine-tune again", tuple(parts)),
+        AdaptationStage("fine-tune on the domain", tuple(parts)),
+        AdaptationStage("distil on the domain", (Part(Plan((distil,))),)),
+        AdaptationStage("fine-tune again", tuple(parts)),
     ]
 
 
 def adapt(
     weights: Weights,
-    stages: list[Stage],
-    train: Callable[[Weights, Stage], Weights],
+    stages: list[AdaptationStage],
+    train: Callable[[Weights, AdaptationStage], Weights],
     validate: Callable[[Weights], float],
 ) -> Adapted:
     """Run the stages in order, keeping each only if ``validate`` (higher is better) does not fall."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fed_distill.config import AssistantConfig
-from fed_distill.distill.transfer import Lesson
+from fed_distill.distill.transfer import DistillationTarget
 from fed_distill.errors import CheckpointError, ModelError
 from fed_distill.models import TextModel, load_model
 from fed_distill.models.weights import Weights
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Level:
+class ChainLevel:
     """A trained assistant. name: its fingerprint. labels: its probabilities on the proxy set ``[proxy, classes]``."""
 
     config: AssistantConfig
@@ -38,30 +38,30 @@ class Level:
 
 def levels(
     assistants: Sequence[AssistantConfig],
-    lesson: Lesson,
+    target: DistillationTarget,
     depends_on: str,
     cache_dir: Path,
     build: Callable[[AssistantConfig, int], TextModel],
-    train: Callable[[TextModel, Lesson, AssistantConfig, int, TextModel | None], Weights],
+    train: Callable[[TextModel, DistillationTarget, AssistantConfig, int, TextModel | None], Weights],
     label: Callable[[TextModel, str], Tensor],
-) -> list[Level]:
+) -> list[ChainLevel]:
     """Every assistant, trained by the level above it or loaded from ``cache_dir``; the one below the teacher first.
 
-    lesson: the teacher's. depends_on: fingerprint of all that the levels depend on beside the assistants themselves.
+    target: the teacher's. depends_on: fingerprint of all that the levels depend on beside the assistants themselves.
     build makes the untrained assistant of a place (1 for the first), train gives its weights, told the level above it
     (None for the teacher), label its probabilities on the proxy set by its model and name. A stored level that cannot
     be read is reported in the log and trained again.
     """
-    above, name = lesson.soft_labels, depends_on
-    found: list[Level] = []
+    above, name = target.soft_labels, depends_on
+    found: list[ChainLevel] = []
     for place, config in enumerate(assistants, 1):
         settings = config.model_dump(mode="json")
         name = fingerprint(above=name, assistant=settings, files=named_files(settings), code=own_code(config.model))
         upper = found[-1].model if found else None
-        step = partial(_trained, config, place, upper, lesson.following(above, config.weight), build, train)
+        step = partial(_trained, config, place, upper, target.following(above, config.weight), build, train)
         model = _stored(cache_dir / "levels" / name, step)
         above = label(model, name)
-        found.append(Level(config, model, name, above))
+        found.append(ChainLevel(config, model, name, above))
     return found
 
 
@@ -69,12 +69,12 @@ def _trained(
     config: AssistantConfig,
     place: int,
     upper: TextModel | None,
-    lesson: Lesson,
+    target: DistillationTarget,
     build: Callable[[AssistantConfig, int], TextModel],
-    train: Callable[[TextModel, Lesson, AssistantConfig, int, TextModel | None], Weights],
+    train: Callable[[TextModel, DistillationTarget, AssistantConfig, int, TextModel | None], Weights],
 ) -> TextModel:
     model = build(config, place)
-    model.load_state_dict(dict(train(model, lesson, config, place, upper)))
+    model.load_state_dict(dict(train(model, target, config, place, upper)))
     return model.eval()
 
 

@@ -1,8 +1,8 @@
 """What a student is compared with beside the teacher's labels: hidden states, activation maps, relations, margins.
 
 An objective must see one example at a time and only what a model puts out. So the student is wrapped for the training:
-``Taught`` puts out what each kind of transfer reads of it, through learned projections where widths differ, and of
-pairs of examples as if they were one. Both are gone when the training is over.
+``FeatureStudent`` puts out what each kind of transfer reads of it, through learned projections where widths differ, and
+of pairs of examples as if they were one. Both are gone when the training is over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ def expected_gain(probabilities: Tensor, gains: Sequence[float]) -> Tensor:
     return probabilities @ torch.tensor(gains, dtype=probabilities.dtype, device=probabilities.device)
 
 
-class Taught(TextModel):
+class FeatureStudent(TextModel):
     """A student for the time of its distillation. Its ``Outputs.hidden`` are not hidden states, but of each of
     ``kinds`` what is compared with the teacher's:
 
@@ -201,7 +201,7 @@ class Taught(TextModel):
 
 
 def unwrapped(weights: Weights) -> dict[str, Tensor]:
-    """The student's own of a ``Taught``'s weights."""
+    """The student's own of a ``FeatureStudent``'s weights."""
     return {name.removeprefix(_OWN): value for name, value in weights.items() if name.startswith(_OWN)}
 
 

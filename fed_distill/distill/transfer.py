@@ -1,7 +1,7 @@
 """What a student is taught on the proxy set: kinds of transfer, their weights, and the teacher's side of each.
 
 The kinds' losses are added. Probabilities and decisions need logits only, and any student learns from them as it is;
-for the others the student is wrapped for the time of the training (``hints.Taught``).
+for the others the student is wrapped for the time of the training (``hints.FeatureStudent``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from fed_distill.config.distillation import PROBABILITIES
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill import losses
 from fed_distill.distill.features import Features
-from fed_distill.distill.hints import LIST, READ, Taught, expected_gain, guided_layer, layer_map
+from fed_distill.distill.hints import LIST, READ, FeatureStudent, expected_gain, guided_layer, layer_map
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.training.plan import Objective, Phase, References
@@ -41,7 +41,7 @@ _LOSSES = {
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationTarget:
     """What a teacher, and perhaps an assistant, says of the proxy set, and how a student learns from it.
 
     soft_labels: the teacher's probabilities ``[proxy, classes]``. features: of its hidden states, where ``config``
@@ -60,7 +60,7 @@ class Lesson:
     assistant: Tensor | None = None
     assistant_weight: float = 1.0
 
-    def pupil(self, student: TextModel, seed: int, *purpose: str | int) -> TextModel:
+    def prepared(self, student: TextModel, seed: int, *purpose: str | int) -> TextModel:
         """``student`` itself, or wrapped so that all kinds of transfer can be read of it; it is shared, not copied.
 
         Projections are drawn by ``seed`` and ``purpose``.
@@ -70,25 +70,25 @@ class Lesson:
             return student
         width = 1 if self.features is None else self.features.states.shape[-1]
         with seeds.scope(seed, *purpose, "projections"):
-            return Taught(student, read, self.task.pair, width, self.task.gains or (), self.partners)
+            return FeatureStudent(student, read, self.task.pair, width, self.task.gains or (), self.partners)
 
-    def at(self, done: float) -> "Lesson":
-        """The lesson when the share ``done`` of a training has passed: its temperature has moved toward the final one
+    def at(self, done: float) -> "DistillationTarget":
+        """The target when the share ``done`` of a training has passed: its temperature has moved toward the final one
         along a line (annealing, Jafari et al. 2021)."""
         if self.config.final_temperature is None:
             return self
         moved = (self.config.final_temperature - self.temperature) * done
         return replace(self, temperature=self.temperature + moved)
 
-    def saying(self, soft_labels: Tensor, temperature: float | None = None) -> "Lesson":
-        """The lesson with other soft labels ``[proxy, classes]``, at this temperature throughout if one is given."""
+    def saying(self, soft_labels: Tensor, temperature: float | None = None) -> "DistillationTarget":
+        """The target with other soft labels ``[proxy, classes]``, at this temperature throughout if one is given."""
         if temperature is None:
             return replace(self, soft_labels=soft_labels)
         config = self.config.model_copy(update={"final_temperature": None})
         return replace(self, config=config, soft_labels=soft_labels, temperature=temperature)
 
-    def below(self, assistant: Tensor) -> "Lesson":
-        """The lesson of the student below an assistant with these probabilities on the proxy set; where nothing of the
+    def below(self, assistant: Tensor) -> "DistillationTarget":
+        """The target of the student below an assistant with these probabilities on the proxy set; where nothing of the
         teacher's is transferred, the assistant is its teacher (Mirzadeh et al. 2020)."""
         if self.config.transfer:
             return replace(self, assistant=assistant, assistant_weight=self.config.assistant_weight)
@@ -96,19 +96,19 @@ class Lesson:
         config = self.config.model_copy(update={"transfer": list(PROBABILITIES), "weights": weights})
         return replace(self, config=config, soft_labels=assistant)
 
-    def following(self, above: Tensor, weight: float) -> "Lesson":
-        """The lesson of an assistant: nothing but ``weight`` * CE with the level above it (see ``chain``)."""
+    def following(self, above: Tensor, weight: float) -> "DistillationTarget":
+        """The target of an assistant: nothing but ``weight`` * CE with the level above it (see ``chain``)."""
         bare = self.config.model_copy(update={"transfer": [], "weights": {}})
         return replace(self, config=bare, assistant=above, assistant_weight=weight)
 
-    def phase(self, pupil: TextModel, epochs: float, learning_rate_scale: float = 1.0) -> Phase:
-        """``epochs`` of distillation of ``pupil`` (see there) on the proxy set."""
+    def phase(self, prepared: TextModel, epochs: float, learning_rate_scale: float = 1.0) -> Phase:
+        """``epochs`` of distillation of ``prepared`` (see there) on the proxy set."""
         return Phase(
             self.objective(),
             data="proxy",
             epochs=epochs,
-            references=self.references(pupil),
-            hidden=isinstance(pupil, Taught),
+            references=self.references(prepared),
+            hidden=isinstance(prepared, FeatureStudent),
             learning_rate_scale=learning_rate_scale,
         )
 
@@ -132,30 +132,30 @@ class Lesson:
 
         return objective
 
-    def references(self, pupil: TextModel) -> dict[str, Tensor]:
+    def references(self, prepared: TextModel) -> dict[str, Tensor]:
         """The teacher's side of each kind, row-aligned with the proxy set."""
         found = {"soft_labels": self.soft_labels}
         if self.assistant is not None:
             found["assistant"] = self.assistant
-        if not isinstance(pupil, Taught):
+        if not isinstance(prepared, FeatureStudent):
             return found
-        if "ranking" in pupil.kinds:
-            score = expected_gain(self.soft_labels, pupil.gains)
+        if "ranking" in prepared.kinds:
+            score = expected_gain(self.soft_labels, prepared.gains)
             found["ranking"] = score - score[self.partners["ranking"][:, 0]]
-        if "listwise" in pupil.kinds:
-            score = expected_gain(self.soft_labels, pupil.gains)
+        if "listwise" in prepared.kinds:
+            score = expected_gain(self.soft_labels, prepared.gains)
             found["listwise"] = torch.cat([score[:, None], score[self.partners["listwise"]]], dim=1)
         if self.features is None:
             return found
         states, maps = self.features.states, self.features.maps
-        layers = layer_map(pupil.layers, states.shape[1])
-        if "hints" in pupil.kinds:
-            found["hints"] = states[:, layers[guided_layer(pupil.layers)]]
-        if "hidden" in pupil.kinds:
+        layers = layer_map(prepared.layers, states.shape[1])
+        if "hints" in prepared.kinds:
+            found["hints"] = states[:, layers[guided_layer(prepared.layers)]]
+        if "hidden" in prepared.kinds:
             found["hidden"] = states[:, layers]
-        if "attention" in pupil.kinds:
+        if "attention" in prepared.kinds:
             found["attention"] = maps[:, layers]
-        if "relations" in pupil.kinds:
+        if "relations" in prepared.kinds:
             found["relations"] = torch.cosine_similarity(states[:, -1], states[self.partners["relations"][:, 0], -1])
         return found
 
@@ -183,7 +183,7 @@ def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> Non
         )
     read = [kind for kind in config.transfer if kind in READ]
     if read:
-        Taught(student, read, task.pair, width=1, gains=task.gains or ())
+        FeatureStudent(student, read, task.pair, width=1, gains=task.gains or ())
 
 
 def check_heard(config: DistillConfig) -> None:

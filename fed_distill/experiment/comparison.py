@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from fed_distill.adversaries.byzantine import liars
+from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
 from fed_distill.coordinator.attempts import patiently
 from fed_distill.coordinator.evaluation import Evaluator, accuracies, mean_metrics
 from fed_distill.coordinator.federation import Federation, round_learning_rate
-from fed_distill.coordinator.intake import Intake
-from fed_distill.coordinator.progress import Progress
+from fed_distill.coordinator.progress import FederationProgress
 from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.coordinator.rounds import federate
 from fed_distill.coordinator.services import Teacher
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining, distillation_plan, labels_plan
+from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.data.fingerprint import federated_fingerprint
-from fed_distill.distill.adapt import Adapted, Stage, adapt, domain_stages
+from fed_distill.distill.adapt import AdaptationStage, Adapted, adapt, domain_stages
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.evaluation.metrics import Metrics
-from fed_distill.experiment.schooling import School
+from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.experiment.teaching import Teaching
 from fed_distill.logs import observed
 from fed_distill.mechanisms.account import account
@@ -72,9 +72,9 @@ class Comparison:
     secret: str = field(default="", repr=False)
 
     @cached_property
-    def school(self) -> School:
+    def factory(self) -> StudentFactory:
         """How its students are taught."""
-        return School(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
+        return StudentFactory(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
 
     def run(self) -> list[Outcome]:
         """Train and measure what is not kept yet; controls first.
@@ -136,7 +136,7 @@ class Comparison:
         found = read_checkpoint(path)
         if found is not None:
             return found[0], found[1]["seconds"]
-        weights, seconds = self.school.start(name)
+        weights, seconds = self.factory.start(name)
         write_checkpoint(path, weights, {"seconds": seconds})
         return weights, seconds
 
@@ -147,20 +147,20 @@ class Comparison:
         name, epochs = self.experiment.student.model, self.experiment.training.server_epochs
 
         def one_step() -> TextModel:
-            student = self.school.student(name)
+            student = self.factory.student(name)
             self.callbacks.on_stage(f"seed {self.seed} · {name} in one step", None)
-            self.school.read_domain(student, name, self.school.step)
-            lesson, step = self.teaching.lesson, self.school.step
-            student.load_state_dict(dict(self.school.distilled(student, lesson, epochs, step, "server", name)))
+            self.factory.read_domain(student, name, self.factory.step)
+            target, step = self.teaching.target, self.factory.step
+            student.load_state_dict(dict(self.factory.distilled(student, target, epochs, step, "server", name)))
             return student
 
         def no_teacher() -> TextModel:
-            student = self.school.student(name)
+            student = self.factory.student(name)
             self.callbacks.on_stage(f"seed {self.seed} · {name} without a teacher", None)
-            self.school.read_domain(student, name, self.school.step)
+            self.factory.read_domain(student, name, self.factory.step)
             weights = {key: value.clone() for key, value in student.state_dict().items()}
             plan, randomness = labels_plan(epochs, self.server.data), (self.seed, "server", name)
-            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self.school.step)
+            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self.factory.step)
             student.load_state_dict(dict(trained))
             return student
 
@@ -176,7 +176,7 @@ class Comparison:
         return {title: partial(self._level, title, model) for title, model in models.items()}
 
     def _assistant(self, place: int) -> TextModel:
-        return self.school.levels[place - 1].model
+        return self.factory.levels[place - 1].model
 
     def _level(self, title: str, trained: Callable[[], TextModel]) -> Outcome:
         """Measure one level of the chain on the common test set."""
@@ -191,12 +191,12 @@ class Comparison:
 
     def _pooled(self) -> Outcome:
         name = self.experiment.student.model
-        start, lesson, began = self._start(name), self.school.lesson, time.perf_counter()
-        pupil = lesson.pupil(self.school.student(name), self.seed, "pooled")
-        labelled = self.school.labelled(self.server.everybody())
-        plan = distillation_plan(lesson, pupil, self.experiment.training.pooled_epochs, labelled)
+        start, target, began = self._start(name), self.factory.target, time.perf_counter()
+        prepared = target.prepared(self.factory.student(name), self.seed, "pooled")
+        labelled = self.factory.labelled(self.server.everybody())
+        plan = distillation_plan(target, prepared, self.experiment.training.pooled_epochs, labelled)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
-        weights = self.server.train_pooled(pupil, start, plan, (self.seed, "pooled"), self.school.step)
+        weights = self.server.train_pooled(prepared, start, plan, (self.seed, "pooled"), self.factory.step)
         return self._outcome("pooled", "control", weights, began)
 
     def _local(self) -> Outcome:
@@ -210,7 +210,7 @@ class Comparison:
         request = federation.request(self.sites.merchants, rate, test=True)
         student = federation.students[federation.global_student]
 
-        def take() -> tuple[list[Metrics], Intake]:
+        def take() -> tuple[list[Metrics], UplinkValidator]:
             intake = federation.intake(request, method.broadcast(state), {}, state, 1)
             measured = []
             for done, uplink in enumerate(intake, 1):
@@ -280,19 +280,19 @@ class Comparison:
         """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
         federation on the server's own, since what is released must not depend on merchants' validation examples."""
         config = self.experiment.adaptation
-        student = self.school.student(self.experiment.student.model)
-        lesson = self.school.lesson.at(1.0)
-        pupil = lesson.pupil(student, self.seed, arm, "adapt")
+        student = self.factory.student(self.experiment.student.model)
+        target = self.factory.target.at(1.0)
+        prepared = target.prepared(student, self.seed, arm, "adapt")
         layers = layers_of(student) if config.unfreeze else ()
-        stages = domain_stages(lesson.phase(pupil, config.epochs, config.learning_rate_scale), layers)
+        stages = domain_stages(target.phase(prepared, config.epochs, config.learning_rate_scale), layers)
 
-        def train(current: Weights, stage: Stage) -> Weights:
+        def train(current: Weights, stage: AdaptationStage) -> Weights:
             self.callbacks.on_stage(f"seed {self.seed} · {arm}: {stage.title}", None)
             for number, part in enumerate(stage.parts):
                 purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
                 with frozen(student, part.frozen):
                     current = self.server.train(
-                        pupil, current, part.plan, (self.seed, *purpose), self.server.pace(), self.school.step
+                        prepared, current, part.plan, (self.seed, *purpose), self.server.pace(), self.factory.step
                     )
             return current
 
@@ -318,7 +318,7 @@ class Comparison:
         name = federation.global_student
         starts = {merchant: {name: weights} for merchant in merchants}
 
-        def take() -> Intake:
+        def take() -> UplinkValidator:
             intake = federation.intake(request, method.broadcast(state), starts, state, 1)
             intake.finish()
             return intake
@@ -328,8 +328,8 @@ class Comparison:
     def _federation_of(self, arm: str) -> Federation:
         """What an arm runs on; only the compared federations deal different students to the merchants."""
         config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
-        dealt = config.by_merchant if config.by_merchant and arm in titles else [config.model]
-        models = {name: self.school.student(name) for name in dict.fromkeys([config.model, *dealt])}
+        assigned = config.by_merchant if config.by_merchant and arm in titles else [config.model]
+        models = {name: self.factory.student(name) for name in dict.fromkeys([config.model, *assigned])}
         mechanism, protected = mechanism_of(self.experiment, arm), self.experiment.protects(arm)
         released = None
         if self.secret and isinstance(mechanism, AtServer):
@@ -344,16 +344,16 @@ class Comparison:
             seed=self.seed,
             students=models,
             starts=starts,
-            dealt=dealt,
+            assigned=assigned,
             teacher_labels=self.teaching.labels,
-            distil_anew=self.school.distilled_anew,
+            distil_anew=self.factory.distilled_anew,
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,
             teacher=Teacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
-            liars=liars(self.experiment, self.sites.merchants, self.seed),
+            byzantine=byzantine_merchants(self.experiment, self.sites.merchants, self.seed),
             identity=self._identity(arm, starts, released) if protected else "",
             secret=self.secret,
             released=released,
@@ -383,11 +383,11 @@ class Comparison:
 
     def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""
-        lying = liars(self.experiment, self.sites.merchants, self.seed)
+        lying = byzantine_merchants(self.experiment, self.sites.merchants, self.seed)
         return {merchant: found for merchant, found in counts.items() if merchant not in lying}
 
     def _global_student(self, weights: Weights) -> TextModel:
-        student = self.school.student(self.experiment.student.model)
+        student = self.factory.student(self.experiment.student.model)
         student.load_state_dict(dict(weights))
         return student
 
@@ -419,7 +419,7 @@ class Comparison:
             seconds=time.perf_counter() - began,
         )
 
-    def _on_resume(self, arm: str, progress: Progress) -> None:
+    def _on_resume(self, arm: str, progress: FederationProgress) -> None:
         """Cut what was written of later rounds, and write the last round's line if that did not come to it."""
         if not self.store.rewind(self.seed, arm, progress.state.round) and progress.record:
             self._on_round(progress.record)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
-from fed_distill.adversaries.byzantine import liars
+from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.sites import Sites
@@ -48,7 +48,7 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
         public = PublicPart(data.task, data.proxy).fingerprint
         sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline, public=public)
         each_seed = range(experiment.seed, experiment.seed + experiment.repeats)
-        poisoned = {seed: sorted(liars(experiment, sites.merchants, seed)) for seed in each_seed}
+        poisoned = {seed: sorted(byzantine_merchants(experiment, sites.merchants, seed)) for seed in each_seed}
         teaching = prepare_teacher(experiment, data, callbacks)
         data = teaching.data
         if teaching.chosen is not None:
@@ -62,7 +62,7 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
             if seed == experiment.seed:
                 first = comparison
         callbacks.on_stage("report", None)
-        student = first.school.student(experiment.student.model)
+        student = first.factory.student(experiment.student.model)
         student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
         store.save_student(student.save)
         probabilities = evaluator.test_probabilities(student).numpy()

@@ -20,7 +20,7 @@ from fed_distill.distill.ensemble import combined, confidence, domains_of, simil
 from fed_distill.distill.features import features
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, teacher_folder
-from fed_distill.distill.transfer import FEATURES, GRADED, Lesson, lone, partners
+from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
 from fed_distill.evaluation.metrics import Metrics, classification, ranking
 from fed_distill.models import TextModel
 from fed_distill.reporting.callbacks import Callback
@@ -37,7 +37,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Staff:
+class TeacherEnsemble:
     """All teachers of a run and how they are combined; ``labels`` is what they say together."""
 
     members: tuple[Member, ...]
@@ -79,12 +79,12 @@ class Staff:
 
 @dataclass(frozen=True)
 class Teaching:
-    """staff: the fine-tuned teachers. lesson: what a student is taught of the proxy set. metrics: on the common test
+    """ensemble: the fine-tuned teachers. target: what a student is taught of the proxy set. metrics: on the common test
     set, with ``parameters``. data: with the proxy set that is used. chosen: which of its candidates these are, bool
     ``[candidates]``, where the teachers have chosen."""
 
-    staff: Staff
-    lesson: Lesson
+    ensemble: TeacherEnsemble
+    target: DistillationTarget
     metrics: Metrics
     data: FederatedData
     chosen: npt.NDArray[np.bool_] | None = None
@@ -92,12 +92,12 @@ class Teaching:
     @property
     def teacher(self) -> TextModel:
         """The first teacher, from which students may be cut."""
-        return self.staff.members[0].model
+        return self.ensemble.members[0].model
 
     @property
     def labels(self) -> Tensor:
         """The teachers' probabilities on the proxy set ``[proxy, classes]``."""
-        return self.lesson.soft_labels
+        return self.target.soft_labels
 
 
 def cache_folder(experiment: Experiment) -> Path:
@@ -113,17 +113,17 @@ def domain_texts(data: FederatedData) -> Examples:
 def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Teaching:
     """Fine-tune the teachers on the public examples, have them choose the proxy set if that is asked for, label it, and
     measure them."""
-    staff, chosen = _fine_tuned(experiment, data, callbacks), None
+    ensemble, chosen = _fine_tuned(experiment, data, callbacks), None
     if experiment.data.proxy_choice == "uncertainty":
-        labels = staff.labels("the proxy set's candidates", data.proxy)
+        labels = ensemble.labels("the proxy set's candidates", data.proxy)
         chosen = least_sure(labels.numpy(), experiment.data.proxy_size)
         data = _with_proxy(data, data.proxy.take(np.flatnonzero(chosen)))
-    lesson = _lesson(experiment, data, staff)
-    measured = dict(classification(staff.labels("the test set", data.test).numpy(), data.test.labels, data.task))
+    target = _target(experiment, data, ensemble)
+    measured = dict(classification(ensemble.labels("the test set", data.test).numpy(), data.test.labels, data.task))
     if data.ranking_test is not None:
-        ranked = staff.labels("the test ranking", data.ranking_test.examples)
+        ranked = ensemble.labels("the test ranking", data.ranking_test.examples)
         measured |= ranking(ranked.numpy(), data.ranking_test, data.task)
-    return Teaching(staff, lesson, {**measured, "parameters": staff.parameters}, data, chosen)
+    return Teaching(ensemble, target, {**measured, "parameters": ensemble.parameters}, data, chosen)
 
 
 def _with_proxy(data: FederatedData, proxy: Examples) -> FederatedData:
@@ -131,7 +131,7 @@ def _with_proxy(data: FederatedData, proxy: Examples) -> FederatedData:
     return replace(data, proxy=proxy, account={**data.account, "examples": examples})
 
 
-def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Staff:
+def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> TeacherEnsemble:
     """Every teacher of the ensemble in every domain."""
     config, cache, members = experiment.teacher, cache_folder(experiment), []
     domains = domains_of(data.public, data.public_valid, config.domains, experiment.data.seed)
@@ -151,26 +151,30 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
                 lambda done, total, metrics: callbacks.on_step(done, {"steps": total, **metrics}),
             )
             members.append(Member(tuned.model.eval(), name, own))
-    return Staff(tuple(members), config.combine, cache, callbacks)
+    return TeacherEnsemble(tuple(members), config.combine, cache, callbacks)
 
 
-def _lesson(experiment: Experiment, data: FederatedData, staff: Staff) -> Lesson:
-    config, first = experiment.distill, staff.members[0]
+def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemble) -> DistillationTarget:
+    config, first = experiment.distill, ensemble.members[0]
     read = None
     if set(config.transfer) & set(GRADED) and (alone := lone(data.proxy)):
         told = f"{alone} of {len(data.proxy)} proxy examples are their query's only ones, and teach nothing of ranking"
-        staff.callbacks.on_message(told)
+        ensemble.callbacks.on_message(told)
     if set(config.transfer) & set(FEATURES):
-        if len(staff.members) > 1:
-            staff.callbacks.on_message(f"hidden states are those of the first of {len(staff.members)} teachers")
-        staff.callbacks.on_stage("teacher: hidden states on the proxy set", len(data.proxy))
+        if len(ensemble.members) > 1:
+            ensemble.callbacks.on_message(f"hidden states are those of the first of {len(ensemble.members)} teachers")
+        ensemble.callbacks.on_stage("teacher: hidden states on the proxy set", len(data.proxy))
         read = features(
-            first.model, first.name, data.proxy, staff.cache, lambda done, total: staff.callbacks.on_step(done, {})
+            first.model,
+            first.name,
+            data.proxy,
+            ensemble.cache,
+            lambda done, total: ensemble.callbacks.on_step(done, {}),
         )
-    return Lesson(
+    return DistillationTarget(
         config,
         data.task,
-        staff.labels("the proxy set", data.proxy),
+        ensemble.labels("the proxy set", data.proxy),
         experiment.training.server_temperature,
         read,
         partners(config.transfer, data.proxy, experiment.data.seed),

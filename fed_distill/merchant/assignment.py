@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Mapping
 
 
-def spread(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
+def assign_merchants(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
     """Names in ``parts`` lists, each sorted, balanced by the sum of ``sizes``; the same for the same sizes."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fed_distill.adversaries import ATTACKS
 from fed_distill.adversaries.attacks import Attack
-from fed_distill.adversaries.byzantine import liars
+from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data import load
 from fed_distill.data.examples import FederatedData, Task
@@ -34,7 +34,7 @@ from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
 from fed_distill.merchant.answers import ANSWERS, Answers
-from fed_distill.merchant.assignment import spread
+from fed_distill.merchant.assignment import assign_merchants
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
@@ -331,7 +331,9 @@ class Site:
     def _attack(self, merchant: str, request: TrainRequest) -> Attack | None:
         """What a poisoned merchant of a simulation does; None for the honest."""
         config, arm = self.experiment.poisoning, request.arm
-        lies = self.experiment.is_poisoned(arm) and merchant in liars(self.experiment, self.everybody, request.seed)
+        lies = self.experiment.is_poisoned(arm) and merchant in byzantine_merchants(
+            self.experiment, self.everybody, request.seed
+        )
         attack: Attack | None = ATTACKS.build(config.attack, config.options) if lies else None
         return attack
 
@@ -483,7 +485,7 @@ def open_site(
     data = load(experiment.data) if data is None else data
     limits = Limits.read(experiment.privacy.limits) if limits is None else limits
     sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
-    merchants = {name: data.merchants[name] for name in spread(sizes, parts)[part]}
+    merchants = {name: data.merchants[name] for name in assign_merchants(sizes, parts)[part]}
     unknown = limits.merchants.keys() - data.merchants.keys()
     if unknown:
         raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")

@@ -50,7 +50,7 @@ class FedMKT(FedMD):
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Agree on classes, choose whom to learn from, and have teacher and global student learn."""
-        teacher, best = state.teacher_labels, Best(*state.teacher_labels.shape)
+        teacher, best = state.teacher_labels, SurestAnswers(*state.teacher_labels.shape)
         merchants = self.agree(state, best.noting(up)).to(teacher.dtype)
         label = (self.teacher_share * teacher + (1.0 - self.teacher_share) * merchants).argmax(dim=-1)
         chosen = best.of(label).to(teacher.dtype)
@@ -68,7 +68,7 @@ class FedMKT(FedMD):
         return Plan((Phase(learn, data="proxy", epochs=self.teacher_epochs, references=references),))
 
 
-class Best:
+class SurestAnswers:
     """Of every example, whoever is surest of each class: memory for as many answers as there are classes, however many
     merchants there are. Of equals the first."""
 

@@ -18,7 +18,7 @@ from fed_distill.registry import Registry
 CALLBACKS = Registry(
     "callback",
     {
-        "progress": "fed_distill.reporting.terminal_progress:Progress",
+        "progress": "fed_distill.reporting.terminal_progress:ProgressBars",
         "tensorboard": "fed_distill.reporting.callbacks:TensorBoard",
         "wandb": "fed_distill.reporting.callbacks:WeightsAndBiases",
         "log": "fed_distill.reporting.run_log:RunLog",

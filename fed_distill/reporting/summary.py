@@ -124,8 +124,8 @@ def _poisoning(experiment: Experiment, poisoned: Mapping[int, Sequence[str]]) ->
     config = experiment.poisoning
     if not config.share:
         return None
-    liars = {str(seed): list(names) for seed, names in poisoned.items()}
-    return {"attack": config.attack, "options": dict(config.options), "share": config.share, "merchants": liars}
+    names_by_seed = {str(seed): list(names) for seed, names in poisoned.items()}
+    return {"attack": config.attack, "options": dict(config.options), "share": config.share, "merchants": names_by_seed}
 
 
 def _by_name(outcomes: Sequence[Outcome], kind: str) -> dict[str, list[Outcome]]:

@@ -24,7 +24,7 @@ PATIENCE = 60.0
 """Seconds after which the steps of a stage get a plain line, whether or not another quarter of them is done."""
 
 
-class Progress(Callback):
+class ProgressBars(Callback):
     """Shows stage, round, merchants, loss, validation metric and the time left."""
 
     def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:

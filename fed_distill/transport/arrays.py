@@ -31,7 +31,7 @@ _HEADER = re.compile(
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArrayLayout:
     """What an array's header says, and that is true. start: of its values among its bytes."""
 
     dtype: np.dtype[Any]
@@ -44,7 +44,7 @@ class Layout:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def layout_of(array: Array) -> Layout:
+def layout_of(array: Array) -> ArrayLayout:
     """The layout of an array from outside. ValueError unless ``numpy.save`` can have written it: plain numbers in rows,
     little more than a header before them, and nothing after."""
     data = array.data
@@ -58,7 +58,7 @@ def layout_of(array: Array) -> Layout:
     shape = tuple(int(one) for one in sizes.split(",") if one.strip())
     if kind not in _TYPES or len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"an array of type {kind} and {len(shape)} dimensions, which no message has")
-    layout = Layout(_TYPES[kind], shape, _FIRST + size)
+    layout = ArrayLayout(_TYPES[kind], shape, _FIRST + size)
     if len(data) - layout.start != layout.nbytes:
         raise ValueError(f"an array that promises {layout.nbytes} bytes and has {len(data) - layout.start}")
     return layout

@@ -33,7 +33,7 @@ _UP, _DOWN = "up", "down"
 
 
 @dataclass(frozen=True)
-class Received:
+class RawMessage:
     """A message whose arrays have been read, and whose payloads have not been made yet.
 
     :param tensors: by record, without its prefix, and by name in it.
@@ -114,12 +114,12 @@ def encode_downlink(down: Downlink, coded: Collection[str] = ()) -> RecordDict:
     return content
 
 
-def read_downlink(content: RecordDict) -> Received:
+def read_downlink(content: RecordDict) -> RawMessage:
     """What a downlink holds. KeyError, TypeError or ValueError if its head or an array cannot be read."""
     numbers = {name: _whole(value) for name, value in content.config_records[_DOWN].items()}
     scalars = content.metric_records.get(f"{_DOWN}.scalars", MetricRecord())
     told = {name: float(_scalar(value)) for name, value in scalars.items()}
-    return Received(_read_arrays(content, _DOWN), numbers, told)
+    return RawMessage(_read_arrays(content, _DOWN), numbers, told)
 
 
 def decode_downlink(content: RecordDict, kinds: Kinds) -> Downlink:
@@ -154,7 +154,7 @@ def encode_uplink(up: Uplink, coded: Collection[str] = ()) -> RecordDict:
     return content
 
 
-def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, Received]:
+def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, RawMessage]:
     """The merchant that an uplink says it is of, and what it holds. Raises UplinkRejected if its head or an array
     cannot be read, or if there is no ``room`` for it."""
     try:
@@ -170,7 +170,7 @@ def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, Rec
             raise TypeError("a merchant's name that is no text")
         numbers = {name: _whole(value) for name, value in head.items()}
         told = {name: float(_scalar(value)) for name, value in metrics.items()}
-        return merchant, Received(_read_arrays(content, _UP), numbers, told)
+        return merchant, RawMessage(_read_arrays(content, _UP), numbers, told)
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
         raise UplinkRejected(f"an uplink could not be read: {type(error).__name__}: {error}") from error
 
@@ -182,7 +182,7 @@ def decode_uplink(content: RecordDict, kinds: Kinds, room: Room | None = None) -
     return uplink_of(merchant, got, kinds)
 
 
-def uplink_of(merchant: str, got: Received, kinds: Kinds) -> Uplink:
+def uplink_of(merchant: str, got: RawMessage, kinds: Kinds) -> Uplink:
     """The uplink that was received; UplinkRejected if it holds another payload than of ``kinds``, or a broken one."""
     try:
         return Uplink(merchant, got.numbers["examples"], got.payloads(kinds), got.scalars)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fed_distill.adversaries.byzantine import liars
+from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 
@@ -17,20 +17,20 @@ def poisoned(share):
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, 0), (0.01, 1), (0.3, 3), (0.94, 9)])
 def test_a_share_of_the_merchants_lies_and_at_least_one_if_any(share, size):
-    found = liars(poisoned(share), MERCHANTS, 0)
+    found = byzantine_merchants(poisoned(share), MERCHANTS, 0)
     assert len(found) == size
     assert found <= set(MERCHANTS)
 
 
 def test_liars_are_the_same_in_whatever_order_merchants_are_named():
-    assert liars(poisoned(0.3), MERCHANTS, 4) == liars(poisoned(0.3), MERCHANTS[::-1], 4)
+    assert byzantine_merchants(poisoned(0.3), MERCHANTS, 4) == byzantine_merchants(poisoned(0.3), MERCHANTS[::-1], 4)
 
 
 def test_another_seed_has_other_liars_and_everybody_lies_about_as_often():
-    counts = Counter(name for seed in range(400) for name in liars(poisoned(0.3), MERCHANTS, seed))
+    counts = Counter(name for seed in range(400) for name in byzantine_merchants(poisoned(0.3), MERCHANTS, seed))
     assert all(abs(counts[name] - 120) < 5 * (400 * 0.3 * 0.7) ** 0.5 for name in MERCHANTS)
 
 
 def test_somebody_must_be_honest():
     with pytest.raises(ConfigError, match=r"poisoning\.share = 0\.3 leaves no honest one of 1 merchants"):
-        liars(poisoned(0.3), ["only"], 0)
+        byzantine_merchants(poisoned(0.3), ["only"], 0)

@@ -7,7 +7,7 @@ import torch
 from fed_distill.adversaries.attacks import Scaled, SignFlip
 from fed_distill.aggregation import AGGREGATORS, agreement
 from fed_distill.aggregation.agreement import FedAgree, FedSubAgree, agreeing, inner_products, shortened
-from fed_distill.aggregation.fedavg import FedAvg
+from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights
@@ -16,7 +16,7 @@ from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 FLOATING = ("table", "bias", "scale")
-PLAIN = {"fedagree": FedAvg(), "fedsubagree": FedSubAvg()}
+PLAIN = {"fedagree": WeightedMean(), "fedsubagree": FedSubAvg()}
 
 
 def updates(current, weights):

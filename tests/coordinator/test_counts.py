@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from fed_distill.aggregation.fedavg import FedAvg
+from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.aggregation.fedsubavg import USES_PER_EXAMPLE, FedSubAvg
 from fed_distill.coordinator.counts import Counts, most
-from fed_distill.coordinator.intake import Intake
 from fed_distill.coordinator.sites import Chunk
+from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.merchant.app import build_app
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
@@ -118,7 +118,7 @@ def test_counts_of_whole_tables_are_refused_before_anybody_is_measured_by_them()
     honest = sent("a", 10).need(StudentWeights)
     odd = honest.with_counts({**honest.counts, "bias": torch.tensor([9, 9])})
     chunks = [Chunk((Uplink("liar", 10, (odd,)), sent("b", 10), sent("c", 10)))]
-    intake = Intake(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
+    intake = UplinkValidator(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
     assert [uplink.merchant for uplink in intake] == ["b", "c"]
     assert intake.refusals[0].reason == "merchant liar: counts of 'bias' without its rows"
 
@@ -199,7 +199,7 @@ class Claiming:
 
 
 def merged_by_hand(start, uplinks, submodels, limited=True):
-    """FedAvg, or FedSubAvg, written out, with what merchants count for cut by ``slow_limit``."""
+    """WeightedMean, or FedSubAvg, written out, with what merchants count for cut by ``slow_limit``."""
     limit = slow_limit([up.examples for up in uplinks], SHARE, RATIO) if limited else MOST_EXAMPLES
     examples = [min(up.examples, int(limit + 1e-6)) for up in uplinks]
     merged = {}
@@ -274,5 +274,5 @@ def test_the_limit_is_on_what_examples_count_for(power):
     uplinks.append(Uplink("liar", MOST_EXAMPLES, (StudentWeights({"bias": torch.ones(1)}),)))
     counts = Counts(SHARE, RATIO, power)
     counts.learn(uplinks)
-    merged = FedAvg("examples" if power == 1 else "examples-squared").average(current, map(counts.cut, uplinks))
+    merged = WeightedMean("examples" if power == 1 else "examples-squared").average(current, map(counts.cut, uplinks))
     assert SHARE - 2e-3 < float(merged["bias"]) <= SHARE + 1e-6

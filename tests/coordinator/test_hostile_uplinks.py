@@ -25,8 +25,8 @@ from fed_distill.aggregation.votes import counted_plainly
 from fed_distill.config import Experiment
 from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.exchange import LONGEST_REASON
-from fed_distill.coordinator.intake import Intake
 from fed_distill.coordinator.sites import Sites
+from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.data import load
 from fed_distill.experiment.grid import InProcessGrid, LocalGrid
 from fed_distill.experiment.run import run_experiment
@@ -126,7 +126,7 @@ class Largest(TorchDispatchMode):
 class Outcome:
     """Of one round: what was merged and refused, and what it cost. state: weights and what else is kept."""
 
-    intake: Intake
+    intake: UplinkValidator
     uplinks: dict[str, Uplink]
     state: dict[str, torch.Tensor]
     peak: int
@@ -218,7 +218,9 @@ class Round:
         tracemalloc.start()
         with Largest() as largest:
             chunks = sites.train(self.whole, self.down, {}, 16, self.codec, self.method.sends, self.context)
-            intake = Intake(chunks, self.context, len(self.whole.merchants), 1, 0.0, 1000.0, counts=Counts(0.6, 20.0))
+            intake = UplinkValidator(
+                chunks, self.context, len(self.whole.merchants), 1, 0.0, 1000.0, counts=Counts(0.6, 20.0)
+            )
             merged = self.method.merge(self.state(), noted(intake), self)
             intake.finish()
         peak = tracemalloc.get_traced_memory()[1]

@@ -9,7 +9,7 @@ from fed_distill.config import DistillConfig
 from fed_distill.coordinator.students import distillation_plan, labels_plan
 from fed_distill.data.examples import Task
 from fed_distill.distill.losses import distillation_kl, soften
-from fed_distill.distill.transfer import Lesson
+from fed_distill.distill.transfer import DistillationTarget
 from fed_distill.models.base import Outputs
 
 TASK = Task("toy", ("same", "near", "far"), pair=True, positive="same", gains=(1.0, 0.5, 0.0))
@@ -18,7 +18,9 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
 
 
 def plan_of(student, epochs, labelled=None, **config):
-    return distillation_plan(Lesson(DistillConfig(**config), TASK, LABELS, 4.0), student, epochs, labelled).phases
+    return distillation_plan(
+        DistillationTarget(DistillConfig(**config), TASK, LABELS, 4.0), student, epochs, labelled
+    ).phases
 
 
 def temperatures(phases):
@@ -32,7 +34,7 @@ def temperatures(phases):
     return found
 
 
-def test_labels_and_lessons_take_turns_and_a_part_of_an_epoch_is_last(student):
+def test_labels_and_targets_take_turns_and_a_part_of_an_epoch_is_last(student):
     phases = plan_of(student, 2.5)
     assert [(phase.data, phase.epochs) for phase in phases] == [
         ("private", 1.0), ("proxy", 1.0), ("private", 1.0), ("proxy", 1.0), ("private", 0.5), ("proxy", 0.5),

@@ -2,7 +2,7 @@
 
 import torch
 
-from fed_distill.distill.adapt import Part, Stage, adapt, domain_stages
+from fed_distill.distill.adapt import AdaptationStage, Part, adapt, domain_stages
 from fed_distill.distill.losses import soft_labels
 from fed_distill.training.plan import Phase, Plan
 
@@ -33,7 +33,7 @@ def test_gradual_unfreezing_frees_the_last_layer_first_in_the_same_time():
 
 def run(scores):
     """Adapt through stages after which validation says ``scores``; the weights count the stages that were kept."""
-    stages = [Stage(f"stage {number}", (Part(Plan()),)) for number in range(1, len(scores))]
+    stages = [AdaptationStage(f"stage {number}", (Part(Plan()),)) for number in range(1, len(scores))]
     reached = {(): scores[0]}
     trained = []
 

@@ -9,7 +9,7 @@ from fed_distill import seeds
 from fed_distill.config import AssistantConfig, DistillConfig
 from fed_distill.data.examples import Task
 from fed_distill.distill.chain import levels
-from fed_distill.distill.transfer import Lesson
+from fed_distill.distill.transfer import DistillationTarget
 from fed_distill.models import build_student
 
 TASK = Task("toy", ("same", "near", "far"), pair=True, positive="same")
@@ -30,9 +30,9 @@ class Workshop:
         with seeds.scope(0, "assistant", place):
             return build_student(assistant.model, assistant.options, TASK)
 
-    def train(self, model, lesson, assistant, place, upper):
+    def train(self, model, target, assistant, place, upper):
         self.uppers.append(upper)
-        self.trained.append((place, assistant.model, lesson.assistant.tolist(), lesson.assistant_weight))
+        self.trained.append((place, assistant.model, target.assistant.tolist(), target.assistant_weight))
         return {name: value + place for name, value in model.state_dict().items()}
 
     def label(self, model, name):
@@ -40,8 +40,8 @@ class Workshop:
         return torch.tensor([[share, 0.5, 0.5 - share]])
 
     def levels(self, cache, assistants=ASSISTANTS, depends_on="teacher"):
-        lesson = Lesson(DistillConfig(), TASK, TEACHER, 2.0)
-        return levels(assistants, lesson, depends_on, cache, self.build, self.train, self.label)
+        target = DistillationTarget(DistillConfig(), TASK, TEACHER, 2.0)
+        return levels(assistants, target, depends_on, cache, self.build, self.train, self.label)
 
 
 @pytest.fixture

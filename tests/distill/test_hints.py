@@ -12,7 +12,16 @@ from sklearn.metrics.pairwise import cosine_similarity
 from fed_distill import seeds
 from fed_distill.config import TrainingConfig
 from fed_distill.data.examples import Examples, Task
-from fed_distill.distill.hints import LIST, Layers, Taught, expected_gain, guided_layer, layer_map, resampled, unwrapped
+from fed_distill.distill.hints import (
+    LIST,
+    FeatureStudent,
+    Layers,
+    expected_gain,
+    guided_layer,
+    layer_map,
+    resampled,
+    unwrapped,
+)
 from fed_distill.errors import ConfigError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
@@ -55,7 +64,7 @@ def small(kind):
 
 def taught(kind, kinds=None, partners=None):
     with seeds.scope(0, "projections"):
-        return Taught(small(kind), kinds or EVERY.get(kind, ALL), True, WIDTH, TASK.gains, partners or PARTNERS)
+        return FeatureStudent(small(kind), kinds or EVERY.get(kind, ALL), True, WIDTH, TASK.gains, partners or PARTNERS)
 
 
 def read(model, encoded, index):

@@ -1,4 +1,4 @@
-"""A lesson: its losses are the weighted sum of the papers' formulas, with the teacher's side of each kind."""
+"""A target: its losses are the weighted sum of the papers' formulas, with the teacher's side of each kind."""
 
 import dataclasses
 from collections import defaultdict
@@ -15,15 +15,15 @@ from fed_distill import seeds
 from fed_distill.config import DistillConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.features import Features
-from fed_distill.distill.hints import LIST, POSITIONS, Taught
+from fed_distill.distill.hints import LIST, POSITIONS, FeatureStudent
 from fed_distill.distill.losses import distillation_kl, soften
-from fed_distill.distill.transfer import Lesson, check_heard, check_transfer, lone, partners
+from fed_distill.distill.transfer import DistillationTarget, check_heard, check_transfer, lone, partners
 from fed_distill.errors import ConfigError, DataError, FedDistillError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
 
 TASK = Task("toy", ("same", "near", "far"), pair=True, positive="same", gains=(1.0, 0.5, 0.0))
-DRAW = seeds.torch_stream(0, "lesson")
+DRAW = seeds.torch_stream(0, "target")
 COUNT, LAYERS, WIDTH = 9, 4, 6
 LABELS = torch.randn(COUNT, 3, generator=DRAW).softmax(dim=-1)
 STATES = torch.randn(COUNT, LAYERS, WIDTH, generator=DRAW)
@@ -37,8 +37,8 @@ PARTNERS = {
 ALL = ["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise"]
 
 
-def lesson(temperature=2.0, **config):
-    return Lesson(DistillConfig(**config), TASK, LABELS, temperature, Features(STATES, MAPS), PARTNERS)
+def target(temperature=2.0, **config):
+    return DistillationTarget(DistillConfig(**config), TASK, LABELS, temperature, Features(STATES, MAPS), PARTNERS)
 
 
 def student(layers=2):
@@ -48,8 +48,8 @@ def student(layers=2):
 
 
 def test_by_default_a_student_learns_probabilities_as_it_is():
-    taught, plain = lesson(), student()
-    assert taught.pupil(plain, 0, "server") is plain
+    taught, plain = target(), student()
+    assert taught.prepared(plain, 0, "server") is plain
     phase = taught.phase(plain, 1.5, 0.3)
     assert (phase.data, phase.epochs, phase.learning_rate_scale, phase.hidden) == ("proxy", 1.5, 0.3, False)
     assert phase.references.keys() == {"soft_labels"}
@@ -60,7 +60,7 @@ def test_by_default_a_student_learns_probabilities_as_it_is():
 
 def test_without_a_kind_the_last_assistant_is_the_teacher_and_in_one_step_the_teacher_itself():
     """Mirzadeh et al. 2020: KL with the level above at the temperature, times its square, and nothing else."""
-    alone, plain = lesson(transfer=[], assistants=[{}], assistant_weight=3.0), student()
+    alone, plain = target(transfer=[], assistants=[{}], assistant_weight=3.0), student()
     logits = torch.randn(COUNT, 3, generator=DRAW)
     below = alone.below(ABOVE).phase(plain, 1.0)
     assert torch.equal(below.references["soft_labels"], ABOVE)
@@ -68,14 +68,14 @@ def test_without_a_kind_the_last_assistant_is_the_teacher_and_in_one_step_the_te
     divergence = (softened * (softened.log() - (logits / 2.0).log_softmax(dim=-1))).sum(dim=-1)
     assert torch.allclose(below.objective(Outputs(logits), below.references), 3.0 * 4.0 * divergence, atol=1e-5)
     one_step = alone.phase(plain, 1.0)
-    default = lesson().phase(plain, 1.0).objective(Outputs(logits), one_step.references)
+    default = target().phase(plain, 1.0).objective(Outputs(logits), one_step.references)
     assert torch.equal(one_step.objective(Outputs(logits), one_step.references), default)
 
 
 def test_all_kinds_are_weighed_and_added():
     weights = {kind: 0.1 * place for place, kind in enumerate(ALL, 1)}
-    taught = lesson(transfer=ALL, weights=weights)
-    pupil = taught.pupil(student(layers=2), 0, "server")
+    taught = target(transfer=ALL, weights=weights)
+    prepared = taught.prepared(student(layers=2), 0, "server")
     logits = torch.randn(COUNT, 3, generator=DRAW)
     hidden = {
         "hints": torch.randn(COUNT, 1, WIDTH, generator=DRAW),
@@ -85,9 +85,9 @@ def test_all_kinds_are_weighed_and_added():
         "ranking": torch.randn(COUNT, 1, 1, generator=DRAW),
         "listwise": torch.randn(COUNT, 1, LIST, generator=DRAW),
     }
-    phase = taught.phase(pupil, 1.0)
+    phase = taught.phase(prepared, 1.0)
     assert phase.hidden
-    outputs = Outputs(logits, tuple(hidden[kind] for kind in pupil.kinds))
+    outputs = Outputs(logits, tuple(hidden[kind] for kind in prepared.kinds))
     log_q = (logits / 2).log_softmax(dim=-1)
     softened = (LABELS.log() / 2).softmax(dim=-1)
     cosines = torch.from_numpy(cosine_similarity(STATES[:, -1].numpy()))
@@ -115,12 +115,12 @@ def test_the_order_of_the_kinds_makes_no_difference():
     logits = torch.randn(COUNT, 3, generator=DRAW)
     found = []
     for kinds in (ALL, ALL[::-1]):
-        taught = lesson(transfer=kinds)
-        pupil = taught.pupil(student(), 0, "server")
-        assert isinstance(pupil, Taught)
-        encoded = pupil.with_partners(pupil.encode(["red shoe", "tea", "tea cup"] * 3, ["red", "cup", "tea"] * 3))
-        phase = taught.phase(pupil, 1.0)
-        outputs = pupil.eval()(pupil.collate(encoded, torch.arange(COUNT)), hidden=True)
+        taught = target(transfer=kinds)
+        prepared = taught.prepared(student(), 0, "server")
+        assert isinstance(prepared, FeatureStudent)
+        encoded = prepared.with_partners(prepared.encode(["red shoe", "tea", "tea cup"] * 3, ["red", "cup", "tea"] * 3))
+        phase = taught.phase(prepared, 1.0)
+        outputs = prepared.eval()(prepared.collate(encoded, torch.arange(COUNT)), hidden=True)
         found.append(phase.objective(dataclasses.replace(outputs, logits=logits), phase.references).detach())
     # projections are drawn alike whatever the order
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
@@ -128,7 +128,7 @@ def test_the_order_of_the_kinds_makes_no_difference():
 
 def test_projections_are_drawn_by_seed_and_purpose():
     def hint(seed, *purpose):
-        return lesson(transfer=["hints"]).pupil(student(), seed, *purpose).hint.weight
+        return target(transfer=["hints"]).prepared(student(), seed, *purpose).hint.weight
 
     assert torch.equal(hint(0, "server"), hint(0, "server"))
     assert not torch.equal(hint(0, "server"), hint(1, "server"))
@@ -136,13 +136,13 @@ def test_projections_are_drawn_by_seed_and_purpose():
 
 
 def test_the_temperature_moves_along_a_line_to_the_final_one():
-    moving = lesson(temperature=5.0, final_temperature=1.0)
+    moving = target(temperature=5.0, final_temperature=1.0)
     assert [moving.at(done).temperature for done in (0.0, 0.5, 1.0)] == [5.0, 3.0, 1.0]
-    assert lesson(temperature=5.0).at(1.0).temperature == 5.0
+    assert target(temperature=5.0).at(1.0).temperature == 5.0
 
 
 def test_other_soft_labels_may_have_a_temperature_of_their_own_throughout():
-    moving, others = lesson(temperature=5.0, final_temperature=1.0), torch.ones(2, 2)
+    moving, others = target(temperature=5.0, final_temperature=1.0), torch.ones(2, 2)
     assert moving.saying(others).at(0.5).temperature == 3.0
     assert moving.saying(others, 2.5).at(0.5).temperature == 2.5
     assert torch.equal(moving.saying(others, 2.5).soft_labels, others)
@@ -150,7 +150,7 @@ def test_other_soft_labels_may_have_a_temperature_of_their_own_throughout():
 
 def test_a_student_below_an_assistant_learns_from_both():
     logits = torch.randn(COUNT, 3, generator=DRAW)
-    taught = lesson(temperature=1.0, assistant_weight=0.5).below(ABOVE)
+    taught = target(temperature=1.0, assistant_weight=0.5).below(ABOVE)
     phase = taught.phase(student(), 1.0)
     log_q = logits.log_softmax(dim=-1)
     divergence = F.kl_div(log_q, LABELS, reduction="none").sum(dim=1)
@@ -161,8 +161,8 @@ def test_a_student_below_an_assistant_learns_from_both():
 def test_an_assistant_follows_the_level_above_it_alone():
     logits = torch.randn(COUNT, 3, generator=DRAW)
     plain = student()
-    taught = lesson(temperature=1.0, transfer=ALL, weights={"hints": 3.0}).following(ABOVE, 0.25)
-    assert taught.pupil(plain, 0, "assistant") is plain
+    taught = target(temperature=1.0, transfer=ALL, weights={"hints": 3.0}).following(ABOVE, 0.25)
+    assert taught.prepared(plain, 0, "assistant") is plain
     phase = taught.phase(plain, 1.0)
     expected = -0.25 * (ABOVE * logits.log_softmax(dim=-1)).sum(dim=1)
     torch.testing.assert_close(phase.objective(Outputs(logits), phase.references), expected, rtol=1e-4, atol=1e-5)
@@ -232,16 +232,18 @@ def test_ranking_needs_grades(kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_lesson_that_reads_no_soft_labels_is_known(kind):
+def test_a_target_that_reads_no_soft_labels_is_known(kind):
     """A student that is taught anew with merchants' soft labels hears them where a loss reads them, and only there."""
-    taught, found = lesson(transfer=[kind]), []
-    pupil = taught.pupil(student(), 0, "server").eval()
-    encoded = pupil.encode(["red shoe", "tea", "tea cup"] * 3, ["red", "cup", "tea"] * 3)
-    if isinstance(pupil, Taught):
-        encoded = pupil.with_partners(encoded)
+    taught, found = target(transfer=[kind]), []
+    prepared = taught.prepared(student(), 0, "server").eval()
+    encoded = prepared.encode(["red shoe", "tea", "tea cup"] * 3, ["red", "cup", "tea"] * 3)
+    if isinstance(prepared, FeatureStudent):
+        encoded = prepared.with_partners(encoded)
     for said in (taught, taught.saying(LABELS.flip(0))):
-        phase = said.phase(pupil, 1.0)
-        found.append(phase.objective(phase.run(pupil, pupil.collate(encoded, torch.arange(COUNT))), phase.references))
+        phase = said.phase(prepared, 1.0)
+        found.append(
+            phase.objective(phase.run(prepared, prepared.collate(encoded, torch.arange(COUNT))), phase.references)
+        )
     if torch.equal(*found):
         with pytest.raises(ConfigError, match=r"distill\.transfer has no kind that reads soft labels"):
             check_heard(taught.config)

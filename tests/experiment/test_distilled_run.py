@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fed_distill.errors import ConfigError, DataError
-from fed_distill.experiment.teaching import Staff
+from fed_distill.experiment.teaching import TeacherEnsemble
 from fed_distill.storage.checkpoints import read_checkpoint
 
 SMALL_LSTM = {"model": "lstm", "options": {"rows": 512, "width": 8}}
@@ -120,13 +120,13 @@ def test_several_teachers_teach_as_one_and_each_way_to_combine_them_teaches_some
 def test_an_assistant_below_another_hears_that_one_alone_on_labelled_examples_too(summary_of, taught, monkeypatch):
     """The teacher is asked about these for the first assistant, the student, and the student in one step."""
     heard = []
-    spoken = Staff.labels
+    spoken = TeacherEnsemble.labels
 
     def labels(self, what, examples):
         heard.append(what)
         return spoken(self, what, examples)
 
-    monkeypatch.setattr(Staff, "labels", labels)
+    monkeypatch.setattr(TeacherEnsemble, "labels", labels)
     two = [{**SMALL_LSTM, "epochs": 1}, {"model": "bert-mini", "options": {"layers": 1, "width": 16}, "epochs": 1}]
     summary_of(distill__assistants=two, distill__hard_weight=0.5, seed=9)
     assert heard.count("labelled examples") == 3

@@ -19,7 +19,7 @@ from fed_distill.config import Experiment
 from fed_distill.coordinator import rounds, students
 from fed_distill.data import load
 from fed_distill.errors import FedDistillError
-from fed_distill.experiment import comparison, conduct, schooling
+from fed_distill.experiment import comparison, conduct, student_factory
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.merchant import site
@@ -108,7 +108,7 @@ def drawn():
         for module in (
             rounds,
             comparison,
-            schooling,
+            student_factory,
         ):
             patch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
         yield
@@ -142,7 +142,7 @@ class Case:
             if cached:
                 teaching = prepare_teacher(self.experiment, comparison.teaching.data, Callback())
                 found = {"teacher": bits(teaching.teacher.state_dict()), "says": teaching.labels.numpy().tobytes()}
-                found |= {"scores": teaching.metrics, "start": bits(comparison.school.start(name)[0])}
+                found |= {"scores": teaching.metrics, "start": bits(comparison.factory.start(name)[0])}
             found["outcomes"] = comparison.run()
             found["student"] = bits(comparison.final_weights(self.experiment.federation.title))
             return found | {"records": store.records()}

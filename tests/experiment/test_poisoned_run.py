@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fed_distill.adversaries.byzantine import liars
+from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.errors import ConfigError
 
 WITHIN = 0.1
@@ -57,7 +57,7 @@ def test_controls_are_the_same_under_attack(runs):
 
 def test_the_report_names_the_liars_and_figures_by_merchant_are_of_the_others(runs):
     (summaries, experiment, folder), merchants = runs, set(runs[0]["clean"]["by_merchant"]["counts"])
-    lying = liars(experiment, sorted(merchants), 0)
+    lying = byzantine_merchants(experiment, sorted(merchants), 0)
     told = summaries["poisoned"]["poisoning"]
     assert told == {"attack": "sign-flip", "options": {"scale": 3.0}, "share": 0.3, "merchants": {"0": sorted(lying)}}
     assert summaries["clean"]["poisoning"] is None

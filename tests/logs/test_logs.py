@@ -14,7 +14,7 @@ from fed_distill.data import load
 from fed_distill.errors import ConfigError, DataError, FedDistillError, TrainingError
 from fed_distill.logs import JsonLines, escape_logs, log_as, logged, observed
 from fed_distill.reporting.callbacks import CallbackList
-from fed_distill.reporting.terminal_progress import Progress
+from fed_distill.reporting.terminal_progress import ProgressBars
 
 LOG = logging.getLogger("fed_distill.somewhere")
 
@@ -116,7 +116,7 @@ def test_lines_take_the_place_of_progress(tiny_experiment, tmp_path):
     names = {"runtime.callbacks": ["progress", "log", "tensorboard"]}
     text = CallbackList.of(tiny_experiment(tmp_path, names))
     json_ = CallbackList.of(tiny_experiment(tmp_path, {**names, "runtime.logs": "json"}))
-    assert isinstance(text.callbacks[0], Progress)
+    assert isinstance(text.callbacks[0], ProgressBars)
     assert [type(one).__name__ for one in json_.callbacks] == ["RunLog", "TensorBoard"]
 
 
@@ -155,7 +155,10 @@ def test_a_merchant_that_fails_is_named_on_both_sides(tiny_experiment, tmp_path,
     limits.write_text(f'[merchants."{merchant}"]\nmax_epsilon = 0.001\n', encoding="utf-8")
     run(experiment)
     told = [line for line in lines() if line.get("merchant") == merchant and line["round"] == 1]
-    assert [line["logger"] for line in told] == ["fed_distill.merchant.site", "fed_distill.coordinator.intake"]
+    assert [line["logger"] for line in told] == [
+        "fed_distill.merchant.site",
+        "fed_distill.coordinator.uplink_validator",
+    ]
     assert all(line["federation"] == "fedavg-kd" and line["level"] == "WARNING" for line in told)
     assert told[0]["site"] == "0" and "above the limit of 0.001" in told[0]["message"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fed_distill.adversaries.byzantine import liars
+from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.merchant.site import open_site
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
@@ -21,7 +21,7 @@ def poisoned(world):
     def make(attack, part=0, parts=1, **options):
         table = {"share": 0.4, "attack": attack, "options": options}
         experiment = world.experiment.with_changes({"poisoning": table, "controls": ["local"]})
-        return open_site(experiment, part, parts), liars(experiment, world.names, 0)
+        return open_site(experiment, part, parts), byzantine_merchants(experiment, world.names, 0)
 
     return make
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.methods.base import replace
-from fed_distill.methods.fedmkt import Best, FedMKT
+from fed_distill.methods.fedmkt import FedMKT, SurestAnswers
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
@@ -96,7 +96,7 @@ def test_a_merchant_learns_where_the_teacher_has_less_loss(several, loss_of):
 def test_who_is_best_does_not_depend_on_who_comes_first_but_for_equals():
     same = torch.tensor([[0.6, 0.4]])
     for order in ([same, torch.tensor([[0.5, 0.5]])], [torch.tensor([[0.5, 0.5]]), same]):
-        best = Best(1, 2)
+        best = SurestAnswers(1, 2)
         assert len(list(best.noting(Uplink("m", 1, (SoftLabels(one),)) for one in order))) == 2
         assert torch.equal(best.of(torch.tensor([0])), same)
         assert torch.equal(best.of(torch.tensor([1])), torch.tensor([[0.5, 0.5]]))

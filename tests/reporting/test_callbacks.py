@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.reporting.callbacks import CALLBACKS, Callback, CallbackList, TensorBoard, WeightsAndBiases, scalars
-from fed_distill.reporting.terminal_progress import Progress
+from fed_distill.reporting.terminal_progress import ProgressBars
 
 EXPERIMENT = Experiment(name="trial")
 SUMMARY = {
@@ -111,7 +111,7 @@ def test_callbacks_are_closed_when_the_run_fails():
 def test_built_in_and_own_callbacks_are_found_by_name(own_module):
     names = ["progress", "tensorboard", "my_callbacks:Recorder"]
     assert [type(callback) for callback in CallbackList.from_names(names).callbacks] == [
-        Progress,
+        ProgressBars,
         TensorBoard,
         Recorder,
     ]

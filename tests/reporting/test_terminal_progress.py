@@ -1,4 +1,4 @@
-"""Progress is readable in a terminal and in a log."""
+"""ProgressBars is readable in a terminal and in a log."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fed_distill.config import Experiment
-from fed_distill.reporting.terminal_progress import Progress, round_facts
+from fed_distill.reporting.terminal_progress import ProgressBars, round_facts
 
 EXPERIMENT = Experiment(name="trial")
 
@@ -27,9 +27,9 @@ def record(round, rounds=3, **changes):
 
 @pytest.fixture
 def log():
-    """Progress into a file, and a function that returns the lines written to it."""
+    """ProgressBars into a file, and a function that returns the lines written to it."""
     file = io.StringIO()
-    progress = Progress(Console(file=file, force_terminal=False, width=60))
+    progress = ProgressBars(Console(file=file, force_terminal=False, width=60))
     return progress, lambda: file.getvalue().splitlines()
 
 
@@ -64,7 +64,7 @@ def test_a_log_is_not_flooded_by_steps(log):
 
 def test_a_log_hears_of_slow_steps_every_minute():
     file, clock = io.StringIO(), [0.0]
-    progress = Progress(Console(file=file, force_terminal=False), now=lambda: clock[0])
+    progress = ProgressBars(Console(file=file, force_terminal=False), now=lambda: clock[0])
     progress.on_stage("teacher", 1000)
     for done in range(1, 14):
         clock[0] += 10.0
@@ -100,7 +100,7 @@ def test_a_new_stage_begins_from_nothing(log):
 
 def test_a_terminal_shows_stages_rounds_and_messages_and_gets_its_cursor_back(tmp_path):
     file = io.StringIO()
-    progress = Progress(Console(file=file, force_terminal=True, width=140, _environ={}))
+    progress = ProgressBars(Console(file=file, force_terminal=True, width=140, _environ={}))
     progress.on_start(EXPERIMENT, tmp_path)
     progress.on_stage("teacher [fine-tuning]", None)
     progress.on_step(5, {"steps": 10.0, "auc": 0.75})
@@ -117,7 +117,7 @@ def test_a_terminal_shows_stages_rounds_and_messages_and_gets_its_cursor_back(tm
 
 def test_a_failed_run_gives_the_cursor_back(tmp_path):
     file = io.StringIO()
-    progress = Progress(Console(file=file, force_terminal=True, width=140, _environ={}))
+    progress = ProgressBars(Console(file=file, force_terminal=True, width=140, _environ={}))
     progress.on_start(EXPERIMENT, tmp_path)
     progress.on_stage("seed 0", 3)
     progress.close()

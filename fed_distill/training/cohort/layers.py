@@ -295,7 +295,7 @@ class _Normalized(torch.autograd.Function):
         )
 
 
-class LSTM(StackedLayer):
+class StackedLSTM(StackedLayer):
     """A one-layer, one-direction ``nn.LSTM``; the state that it returns is None, since nothing here reads it.
 
     On a CPU each merchant goes through torch's own kernel; on a GPU, or when example gradients are wanted, all
@@ -311,7 +311,7 @@ class LSTM(StackedLayer):
     def __init__(self, plain: nn.LSTM) -> None:
         super().__init__(plain)
         if plain.num_layers != 1 or plain.bidirectional or plain.proj_size or not plain.bias or not plain.batch_first:
-            raise CannotStack("an LSTM that is not one layer, one direction, batch first and with biases")
+            raise CannotStack("an StackedLSTM that is not one layer, one direction, batch first and with biases")
         self.width = plain.hidden_size
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:

@@ -16,12 +16,12 @@ from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import TextModel
 from fed_distill.models.weights import Weights
 from fed_distill.text.encoded import Encoded
-from fed_distill.training.cohort.layers import LSTM, CannotStack, LayerNorm, Linear, Mapped, StackedLayer
+from fed_distill.training.cohort.layers import CannotStack, LayerNorm, Linear, Mapped, StackedLayer, StackedLSTM
 from fed_distill.training.cohort.layout import Layout
 from fed_distill.training.cohort.tables import (
     Bag,
     Rows,
-    Table,
+    StackedTable,
     TableLayer,
     flat_starts,
     flattened,
@@ -33,7 +33,7 @@ from fed_distill.training.submodel import Submodel
 _LAYERS: dict[type[nn.Module], type[StackedLayer]] = {
     nn.Linear: Linear,
     nn.LayerNorm: LayerNorm,
-    nn.LSTM: LSTM,
+    nn.LSTM: StackedLSTM,
     nn.Embedding: Rows,
     WeightedBag: Bag,
 }
@@ -205,7 +205,7 @@ def _stacked_layer(path: str, module: nn.Module, student: TextModel) -> StackedL
     if full & set(student.tables):
         if not full <= set(student.tables):
             raise CannotStack(f"layer {path} has tables and other weights")
-        kind = Table if kind is Rows else kind
+        kind = StackedTable if kind is Rows else kind
         if not issubclass(kind, TableLayer):
             raise CannotStack(f"layer {path}, a {type(module).__name__} with tables of its own")
     try:

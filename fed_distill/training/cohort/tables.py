@@ -73,7 +73,7 @@ class TableLayer(StackedLayer):
         return {name: value * allowed for name, value in zip(weights, found, strict=True)}
 
 
-class Table(TableLayer):
+class StackedTable(TableLayer):
     """``nn.Embedding`` over a flat table."""
 
     weight: Tensor
@@ -116,11 +116,11 @@ class Rows(StackedLayer):
         return self._noted((ids,), found)
 
     def clear(self, odd: Tensor) -> None:
-        """As for ``Table``."""
+        """As for ``StackedTable``."""
         look_up_again(self, odd)
 
     def square_norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """As for ``Table``."""
+        """As for ``StackedTable``."""
         ids, g = looked_up(self.calls, gradients)
         kept = torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
         if self.layout.members is None:

@@ -17,8 +17,8 @@ SOFT_LABEL_STAGES = Registry(
     "soft-label stage",
     {
         "float16": "fed_distill.transport.coding.updates:Float16",
-        "int8": "fed_distill.transport.coding.probabilities:Int8",
-        "int4": "fed_distill.transport.coding.probabilities:Int4",
-        "top-k": "fed_distill.transport.coding.probabilities:TopK",
+        "int8": "fed_distill.transport.coding.probabilities:Int8Probabilities",
+        "int4": "fed_distill.transport.coding.probabilities:Int4Probabilities",
+        "top-k": "fed_distill.transport.coding.probabilities:TopKProbabilities",
     },
 )

@@ -35,7 +35,7 @@ from fed_distill.transport.coding.soft_labels import read_changed, read_soft_lab
 from fed_distill.transport.coding.stream import Reader, Writer
 from fed_distill.transport.coding.weights import read_weights, residual_of, with_residual, write_weights
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
-from fed_distill.transport.records import Received
+from fed_distill.transport.records import RawMessage
 
 CODED = {"weights": (StudentWeights,), "soft_labels": (SoftLabels, SelectedSoftLabels)}
 """The kinds of payloads that a chain of ``[transport]`` codes, by its key there."""
@@ -247,7 +247,7 @@ class Codec:
     def _decode(
         self,
         merchant: str,
-        got: Received,
+        got: RawMessage,
         content: RecordDict,
         base: Weights,
         proxy_shape: tuple[int, int] | None,
@@ -288,7 +288,7 @@ def _chain(entries: Sequence[str | dict[str, Any]], stages: Registry) -> Chain:
     return Chain(tuple(built))
 
 
-def _answers(got: Received, proxy_shape: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+def _answers(got: RawMessage, proxy_shape: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
     """Shape of an uplink's soft labels, and whether they are of the whole proxy set."""
     if proxy_shape is None:
         raise ValueError("it has soft labels, and was not asked for any")

@@ -43,21 +43,21 @@ class _Steps:
 
 
 @dataclass(frozen=True)
-class Int8(_Steps):
+class Int8Probabilities(_Steps):
     """A quarter of the bytes: a probability is off by 1/510 at most, before its row is made to sum to 1."""
 
     bits: ClassVar[int] = 8
 
 
 @dataclass(frozen=True)
-class Int4(_Steps):
+class Int4Probabilities(_Steps):
     """An eighth of the bytes: a probability is off by 1/30 at most, before its row is made to sum to 1."""
 
     bits: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopKProbabilities:
     """The most probable classes of each example; the others share evenly what is left of the probability.
 
     classes: how many are kept; all of them where a task has no more.

@@ -16,18 +16,18 @@ from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 from fed_distill import seeds
 from fed_distill.models.bag import WeightedBag
 from fed_distill.training.cohort.layers import (
-    LSTM,
     CannotStack,
     LayerNorm,
     Linear,
     Mapped,
+    StackedLSTM,
     lengths,
     linear_square_norms,
 )
 from fed_distill.training.cohort.tables import (
     Bag,
     Rows,
-    Table,
+    StackedTable,
     TableLayer,
     flat_starts,
     flattened,
@@ -184,10 +184,10 @@ CASES = {
     ),
     "norm twice": lambda sizes: stack_case(sizes, LayerNorm, lambda: nn.LayerNorm(5), (drawn(N, 3, 5),), twice),
     "recurrence": lambda sizes: stack_case(
-        sizes, LSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states
+        sizes, StackedLSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states
     ),
     "recurrence twice": lambda sizes: stack_case(
-        sizes, LSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states_twice
+        sizes, StackedLSTM, lambda: nn.LSTM(3, 2, batch_first=True), (drawn(N, 4, 3),), states_twice
     ),
     "any other": lambda sizes: stack_case(sizes, Mapped, lambda: NoNorm(5), (drawn(N, 3, 5),)),
     "any other twice": lambda sizes: stack_case(sizes, Mapped, lambda: NoNorm(5), (drawn(N, 3, 5),), twice),
@@ -201,10 +201,10 @@ CASES = {
     "rows called twice": lambda sizes: stack_case(
         sizes, Rows, lambda: nn.Embedding(4, 3), (ids(N, 5, high=4), ids(N, 2, high=4, seed=1)), bags_of_rows
     ),
-    "table": lambda sizes: table_case(sizes, Table, lambda rows: nn.Embedding(rows, 3, padding_idx=0), (6,)),
+    "table": lambda sizes: table_case(sizes, StackedTable, lambda rows: nn.Embedding(rows, 3, padding_idx=0), (6,)),
     "table twice": lambda sizes: table_case(
         sizes,
-        Table,
+        StackedTable,
         lambda rows: nn.Embedding(rows, 3, padding_idx=0),
         (6, 3),
         lambda layer, *both: bags_of_rows(layer, *both),
@@ -409,7 +409,7 @@ def alone(kind, plain, examples):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from([Linear, LSTM, LayerNorm, Table, Rows, Bag]),
+    kind=st.sampled_from([Linear, StackedLSTM, LayerNorm, StackedTable, Rows, Bag]),
     examples=st.sampled_from([2, 3, 8, 40]),
     positions=st.integers(1, 4),
     apart=st.sampled_from([1e-1, 1e-3, 1e-5, 1e-7, 0.0]),
@@ -425,7 +425,7 @@ def test_no_rounding_lets_a_member_whose_examples_cancel_go_unclipped(kind, exam
         layer = alone(kind, nn.Linear(width, width), examples)
         layer(x)
         flows = [flow]
-    elif kind is LSTM:
+    elif kind is StackedLSTM:
         layer = alone(kind, nn.LSTM(width, width, batch_first=True), examples)
         layer(x)
         flows = [flow[:, time].repeat(1, 4).unsqueeze(0) for time in range(positions)]
@@ -460,14 +460,14 @@ def test_what_was_recorded_can_be_forgotten():
     ("kind", "plain", "reason"),
     [
         (LayerNorm, nn.LayerNorm((2, 3)), "several dimensions"),
-        (LSTM, nn.LSTM(3, 2), "batch first"),
-        (LSTM, nn.LSTM(3, 2, num_layers=2, batch_first=True), "one layer"),
-        (LSTM, nn.LSTM(3, 2, bidirectional=True, batch_first=True), "one direction"),
-        (LSTM, nn.LSTM(3, 2, bias=False, batch_first=True), "biases"),
+        (StackedLSTM, nn.LSTM(3, 2), "batch first"),
+        (StackedLSTM, nn.LSTM(3, 2, num_layers=2, batch_first=True), "one layer"),
+        (StackedLSTM, nn.LSTM(3, 2, bidirectional=True, batch_first=True), "one direction"),
+        (StackedLSTM, nn.LSTM(3, 2, bias=False, batch_first=True), "biases"),
         (Mapped, nn.BatchNorm1d(3), "buffers"),
         (Rows, nn.Embedding(4, 3, max_norm=1.0), "max_norm"),
-        (Table, nn.Embedding(4, 3, scale_grad_by_freq=True), "scale_grad_by_freq"),
-        (Table, nn.Embedding(4, 3, sparse=True), "sparse"),
+        (StackedTable, nn.Embedding(4, 3, scale_grad_by_freq=True), "scale_grad_by_freq"),
+        (StackedTable, nn.Embedding(4, 3, sparse=True), "sparse"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused(kind, plain, reason):

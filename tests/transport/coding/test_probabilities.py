@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fed_distill.transport.coding.base import Chain
-from fed_distill.transport.coding.probabilities import Int4, Int8, TopK, normalized
+from fed_distill.transport.coding.probabilities import (
+    Int4Probabilities,
+    Int8Probabilities,
+    TopKProbabilities,
+    normalized,
+)
 from fed_distill.transport.coding.stream import Reader
 from fed_distill.transport.coding.updates import Float16
 
@@ -25,7 +30,7 @@ LABELS = hnp.arrays(
 ).map(probabilities)
 
 
-@pytest.mark.parametrize(("stage", "bits"), [(Int8(), 8), (Int4(), 4)])
+@pytest.mark.parametrize(("stage", "bits"), [(Int8Probabilities(), 8), (Int4Probabilities(), 4)])
 @given(labels=LABELS)
 def test_a_probability_is_off_by_half_a_step(through, stage, bits, labels):
     got, size = through([stage], labels)
@@ -35,7 +40,7 @@ def test_a_probability_is_off_by_half_a_step(through, stage, bits, labels):
 
 def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
     labels = torch.tensor([[0.5, 0.05, 0.3, 0.05, 0.1], [0.02, 0.9, 0.02, 0.05, 0.01]])
-    got, size = through([TopK(2)], labels)
+    got, size = through([TopKProbabilities(2)], labels)
     expected = [[0.5, 0.2 / 3, 0.3, 0.2 / 3, 0.2 / 3], [0.05 / 3, 0.9, 0.05 / 3, 0.05, 0.05 / 3]]
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-7)
     assert size == math.ceil(2 * 2 * 3 / 8) + 2 * 2 * 4
@@ -43,8 +48,8 @@ def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
 
 @given(LABELS, st.integers(1, 10))
 def test_rows_are_probabilities_again_in_any_chain(through, labels, classes):
-    for last in ([], [Float16()], [Int8()], [Int4()]):
-        got = normalized(through([TopK(classes), *last], labels)[0])
+    for last in ([], [Float16()], [Int8Probabilities()], [Int4Probabilities()]):
+        got = normalized(through([TopKProbabilities(classes), *last], labels)[0])
         assert got.shape == labels.shape
         assert bool((got >= 0).all())
         torch.testing.assert_close(got.sum(dim=1), torch.ones(len(labels)), atol=1e-5, rtol=0)
@@ -52,14 +57,14 @@ def test_rows_are_probabilities_again_in_any_chain(through, labels, classes):
 
 @given(LABELS)
 def test_with_all_classes_kept_nothing_is_lost(through, labels):
-    got, size = through([TopK(9)], labels)
+    got, size = through([TopKProbabilities(9)], labels)
     assert torch.equal(got, labels)
     assert size == 4 * labels.numel()
 
 
 def test_the_most_probable_class_is_two_bits_and_a_byte_of_four_classes(through):
     labels = torch.rand(400, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
-    assert through([TopK(1), Int8()], labels)[1] == 400 * 2 // 8 + 400
+    assert through([TopKProbabilities(1), Int8Probabilities()], labels)[1] == 400 * 2 // 8 + 400
 
 
 def test_a_row_that_was_rounded_to_nothing_becomes_even():
@@ -69,10 +74,10 @@ def test_a_row_that_was_rounded_to_nothing_becomes_even():
 @pytest.mark.parametrize(
     ("stages", "data", "message"),
     [
-        ((TopK(2),), bytes([0b0000]) + bytes(8), "names classes twice"),
-        ((TopK(2),), bytes([0b1100]) + bytes(8), "outside 0 to 2"),
-        ((TopK(2),), bytes([0b0001]) + bytes(8), "names classes twice"),
-        ((Int8(),), bytes(2), "ends too early"),
+        ((TopKProbabilities(2),), bytes([0b0000]) + bytes(8), "names classes twice"),
+        ((TopKProbabilities(2),), bytes([0b1100]) + bytes(8), "outside 0 to 2"),
+        ((TopKProbabilities(2),), bytes([0b0001]) + bytes(8), "names classes twice"),
+        ((Int8Probabilities(),), bytes(2), "ends too early"),
     ],
 )
 def test_forged_bytes_are_refused(stages, data, message):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_distill.transport.coding.base import Chain
-from fed_distill.transport.coding.probabilities import Int4, Int8, TopK
+from fed_distill.transport.coding.probabilities import Int4Probabilities, Int8Probabilities, TopKProbabilities
 from fed_distill.transport.coding.soft_labels import read_changed, read_soft_labels, write_changed, write_soft_labels
 from fed_distill.transport.coding.stream import Reader
 from fed_distill.transport.coding.updates import Float16
@@ -14,8 +14,8 @@ from fed_distill.transport.coding.updates import Float16
 CHAINS = {
     "none": Chain(),
     "float16": Chain((Float16(),)),
-    "int8": Chain((Int8(),)),
-    "top-k, int4": Chain((TopK(2), Int4())),
+    "int8": Chain((Int8Probabilities(),)),
+    "top-k, int4": Chain((TopKProbabilities(2), Int4Probabilities())),
 }
 
 

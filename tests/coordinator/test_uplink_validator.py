@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fed_distill.coordinator.intake import Intake, update_norm
 from fed_distill.coordinator.sites import Chunk
+from fed_distill.coordinator.uplink_validator import UplinkValidator, update_norm
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError
 from fed_distill.mechanisms.merchant import PrivateMean
 from fed_distill.methods.base import GlobalState
@@ -66,7 +66,7 @@ def names(uplinks):
 
 def test_unfit_uplinks_are_left_out_and_counted_with_the_refusals(context):
     refused = Refusal("d", "d has no data")
-    intake = Intake([chunk(good("a"), bad("b"), good("c"), refusals=(refused,))], context, 4, 7)
+    intake = UplinkValidator([chunk(good("a"), bad("b"), good("c"), refusals=(refused,))], context, 4, 7)
     assert names(intake) == intake.merchants == ["a", "c"]
     assert names(intake.refusals) == ["d", "b"]
     assert "merchant b: w has values that are not finite" in intake.refusals[1].reason
@@ -78,7 +78,7 @@ def voting(name):
 
 @pytest.mark.parametrize("odd", [without_weights("b"), in_part("b"), voting("b")])
 def test_an_uplink_with_other_parts_than_most_have_is_left_out(context, odd):
-    intake = Intake([chunk(good("a"), odd, good("c"))], context, 3, 1)
+    intake = UplinkValidator([chunk(good("a"), odd, good("c"))], context, 3, 1)
     assert names(intake) == ["a", "c"]
     assert intake.refusals[0].reason == "merchant b: its uplink has other parts than most others have"
 
@@ -90,7 +90,7 @@ def test_what_most_have_is_what_most_fit_ones_have_in_the_first_chunk_with_any(c
         chunk(bad("d"), bad("e"), in_part("f"), good("g"), in_part("h")),
         chunk(good("i"), good("j"), good("k"), in_part("l")),
     ]
-    intake = Intake(chunks, context, 6, 1)
+    intake = UplinkValidator(chunks, context, 6, 1)
     assert names(intake) == ["f", "h", "l"]
     assert names(intake.refusals) == ["a", "b", "c", "d", "e", "g", "i", "j", "k"]
 
@@ -101,7 +101,9 @@ def test_what_most_have_is_what_most_fit_ones_have_in_the_first_chunk_with_any(c
 )
 def test_half_of_those_asked_must_be_fit(context, fit, asked, enough, size):
     uplinks = [good(f"g{number}") for number in range(fit)] + [bad(f"x{number}") for number in range(asked - fit)]
-    intake = Intake([chunk(*uplinks[first : first + size]) for first in range(0, asked, size)], context, asked, 3)
+    intake = UplinkValidator(
+        [chunk(*uplinks[first : first + size]) for first in range(0, asked, size)], context, asked, 3
+    )
     if enough:
         assert len(list(intake)) == fit
     else:
@@ -113,7 +115,7 @@ def test_half_of_those_asked_must_be_fit(context, fit, asked, enough, size):
 
 def test_silence_of_most_is_said_to_be_silence(context):
     with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; the others did not answer"):
-        list(Intake([chunk(good("a"))], context, 4, 1))
+        list(UplinkValidator([chunk(good("a"))], context, 4, 1))
 
 
 def passing(name, cause="late"):
@@ -124,24 +126,26 @@ def passing(name, cause="late"):
 def test_too_few_may_be_enough_another_time_if_what_keeps_the_others_passes(context, cause):
     refusals = (Refusal("x", "x lies"), passing("y", cause), passing("z", cause))
     with pytest.raises(TooFewAnswers, match=f"only 1 of 4 merchants can be merged; merchant y: {cause}"):
-        list(Intake([chunk(good("a"), refusals=refusals)], context, 4, 1))
+        list(UplinkValidator([chunk(good("a"), refusals=refusals)], context, 4, 1))
     with pytest.raises(TrainingError, match="only 1 of 4 merchants can be merged; x lies") as found:
-        list(Intake([chunk(good("a"), refusals=refusals)], context, 4, 1, share=0.8))  # z and y would be 3 of 4
+        list(
+            UplinkValidator([chunk(good("a"), refusals=refusals)], context, 4, 1, share=0.8)
+        )  # z and y would be 3 of 4
     assert not isinstance(found.value, TooFewAnswers)
 
 
 def test_those_without_budget_do_not_count_and_those_who_rest_may_come_back(context):
     spent = [Refusal(name, f"{name} has spent it", "budget") for name in "xyz"]
-    assert names(Intake([chunk(good("a"), refusals=tuple(spent))], context, 4, 1, share=1.0)) == ["a"]
+    assert names(UplinkValidator([chunk(good("a"), refusals=tuple(spent))], context, 4, 1, share=1.0)) == ["a"]
     with pytest.raises(BudgetExceeded, match="x has spent it"):
-        list(Intake([chunk(refusals=tuple(spent))], context, 3, 1))
+        list(UplinkValidator([chunk(refusals=tuple(spent))], context, 3, 1))
     with pytest.raises(TooFewAnswers, match="merchant r: hours"):
-        list(Intake([chunk(refusals=(*spent, passing("r", "hours")))], context, 4, 1))
+        list(UplinkValidator([chunk(refusals=(*spent, passing("r", "hours")))], context, 4, 1))
 
 
 def test_faults_of_the_others_are_not_taken_for_a_spent_budget(context):
     spent = Refusal("x", "x has spent it", "budget")
-    intake = Intake([chunk(refusals=(spent, Refusal("", "site 7 failed")))], context, 4, 1)
+    intake = UplinkValidator([chunk(refusals=(spent, Refusal("", "site 7 failed")))], context, 4, 1)
     with pytest.raises(TrainingError, match="only 0 of 4 merchants can be merged"):
         list(intake)
     assert intake.causes == {"budget": 1, "fault": 3}  # those whom a failed site did not name among them
@@ -149,7 +153,7 @@ def test_faults_of_the_others_are_not_taken_for_a_spent_budget(context):
 
 def test_what_became_of_each_merchant_is_counted(context):
     refusals = (passing("b"), passing("c", "absent"), passing("d", "hours"), Refusal("", "site 7 failed: fire"))
-    intake = Intake([chunk(good("a"), bad("e"), refusals=refusals)], context, 8, 1, share=0.1)
+    intake = UplinkValidator([chunk(good("a"), bad("e"), refusals=refusals)], context, 8, 1, share=0.1)
     intake.finish()
     assert intake.answers == {"asked": 8, "merged": 1, "late": 1, "absent": 1, "resting": 1, "refused": 4}
 
@@ -161,14 +165,14 @@ def moved(name, far):
 def test_an_update_far_longer_than_most_is_left_out(context):
     uplinks = [moved("a", 1.0), moved("b", -3.0), moved("c", 2.0), moved("d", 20.1), moved("e", 19.9)]
     chunks = [chunk(*uplinks[:3]), chunk(*uplinks[3:])]
-    intake = Intake(chunks, context, 5, 1, longest=10.0)
+    intake = UplinkValidator(chunks, context, 5, 1, max_norm_ratio=10.0)
     assert names(intake) == ["a", "b", "c", "e"]
     assert [refusal.reason for refusal in intake.refusals] == [
         "merchant d: its update has a norm of 20.1, and half of the others have 2 at most"
     ]
-    assert names(Intake([chunk(*uplinks)], context, 5, 1)) == ["a", "b", "c", "d", "e"]
+    assert names(UplinkValidator([chunk(*uplinks)], context, 5, 1)) == ["a", "b", "c", "d", "e"]
     still = [moved("a", 0.0), moved("b", 0.0), moved("c", 1.0)]  # nobody moves: there is nothing to compare with
-    assert names(Intake([chunk(*still)], context, 3, 1, longest=10.0)) == ["a", "b", "c"]
+    assert names(UplinkValidator([chunk(*still)], context, 3, 1, max_norm_ratio=10.0)) == ["a", "b", "c"]
 
 
 def of_norm(name, norm):
@@ -184,7 +188,9 @@ def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_on
 
     def clipped_sum(uplinks):
         mean = PrivateMean(0.0, expected_merchants=1.0, clip_norm=1.0, randomness=(0,))
-        intake = Intake([chunk(*uplinks)], context, len(uplinks), 1, 0.0, longest=1000.0, compared=False)
+        intake = UplinkValidator(
+            [chunk(*uplinks)], context, len(uplinks), 1, 0.0, max_norm_ratio=1000.0, compared=False
+        )
         return mean.average(state.weights, intake)["w"]
 
     whole = clipped_sum(everybody)
@@ -196,7 +202,7 @@ def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_on
 
 def test_where_nobody_is_compared_weights_are_all_that_is_asked_of_an_uplink(context):
     uplinks = [without_weights("a"), in_part("b"), of_norm("c", 1e6), good("d"), bad("e")]
-    intake = Intake([chunk(*uplinks)], context, 5, 1, longest=10.0, compared=False)
+    intake = UplinkValidator([chunk(*uplinks)], context, 5, 1, max_norm_ratio=10.0, compared=False)
     assert names(intake) == ["b", "c", "d"]
     assert [refusal.reason for refusal in intake.refusals] == [
         "merchant e: w has values that are not finite",
@@ -220,16 +226,16 @@ def test_the_norm_is_that_of_the_whole_update():
 
 def test_too_few_end_a_merge_before_there_is_a_new_state(state, context, server):
     with pytest.raises(TrainingError, match="only 1 of 4"):
-        FedAvg().merge(state, Intake([chunk(good("a"), bad("b"))], context, 4, 1), server)
+        FedAvg().merge(state, UplinkValidator([chunk(good("a"), bad("b"))], context, 4, 1), server)
 
 
 def test_what_a_method_leaves_is_counted_when_the_round_is_finished(state, context, server):
-    intake = Intake([chunk(good("a", 2.0)), chunk(good("b", 4.0), bad("c"))], context, 3, 1)
+    intake = UplinkValidator([chunk(good("a", 2.0)), chunk(good("b", 4.0), bad("c"))], context, 3, 1)
     Local().merge(state, intake, server)
     assert intake.merchants == []
     intake.finish()
     assert (intake.merchants, names(intake.refusals), intake.train_loss) == (["a", "b"], ["c"], 3.0)
-    few = Intake([chunk(good("a"))], context, 3, 1)
+    few = UplinkValidator([chunk(good("a"))], context, 3, 1)
     Local().merge(state, few, server)
     with pytest.raises(TrainingError, match="only 1 of 3"):
         few.finish()
@@ -244,7 +250,7 @@ def test_a_chunk_is_taken_in_when_the_one_before_is_merged(context):
             yield chunk(good(name))
 
     merged = []
-    for uplink in Intake(chunks(), context, 3, 1):
+    for uplink in UplinkValidator(chunks(), context, 3, 1):
         merged.append(uplink.merchant)
         assert taken == merged
 
@@ -254,7 +260,7 @@ def test_losses_and_bytes_are_means_over_all_chunks(context):
         chunk(good("a", 1.0), bad("b"), downlink_bytes=30, uplink_bytes=100),
         chunk(good("c", 2.0), good("d", 6.0), refusals=(Refusal("e", "ill"),), downlink_bytes=20, uplink_bytes=50),
     ]
-    intake = Intake(chunks, context, 5, 1)
+    intake = UplinkValidator(chunks, context, 5, 1)
     intake.finish()
     assert intake.train_loss == 3.0
     assert intake.bytes == {"downlink": 50 / 5, "uplink": 150 / 4}
@@ -263,7 +269,7 @@ def test_losses_and_bytes_are_means_over_all_chunks(context):
 def test_own_test_counts_leave_out_merchants_without_a_test(context):
     measured = good("a", test_right=3.0, test_count=4.0)
     untested = good("b", test_right=0.0, test_count=0.0)
-    intake = Intake([chunk(measured, untested, good("c"))], context, 3, 1)
+    intake = UplinkValidator([chunk(measured, untested, good("c"))], context, 3, 1)
     intake.finish()
     assert intake.own_counts == {"a": (3, 4)}
 
@@ -278,6 +284,6 @@ def test_an_update_of_other_weights_than_most_send_is_left_out():
 
     w, m = {"w": torch.ones(2)}, {"m": torch.ones(4, 3)}
     sent = [update("a", w, ["m"]), update("b", w), update("c", {**w, **m}), update("d", w, ["m"])]
-    intake = Intake([chunk(*sent)], context, 4, 1)
+    intake = UplinkValidator([chunk(*sent)], context, 4, 1)
     assert names(intake) == ["a", "c", "d"]
     assert names(intake.refusals) == ["b"]

@@ -28,17 +28,17 @@ _log = logging.getLogger(__name__)
 _Parts = frozenset[tuple[str, Hashable]]
 
 
-class Intake:
+class UplinkValidator:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
     An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
-    most have in the first chunk with any fit uplink, and moved weights no farther than ``longest`` times their median
-    there. What it says to count for is cut to what ``counts`` allows by the sizes in that chunk. Where they are not
-    ``compared`` it needs weights and nothing else: to hide who took part, a merchant must not decide whether another's
-    update counts, but change the sum by its own alone. When the merchants are through and less than ``share`` of those
-    asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may answer
-    another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends in
-    BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test examples of each merchant's
+    most have in the first chunk with any fit uplink, and moved weights no farther than ``max_norm_ratio`` times their
+    median there. What it says to count for is cut to what ``counts`` allows by the sizes in that chunk. Where they are
+    not ``compared`` it needs weights and nothing else: to hide who took part, a merchant must not decide whether
+    another's update counts, but change the sum by its own alone. When the merchants are through and less than ``share``
+    of those asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may
+    answer another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends
+    in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test examples of each merchant's
     trained student, as it measured it) grow while it is iterated.
     """
 
@@ -49,7 +49,7 @@ class Intake:
         asked: int,
         number: int,
         share: float = 0.5,
-        longest: float | None = None,
+        max_norm_ratio: float | None = None,
         compared: bool = True,
         counts: Counts | None = None,
     ) -> None:
@@ -59,7 +59,7 @@ class Intake:
         self.own_counts: dict[str, tuple[int, int]] = {}
         self._context, self._asked, self._number, self._share = context, asked, number, share
         self._usual: _Parts | None = None
-        self._longest, self._usual_norm, self._compared = longest, 0.0, compared
+        self._max_norm_ratio, self._usual_norm, self._compared = max_norm_ratio, 0.0, compared
         self._counts = counts
         self._received = self._downlink_bytes = self._uplink_bytes = 0
         self._to_come = asked
@@ -136,7 +136,7 @@ class Intake:
         fit = [uplink for uplink in chunk.uplinks if self._checked(uplink)]
         if self._compared and self._usual is None and fit:
             self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
-            if self._longest is not None:
+            if self._max_norm_ratio is not None:
                 self._usual_norm = median(self._norm(uplink) for uplink in fit if _parts(uplink) == self._usual)
         usual = [uplink for uplink in fit if self._is_usual(uplink)]
         if self._counts is None:
@@ -152,7 +152,9 @@ class Intake:
             odd = "its uplink has no weights"
         elif _parts(uplink) != self._usual:
             odd = "its uplink has other parts than most others have"
-        elif self._longest is not None and 0.0 < self._longest * self._usual_norm < (norm := self._norm(uplink)):
+        elif self._max_norm_ratio is not None and 0.0 < self._max_norm_ratio * self._usual_norm < (
+            norm := self._norm(uplink)
+        ):
             odd = f"its update has a norm of {norm:.3g}, and half of the others have {self._usual_norm:.3g} at most"
         else:
             return True

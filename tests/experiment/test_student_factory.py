@@ -1,4 +1,4 @@
-"""The server's students are kept between runs: used again for the same lesson, and for no other."""
+"""The server's students are kept between runs: used again for the same target, and for no other."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from fed_distill.experiment import schooling
+from fed_distill.experiment import student_factory
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 
@@ -111,7 +111,7 @@ def test_another_number_of_threads_makes_another(run):
 
 def test_a_change_of_the_program_makes_another(run, monkeypatch):
     run()
-    monkeypatch.setattr(schooling, "CACHE_VERSION", 0)
+    monkeypatch.setattr(student_factory, "CACHE_VERSION", 0)
     assert run()[0]
 
 
@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written_is_reported_and_costs_no_training(run, m
     def full(path, weights, values):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(schooling, "write_checkpoint", full)
+    monkeypatch.setattr(student_factory, "write_checkpoint", full)
     with caplog.at_level(logging.WARNING):
         trained, _ = run()
     assert trained

@@ -1,5 +1,5 @@
 """How the server's students are taught on one seed: what each learns of the labels that the server has, of its teacher,
-and of the assistants between them. The same lesson gives the same student whenever it is asked for.
+and of the assistants between them. The same target gives the same student whenever it is asked for.
 
 Assistants, and the students that federations start from, are kept in the cache folder beside the teachers: the cells of
 a study that differ in what merchants do share those of a seed.
@@ -22,10 +22,10 @@ from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan
 from fed_distill.data.examples import Examples
 from fed_distill.data.fingerprint import examples_fingerprint
-from fed_distill.distill.chain import Level, levels
+from fed_distill.distill.chain import ChainLevel, levels
 from fed_distill.distill.masked import read_domain
 from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.transfer import Lesson, check_heard
+from fed_distill.distill.transfer import DistillationTarget, check_heard
 from fed_distill.errors import CheckpointError
 from fed_distill.experiment.teaching import Teaching, domain_texts
 from fed_distill.models import TextModel, build_student, predict
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class School:
+class StudentFactory:
     """Students by name, and what they are taught. ``callbacks`` follow what takes long."""
 
     experiment: Experiment
@@ -56,10 +56,10 @@ class School:
             return build_student(name, options, self.server.data.task, self.teaching.teacher)
 
     @property
-    def lesson(self) -> Lesson:
-        """What students are taught: the teacher's lesson, below the last assistant if there is any."""
+    def target(self) -> DistillationTarget:
+        """What students are taught: the teacher's target, below the last assistant if there is any."""
         above = self.levels
-        return self.teaching.lesson.below(above[-1].labels) if above else self.teaching.lesson
+        return self.teaching.target.below(above[-1].labels) if above else self.teaching.target
 
     def start(self, name: str) -> tuple[Weights, float]:
         """The weights of a student that federations start from, all that the server can teach without merchants, and
@@ -79,7 +79,7 @@ class School:
             return found[0], found[1]["seconds"]
         self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
         began = time.perf_counter()
-        weights, seconds = self.taught(name, self.lesson, self.step), time.perf_counter() - began
+        weights, seconds = self.taught(name, self.target, self.step), time.perf_counter() - began
         try:
             write_checkpoint(path, weights, {"seconds": seconds})
         except (OSError, CheckpointError) as error:
@@ -96,15 +96,15 @@ class School:
             options=[config.options_of(name), named_files(config.options_of(name))],
             masked=[config.masked_epochs, config.masked_learning_rate],
         )
-        return self.teaching.staff.cache / "students" / f"{key}.safetensors"
+        return self.teaching.ensemble.cache / "students" / f"{key}.safetensors"
 
     @cached_property
     def _depends_on(self) -> dict[str, Any]:
-        """What every student that the server teaches depends on, beside its own model and lesson."""
+        """What every student that the server teaches depends on, beside its own model and target."""
         data, config, runtime = self.server.data, self.experiment.training, self.experiment.runtime
         training = config.model_dump(mode="json", exclude=set(MERCHANTS_PACE))
         return {
-            "teacher": self.teaching.staff.name,
+            "teacher": self.teaching.ensemble.name,
             "task": [data.task.classes, data.task.pair, data.task.gains],
             "public": examples_fingerprint(data.public),
             "proxy": examples_fingerprint(data.proxy.unlabeled()),
@@ -116,19 +116,19 @@ class School:
             "computed": [runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],
         }
 
-    def taught(self, name: str, lesson: Lesson, progress: Progress | None = None) -> Weights:
+    def taught(self, name: str, target: DistillationTarget, progress: Progress | None = None) -> Weights:
         """The weights of a student that has read the domain's texts, if it is to, and then learned the server's labels
-        and ``lesson``."""
+        and ``target``."""
         student = self.student(name)
         self.read_domain(student, name, progress)
-        return self.distilled(student, lesson, self.experiment.training.server_epochs, progress, "server", name)
+        return self.distilled(student, target, self.experiment.training.server_epochs, progress, "server", name)
 
     def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``; for the teacher's soft labels the weights are those that federations start from.
         What ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
         ConfigError if it reads no soft labels at all."""
         check_heard(self.experiment.distill)
-        return self.taught(self.experiment.student.model, self.lesson.saying(soft_labels, temperature))
+        return self.taught(self.experiment.student.model, self.target.saying(soft_labels, temperature))
 
     def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
         """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
@@ -141,7 +141,7 @@ class School:
     def distilled(
         self,
         student: TextModel,
-        lesson: Lesson,
+        target: DistillationTarget,
         epochs: float,
         progress: Progress | None,
         *purpose: str | int,
@@ -150,9 +150,9 @@ class School:
         """The weights of ``student``, trained from its own on all that the server has. ``upper``: who labels examples
         that have true labels too, where that is not the teacher."""
         weights = {name: value.clone() for name, value in student.state_dict().items()}
-        pupil = lesson.pupil(student, self.seed, *purpose)
-        plan = distillation_plan(lesson, pupil, epochs, self.labelled([self.server.data.public], upper))
-        return self.server.train(pupil, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
+        prepared = target.prepared(student, self.seed, *purpose)
+        plan = distillation_plan(target, prepared, epochs, self.labelled([self.server.data.public], upper))
+        return self.server.train(prepared, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
 
     def labelled(self, parts: Sequence[Examples], upper: TextModel | None = None) -> Tensor | None:
         """The teacher's probabilities on labelled examples, or those of ``upper``, where students are to learn from
@@ -161,7 +161,7 @@ class School:
             return None
         examples = Examples.concatenate(parts)
         if upper is None:
-            return self.teaching.staff.labels("labelled examples", examples)
+            return self.teaching.ensemble.labels("labelled examples", examples)
         return predict(upper, upper.encode(examples.texts, examples.pairs))
 
     @property
@@ -170,10 +170,10 @@ class School:
         return lambda done, total: self.callbacks.on_step(done, {"steps": total})
 
     @cached_property
-    def levels(self) -> list[Level]:
+    def levels(self) -> list[ChainLevel]:
         """The assistants between teacher and student, trained or loaded."""
         data, experiment = self.server.data, self.experiment
-        cache = self.teaching.staff.cache
+        cache = self.teaching.ensemble.cache
         depends_on = fingerprint(
             **self._depends_on,
             hard_weight=experiment.distill.hard_weight,
@@ -185,12 +185,16 @@ class School:
                 return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
 
         def train(
-            model: TextModel, lesson: Lesson, assistant: AssistantConfig, place: int, upper: TextModel | None
+            model: TextModel,
+            target: DistillationTarget,
+            assistant: AssistantConfig,
+            place: int,
+            upper: TextModel | None,
         ) -> Weights:
             self.callbacks.on_stage(f"seed {self.seed} · assistant {place}: {assistant.model}", None)
-            return self.distilled(model, lesson, assistant.epochs, self.step, "assistant", place, upper=upper)
+            return self.distilled(model, target, assistant.epochs, self.step, "assistant", place, upper=upper)
 
         def label(model: TextModel, name: str) -> Tensor:
             return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)
 
-        return levels(experiment.distill.assistants, self.teaching.lesson, depends_on, cache, build, train, label)
+        return levels(experiment.distill.assistants, self.teaching.target, depends_on, cache, build, train, label)
