@@ -222,14 +222,14 @@ def krum_order(weights, liars):
 def test_krum_takes_the_merchant_nearest_to_its_neighbours(current, make_uplinks, dense):
     uplinks = make_uplinks(7)
     weights = dense(uplinks)
-    expected = weights[krum_order(weights, byzantine=2)[0]]
+    expected = weights[krum_order(weights, liars=2)[0]]
     assert_weights(build("krum", num_malicious_nodes=2).average(current, uplinks), expected)
 
 
 def test_multikrum_averages_the_merchants_that_krum_ranks_first(current, make_uplinks, dense):
     uplinks = make_uplinks(7)
     weights = dense(uplinks)
-    chosen = krum_order(weights, byzantine=1)[:4]
+    chosen = krum_order(weights, liars=1)[:4]
     expected = weighted_mean([uplinks[place] for place in chosen], [weights[place] for place in chosen])
     assert_weights(build("multikrum", num_malicious_nodes=1, num_nodes_to_select=4).average(current, uplinks), expected)
 
@@ -237,7 +237,7 @@ def test_multikrum_averages_the_merchants_that_krum_ranks_first(current, make_up
 def test_bulyan_averages_the_values_nearest_to_the_median_of_those_that_krum_selects(current, make_uplinks, dense):
     uplinks = make_uplinks(8)
     weights = dense(uplinks)
-    selected = [weights[place] for place in krum_order(weights, byzantine=1)[: 8 - 2]]
+    selected = [weights[place] for place in krum_order(weights, liars=1)[: 8 - 2]]
     expected = {}
     for name in FLOATS:
         values = np.stack([one[name] for one in selected])

@@ -144,15 +144,15 @@ def test_the_proxy_shows_the_fleet_api_and_nothing_else_and_the_server_itself_is
         doors = [line for line in sites("check", folder).splitlines() if line.split()[1:2] == ["door"]]
         assert len(doors) == 2 and all(" ok " in line for line in doors)
         for trick in TRICKS:
-            status, *more = log_failure(port, authority, trick, b"")
+            status, *more = told(port, authority, trick, b"")
             assert status in (b"401", b"403", b"404") and not more, trick
         chunked = b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n" % (len(HIDDEN) + 5)
-        assert log_failure(port, authority, "/v1/fleet/get-run", chunked, b"0\r\n\r\n" + HIDDEN) == [b"400"]
+        assert told(port, authority, "/v1/fleet/get-run", chunked, b"0\r\n\r\n" + HIDDEN) == [b"400"]
     finally:
         deployment.stop()
 
 
-def log_failure(port, authority, path, headers, body=b""):
+def told(port, authority, path, headers, body=b""):
     """Statuses of all answers to one request."""
     context = ssl.create_default_context(cafile=str(authority))
     with (

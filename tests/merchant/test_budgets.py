@@ -32,7 +32,7 @@ def site_with(world, tmp_path):
     return make
 
 
-def log_failure(site, merchant, caplog):
+def told(site, merchant, caplog):
     with caplog.at_level(logging.INFO, "fed_distill.merchant.budgets"):
         caplog.clear()
         tell_budgets(site.protection, [merchant])
@@ -105,7 +105,7 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
 def test_it_is_told_before_anything_is_paid(world, site_with, caplog, share, level, words):
     merchant = world.names[0]
     site = site_with(share * run_exposure(site_with(1.0).experiment, 1, 1))
-    ((found, message),) = log_failure(site, merchant, caplog)
+    ((found, message),) = told(site, merchant, caplog)
     assert found == level and words in message and merchant in message
     assert not site.protection.charges(merchant)
 
@@ -114,12 +114,12 @@ def test_a_run_that_goes_on_is_not_counted_twice(world, site_with, caplog):
     merchant = world.names[0]
     site = site_with(1.01 * run_exposure(site_with(1.0).experiment, 1, 1))
     list(site.train(world.request(merchant, rounds=3), world.down(1), {}))
-    ((_, message),) = log_failure(site, merchant, caplog)
+    ((_, message),) = told(site, merchant, caplog)
     assert "may use up" in message
-    ((_, other),) = log_failure(site_with(12.0, {"name": "second"}), merchant, caplog)
+    ((_, other),) = told(site_with(12.0, {"name": "second"}), merchant, caplog)
     assert "may not cover" in other
 
 
 def test_nothing_is_told_without_limits_or_privacy(world, site_with, caplog):
-    assert not log_failure(site_with(None), world.names[0], caplog)
-    assert not log_failure(site_with(1.0, {"privacy": {"unit": "none"}}), world.names[0], caplog)
+    assert not told(site_with(None), world.names[0], caplog)
+    assert not told(site_with(1.0, {"privacy": {"unit": "none"}}), world.names[0], caplog)

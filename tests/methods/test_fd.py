@@ -20,7 +20,7 @@ def means(*rows):
 
 
 @pytest.fixture
-def log_failure():
+def told():
     """Two merchants, unlike in size and in what classes they have; nobody has the last class."""
     return [
         Uplink("a", 10, (means([0.8, 0.1, 0.1], [0.2, 0.6, 0.2], None),)),

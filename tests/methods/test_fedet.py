@@ -22,7 +22,7 @@ def sent():
 
 
 @pytest.fixture
-def log_failure(sent):
+def told(sent):
     return [Uplink(f"m{number}", 10 + number, (SoftLabels(one.softmax(dim=-1)),)) for number, one in enumerate(sent)]
 
 

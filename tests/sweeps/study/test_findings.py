@@ -19,7 +19,7 @@ def combinations(finished, results):
     return combinations_table(finished.study, results)
 
 
-def log_failure(text):
+def told(text):
     """What a sentence claims: ε, scores with their intervals, shares, and how they stand to the server, in order."""
     plain = text.replace("\u202f", " ").replace("± ", "±").lower()
     score, claims = r"\d\.\d{4}(?: ±\d\.\d{4})?", r"nothing|(?:not )?above|below|beat\b|chance|without privacy"
@@ -44,7 +44,7 @@ def test_the_odds_change_by_e_to_the_epsilon(epsilon, text):
 
 def test_the_answer_is_the_strictest_promise_that_still_beats_the_server(combinations):
     found = answer(combinations)
-    assert log_failure(found) == ["ε = 1", "0.9210 ±0.0050", "above", "0.9010"]
+    assert told(found) == ["ε = 1", "0.9210 ±0.0050", "above", "0.9010"]
     assert "fedavg-kd · example" in found and "nDCG@10" in found
 
 
@@ -52,17 +52,17 @@ def test_each_series_is_told_from_no_privacy_to_the_strictest_promise(combinatio
     found = dict(sentences(combinations))
     assert list(found) == ["fedavg-kd · example", "fedavg-kd · merchant", "fedmd · example"]
     free, loose, strict = found["fedmd · example"].split(";")
-    assert log_failure(free) == ["without privacy", "0.9210 ±0.0050", "above", "0.9010"]
-    assert log_failure(loose) == ["ε = 8", "0.9143 ±0.0050", "67 %", "without privacy", "above"]
-    assert log_failure(strict) == ["ε = 1", "0.8910 ±0.0050", "nothing", "without privacy", "below"]
+    assert told(free) == ["without privacy", "0.9210 ±0.0050", "above", "0.9010"]
+    assert told(loose) == ["ε = 8", "0.9143 ±0.0050", "67 %", "without privacy", "above"]
+    assert told(strict) == ["ε = 1", "0.8910 ±0.0050", "nothing", "without privacy", "below"]
 
 
 def test_a_difference_within_its_interval_is_called_chance(combinations):
     combinations["above_server_interval"] = 0.03
     assert "chance" in dict(sentences(combinations))["fedmd · example"]
-    assert log_failure(answer(combinations))[0] == "ε = 8"
+    assert told(answer(combinations))[0] == "ε = 8"
     combinations["above_server_interval"] = 0.5
-    assert log_failure(answer(combinations)) == ["beat", "chance"]
+    assert told(answer(combinations)) == ["beat", "chance"]
     assert answer(combinations).startswith("At none")
 
 
@@ -70,20 +70,20 @@ def test_one_seed_is_said_to_be_one(combinations):
     combinations["above_server_interval"] = math.nan
     combinations["score_interval"] = math.nan
     found = dict(sentences(combinations))["fedmd · example"]
-    assert log_failure(found)[:4] == ["without privacy", "0.9210", "above", "0.9010"]
+    assert told(found)[:4] == ["without privacy", "0.9210", "above", "0.9010"]
     assert "only seed" in found and "±" not in found
 
 
 def test_without_controls_quality_alone_is_told(combinations):
     combinations[["above_server", "above_server_interval"]] = math.nan
-    assert log_failure(answer(combinations)) == ["ε = 1", "0.9210 ±0.0050"]
+    assert told(answer(combinations)) == ["ε = 1", "0.9210 ±0.0050"]
     assert "fedavg-kd · example" in answer(combinations)
     assert "server" not in dict(sentences(combinations))["fedmd · example"]
 
 
 def test_without_a_budget_the_best_is_named(combinations):
     free = combinations[combinations["epsilon"] == "inf"]
-    assert "fedavg-kd · example" in answer(free) and log_failure(answer(free))[0].startswith("0.9510")
+    assert "fedavg-kd · example" in answer(free) and told(answer(free))[0].startswith("0.9510")
 
 
 def test_an_unknown_epsilon_is_called_unknown(combinations):
@@ -94,7 +94,7 @@ def test_an_unknown_epsilon_is_called_unknown(combinations):
 
 def test_nothing_finished_is_said(combinations):
     combinations["score"] = math.nan
-    assert log_failure(answer(combinations)) == ["nothing"]
+    assert told(answer(combinations)) == ["nothing"]
     assert sentences(combinations) == []
 
 
