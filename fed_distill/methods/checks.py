@@ -6,6 +6,7 @@ from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
+from fed_distill.transport.records import RESERVED
 
 DECLARED = {
     "sends": "the kinds of payloads that merchants send, for example sends: ClassVar[Kinds] = (StudentWeights,)",
@@ -17,10 +18,19 @@ DECLARED = {
 
 
 def check_declared(name: str, method: Method) -> None:
-    """ConfigError unless the method declares what checks, privacy and bytes rest on."""
+    """ConfigError unless the method declares what checks, privacy and bytes rest on, and each of its payloads has
+    records of its own."""
     for declared, what in DECLARED.items():
-        if not hasattr(method, declared):
+        if getattr(method, declared, None) is None:
             raise ConfigError(f"method {name} does not declare `{declared}`: {what}")
+    for declared, kinds in (("sends", method.sends), ("receives", method.receives)):
+        records = [*RESERVED, *(record for kind in kinds for record in kind.records)]
+        twice = next((record for record in records if records.count(record) > 1), None)
+        if twice is not None:
+            raise ConfigError(
+                f"method {name}: two kinds in `{declared}` have a record {twice!r}, or a message has one itself: "
+                "rename it, or drop one of the kinds"
+            )
 
 
 def check(experiment: Experiment, federation: FederationConfig, method: Method) -> None:

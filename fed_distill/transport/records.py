@@ -29,6 +29,8 @@ HEADS = ("up", "refusal")
 """Records of which each part of a reply has one, and which name its merchant."""
 MOST_METRICS = 100
 """Metrics of a merchant at most."""
+RESERVED = ("coded", "metrics", "scalars", "shapes")
+"""Records that messages have beside those of payloads."""
 _UP, _DOWN = "up", "down"
 
 

@@ -89,3 +89,22 @@ def test_a_private_run_refuses_it_unless_it_says_why_training_covers_it(written,
     summary = json.dumps(result.summary)
     assert "mean entropy on proxy examples of each class" in summary
     assert "mean entropy on proxy examples of each class" in result.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('("class_entropies",)', '("weights",)', "two kinds in `sends` have a record 'weights'"),
+        ('("class_entropies",)', '("metrics",)', "two kinds in `sends` have a record 'metrics', or a message has one"),
+        ("sends = (StudentWeights, ClassEntropies)", "sends = None", "does not declare `sends`"),
+        ("sends = (", "receives = None; sends = (", "does not declare `receives`"),
+    ],
+)
+def test_a_declaration_that_cannot_be_kept_is_refused_before_anything_is_written(
+    written, tiny_experiment, tmp_path, old, new, message
+):
+    name = f"own_entropy_{re.sub('[^a-z]', '', old + new)[-30:]}"
+    written(name, lambda source: source.replace(old, new))
+    with pytest.raises(ConfigError, match=f"method {name}:Watched.*{message}"):
+        run(tiny_experiment(tmp_path / "runs", {**QUICK, "federation.method": f"{name}:Watched"}))
+    assert not (tmp_path / "runs").exists()

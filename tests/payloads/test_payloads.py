@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_distill.errors import UplinkRejected
+from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.methods import METHODS
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import CountsRows, Payload
@@ -81,7 +81,7 @@ def test_a_kind_that_is_not_declared_is_refused(kind):
     odd = "is not among the records that belong there"
     with pytest.raises(UplinkRejected, match=f"could not be read: ValueError: .* {odd}"):
         decode_uplink(over_the_wire(up), others)
-    with pytest.raises(Exception, match=f"a downlink cannot be read: ValueError: .* {odd}"):
+    with pytest.raises(TrainingError, match=f"a downlink cannot be read: ValueError: .* {odd}"):
         decode_downlink(over_the_wire(down), others)
 
 
