@@ -5,7 +5,6 @@ the domain afterwards and controls are not; ``before_adaptation`` is what the me
 are poisoned, figures by merchant are of the honest ones.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,12 +23,13 @@ from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.coordinator.rounds import federate
 from fed_distill.coordinator.services import Teacher
 from fed_distill.coordinator.sites import Sites
-from fed_distill.coordinator.students import ServerTraining, distillation_plan, labels_plan
+from fed_distill.coordinator.students import ServerTraining, distillation_plan
 from fed_distill.coordinator.uplink_validator import UplinkValidator
-from fed_distill.data.fingerprint import federated_fingerprint
 from fed_distill.distill.adapt import AdaptationStage, Adapted, adapt, domain_stages
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.evaluation.metrics import Metrics
+from fed_distill.experiment.chain_models import chain_models
+from fed_distill.experiment.identities import Identities
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.experiment.teaching import Teaching
 from fed_distill.logs import observed
@@ -46,7 +46,6 @@ from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
-from fed_distill.storage.fingerprint import fingerprint, hash_tensors
 from fed_distill.storage.merchant_store import kept_as
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
@@ -141,42 +140,11 @@ class Comparison:
         return weights, seconds
 
     def _chain(self) -> dict[str, Callable[[], Outcome]]:
-        """What is measured where there are assistants: each of them, the student below them, and its two controls."""
-        if not self.experiment.distill.assistants:
-            return {}
-        name, epochs = self.experiment.student.model, self.experiment.training.server_epochs
-
-        def one_step() -> TextModel:
-            student = self.factory.student(name)
-            self.callbacks.on_stage(f"seed {self.seed} · {name} in one step", None)
-            self.factory.read_domain(student, name, self.factory.step)
-            target, step = self.teaching.target, self.factory.step
-            student.load_state_dict(dict(self.factory.distilled(student, target, epochs, step, "server", name)))
-            return student
-
-        def no_teacher() -> TextModel:
-            student = self.factory.student(name)
-            self.callbacks.on_stage(f"seed {self.seed} · {name} without a teacher", None)
-            self.factory.read_domain(student, name, self.factory.step)
-            weights = {key: value.clone() for key, value in student.state_dict().items()}
-            plan, randomness = labels_plan(epochs, self.server.data), (self.seed, "server", name)
-            trained = self.server.train(student, weights, plan, randomness, self.server.pace(), self.factory.step)
-            student.load_state_dict(dict(trained))
-            return student
-
-        models: dict[str, Callable[[], TextModel]] = {
-            f"assistant {place}: {assistant.model}": partial(self._assistant, place)
-            for place, assistant in enumerate(self.experiment.distill.assistants, 1)
-        }
-        models |= {
-            "student": lambda: self._global_student(self._start(name)),
-            "student in one step": one_step,
-            "student without a teacher": no_teacher,
-        }
+        """What is measured where there are assistants."""
+        models = chain_models(
+            self.experiment, self.factory, lambda: self._global_student(self._start(self.experiment.student.model))
+        )
         return {title: partial(self._level, title, model) for title, model in models.items()}
-
-    def _assistant(self, place: int) -> TextModel:
-        return self.factory.levels[place - 1].model
 
     def _level(self, title: str, trained: Callable[[], TextModel]) -> Outcome:
         """Measure one level of the chain on the common test set."""
@@ -354,32 +322,15 @@ class Comparison:
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             byzantine=byzantine_merchants(self.experiment, self.sites.merchants, self.seed),
-            identity=self._identity(arm, starts, released) if protected else "",
+            identity=self._identities.of(arm, starts, released) if protected else "",
             secret=self.secret,
             released=released,
             kept_as=kept_as(arm, mechanism.name, self.experiment.settings_of(arm) if protected else None),
         )
 
-    def _identity(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:
-        """What names this very federation, so that merchants pay for it once.
-
-        Where merchants add the noise, or in a simulation, it is a digest of all that decides the result, as far as the
-        server has it: run again, it is the same release. Real sites add what they have to it, and their secrets. Where
-        a real server adds the noise it knows nobody's data, and a federation is new unless this run goes on with it.
-        """
-        if released is not None:
-            return released.name(f"seed {self.seed}, {arm}")
-        hashed = hashlib.sha256(self._data_fingerprint.encode())
-        hashed.update(fingerprint(settings=self.experiment.settings_of(arm), arm=arm, seed=self.seed).encode())
-        hash_tensors(hashed, {"teacher": self.teaching.labels})
-        for name, weights in sorted(starts.items()):
-            hashed.update(name.encode())
-            hash_tensors(hashed, weights)
-        return hashed.hexdigest()[:32]
-
     @cached_property
-    def _data_fingerprint(self) -> str:
-        return federated_fingerprint(self.teaching.data)
+    def _identities(self) -> Identities:
+        return Identities(self.experiment, self.seed, self.teaching)
 
     def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""

@@ -19,8 +19,9 @@ from fed_distill.merchant.budgets import tell_budgets
 from fed_distill.merchant.manifest import Manifest
 from fed_distill.merchant.metrics import Tally
 from fed_distill.merchant.observing import Answering, hidden, watched
+from fed_distill.merchant.opening import open_site
 from fed_distill.merchant.request_validation import outlined
-from fed_distill.merchant.site import Site, open_site
+from fed_distill.merchant.site import Site
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.versions import versions
 from fed_distill.transport.coding.codec import Codec

@@ -5,10 +5,9 @@ from the server as a request.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from flwr.app import RecordDict
@@ -18,11 +17,9 @@ from fed_distill.adversaries import ATTACKS
 from fed_distill.adversaries.attacks import Attack
 from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment, TrainingConfig
-from fed_distill.data import load
-from fed_distill.data.examples import FederatedData, Task
+from fed_distill.data.examples import Task
 from fed_distill.errors import (
     BudgetExceeded,
-    ConfigError,
     FedDistillError,
     NotAllowed,
     NotNow,
@@ -33,8 +30,8 @@ from fed_distill.logs import observed
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
-from fed_distill.merchant.answers import ANSWERS, Answers
-from fed_distill.merchant.assignment import assign_merchants
+from fed_distill.merchant.answers import Answers
+from fed_distill.merchant.asked import Asked, Participant, planned, starting_weights
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
@@ -47,19 +44,19 @@ from fed_distill.merchant.request_validation import (
     outlined,
     weight_bytes,
 )
+from fed_distill.merchant.scores import Scores
 from fed_distill.methods import METHODS
 from fed_distill.methods.base import HasControlVariate, Method, Trained
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
-from fed_distill.models.pair import OWN, pair_blueprint, paired, part_of, shared_of
+from fed_distill.models.pair import OWN, pair_blueprint, part_of, shared_of
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.storage.merchant_store import CODING, STUDENTS, MerchantStore, kept_as
+from fed_distill.storage.merchant_store import MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
-from fed_distill.training.plan import Plan
 from fed_distill.training.preparation import private_steps, proxy_steps
 from fed_distill.training.references import predicted
 from fed_distill.training.submodel import completed
@@ -75,8 +72,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Site:
-    """A site with its merchants; see ``open_site``. everybody: names of all merchants there are, here or elsewhere.
-    answers: what it has said of protected examples, where it keeps that; a simulation does not."""
+    """A site with its merchants; see ``opening.open_site``.
+
+    everybody: names of all merchants there are, here or elsewhere. answers: what it has said of protected examples,
+    where it keeps that; a simulation does not.
+    """
 
     experiment: Experiment
     task: Task
@@ -117,10 +117,10 @@ class Site:
         federation = self.experiment.arms()[request.arm]
         method: Method = METHODS.build(federation.method, federation.options)
         self.protection.mechanism(request.arm).check(self.experiment, federation, method.sends)
-        asked = _Round(request, down, method, _planned(method, down, federation.method))
+        asked = Asked(request, down, method, planned(method, down, federation.method))
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
         digests = Digests(self.experiment, request, down, own)
-        parts: dict[str, _Part] = {}
+        parts: dict[str, Participant] = {}
         for merchant in request.merchants:
             try:
                 self.protection.check(merchant, request.arm)
@@ -201,7 +201,7 @@ class Site:
         told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
         return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
 
-    def _learner(self, merchant: str, asked: "_Round", starts: Mapping[str, Weights]) -> Learner:
+    def _learner(self, merchant: str, asked: Asked, starts: Mapping[str, Weights]) -> Learner:
         request, down, method, plan = asked.request, asked.down, asked.method, asked.plan
         kind = request.student_of(merchant)
         blueprint = request.blueprints[kind]
@@ -220,7 +220,7 @@ class Site:
         return Learner(
             merchant,
             student,
-            _starting_weights(method, plan, down, kept, starts.get(kind)),
+            starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
             groups=mechanism.groups(self.experiment.privacy, examples),
@@ -230,7 +230,7 @@ class Site:
             correction=method.correction(down, kept) if isinstance(method, HasControlVariate) else {},
         )
 
-    def _kept(self, merchant: str, asked: "_Round") -> dict[str, Tensor] | None:
+    def _kept(self, merchant: str, asked: Asked) -> dict[str, Tensor] | None:
         """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
         if asked.method.keeps == "nothing":
             return None
@@ -241,7 +241,7 @@ class Site:
         settings = self.experiment.settings_of(arm) if self.experiment.protects(arm) else None
         return kept_as(arm, self.experiment.unit_of(arm), settings)
 
-    def _keep(self, trained: Trained, student: TextModel, asked: "_Round") -> None:
+    def _keep(self, trained: Trained, student: TextModel, asked: Asked) -> None:
         """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
         method = asked.method
         if isinstance(method, HasControlVariate):
@@ -254,7 +254,7 @@ class Site:
             return
         self.store.save(self._kept_of(asked.request.arm), asked.request.seed, trained.merchant, asked.down.round, kept)
 
-    def _part(self, learner: Learner, asked: "_Round", digests: Digests) -> "_Part | Uplink":
+    def _part(self, learner: Learner, asked: Asked, digests: Digests) -> Participant | Uplink:
         """A merchant's part in a round with its privacy, paid for; or what it has answered to just this already."""
         request = asked.request
         mechanism = self.protection.mechanism(request.arm)
@@ -262,19 +262,19 @@ class Site:
             self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
             if isinstance(mechanism, AtServer):
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
-            return _Part(learner, learner.examples())
+            return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
         self._check_steps(asked, learner, release.members, self.protection.batch_size)
         release, answer = self._kept_answer(release, asked.method.sends)
         if answer is not None:
             return answer
-        return _Part(self.protection.paid(release), release.members, release)
+        return Participant(self.protection.paid(release), release.members, release)
 
     def _batch_size(self, arm: str) -> int:
         return self.experiment.training_of(arm).batch_size
 
-    def _check_steps(self, asked: "_Round", learner: Learner, members: int, batch_size: int) -> None:
+    def _check_steps(self, asked: Asked, learner: Learner, members: int, batch_size: int) -> None:
         """NotAllowed if a merchant with ``members`` of the privacy unit, which must not be more secret than what it
         releases, would train for more steps than the site allows."""
         proxy = len(next(iter(learner.proxy.values()), ()))
@@ -293,7 +293,7 @@ class Site:
             release = release.once_more()
         return release, answer
 
-    def _uplink(self, part: "_Part", fitted: Fitted, asked: "_Round") -> Uplink:
+    def _uplink(self, part: Participant, fitted: Fitted, asked: Asked) -> Uplink:
         learner, request, down, method = part.learner, asked.request, asked.down, asked.method
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
@@ -320,7 +320,7 @@ class Site:
             uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
-        if request.test and self._scorable(request, [uplink.merchant]):
+        if request.test and self._scores.scorable(request, [uplink.merchant]):
             right, count = self.holdings.count_right(student, uplink.merchant)
             metrics |= {"test_right": float(right), "test_count": float(count)}
         uplink = replace(uplink, metrics=metrics)
@@ -374,7 +374,7 @@ class Site:
         """
         check_values(weights.values())
         check_names(request, self.holdings.merchants)
-        merchants = self._scorable(request, request.merchants)
+        merchants = self._scores.scorable(request, request.merchants)
         if not merchants:
             return {}
         self.check_models(request)
@@ -383,116 +383,13 @@ class Site:
         student.load_state_dict(dict(weights))
         return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
 
+    @property
+    def _scores(self) -> Scores:
+        return Scores(self.experiment, self.protection, self.tally)
+
     def _trainer(self, arm: str) -> Trainer:
         """What trains the merchants in an arm; one for each way of training, which knows its students."""
         config = self.experiment.training_of(arm)
         if config not in self._trainers:
             self._trainers[config] = build_trainer(config, self.experiment.runtime)
         return self._trainers[config]
-
-    def _scorable(self, request: TrainRequest, merchants: Sequence[str]) -> list[str]:
-        """Those of ``merchants`` whose test scores, which have no noise, the server is told; why others' are not is in
-        the log.
-
-        They are told if the experiment asks for them, the site's rules allow them now, and the merchant takes part in
-        what is protected as the experiment is: by a student made for it, scores can tell of single examples.
-        """
-        if not self.experiment.tells_scores:
-            return []
-        arms, limits, unit = self.experiment.arms(), self.protection.limits, self.experiment.privacy.unit
-        method = arms[request.arm].method if request.arm in arms else None  # none of what the server trains alone
-        try:
-            limits.rules.check_scores()
-            limits.rules.check(method, 1, self.protection.clock().time())
-        except NotAllowed as error:
-            _log.info("no test score of %s is told: %s", request.arm, error)
-            self.tally.refused[rule_of(error)] += len(merchants)
-            return []
-        told = []
-        for merchant in merchants:
-            try:
-                limits.of(merchant).check_unit(merchant, unit)
-                told.append(merchant)
-            except BudgetExceeded as error:
-                _log.info("its test score of %s is not told: %s", request.arm, error)
-                self.tally.refused[rule_of(error)] += 1
-        self.tally.scored += len(told)
-        return told
-
-
-@dataclass(frozen=True)
-class _Round:
-    """What is asked of all merchants of a request alike."""
-
-    request: TrainRequest
-    down: Downlink
-    method: Method
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A merchant that trains in a round: by how many examples it counts, and as which release it was charged."""
-
-    learner: Learner
-    size: int
-    release: Release | None = None
-
-
-def _planned(method: Method, down: Downlink, name: str) -> Plan:
-    try:
-        plan = method.plan(down)
-    except (AssertionError, KeyError) as error:
-        raise TrainingError(f"a downlink without all that method {name} needs") from error
-    if plan.pair and method.keeps != "own_student":
-        raise TrainingError(f"method {name} plans a pair of students, which takes keeps = 'own_student'")
-    if plan.looks_back and method.keeps not in ("own_student", "last_student"):
-        raise TrainingError(f"method {name} compares with the student of before, which takes keeps = 'last_student'")
-    return plan
-
-
-def _starting_weights(
-    method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
-) -> Weights:
-    """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
-    if method.keeps != "own_student":
-        if not down.weights:
-            raise TrainingError("a downlink without the weights that a merchant trains")
-        return down.weights
-    own = first if kept is None else kept
-    if own is None:
-        raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
-    if not plan.pair:
-        return own
-    if not down.weights:
-        raise TrainingError("a downlink without the weights of the shared student")
-    return paired(down.weights, own)
-
-
-def open_site(
-    experiment: Experiment,
-    part: int,
-    parts: int,
-    data: FederatedData | None = None,
-    limits: Limits | None = None,
-    secret: str = "",
-) -> Site:
-    """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's.
-
-    ``data``, ``limits``: what there is and what is allowed, where that is not what the experiment names. ``secret``: as
-    for ``Protection``.
-    """
-    data = load(experiment.data) if data is None else data
-    limits = Limits.read(experiment.privacy.limits) if limits is None else limits
-    sizes = {name: len(merchant.train) for name, merchant in data.merchants.items()}
-    merchants = {name: data.merchants[name] for name in assign_merchants(sizes, parts)[part]}
-    unknown = limits.merchants.keys() - data.merchants.keys()
-    if unknown:
-        raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")
-    state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
-    protection = Protection(experiment, state / "ledgers", limits, secret)
-    store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)
-    paid = state / "ledgers" if experiment.privacy.ledger is None else experiment.privacy.ledger
-    answers = Answers(paid / ANSWERS / experiment.name) if secret else None
-    holdings = Holdings(experiment, merchants, data.proxy)
-    return Site(experiment, data.task, holdings, store, coding, protection, tuple(data.merchants), answers)

@@ -18,7 +18,7 @@ from fed_distill.experiment.grid import InProcessGrid
 from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.merchant.limits import OPEN, Rules
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.callbacks import CallbackList
 from fed_distill.storage.files import as_file_name

@@ -18,6 +18,7 @@ from fed_distill.coordinator import rounds
 from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.errors import CheckpointError
 from fed_distill.experiment import comparison
+from fed_distill.experiment.identities import Identities
 from fed_distill.mechanisms.base import NoiseSource, Terms
 from fed_distill.mechanisms.merchant import ByMerchant
 from fed_distill.mechanisms.vote import ByVote
@@ -271,7 +272,7 @@ def test_the_servers_secret_decides_its_noise_and_is_nowhere_to_be_read(tiny_exp
 @pytest.mark.parametrize("unit", [MERCHANT, VOTE], ids=["merchant", "vote"])
 def test_a_federations_name_is_not_what_hides_its_noise(tiny_experiment, simulate, tmp_path, monkeypatch, unit):
     """Requests name the federation: with the same name, the secret alone makes the difference."""
-    monkeypatch.setattr(comparison.Comparison, "_identity", lambda *_: "known")
+    monkeypatch.setattr(Identities, "of", lambda *_: "known")
     monkeypatch.setattr(Released, "note", lambda *_: None)
     found = []
     for name, secret in (("one", SECRET), ("again", SECRET), ("other", "0" * 64)):
@@ -397,7 +398,7 @@ def test_an_account_of_releases_that_cannot_be_read_ends_the_run(tmp_path, conte
 
 
 def test_a_request_that_names_no_federation_is_not_paid_for(tiny_experiment, simulate, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison.Comparison, "_identity", lambda *_: "")
+    monkeypatch.setattr(Identities, "of", lambda *_: "")
     folder = tmp_path / "tiny"
     with pytest.raises(Exception, match="round 1: only 0 of 5 merchants can be merged"):
         simulate(tiny_experiment(tmp_path, {**MERCHANT, **QUIET}))

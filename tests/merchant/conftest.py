@@ -8,7 +8,7 @@ import torch
 
 from fed_distill import seeds
 from fed_distill.data import load
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.models import build_student
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights

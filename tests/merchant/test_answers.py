@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fed_distill.merchant.answers import Answers
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import epsilon
 from fed_distill.training.cohort.trainer import CohortTrainer

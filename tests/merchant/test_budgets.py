@@ -11,7 +11,7 @@ from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.merchant.allowance import run_exposure
 from fed_distill.merchant.budgets import tell_budgets
 from fed_distill.merchant.limits import Limit, Limits
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.privacy.accounting import Spend, filtered
 from fed_distill.privacy.ledger import exposure
 from fed_distill.training.plan import Phase, Plan

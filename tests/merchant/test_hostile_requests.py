@@ -14,7 +14,7 @@ from fed_distill.errors import FedDistillError, TrainingError
 from fed_distill.experiment.grid import InProcessGrid, context_of
 from fed_distill.merchant.app import build_app
 from fed_distill.merchant.limits import OPEN, Rules
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.methods import METHODS
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.transport.coding.codec import Codec

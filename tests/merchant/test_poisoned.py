@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fed_distill.adversaries.byzantine import byzantine_merchants
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.submodel import completed

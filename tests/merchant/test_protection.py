@@ -9,7 +9,7 @@ import torch
 
 from fed_distill.errors import TrainingError
 from fed_distill.mechanisms.release import Protection
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Spend, epsilon

@@ -15,7 +15,7 @@ import torch
 import fed_distill.merchant.answers
 import fed_distill.privacy.ledger
 from fed_distill.data.examples import Examples
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.dp_sgd import grid
 from fed_distill.seeds import Keystream

@@ -10,7 +10,7 @@ import torch
 
 from fed_distill.errors import TrainingError
 from fed_distill.merchant.limits import OPEN, Limit, Limits, Rules
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.requests import Refusal

@@ -8,7 +8,7 @@ import torch
 
 from fed_distill.data.examples import MerchantData
 from fed_distill.errors import CheckpointError, ConfigError, TrainingError
-from fed_distill.merchant.site import open_site
+from fed_distill.merchant.opening import open_site
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate

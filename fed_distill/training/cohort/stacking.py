@@ -16,8 +16,9 @@ from fed_distill.models.bag import WeightedBag
 from fed_distill.models.base import TextModel
 from fed_distill.models.weights import Weights
 from fed_distill.text.encoded import Encoded
-from fed_distill.training.cohort.layers import CannotStack, LayerNorm, Linear, Mapped, StackedLayer, StackedLSTM
+from fed_distill.training.cohort.layers import CannotStack, LayerNorm, Linear, Mapped, StackedLayer
 from fed_distill.training.cohort.layout import Layout
+from fed_distill.training.cohort.lstm import StackedLSTM
 from fed_distill.training.cohort.tables import (
     Bag,
     Rows,

@@ -15,7 +15,7 @@ from fed_distill.distill.losses import cross_entropy, hard_labels
 from fed_distill.errors import TrainingError
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort import trainer as module
-from fed_distill.training.cohort.layers import StackedLSTM
+from fed_distill.training.cohort.lstm import StackedLSTM
 from fed_distill.training.cohort.stacking import Stack, skeleton_of
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.cohort.training import Cohort
@@ -277,7 +277,7 @@ def test_merchants_that_never_draw_anything_get_noise_alone(words, merchants, di
 
 @pytest.mark.usefixtures("nothing_falls_back")
 def test_an_example_that_is_never_drawn_fills_no_batch(small_student, merchants, distance):
-    """All that its merchant's submodel lacks is padding to it: an StackedLSTM has no mean over nothing."""
+    """All that its merchant's submodel lacks is padding to it: an LSTM has no mean over nothing."""
     plan, config = Plan((Phase(hard_labels(), steps=4),)), config_of(batch_size=2)
     learners = merchants(small_student("lstm"), DP, (9, 9, 9))
     for one in learners:

@@ -1,0 +1,53 @@
+"""The models of a chain: its assistants, the student below them, and the two controls of that student."""
+
+from collections.abc import Callable
+
+from fed_distill.config import Experiment
+from fed_distill.coordinator.students import labels_plan
+from fed_distill.experiment.student_factory import StudentFactory
+from fed_distill.models import TextModel
+
+
+def chain_models(
+    experiment: Experiment, factory: StudentFactory, student: Callable[[], TextModel]
+) -> dict[str, Callable[[], TextModel]]:
+    """By title what makes each model that is measured where there are assistants; empty where there are none.
+
+    :param student: gives the student that was distilled through the chain.
+    """
+    if not experiment.distill.assistants:
+        return {}
+    name, epochs = experiment.student.model, experiment.training.server_epochs
+
+    def fresh(how: str) -> TextModel:
+        model = factory.student(name)
+        factory.callbacks.on_stage(f"seed {factory.seed} · {name} {how}", None)
+        factory.read_domain(model, name, factory.step)
+        return model
+
+    def one_step() -> TextModel:
+        model = fresh("in one step")
+        target, step = factory.teaching.target, factory.step
+        model.load_state_dict(dict(factory.distilled(model, target, epochs, step, "server", name)))
+        return model
+
+    def no_teacher() -> TextModel:
+        model, server = fresh("without a teacher"), factory.server
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        plan, randomness = labels_plan(epochs, server.data), (factory.seed, "server", name)
+        trained = server.train(model, weights, plan, randomness, server.pace(), factory.step)
+        model.load_state_dict(dict(trained))
+        return model
+
+    def assistant(place: int) -> Callable[[], TextModel]:
+        return lambda: factory.levels[place].model
+
+    return {
+        **{
+            f"assistant {place + 1}: {one.model}": assistant(place)
+            for place, one in enumerate(experiment.distill.assistants)
+        },
+        "student": student,
+        "student in one step": one_step,
+        "student without a teacher": no_teacher,
+    }
