@@ -24,7 +24,6 @@ from fed_distill.merchant.request_validation import outlined
 from fed_distill.merchant.site import Site
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.versions import versions
-from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.records import decode_downlink, decode_starts, prefixed
 from fed_distill.transport.requests import ANSWER, PROTOCOL, Refusal, TrainRequest
 
@@ -149,7 +148,7 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
         content = message.content
         request, starts = TrainRequest.from_record(_asked(message)), decode_starts(content)
         site = site_of(context)
-        codec = Codec.of(site.experiment.transport_of(request.arm))
+        codec = site.codec(request)
         if codec.downlink_weights is not None:  # of which a few bytes can stand for many
             site.check_models(request)
         shape = len(site.holdings.proxy_of(request)), len(site.task.classes)

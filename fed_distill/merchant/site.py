@@ -8,14 +8,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fed_distill.adversaries import ATTACKS
-from fed_distill.adversaries.attacks import Attack
-from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment, TrainingConfig
 from fed_distill.data.examples import Task
 from fed_distill.errors import (
@@ -31,6 +29,7 @@ from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
 from fed_distill.merchant.answers import Answers
+from fed_distill.merchant.arms import Arms
 from fed_distill.merchant.asked import Asked, Participant, planned, starting_weights
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
@@ -45,8 +44,7 @@ from fed_distill.merchant.request_validation import (
     weight_bytes,
 )
 from fed_distill.merchant.scores import Scores
-from fed_distill.methods import METHODS
-from fed_distill.methods.base import HasControlVariate, Method, Trained
+from fed_distill.methods.base import HasControlVariate, Trained
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, part_of, shared_of
@@ -115,7 +113,7 @@ class Site:
         self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]
     ) -> Iterator[Uplink | Refusal]:
         federation = self.experiment.arms()[request.arm]
-        method: Method = METHODS.build(federation.method, federation.options)
+        method = self._arms.method(request.arm)
         self.protection.mechanism(request.arm).check(self.experiment, federation, method.sends)
         asked = Asked(request, down, method, planned(method, down, federation.method))
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
@@ -216,7 +214,7 @@ class Site:
         weights = {"global": down.weights, "previous": kept or down.weights}
         examples = self.holdings.merchants[merchant].train
         labels = torch.from_numpy(examples.labels)
-        attack = self._attack(merchant, request)
+        attack = self._arms.attack(request.arm, request.seed, merchant)
         return Learner(
             merchant,
             student,
@@ -306,7 +304,7 @@ class Site:
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
-        uplink, attack = method.uplink(trained, down), self._attack(fitted.name, request)
+        uplink, attack = method.uplink(trained, down), self._arms.attack(request.arm, request.seed, fitted.name)
         uplink = uplink if attack is None else attack.uplink(uplink, self._context(request, down.weights))
         undeclared = {kind.name for kind in uplink.kinds - set(method.sends)}
         if undeclared:
@@ -328,15 +326,6 @@ class Site:
             self.answers.save(part.release, uplink)
         return uplink
 
-    def _attack(self, merchant: str, request: TrainRequest) -> Attack | None:
-        """What a poisoned merchant of a simulation does; None for the honest."""
-        config, arm = self.experiment.poisoning, request.arm
-        lies = self.experiment.is_poisoned(arm) and merchant in byzantine_merchants(
-            self.experiment, self.everybody, request.seed
-        )
-        attack: Attack | None = ATTACKS.build(config.attack, config.options) if lies else None
-        return attack
-
     def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
         """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
         sent as."""
@@ -345,11 +334,11 @@ class Site:
 
     def receives(self, request: TrainRequest) -> Kinds:
         """The kinds of payloads that the downlink of a request may hold. TrainingError for an arm that there is not."""
-        arms = self.experiment.arms()
-        if request.arm not in arms:
-            raise TrainingError(f"a request for {request.arm!r}, which is no part of the run's experiment")
-        kinds: Kinds = METHODS.build(arms[request.arm].method, arms[request.arm].options).receives
-        return kinds
+        return self._arms.method(request.arm).receives
+
+    def codec(self, request: TrainRequest) -> Codec:
+        """How the messages of a request are coded. TrainingError for an arm that there is not."""
+        return self._arms.codec(request.arm)
 
     def _context(self, request: TrainRequest, weights: Weights) -> Context:
         return Context(weights, len(self.holdings.proxy_of(request)), len(self.task.classes))
@@ -382,6 +371,10 @@ class Site:
         student = self.holdings.student(request.global_blueprint)
         student.load_state_dict(dict(weights))
         return {merchant: self.holdings.count_right(student, merchant) for merchant in merchants}
+
+    @cached_property
+    def _arms(self) -> Arms:
+        return Arms(self.experiment, self.everybody)
 
     @property
     def _scores(self) -> Scores:
