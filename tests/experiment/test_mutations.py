@@ -19,7 +19,8 @@ from fed_distill.config import Experiment
 from fed_distill.coordinator import rounds, students
 from fed_distill.data import load
 from fed_distill.errors import FedDistillError
-from fed_distill.experiment import comparison, conduct, student_factory
+from fed_distill.experiment import comparison, student_factory
+from fed_distill.experiment import run as running
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.merchant import site
@@ -195,7 +196,7 @@ def case(request, tiny_experiment, simulate, teachers, tmp_path_factory):
         return reply
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conduct, "Comparison", lambda *given: made.append(Comparison(*given)) or made[-1])
+        patch.setattr(running, "Comparison", lambda *given: made.append(Comparison(*given)) or made[-1])
         with pytest.raises(Stopped):
             simulate(experiment, app=app, sites=SITES, callbacks=[Copying(root, older)])
     shutil.copytree(root, stopped)
