@@ -34,6 +34,10 @@ CPU_COHORT, GPU_COHORT = 16, 1024
 """Merchants that train together at most, unless said otherwise. On a CPU more of them leave its cache (measured by
 ``experiments/benchmarks``); on a GPU memory is the limit."""
 
+SHARD_BYTES = 128 * 2**20
+"""What a cohort on one of several threads may take before it is cut below its share of ``CPU_COHORT``: for small
+students larger cohorts mean fewer waits for the interpreter, for large ones side by side they cost memory only."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -172,6 +176,8 @@ class CohortTrainer:
         """How many of ``members`` train next, and how many examples of each at a time, if ``shards`` cohorts do."""
         budget = memory_budget(self.device, self.workers * shards) // self._smaller
         most = self.cohort or (GPU_COHORT if self.device.type == "cuda" else CPU_COHORT)
+        if shards > 1 and self.cohort is None:
+            most = min(max(footprint.merchants(SHARD_BYTES, batch), most // shards, 1), most)
         most = min(most, footprint.merchants(budget, batch), math.ceil(members / shards))
         size = math.ceil(members / math.ceil(members / most))
         return size, min(batch, footprint.examples(budget, size))
