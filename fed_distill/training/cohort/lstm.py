@@ -25,7 +25,7 @@ class StackedLSTM(StackedLayer):
     def __init__(self, plain: nn.LSTM) -> None:
         super().__init__(plain)
         if plain.num_layers != 1 or plain.bidirectional or plain.proj_size or not plain.bias or not plain.batch_first:
-            raise CannotStack("an StackedLSTM that is not one layer, one direction, batch first and with biases")
+            raise CannotStack("an LSTM that is not one layer, one direction, batch first and with biases")
         self.width = plain.hidden_size
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:

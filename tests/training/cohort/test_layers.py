@@ -20,10 +20,10 @@ from fed_distill.training.cohort.layers import (
     LayerNorm,
     Linear,
     Mapped,
-    StackedLSTM,
     lengths,
     linear_square_norms,
 )
+from fed_distill.training.cohort.lstm import StackedLSTM
 from fed_distill.training.cohort.tables import (
     Bag,
     Rows,
