@@ -1,6 +1,6 @@
-"""Datasets: rows read, cleaned and split between the server and the merchants.
+"""Datasets: read, clean and split rows between the server and the merchants.
 
-``load`` is all that an experiment needs; ``dataset.py`` says how to add an own dataset.
+``load`` is the entry point; ``dataset.py`` describes how to add a dataset.
 """
 
 from fed_distill.config import DataConfig
@@ -14,9 +14,10 @@ __all__ = ["DATASETS", "Dataset", "Source", "load"]
 
 
 def load(config: DataConfig) -> FederatedData:
-    """Read the dataset that ``config`` names and split it: the same ``config`` gives the same bytes.
+    """Read and split the dataset of ``config``. Equal configurations give identical data.
 
-    Raises ConfigError for a wrong name, option or task, DataError for data that are missing or unfit.
+    :raises ConfigError: a name, option or task is wrong
+    :raises DataError: data are missing or unsuitable
     """
     dataset: Dataset = DATASETS.build(config.dataset, config.options)
     return limited(federate(dataset.read(config), config, proxy_source(config)), config)

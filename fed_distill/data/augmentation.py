@@ -1,8 +1,8 @@
-"""Labelled texts, changed a little before a training, so that a student learns what they mean and not how they read.
+"""Augment labelled texts before training.
 
-Synonyms and deletion are those of EDA (Wei and Zou, EMNLP 2019, sec. 2), swapped characters are the noise of Belinkov
-and Bisk (ICLR 2018, sec. 3.2), back-translation is of ``data.translation``. An example stays one example, and is
-changed by draws of its own: under DP nothing else would do.
+Synonym replacement and deletion are from EDA (Wei and Zou, EMNLP 2019, section 2), character swaps are the noise of
+Belinkov and Bisk (ICLR 2018, section 3.2), and back-translation is in ``data.translation``. Each example is augmented
+in place with independent random draws, so the number of examples and the sensitivity under DP do not change.
 """
 
 import re
@@ -21,20 +21,23 @@ from fed_distill.errors import DataError
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(f"[{_HAN}]|[^\\s{_HAN}]+")
-"""A word, or a Chinese character, which may be one."""
+"""A word, or a single Chinese character."""
 _SPACES = re.compile(r"\s{2,}")
 
 
 @dataclass(frozen=True)
 class Synonyms:
-    """groups: expressions that may stand for each other. pattern: finds any of them, the longest first."""
+    """Groups of interchangeable expressions.
+
+    groups: the group of each expression. pattern: matches any expression, longest first.
+    """
 
     groups: Mapping[str, tuple[str, ...]]
     pattern: re.Pattern[str]
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[str]]) -> "Synonyms":
-        """From groups of expressions; one that is in several groups is of the first."""
+        """Build from groups of expressions; an expression in several groups belongs to the first one."""
         known: dict[str, tuple[str, ...]] = {}
         for group in groups:
             for expression in group:
@@ -42,7 +45,7 @@ class Synonyms:
         return cls(known, re.compile("|".join(map(_bounded, sorted(known, key=len, reverse=True))), re.IGNORECASE))
 
     def replaced(self, text: str, share: float, rng: np.random.Generator) -> str:
-        """``text`` with each expression replaced, with probability ``share``, by another of its group."""
+        """Replace each expression in ``text``, with probability ``share``, by another of its group."""
 
         def other(match: re.Match[str]) -> str:
             found = match[0]
@@ -53,7 +56,7 @@ class Synonyms:
 
 
 def check_augmentation(config: AugmentationConfig) -> None:
-    """DataError if the dictionary or a translation model that is asked for cannot be read."""
+    """Raise DataError if the configured dictionary or translation model cannot be read."""
     if config.dictionary is not None:
         _read(config.dictionary)
     if config.translated:
@@ -61,9 +64,9 @@ def check_augmentation(config: AugmentationConfig) -> None:
 
 
 def augmented(examples: Examples, config: AugmentationConfig, rng: np.random.Generator) -> Examples:
-    """``examples`` with changed texts and pairs, as ``config`` says; each is changed by draws of its own.
+    """Augment texts and pairs, each example with independent draws.
 
-    Raise DataError if the dictionary or a translation model cannot be read.
+    :raises DataError: the dictionary or a translation model cannot be read
     """
     synonyms = _built_in() if config.dictionary is None else _read(config.dictionary)
     reworded = back_translation(*config.back_translation).reworded if config.translated else None
@@ -95,7 +98,7 @@ def _changed(
 
 
 def _without(text: str, share: float, rng: np.random.Generator) -> str:
-    """``text`` with each word left out with probability ``share``; if it is to be all of them, one stays."""
+    """Delete each word with probability ``share``; if all words are drawn, keep one."""
     words = list(_WORD.finditer(text))
     if len(words) < 2:
         return text
@@ -108,7 +111,7 @@ def _without(text: str, share: float, rng: np.random.Generator) -> str:
 
 
 def _swapped(word: str, rng: np.random.Generator) -> str:
-    """``word`` with two neighbouring characters swapped."""
+    """Swap two adjacent characters of ``word``."""
     if len(word) < 2:
         return word
     place = int(rng.integers(len(word) - 1))
@@ -116,7 +119,7 @@ def _swapped(word: str, rng: np.random.Generator) -> str:
 
 
 def _bounded(expression: str) -> str:
-    """Pattern of an expression that does not begin or end within a word; Chinese has no spaces that would say."""
+    """Return a pattern that matches whole words only, except in Chinese, which has no spaces."""
     before, after = ("" if re.match(f"[{_HAN}]", edge) else bound for edge, bound in (
         (expression[0], r"(?<!\w)"), (expression[-1], r"(?!\w)"),
     ))  # fmt: skip
@@ -125,7 +128,7 @@ def _bounded(expression: str) -> str:
 
 @cache
 def _built_in() -> Synonyms:
-    """What the shopping words of the marketplace may be called instead, in English, German and Chinese."""
+    """Return the synonyms of the marketplace's product words in English, German and Chinese."""
     products = (words for department in DEPARTMENTS.values() for words, _, _ in department.values())
     return Synonyms.of(group for words in (*products, *COLORS) for group in words)
 
@@ -140,8 +143,8 @@ def _read(path: Path) -> Synonyms:
     for number, line in enumerate(lines, 1):
         group = [one.strip() for one in line.split(",")] if line.strip() else []
         if len(group) == 1 or not all(group):
-            raise DataError(f"{path}, line {number}: it must be two or more expressions, separated by commas")
+            raise DataError(f"{path}, line {number}: write two or more expressions, separated by commas")
         groups += [group] if group else []
     if not groups:
-        raise DataError(f"{path} holds no synonyms: a line is two or more expressions, separated by commas")
+        raise DataError(f"{path} contains no synonyms: each line is two or more expressions, separated by commas")
     return Synonyms.of(groups)

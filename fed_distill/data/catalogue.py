@@ -1,9 +1,8 @@
-"""A source whose rows are offers: a title, what a shopper typed to find it, and three nested codes.
+"""A source of offers: a title, a query for it, and codes of product, kind and family, each nested in the next.
 
-The codes grade any pair of query and title: same product is exact, same kind (within it, another product) a
-substitute, same family a complement, anything else irrelevant. Matching keeps of this whether the product is the
-same, so that most of its other pairs are near misses. Pairs are made after the split and, at a
-merchant, of nothing but its own offers, because it doesn't know the others' catalogues.
+The codes determine the grade of a (query, title) pair: same product is exact, same kind a substitute, same family a
+complement, anything else irrelevant. For matching only "same product" counts, so most negatives are near misses. Pairs
+are made after the split and only of a merchant's own offers, because merchants do not share their catalogues.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +24,19 @@ from fed_distill.seeds import numpy_stream
 
 EXACT, SUBSTITUTE, COMPLEMENT, IRRELEVANT = range(4)
 _INSTEAD = np.array([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 1, 0], [3, 2, 1, 0]])
-"""Which grade to try, in turn, when the wanted one has no partner."""
+"""Grades to try, in order, if no partner has the wanted grade ``[wanted, attempt]``."""
 _PROXY_MIX = (0.3, 0.3, 0.2, 0.2)
 _EXACT_CANDIDATES = 10
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pairs and rankings are made of offers.
+    """Options for making pairs and rankings of offers.
 
-    pairs_per_row: pairs of one offer: exact, substitute, then complement or irrelevant, drawn by the merchant's
-    own odds. max_pairs: pairs of a merchant in one part of the split at most. ranking_queries, ranking_candidates:
-    size of the ranking view. grade_skew: 0 for that fixed pattern, up to 1 for grades drawn from shares that differ
-    widely between merchants.
+    pairs_per_row: pairs per offer: exact, substitute, then complement or irrelevant with odds that depend on the
+    merchant. max_pairs: maximum number of pairs per merchant and part of the split. ranking_queries,
+    ranking_candidates: size of the ranking view. grade_skew: from 0 (this fixed pattern) to 1 (shares of the grades
+    vary widely between merchants).
     """
 
     pairs_per_row: int = 3
@@ -49,11 +48,11 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Clean offers of all merchants; implements ``Source`` for relevance and matching. Made by `build`.
+    """Clean offers of all merchants; implements ``Source`` for relevance and matching. Create it with `build`.
 
-    products, kinds, families: int64 ``[n]``, each nested in the next; groups: products that must stay together.
-    titles, queries: texts of each offer. task: relevance takes the grades as classes; matching asks whether a
-    query's product is the title's. domains: of each offer, or None.
+    products, kinds, families: int64 ``[n]``, each nested in the next. groups: products that are split as a whole.
+    titles, queries: texts of each offer. task: the classes of relevance are the grades, those of matching whether
+    query and title are of the same product. domains: domain of each offer, or None.
     """
 
     names: tuple[str, ...]
@@ -83,9 +82,9 @@ class Catalogue:
         task: Task = RELEVANCE,
         domains: Sequence[str] | None = None,
     ) -> Self:
-        """Clean the offers and give each its merchant; a partitioner skews the families.
+        """Clean the offers and assign merchants; a partitioner skews the families.
 
-        Raises DataError if no offer is left.
+        :raises DataError: no offer is left after cleaning
         """
         named = merchants if config.partition == "merchant" else None
         cleaned = clean(titles, queries, None, named, config.max_characters)
@@ -112,7 +111,7 @@ class Catalogue:
         )
 
     def grades(self, query_rows: IntArray, title_rows: IntArray) -> IntArray:
-        """Grade of each pair: the query of one offer with the title of another."""
+        """Return the grade of each pair of one offer's query and another's title, ``[pairs]``."""
         return np.where(
             self.products[query_rows] == self.products[title_rows],
             EXACT,
@@ -124,12 +123,12 @@ class Catalogue:
         )
 
     def labels(self, query_rows: IntArray, title_rows: IntArray) -> IntArray:
-        """Class of each pair: its grade, or for matching whether both are of one product."""
+        """Return the class of each pair: its grade, or for matching whether both offers are of one product."""
         grades = self.grades(query_rows, title_rows)
         return (grades == EXACT).astype(np.int64) if self.task == MATCHING else grades
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
-        """Graded pairs of the merchant's own queries and titles, without duplicates, ``max_pairs`` at most."""
+        """Make at most ``max_pairs`` distinct graded pairs of the merchant's own queries and titles."""
         rng = numpy_stream(seed, "pairs", merchant, part)
         slots = self.options.pairs_per_row
         wanted = self._wanted(len(rows), merchant, seed, rng)
@@ -145,7 +144,7 @@ class Catalogue:
         return self._pairs(query_rows[keep], title_rows[keep], [merchant] * len(keep))
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """Distinct pairs of public queries and public titles, of all grades, across the public merchants."""
+        """Make distinct unlabeled pairs of public queries and titles, of all grades and across public merchants."""
         rng = numpy_stream(seed, "proxy")
         queries, titles = factorize([self.queries[row] for row in rows]), factorize([self.titles[row] for row in rows])
         lefts, rights = int(queries.max(initial=-1)) + 1, int(titles.max(initial=-1)) + 1
@@ -166,11 +165,10 @@ class Catalogue:
         return self._pairs(query_rows, title_rows, [self.names[owner] for owner in self.owners[title_rows]]).unlabeled()
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
-        """Queries for products with two offers or more, each with graded candidates from all merchants' offers.
+        """Make the ranking view: queries for products with at least two offers, with candidates of all merchants.
 
-        A query has its exact offers (10 at most) and about as many substitutes as all the rest: complements and
-        irrelevant offers fill up to ``ranking_candidates``. No title occurs twice under a query.
-        None for matching, which is headlined by macro-F1.
+        A query has at most 10 exact offers and about as many substitutes; complements and irrelevant offers fill up to
+        ``ranking_candidates``. The titles of a query are distinct. None for matching, which is measured by macro-F1.
         """
         if self.task.gains is None:
             return None
@@ -201,7 +199,11 @@ class Catalogue:
         return Ranking(examples, np.repeat(np.arange(len(asked)), lengths))
 
     def _candidates(self, order: IntArray, edges: list[tuple[int, int]], rng: np.random.Generator) -> IntArray:
-        """Candidates of one query, shuffled. ``edges``: where its product, kind and family lie in ``order``."""
+        """Return the shuffled candidates of one query.
+
+        :param order: rows sorted by family, kind and product
+        :param edges: first and last position in ``order`` of its product, kind and family
+        """
         total = self.options.ranking_candidates
         chosen: dict[str, int] = {}
         inner = (0, 0)
@@ -213,7 +215,7 @@ class Catalogue:
                 if grade
                 else np.arange(*outer)
             )
-            # Four times the quota, so that equal titles leave enough.
+            # Four times the quota, because equal titles are dropped.
             pool = rng.choice(pool, min(len(pool), 4 * quota), replace=False)
             for row in order[pool].tolist():
                 if quota == 0:
@@ -225,14 +227,14 @@ class Catalogue:
         return rng.permutation(np.fromiter(chosen.values(), dtype=np.int64))
 
     def _wanted(self, count: int, merchant: str, seed: int, rng: np.random.Generator) -> IntArray:
-        """Grades to look for, ``[rows, slots]``; the odds are the merchant's own, equal in all parts of the split."""
+        """Draw the wanted grades ``[rows, slots]``; the odds are per merchant and equal in all parts of the split."""
         own = numpy_stream(seed, "grades", merchant)
         complement = own.uniform(0.2, 0.8)
         skewed = own.dirichlet([2.0, 2.0, 1.0, 1.0])
         wanted = np.full((count, self.options.pairs_per_row), EXACT, dtype=np.int64)
         wanted[:, 1:2] = SUBSTITUTE
         rest = wanted[:, 2:]
-        # Matching an irrelevant product would be too easy.
+        # For matching, an irrelevant product would be too easy a negative.
         rest[:] = np.where((rng.random(rest.shape) < complement) | (self.task == MATCHING), COMPLEMENT, IRRELEVANT)
         if self.options.grade_skew:
             drawn = rng.choice(4, size=wanted.shape, p=skewed)
@@ -240,15 +242,19 @@ class Catalogue:
         return wanted
 
     def _partners(self, rows: IntArray, wanted: IntArray, rng: np.random.Generator, others: bool = False) -> IntArray:
-        """Positions in ``rows`` of offers whose queries have the ``wanted`` grades for each offer's title.
+        """Return positions in ``rows`` of partners whose queries have the ``wanted`` grades for each offer's title.
 
-        Both are ``[rows, slots]``. A grade that no offer has is replaced by the next best. Exact is the offer itself,
-        or with ``others`` another offer of the product, if there is one.
+        If no offer has the grade, the nearest one is used. An exact partner is the offer itself.
+
+        :param rows: offers to pair ``[rows]``
+        :param wanted: grades ``[rows, slots]``
+        :param others: as exact partner, prefer another offer of the product
+        :returns: positions ``[rows, slots]``
         """
         codes = (self.products[rows], self.kinds[rows], self.families[rows])
         order = np.lexsort(codes)
         place = np.arange(len(rows))
-        # Where in ``order`` the offer itself, its product, kind and family and all offers begin and end.
+        # Begin and end in ``order`` of: the offer itself, its product, kind, family, all offers.
         edges = [(place, place + 1), *(_blocks(code[order]) for code in codes), (0 * place, 0 * place + len(rows))]
         starts, stops = (np.stack([edge[side] for edge in edges]) for side in (0, 1))
         lengths = stops - starts
@@ -278,7 +284,7 @@ class Catalogue:
 
 
 def _blocks(codes: npt.NDArray[np.int64]) -> tuple[IntArray, IntArray]:
-    """First and one past the last position of each element's run, for ``codes`` in which equal ones are adjacent."""
+    """Return begin and end of each element's run, for ``codes`` in which equal values are adjacent."""
     begins = np.ones(len(codes), dtype=bool)
     begins[1:] = codes[1:] != codes[:-1]
     starts = np.flatnonzero(begins)

@@ -1,6 +1,6 @@
-"""One cleaning pass for every dataset: unfit rows out, personal data masked, and an account of both.
+"""Clean the rows of every dataset: drop unusable rows and mask personal data, with an account of both.
 
-A row is dropped for the first reason that applies, in the order of `REASONS`.
+A row is dropped for the first reason of `REASONS` that applies.
 """
 
 import logging
@@ -15,14 +15,14 @@ from fed_distill.text.cleaning import mask
 LOG = logging.getLogger("fed_distill.data")
 
 REASONS = ("no merchant", "empty", "too long", "unknown label", "duplicate")
-"""Why a row may be dropped, in the order of looking."""
+"""Reasons to drop a row, in the order of the checks."""
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What is left after cleaning.
+    """Rows after cleaning.
 
-    rows: positions of the kept rows among those read. texts, pairs: their masked texts. account: JSON-ready
+    rows: positions of the kept rows in the input. texts, pairs: their masked texts. account: JSON-serializable
     ``rows_read``, ``rows_kept``, ``dropped`` (by reason), ``masked`` (by kind) and ``unlabeled_merchants``.
     """
 
@@ -39,10 +39,15 @@ def clean(
     merchants: Sequence[str] | None,
     max_characters: int,
 ) -> Cleaned:
-    """Drop unfit rows and mask personal data.
+    """Drop unusable rows and mask personal data.
 
-    Runs of white space become one blank first. ``labels`` may be None where labels are made later, ``merchants``
-    where a partitioner makes them; a duplicate has the same merchant, text and pair as an earlier row.
+    White space is collapsed first. A duplicate has the merchant, text and pair of an earlier row.
+
+    :param texts: first texts ``[n]``
+    :param pairs: second texts ``[n]``, or None
+    :param labels: class indices ``[n]``, or None if they are made later
+    :param merchants: names ``[n]``, or None if a partitioner assigns merchants
+    :param max_characters: longest text that is kept
     """
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
@@ -76,11 +81,11 @@ def clean(
             if kept_pairs is not None:
                 kept_pairs.append(mask(found[1], masked))
     if dropped["unknown label"]:
-        LOG.warning("%d of %d rows have no known label and are left out", dropped["unknown label"], len(texts))
+        LOG.warning("dropped %d of %d rows without a known label", dropped["unknown label"], len(texts))
     silent = sorted(set(unlabeled) - labeled - {""})
     if silent:
         LOG.warning(
-            "%d merchants have no known label and are left out: %s",
+            "dropped %d merchants without a known label: %s",
             len(silent),
             ", ".join(silent[:5]) + " ..." * (len(silent) > 5),
         )

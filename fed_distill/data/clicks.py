@@ -1,8 +1,8 @@
-"""A source of click histories: what a shopper clicked last, a product shown next, and whether to recommend it.
+"""A source of click histories: recently clicked products, a candidate, and whether to recommend it.
 
-Shoppers are latent: each has a department, a brand and a colour in mind. Whether they want the product shown
-depends on these and on which types go together (the world's ``affinity``, the same at all merchants), with noise.
-Histories are drawn after the split, from one merchant's offers in one part, so that training sees no test product.
+Each shopper has a latent department, brand and colour preference. The label depends on it, on which types go together
+(``World.affinity``, shared by all merchants) and on noise. Histories are drawn after the split, from one merchant's
+offers in one part, so that no test product occurs in training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ from fed_distill.data.world import World
 from fed_distill.seeds import numpy_stream
 
 _CLICKS = 4
-"""Clicks in a history."""
+"""Number of clicks in a history."""
 _NOISE = 0.5
 _ROUNDS = 20
 
 
 @dataclass(frozen=True)
 class Clicks:
-    """Clean offers and the world they are from; implements ``Source`` for recommend. Made by `build`.
+    """Clean offers and their world; implements ``Source`` for recommend. Create it with `build`.
 
-    products, colors: int64 ``[n]``. per_row: examples made of one offer. max_examples: of one merchant in one part
-    at most.
+    products, colors: int64 ``[n]``. per_row: examples per offer. max_examples: maximum per merchant and part of the
+    split.
     """
 
     names: tuple[str, ...]
@@ -62,7 +62,7 @@ class Clicks:
         max_examples: int,
         domains: Sequence[str] | None = None,
     ) -> Self:
-        """Clean the offers and give each its merchant (a partitioner skews the departments)."""
+        """Clean the offers and assign merchants; a partitioner skews the departments."""
         named = merchants if config.partition == "merchant" else None
         cleaned = clean(titles, None, None, named, config.max_characters)
         rows = np.asarray(cleaned.rows, dtype=np.int64)
@@ -85,7 +85,7 @@ class Clicks:
         )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
-        """Histories of the merchant's shoppers, each with a product shown next."""
+        """Draw histories of the merchant's shoppers, each with a candidate product."""
         rate = numpy_stream(seed, "clicks", merchant).uniform(0.3, 0.6)
         return self._draw(
             rows,
@@ -95,7 +95,7 @@ class Clicks:
         )
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """More histories of the public merchants' shoppers, without labels."""
+        """Draw further histories of the public merchants' shoppers, without labels."""
         if not len(rows):
             return self._draw(rows, 0, 0.5, numpy_stream(seed, "proxy"))
         rng = numpy_stream(seed, "proxy")
@@ -113,11 +113,11 @@ class Clicks:
         return Examples.concatenate(parts).take(np.sort(rng.permutation(first)[:size])).unlabeled()
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
-        """None: recommend is headlined by macro-F1."""
+        """Return None: recommend is measured by macro-F1."""
         return None
 
     def _draw(self, rows: IntArray, count: int, rate: float, rng: np.random.Generator) -> Examples:
-        """``count`` examples from ``rows``, a share ``rate`` of them to be recommended."""
+        """Draw ``count`` examples from ``rows``; a share ``rate`` is positive."""
         if not len(rows):
             count = 0
         product, color = self.products[rows], self.colors[rows]
@@ -149,7 +149,7 @@ class Clicks:
         )
 
     def _wish(self, product: IntArray, color: IntArray, clicked: IntArray, shown: IntArray) -> npt.NDArray[np.float64]:
-        """How much each shopper wants the product shown, ``[examples]``."""
+        """Return the preference of each shopper for its candidate, ``[examples]``."""
         kind, brand = self.world.type_of[product], self.world.brand_of[product]
         department = self.world.department_of[product]
         likes_type = self.world.affinity[kind[clicked], kind[shown][:, None]].mean(axis=1)

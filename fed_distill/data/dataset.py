@@ -1,8 +1,8 @@
-"""What a dataset has to offer, and the names of the built-in ones.
+"""The interface of datasets, and the names of the built-in ones.
 
-A dataset reads and cleans rows and hands over a `Source`; splitting, the public share, the proxy set and the
-account are the same for all (``splits.py``). An own dataset is a dataclass (its fields are its options) with a
-``read`` method, named in an experiment by import path, ``dataset = "my_package.my_data:Reviews"``::
+A dataset reads and cleans rows and returns a `Source`; splitting, public merchants, proxy set and account are the same
+for all (``splits.py``). To add a dataset, write a dataclass (its fields are its options) with a ``read`` method, and
+name it in an experiment by import path, ``dataset = "my_package.my_data:Reviews"``::
 
     @dataclass(frozen=True)
     class Reviews:
@@ -18,8 +18,8 @@ account are the same for all (``splits.py``). An own dataset is a dataclass (its
                 config=config,
             )
 
-`LabeledRows` suits rows that are examples already; `Catalogue` makes graded pairs of offers; anything else
-implements `Source` itself.
+Use `LabeledRows` if rows are examples already and `Catalogue` to make graded pairs of offers; otherwise implement
+`Source`.
 """
 
 from collections.abc import Mapping
@@ -48,61 +48,67 @@ DATASETS = Registry(
 
 
 class Source(Protocol):
-    """Clean rows of all merchants, and how rows become examples.
+    """Clean rows of all merchants, and how examples are made of them.
 
-    Rows are numbered ``0 .. n-1``. A row is whatever is split between training and test as a whole: an example,
-    or an offer from which examples are made after the split.
+    Rows are numbered ``0 .. n-1``. A row is the unit of the split into training, validation and test: an example, or an
+    offer from which examples are made after the split.
     """
 
     @property
     def task(self) -> Task:
-        """What is predicted."""
+        """The prediction task."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the merchants, each once, in the order in which they are listed and split."""
+        """Names of the merchants, in the order of the report and of the split."""
         ...
 
     @property
     def owners(self) -> IntArray:
-        """``[n]``: index into ``names`` of each row's merchant."""
+        """Index into ``names`` of each row's merchant ``[n]``."""
         ...
 
     @property
     def groups(self) -> IntArray:
-        """``[n]``: rows of equal group are never split between training, validation and test."""
+        """Group of each row ``[n]``; a group is never split between training, validation and test."""
         ...
 
     @property
     def domains(self) -> tuple[str, ...] | None:
-        """``[n]``: the domain of each row, such as its product category; None for data without domains."""
+        """Domain of each row ``[n]``, such as its product category; None for data without domains."""
         ...
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """JSON-ready account of cleaning."""
+        """JSON-serializable account of the cleaning."""
         ...
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
-        """Labelled examples of one merchant, made of nothing but its own ``rows`` of one part of the split.
+        """Make labelled examples of one merchant from its own rows of one part of the split.
 
-        ``part`` is ``train``, ``valid`` or ``test``; with ``merchant`` and ``seed`` it names the random stream.
+        :param rows: the merchant's rows of this part
+        :param merchant: name; with ``part`` and ``seed`` it determines the random stream
+        :param part: ``train``, ``valid`` or ``test``
+        :param seed: ``data.seed``
         """
         ...
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """``size`` distinct unlabeled examples made of the public merchants' ``rows``; all, if there are fewer."""
+        """Make at most ``size`` distinct unlabeled examples of the public merchants' ``rows``."""
         ...
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
-        """Queries with graded candidates among all merchants' ``rows`` of one part; None without such a view."""
+        """Make queries with graded candidates from all merchants' ``rows`` of one part; None without such a view."""
         ...
 
 
 class Dataset(Protocol):
-    """A named place that rows come from; its dataclass fields are its options."""
+    """Reads rows from one place; its dataclass fields are its options."""
 
     def read(self, config: DataConfig) -> Source:
-        """Read and clean the rows for ``config.task``; raise ConfigError if that task is not offered."""
+        """Read and clean the rows for ``config.task``.
+
+        :raises ConfigError: the dataset does not support the task
+        """
         ...

@@ -1,6 +1,6 @@
-"""The account of a dataset for people: as text, and as a picture of the merchants' sizes and label skew.
+"""Describe a dataset as text and as a figure of the merchants' sizes and label skew.
 
-Where the merchants are elsewhere, it is of what the server has: the public part and the proxy set.
+With remote merchants, only the server's data are described: the public part and the proxy set.
 """
 
 from collections.abc import Mapping
@@ -24,24 +24,24 @@ _MORE_COLORS = (
 _OTHER = "#d3d7dd"
 _INK = "#2b2d33"
 _FAINT = "#8a8f98"
-_ELSEWHERE = 'data.clients = "elsewhere": the merchants are at real sites'
+_ELSEWHERE = 'data.clients = "elsewhere": the merchants are at remote sites'
 
 
 def describe(data: FederatedData, folder: Path) -> str:
-    """Write ``merchants.png`` into ``folder`` and return the account as text, which names the picture.
+    """Return the account as text, and write the figure ``merchants.png`` into ``folder``.
 
-    There is none if the merchants are elsewhere.
+    There is no figure with remote merchants.
     """
     if not data.merchants:
-        return f"{render(data.account)}\n\nNo picture of the merchants: nothing is known here of their rows and labels"
+        return f"{render(data.account)}\n\nNo figure of the merchants: their rows and labels are at remote sites"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PICTURE
     draw_merchants(data, path)
-    return f"{render(data.account)}\n\nPicture of the merchants: {path}"
+    return f"{render(data.account)}\n\nFigure of the merchants: {path}"
 
 
 def render(account: Mapping[str, Any]) -> str:
-    """The account as aligned text of at most 100 columns or so."""
+    """Format the account as aligned text, about 100 columns wide."""
     cleaning, merchants = account["cleaning"], account["merchants"]
     elsewhere = not merchants["clients"]
     lines = [f"{account['dataset']}, task {account['task']}", "", "Cleaning"]
@@ -52,7 +52,7 @@ def render(account: Mapping[str, Any]) -> str:
     if cleaning["unlabeled_merchants"]:
         lines.append(_row("merchants without a known label", len(cleaning["unlabeled_merchants"])))
     lines += ["", "Merchants", _row("all", merchants["all"])]
-    note = "all that are here" if elsewhere else f"{merchants['too_small']} of them too small to be clients"
+    note = "all local merchants" if elsewhere else f"{merchants['too_small']} of them too small to be clients"
     lines.append(_row("public (the server's)", merchants["public"], note))
     lines.append(_row("clients", merchants["clients"], _ELSEWHERE if elsewhere else ""))
     if "limited_to" in account and not elsewhere:
@@ -80,7 +80,7 @@ def _row(label: str, count: int, note: str = "") -> str:
 
 
 def _class_table(account: Mapping[str, Any]) -> list[str]:
-    """Tables in rows, classes in columns; beyond six classes, classes in rows and tables in columns."""
+    """Format the class counts: tables in rows and classes in columns, transposed beyond six classes."""
     examples = {table: count for table, count in account["examples"].items() if count or table != "train"}
     classes = account["classes"]
     names = list(next(iter(classes.values())))
@@ -106,7 +106,7 @@ def _class_table(account: Mapping[str, Any]) -> list[str]:
 
 
 def draw_merchants(data: FederatedData, path: Path) -> None:
-    """Draw each client's training rows, largest first, and beneath them the classes of its training examples."""
+    """Draw the training rows of each client, largest first, above the class shares of its training examples."""
     rows = data.account["client_rows"]
     clients = sorted(data.merchants.values(), key=lambda merchant: (-rows[merchant.name], merchant.name))
     sizes = np.array([rows[merchant.name] for merchant in clients])
@@ -185,13 +185,13 @@ def _draw_shares(axes: Axes, shares: npt.NDArray[np.float64], classes: tuple[str
 
 
 def _separate(axes: Axes, heights: npt.NDArray[Any]) -> None:
-    """White gaps between the bars of falling ``heights``, while they are few enough to tell apart."""
+    """Draw white gaps between the bars, if they are few enough to be distinguished."""
     if len(heights) <= 60:
         axes.vlines(np.arange(len(heights) - 1) + 0.5, 0, heights[:-1], color="white", linewidth=1.0)
 
 
 def _steps(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Left and right edge of each merchant's bar, ``[2 * merchants]``."""
+    """Return left and right edge of each merchant's bar, ``[2 * merchants]``."""
     return np.stack([positions - 0.5, positions + 0.5], axis=1).ravel()
 
 

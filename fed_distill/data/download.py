@@ -1,7 +1,7 @@
-"""Where third-party data are found: a given path, the folder ``FED_DISTILL_DATA``, the cache, a verified download.
+"""Find third-party data: at a given path, in the folder ``FED_DISTILL_DATA``, in the cache, or by download.
 
-Downloads go through pooch. The publisher's archive is not ours to pin, so what is verified is the content: its SHA-256
-after the differences that we know of (the header line) are taken out.
+Downloads use pooch. The publisher may repack the archive, so the SHA-256 is that of the content, after known
+differences between versions (the header line) are normalized.
 """
 
 import gzip
@@ -21,15 +21,19 @@ CACHE_VARIABLE = "FED_DISTILL_CACHE"
 
 
 def data_cache() -> Path:
-    """Folder of downloaded data: ``FED_DISTILL_CACHE`` if set, else the user's cache folder."""
+    """Return the folder of downloaded data: ``FED_DISTILL_CACHE`` if set, else the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("fed-distill")) / "data"
 
 
 def find(name: str, given: Path | None) -> Path | None:
-    """The file ``name``: at the ``given`` path, in the data folder or in the cache.
+    """Find the file ``name`` at the ``given`` path, in the data folder or in the cache.
 
-    It may be plain, have ``.gz`` added, or be alone in a ``.zip`` of its name. A given path is the file or its
-    folder; DataError if nothing is there.
+    The file may be plain, gzipped (``.gz``) or the only member of a ``.zip`` of the same name.
+
+    :param name: file name
+    :param given: the file or its folder
+    :returns: path of the file, or None if it is neither in the data folder nor in the cache
+    :raises DataError: ``given`` does not exist or does not contain the file
     """
     if given is not None:
         if given.is_file():
@@ -37,7 +41,7 @@ def find(name: str, given: Path | None) -> Path | None:
         found = _inside(given, name)
         if found is None:
             kinds = " or ".join(path.name for path in _variants(given, name))
-            raise DataError(f"{given} has no {kinds}" if given.exists() else f"{given} does not exist")
+            raise DataError(f"{given} does not contain {kinds}" if given.exists() else f"{given} does not exist")
         return found
     folder = os.environ.get(FOLDER_VARIABLE)
     return (_inside(Path(folder), name) if folder else None) or _inside(data_cache(), name)
@@ -52,10 +56,14 @@ def _variants(folder: Path, name: str) -> tuple[Path, ...]:
 
 
 def fetch(url: str, member_suffix: str, name: str, sha256: str, normalize: Callable[[bytes], bytes]) -> Path:
-    """Download the zip at ``url``, verify its member that ends with ``member_suffix`` and cache it as ``name``.
+    """Download a zip, verify one member and cache it as ``name``.
 
-    ``normalize`` maps every known variant of the content to the one whose ``sha256`` is given. Raises DataError
-    if there is no network or the content is another.
+    :param url: address of the zip
+    :param member_suffix: end of the member's name
+    :param name: file name in the cache
+    :param sha256: expected SHA-256 of the normalized content
+    :param normalize: maps every known version of the content to one
+    :raises DataError: the download failed or the content does not match
     """
     target = data_cache() / name
     try:
@@ -64,12 +72,12 @@ def fetch(url: str, member_suffix: str, name: str, sha256: str, normalize: Calla
             content = normalize(_member(Path(archive), member_suffix))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"cannot download {name} from {url}: {error}. Download it by hand and give its path as data.options.path, "
-            f"or put it into the folder that the environment variable {FOLDER_VARIABLE} names"
+            f"cannot download {name} from {url}: {error}. Download it manually and set data.options.path to its path, "
+            f"or move it to the folder in the environment variable {FOLDER_VARIABLE}"
         ) from error
     actual = hashlib.sha256(content).hexdigest()
     if actual != sha256:
-        raise DataError(f"{url} holds another {name} than expected: SHA-256 {actual}, not {sha256}; nothing was kept")
+        raise DataError(f"{name} from {url} does not match: SHA-256 {actual}, expected {sha256}; nothing was stored")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
@@ -86,7 +94,10 @@ def _member(archive: Path, suffix: str) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, plain, gzipped or the only .csv of a zip; raise DataError if it cannot be read."""
+    """Read a UTF-8 text file: plain, gzipped or the only .csv of a zip.
+
+    :raises DataError: it cannot be read
+    """
     try:
         if path.suffix == ".zip":
             return _member(path, ".csv").decode("utf-8-sig")

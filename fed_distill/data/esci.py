@@ -1,9 +1,9 @@
-"""ESCI, Amazon's shopping queries: 2.6 million judged pairs of query and product in English, Spanish and Japanese.
+"""ESCI, Amazon's shopping queries: 2.6 million judged (query, product) pairs in English, Spanish and Japanese.
 
 Reddy et al. 2022, *Shopping Queries Dataset* (arXiv:2206.06588, Apache-2.0; github.com/amazon-science/esci-data). The
-user downloads its two Parquet files; judgements are joined to products by locale and product id, as its page says.
-A merchant is a brand, and a locale a domain. Its own division into train and test is not used: as everywhere,
-queries are divided by ``data.seed``, so that there is a validation part too.
+user downloads the two Parquet files. Judgements are joined to products by locale and product id. The merchant is the
+brand and the domain is the locale. The published train/test split is not used: queries are split by ``data.seed``,
+as in all datasets, so that there is a validation part.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ _GRADES = dict(zip("ESCI", RELEVANCE.classes, strict=True))
 class Esci:
     """Amazon's judged queries; task ``relevance``, with the brand as merchant and the locale as domain.
 
-    path: folder of the two Parquet files. locales: which to read. version: ``small`` leaves out easy queries, as in
-    the ranking task of the KDD Cup 2022; ``large`` has all. queries: keep so many of them, drawn by data.seed; none for
-    all. ranking_queries: queries of the ranking view at most.
+    path: folder of the two Parquet files. locales: locales to read. version: ``small`` excludes easy queries, as in the
+    ranking task of the KDD Cup 2022; ``large`` has all. queries: size of a random sample of the queries, drawn with
+    data.seed; None for all. ranking_queries: maximum number of queries in the ranking view.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class Esci:
 
     def __post_init__(self) -> None:
         if not self.locales:
-            raise ValueError("name one locale or more")
+            raise ValueError("list at least one locale")
 
     def read(self, config: DataConfig) -> Source:
-        """Read and join the two files; a product without a brand belongs to no merchant and is dropped."""
+        """Read and join the two files; products without a brand have no merchant and are dropped."""
         choose_task(config.task, "esci", ("relevance",))
         flag = f"{self.version}_version"
         judged = self._table(EXAMPLES, ["query", "esci_label", flag, *_KEY], (flag, "==", 1))
@@ -68,7 +68,7 @@ class Esci:
         )
 
     def _table(self, name: str, columns: list[str], only: tuple[str, str, object] | None) -> pd.DataFrame:
-        """Columns of one of the files, of the wanted locales."""
+        """Read columns of one file for the selected locales."""
         path = self.path / name
         wanted = [("product_locale", "in", list(self.locales)), *([] if only is None else [only])]
         try:
@@ -92,5 +92,5 @@ def _some_queries(judged: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 
 
 def _texts(column: "pd.Series[str]") -> list[str]:
-    """The column without missing values: they become empty."""
+    """Return the column with missing values replaced by empty strings."""
     return column.fillna("").astype(str).tolist()

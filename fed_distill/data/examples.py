@@ -1,7 +1,6 @@
-"""The tables that every dataset, task and trainer share: labelled texts, their merchants, their ranking view.
+"""Tables shared by all datasets, tasks and trainers: labelled texts, their merchants, their ranking view.
 
-A table is a frozen set of aligned columns; selecting rows makes a new one. Nothing in here knows where
-the rows came from.
+A table is an immutable set of aligned columns; selecting rows returns a new table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ UNLABELED = -1
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted: ``classes`` in the order of the logits.
+    """A prediction task with ``classes`` in the order of the logits.
 
-    ``gains`` (one for each class) make a ranking score, the expected gain of an example; a task with
-    gains is headlined by nDCG@10, any other by macro-F1. ``positive`` is the class whose AUC is reported.
+    gains: relevance gain of each class; candidates are ranked by expected gain. A task with gains is measured by
+    nDCG@10, any other by macro-F1. positive: the class for AUC.
     """
 
     name: str
@@ -32,7 +31,7 @@ class Task:
 
     @property
     def headline(self) -> str:
-        """Name of the metric that comparisons are made on."""
+        """Name of the metric used in comparisons."""
         return "macro_f1" if self.gains is None else "ndcg@10"
 
     @property
@@ -45,9 +44,9 @@ class Task:
 class Examples:
     """Aligned columns of ``n`` examples.
 
-    texts: first text of each example (query, title, history). pairs: second text, or None where the task
-    has one text. labels: int64 ``[n]``, class index or ``UNLABELED``. groups: int64 ``[n]``, what must not
-    be split between training and test (product cluster, query). merchants: ``[n]`` merchant names.
+    texts: first text of each example (query, title, history). pairs: second text, or None for tasks with one text.
+    labels: int64 ``[n]``, class index or ``UNLABELED``. groups: int64 ``[n]``; a group (product cluster, query) is not
+    split between training and test. merchants: names ``[n]``.
     """
 
     texts: tuple[str, ...]
@@ -78,12 +77,12 @@ class Examples:
         )
 
     def unlabeled(self) -> "Examples":
-        """The same examples without their labels."""
+        """Return the examples without labels."""
         return replace(self, labels=np.full(len(self), UNLABELED, dtype=np.int64))
 
     @staticmethod
     def concatenate(parts: Sequence["Examples"]) -> "Examples":
-        """Stack tables of the same form, in order."""
+        """Concatenate tables with the same columns, in order."""
         paired = all(part.pairs is not None for part in parts)
         return Examples(
             texts=tuple(text for part in parts for text in part.texts),
@@ -95,10 +94,11 @@ class Examples:
 
 
 def members(examples: Examples, by: Literal["group", "text", "pair"]) -> npt.NDArray[np.int64]:
-    """Which group each example belongs to, int64 ``[n]``, numbers 0..groups-1 that are all in use.
+    """Return the group of each example, int64 ``[n]``, numbered from 0 without gaps.
 
-    by: examples belong together that have the same ``groups`` number, first text or second text. Raise DataError for
-    second texts where the task has none.
+    :param examples: ``n`` examples
+    :param by: what the members of a group share: the number in ``groups``, the first text or the second text
+    :raises DataError: ``by`` is ``pair`` and the task has one text
     """
     if by == "group":
         return np.unique(examples.groups, return_inverse=True)[1].astype(np.int64)
@@ -111,8 +111,10 @@ def members(examples: Examples, by: Literal["group", "text", "pair"]) -> npt.NDA
 
 @dataclass(frozen=True)
 class Ranking:
-    """Queries with graded candidates: ``examples`` are (query, candidate) pairs, ``queries`` int64 ``[n]`` says
-    which query each belongs to."""
+    """Queries with graded candidates.
+
+    examples: (query, candidate) pairs. queries: int64 ``[n]``, the query of each pair.
+    """
 
     examples: Examples
     queries: npt.NDArray[np.int64]
@@ -120,7 +122,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class MerchantData:
-    """One merchant's private tables. ``test`` may be empty; ``train`` never is."""
+    """One merchant's private tables. ``test`` may be empty, ``train`` may not."""
 
     name: str
     train: Examples
@@ -130,13 +132,12 @@ class MerchantData:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """Everything that one experiment sees, split between the server and the merchants.
+    """The data of one experiment, split between the server and the merchants.
 
-    public, public_valid: the server's labelled examples. proxy: shared unlabeled examples, held by all.
-    merchants: the clients' private tables by name (in a simulation all, at a site its own). test, valid:
-    pooled test and validation examples of the merchants' unseen groups, which the simulation measures on.
-    ranking_test, ranking_valid: the ranking view, where the task has one.
-    account: JSON-ready account of cleaning and splitting.
+    public, public_valid: labelled examples of the server. proxy: unlabeled examples that all participants have.
+    merchants: private tables of the clients by name (all in a simulation, the site's own at a site). valid, test:
+    pooled validation and test examples of all merchants, for evaluation in a simulation. ranking_valid, ranking_test:
+    the ranking view, if the task has one. account: JSON-serializable account of cleaning and splitting.
     """
 
     task: Task

@@ -1,7 +1,7 @@
-"""The marketplace's questions: what shoppers ask in English, German and Chinese, by intent.
+"""Templates of shoppers' questions in English, German and Chinese, by intent.
 
-A pattern holds alternatives in brackets, ``[when/how soon]``, and may name ``{product}``. Each intent has several
-patterns in a language, and shares words with other intents, so that no single word tells what is asked.
+A pattern contains alternatives in brackets, ``[when/how soon]``, and may contain ``{product}``. Each intent has several
+patterns per language and shares words with other intents, so that no single word determines the intent.
 """
 
 Patterns = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
@@ -213,7 +213,7 @@ INTENTS: dict[str, Patterns] = {
         ),
     ),
 }
-"""Intent -> its patterns in each language."""
+"""Patterns of each intent, by language."""
 
 GREETINGS: tuple[tuple[str, ...], ...] = (
     ("hello", "hi there", "dear seller", "good morning"),
@@ -225,4 +225,4 @@ CLOSINGS: tuple[tuple[str, ...], ...] = (
     ("danke", "bitte um schnelle Antwort", "viele Grüße", "vielen Dank im Voraus"),
     ("谢谢", "请尽快回复", "急", "麻烦了"),
 )
-"""What shoppers put before and after a question, by language."""
+"""Closing phrases of questions, by language."""

@@ -1,4 +1,4 @@
-"""A source whose rows are labelled examples already: tables, own datasets, and every task of one text."""
+"""A source of labelled examples: tables, custom datasets and all tasks with one text."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +17,10 @@ from fed_distill.seeds import numpy_stream
 
 @dataclass(frozen=True)
 class LabeledRows:
-    """Clean labelled rows; implements ``Source``. Made by `build`.
+    """Clean labelled rows; implements ``Source``. Create it with `build`.
 
-    ranking_queries: queries of the ranking view at most, where the task has gains: texts with candidates of
-    two grades or more. domains: of each row, ``[n]``, or None. group_names: what the groups are called, by number.
+    ranking_queries: maximum number of queries in the ranking view, for tasks with gains; a query needs candidates of at
+    least two grades. domains: domain of each row ``[n]``, or None. group_names: original group keys, by number.
     """
 
     task: Task
@@ -48,17 +48,17 @@ class LabeledRows:
         ranking_queries: int = 400,
         domains: Sequence[str] | None = None,
     ) -> Self:
-        """Clean the rows and give each its merchant.
+        """Clean the rows and assign merchants.
 
-        labels: class indices, or `UNLABELED`. groups: what must not be split between training and test; without
-        them, rows of equal query (relevance), second text (other tasks of two) or text belong together. domains: of
-        each row, if the data have any.
-        Raises DataError if no row is left or ``pairs`` and the task don't fit.
+        :param labels: class indices, or `UNLABELED`
+        :param groups: key of each row's group, which is not split between training and test; by default rows with
+            the same query (relevance), second text (other tasks with two texts) or text form a group
+        :param ranking_queries: maximum number of queries in the ranking view
+        :param domains: domain of each row, if the data have domains
+        :raises DataError: no row is left, or ``pairs`` does not match the task
         """
         if task.pair != (pairs is not None):
-            raise DataError(
-                f"task {task.name} has {'two texts' if task.pair else 'one text'}; the data have another number"
-            )
+            raise DataError(f"task {task.name} requires {'two texts' if task.pair else 'one text'} per example")
         named = merchants if config.partition == "merchant" else None
         cleaned = clean(texts, pairs, [int(label) for label in labels], named, config.max_characters)
         if not cleaned.rows:
@@ -86,7 +86,7 @@ class LabeledRows:
         )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
-        """The rows themselves."""
+        """Return the rows unchanged."""
         return Examples(
             texts=tuple(self.texts[row] for row in rows),
             pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
@@ -96,7 +96,7 @@ class LabeledRows:
         )
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """Public rows without their labels; where the task has pairs and they don't suffice, newly crossed pairs."""
+        """Return public rows without labels; for tasks with pairs, add random pairs if there are too few."""
         rng = numpy_stream(seed, "proxy")
         mixed = rng.permutation(rows)
         lefts = [self.texts[row] for row in mixed]
@@ -112,7 +112,7 @@ class LabeledRows:
         return replace(examples, pairs=None if self.pairs is None else tuple(rights[at] for at in right_at))
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
-        """Queries (distinct texts) whose candidates have two grades or more."""
+        """Return queries (distinct texts) with candidates of at least two grades."""
         if self.task.gains is None or self.pairs is None:
             return None
         by_query: dict[str, dict[str, int]] = {}
@@ -134,13 +134,13 @@ class LabeledRows:
 
 
 def factorize(values: Sequence[Hashable]) -> IntArray:
-    """Number distinct values from 0 in the order in which they first occur."""
+    """Number distinct values from 0 in order of first occurrence."""
     numbers: dict[Hashable, int] = {}
     return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), dtype=np.int64, count=len(values))
 
 
 def grow_keys(keys: IntArray, lefts: int, rights: int, size: int, rng: np.random.Generator) -> IntArray:
-    """Add random pairs ``left * rights + right`` to the distinct ``keys`` until there are ``size``, or all."""
+    """Extend the distinct ``keys`` by random pairs ``left * rights + right`` up to ``size``, if there are so many."""
     possible = lefts * rights
     size = min(size, possible)
     while len(keys) < size:
@@ -153,7 +153,7 @@ def grow_keys(keys: IntArray, lefts: int, rights: int, size: int, rng: np.random
 
 
 def distinct(values: IntArray) -> IntArray:
-    """Distinct values in the order in which they first occur."""
+    """Return distinct values in order of first occurrence."""
     _, first = np.unique(values, return_index=True)
     return values[np.sort(first)]
 

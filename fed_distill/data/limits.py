@@ -1,4 +1,4 @@
-"""A smaller version of prepared data, for quick tries: fewer clients, and fewer examples in every table."""
+"""Reduce prepared data for quick runs: fewer clients and fewer examples per table."""
 
 from dataclasses import replace
 
@@ -10,8 +10,10 @@ from fed_distill.seeds import numpy_stream
 
 
 def limited(data: FederatedData, config: DataConfig) -> FederatedData:
-    """``data`` cut to ``config.max_merchants`` clients, those with most training examples, and
-    ``config.max_examples`` examples in each table; rankings are cut by whole queries."""
+    """Keep ``config.max_merchants`` clients and ``config.max_examples`` examples in each table.
+
+    The clients with the most training examples are kept. Rankings are cut by whole queries.
+    """
     if config.max_merchants is None and config.max_examples is None:
         return data
     by_size = sorted(data.merchants.values(), key=lambda merchant: (-len(merchant.train), merchant.name))
@@ -32,7 +34,7 @@ def limited(data: FederatedData, config: DataConfig) -> FederatedData:
         public_valid=_sample(data.public_valid, config, "public_valid"),
         merchants=merchants,
         valid=_sample(_of(data.valid, kept) if kept else data.valid, config, "valid"),
-        # A test domain is measured on whoever has it, clients or not.
+        # A test domain is measured on all merchants that have it, clients or not.
         test=_sample(_of(data.test, kept) if kept and config.test_domain is None else data.test, config, "test"),
         ranking_valid=_whole_queries(data.ranking_valid, config),
         ranking_test=_whole_queries(data.ranking_test, config),

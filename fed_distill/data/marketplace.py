@@ -1,8 +1,8 @@
-"""The built-in, generated marketplace: no download, any number of merchants, the same bytes for the same seeds.
+"""The built-in synthetic marketplace: no download, any number of merchants, deterministic for given seeds.
 
-Merchants differ in assortment, brands, language, writing habits, size (heavy tail) and share of each grade. They sell
-from one shared world, in which brands, types, models and units have several names: a public merchant shows
-the server only some of them.
+Merchants differ in assortment, brands, language, writing habits, size (heavy-tailed) and shares of the grades. They
+sell from one shared world, in which brands, types, models and units have several names; the public merchants, and so
+the server, cover only some of them.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from fed_distill.data.writing import QUESTION_DRAWS, draw_habits, write_query, w
 from fed_distill.seeds import numpy_stream
 
 FAQ = Task("faq", tuple(INTENTS), pair=False, positive="return")
-"""What a shopper's question is about."""
+"""Intent of a shopper's question."""
 
 _LARGEST = 15
-"""The largest merchant's size, in mean sizes."""
+"""Maximum size of a merchant, relative to the mean."""
 
 
 @dataclass(frozen=True)
 class Offers:
-    """Offers of all merchants, in columns ``[offers]``."""
+    """Offers of all merchants, as columns ``[offers]``."""
 
     titles: list[str]
     queries: list[str]
@@ -45,7 +45,7 @@ class Offers:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions of all merchants' shoppers, in columns ``[questions]``; intents are indices into `INTENTS`."""
+    """Questions of all merchants' shoppers, as columns ``[questions]``; intents are indices into `INTENTS`."""
 
     texts: list[str]
     merchants: list[str]
@@ -55,16 +55,15 @@ class Questions:
 
 @dataclass(frozen=True)
 class Marketplace:
-    """Generated merchants; tasks ``relevance``, ``recommend``, ``category`` (the department of a title) and ``faq``
-    (the intent of a shopper's question). A product's department is its domain.
+    """Synthetic merchants; tasks ``relevance``, ``recommend``, ``category`` (the department of a title) and ``faq``
+    (the intent of a shopper's question). The domain is the product's department.
 
-    merchants: how many. rows: offers of a merchant, or questions put to it, on average. products: products in the
-    world; 0 for 100 a merchant, at most 60,000. languages: of titles, queries and questions; each merchant has a main
-    one. size_spread: standard deviation of the logarithm of the merchants' sizes. grade_skew: from 0 (all merchants
-    make pairs by the same pattern and are asked the same things) to 1 (shares of the grades or intents differ
-    widely). world_seed: another seed is another world.
-    pairs_per_row: pairs (or, for recommend, clicks shown) made of one offer. max_pairs: of one merchant in one part of
-    the split at most. ranking_queries, ranking_candidates: size of the ranking view.
+    merchants: number of merchants. rows: mean number of offers or questions per merchant. products: number of products
+    in the world; 0 for 100 per merchant, at most 60,000. languages: languages of titles, queries and questions; each
+    merchant has a main one. size_spread: standard deviation of the logarithm of the merchants' sizes. grade_skew: from
+    0 (same grades or intents at all merchants) to 1 (their shares vary widely between merchants). world_seed: seed of
+    the world. pairs_per_row: pairs (or, for recommend, candidates) per offer. max_pairs: maximum per merchant and part
+    of the split. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
     merchants: Annotated[int, Field(ge=2, le=100_000)] = 12
@@ -81,10 +80,10 @@ class Marketplace:
 
     def __post_init__(self) -> None:
         if not self.languages:
-            raise ValueError("name one language or more")
+            raise ValueError("list at least one language")
 
     def read(self, config: DataConfig) -> Source:
-        """Generate the offers and what the task needs of them."""
+        """Generate the offers and the source for the task."""
         choose_task(config.task, "marketplace", ("relevance", "recommend", "category", "faq"))
         world = make_world(self.products or min(100 * self.merchants, 60_000), self.world_seed)
         departments = tuple(DEPARTMENTS)
@@ -140,7 +139,7 @@ class Marketplace:
         )
 
     def offers(self, world: World) -> Offers:
-        """Generate every merchant's offers from ``world``."""
+        """Generate the offers of every merchant."""
         titles: list[str] = []
         queries: list[str] = []
         owners: list[str] = []
@@ -162,7 +161,7 @@ class Marketplace:
         return Offers(titles, queries, owners, np.concatenate(products), np.concatenate(colors))
 
     def questions(self, world: World) -> Questions:
-        """Generate the questions of every merchant's shoppers about products of ``world``."""
+        """Generate the questions of every merchant's shoppers."""
         texts: list[str] = []
         owners: list[str] = []
         products: list[IntArray] = []
@@ -186,7 +185,7 @@ class Marketplace:
         return Questions(texts, owners, np.concatenate(products), np.concatenate(intents))
 
     def _merchants(self) -> Iterator[tuple[str, int, int]]:
-        """Name, main language and number of offers of each merchant."""
+        """Yield name, main language and number of offers of each merchant."""
         rng = numpy_stream(self.world_seed, "merchants")
         languages = [LANGUAGES.index(name) for name in self.languages]
         spoken = rng.permutation([languages[at % len(languages)] for at in range(self.merchants)])
@@ -197,7 +196,7 @@ class Marketplace:
 
 
 def _assortment(world: World, size: int, rng: np.random.Generator) -> IntArray:
-    """Products that a merchant offers, ``[size]``: of some departments and brands, popular ones more often."""
+    """Draw the products of a merchant ``[size]`` from some departments and brands, weighted by popularity."""
     departments = rng.dirichlet(np.full(len(DEPARTMENTS), 0.5)) + 0.02
     brands = rng.dirichlet(np.full(len(world.brands), 0.6)) + 1e-6
     weights = np.cumsum(world.popularity * departments[world.department_of] * brands[world.brand_of])

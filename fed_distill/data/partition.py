@@ -1,7 +1,7 @@
-"""Who owns which row: the merchant column, or a partitioner of flwr-datasets where there is none.
+"""Assign rows to merchants: by the merchant column, or by a partitioner of flwr-datasets.
 
-Dirichlet partitions skew the labels (Hsu et al. 2019, arXiv:1909.06335), shards give each merchant two runs of
-equal labels (McMahan et al. 2017, section 3), sizes give equal labels and unequal sizes.
+Dirichlet partitions skew the labels (Hsu et al. 2019, arXiv:1909.06335), shards give each merchant two runs of equal
+labels (McMahan et al. 2017, section 3), and sizes give equal label shares and unequal sizes.
 """
 
 import re
@@ -24,16 +24,19 @@ SHARDS_PER_MERCHANT = 2
 def assign(
     merchants: Sequence[str] | None, labels: Sequence[int] | IntArray, config: DataConfig
 ) -> tuple[tuple[str, ...], IntArray]:
-    """Merchant names in natural order, and the index of each row's merchant ``[rows]``.
+    """Assign each row to a merchant.
 
-    ``labels`` (class indices) are what a partitioner skews. Raises DataError where ``config.partition`` is
-    ``merchant`` and there is no such column.
+    :param merchants: merchant of each row, or None
+    :param labels: class indices that a partitioner skews ``[rows]``
+    :param config: names the partitioner
+    :returns: merchant names in natural order, and the merchant index of each row ``[rows]``
+    :raises DataError: ``config.partition`` is ``merchant`` and ``merchants`` is None
     """
     if config.partition != "merchant":
         return _partition(np.asarray(labels, dtype=np.int64), config)
     if merchants is None:
         raise DataError(
-            "the data name no merchant: give the dataset its merchant column, "
+            "the data have no merchant column: name it in the dataset's options, "
             "or set data.partition to dirichlet, shard or size"
         )
     names = tuple(sorted(set(merchants), key=natural))
@@ -42,14 +45,14 @@ def assign(
 
 
 def natural(name: str) -> tuple[Any, ...]:
-    """Sort key under which ``merchant-2`` comes before ``merchant-10``."""
+    """Return a sort key that places ``merchant-2`` before ``merchant-10``."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name
 
 
 def _partition(labels: IntArray, config: DataConfig) -> tuple[tuple[str, ...], IntArray]:
     if len(labels) < config.partitions * SHARDS_PER_MERCHANT:
-        raise ConfigError(f"data.partitions = {config.partitions} merchants cannot be made of {len(labels)} rows")
-    from datasets import Dataset  # slow to import, and most data name their merchants
+        raise ConfigError(f"data.partitions = {config.partitions} exceeds the number of rows, {len(labels)}; lower it")
+    from datasets import Dataset  # slow to import, and most data have a merchant column
 
     partitioner = _partitioner(config, derive(config.seed, "partition") % 2**31)
     shuffled = numpy_stream(config.seed, "partition").permutation(len(labels))
@@ -60,10 +63,10 @@ def _partition(labels: IntArray, config: DataConfig) -> tuple[tuple[str, ...], I
             owners[np.asarray(partitioner.load_partition(part)["row"], dtype=np.int64)] = part
     except ValueError as error:
         raise ConfigError(
-            f"data.partition = {config.partition!r} cannot make {config.partitions} merchants of {len(labels)} rows: "
+            f"data.partition = {config.partition!r} cannot divide {len(labels)} rows into {config.partitions} parts: "
             f"{error}. Lower data.partitions or raise data.concentration"
         ) from error
-    left_over = np.flatnonzero(owners < 0)  # a shard is a whole number of rows
+    left_over = np.flatnonzero(owners < 0)  # shards have equal sizes, so some rows are left
     owners[left_over] = np.arange(len(left_over)) % config.partitions
     return tuple(f"merchant-{part + 1}" for part in range(config.partitions)), owners
 

@@ -1,12 +1,12 @@
 """PriceRunner: 35,311 real product titles of 306 real merchants in 13,233 clusters of equal products and 10 categories.
 
-UCI data set 837, "Product Classification and Clustering" (L. Akritidis, CC BY 4.0). Categories are given; the
-grades of ``relevance`` are derived: a cluster's label is the query, its offers are exact, another product of the same
-brand (first word of the label) and category is a substitute, another of the category a complement.
+UCI data set 837, "Product Classification and Clustering" (L. Akritidis, CC BY 4.0). Categories are given; the grades of
+``relevance`` are derived: a cluster's label is the query, its offers are exact, another product of the same brand
+(first word of the label) and category is a substitute, and another product of the category a complement.
 
-``matching`` asks whether a merchant's title is of the product that a cluster's label names. A merchant knows no other
-merchant's titles, but the labels are what a marketplace's catalogue shows to all, so each title is paired with
-its own label and with those of near products.
+``matching`` predicts whether a merchant's title and a cluster's label are of one product. Merchants do not see each
+other's titles, but the labels are the marketplace's catalogue and public, so each title is paired with its own label
+and with those of similar products.
 """
 
 import csv
@@ -34,16 +34,16 @@ HEADER = ("product_id", "product_title", "vendor_id", "cluster_id", "cluster_lab
 _UCI_NAMES = {"merchant_id": "vendor_id"}
 _GERMAN = re.compile(
     r"\b(?:schwarz|silber|edelstahl|mit|ohne|und|einbau\w*|mikrowelle\w*|fernseher|mobiltelefon|waschmaschine\w*"
-    r"|gefrier\w*|k hl\w*)\b",  # the file has lost its umlauts
+    r"|gefrier\w*|k hl\w*)\b",  # umlauts are missing in the file
     re.IGNORECASE,
 )
 _GERMAN_SHARE = 0.05
-"""Of a merchant's titles, from which on it counts as German: 17 merchants of the file are at 10 % or above, and all
-others below 1 %."""
+"""Share of German titles above which a merchant counts as German: 17 merchants have at least 10 %, all others less
+than 1 %."""
 
 
 class Offer(NamedTuple):
-    """What is used of a line of the file."""
+    """The used fields of one line."""
 
     title: str
     merchant: str
@@ -53,14 +53,13 @@ class Offer(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceRunner:
-    """Real merchants' titles; tasks ``relevance``, ``matching`` and ``category``.
+    """Titles of real merchants; tasks ``relevance``, ``matching`` and ``category``.
 
-    path: the CSV file, plain or gzipped, or its folder; looked for in FED_DISTILL_DATA and the cache, and then
-    downloaded, if not given. domain: what a row's domain is: its category, or its merchant's language, ``german`` or
-    ``english``, derived from words that only German titles have.
-    pairs_per_row: pairs made of one offer (exact, substitute, then complement or irrelevant; for matching, all
-    but the first are different products). max_pairs: pairs of
-    one merchant in one part of the split at most. ranking_queries, ranking_candidates: size of the ranking view.
+    path: the CSV file, plain or gzipped, or its folder; by default it is searched for in FED_DISTILL_DATA and in the
+    cache, then downloaded. domain: what the domain of a row is: its category, or its merchant's language, ``german`` or
+    ``english``, detected by words that occur in German titles only. pairs_per_row: pairs per offer (exact, substitute,
+    then complement or irrelevant; for matching, all but the first are different products). max_pairs: maximum per
+    merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking view.
     """
 
     path: Path | None = None
@@ -71,7 +70,7 @@ class PriceRunner:
     ranking_candidates: Annotated[int, Field(ge=2)] = 50
 
     def read(self, config: DataConfig) -> Source:
-        """Read and clean the offers; raise ConfigError for a task that is not offered."""
+        """Read and clean the offers; raise ConfigError for an unsupported task."""
         choose_task(config.task, "pricerunner", ("relevance", "matching", "category"))
         path = find(FILE, self.path) or fetch(URL, ".csv", FILE, SHA256, _with_our_header)
         offers = _read(path)
@@ -91,7 +90,7 @@ class PriceRunner:
         return self._catalogue(offers, languages, config)
 
     def _catalogue(self, offers: list[Offer], languages: list[str] | None, config: DataConfig) -> Catalogue:
-        # Clusters of equal label are one product: nobody could tell their queries apart.
+        # Clusters with equal labels are one product: their queries are indistinguishable.
         clusters = [offer.cluster.casefold() for offer in offers]
         categories: dict[str, Counter[str]] = {}
         for cluster, offer in zip(clusters, offers, strict=True):
@@ -132,7 +131,7 @@ def _read(path: Path) -> list[Offer]:
 
 
 def _languages(offers: list[Offer]) -> list[str]:
-    """Of each offer the language that its merchant writes in."""
+    """Return the language of each offer's merchant."""
     german, all_of = Counter[str](), Counter[str]()
     for offer in offers:
         all_of[offer.merchant] += 1

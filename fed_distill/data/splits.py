@@ -1,13 +1,13 @@
-"""Splits a source between the server and the merchants, the same way for every dataset.
+"""Split a source between the server and the merchants, in the same way for every dataset.
 
-Groups are split over all merchants at once, so that a test product is seen in training by nobody, public
-merchants included. A share of the merchants that are large enough, and all that are too small, are public: the
-server's. Every draw comes from ``data.seed``.
+Groups are split across all merchants at once, so that a test product is in nobody's training data, public merchants
+included. The data of public merchants belong to the server: these are a share of the merchants that are large enough,
+and all that are too small. All draws use ``data.seed``.
 
-Rows may have domains. A test domain is measured on and never learned from (leave one domain out; Blitzer et al. 2007,
-ACL): the test has its rows alone, training and validation have none. Parts are drawn before, so that its test rows
-are those that an experiment without a test domain has of it. Proxy domains give the proxy set and nothing else;
-a domain that is both is what unsupervised adaptation has: unlabeled texts of where it will be tested.
+Rows may have domains. A test domain is for evaluation only (leave-one-domain-out; Blitzer et al. 2007, ACL): the test
+set contains only its rows, training and validation none. Parts are drawn first, so that its test rows are the same as
+in an experiment without a test domain. Proxy domains are used for the proxy set only; a domain that is both gives the
+setting of unsupervised domain adaptation.
 """
 
 import logging
@@ -28,13 +28,16 @@ LOG = logging.getLogger("fed_distill.data")
 
 PARTS = ("train", "valid", "test")
 _ROLES = (*PARTS, "proxy", "unused")
-"""What a row is for. ``proxy``: for the proxy set alone."""
+"""Use of a row. ``proxy``: for the proxy set only."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who has what. roles: ``[rows]``, index into `PARTS` or, where domains are left out, beyond. public, small,
-    clients: indices of merchants, sorted; the ``small`` ones are public too, because they have too few rows."""
+    """Result of the split.
+
+    roles: ``[rows]``, index into `PARTS`, or into `_ROLES` where domains are excluded. public, small, clients: sorted
+    merchant indices; the ``small`` ones have too few rows to be clients and are public too.
+    """
 
     roles: IntArray
     public: tuple[int, ...]
@@ -43,18 +46,21 @@ class Split:
 
 
 def federate(source: Source, config: DataConfig, proxy_source: Source | None = None) -> FederatedData:
-    """Split ``source`` as ``config`` says and make everybody's examples.
+    """Split ``source`` according to ``config`` and make the examples of all participants.
 
-    proxy_source: where the proxy set is from, if from other data, of which all rows are used.
-    Raises ConfigError for a domain that the data don't have, and DataError if no client or no public merchant is
-    left, if the proxy set cannot be filled, or if all training examples have one class.
+    :param source: rows of all merchants
+    :param config: shares, domains and seed
+    :param proxy_source: separate dataset of the proxy set, if any; all its rows are used
+    :raises ConfigError: a domain does not exist
+    :raises DataError: there is no client or no public merchant, the proxy set cannot be filled, or all training
+        examples have one class
     """
     split = split_rows(source, config)
     row_blocks = _RowBlocks(source, split.roles)
     public = _labelled(_together(source, row_blocks, split.public, "train", config), "train", config)
     if not len(public):
         raise DataError(
-            "the public merchants have no training example; raise data.public_share or lower data.test_share"
+            "the public merchants have no training examples; raise data.public_share or lower data.test_share"
         )
     merchants = {
         source.names[index]: MerchantData(
@@ -68,7 +74,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
     valids = [merchant.valid for merchant in merchants.values()]
     if not merchants:
         valids.append(_together(source, row_blocks, split.public, "valid", config))
-    if not merchants or config.test_domain is not None:  # which may have merchants with nothing to train on
+    if not merchants or config.test_domain is not None:  # then a merchant may have no training examples
         tests.append(_together(source, row_blocks, split.public, "test", config))
     proxy_rows = row_blocks.of(split.public, "proxy" if config.proxy_domains else "train")
     data = FederatedData(
@@ -87,7 +93,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
 
 
 def split_rows(source: Source, config: DataConfig) -> Split:
-    """Draw the parts, leave domains out, and draw the public merchants; all are, where the clients are elsewhere."""
+    """Draw parts, roles and public merchants; with remote clients, all local merchants are public."""
     roles = _leave_out(source, draw_parts(source.groups, config), config)
     if config.clients == "elsewhere":
         return Split(roles, public=tuple(range(len(source.names))), small=(), clients=())
@@ -97,12 +103,12 @@ def split_rows(source: Source, config: DataConfig) -> Split:
     large, small = np.flatnonzero(enough), np.flatnonzero(~enough)
     if not len(large):
         raise DataError(
-            f"no merchant is left as a client: {len(small)} merchants have {rows.min()} to {rows.max()} "
-            f"rows, and a client needs data.min_rows = {config.min_rows}; lower data.min_rows"
+            f"no merchant is large enough to be a client: {len(small)} merchants have {rows.min()} to {rows.max()} "
+            f"rows, below data.min_rows = {config.min_rows}; lower data.min_rows"
         )
     if len(source.names) == 1:
         raise DataError(
-            f"{source.names[0]} is the only merchant; a federation wants one public merchant and one client at least"
+            f"{source.names[0]} is the only merchant; at least one public merchant and one client are required"
         )
     public_count = round(config.public_share * len(large))
     if config.public_share > 0 and not len(small):
@@ -124,12 +130,12 @@ def split_rows(source: Source, config: DataConfig) -> Split:
 
 
 def _spread(by_size: IntArray, count: int, rng: np.random.Generator) -> list[int]:
-    """One random merchant of each of ``count`` size classes, so that the server's share of the data varies little."""
+    """Draw one merchant from each of ``count`` size classes, to reduce the variance of the server's share."""
     return [int(rng.choice(size_class)) for size_class in np.array_split(by_size, max(count, 1))[:count]]
 
 
 def draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
-    """Each row's index into `PARTS`, ``[rows]``, drawn by group; DataError if there are too few groups."""
+    """Draw each row's part by group: index into `PARTS`, ``[rows]``; raise DataError if there are too few groups."""
     distinct, of_row = np.unique(groups, return_inverse=True)
     sizes = [round(share * len(distinct)) for share in (config.valid_share, config.test_share)]
     sizes = [
@@ -137,8 +143,8 @@ def draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
     ]
     if sum(sizes) >= len(distinct):
         raise DataError(
-            f"{len(distinct)} groups are too few to hold out data.valid_share = {config.valid_share} and "
-            f"data.test_share = {config.test_share}; give a finer group column, or more data"
+            f"{len(distinct)} groups are too few for data.valid_share = {config.valid_share} and "
+            f"data.test_share = {config.test_share}; use a finer group column or more data"
         )
     order = numpy_stream(config.seed, "groups").permutation(len(distinct))
     part = np.zeros(len(distinct), dtype=np.int64)
@@ -148,9 +154,11 @@ def draw_parts(groups: IntArray, config: DataConfig) -> IntArray:
 
 
 def parts_by_name(names: Sequence[str], config: DataConfig) -> IntArray:
-    """Each group's index into `PARTS`, ``[groups]``, by its own name alone: no row more or less moves another.
+    """Assign each group to a part by a hash of its name, so that adding or removing rows moves no other group.
 
-    The shares hold on average, so that of a few groups none may be held out, or all.
+    The shares hold on average; of few groups, none or all may be held out.
+
+    :returns: index into `PARTS`, ``[groups]``
     """
     at = np.asarray([derive(config.seed, "part", name) / 2**63 for name in names])
     held_out = config.valid_share + config.test_share
@@ -158,7 +166,7 @@ def parts_by_name(names: Sequence[str], config: DataConfig) -> IntArray:
 
 
 def _leave_out(source: Source, parts: IntArray, config: DataConfig) -> IntArray:
-    """Roles: ``parts``, but for rows of a test or proxy domain and, with a test domain, for all others' test rows."""
+    """Return roles: ``parts``, except for rows of test and proxy domains and, with a test domain, other test rows."""
     if config.test_domain is None and not config.proxy_domains:
         return parts
     known = () if source.domains is None else tuple(sorted(set(source.domains)))
@@ -166,7 +174,7 @@ def _leave_out(source: Source, parts: IntArray, config: DataConfig) -> IntArray:
         unknown = [name for name in names if name is not None and name not in known]
         if unknown:
             raise ConfigError(
-                f"data.{key} = {unknown[0]!r} is no domain of dataset {config.dataset!r}; "
+                f"data.{key} = {unknown[0]!r} is not a domain of dataset {config.dataset!r}; "
                 + (f"it has: {', '.join(known)}" if known else "it has no domains")
             )
     domains = np.asarray(source.domains)
@@ -181,7 +189,7 @@ def _leave_out(source: Source, parts: IntArray, config: DataConfig) -> IntArray:
 
 
 class _RowBlocks:
-    """Rows sorted by (merchant, role), so that each merchant's are a slice."""
+    """Rows sorted by (merchant, role), so that the rows of each merchant are a slice."""
 
     def __init__(self, source: Source, roles: IntArray) -> None:
         keys = source.owners * len(_ROLES) + roles
@@ -189,7 +197,7 @@ class _RowBlocks:
         self._edges = np.searchsorted(keys[self._order], np.arange(len(source.names) * len(_ROLES) + 1))
 
     def of(self, merchants: Sequence[int], role: str) -> IntArray:
-        """Rows of one role, merchant by merchant."""
+        """Return the rows of one role, merchant by merchant."""
         slots = [merchant * len(_ROLES) + _ROLES.index(role) for merchant in merchants]
         return np.concatenate(
             [self._order[:0], *(self._order[self._edges[slot] : self._edges[slot + 1]] for slot in slots)]
@@ -207,7 +215,7 @@ def _together(
 
 
 def _labelled(examples: Examples, part: str, config: DataConfig) -> Examples:
-    """Those public examples whose labels the server has: a share of them, at least one if there are any."""
+    """Keep labels for a share of the public examples (at least one) and drop the other examples."""
     if config.public_labels == 1.0:
         return examples
     count = max(min(len(examples), 1), round(config.public_labels * len(examples)))
@@ -216,7 +224,7 @@ def _labelled(examples: Examples, part: str, config: DataConfig) -> Examples:
 
 
 def _stack(parts: Sequence[Examples], like: Examples) -> Examples:
-    """Stack tables; the table without rows has the columns of ``like``."""
+    """Concatenate tables; the result without rows has the columns of ``like``."""
     return Examples.concatenate([*parts, like.take([])])
 
 
@@ -224,7 +232,7 @@ def _check_classes(task: Task, tables: Sequence[Examples]) -> None:
     seen = {int(label) for table in tables for label in np.unique(table.labels)} - {UNLABELED}
     if len(seen) < 2:
         only = ", ".join(task.classes[label] for label in seen) or "none"
-        raise DataError(f"all training examples have one class ({only}); {task.name} cannot be learned from them")
+        raise DataError(f"all training examples have one class ({only}); {task.name} requires at least two")
 
 
 def _with_account(
@@ -232,12 +240,12 @@ def _with_account(
 ) -> FederatedData:
     single = [name for name, merchant in data.merchants.items() if len(np.unique(merchant.train.labels)) < 2]
     if single:
-        LOG.warning("%d merchants have training examples of one class only", len(single))
+        LOG.warning("the training examples of %d merchants have one class only", len(single))
     if len(np.unique(data.public.labels)) < 2:
-        LOG.warning("the public merchants have examples of one class only; a teacher learns nothing from them")
+        LOG.warning("the public merchants' examples have one class only, so a teacher cannot be trained on them")
     if data.task.gains is not None and data.ranking_test is None:
         LOG.warning(
-            "no ranking view: no held-out query has candidates of two grades; give the data more products, or groups"
+            "no ranking view: no held-out query has candidates of two grades; use more products or coarser groups"
         )
     tables = dict(_tables(data))
     account: dict[str, Any] = {
@@ -279,13 +287,13 @@ def _groupings(task: Task) -> tuple[Literal["group", "text", "pair"], ...]:
 
 
 def _largest_group(data: FederatedData, by: Literal["group", "text", "pair"]) -> int:
-    """Most training examples of one merchant that belong together (``members``); 0 without merchants."""
+    """Return the size of the largest group of training examples (``members``) at one merchant; 0 without merchants."""
     tables = [merchant.train for merchant in data.merchants.values() if len(merchant.train)]
     return max((int(np.bincount(members(table, by)).max()) for table in tables), default=0)
 
 
 def class_counts(task: Task, tables: Sequence[Examples]) -> dict[str, int]:
-    """Examples of each class in ``tables`` together."""
+    """Count the examples of each class over ``tables``."""
     counts = np.zeros(len(task.classes), dtype=np.int64)
     for table in tables:
         counts += np.bincount(table.labels[table.labels != UNLABELED], minlength=len(task.classes))

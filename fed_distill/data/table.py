@@ -1,6 +1,6 @@
-"""The user's own table: CSV, TSV, Parquet or JSON lines, read by the Hugging Face ``datasets`` library.
+"""A user's table: CSV, TSV, Parquet or JSON lines, read with the Hugging Face ``datasets`` library.
 
-Only the file is read, never a network, and nothing stays in that library's cache.
+The network is not used, and nothing is left in that library's cache.
 """
 
 import csv
@@ -42,23 +42,23 @@ from fed_distill.errors import DataError
 
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
-"""Tasks of one text whose classes are the file's labels."""
+"""Tasks with one text whose classes are the labels in the file."""
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _EXACT = 2.0**53
-"""From here on floats are farther apart than integers."""
+"""From this value on, float64 cannot represent every integer."""
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
-"""What the library says of a table without rows: a text, a Parquet file."""
+"""Messages of the library for a table without rows: text files, Parquet files."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in the file; ``text`` and ``label`` must be there, an empty name means that there is none.
+    """Column names in the file; ``text`` and ``label`` are required, an empty name means that the column is absent.
 
     text: query, history, title, review or question. pair: the product or second title, for relevance, recommend and
-    matching. label: a class by name or by index. merchant: who owns the row; without it, set data.partition. group:
-    rows that must not be split between training and test, such as those of one product; without it, rows of one
-    query (relevance), second text (recommend, matching) or text belong together. domain: such as a category, for
-    data.test_domain and data.proxy_domains.
+    matching. label: a class by name or by index. merchant: owner of the row; if absent, set data.partition. group: rows
+    that are not split between training and test, such as those of one product; by default rows with the same query
+    (relevance), second text (recommend, matching) or text. domain: such as a category, for data.test_domain and
+    data.proxy_domains.
     """
 
     text: str = "text"
@@ -74,9 +74,9 @@ class Table:
     """A file of labelled texts or pairs, for every task: ``relevance``, ``recommend`` and ``matching`` of pairs,
     ``sentiment``, ``category`` and ``faq`` of texts, the last two with the file's labels as classes.
 
-    path: a .csv, .tsv, .parquet, .jsonl or .json (one object a line) file. columns: what the columns are called, by
-    the roles of `Columns`. labels: what a label in the file means, as the name of a class. ranking_queries: queries of
-    the ranking view at most.
+    path: a .csv, .tsv, .parquet, .jsonl or .json (one object per line) file. columns: column names by role, see
+    `Columns`. labels: class name of each label in the file. ranking_queries: maximum number of queries in the ranking
+    view.
     """
 
     path: Path
@@ -92,16 +92,16 @@ class Table:
 
     @property
     def named(self) -> Columns:
-        """What each role's column is called, defaults included."""
+        """Return the column name of each role, defaults included."""
         return Columns(**self.columns)
 
     def read(self, config: DataConfig) -> Source:
-        """Read and clean the rows; raise DataError that names the file and what is wrong with it."""
+        """Read and clean the rows; raise DataError, naming the file and the problem."""
         choose_task(config.task, "table", (*_FIXED, *_OF_LABELS))
         paired = config.task in _FIXED and _FIXED[config.task].pair
         if paired and not self.named.pair:
             raise DataError(
-                f"task {config.task} wants two texts: name the column of the second as data.options.columns.pair"
+                f"task {config.task} requires two texts: set data.options.columns.pair to the column of the second"
             )
         columns = self.columns_of_file()
         raw = self.labels_of(columns)
@@ -113,13 +113,13 @@ class Table:
             common = ", ".join(repr(name) for name, _ in Counter(map(str, raw)).most_common(8))
             raise DataError(
                 f"{self.path}: no label in column {self.named.label!r} is a class of {task.name}; they are {common}, "
-                f"first in row 1; {task.name} has: {', '.join(task.classes)}. Say what "
-                f'they mean as labels, such as {{ "{raw[0]}" = "{task.classes[0]}" }}, beside columns'
+                f"first in row 1; {task.name} has: {', '.join(task.classes)}. Map them "
+                f'with labels, such as {{ "{raw[0]}" = "{task.classes[0]}" }}, beside columns'
             )
         merchants = self.named.merchant
         groups: list[Hashable] | None = None
         if self.named.group:
-            # A row without a group is a group of its own.
+            # A row without a group key forms its own group.
             groups = [label_text(value) or row for row, value in enumerate(columns[self.named.group])]
         return LabeledRows.build(
             task,
@@ -134,13 +134,13 @@ class Table:
         )
 
     def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
-        """The columns that have a role, and ``more``, as lists; DataError naming the file and what is wrong with it."""
+        """Return the columns with a role, and ``more``, as lists; raise DataError, naming the file and the problem."""
         if not self.path.is_file():
             raise DataError(f"{self.path} " + ("is not a file" if self.path.exists() else "does not exist"))
         if not self.path.stat().st_size:
             raise DataError(f"{self.path} is empty")
         wanted = sorted({name for name in (*asdict(self.named).values(), *more) if name})
-        # The library keeps an Arrow copy of what it reads; the table is small, so the copy goes at once.
+        # The library writes an Arrow copy; it is deleted at once.
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 with _quiet():
@@ -160,18 +160,18 @@ class Table:
         return columns
 
     def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
-        """The column of labels, where ``labels`` gives one a meaning as that."""
+        """Return the label column, mapped by ``labels``."""
         return [self.labels.get(label_text(value), value) for value in columns[self.named.label]]
 
     def check_labels(self, task: Task) -> None:
-        """DataError if a label is to mean what is no class of the task."""
+        """Raise DataError if ``labels`` maps to an unknown class."""
         for label, meaning in self.labels.items():
             if meaning not in task.classes:
                 classes = ", ".join(task.classes)
-                raise DataError(f"labels: {label!r} of {self.path} is to mean {meaning!r}; {task.name} has: {classes}")
+                raise DataError(f"labels: {label!r} of {self.path} maps to {meaning!r}; {task.name} has: {classes}")
 
     def texts_of(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
-        """One of ``columns`` as texts; DataError naming the row of what is none."""
+        """Return one of ``columns`` as texts; raise DataError, naming the row, for a value of another type."""
         texts: list[str | None] = []
         for row, value in enumerate(columns[name], start=1):
             if value is not None and not isinstance(value, (str, int, float)):
@@ -182,7 +182,7 @@ class Table:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and log, which would run into ours; what it raises is enough."""
+    """Suppress progress bars and log of the library, whose exceptions contain all that is needed."""
     disabled, verbosity = are_progress_bars_disabled(), library_log.get_verbosity()
     disable_progress_bars()
     library_log.set_verbosity(library_log.CRITICAL)
@@ -200,8 +200,8 @@ def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             header = next(csv.reader(lines, delimiter=_SEPARATORS[suffix]), [])
         _check_columns(path, wanted, header)
-        header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # as pandas calls them
-        # All columns as text: a merchant called 007 keeps its name, and a product called NA is not a missing value.
+        header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
+        # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
         table = Dataset.from_csv(
             str(path),
             features=Features({name: Value("string") for name in header}),
@@ -216,9 +216,9 @@ def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
     elif suffix in (".jsonl", ".json"):
         table = Dataset.from_json(str(path), cache_dir=scratch, keep_in_memory=True)
     else:
-        raise DataError(f"{path}: a table is a .csv, .tsv, .parquet, .jsonl or .json file")
+        raise DataError(f"{path}: unknown format; use a .csv, .tsv, .parquet, .jsonl or .json file")
     if not isinstance(table, Dataset):
-        raise DataError(f"{path} holds more than one table")
+        raise DataError(f"{path} contains more than one table")
     return table
 
 
@@ -232,12 +232,12 @@ def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
 
 
 def _check_whole(path: Path, name: str, values: list[Any]) -> None:
-    """DataError if a number is too large to be told from its neighbours: two merchants or products would be one."""
+    """Raise DataError if a number is too large to be exact, since two merchants or products would become one."""
     for row, value in enumerate(values, start=1):
         if isinstance(value, float) and abs(value) >= _EXACT:
             raise DataError(
                 f"{path}, row {row}: column {name!r} has a number near {value:g} whose last digits are lost: "
-                "write such numbers as text"
+                "write the column as text"
             )
 
 

@@ -1,4 +1,4 @@
-"""The tasks: classes in the order of the logits, gains for ranking, and how a label in a file is understood.
+"""The tasks: classes in the order of the logits, gains for ranking, and parsing of labels.
 
 Gains are those of the Shopping Queries dataset (ESCI; Reddy et al. 2022, arXiv:2206.06588), used in the KDD Cup
 2022: exact 1, substitute 0.1, complement 0.01, irrelevant 0.
@@ -22,40 +22,40 @@ RELEVANCE = Task(
 """Grade of (query, product)."""
 
 RECOMMEND = Task(name="recommend", classes=("not_recommend", "recommend"), pair=True, positive="recommend")
-"""Whether to recommend a product, from (history, product); a history is the last clicked titles."""
+"""Whether to recommend a product: (history, product) pairs; a history is the titles of the last clicks."""
 
 MATCHING = Task(name="matching", classes=("different", "same"), pair=True, positive="same")
 """Whether two titles are of the same product."""
 
 SENTIMENT = Task(name="sentiment", classes=("negative", "positive"), pair=False, positive="positive")
-"""Whether a review is good or bad."""
+"""Whether a review is positive."""
 
 HISTORY_SEPARATOR = " ; "
-"""Joins the titles of a history, oldest first."""
+"""Separator of the titles in a history, oldest first."""
 
 
 def category_task(labels: Iterable[Any], name: str = "category") -> Task:
-    """A task of one text whose classes are the distinct ``labels``, sorted; the most frequent one is positive.
+    """Return a task with one text whose classes are the distinct ``labels``, sorted; the most frequent is positive.
 
-    ``name`` says what the classes are: ``category`` of a title, ``faq`` for the intent of a question.
-
-    Labels that `label_text` finds empty are left out. Raises DataError if fewer than two are left.
+    :param labels: labels of the data; those that `label_text` maps to "" are ignored
+    :param name: ``category`` of a title or ``faq`` for the intent of a question
+    :raises DataError: there are fewer than two classes
     """
     counts = Counter(text for text in map(label_text, labels) if text)
     if len(counts) < 2:
-        raise DataError(f"a {name} task wants two classes or more; the data have {sorted(counts) or 'none'}")
+        raise DataError(f"task {name} requires at least two classes; the data have {sorted(counts) or 'none'}")
     classes = tuple(sorted(counts))
     return Task(name, classes, pair=False, positive=max(classes, key=lambda label: (counts[label], label)))
 
 
 def choose_task(name: str, dataset: str, offered: Sequence[str]) -> None:
-    """Raise ConfigError naming the tasks that ``dataset`` offers, if ``name`` is none of them."""
+    """Raise ConfigError, listing the tasks of ``dataset``, if ``name`` is not one of them."""
     if name not in offered:
-        raise ConfigError(f"dataset {dataset!r} does not offer data.task = {name!r}; it offers: {', '.join(offered)}")
+        raise ConfigError(f"dataset {dataset!r} does not support data.task = {name!r}; it has: {', '.join(offered)}")
 
 
 def label_text(value: Any) -> str:
-    """A label as text: whole floats as integers, surrounding blanks off; empty for null and NaN."""
+    """Return a label as stripped text, whole floats as integers; "" for null and NaN."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):
@@ -66,10 +66,10 @@ def label_text(value: Any) -> str:
 
 
 def label_reader(task: Task) -> Callable[[Any], int]:
-    """A function from a label as it stands in a file to a class index, `UNLABELED` if it is none.
+    """Return a function that maps a label in a file to its class index, or to `UNLABELED`.
 
-    A class is named exactly, or in other case or with blanks or hyphens for underscores, or by its index. Grades have
-    no index, since files count them from either end.
+    A class is matched by name (ignoring case, with blanks or hyphens for underscores) or by its index. Grades are not
+    matched by index, because files number them in either direction.
     """
     known = {name: index for index, name in enumerate(task.classes)}
     loose = {_loose(name): index for name, index in known.items()}

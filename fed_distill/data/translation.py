@@ -1,9 +1,9 @@
-"""Back-translation: a text is put into another language and back, and says the same in other words.
+"""Back-translation: translate a text into another language and back to paraphrase it.
 
-Sennrich et al., "Improving neural machine translation models with monolingual data", ACL 2016; of labelled texts Yu et
-al. (QANet), ICLR 2018, sec. 3. Decoding is greedy and one text at a time, so that what a text becomes depends on itself
-alone. Any sequence-to-sequence model of transformers will do: a Marian pair needs no more, of M2M, NLLB or T5 the saved
-tokenizer and generation configuration must say which languages are meant.
+Sennrich et al., "Improving neural machine translation models with monolingual data", ACL 2016; for labelled texts Yu et
+al. (QANet), ICLR 2018, section 3. Decoding is greedy and without batching, so that the result depends on the text
+alone. Any sequence-to-sequence model of transformers works. A Marian pair needs no options; for M2M, NLLB or T5 the
+languages must be set in the saved tokenizer and generation configuration.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from fed_distill.errors import DataError
 
 _LONGER = 2
 _MORE = 10
-"""A translation has at most ``_LONGER`` times as many tokens as its text, and ``_MORE``."""
+"""A translation has at most ``_LONGER`` times the tokens of its source, plus ``_MORE``."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,12 @@ class Translator:
 
     @classmethod
     def load(cls, path: str) -> "Translator":
-        """The model in the folder or hub id ``path``; only local files are read, and weights only as safetensors.
+        """Load a model from local files; weights must be safetensors.
 
-        Raise DataError if they cannot be.
+        :param path: folder or hub id
+        :raises DataError: it cannot be loaded
         """
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # only few runs translate
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # slow to import and rarely needed
 
         from fed_distill.text.quiet import quiet
 
@@ -47,12 +48,12 @@ class Translator:
             reason = str(error).strip().split("\n")[0]
             raise DataError(
                 f"training.augmentation.back_translation: cannot load the translation model {path!r}; give a folder "
-                f"that holds one, with model.safetensors and its tokenizer: {reason}"
+                f"that contains model.safetensors and a tokenizer: {reason}"
             ) from error
         return cls(network.eval(), tokenizer)
 
     def translated(self, text: str) -> str:
-        """The likeliest next token after another, until the model ends the text."""
+        """Translate by greedy decoding."""
         inputs = self.tokenizer([text], return_tensors="pt", truncation=True)
         ids = inputs["input_ids"]
         with torch.no_grad():
@@ -69,14 +70,14 @@ class Translator:
 
 @dataclass(frozen=True)
 class BackTranslation:
-    """there and back: two translators. A text is translated once, however often it is asked for."""
+    """A pair of translators, ``there`` and ``back``, with a cache of paraphrases."""
 
     there: Translator
     back: Translator
     _known: dict[str, str] = field(default_factory=dict)
 
     def reworded(self, text: str) -> str:
-        """``text`` there and back; itself if nothing of it comes back."""
+        """Translate ``text`` there and back; return it unchanged if the result is empty."""
         if text not in self._known:
             self._known[text] = self.back.translated(self.there.translated(text)) or text
         return self._known[text]
@@ -84,5 +85,5 @@ class BackTranslation:
 
 @cache
 def back_translation(there: str, back: str) -> BackTranslation:
-    """By the models in two folders or hub ids, loaded once. Raise DataError naming the one that cannot be."""
+    """Load and cache the models in two folders or hub ids; raise DataError, naming the one that cannot be loaded."""
     return BackTranslation(Translator.load(there), Translator.load(back))

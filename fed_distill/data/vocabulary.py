@@ -1,4 +1,4 @@
-"""The marketplace's words: what products are called in English, German and Chinese, with the synonyms of each."""
+"""The marketplace's product words in English, German and Chinese, with synonyms."""
 
 LANGUAGES = ("en", "de", "zh")
 
@@ -266,7 +266,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "V": ("V", " V", " volt", "伏"),
     "size": (" EU", " (EU)", " Gr.", "码"),
 }
-"""Unit -> the ways of writing it after a number."""
+"""Spellings of each unit after a number."""
 
 PHRASES: tuple[tuple[str, ...], ...] = (
     (
@@ -283,7 +283,7 @@ PHRASES: tuple[tuple[str, ...], ...] = (
     ("NEU", "versandkostenfrei", "Bestpreis", "2 Jahre Garantie", "Original", "Angebot", "sofort lieferbar", "B-Ware"),
     ("新款", "包邮", "特价", "正品", "两年保修", "现货", "官方旗舰", "热卖"),
 )
-"""What merchants add to a title, by language."""
+"""Phrases that merchants append to titles, by language."""
 
 LINES = [
     "Aurora",

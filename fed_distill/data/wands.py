@@ -1,8 +1,8 @@
 """WANDS, Wayfair's product search: 233,448 judged pairs of 480 queries and 42,994 products, in English.
 
 Chen et al. 2022, *WANDS: Dataset for Product Search Relevance Assessment* (ECIR; MIT licence,
-github.com/wayfair/WANDS). The user downloads its three tab-separated files. It has three grades, not ESCI's four. A
-merchant is a product class, a domain the department above it.
+github.com/wayfair/WANDS). The user downloads the three tab-separated files. It has three grades, ESCI has four. The
+merchant is the product class, and the domain the department above it.
 """
 
 from dataclasses import dataclass
@@ -22,24 +22,24 @@ from fed_distill.errors import DataError
 GRADED = Task(
     name="relevance", classes=("exact", "partial", "irrelevant"), pair=True, positive="exact", gains=(1.0, 0.5, 0.0)
 )
-"""Grade of (query, product), with gains linear in the grade; the paper gives none."""
+"""Grade of a (query, product) pair; the paper gives no gains, so they are linear in the grade."""
 
 _HIERARCHY = "category hierarchy"
 
 
 @dataclass(frozen=True)
 class Wands:
-    """Wayfair's judged queries; task ``relevance`` of three grades, with the product class as merchant.
+    """Wayfair's judged queries; task ``relevance`` with three grades, and the product class as merchant.
 
-    path: folder of query.csv, product.csv and label.csv. ranking_queries: queries of the ranking view at most. Domains
-    are departments such as Furniture; a product of several classes belongs to the first.
+    path: folder of query.csv, product.csv and label.csv. ranking_queries: maximum number of queries in the ranking
+    view. The domain is a department such as Furniture; a product with several classes belongs to the first.
     """
 
     path: Path
     ranking_queries: Annotated[int, Field(ge=1)] = 400
 
     def read(self, config: DataConfig) -> Source:
-        """Read and join the three files; a product without a class belongs to no merchant and is dropped."""
+        """Read and join the three files; products without a class have no merchant and are dropped."""
         choose_task(config.task, "wands", ("relevance",))
         queries = self._table("query.csv", ["query_id", "query"])
         products = self._table("product.csv", ["product_id", "product_name", "product_class", _HIERARCHY])
@@ -62,7 +62,7 @@ class Wands:
         )
 
     def _table(self, name: str, columns: list[str]) -> pd.DataFrame:
-        """Columns of one of the files, as text."""
+        """Read columns of one file as text."""
         path = self.path / name
         try:
             table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -73,7 +73,7 @@ class Wands:
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {path}: {error}") from error
-        # The page calls the column category_hierarchy, the file itself has a blank.
+        # The documentation has category_hierarchy, the file "category hierarchy".
         table = table.rename(columns={"category_hierarchy": _HIERARCHY})
         missing = [column for column in columns if column not in table.columns]
         if missing:

@@ -1,7 +1,7 @@
-"""The marketplace's products: brands with aliases, lines with codes, sizes, and which types are bought together.
+"""The marketplace's products: brands with aliases, lines with codes, sizes, and affinities between types.
 
-The world is shared by all merchants and languages, and every thing in it has several names. Who has seen only
-some merchants knows only some of the names: that is what a federation can learn and one merchant can't.
+The world is shared by all merchants and languages, and every entity has several names. A single merchant's data contain
+only some of them, so there is something to gain from federation.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _LINES_OF_BRAND = 2
 
 @dataclass(frozen=True)
 class ProductType:
-    """A kind of product: its department, its names, and its size's unit and values."""
+    """A type of product: its department, its names, and unit and values of its size."""
 
     department: int
     words: Words
@@ -29,7 +29,7 @@ class ProductType:
 
 @dataclass(frozen=True)
 class Brand:
-    """A brand of one department. forms: as registered, abbreviated, transliterated. lines: (name, code)."""
+    """A brand of one department. forms: registered, abbreviated and transliterated name. lines: (name, code)."""
 
     forms: tuple[str, str, str]
     lines: tuple[tuple[str, str], ...]
@@ -37,9 +37,9 @@ class Brand:
 
 @dataclass(frozen=True)
 class World:
-    """All products, in columns ``[products]``: type, brand, line of the brand, model number, size and popularity.
+    """All products, as columns ``[products]``: type, brand, line of the brand, model number, size and popularity.
 
-    affinity: ``[types, types]``, how much who clicked one type wants another.
+    affinity: ``[types, types]``, preference for the second type after a click on the first.
     """
 
     types: tuple[ProductType, ...]
@@ -60,7 +60,7 @@ class World:
 
 
 def make_world(products: int, seed: int) -> World:
-    """Draw a world of ``products`` distinct products (a few fewer, if brands happen to be small)."""
+    """Draw ``products`` distinct products, or slightly fewer if brands are small."""
     rng = numpy_stream(seed, "world")
     types = tuple(
         ProductType(department, words, unit, sizes)

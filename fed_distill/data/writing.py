@@ -1,4 +1,4 @@
-"""How merchants write titles and shoppers write queries and questions: order, names, units, case, noise."""
+"""Generate titles, queries and questions: order of parts, names, units, case and noise."""
 
 import re
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from fed_distill.data.vocabulary import COLORS, LANGUAGES, PHRASES, UNITS
 from fed_distill.data.world import World
 
 _ORDERS = ("btmsc", "tbmsc", "bmtsc", "bmstc", "mbtcs", "tbmcs", "btcms")
-"""Orders of brand, type, model, size and colour in a title."""
+"""Orders of brand (b), type (t), model (m), size (s) and colour (c) in a title."""
 _CHINESE = LANGUAGES.index("zh")
 _ALTERNATIVES = re.compile(r"\[([^\]]*)\]")
 QUESTION_DRAWS = 16
-"""Uniform numbers that `write_question` takes."""
+"""Number of uniform draws that `write_question` takes."""
 _FRAGMENTS = 0.25
-"""Share of questions of which only a part is written: nobody can be sure what some of these ask."""
+"""Share of questions that are truncated, some of which are ambiguous."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """One merchant's way of writing.
+    """The writing style of one merchant.
 
-    language, second_language: indices into `LANGUAGES`; second_share: share of titles in the second one. order: of
-    the parts of a title. brand_form, synonym, unit_form: which name is preferred. code_style: how a model is
-    written (line name, code, code with a hyphen). upper, lower: case of the whole title. noise, typo, no_color,
-    no_type: probability in a title.
+    language, second_language: indices into `LANGUAGES`. second_share: share of titles in the second language. order:
+    order of the parts of a title. brand_form, synonym, unit_form: preferred names. code_style: form of a model (line
+    name, code, code with a hyphen). upper, lower: case of the whole title. noise, typo, no_color, no_type: probability
+    per title.
     """
 
     language: int
@@ -46,7 +46,7 @@ class Habits:
 
 
 def draw_habits(language: int, languages: tuple[int, ...], rng: np.random.Generator) -> Habits:
-    """Draw a merchant's habits; ``languages`` are those of the marketplace."""
+    """Draw the style of a merchant; ``languages`` are those of the marketplace."""
     case = rng.random()
     chinese = language == _CHINESE
     return Habits(
@@ -68,7 +68,7 @@ def draw_habits(language: int, languages: tuple[int, ...], rng: np.random.Genera
 
 
 def write_title(world: World, product: int, color: int, habits: Habits, draws: list[float]) -> str:
-    """A merchant's title of a product. ``draws``: eight uniform numbers, the only source of chance."""
+    """Write a merchant's title of a product. ``draws``: eight uniform numbers, the only randomness."""
     language = habits.second_language if draws[0] < habits.second_share else habits.language
     synonym = habits.synonym if draws[1] < 0.85 else int(draws[1] * 1000) % 3
     kind = world.types[world.type_of[product]]
@@ -90,7 +90,7 @@ def write_title(world: World, product: int, color: int, habits: Habits, draws: l
 
 
 def write_query(world: World, product: int, language: int, draws: list[float]) -> str:
-    """What a shopper types to find a product. ``draws``: eight uniform numbers, the only source of chance."""
+    """Write a shopper's query for a product. ``draws``: eight uniform numbers, the only randomness."""
     kind = world.types[world.type_of[product]]
     chinese = language == _CHINESE
     brand_form = (2 if draws[0] < 0.6 else 0) if chinese else (1 if draws[0] < 0.2 else 0)
@@ -105,8 +105,10 @@ def write_query(world: World, product: int, language: int, draws: list[float]) -
 
 
 def write_question(world: World, product: int, intent: str, habits: Habits, draws: list[float]) -> str:
-    """What a shopper of a merchant with ``habits`` asks about a product. ``draws``: `QUESTION_DRAWS` uniform numbers,
-    the only source of chance. A merchant's shoppers have its language, its noise and its favourite words."""
+    """Write a shopper's question about a product, in the merchant's language and style.
+
+    :param draws: `QUESTION_DRAWS` uniform numbers, the only randomness
+    """
     language = habits.second_language if draws[0] < habits.second_share else habits.language
     patterns = INTENTS[intent][language]
     pattern = patterns[habits.code_style if draws[1] < 0.4 else int(draws[2] * len(patterns))]
@@ -141,7 +143,7 @@ def _size(world: World, product: int, form: int) -> str:
 
 
 def _fragment(text: str, language: int, draw: float) -> str:
-    """About two fifths of a text, from somewhere within it."""
+    """Return about two fifths of a text, from a random position."""
     words = list(text) if language == _CHINESE else text.split()
     kept = max(2 * len(words) // 5, 1)
     start = int(draw * (len(words) - kept + 1))
@@ -149,6 +151,6 @@ def _fragment(text: str, language: int, draw: float) -> str:
 
 
 def _mistyped(text: str, draw: float) -> str:
-    """Two neighbouring characters swapped."""
+    """Swap two adjacent characters."""
     place = int(draw * (len(text) - 1))
     return text[:place] + text[place + 1 : place + 2] + text[place : place + 1] + text[place + 2 :]

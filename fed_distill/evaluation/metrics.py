@@ -1,7 +1,7 @@
-"""How good a model is and how good a comparison is, as pure functions of predictions and of numbers.
+"""Metrics and statistics, as pure functions of predictions and numbers.
 
-Classification goes through scikit-learn; the ranking view follows the KDD Cup 2022 on shopping queries
-(Reddy et al. 2022, ESCI): nDCG with gains linear in the task's, cut at ten.
+Classification metrics are scikit-learn's. The ranking metrics follow the KDD Cup 2022 on shopping queries (Reddy et al.
+2022, ESCI): nDCG at 10 with linear gains.
 """
 
 import math
@@ -18,20 +18,24 @@ from fed_distill.data.examples import Ranking, Task
 from fed_distill.errors import DataError, TrainingError
 
 Metrics = dict[str, float | None]
-"""Metric name -> value; None where the metric is not defined (no example, one class only)."""
+"""Values by metric name; None if the metric is undefined (no example, one class only)."""
 
 CUT = 10
 SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10")
-"""The metrics that are compared; what else is in ``Metrics`` are counts."""
+"""The metrics used in comparisons; other entries of ``Metrics`` are counts."""
 
 
 def classification(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], task: Task) -> Metrics:
-    """Accuracy, macro-F1 and the AUC of the positive class against the rest.
+    """Compute accuracy, macro-F1 and the AUC of the positive class against the rest.
 
-    probabilities: ``[n, classes]``. labels: ``[n]``, all known. macro_f1 is the mean over the classes that occur
-    in the labels or among the predictions (scikit-learn's convention), so a class that a merchant never sees
-    does not count as an F1 of 0. auc is None where only one side of it occurs; everything is None for n = 0.
-    Raises TrainingError if a probability is not finite.
+    macro_f1 is the mean over classes that occur in labels or predictions (as in scikit-learn), so that a class without
+    examples does not count as 0. auc is None if labels are all positive or all negative; all metrics are None if n = 0.
+
+    :param probabilities: class probabilities ``[n, classes]``
+    :param labels: class indices ``[n]``
+    :param task: the task
+    :raises TrainingError: a probability is not finite
+    :raises DataError: a label is not a class index
     """
     values = _checked(probabilities, len(labels), task)
     if len(labels) == 0:
@@ -50,14 +54,18 @@ def classification(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[
 
 
 def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> Metrics:
-    """Mean nDCG@10 and MRR@10 over queries whose candidates are ordered by expected gain, ``sum_c p_c * gain_c``.
+    """Compute mean nDCG@10 and MRR@10 over queries; candidates are ranked by expected gain, ``sum_c p_c * gain_c``.
 
-    probabilities: ``[n, classes]``, row-aligned with ``ranking.examples``. nDCG@10: gains of the true grades,
-    discount 1/log2(rank + 1), ideal order over all of a query's candidates; queries whose candidates all have
-    gain 0 are skipped and counted in ``skipped_queries``. MRR@10: a candidate of the positive class is relevant,
-    0 beyond rank 10; over the queries that have one. Tied candidates are placed with the smaller gain first, so
-    a model that cannot tell them apart earns nothing by the order in which they were stored.
-    Raises TrainingError if a probability is not finite.
+    nDCG@10 has the gains of the true grades, the discount 1/log2(rank + 1) and the ideal order over all candidates of a
+    query; queries with no gain are skipped and counted in ``skipped_queries``. For MRR@10, candidates of the positive
+    class are relevant, ranks beyond 10 give 0, and queries without a relevant candidate are skipped. Ties are ranked in
+    order of increasing gain, so that constant predictions do not profit from the stored order.
+
+    :param probabilities: class probabilities ``[n, classes]``, aligned with ``ranking.examples``
+    :param ranking: queries and candidates
+    :param task: a task with gains
+    :raises TrainingError: a probability is not finite
+    :raises DataError: the task has no gains
     """
     if task.gains is None:
         raise DataError(f"task {task.name!r} has no gains, so it has no ranking view")
@@ -88,7 +96,7 @@ def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Tas
 
 
 def classification_report(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], task: Task) -> str:
-    """Precision, recall and F1 of each class as scikit-learn's text table; all the task's classes are listed."""
+    """Return precision, recall and F1 of all classes of the task as scikit-learn's text table."""
     values = _checked(probabilities, len(labels), task)
     text: str = sklearn_report(
         labels,
@@ -102,16 +110,16 @@ def classification_report(probabilities: npt.NDArray[np.floating], labels: npt.N
 
 
 def headline(metrics: Mapping[str, float | None], task: Task) -> float | None:
-    """The metric that comparisons are made on; DataError if it was never computed."""
+    """Return the metric used in comparisons; raise DataError if it was not computed."""
     if task.headline not in metrics:
         raise DataError(
-            f"{task.headline} of task {task.name!r} was not measured: the dataset gives the task no ranking view"
+            f"{task.headline} of task {task.name!r} was not computed: the dataset has no ranking view for this task"
         )
     return metrics[task.headline]
 
 
 def retention(student: float | None, teacher: float | None) -> float | None:
-    """Student divided by teacher on one metric; None if either is unknown or the teacher's is 0."""
+    """Return student / teacher on one metric; None if either is unknown or the teacher's is 0."""
     if student is None or not teacher:
         return None
     return student / teacher
@@ -119,15 +127,18 @@ def retention(student: float | None, teacher: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class GapClosed:
-    """value: share of what the merchants' data is worth that was had without moving it; 1 is as good as pooling,
-    negative is worse than not federating. None where the share is not defined, and then ``reason`` says why."""
+    """The share of the gain from pooling that federation achieves.
+
+    value: 1 is as good as pooling, negative is worse than the best baseline; None if undefined. reason: why it is
+    undefined.
+    """
 
     value: float | None
     reason: str = ""
 
 
 def gap_closed(student: float | None, server: float | None, local: float | None, pooled: float | None) -> GapClosed:
-    """(student - best of server and local) / (pooled - best of server and local), on one metric."""
+    """Return (student - baseline) / (pooled - baseline) on one metric, where baseline = max(server, local)."""
     if student is None or server is None or local is None or pooled is None:
         return GapClosed(None, "needs the student and the controls server, local and pooled on the same metric")
     base = max(server, local)
@@ -138,7 +149,7 @@ def gap_closed(student: float | None, server: float | None, local: float | None,
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """Mean and half-width of its Student-t interval; the half-width of one value is None."""
+    """Return the mean and the half-width of its Student-t interval; the half-width is None for a single value."""
     if not values:
         raise ValueError("an interval needs at least one value")
     array = np.asarray(values, dtype=np.float64)
@@ -161,10 +172,12 @@ class MerchantAccuracy:
 def worst_merchant(
     accuracies: Mapping[str, float], counts: Mapping[str, int], minimum: int = 20
 ) -> MerchantAccuracy | None:
-    """The merchant served worst, among those with at least ``minimum`` test examples (all, if none has).
+    """Return the merchant with the lowest accuracy; ties are broken by name.
 
-    The accuracy on a handful of examples says little, hence the minimum. Equals are told apart by name; None
-    if there is no merchant.
+    :param accuracies: accuracy by merchant
+    :param counts: number of test examples by merchant
+    :param minimum: ignore merchants with fewer test examples, whose accuracies are noisy, unless all have fewer
+    :returns: None without merchants
     """
     enough = [name for name in accuracies if counts[name] >= minimum] or list(accuracies)
     if not enough:

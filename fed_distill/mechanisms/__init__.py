@@ -1,4 +1,4 @@
-"""What makes uplinks differentially private: mechanisms by name, one file a privacy unit."""
+"""Privacy mechanisms by name, one file per privacy unit."""
 
 from fed_distill.registry import Registry
 

@@ -1,4 +1,4 @@
-"""What a private federation has cost its merchants, and what its summary says: promise, trust, what leaves, price.
+"""The privacy account of a federation for its summary: guarantee, trust, disclosures and cost.
 
 A report lists everything that leaves a merchant and how it is protected, including what is not protected.
 """
@@ -15,11 +15,12 @@ from fed_distill.transport.messages import Kinds
 
 @dataclass(frozen=True)
 class Spent:
-    """What a federation has cost its merchants by their ledgers.
+    """The privacy cost of a federation according to its merchants' ledgers.
 
-    merchants: how many were charged. epsilon, delta: the largest of any. noise_least, noise_most: noise multipliers of
-    the releases that train (not of sizes). untold: sites that do not tell, whose merchants are not among these.
-    epsilon_5, epsilon_6: the largest epsilon of any at delta 1e-5 and 1e-6, ``accounting.REPORTED_DELTAS``.
+    merchants: number of charged merchants. epsilon, delta: maximum over merchants. noise_least, noise_most: range of
+    the noise multipliers of training releases (not of sizes). untold: number of sites without a valid report; their
+    merchants are not counted. epsilon_5, epsilon_6: maximum epsilon at delta 1e-5 and 1e-6,
+    ``accounting.REPORTED_DELTAS``.
     """
 
     merchants: int = 0
@@ -33,7 +34,7 @@ class Spent:
 
     @classmethod
     def joined(cls, parts: Iterable[Self]) -> Self:
-        """Of several groups of merchants."""
+        """Combine the costs of several groups of merchants."""
         several = list(parts)
         untold, known = sum(part.untold for part in several), [part for part in several if part.merchants]
         if not known:
@@ -51,7 +52,7 @@ class Spent:
 
 
 def bounded(epsilon: float) -> float | None:
-    """``epsilon``, or None for an infinite one: so little noise promises nothing."""
+    """Return ``epsilon``, or None if it is infinite."""
     return epsilon if math.isfinite(epsilon) else None
 
 
@@ -65,12 +66,18 @@ def account(
     reproducible_noise: bool = True,
     largest_group: int | None = None,
 ) -> dict[str, Any]:
-    """The ``privacy`` of a federation in ``summary.json``, JSON-ready; an epsilon of None is one that has no bound.
+    """Return the entry ``privacy`` of a federation in ``summary.json``; an unbounded epsilon is None.
 
-    sends, personal, reproducible_noise: as in ``Mechanism.disclose``. largest_group: most examples in one group of any
-    merchant, where that is known: a promise to examples is that much weaker for the group.
+    :param mechanism: the mechanism
+    :param config: the ``[privacy]`` table
+    :param spent: cost of the federation
+    :param sends: payloads that merchants send
+    :param personal: see ``Mechanism.disclose``
+    :param reproducible_noise: see ``Mechanism.disclose``
+    :param largest_group: size of the largest group of examples at any merchant, if known: for such a group an
+        example-level guarantee is weaker by this factor
     """
-    told = mechanism.disclose(config, sends, personal, reproducible_noise=reproducible_noise)
+    disclosed = mechanism.disclose(config, sends, personal, reproducible_noise=reproducible_noise)
     return {
         "unit": mechanism.name,
         "group": mechanism.group(config),
@@ -85,5 +92,5 @@ def account(
         "protects": mechanism.words.hides,
         "trusted": mechanism.words.trusted,
         "reproducible_noise": reproducible_noise,
-        "reveals": [{"what": one.what, "how": one.how} for one in told],
+        "reveals": [{"what": one.what, "how": one.how} for one in disclosed],
     }

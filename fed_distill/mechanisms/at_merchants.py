@@ -1,7 +1,7 @@
-"""Units whose noise a merchant adds itself, before anything leaves it: DP-SGD, by example or by groups of examples.
+"""Mechanisms with noise added by each merchant: DP-SGD, by example or by groups of examples.
 
-A merchant first releases how many members it has, with noise (``privacy.size_noise``), once a federation; sampling
-rates, steps and noise follow from that number and not from the exact one. Then each round's private steps are paid.
+Once per federation, a merchant releases its noised number of members (``privacy.size_noise``); sampling rates, steps
+and noise follow from this number, not from the exact one. Each round's private steps are then charged.
 """
 
 from dataclasses import dataclass
@@ -25,37 +25,37 @@ from fed_distill.training.preparation import private_steps
 from fed_distill.training.robust import passes
 from fed_distill.transport.messages import Kinds
 
-TRUSTED = "the merchant itself, which adds noise before anything leaves it, and whoever supplies the code that it runs"
-"""Who must be trusted where merchants add the noise."""
+TRUSTED = "the merchant itself, which adds noise before anything leaves it, and the supplier of the code that it runs"
+"""Trusted parties if merchants add the noise."""
 
 
 def expected_batch(experiment: Experiment) -> int:
-    """Expected members of a private step."""
+    """Return the expected number of members per private step."""
     return experiment.privacy.batch_size or experiment.training.batch_size
 
 
 @dataclass(frozen=True)
 class AtMerchants(Protecting):
-    """DP-SGD whose members are examples, or with ``grouped`` groups of them."""
+    """DP-SGD with examples as members, or groups of examples if ``grouped``."""
 
     freezes: ClassVar[bool] = True
     grouped: ClassVar[bool] = False
-    """Whether a member of the unit is a group of examples."""
+    """Whether a member of the privacy unit is a group of examples."""
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """All that is computed by or from what was trained."""
+        """Cover all payloads that are computed from trained weights."""
         return kind.covered
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """ConfigError for a payload that no noise covers, or settings that private steps would undo."""
+        """Raise ConfigError for a payload that is not covered, or for settings that conflict with private steps."""
         self._refuse(federation.method, [kind for kind in sends if self.covers(kind) is None])
         config, training = experiment.privacy, experiment.training
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(config, key)]
         if scaled and (config.optimizer or training.optimizer) != "sgd":
-            raise ConfigError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
+            raise ConfigError(f"privacy.{scaled[0]} requires privacy.optimizer = 'sgd': adamw would cancel its effect")
         counted = [key for key in ("rows", "row_rate_power") if getattr(config, key)]
         if counted and not training.submodel:
-            raise ConfigError(f"privacy.{counted[0]} needs training.submodel, which counts the rows that are used")
+            raise ConfigError(f"privacy.{counted[0]} requires training.submodel, which counts the used rows: set it")
         if passes(training) > 1:
             raise ConfigError(
                 f"privacy.unit = {self.name!r} clips the gradient of one pass over an example: set "
@@ -63,39 +63,38 @@ class AtMerchants(Protecting):
             )
 
     def check_covered(self, method: str, sends: Kinds) -> None:
-        """ConfigError if ``method`` sends something that is computed neither by nor from what was trained."""
+        """Raise ConfigError if ``method`` sends a payload that is not computed from trained weights."""
         self._refuse(method, [kind for kind in sends if self.covers(kind) is None])
 
     def check_student(self, student: TextModel) -> None:
-        """ConfigError for a student whose gradients have no parts by example."""
+        """Raise ConfigError for a student without per-example gradients."""
         check_per_example(student)
 
     def kind(self, config: PrivacyConfig) -> str:
-        """By what examples are grouped; empty where they are not."""
+        """Return the key that examples are grouped by, or "" if they are not."""
         return config.group if self.grouped else ""
 
     def groups(self, config: PrivacyConfig, examples: Examples) -> Tensor | None:
-        """To which group each example belongs, int64 ``[examples]``, with numbers from 0 that are all in use; None
-        where each is a member of its own."""
+        """Return the group of each example, int64 ``[examples]``, numbered from 0 without gaps; None without groups."""
         return torch.from_numpy(members(examples, config.group)) if self.grouped else None
 
     def aggregator_options(self, terms: Terms) -> dict[str, Any]:
-        """Those of the configured aggregator, and how merchants are weighted."""
+        """Return the options of the configured aggregator and the weighting of merchants."""
         options = super().aggregator_options(terms)
         if terms.privacy.weighting != "examples":
             options["weight"] = terms.privacy.weighting
         return options
 
     def delta(self, config: PrivacyConfig, members: int) -> float:
-        """Delta of the promise to each of so many members."""
+        """Return the delta of the guarantee for each of ``members``."""
         return default_delta(members) if config.delta is None else config.delta
 
     def size_spend(self, config: PrivacyConfig) -> Spend:
-        """What it costs to release how many members there are, once a federation."""
+        """Return the cost of releasing the number of members, once per federation."""
         return Spend(config.size_noise, 1.0, 1)
 
     def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int) -> tuple[Spend, float]:
-        """What one of ``rounds`` rounds costs a merchant of so many members of the unit, and at which delta."""
+        """Return cost and delta of one of ``rounds`` rounds for a merchant with ``members`` members."""
         config, batch_size = experiment.privacy, expected_batch(experiment)
         rate, delta = sampling_rate(members, batch_size), self.delta(config, members)
         steps = private_steps(plan, members, batch_size)
@@ -107,13 +106,13 @@ class AtMerchants(Protecting):
         return Spend(found, rate, steps), delta
 
     def learner_privacy(self, config: PrivacyConfig, spend: Spend, members: int) -> ExampleDP:
-        """How a merchant of so many members trains for that price."""
+        """Return the private steps of a merchant with ``members`` members, for the price ``spend``."""
         return ExampleDP.configured(config, spend.noise_multiplier, examples=members)
 
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
-        """All that leaves a merchant that adds the noise itself."""
+        """List what leaves a merchant."""
         parts = [Revealed(kind.disclosure, self.covers(kind) or "not covered at all") for kind in sends]
         if any(kind.tells_rows for kind in sends):
             parts.append(
@@ -123,14 +122,14 @@ class AtMerchants(Protecting):
             *parts,
             Revealed(
                 "number of groups" if self.grouped else "number of training examples",
-                f"sent with noise of standard deviation {config.size_noise:g}, once a federation, counted in epsilon",
+                f"sent with noise of standard deviation {config.size_noise:g} once per federation, counted in epsilon",
             ),
             Revealed("training losses", "not sent"),
-            Revealed("that it takes part in a round", "not hidden"),
+            Revealed("its participation in a round", "not hidden"),
             Revealed(
-                "that it cannot train, or that its budget is spent", "sent as a message without figures of its data"
+                "its refusals and exhausted budget", "sent as a message without figures of its data"
             ),
-            Revealed("how long training takes", "not hidden: it grows with the number of examples"),
+            Revealed("the duration of training", "not hidden: it grows with the number of examples"),
             *scores(config, personal),
             validation(reproducible_noise),
             noise("each site", reproducible_noise),

@@ -1,8 +1,8 @@
-"""A mechanism hides the members of one privacy unit: what it can protect, what it adds, what that costs, in words too.
+"""The interface of privacy mechanisms: what a mechanism covers, what noise it adds, and what that costs.
 
-Everything that depends on ``privacy.unit`` asks the mechanism of that name (``lookup``) and compares no names. A unit
-is one file, found by name or import path; one of your own is a subclass of ``at_merchants.AtMerchants`` or
-``at_server.AtServer``, according to who adds the noise, and so to how merchants pay.
+Code that depends on ``privacy.unit`` uses the mechanism of that name (``lookup``) and does not compare names. A unit is
+one file, found by name or import path. A custom unit is a subclass of ``at_merchants.AtMerchants`` or
+``at_server.AtServer``, depending on who adds the noise.
 """
 
 import math
@@ -29,9 +29,9 @@ from fed_distill.transport.messages import Kinds
 
 @dataclass(frozen=True)
 class Terms:
-    """What decides a federation's noise and price, which its server and its sites know alike.
+    """The parameters that determine noise and price of a federation, known to its server and its sites.
 
-    merchants: all that there are, whether they take part in a round or not. proxy: examples of the proxy set.
+    merchants: number of merchants, participating or not. proxy: number of proxy examples.
     """
 
     privacy: PrivacyConfig
@@ -42,10 +42,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """What a federation's noise and sampling coins are drawn from.
+    """The source of a federation's noise and sampling coins.
 
-    name: the server's secret, or in a simulation the run's seed, then the arm and what names this very federation.
-    reproducible: whether it is a simulation, whose noise whoever knows the seed can take off.
+    name: the server's secret, or in a simulation the run's seed, followed by the arm and the federation. reproducible:
+    whether the noise is derived from the run's seed, so that anyone who has it can subtract the noise.
     """
 
     name: Randomness = field(repr=False)
@@ -54,11 +54,10 @@ class NoiseSource:
 
 @dataclass(frozen=True)
 class Words:
-    """What a unit promises.
+    """The guarantee of a unit in words.
 
-    hides: whose presence cannot be told from what is released. trusted: who must be. title: what is protected.
-    promise: what that means. counts: what n is. assumption: what the accountant takes for granted, beside what holds
-    for all units.
+    hides: whose presence is protected. trusted: trusted parties. title: short name of the unit. promise: meaning of the
+    guarantee. counts: meaning of n. assumption: assumptions of the accountant that are specific to this unit.
     """
 
     hides: str
@@ -71,101 +70,107 @@ class Words:
 
 @dataclass(frozen=True)
 class Mechanism(ABC):
-    """What a federation does about privacy; as it is here, nothing. name: as in ``privacy.unit``."""
+    """The privacy mechanism of a federation; this base class adds no protection. name: value of ``privacy.unit``."""
 
     name: str
 
     compares: ClassVar[bool] = True
-    """Whether the server may judge an uplink by others, and count merchants by their size. Where it may not, uplinks
-    are weights and nothing else, and each changes their sum by its own alone."""
+    """Whether the server may compare uplinks with each other and weight merchants by size. If not, uplinks contain only
+    weights, and each uplink affects the sum only through its own contribution."""
     poisson: ClassVar[bool] = False
-    """Whether a coin for each merchant, that nobody else knows, decides who takes part in a round. All merchants then
-    pay before the first round, those too that no coin will draw."""
+    """Whether the merchants of a round are Poisson-sampled with secret coins. All merchants then pay before the first
+    round, including those that are never sampled."""
     freezes: ClassVar[bool] = False
-    """Whether merchants leave the weights of ``privacy.freeze`` alone."""
+    """Whether merchants keep the weights of ``privacy.freeze`` fixed."""
 
     @abstractmethod
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """ConfigError unless it protects a federation whose method ``sends`` these payloads, as it is configured."""
+        """Raise ConfigError unless the mechanism, as configured, protects a federation with these payloads."""
 
     @abstractmethod
     def check_covered(self, method: str, sends: Kinds) -> None:
-        """ConfigError if ``method`` sends something that is computed on private examples and that nothing covers."""
+        """Raise ConfigError if ``method`` sends a payload computed from private examples without protection."""
 
-    def check_task(self, config: PrivacyConfig, task: Task) -> None:  # noqa: B027 - most can do with every task
-        """ConfigError for a task whose examples have no such members."""
+    def check_task(self, config: PrivacyConfig, task: Task) -> None:  # noqa: B027 - most units support every task
+        """Raise ConfigError for a task that the unit does not support."""
 
-    def check_student(self, student: TextModel) -> None:  # noqa: B027 - and with every student
-        """ConfigError for a student that cannot be trained under it."""
+    def check_student(self, student: TextModel) -> None:  # noqa: B027 - most units support every student
+        """Raise ConfigError for a student that the mechanism does not support."""
 
     def groups(self, config: PrivacyConfig, examples: Examples) -> Tensor | None:
-        """To which member of the unit each of a merchant's training examples belongs, int64 ``[examples]``; None where
-        each is one, or all are."""
+        """Return the member of the unit for each training example of a merchant, int64 ``[examples]``; None if each
+        example is one, or all are."""
         return None
 
     def aggregator_options(self, terms: Terms) -> dict[str, Any]:
-        """Options of the configured aggregator."""
+        """Return options of the configured aggregator."""
         return dict(terms.federation.aggregator_options)
 
     def aggregator(self, terms: Terms, student: TextModel, noise: NoiseSource) -> Aggregator:
-        """What merges weights: the configured aggregator, or one in its place. ``student``: the global one."""
+        """Build the aggregator of weights: the configured one or a replacement. ``student``: the global student."""
         built: Aggregator = AGGREGATORS.build(terms.federation.aggregator, self.aggregator_options(terms))
         return built
 
     def tally(self, terms: Terms, noise: NoiseSource, round: int) -> Callable[[Tensor], Tensor]:
-        """How votes ``[proxy, classes]`` of a round become answers int64 ``[proxy]``, negative where there is none."""
+        """Return a function from votes ``[proxy, classes]`` of a round to labels int64 ``[proxy]``, negative: none."""
         return counted_plainly
 
     @abstractmethod
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
-        """All that leaves a merchant in a federation whose method ``sends`` these payloads.
+        """List what leaves a merchant.
 
-        personal: merchants train students of their own afterwards. reproducible_noise: noise is drawn from the run's
-        seed, as in a simulation, and not from secrets of the sites and of the server.
+        :param config: the ``[privacy]`` table
+        :param sends: payloads that merchants send
+        :param personal: whether merchants also train personal students
+        :param reproducible_noise: whether noise is derived from the run's seed, as in a simulation, instead of from
+            secrets of the sites and of the server
         """
 
 
 @dataclass(frozen=True)
 class Protecting(Mechanism):
-    """What both kinds of mechanisms have in common that promise something, by whoever adds the noise."""
+    """Base of all mechanisms with a privacy guarantee."""
 
     moved_by: ClassVar[float] = math.inf
-    """How far one example of a merchant moves what is noised, in units of the release's own sensitivity, 1 at least:
-    what a release costs one example, whatever it hides, follows from it (``privacy.exposure``)."""
+    """How far one example changes the noised value, in units of the release's own sensitivity, at least 1. The cost for
+    one example follows from it, for any unit (``privacy.exposure``)."""
 
     @property
     @abstractmethod
     def words(self) -> Words:
-        """The promise in words, for reports."""
+        """The guarantee in words, for reports."""
 
     @abstractmethod
     def covers(self, kind: type[Payload]) -> str | None:
-        """How it protects a kind of payload; None of one that it cannot protect, and that no method may send."""
+        """Return how a kind of payload is protected; None if it is not, and must not be sent."""
 
     @property
     def stated_move(self) -> float | None:
-        """``moved_by`` as ledgers state it: None of a built-in unit, of which they know it."""
+        """``moved_by`` for ledgers: None for a built-in unit, where it is known."""
         return None if self.name in MOVED_BY else self.moved_by
 
     def group(self, config: PrivacyConfig) -> str | None:
-        """What a group is, in words, where the unit is one."""
+        """Return a description of a group, if the unit is one."""
         return None
 
     def about_groups(self, group: str | None, largest: int | None) -> list[str]:
-        """What a report has to say about groups, in sentences: of a ``group`` as above, and of the ``largest`` number
-        of examples in one, where that is known."""
+        """Return sentences about groups for the report.
+
+        :param group: description of a group, see ``group``
+        :param largest: size of the largest group, if known
+        """
         return []
 
     def check_covered(self, method: str, sends: Kinds) -> None:
-        """ConfigError if ``method`` sends something that is computed on private examples and that nothing covers."""
+        """Raise ConfigError if ``method`` sends a payload computed from private examples without protection."""
         self._refuse(method, [kind for kind in sends if kind.covered is None])
 
     def _refuse(self, method: str, bare: Sequence[type[Payload]]) -> None:
         if bare:
             raise ConfigError(
-                f"privacy.unit = {self.name!r} does not cover everything that method {method} sends: "
-                f"{bare[0].disclosure} are computed on private examples without noise. Choose another method, "
+                f"privacy.unit = {self.name!r} does not cover all payloads of method {method}: "
+                f"{bare[0].disclosure} are computed from private examples without noise. Choose another method, "
                 "such as fedmd, or set privacy.unit = 'none'."
             )

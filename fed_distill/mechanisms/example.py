@@ -1,4 +1,4 @@
-"""Unit ``example``: hides one labelled pair of a merchant, by DP-SGD at the merchant."""
+"""Unit ``example``: protects one labelled example, by DP-SGD at the merchant."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,31 +10,31 @@ from fed_distill.privacy.exposure import MOVED_BY
 
 @dataclass(frozen=True)
 class ByExample(AtMerchants):
-    """DP-SGD whose members are examples."""
+    """DP-SGD with examples as members."""
 
     moved_by: ClassVar[float] = MOVED_BY["example"]
 
     @property
     def words(self) -> Words:
-        """What is promised to an example."""
+        """The guarantee for an example."""
         return Words(
             hides="any one example of a merchant, added or removed",
             trusted=TRUSTED,
             title="One example of a merchant",
-            promise="Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell "
-            "whether any one example of that merchant was used.",
+            promise="An observer of everything that a merchant sends, in all rounds, with any other knowledge, can "
+            "hardly tell whether any one example of that merchant was used.",
             counts="a merchant's training examples",
-            assumption="In a private step each example of a merchant takes part by its own coin flip (Poisson "
-            "sampling), and its gradient is clipped before noise is added. Two data sets are neighbours if one example "
-            "of one merchant is added or removed.",
+            assumption="In a private step each example of a merchant is sampled independently (Poisson sampling), and "
+            "its gradient is clipped before noise is added. Two data sets are neighbours if one example of one "
+            "merchant is added or removed.",
         )
 
     def about_groups(self, group: str | None, largest: int | None) -> list[str]:
-        """How much weaker the promise is for a group of examples."""
+        """Return how much weaker the guarantee is for a group of examples."""
         if largest is None:
             return [
-                "The unit is one example. How many examples share a group, such as one offer, is not known here, since "
-                "sites do not tell: for such a group ε can be so many times as large, at a larger δ."
+                "The unit is one example. The sizes of groups of examples, such as one offer, are unknown here because "
+                "sites do not send them: for a group of k examples ε can be k times as large, at a larger δ."
             ]
         if largest == 1:
             return ["The unit is one example, and no two examples of a merchant share a group, such as one offer."]

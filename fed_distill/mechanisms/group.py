@@ -1,4 +1,4 @@
-"""Unit ``group``: hides all pairs of a merchant's offer, query or user, by DP-SGD that samples and clips groups."""
+"""Unit ``group``: protects all examples of a group, such as one offer, query or user, by DP-SGD over groups."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,44 +15,44 @@ GROUPS = {
     "text": "examples with the same first text",
     "pair": "examples with the same second text",
 }
-"""What a group is, by ``privacy.group``."""
+"""Description of a group for each value of ``privacy.group``."""
 
 
 @dataclass(frozen=True)
 class ByGroup(AtMerchants):
-    """DP-SGD whose members are groups of examples, by ``privacy.group``."""
+    """DP-SGD with groups of examples as members, see ``privacy.group``."""
 
     moved_by: ClassVar[float] = MOVED_BY["group"]
     grouped: ClassVar[bool] = True
 
     @property
     def words(self) -> Words:
-        """What is promised to a group."""
+        """The guarantee for a group."""
         return Words(
             hides="all examples of any one group of a merchant, added or removed together",
             trusted=TRUSTED,
             title="A group of a merchant's examples",
-            promise="Whoever sees all that a merchant sends, in all rounds, and knows everything else, can hardly tell "
-            "whether any one group of that merchant's examples, such as all pairs of one offer, was used.",
+            promise="An observer of everything that a merchant sends, in all rounds, with any other knowledge, can "
+            "hardly tell whether any one group of that merchant's examples, such as all pairs of one offer, was used.",
             counts="a merchant's groups of training examples",
-            assumption="In a private step each group of a merchant takes part by its own coin flip (Poisson sampling) "
-            "with all of its examples, and the sum of their gradients is clipped before noise is added. Two data sets "
-            "are neighbours if a group of one merchant is added or removed.",
+            assumption="In a private step each group of a merchant is sampled independently (Poisson sampling) with "
+            "all of its examples, and its gradient is clipped before noise is added. Two data sets are neighbours if "
+            "a group of one merchant is added or removed.",
         )
 
     def check_task(self, config: PrivacyConfig, task: Task) -> None:
-        """ConfigError for groups by a second text where there is none."""
+        """Raise ConfigError for groups by second text if the task has one text."""
         if config.group == "pair" and not task.pair:
             raise ConfigError(
-                f"privacy.group = 'pair' groups examples by their second text, and task {task.name} has one text only: "
+                f"privacy.group = 'pair' groups examples by their second text, and task {task.name} has one text: "
                 "set privacy.group to 'text' or 'group'"
             )
 
     def group(self, config: PrivacyConfig) -> str | None:
-        """What a group is, in words."""
+        """Return a description of a group."""
         return GROUPS[config.group]
 
     def about_groups(self, group: str | None, largest: int | None) -> list[str]:
-        """How many examples a member has."""
-        size = "not known here, since sites do not tell" if largest is None else f"{largest:,} at most"
-        return [f"The unit is a group, {group}: how many examples one group has is {size}."]
+        """Return a sentence about the size of a group."""
+        size = "unknown here, because sites do not send it" if largest is None else f"at most {largest:,}"
+        return [f"The unit is a group, {group}: the number of examples per group is {size}."]

@@ -1,9 +1,9 @@
-"""Unit ``merchant``: each merchant's update clipped, their sum noised, and divided by how many were expected.
+"""Unit ``merchant``: clip each merchant's update, add noise to the sum, divide by the expected number of merchants.
 
 McMahan et al., "Learning differentially private recurrent language models", ICLR 2018, algorithm 1, with flat clipping
-and a fixed denominator; the server is trusted to add the noise. The clipping norm is fixed, or follows a quantile of
-the norms of the updates (Andrew et al., "Differentially private learning with adaptive clipping", NeurIPS 2021,
-algorithm 1). What it promises holds if every merchant takes part in a round by a coin of its own (Poisson sampling).
+and a fixed denominator. The server is trusted to add the noise. The clipping norm is fixed, or tracks a quantile of the
+norms of the updates (Andrew et al., "Differentially private learning with adaptive clipping", NeurIPS 2021, algorithm
+1). The guarantee requires Poisson sampling of the merchants of a round.
 """
 
 import copy
@@ -34,7 +34,7 @@ from fed_distill.transport.messages import Kinds, Uplink
 
 @dataclass(frozen=True)
 class ByMerchant(AtServer):
-    """Hides everything of a merchant in the noised mean of clipped updates."""
+    """Hides a merchant's whole contribution in the noised mean of clipped updates."""
 
     moved_by: ClassVar[float] = MOVED_BY["merchant"]
     compares: ClassVar[bool] = False
@@ -43,33 +43,33 @@ class ByMerchant(AtServer):
 
     @property
     def words(self) -> Words:
-        """What is promised to a merchant."""
+        """The guarantee for a merchant."""
         return Words(
             hides="all examples of any one merchant, added or removed",
             trusted="the server, which receives each merchant's update and adds noise to their sum",
             title="A whole merchant",
-            promise="Whoever sees the students that the server releases, and knows everything else, can hardly tell "
-            "whether a merchant took part at all, with all of its examples.",
+            promise="An observer of the students that the server releases, with any other knowledge, can hardly tell "
+            "whether a merchant participated at all, with all of its examples.",
             counts="the merchants",
             assumption="Each merchant's update is clipped before the sum is noised. Two federations are neighbours if "
             "one merchant is added or removed.",
         )
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """Weights, of which a mean is made."""
+        """Cover weights, which are averaged."""
         return "received by the server, which releases their noised mean" if kind is StudentWeights else None
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """ConfigError for what is no plain mean of weights."""
+        """Raise ConfigError unless the method sends weights only and aggregates them with the plain mean."""
         self.check_covered(federation.method, sends)
         if sends != (StudentWeights,) or federation.aggregator != "fedavg":
             raise ConfigError(
-                f"privacy.unit = {self.name!r} noises a mean of weights: it needs a method that sends weights only, "
-                f"such as fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
+                f"privacy.unit = {self.name!r} adds noise to a mean of weights: choose a method that sends weights "
+                f"only, such as fedavg-kd, with aggregator fedavg, not {federation.method} with {federation.aggregator}"
             )
 
     def noise_multiplier(self, terms: Terms) -> float:
-        """Noise multiplier of each round's mean update."""
+        """Return the noise multiplier of each round's mean update."""
         config, federation = terms.privacy, terms.federation
         if config.noise_multiplier is not None:
             return config.noise_multiplier
@@ -78,12 +78,12 @@ class ByMerchant(AtServer):
         return merchant_noise(config.epsilon, delta, federation.participation, federation.rounds, config.accountant)
 
     def spends(self, terms: Terms) -> tuple[Spend, ...]:
-        """What all rounds of a federation cost each of its merchants."""
+        """Return the cost of all rounds of a federation for each merchant."""
         federation = terms.federation
         return (merchant_spend(self.noise_multiplier(terms), federation.participation, federation.rounds),)
 
     def aggregator(self, terms: Terms, student: TextModel, noise: NoiseSource) -> "PrivateMean":
-        """A private mean in the place of plain averaging; frozen is what merchants freeze of the ``student``."""
+        """Build a private mean in place of the plain mean; it excludes the weights that merchants freeze."""
         config, student = terms.privacy, freeze(copy.deepcopy(student), terms.privacy.freeze)
         quantile = config.adaptive_quantile
         return PrivateMean(
@@ -99,9 +99,11 @@ class ByMerchant(AtServer):
 
 
 def merchant_spend(noise_multiplier: float, participation: float, rounds: int) -> Spend:
-    """What ``rounds`` rounds cost each merchant that takes part in each with probability ``participation``.
+    """Return the cost of ``rounds`` rounds for a merchant.
 
-    noise_multiplier: of the whole round, z; what an adaptive norm takes of it is in there (Andrew et al., theorem 1).
+    :param noise_multiplier: of the whole round, adaptive clipping included (z in Andrew et al., theorem 1)
+    :param participation: sampling probability per round
+    :param rounds: number of rounds
     """
     return Spend(noise_multiplier, participation, rounds)
 
@@ -109,17 +111,17 @@ def merchant_spend(noise_multiplier: float, participation: float, rounds: int) -
 def merchant_noise(
     target_epsilon: float, delta: float, participation: float, rounds: int, accountant: Accountant = "pld"
 ) -> float:
-    """The least noise multiplier with which ``rounds`` rounds stay within ``target_epsilon``, by ``noise_for``."""
+    """Return the smallest noise multiplier for ``rounds`` rounds within ``target_epsilon``; see ``noise_for``."""
     return noise_for(target_epsilon, delta, participation, rounds, accountant=accountant)
 
 
 @dataclass(frozen=True)
 class QuantileClipping:
-    """A clipping norm that follows a quantile of the norms of the merchants' updates (Andrew et al., algorithm 1).
+    """A clipping norm that tracks a quantile of the norms of the updates (Andrew et al., algorithm 1).
 
-    quantile: share of merchants whose updates shall not be clipped (gamma). learning_rate: of the geometric step
-    toward it (eta_C). count_noise: standard deviation of the noise on how many were not clipped (sigma_b), in
-    merchants; None for a twentieth of the merchants expected, as in the paper. ValueError for impossible numbers.
+    quantile: target share of merchants without clipping (gamma). learning_rate: rate of the geometric update (eta_C).
+    count_noise: standard deviation of the noise on the count of unclipped updates (sigma_b), in merchants; None for
+    1/20 of the expected merchants, as in the paper. Raises ValueError for values out of range.
     """
 
     quantile: float = 0.5
@@ -128,54 +130,60 @@ class QuantileClipping:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.quantile <= 1.0 or not 0.0 < self.learning_rate < math.inf:
-            raise ValueError("adaptive clipping needs a quantile between 0 and 1 and a learning_rate above 0")
+            raise ValueError("adaptive clipping requires a quantile between 0 and 1 and a learning_rate above 0")
         if self.count_noise is not None and not 0.0 < self.count_noise < math.inf:
             raise ValueError(f"count_noise must be finite and above 0, not {self.count_noise}")
 
     def deviation(self, expected_merchants: float) -> float:
-        """Standard deviation of the noise on the count, in merchants."""
+        """Return the standard deviation of the noise on the count, in merchants."""
         return expected_merchants / 20.0 if self.count_noise is None else self.count_noise
 
     def next_norm(self, norm: float, surplus: float, expected_merchants: float) -> float:
-        """The next round's norm.
+        """Return the next round's norm.
 
-        surplus: the sum over merchants of 1/2 for an update within the norm and -1/2 for one that was clipped, with
-        noise. Halves, because so the sum changes by 1/2 whoever comes or stays away, as theorem 1 needs it; how many
-        came, which is private too, is not asked.
+        :param norm: current norm
+        :param surplus: noised sum over merchants of 1/2 for an update within the norm and -1/2 for a clipped one.
+            Adding or removing a merchant then changes it by 1/2, as theorem 1 requires, and the private number of
+            participants is not needed.
+        :param expected_merchants: expected number of merchants per round
         """
         within = 0.5 + surplus / expected_merchants
         return norm * math.exp(-self.learning_rate * (within - self.quantile))
 
 
 def update_noise(noise_multiplier: float, count_noise: float) -> float:
-    """Noise multiplier of the updates, z_delta, if the count takes its part of ``noise_multiplier``, z.
+    """Return the noise multiplier of the updates, z_delta, given that of the round and the noise of the count.
 
-    (z^-2 - (2 sigma_b)^-2)^-1/2 (Andrew et al., theorem 1). ConfigError if the count alone takes more.
+    (z^-2 - (2 sigma_b)^-2)^-1/2 (Andrew et al., theorem 1).
+
+    :param noise_multiplier: of the whole round (z)
+    :param count_noise: standard deviation of the noise on the count (sigma_b)
+    :raises ConfigError: the count alone uses the whole budget
     """
     if noise_multiplier == 0.0:
         return 0.0
     left = noise_multiplier**-2 - (2.0 * count_noise) ** -2
     if left <= 0.0:
         raise ConfigError(
-            f"adaptive clipping with noise {count_noise:g} on its count cannot keep a noise multiplier of "
-            f"{noise_multiplier:g}, which must be below twice that: expect more merchants a round, give more noise to "
-            "the count, or clip to a fixed norm"
+            f"adaptive clipping with noise {count_noise:g} on its count requires a noise multiplier below twice that, "
+            f"not {noise_multiplier:g}: increase participation, increase the noise on the count, or use a fixed "
+            "clipping norm"
         )
     return float(left**-0.5)
 
 
 @dataclass
 class PrivateMean:
-    """An aggregator of weights whose result hides whether any one merchant took part.
+    """An aggregator of weights with merchant-level differential privacy.
 
     noise_multiplier: standard deviation of the noise on the sum in units of the norm (z); 0 clips without noise.
-    expected_merchants: of a round, q M: participation times the number of all merchants. clip_norm: largest L2 norm of
-    a merchant's update over all weights jointly (C), at the start if it is adaptive. randomness: the server's secret,
-    or in a simulation the run's seed, then what names this federation. frozen: names of weights that nobody trains.
-    padded: names of tables whose row 0 is padding, which nobody trains either. adaptive: how the norm changes; None for
-    not at all. exact: whether the noise also depends on every bit of what it is added to, so that two sums never share
-    it. In a simulation, where sums may be rounded otherwise when it is run again, it depends on who took part instead.
-    Raises ValueError for impossible numbers, ConfigError if the norm cannot adapt within the noise.
+    expected_merchants: expected number of merchants per round (q M). clip_norm: maximum L2 norm of a merchant's update
+    over all weights jointly (C); the initial one if adaptive. randomness: the server's secret, or in a simulation the
+    run's seed, followed by the federation. frozen: names of untrained weights. padded: names of tables with an untrained
+    padding row 0. adaptive: update rule of the norm, or None for a fixed norm. exact: derive the noise from all bits of
+    the sum too, so that two sums never share it; in a simulation, where a repeated run may round sums differently, it
+    is derived from the participants instead. Raises ValueError for values out of range, ConfigError if the noise is
+    too small for adaptive clipping.
     """
 
     noise_multiplier: float
@@ -193,7 +201,7 @@ class PrivateMean:
         if not 0.0 <= self.noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier must be finite and at least 0, not {self.noise_multiplier}")
         if not 0.0 < self.expected_merchants < math.inf or not 0.0 < self.clip_norm < math.inf:
-            raise ValueError("a private mean needs expected_merchants and clip_norm above 0")
+            raise ValueError("a private mean requires expected_merchants and clip_norm above 0")
         self._norm = self.clip_norm
         self._count_noise, self._update_noise = 0.0, self.noise_multiplier
         if self.adaptive is not None and self.noise_multiplier > 0.0:
@@ -201,11 +209,14 @@ class PrivateMean:
             self._update_noise = update_noise(self.noise_multiplier, self._count_noise)
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
-        """The next global weights: ``current`` moved by the noised mean of the clipped updates.
+        """Return ``current`` plus the noised mean of the clipped updates.
 
-        Every merchant counts the same. What it did not send did not move. Noise is on every trained entry, moved or
-        not, and also if nobody came; frozen weights and those that are not floating-point stay as they are. Raises
-        UplinkRejected, with ``state`` as it was, for an uplink without weights or with an update that is not finite.
+        Merchants have equal weight. Weights that a merchant did not send count as unchanged. Noise is added to every
+        trained entry, changed or not, even without participants; frozen and integer weights are unchanged.
+
+        :param current: global weights
+        :param uplinks: the merchants' uplinks
+        :raises UplinkRejected: an uplink has no weights or a non-finite update; ``state`` is unchanged
         """
         total = _ClippedSum(current, self._trained(current), self.padded, self._norm)
         for uplink in uplinks:
@@ -219,19 +230,19 @@ class PrivateMean:
         return {**current, **moved}
 
     def state(self) -> dict[str, Tensor]:
-        """The rounds so far, by which noise is drawn, and the norm of the next."""
+        """Return the number of rounds, from which noise is derived, and the next norm."""
         return {"rounds": torch.tensor(self._rounds), "clip_norm": torch.tensor(self._norm, dtype=torch.float64)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a ``state``."""
+        """Restore a ``state``."""
         self._rounds, self._norm = int(state["rounds"]), float(state["clip_norm"])
 
     def _trained(self, current: Weights) -> list[str]:
-        """Sorted, so that noise and norms do not depend on the order in which a checkpoint lists weights."""
+        """Return trained weights, sorted so that noise and norms do not depend on the order in a checkpoint."""
         return sorted(name for name, value in current.items() if value.is_floating_point() and name not in self.frozen)
 
     def _digest(self, total: "_ClippedSum") -> bytes:
-        """Of what the noise of this round depends on, beside its name."""
+        """Return a digest of the inputs of this round's noise."""
         hashed = hashlib.sha256(repr((self.noise_multiplier, self.expected_merchants, self._norm)).encode())
         if not self.exact:
             hashed.update(repr(total.merchants).encode())
@@ -243,7 +254,7 @@ class PrivateMean:
         return hashed.digest()
 
     def _moved(self, current: Tensor, change: Tensor, name: str, stream: Keystream) -> Tensor:
-        """``current`` moved by its noised mean update, of which ``change`` is the sum of updates."""
+        """Return ``current`` plus its noised mean update; ``change`` is the sum of updates."""
         noised = add_noise(change, self._update_noise * self._norm, stream)
         if name in self.padded:
             noised[0] = change[0]
@@ -251,10 +262,10 @@ class PrivateMean:
 
 
 class _ClippedSum:
-    """The sum of merchants' updates, each scaled down to L2 norm ``norm`` over the weights ``names`` jointly.
+    """The sum of merchants' updates, each clipped to L2 norm ``norm`` over the weights ``names`` jointly.
 
-    Memory is that of one student in float64 and one update, however many merchants there are. ``surplus`` is what
-    ``QuantileClipping.next_norm`` asks for, without noise. ``merchants``: whose updates are in the sum.
+    It uses memory for one student in float64 and one update, for any number of merchants. ``surplus``: see
+    ``QuantileClipping.next_norm``, without noise. ``merchants``: names of the participants.
     """
 
     def __init__(self, current: Weights, names: Iterable[str], padded: frozenset[str], norm: float) -> None:
@@ -264,10 +275,10 @@ class _ClippedSum:
         self._current, self._padded, self._norm = current, padded, norm
 
     def add(self, uplink: Uplink) -> None:
-        """Take in one merchant."""
+        """Add the update of one merchant."""
         sent = uplink.get(StudentWeights)
         if sent is None:
-            raise UplinkRejected(f"merchant {uplink.merchant}: it sent no weights, of which a private mean is made")
+            raise UplinkRejected(f"merchant {uplink.merchant}: its uplink has no weights")
         changes = {name: self._change(name, sent) for name in self.sums if name in sent.arrays}
         norm = math.hypot(*(float(torch.linalg.vector_norm(change)) for change in changes.values()))
         if not math.isfinite(norm):
@@ -283,7 +294,7 @@ class _ClippedSum:
         self.surplus += 0.5 if norm <= self._norm else -0.5
 
     def _change(self, name: str, sent: PartialWeights) -> Tensor:
-        """How far the merchant moved weight ``name``, of a table sent in part only its rows; padding never moves."""
+        """Return the merchant's change of weight ``name``, of a partial table its rows only; 0 for padding."""
         value, rows = sent.arrays[name], sent.rows.get(name)
         base = self._current[name] if rows is None else self._current[name][rows]
         change = value.double() - base.double()

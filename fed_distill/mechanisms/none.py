@@ -1,4 +1,4 @@
-"""No privacy: controls, what never leaves its merchant, and federations that promise nothing."""
+"""No privacy: controls, personal students and federations without a guarantee."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from fed_distill.transport.messages import Kinds
 
 @dataclass(frozen=True)
 class Unprotected(Mechanism):
-    """Adds nothing and promises nothing."""
+    """Adds no noise and gives no guarantee."""
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """Everything may be sent."""
+        """Accept everything."""
 
     def check_covered(self, method: str, sends: Kinds) -> None:
-        """Everything may be sent."""
+        """Accept everything."""
 
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
     ) -> list[Revealed]:
-        """Each payload as it was computed."""
+        """List each payload as unprotected."""
         return [Revealed(kind.disclosure, "not protected") for kind in sends]

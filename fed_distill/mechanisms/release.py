@@ -1,10 +1,10 @@
-"""What a site does for its merchants' privacy before anything of theirs is released: its rules, the noise, the charge.
+"""Enforce policy, noise and charges at a site before anything of its merchants is released.
 
-A merchant's ledger is charged before its first private step (DESIGN 6.3). Noise and sampling coins come from the site's
-secret and a digest of all that decides the answer: settings, what was received, the merchant's data, the price. So an
-equal request has an equal answer, noise included, which is charged once; anything else is another release, with noise
-of its own and a charge of its own, whatever the ledger remembers. A site with a secret hands the same answer out again
-(``fed_distill.merchant.answers``). A simulation, which has none, draws from the run's seed and trains again.
+A merchant's ledger is charged before its first private step (DESIGN 6.3). Noise and sampling coins are derived from the
+site's secret and a digest of all inputs of the answer: settings, received data, the merchant's data and the price. So
+equal requests have equal answers, noise included, and are charged once; any other request is a new release with its own
+noise and charge, whatever the ledger contains. A site with a secret returns the stored answer again
+(``fed_distill.merchant.answers``). A simulation has no secret; it derives noise from the run's seed and trains again.
 """
 
 import hashlib
@@ -38,22 +38,22 @@ from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest
 
 Policy = TypeVar("Policy", bound=SitePolicy)
-"""The site's own policy, which this file needs no more of than `SitePolicy` says."""
+"""The site's own policy; this module only uses the interface ``SitePolicy``."""
 SUMMED_BY = {"trainer", "cohort", "threads"}
-"""Keys of ``[runtime]`` that change the order of sums: two answers with the same noise and other rounding would tell of
-what was rounded, and a high rate makes that large."""
+"""Keys of ``[runtime]`` that change the order of summation: the difference between two answers with equal noise and
+different rounding reveals the rounded values, amplified by a high learning rate."""
 _SLACK = 1e-9
 _SMALLEST, _LARGEST = 1, 2**31
-"""Members of a privacy unit, of which a merchant has no fewer and no more. By a target epsilon a federation exposes an
-example the least where these are few, by a noise multiplier where they are many or few."""
+"""Minimum and maximum number of members of a privacy unit at a merchant. With a target epsilon a federation exposes an
+example least if these are few; with a noise multiplier, if they are many or few."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a merchant is about to release in answer to a request, and its price.
+    """A pending release in answer to a request, and its price.
 
-    digest: of all that decides the answer, the price included. members: of the privacy unit (examples or groups), as
-    many as the merchant's noised size says. spend: what the private steps cost, at ``delta``.
+    digest: hash of all inputs of the answer, the price included. members: noised number of members of the privacy unit
+    (examples or groups). spend: cost of the private steps, at ``delta``.
     """
 
     learner: Learner
@@ -70,17 +70,17 @@ class Release:
         return self.request.arm, self.request.seed, self.learner.name, self.round, self.digest
 
     def once_more(self) -> "Release":
-        """The same asked again, as a release of its own."""
+        """Return the same release with a new digest, so that it is charged again."""
         return replace(self, digest=fingerprint(again=self.digest))
 
 
 @dataclass
 class Protection(Generic[Policy]):
-    """The privacy of one site's merchants in one experiment.
+    """Enforces the privacy of one site's merchants in one experiment.
 
-    folder: keeps ledgers where the experiment names no other. limits: the site's own rules. secret: what nobody else
-    knows and the noise depends on, so that knowing the run's seed is of no use; a simulation, which must be repeatable,
-    has none. clock: the site's local time.
+    folder: location of the ledgers unless the experiment names another. limits: the site's policy. secret: known to the
+    site only; noise is derived from it, so that the run's seed does not reveal it. A simulation has none, to be
+    reproducible. clock: returns the site's local time.
     """
 
     experiment: Experiment
@@ -91,55 +91,57 @@ class Protection(Generic[Policy]):
 
     @property
     def batch_size(self) -> int:
-        """Expected examples of a private step."""
+        """Expected number of examples per private step."""
         return expected_batch(self.experiment)
 
     def own_randomness(self, seed: int) -> Part:
-        """What all that protects is drawn from: the site's secret, or in a simulation the run's seed."""
+        """Return the source of randomness for protection: the site's secret, or in a simulation the run's seed."""
         return self.secret or seed
 
     @cached_property
     def _mechanism(self) -> Protecting:
-        """What protects the experiment's federations."""
+        """The mechanism of the experiment's federations."""
         found = mechanism_of(self.experiment)
         assert isinstance(found, Protecting)
         return found
 
     def mechanism(self, arm: str) -> Mechanism:
-        """What protects an arm: nothing does a control, or what never leaves its merchant."""
+        """Return the mechanism of an arm; controls and personal students have none."""
         return mechanism_of(self.experiment, arm)
 
     def check(self, merchant: str, arm: str) -> None:
-        """Raise BudgetExceeded if the merchant takes no part in what is protected as this arm is."""
+        """Raise BudgetExceeded if the merchant does not participate in releases with the mechanism of this arm."""
         self.limits.of(merchant).check_unit(merchant, self.experiment.unit_of(arm))
 
     def tells_sizes(self, merchants: Iterable[str]) -> bool:
-        """Whether the site may tell how many examples each has: nothing is protected, and all of them allow that."""
+        """Whether the site may send the number of examples per merchant: without privacy, and if all allow it."""
         return not self.experiment.privacy.protects and all(
             self.limits.of(one).allows(UNPROTECTED) for one in merchants
         )
 
     def check_rules(self, request: TrainRequest, round: int) -> None:
-        """Raise NotAllowed, naming the rule, for a request that the site as a whole takes no part in."""
+        """Raise NotAllowed, naming the rule, for a request that violates the site's policy."""
         method = self.experiment.arms()[request.arm].method
         self.limits.rules.check(method, max(round, *request.rounds, 1), self.clock().time())
 
     def ledger(self, arm: str, seed: int, merchant: str) -> Ledger:
-        """The ledger that a merchant's releases in an arm are charged to."""
+        """Return the ledger for a merchant's releases in an arm."""
         shared = self.experiment.privacy.ledger
         folder = self.folder / f"seed-{seed}" / as_file_name(arm) if shared is None else shared
         return Ledgers(folder).of(merchant)
 
     def charges(self, merchant: str) -> list[Charge]:
-        """All that a merchant has paid for, in whatever run, where the site keeps its ledgers over runs."""
+        """Return all charges of a merchant, over all runs if the site keeps its ledgers."""
         shared = self.experiment.privacy.ledger
         return [] if shared is None else [entry.charge for entry in Ledgers(shared).of(merchant).entries()]
 
     def release(self, learner: Learner, request: TrainRequest, round: int, digest: str, plan: Plan) -> Release:
-        """What a merchant would release in answer to a request, after its size has been charged.
+        """Prepare a merchant's release in answer to a request, after charging the release of its size.
 
-        digest: of the request (``Digests.of``). All that shows in the uplink is computed from the noised size. Raises
-        BudgetExceeded if the merchant's limits do not allow it.
+        Everything visible in the uplink is computed from the noised size.
+
+        :param digest: digest of the request (``Digests.of``)
+        :raises BudgetExceeded: the merchant's limits do not allow it
         """
         merchant, rounds, mechanism = learner.name, request.rounds_of(learner.name), self._paid_by_rounds
         limit = self.limits.of(merchant)
@@ -165,15 +167,15 @@ class Protection(Generic[Policy]):
         )
 
     def _has_begun(self, request: TrainRequest, merchant: str) -> bool:
-        """Whether the merchant has paid for training in this federation before."""
+        """Whether the merchant has been charged for training in this federation."""
         paid = self._paid(self.ledger(request.arm, request.seed, merchant), request.arm, request.seed)
         return any(one.what == "training" for one in paid)
 
     def _check_whole(self, request: TrainRequest, merchant: str, prices: Sequence[tuple[Spend, float]]) -> None:
-        """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices``
-        (``AtMerchants.price``).
+        """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices``.
 
-        A merchant that would have to stop in the middle of a federation is not charged for its first rounds.
+        A merchant that would have to stop during a federation is not charged for its first rounds. See
+        ``AtMerchants.price``.
         """
         rounds, most = request.rounds_of(merchant), self.limits.of(merchant).max_epsilon
         assert most is not None
@@ -190,9 +192,9 @@ class Protection(Generic[Policy]):
         ]
         if min(whole) > most + _SLACK:
             raise BudgetExceeded(
-                f"merchant {merchant}: all {rounds} rounds of {request.arm} would raise what one example is exposed to "
-                f"from epsilon {exposure(before):.6g} to {min(whole):.6g}, above the limit of {most:.6g}: it takes no "
-                "part, unless its max_epsilon in site.toml is raised"
+                f"merchant {merchant}: all {rounds} rounds of {request.arm} would increase the exposure of one example "
+                f"from epsilon {exposure(before):.6g} to {min(whole):.6g}, above the limit of {most:.6g}: it does not "
+                "participate unless its max_epsilon in site.toml is raised"
             )
 
     def _planned(self, request: TrainRequest, spends: tuple[Spend, ...], delta: float) -> Charge:
@@ -204,9 +206,9 @@ class Protection(Generic[Policy]):
         return self._mechanism
 
     def paid(self, release: Release) -> Learner:
-        """The merchant with noise for its private steps, which have been charged.
+        """Charge the private steps of a release and return the learner with its noise.
 
-        Raises BudgetExceeded if its limits, or the target epsilon of this federation, do not allow them.
+        :raises BudgetExceeded: the merchant's limits or the target epsilon of this federation do not allow them
         """
         arm, seed, merchant, round, digest = release.key
         self._charge(release.request, merchant, "training", round, digest, (release.spend,), release.delta)
@@ -217,23 +219,24 @@ class Protection(Generic[Policy]):
         )
 
     def may_have_left(self, release: Release) -> bool:
-        """Whether the answer was charged, and another of this run's arm after it: then it had been made and kept."""
+        """Whether the release and a later one of this run's arm were charged, so that it was computed and stored."""
         arm, seed, merchant, round, digest = release.key
         paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
         trained = [(one.round, one.request) for one in paid if one.what == "training"]
         return (round, digest) in trained[:-1]
 
     def join(self, request: TrainRequest, merchant: str, proxy: int) -> None:
-        """Charge a merchant all rounds of a federation whose noise the server is trusted to add, before the first.
+        """Charge a merchant for all rounds of a federation with noise added by the server, before the first round.
 
-        The charge is for the federation that ``request.federation`` names. Raises BudgetExceeded if the merchant's
-        limits do not allow it, TrainingError if the request names none, or the server adds no noise in its arm.
+        :param request: names the federation (``request.federation``)
+        :raises BudgetExceeded: the merchant's limits do not allow it
+        :raises TrainingError: the request names no federation, or the server adds no noise in its arm
         """
         if not request.federation:
-            raise TrainingError(f"merchant {merchant}: a request that does not say for which federation it is to pay")
+            raise TrainingError(f"merchant {merchant}: the request to join names no federation")
         config, mechanism = self.experiment.privacy, self.mechanism(request.arm)
         if not isinstance(mechanism, AtServer):
-            raise TrainingError(f"merchant {merchant}: a request to pay for noise of the server's, where it adds none")
+            raise TrainingError(f"merchant {merchant}: a request to join an arm in which the server adds no noise")
         spends = mechanism.spends(Terms(config, self.experiment.arms()[request.arm], request.population, proxy))
         limit, delta = self.limits.of(merchant), mechanism.delta(config, request.population)
         limit.check_delta(merchant, delta, request.population)
@@ -245,8 +248,8 @@ class Protection(Generic[Policy]):
         self._charge(request, merchant, "all rounds", 0, agreed, spends, delta)
 
     def _noised_size(self, learner: Learner, request: TrainRequest) -> int:
-        """How many members of the unit the merchant has, with noise that depends on nothing but their number and what
-        they are: drawn and charged once a federation."""
+        """Return the noised number of members; its noise depends on their number and kind only, and it is charged once
+        per federation."""
         config, mechanism, merchant = self.experiment.privacy, self._paid_by_rounds, learner.name
         spend = mechanism.size_spend(config)
         noise = spend.noise_multiplier
@@ -259,11 +262,11 @@ class Protection(Generic[Policy]):
         size = _rounded(max(1, round(members + noise * drawn)))
         delta = mechanism.delta(config, size)
         self._charge(request, merchant, "size", 0, digest, (spend,), delta)
-        limit.check_delta(merchant, delta, size)  # a refusal tells of the size, which has been paid
+        limit.check_delta(merchant, delta, size)  # after the charge, because a refusal reveals the size
         return size
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
-        """What the arm has cost ``merchants`` so far, by their ledgers."""
+        """Return the cost of the arm for ``merchants`` so far, according to their ledgers."""
         parts = []
         for merchant in merchants:
             paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
@@ -275,7 +278,7 @@ class Protection(Generic[Policy]):
         return Spent.joined(parts)
 
     def _paid(self, ledger: Ledger, arm: str, seed: int) -> list[Charge]:
-        """What this run has charged for an arm, in its unit."""
+        """Return this run's charges for an arm, in its unit."""
         return [one for one in (entry.charge for entry in ledger.entries()) if self._is_of(one, arm, seed)]
 
     def _is_of(self, charge: Charge, arm: str, seed: int) -> bool:
@@ -292,7 +295,7 @@ class Protection(Generic[Policy]):
         spends: tuple[Spend, ...],
         delta: float,
     ) -> None:
-        """Charge the merchant's ledger, unless it has paid for this very release."""
+        """Charge the merchant's ledger, unless this release was charged before."""
         charge = self._priced(request, what, round, digest, spends, delta)
         ledger, target = self.ledger(request.arm, request.seed, merchant), self.experiment.privacy.epsilon
         if target is not None:
@@ -316,33 +319,32 @@ class Protection(Generic[Policy]):
         )
 
     def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:
-        """Raise BudgetExceeded if the federation would spend more than its target with ``charge``."""
+        """Raise BudgetExceeded if ``charge`` would exceed the federation's target epsilon."""
         paid = self._paid(ledger, charge.arm, charge.seed)
         if any(one.same_release(charge) for one in paid):
             return
         total = composed([*paid, charge], charge.delta, self.experiment.privacy.accountant)
         if not total <= target * (1.0 + _SLACK):
             raise BudgetExceeded(
-                f"merchant {ledger.merchant}: budget spent: {charge.what} in round {charge.round} would raise the "
-                f"federation's epsilon to {total:.6g}, above its target of {target:.6g}"
+                f"merchant {ledger.merchant}: budget exceeded: {charge.what} in round {charge.round} would increase "
+                f"the federation's epsilon to {total:.6g}, above its target of {target:.6g}"
             )
 
 
 def _rounded(size: int) -> int:
-    """A noised size to five binary digits, at most 3.1 % off: there are few sizes then, and so few noise multipliers to
-    be found."""
+    """Round a noised size to five binary digits (at most 3.1 % off), so that few noise multipliers are computed."""
     step: int = 1 << max(0, size.bit_length() - 5)
     return round(size / step) * step
 
 
 class Digests:
-    """Hex digests of what merchants are asked in one request, each with its own data; shared parts are hashed once.
+    """Computes hex digests of the requests to the merchants of one site; shared parts are hashed once.
 
-    own: a site's secret and what names its kept answers; empty in a simulation. With it the digests are of every bit
-    that was received, of how sums are ordered and by which versions, and of the run: a second training by another order
-    or program would draw the same noise, and the difference of both answers would have none. In a simulation, where
-    who knows the seed knows the noise, weights and soft labels count by the federation and round that they are of
-    (``TrainRequest.federation``), so that a run gives the same however its sums are rounded.
+    own: the site's secret and the identity of its stored answers; empty in a simulation. With a secret, digests cover
+    all received bits, the order of summation, the software versions and the run: training again with another order or
+    program would use the same noise, and the difference of both answers would contain none. In a simulation, where the
+    seed determines the noise anyway, weights and soft labels are represented by their federation and round
+    (``TrainRequest.federation``), so that a run does not depend on rounding.
     """
 
     def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, own: str = "") -> None:
@@ -365,7 +367,7 @@ class Digests:
                 scalars=dict(down.scalars),
             ).encode()
         )
-        self._base.update(own.encode())  # other noise is another release
+        self._base.update(own.encode())  # another secret gives another release
         for payload in down.payloads if self._exact else ():
             for name, tensors in payload.to_records().items():
                 self._base.update(name.encode())
@@ -374,7 +376,7 @@ class Digests:
         self._proxies: dict[int, tuple[Encoded, bytes]] = {}
 
     def of(self, blueprint: str, learner: Learner) -> str:
-        """Digest for a learner that trains the student of ``blueprint``."""
+        """Return the digest for a learner that trains the student of ``blueprint``."""
         start = learner.weights
         known = blueprint, id(start)
         if known not in self._starts:

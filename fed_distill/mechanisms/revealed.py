@@ -1,4 +1,4 @@
-"""What leaves a merchant beside its payloads, in words, as far as that is the same for all privacy units."""
+"""Descriptions of what leaves a merchant in addition to payloads, as far as they are common to all privacy units."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from fed_distill.config import PrivacyConfig
 
 @dataclass(frozen=True)
 class Revealed:
-    """One part of what leaves a merchant, and how it is protected."""
+    """One item that leaves a merchant, and its protection."""
 
     what: str
     how: str
 
 
 def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
-    """Test results that merchants send; ``personal``: also of students of their own."""
+    """Describe test results that merchants send; ``personal``: also those of personal students."""
     setting = "set privacy.report_scores = false to keep them"
     found = [
         Revealed(
             "number of correct test examples",
-            f"sent exactly; not covered by the promise, though nobody trains on these examples; {setting}"
+            f"sent exactly; not covered by the guarantee, though these examples are not used for training; {setting}"
             if config.report_scores
             else "not sent",
         )
@@ -28,8 +28,8 @@ def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
         found.append(
             Revealed(
                 "number of correct test examples of its personal student",
-                "sent exactly; not covered by the promise: this student is trained on its examples without noise, and "
-                f"stays with the merchant; {setting}"
+                "sent exactly; not covered by the guarantee: this student is trained on the merchant's examples "
+                f"without noise, and stays at the merchant; {setting}"
                 if config.report_scores
                 else "not sent",
             )
@@ -38,26 +38,26 @@ def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
 
 
 def validation(simulated: bool) -> Revealed:
-    """Scores of the released students, on rows that in a simulation are merchants' too."""
+    """Describe validation scores of released students; in a simulation their rows are merchants' too."""
     rows = (
-        "in this simulation the validation set also contains merchants' held-out rows, so these scores are exact "
-        "figures of them and not covered by the promise; early stopping uses the server's own rows only"
+        "in this simulation the validation set contains merchants' held-out rows, so these scores are exact "
+        "functions of them and not covered by the guarantee; early stopping uses the server's own rows only"
         if simulated
         else "the validation rows are the server's own"
     )
     return Revealed(
         "validation scores of each round's student",
-        f"computed by the server from the released student, which costs no further epsilon; {rows}",
+        f"computed by the server from the released student, at no additional epsilon; {rows}",
     )
 
 
-def noise(whose: str, reproducible: bool) -> Revealed:
-    """Who can take the noise off. ``whose``: who draws it, from a secret of their own outside a simulation."""
+def noise(owner: str, reproducible: bool) -> Revealed:
+    """Describe who can subtract the noise. ``owner``: owner of the secret that it is derived from in a deployment."""
     if reproducible:
         how = (
-            "drawn from the run's seed, so that this simulation can be repeated: whoever knows the seed can subtract "
-            "it. The run shows what real sites would promise"
+            "derived from the run's seed, so that this simulation is reproducible: anyone who has the seed can "
+            "subtract it. The run shows the guarantee that real sites would have"
         )
     else:
-        how = f"drawn from a secret of {whose}, which is never sent: it cannot be reproduced from the run's seed"
+        how = f"derived from a secret of {owner}, which is never sent: the run's seed does not reveal it"
     return Revealed("the noise", how)

@@ -1,8 +1,8 @@
-"""Unit ``vote``: merchants vote on the label of a public example, and only a noisy winner is told.
+"""Unit ``vote``: merchants vote on the labels of public examples, and only noisy winners are released.
 
-Confident-GNMax of Papernot et al., "Scalable private learning with PATE", ICLR 2018, algorithm 1: whether enough
-merchants agree is asked with noise, and if they do, the winner is found with noise. The promise is about any one
-merchant's votes, whatever they become; the server, which counts the votes, is trusted to add the noise.
+Confident-GNMax of Papernot et al., "Scalable private learning with PATE", ICLR 2018, algorithm 1: a noisy threshold
+test decides whether enough merchants agree, and if so, a noisy argmax selects the label. The guarantee covers any
+change of one merchant's votes. The server, which counts the votes, is trusted to add the noise.
 """
 
 import hashlib
@@ -34,39 +34,39 @@ _STEP = 1e-4
 
 @dataclass(frozen=True)
 class ByVote(AtServer):
-    """Hides everything of a merchant in the noisy winners of its and others' votes."""
+    """Hides a merchant's whole contribution in noisy winners of votes."""
 
     moved_by: ClassVar[float] = MOVED_BY["vote"]
 
     @property
     def words(self) -> Words:
-        """What is promised to a merchant."""
+        """The guarantee for a merchant."""
         return Words(
             hides="all examples of any one merchant, through the votes that they decide",
             trusted="the server, which receives each merchant's votes and adds noise to their counts",
             title="A merchant's votes",
-            promise="Whoever sees the labels that the votes gave, and the student trained on them, can hardly tell "
-            "whether any one merchant took part, with all the examples that decide its votes.",
+            promise="An observer of the labels that result from the votes, and of the student trained on them, can "
+            "hardly tell whether any one merchant participated, with all the examples that decide its votes.",
             counts="the voting merchants",
             assumption="Each merchant has one vote for each proxy example. Two federations are neighbours if one "
             "merchant's votes are added or removed.",
         )
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """Votes, which are counted."""
+        """Cover votes, which are counted."""
         return "received by the server, which releases noised counts" if kind is Votes else None
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """ConfigError for a method that sends anything but votes."""
+        """Raise ConfigError unless the method sends votes only."""
         self.check_covered(federation.method, sends)
         if sends != (Votes,):
             raise ConfigError(
-                f"privacy.unit = {self.name!r} noises counts of votes: it needs a method that sends votes only, such "
-                f"as pate, not {federation.method}"
+                f"privacy.unit = {self.name!r} adds noise to counts of votes: choose a method that sends votes only, "
+                f"such as pate, not {federation.method}"
             )
 
     def counting(self, terms: Terms) -> "VoteMechanism":
-        """How each round's votes are counted; the share that must agree is of those who are asked in a round."""
+        """Return the vote mechanism of each round; the consensus is a share of the merchants sampled in a round."""
         config, federation = terms.privacy, terms.federation
         voters = max(1, round(federation.participation * terms.merchants))
         if config.noise_multiplier is not None:
@@ -86,38 +86,38 @@ class ByVote(AtServer):
         )
 
     def spends(self, terms: Terms) -> tuple[Spend, ...]:
-        """What all rounds of a federation cost each of its merchants."""
+        """Return the cost of all rounds of a federation for each merchant."""
         return vote_spends(self.counting(terms), queried(terms.privacy, terms.proxy), terms.federation.rounds)
 
     def tally(self, terms: Terms, noise: NoiseSource, round: int) -> Callable[[Tensor], Tensor]:
-        """How votes ``[proxy, classes]`` of a round become answers int64 ``[proxy]``."""
+        """Return a function from votes ``[proxy, classes]`` of a round to labels int64 ``[proxy]``."""
         queries = queried(terms.privacy, terms.proxy)
         return partial(_counted, mechanism=self.counting(terms), queries=queries, noise=noise, round=round)
 
 
 def queried(config: PrivacyConfig, proxy: int) -> int:
-    """Proxy examples that are asked about in a round."""
+    """Return the number of proxy examples queried per round."""
     return proxy if config.queries is None else min(config.queries, proxy)
 
 
 def _counted(histogram: Tensor, mechanism: "VoteMechanism", queries: int, noise: NoiseSource, round: int) -> Tensor:
-    """Which examples are asked about is public."""
+    """Answer a public random subset of the queries."""
     order = torch.randperm(len(histogram), generator=seeds.torch_stream(*noise.name, "queries", round))[:queries]
-    asked = histogram[order]
-    counted = b"" if noise.reproducible else hashlib.sha256(asked.contiguous().numpy().data).digest()
+    queried = histogram[order]
+    counted = b"" if noise.reproducible else hashlib.sha256(queried.contiguous().numpy().data).digest()
     answers = torch.full((len(histogram),), NO_ANSWER)
     stream = Keystream(*noise.name, "vote noise", round, repr(mechanism), counted)
-    answers[order] = mechanism.answers(asked, stream)
+    answers[order] = mechanism.answers(queried, stream)
     return answers
 
 
 @dataclass(frozen=True)
 class VoteMechanism:
-    """Confident-GNMax (Papernot et al. 2018, algorithm 1) that stops after a number of answers.
+    """Confident-GNMax (Papernot et al. 2018, algorithm 1) with a maximum number of answers.
 
-    threshold: votes that the winner must have, with noise (T). threshold_noise: standard deviation of that noise, in
-    votes (sigma_1). answer_noise: standard deviation of the noise on each class's votes (sigma_2). max_answers: of one
-    round, so that their cost is known before. ValueError for impossible numbers.
+    threshold: minimum noised number of votes of the winner (T). threshold_noise: standard deviation of that noise, in
+    votes (sigma_1). answer_noise: standard deviation of the noise on each class's votes (sigma_2). max_answers: maximum
+    number of answers per round, so that their cost is known in advance. Raises ValueError for values out of range.
     """
 
     threshold: float
@@ -129,12 +129,12 @@ class VoteMechanism:
         if not all(math.isfinite(noise) and noise >= 0.0 for noise in (self.threshold_noise, self.answer_noise)):
             raise ValueError("the noise on votes must be finite and at least 0")
         if not math.isfinite(self.threshold) or self.max_answers < 1:
-            raise ValueError("votes need a finite threshold and max_answers of at least 1")
+            raise ValueError("votes require a finite threshold and max_answers of at least 1")
 
     def answers(self, histogram: Tensor, stream: Keystream) -> Tensor:
-        """Labels int64 ``[queries]`` from votes ``[queries, classes]``; ``NO_ANSWER`` without a consensus.
+        """Return labels int64 ``[queries]`` for votes ``[queries, classes]``; ``NO_ANSWER`` without a consensus.
 
-        After ``max_answers`` answers, in the order of the queries, nothing more is answered.
+        Queries after the first ``max_answers`` answers are not answered.
         """
         votes = histogram.double()
         queries = len(votes)
@@ -146,13 +146,18 @@ class VoteMechanism:
 
 
 def vote_spends(mechanism: VoteMechanism, queries: int, rounds: int = 1) -> tuple[Spend, Spend]:
-    """What ``rounds`` rounds of ``queries`` examples each cost a merchant, whatever the votes: a bound without data.
+    """Return the data-independent cost of ``rounds`` rounds for a merchant, for any votes.
 
-    Neighbours differ in one merchant's votes, replaced by any others or taken away. A vote that is replaced moves from
-    one class to another: the largest count changes by 1 at most, the counts by sqrt(2) in L2 norm (Papernot et al.
-    2018, proposition 8). A vote that is taken away changes both by 1, so that replacing, which the paper means, covers
-    either; under add/remove adjacency alone the answers would cost half. Each round's every example costs a check, and
-    ``max_answers`` of them cost an answer. Merchants that are drawn by chance are not counted on: a rate of 1.
+    Neighbours differ in one merchant's votes, replaced or removed. A replaced vote moves from one class to another: the
+    largest count changes by at most 1, and the counts by sqrt(2) in L2 norm (Papernot et al. 2018, proposition 8). A
+    removed vote changes both by 1, so that replacement, the paper's adjacency, covers both; under add/remove adjacency
+    alone the answers would cost half. Every query of a round costs a threshold test, and ``max_answers`` of them an
+    answer. Amplification by sampling of merchants is not used: the rate is 1.
+
+    :param mechanism: the vote mechanism
+    :param queries: number of queries per round
+    :param rounds: number of rounds
+    :returns: cost of the threshold tests and of the answers
     """
     answers = min(mechanism.max_answers, queries)
     return (
@@ -173,14 +178,22 @@ def calibrated(
     rounds: int = 1,
     accountant: Accountant = "pld",
 ) -> VoteMechanism:
-    """The mechanism with the least noise whose ``vote_spends`` over all rounds stay within ``target_epsilon``.
+    """Return the mechanism with the least noise that stays within ``target_epsilon`` over all rounds.
 
-    queries: examples of a round. max_answers: of a round. consensus: share of the ``voters`` that must agree, in
-    (0, 1]. ratio: ``threshold_noise`` over ``answer_noise`` (Papernot et al. 2018 take 3.75 to 5). BudgetExceeded if no
-    noise is enough; ValueError for impossible numbers.
+    :param target_epsilon: epsilon of ``vote_spends``
+    :param delta: delta of the target
+    :param queries: number of queries per round
+    :param max_answers: maximum number of answers per round
+    :param voters: number of merchants per round
+    :param consensus: share of the ``voters`` that must agree, in (0, 1]
+    :param ratio: ``threshold_noise`` / ``answer_noise`` (3.75 to 5 in Papernot et al. 2018)
+    :param rounds: number of rounds
+    :param accountant: ``pld`` or ``rdp``
+    :raises BudgetExceeded: no noise level suffices
+    :raises ValueError: a parameter is out of range
     """
     if not 0.0 < consensus <= 1.0 or not 0.0 < ratio < math.inf or min(queries, max_answers, voters, rounds) < 1:
-        raise ValueError("votes need a consensus in (0, 1], a ratio above 0, and counts of at least 1")
+        raise ValueError("votes require a consensus in (0, 1], a ratio above 0, and counts of at least 1")
     # Gaussian mechanisms compose to one, of noise z: 1 / z^2 = checks / sigma_1^2 + 2 answers / sigma_2^2.
     whole = noise_for(target_epsilon, delta, 1.0, 1, accountant=accountant)
     noise = whole * math.sqrt(rounds * (queries / ratio**2 + 2.0 * min(max_answers, queries)))
@@ -188,23 +201,28 @@ def calibrated(
         mechanism = VoteMechanism(consensus * voters, ratio * noise, noise, max_answers)
         if epsilon(vote_spends(mechanism, queries, rounds), delta, accountant) <= target_epsilon:
             return mechanism
-        noise *= 1.0 + _STEP  # numerical composition may find the many parts a little dearer than the whole
+        noise *= 1.0 + _STEP  # numerical composition of many steps may be slightly above the closed form
 
 
 def data_dependent_epsilon(histograms: Tensor, answered: Tensor, mechanism: VoteMechanism, delta: float) -> float:
-    """What the answers cost as the votes were; NOT RELEASABLE, for the operator's own eyes.
+    """Return the data-dependent epsilon of the answers; NOT RELEASABLE, for the operator only.
 
-    It is smaller where merchants agree, and so depends on the private votes itself: telling it needs noise by its
-    smooth sensitivity (Papernot et al. 2018, section 3.3), which is not done here. Quote ``vote_spends`` instead.
-    histograms: votes ``[queries, classes]``. answered: bool ``[queries]``, which were answered. ValueError unless
-    0 < delta < 1.
+    It is smaller if merchants agree, and therefore depends on the private votes: releasing it would require noise
+    scaled to its smooth sensitivity (Papernot et al. 2018, section 3.3), which is not implemented. Report
+    ``vote_spends`` instead.
+
+    :param histograms: votes ``[queries, classes]``
+    :param answered: whether each query was answered, bool ``[queries]``
+    :param mechanism: the vote mechanism
+    :param delta: delta, strictly between 0 and 1
+    :raises ValueError: ``delta`` is out of range
     """
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta must lie between 0 and 1, not {delta}")
     if not mechanism.threshold_noise or not mechanism.answer_noise:
         return math.inf
     votes = histograms.double()
-    # A check changes by 1 and not sqrt(2): it costs what GNMax with sqrt(2) times its noise would.
+    # A threshold test changes by 1 instead of sqrt(2): it costs as much as GNMax with sqrt(2) times its noise.
     checks = renyi_bound(_log_surprise(votes, mechanism), math.sqrt(2.0) * mechanism.threshold_noise, _ORDERS)
     answers = renyi_bound(log_miss(votes[answered], mechanism.answer_noise), mechanism.answer_noise, _ORDERS)
     total = checks.sum(dim=0) + answers.sum(dim=0)
@@ -214,9 +232,12 @@ def data_dependent_epsilon(histograms: Tensor, answered: Tensor, mechanism: Vote
 
 
 def log_miss(histogram: Tensor, answer_noise: float) -> Tensor:
-    """Upper bound on log Pr[GNMax does not tell the true plurality], ``[queries]``, of votes ``[queries, classes]``.
+    """Return an upper bound on log Pr[GNMax does not return the plurality], ``[queries]``.
 
     Papernot et al. 2018, proposition 7: a union bound over the other classes; by symmetry at most 1 - 1 / classes.
+
+    :param histogram: votes ``[queries, classes]``
+    :param answer_noise: standard deviation of the noise on each class's votes
     """
     votes = histogram.double()
     top, best = votes.max(dim=-1, keepdim=True)
@@ -226,11 +247,15 @@ def log_miss(histogram: Tensor, answer_noise: float) -> Tensor:
 
 
 def renyi_bound(log_q: Tensor, answer_noise: float, orders: Tensor) -> Tensor:
-    """Bound on GNMax's Rényi divergence, from votes whose winner is missed with probability q at most to neighbours.
+    """Return a bound on the Rényi divergence of GNMax, given the probability q of missing the plurality.
 
     Papernot et al. 2018, theorem 6 at the orders mu_1, mu_2 of proposition 10 where it applies, and at most the
-    data-independent order / sigma^2 of proposition 8. log_q: ``[queries]``, below 0. orders: above 1. Returns float64
-    ``[queries, orders]``.
+    data-independent order / sigma^2 of proposition 8.
+
+    :param log_q: log q ``[queries]``, below 0
+    :param answer_noise: standard deviation of the noise on each class's votes (sigma)
+    :param orders: Rényi orders above 1
+    :returns: float64 ``[queries, orders]``
     """
     variance = answer_noise**2
     log_q = log_q.double().unsqueeze(-1)
@@ -250,12 +275,12 @@ def renyi_bound(log_q: Tensor, answer_noise: float, orders: Tensor) -> Tensor:
 
 
 def _log_surprise(votes: Tensor, mechanism: VoteMechanism) -> Tensor:
-    """log Pr[the check turns out the less likely way], ``[queries]``."""
+    """Return log Pr[the threshold test has its less likely result], ``[queries]``."""
     margin = (votes.amax(dim=-1) - mechanism.threshold).abs() / mechanism.threshold_noise
     surprise: Tensor = torch.special.log_ndtr(-margin)
     return surprise
 
 
 def _log1mexp(value: Tensor) -> Tensor:
-    """log(1 - exp(value)) of negative values, without cancellation at either end."""
+    """Return log(1 - exp(value)) for negative values, without cancellation at either end."""
     return torch.where(value < -math.log(2.0), torch.log1p(-value.exp()), torch.log(-torch.expm1(value)))

@@ -1,1 +1,1 @@
-"""Differential privacy of what leaves a merchant."""
+"""Differential privacy: noise, accounting and ledgers."""

@@ -1,16 +1,16 @@
-"""What private releases cost together, as (epsilon, delta), and how much noise a budget asks for.
+"""Privacy accounting: the (epsilon, delta) of composed releases, and the noise for a given budget.
 
-Every release is a Gaussian mechanism, Poisson-subsampled or not, and the releases are composed by one of two
-accountants. ``pld`` composes their privacy loss distributions numerically (Koskela, Jälkö and Honkela 2020, arXiv
-1906.03049), discretised so that the result is an upper bound ("connect the dots": Doroshenko et al. 2022, arXiv
-2207.04380); the distributions are dp-accounting's. ``rdp`` composes Rényi divergences (Mironov, Talwar and Zhang 2019,
-arXiv 1908.10530, section 3.3) and converts them to epsilon by Balle et al. 2020, arXiv 1905.09982, theorem 21; the
-divergences are Opacus'. Without sampling, ``pld`` is the exact Gaussian mechanism.
+Every release is a Gaussian mechanism, with or without Poisson subsampling. There are two accountants. ``pld`` composes
+privacy loss distributions numerically (Koskela, Jälkö and Honkela 2020, arXiv 1906.03049), discretised so that the
+result is an upper bound ("connect the dots": Doroshenko et al. 2022, arXiv 2207.04380), with dp-accounting. ``rdp``
+composes Rényi divergences (Mironov, Talwar and Zhang 2019, arXiv 1908.10530, section 3.3), with Opacus, and converts
+them to epsilon by Balle et al. 2020, arXiv 1905.09982, theorem 21. Without sampling, ``pld`` is the exact Gaussian
+mechanism.
 
-Both compositions hold for mechanisms that are fixed before the first release. ``filtered`` also holds when the noise
-of a release depends on what was released before.
+Both compositions require that the mechanisms are fixed before the first release. ``filtered`` also holds if the noise
+of a release depends on earlier releases.
 
-dp-accounting and Opacus take over a second to import and are imported when first needed.
+dp-accounting and Opacus take over a second to import and are imported on first use.
 """
 
 import math
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 Accountant = Literal["pld", "rdp"]
 DELTA = 1e-5
-"""Delta of a promise, unless another is asked for or there are so many members that it must be smaller."""
+"""Default delta; the actual one is smaller if there are many members, see ``default_delta``."""
 REPORTED_DELTAS = (DELTA, 1e-6)
-"""At which a report gives epsilon, whatever delta the promise has."""
+"""Values of delta at which reports give epsilon, in addition to the configured one."""
 
 Stretches = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, steps), sorted
 
-# Opacus' orders, and more at both ends: low ones for large epsilons, high ones for small epsilons and much noise.
+# Opacus' orders, extended at both ends: low ones for large epsilons, high ones for small epsilons and much noise.
 # Above 1024 the binomial coefficients of the subsampled mechanism overflow.
 _ORDERS = (
     *(1.01, 1.02, 1.05),
@@ -45,20 +45,20 @@ _ORDERS = (
 _FILTER_ORDERS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0, 20.0, 64.0)
 _LEAST_NOISE, _MOST_NOISE = 0.01, 1e6
 _NOISE_TOLERANCE = 1e-3
-_PLD_LIMIT = 300.0  # epsilons above this one are RDP's: exp(epsilon) is close to what float64 holds
-_COARSENESS = 0.1  # width of a bin of privacy loss in standard deviations of a step's; costs 0.1 % of epsilon
+_PLD_LIMIT = 300.0  # above, RDP is used: exp(epsilon) approaches the range of float64
+_COARSENESS = 0.1  # bin width of privacy losses, in standard deviations of one step; costs 0.1 % of epsilon
 _MOST_BINS = 2**16
-_TAIL = 10.5  # standard deviations of noise; what lies beyond has probability exp(-57) and counts as certain loss
-_ROUNDING = 1e-15  # what the Fourier transforms of a composition may lose of delta, a step
+_TAIL = 10.5  # standard deviations of noise; the tail beyond has probability exp(-57) and counts as infinite loss
+_ROUNDING = 1e-15  # rounding error of the Fourier transforms, in delta per step
 
 
 @dataclass(frozen=True)
 class Spend:
-    """A stretch of equal steps of the Poisson-subsampled Gaussian mechanism.
+    """A number of equal steps of the Poisson-subsampled Gaussian mechanism.
 
-    noise_multiplier: standard deviation of the noise in units of the step's L2 sensitivity; 0 is no privacy.
-    sampling_rate: probability with which each member of the privacy unit takes part in a step, in (0, 1]; 1 is the
-    plain Gaussian mechanism. steps: how many. Raises ValueError for anything else.
+    noise_multiplier: standard deviation of the noise in units of the L2 sensitivity; 0 means no privacy. sampling_rate:
+    probability that a member of the privacy unit participates in a step, in (0, 1]; 1 means no subsampling. steps:
+    number of steps. Raises ValueError for values out of range.
     """
 
     noise_multiplier: float
@@ -75,22 +75,27 @@ class Spend:
 
 
 def default_delta(count: int) -> float:
-    """The delta of a promise to ``count`` members of the privacy unit: the smaller of 1e-5 and count^-1.1.
+    """Return the default delta for ``count`` members of the privacy unit: the minimum of 1e-5 and count^-1.1.
 
-    Raises ValueError for a count below 1.
+    :raises ValueError: ``count`` is less than 1
     """
     if count < 1:
-        raise ValueError(f"delta needs a count of at least 1, not {count}")
+        raise ValueError(f"delta requires a count of at least 1, not {count}")
     return min(DELTA, math.pow(count, -1.1))
 
 
 def epsilon(spends: Iterable[Spend], delta: float, accountant: Accountant = "pld") -> float:
-    """The epsilon at ``delta`` of all ``spends`` together, in any order; 0 without any, infinite without noise.
+    """Return an upper bound on the epsilon of all ``spends`` together.
 
-    An upper bound. ``pld`` is exact without sampling and otherwise at most 0.2 % above the exact value, more only where
-    the losses of a step spread over 10,000 times their deviation. It is never above ``rdp``, which it falls back to for
-    epsilons above 300 and for deltas that float64 cannot resolve. A noise multiplier below 0.01, which costs thousands,
-    counts as none. Raises ValueError unless 0 < delta < 1.
+    ``pld`` is exact without sampling; otherwise it exceeds the exact value by at most 0.2 %, or more if the losses of a
+    step spread over 10,000 times their standard deviation. It is never larger than ``rdp``, which replaces it for
+    epsilons above 300 and for deltas that float64 cannot resolve. Noise multipliers below 0.01 count as 0.
+
+    :param spends: steps to compose, in any order
+    :param delta: delta, strictly between 0 and 1
+    :param accountant: ``pld`` or ``rdp``
+    :returns: epsilon; 0 without spends, infinite without noise
+    :raises ValueError: ``delta`` is out of range
     """
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta must lie between 0 and 1, not {delta}")
@@ -98,20 +103,24 @@ def epsilon(spends: Iterable[Spend], delta: float, accountant: Accountant = "pld
 
 
 def filtered(spends: Iterable[Spend], delta: float) -> float:
-    """The epsilon at ``delta`` of all ``spends``, valid when each was chosen after seeing the releases before it.
+    """Return an upper bound on the epsilon of all ``spends``, valid if each was chosen adaptively.
 
-    A privacy filter (Rogers et al. 2016, arXiv 1605.08294): who stops before a release that would raise this number
-    above a limit has an interaction that is (limit, delta)-DP as a whole, however the noise, rates and numbers of the
-    releases were chosen. ``epsilon`` is no such bound in general, by either accountant: it optimises over what has
-    been composed, and an adversary may compose accordingly.
+    This is a privacy filter (Rogers et al. 2016, arXiv 1605.08294): an interaction that stops before this number would
+    exceed a limit is (limit, delta)-DP as a whole, however the noise, rates and numbers of the releases were chosen.
+    ``epsilon`` is not such a bound in general, with either accountant: it optimises over the composed mechanisms, and
+    an adversary may choose them accordingly.
 
     At a fixed Rényi order a, divergences of adaptively chosen releases add up (Feldman and Zrnic 2021, arXiv
     2008.11193, section 3): E[exp((a - 1) (L - R_a))] <= 1, where L is the privacy loss and R_a the sum of divergences
-    of order a along the path that the interaction took. The order must be chosen in advance, so several of them share
-    delta: assign each path to one order a by which it ends within the limit. The hockey-stick divergence of the whole
-    is at most the sum over a of E[max(0, 1 - exp(limit - L))] over the paths of a, and by the argument of theorem 21 of
-    Balle et al. each term is at most delta over the number of orders. This makes epsilon about 12 % larger than that of
-    ``epsilon(..., "rdp")``. Raises ValueError unless 0 < delta < 1.
+    of order a along the path of the interaction. The order must be fixed in advance, so several orders share delta:
+    assign each path to one order a for which it ends within the limit. The hockey-stick divergence of the whole is at
+    most the sum over a of E[max(0, 1 - exp(limit - L))] over the paths of a, and by the argument of theorem 21 of Balle
+    et al. each term is at most delta divided by the number of orders. Epsilon is about 12 % larger than
+    ``epsilon(..., "rdp")``.
+
+    :param spends: steps to compose
+    :param delta: delta, strictly between 0 and 1
+    :raises ValueError: ``delta`` is out of range
     """
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta must lie between 0 and 1, not {delta}")
@@ -132,19 +141,26 @@ def noise_for(
     beside: Iterable[Spend] = (),
     accountant: Accountant = "pld",
 ) -> float:
-    """The least noise multiplier with which ``steps`` steps, composed with ``beside``, stay within ``target_epsilon``.
+    """Return the smallest noise multiplier that keeps a number of steps within a target epsilon.
 
-    Found to 0.1 % on the safe side, and never below 0.01. Raises BudgetExceeded if ``beside`` alone costs more than
-    the target, or leaves too little for any noise multiplier up to a million; ValueError for impossible numbers.
+    :param target_epsilon: epsilon of the steps and ``beside`` together
+    :param delta: delta of the target
+    :param sampling_rate: sampling rate of the steps
+    :param steps: number of steps
+    :param beside: spends that are composed with the steps
+    :param accountant: ``pld`` or ``rdp``
+    :returns: noise multiplier, at least 0.01, rounded up by at most 0.1 %
+    :raises BudgetExceeded: ``beside`` exceeds the target, or noise multipliers up to a million do not suffice
+    :raises ValueError: a parameter is out of range
     """
     if not (math.isfinite(target_epsilon) and target_epsilon > 0.0):
         raise ValueError(f"target_epsilon must be finite and above 0, not {target_epsilon}")
-    Spend(1.0, sampling_rate, steps)  # which says what is wrong with them
+    Spend(1.0, sampling_rate, steps)  # validates both
     others = tuple(beside)
     spent = epsilon(others, delta, accountant)
     if spent > target_epsilon:
         raise BudgetExceeded(
-            f"epsilon {spent:.6g} is spent already, above the target of {target_epsilon:.6g} (delta {delta:.3g})"
+            f"epsilon {spent:.6g} has been spent, which exceeds the target of {target_epsilon:.6g} (delta {delta:.3g})"
         )
     return _noise_for(target_epsilon, delta, sampling_rate, steps, _merged(others), accountant)
 
@@ -158,7 +174,7 @@ def _noise_for(
     others = tuple(Spend(*stretch) for stretch in beside)
 
     def excess(noise_multiplier: float) -> float:
-        """Logarithm of epsilon over its target, nearly linear in the logarithm of the noise."""
+        """Return log(epsilon / target), which is nearly linear in the logarithm of the noise."""
         found = epsilon((*others, Spend(noise_multiplier, sampling_rate, steps)), delta, accountant)
         return math.log(max(found, 1e-9 * target) / target)
 
@@ -167,8 +183,8 @@ def _noise_for(
     while excess(high) > 0.0:
         if high >= _MOST_NOISE:
             raise BudgetExceeded(
-                f"no noise keeps {steps} more steps within the target of epsilon {target:.6g} (delta {delta:.3g}): "
-                f"{_epsilon(beside, delta, accountant):.6g} is spent already"
+                f"no noise level keeps {steps} more steps within the target of epsilon {target:.6g} "
+                f"(delta {delta:.3g}): {_epsilon(beside, delta, accountant):.6g} has been spent"
             )
         low, high, factor = high, min(high * factor, _MOST_NOISE), factor**2
     while low == high or excess(low) <= 0.0:
@@ -185,16 +201,16 @@ def _noise_for(
 def _guess(
     target: float, delta: float, sampling_rate: float, steps: int, beside: Stretches, accountant: Accountant
 ) -> float:
-    """About the noise multiplier that ``_noise_for`` looks for.
+    """Return a starting point for the search in ``_noise_for``.
 
-    For ``pld`` a little less than for ``rdp``, which is faster to find; for that by the central limit theorem of
-    Gaussian DP: mu^2 of a stretch is steps rate^2 (exp(1 / noise^2) - 1) (Bu et al. 2020, arXiv 1911.11607, corollary
-    4), of one without sampling steps / noise^2.
+    For ``pld``, slightly less than the result of ``rdp``, which is faster. For ``rdp``, by the central limit theorem of
+    Gaussian DP: mu^2 is steps rate^2 (exp(1 / noise^2) - 1) with sampling (Bu et al. 2020, arXiv 1911.11607, corollary
+    4), and steps / noise^2 without.
     """
     from scipy.optimize import brentq
 
     if accountant == "pld":
-        with suppress(BudgetExceeded):  # what is beside may be within the target by pld alone
+        with suppress(BudgetExceeded):  # ``beside`` may be within the target for pld and not for rdp
             return max(0.935 * _noise_for(target, delta, sampling_rate, steps, beside, "rdp"), _LEAST_NOISE)
     largest = math.sqrt(2.0 * target) + 1.0
     whole = float(brentq(lambda mu: _gaussian_delta(target, mu) - delta, 1e-9, largest + 10.0))
@@ -208,7 +224,7 @@ def _guess(
 
 
 def _merged(spends: Iterable[Spend]) -> Stretches:
-    """Equal steps counted together, so that it does not matter how they were split over rounds."""
+    """Merge equal steps, so that their distribution over rounds does not matter."""
     steps: dict[tuple[float, float], int] = defaultdict(int)
     for spend in spends:
         steps[float(spend.noise_multiplier), float(spend.sampling_rate)] += int(spend.steps)
@@ -230,10 +246,10 @@ def _epsilon(stretches: Stretches, delta: float, accountant: Accountant) -> floa
 
 
 def _by_renyi(stretches: Stretches, delta: float) -> float:
-    """The least over all orders of the epsilon that an order gives.
+    """Return the minimum over all Rényi orders of the resulting epsilon.
 
-    That epsilon is a convex function of the order (its Rényi divergence times order - 1 is) over order - 1, so it falls
-    and then rises: a binary search finds the least after a dozen orders. A fractional order takes a millisecond.
+    Epsilon is a convex function of the order divided by order - 1 (the Rényi divergence times order - 1 is convex), so
+    it is unimodal, and a binary search evaluates a dozen orders. A fractional order takes a millisecond.
     """
 
     def at(place: int) -> float:
@@ -243,13 +259,13 @@ def _by_renyi(stretches: Stretches, delta: float) -> float:
 
 
 def _at_order(stretches: Stretches, delta: float, order: float) -> float:
-    """The epsilon that the Rényi divergence of one order gives."""
+    """Return the epsilon that follows from the Rényi divergence of one order."""
     divergence = sum(steps * _divergence(noise, rate, order) for noise, rate, steps in stretches)
     return divergence - (math.log(delta) + math.log(order)) / (order - 1.0) + math.log1p(-1.0 / order)
 
 
 def _least(value: Callable[[int], float], size: int) -> float:
-    """The least of ``value(0) ... value(size - 1)``, which fall and then rise."""
+    """Return the minimum of ``value(0) ... value(size - 1)``, which is unimodal."""
     low, high = 0, size - 1
     while low < high:
         middle = (low + high) // 2
@@ -262,17 +278,17 @@ def _least(value: Callable[[int], float], size: int) -> float:
 
 @lru_cache(maxsize=2**17)
 def _divergence(noise_multiplier: float, sampling_rate: float, order: float) -> float:
-    """Rényi divergence of one step."""
+    """Return the Rényi divergence of one step."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
     return max(0.0, float(compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=order)))
 
 
 def _by_gaussian(stretches: Stretches, delta: float, bound: float) -> float:
-    """The exact epsilon where nothing is sampled, at most ``bound``.
+    """Return the exact epsilon without sampling, at most ``bound``.
 
-    Gaussian mechanisms compose to one whose mu is the root of the summed squares of theirs, 1 over the noise multiplier
-    (Dong, Roth and Su 2022, corollary 3.3); its delta is that of Balle and Wang 2018, theorem 8.
+    Gaussian mechanisms with mu_i = 1 / noise multiplier compose to one with mu^2 = sum of mu_i^2 (Dong, Roth and Su
+    2022, corollary 3.3); its delta is given by Balle and Wang 2018, theorem 8.
     """
     from scipy.optimize import brentq
 
@@ -294,14 +310,14 @@ def _gaussian_delta(epsilon: float, mu: float) -> float:
 
 
 def _by_pld(stretches: Stretches, delta: float, bound: float) -> float:
-    """By privacy loss distributions, both of adding and of removing a member; ``bound`` where they give no less."""
+    """Return epsilon by privacy loss distributions, for adding and removing a member; at most ``bound``."""
     steps = sum(count for _, _, count in stretches)
     resolved = delta - _ROUNDING * steps
     if bound > _PLD_LIMIT or resolved <= 0.0:
         return bound
     plain = tuple(one for one in stretches if one[1] == 1.0)
     mechanisms = [one for one in stretches if one[1] < 1.0]
-    if plain:  # they compose to one, which needs no transform
+    if plain:  # Gaussian mechanisms without sampling compose in closed form
         mechanisms.append((1.0 / _gaussian_mu(plain), 1.0, 1))
     width = _bin_width(mechanisms)
     try:
@@ -311,17 +327,17 @@ def _by_pld(stretches: Stretches, delta: float, bound: float) -> float:
             total = several if total is None else total.compose(several)
         assert total is not None
         found = float(total.get_epsilon_for_delta(resolved))
-    except (ValueError, OverflowError):  # so dp-accounting says of divergences that float64 cannot tell apart
+    except (ValueError, OverflowError):  # raised by dp-accounting for divergences that float64 cannot resolve
         return bound
     return min(bound, max(0.0, found)) if math.isfinite(found) else bound
 
 
 def _bin_width(mechanisms: Iterable[tuple[float, float, int]]) -> float:
-    """A power of two, in which privacy losses are counted; coarser means faster, larger epsilons.
+    """Return the bin width of privacy losses, a power of two; coarser is faster and gives larger epsilons.
 
-    Splitting a loss between the two ends of its bin adds at most a quarter of a squared width to the variance of a
-    step, so a width is measured by the root of the mean variance. Powers of two make equal widths, and so the same
-    distributions, likely. At most ``_MOST_BINS`` bins bound memory and time.
+    Splitting a loss between the two ends of its bin adds at most a quarter of the squared width to the variance of a
+    step, so the width is relative to the root of the mean variance. Powers of two make equal widths, and so cached
+    distributions, likely. At most ``_MOST_BINS`` bins are used, which bounds memory and time.
     """
     variance, steps, span = 0.0, 0, 0.0
     for noise, rate, count in mechanisms:
@@ -337,7 +353,7 @@ def _bin_width(mechanisms: Iterable[tuple[float, float, int]]) -> float:
 
 @lru_cache(maxsize=64)
 def _loss_distribution(noise_multiplier: float, sampling_rate: float, width: float) -> "PrivacyLossDistribution":
-    """Privacy losses of one step in bins of ``width``, rounded so that no divergence falls."""
+    """Return the discretised privacy loss distribution of one step, rounded pessimistically."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     return from_gaussian_mechanism(

@@ -1,7 +1,7 @@
-"""What the report of a private run leaves out or marks, so that it does not tell more than the run has promised.
+"""What the report of a private run omits or marks, so that it reveals no more than the guarantee covers.
 
-Of merchants' tables no exact size and no class count is reported: they change with a single example. Rows of a
-comparison that were computed without privacy, and merchants' own test scores, are marked as not protected.
+Exact sizes and class counts of merchants' tables are omitted, because a single example changes them. Rows of a
+comparison that were computed without privacy, and merchants' own test scores, are marked as not covered.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from typing import Any
 from fed_distill.config import is_protected
 
 UNPROTECTED_CONTROLS = ("local", "pooled", "fedavg")
-"""Controls that are trained on merchants' examples without privacy; ``server`` is trained on the server's alone."""
+"""Controls trained on merchants' examples without privacy; the control ``server`` uses the server's data only."""
 WHY = (
-    "Not covered by ε: a row that was trained on merchants' data without privacy, or a column of exact scores on "
-    "merchants' own test examples. A simulation may compute both, since whoever runs it has all data; a real site "
-    "refuses them unless its own rules allow them."
+    "Not covered by ε: a row that was trained on merchants' data without privacy, or a column with exact scores on "
+    "merchants' own test examples. A simulation may compute both, because it has all data; a real site rejects them "
+    "unless its own policy allows them."
 )
-"""What must be said wherever something is marked."""
+"""Explanation shown wherever a row or column is marked."""
 _PLAIN = ("dataset", "task", "source", "limited_to")
 _COUNTED = {
     "merchants": ("all", "public", "clients"),
@@ -24,25 +24,27 @@ _COUNTED = {
     "examples": ("public", "public_valid", "proxy"),
     "classes": ("public", "public_valid"),
 }
-"""What of a dataset's account is kept: of the server's own tables, and of merchants how many there are."""
+"""Entries of the dataset account that are reported: the server's tables, and the numbers of merchants."""
 _DIGITS = 2
 
 
 def is_private(privacy: Mapping[str, Any]) -> bool:
-    """Whether a run with this ``privacy`` promises anything."""
+    """Whether a run with these ``privacy`` settings has a privacy guarantee."""
     return is_protected(str(privacy["unit"]))
 
 
 def protected(name: str, kind: str, private: bool) -> bool | None:
-    """Whether what a row of the comparison is computed from is covered by the promise, or is no merchant's at all; None
-    in a run without one."""
+    """Whether a row of the comparison is covered by the privacy guarantee, or independent of merchants' data.
+
+    :returns: None in a run without privacy
+    """
     if not private:
         return None
     return kind != "control" or name not in UNPROTECTED_CONTROLS
 
 
 def without_sizes(account: Mapping[str, Any]) -> dict[str, Any]:
-    """The account of a dataset (``FederatedData.account``) without anything that is counted in merchants' tables."""
+    """Remove everything that is counted over merchants' tables from a dataset account (``FederatedData.account``)."""
     kept = {key: account[key] for key in _PLAIN if key in account}
     for key, tables in _COUNTED.items():
         if key in account:
@@ -51,5 +53,5 @@ def without_sizes(account: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def coarse(accuracy: float) -> float:
-    """A merchant's accuracy to whole per cent: the exact fraction would tell how many test examples it has."""
+    """Round an accuracy to whole per cent: the exact fraction reveals the number of test examples."""
     return round(accuracy, _DIGITS)

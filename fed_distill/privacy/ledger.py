@@ -1,15 +1,15 @@
-"""A merchant's append-only record of the privacy that its releases have cost: one file of JSON lines a merchant.
+"""A merchant's append-only record of its private releases and their cost: one file of JSON lines per merchant.
 
-Charged before it is spent: an entry is on disk before the release that it pays for begins, so a crash can overcharge
-and never undercharge. Entries compose over rounds, methods and runs, and a merchant's limit holds for all of them
-together, of whatever unit: see ``exposure``.
+An entry is on disk before the release that it pays for begins, so that a crash can overcharge but never undercharge.
+Entries compose over rounds, methods and runs, and a merchant's limit applies to all of them together, over all privacy
+units: see ``exposure``.
 
-Each line ends in a check, the SHA-256 of the previous line's check and of the line itself, so that an edited, removed
-or moved line is found, and the ledger refused from there on. The newest line is written first into a second file, in a
-folder beside the ledgers'. A ledger from which that line is missing is an older copy that somebody has put back, and is
-refused too: what was charged since would be forgotten. Only if it is the very next line is it added, as a crash between
-both writes leaves it so. What cannot be found is that both files were put back: a merchant who fears that keeps a copy
-of the last check elsewhere (``fed-distill ledger verify`` prints it). Files are locked with flock(2).
+Each line ends with a check, the SHA-256 of the previous line's check and of the line itself, so that edited, removed or
+moved lines are detected and the ledger is rejected. The newest line is first written to a second file, in a folder
+beside the ledgers. A ledger without this line is an older copy that was restored, and is rejected too: later charges
+would be lost. If only that line is missing it is appended, since a crash between the two writes has this result. The
+restoration of both files cannot be detected: to exclude it, keep the last check elsewhere (``fed-distill ledger
+verify`` prints it). Files are locked with flock(2).
 """
 
 import fcntl
@@ -37,14 +37,13 @@ _SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Charge:
-    """One private release and what it costs.
+    """One private release and its cost.
 
-    run, arm, seed, round: where it happened. unit: whose presence is hidden: one example of the merchant, one group of
-    them, the merchant as a whole, its vote, or by import path a unit of somebody's own. what: the part of the uplink
-    that it pays for, such as ``training`` or ``size``. request: hex digest of all that decides the answer; the answer
-    to an equal request is the same, noise included. spends: the mechanisms that it runs. delta: the delta at which the
-    merchant wants its epsilon. moved_by: of a unit of somebody's own, how far one example moves what is noised
-    (``exposure_spends``). Raises ValueError for others.
+    run, arm, seed, round: origin of the release. unit: privacy unit: an example, a group of examples, a merchant, a
+    merchant's vote, or a custom unit by import path. what: part of the uplink that it pays for, such as ``training`` or
+    ``size``. request: hex digest of all inputs of the answer; equal requests have equal answers, noise included.
+    spends: mechanisms of the release. delta: delta for the merchant's epsilon. moved_by: for a custom unit, how far one
+    example changes the noised value (``exposure_spends``). Raises ValueError for invalid values.
     """
 
     run: str
@@ -63,12 +62,12 @@ class Charge:
         if not re.fullmatch(r"[0-9a-f]+", self.request):
             raise ValueError(f"request must be a hex digest, not {self.request!r}")
         if not self.spends:
-            raise ValueError("a charge needs at least one spend")
+            raise ValueError("a charge requires at least one spend")
         if not 0.0 < self.delta < 1.0:
             raise ValueError(f"delta must lie between 0 and 1, not {self.delta}")
 
     def same_release(self, other: "Charge") -> bool:
-        """Whether both pay for one and the same answer: all is equal but delta, which changes nothing about it."""
+        """Whether both charges pay for the same answer: all fields but delta are equal."""
         return self._release() == other._release()
 
     def _release(self) -> tuple[object, ...]:
@@ -77,7 +76,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a ledger: the charge, whose it is, when (UTC, ISO 8601), and its link in the chain of checks."""
+    """A line of a ledger: charge, merchant, time (UTC, ISO 8601) and link in the chain of checks."""
 
     charge: Charge
     merchant: str
@@ -86,13 +85,17 @@ class Entry:
 
 
 def composed(charges: Iterable[Charge], delta: float | None = None, accountant: Accountant = "pld") -> float:
-    """The epsilon of all ``charges`` together, which must be of one unit; 0 without any.
+    """Return the epsilon of ``charges`` of one unit, composed; 0 without any.
 
-    At ``delta``, or else at the smallest of the charges' own, so that no later charge makes earlier ones look cheaper.
+    :param charges: charges of one privacy unit
+    :param delta: None for the smallest delta of the charges, so that a later charge never reduces the cost of earlier
+        ones
+    :param accountant: ``pld`` or ``rdp``
+    :raises ValueError: the charges have different units
     """
     mine = tuple(charges)
     if len({charge.unit for charge in mine}) > 1:
-        raise ValueError("charges of different privacy units are separate promises and do not compose")
+        raise ValueError("charges of different privacy units are separate guarantees and cannot be composed")
     if not mine:
         return 0.0
     if delta is None:
@@ -101,12 +104,14 @@ def composed(charges: Iterable[Charge], delta: float | None = None, accountant: 
 
 
 def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
-    """The epsilon of all ``charges`` together, of whatever units, for any one example of the merchant; 0 without any.
+    """Return the epsilon of all ``charges``, of any units, for any one example of the merchant; 0 without any.
 
-    A release that hides a whole group or merchant hides each of its examples, and spends their budget too: what it
-    costs them is ``exposure_spends``. It is ``filtered``, as how much noise a release gets may depend on what was
-    released before. At ``delta``, or else at the smallest of the charges' own and 1e-5: whoever asks for a release must
-    not choose a delta by which everything looks cheaper.
+    A release that hides a group or merchant consumes the budget of each of its examples: see ``exposure_spends``. The
+    composition is ``filtered``, because the noise of a release may depend on earlier releases.
+
+    :param charges: charges of any units
+    :param delta: None for the minimum of 1e-5 and the charges' deltas, so that a requester cannot reduce the cost by
+        its choice of delta
     """
     mine = tuple(charges)
     if not mine:
@@ -118,19 +123,23 @@ def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
 
 
 class Ledger:
-    """The ledger of ``merchant`` at ``path``; the file appears with the first charge."""
+    """The ledger of ``merchant`` at ``path``; the file is created by the first charge."""
 
     def __init__(self, path: Path, merchant: str) -> None:
         self.path = path
         self.merchant = merchant
 
     def charge(self, charge: Charge, max_epsilon: float | None = None) -> float:
-        """Pay for ``charge``; returns the ``exposure`` to all entries.
+        """Record ``charge`` and return the ``exposure`` of all entries.
 
-        When this returns, the entry is on disk and the release may begin. A release that was paid before costs nothing:
-        a resumed run neither pays twice nor answers differently. Raises BudgetExceeded, with nothing written, if the
-        exposure would rise above ``max_epsilon``; LedgerError if the ledger is torn, edited, an older copy or another
-        merchant's; CheckpointError, with the ledger as it was, if the disk is full.
+        The entry is on disk when this returns, and the release may begin. A release that was charged before is free, so
+        that a resumed run neither pays twice nor answers differently.
+
+        :param charge: the release
+        :param max_epsilon: limit on the exposure
+        :raises BudgetExceeded: the exposure would exceed ``max_epsilon``; nothing is written
+        :raises LedgerError: the ledger is damaged, an older copy or of another merchant
+        :raises CheckpointError: the disk is full; the ledger is unchanged
         """
         with space_for(self.path), self._locked():
             entries, content = _recovered(self.path, self.merchant)
@@ -139,13 +148,13 @@ class Ledger:
             delta = min(DELTA, charge.delta, *(former.delta for former in charges))
             spent = exposure(charges, delta)
             if any(former.same_release(charge) for former in charges):
-                sync_folder(self.path.parent)  # who wrote it may have been killed just before doing so
+                sync_folder(self.path.parent)  # the writer may have been killed before this step
                 return spent
             total = exposure([*charges, charge], delta)
             if max_epsilon is not None and not total <= max_epsilon + _SLACK:
                 raise BudgetExceeded(
-                    f"merchant {self.merchant}: budget spent: {charge.what} in round {charge.round} of {charge.run} "
-                    f"would raise what one example is exposed to from epsilon {spent:.6g} to {total:.6g}, above the "
+                    f"merchant {self.merchant}: budget exceeded: {charge.what} in round {charge.round} of {charge.run} "
+                    f"would increase the exposure of one example from epsilon {spent:.6g} to {total:.6g}, above the "
                     f"limit of {max_epsilon:.6g} (unit {charge.unit}, delta {delta:.3g})"
                 )
             line = _line(charge, self.merchant, entries[-1].check if entries else "")
@@ -155,29 +164,29 @@ class Ledger:
         return total
 
     def check(self) -> None:
-        """Raise LedgerError unless more may be charged: the ledger is whole, and so is the copy of its newest entry."""
+        """Raise LedgerError unless the ledger and the copy of its newest entry are intact."""
         self._check_newest(_recovered(self.path, self.merchant)[1])
 
     def _check_newest(self, content: bytes) -> None:
         if content and not _content(_newest(self.path)):
             raise LedgerError(
-                f"{self.path} has entries, and the copy of its newest one, {_newest(self.path)}, is gone: whether it "
-                "is whole cannot be told, so this merchant must not spend more; put both back"
+                f"{self.path} has entries, but the copy of its newest one, {_newest(self.path)}, is missing, so the "
+                "ledger cannot be verified: restore the newest copy of both before this merchant spends more"
             )
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries, oldest first. Raises LedgerError if the ledger is torn, edited, an older copy or another
-        merchant's."""
+        """Return all entries, oldest first; raise LedgerError if the ledger is damaged, an older copy or of another
+        merchant."""
         return _recovered(self.path, self.merchant)[0]
 
     def epsilon(self, unit: str, delta: float | None = None, accountant: Accountant = "pld") -> float:
-        """What has been spent within ``unit``, at ``delta`` or else the smallest of its entries' own; 0 if nothing."""
+        """Return the epsilon spent for ``unit``, at ``delta`` or the smallest delta of its entries; 0 without any."""
         charges = (entry.charge for entry in self.entries() if entry.charge.unit == unit)
         return composed(charges, delta, accountant)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the ledger against all other threads and processes; the lock ends with the process that holds it."""
+        """Lock the ledger for all other threads and processes; the lock is released when its process ends."""
         make_folder(self.path.parent)
         descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -188,34 +197,34 @@ class Ledger:
 
 
 class Ledgers:
-    """The ledgers of many merchants in one folder, a file each."""
+    """The ledgers of many merchants in one folder, one file each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def of(self, merchant: str) -> Ledger:
-        """The ledger of ``merchant``, which may have no entries yet."""
+        """Return the ledger of ``merchant``, which may be empty."""
         return Ledger(self.folder / f"{as_file_name(merchant)}{_SUFFIX}", merchant)
 
     def files(self) -> list[Path]:
-        """The files of all ledgers that have entries, by name."""
+        """Return the files of all ledgers with entries, sorted by name."""
         return sorted(self.folder.glob(f"*{_SUFFIX}"))
 
     def merchants(self) -> list[str]:
-        """Who has a ledger with entries. Raises LedgerError for the first that is torn, edited or misplaced."""
+        """Return the merchants with entries; raise LedgerError for the first damaged or misplaced ledger."""
         return sorted(self.read(path)[0].merchant for path in self.files())
 
     def read(self, path: Path) -> tuple[Entry, ...]:
-        """The entries of one of ``files()``. Raises LedgerError too if they belong into another file."""
+        """Return the entries of one of ``files()``; raise LedgerError if it is damaged or misplaced."""
         for entry in _verified(_content(path), path, None)[:1]:
             proper = self.of(entry.merchant).path.name
             if path.name != proper:
-                raise LedgerError(f"{path}: belongs to merchant {entry.merchant}, whose ledger is {proper}")
+                raise LedgerError(f"{path}: belongs to merchant {entry.merchant}; move it to {proper}")
         return read_ledger(path)
 
 
 def read_ledger(path: Path) -> tuple[Entry, ...]:
-    """The entries of the ledger at ``path``, at least one. Raises LedgerError if it is missing, torn, edited or an
+    """Return the entries of the ledger at ``path``, at least one; raise LedgerError if it is missing, damaged or an
     older copy."""
     entries = _recovered(path, None)[0]
     if not entries:
@@ -224,8 +233,8 @@ def read_ledger(path: Path) -> tuple[Entry, ...]:
 
 
 def _recovered(path: Path, merchant: str | None) -> tuple[tuple[Entry, ...], bytes]:
-    """All entries and the file's bytes, with the newest line, which a crash may have kept out of the file."""
-    newest = _content(_newest(path))  # before the ledger: what is charged meanwhile is in the ledger only
+    """Return all entries and the file's content, including a newest line that a crash kept out of the file."""
+    newest = _content(_newest(path))  # before the ledger, which may grow meanwhile
     content = _content(path)
     entries = _verified(content, path, merchant)
     if not newest:
@@ -233,29 +242,29 @@ def _recovered(path: Path, merchant: str | None) -> tuple[tuple[Entry, ...], byt
     line, _, rest = newest.partition(b"\n")
     found = _LINE.fullmatch(line)
     if not found or rest:
-        raise _damaged(_newest(path), 1, "this is no ledger entry")
+        raise _damaged(_newest(path), 1, "this is not a ledger entry")
     check = found[2].decode()
     if any(entry.check == check for entry in entries):
         return entries, content
     if _check(entries[-1].check if entries else "", found[1] + b"}") == check:
         return _verified(content + newest, path, merchant), content + newest
     raise LedgerError(
-        f"{path} is an older copy, or lines were cut off its end: it lacks the newest entry, which is in "
-        f"{_newest(path)}. What was charged since would be forgotten, so this merchant must not spend more: put "
-        "the newest copy back, or begin with an empty folder of ledgers and a max_epsilon that is lower by what may "
+        f"{path} is an older copy or was truncated: it lacks the newest entry, which is in "
+        f"{_newest(path)}. This merchant must not spend more, because later charges would be lost: restore "
+        "the newest copy, or start with an empty folder of ledgers and reduce max_epsilon by what may "
         "have been spent"
     )
 
 
 def _newest(path: Path) -> Path:
-    """The file that holds a ledger's newest line, in a folder beside the ledgers', so that it is not put back with
+    """Return the file of a ledger's newest line, in a folder beside the ledgers, so that it is not restored with
     them."""
     folder = path.absolute().parent
     return folder.with_name(f"{folder.name}.newest") / f"{path.stem}.line"
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes; none if there is no file. An empty file is torn: none is ever written."""
+    """Return the file's content, or b"" if it does not exist; an existing file is never empty unless damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -266,7 +275,7 @@ def _content(path: Path) -> bytes:
 
 
 def _verified(content: bytes, path: Path, merchant: str | None) -> tuple[Entry, ...]:
-    """All entries, of ``merchant`` alone (None: of the first entry's), each checked against the one before."""
+    """Verify and return all entries, which must belong to ``merchant``, or if None to one merchant."""
     *lines, rest = content.split(b"\n")
     entries: list[Entry] = []
     for number, line in enumerate(lines, 1):
@@ -277,30 +286,30 @@ def _verified(content: bytes, path: Path, merchant: str | None) -> tuple[Entry, 
             raise LedgerError(f"{path}, line {number}: belongs to merchant {entry.merchant}, not to {merchant}")
         entries.append(entry)
     if rest:
-        raise _damaged(path, len(lines) + 1, "the line is torn")
+        raise _damaged(path, len(lines) + 1, "the line is incomplete")
     return tuple(entries)
 
 
 def _entry(line: bytes, path: Path, number: int, previous: str) -> Entry:
     found = _LINE.fullmatch(line)
     if not found:
-        raise _damaged(path, number, "this is no ledger entry")
+        raise _damaged(path, number, "this is not a ledger entry")
     body, check = found[1] + b"}", found[2].decode()
     if _check(previous, body) != check:
-        raise _damaged(path, number, "the check fails: this line was edited, or a line before it removed or moved")
+        raise _damaged(path, number, "the check fails: this line was edited, or an earlier line was removed or moved")
     try:
         fields = json.loads(body)
         if fields.pop("v") != _VERSION:
-            raise LedgerError(f"{path}, line {number}: written by another version of fed-distill; use that one")
+            raise LedgerError(f"{path}, line {number}: written by another version of fed-distill; use that version")
         merchant, time = fields.pop("merchant"), fields.pop("time")
         spends = tuple(Spend(**spend) for spend in fields.pop("spends"))
         return Entry(Charge(**fields, spends=spends), merchant, time, check)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, number, f"its check is right and its content is not ({error})") from error
+        raise _damaged(path, number, f"its check is valid but its content is not ({error})") from error
 
 
 def _line(charge: Charge, merchant: str, previous: str) -> bytes:
-    """The entry as canonical JSON (sorted keys, no spaces) with its check at the end."""
+    """Serialize an entry as canonical JSON (sorted keys, no spaces) with its check at the end."""
     fields: dict[str, Any] = {
         **vars(charge),
         "spends": [
@@ -326,4 +335,4 @@ def _check(previous: str, body: bytes) -> str:
 
 
 def _damaged(path: Path, number: int, problem: str) -> LedgerError:
-    return LedgerError(f"{path}, line {number}: {problem}; put back a whole copy before this merchant spends more")
+    return LedgerError(f"{path}, line {number}: {problem}; restore an intact copy before this merchant spends more")

@@ -1,7 +1,7 @@
-"""Secrets that noise and sampling coins are drawn from: 256 random bits in a file that its owner alone may read.
+"""Secrets for noise and sampling: 256 random bits in a file that only its owner can read.
 
-Whoever has a secret can take the noise off that was drawn from it. So it is made where it is used, it is never sent and
-never written into a report, and a copy of it is as good as the data.
+Whoever has a secret can subtract the noise that was derived from it. It is therefore generated where it is used, never
+sent and never written into a report, and must be protected like the data.
 """
 
 import os
@@ -15,11 +15,11 @@ _SHORTEST = 32
 
 
 def make_secret(path: Path) -> None:
-    """Write 256 random bits as hexadecimal digits, for their owner alone; a file that is there by now is left alone."""
+    """Write 256 random bits as hexadecimal digits, readable by the owner only; keep an existing file."""
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     write_private(made, f"{secrets.token_hex(32)}\n".encode())
     try:
-        os.link(made, path)  # all of it at once, and never over another process's
+        os.link(made, path)  # atomic, and fails if another process was first
     except FileExistsError:
         pass
     finally:
@@ -27,25 +27,25 @@ def make_secret(path: Path) -> None:
 
 
 def read_secret(path: Path) -> str:
-    """The secret in ``path``, made when it is first read, since who made it for somebody else would know it.
+    """Read the secret in ``path``; it is generated on first use.
 
-    Raises ConfigError if it cannot be read, is shorter than 32 characters, or others than its owner may read it.
+    :raises ConfigError: it cannot be read, has fewer than 32 characters, or is readable by other users
     """
     try:
         if not path.exists():
             make_secret(path)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ConfigError(f"others than its owner may read the secret {path}: run chmod 600 {path}")
+            raise ConfigError(f"the secret {path} is readable by other users: run chmod 600 {path}")
         found = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the secret {path}: {error}") from error
     if len(found) < _SHORTEST:
-        raise ConfigError(f"{path} has {len(found)} characters, and a secret has {_SHORTEST} or more")
+        raise ConfigError(f"{path} has {len(found)} characters; a secret requires at least {_SHORTEST}")
     return found
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that nobody but its owner may read, not even for an instant; an existing one is replaced."""
+    """Write a file that is readable by its owner only from the beginning; replace an existing one."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)

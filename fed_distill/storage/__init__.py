@@ -1,1 +1,1 @@
-"""Files, checkpoints and fingerprints: what a run keeps on disk, written atomically."""
+"""Files, checkpoints and fingerprints of a run, written atomically."""

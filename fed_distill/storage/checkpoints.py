@@ -1,8 +1,8 @@
-"""Where a stopped run goes on: tensors and a few JSON values in one file, replaced atomically.
+"""Checkpoints: tensors and JSON values in one file, replaced atomically.
 
-One file holds both, so that they cannot disagree after a crash. Safetensors, so that nothing is unpickled. A checksum
-of both, and of the names of the file and its folder, is in the metadata: a file that was damaged, or put in the place
-of another, is not read.
+Both are in one file, so that they stay consistent after a crash. The format is safetensors, so nothing is unpickled.
+The metadata contains a checksum of the content, the file name and the folder name, so that a damaged or misplaced file
+is rejected.
 """
 
 import json
@@ -24,8 +24,13 @@ AGAIN = "delete it to train this part again"
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at ``path`` by ``tensors`` and JSON-ready ``values``; CheckpointError, with the old one as
-    it was, if the disk is full."""
+    """Replace the checkpoint at ``path``.
+
+    :param path: file to write
+    :param tensors: tensors by name
+    :param values: JSON-serializable values
+    :raises CheckpointError: the disk is full; the previous checkpoint is unchanged
+    """
     with space_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -35,8 +40,13 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[
 
 
 def read_checkpoint(path: Path, remedy: str = AGAIN) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read a checkpoint; None if there is none, CheckpointError naming the file and the ``remedy`` if it cannot be read
-    or is not as it was written."""
+    """Read a checkpoint.
+
+    :param path: file written by ``write_checkpoint``
+    :param remedy: end of the error message: what the user should do
+    :returns: tensors and values, or None if the file does not exist
+    :raises CheckpointError: the file cannot be read or its checksum does not match
+    """
     if not path.exists():
         return None
     try:

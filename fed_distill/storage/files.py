@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside their place, flushed to disk, then renamed into it.
+"""Atomic file operations: write a temporary file, flush it to disk, then rename it.
 
-A reader never sees half a file, and a process killed at any instant leaves the old content or the new
-(POSIX rename(2) is atomic). JSON is written strictly: no NaN, which other languages refuse to read.
+A reader never sees a partial file, and a process that is killed leaves either the old or the new content (POSIX
+rename(2) is atomic). JSON is strict: NaN and infinity are rejected, because many parsers refuse them.
 """
 
 import errno
@@ -26,7 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def as_file_name(name: str) -> str:
-    """``name`` as one file or folder, never ``.`` or ``..``; a long one is cut and told apart by its hash."""
+    """Return ``name`` as a single valid path component; a long name is truncated and made unique by its hash."""
     quoted = quote(name, safe="").replace(".", "%2E")
     if len(quoted) <= _LONGEST_NAME:
         return quoted
@@ -35,19 +35,19 @@ def as_file_name(name: str) -> str:
 
 @contextmanager
 def space_for(path: Path) -> Iterator[None]:
-    """Raise CheckpointError, naming ``path`` and what to do, where its disk or quota is full."""
+    """Raise CheckpointError, naming ``path`` and a remedy, if its disk or quota is full."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         raise CheckpointError(
-            f"{path} cannot be written, its disk is full: free some space, then go on with --resume"
+            f"{path} cannot be written because the disk is full: free some space and continue with --resume"
         ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and whatever above it is missing, so that they outlive a power cut."""
+    """Create ``folder`` and its missing parents, and flush them to disk."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -56,8 +56,13 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str, private: bool = False) -> None:
-    """Replace the file at ``path`` by ``content`` (text as UTF-8), all of it or nothing; CheckpointError, with the old
-    file as it was, if the disk is full. ``private``: none but the owner may read it."""
+    """Replace the file at ``path`` atomically.
+
+    :param path: file to write
+    :param content: new content; text is encoded as UTF-8
+    :param private: make the file readable for its owner only
+    :raises CheckpointError: the disk is full; the previous file is unchanged
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = _beside(path)
     with space_for(path):
@@ -76,10 +81,13 @@ def write_atomic(path: Path, content: bytes | str, private: bool = False) -> Non
 
 
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Replace the folder at ``path`` by what ``fill`` writes into an empty one.
+    """Replace the folder at ``path`` atomically.
 
-    Until ``fill`` has returned, the old folder stays as it is. Of several processes that replace it at once, the last
-    one's stays. CheckpointError if the disk is full.
+    The old folder is unchanged until ``fill`` returns. If several processes replace it concurrently, the last one wins.
+
+    :param path: folder to replace
+    :param fill: writes the new content into an empty folder
+    :raises CheckpointError: the disk is full
     """
     fresh, old = _beside(path), []
     with space_for(path):
@@ -100,7 +108,7 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left beside the files of ``folder`` before it could rename it into place."""
+    """Remove temporary files that a killed process left beside ``folder``."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -109,22 +117,30 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
+    """Flush the entries of a folder to disk, so that a rename in it survives a power failure."""
     _sync(folder)
 
 
 def strict_json(value: Any, source: str, indent: int | None = None) -> str:
-    """``value`` as JSON; raise TrainingError naming ``source`` and the key of a number that is not finite."""
+    """Serialize ``value`` as strict JSON.
+
+    :param value: JSON-serializable value
+    :param source: name of the file, for the error message
+    :raises TrainingError: a number is not finite; the message contains its key
+    """
     bad = _not_finite(value, "")
     if bad is not None:
         raise TrainingError(
-            f"{source}: {bad[0]} is {bad[1]}, which is no result: training diverged or nothing was measured"
+            f"{source}: {bad[0]} is {bad[1]}, not a finite number: training diverged or the metric was not computed"
         )
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; CheckpointError naming it if it is missing or torn."""
+    """Read a JSON file.
+
+    :raises CheckpointError: the file is missing or incomplete
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -134,7 +150,7 @@ def read_json(path: Path) -> Any:
 
 
 def _renamed(folder: Path, path: Path) -> bool:
-    """Rename ``folder`` to ``path``; False if something is there that is in the way."""
+    """Rename ``folder`` to ``path``; return False if the target exists."""
     try:
         os.replace(folder, path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Names for cached results: equal exactly when everything that the result depends on is equal."""
+"""Fingerprints for cache keys: two are equal exactly if all inputs of the cached result are equal."""
 
 import errno
 import hashlib
@@ -19,12 +19,12 @@ _DIGITS = 32
 
 
 def fingerprint(**parts: Any) -> str:
-    """32 hexadecimal digits of the SHA-256 of JSON-ready ``parts``."""
+    """Return the first 32 hexadecimal digits of the SHA-256 of JSON-serializable ``parts``."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 
 def hash_tensors(into: "hashlib._Hash", tensors: "Mapping[str, Tensor]") -> None:
-    """Take names, types, shapes and every bit of ``tensors`` into a hash; their order does not count."""
+    """Add names, types, shapes and values of ``tensors`` to a hash; their order is irrelevant."""
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         into.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -32,13 +32,20 @@ def hash_tensors(into: "hashlib._Hash", tensors: "Mapping[str, Tensor]") -> None
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """Fingerprint of the files' names and contents."""
+    """Return a fingerprint of the names and contents of files."""
     return fingerprint(files=[(path.name, _digest(path)) for path in sorted(paths)])
 
 
 def named_files(value: Any) -> dict[str, str]:
-    """Fingerprints of the files and folders that texts within JSON-ready ``value`` are paths of (texts with a slash or
-    a suffix): what a configuration depends on beside its words. ConfigError for one that cannot be read."""
+    """Return fingerprints of the files and folders that ``value`` refers to.
+
+    A string is treated as a path if it contains a slash or a suffix and the path exists. The content of such a file is
+    part of what a configuration depends on.
+
+    :param value: JSON-serializable value
+    :returns: fingerprints by path
+    :raises ConfigError: a file exists and cannot be read
+    """
     found = {}
     for text in _texts(value):
         path = Path(text)
@@ -50,20 +57,25 @@ def named_files(value: Any) -> dict[str, str]:
             elif path.is_dir():
                 found[text] = files_fingerprint(one for one in path.rglob("*") if one.is_file())
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # then it is no path
+            if error.errno != errno.ENAMETOOLONG:  # too long for a path, so it is not one
                 raise ConfigError(f"{text} cannot be read: {error.strerror}") from error
     return found
 
 
 def own_code(name: str) -> str | None:
-    """Fingerprint of the sources that an import path ``package.module:name`` leads to, those of all its package or of a
-    module that is in none; None for another name. What they import from elsewhere does not count."""
+    """Return a fingerprint of the source code behind an import path.
+
+    It covers the whole top-level package, or the module if there is no package, but no imports from elsewhere.
+
+    :param name: name of a part; an import path is ``package.module:name``
+    :returns: the fingerprint, or None if ``name`` is not an import path
+    """
     module, separator, _ = name.partition(":")
     if not separator or not module.replace(".", "_").isidentifier():
         return None
     try:
         spec = find_spec(module.partition(".")[0])
-    except ValueError:  # of the program that runs, which is no module
+    except ValueError:  # raised for __main__
         spec = None
     if spec is None:
         return None
@@ -73,7 +85,7 @@ def own_code(name: str) -> str | None:
 
 
 def sources_fingerprint(paths: Iterable[Path]) -> str:
-    """Fingerprint of Python files, and of those in folders; what is not there does not count."""
+    """Return a fingerprint of Python files, given directly or in folders; missing paths are ignored."""
     files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
     return files_fingerprint(file for file in files if file.exists())
 

@@ -1,7 +1,9 @@
-"""What is kept of each merchant between rounds: by its site in the state folder, by the server beside its checkpoints.
+"""State of each merchant between rounds.
 
-Kept by round, the newest two: a run that is killed in the middle of a round trains that round again, and then
-needs what was there before it. Of later rounds nothing is: they are of an earlier run of this name.
+A site stores it in its state folder, the server beside its checkpoints.
+
+The state after each of the two newest rounds is kept: a run that is killed during a round repeats it, and needs the
+state from before. The state of later rounds belongs to a previous run of the same name and is dropped.
 """
 
 import os
@@ -19,19 +21,19 @@ from fed_distill.storage.files import as_file_name
 from fed_distill.storage.fingerprint import fingerprint
 
 STUDENTS, CODING = "sites", "coding"
-"""Folders of stores in a site's state folder: students, and what a chain of transport owes or has sent."""
+"""Folders of stores in a site's state folder: students, and residuals and references of codec stages."""
 REMEDY = "put back a copy of it"
 _SUFFIX, _OWNER = ".safetensors", ("arm", "merchant")
 
 
 class MerchantStore:
-    """Weights by (arm of the experiment, seed, merchant, round)."""
+    """Stores weights by (arm of the experiment, seed, merchant, round)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, arm: str, seed: int, merchant: str, round: int, weights: Mapping[str, Tensor]) -> None:
-        """Keep a merchant's weights after ``round``; what is older than the last before it, or later, is dropped."""
+        """Store a merchant's weights after ``round``; drop those of later rounds and all but one of earlier rounds."""
         place = self._place(arm, seed, merchant)
         of = {"store": self._folder.name, "seed": seed, "arm": arm, "merchant": merchant}
         write_checkpoint(place / _file(round), weights, of)
@@ -40,24 +42,32 @@ class MerchantStore:
             (place / _file(number)).unlink()
 
     def load(self, arm: str, seed: int, merchant: str, before: int) -> dict[str, Tensor] | None:
-        """The weights kept last in a round earlier than ``before``; None if there are none. CheckpointError naming the
-        file if it is not as it was written, or another arm's, seed's or merchant's."""
+        """Load the newest weights from before a round.
+
+        :param before: round that begins
+        :returns: the weights, or None if there are none
+        :raises CheckpointError: the file is damaged or belongs to another arm, seed or merchant
+        """
         place = self._place(arm, seed, merchant)
         newest = _newest(place, before)
         return _read(place / _file(newest)) if newest else None
 
     def newest(self, arm: str, seed: int, merchant: str, before: int) -> int:
-        """The last round earlier than ``before`` of which anything is kept; 0 if there is none."""
+        """Return the newest round earlier than ``before`` that has stored weights; 0 if there is none."""
         return _newest(self._place(arm, seed, merchant), before)
 
     def rounds(self, arm: str, seed: int, before: int) -> dict[str, int]:
-        """The same for each merchant of which anything is kept, as ``as_file_name`` calls them."""
+        """Return ``newest`` for each merchant with stored weights, by file name (``as_file_name``)."""
         folder = self._arm(arm, seed)
         return {name: newest for name in sorted(_names(folder)) if (newest := _newest(folder / name, before))}
 
     def check(self, arm: str, seed: int, before: int, least: Mapping[str, int], remedy: str = REMEDY) -> None:
-        """CheckpointError naming a file that ``load`` would read and that is not as it was written, or that is missing:
-        of each merchant in ``least`` something must be kept of that round or a later one."""
+        """Verify all files that ``load`` would read.
+
+        :param least: by merchant, the earliest round that its newest file may be from
+        :param remedy: end of the error message: what the user should do
+        :raises CheckpointError: a file is damaged or missing
+        """
         found = self.rounds(arm, seed, before)
         for merchant in sorted(least.keys() | found.keys()):
             place, newest = self._arm(arm, seed) / merchant, found.get(merchant, 0)
@@ -74,9 +84,9 @@ class MerchantStore:
 
 @dataclass(frozen=True)
 class Stores:
-    """All that is kept of the merchants of one federation below ``state``, which is its sites' too in a simulation.
+    """The stores of one federation below the folder ``state``; in a simulation, its sites share this folder.
 
-    arms: by what name each store keeps it.
+    arms: name of the arm in each store.
     """
 
     state: Path
@@ -84,26 +94,33 @@ class Stores:
     arms: Mapping[str, str]
 
     def rounds(self, before: int) -> dict[str, dict[str, int]]:
-        """As ``MerchantStore.rounds``, by store."""
+        """Return ``MerchantStore.rounds`` of each store."""
         return {
             name: MerchantStore(self.state / name).rounds(arm, self.seed, before) for name, arm in self.arms.items()
         }
 
     def check(self, before: int, least: Mapping[str, Mapping[str, int]], remedy: str = REMEDY) -> None:
-        """CheckpointError unless all is there that ``rounds`` gave, or later, and as it was written."""
+        """Verify each store; see ``MerchantStore.check``.
+
+        :param least: result of an earlier call of ``rounds``
+        """
         for name, arm in self.arms.items():
             MerchantStore(self.state / name).check(arm, self.seed, before, least.get(name, {}), remedy)
 
 
 def kept_as(arm: str, unit: str, settings: Mapping[str, Any] | None) -> str:
-    """By what name the state that merchants keep for an arm is known. That of a protected arm is of its very settings:
-    a student that was trained without this noise must not come in from another run of the same name. ``settings``: None
-    of an arm that is not protected."""
+    """Return the name under which merchants store the state of an arm.
+
+    For an arm with differential privacy the name contains a fingerprint of its settings: a run must not load a student
+    that another run of the same name trained with less noise.
+
+    :param settings: privacy settings, or None without differential privacy
+    """
     return arm if settings is None else f"{arm} {unit} {fingerprint(settings=settings)}"
 
 
 def drop_stores(state: Path) -> None:
-    """Drop what is kept for a next round: of a run that is finished, nobody reads it again."""
+    """Delete the merchants' state of a finished run."""
     for name in (STUDENTS, CODING):
         if (state / name).exists():
             shutil.rmtree(state / name)
@@ -119,7 +136,7 @@ def _rounds(place: Path) -> list[int]:
 
 
 def _names(folder: Path) -> list[str]:
-    """What is in a folder; nothing if there is none. Faster than ``glob``: there may be a folder for each of many."""
+    """List a folder; empty if it does not exist. Faster than ``glob``, as there may be one folder per merchant."""
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -127,14 +144,14 @@ def _names(folder: Path) -> list[str]:
 
 
 def _read(path: Path, remedy: str = REMEDY) -> dict[str, Tensor] | None:
-    """What was kept in a merchant's file; CheckpointError if it is not what ``save`` wrote there."""
+    """Read the file of a merchant; raise CheckpointError if it is damaged."""
     found = read_checkpoint(path, remedy)
     if found is None:
         return None
     of = found[1]
     where = Path(str(of.get("store")), f"seed-{of.get('seed')}", *(as_file_name(str(of.get(name))) for name in _OWNER))
     if path.parent.parts[-len(where.parts) :] != where.parts:
-        raise CheckpointError(f"{path} is what {where} should hold; {remedy}")
+        raise CheckpointError(f"{path} contains {where}, not its own content; {remedy}")
     return found[0]
 
 

@@ -1,7 +1,7 @@
-"""Files that hold a SHA-256 of their own content, which is verified before the content is used.
+"""Files with a SHA-256 of their own content, verified on every read.
 
-It covers the names of the file and its folder too, so that a file in the place of another is found. A checksum is no
-signature: whoever edits a file on purpose can write a new one. ``storage.checkpoints`` does the same for tensors.
+The checksum covers the names of the file and its folder, so that a misplaced file is detected. It is not a signature:
+anybody who edits the file can compute a new one. ``storage.checkpoints`` does the same for tensors.
 """
 
 import hashlib
@@ -15,26 +15,29 @@ from fed_distill.storage.files import read_json, replace_folder, strict_json
 
 KEY = "sha256"
 SUMS = "SHA256SUMS"
-"""The checksums of a folder's files, as ``sha256sum --check`` reads them."""
-UNSEALED = "it has no checksum: it is damaged, or from a version of fed-distill that wrote none"
-BROKEN = "its checksum is wrong: it was damaged, edited, or put in the place of another file"
+"""Name of the file with a folder's checksums, in the format of ``sha256sum --check``."""
+UNSEALED = "it has no checksum: it is damaged, or was written by a version of fed-distill without checksums"
+BROKEN = "its checksum does not match: it was damaged, edited or moved"
 DIGEST = hashlib.sha256().digest_size
 _CHUNK = 2**20
 
 
 def started(path: Path) -> "hashlib._Hash":
-    """A hash that begins with where a file belongs; its content comes next."""
+    """Return a hash that covers the name and folder of a file; update it with the content."""
     return hashlib.sha256(f"{path.parent.name}/{path.name}\n".encode())
 
 
 def sealed_json(value: Mapping[str, Any], path: Path, indent: int | None = 1) -> str:
-    """``value`` as a JSON object that begins with its checksum, for the file ``path``; errors as of ``strict_json``."""
+    """Serialize ``value`` as a JSON object with its checksum, for the file ``path``; errors as of ``strict_json``."""
     plain = json.loads(strict_json(value, str(path)))
     return strict_json({KEY: _of_json(plain, path), **plain}, str(path), indent) + "\n"
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Inverse of ``sealed_json``; CheckpointError naming a file that is missing, torn, or not as it was written."""
+    """Read a file written with ``sealed_json``.
+
+    :raises CheckpointError: the file is missing, incomplete or has a wrong checksum
+    """
     found = read_json(path)
     told = found.pop(KEY, None) if isinstance(found, dict) else None
     if told is None:
@@ -46,14 +49,18 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
 
 def checksum(content: bytes, path: Path) -> bytes:
-    """The checksum of ``content``, which the file ``path`` has at its end."""
+    """Return the checksum of ``content``, to be appended to the file ``path``."""
     hashed = started(path)
     hashed.update(content)
     return hashed.digest()
 
 
 def check_end(path: Path) -> None:
-    """ValueError unless the file ``path`` ends in the checksum of what comes before; OSError if it cannot be read."""
+    """Verify the checksum at the end of a file.
+
+    :raises ValueError: the checksum does not match
+    :raises OSError: the file cannot be read
+    """
     hashed, left = started(path), path.stat().st_size - DIGEST
     with path.open("rb") as file:
         while left > 0 and (part := file.read(min(_CHUNK, left))):
@@ -64,7 +71,7 @@ def check_end(path: Path) -> None:
 
 
 def replace_sealed_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """As ``replace_folder``, and write the checksums of all files in the folder into it."""
+    """Replace a folder (see ``replace_folder``) and write the checksums of its files into it."""
 
     def filled(fresh: Path) -> None:
         fill(fresh)
@@ -74,14 +81,17 @@ def replace_sealed_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """CheckpointError unless the files in the folder are those that ``replace_sealed_folder`` wrote there."""
+    """Verify the files of a folder written by ``replace_sealed_folder``.
+
+    :raises CheckpointError: a file is missing, added or changed
+    """
     try:
         told = (path / SUMS).read_bytes()
         found = _sums(path, path.name).encode()
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
     if told != found:
-        raise CheckpointError(f"the files in {path} are not those that its {SUMS} lists")
+        raise CheckpointError(f"the files in {path} do not match the checksums in {SUMS}")
 
 
 def _sums(folder: Path, name: str) -> str:
@@ -97,5 +107,8 @@ def _of_json(value: Any, path: Path) -> str:
 
 
 def chained(before: str, record: Mapping[str, Any]) -> str:
-    """The hash of a federation's lines up to ``record``, from that of all ``before`` it; empty before the first."""
+    """Return the hash of a federation's records up to ``record``.
+
+    :param before: hash up to the previous record; empty for the first
+    """
     return hashlib.sha256(f"{before}{strict_json(record, 'metrics.jsonl')}".encode()).hexdigest()

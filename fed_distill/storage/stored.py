@@ -1,7 +1,7 @@
-"""Arrays on disk that are expensive to make: read if they are there and sound, else made and kept.
+"""Cache of expensive arrays on disk.
 
-They are memory-mapped when read, so that many processes of one machine share them. A file that is torn, or not as it
-was written, is reported in the log and made again.
+Arrays are memory-mapped, so that processes on one machine share them. A damaged file is reported in the log and
+computed again.
 """
 
 import io
@@ -20,15 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def stored_array(path: Path, what: str, make: Callable[[], Tensor], check: Callable[[Tensor], None]) -> Tensor:
-    """The float32 tensor in the file ``path``, or ``make`` it and keep it there.
+    """Load a float32 tensor from ``path``, or compute and store it.
 
-    ``what`` names it in the log. ``check`` raises ValueError for a stored tensor that cannot be what is asked for.
+    :param path: file of the tensor
+    :param what: description for the log
+    :param make: computes the tensor
+    :param check: raises ValueError if a stored tensor is not the expected one
     """
     if path.exists():
         try:
             return _read(path, check)
         except (OSError, EOFError, ValueError) as error:
-            logger.warning("the stored %s in %s cannot be used and are computed again: %s", what, path, error)
+            logger.warning("the stored %s in %s cannot be used and will be recomputed: %s", what, path, error)
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
@@ -39,7 +42,7 @@ def stored_array(path: Path, what: str, make: Callable[[], Tensor], check: Calla
 
 
 def _read(path: Path, check: Callable[[Tensor], None]) -> Tensor:
-    """Map the file copy-on-write: torch wants writable memory, and writes to it must not reach the file."""
+    """Map the file copy-on-write: torch requires writable memory, and writes must not reach the file."""
     check_end(path)
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     if array.dtype != np.float32:

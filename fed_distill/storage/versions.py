@@ -1,16 +1,16 @@
-"""Which versions of what made a run: the first thing to look at when two runs differ."""
+"""Versions of the software that produced a run."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 CACHE_VERSION = 1
-"""Part of the key of the server's cached students. Increase it with any change that gives other weights for equal
-settings and versions: the golden runs (`tests/e2e/test_golden.py`) show such a change."""
+"""Part of the cache key of the server's students. Increase it with any change that alters the weights for equal
+settings and versions: the golden runs (`tests/e2e/test_golden.py`) detect such a change."""
 PACKAGES = ("torch", "transformers", "flwr")
 
 
 def versions() -> dict[str, str]:
-    """Versions by name: fed-distill, python, then the packages whose release can change a number."""
+    """Return versions by name: fed-distill, Python and the packages that influence numerical results."""
     return {
         "fed-distill": _version("fed-distill"),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of texts."""
+"""The type of encoded examples."""
 
 from collections.abc import Mapping
 

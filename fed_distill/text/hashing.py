@@ -1,8 +1,10 @@
-"""Text to table rows by hashing: no vocabulary to train, ship or keep in step between server and merchants.
+"""Hash texts to rows of an embedding table.
 
-Two views of a text: an unordered bag of words and character n-grams (for towers), and a sequence of word pieces
-(for transformers and LSTMs). Everything is computed over the code points of the whole batch at once. The idea of
-hashed character n-grams is fastText's (Bojanowski et al. 2017, sec. 3.2).
+Hashing needs no vocabulary, so there is none to train, to ship or to keep in sync between server and merchants. There
+are two representations of a text: an unordered bag of words and character n-grams (for two-tower models), and a
+sequence of word pieces (for transformers and LSTMs). Both are computed over the code points of a whole batch at once.
+
+Bojanowski et al., "Enriching word vectors with subword information", TACL 2017, section 3.2.
 """
 
 import unicodedata
@@ -19,14 +21,14 @@ Rows = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.int32]
 
 SEPARATOR, LETTER, DIGIT, IDEOGRAPH = 0, 1, 2, 3
-"""Kinds of code points: what is dropped; letters with their marks; numbers; characters that are words of their own
-(Han, kana, emoji and other symbols)."""
+"""Kinds of code points: separators, which are dropped; letters with their marks; digits; and characters that are words
+of their own (Han, kana, emoji and other symbols)."""
 
 PAD, CLS, SEP = 0, 1, 2
-"""Rows that no piece is hashed to."""
+"""Reserved rows: no piece is hashed to them."""
 
 WHOLE_PIECE = 6
-"""Words of up to so many characters are one piece; longer ones are cut into pieces of ``CUT_PIECE``."""
+"""Maximum length in characters of a word that is one piece; longer words are cut into pieces of ``CUT_PIECE``."""
 CUT_PIECE = 4
 
 _KANA = ((0x3040, 0x3100), (0x31F0, 0x3200))
@@ -39,34 +41,45 @@ _WORD, _UNIGRAM, _BIGRAM, _PIECE, _CONTINUATION = 101, 102, 103, 104, 105
 
 
 def normalize(text: str) -> str:
-    """Compatibility-normalized (NFKC) and case-folded text."""
+    """Case-fold ``text`` and normalize it to Unicode NFKC."""
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def bag_rows(texts: Sequence[str], rows: int, ngrams: Sequence[int] = (3, 4), max_features: int = 512) -> Matrix:
-    """Hash each text's words and character n-grams to rows 1 ... ``rows`` - 1; return int32 ``[texts, features]``.
+    """Hash the words and character n-grams of each text to rows of a table.
 
-    A word is a run of letters and digits, or of ideographs, after ``normalize``. N-grams stay within a word and see
-    its ends; ideographs also give unigrams and bigrams. Words come first, so that a text of more than
-    ``max_features`` features loses n-grams. 0 is padding; a feature that occurs twice is there twice.
+    A word is a run of letters and digits, or of ideographs, after ``normalize``. N-grams do not cross word boundaries
+    and include boundary marks; ideographs also yield unigrams and bigrams. Words come first, so that a text with more
+    than ``max_features`` features loses n-grams. A feature that occurs twice is listed twice.
+
+    :param texts: the texts
+    :param rows: size of the table; features are hashed to rows 1 ... ``rows`` - 1, and 0 is padding
+    :param ngrams: lengths of the n-grams in characters
+    :param max_features: maximum number of features per text
+    :returns: int32 ``[texts, features]``
     """
     return _stack([_bag(chunk, rows, ngrams, max_features) for chunk in _chunks(texts)], len(texts))
 
 
 def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
-    """Hash each text's word pieces, in order, to rows 3 ... ``rows`` - 1; return int32 ``[texts, pieces]``, 0-padded.
+    """Hash the word pieces of each text, in order, to rows of a table.
 
-    Runs of letters and runs of digits of up to ``WHOLE_PIECE`` characters are one piece, longer ones are cut; an
-    ideograph is a piece. A piece that continues a word hashes differently from one that begins it.
+    A run of letters or of digits with up to ``WHOLE_PIECE`` characters is one piece, and a longer one is cut. An
+    ideograph is a piece. A piece at the beginning of a word and an equal one inside a word have different hashes.
+
+    :param texts: the texts
+    :param rows: size of the table; pieces are hashed to rows 3 ... ``rows`` - 1
+    :param max_pieces: maximum number of pieces per text
+    :returns: int32 ``[texts, pieces]``, padded with 0
     """
     return _stack([_pieces(chunk, rows, max_pieces) for chunk in _chunks(texts)], len(texts))
 
 
 @cache
 def _kinds() -> npt.NDArray[np.uint8]:
-    """Kind of every code point."""
+    """Return the kind of every code point, uint8 ``[0x110000]``."""
     of_category = {"L": LETTER, "M": LETTER, "N": DIGIT}
     kinds = np.zeros(0x110000, dtype=np.uint8)
     for code in range(len(kinds)):
@@ -80,8 +93,11 @@ def _kinds() -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Characters:
-    """The characters of a batch that are part of words, aligned: code point, kind, index of the text,
-    and whether a separator, a text's end or neither stands before it."""
+    """Characters of a batch that belong to words.
+
+    codes: code points. kinds: their kinds. texts: index of the text of each character. after_gap: whether a separator
+    or the beginning of the text precedes it.
+    """
 
     codes: Codes
     kinds: npt.NDArray[np.uint8]
@@ -146,7 +162,7 @@ def _pieces(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
 
 
 def _polynomial(codes: Codes, starts: Rows, lengths: Rows) -> Codes:
-    """Sum over each run of (code + 1) * base^(position in the run), modulo 2^64."""
+    """Return the polynomial hash of each run: sum of (code + 1) * base^(position in the run), modulo 2^64."""
     if not len(starts):
         return np.empty(0, dtype=np.uint64)
     powers = np.cumprod(np.full(int(lengths.max()), _BASE, dtype=np.uint64))
@@ -155,7 +171,7 @@ def _polynomial(codes: Codes, starts: Rows, lengths: Rows) -> Codes:
 
 
 def _window(codes: Codes, size: int) -> Codes:
-    """The same sum over every window of ``size`` codes: ``[codes - size + 1]``, empty if there are fewer."""
+    """Return the polynomial hash of every window of ``size`` codes: ``[codes - size + 1]``, empty for a short input."""
     last = max(len(codes) - size + 1, 0)
     powers = np.cumprod(np.full(size, _BASE, dtype=np.uint64))
     total = np.zeros(last, dtype=np.uint64)
@@ -165,7 +181,7 @@ def _window(codes: Codes, size: int) -> Codes:
 
 
 def _row(values: Codes, salt: Codes | int, rows: int) -> Rows:
-    """Mix (the finalizer of splitmix64) and scale to 1 ... rows - 1."""
+    """Mix the values (finalizer of splitmix64) and scale them to 1 ... rows - 1."""
     mixed = values + np.asarray(salt, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -176,7 +192,7 @@ def _row(values: Codes, salt: Codes | int, rows: int) -> Rows:
 
 
 def _matrix(features: Sequence[tuple[Rows, Rows]], texts: int, limit: int) -> Matrix:
-    """Lay lists of (text, row), each sorted by text, out as one padded matrix: the first list first in every text."""
+    """Arrange lists of (text, row), each sorted by text, as one padded matrix; the first list comes first."""
     counts = [np.bincount(owner, minlength=texts) for owner, _ in features]
     width = min(limit, int(np.sum(counts, axis=0).max(initial=1)) or 1)
     matrix = np.zeros((texts, width), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Keep transformers quiet about what is expected."""
+"""Silence expected output of transformers."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from reporting fresh heads and progress bars: both are expected here."""
+    """Suppress progress bars and warnings about newly initialised heads, which are expected here."""
     output: Any = transformers_logging  # its functions are untyped
     verbosity, bars = output.get_verbosity(), output.is_progress_bar_enabled()
     output.set_verbosity(logging.ERROR)

@@ -1,7 +1,7 @@
 """Token sequences for transformers and LSTMs: ``[CLS] text [SEP]`` or ``[CLS] text [SEP] pair [SEP]``, padded with 0.
 
-Models from scratch use hashed word pieces, which need no vocabulary at a merchant; pretrained ones bring their own
-tokenizer as the text of a ``tokenizer.json``, which travels in the model's settings.
+Models trained from scratch use hashed word pieces, so that merchants need no vocabulary. Pretrained models bring their
+own tokenizer as the text of a ``tokenizer.json``, which is part of the model's settings.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,34 @@ from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows
 
 
 class Tokens(Protocol):
-    """Turns texts and pairs into ``input_ids`` and, for pairs, ``segments``, int64 ``[n, length]``: 1 for the tokens of
-    the text, 2 for those of the pair, 0 for padding.
+    """Encodes texts and pairs of texts as ``input_ids`` and, for pairs, ``segments``.
 
-    special: ids that stand for no part of a text, padding among them. mask: one that is shown in the place of a hidden
-    token."""
+    Both are int64 ``[n, length]``. Segments are 1 for tokens of the text, 2 for those of the pair and 0 for padding.
+
+    special: ids that do not represent text, such as padding. mask: id of the mask token.
+    """
 
     special: frozenset[int]
     mask: int
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
-        """Encode ``n`` texts or pairs, each cut to the length that the tokens were made with."""
+        """Encode ``n`` texts or pairs, truncated to the maximum length of this tokenizer."""
 
 
 class HashedTokens:
-    """Word pieces hashed to ``rows`` ids; of a pair that is too long, the longer text is cut first.
+    """Hashes word pieces to ``rows`` ids; of a pair that is too long, the longer text is truncated first.
 
-    [CLS], which is otherwise at the beginning only, stands for a hidden piece too."""
+    [CLS] is also the mask token."""
 
     special = frozenset((PAD, CLS, SEP))
     mask = CLS
 
     def __init__(self, rows: int, max_length: int) -> None:
-        """``rows`` counts the three reserved ids; ``max_length`` counts [CLS] and [SEP]."""
+        """Create the tokenizer.
+
+        :param rows: number of ids, the three reserved ones included
+        :param max_length: maximum number of tokens, [CLS] and [SEP] included
+        """
         self.rows, self.max_length = rows, max_length
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
@@ -72,10 +77,16 @@ class HashedTokens:
 
 
 class PretrainedTokens:
-    """A Hugging Face tokenizer; the ids 0 and ``pad_id`` change places, so that 0 is padding."""
+    """Wraps a Hugging Face tokenizer; the ids 0 and ``pad_id`` are swapped, so that 0 is padding."""
 
     def __init__(self, description: str, pad_id: int, max_length: int) -> None:
-        """``description`` is the text of a ``tokenizer.json``."""
+        """Create the tokenizer.
+
+        :param description: text of a ``tokenizer.json``
+        :param pad_id: id of the padding token in ``description``
+        :param max_length: maximum number of tokens
+        :raises ModelError: ``description`` is not a valid tokenizer
+        """
         try:
             self._tokenizer = Tokenizer.from_str(description)
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -90,7 +101,7 @@ class PretrainedTokens:
         self.mask = self._placed(next(iter(masks), max(special)))
 
     def __deepcopy__(self, memo: dict[int, object]) -> "PretrainedTokens":
-        """Copies of a model share its tokenizer, which never changes."""
+        """Return this object: copies of a model share its tokenizer, which is immutable."""
         return self
 
     def _placed(self, token: int) -> int:
@@ -112,7 +123,7 @@ class PretrainedTokens:
 
 
 def _place(ids: Rows, pieces: Matrix, kept: Rows, start: Rows) -> None:
-    """Copy the first ``kept`` pieces of each row to where they start in ``ids``."""
+    """Copy the first ``kept`` pieces of each row to position ``start`` of ``ids``."""
     column = np.arange(pieces.shape[1])
     row, source = np.nonzero(column < kept[:, None])
     ids[row, start[row] + source] = pieces[row, source]

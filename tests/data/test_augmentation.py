@@ -62,9 +62,9 @@ def test_an_example_is_changed_by_its_own_draws_and_keeps_its_place():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("alone\n", "line 1: it must be two or more"),
-        ("a, b\n\nc,\n", "line 3: it must be two or more"),
-        ("\n", "holds no"),
+        ("alone\n", "line 1: "),
+        ("a, b\n\nc,\n", "line 3: "),
+        ("\n", "no synonyms"),
     ],
 )
 def test_a_dictionary_that_cannot_be_meant_is_said_by_line(content, message, tmp_path):

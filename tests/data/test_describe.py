@@ -50,8 +50,8 @@ def public_only() -> FederatedData:
 
 def test_without_merchants_it_is_of_what_the_server_has(public_only: FederatedData, tmp_path: Path) -> None:
     text = describe(public_only, tmp_path / "new")
-    assert 'data.clients = "elsewhere": the merchants are at real sites' in text
-    assert text.splitlines()[-1].startswith("No picture of the merchants")
+    assert 'data.clients = "elsewhere": the merchants are at remote sites' in text
+    assert text.splitlines()[-1].startswith("No figure of the merchants")
     assert not (tmp_path / "new").exists()
     lines = [line.split() for line in text.splitlines()]
     assert ["public", "(the", "server's)", "6", "all", "that", "are", "here"] in lines

@@ -112,5 +112,5 @@ def test_intents_of_a_table_are_those_that_stand_in_it(tmp_path: Path) -> None:
 
 def test_a_table_of_one_intent_is_refused(tmp_path: Path) -> None:
     rows = [f"question {row},refund,shop {row % 4},t" for row in range(40)]
-    with pytest.raises(DataError, match=r"questions\.csv: a faq task wants two classes or more; the data have"):
+    with pytest.raises(DataError, match=r"questions\.csv: task faq requires at least two classes"):
         load(table(tmp_path, rows))

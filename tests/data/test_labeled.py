@@ -63,7 +63,7 @@ def test_no_row_left_says_why() -> None:
 
 
 def test_pairs_must_fit_the_task() -> None:
-    with pytest.raises(DataError, match=r"relevance has two texts"):
+    with pytest.raises(DataError, match=r"relevance requires two texts"):
         LabeledRows.build(RELEVANCE, ["q"], [0], CONFIG, merchants=["x"])
 
 

@@ -178,7 +178,7 @@ def test_the_recommend_proxy_is_distinct(recommend: FederatedData) -> None:
     [
         ({"merchants": 1}, "option merchants"),
         ({"languages": ["fr"]}, "option languages"),
-        ({"languages": []}, "name one language or more"),
+        ({"languages": []}, "at least one language"),
         ({"merchant": 3}, "has no option 'merchant'"),
     ],
 )

@@ -129,7 +129,7 @@ def test_seventeen_merchants_of_the_published_file_write_german() -> None:
 
 
 def test_recommend_is_not_offered(pricerunner_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"offers: relevance, matching, category"):
+    with pytest.raises(ConfigError, match=r"'recommend'.*: relevance, matching, category"):
         load(config(pricerunner_file, task="recommend"))
 
 

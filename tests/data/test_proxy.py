@@ -127,16 +127,16 @@ def test_a_proxy_set_is_generated_for_other_data(pricerunner_file: Any) -> None:
             DataError,
             "data.proxy_size = 1000000 is more than the public merchants' training rows",
         ),
-        ({"proxy_options": {"rows": 5}}, ConfigError, "are of data.proxy_dataset, which is not given"),
+        ({"proxy_options": {"rows": 5}}, ConfigError, "proxy_options requires data.proxy_dataset"),
         (
             {"proxy_dataset": "marketplace", "proxy_domains": ["phones"]},
             ConfigError,
-            "both say where the proxy set is from",
+            "data.proxy_dataset and data.proxy_domains",
         ),
         (
             {"task": "category", "proxy_domains": ["gardening"]},
             ConfigError,
-            r"data.proxy_domains = 'gardening' is no domain of dataset 'marketplace'; it has: ",
+            r"data.proxy_domains = 'gardening' is not a domain of dataset 'marketplace'; it has: ",
         ),
         (
             {"proxy_dataset": "marketplace", "proxy_options": {"merchants": 4, "rows": 10}, "proxy_size": 10**5},

@@ -22,7 +22,7 @@ def test_the_most_frequent_category_is_positive() -> None:
 
 
 def test_one_category_is_not_a_task() -> None:
-    with pytest.raises(DataError, match=r"two classes or more.*'tv'"):
+    with pytest.raises(DataError, match=r"at least two classes.*'tv'"):
         category_task(["tv", "tv"])
 
 
@@ -49,5 +49,5 @@ def test_a_class_that_is_called_like_an_index_wins_over_the_index() -> None:
 
 
 def test_an_unknown_task_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="'sentiment'; it offers: relevance, category"):
+    with pytest.raises(ConfigError, match="'sentiment'; it has: relevance, category"):
         choose_task("sentiment", "pricerunner", ("relevance", "category"))

@@ -96,5 +96,5 @@ def test_missing_files_columns_and_rows_are_named(tmp_path: Path) -> None:
 
 
 def test_other_tasks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"offers: relevance"):
+    with pytest.raises(ConfigError, match=r"'matching'.*: relevance"):
         load(config(tmp_path, task="matching"))

@@ -126,7 +126,7 @@ def test_all_that_was_kept_is_there_and_later_rounds_do_no_harm(stores):
 def test_what_was_kept_and_is_missing_or_damaged_is_named(stores, tmp_path, lost):
     kept, data = stores.rounds(before=4), (tmp_path / lost).read_bytes()
     (tmp_path / lost).write_bytes(data[:-1] + b"\1")
-    with pytest.raises(CheckpointError, match=rf"{lost} cannot be read \(its checksum is wrong.*; put back a copy"):
+    with pytest.raises(CheckpointError, match=rf"{lost} cannot be read \(its checksum does not match.*; put back a copy"):
         stores.check(4, kept)
     (tmp_path / lost).unlink()
     with pytest.raises(CheckpointError, match=f"{lost} is missing; put back a copy of it"):
@@ -154,5 +154,5 @@ def test_what_another_store_keeps_of_the_same_merchant_is_not_loaded(store, tmp_
         one.save("fedmd", 0, "a", 1, weights(1))
     place = "seed-0/fedmd/a/000001.safetensors"
     shutil.copy(tmp_path / "soft-labels" / place, tmp_path / "sites" / place)
-    with pytest.raises(CheckpointError, match=f"sites/{place} is what soft-labels/seed-0/fedmd/a should hold"):
+    with pytest.raises(CheckpointError, match=f"sites/{place} contains soft-labels/seed-0/fedmd/a"):
         store.load("fedmd", 0, "a", before=2)

@@ -1,4 +1,4 @@
-"""A file that was damaged, edited, or put in the place of another is found by its checksum."""
+"""A file that was damaged, edited, or checksum does not match is found by its checksum."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ def test_json_without_a_checksum_is_not_used(tmp_path, text, problem):
 def test_one_file_in_the_place_of_another_is_found(tmp_path, place):
     one, other = write(tmp_path / "seed-0" / "one.json"), write(tmp_path / "seed-0" / place)
     other.write_bytes(one.read_bytes())
-    with pytest.raises(CheckpointError, match="put in the place of another file"):
+    with pytest.raises(CheckpointError, match="checksum does not match"):
         read_sealed_json(other)
 
 
@@ -74,10 +74,10 @@ def test_a_file_that_ends_in_its_checksum_is_checked_whole(tmp_path):
     other = tmp_path / "other.npy"
     for damaged in (b"", whole[:31], whole[:-1], whole[1:], whole + b"\0", b"\1" + whole[1:], whole[:-1] + b"\0"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="its checksum is wrong"):
+        with pytest.raises(ValueError, match="its checksum does not match"):
             check_end(path)
     other.write_bytes(whole)
-    with pytest.raises(ValueError, match="put in the place of another"):
+    with pytest.raises(ValueError, match="checksum does not match"):
         check_end(other)
 
 
@@ -117,5 +117,5 @@ def test_a_folder_whose_files_have_changed_is_named(folder, damage):
 
 def test_one_folder_in_the_place_of_another_is_found(folder, tmp_path):
     other = folder.rename(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="other are not those that its SHA256SUMS lists"):
+    with pytest.raises(CheckpointError, match="other do not match the checksums in SHA256SUMS"):
         check_folder(other)
