@@ -1,6 +1,6 @@
-"""Names to things: built-in parts by short name, a user's own by import path ``package.module:Attribute``.
+"""Registries: built-in parts by short name, custom parts by import path ``package.module:Attribute``.
 
-A registry holds import paths, not objects, so that listing the methods does not import torch.
+A registry contains import paths instead of objects, so that listing the methods does not import torch.
 """
 
 import difflib
@@ -19,21 +19,35 @@ _allowed: frozenset[str] | None = None
 
 
 def allow_imports(paths: Iterable[str] | None) -> None:
-    """From now on, import for a name nothing but built-in parts and the import ``paths``, and those from where Python
-    looks anyway, not from the working folder. None: whatever is named, as at first.
+    """Restrict imports by name to built-in parts and ``paths``, and exclude the working folder from the search.
 
-    For a process to which names come from elsewhere: a site answers requests that name methods and students.
+    Required in a process that receives names from others: a site answers requests that name methods and students.
+
+    :param paths: allowed import paths; None (the initial state) for no restriction
     """
     global _allowed
     _allowed = None if paths is None else frozenset(paths)
 
 
 class Registry(Mapping[str, str]):
-    """Built-in names of one kind of part, each with the import path of what it names."""
+    """Import paths of the built-in parts of one kind, by name."""
 
-    def __init__(self, kind: str, entries: Mapping[str, str], built_in: Iterable[str] = ()) -> None:
-        """built_in: import paths that are built in too, and have no short name."""
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str],
+        built_in: Iterable[str] = (),
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        """Create a registry.
+
+        :param kind: kind of part, for error messages
+        :param entries: import path of each name
+        :param built_in: import paths that are built in and have no short name
+        :param renamed: current name of each former name, for error messages
+        """
         self.kind = kind
+        self._renamed = dict(renamed or {})
         self._entries = dict(entries)
         self._built_in = frozenset([*self._entries.values(), *built_in])
 
@@ -47,20 +61,23 @@ class Registry(Mapping[str, str]):
         return len(self._entries)
 
     def resolve(self, name: str) -> Any:
-        """Return the object called ``name``.
+        """Import and return the object called ``name``.
 
-        Raise ConfigError with the nearest names if there is none, NotAllowed if it may not be imported
-        (``allow_imports``).
+        :param name: built-in name or import path
+        :raises ConfigError: the name is unknown or was renamed, or the import fails
+        :raises NotAllowed: the import path is not allowed (``allow_imports``)
         """
+        if name in self._renamed:
+            raise ConfigError(f"{self.kind} {name!r} was renamed: use {self._renamed[name]!r}")
         path = self._entries.get(name, name)
         if ":" not in path:
             near = difflib.get_close_matches(name, self._entries, n=3) or sorted(self._entries)
             raise ConfigError(
                 f"unknown {self.kind} {name!r}; did you mean {', '.join(near)}? "
-                f"An own {self.kind} is named by import path: my_package.my_module:MyName"
+                f"A custom {self.kind} is named by import path: my_package.my_module:MyName"
             )
         if _allowed is not None and path not in self._built_in | _allowed:
-            raise NotAllowed(f"rule imports: {self.kind} {name!r} is neither built in nor named there")
+            raise NotAllowed(f"rule imports: {self.kind} {name!r} is neither built in nor listed there")
         module_name, _, attribute = path.partition(":")
         try:
             module = _import(module_name)
@@ -71,13 +88,15 @@ class Registry(Mapping[str, str]):
         try:
             return getattr(module, attribute)
         except AttributeError:
-            raise ConfigError(f"{module_name} has no {attribute!r} (wanted as {self.kind})") from None
+            raise ConfigError(f"{module_name} has no {attribute!r} (required as {self.kind})") from None
 
     def build(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
-        """Build the dataclass called ``name`` from ``options``, checked against its fields and their types.
+        """Build the dataclass called ``name`` from ``options``, validated against its fields and their types.
 
-        Fields in ``given`` come from the program, not from the user, and win nothing: naming one in
-        ``options`` is an error like any unknown option.
+        :param name: built-in name or import path
+        :param options: options of the user
+        :param given: fields set by the program; they are not options, so a user must not set them
+        :raises ConfigError: the name or an option is invalid
         """
         factory = self.resolve(name)
         if not is_dataclass(factory):
@@ -98,8 +117,7 @@ class Registry(Mapping[str, str]):
 
 
 def _import(module_name: str) -> Any:
-    """Import a module, looking in the working folder too, as ``python -m`` does, unless ``allow_imports`` says what
-    may be imported."""
+    """Import a module; search the working folder too, like ``python -m``, unless ``allow_imports`` restricts imports."""
     here = str(Path.cwd())
     if _allowed is not None or here in sys.path or "" in sys.path:
         return importlib.import_module(module_name)

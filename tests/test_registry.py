@@ -45,7 +45,7 @@ def test_short_names_and_import_paths_lead_to_the_same_thing(ovens):
 
 def test_a_near_miss_is_answered_with_the_nearest_names(ovens):
     with pytest.raises(
-        ConfigError, match=r"unknown oven 'ovne'; did you mean oven, stove\? An own oven is named by import path"
+        ConfigError, match=r"unknown oven 'ovne'; did you mean oven, stove\? A custom oven is named by import path"
     ):
         ovens.resolve("ovne")
 
@@ -61,7 +61,7 @@ def test_a_name_like_none_is_answered_with_all_names(ovens):
         ("no_such_package:Thing", "cannot import oven 'no_such_package:Thing': No module named 'no_such_package'"),
         (":Thing", "cannot import oven ':Thing': ValueError: Empty module name"),
         (".kitchen:Thing", "cannot import oven '.kitchen:Thing': TypeError: the 'package' argument is required"),
-        ("kitchen:Fridge", "kitchen has no 'Fridge' \\(wanted as oven\\)"),
+        ("kitchen:Fridge", "kitchen has no 'Fridge' \\(required as oven\\)"),
     ],
 )
 def test_a_wrong_import_path_says_what_is_missing(ovens, path, message):
@@ -147,7 +147,7 @@ def test_of_what_is_not_built_in_only_what_is_allowed_is_imported(ovens, allowed
     assert ovens.resolve("oven") is ovens.resolve("kitchen:Oven") is Oven
     assert ovens.resolve("json:loads") is not None
     for name in ("kitchen:Table", "json:dumps", "os:system", "fed_distill.cli.main:main"):
-        with pytest.raises(NotAllowed, match=r"rule imports: oven .* is neither built in nor named there"):
+        with pytest.raises(NotAllowed, match=r"rule imports: oven .* is neither built in nor listed there"):
             ovens.resolve(name)
     with pytest.raises(ConfigError, match="unknown oven"):
         ovens.resolve("ovn")
@@ -159,3 +159,10 @@ def test_a_built_in_part_may_have_no_short_name(allowed):
     assert hidden.resolve("kitchen:Oven") is Oven
     with pytest.raises(NotAllowed):
         hidden.resolve("kitchen:NotADataclass")
+
+
+def test_a_former_name_is_rejected_with_the_current_one():
+    ovens = Registry("oven", {"oven": "kitchen:Oven"}, renamed={"stove": "oven"})
+    with pytest.raises(ConfigError, match="oven 'stove' was renamed: use 'oven'"):
+        ovens.resolve("stove")
+    assert "stove" not in ovens

@@ -1,8 +1,7 @@
-"""How the merchants' weights become one: aggregators by name.
+"""Aggregators of the merchants' weights, by name.
 
-All but ``fedavg``, ``fedagree`` and those of submodels are Flower's own strategies. Those that take a mean see one
-merchant at a time; the robust ones (agreement, median, trimmed mean, Krum ...) compare all merchants and hold them all
-in memory.
+All but ``fedavg``, ``flame`` and those for submodels are Flower's own strategies. Means process one merchant at a time;
+robust aggregators (FLAME, median, trimmed mean, Krum ...) compare all merchants and hold all of them in memory.
 """
 
 from fed_distill.registry import Registry
@@ -21,11 +20,12 @@ AGGREGATORS = Registry(
         "multikrum": "fed_distill.aggregation.flower:MultiKrum",
         "bulyan": "fed_distill.aggregation.flower:Bulyan",
         "fedsubavg": "fed_distill.aggregation.fedsubavg:FedSubAvg",
-        "fedagree": "fed_distill.aggregation.agreement:FedAgree",
-        "fedsubagree": "fed_distill.aggregation.agreement:FedSubAgree",
+        "flame": "fed_distill.aggregation.flame:Flame",
+        "fedsubflame": "fed_distill.aggregation.flame:FedSubFlame",
         "fedsubmedian": "fed_distill.aggregation.robust_rows:FedSubMedian",
         "fedsubtrimmedavg": "fed_distill.aggregation.robust_rows:FedSubTrimmedAvg",
     },
+    renamed={"fedagree": "flame", "fedsubagree": "fedsubflame"},
 )
-SUBMODEL_AGGREGATORS = ("fedsubavg", "fedsubagree", "fedsubmedian", "fedsubtrimmedavg")
-"""Those that merge a table's row over the merchants that sent it: with whole tables they would see nothing of that."""
+SUBMODEL_AGGREGATORS = ("fedsubavg", "fedsubflame", "fedsubmedian", "fedsubtrimmedavg")
+"""Aggregators that average a table's row over the merchants that sent it; they require partial tables."""

@@ -55,7 +55,7 @@ def test_names_in_requests_import_nothing_that_the_rules_do_not_name(tmp_path):
     code, said = restricted("", EACH_REFUSED.format(NOT_NAMED), tmp_path)
     assert code == 0
     for (_, name), line in zip(NOT_NAMED, said.splitlines(), strict=True):
-        assert line.startswith("rule imports: ") and line.endswith(f"{name!r} is neither built in nor named there")
+        assert line.startswith("rule imports: ") and line.endswith(f"{name!r} is neither built in nor listed there")
     assert not (tmp_path / "imported").exists()
 
 

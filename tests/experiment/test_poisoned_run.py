@@ -21,8 +21,8 @@ CHANGES = {
     "training.server_epochs": 3,
     "federation": {"method": "fedavg", "rounds": 5, "validate_every": 5, "label": "mean"},
     "compare": [
-        {"label": "agree", "aggregator": "fedagree"},
-        {"label": "agree, submodels", "aggregator": "fedsubagree"},
+        {"label": "flame", "aggregator": "flame"},
+        {"label": "flame, submodels", "aggregator": "fedsubflame"},
     ],
 }  # fmt: skip
 FLIPPED = {"poisoning": {"share": 0.3, "attack": "sign-flip", "options": {"scale": 3.0}}}
@@ -40,12 +40,12 @@ def runs(tiny_experiment, simulate, tmp_path_factory):
 
 
 @pytest.mark.parametrize("metric", ["ndcg@10", "accuracy"])
-def test_sign_flippers_ruin_the_mean_and_not_the_mean_of_those_that_agree(runs, metric):
+def test_sign_flippers_ruin_the_mean_and_not_flame(runs, metric):
     clean, poisoned = (
         {title: row[metric] for title, row in runs[0][name]["federations"].items()} for name in ("clean", "poisoned")
     )
     assert poisoned["mean"] < clean["mean"] - 2 * WITHIN
-    for robust in ("agree", "agree, submodels"):
+    for robust in ("flame", "flame, submodels"):
         assert poisoned[robust] > clean[robust] - WITHIN
         assert poisoned[robust] > clean["mean"] - WITHIN
 

@@ -135,7 +135,7 @@ def test_a_bug_in_one_cell_has_its_traceback_in_the_log_and_stops_no_other(run, 
 
 def test_a_function_that_cannot_be_imported_fails_in_words(run, small):
     failures, _ = run(small[:1], "nothing")
-    assert list(failures.values()) == ["sham_cells has no 'nothing' (wanted as function for cells)"]
+    assert list(failures.values()) == ["sham_cells has no 'nothing' (required as function for cells)"]
 
 
 def test_a_cell_whose_process_is_killed_fails_and_goes_on_next_time(run, small, tmp_path):

@@ -1,14 +1,14 @@
-"""Who agrees with most others is found as by plain loops over whole updates; who does not, does not count."""
+"""The filter and the clipping of FLAME, compared with plain loops over whole updates."""
 
 import numpy as np
 import pytest
 import torch
 
 from fed_distill.adversaries.attacks import Scaled, SignFlip
-from fed_distill.aggregation import AGGREGATORS, agreement
-from fed_distill.aggregation.agreement import FedAgree, FedSubAgree, agreeing, inner_products, shortened
+from fed_distill.aggregation import AGGREGATORS, flame
 from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.aggregation.fedsubavg import FedSubAvg
+from fed_distill.aggregation.flame import FedSubFlame, Flame, admitted, inner_products, scaled
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
@@ -16,7 +16,7 @@ from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Uplink
 
 FLOATING = ("table", "bias", "scale")
-PLAIN = {"fedagree": WeightedMean(), "fedsubagree": FedSubAvg()}
+PLAIN = {"flame": WeightedMean(), "fedsubflame": FedSubAvg()}
 
 
 def updates(current, weights):
@@ -28,7 +28,7 @@ def updates(current, weights):
 
 @pytest.mark.parametrize("block", [1, 4, 2048])
 def test_inner_products_are_those_of_whole_updates(current, make_uplinks, dense, monkeypatch, block):
-    monkeypatch.setattr(agreement, "BLOCK", block)
+    monkeypatch.setattr(flame, "BLOCK", block)
     uplinks = make_uplinks(8)
     moved = updates(current, dense(uplinks))
     found = inner_products(current, [uplink.need(StudentWeights) for uplink in uplinks])
@@ -45,14 +45,14 @@ def test_a_weight_that_some_did_not_send_has_not_moved_there(current, make_uplin
     )
 
 
-def test_who_has_a_positive_median_cosine_stays():
-    """Merchants 0 to 2 agree; 3 and 4 learned the opposite, the one much longer than the other."""
+def test_merchants_with_a_positive_median_cosine_are_kept():
+    """Updates 0 to 2 agree; 3 and 4 have the opposite direction, 3 with a much larger norm."""
     vectors = np.array([[1.0, 0.2], [1.0, -0.2], [2.0, 0.1], [-50.0, 1.0], [-1.0, 0.0]])
-    assert agreeing(torch.from_numpy(vectors @ vectors.T)).tolist() == [True, True, True, False, False]
+    assert admitted(torch.from_numpy(vectors @ vectors.T)).tolist() == [True, True, True, False, False]
 
 
-def test_liars_that_agree_with_each_other_stand_out_once_the_worst_of_them_is_gone():
-    """4 and 5 help each other and have the help of 6 over the median of all, and not over that of those that stay."""
+def test_the_filter_is_repeated_without_discarded_merchants():
+    """4 and 5 have a positive median cosine only as long as 6, which agrees with both, is not discarded."""
     cosines = torch.tensor(
         [
             [1.0, 0.2, 0.2, 0.2, -0.1, -0.1, -0.2],
@@ -67,20 +67,20 @@ def test_liars_that_agree_with_each_other_stand_out_once_the_worst_of_them_is_go
     )
     others = cosines.numpy()[~np.eye(7, dtype=bool)].reshape(7, 6)
     assert (np.median(others, axis=1) > 0.0).tolist() == [True] * 6 + [False]
-    assert agreeing(cosines).tolist() == [True] * 4 + [False] * 3
+    assert admitted(cosines).tolist() == [True] * 4 + [False] * 3
 
 
-def test_at_least_the_half_that_agrees_most_stays():
-    """Five directions of which no two agree: the median cosine of nobody is positive."""
+def test_at_least_half_of_the_merchants_are_kept():
+    """Five directions with pairwise disagreement: no median cosine is positive."""
     angles = np.arange(5) * 2 * np.pi / 5
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert int(agreeing(torch.from_numpy(vectors @ vectors.T)).sum()) == 3
-    assert agreeing(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [True, True, False, False]
-    assert agreeing(torch.ones(1, 1, dtype=torch.float64)).tolist() == [True]
+    assert int(admitted(torch.from_numpy(vectors @ vectors.T)).sum()) == 3
+    assert admitted(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [True, True, False, False]
+    assert admitted(torch.ones(1, 1, dtype=torch.float64)).tolist() == [True]
 
 
 def alike(current, make_uplinks, size=8):
-    """Merchants whose updates are of one mind: a common direction, and a little of each one's own."""
+    """Uplinks with similar updates: a common direction plus small independent noise."""
     draw = torch.Generator().manual_seed(5)
     common = {name: torch.randn(current[name].shape, generator=draw) for name in FLOATING}
     made = []
@@ -95,21 +95,21 @@ def alike(current, make_uplinks, size=8):
     return made
 
 
-@pytest.mark.parametrize("attack", [SignFlip(), SignFlip(10.0)], ids=["flipped", "flipped and ten times as long"])
+@pytest.mark.parametrize("attack", [SignFlip(), SignFlip(10.0)], ids=["flipped", "flipped and scaled by 10"])
 @pytest.mark.parametrize("name", PLAIN)
-def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, name, attack):
+def test_byzantine_updates_are_discarded_and_the_others_averaged(current, make_uplinks, name, attack):
     uplinks, context = alike(current, make_uplinks), Context(current, 0, 4)
-    lying = [attack.uplink(uplink, context) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
-    merged = AGGREGATORS.build(name, {}).average(current, iter(lying))
-    lengths = inner_products(current, [uplink.need(StudentWeights) for uplink in lying]).diagonal().sqrt()
-    factors = (lengths.sort().values[3] / lengths).clamp_max(1.0)  # of eight the lower one in the middle
-    honest = [shortened(uplinks[place], current, float(factors[place])) for place in range(8) if place not in (1, 6)]
+    received = [attack.uplink(uplink, context) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
+    merged = AGGREGATORS.build(name, {}).average(current, iter(received))
+    norms = inner_products(current, [uplink.need(StudentWeights) for uplink in received]).diagonal().sqrt()
+    factors = (norms.sort().values[3] / norms).clamp_max(1.0)  # torch.median is the lower of the two middle values
+    honest = [scaled(uplinks[place], current, float(factors[place])) for place in range(8) if place not in (1, 6)]
     expected = PLAIN[name].average(current, honest)
     assert all(torch.equal(merged[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("aggregator", [FedAgree(), FedSubAgree()])
-def test_an_agreeing_update_is_no_longer_than_the_median_one(current, make_uplinks, aggregator):
+@pytest.mark.parametrize("aggregator", [Flame(), FedSubFlame()])
+def test_updates_are_clipped_to_the_median_norm(current, make_uplinks, aggregator):
     uplinks, context = alike(current, make_uplinks), Context(current, 0, 4)
     boosted = [Scaled(1000.0).uplink(uplinks[0], context), *uplinks[1:]]
     moved = {name: value - current[name] for name, value in aggregator.average(current, boosted).items()}
@@ -118,14 +118,14 @@ def test_an_agreeing_update_is_no_longer_than_the_median_one(current, make_uplin
         assert float((moved[name] - clean[name]).norm()) < 0.5 * float(clean[name].norm())
 
 
-def test_a_shortened_update_goes_the_same_way(current, make_uplinks, dense):
+def test_a_scaled_update_has_the_same_direction(current, make_uplinks, dense):
     uplink = make_uplinks(1)[0]
-    half = shortened(uplink, current, 0.5)
+    half = scaled(uplink, current, 0.5)
     (whole,), (less,) = updates(current, dense([uplink])), updates(current, dense([half]))
     np.testing.assert_allclose(less, 0.5 * whole, atol=1e-6)
     assert half.need(StudentWeights).arrays["steps"] is uplink.need(StudentWeights).arrays["steps"]
 
 
-def test_nothing_to_merge_is_an_error(current):
-    with pytest.raises(UplinkRejected, match="no merchant sent weights"):
-        FedAgree().average(current, [Uplink("m", 1)])
+def test_a_round_without_weights_is_an_error(current):
+    with pytest.raises(UplinkRejected, match="no uplink of this round has weights"):
+        Flame().average(current, [Uplink("m", 1)])
