@@ -126,9 +126,7 @@ class AtMerchants(Protecting):
             ),
             Revealed("training losses", "not sent"),
             Revealed("its participation in a round", "not hidden"),
-            Revealed(
-                "its refusals and exhausted budget", "sent as a message without figures of its data"
-            ),
+            Revealed("its refusals and exhausted budget", "sent as a message without figures of its data"),
             Revealed("the duration of training", "not hidden: it grows with the number of examples"),
             *scores(config, personal),
             validation(reproducible_noise),

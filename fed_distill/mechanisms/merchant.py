@@ -179,10 +179,10 @@ class PrivateMean:
     noise_multiplier: standard deviation of the noise on the sum in units of the norm (z); 0 clips without noise.
     expected_merchants: expected number of merchants per round (q M). clip_norm: maximum L2 norm of a merchant's update
     over all weights jointly (C); the initial one if adaptive. randomness: the server's secret, or in a simulation the
-    run's seed, followed by the federation. frozen: names of untrained weights. padded: names of tables with an untrained
-    padding row 0. adaptive: update rule of the norm, or None for a fixed norm. exact: derive the noise from all bits of
-    the sum too, so that two sums never share it; in a simulation, where a repeated run may round sums differently, it
-    is derived from the participants instead. Raises ValueError for values out of range, ConfigError if the noise is
+    run's seed, followed by the federation. frozen: names of untrained weights. padded: names of tables with untrained
+    row 0 (padding). adaptive: update rule of the norm, or None for a fixed norm. exact: derive the noise from all bits
+    of the sum too, so that two sums never share it; in a simulation, where a repeated run may round sums differently,
+    it is derived from the participants instead. Raises ValueError for values out of range, ConfigError if the noise is
     too small for adaptive clipping.
     """
 

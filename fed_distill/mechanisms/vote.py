@@ -103,11 +103,11 @@ def queried(config: PrivacyConfig, proxy: int) -> int:
 def _counted(histogram: Tensor, mechanism: "VoteMechanism", queries: int, noise: NoiseSource, round: int) -> Tensor:
     """Answer a public random subset of the queries."""
     order = torch.randperm(len(histogram), generator=seeds.torch_stream(*noise.name, "queries", round))[:queries]
-    queried = histogram[order]
-    counted = b"" if noise.reproducible else hashlib.sha256(queried.contiguous().numpy().data).digest()
+    selected = histogram[order]
+    counted = b"" if noise.reproducible else hashlib.sha256(selected.contiguous().numpy().data).digest()
     answers = torch.full((len(histogram),), NO_ANSWER)
     stream = Keystream(*noise.name, "vote noise", round, repr(mechanism), counted)
-    answers[order] = mechanism.answers(queried, stream)
+    answers[order] = mechanism.answers(selected, stream)
     return answers
 
 

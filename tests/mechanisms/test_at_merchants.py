@@ -19,11 +19,14 @@ def check(unit, tables):
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales needs optimizer sgd"),
-        ({"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}}, "privacy.row_rate_power needs optimizer sgd"),
+        ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales requires privacy.optimizer = 'sgd'"),
+        (
+            {"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}},
+            "privacy.row_rate_power requires privacy.optimizer = 'sgd'",
+        ),
         (
             {"privacy": {"row_rate_power": 0.5, "optimizer": "sgd"}, "training": {"submodel": False}},
-            "needs training.submodel",
+            "requires training.submodel",
         ),
         ({"training": {"r_drop": 1.0}}, "clips the gradient of one pass over an example"),
     ],

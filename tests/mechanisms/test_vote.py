@@ -361,5 +361,5 @@ def test_impossible_numbers_are_refused(make, message):
 
 
 def test_a_target_too_small_for_any_noise_is_refused():
-    with pytest.raises(BudgetExceeded, match="no noise keeps"):
+    with pytest.raises(BudgetExceeded, match="no noise level keeps"):
         calibrated(0.001, 1e-5, **COUNTS, accountant="rdp")

@@ -23,13 +23,13 @@ def test_one_example_replaces_its_group_s_or_merchant_s_contribution(unit, noise
 
 
 def test_an_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match="unit must be one of example, group, merchant, vote, not 'none'"):
+    with pytest.raises(ValueError, match="unit must be one of example, group, merchant, vote .* not 'none'"):
         exposure_spends("none", [])
 
 
 def test_an_own_unit_s_release_costs_what_it_states():
     assert exposure_spends("own:Unit", [Spend(4.0, 0.2, 7)], 4.0) == (Spend(1.0, 0.2, 7),)
-    with pytest.raises(ValueError, match="is built in: how far"):
+    with pytest.raises(ValueError, match="'group' is built in"):
         exposure_spends("group", [Spend(4.0, 0.2, 7)], 1.0)
 
 

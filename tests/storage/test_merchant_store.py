@@ -126,7 +126,9 @@ def test_all_that_was_kept_is_there_and_later_rounds_do_no_harm(stores):
 def test_what_was_kept_and_is_missing_or_damaged_is_named(stores, tmp_path, lost):
     kept, data = stores.rounds(before=4), (tmp_path / lost).read_bytes()
     (tmp_path / lost).write_bytes(data[:-1] + b"\1")
-    with pytest.raises(CheckpointError, match=rf"{lost} cannot be read \(its checksum does not match.*; put back a copy"):
+    with pytest.raises(
+        CheckpointError, match=rf"{lost} cannot be read \(its checksum does not match.*; put back a copy"
+    ):
         stores.check(4, kept)
     (tmp_path / lost).unlink()
     with pytest.raises(CheckpointError, match=f"{lost} is missing; put back a copy of it"):
