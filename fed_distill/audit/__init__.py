@@ -1,1 +1,1 @@
-"""Attacks on trained students, and lower bounds on what they leak."""
+"""Privacy audits: attacks on trained students, and lower bounds on epsilon."""

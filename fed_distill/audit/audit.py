@@ -1,8 +1,8 @@
-"""One audit: every attack that the given knowledge allows on a released student, each with what its attacker sees.
+"""Audit a released student with every attack that the available information allows.
 
-An audit finds leaks and never proves that there are none: a weak attack says little. Two yardsticks stand beside each
-AUC: the same score against the student before training, which shows what is due to the choice of non-members, and the
-lower bound on epsilon from canaries, which holds whatever the attack is.
+An audit can find leaks but cannot exclude them: a weak attack proves little. Each AUC is reported beside the same score
+for the student before training, which shows the effect of the choice of non-members, and the canaries' lower bound on
+epsilon, which is valid for any attack.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from fed_distill.audit.victim import Victim
 from fed_distill.audit.white_box import WhiteBoxAudit
 
 EXAMPLE_VARIANCE_FROM = 64
-"""Shadow students from which each example has a variance of its own in LiRA (Carlini et al. 2022, sec. VI-B)."""
+"""Minimum number of shadow students for per-example variances in LiRA (Carlini et al. 2022, section VI-B)."""
 
 THREAT_MODELS: Mapping[str, str] = {
     "loss": (
@@ -59,15 +59,15 @@ THREAT_MODELS: Mapping[str, str] = {
         "which class. Example-level privacy does not promise to hide that."
     ),
 }
-"""What each attacker sees and does, in words, by the attack's name."""
+"""Attacker's knowledge and method, by the attack's name."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """A membership attack by its name in ``THREAT_MODELS``, and how well it works.
+    """The result of a membership attack; names are those in ``THREAT_MODELS``.
 
-    control_auc: AUC of the same score against the student from before training, which has no member in it: what it has
-    above 0.5 is due to the choice of non-members. None where the score is about the change since then.
+    control_auc: AUC of the same score for the student before training, which has no members: a value above 0.5 is due
+    to the choice of non-members. None if the score is a difference to that student.
     """
 
     name: str
@@ -75,13 +75,13 @@ class AttackResult:
     control_auc: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-serializable form."""
         return {**self.separation.to_json(), "control_auc": self.control_auc}
 
 
 @dataclass(frozen=True)
 class Audit:
-    """All attacks on one released student. by_group: as of the ``Victim``. shadows: number of shadow students."""
+    """Results of all attacks on one released student. by_group: see ``Victim``. shadows: number of shadow students."""
 
     attacks: tuple[AttackResult, ...]
     by_group: bool
@@ -94,22 +94,23 @@ class Audit:
     def __post_init__(self) -> None:
         if self.canaries is not None and self.canaries.bound.confidence != self.confidence:
             raise ValueError(
-                f"one audit has one confidence: {self.confidence}, but its canaries {self.canaries.bound.confidence}"
+                f"confidence {self.confidence} of the audit differs from that of its canaries, "
+                f"{self.canaries.bound.confidence}: use one confidence"
             )
 
     @property
     def strongest(self) -> AttackResult:
-        """The membership attack with the largest AUC. Being the best of several, it is above 0.5 by chance: see its
+        """The membership attack with the largest AUC. As the best of several it may exceed 0.5 by chance: see its
         interval."""
         return max(self.attacks, key=lambda attack: attack.separation.auc)
 
     @property
     def epsilon_lower_bound(self) -> float | None:
-        """From the canaries, at ``confidence``; None without."""
+        """The canaries' bound at ``confidence``; None without canaries."""
         return None if self.canaries is None else self.canaries.bound.epsilon
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form. The rates are the largest of any attack; ``nonmembers`` says what an attack has to tell."""
+        """Return a JSON-serializable form. Rates are maxima over attacks; ``nonmembers`` limits their resolution."""
         used = [attack.name for attack in self.attacks]
         used += [name for name in ("canaries", "label_shares", "white_box") if getattr(self, name) is not None]
         return {
@@ -145,13 +146,18 @@ def audit(
     confidence: float = 0.95,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """AttackResult ``victim`` by everything that can be tried with what is given.
+    """Run every attack on ``victim`` that the given information allows.
 
-    recipe: how it was trained, DP included; without one, attacks that train students are left out. shadows: shadow
-    students for LiRA, an even number, 0 for no LiRA. canaries, label_shares, white_box: what ``canary_audit``,
-    ``infer_shares`` and a white-box audit have found; they are only put beside the rest. ``progress`` is called with
-    steps of the shadow students, done and in all. Raises DataError for fewer than two members or non-members, or one
-    without a label.
+    :param victim: the attacked student
+    :param seed: seed of the attacks
+    :param recipe: its training, DP included; without it, attacks with shadow or distilled students are skipped
+    :param shadows: even number of shadow students for LiRA, 0 for none
+    :param canaries: result of ``canary_audit``, to be included
+    :param label_shares: result of ``infer_shares``, to be included
+    :param white_box: result of a white-box audit, to be included
+    :param confidence: confidence of all intervals
+    :param progress: called with (steps done, total steps) of the shadow students
+    :raises DataError: there are fewer than two members or non-members, or one has no label
     """
     attacks = query_attacks(victim, confidence)
     if recipe is not None:
@@ -163,7 +169,7 @@ def audit(
 
 
 def query_attacks(victim: Victim, confidence: float) -> list[AttackResult]:
-    """Attacks that only query the released student, and the one from before training."""
+    """Run attacks that query the released student and the student before training."""
     candidates = victim.candidates
     labels = candidates.labels
     after, before = victim.released(candidates), victim.start(candidates)
@@ -176,7 +182,7 @@ def query_attacks(victim: Victim, confidence: float) -> list[AttackResult]:
 
 
 def proxy_attack(victim: Victim, recipe: Recipe, seed: int, confidence: float) -> AttackResult:
-    """The attack on the soft labels that the victim gives to the proxy set, and on nothing else."""
+    """Run the attack on the victim's soft labels on the proxy set."""
     candidates = victim.candidates
     distilled = recipe.distil(victim.released(recipe.proxy), seed)
     after, before = distilled(candidates), victim.start(candidates)
@@ -192,7 +198,7 @@ def lira_attacks(
     confidence: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[AttackResult]:
-    """The likelihood-ratio attack without and with shadows that saw the example."""
+    """Run the likelihood-ratio attack without and with shadow students trained on the example."""
     candidates = victim.candidates
     after = scaled_confidence(victim.released(candidates), candidates.labels)
     before = scaled_confidence(victim.start(candidates), candidates.labels)
@@ -210,7 +216,7 @@ def lira_attacks(
 def _attack(
     victim: Victim, name: str, scores: FloatArray, control: FloatArray | None, confidence: float
 ) -> AttackResult:
-    """Measure the scores of the candidates, members first."""
+    """Evaluate the scores of the candidates, members first."""
     count = len(victim.members)
     measured = separation(scores[:count], scores[count:], confidence)
     yardstick = None if control is None else separation(control[:count], control[count:], confidence).auc

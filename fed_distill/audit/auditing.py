@@ -1,7 +1,7 @@
-"""Attack a finished run: its federation is trained again without some examples, and asked what it remembers.
+"""Audit a finished run: repeat its federation without some of the examples, and attack the result.
 
-The federation is the run's own, with its merchants, its method and its privacy, in this process; only the merchants'
-data differ. Nothing is charged to the ledgers of the run: what is trained here is never released.
+The federation has the run's merchants, method and privacy, in this process; only the merchants' data differ. Nothing is
+charged to the ledgers of the run, because the students trained here are never released.
 """
 
 import shutil
@@ -69,15 +69,15 @@ from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Uplink
 
 CANARY_DELTA = 1e-5
-"""Delta at which the canaries' bound and the accountant are compared: at n^-1.1 the bound is nearly blind."""
+"""Delta for comparing the canaries' bound with the accountant: at n^-1.1 the bound has almost no power."""
 
 MakeGrid = Callable[[Experiment, FederatedData], Grid]
-"""Gives a grid whose sites hold the merchants of the given data."""
+"""Builds a grid with sites that have the merchants of the given data."""
 
 
 @dataclass
 class Auditing:
-    """What an audit of one run needs. folder: the finished run. make_grid: how its merchants are reached."""
+    """The inputs of an audit. folder: folder of the finished run. make_grid: connects to its merchants."""
 
     folder: Path
     experiment: Experiment
@@ -87,9 +87,10 @@ class Auditing:
     def run(self, shadows: int, canaries: int) -> tuple[Audit, float | None]:
         """Attack the run's main federation on its first seed.
 
-        shadows: shadow students of LiRA. canaries: how many are flipped into the largest merchant's data. Gives the
-        audit, and the accountant's epsilon at ``CANARY_DELTA`` that the canaries' bound must not exceed; None where
-        nothing is promised about an example.
+        :param shadows: number of shadow students for LiRA
+        :param canaries: number of canaries, each included in the largest merchant's data with probability 1/2
+        :returns: the audit, and the accountant's epsilon at ``CANARY_DELTA``, which the canaries' bound must not
+            exceed; None without an example-level guarantee
         """
         title = self.experiment.federation.title
         members = Examples.concatenate([merchant.train for merchant in self.data.merchants.values()])
@@ -117,39 +118,39 @@ class Auditing:
 
     @cached_property
     def data(self) -> FederatedData:
-        """The run's data, with the proxy set that it used."""
+        """The run's data, with its proxy set."""
         return self.teaching.data
 
     @cached_property
     def teaching(self) -> Teaching:
-        """The run's teacher, as a rule from the cache."""
+        """The run's teacher, normally from the cache."""
         return prepare_teacher(self.experiment, load(self.experiment.data), self.callbacks)
 
     @cached_property
     def start(self) -> Weights:
-        """The server's student, from which the federation began."""
+        """The server's initial student of the federation."""
         name = self.experiment.student.model
         path = self.folder / "checkpoint" / f"seed-{self.experiment.seed}" / f"server.{name}.safetensors"
         found = read_checkpoint(path)
         if found is None:
-            raise CheckpointError(f"{path} is missing: an audit begins from the student that the run's server had")
+            raise CheckpointError(f"{path} is missing: an audit requires the initial student of the run's server")
         return found[0]
 
     @cached_property
     def student(self) -> TextModel:
-        """The global student's model."""
+        """The model of the global student."""
         config = self.experiment.student
         if config.by_merchant:
-            raise ConfigError("an audit is of one student, and student.by_merchant deals merchants several")
+            raise ConfigError("an audit requires a single student model: student.by_merchant assigns several")
         with seeds.scope(self.experiment.seed, "student", config.model):
             return build_student(config.model, config.options, self.data.task, self.teaching.teacher)
 
     def _released(self, examples: Examples) -> Predictor:
-        """What the federation releases if its merchants have ``examples``."""
+        """Return what the federation releases if its merchants have ``examples``."""
         return self._trained(examples)[0]
 
     def _trained(self, examples: Examples, merchant: str = "") -> tuple[Predictor, float]:
-        """That, and what ``merchant`` has paid at ``CANARY_DELTA``; 0 for none."""
+        """Return the released student, and the epsilon of ``merchant`` at ``CANARY_DELTA``, or 0 if unnamed."""
         data = regrouped(self.data, examples)
         with self._federation(data) as federation:
             progress = federate(federation, lambda record: None, lambda progress: None)
@@ -165,7 +166,7 @@ class Auditing:
         return predictor(self.student, progress.state.weights), spent
 
     def _canaries(self, count: int) -> tuple[CanaryAudit, float | None]:
-        """Canaries of shuffled words in the data of the merchant with the most examples."""
+        """Audit with canaries of shuffled words in the data of the largest merchant."""
         merchant = max(self.data.merchants, key=lambda name: (len(self.data.merchants[name].train), name))
         own = self.data.merchants[merchant].train
         others = [one.train for name, one in self.data.merchants.items() if name != merchant]
@@ -188,7 +189,7 @@ class Auditing:
         return found, spent[0] if isinstance(self._mechanism, AtMerchants) else None
 
     def _label_shares(self, title: str) -> ShareInference:
-        """Guess each merchant's shares of the classes from what it sends in the first round."""
+        """Infer each merchant's label shares from its uplink of the first round."""
         classes = len(self.data.task.classes)
         public = label_shares(self.data.public.labels, classes)
         before = predictor(self.student, self.start)(self.data.proxy)
@@ -211,7 +212,8 @@ class Auditing:
         return infer_shares(guesses, truths, public)
 
     def _guessed_shares(self, uplink: Uplink, before: FloatArray, public: FloatArray) -> FloatArray:
-        """From the part of an uplink that tells most; ``before``: what the common student makes of the proxy set."""
+        """Infer them from the most informative payload; ``before``: predictions of the initial student on the proxy
+        set."""
         if means := uplink.get(ClassMeans):
             return shares_from_presence(means.present.numpy(), public)
         if labels := uplink.get(SoftLabels):
@@ -228,7 +230,7 @@ class Auditing:
         return shares_from_soft_labels(sent, before, public)
 
     def _recipe(self, examples: int) -> Recipe:
-        """How an attacker imitates the federation: one student on everybody's examples, for as many epochs in all."""
+        """Return the attacker's imitation of the federation: one student on all examples, for as many epochs."""
         config, federation = self.experiment.privacy, self.experiment.federation
         method = METHODS.build(federation.method, federation.options)
         epochs = float(getattr(method, "local_epochs", 1.0)) * federation.rounds
@@ -254,7 +256,7 @@ class Auditing:
 
     @contextmanager
     def _federation(self, data: FederatedData) -> Iterator[Federation]:
-        """The run's main federation over other data, in a folder that is gone afterwards."""
+        """Open the run's main federation on other data, in a temporary folder."""
         scratch = Path(tempfile.mkdtemp(prefix="audit-"))
         experiment = self.experiment.model_copy(
             update={
@@ -296,7 +298,7 @@ class Auditing:
 
 
 def regrouped(data: FederatedData, examples: Examples) -> FederatedData:
-    """``data`` whose merchants train on those of ``examples`` that are theirs; merchants without any are left out."""
+    """Return ``data`` with the merchants' training sets replaced by ``examples``; drop merchants without any."""
     names = np.array(examples.merchants, dtype=object)
     merchants = {}
     for name, merchant in data.merchants.items():

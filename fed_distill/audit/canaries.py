@@ -1,7 +1,7 @@
-"""A one-run audit with canaries: examples that stand out, each put into a merchant's training data by a coin flip.
+"""Privacy auditing in one run: each canary is included in a merchant's training data with probability 1/2.
 
-What training really protects shows in how well the coin flips can be guessed from the final student. Training is a
-function here, so that one merchant's training, or a whole federation that the merchant takes part in, can be audited.
+The accuracy of guesses about inclusion, from the final student, bounds the privacy of the training. Training is a
+function here, so that a merchant's training and a whole federation can be audited.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,35 +19,41 @@ from fed_distill.data.examples import Examples
 from fed_distill.errors import DataError
 
 GUESS_SHARES = (0.05, 0.1, 0.25, 0.5)
-"""Shares of the canaries guessed to be in, and as many to be out; the best bound of them is taken (union bound)."""
+"""Shares of the canaries guessed as included, and as excluded; the best bound is used, with a union bound."""
 
 Kind = Literal["mislabeled", "random_text"]
 
 
 @dataclass(frozen=True)
 class CanaryAudit:
-    """What guessing the canaries' coin flips has shown. separation: of included from excluded canaries by score."""
+    """The result of a canary audit. separation: of included from excluded canaries by score."""
 
     bound: Bound
     separation: Separation
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-serializable form."""
         return {"bound": self.bound.to_json(), "separation": self.separation.to_json()}
 
 
 def make_canaries(source: Examples, classes: int, count: int, kind: Kind, seed: int) -> Examples:
-    """``count`` canaries made from the labelled ``source``, which must not be in the training data itself.
+    """Make canaries from labelled examples that are not in the training data.
 
-    mislabeled: distinct rows of ``source``, each with a wrong label drawn evenly. random_text: words drawn from all of
-    its texts, as many as a row has, and a label drawn evenly; they use the features that training knows, which matters
-    where DP trains the proxy set's features only. Each canary is a group of its own; all have the merchant of the first
-    row. Raises DataError for fewer than two classes, or a source that is too small.
+    Each canary forms its own group; all have the merchant of the first row.
+
+    :param source: labelled examples
+    :param classes: number of classes
+    :param count: number of canaries
+    :param kind: ``mislabeled`` for distinct rows of ``source`` with uniformly random wrong labels, ``random_text`` for
+        random words of its texts with uniformly random labels, which uses known features only, as is necessary if DP
+        trains the proxy set's features only
+    :param seed: seed of the draw
+    :raises DataError: there are fewer than two classes, or ``source`` is too small
     """
     if classes < 2:
-        raise DataError(f"a canary needs a wrong label, and there are {classes} classes")
+        raise DataError(f"mislabeled canaries require at least two classes, not {classes}")
     if count < 1 or len(source) < (count if kind == "mislabeled" else 1):
-        raise DataError(f"{count} canaries cannot be made from {len(source)} examples: ask for fewer, or give more")
+        raise DataError(f"{len(source)} examples are too few for {count} canaries: use fewer canaries or more examples")
     draw = seeds.numpy_stream(seed, "canaries", kind)
     rows = source.take(draw.choice(len(source), count, replace=kind == "random_text"))
     if kind == "mislabeled":
@@ -72,24 +78,29 @@ def canary_audit(
     confidence: float = 0.95,
     guess_shares: Sequence[float] = GUESS_SHARES,
 ) -> CanaryAudit:
-    """Train once on ``base`` and a random half of the ``canaries``, and bound epsilon of that training from below.
+    """Train once on ``base`` and a random half of the ``canaries``, and return a lower bound on epsilon.
 
-    train: the training that is audited, from one merchant's examples to the released student as a predictor; its own
-    draws must be independent of the coins, as those of ``runtime.seeds`` are. start: the student before it. delta: that
-    of the accountant's epsilon that the bound is compared with; where 2 * canaries * delta is not far below
-    1 - ``confidence`` the bound says little: take fewer canaries, or ask the accountant at a smaller delta.
+    The score of a canary is the decrease of its loss in training, as ``scaled_confidence``: logits are more informative
+    than losses near 0. The bound applies to this training, canaries included, at example level (add or remove one), and
+    is valid for any canaries and score. ``confidence`` and ``guess_shares`` must be chosen in advance.
 
-    A canary's score is how much training has lowered its loss, as ``scaled_confidence``: logits tell more apart than
-    losses near 0 do. The bound is one on the epsilon of this training, its canaries included, for the unit "example"
-    (add or remove one), and holds whatever canaries and score are; another confidence or other ``guess_shares`` must be
-    chosen before looking.
-    Raises DataError for shares that guess nothing, or too few canaries to flip both ways.
+    :param train: the audited training: from one merchant's examples to the predictor of the released student; its
+        random draws must be independent of the inclusion, as those of ``fed_distill.seeds`` are
+    :param start: predictor of the student before training
+    :param base: the merchant's examples
+    :param canaries: the canaries
+    :param delta: delta of the accountant's epsilon to compare with. If 2 * canaries * delta is not far below
+        1 - ``confidence`` the bound has little power: use fewer canaries or a smaller delta
+    :param seed: seed of the inclusion
+    :param confidence: confidence of the bound
+    :param guess_shares: see ``GUESS_SHARES``
+    :raises DataError: a share gives no guess, or there are too few canaries
     """
     count = len(canaries)
     sizes = sorted({int(share * count) for share in guess_shares} - {0})
     if not sizes or sizes[-1] * 2 > count:
         raise DataError(
-            f"guess_shares {tuple(guess_shares)} of {count} canaries: each must guess one or more, at most half"
+            f"guess_shares {tuple(guess_shares)} of {count} canaries: each must give at least one guess, at most half"
         )
     included = seeds.numpy_stream(seed, "canary coins").random(count) < 0.5
     if not 2 <= int(included.sum()) <= count - 2:
@@ -102,6 +113,6 @@ def canary_audit(
 
 
 def _shuffled(texts: Sequence[str], vocabulary_of: Sequence[str], draw: np.random.Generator) -> tuple[str, ...]:
-    """Texts of as many words as ``texts`` have, drawn from all words of ``vocabulary_of``."""
+    """Return texts with the lengths of ``texts`` in words, drawn from all words of ``vocabulary_of``."""
     words = [word for text in vocabulary_of for word in text.split()] or [""]
     return tuple(" ".join(words[at] for at in draw.integers(0, len(words), len(text.split()))) for text in texts)

@@ -1,7 +1,7 @@
-"""Canary merchants for the noise that a server adds: to the mean update (unit ``merchant``), and to votes (``vote``).
+"""White-box audit of central noise with canary merchants: mean update (unit ``merchant``) and votes (``vote``).
 
-The aggregator and the count of votes are production code, with the names that their noise is drawn by. A canary
-merchant moves a number of its own by far more than the clip, or votes where one vote decides.
+Aggregator and vote count are production code, with their own noise streams. A canary merchant changes one coordinate by
+far more than the clipping norm, or votes on queries that a single vote decides.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,19 +26,19 @@ from fed_distill.transport.messages import Uplink
 Tally = Callable[[int], Callable[[Tensor], Tensor]]
 
 _STRENGTH = 1000.0
-"""Length of a canary's update in units of the clip at the start, which may adapt."""
+"""Norm of a canary's update relative to the initial clipping norm, which may adapt."""
 _INSTANCES = 400
 _SURELY = 10.0
-"""Standard deviations of noise that a vote which is not in doubt is ahead."""
+"""Margin of a decided vote, in standard deviations of the noise."""
 
 
 @dataclass(frozen=True)
 class MeanAudit:
-    """What an audit of merchant-level DP needs.
+    """Inputs of an audit of merchant-level DP.
 
-    mean: a federation's aggregator before its first round, of a ``CanaryStudent``; its argument tells federations
-    apart. present: which of so many merchants take part in a round (1-based), bool ``[merchants]``. rate: with what
-    probability each does. rounds: of a federation.
+    mean: returns a federation's aggregator before its first round, for a ``CanaryStudent``; its argument distinguishes
+    federations. present: returns which merchants participate in a round (1-based), bool ``[merchants]``. rate: sampling
+    probability. rounds: rounds per federation.
     """
 
     mean: Callable[[int], PrivateMean]
@@ -56,7 +56,7 @@ class MeanAudit:
         references: int = REFERENCES,
         accountant: Accountant = "pld",
     ) -> WhiteBoxAudit:
-        """One federation of a random half of the canaries: epsilon at ``delta`` from below."""
+        """Run one federation with a random half of the canaries and return lower bounds on epsilon at ``delta``."""
         secret = Canaries.drawn(canaries, self.rounds, seed)
         mean, seen = self.mean(0), np.zeros((self.rounds, canaries + references))
         start = {TABLE: torch.zeros(canaries + references + 1, 1)}
@@ -78,11 +78,12 @@ class MeanAudit:
         confidence: float = 0.95,
         accountant: Accountant = "pld",
     ) -> WhiteBoxAudit:
-        """Federations of one canary each, of which ``outsider`` makes what it takes for the aggregator: somebody who
-        knows all but whether the canary is there, and the run's seed but no secret.
+        """Run federations of one canary each against an attacker with the run's seed and without its secrets.
 
-        A canary is guessed to be in where the outsider's first release with it is closer to the true one than its
-        release without. An update of 0 stands for absence, so that who takes part is no help.
+        A canary is guessed as included if the true first release is closer to the attacker's release with it than to
+        the one without. An update of 0 represents absence, so that participation reveals nothing.
+
+        :param outsider: returns the attacker's guess of the aggregator
         """
         secret = Canaries.drawn(_INSTANCES, 1, seed)
         spend = Spend(self.mean(0).noise_multiplier, self.rate, 1)
@@ -101,7 +102,7 @@ class MeanAudit:
 
 
 def _uplinks(merchants: IntArray, directions: FloatArray, strength: float) -> Iterator[Uplink]:
-    """Of each canary merchant, an update of its own number alone."""
+    """Yield the update of each canary merchant, which changes only its own coordinate."""
     for place in merchants.tolist():
         moved = torch.full((1, 1), strength * float(directions[place]))
         rows = {TABLE: torch.tensor([place + 1])}
@@ -110,11 +111,11 @@ def _uplinks(merchants: IntArray, directions: FloatArray, strength: float) -> It
 
 @dataclass(frozen=True)
 class VoteAudit:
-    """What an audit of vote-level DP needs.
+    """Inputs of an audit of vote-level DP.
 
-    tally: of a round (1-based), what turns votes ``[queries, 2]`` into answers, however many queries there are.
-    mechanism: as it is claimed. queries, rounds: of a federation. outsider: ``tally`` as somebody would guess it who
-    knows the run's seed and no secret; None for no such attack.
+    tally: for a round (1-based), maps votes ``[queries, 2]`` to answers, for any number of queries. mechanism: the
+    claimed mechanism. queries, rounds: of a federation. outsider: ``tally`` as guessed by an attacker with the run's
+    seed and without its secrets; None for no such attack.
     """
 
     tally: Tally
@@ -132,12 +133,12 @@ class VoteAudit:
         canaries: int = CANARIES,
         accountant: Accountant = "pld",
     ) -> WhiteBoxAudit:
-        """A federation in which each canary merchant votes on as many queries of its own as are answered for anybody,
-        on all of them for one class or for the other, by a coin.
+        """Run a federation in which each canary merchant votes on its own queries, all for one class or all for the
+        other, with probability 1/2; their number is that of all answered queries.
 
-        A promise about votes is about any others in their place. The other merchants' votes are even, so that one vote
-        decides, and far above the threshold; in every sixteenth query they are at the threshold, so that it decides
-        whether there is an answer.
+        The guarantee is about replaced votes. The other merchants' votes are tied and far above the threshold, so that
+        one vote decides; in every sixteenth query they are at the threshold, so that it decides whether there is an
+        answer.
         """
         secret = Canaries.drawn(canaries, self.rounds, seed)
         answers = self._answers(self.tally, secret.directions, secret.included)
@@ -153,8 +154,9 @@ class VoteAudit:
         return secret.bounds("vote", scores, spends, delta, confidence, accountant)
 
     def _swayed(self, answers: FloatArray, directions: FloatArray) -> FloatArray:
-        """How many more queries show the canary to be in than to be out, ``[m]``, of those that do so in two rounds one
-        after another in which it votes differently. If both have the same noise, none is wrong."""
+        """Return for each canary ``[m]`` the number of queries that indicate inclusion minus those that indicate
+        exclusion, among queries that do so in two successive rounds with different votes. If both rounds have the same
+        noise, no indication is wrong."""
         of_rounds = answers.reshape(len(answers), self.rounds, self._own)
         turned = (directions[1:] != directions[:-1]).T
         both = np.where(of_rounds[:, 1:] == of_rounds[:, :-1], of_rounds[:, 1:], 0.0).sum(axis=2)
@@ -163,7 +165,7 @@ class VoteAudit:
 
     @property
     def _own(self) -> int:
-        """Queries of one canary."""
+        """Number of queries per canary."""
         return min(self.queries, self.mechanism.max_answers)
 
     @property
@@ -171,16 +173,16 @@ class VoteAudit:
         return np.asarray(np.arange(self._own) % 16 == 15)
 
     def _weights(self) -> tuple[FloatArray, FloatArray]:
-        """Log-likelihood ratio of one answer, by round and query, and which of them are of checks, as 0 and 1."""
+        """Return the log-likelihood ratio of an answer by round and query, and which queries are checks, as 0 and 1."""
         checks = np.tile(self._checks, self.rounds)
         noise = np.where(checks, 2.0 * self.mechanism.threshold_noise, np.sqrt(2.0) * self.mechanism.answer_noise)
         ahead = 1.0 / np.maximum(noise, 1.0 / 30.0)
         return np.asarray(log_ndtr(ahead) - log_ndtr(-ahead)), checks.astype(np.float64)
 
     def _votes(self) -> Tensor:
-        """Votes ``[2, own queries, 2]`` with a canary's for the second class, and for the first.
+        """Return votes ``[2, own queries, 2]``, with the canary's for the second class and for the first.
 
-        In a check the second class is far behind, and a vote for it as good as none.
+        In a check the second class is far behind, so that a vote for it has no effect.
         """
         base, mechanism = self.mechanism.threshold, self.mechanism
         votes = torch.full((self._own, 2), base + _SURELY * max(mechanism.threshold_noise, 1.0), dtype=torch.float64)
@@ -190,8 +192,8 @@ class VoteAudit:
         return votes + torch.eye(2, dtype=torch.float64).flip(0).unsqueeze(1)
 
     def _answers(self, tally: Tally, directions: FloatArray, included: BoolArray) -> FloatArray:
-        """1 for an answer (of a check: any) that a canary that is in makes more likely, -1 for one that it makes less
-        likely, 0 for none: ``[canaries, rounds x own queries]``."""
+        """Return 1 for an answer (for a check, any) that an included canary makes more likely, -1 for one that it makes
+        less likely, 0 for none: ``[canaries, rounds x own queries]``."""
         found, votes = [], self._votes()
         for number, direction in enumerate(directions, start=1):
             histogram = votes[torch.from_numpy((direction > 0) == included).long()]

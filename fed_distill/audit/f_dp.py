@@ -1,9 +1,9 @@
-"""A lower bound on epsilon from one training run by f-DP: closer than that of ``one_run`` where noise is Gaussian.
+"""A lower bound on epsilon from one training run by f-DP, tighter than ``one_run`` for Gaussian noise.
 
-Mahloujifar, Melis and Chaudhuri, "Auditing f-differential privacy in one run", ICML 2025 (arXiv 2410.22235). The
-hypothesis is a whole trade-off curve instead of one (epsilon, delta): that of Gaussian mechanisms with the sampling of
-those that are audited, and any noise. Under it nobody guesses too many of many coin flips right. The least private
-curve that the guesses reject gives the bound, which is its epsilon at delta.
+Mahloujifar, Melis and Chaudhuri, "Auditing f-differential privacy in one run", ICML 2025 (arXiv 2410.22235). The null
+hypothesis is a trade-off curve instead of one (epsilon, delta): that of Gaussian mechanisms with the sampling of the
+audited ones and some noise. It limits the number of correct guesses of inclusion. The bound is the epsilon at delta of
+the least private rejected curve.
 """
 
 import math
@@ -20,21 +20,22 @@ from fed_distill.audit.one_run import guessed
 from fed_distill.audit.roc import FloatArray
 
 Curve = Callable[[float], float]
-"""From the probability of an event with a canary in (or out) to the least that it can be with the canary out (or in):
-increasing, convex, at most the identity."""
+"""Maps the probability of an event with a canary included (or excluded) to its minimum with the canary excluded (or
+included): increasing, convex, at most the identity."""
 
 _NOTHING = 1e-15
 _LARGEST = 300.0
-"""Epsilons beyond which no curve is told from the next."""
+"""Upper limit of epsilon; curves beyond are indistinguishable."""
 _STEP = 1.002
 _LEAST, _MOST = -4000, 2000
-"""Powers of ``_STEP``: parameters from 0.0003 to 54."""
+"""Range of the exponents of ``_STEP``: parameters from 0.0003 to 54."""
 
 
 @dataclass(frozen=True)
 class CurveBound:
-    """At ``confidence``, training is not as private as any mechanism of the family whose epsilon at ``delta`` is below
-    ``epsilon``; the guesses are as in ``one_run.Bound``."""
+    """A lower bound: training is less private than any mechanism of the family with a smaller epsilon at ``delta``.
+
+    It holds at ``confidence``; guesses are those of ``one_run.Bound``."""
 
     epsilon: float
     delta: float
@@ -45,30 +46,30 @@ class CurveBound:
     correct: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-serializable form."""
         return dict(vars(self))
 
 
 class Family(Protocol):
-    """Mechanisms with one parameter above 0; a larger one is less private."""
+    """Mechanisms with one positive parameter; larger values are less private."""
 
     def curve(self, parameter: float) -> Curve:
-        """The trade-off curve of one."""
+        """Return the trade-off curve of a parameter."""
 
     def epsilon(self, parameter: float, delta: float) -> float:
-        """Its epsilon at ``delta``."""
+        """Return the epsilon at ``delta`` of a parameter."""
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Gaussian mechanisms, by mu: the sensitivity in standard deviations of the noise (Dong, Roth and Su 2022)."""
+    """Gaussian mechanisms; the parameter is mu, the sensitivity in standard deviations (Dong, Roth and Su 2022)."""
 
     def curve(self, parameter: float) -> Curve:
-        """G_mu (definition 2.6)."""
+        """Return G_mu (definition 2.6)."""
         return lambda x: float(ndtr(ndtri(x) - parameter))
 
     def epsilon(self, parameter: float, delta: float) -> float:
-        """By Balle and Wang 2018, theorem 8."""
+        """Return epsilon by Balle and Wang 2018, theorem 8."""
         from scipy.optimize import brentq
 
         def excess(epsilon: float) -> float:
@@ -85,14 +86,15 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class SampledGaussian:
-    """``steps`` Gaussian mechanisms that take each member with probability ``rate`` below 1, by the inverse of the
-    noise multiplier; their privacy losses are composed numerically, rounded so that no curve is too steep."""
+    """``steps`` Gaussian mechanisms with sampling probability ``rate`` < 1; the parameter is 1 / noise multiplier.
+
+    Privacy losses are composed numerically and rounded so that no curve is too steep."""
 
     rate: float
     steps: int
 
     def curve(self, parameter: float) -> Curve:
-        """From the divergences at many epsilons: P <= e^epsilon Q + delta of events, and so of their complements."""
+        """Compute the curve from divergences at many epsilons: P <= e^epsilon Q + delta for events and complements."""
         epsilons, deltas = _divergences(self.rate, self.steps, parameter)
         grown = np.exp(epsilons)
 
@@ -102,7 +104,7 @@ class SampledGaussian:
         return least
 
     def epsilon(self, parameter: float, delta: float) -> float:
-        """By the accountant."""
+        """Return epsilon by the accountant."""
         from fed_distill.privacy.accounting import Spend, epsilon
 
         return epsilon([Spend(1.0 / parameter, self.rate, self.steps)], delta, "pld")
@@ -110,7 +112,7 @@ class SampledGaussian:
 
 @lru_cache(maxsize=256)
 def _divergences(rate: float, steps: int, parameter: float) -> tuple[FloatArray, FloatArray]:
-    """Epsilons from 0 on, and the larger of both directions' deltas there."""
+    """Return epsilons from 0 on, and the larger delta of both directions at each."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     variance = min(rate**2 * math.expm1(min(parameter**2, 100.0)), rate * parameter**2)
@@ -125,18 +127,19 @@ def _divergences(rate: float, steps: int, parameter: float) -> tuple[FloatArray,
 
 
 def rejected(curve: Curve, canaries: int, guesses: int, correct: int, confidence: float) -> bool:
-    """Whether ``correct`` or more right of ``guesses`` are less probable than 1 - ``confidence`` under ``curve``, F.
+    """Return whether at least ``correct`` of ``guesses`` have probability below 1 - ``confidence`` under ``curve``, F.
 
-    Of a guesser who is right j times with probability p_j, let r_i = sum over j >= i of j p_j / m and h_i that of
-    (g - j) p_j / m, for m canaries and g guesses. A canary and the event that i or more of the others are guessed
-    right, averaged over the canaries, give h_i >= F(r_{i+1}) (section 3). So if p_c is what is left of the confidence,
-    the least that all other p_j can be follows from the top downwards; where they sum to more than 1, that is
-    r_0 + h_0 > g / m, there is no such guesser (algorithm 3, for two secrets each).
-    Raises ValueError unless 0 <= correct <= guesses <= canaries and 0 < confidence < 1.
+    For a guesser with j correct guesses with probability p_j, m canaries and g guesses, let r_i be the sum over j >= i
+    of j p_j / m, and h_i that of (g - j) p_j / m. A canary and the event that at least i of the others are guessed
+    correctly, averaged over the canaries, give h_i >= F(r_{i+1}) (section 3). With p_c = 1 - confidence, the minimum of
+    all other p_j follows from the top downwards; if they sum to more than 1, that is r_0 + h_0 > g / m, no such guesser
+    exists (algorithm 3, for two secrets each).
+
+    :raises ValueError: not 0 <= correct <= guesses <= canaries or not 0 < confidence < 1
     """
     if not (0 <= correct <= guesses <= canaries and 0.0 < confidence < 1.0):
         raise ValueError(
-            f"cannot be: {correct} right of {guesses} guesses on {canaries} canaries, confidence {confidence}"
+            f"impossible: {correct} correct of {guesses} guesses on {canaries} canaries, confidence {confidence}"
         )
     if guesses == 0:
         return False
@@ -145,7 +148,7 @@ def rejected(curve: Curve, canaries: int, guesses: int, correct: int, confidence
     for place in range(correct - 1, -1, -1):
         more = curve(right) - wrong
         if more <= _NOTHING * whole:
-            break  # nothing changes any more
+            break  # converged
         right, wrong = right + place / (guesses - place) * more, wrong + more
         if right + wrong > whole:
             return True
@@ -155,8 +158,7 @@ def rejected(curve: Curve, canaries: int, guesses: int, correct: int, confidence
 def lower_bound(
     family: Family, canaries: int, guesses: int, correct: int, confidence: float, known: float = 0.0
 ) -> float:
-    """The largest parameter, to 0.2 %, that so many right guesses reject at ``confidence``; ``known`` if that is not
-    above it."""
+    """Return the largest parameter, to 0.2 %, that the guesses reject at ``confidence``, at least ``known``."""
 
     def fails(power: int) -> bool:
         return rejected(family.curve(_STEP**power), canaries, guesses, correct, confidence)
@@ -164,7 +166,7 @@ def lower_bound(
     low = round(math.log(known, _STEP)) if known else _LEAST
     if not fails(low + 1 if known else low):
         return known
-    if not known:  # a curve's cost grows with its parameter: go up from a small one
+    if not known:  # cost grows with the parameter, so start from a small one
         low = max(low, next((power for power in range(-2000, low, -250) if fails(power)), low))
     stride = 125
     while low + stride <= _MOST and fails(low + stride):
@@ -184,8 +186,8 @@ def best_curve_bound(
     confidence: float,
     family: Family,
 ) -> CurveBound:
-    """The best bound over ``choices`` of (guesses in, guesses out), valid for all of them at once, as
-    ``one_run.best_bound`` gives its own."""
+    """Return the best bound over ``choices`` of (guesses included, guesses excluded), valid for all jointly; see
+    ``one_run.best_bound``."""
     each, best, of = 1.0 - (1.0 - confidence) / max(len(choices), 1), 0.0, (0, 0, 0)
     for (guesses_in, guesses_out), correct in guessed(scores, included, choices):
         found = lower_bound(family, len(scores), guesses_in + guesses_out, correct, each, best)

@@ -1,4 +1,4 @@
-"""Audit a finished run: attack it, and write what was found beside what was promised into its folder."""
+"""Audit a finished run and add the results to its summary and report."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,23 @@ AUDIT = "audit.json"
 
 
 def audit_run(folder: Path, callbacks: Callback, shadows: int = 16, canaries: int = 400) -> dict[str, Any]:
-    """Attack the run in ``folder``; writes ``audit.json``, and the findings into the summary and the report.
+    """Attack the run in ``folder``; write ``audit.json`` and add the results to the summary and the report.
 
-    Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
+    :param folder: folder of the run
+    :param callbacks: receive the progress
+    :param shadows: even number of shadow students for LiRA, 0 for none
+    :param canaries: number of canaries
+    :returns: the audit, JSON-serializable
+    :raises CheckpointError: the run is not finished
+    :raises ConfigError: the run cannot be audited
     """
     summary, experiment = read_summary(folder), read_experiment(folder)
     if shadows % 2:
         raise ConfigError(f"--shadows must be an even number, not {shadows}: each example is in half of them")
     if experiment.data.clients == "elsewhere":
-        raise ConfigError("an audit attacks with the merchants' data, which this run's sites have kept")
+        raise ConfigError("an audit requires the merchants' data, which are at this run's sites")
     if experiment.student.by_merchant:
-        raise ConfigError("an audit is of one student, and this run's student.by_merchant deals merchants several")
+        raise ConfigError("an audit requires a single student model: student.by_merchant of this run assigns several")
     result, epsilon = Auditing(folder, experiment, make_grid, callbacks).run(shadows, canaries)
     found = {**result.to_json(), "epsilon_of_accountant": None if epsilon is None else bounded(epsilon)}
     brief = {key: value for key, value in found.items() if key not in ("attacks", "canaries", "label_shares")}
@@ -45,5 +51,5 @@ def audit_run(folder: Path, callbacks: Callback, shadows: int = 16, canaries: in
 
 
 def make_grid(experiment: Experiment, data: FederatedData) -> InProcessGrid:
-    """A grid in this process whose merchants have ``data``."""
+    """Return a grid in this process with the merchants of ``data``."""
     return InProcessGrid(build_app(data), experiment.to_run_config())

@@ -1,9 +1,8 @@
-"""Dirac canaries for DP-SGD: examples whose gradient has one entry, trained on by the trainer of the run.
+"""White-box audit of DP-SGD with Dirac canaries: examples with a one-entry gradient, trained by the run's trainer.
 
-Everything that protects is production code: sampling, clipping, noise, their streams, and what is sent. Only the
-student is the audit's own: a table of single numbers, each of which one canary's text looks up, under an objective that
-is linear in what it finds. So a canary's gradient is one entry of known sign, far longer than the clip, whatever the
-weights are: the worst that an example can do.
+Sampling, clipping, noise, their random streams and the release are production code. Only the student is specific to the
+audit: a table of numbers, of which each canary's text selects one, and a linear objective. A canary's gradient is one
+entry of known sign, with a norm far above the clipping norm for any weights: the worst case.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,19 +28,19 @@ from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Learner, Trainer
 
 CANARY_TRAINING = TrainingConfig(optimizer="sgd", learning_rate=1.0, schedule="constant")
-"""What the audited trainer must be made with: a release is then the sum of its noised steps."""
+"""Required settings of the audited trainer: a release is then the sum of its noised steps."""
 
 TABLE = "numbers.weight"
 _STRENGTH = 8.0
-"""Length of a canary's gradient in units of the clip."""
+"""Norm of a canary's gradient relative to the clipping norm."""
 _OF_GROUP = 2
-"""Examples of a canary that is a group."""
+"""Number of examples of a canary group."""
 _RESOLUTION = 1 << 20
-"""Examples that the learner is taken to have: sampling rates are multiples of its inverse."""
+"""Assumed number of examples of the learner: sampling rates are multiples of its inverse."""
 
 
 class CanaryStudent(TextModel):
-    """A table of ``numbers``; a text is the number of a row, from 1 on, and its only logit what stands there."""
+    """A table of ``numbers``; a text is a row number, from 1 on, and the row's value is the only logit."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -51,17 +50,17 @@ class CanaryStudent(TextModel):
             self.numbers.weight.zero_()
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
-        """``row``: int32 ``[texts, 1]``."""
+        """Return ``row``: int32 ``[texts, 1]``."""
         return {"row": torch.tensor([[int(text)] for text in texts], dtype=torch.int32).view(-1, 1)}
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
-        """Logits ``[batch, 1]``."""
+        """Return logits ``[batch, 1]``."""
         return Outputs(self.numbers(batch["row"]).sum(dim=1))
 
 
 def directed(strength: float) -> Objective:
-    """The loss whose gradient by an example's logit is ``strength`` for label 0 and -``strength`` for label 1: a step
-    moves the number of an example with label 1 up."""
+    """Return the loss with gradient ``strength`` for label 0 and -``strength`` for label 1 with respect to the logit: a
+    step increases the number of an example with label 1."""
 
     def losses(outputs: Outputs, references: References) -> Tensor:
         return strength * (1.0 - 2.0 * references["labels"].to(outputs.logits.dtype)) * outputs.logits[:, 0]
@@ -71,12 +70,12 @@ def directed(strength: float) -> Objective:
 
 @dataclass(frozen=True)
 class TrainerAudit:
-    """What an audit of DP-SGD needs.
+    """Inputs of an audit of DP-SGD.
 
-    trainer: made with ``CANARY_TRAINING``. spend: of one release: noise multiplier, sampling rate and steps. releases:
-    how many the merchant makes. names: of a release, from 0 on, the learner's randomness, as production has it.
-    outsider: the same as somebody would guess it who knows the run's seed and no secret; None for no such attack.
-    max_grad_norm: the clip. unit: its name. grouped: whether its members are groups: a canary is then one of two equal
+    trainer: built with ``CANARY_TRAINING``. spend: noise multiplier, sampling rate and steps of one release. releases:
+    number of releases. names: the learner's randomness for a release, from 0 on, as in production. outsider: ``names``
+    as guessed by an attacker with the run's seed and without its secrets; None for no such attack. max_grad_norm:
+    clipping norm. unit: name of the privacy unit. grouped: whether members are groups: a canary then has two equal
     examples.
     """
 
@@ -99,9 +98,11 @@ class TrainerAudit:
         references: int = REFERENCES,
         accountant: Accountant = "pld",
     ) -> WhiteBoxAudit:
-        """Train on a random half of the canaries and bound epsilon at ``delta`` from below.
+        """Train on a random half of the canaries and return lower bounds on epsilon at ``delta``.
 
-        seed: of the coins. Raises TrainingError if the trainer cannot train them, DataError for too few canaries.
+        :param seed: seed of the inclusion
+        :raises TrainingError: training failed
+        :raises DataError: there are too few canaries
         """
         secret = Canaries.drawn(canaries, self.releases, seed)
         student = CanaryStudent(canaries + references + 1)
@@ -111,7 +112,7 @@ class TrainerAudit:
         foreseen = None
         if (
             self.outsider is not None
-        ):  # whoever foresees noise needs no canary: one example, in a place that is not read
+        ):  # predicting noise requires no canary: use one example in an unused row
             last, label = np.array([canaries + references + 1]), [np.array([True])] * self.releases
             foreseen = self._released(student, last, label, self.outsider)[:, : canaries + references]
         scores = secret.scores(seen, foreseen, self.spend)
@@ -119,13 +120,13 @@ class TrainerAudit:
 
     @property
     def _examples(self) -> int:
-        """Of one canary."""
+        """Number of examples per canary."""
         return _OF_GROUP if self.grouped else 1
 
     def _released(
         self, student: CanaryStudent, rows: IntArray, up: Sequence[BoolArray], names: Callable[[int], Randomness]
     ) -> FloatArray:
-        """How each release moves each number, ``[releases, numbers]``, in units of the clip and of one example."""
+        """Return the change of each number by each release, ``[releases, numbers]``, per clipping norm and example."""
         batch = max(1, round(self.spend.sampling_rate * _RESOLUTION))
         privacy = ExampleDP(self.spend.noise_multiplier, self.max_grad_norm, batch, examples=_RESOLUTION)
         start = {TABLE: torch.zeros(student.numbers.weight.shape)}

@@ -1,7 +1,7 @@
-"""A merchant's label shares, guessed from what it sends: how many of its examples are of which class.
+"""Infer a merchant's label shares from its uplink.
 
-Nothing of one example is learnt, so example-level DP does not forbid it; but the mix of a shop's labels is a business
-secret. Whether an uplink gives it away is measured against the guess that needs none: the public shares.
+Label shares reveal nothing about a single example, so example-level DP does not protect them, but they may be a
+business secret. The attack is compared with a guess without an uplink: the public shares.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from fed_distill.errors import DataError
 
 _SMALLEST = 1e-12
 GAINS = tuple(float(gain) for gain in np.logspace(-1, 3, 41))
-"""How much a bias may have to be scaled: ten factors a decade from 0.1 to 1,000."""
+"""Candidate scales of a bias: ten per decade from 0.1 to 1,000."""
 
 
 @dataclass(frozen=True)
 class ShareInference:
-    """How far guesses of merchants' label shares are from the truth, in total variation (0 to 1).
+    """Errors of inferred label shares, in total variation (0 to 1).
 
     errors: of the attack, by merchant. baselines: of the public shares as a guess, by merchant.
     """
@@ -31,16 +31,16 @@ class ShareInference:
 
     @property
     def error(self) -> float:
-        """Mean over the merchants."""
+        """Mean error over the merchants."""
         return float(np.mean(list(self.errors.values())))
 
     @property
     def baseline(self) -> float:
-        """Mean over the merchants of the guess that needs no uplink."""
+        """Mean error of the baseline over the merchants."""
         return float(np.mean(list(self.baselines.values())))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-serializable form."""
         return {
             "error": self.error,
             "baseline": self.baseline,
@@ -50,42 +50,47 @@ class ShareInference:
 
 
 def label_shares(labels: IntArray, classes: int) -> FloatArray:
-    """Share of each class among ``labels``: ``[classes]``. Raises DataError without labels."""
+    """Return the share of each class among ``labels``, ``[classes]``; raise DataError without labels."""
     if not len(labels):
-        raise DataError("label shares need one labelled example at least")
+        raise DataError("label shares require at least one labelled example")
     shares: FloatArray = np.bincount(labels, minlength=classes) / len(labels)
     return shares
 
 
 def shares_from_soft_labels(sent: FloatArray, reference: FloatArray, public: FloatArray) -> FloatArray:
-    """Guess label shares ``[classes]`` from a merchant's soft labels on the proxy set.
+    """Infer label shares ``[classes]`` from a merchant's soft labels on the proxy set.
 
-    sent, reference: the merchant's and the common student's class probabilities ``[proxy, classes]``. public: label
-    shares that the common student was trained with, ``[classes]``. Training on other shares moves the mean prediction
-    of a class as it moves the class's share, so the public share is scaled by the ratio of mean predictions.
+    Training on other label shares changes the mean prediction of a class like its share, so the public shares are
+    scaled by the ratio of mean predictions.
+
+    :param sent: class probabilities of the merchant ``[proxy, classes]``
+    :param reference: class probabilities of the initial student ``[proxy, classes]``
+    :param public: label shares in the initial student's training ``[classes]``
     """
     return _normalized(public * sent.mean(axis=0) / np.maximum(reference.mean(axis=0), _SMALLEST))
 
 
 def shares_from_presence(present: BoolArray, public: FloatArray) -> FloatArray:
-    """Guess label shares ``[classes]`` from which classes a merchant has examples of: the public ones among these."""
+    """Infer label shares ``[classes]`` from the classes that are present: the public shares restricted to them."""
     return _normalized(np.maximum(public, _SMALLEST) * present)
 
 
 def shares_from_bias(change: FloatArray, public: FloatArray, gain: float) -> FloatArray:
-    """Guess label shares ``[classes]`` from the ``change`` ``[classes]`` of the last layer's bias.
+    """Infer label shares ``[classes]`` from the ``change`` ``[classes]`` of the last layer's bias.
 
-    A bias follows the logarithm of its class's share (the gradient of the cross-entropy with respect to it is
-    predicted minus true share), but no training goes all the way: ``gain`` makes up for it, see ``fitted_gain``.
+    A bias tracks the logarithm of its class's share (its gradient is predicted minus true share), but training does not
+    converge: ``gain`` compensates for that, see ``fitted_gain``.
     """
     scaled = gain * change
     return _normalized(public * np.exp(scaled - scaled.max()))
 
 
 def fitted_gain(changes: Sequence[FloatArray], shares: Sequence[FloatArray], public: FloatArray) -> float:
-    """The gain of ``GAINS`` that guesses best for merchants whose shares the attacker knows: ones that it made up.
+    """Return the gain of ``GAINS`` that fits best for the attacker's own synthetic merchants.
 
-    changes, shares: of each made-up merchant, ``[classes]``, trained as the others are on some of the public examples.
+    :param changes: change of the bias ``[classes]`` for each synthetic merchant, trained on public examples
+    :param shares: label shares ``[classes]`` of each
+    :param public: public label shares ``[classes]``
     """
     errors = [
         np.mean(
@@ -102,15 +107,15 @@ def fitted_gain(changes: Sequence[FloatArray], shares: Sequence[FloatArray], pub
 def infer_shares(
     guesses: Mapping[str, FloatArray], truths: Mapping[str, FloatArray], public: FloatArray
 ) -> ShareInference:
-    """Measure guessed label shares of merchants by name against the truth, and against ``public`` as a guess.
+    """Compare inferred label shares by merchant with the truth, and with ``public`` as a baseline.
 
-    Raises DataError without merchants, or for one whose truth is not given.
+    :raises DataError: there are no merchants, or the truth of one is missing
     """
     if not guesses:
-        raise DataError("label shares were guessed of no merchant")
+        raise DataError("there are no merchants with inferred label shares")
     unknown = next((name for name in guesses if name not in truths), None)
     if unknown is not None:
-        raise DataError(f"the true label shares of {unknown} are not given")
+        raise DataError(f"the true label shares of {unknown} are missing")
     return ShareInference(
         {name: total_variation(guess, truths[name]) for name, guess in guesses.items()},
         {name: total_variation(public, truths[name]) for name in guesses},
@@ -118,7 +123,7 @@ def infer_shares(
 
 
 def total_variation(one: FloatArray, other: FloatArray) -> float:
-    """Half the L1 distance of two distributions ``[classes]``, from 0 (equal) to 1 (disjoint)."""
+    """Return half the L1 distance of two distributions ``[classes]``, from 0 (equal) to 1 (disjoint)."""
     return 0.5 * float(np.abs(one - other).sum())
 
 

@@ -1,7 +1,7 @@
-"""A lower bound on epsilon from one training run, by guessing which of many canaries were in it.
+"""A lower bound on epsilon from one training run, by guessing the inclusion of many canaries.
 
-Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023, theorem 5.2: if training is
-(epsilon, delta)-DP, nobody guesses many independent coin flips right. Sound for every training and every way to score.
+Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023, theorem 5.2: (epsilon,
+delta)-DP limits the number of correct guesses of independent coin flips. Valid for any training and any score.
 """
 
 import math
@@ -21,10 +21,10 @@ _PRECISION = 1e-6
 
 @dataclass(frozen=True)
 class Bound:
-    """At ``confidence``, training is not (epsilon, delta)-DP for any epsilon below ``epsilon``; 0 says nothing.
+    """A lower bound: at ``confidence``, training is not (epsilon, delta)-DP for any smaller epsilon.
 
-    canaries: how many coin flips. included_guesses, excluded_guesses: how many canaries were guessed to be in and out
-    of the training data; the rest is left open. correct: guesses that were right.
+    canaries: number of canaries. included_guesses, excluded_guesses: numbers of canaries guessed as included and as
+    excluded; there is no guess for the rest. correct: number of correct guesses.
     """
 
     epsilon: float
@@ -36,20 +36,22 @@ class Bound:
     correct: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-serializable form."""
         return dict(vars(self))
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Largest probability that (epsilon, delta)-DP training lets ``correct`` or more of the ``guesses`` be right.
+    """Return the maximum probability of at least ``correct`` correct guesses under (epsilon, delta)-DP.
 
     With q = e^epsilon / (e^epsilon + 1) and B ~ Binomial(guesses, q): P[B >= correct]
-    + 2 * canaries * delta * max over i of P[correct > B >= correct - i] / i. Raises ValueError unless
-    0 <= correct <= guesses <= canaries, epsilon >= 0 and 0 <= delta <= 1.
+    + 2 * canaries * delta * max over i of P[correct > B >= correct - i] / i.
+
+    :raises ValueError: not 0 <= correct <= guesses <= canaries, epsilon >= 0 and 0 <= delta <= 1
     """
     if not (0 <= correct <= guesses <= canaries and epsilon >= 0.0 and 0.0 <= delta <= 1.0):
         raise ValueError(
-            f"cannot be: {correct} right of {guesses} guesses on {canaries} canaries, epsilon {epsilon}, delta {delta}"
+            f"impossible: {correct} correct of {guesses} guesses on {canaries} canaries, epsilon {epsilon}, "
+            f"delta {delta}"
         )
     chance = 1.0 / (1.0 + math.exp(-epsilon))
     tail = float(binom.sf(correct - 1, guesses, chance))
@@ -61,9 +63,9 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 
 
 def epsilon_lower_bound(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
-    """The largest epsilon, to 1e-6, that so many right guesses reject at ``confidence``; 0 if they reject none.
+    """Return the largest epsilon, to 1e-6, that the guesses reject at ``confidence``; 0 if there is none.
 
-    Rejecting an epsilon rejects all below it, as (epsilon, delta)-DP implies it for every larger epsilon.
+    Rejecting an epsilon rejects all smaller ones, because (epsilon, delta)-DP implies it for every larger epsilon.
     """
 
     def rejected(epsilon: float) -> bool:
@@ -81,12 +83,14 @@ def epsilon_lower_bound(canaries: int, guesses: int, correct: int, delta: float,
 
 
 def guess(scores: FloatArray, included: int, excluded: int) -> IntArray:
-    """Guess 1 for the ``included`` highest scores, -1 for the ``excluded`` lowest, 0 (left open) for the rest: ``[m]``.
+    """Guess 1 for the ``included`` highest scores, -1 for the ``excluded`` lowest and 0 (none) for the rest, ``[m]``.
 
-    Ties go by place. Raises ValueError if that is more than there are.
+    Ties are broken by position.
+
+    :raises ValueError: there are fewer scores than guesses
     """
     if min(included, excluded) < 0 or included + excluded > len(scores):
-        raise ValueError(f"cannot guess {included} in and {excluded} out of {len(scores)} canaries")
+        raise ValueError(f"cannot guess {included} included and {excluded} excluded of {len(scores)} canaries")
     order = np.argsort(-scores, kind="stable")
     guesses = np.zeros(len(scores), dtype=np.int64)
     guesses[order[:included]] = 1
@@ -97,10 +101,14 @@ def guess(scores: FloatArray, included: int, excluded: int) -> IntArray:
 def best_bound(
     scores: FloatArray, included: BoolArray, choices: Sequence[tuple[int, int]], delta: float, confidence: float
 ) -> Bound:
-    """The best bound over ``choices`` of (guesses in, guesses out), valid for all of them at once.
+    """Return the best bound over ``choices``, valid for all jointly by a union bound over k choices.
 
-    scores: ``[m]``, higher for canaries that seem to be in. included: ``[m]``, the coin flips. Having k choices costs
-    a factor k on the error probability (union bound). Raises DataError without choices, or for scores not finite.
+    :param scores: ``[m]``, higher for canaries that are more likely included
+    :param included: inclusion, bool ``[m]``
+    :param choices: pairs of numbers of guesses (included, excluded)
+    :param delta: delta of the bound
+    :param confidence: confidence of the bound
+    :raises DataError: there are no choices, or a score is not finite
     """
     each = 1.0 - (1.0 - confidence) / max(len(choices), 1)
     bounds = []
@@ -113,12 +121,12 @@ def best_bound(
 def guessed(
     scores: FloatArray, included: BoolArray, choices: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], int]]:
-    """Each of ``choices`` and how many of its guesses are right.
+    """Yield each of ``choices`` and its number of correct guesses.
 
-    Raises DataError without choices, or for scores not finite.
+    :raises DataError: there are no choices, or a score is not finite
     """
     if not choices:
-        raise DataError("a bound from canaries needs one choice of guesses at least")
+        raise DataError("a bound from canaries requires at least one choice of guesses")
     if not np.isfinite(scores).all():
         raise DataError(f"the score of canary {int(np.flatnonzero(~np.isfinite(scores))[0])} is not finite")
     for choice in choices:

@@ -1,8 +1,8 @@
-"""How well a score tells members from non-members: ROC, AUC, and the true-positive rate at few false positives.
+"""How well a score separates members from non-members: ROC, AUC, and true-positive rates at low false-positive rates.
 
-An attack that is sure of a few members is worse for them than one that is a little right about all, so the rate at
-1 % and 0.1 % false positives is reported beside the AUC (Carlini et al., "Membership inference attacks from first
-principles", S&P 2022, sec. IV). A higher score always means "member".
+An attack that identifies a few members with certainty is more harmful than one that is slightly better than chance for
+all, so the rates at 1 % and 0.1 % false positives are reported beside the AUC (Carlini et al., "Membership inference
+attacks from first principles", S&P 2022, section IV). Higher scores always mean "member".
 """
 
 import math
@@ -22,14 +22,14 @@ Interval = tuple[float, float]
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 """False-positive rates at which the true-positive rate is reported."""
 CURVE_RATES = (0.0, *(float(f"{rate:.3g}") for rate in np.logspace(-4, 0, 41)))
-"""False-positive rates at which a stored ROC curve is known: 0, then ten a decade from 0.0001 to 1."""
+"""False-positive rates of a stored ROC curve: 0, then ten per decade from 0.0001 to 1."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of the members with its Clopper-Pearson interval, and how many false positives it was had for.
+    """A true-positive rate with its Clopper-Pearson interval, and its number of false positives.
 
-    The interval is exact for a fixed threshold; the non-members that the threshold is taken from vary too.
+    The interval is exact for a fixed threshold; it ignores the sampling of the non-members.
     """
 
     value: float
@@ -37,16 +37,16 @@ class Rate:
     false_positives: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-serializable form."""
         return {"value": self.value, "interval": list(self.interval), "false_positives": self.false_positives}
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well one score separates members from non-members.
+    """Separation of members from non-members by one score.
 
-    auc: probability that a random member scores above a random non-member, ties counting half. auc_interval: at
-    ``confidence``. true_positive_rates: by false-positive rate. curve: true-positive rate at each of ``CURVE_RATES``.
+    auc: probability that a random member has a higher score than a random non-member, with ties as 1/2. auc_interval:
+    at ``confidence``. true_positive_rates: by false-positive rate. curve: true-positive rates at ``CURVE_RATES``.
     """
 
     members: int
@@ -58,7 +58,7 @@ class Separation:
     confidence: float
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form; the curve as lists of both rates."""
+        """Return a JSON-serializable form; the curve is two lists of rates."""
         return {
             "members": self.members,
             "nonmembers": self.nonmembers,
@@ -71,9 +71,9 @@ class Separation:
 
 
 def separation(members: FloatArray, nonmembers: FloatArray, confidence: float = 0.95) -> Separation:
-    """Measure the scores of ``members`` ``[m]`` against those of ``nonmembers`` ``[n]``.
+    """Compare the scores of ``members`` ``[m]`` with those of ``nonmembers`` ``[n]``.
 
-    Raises DataError for fewer than two of either, or a score that is not finite.
+    :raises DataError: there are fewer than two of either, or a score is not finite
     """
     _check(members, nonmembers)
     area, interval = auc_with_interval(members, nonmembers, confidence)
@@ -86,9 +86,9 @@ def separation(members: FloatArray, nonmembers: FloatArray, confidence: float = 
 
 
 def auc_with_interval(members: FloatArray, nonmembers: FloatArray, confidence: float) -> tuple[float, Interval]:
-    """The Mann-Whitney AUC and its interval (DeLong et al. 1988, by ranks as in Sun and Xu 2014), cut to [0, 1].
+    """Return the Mann-Whitney AUC and its interval (DeLong et al. 1988, by ranks as in Sun and Xu 2014) within [0, 1].
 
-    It takes examples for independent. Where a score separates perfectly the interval has no width.
+    Examples are assumed to be independent. With perfect separation the interval has width 0.
     """
     count, others = len(members), len(nonmembers)
     ranks = rankdata(np.concatenate([members, nonmembers]))
@@ -101,9 +101,9 @@ def auc_with_interval(members: FloatArray, nonmembers: FloatArray, confidence: f
 
 
 def detections(members: FloatArray, nonmembers: FloatArray, false_positive_rate: float) -> tuple[int, int]:
-    """(members, non-members) above the lowest threshold that at most that share of the non-members exceeds.
+    """Count members and non-members above the lowest threshold with at most this false-positive rate.
 
-    Nothing is interpolated: with fewer than 1,000 non-members, a rate of 0.1 % allows no false positive at all.
+    There is no interpolation: with fewer than 1,000 non-members, a rate of 0.1 % allows no false positive.
     """
     allowed = math.floor(false_positive_rate * len(nonmembers) + 1e-9)
     if allowed >= len(nonmembers):
@@ -113,7 +113,7 @@ def detections(members: FloatArray, nonmembers: FloatArray, false_positive_rate:
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float) -> Interval:
-    """The exact two-sided interval of a binomial share (Clopper and Pearson 1934)."""
+    """Return the exact two-sided interval of a binomial share (Clopper and Pearson 1934)."""
     tail = (1.0 - confidence) / 2
     low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
     high = 1.0 if successes == trials else float(beta.ppf(1.0 - tail, successes + 1, trials - successes))
@@ -123,7 +123,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float) -> Interval:
 def _check(members: FloatArray, nonmembers: FloatArray) -> None:
     for name, scores in (("members", members), ("non-members", nonmembers)):
         if len(scores) < 2:
-            raise DataError(f"an attack is measured on two {name} at least, not {len(scores)}")
+            raise DataError(f"an attack requires at least two {name}, not {len(scores)}")
         if not np.isfinite(scores).all():
             row = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise DataError(f"the attack's score of row {row} of the {name} is {scores[row]}")

@@ -1,8 +1,8 @@
-"""Shadow students: the attacker trains students as the victim was, on random halves of the examples in question.
+"""Shadow students: train students like the victim on random halves of the candidate examples.
 
-They are cheap because a cohort trains all of them at once. An attacker that has nothing but soft labels on the proxy
-set first distils a student of its own from them (Jagielski et al., "Students parrot their teachers: membership
-inference on model distillation", NeurIPS 2023, on what a student passes on of its teacher's examples).
+A cohort trains all of them together. An attacker with soft labels on the proxy set only distils a student from them
+first (Jagielski et al., "Students parrot their teachers: membership inference on model distillation", NeurIPS 2023, on
+leakage about a teacher's examples through its student).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +31,15 @@ from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Learner, Trainer
 
 DISTILLING_EPOCHS = 10.0
-"""Epochs over the proxy set in which an attacker distils its student."""
+"""Number of epochs in which an attacker distils its student."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained on somebody's examples: what a merchant does, and what an attacker imitates.
+    """The training procedure of a student, as at a merchant and as imitated by an attacker.
 
-    student: the model, whose own weights are overwritten. start: where training starts. proxy: the shared proxy set.
-    plan, pace, trainer: as at a merchant; several rounds are several times its epochs. privacy: DP-SGD of private
-    phases.
+    student: the model; its weights are overwritten. start: initial weights. proxy: the proxy set. plan, pace, trainer:
+    as at a merchant; several rounds are represented by more epochs. privacy: DP-SGD of private phases.
     """
 
     student: TextModel
@@ -53,11 +52,11 @@ class Recipe:
 
     @cached_property
     def encoded_proxy(self) -> Encoded:
-        """The proxy set, encoded once."""
+        """The encoded proxy set."""
         return self.student.encode(self.proxy.texts, self.proxy.pairs)
 
     def learner(self, name: str, private: Encoded, labels: IntArray, randomness: Randomness) -> Learner:
-        """A learner of this recipe with its own examples."""
+        """Return a learner with its own examples."""
         return Learner(
             name,
             self.student,
@@ -72,7 +71,7 @@ class Recipe:
     def fit(
         self, learners: Sequence[Learner], progress: Callable[[int, int], None] | None = None
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Name and whole weights of each learner when it is trained, in any order; TrainingError if one fails."""
+        """Yield name and final weights of each learner, in any order; raise TrainingError if one fails."""
         plans = {learner.name: self.plan for learner in learners}
         for fitted in self.trainer.fit(learners, plans, self.pace, progress):
             if isinstance(fitted, Failure):
@@ -80,14 +79,14 @@ class Recipe:
             yield fitted.name, completed(fitted.weights, self.start)
 
     def train(self, examples: Examples, seed: int) -> Predictor:
-        """A student trained on ``examples``, as a function that predicts."""
+        """Train a student on ``examples`` and return its predictor."""
         encoded = self.student.encode(examples.texts, examples.pairs)
         return self._fit_one(self.learner("the attacked student", encoded, examples.labels, (seed, "attacked student")))
 
     def distil(self, probabilities: FloatArray, seed: int, epochs: float = DISTILLING_EPOCHS) -> Predictor:
-        """A student distilled from soft labels ``[proxy, classes]`` alone, from the same start, without private data.
+        """Distil a student from soft labels ``[proxy, classes]`` only, without private data.
 
-        Raises DataError if there is not one row for each proxy example.
+        :raises DataError: the number of rows is not that of the proxy set
         """
         if len(probabilities) != len(self.proxy):
             raise DataError(f"there are {len(probabilities)} soft labels for {len(self.proxy)} proxy examples")
@@ -104,14 +103,15 @@ class Recipe:
 
 
 def halves(units: IntArray, shadows: int, generator: np.random.Generator) -> BoolArray:
-    """Which shadow is trained on which example, ``[shadows, examples]``: each unit in exactly half of the shadows.
+    """Assign examples to shadow students, bool ``[shadows, examples]``: each unit is in exactly half of them.
 
-    units: ``[examples]``, examples of one unit are in or out together.
-
-    Raises DataError for an odd number of shadows, or for fewer than four: an example needs two with and two without it.
+    :param units: unit of each example ``[examples]``; the examples of a unit are included together
+    :param shadows: number of shadow students
+    :param generator: random generator
+    :raises DataError: ``shadows`` is odd or less than four: LiRA requires two with and two without each example
     """
     if shadows < 4 or shadows % 2:
-        raise DataError(f"LiRA wants an even number of shadow students, four or more, not {shadows}")
+        raise DataError(f"LiRA requires an even number of at least four shadow students, not {shadows}")
     distinct, of_example = np.unique(units, return_inverse=True)
     order = generator.random((shadows, len(distinct))).argsort(axis=0)
     inside: BoolArray = (order < shadows // 2)[:, of_example]
@@ -126,10 +126,11 @@ def train_shadows(
     by_group: bool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Shadows:
-    """Train ``shadows`` students on random halves of the labelled ``pool`` and have each score all of it.
+    """Train ``shadows`` students on random halves of the labelled ``pool`` and score all of it with each.
 
-    by_group: keep groups together, as is right where the victim was trained on whole groups: a shadow that had seen
-    other examples of a held-out product would not be like it. ``progress`` is called with (steps done, steps in all).
+    :param by_group: keep groups together, if the victim was trained on whole groups: a shadow student trained on
+        other examples of a held-out product would not be comparable
+    :param progress: called with (steps done, total steps)
     """
     units = pool.groups if by_group else np.arange(len(pool), dtype=np.int64)
     inside = halves(units, shadows, seeds.numpy_stream(seed, "shadow halves"))

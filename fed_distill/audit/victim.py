@@ -1,9 +1,9 @@
-"""What is attacked: a released student, and examples of which some were in its training data.
+"""The attacked student, with members and non-members of its training data.
 
-How the non-members were chosen decides what an attack measures. Held-back examples (drawn at random from the same
-merchants and products as the members) measure whether a single example can be told, which is what an example-level
-epsilon speaks of. Test examples of held-out products measure more: the student is also better on products that it
-knows, and even a student that saw no merchant's data may be, if the public data have those products.
+The choice of non-members determines what an attack measures. Held-back examples, drawn from the same merchants and
+products as the members, measure the privacy of a single example, which is what an example-level epsilon bounds. Test
+examples of held-out products measure more: a student is better on products in its training data, and even a student
+without merchants' data may be, if the public data contain those products.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from fed_distill.models.weights import Weights
 from fed_distill.text.encoded import Encoded
 
 Predictor = Callable[[Examples], FloatArray]
-"""Class probabilities of examples, float64 ``[examples, classes]``: all that an attack sees of a student."""
+"""Maps examples to class probabilities, float64 ``[examples, classes]``: all that an attack observes of a student."""
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A student that is attacked.
+    """An attacked student.
 
-    released: the student after training. start: the student before it saw any merchant's data, which the merchants and
-    the server have. members: labelled examples that it was trained on. nonmembers: labelled examples of the same
-    merchants that it was not trained on, chosen like the members. by_group: whether whole groups (products) are in or
-    out, as with test examples, rather than single examples, as with held-back ones.
+    released: the student after training. start: the student before training on merchants' data, known to merchants and
+    server. members: labelled training examples. nonmembers: labelled examples of the same merchants, selected like the
+    members, that were not used. by_group: whether whole groups (products) are members, as with test examples, or single
+    examples, as with held-back ones.
     """
 
     released: Predictor
@@ -48,7 +48,7 @@ class Victim:
 
 
 def predictor(student: TextModel, weights: Weights) -> Predictor:
-    """What ``student`` with ``weights`` says of examples; the student's own weights are overwritten at each call."""
+    """Return the predictor of ``student`` with ``weights``; each call overwrites the student's own weights."""
 
     def probabilities(examples: Examples) -> FloatArray:
         return predicted(student, weights, student.encode(examples.texts, examples.pairs))
@@ -57,17 +57,18 @@ def predictor(student: TextModel, weights: Weights) -> Predictor:
 
 
 def predicted(student: TextModel, weights: Weights, encoded: Encoded) -> FloatArray:
-    """Class probabilities ``[examples, classes]`` in float64; the student's own weights are overwritten."""
+    """Return class probabilities ``[examples, classes]`` in float64; the student's own weights are overwritten."""
     student.load_state_dict(dict(weights))
     found: FloatArray = predict(student, encoded).numpy().astype(np.float64)
     return found
 
 
 def hold_back(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Split examples into those to train on and those held back as non-members, at random within each merchant.
+    """Split examples into training examples and held-back non-members, at random within each merchant.
 
-    A merchant keeps one example at least; its draw depends on the seed and its own examples only. Raises DataError
-    for a share outside (0, 1).
+    A merchant keeps at least one example; its draw depends on the seed and its own examples only.
+
+    :raises DataError: ``share`` is not strictly between 0 and 1
     """
     if not 0.0 < share < 1.0:
         raise DataError(f"the share of examples held back for an audit must be between 0 and 1, not {share}")
@@ -83,10 +84,10 @@ def hold_back(examples: Examples, share: float, seed: int) -> tuple[Examples, Ex
 def trained_without(
     train: Callable[[Examples], Predictor], start: Predictor, examples: Examples, seed: int, share: float = 0.5
 ) -> Victim:
-    """A victim made for the audit: ``train`` gets all but a random ``share`` of each merchant's ``examples``.
+    """Train a victim on all but a random ``share`` of each merchant's ``examples``.
 
-    train: the training that is audited, a merchant's or a whole federation's, from the merchants' examples to the
-    released student.
+    :param train: the audited training, of a merchant or a federation: from the merchants' examples to the predictor of
+        the released student
     """
     members, nonmembers = hold_back(examples, share, seed)
     return Victim(train(members), start, members, nonmembers, by_group=False)

@@ -1,14 +1,14 @@
-"""White-box audits in one run: canaries in coordinates of their own, scored on what is released round by round.
+"""White-box audits in one run: canaries with their own coordinates, scored on all releases.
 
-The attacker is the strongest that the accounting allows: it sees every release, knows what each canary adds to it and
-when, and reads all of it but the coins. A canary moves one coordinate that nobody else moves, and in each release in a
-direction of its own (+1 or -1), so that noise which two releases share shows in their difference. Coordinates that no
-canary moves tell how noise is spread over the releases, and so tell of noise that is missing, too small, reused, or
-foreseen by an outsider who knows the run's seed. Two bounds on epsilon are drawn from the scores: that of Steinke, Nasr
-and Jagielski 2023, and by f-DP that of Mahloujifar, Melis and Chaudhuri 2024.
+The attacker is the strongest that the accounting permits: it observes every release and knows each canary's
+contribution and its time, but not its inclusion. A canary changes one coordinate that nothing else changes, with an
+independent sign (+1 or -1) in each release, so that noise shared by two releases is visible in their difference.
+Coordinates without canaries give the covariance of the noise over releases, and so reveal noise that is missing, too
+small, reused, or predictable by an outsider with the run's seed. Two bounds on epsilon are computed from the scores: by
+Steinke, Nasr and Jagielski 2023, and by f-DP of Mahloujifar, Melis and Chaudhuri 2024.
 
-An audit finds faults and never proves that there are none. Each bound holds with the given confidence; training that is
-right exceeds its promise by either in one audit of ten at most, at confidence 0.95.
+An audit can find faults but cannot exclude them. Each bound holds at the given confidence; at confidence 0.95, at most
+one in ten audits of correct training exceeds the guarantee by either bound.
 """
 
 from collections.abc import Sequence
@@ -28,24 +28,24 @@ from fed_distill.mechanisms.account import bounded
 from fed_distill.privacy.accounting import Accountant, Spend, epsilon
 
 CANARIES, REFERENCES = 50_000, 4_000
-"""Coordinates that a canary may move, and that none moves."""
+"""Numbers of coordinates with and without a canary."""
 
 GUESS_SHARES = ((0.02, 0.0), (0.25, 0.0), (0.01, 0.01), (0.05, 0.05))
-"""Shares of the canaries guessed to be in, and out. To have been drawn by a sampling coin shows more than not to have
-been: hence the first two. Beside these choices all are guessed, by the signs of their scores, which finds noise that is
-missing altogether."""
+"""Shares of the canaries guessed as included and as excluded. Having been sampled is more informative than not having
+been, hence the first two. In addition, all canaries are guessed by the signs of their scores, which detects missing
+noise."""
 
 _LIKELY_SHARE, _LIKELY_ERROR = 0.02, 0.7
-"""With sampling: the share of the canaries that are guessed to be in by the choice that is likely to show most, and
-that choice's share of the error probability."""
+"""With sampling: the share of canaries guessed as included by the most powerful choice, and its share of the error
+probability."""
 _RIDGE = 1e-9
 _MOST_MIXED = 64
 
 
 @dataclass(frozen=True)
 class WhiteBoxAudit:
-    """What one audit found. unit: whose presence was guessed. promised: the accountant's epsilon at the bounds' delta,
-    infinite without noise. releases: how many were seen. steinke, f_dp: the two bounds."""
+    """The result of an audit. unit: privacy unit of the canaries. promised: the accountant's epsilon at the bounds'
+    delta, infinite without noise. releases: number of observed releases. steinke, f_dp: the two bounds."""
 
     unit: str
     promised: float
@@ -55,12 +55,12 @@ class WhiteBoxAudit:
 
     @property
     def exceeded(self) -> bool:
-        """Whether either bound is above what was promised: something is wrong, but for one audit of ten at
-        confidence 0.95."""
+        """Whether a bound exceeds the guarantee, which indicates a fault, except in one of ten audits at confidence
+        0.95."""
         return max(self.steinke.epsilon, self.f_dp.epsilon) > self.promised
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form; ``promised`` is None where nothing was."""
+        """Return a JSON-serializable form; ``promised`` is None without a guarantee."""
         return {
             "unit": self.unit,
             "promised": bounded(self.promised),
@@ -74,21 +74,21 @@ class WhiteBoxAudit:
         }
 
     def brief(self) -> dict[str, Any]:
-        """``to_json`` with the bounds' epsilons alone."""
+        """Return ``to_json`` with the epsilons of the bounds only."""
         return {**self.to_json(), "steinke": self.steinke.epsilon, "f_dp": self.f_dp.epsilon}
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """The secrets of an audit. included: the coins, bool ``[m]``. directions: +1 or -1, ``[releases, m]``, which the
-    attacker knows."""
+    """The random draws of an audit. included: inclusion, bool ``[m]``. directions: +1 or -1, ``[releases, m]``, known
+    to the attacker."""
 
     included: BoolArray
     directions: FloatArray
 
     @classmethod
     def drawn(cls, count: int, releases: int, seed: int) -> "Canaries":
-        """Drawn independently of all that a run draws. DataError for too few to flip both ways."""
+        """Draw independently of all draws of a run; raise DataError for too few canaries."""
         draw = seeds.numpy_stream(seed, "white-box canaries", count, releases)
         included = draw.random(count) < 0.5
         if not 2 <= int(included.sum()) <= count - 2:
@@ -104,10 +104,10 @@ class Canaries:
         confidence: float,
         accountant: Accountant,
     ) -> WhiteBoxAudit:
-        """Both bounds from the best of several ``scores`` ``[m]``, beside what ``spends`` promise at ``delta``.
+        """Return both bounds from the best of several ``scores`` ``[m]``, with the epsilon of ``spends`` at ``delta``.
 
-        The error probability is divided evenly. With sampling, most of it goes to the one choice by which correct
-        training shows most: there few canaries tell anything, and few guesses need it.
+        The error probability is divided evenly. With sampling, most of it is assigned to the choice with the highest
+        power for correct training: few canaries are informative then, and few guesses are needed.
         """
         count, error = len(self.included), 1.0 - confidence
         family, sampled = family_of(spends), any(spend.sampling_rate < 1.0 for spend in spends)
@@ -130,11 +130,12 @@ class Canaries:
         )
 
     def scores(self, seen: FloatArray, foreseen: FloatArray | None, spend: Spend) -> list[FloatArray]:
-        """Ways to score the canaries, each ``[m]``.
+        """Return several scores of the canaries, each ``[m]``.
 
-        seen: what each release shows of each coordinate, ``[releases, m + references]``, in units in which a canary
-        that takes part in a step adds its direction. foreseen: what an outsider takes the noise to be, of the same
-        shape. spend: of one release.
+        :param seen: observation of each release and coordinate, ``[releases, m + references]``, in units in which a
+            canary sampled in a step adds its direction
+        :param foreseen: the noise as predicted by an outsider, same shape, or None
+        :param spend: cost of one release
         """
         count, (releases, _) = len(self.included), seen.shape
         everything = seen if foreseen is None else np.concatenate([seen, foreseen])
@@ -147,7 +148,7 @@ class Canaries:
 
 
 def family_of(spends: Sequence[Spend]) -> Family:
-    """Mechanisms that sample as ``spends`` do."""
+    """Return the family of mechanisms with the sampling of ``spends``."""
     rates = {spend.sampling_rate for spend in spends}
     if rates == {1.0}:
         return Gaussian()
@@ -156,10 +157,11 @@ def family_of(spends: Sequence[Spend]) -> Family:
 
 
 def gaussian_scores(seen: FloatArray, references: FloatArray, expected: FloatArray) -> FloatArray:
-    """Log-likelihood ratio of each canary's being in, ``[m]``, if noise is Gaussian with the references' covariance.
+    """Return log-likelihood ratios of inclusion, ``[m]``, for Gaussian noise with the references' covariance.
 
-    seen, expected: ``[signals, m]``, what there is and what a canary that is in adds on average. references:
-    ``[signals, n]``, noise alone.
+    :param seen: observations ``[signals, m]``
+    :param references: noise only, ``[signals, n]``
+    :param expected: expected contribution of an included canary ``[signals, m]``
     """
     covariance = references @ references.T / references.shape[1]
     least = _RIDGE * max(float(np.trace(covariance)) / len(covariance), _RIDGE)
@@ -169,10 +171,10 @@ def gaussian_scores(seen: FloatArray, references: FloatArray, expected: FloatArr
 
 
 def mixture_scores(shown: FloatArray, spend: Spend) -> FloatArray:
-    """Log-likelihood ratio of each canary's being in, ``[m]``, if each of a release's steps takes it by a coin and
-    noise is as ``spend`` has it.
+    """Return log-likelihood ratios of inclusion, ``[m]``, with Poisson sampling in each step and noise of ``spend``.
 
-    shown: ``[releases, m]``, a release's sum over its steps in the canary's direction, in units of its gradient.
+    :param shown: a release's sum over its steps in the canary's direction, ``[releases, m]``, in units of its gradient
+    :param spend: cost of one release
     """
     taken = np.arange(spend.steps + 1.0)
     rate, variance = spend.sampling_rate, spend.steps * spend.noise_multiplier**2

@@ -1,8 +1,8 @@
-"""The white-box audit of a run: canaries through its trainer or its server's noise, with the settings that it ran with.
+"""The white-box audit of a run: canaries through its trainer or its server's noise, with the run's settings.
 
-What is audited is the mechanism, with the run's noise multipliers, sampling rates, steps and rounds, and not the data:
-canaries train a student of the audit's own (``privacy.attacks.gradient_canaries``). Nothing is charged, as nothing is
-released. A simulation's noise can be taken off by whoever knows the run's seed; the attacker here does not.
+The mechanism is audited, with the run's noise multipliers, sampling rates, steps and rounds, but not its data: canaries
+train a separate student (``audit.gradient_canaries``). Nothing is charged, because nothing is released. The attacker
+does not have the run's seed, from which the noise of a simulation could be computed.
 """
 
 import logging
@@ -31,15 +31,15 @@ from fed_distill.training.choosing import build_trainer
 
 _log = logging.getLogger(__name__)
 _FEWEST, _WORK = 5_000, 10_000_000
-"""Canaries at least, and their product with steps at most."""
+"""Minimum number of canaries, and maximum of its product with the number of steps."""
 _VOTES = 20_000_000
-"""Votes of canaries at most."""
+"""Maximum number of canaries' votes."""
 
 
 @dataclass(frozen=True)
 class WhiteBox:
-    """What the audit needs of a finished run. folder: its own. merchants, proxy: how many merchants and proxy examples
-    it had. delta: at which bounds and promise are compared."""
+    """Inputs of the audit of a finished run. folder: its folder. merchants, proxy: numbers of merchants and proxy
+    examples. delta: delta of bounds and guarantee."""
 
     folder: Path
     experiment: Experiment
@@ -48,10 +48,10 @@ class WhiteBox:
     delta: float = DELTA
 
     def run(self) -> WhiteBoxAudit | None:
-        """Audit the run's main federation on its first seed; None if it promised nothing, or by noise that
-        is not known here.
+        """Audit the run's main federation on its first seed.
 
-        Raises CheckpointError if its ledgers are missing.
+        :returns: None without a guarantee, or if the mechanism's noise is unknown
+        :raises CheckpointError: its ledgers are missing
         """
         mechanism = mechanism_of(self.experiment, self._arm)
         if isinstance(mechanism, AtMerchants):
@@ -61,7 +61,7 @@ class WhiteBox:
         if isinstance(mechanism, ByVote):
             return self._votes(mechanism)
         if isinstance(mechanism, Protecting):
-            _log.warning("privacy.unit = %r has no white-box audit: nothing is known of its noise here", mechanism.name)
+            _log.warning("privacy.unit = %r has no white-box audit: its noise is unknown", mechanism.name)
         return None
 
     @property
@@ -69,7 +69,7 @@ class WhiteBox:
         return self.experiment.federation.title
 
     def _training(self, mechanism: AtMerchants) -> WhiteBoxAudit:
-        """By the releases of the merchant whose training cost most, under their own names."""
+        """Audit the releases of the merchant with the most expensive training, under their own names."""
         experiment = self.experiment
         merchant, charges = self._dearest()
         (spend, _), *_ = Counter(one.spends[0] for one in charges).most_common()
@@ -92,7 +92,7 @@ class WhiteBox:
         return audit.run(seed=experiment.seed, delta=self.delta, canaries=canaries, accountant=self._accountant)
 
     def _dearest(self) -> tuple[str, list[Charge]]:
-        """The merchant whose training cost most, and its charges for that."""
+        """Return the merchant with the most expensive training, and its charges for training."""
         experiment, shared = self.experiment, self.experiment.privacy.ledger
         own = self.folder / "checkpoint" / "ledgers" / f"seed-{experiment.seed}" / as_file_name(self._arm)
         ledgers, key = Ledgers(own if shared is None else shared), (experiment.name, self._arm, experiment.seed)
@@ -103,7 +103,7 @@ class WhiteBox:
             if mine:
                 found[merchant] = mine
         if not found:
-            raise CheckpointError(f"{ledgers.folder} has no charge of this run, of which an audit takes its noise")
+            raise CheckpointError(f"{ledgers.folder} has no charges of this run, from which an audit takes the noise")
         return max(found.items(), key=lambda one: (composed(one[1], self.delta, self._accountant), one[0]))
 
     @property
@@ -143,7 +143,7 @@ class WhiteBox:
 def audited_tally(
     mechanism: ByVote, terms: Terms, counting: VoteMechanism, noise: NoiseSource
 ) -> Callable[[int], Callable[[Tensor], Tensor]]:
-    """By round, the server's count of votes on however many queries, with the noise of ``counting``."""
+    """Return, by round, the server's vote count for any number of queries, with the noise of ``counting``."""
     fixed = {"epsilon": None, "noise_multiplier": counting.answer_noise, "queries": None}
 
     def tally(round: int) -> Callable[[Tensor], Tensor]:

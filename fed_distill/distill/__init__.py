@@ -1,1 +1,1 @@
-"""Losses, soft labels, the teacher and domain adaptation: distillation, with no federation in here."""
+"""Knowledge distillation without federation: losses, soft labels, the teacher and domain adaptation."""

@@ -1,8 +1,7 @@
-"""Domain-adaptive distillation of one student: fine-tune, distil from the teacher again, fine-tune once more.
+"""Domain-adaptive distillation of one student: fine-tune, distil from the teacher, fine-tune again.
 
-Each stage is judged on validation data and undone if it made the student worse on them; on other data it may have made
-it worse all the same. There is no federation in here: how a plan is trained and a student judged is given by the
-caller.
+Each stage is evaluated on validation data and reverted if the score fell; on other data it may still be worse. The
+caller provides training and evaluation.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from fed_distill.training.plan import Phase, Plan
 
 @dataclass(frozen=True)
 class Part:
-    """One training (``private`` phases run on the server's own examples), and the weights that it leaves alone."""
+    """One training plan (``private`` phases use the server's own examples) and the weights that it keeps fixed."""
 
     plan: Plan
     frozen: frozenset[str] = frozenset()
@@ -23,7 +22,7 @@ class Part:
 
 @dataclass(frozen=True)
 class AdaptationStage:
-    """One stage: what it is called, and what is trained one after another."""
+    """A stage: its title, and the parts that are trained in sequence."""
 
     title: str
     parts: tuple[Part, ...]
@@ -31,17 +30,18 @@ class AdaptationStage:
 
 @dataclass(frozen=True)
 class Adapted:
-    """The adapted weights, and one line a stage on what it did."""
+    """The adapted weights, and one line per stage about its effect."""
 
     weights: Weights
     notes: tuple[str, ...]
 
 
 def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[AdaptationStage]:
-    """The three stages, all as long and as fast as ``distil``, a phase of distillation on the proxy set.
+    """Return the three stages, all with the length and learning rate of ``distil``.
 
-    layers: the student's weights by layer, to fine-tune with gradual unfreezing (Howard and Ruder, ACL 2018, sec. 3.3):
-    the last layer first, then with the one before it, at last with all of them. None: all layers all the time.
+    :param distil: a phase of distillation on the proxy set
+    :param layers: the student's weights by layer, for gradual unfreezing in fine-tuning (Howard and Ruder, ACL 2018,
+        section 3.3): the last layer first, then one more at a time; without layers, all weights are trained throughout
     """
     free = max(len(layers), 1)
     fine_tune = Phase(
@@ -61,7 +61,7 @@ def adapt(
     train: Callable[[Weights, AdaptationStage], Weights],
     validate: Callable[[Weights], float],
 ) -> Adapted:
-    """Run the stages in order, keeping each only if ``validate`` (higher is better) does not fall."""
+    """Run the stages in order; keep each result unless ``validate`` (higher is better) falls."""
     score = validate(weights)
     notes = []
     for stage in stages:
@@ -69,7 +69,7 @@ def adapt(
         reached = validate(candidate)
         change = f"validation {score:.4f} -> {reached:.4f}"
         if reached < score:
-            notes.append(f"{stage.title}: {change}, undone")
+            notes.append(f"{stage.title}: {change}, reverted")
         else:
             notes.append(f"{stage.title}: {change}, kept")
             weights, score = candidate, reached

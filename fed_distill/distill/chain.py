@@ -1,10 +1,10 @@
-"""Distillation over several levels: teacher, assistants by falling size, student (after Mirzadeh et al., AAAI 2020).
+"""Distillation over several levels: teacher, assistants of decreasing size, student (after Mirzadeh et al., AAAI 2020).
 
-The whole chain's loss is KL(f_0 || f_K) + sum_(k=1..K) alpha_k * CE(f_k, f_(k-1)), f_0 the teacher, f_K the student and
-those between the assistants; alpha_K is ``distill.assistant_weight``. So the student hears the teacher beside the level
-above it, and with the teacher come all kinds that ``distill.transfer`` names; the paper's hears that level alone, which
-is an empty ``distill.transfer``. All learn the server's labels too. With the levels above held fixed the loss falls
-apart level by level, so each is trained once, kept on disk like the teacher, and loaded ever after.
+The loss of the chain is KL(f_0 || f_K) + sum_(k=1..K) alpha_k * CE(f_k, f_(k-1)), with the teacher f_0, the student f_K
+and the assistants in between; alpha_K is ``distill.assistant_weight``. So the student is distilled from the teacher, by
+all kinds in ``distill.transfer``, and from the level above it. An empty ``distill.transfer`` gives the paper's setting,
+the level above only. All levels are also trained on the server's labels. With the levels above fixed, the loss
+decomposes, so each level is trained once and cached on disk like the teacher.
 """
 
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChainLevel:
-    """A trained assistant. name: its fingerprint. labels: its probabilities on the proxy set ``[proxy, classes]``."""
+    """A trained assistant. name: its fingerprint. labels: its soft labels on the proxy set ``[proxy, classes]``."""
 
     config: AssistantConfig
     model: TextModel
@@ -45,12 +45,17 @@ def levels(
     train: Callable[[TextModel, DistillationTarget, AssistantConfig, int, TextModel | None], Weights],
     label: Callable[[TextModel, str], Tensor],
 ) -> list[ChainLevel]:
-    """Every assistant, trained by the level above it or loaded from ``cache_dir``; the one below the teacher first.
+    """Train every assistant, or load it from ``cache_dir``; the one below the teacher comes first.
 
-    target: the teacher's. depends_on: fingerprint of all that the levels depend on beside the assistants themselves.
-    build makes the untrained assistant of a place (1 for the first), train gives its weights, told the level above it
-    (None for the teacher), label its probabilities on the proxy set by its model and name. A stored level that cannot
-    be read is reported in the log and trained again.
+    A cached level that cannot be read is reported in the log and trained again.
+
+    :param assistants: configurations, in order of decreasing size
+    :param target: the target for distillation from the teacher
+    :param depends_on: fingerprint of all other inputs of the levels
+    :param cache_dir: folder of cached levels
+    :param build: returns the untrained assistant of a level, counted from 1
+    :param train: returns trained weights, given the level above (None for the teacher)
+    :param label: returns class probabilities on the proxy set, given a model and its name
     """
     above, name = target.soft_labels, depends_on
     found: list[ChainLevel] = []
@@ -84,7 +89,7 @@ def _stored(folder: Path, make: Callable[[], TextModel]) -> TextModel:
             check_folder(folder)
             return load_model(folder)
         except (CheckpointError, ModelError) as error:
-            logger.warning("the stored level in %s cannot be used and is trained again: %s", folder, error)
+            logger.warning("the stored level in %s cannot be used and will be trained again: %s", folder, error)
     model = make()
     folder.parent.mkdir(parents=True, exist_ok=True)
     replace_sealed_folder(folder, model.save)

@@ -1,7 +1,6 @@
-"""Several teachers as one: their probabilities, weighted example by example and averaged.
+"""Ensembles of teachers: a weighted average of their probabilities, with weights per example.
 
-The weights say whom to believe about an example: everybody equally, whoever is surest, or whoever was fine-tuned on
-examples that are like it.
+Weights are equal, by confidence, or by similarity of the example to a teacher's training data.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,12 @@ _ROWS = 2**15
 
 
 def combined(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Average of the teachers' ``probabilities`` ``[teachers, n, classes]`` by ``weights`` ``[teachers, n]``, of any
-    sum, or None for equal ones: ``[n, classes]``, rows that sum to 1."""
+    """Average the teachers' probabilities.
+
+    :param probabilities: class probabilities ``[teachers, n, classes]``
+    :param weights: weights ``[teachers, n]``, not necessarily normalized; None for equal weights
+    :returns: ``[n, classes]``; rows sum to 1
+    """
     if weights is None:
         return probabilities.mean(dim=0)
     shares = weights / weights.sum(dim=0, keepdim=True)
@@ -29,15 +32,19 @@ def combined(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def confidence(probabilities: Tensor) -> Tensor:
-    """Weights ``[teachers, n]`` inversely proportional to the entropy of each teacher's ``probabilities``
-    ``[teachers, n, classes]`` (Kwon et al. 2020), which counts as a hundredth of its largest value at least."""
+    """Return weights ``[teachers, n]`` that are inversely proportional to the entropy (Kwon et al. 2020).
+
+    :param probabilities: class probabilities ``[teachers, n, classes]``; the entropy is at least 1 % of its maximum
+    """
     entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
     return 1.0 / entropy.clamp_min(0.01 * float(np.log(probabilities.shape[-1])))
 
 
 def similarity(examples: Examples, trained_on: Sequence[Examples]) -> Tensor:
-    """Weights ``[teachers, n]``: cosine of each example's hashed words and n-grams with the mean of those that a
-    teacher was fine-tuned on; equal ones for an example that is like none of them."""
+    """Return weights ``[teachers, n]``: cosine similarity of each example to the mean of a teacher's training examples.
+
+    Features are hashed words and n-grams; an example without any similarity has equal weights.
+    """
     own = _features(examples)
     centroids = [np.asarray(_features(one).mean(axis=0)).ravel() for one in trained_on]
     cosines = [own @ (centroid / max(float(np.linalg.norm(centroid)), 1e-12)) for centroid in centroids]
@@ -46,14 +53,17 @@ def similarity(examples: Examples, trained_on: Sequence[Examples]) -> Tensor:
 
 
 def domains_of(public: Examples, valid: Examples, domains: int, seed: int) -> list[tuple[Examples, Examples]]:
-    """``public`` and ``valid`` split into ``domains`` by merchant: the largest are dealt out first, those of equal size
-    in an order that is drawn. A domain without validation examples is validated on all. Raise DataError if there are
-    fewer merchants than domains."""
+    """Split the server's examples into ``domains`` by merchant, greedily by size with random ties.
+
+    A domain without validation examples uses all of ``valid``.
+
+    :raises DataError: there are fewer merchants than domains
+    """
     if domains == 1:
         return [(public, valid)]
     names, sizes = np.unique(np.array([*public.merchants]), return_counts=True)
     if len(names) < domains:
-        raise DataError(f"teacher.domains = {domains} is more than the {len(names)} public merchants: lower it")
+        raise DataError(f"teacher.domains = {domains} exceeds the number of public merchants, {len(names)}: lower it")
     order = np.lexsort((seeds.numpy_stream(seed, "teacher", "domains").permutation(len(names)), -sizes))
     domain = {str(names[place]): rank % domains for rank, place in enumerate(order)}
     found = []
@@ -67,7 +77,7 @@ def domains_of(public: Examples, valid: Examples, domains: int, seed: int) -> li
 
 
 def _features(examples: Examples) -> sparse.csr_array:
-    """Counts of hashed features of both texts, each example's of length 1, ``[n, rows]``."""
+    """Return L2-normalized counts of hashed features of both texts, ``[n, rows]``."""
     parts = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
     rows = np.concatenate([bag_rows(texts, _ROWS) for texts in parts], axis=1)
     example, place = np.nonzero(rows)

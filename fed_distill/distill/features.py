@@ -1,6 +1,6 @@
-"""The teacher's hidden states on the proxy set, computed once and read from disk ever after, like its soft labels.
+"""The teacher's hidden features on the proxy set, computed once and cached on disk like its soft labels.
 
-What is kept is small: of each layer the mean state of an example, and its activation map on a few parts of the text.
+Only small summaries are stored: the mean state of each layer, and its activation map at a few positions.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Features:
-    """What a teacher's layers say of the proxy set, its embeddings left out.
+    """Summaries of a teacher's layers on the proxy set, without embeddings.
 
     states: mean hidden states ``[proxy, layers, width]``. maps: activation maps ``[proxy, layers, POSITIONS]``.
     """
@@ -42,9 +42,9 @@ def features(
     cache_dir: Path,
     progress: Callable[[int, int], None],
 ) -> Features:
-    """The teacher's features on the proxy set, from ``cache_dir`` or computed and stored there.
+    """Return the teacher's features on the proxy set, cached in ``cache_dir``.
 
-    Raise TrainingError if they are not finite.
+    :raises TrainingError: they are not finite
     """
     return Features(
         _stored(teacher, teacher_fingerprint, proxy, cache_dir, progress, "states"),
@@ -70,15 +70,15 @@ def _stored(
 
     def check(stored: Tensor) -> None:
         if stored.dim() != 3 or len(stored) != len(proxy):
-            raise ValueError(f"it holds {tuple(stored.shape)}, not ({len(proxy)}, layers, width)")
+            raise ValueError(f"it contains {tuple(stored.shape)}, not ({len(proxy)}, layers, width)")
         if not bool(torch.isfinite(stored).all()):
-            raise ValueError("it holds numbers that are not finite")
+            raise ValueError("it contains non-finite values")
 
     return stored_array(cache_dir / "features" / f"{key}.npy", f"hidden {what}", make, check)
 
 
 def _computed(teacher: TextModel, encoded: Encoded, what: Literal["states", "maps"]) -> Tensor:
-    """The means or maps of all layers on encoded examples, float32 ``[examples, layers, ...]`` on the CPU."""
+    """Return the means or maps of all layers, float32 ``[examples, layers, ...]`` on the CPU."""
     device = next(teacher.parameters()).device
     order = torch.argsort(lengths(encoded), stable=True)
     training = teacher.training

@@ -1,8 +1,8 @@
-"""What a student is compared with beside the teacher's labels: hidden states, activation maps, relations, margins.
+"""Feature-based distillation: hidden states, activation maps, relations and margins of teacher and student.
 
-An objective must see one example at a time and only what a model puts out. So the student is wrapped for the training:
-``FeatureStudent`` puts out what each kind of transfer reads of it, through learned projections where widths differ, and
-of pairs of examples as if they were one. Both are gone when the training is over.
+An objective processes one example at a time and sees model outputs only. During training the student is therefore
+wrapped in a ``FeatureStudent``, which returns the features for each kind of transfer, with learned projections where
+widths differ, and handles pairs of examples as one example. The wrapper and projections are discarded afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ from fed_distill.models.weights import Weights
 from fed_distill.text.encoded import Encoded
 
 POSITIONS = 16
-"""Equal parts of a text that activation maps are compared on: teacher and student cut texts into other tokens."""
+"""Number of segments of a text in activation maps: teacher and student have different tokenizers."""
 
 PAIRED: tuple[Transfer, ...] = ("relations", "ranking", "listwise")
-"""Kinds of transfer that compare an example with fixed partners: one, or the others of a list."""
+"""Kinds of transfer that compare an example with fixed partners: one, or the other candidates of a list."""
 
 LIST = 4
-"""Candidates of a list, the example's own included."""
+"""Length of a list of candidates, including the example itself."""
 
 READ: tuple[Transfer, ...] = ("hints", "hidden", "attention", *PAIRED)
-"""Kinds of transfer that need more of a student than its logits."""
+"""Kinds of transfer that require more than logits."""
 
 _OWN = "student."
 _PROBE = "one two three four five six"
@@ -35,9 +35,9 @@ _PROBE = "one two three four five six"
 
 @dataclass(frozen=True)
 class Layers:
-    """A model's layers on a batch, its embeddings left out.
+    """Hidden states of a batch, without embeddings.
 
-    states: of each layer ``[batch, length, width]``. used: bool ``[batch, length]``, positions that are not padding.
+    states: ``[batch, length, width]`` per layer. used: bool ``[batch, length]``, positions without padding.
     """
 
     states: tuple[Tensor, ...]
@@ -45,29 +45,34 @@ class Layers:
 
     @classmethod
     def of(cls, outputs: Outputs) -> "Layers":
-        """The layers behind ``outputs``, which were asked for with ``hidden=True``; ConfigError if there are none."""
+        """Return the layers of ``outputs`` (computed with ``hidden=True``); raise ConfigError if there are none."""
         if not outputs.hidden:
-            raise ConfigError("a model without hidden states has none to compare: its forward must give `hidden`")
+            raise ConfigError("the model has no hidden states: its forward must return `hidden`")
         states = outputs.hidden[1:] or outputs.hidden
         used = outputs.used
         return cls(states, states[-1].new_ones(states[-1].shape[:2], dtype=torch.bool) if used is None else used)
 
     @property
     def means(self) -> tuple[Tensor, ...]:
-        """Mean state of each layer over the used positions, ``[batch, width]``."""
+        """Return the mean state of each layer over the used positions, ``[batch, width]``."""
         weight = self.used / self.used.sum(dim=1, keepdim=True).clamp_min(1)
         return tuple(torch.einsum("bl,blw->bw", weight.to(states.dtype), states) for states in self.states)
 
     @property
     def maps(self) -> Tensor:
-        """Activation map of each layer, the sum of squares over the width at each position (attention transfer,
-        Zagoruyko and Komodakis 2017, sec. 3.1, F^2_sum), on ``POSITIONS`` parts: ``[batch, layers, POSITIONS]``."""
+        """Return the activation maps ``[batch, layers, POSITIONS]``: the sum of squares over the width at each position
+        (attention transfer, Zagoruyko and Komodakis 2017, section 3.1, F^2_sum), resampled."""
         return torch.stack([resampled(states.square().sum(dim=-1), self.used) for states in self.states], dim=1)
 
 
 def resampled(values: Tensor, used: Tensor, positions: int = POSITIONS) -> Tensor:
-    """``values`` ``[batch, length]`` of the used positions (a row's first ones), summed over ``positions`` equal parts
-    of the text, ``[batch, positions]``; a position on an edge counts for both parts by its share."""
+    """Resample values of used positions to equal segments of the text.
+
+    :param values: ``[batch, length]``; used positions come first
+    :param used: bool ``[batch, length]``
+    :param positions: number of segments; a position at an edge is divided between both
+    :returns: sums ``[batch, positions]``
+    """
     count = used.sum(dim=1).clamp_min(1)
     step = count / positions
     edges = torch.arange(positions, device=values.device) * step[:, None]
@@ -80,32 +85,31 @@ def resampled(values: Tensor, used: Tensor, positions: int = POSITIONS) -> Tenso
 
 
 def layer_map(student: int, teacher: int) -> list[int]:
-    """For each of the ``student``'s layers the one of the ``teacher``'s that it is compared with, 0-based: spread
-    evenly, last with last (TinyBERT's uniform map g(m) = m * N / M, Jiao et al. 2020)."""
+    """Return the 0-based teacher layer for each student layer: evenly spaced, last to last (the uniform map
+    g(m) = m * N / M of TinyBERT, Jiao et al. 2020)."""
     return [max(1, (layer * teacher + student // 2) // student) - 1 for layer in range(1, student + 1)]
 
 
 def guided_layer(student: int) -> int:
-    """The layer that hints guide, 0-based: the middle one (FitNets, Romero et al. 2015, sec. 3.1)."""
+    """Return the 0-based guided layer: the middle one (FitNets, Romero et al. 2015, section 3.1)."""
     return (student - 1) // 2
 
 
 def expected_gain(probabilities: Tensor, gains: Sequence[float]) -> Tensor:
-    """Score ``[batch]`` by which candidates are ranked, of class probabilities ``[batch, classes]``."""
+    """Return the ranking score ``[batch]`` for class probabilities ``[batch, classes]``."""
     return probabilities @ torch.tensor(gains, dtype=probabilities.dtype, device=probabilities.device)
 
 
 class FeatureStudent(TextModel):
-    """A student for the time of its distillation. Its ``Outputs.hidden`` are not hidden states, but of each of
-    ``kinds`` what is compared with the teacher's:
+    """Wraps a student during distillation; its ``Outputs.hidden`` has one entry for each of ``kinds``.
 
-    hints ``[batch, 1, width]``, the guided layer's mean state, projected to the teacher's width; hidden ``[batch,
-    layers, width]``, all layers' so; attention ``[batch, layers, POSITIONS]``, all layers' maps; relations
-    ``[batch, 1, 1]``, cosine of an example's and its partner's last state; ranking ``[batch, 1, 1]``, how much higher
-    than its partner it scores; listwise ``[batch, 1, LIST]``, the scores of it and its partners.
+    hints ``[batch, 1, width]``: mean state of the guided layer, projected to the teacher's width. hidden ``[batch,
+    layers, width]``: those of all layers. attention ``[batch, layers, POSITIONS]``: activation maps of all layers.
+    relations ``[batch, 1, 1]``: cosine of the last states of an example and its partner. ranking ``[batch, 1, 1]``:
+    difference of their scores. listwise ``[batch, 1, LIST]``: scores of the example and its partners.
 
-    Partners are fields of an example too, by the name of their kind and their number. An example without any is its own
-    partner.
+    Partners are stored as additional fields of an example, named by kind and number. An example without partners is its
+    own partner.
     """
 
     def __init__(
@@ -117,11 +121,16 @@ class FeatureStudent(TextModel):
         gains: Sequence[float] = (),
         partners: Mapping[Transfer, Tensor] | None = None,
     ) -> None:
-        """student: shared, not copied. pair: whether examples have a second text. width: of the teacher's states.
+        """Wrap a student.
 
-        gains: of the classes, for ranking and listwise. partners: by paired kind, the rows of the proxy set that each
-        proxy example is compared with, int64 ``[proxy, partners]``. Projections are drawn from torch's global state
-        (see ``seeds.scope``).
+        Projections are initialised from torch's global random state (see ``seeds.scope``).
+
+        :param student: shared, not copied
+        :param kinds: kinds of transfer
+        :param pair: whether examples have a second text
+        :param width: width of the teacher's states
+        :param gains: gains of the classes, for ranking and listwise
+        :param partners: for each paired kind, rows of the partners of each proxy example, int64 ``[proxy, partners]``
         """
         super().__init__()
         self.student, self.kinds, self.gains, self.partners = student, tuple(kinds), tuple(gains), partners or {}
@@ -133,8 +142,8 @@ class FeatureStudent(TextModel):
         states = _probed(student, pair).states
         if "attention" in kinds and states[-1].shape[1] == 1:
             raise ConfigError(
-                f"distill.transfer: attention compares the positions of a text, and {student.kind} has one vector for "
-                "all of it: drop it, or take a student such as lstm or bert-mini"
+                f"distill.transfer: attention requires states per position, and {student.kind} has one vector per "
+                "text: remove it, or choose a student such as lstm or bert-mini"
             )
         widths = [one.shape[-1] for one in states]
         self.layers = len(widths)
@@ -143,11 +152,11 @@ class FeatureStudent(TextModel):
         self.projections = nn.ModuleList(nn.Linear(own, width) for own in widths if "hidden" in kinds)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
-        """As the student does."""
+        """Encode as the student does."""
         return self.student.encode(texts, pairs)
 
     def with_partners(self, encoded: Encoded) -> Encoded:
-        """The ``encoded`` proxy set, each example with its partners beside it."""
+        """Add the fields of its partners to each example of the ``encoded`` proxy set."""
         fields = {
             f"{beside}.{name}": values[rows]
             for kind, partners in self.partners.items()
@@ -157,7 +166,7 @@ class FeatureStudent(TextModel):
         return {**encoded, **fields}
 
     def collate(self, encoded: Encoded, index: Tensor) -> dict[str, Tensor]:
-        """As the student does, of examples and partners alike."""
+        """Collate examples and partners as the student does."""
         batch = self.student.collate(_fields(encoded, None), index)
         for beside in self.beside:
             partners = _fields(encoded, beside)
@@ -167,7 +176,7 @@ class FeatureStudent(TextModel):
         return batch
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
-        """Classify a batch and, with ``hidden``, read of it what is compared."""
+        """Classify a batch; with ``hidden``, also return the features of each kind."""
         own = _fields(batch, None)
         outputs: Outputs = self.student(own, hidden=hidden)
         if not hidden:
@@ -195,23 +204,23 @@ class FeatureStudent(TextModel):
         return scores if kind == "listwise" else scores[..., :1] - scores[..., 1:]
 
     def wrapped(self, weights: Weights) -> dict[str, Tensor]:
-        """The student's ``weights`` as this model's, with its projections as they were drawn."""
+        """Convert the student's ``weights`` to this model's, with its initial projections."""
         drawn = {name: value for name, value in self.state_dict().items() if not name.startswith(_OWN)}
         return {**{_OWN + name: value for name, value in weights.items()}, **drawn}
 
 
 def unwrapped(weights: Weights) -> dict[str, Tensor]:
-    """The student's own of a ``FeatureStudent``'s weights."""
+    """Extract the student's weights from those of a ``FeatureStudent``."""
     return {name.removeprefix(_OWN): value for name, value in weights.items() if name.startswith(_OWN)}
 
 
 def _partners_of(kind: Transfer) -> list[str]:
-    """What the fields of the partners of a paired kind begin with: its name and their number."""
+    """Return the prefixes of the partners' fields for a paired kind: its name and their number."""
     return [f"{kind} {number}" for number in range(1, LIST if kind == "listwise" else 2)]
 
 
 def _fields(encoded: Encoded, beside: str | None) -> dict[str, Tensor]:
-    """The fields of the examples themselves, or of one of their partners, by the student's names."""
+    """Return the fields of the examples, or of one of their partners, under the student's names."""
     if beside is None:
         return {name: values for name, values in encoded.items() if name.partition(" ")[0] not in PAIRED}
     start = f"{beside}."
@@ -219,7 +228,7 @@ def _fields(encoded: Encoded, beside: str | None) -> dict[str, Tensor]:
 
 
 def _probed(student: TextModel, pair: bool) -> Layers:
-    """The student's layers on a few words."""
+    """Return the student's layers on a short example."""
     encoded = student.encode([_PROBE], [_PROBE] if pair else None)
     batch = student.collate(encoded, torch.zeros(1, dtype=torch.int64))
     training = student.training

@@ -1,8 +1,7 @@
-"""Domain-adaptive pretraining: a model reads unlabeled texts of its domain and guesses the words that are hidden.
+"""Domain-adaptive pretraining by masked language modelling on unlabeled texts.
 
-Masked language modelling as in BERT (Devlin et al. 2019, sec. 3.1), on texts of the task instead of the world's
-(Gururangan et al., "Don't stop pretraining", ACL 2020). The head that guesses shares the embedding table and is thrown
-away, what the layers have learned of the domain stays.
+Masked language modelling as in BERT (Devlin et al. 2019, section 3.1), on texts of the task (Gururangan et al., "Don't
+stop pretraining", ACL 2020). The prediction head shares the embedding table and is discarded afterwards.
 """
 
 import math
@@ -25,36 +24,40 @@ from fed_distill.training.batching import bucketed_batches
 from fed_distill.training.optimization import Pace
 
 FIELD = "input_ids"
-"""The encoded field whose tokens are hidden."""
+"""The encoded field that is masked."""
 HIDDEN_SHARE, MASKED_SHARE, RANDOM_SHARE = 0.15, 0.8, 0.1
-"""Of the tokens those that are guessed; of these those shown as the mask, and as another token; the rest is shown."""
+"""Share of predicted tokens; of these the shares replaced by the mask and by a random token; the rest is unchanged."""
 MAX_GRAD_NORM = 1.0
 _BATCH = 64
 
 
 @runtime_checkable
-class ReadsTokens(Protocol):
-    """A model that reads a text token by token."""
+class TokenModel(Protocol):
+    """A model with token-level inputs."""
 
     tokens: Tokens
 
 
 class MaskedHead(nn.Module):
-    """Guesses tokens from hidden states, by their likeness to the rows of the embedding table."""
+    """Predicts tokens from hidden states, by similarity to the rows of the embedding table."""
 
     def __init__(self, width: int, table: Tensor) -> None:
-        """width: of the hidden states. table: ``[rows, own width]``, shared with the model."""
+        """Create the head.
+
+        :param width: width of the hidden states
+        :param table: embedding table ``[rows, embedding width]``, shared with the model
+        """
         super().__init__()
         self.transform = nn.Sequential(nn.Linear(width, table.shape[1]), nn.GELU(), nn.LayerNorm(table.shape[1]))
         self.bias = nn.Parameter(torch.zeros(len(table)))
 
     def forward(self, states: Tensor, table: Tensor) -> Tensor:
-        """Logits ``[tokens, rows]`` of hidden states ``[tokens, width]``."""
+        """Return logits ``[tokens, rows]`` of hidden states ``[tokens, width]``."""
         logits: Tensor = self.transform(states) @ table.T + self.bias
         return logits
 
 
-def read_domain(
+def pretrain_on_domain(
     model: TextModel,
     texts: Examples,
     epochs: float,
@@ -62,9 +65,16 @@ def read_domain(
     randomness: Randomness,
     progress: Callable[[int, int], None],
 ) -> list[float]:
-    """Train ``model`` in place for ``epochs`` over unlabeled ``texts``; returns the mean loss of each (begun) epoch.
+    """Pretrain ``model`` in place and return the mean loss of each epoch, the last one possibly incomplete.
 
-    Raise ConfigError for a model that does not read tokens one by one, TrainingError if the loss is not finite.
+    :param model: model with token-level inputs
+    :param texts: unlabeled examples
+    :param epochs: number of epochs
+    :param learning_rate: peak learning rate
+    :param randomness: source of the masks and of the order
+    :param progress: called with (steps done, total steps)
+    :raises ConfigError: the model has no token-level inputs
+    :raises TrainingError: the loss is not finite
     """
     table, encoded = _token_table(model), model.encode(texts.texts, texts.pairs)
     generator, sizes = seeds.torch_stream(*randomness, "masked words"), lengths(encoded)
@@ -94,9 +104,13 @@ def read_domain(
 
 
 def hidden_tokens(ids: Tensor, tokens: Tokens, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What a model is shown of ``ids`` ``[batch, length]``, and which tokens it must guess, bool ``[batch, length]``.
+    """Mask tokens; padding and special tokens are never masked, and every other text has at least one masked token.
 
-    Padding and special tokens are never hidden; of every text at least one token is, if it has any other.
+    :param ids: token ids ``[batch, length]``
+    :param tokens: the tokenizer
+    :param rows: number of token ids
+    :param generator: random generator
+    :returns: masked ids ``[batch, length]``, and which tokens are predicted, bool ``[batch, length]``
     """
     hideable = ~torch.isin(ids, torch.tensor(sorted(tokens.special)))
     draws = torch.rand(ids.shape, generator=generator).masked_fill(~hideable, 2.0)
@@ -107,14 +121,14 @@ def hidden_tokens(ids: Tensor, tokens: Tokens, rows: int, generator: torch.Gener
     return torch.where(hidden, shown, ids), hidden
 
 
-def check_reads(model: TextModel) -> None:
-    """ConfigError unless ``model`` reads tokens one by one, so that some can be hidden."""
+def check_token_model(model: TextModel) -> None:
+    """Raise ConfigError unless ``model`` has token-level inputs."""
     _token_table(model)
 
 
 def _loss(model: TextModel, head: MaskedHead, table: Tensor, batch: Encoded, generator: torch.Generator) -> Tensor:
-    """Mean cross-entropy of the hidden tokens."""
-    assert isinstance(model, ReadsTokens)
+    """Return the mean cross-entropy of the masked tokens."""
+    assert isinstance(model, TokenModel)
     ids = batch[FIELD]
     shown, hidden = hidden_tokens(ids, model.tokens, len(table), generator)
     states = model({**batch, FIELD: shown}, hidden=True).hidden
@@ -123,10 +137,10 @@ def _loss(model: TextModel, head: MaskedHead, table: Tensor, batch: Encoded, gen
 
 def _token_table(model: TextModel) -> nn.Parameter:
     tables = [name for name, fields in model.tables.items() if FIELD in fields]
-    if not isinstance(model, ReadsTokens) or not tables:
+    if not isinstance(model, TokenModel) or not tables:
         raise ConfigError(
-            f"masked_epochs: {model.kind} does not read a text token by token from a table of its own: take another "
-            "model, such as lstm, bert-mini or minilm, or drop it"
+            f"masked_epochs: {model.kind} has no token-level inputs with an embedding table: choose another "
+            "model, such as lstm, bert-mini or minilm, or remove it"
         )
     return model.get_parameter(tables[0])
 
@@ -135,5 +149,5 @@ def _width(model: TextModel, encoded: Encoded) -> int:
     with torch.no_grad():
         hidden = model(model.collate(encoded, torch.zeros(1, dtype=torch.int64)), hidden=True).hidden
     if not hidden:
-        raise ConfigError(f"masked_epochs: {model.kind} gives no hidden states to guess words from: drop it")
+        raise ConfigError(f"masked_epochs: {model.kind} returns no hidden states: remove it")
     return int(hidden[-1].shape[-1])

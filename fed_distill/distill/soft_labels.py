@@ -1,6 +1,6 @@
-"""The teacher's soft labels on the proxy set, computed once and read from disk ever after.
+"""The teacher's soft labels on the proxy set, computed once and cached on disk.
 
-A file is named by what it depends on (teacher, proxy texts, temperature); see ``stored``.
+The file name is a fingerprint of teacher, proxy texts and temperature; see ``stored``.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +29,16 @@ def soft_labels(
     cache_dir: Path,
     progress: Callable[[int, int], None],
 ) -> Tensor:
-    """The teacher's class probabilities at ``temperature`` on the proxy set, float32 ``[proxy, classes]``.
+    """Return the teacher's class probabilities on the proxy set, float32 ``[proxy, classes]``, cached on disk.
 
-    They are read from ``cache_dir``, or computed (``progress`` is called with examples done and in all) and stored
-    there. Raise DataError for an empty proxy set, TrainingError if the teacher's output is not finite.
+    :param teacher: the teacher
+    :param teacher_fingerprint: part of the cache key
+    :param proxy: the proxy set
+    :param temperature: softmax temperature
+    :param cache_dir: folder of the cache
+    :param progress: called with (examples done, total examples)
+    :raises DataError: the proxy set is empty
+    :raises TrainingError: the teacher's output is not finite
     """
     if not len(proxy):
         raise DataError("the proxy set is empty: raise data.proxy_size or data.public_share")
@@ -46,7 +52,7 @@ def soft_labels(
 
     def check(stored: Tensor) -> None:
         if stored.dim() != 2 or len(stored) != len(proxy):
-            raise ValueError(f"it holds {tuple(stored.shape)}, not ({len(proxy)}, classes)")
+            raise ValueError(f"it contains {tuple(stored.shape)}, not ({len(proxy)}, classes)")
         if not torch.allclose(stored.sum(dim=1), torch.ones(()), rtol=0.0, atol=_SUM_TOLERANCE):
             raise ValueError("its rows are not probabilities")
 
@@ -56,7 +62,7 @@ def soft_labels(
 def encoded_in_chunks(
     teacher: TextModel, examples: Examples, progress: Callable[[int, int], None]
 ) -> Iterator[Encoded]:
-    """The examples, encoded a part at a time; ``progress`` is called (examples done, in all) after each part's turn."""
+    """Yield encoded examples in chunks; ``progress`` is called with (examples done, total) after each chunk."""
     for start in range(0, len(examples), _CHUNK):
         stop = min(start + _CHUNK, len(examples))
         pairs = None if examples.pairs is None else examples.pairs[start:stop]
@@ -65,7 +71,7 @@ def encoded_in_chunks(
 
 
 def checked_finite(outputs: Tensor) -> Tensor:
-    """``outputs`` ``[proxy, ...]``; raise TrainingError naming the first example of which they are not finite."""
+    """Return ``outputs`` ``[proxy, ...]``; raise TrainingError, naming the first example, if they are not finite."""
     finite = torch.isfinite(outputs).flatten(1).all(dim=1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])

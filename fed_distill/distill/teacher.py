@@ -1,7 +1,7 @@
-"""The server's teacher: fine-tuned once on the public examples, kept on disk, never trained twice for the same input.
+"""The server's teacher: fine-tuned on the public examples and cached on disk.
 
-Fine-tuning is BERT's recipe (Devlin et al. 2019, app. A.3): AdamW, linear warm-up and decay, a few epochs; with
-batches of similar length, validation every half epoch, early stopping and the best weights kept.
+Fine-tuning follows BERT (Devlin et al. 2019, appendix A.3): AdamW, linear warm-up and decay, a few epochs. Batches have
+similar lengths, validation runs every half epoch, and early stopping keeps the best weights.
 """
 
 import logging
@@ -21,7 +21,7 @@ from fed_distill import seeds
 from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples, Task
 from fed_distill.data.fingerprint import examples_fingerprint
-from fed_distill.distill.masked import read_domain
+from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
 from fed_distill.evaluation.metrics import classification
 from fed_distill.models import TextModel, load_model, load_teacher, predict
@@ -34,10 +34,10 @@ from fed_distill.text.encoded import Encoded
 from fed_distill.training.batching import bucketed_batches
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called with steps done, steps in all, and what is known by then (``train_loss``, ``valid_macro_f1`` ...)."""
+"""Called with steps done, total steps and current metrics (``train_loss``, ``valid_macro_f1`` ...)."""
 
 VALIDATION_EXAMPLES = 2000
-"""Validation examples used at most: enough to tell epochs apart, few enough not to cost one."""
+"""Maximum number of validation examples: enough to compare epochs, and cheaper than one."""
 
 WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 class FineTuned:
     """A teacher with its best weights.
 
-    history: a row a validation (``epoch``, ``step``, ``train_loss`` since the last one, ``learning_rate``,
-    ``valid_loss``, ``valid_macro_f1``). best_epoch: when the kept weights were reached.
+    history: one row per validation (``epoch``, ``step``, ``train_loss`` since the last one, ``learning_rate``,
+    ``valid_loss``, ``valid_macro_f1``). best_epoch: epoch of the best weights.
     """
 
     model: TextModel
@@ -67,17 +67,23 @@ def fine_tune(
     seed: int,
     progress: Progress,
 ) -> FineTuned:
-    """Train ``teacher`` in place on the labelled ``public`` examples; keep the weights of the best macro-F1 on
-    ``valid`` (of equal ones, the lower loss).
+    """Fine-tune ``teacher`` in place and keep the weights with the best macro-F1 on ``valid``, then the lowest loss.
 
-    Raise DataError if either has no labelled example or ``public`` has a single class, TrainingError if the loss is
-    not finite.
+    :param teacher: model to train
+    :param public: labelled training examples
+    :param valid: labelled validation examples
+    :param task: the task
+    :param config: the ``[teacher]`` table
+    :param seed: seed of the run
+    :param progress: see ``Progress``
+    :raises DataError: there are no labelled examples, or ``public`` has a single class
+    :raises TrainingError: the loss is not finite
     """
     public = _sample(public, "public", config.max_examples, seed)
     valid = _sample(valid, "public validation", VALIDATION_EXAMPLES, seed)
     if len(np.unique(public.labels)) < 2:
         only = task.classes[public.labels[0]]
-        raise DataError(f"all {len(public)} public examples are labelled {only!r}: a teacher needs two classes or more")
+        raise DataError(f"all {len(public)} public examples have the label {only!r}: a teacher requires two classes")
     encoded, labels = teacher.encode(public.texts, public.pairs), torch.from_numpy(public.labels)
     encoded_valid = teacher.encode(valid.texts, valid.pairs)
 
@@ -119,8 +125,8 @@ def fine_tune(
 def teacher_fingerprint(
     config: TeacherConfig, task: Task, public: Examples, valid: Examples, domain: Examples, seed: int
 ) -> str:
-    """Fingerprint of everything that a fine-tuned teacher depends on: configuration, the pretrained folder's files or
-    the code of an import path, data, seed and versions of the libraries."""
+    """Return a fingerprint of all inputs of a fine-tuned teacher: configuration, files of a pretrained model or code of
+    an import path, data, seed and library versions."""
     folder, named = Path(config.model), named_files(config.options)
     return fingerprint(
         config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
@@ -138,7 +144,7 @@ def teacher_fingerprint(
 
 
 def teacher_folder(cache_dir: Path, name: str) -> Path:
-    """Where the fine-tuned teacher of this fingerprint is kept."""
+    """Return the cache folder of the teacher with this fingerprint."""
     return cache_dir / "teachers" / name
 
 
@@ -152,10 +158,11 @@ def cached_teacher(
     seed: int,
     progress: Progress,
 ) -> tuple[FineTuned, str]:
-    """The fine-tuned teacher and its fingerprint: loaded from ``cache_dir`` if it was made before, else made and kept.
+    """Return the fine-tuned teacher and its fingerprint; train it unless it is in ``cache_dir``.
 
-    domain: texts that it reads before it is fine-tuned, if it is to (``masked_epochs``); their labels are not used. A
-    stored teacher that cannot be read, or is not as it was written, is reported in the log and made again.
+    A stored teacher that cannot be read is reported in the log and trained again.
+
+    :param domain: texts for domain-adaptive pretraining (``masked_epochs``); their labels are not used
     """
     name = teacher_fingerprint(config, task, public, valid, domain, seed)
     folder = teacher_folder(cache_dir, name)
@@ -163,13 +170,15 @@ def cached_teacher(
         try:
             return _load(folder), name
         except (ModelError, CheckpointError, KeyError, TypeError) as error:
-            logger.warning("the stored teacher in %s cannot be used and is made again: %s", folder, error)
-    folder.parent.mkdir(parents=True, exist_ok=True)  # before the hours that it takes to fill it
+            logger.warning("the stored teacher in %s cannot be used and will be trained again: %s", folder, error)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # fail before the training, which may take hours
     with seeds.scope(seed, "teacher", "weights"):
         teacher = load_teacher(config, task)
     if config.masked_epochs:
         rate = config.masked_learning_rate
-        read_domain(teacher, domain, config.masked_epochs, rate, (seed, "teacher"), lambda d, n: progress(d, n, {}))
+        pretrain_on_domain(
+            teacher, domain, config.masked_epochs, rate, (seed, "teacher"), lambda d, n: progress(d, n, {})
+        )
     tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
     replace_sealed_folder(folder, partial(_save, tuned))
     return tuned, name
@@ -190,7 +199,7 @@ def _load(folder: Path) -> FineTuned:
 def _sample(examples: Examples, name: str, limit: int, seed: int) -> Examples:
     labelled = np.flatnonzero(examples.labels != UNLABELED)
     if not len(labelled):
-        raise DataError(f"there is no labelled {name} example to fine-tune the teacher with")
+        raise DataError(f"there are no labelled {name} examples for fine-tuning the teacher")
     if len(labelled) > limit:
         draw = seeds.numpy_stream(seed, "teacher", "examples", name)
         labelled = np.sort(draw.choice(labelled, size=limit, replace=False))
@@ -198,7 +207,7 @@ def _sample(examples: Examples, name: str, limit: int, seed: int) -> Examples:
 
 
 def _optimizer(teacher: TextModel, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only, not on biases, norms and embedding tables."""
+    """Return AdamW with weight decay on matrices only, not on biases, norms and embedding tables."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, value in teacher.named_parameters():

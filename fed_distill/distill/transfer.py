@@ -1,7 +1,7 @@
-"""What a student is taught on the proxy set: kinds of transfer, their weights, and the teacher's side of each.
+"""Distillation targets on the proxy set: kinds of transfer, their weights, and the teacher's outputs for each.
 
-The kinds' losses are added. Probabilities and decisions need logits only, and any student learns from them as it is;
-for the others the student is wrapped for the time of the training (``hints.FeatureStudent``).
+The losses of all kinds are added. Probabilities and decisions require logits only and work with any student; for the
+others the student is wrapped during training (``hints.FeatureStudent``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,13 +22,13 @@ from fed_distill.models.base import Outputs, TextModel
 from fed_distill.training.plan import Objective, Phase, References
 
 FEATURES: tuple[Transfer, ...] = ("hints", "hidden", "attention", "relations")
-"""Kinds of transfer that need the teacher's hidden states."""
+"""Kinds of transfer that require the teacher's hidden states."""
 
 GRADED: tuple[Transfer, ...] = ("ranking", "listwise")
-"""Kinds of transfer that compare candidates of a query."""
+"""Kinds of transfer that compare the candidates of a query."""
 
-HEARD: tuple[Transfer, ...] = ("probabilities", "decisions", *GRADED)
-"""Kinds of transfer that read soft labels, whoever's they are."""
+FROM_SOFT_LABELS: tuple[Transfer, ...] = ("probabilities", "decisions", *GRADED)
+"""Kinds of transfer that use soft labels, of the teacher or of merchants."""
 
 _LOSSES = {
     "hints": losses.hint_loss,
@@ -42,13 +42,12 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class DistillationTarget:
-    """What a teacher, and perhaps an assistant, says of the proxy set, and how a student learns from it.
+    """Outputs of a teacher, and optionally an assistant, on the proxy set, and how a student is distilled from them.
 
-    soft_labels: the teacher's probabilities ``[proxy, classes]``. features: of its hidden states, where ``config``
-    transfers any. partners: of each paired kind the proxy examples that each is compared with, int64
-    ``[proxy, partners]``.
-    assistant: the probabilities of the level above the student, where that is not the teacher, and assistant_weight its
-    alpha. temperature: of soft labels; ``config.final_temperature`` is that at the end.
+    soft_labels: class probabilities of the teacher ``[proxy, classes]``. temperature: temperature of the soft labels;
+    ``config.final_temperature`` is that at the end. features: the teacher's hidden features, if ``config`` transfers
+    any. partners: for each paired kind, partners of each proxy example, int64 ``[proxy, partners]``. assistant: class
+    probabilities of the level above the student, unless that is the teacher. assistant_weight: alpha of that level.
     """
 
     config: DistillConfig
@@ -61,9 +60,11 @@ class DistillationTarget:
     assistant_weight: float = 1.0
 
     def prepared(self, student: TextModel, seed: int, *purpose: str | int) -> TextModel:
-        """``student`` itself, or wrapped so that all kinds of transfer can be read of it; it is shared, not copied.
+        """Return ``student`` (shared, not copied), wrapped if a kind of transfer requires more than logits.
 
-        Projections are drawn by ``seed`` and ``purpose``.
+        :param student: the student
+        :param seed: seed of the projections
+        :param purpose: purpose of the random stream
         """
         read = [kind for kind in self.config.transfer if kind in READ]
         if not read:
@@ -73,23 +74,23 @@ class DistillationTarget:
             return FeatureStudent(student, read, self.task.pair, width, self.task.gains or (), self.partners)
 
     def at(self, done: float) -> "DistillationTarget":
-        """The target when the share ``done`` of a training has passed: its temperature has moved toward the final one
-        along a line (annealing, Jafari et al. 2021)."""
+        """Return the target after the share ``done`` of the training: the temperature is interpolated linearly between
+        the initial and the final one (annealing, Jafari et al. 2021)."""
         if self.config.final_temperature is None:
             return self
         moved = (self.config.final_temperature - self.temperature) * done
         return replace(self, temperature=self.temperature + moved)
 
-    def saying(self, soft_labels: Tensor, temperature: float | None = None) -> "DistillationTarget":
-        """The target with other soft labels ``[proxy, classes]``, at this temperature throughout if one is given."""
+    def with_soft_labels(self, soft_labels: Tensor, temperature: float | None = None) -> "DistillationTarget":
+        """Return the target with other soft labels ``[proxy, classes]``, optionally with a constant temperature."""
         if temperature is None:
             return replace(self, soft_labels=soft_labels)
         config = self.config.model_copy(update={"final_temperature": None})
         return replace(self, config=config, soft_labels=soft_labels, temperature=temperature)
 
     def below(self, assistant: Tensor) -> "DistillationTarget":
-        """The target of the student below an assistant with these probabilities on the proxy set; where nothing of the
-        teacher's is transferred, the assistant is its teacher (Mirzadeh et al. 2020)."""
+        """Return the target of a student below an assistant with class probabilities ``assistant`` ``[proxy,
+        classes]``; without any transfer from the teacher, the assistant takes its place (Mirzadeh et al. 2020)."""
         if self.config.transfer:
             return replace(self, assistant=assistant, assistant_weight=self.config.assistant_weight)
         weights = {"probabilities": self.config.assistant_weight}
@@ -97,12 +98,12 @@ class DistillationTarget:
         return replace(self, config=config, soft_labels=assistant)
 
     def following(self, above: Tensor, weight: float) -> "DistillationTarget":
-        """The target of an assistant: nothing but ``weight`` * CE with the level above it (see ``chain``)."""
+        """Return the target of an assistant: ``weight`` * CE with the level above only (see ``chain``)."""
         bare = self.config.model_copy(update={"transfer": [], "weights": {}})
         return replace(self, config=bare, assistant=above, assistant_weight=weight)
 
     def phase(self, prepared: TextModel, epochs: float, learning_rate_scale: float = 1.0) -> Phase:
-        """``epochs`` of distillation of ``prepared`` (see there) on the proxy set."""
+        """Return a phase of ``epochs`` of distillation on the proxy set; ``prepared``: result of ``prepared()``."""
         return Phase(
             self.objective(),
             data="proxy",
@@ -113,8 +114,8 @@ class DistillationTarget:
         )
 
     def objective(self) -> Objective:
-        """The weighted sum of the losses of all kinds of transfer."""
-        # in one step, for comparison, a student hears the teacher even where a chain leaves it out
+        """Return the weighted sum of the losses of all kinds of transfer."""
+        # Single-step distillation, the baseline of a chain, uses the teacher even if the chain excludes it.
         kinds = self.config.transfer or ([] if self.assistant is not None else list(PROBABILITIES))
         temperature = self.temperature
         if kinds == ["probabilities"] and not self.config.weights and self.assistant is None:
@@ -133,7 +134,7 @@ class DistillationTarget:
         return objective
 
     def references(self, prepared: TextModel) -> dict[str, Tensor]:
-        """The teacher's side of each kind, row-aligned with the proxy set."""
+        """Return the teacher's outputs for each kind, aligned with the proxy set."""
         found = {"soft_labels": self.soft_labels}
         if self.assistant is not None:
             found["assistant"] = self.assistant
@@ -174,33 +175,34 @@ def _loss(
 
 
 def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> None:
-    """ConfigError for kinds of transfer that ``task`` or ``student`` has nothing for."""
+    """Raise ConfigError for kinds of transfer that ``task`` or ``student`` does not support."""
     graded = [kind for kind in config.transfer if kind in GRADED]
     if graded and task.gains is None:
         raise ConfigError(
-            f"distill.transfer: {graded[0]} compares grades of a query's products, and task {task.name} has none: drop "
-            "it"
+            f"distill.transfer: {graded[0]} requires graded products of a query, which task {task.name} does not have: "
+            "remove it"
         )
     read = [kind for kind in config.transfer if kind in READ]
     if read:
         FeatureStudent(student, read, task.pair, width=1, gains=task.gains or ())
 
 
-def check_heard(config: DistillConfig) -> None:
-    """ConfigError if a student that is taught anew with merchants' soft labels would not hear them."""
-    if config.transfer and not set(config.transfer) & set(HEARD):
+def check_soft_label_transfer(config: DistillConfig) -> None:
+    """Raise ConfigError if merchants' soft labels would have no effect on the distillation of the global student."""
+    if config.transfer and not set(config.transfer) & set(FROM_SOFT_LABELS):
         raise ConfigError(
-            "distill.transfer has no kind that reads soft labels, with which the method teaches the global student "
-            "anew, so that nothing would come of them: add probabilities"
+            "distill.transfer has no kind that uses soft labels, from which the method distils the global student: "
+            "add probabilities"
         )
 
 
 def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer, Tensor]:
-    """Whom each proxy example is compared with, int64 ``[proxy, partners]`` for each paired kind in ``kinds``.
+    """Select the partners of each proxy example for each paired kind in ``kinds``, int64 ``[proxy, partners]``.
 
-    relations: another example, drawn. ranking, listwise: the next candidates of the same query, one or as many as a
-    list wants, in an order that is drawn; a query that has fewer gives them again, and one of a single candidate,
-    which is its own partner, teaches nothing of order. DataError if all are.
+    relations: a random other example. ranking, listwise: the next candidates of the same query in random order,
+    repeated if there are too few. The only candidate of a query is its own partner and has no effect.
+
+    :raises DataError: all candidates are the only ones of their query
     """
     found: dict[Transfer, Tensor] = {}
     order = seeds.torch_stream(seed, "partners")
@@ -212,8 +214,8 @@ def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer
     candidates = _by_query(proxy, torch.randperm(len(proxy), generator=order).tolist())
     if all(len(rows) == 1 for rows in candidates):
         raise DataError(
-            f"distill.transfer: {graded[0]} compares a query's products, and no two of the {len(proxy)} proxy examples "
-            "share a query: raise data.proxy_size, or drop it"
+            f"distill.transfer: {graded[0]} compares products of a query, and no two of the {len(proxy)} proxy "
+            "examples share a query: raise data.proxy_size or remove it"
         )
     for kind in graded:
         beside = torch.empty(len(proxy), LIST - 1 if kind == "listwise" else 1, dtype=torch.int64)
@@ -226,12 +228,12 @@ def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer
 
 
 def lone(proxy: Examples) -> int:
-    """How many proxy examples are their query's only ones."""
+    """Return the number of proxy examples that are the only ones of their query."""
     return sum(len(rows) == 1 for rows in _by_query(proxy, range(len(proxy))))
 
 
 def _by_query(proxy: Examples, order: Iterable[int]) -> list[list[int]]:
-    """Rows of the proxy set with the same query, in this order."""
+    """Return the rows of each query, in this order."""
     candidates: dict[str, list[int]] = {}
     for row in order:
         candidates.setdefault(proxy.texts[row], []).append(row)
@@ -239,7 +241,7 @@ def _by_query(proxy: Examples, order: Iterable[int]) -> list[list[int]]:
 
 
 def _next_of_all(order: Tensor) -> Tensor:
-    """Each row's successor on the circle ``order``."""
+    """Return each row's successor on the circle ``order``."""
     following = torch.empty_like(order)
     following[order] = order.roll(-1)
     return following

@@ -22,7 +22,7 @@ def chain_models(
     def fresh(how: str) -> TextModel:
         model = factory.student(name)
         factory.callbacks.on_stage(f"seed {factory.seed} · {name} {how}", None)
-        factory.read_domain(model, name, factory.step)
+        factory.pretrain_on_domain(model, name, factory.step)
         return model
 
     def one_step() -> TextModel:

@@ -6,7 +6,7 @@ from fed_distill.aggregation import checks as aggregation
 from fed_distill.config import Experiment
 from fed_distill.data.augmentation import check_augmentation
 from fed_distill.data.examples import FederatedData, Task
-from fed_distill.distill.masked import check_reads
+from fed_distill.distill.masked import check_token_model
 from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import DataError
 from fed_distill.mechanisms.lookup import mechanism_of
@@ -69,13 +69,13 @@ def check_models(experiment: Experiment, task: Task) -> None:
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]
         for model in teachers if experiment.teacher.masked_epochs else ():
-            check_reads(model)
+            check_token_model(model)
         for name in experiment.student.models():
             student = build_student(name, experiment.student.options_of(name), task, teacher)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
             mechanism.check_student(student)
             if experiment.student.masked_epochs:
-                check_reads(student)
+                check_token_model(student)
         for assistant in experiment.distill.assistants:
             check_robust(build_student(assistant.model, assistant.options, task, teacher), experiment.training)

@@ -23,9 +23,9 @@ from fed_distill.coordinator.students import Progress, ServerTraining, distillat
 from fed_distill.data.examples import Examples
 from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.chain import ChainLevel, levels
-from fed_distill.distill.masked import read_domain
+from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.transfer import DistillationTarget, check_heard
+from fed_distill.distill.transfer import DistillationTarget, check_soft_label_transfer
 from fed_distill.errors import CheckpointError
 from fed_distill.experiment.teaching import Teaching, domain_texts
 from fed_distill.models import TextModel, build_student, predict
@@ -120,23 +120,23 @@ class StudentFactory:
         """The weights of a student that has read the domain's texts, if it is to, and then learned the server's labels
         and ``target``."""
         student = self.student(name)
-        self.read_domain(student, name, progress)
+        self.pretrain_on_domain(student, name, progress)
         return self.distilled(student, target, self.experiment.training.server_epochs, progress, "server", name)
 
     def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``; for the teacher's soft labels the weights are those that federations start from.
         What ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
         ConfigError if it reads no soft labels at all."""
-        check_heard(self.experiment.distill)
-        return self.taught(self.experiment.student.model, self.target.saying(soft_labels, temperature))
+        check_soft_label_transfer(self.experiment.distill)
+        return self.taught(self.experiment.student.model, self.target.with_soft_labels(soft_labels, temperature))
 
-    def read_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
+    def pretrain_on_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
         """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
         config = self.experiment.student
         if config.masked_epochs:
             texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
             told = progress or (lambda done, total: None)
-            read_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, told)
+            pretrain_on_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, told)
 
     def distilled(
         self,

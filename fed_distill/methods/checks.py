@@ -1,7 +1,7 @@
 """What a method must declare, and find in an experiment."""
 
 from fed_distill.config import Experiment, FederationConfig
-from fed_distill.distill.transfer import check_heard
+from fed_distill.distill.transfer import check_soft_label_transfer
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
@@ -37,7 +37,7 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
     """ConfigError unless the method declares what it does, and the experiment has what that takes."""
     check_declared(federation.method, method)
     if "distil_anew" in method.uses:
-        check_heard(experiment.distill)
+        check_soft_label_transfer(experiment.distill)
     if experiment.student.by_merchant and method.keeps != "own_student":
         raise ConfigError(
             "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
-from fed_distill.distill.masked import check_reads, hidden_tokens, read_domain
+from fed_distill.distill.masked import check_token_model, hidden_tokens, pretrain_on_domain
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.models import build_student, load_teacher
 from fed_distill.text.hashing import CLS, SEP
@@ -46,19 +46,19 @@ def test_of_a_short_text_one_token_is_hidden_at_least():
 
 def test_words_are_guessed_better_with_time_and_the_same_each_time(student, public):
     start = {name: value.clone() for name, value in student.state_dict().items()}
-    losses = read_domain(student, public, 20, 1e-2, (0, "domain"), unheard)
+    losses = pretrain_on_domain(student, public, 20, 1e-2, (0, "domain"), unheard)
     assert len(losses) == 20
     assert losses[-1] < 0.7 * losses[0]
     read = {name: value.clone() for name, value in student.state_dict().items()}
     assert not torch.equal(read["words.weight"], start["words.weight"])
     student.load_state_dict(start)
-    assert read_domain(student, public, 20, 1e-2, (0, "domain"), unheard) == losses
+    assert pretrain_on_domain(student, public, 20, 1e-2, (0, "domain"), unheard) == losses
     assert all(torch.equal(value, read[name]) for name, value in student.state_dict().items())
 
 
 def test_a_share_of_an_epoch_is_a_share_of_its_steps(student, public):
     steps = []
-    read_domain(
+    pretrain_on_domain(
         student, public.take([*range(48)] * 8), 0.5, 1e-3, (0,), lambda done, total: steps.append((done, total))
     )
     assert steps == [(1, 3), (2, 3), (3, 3)]
@@ -77,9 +77,9 @@ def minilm(config, task):
 
 def test_what_does_not_read_token_by_token_or_diverges_is_said(student, task, public):
     with pytest.raises(ConfigError, match="two-tower does not read a text token by token"):
-        check_reads(build_student("two-tower", {}, task))
-    check_reads(student)
+        check_token_model(build_student("two-tower", {}, task))
+    check_token_model(student)
     with torch.no_grad():
         student.words.weight[5:] = torch.nan
     with pytest.raises(TrainingError, match="the loss of masked words is nan"):
-        read_domain(student, public, 1, 1e-3, (0,), unheard)
+        pretrain_on_domain(student, public, 1, 1e-3, (0,), unheard)

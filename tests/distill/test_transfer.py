@@ -17,7 +17,7 @@ from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.features import Features
 from fed_distill.distill.hints import LIST, POSITIONS, FeatureStudent
 from fed_distill.distill.losses import distillation_kl, soften
-from fed_distill.distill.transfer import DistillationTarget, check_heard, check_transfer, lone, partners
+from fed_distill.distill.transfer import DistillationTarget, check_soft_label_transfer, check_transfer, lone, partners
 from fed_distill.errors import ConfigError, DataError, FedDistillError
 from fed_distill.models import build_student
 from fed_distill.models.base import Outputs
@@ -143,9 +143,9 @@ def test_the_temperature_moves_along_a_line_to_the_final_one():
 
 def test_other_soft_labels_may_have_a_temperature_of_their_own_throughout():
     moving, others = target(temperature=5.0, final_temperature=1.0), torch.ones(2, 2)
-    assert moving.saying(others).at(0.5).temperature == 3.0
-    assert moving.saying(others, 2.5).at(0.5).temperature == 2.5
-    assert torch.equal(moving.saying(others, 2.5).soft_labels, others)
+    assert moving.with_soft_labels(others).at(0.5).temperature == 3.0
+    assert moving.with_soft_labels(others, 2.5).at(0.5).temperature == 2.5
+    assert torch.equal(moving.with_soft_labels(others, 2.5).soft_labels, others)
 
 
 def test_a_student_below_an_assistant_learns_from_both():
@@ -239,16 +239,16 @@ def test_a_target_that_reads_no_soft_labels_is_known(kind):
     encoded = prepared.encode(["red shoe", "tea", "tea cup"] * 3, ["red", "cup", "tea"] * 3)
     if isinstance(prepared, FeatureStudent):
         encoded = prepared.with_partners(encoded)
-    for said in (taught, taught.saying(LABELS.flip(0))):
+    for said in (taught, taught.with_soft_labels(LABELS.flip(0))):
         phase = said.phase(prepared, 1.0)
         found.append(
             phase.objective(phase.run(prepared, prepared.collate(encoded, torch.arange(COUNT))), phase.references)
         )
     if torch.equal(*found):
         with pytest.raises(ConfigError, match=r"distill\.transfer has no kind that reads soft labels"):
-            check_heard(taught.config)
+            check_soft_label_transfer(taught.config)
     else:
-        check_heard(taught.config)
+        check_soft_label_transfer(taught.config)
 
 
 @pytest.mark.parametrize(
