@@ -117,7 +117,7 @@ class Registry(Mapping[str, str]):
 
 
 def _import(module_name: str) -> Any:
-    """Import a module; search the working folder too, like ``python -m``, unless ``allow_imports`` restricts imports."""
+    """Import a module, also from the working folder unless ``allow_imports`` restricts imports."""
     here = str(Path.cwd())
     if _allowed is not None or here in sys.path or "" in sys.path:
         return importlib.import_module(module_name)

@@ -110,9 +110,7 @@ class TrainerAudit:
         up = [direction[rows - 1] > 0 for direction in secret.directions]
         seen = self._released(student, rows, up, self.names)[:, : canaries + references]
         foreseen = None
-        if (
-            self.outsider is not None
-        ):  # predicting noise requires no canary: use one example in an unused row
+        if self.outsider is not None:  # predicting noise requires no canary: use one example in an unused row
             last, label = np.array([canaries + references + 1]), [np.array([True])] * self.releases
             foreseen = self._released(student, last, label, self.outsider)[:, : canaries + references]
         scores = secret.scores(seen, foreseen, self.spend)

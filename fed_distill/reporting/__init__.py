@@ -1,1 +1,1 @@
-"""The run folder, its tables, charts and report, and callbacks that follow a run."""
+"""The run folder, its tables, charts and report, and callbacks."""

@@ -1,22 +1,21 @@
-"""Who took part in a run's rounds, who did not, and why: counted from the lines of ``metrics.jsonl``."""
+"""Participation of merchants in a run's rounds, with reasons, counted from ``metrics.jsonl``."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 KINDS = ("asked", "merged", "refused", "late", "absent", "resting")
-"""What a merchant can be in a round: one of all that were meant to take part; merged, or one of the others."""
+"""States of a merchant in a round: ``asked`` counts all selected merchants; the others partition them."""
 MOST_REASONS = 10
-"""Reasons that are listed for a federation, those of most merchants first."""
+"""Maximum number of reasons listed per federation, the most frequent first."""
 
 
 def answers(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By federation, over all rounds of all seeds.
+    """Count participation by federation, over all rounds of all seeds.
 
-    ``asked`` to ``resting``: merchants, counted once a round, of the attempt that was merged. rounds: that were merged.
-    retried: times that a round had too few and was asked again. reasons: ``[text, times]``, of merchants that were left
-    out and of rounds that were asked again, the most frequent first. Lines without ``answers``, which an older release
-    wrote, are left out.
+    ``asked`` to ``resting``: merchants, counted once per round, in the merged attempt. rounds: number of merged
+    rounds. retried: number of attempts with too few participants. reasons: ``[text, times]`` of excluded merchants and
+    repeated rounds, the most frequent first. Lines without ``answers``, from older releases, are ignored.
     """
     found: dict[str, dict[str, Any]] = {}
     reasons: dict[str, Counter[str]] = {}

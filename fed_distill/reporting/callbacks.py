@@ -1,6 +1,6 @@
-"""What follows a run while it happens: progress in the terminal, TensorBoard, Weights & Biases, metrics, or your own.
+"""Callbacks that follow a run: terminal progress, TensorBoard, Weights & Biases, metrics, or a custom one.
 
-A callback sees what happens and changes nothing. It is named in ``runtime.callbacks``, or by import path, or
+A callback observes a run and does not change it. It is named in ``runtime.callbacks`` by short name or import path, or
 passed to ``run``; all of its methods are optional.
 """
 
@@ -28,82 +28,82 @@ CALLBACKS = Registry(
 
 
 class Callback:
-    """Base of all callbacks; every method does nothing until it is overridden."""
+    """Base class of callbacks; all methods do nothing by default."""
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Before anything is trained; ``folder`` is the run's. On resume it is called again."""
+        """Called before training; ``folder`` is the run's. It is called again on resume."""
 
     def on_stage(self, title: str, total: int | None) -> None:
-        """A stretch of work begins: ``total`` steps or rounds, None where that is not known."""
+        """Called when a stage begins, with ``total`` steps or rounds; None if unknown."""
 
     def on_step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """``done`` steps of the stage are done; a metric ``steps`` is its total, where that became known only now."""
+        """Called after ``done`` steps of the stage; the metric ``steps`` is the total, if it was unknown before."""
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """A federated round has ended; ``record`` is its line of ``metrics.jsonl``."""
+        """Called after a federated round; ``record`` is its line of ``metrics.jsonl``."""
 
     def on_message(self, text: str) -> None:
-        """Something that the user should read."""
+        """Called with a message for the user."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """The run has ended well and ``summary.json`` and the report are written."""
+        """Called after a successful run, when ``summary.json`` and the report are written."""
 
     def close(self) -> None:
-        """Always called last, also when the run failed: let go of terminals, files and connections."""
+        """Called last in any case, also after a failure: release terminals, files and connections."""
 
 
 class CallbackList(Callback):
-    """Several callbacks as one, called in order. Use it with ``with``, so that all are closed when a run fails."""
+    """Calls several callbacks in order. Use it with ``with``, so that all are closed if a run fails."""
 
     def __init__(self, callbacks: Iterable[Callback]) -> None:
         self.callbacks = list(callbacks)
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> Self:
-        """Build callbacks by short name or import path; ConfigError for one that is not a ``Callback``."""
+        """Build callbacks by short name or import path; raise ConfigError if one is not a ``Callback``."""
         return cls([_build(name) for name in names])
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
-        """Those that the experiment names. Where its logs are JSON, ``log`` takes the place of ``progress``, so that
-        nothing but JSON lines is on stderr."""
+        """Build the experiment's callbacks. With JSON logs, ``log`` replaces ``progress``, so that stderr contains JSON
+        lines only."""
         names = experiment.runtime.callbacks
         if experiment.runtime.logs == "json":
             names = list(dict.fromkeys("log" if name == "progress" else name for name in names))
         return cls.from_names(names)
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Pass on."""
+        """Call it on all callbacks."""
         for callback in self.callbacks:
             callback.on_start(experiment, folder)
 
     def on_stage(self, title: str, total: int | None) -> None:
-        """Pass on."""
+        """Call it on all callbacks."""
         for callback in self.callbacks:
             callback.on_stage(title, total)
 
     def on_step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Pass on."""
+        """Call it on all callbacks."""
         for callback in self.callbacks:
             callback.on_step(done, metrics)
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Pass on."""
+        """Call it on all callbacks."""
         for callback in self.callbacks:
             callback.on_round(record)
 
     def on_message(self, text: str) -> None:
-        """Pass on."""
+        """Call it on all callbacks."""
         for callback in self.callbacks:
             callback.on_message(text)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Pass on."""
+        """Call it on all callbacks."""
         for callback in self.callbacks:
             callback.on_end(summary)
 
     def close(self) -> None:
-        """Close all, the last one first."""
+        """Close all callbacks in reverse order."""
         for callback in reversed(self.callbacks):
             callback.close()
 
@@ -119,7 +119,7 @@ class CallbackList(Callback):
 class TensorBoard(Callback):
     """Writes every round's scalars as TensorBoard events into ``tensorboard/FEDERATION/seed-N`` of the run's folder.
 
-    A resumed run's rounds purge those that the killed one had written beyond its last checkpoint.
+    A resumed run purges events that the killed one wrote after its last checkpoint.
     """
 
     def __init__(self) -> None:
@@ -127,11 +127,11 @@ class TensorBoard(Callback):
         self._writers: dict[tuple[str, int], Any] = {}
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Remember where to write; files are made when there is something to write."""
+        """Store the folder; files are created on the first event."""
         self._folder = folder / "tensorboard"
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Write the record's scalars at the record's round."""
+        """Write the record's scalars at its round."""
         writer = self._writer(record["federation"], record["seed"], record["round"])
         for name, value in scalars(record).items():
             writer.add_scalar(name, value, record["round"])
@@ -145,10 +145,10 @@ class TensorBoard(Callback):
 
     def _writer(self, federation: str, seed: int, round: int) -> Any:
         if self._folder is None:
-            raise RuntimeError("on_round before on_start: there is no folder yet to write events into")
+            raise RuntimeError("on_round was called before on_start")
         key = (federation, seed)
         if key not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run asks for it
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not always used
 
             folder = self._folder / federation.replace("/", "-") / f"seed-{seed}"
             self._writers[key] = SummaryWriter(str(folder), purge_step=round)
@@ -156,20 +156,20 @@ class TensorBoard(Callback):
 
 
 class WeightsAndBiases(Callback):
-    """Follows a run in Weights & Biases, with the extra ``wandb``; ``WANDB_MODE=offline`` keeps it on this machine."""
+    """Logs a run to Weights & Biases; requires the extra ``wandb``. ``WANDB_MODE=offline`` logs to local files only."""
 
     def __init__(self) -> None:
         try:
             self._wandb = importlib.import_module("wandb")
         except ImportError as error:
             raise ConfigError(
-                "callback 'wandb' needs the package wandb: pip install fed-distill[wandb], "
-                "or take it out of runtime.callbacks"
+                "callback 'wandb' requires the package wandb: pip install fed-distill[wandb], "
+                "or remove it from runtime.callbacks"
             ) from error
         self._run: Any = None
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Begin a run named after the experiment, or go on with it, its files in the run's folder."""
+        """Start or resume a run named after the experiment, with its files in the run's folder."""
         self._run = self._wandb.init(
             project="fed-distill",
             name=experiment.name,
@@ -180,25 +180,25 @@ class WeightsAndBiases(Callback):
         )
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Log the record's scalars as ``FEDERATION/seed-N/NAME`` against the round of the same prefix."""
+        """Log the record's scalars as ``FEDERATION/seed-N/NAME`` over the round with the same prefix."""
         prefix = f"{record['federation']}/seed-{record['seed']}"
         values = {f"{prefix}/{name}": value for name, value in scalars(record).items()}
         self._run.log({**values, f"{prefix}/round": record["round"]})
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Keep the main results in the run's summary."""
+        """Store the main results in the run's summary."""
         shown = ("retention", "gap_closed", "student", "teacher", "bytes")
         self._run.summary.update({name: summary[name] for name in shown})
 
     def close(self) -> None:
-        """End the run, so that nothing is left to send."""
+        """Finish the run and upload pending data."""
         if self._run is not None:
             self._run.finish()
             self._run = None
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """A record's measured numbers by path (``valid/auc``), what tells the record from others left out."""
+    """Return a record's metrics by path (``valid/auc``), without the fields that identify the record."""
     found: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
@@ -213,7 +213,7 @@ def _build(name: str) -> Callback:
     try:
         callback = factory()
     except TypeError as error:
-        raise ConfigError(f"callback {name!r} must be a class that is made without arguments: {error}") from error
+        raise ConfigError(f"callback {name!r} must be a class with a constructor without arguments: {error}") from error
     if not isinstance(callback, Callback):
         raise ConfigError(f"callback {name!r} must be a subclass of fed_distill.reporting.callbacks.Callback")
     return callback

@@ -1,9 +1,8 @@
-"""What every chart is drawn with, in matplotlib: its look, marks, lines, levels and names, and the SVG and PNG that it
-becomes.
+"""Common style and elements of all charts, in matplotlib, and their conversion to SVG and PNG.
 
-Series differ by colour and by marker and carry their names, so that no chart needs its colours to be told apart; more
-series than there are markers have numbers. SVG for a page takes its colours from the page's CSS variables, so that it
-follows the reader's light or dark theme. What is imported here takes long: import this module where a chart is drawn.
+Series differ by colour and marker and are labelled, so that charts are readable without colours; if there are more
+series than markers, they are numbered. SVG uses the CSS variables of the page for colours, so that it follows the light
+or dark theme. Imports are slow: import this module where a chart is drawn.
 """
 
 import io
@@ -26,7 +25,7 @@ from matplotlib.figure import Figure
 from fed_distill.storage.files import write_atomic
 
 COLORS = ("#1f5fbf", "#b8520a", "#0c7866", "#9c2f78", "#6d6200", "#5b45ad")
-"""Of the series, as in the light theme of a page, whose CSS variables ``--c0`` to ``--c5`` they become."""
+"""Colours of the series in the light theme; in SVG they become the CSS variables ``--c0`` to ``--c5``."""
 INK, SOFT, LINE, NEUTRAL, PAPER = "#1d2127", "#5b636e", "#e4e1db", "#747d89", "#ffffff"
 THEME = {
     **{color: f"var(--c{number})" for number, color in enumerate(COLORS)},
@@ -36,23 +35,23 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 WIDTH, HEIGHT, DPI = 9.6, 4.6, 160
 LEGEND_COLUMNS, LEGEND_LINE = 3, 0.21
 DOTTED = (0, (2, 3))
-"""The line style of levels."""
+"""Line style of levels."""
 MARK = 6.5**2
-"""Area of a mark, in square points."""
+"""Area of a marker in square points."""
 NUMBERED_WIDTH = 12.5
-"""Width in points of a mark that has a number in it."""
+"""Width in points of a numbered marker."""
 LONGEST, LETTER = 36, 5.8
-"""Characters of a name that is shown; a longer one is cut, and whole in its tooltip; points that one takes."""
+"""Maximum length of a displayed name, the rest being in the tooltip; width of a letter in points."""
 ROUNDS_APART = 500
-"""Times at most that marks are pushed apart."""
+"""Maximum number of iterations of moving markers apart."""
 ENOUGH = 1e-3
-"""Of a pixel: who is nearer by less is not moved."""
+"""Tolerance in pixels for overlapping markers."""
 LABEL_GAP = 0.058
-"""Least distance of two labels at the right edge, in heights of the axes."""
+"""Minimum distance of two labels at the right edge, relative to the height of the axes."""
 FAR = 1.0
-"""Values are cut off that lie more than so many times as far below the lowest level as the best one lies above it."""
+"""Values further below the lowest level than this multiple of the best value's height over it are cut off."""
 TIP = "tip:"
-"""How the ids begin that become tooltips in SVG."""
+"""Prefix of ids that become tooltips in SVG."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -60,12 +59,12 @@ STYLE: dict[Any, Any] = {
     "axes.unicode_minus": True,
 }
 styled = matplotlib.rc_context(STYLE)
-"""Decorates each function that makes a figure."""
+"""Decorator of functions that create figures."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the series number ``number`` is drawn, which has ``place`` among ``count``."""
+    """Style of the series ``number``, with index ``place`` among ``count`` series."""
 
     number: int
     place: int = 0
@@ -74,29 +73,29 @@ class Look:
 
     @property
     def color(self) -> str:
-        """Of marks and lines."""
+        """Colour of markers and lines."""
         return COLORS[self.number % len(COLORS)]
 
     @property
     def marker(self) -> str:
-        """Shape of marks."""
+        """Shape of markers."""
         return "o" if self.numbered else MARKERS[self.number % len(MARKERS)]
 
     @property
     def aside(self) -> float:
-        """Places from the middle, where series with equal values lie side by side."""
+        """Offset from the middle for series with equal values, in steps."""
         return self.place - (self.count - 1) / 2
 
 
 def new_figure(height: float, **options: Any) -> Figure:
-    """A figure of the width that all have, ``height`` inches high."""
+    """Create a figure with the common width and ``height`` in inches."""
     figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, **options)
     FigureCanvasAgg(figure)
     return figure
 
 
 def clean(axes: Axes, grid: str = "") -> Axes:
-    """Leave of the frame its lower edge; grid: ``x`` or ``y``, whose values get lines across the axes."""
+    """Remove the frame except for its lower edge; ``grid``: ``x`` or ``y`` for grid lines at its values."""
     axes.set_facecolor(PAPER)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -113,8 +112,7 @@ def clean(axes: Axes, grid: str = "") -> Axes:
 def empty_figure(
     y_axis: str, legend: Mapping[int, str] | None = None, columns: int = LEGEND_COLUMNS
 ) -> tuple[Figure, Axes]:
-    """A figure with room for names at the right, and beneath for the ``legend`` of series (number -> name), if any, in
-    so many columns."""
+    """Create a figure with room for labels at the right, and below for a ``legend`` (name by series) in ``columns``."""
     numbered = are_numbered(legend or {})
     below = LEGEND_LINE * math.ceil(len(legend or ()) / columns) + (0.2 if legend else 0.0)
     height = HEIGHT + below
@@ -134,33 +132,33 @@ def empty_figure(
 
 
 def rows_figure(height: float) -> tuple[Figure, Axes]:
-    """A figure whose axes have room for the names of rows at the left, however long."""
+    """Create a figure with room for names of rows at the left."""
     figure = new_figure(height, layout="constrained")
     return figure, clean(figure.add_subplot())
 
 
 def are_numbered(names: Mapping[int, str]) -> bool:
-    """Whether there are more series than markers, so that their marks carry numbers."""
+    """Whether there are more series than markers, so that markers are numbered."""
     return len(names) > len(MARKERS)
 
 
 def tipped(artist: Artist, text: str) -> None:
-    """Give an artist a tooltip, which is the ``title`` of its element in SVG."""
+    """Add a tooltip, which becomes the ``title`` of the SVG element."""
     artist.set_gid(f"{TIP}{text}")
 
 
 def shortened(name: str) -> str:
-    """A name cut to ``LONGEST`` characters."""
+    """Truncate a name to ``LONGEST`` characters."""
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def room(names: Sequence[str]) -> float:
-    """What names take beside the axes, in widths of the figure."""
+    """Return the width of names beside the axes, relative to the figure."""
     return (LETTER * max(len(shortened(name)) for name in names) + 24) / (72 * WIDTH)
 
 
 def draw_levels(axes: Axes, levels: Mapping[str, float]) -> list[tuple[float, str, str]]:
-    """Draw dashed lines (name -> height) and return their labels (height, name, colour)."""
+    """Draw dashed lines (height by name) and return their labels (height, name, colour)."""
     for name, value in levels.items():
         line = axes.axhline(value, color=NEUTRAL, linewidth=1.2, linestyle=DOTTED, zorder=1)
         tipped(line, f"{name}: {value:.4f}")
@@ -168,7 +166,7 @@ def draw_levels(axes: Axes, levels: Mapping[str, float]) -> list[tuple[float, st
 
 
 def draw_mark(axes: Axes, x: float, y: float, area: float, look: Look, filled: bool = True, tip: str = "") -> None:
-    """A mark of that area in square points, with the series' number in it where they are numbered."""
+    """Draw a marker with an area in square points, with the number of the series if series are numbered."""
     if look.numbered:
         area, written = max(area, NUMBERED_WIDTH**2), PAPER if filled else look.color
         axes.text(x, y, str(look.number + 1), color=written, fontsize=7.5, ha="center", va="center_baseline", zorder=4)
@@ -183,7 +181,7 @@ def draw_mark(axes: Axes, x: float, y: float, area: float, look: Look, filled: b
 def draw_line(
     axes: Axes, x: Sequence[float], y: Sequence[float], ends: Sequence[tuple[float, float]], look: Look
 ) -> None:
-    """A line through points, with a band between the lower and upper ``ends`` of their intervals."""
+    """Draw a line through points, with a band between the lower and upper ``ends`` of their intervals."""
     low, high = zip(*ends, strict=True)
     axes.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
     axes.plot(x, y, color=look.color, linewidth=1.9)
@@ -192,8 +190,9 @@ def draw_line(
 def moved_apart(
     places: npt.NDArray[np.float64], least: float, low: float = -math.inf, high: float = math.inf
 ) -> npt.NDArray[np.float64]:
-    """Places ``[n, 2]`` moved sideways, between ``low`` and ``high``, as little as it takes for every two of them to be
-    ``least`` apart, or nearly so; heights stay, as it is they that are read."""
+    """Move positions ``[n, 2]`` sideways, between ``low`` and ``high``, until every two are about ``least`` apart.
+
+    Heights are unchanged, because they represent the values."""
     moved = places.astype(np.float64)
     one, other = np.triu_indices(len(moved), k=1)
     wanted = np.sqrt(np.clip(least**2 - (moved[other, 1] - moved[one, 1]) ** 2, 0.0, None))
@@ -210,9 +209,9 @@ def moved_apart(
 
 
 def cut_low(axes: Axes, levels: Mapping[str, float], values: Sequence[float]) -> float:
-    """Cut off values far below the levels, lest they flatten the rest; returns the height under which nothing is seen.
+    """Cut off values far below the levels, so that the rest stays readable; return the lower limit.
 
-    Levels are needed to say what is far: with fewer than two nothing is cut.
+    With fewer than two levels there is no reference, and nothing is cut.
     """
     lowest = min(levels.values(), default=0.0)
     highest = max(*values, *levels.values(), lowest)
@@ -223,8 +222,8 @@ def cut_low(axes: Axes, levels: Mapping[str, float], values: Sequence[float]) ->
     return bottom
 
 
-def tell_cut(axes: Axes, bottom: float, places: Sequence[tuple[float, float, int]]) -> None:
-    """Write values under ``bottom`` as numbers at their places (horizontal place, value, number of the series)."""
+def annotate_cut(axes: Axes, bottom: float, places: Sequence[tuple[float, float, int]]) -> None:
+    """Write values below ``bottom`` as numbers (horizontal position, value, number of the series)."""
     stacked: dict[float, int] = {}
     for x, value, number in places:
         if value < bottom:
@@ -236,14 +235,14 @@ def tell_cut(axes: Axes, bottom: float, places: Sequence[tuple[float, float, int
 
 
 def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Names (height, text, colour) at the right edge, moved apart so that none covers another, with a thin lead.
+    """Write labels (height, text, colour) at the right edge without overlap, connected by thin lines.
 
-    The axes are made as narrow as it takes."""
+    The axes are narrowed to make room."""
     if not labels:
         return
     left, bottom, width, height = axes.get_position().bounds
     axes.set_position((left, bottom, min(width, 1.0 - left - room([text for _, text, _ in labels])), height))
-    axes.get_ylim()  # which settles the limits
+    axes.get_ylim()  # fixes the limits
     to_axes = axes.get_yaxis_transform() - axes.transAxes
     wanted = sorted((max(0.0, float(to_axes.transform((1.0, value))[1])), text, color) for value, text, color in labels)
     heights: list[float] = []
@@ -263,7 +262,7 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def write_figure(figure: Figure, folder: Path, name: str, title: str) -> Markup:
-    """Write ``name.svg`` and ``name.png`` into ``folder``; returns the SVG for a page, as ``inline`` does."""
+    """Write ``name.svg`` and ``name.png`` into ``folder``; return the SVG for a page, see ``inline``."""
     folder.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
     with matplotlib.rc_context(STYLE):
@@ -275,13 +274,12 @@ def write_figure(figure: Figure, folder: Path, name: str, title: str) -> Markup:
 
 
 def inline(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an SVG element for a page in which no other one has its ``name``, called ``title`` for those who do
-    not see it."""
+    """Return the figure as an SVG element with the accessible name ``title``; ``name`` must be unique in the page."""
     return _themed(_svg(figure, name), name, title)
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The same text for the same figure: no date, and ids that follow from ``name``; tips as titles."""
+    """Return reproducible SVG text: no date, ids derived from ``name``, tooltips as titles."""
     svg = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
@@ -289,7 +287,7 @@ def _svg(figure: Figure, name: str) -> str:
 
 
 def _themed(svg: str, name: str, title: str) -> Markup:
-    """The SVG element alone: colours as the page's CSS variables, ids its own, text in the page's font."""
+    """Return the SVG element with the page's CSS variables as colours, its own ids and the page's font."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     for color, variable in THEME.items():
@@ -307,5 +305,5 @@ def _themed(svg: str, name: str, title: str) -> Markup:
 
 
 def _font(found: re.Match[str]) -> str:
-    """Size and weight apart, since a font that is told at once cannot inherit its family; older matplotlib does so."""
+    """Separate size and weight: the shorthand ``font``, used by older matplotlib, cannot inherit the family."""
     return f"font-size: {found[2]}px" + (f"; font-weight: {found[1]}" if found[1] else "")

@@ -1,4 +1,4 @@
-"""What coding messages cost and saved: each federation beside the one that is the same but for its transport."""
+"""Cost and savings of transport coding: each federation compared with the one that differs only in its transport."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,15 @@ from fed_distill.config import Experiment, FederationConfig
 def beside_uncoded(
     experiment: Experiment, rows: Mapping[str, Mapping[str, Any]], headline: str
 ) -> dict[str, dict[str, Any] | None]:
-    """Of each federation whose messages are coded, by title, how it stands to its uncoded twin; else None.
+    """Compare each coded federation, by title, with its uncoded counterpart; None without one.
 
-    rows: of all federations, with ``bytes``, ``gap_closed`` and the ``headline`` score. ``uplink_ratio`` and
-    ``downlink_ratio``: the twin's bytes over its own. ``change``: of the headline score. ``gap_kept``: its share of the
-    twin's ``gap_closed``; null unless both are known and the twin closed some of it.
+    ``uplink_ratio`` and ``downlink_ratio`` are the counterpart's bytes divided by its own, ``change`` that of the
+    headline score, and ``gap_kept`` its share of the counterpart's ``gap_closed``, or None if either is unknown or that
+    is not positive.
+
+    :param experiment: the experiment
+    :param rows: summary of all federations, with ``bytes``, ``gap_closed`` and the ``headline`` score
+    :param headline: name of the headline metric
     """
     plain = {one.title: _but_for_transport(one) for one in experiment.federations() if not _coded(experiment, one)}
     found: dict[str, dict[str, Any] | None] = {}

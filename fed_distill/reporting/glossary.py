@@ -1,29 +1,30 @@
-"""The words of a report, for a reader who is no engineer."""
+"""Glossary of a report, for non-engineers."""
 
 GLOSSARY = {
     "Teacher": "The large, accurate language model that the marketplace owns. It is too slow to run for every search.",
     "Student": "The small, fast model that is being trained to do the teacher's work.",
     "Merchant": "An owner of private examples. Its texts and labels stay with it.",
-    "Proxy set": "Public examples without labels that everyone holds, on which models can be compared and taught.",
-    "Soft labels": "How sure a model is of each possible answer. They teach more than the one best answer alone.",
+    "Proxy set": "Public examples without labels that all participants have, used to exchange predictions.",
+    "Soft labels": "The probabilities that a model assigns to each possible answer, which are more informative than "
+    "the best answer alone.",
     "Federated learning": "Training one model across many owners: in each round the merchants improve it on their "
-    "own data and send back what they learned, which the server merges.",
+    "own data and send their changes back, which the server aggregates.",
     "Round": "One such exchange between the server and the merchants.",
-    "Server alone": "A control: the student trained on all that the server has, with no merchant's help. The floor.",
-    "Each merchant alone": "A control: every merchant improves the server's student on its own data and tells nobody.",
-    "All data pooled": "A control: everybody's data collected in one place, as federation avoids. The ceiling.",
-    "FedAvg, no teacher": "A control: plain federated learning, where merchants learn from their own labels only.",
+    "Server alone": "A control: the student trained on the server's data only, without any merchant. The floor.",
+    "Each merchant alone": "A control: every merchant trains the server's student further on its own data only.",
+    "All data pooled": "A control: the data of all merchants in one place, which federation avoids. The ceiling.",
+    "FedAvg, no teacher": "A control: plain federated learning, where merchants train on their own labels only.",
     "nDCG@10": "How well the best ten results of a search are ordered, from 0 to 1: exact matches first score highest.",
     "MRR@10": "One divided by the place of the first exact match among the ten best results, averaged over searches.",
     "AUC": "The chance that a truly positive example is scored above one that is not; 0.5 is guessing, 1 is perfect.",
     "Accuracy": "The share of examples that get the right answer.",
     "Macro-F1": "Precision and recall in one number, averaged over the answers so that rare answers count as much.",
-    "Retention": "The student's score divided by the teacher's: how much quality survives the shrinking.",
+    "Retention": "The student's score divided by the teacher's: the quality that is kept in the smaller model.",
     "Gap closed": "Of what collecting everybody's data would gain over training without federation, the share that "
     "federation gained. 0 % is nothing, 100 % is as good as pooling.",
     "Worst merchant": "The merchant that the student serves least well, among those with enough test examples to tell.",
     "Uplink, downlink": "Bytes that a merchant sends, and receives, in one round, measured on the messages themselves.",
-    "Domain adaptation": "A last polish of the student on the server's own examples after the final round.",
+    "Domain adaptation": "Further training of the student on the server's own examples after the final round.",
     "Seed": "The number from which all chance in a run follows. Several seeds show how much of a result is luck.",
     "± (95 % interval)": "Were the experiment repeated with new seeds, the mean would be expected within this range.",
     "Differential privacy": "A proven bound on what can be learned of one example, or one merchant, from what is sent.",

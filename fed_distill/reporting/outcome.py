@@ -1,7 +1,6 @@
-"""What one student scored on one seed: the unit from which a summary is made and at which a run resumes.
+"""The result of one student with one seed: the unit of a summary, and of resuming a run.
 
-A finished control or federation is kept as one small JSON file, so that a run killed later does not train it
-again.
+A finished control or federation is stored as a small JSON file, so that a resumed run does not train it again.
 """
 
 import dataclasses
@@ -20,20 +19,18 @@ from fed_distill.storage.sealed import read_sealed_json, sealed_json
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained student.
+    """The result of one trained student.
 
     name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
-    student (of which nothing but metrics is known, ``parameters`` among them). metrics: on the common test set
-    (for ``local`` the mean over the merchants' students). merchant_accuracy: on each merchant's own test set of
-    merchant_counts rows, by the global student (for ``local`` by the merchant's own). personal_accuracy: the same
-    by the students that adapted to each merchant, where that was asked for. unheard: merchants of which nothing was
-    told, as their sites did not answer or keep that. before_adaptation: metrics of the
-    student before domain adaptation. validation: metrics on the common validation set, from which the learning
-    curves get the controls' lines. adaptation: what the adaptation did, one line a stage, stages undone
-    included. downlink_bytes, uplink_bytes: mean of the serialized messages per merchant and round.
-    privacy: what was promised to the merchants and what it cost (``mechanisms.account``); None where nothing was
-    protected. seconds: time spent on it. rounds: how many it had. lines: hash of their lines in ``metrics.jsonl``
-    (``storage.sealed.chained``).
+    student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
+    the merchants' students). merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global
+    student (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to each merchant, if
+    configured. unheard: merchants without a result, because their site did not answer or does not send it.
+    before_adaptation: metrics before domain adaptation. validation: metrics on the common validation set, for the
+    controls' lines in learning curves. adaptation: one line per stage of the adaptation, reverted ones included.
+    downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
+    (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
+    lines in ``metrics.jsonl`` (``storage.sealed.chained``).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -60,15 +57,15 @@ class Outcome:
         for accuracies in (self.merchant_accuracy, self.personal_accuracy):
             if accuracies and set(accuracies) != set(self.merchant_counts):
                 odd = sorted(set(accuracies) ^ set(self.merchant_counts))[0]
-                raise ValueError(f"{self.name}: merchant {odd!r} has an accuracy or a count of test examples, not both")
+                raise ValueError(f"{self.name}: merchant {odd!r} has only one of accuracy and number of test examples")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready fields."""
+        """Return JSON-serializable fields."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Any, source: str = "outcome") -> Self:
-        """Inverse of ``to_json``; CheckpointError naming ``source`` and the first wrong key."""
+        """Parse the result of ``to_json``; raise CheckpointError, naming ``source`` and the first invalid key."""
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
@@ -77,10 +74,10 @@ class Outcome:
             raise CheckpointError(f"{source} is not a stored outcome: {where}: {problem['msg']}") from error
 
     def save(self, path: Path) -> None:
-        """Write as a JSON file with its checksum, atomically."""
+        """Write a JSON file with its checksum, atomically."""
         write_atomic(path, sealed_json(self.to_json(), path))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what ``save`` wrote; CheckpointError naming the file if it is missing or not as it was written."""
+        """Read a file written by ``save``; raise CheckpointError if it is missing or damaged."""
         return cls.from_json(read_sealed_json(path), str(path))

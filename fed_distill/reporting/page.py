@@ -1,6 +1,6 @@
-"""The page that every report extends: its style, head, repetition, words and foot, and the parts that reports share.
+"""The base template of all reports and the macros that they share.
 
-Templates are Python modules, because a Flower app ships no other kind of template file.
+Templates are Python modules, because a Flower app cannot contain other template files.
 """
 
 # ruff: noqa: E501 -- a web page
@@ -152,17 +152,19 @@ PARTS = """{% macro figure(chart, caption) -%}
 
 
 def render_page(template: str, source: str, glossary: Mapping[str, str], **values: Any) -> str:
-    """The HTML of ``template``, which extends ``page`` and may import from ``parts``.
+    """Render ``template``, which extends ``page`` and may import from ``parts``.
 
-    source: what the repeated file is called. glossary: word -> meaning. values: ``kind``, ``name``, ``command`` and
-    ``toml`` of the page, and what the template itself needs.
+    :param template: source of the template
+    :param source: name of the configuration file in the page
+    :param glossary: meanings by word
+    :param values: ``kind``, ``name``, ``command`` and ``toml`` of the page, and values for the template
     """
     return _compiled(template).render(style=Markup(STYLE), source=source, glossary=glossary, **values)
 
 
 @cache
 def _compiled(template: str) -> Template:
-    """The page of a template, compiled once for all reports of a process."""
+    """Compile a template, once per process."""
     loader = DictLoader({"page": PAGE, "parts": PARTS, "report": template})
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file that stands alone, made from the run's folder and nothing else.
+"""The report of a run: a self-contained HTML file, generated from the run's folder.
 
-Anyone can open it years later without a network: styles and charts are inline, and it can be written again
-from ``experiment.toml``, ``metrics.jsonl`` and ``summary.json``.
+Styles and charts are inline, so that it can be opened without a network. Its inputs are ``experiment.toml``,
+``metrics.jsonl`` and ``summary.json``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a finished run's folder; CheckpointError if its summary or experiment is missing."""
+    """Write ``report.html`` of a finished run; raise CheckpointError if its summary or experiment is missing."""
     summary = read_summary(folder)
     try:
         experiment = (folder / EXPERIMENT).read_text(encoding="utf-8")
@@ -34,8 +34,8 @@ def write_report(folder: Path) -> Path:
 
 
 def render(summary: Record, records: Sequence[Record], experiment: str, folder: str) -> str:
-    """The report's HTML. experiment: the run's TOML. folder: where the run is, for the command that repeats it."""
-    from fed_distill.reporting import run_charts  # matplotlib takes long to import
+    """Render the report. experiment: the run's TOML. folder: the run's folder, for the command that repeats it."""
+    from fed_distill.reporting import run_charts  # imports matplotlib, which is slow
 
     metric = wording.METRIC_NAMES[summary["headline"]]
     rows, series = _rows(summary), _series(summary)
@@ -69,7 +69,7 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
 
 @dataclass(frozen=True)
 class _Row:
-    """One line of the comparison table: what is written, and how strongly."""
+    """One line of the comparison table."""
 
     name: str
     note: str
@@ -108,7 +108,7 @@ def _table_metrics(summary: Record) -> list[str]:
 
 
 def _series(summary: Record) -> dict[str, int]:
-    """Numbers of the federations in charts: the run's own is 0, the others follow."""
+    """Return the number of each federation in charts; the run's own is 0."""
     others = [title for title in summary["federations"] if title != summary["federation"]]
     return {summary["federation"]: 0, **{title: index for index, title in enumerate(others, start=1)}}
 
@@ -116,7 +116,7 @@ def _series(summary: Record) -> dict[str, int]:
 def _scores(
     summary: Record, rows: Sequence[_Row], series: Mapping[str, int]
 ) -> list[tuple[str, float, float | None, int | None]]:
-    """Name, headline score, half-width of its interval and number of the series, of all that were measured."""
+    """Return name, headline score, half-width of its interval and series number of all measured rows."""
     name = summary["headline"]
     return [
         (row.name, row.values[name], row.half.get(name), series.get(row.name) if row.federated else None)
@@ -126,7 +126,7 @@ def _scores(
 
 
 def _winners(summary: Record) -> str:
-    """For how many merchants the federated student is at least as good as the one that they could train alone."""
+    """Describe for how many merchants the federated student is better than, equal to and worse than their own."""
     stored = summary["by_merchant"]
     ours, alone = stored["federations"][summary["federation"]], stored["controls"].get("local", {})
     shared = [name for name in ours if name in alone]

@@ -1,4 +1,4 @@
-"""A finished run as a value: its summary and its tables as data frames."""
+"""A finished run: its summary, and its tables as data frames."""
 
 from functools import cached_property
 from pathlib import Path
@@ -11,37 +11,37 @@ from fed_distill.reporting.store import REPORT, STUDENT, read_records, read_summ
 
 
 class Result:
-    """The run in ``folder``; everything is read from its files when asked for."""
+    """The run in ``folder``; files are read on access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """``summary.json``."""
+        """Content of ``summary.json``."""
         return read_summary(self.folder)
 
     @property
     def comparison(self) -> pd.DataFrame:
-        """Teacher, controls and federations, a row each."""
+        """Teacher, controls and federations, one row each."""
         return tables.comparison_table(self.summary)
 
     @property
     def rounds(self) -> pd.DataFrame:
-        """Every round of every federation and seed, a row each."""
+        """All rounds of all federations and seeds, one row each."""
         return tables.rounds_table(read_records(self.folder))
 
     @property
     def merchants(self) -> pd.DataFrame:
-        """Accuracy of every merchant under every control and federation."""
+        """Accuracy of every merchant for every control and federation."""
         return tables.merchants_table(self.summary)
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Path of the HTML report."""
         return self.folder / REPORT
 
     @property
     def student(self) -> Path:
-        """Folder of the global student; ``fed_distill.models.load_model`` reads it."""
+        """Folder of the global student, for ``fed_distill.models.load_model``."""
         return self.folder / STUDENT

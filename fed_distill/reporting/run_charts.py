@@ -1,6 +1,6 @@
-"""The charts of a run's report, as inline SVG: every way of training, learning, merchants, and what it costs to send.
+"""The charts of a run's report as inline SVG: comparison, learning curves, merchants and traffic.
 
-What is imported here takes long: import this module where a report is written.
+Imports are slow: import this module where a report is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ from fed_distill.reporting.wording import ROW_NAMES
 
 Record = Mapping[str, Any]
 ROW = 0.32
-"""Inches of a row."""
+"""Height of a row in inches."""
 BINS, TALLEST = 84, 8
-"""Places of a row at which dots are stacked, and how many at most."""
+"""Number of bins for stacked dots in a row, and maximum height of a stack."""
 DOT, APART = 0.068, 6
-"""Inches of a dot, and dots between two rows of stacks."""
+"""Diameter of a dot in inches, and distance of two rows of stacks in dots."""
 RIGHT = 0.98
-"""End of the rows of stacked dots, in widths of the figure."""
+"""Right end of the rows of stacked dots, relative to the figure."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value with its name. half: half-width of its interval. series: its number; None for what is neutral."""
+    """A named value. half: half-width of its interval. series: its number; None for a neutral colour."""
 
     name: str
     value: float
@@ -48,7 +48,7 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Spread:
-    """A value for each merchant, by name."""
+    """One value per merchant."""
 
     name: str
     values: Mapping[str, float]
@@ -56,7 +56,7 @@ class Spread:
 
 
 def overview(scores: Sequence[tuple[str, float, float | None, int | None]], metric: str) -> Markup:
-    """Each way of training with its score, as the fields of ``Value``; empty if there is none."""
+    """Draw the score of each model (fields of ``Value``); empty without scores."""
     if not scores:
         return Markup("")
     figure = values_figure([Value(*one) for one in scores], f"{metric} on the test set")
@@ -64,9 +64,10 @@ def overview(scores: Sequence[tuple[str, float, float | None, int | None]], metr
 
 
 def learning(summary: Record, records: Sequence[Record], metric: str, series: Mapping[str, int]) -> Markup:
-    """Headline on validation by round: mean and interval over the seeds, the controls as levels where measured.
+    """Draw the headline metric on validation data by round, with intervals over the seeds, and the controls as levels.
 
-    series: numbers of the run's federations; others, which are controls, share the next one. Empty without rounds.
+    :param series: numbers of the run's federations; controls have the next number
+    :returns: empty without rounds
     """
     name = summary["headline"]
     values: dict[str, dict[int, list[float]]] = {}
@@ -94,7 +95,7 @@ def learning(summary: Record, records: Sequence[Record], metric: str, series: Ma
 
 
 def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
-    """Accuracy by merchant under each student; empty if no merchant's is known."""
+    """Draw accuracy by merchant for each student; empty if no accuracy is known."""
     stored = summary["by_merchant"]
     spreads = [Spread(ROW_NAMES.get(name, name), values) for name, values in stored["controls"].items() if values]
     spreads += [Spread(title, values, series[title]) for title, values in stored["federations"].items() if values]
@@ -105,7 +106,7 @@ def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
 
 
 def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Mapping[str, int]) -> Markup:
-    """What one merchant sends and receives in the whole run, against what it buys. rows: of what is federated."""
+    """Draw the headline metric against one merchant's total traffic. rows: federated ones."""
     name = summary["headline"]
     points = {
         title: (_total_bytes(row) / 1e6, row[name], series.get(title, len(series)))
@@ -126,7 +127,7 @@ def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Ma
 
 @charts.styled
 def values_figure(values: Sequence[Value], axis: str) -> Figure:
-    """A row for each value, the highest at the top: a dot, a whisker over its interval, and its number."""
+    """Draw a row for each value in descending order: a dot, an interval and the number."""
     ordered = sorted(values, key=lambda one: one.value)
     figure, axes = charts.rows_figure(0.75 + ROW * len(ordered))
     charts.clean(axes, grid="x")
@@ -154,7 +155,7 @@ def values_figure(values: Sequence[Value], axis: str) -> Figure:
 
 @charts.styled
 def learning_figure(curves: Sequence[LearningCurve], levels: Mapping[str, float], y_axis: str) -> Figure:
-    """A line with a band for each curve, and levels as dashed lines."""
+    """Draw a line with a band for each curve, and levels as dashed lines."""
     figure, axes = charts.empty_figure(y_axis)
     axes.set_xlabel("round", color=charts.SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -176,7 +177,7 @@ def learning_figure(curves: Sequence[LearningCurve], levels: Mapping[str, float]
 
 @charts.styled
 def traffic_figure(points: Mapping[str, tuple[float, float, int]], levels: Mapping[str, float], y_axis: str) -> Figure:
-    """A mark for each name at its MB and its value (MB, value, number of the series), and levels as dashed lines."""
+    """Draw a marker for each point (MB, value, number of the series), and levels as dashed lines."""
     figure, axes = charts.empty_figure(
         y_axis, legend={number: charts.shortened(name) for name, (_, _, number) in points.items()}
     )
@@ -194,9 +195,9 @@ def traffic_figure(points: Mapping[str, tuple[float, float, int]], levels: Mappi
 
 @charts.styled
 def spread_figure(spreads: Sequence[Spread], axis: str) -> Figure:
-    """A row for each spread: a stacked dot for each merchant, the mean as a bar, and the lowest named.
+    """Draw a row for each spread: a stacked dot per merchant, the mean as a bar, and the name of the lowest.
 
-    Where there are many merchants a dot stands for several, and the axis says for how many.
+    With many merchants a dot represents several; the axis label gives their number.
     """
     edges = _edges([value for spread in spreads for value in spread.values.values()])
     counts = [np.histogram(list(spread.values.values()), edges)[0] for spread in spreads]
@@ -239,7 +240,7 @@ def spread_figure(spreads: Sequence[Spread], axis: str) -> Figure:
 
 
 def _edges(values: Sequence[float]) -> Any:
-    """``BINS`` equal bins around the values, with a margin."""
+    """Return ``BINS`` equal bins around the values, with a margin."""
     low, high = min(values), max(values)
     margin = 0.02 * (high - low) or 0.05 * abs(high) or 0.5
     return np.linspace(low - margin, high + margin, BINS + 1)

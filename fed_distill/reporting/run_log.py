@@ -1,4 +1,4 @@
-"""A run as log lines: the callback ``log``, which takes the place of ``progress`` where logs are JSON."""
+"""Log a run: the callback ``log``, which replaces ``progress`` if logs are JSON."""
 
 import logging
 from collections.abc import Mapping
@@ -14,30 +14,30 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog(Callback):
-    """Logs stages, rounds with their figures, messages and the end; not steps, which are many. All at level INFO."""
+    """Logs stages, rounds with their metrics, messages and the end at level INFO, but not steps."""
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Say what is run and where it is kept."""
+        """Log the federations and the folder."""
         self._folder = folder.absolute()
         federations = ", ".join(federation.title for federation in experiment.federations())
-        _log.info("the run begins: %s; kept in %s", federations, folder)
+        _log.info("run started: %s; folder %s", federations, folder)
 
     def on_stage(self, title: str, total: int | None) -> None:
-        """Say what begins."""
+        """Log the title."""
         _log.info("%s", title)
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Say that a round has ended, with the record's numbers as facts."""
+        """Log the end of a round, with its metrics as facts."""
         with observed(federation=record["federation"], seed=record["seed"], round=record["round"]):
-            text = "round %d of %d has ended"
+            text = "round %d of %d finished"
             _log.info(text, record["round"], record["rounds"], extra={"facts": scalars(record)})
 
     def on_message(self, text: str) -> None:
-        """Pass it on."""
+        """Log the message."""
         _log.info("%s", text)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Say how the run ended, and where its report is."""
+        """Log the main results and the path of the report."""
         names = ("retention", "gap_closed", "seconds")
         facts = {name: summary[name] for name in names if summary.get(name) is not None}
-        _log.info("the run has ended", extra={"facts": {"report": str(self._folder / REPORT), **facts}})
+        _log.info("run finished", extra={"facts": {"report": str(self._folder / REPORT), **facts}})

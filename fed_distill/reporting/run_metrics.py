@@ -1,8 +1,8 @@
-"""The server's metrics of a run: the callback ``prometheus``.
+"""Prometheus metrics of a run's server: the callback ``prometheus``.
 
-As ``metrics.prom`` in the run's folder after each round, for the textfile collector of node_exporter, since a short run
-is over before anybody asks; and over HTTP while the run lasts, at ``runtime.metrics_port`` if there is one. There are
-numbers of merchants, no names, and nothing of their privacy: that is their sites' to tell (``site_metrics``).
+They are written to ``metrics.prom`` in the run's folder after each round, for the textfile collector of node_exporter,
+because a short run may end before it is scraped; and served over HTTP during the run, if ``runtime.metrics_port`` is
+set. They contain numbers of merchants but no names, and no privacy budgets, which are in the sites' ``site_metrics``.
 """
 
 import logging
@@ -18,7 +18,7 @@ from fed_distill.storage.files import write_atomic
 from fed_distill.transport.requests import Cause
 
 FILE = "metrics.prom"
-"""Where in a run's folder."""
+"""File name in a run's folder."""
 ROUND_SECONDS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """Upper bounds of the histogram's buckets."""
 _FEDERATION = ("run", "federation", "seed")
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 class RunMetrics(Callback):
-    """Counts what ``metrics.jsonl`` has a line of: rounds since this process began, so that a resumed run's start at
-    zero, which Prometheus' ``increase`` knows about.
+    """Exports the content of ``metrics.jsonl`` since the start of this process; counters of a resumed run restart at
+    zero, which Prometheus' ``increase`` handles.
 
-    Labels: run, federation and seed, and of what was rejected its ``Cause`` as its reason.
+    Labels: run, federation and seed, and for rejected uplinks the ``Cause`` as reason.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class RunMetrics(Callback):
         self.endpoint: Endpoint | None = None
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Begin to serve; ConfigError if the port is taken."""
+        """Start the HTTP server, if configured; raise ConfigError if the port is in use."""
         self._run, self._path = experiment.name, folder / FILE
         self._active.labels(self._run).set(1)
         self._progress.labels(self._run).set(time.time())
@@ -74,14 +74,14 @@ class RunMetrics(Callback):
         self._write()
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Count the round."""
+        """Update the metrics."""
         where = self._run, record["federation"], record["seed"]
         self._seconds.labels(*where).observe(record["seconds"])
         self._round.labels(*where).set(record["round"])
         self._planned.labels(*where).set(record["rounds"])
         self._merchants.labels(*where).set(record["merchants"])
         self._merged.labels(*where).inc(record["merchants"])
-        for cause in get_args(Cause):  # also those that are zero: a rise from nothing is no increase to Prometheus
+        for cause in get_args(Cause):  # also zeros: Prometheus sees no increase when a counter appears
             self._rejected.labels(*where, cause).inc(record["causes"].get(cause, 0))
         for way, counter in self._bytes.items():
             counter.labels(*where).inc(record["total_bytes"][way])
@@ -89,7 +89,7 @@ class RunMetrics(Callback):
         self._write()
 
     def close(self) -> None:
-        """Say that the run is over, and stop serving."""
+        """Mark the run as inactive, and stop the HTTP server."""
         if self._path is not None:
             self._active.labels(self._run).set(0)
             self._write()

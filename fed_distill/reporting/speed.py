@@ -1,4 +1,4 @@
-"""How long one example takes from text to probabilities, encoding included: what an edge device would wait for."""
+"""Latency per example from text to probabilities, encoding included, as on an edge device."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from fed_distill.models.prediction import predict
 
 
 def seconds_per_pair(model: TextModel, examples: Examples, threads: int = 1, repeats: int = 5) -> float:
-    """Seconds for one example on ``threads`` threads: median of ``repeats`` passes, after one that is not counted."""
+    """Return seconds per example on ``threads`` threads: median of ``repeats`` passes after a warm-up pass."""
     if len(examples) == 0:
         raise ValueError("speed is measured on at least one example")
     with _threads(threads):
@@ -25,9 +25,9 @@ def seconds_per_pair(model: TextModel, examples: Examples, threads: int = 1, rep
 def speed(
     teacher: TextModel, student: TextModel, examples: Examples, pairs: int = 256, threads: int = 1, repeats: int = 5
 ) -> dict[str, float]:
-    """Seconds per pair of teacher and student on the same examples, and how many times faster the student is.
+    """Return seconds per pair of teacher and student on the same examples, and their ratio.
 
-    At most ``pairs`` of the examples are used, evenly spread over them.
+    At most ``pairs`` evenly spaced examples are used.
     """
     spread = np.linspace(0, len(examples) - 1, min(pairs, len(examples))).astype(np.int64)
     measured = examples.take(spread)

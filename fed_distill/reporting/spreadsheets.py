@@ -1,7 +1,7 @@
-"""Tables as CSV that a spreadsheet may open: no cell of them is taken for a formula.
+"""CSV tables that are safe to open in a spreadsheet: no cell is interpreted as a formula.
 
-Names of merchants and reasons of sites reach tables, and a cell that begins like a formula is run when it is opened
-(OWASP, "CSV injection"). An apostrophe before it makes it a text; numbers stay numbers.
+Tables contain names of merchants and messages of sites, and a spreadsheet executes a cell that begins like a formula
+(OWASP, "CSV injection"). Such texts get a leading apostrophe; numbers are unchanged.
 """
 
 import re
@@ -13,14 +13,14 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECA
 
 
 def as_cell(value: object) -> object:
-    """``value``; a text that a spreadsheet would take for a formula with an apostrophe before it."""
+    """Return ``value``; add a leading apostrophe to a text that a spreadsheet would execute as a formula."""
     if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """A table as CSV, header first, without its index."""
+    """Serialize a table as CSV with a header and without its index."""
     texts = table.select_dtypes(exclude=["number", "bool", "datetime"]).columns
     safe = table.assign(**{str(name): table[name].map(as_cell, na_action="ignore") for name in texts})
     return str(safe.rename(columns=as_cell).to_csv(index=False))

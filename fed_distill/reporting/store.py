@@ -1,7 +1,6 @@
-"""One run's folder: what the experiment was, a line a round, the summary, the student and the report.
+"""The folder of a run: experiment, records of rounds, summary, student and report.
 
-The folder appears complete or not at all, belongs to one process at a time, and can be taken up again after
-the process was killed at any instant.
+The folder is created atomically, is locked by one process at a time, and can be resumed after a process was killed.
 """
 
 import fcntl
@@ -37,10 +36,10 @@ IRRELEVANT_ON_RESUME = ("runtime.", *(f"federation.{key}" for key in INTAKE))
 
 
 class RunStore:
-    """The folder of one run, held for writing. Open it with ``create`` or ``resume``; close it, or use ``with``.
+    """The folder of one run, locked for writing. Open it with ``create`` or ``resume``; close it, or use ``with``.
 
-    ``metrics.jsonl`` is the order in which rounds happened: append a round's line before the checkpoint of that
-    round is written, and ``rewind`` to the checkpoint on resume; then no round is missing or there twice.
+    ``metrics.jsonl`` is in order of the rounds: append the record of a round before its checkpoint is written, and
+    ``rewind`` to the checkpoint on resume, so that no round is missing or duplicated.
     """
 
     def __init__(self, folder: Path, lock: IO[str]) -> None:
@@ -49,7 +48,7 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path, experiment: Experiment) -> Self:
-        """Start a run in a new ``folder``; ConfigError if there is something in it already."""
+        """Create a run in a new ``folder``; raise ConfigError if the folder is not empty."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
         fresh.mkdir()
@@ -63,7 +62,7 @@ class RunStore:
             shutil.rmtree(fresh, ignore_errors=True)
             if folder.exists():
                 raise ConfigError(
-                    f"{folder} exists already: go on with it by --resume, or start another run by --name NAME"
+                    f"{folder} exists: continue this run with --resume, or start another one with --name NAME"
                 ) from error
             raise
         sync_folder(folder.parent)
@@ -71,12 +70,12 @@ class RunStore:
 
     @classmethod
     def resume(cls, folder: Path, experiment: Experiment) -> Self:
-        """Go on with the run in ``folder``; CheckpointError if it is missing, held, or of another experiment."""
+        """Resume the run in ``folder``; raise CheckpointError if it is missing, locked, or of another experiment."""
         path = folder / EXPERIMENT
         if not folder.exists():
             raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing, which says what run this is: put it back, or use another --name")
+            raise CheckpointError(f"{path} is missing, so the run cannot be resumed: restore it or use another --name")
         lock = _take_lock(folder)
         try:
             check_same(folder, experiment)
@@ -91,12 +90,15 @@ class RunStore:
 
     @classmethod
     def opened(cls, folder: Path) -> Self:
-        """Hold a finished run, to add to it what was found out since; CheckpointError if another process holds it."""
+        """Lock a finished run, to add results to it; raise CheckpointError if another process has locked it."""
         return cls(folder, _take_lock(folder))
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one round's line to ``metrics.jsonl``, flushed to disk; TrainingError if a number is not finite,
-        CheckpointError if the disk is full. A line torn by that is dropped on resume."""
+        """Append the record of a round to ``metrics.jsonl`` and flush it to disk.
+
+        :raises TrainingError: a number is not finite
+        :raises CheckpointError: the disk is full; an incomplete line is dropped on resume
+        """
         line = strict_json(record, METRICS)
         with space_for(self.folder / METRICS), (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -104,14 +106,13 @@ class RunStore:
             os.fsync(file.fileno())
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines of ``metrics.jsonl``."""
+        """Return all records of ``metrics.jsonl``."""
         return read_records(self.folder)
 
     def rewind(self, seed: int, federation: str, round: int) -> bool:
-        """Cut a federation's lines after the given round of the given seed, the point at which it resumes; returns
-        whether that round's own line is there, as it always is for round 0, which is before the first one.
+        """Drop a federation's records after a round, at which it resumes; records of other federations are kept.
 
-        Lines of other federations stay: one that is finished writes none again.
+        :returns: whether the record of that round exists, as it always does for round 0, before the first one
         """
         records = self.records()
         unit = [line for line in records if (line["seed"], line["federation"]) == (seed, federation)]
@@ -121,36 +122,35 @@ class RunStore:
         return round == 0 or any(line["round"] == round for line in unit)
 
     def check(self, seed: int, federation: str, lines: str, remedy: str) -> None:
-        """CheckpointError, with the ``remedy``, unless a federation's lines are those that are ``chained`` to
-        ``lines``."""
+        """Raise CheckpointError, with the ``remedy``, unless a federation's records have the hash ``lines``."""
         found = ""
         for record in self.records():
             if (record["seed"], record["federation"]) == (seed, federation):
                 found = chained(found, record)
         if found != lines:
             raise CheckpointError(
-                f"the lines of {federation} on seed {seed} in {self.folder / METRICS} are not those that were written: "
-                f"put back a copy of the file, or {remedy}"
+                f"the lines of {federation} on seed {seed} in {self.folder / METRICS} were changed: "
+                f"restore a copy of the file, or {remedy}"
             )
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
-        """Write ``summary.json``; TrainingError naming the key of a number that is not finite."""
+        """Write ``summary.json``; raise TrainingError, naming the key, if a number is not finite."""
         return self.write(SUMMARY, strict_json(summary, SUMMARY, indent=2) + "\n")
 
     def write(self, name: str, content: bytes | str) -> Path:
-        """Write a file of the run, whole or not at all; returns its path."""
+        """Write a file of the run atomically and return its path."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
         return path
 
     def save_student(self, save: Callable[[Path], None]) -> Path:
-        """Replace ``student/`` by what ``save`` (such as ``TextModel.save``) writes into the folder it is given."""
+        """Replace ``student/``; ``save`` (such as ``TextModel.save``) writes into the folder that it receives."""
         replace_folder(self.folder / STUDENT, save)
         return self.folder / STUDENT
 
     def close(self) -> None:
-        """Let go of the run, so that another process may resume it."""
+        """Unlock the run, so that another process may resume it."""
         self._lock.close()
 
     def __enter__(self) -> Self:
@@ -174,7 +174,7 @@ class RunStore:
             if record["seed"] not in seeds or record["federation"] not in arms:
                 raise CheckpointError(
                     f"{self.folder / METRICS}, line {number} is of {record['federation']} on seed {record['seed']}, "
-                    "which this run does not have: it was damaged or edited; put back a copy of the file, or delete "
+                    "which is not part of this run: the file was damaged or edited; restore a copy of it, or delete "
                     "the line to train its federation again"
                 )
 
@@ -183,7 +183,7 @@ class RunStore:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, a torn last one left out; CheckpointError naming any other bad line."""
+    """Return the records of ``metrics.jsonl`` without a torn last line; raise CheckpointError for other errors."""
     path = folder / METRICS
     if not path.exists():
         return []
@@ -203,7 +203,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_experiment(folder: Path) -> Experiment:
-    """The experiment of the run in ``folder``; CheckpointError if it has none, ConfigError if it cannot be read."""
+    """Return the experiment of a run; raise CheckpointError if it is missing, ConfigError if it cannot be read."""
     path = folder / EXPERIMENT
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {EXPERIMENT}: it is not the folder of a run")
@@ -211,33 +211,33 @@ def read_experiment(folder: Path) -> Experiment:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A run's ``summary.json``; CheckpointError if it is missing or torn."""
+    """Return ``summary.json`` of a run; raise CheckpointError if it is missing or damaged."""
     path = folder / SUMMARY
     if not path.exists() and not (folder / EXPERIMENT).exists():
         raise CheckpointError(f"{folder} has no {SUMMARY} and no {EXPERIMENT}: it is not the folder of a run")
     if not path.exists():
-        raise CheckpointError(f"{folder} has no {SUMMARY}: the run has not ended; go on with it by --resume")
+        raise CheckpointError(f"{folder} has no {SUMMARY}: the run is not finished; continue it with --resume")
     summary: dict[str, Any] = read_json(path)
     return summary
 
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
-    """What an audit found of a finished run; None before there was one. CheckpointError as for ``read_summary``."""
+    """Return the audit of a finished run, or None; raise CheckpointError if the summary is missing or damaged."""
     privacy = read_summary(folder).get("privacy")
     if not isinstance(privacy, dict) or "audit" not in privacy:
         raise CheckpointError(
-            f"{folder / SUMMARY} does not tell of privacy: it is damaged; delete it to write it again"
+            f"{folder / SUMMARY} has no entry for the audit: it is damaged; delete it to write it again"
         )
     audit: dict[str, Any] | None = privacy["audit"]
     return audit
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _take_lock(folder: Path) -> IO[str]:
-    """Lock the folder for this process. The system lets go of it when the process ends, however it ends."""
+    """Lock the folder for this process; the system releases the lock when the process ends."""
     lock = (folder / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,8 +246,7 @@ def _take_lock(folder: Path) -> IO[str]:
         holder = lock.read().strip() or "unknown"
         lock.close()
         raise CheckpointError(
-            f"{folder} is being written by process {holder}: wait for it to end, end it if it hangs, or use another "
-            "--name"
+            f"{folder} is being written by process {holder}: wait for it, end it if it hangs, or use another --name"
         ) from error
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
@@ -256,26 +255,27 @@ def _take_lock(folder: Path) -> IO[str]:
 
 
 def check_same(folder: Path, experiment: Experiment) -> None:
-    """CheckpointError unless the run in ``folder`` is of this experiment; where and how it is computed may differ, and
-    a key that its version did not have was at its default."""
+    """Raise CheckpointError unless the run in ``folder`` is of this experiment, ignoring where and how it is computed.
+
+    Keys that its version did not have are taken to be at their default."""
     path = folder / EXPERIMENT
     try:
         stored = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    added = _flat(tomllib.loads(Experiment().to_toml()))  # what keys that the run's version had not are by default
+    added = _flat(tomllib.loads(Experiment().to_toml()))  # defaults for keys that the run's version did not have
     now = _flat(_decisive(tomllib.loads(experiment.to_toml())))
     before = {**{key: value for key, value in added.items() if key in now}, **_flat(_decisive(stored))}
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not key.startswith(IRRELEVANT_ON_RESUME):
             raise CheckpointError(
-                f"{path} is of another experiment: {key} is {_shown(before, key)} there and "
-                f"{_shown(now, key)} now. Use the same value, or another --name (of a study or a search: --out)"
+                f"{path} is of another experiment: {key} was {_shown(before, key)} and is "
+                f"{_shown(now, key)} now. Use the same value, or another --name (for a study or a tuning: --out)"
             )
 
 
 def _decisive(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's tables without what the compared federations may change on resume too."""
+    """Return the tables without what the compared federations may also change on resume."""
     compared = [{key: value for key, value in one.items() if key not in INTAKE} for one in tables.get("compare", [])]
     return {**tables, "compare": compared}
 

@@ -1,8 +1,8 @@
-"""From the outcomes of all seeds to ``summary.json``: means, 95 % intervals, and what they say together.
+"""Build ``summary.json`` from the outcomes of all seeds: means, 95 % intervals and derived results.
 
-The table's first level is schema 1, which other programs may rely on; a value that is not defined is null,
-never NaN, and where that needs explaining a note beside it does. Of a private run's merchants it has no exact
-sizes, and what is not protected is marked (``disclosure``).
+Its first level is schema 1, a stable interface for other programs. Undefined values are null, never NaN, with a note if
+they need an explanation. For a private run it contains no exact sizes of merchants' data, and entries that are not
+covered by the guarantee are marked (``disclosure``).
 """
 
 import math
@@ -22,7 +22,7 @@ from fed_distill.storage.versions import versions
 
 SCHEMA = 1
 YARDSTICKS = ("server", "local", "pooled")
-"""The controls between which ``gap_closed`` places a federation."""
+"""The controls that define ``gap_closed``."""
 AVERAGED = (*SCORES, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds")
 
 
@@ -39,17 +39,23 @@ def summarize(
     records: Sequence[Mapping[str, Any]] = (),
     poisoned: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a finished run has to say, JSON-ready.
+    """Return the summary of a finished run, JSON-serializable.
 
-    teacher: its metrics on the common test set and its ``parameters``. outcomes: of all controls and federations
-    on all seeds; those of the experiment's main federation become ``student``. seconds: of the whole run.
-    speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``, kept whole where nothing is
-    private. records: the lines of
-    ``metrics.jsonl``, from which ``answers`` tells by federation who took part and who did not.
-    poisoned: by seed, the merchants that lied, of which ``merchant_accuracy`` and the like say nothing.
-    ``retention`` and ``gap_closed`` are computed seed by seed and then averaged, so their intervals are those of
-    the ratio; they are null if they are undefined on any seed. Accuracies by merchant are averaged over the seeds
-    before the worst merchant is looked for.
+    ``retention`` and ``gap_closed`` are computed per seed and then averaged, so that their intervals are those of the
+    ratio; they are null if they are undefined for any seed. Accuracies by merchant are averaged over the seeds before
+    the worst merchant is selected.
+
+    :param experiment: the experiment
+    :param task: the task
+    :param teacher: the teacher's metrics on the common test set, and its ``parameters``
+    :param student_parameters: number of weights of the student
+    :param outcomes: of all controls and federations with all seeds; the main federation's become ``student``
+    :param merchants: number of merchants
+    :param seconds: duration of the run
+    :param speed: result of ``reporting.speed.speed``
+    :param account: ``FederatedData.account``, included completely only without privacy
+    :param records: records of ``metrics.jsonl``, for the participation by federation (``answers``)
+    :param poisoned: Byzantine merchants by seed, which are excluded from results by merchant
     """
     controls = _by_name(outcomes, "control")
     federations = _by_name(outcomes, "federation")
@@ -112,15 +118,19 @@ def summarize(
         "by_merchant": {
             "protected": False if private else None,
             "counts": None if private else dict(federations[main][0].merchant_counts),
-            "controls": {name: _told(_merchant_means(units), private) for name, units in controls.items()},
-            "federations": {title: _told(_merchant_means(units), private) for title, units in federations.items()},
+            "controls": {
+                name: _rounded_if_private(_merchant_means(units), private) for name, units in controls.items()
+            },
+            "federations": {
+                title: _rounded_if_private(_merchant_means(units), private) for title, units in federations.items()
+            },
         },
         "versions": versions(),
     }
 
 
 def _poisoning(experiment: Experiment, poisoned: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
-    """The attack and who lied, by seed; None where nobody did."""
+    """Return the attack and the Byzantine merchants by seed; None without an attack."""
     config = experiment.poisoning
     if not config.share:
         return None
@@ -146,9 +156,9 @@ def _row(
     task: Task,
     private: bool,
 ) -> dict[str, Any]:
-    """One line of the comparison: means over the seeds, half-widths of their intervals, and each seed's own.
+    """Return one line of the comparison: means over the seeds, half-widths of their intervals, and values by seed.
 
-    protected: as in ``disclosure.protected``; merchants' own test scores never are.
+    protected: see ``disclosure.protected``; merchants' own test scores are never covered.
     """
     by_seed = []
     notes = {}
@@ -181,7 +191,7 @@ def _row(
 
 
 def _level(units: Sequence[Outcome], teacher: Mapping[str, float | None], task: Task) -> dict[str, Any]:
-    """A level of the chain from teacher to student: means over the seeds, and half-widths of their intervals."""
+    """Return a level of the chain from teacher to student: means over the seeds and half-widths of their intervals."""
     kept = [retention(unit.metrics.get(task.headline), teacher.get(task.headline)) for unit in units]
     measured = {name: [unit.metrics.get(name) for unit in units] for name in SCORES}
     return {
@@ -193,7 +203,7 @@ def _level(units: Sequence[Outcome], teacher: Mapping[str, float | None], task: 
 
 
 def _gap_closed(unit: Outcome, controls: Mapping[str, Sequence[Outcome]], metric: str) -> GapClosed:
-    """The unit's gap closed against the controls of its own seed; of no meaning, and empty, for those controls."""
+    """Return the gap closed relative to the controls with the same seed; empty for those controls."""
     if unit.kind == "control" and unit.name in YARDSTICKS:
         return GapClosed(None)
     return gap_closed(
@@ -214,7 +224,7 @@ def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:
 
 
 def _adaptation(units: Sequence[Outcome], private: bool) -> dict[str, Any] | None:
-    """Means before and after, each seed's notes, and merchants before and after their own adaptation."""
+    """Return means before and after adaptation, notes by seed, and accuracies before and after personal adaptation."""
     before = _mean_metrics([unit.before_adaptation for unit in units])
     personal = [unit for unit in units if unit.personal_accuracy]
     if before is None and not personal:
@@ -235,7 +245,7 @@ def _adaptation(units: Sequence[Outcome], private: bool) -> dict[str, Any] | Non
 
 
 def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
-    """The account of the seed that cost the most."""
+    """Return the account of the seed with the highest cost."""
     known = [unit.privacy for unit in units if unit.privacy is not None]
     if not known:
         return {"unit": UNPROTECTED, "epsilon": None, "delta": None}
@@ -243,8 +253,7 @@ def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mapping[str, Any]) -> dict[str, Any]:
-    """With the most examples that one group of a merchant has, where that can be known: from the data of a simulation,
-    and not from those of real sites."""
+    """Add the size of the largest group of a merchant's examples, which is known in a simulation only."""
     known = account.get("largest_group")
     mechanism, group = recalled(privacy["unit"]), experiment.privacy.group
     told = isinstance(mechanism, AtMerchants) and mechanism.kind(experiment.privacy) in ("", group)
@@ -267,8 +276,8 @@ def _worst(accuracies: Mapping[str, float], counts: Mapping[str, int], private: 
     return {"merchant": worst.merchant, "accuracy": coarse(worst.accuracy) if private else worst.accuracy}
 
 
-def _told(accuracies: Mapping[str, float], private: bool) -> dict[str, float]:
-    """Accuracies by merchant as they are reported."""
+def _rounded_if_private(accuracies: Mapping[str, float], private: bool) -> dict[str, float]:
+    """Return accuracies by merchant, rounded in a private run."""
     return {name: coarse(value) if private else value for name, value in accuracies.items()}
 
 
@@ -293,7 +302,7 @@ def _on_seed(units: Sequence[Outcome], seed: int, metric: str) -> float | None:
 
 
 def _known(values: Sequence[float | None]) -> list[float] | None:
-    """The values, or None if there is none or one is undefined: a mean over some seeds only would flatter."""
+    """Return the values, or None if one is undefined, because a mean over some seeds would be biased."""
     known = [value for value in values if value is not None]
     return known if known and len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""The summary and the rounds as data frames, for a notebook, and as the README's table."""
+"""The summary and the rounds as data frames, and as the table of a README."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,15 @@ from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting.wording import METRIC_NAMES, duration, number, percent, size
 
 STAR = " *"
-"""What marks a name whose figures are not protected, in a private run."""
+"""Marks figures without protection in a private run."""
 
 
 def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for the teacher, each level of a chain, each control and each federation (``name``, ``kind``, and of a
-    private run ``protected``, as in ``disclosure.protected``), the headline metric first.
+    """Return one row for the teacher, each level of a chain, each control and each federation.
 
-    Means over the seeds, in the units of ``summary.json``; ``<metric>_interval`` is the half-width of the 95 %
-    interval, missing for one seed.
+    Columns are ``name``, ``kind``, for a private run ``protected`` (see ``disclosure.protected``), and metrics with the
+    headline first: means over the seeds in the units of ``summary.json``. ``<metric>_interval`` is the half-width of
+    the 95 % interval, missing for one seed.
     """
     rows = [_row("teacher", "teacher", summary["teacher"], {})]
     rows += [
@@ -44,15 +44,15 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def rounds_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row for each line of ``metrics.jsonl``; nested values as ``valid.auc``, ``bytes.uplink`` ..."""
+    """Return one row per record of ``metrics.jsonl``; nested values are ``valid.auc``, ``bytes.uplink`` ..."""
     return pd.json_normalize([dict(record) for record in records])
 
 
 def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a merchant: its test examples, then its accuracy (mean over the seeds) by each control and federation.
+    """Return one row per merchant: test examples, then its accuracy (mean over the seeds) by control and federation.
 
-    Of a private run the numbers of test examples are not known, and accuracies are to whole per cent. A federation that
-    is called like a control gets ``federation:`` before its name.
+    For a private run, numbers of test examples are unknown and accuracies are rounded to whole per cent. A federation
+    with the name of a control gets the prefix ``federation:``.
     """
     stored = summary["by_merchant"]
     counts = stored["counts"]
@@ -65,9 +65,9 @@ def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The comparison as text, header first; ± is the half-width of the 95 % interval over the seeds.
+    """Return the comparison as text with a header; ± is the half-width of the 95 % interval over the seeds.
 
-    Of a private run a star marks the rows, and the columns of merchants' own test scores, that are not protected.
+    For a private run, a star marks rows and columns that are not covered by the guarantee.
     """
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
@@ -87,7 +87,7 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
-    """``comparison_cells`` as a Markdown table, the federations in bold."""
+    """Return ``comparison_cells`` as a Markdown table with the federations in bold."""
     header, *rows = comparison_cells(summary)
     lines = [_line([cell.replace("*", "\\*") for cell in header]), _line(["---", *["---:"] * (len(header) - 1)])]
     for name, *cells in rows:

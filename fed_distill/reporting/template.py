@@ -59,7 +59,7 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
   <p>Every student below has the same size and is measured on the same test set, whose products or queries none of them has seen.
-  {% if summary.seeds | length > 1 %}Numbers are means over {{ summary.seeds | length }} seeds, ± is the half-width of their 95 % interval.{% else %}One seed: how much of a difference is luck cannot be told from this run.{% endif %}</p>
+  {% if summary.seeds | length > 1 %}Numbers are means over {{ summary.seeds | length }} seeds, ± is the half-width of their 95 % interval.{% else %}With one seed, differences may be due to chance.{% endif %}</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
   <div class="scroll" tabindex="0" role="region" aria-label="Comparison table">
@@ -91,7 +91,7 @@ REPORT_PAGE = """{% extends "page" %}
   {% if unprotected %}<p class="soft">* {{ unprotected }}</p>{% endif %}
   {% for row in rows if row.kind not in ("teacher",) and row.values.notes %}
   {% if loop.first %}<ul class="notes soft">{% endif %}
-  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants whose sites did not tell, {{ note }}{% else %}gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}{% endif %}.</li>{% endfor %}
+  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants without a reply from their site, {{ note }}{% else %}gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}{% endif %}.</li>{% endfor %}
   {% if loop.last %}</ul>{% endif %}
   {% endfor %}
 </section>
@@ -100,7 +100,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if loop.first %}
 <section id="levels">
   <h2>From the teacher down to the student</h2>
-  <p>Each assistant learned from the level above it, the student from the teacher and the last assistant; below are the same student in one step from the teacher, and without a teacher. All are the server's own, before any merchant has trained.</p>
+  <p>Each assistant was distilled from the level above it, the student from the teacher and the last assistant; below are the same student distilled from the teacher directly, and trained without a teacher. All were trained by the server, before the federation.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Levels of the chain">
   <table>
     <thead><tr><th scope="col">Level</th><th scope="col">Weights</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}<th scope="col">Retention</th></tr></thead>
@@ -118,16 +118,16 @@ REPORT_PAGE = """{% extends "page" %}
 
 {% if curves %}
 <section id="learning">
-  <h2>How it learned</h2>
-  {{ figure(curves, "Measured after every round on validation products, which are neither trained on nor tested on. Dashed: students trained without federation, on the same validation products. Bands are 95 % intervals over the seeds.") }}
+  <h2>Learning curves</h2>
+  {{ figure(curves, "Measured after every round on validation products, which are used neither for training nor for testing. Dashed: students trained without federation, on the same validation products. Bands are 95 % intervals over the seeds.") }}
 </section>
 {% endif %}
 
 {% if spread %}
 <section id="merchants">
   <h2>Who gains: the spread over merchants</h2>
-  <p>A mean can hide a merchant that is served badly. Each dot is a merchant, the bar is the mean, and the least well served is named. {{ winners }}</p>
-  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. A merchant with few test examples moves far by chance; the worst merchant in the table above is looked for among those with at least 20.") }}
+  <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
+  {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20.") }}
 </section>
 {% endif %}
 
@@ -142,10 +142,10 @@ REPORT_PAGE = """{% extends "page" %}
 {% if loop.first %}
 <section id="answers">
   <h2>Who took part</h2>
-  <p>Merchants, counted once in each round. Late ones did not answer by the deadline, absent ones had no site there, and resting ones were outside of their site's hours; refused are all others that were left out: for what they sent, for a failure, or by their own limits. A round that too few took part in was asked again.</p>
+  <p>Merchants, counted once in each round. Late: no answer by the deadline. Absent: the site was not connected. Resting: outside the hours of the site. Refused: excluded because of an invalid uplink, a failure, or the merchant's own limits. Rounds with too few participants were repeated.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Who took part">
   <table>
-    <thead><tr><th scope="col">Federation</th><th scope="col">Rounds</th><th scope="col">Asked</th><th scope="col">Merged</th><th scope="col">Refused</th><th scope="col">Late</th><th scope="col">Absent</th><th scope="col">Resting</th><th scope="col">Rounds<br>asked again</th></tr></thead>
+    <thead><tr><th scope="col">Federation</th><th scope="col">Rounds</th><th scope="col">Selected</th><th scope="col">Merged</th><th scope="col">Refused</th><th scope="col">Late</th><th scope="col">Absent</th><th scope="col">Resting</th><th scope="col">Rounds<br>repeated</th></tr></thead>
     <tbody>
 {% endif %}
     <tr class="{{ "main" if title == summary.federation }}"><th scope="row">{{ title }}</th><td>{{ row.rounds | count }}</td><td>{{ row.asked | count }}</td><td>{{ row.merged | count }}</td><td>{{ row.refused | count }}</td><td>{{ row.late | count }}</td><td>{{ row.absent | count }}</td><td>{{ row.resting | count }}</td><td>{{ row.retried | count }}</td></tr>
@@ -166,7 +166,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if loop.first %}
 <section id="adaptation">
   <h2>Domain adaptation after the last round</h2>
-  <p>The merged student is fine-tuned on the server's own examples, taught by the teacher again and fine-tuned once more. A stage that made it worse on validation was undone, and is said below.</p>
+  <p>The aggregated student is fine-tuned on the server's own examples, distilled from the teacher and fine-tuned again. A stage that reduced the validation score was reverted, as listed below.</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Before and after adaptation">
   <table>
     <thead><tr><th scope="col">Federation</th>{% for name in metrics %}<th scope="col">{{ metric_names[name] }}<br>before → after</th>{% endfor %}<th scope="col">At each merchant{{ " *" if unprotected }}: mean, worst<br>before → after</th></tr></thead>
@@ -174,7 +174,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% endif %}
     <tr class="{{ "main" if title == summary.federation }}"><th scope="row">{{ title }}</th>
       {% for name in metrics %}<td>{% if row.adaptation.before %}{{ row.adaptation.before[name] | number }} → {{ row.adaptation.after[name] | number }}{% else %}–{% endif %}</td>{% endfor %}
-      <td>{% if row.adaptation.personal %}{% set personal = row.adaptation.personal %}{{ personal.before.mean | number(3) }} → {{ personal.after.mean | number(3) }}<small>worst {{ personal.before.worst_merchant.accuracy | number(3) }} → {{ personal.after.worst_merchant.accuracy | number(3) }}</small>{% else %}not asked for{% endif %}</td></tr>
+      <td>{% if row.adaptation.personal %}{% set personal = row.adaptation.personal %}{{ personal.before.mean | number(3) }} → {{ personal.after.mean | number(3) }}<small>worst {{ personal.before.worst_merchant.accuracy | number(3) }} → {{ personal.after.worst_merchant.accuracy | number(3) }}</small>{% else %}–{% endif %}</td></tr>
 {% if loop.last %}
     </tbody>
   </table>
@@ -206,8 +206,8 @@ REPORT_PAGE = """{% extends "page" %}
   {% set audit = summary.privacy.audit %}
   {% if audit.auc is not none %}
   <h3>What attacks found</h3>
-  <p>The federation was trained again without half of each merchant's examples, and attackers were asked which half. An AUC of 0.5 is
-  guessing, 1 is certainty; {{ audit.strongest | words }} came farthest. At 1 % false alarms no attack found more than
+  <p>The federation was trained again without half of each merchant's examples, and attackers guessed which half. An AUC of 0.5 is
+  guessing, 1 is certainty; {{ audit.strongest | words }} was the strongest. At 1 % false positives no attack identified more than
   {{ audit.tpr_at_1pct | percent(1) }} of the members. {{ audit_bound }}</p>
   <div class="scroll" tabindex="0" role="region" aria-label="Attacks">
   <table>
@@ -221,7 +221,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% if summary.data %}
 <section id="data">
   <h2>The data</h2>
-  <p>{% if unprotected %}The server's own tables: sizes and classes of merchants' tables are left out, since this run is private.{% else %}What was read, what was left out and why, and how the rest was split.{% endif %} No product or query of the test set occurs in training.</p>
+  <p>{% if unprotected %}The server's own tables; sizes and classes of merchants' tables are omitted because this run is private.{% else %}Rows read and dropped, with reasons, and the split of the rest.{% endif %} No product or query of the test set occurs in training.</p>
   <div class="data">{{ account(summary.data) }}</div>
 </section>
 {% endif %}

@@ -1,4 +1,4 @@
-"""How a run ended, for who looks at a terminal: its comparison as a table, and where the report is."""
+"""Print the result of a run to the terminal: the comparison as a table, and the path of the report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from fed_distill.reporting.store import REPORT, read_summary
 from fed_distill.reporting.tables import STAR, comparison_cells
 
 _DISPENSABLE = ("accuracy", "macro-F1", "merchants: mean", "retention", "up / down a round", "time", "AUC")
-"""Columns that a narrow terminal goes without, in this order; never the first, which is the headline."""
+"""Columns that a narrow terminal omits, in this order; the headline metric is never omitted."""
 
 
 def show(folder: Path, note: str = "", console: Console | None = None) -> None:
@@ -29,7 +29,7 @@ def show(folder: Path, note: str = "", console: Console | None = None) -> None:
 
 
 def _comparison(summary: Mapping[str, Any], width: int) -> Table:
-    """The comparison in as many columns as there is room for; the report has all."""
+    """Return the comparison with as many columns as fit; the report has all."""
     lines = comparison_cells(summary)
     shown = list(range(len(lines[0])))
     for title in _DISPENSABLE:

@@ -1,6 +1,7 @@
-"""The terminal's view of a run: a live line a stage with rich, or plain lines where nobody watches.
+"""Terminal progress of a run: live lines with rich, or plain lines without a terminal.
 
-Plain lines are few: a stage's start, its quarters, one a minute between, and at most twenty rounds of a federation.
+Plain lines are limited: start and quarters of a stage, one per minute in between, and at most twenty rounds of a
+federation.
 """
 
 import math
@@ -19,13 +20,13 @@ from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.wording import METRIC_NAMES
 
 ROUND_LINES = 20
-"""Most lines that the rounds of one federation get where the terminal is not a live one."""
+"""Maximum number of plain lines for the rounds of one federation."""
 PATIENCE = 60.0
-"""Seconds after which the steps of a stage get a plain line, whether or not another quarter of them is done."""
+"""Seconds after which a stage gets a plain line, even if no further quarter is finished."""
 
 
 class ProgressBars(Callback):
-    """Shows stage, round, merchants, loss, validation metric and the time left."""
+    """Shows stage, round, merchants, loss, validation metric and remaining time."""
 
     def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._said = now, now()
@@ -37,10 +38,10 @@ class ProgressBars(Callback):
         self._done = 0
 
     def on_start(self, experiment: Experiment, folder: Path) -> None:
-        """Say what is run and where it is kept."""
+        """Print the experiment and its folder."""
         methods = ", ".join(federation.title for federation in experiment.federations())
         data = experiment.data
-        self._print(f"run {experiment.name}: {data.task} on {data.dataset}, {methods}; kept in {folder}")
+        self._print(f"run {experiment.name}: {data.task} on {data.dataset}, {methods}; folder {folder}")
         if self._console.is_terminal:
             self._bars = Bars(
                 SpinnerColumn(finished_text="✓"),
@@ -54,7 +55,7 @@ class ProgressBars(Callback):
             self._bars.start()
 
     def on_stage(self, title: str, total: int | None) -> None:
-        """Finish the stage before and begin this one."""
+        """Finish the previous stage and begin this one."""
         self._finish_task()
         self._title, self._total, self._done = title, total, 0
         if self._bars is not None:
@@ -63,7 +64,7 @@ class ProgressBars(Callback):
             self._print(title)
 
     def on_step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Move the stage on; plain lines at its quarters, and where these take long."""
+        """Advance the stage; print plain lines at its quarters and after ``PATIENCE`` seconds."""
         shown = dict(metrics)
         steps = shown.pop("steps", None)
         if self._total is None and steps is not None:
@@ -78,7 +79,7 @@ class ProgressBars(Callback):
         self._done = done
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Show the round's loss and validation metrics; a plain line for every round, or for every few of many."""
+        """Show the round's loss and validation metrics; with many rounds, print every n-th as a plain line."""
         done, total = int(record["round"]), int(record["rounds"])
         self._total = total
         facts = round_facts(record)
@@ -98,7 +99,7 @@ class ProgressBars(Callback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, the cursor with it."""
+        """Restore the terminal and its cursor."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -115,7 +116,7 @@ class ProgressBars(Callback):
 
 
 def round_facts(record: Mapping[str, Any]) -> str:
-    """A round in one line: merchants, those rejected, training loss, the validation metrics that are known."""
+    """Format a round in one line: merchants, rejected ones, training loss and known validation metrics."""
     facts = [f"{record['merchants']} merchants"]
     if record.get("rejected"):
         facts.append(f"{record['rejected']} rejected")

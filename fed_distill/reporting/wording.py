@@ -1,4 +1,4 @@
-"""Numbers and findings as a person reads them: the same words in the report, the README table and the terminal."""
+"""Numbers and findings as text, for the report, the README table and the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,34 +20,34 @@ ROW_NAMES = {
     "pooled": "all data pooled",
     "fedavg": "FedAvg, no teacher",
 }
-"""Plain names of the teacher and the controls; a federation is called by its title."""
+"""Names of the teacher and the controls; a federation has its title."""
 
 UNKNOWN = "–"
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A metric with a fixed number of digits; a dash where it is not defined."""
+    """Format a metric with a fixed number of digits; a dash if it is undefined."""
     return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """A difference, with its sign."""
+    """Format a difference with its sign."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plus_minus(half_width: float | None, digits: int = 4) -> str:
-    """Half-width of an interval, or nothing where there is none."""
+    """Format the half-width of an interval; "" if there is none."""
     return "" if half_width is None else f"±{NARROW}{half_width:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """A share as per cent."""
+    """Format a share as per cent."""
     return UNKNOWN if value is None else f"{100 * value:.{digits}f}{NARROW}%".replace("-", "\N{MINUS SIGN}")
 
 
 def size(count: float | None) -> str:
-    """Bytes in decimal units."""
+    """Format bytes in decimal units."""
     if count is None:
         return UNKNOWN
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -58,7 +58,7 @@ def size(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds is None:
         return UNKNOWN
     if seconds < 1e-3:
@@ -73,37 +73,37 @@ def duration(seconds: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands set apart."""
+    """Format a whole number with thousands separators."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def privacy(summary: Mapping[str, Any]) -> str:
-    """What the run promises about a merchant's data, in words."""
+    """Describe the privacy guarantee of the run."""
     block = summary["privacy"]
     kept = "In a federation merchants' texts and labels stay with them. "
     pooled = "Only the control with all data pooled collects what federation leaves in place. "
     if not is_private(block):
         return kept + (
-            "A merchant sends a trained student or its soft labels, how many examples are behind them, and its own "
+            "A merchant sends a trained student or its soft labels, the number of its examples, and its own "
             f"scores. {pooled}"
-            "There was no differential privacy in this run: a determined reader of an update may learn something "
-            "about the examples behind it, and no bound on that is claimed."
+            "This run had no differential privacy: an update may reveal something about the examples behind it, "
+            "and there is no bound on that."
         )
     untold = ""
     if block.get("untold_sites"):
         untold = (
-            f"Not known of {block['untold_sites']:,} sites, which told nothing that could be believed: what it cost "
-            "their merchants. "
+            f"The cost for merchants of {block['untold_sites']:,} sites is unknown, because these sent no valid "
+            "report. "
         )
     if not block["merchants"] and untold:
         return f"{kept}{untold}{pooled}"
     if not block["merchants"]:
-        return f"{kept}No merchant's budget or limits allowed any release: nothing was learned from any. {pooled}"
+        return f"{kept}No merchant's budget or limits allowed any release: no merchant contributed. {pooled}"
     noise = block["noise_multiplier"]
     if block["epsilon"] is None:
         return kept + (
-            f"Noise was added for the sake of {block['protects']}, and so little of it (noise multipliers from "
-            f"{noise['least']:.3g} on) that it promises nothing: no ε is large enough at δ = {block['delta']:.3g}. "
+            f"Noise was added to protect {block['protects']}, but so little (noise multipliers from "
+            f"{noise['least']:.3g} on) that there is no guarantee: no ε is large enough at δ = {block['delta']:.3g}. "
             f"{untold}{pooled}"
         )
     return kept + (
@@ -111,12 +111,12 @@ def privacy(summary: Mapping[str, Any]) -> str:
         f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "
         f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers: "
         f"{_span(noise['least'], noise['most'])}, counted by the {block['accountant'].upper()} accountant. "
-        f"{untold}To be trusted: {block['trusted']}. {pooled}"
+        f"{untold}Trusted: {block['trusted']}. {pooled}"
     )
 
 
 def promises(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know beside epsilon, a sentence each: other deltas, groups, and who can take the noise off."""
+    """Return further facts about the guarantee, one sentence each: other deltas, groups, and origin of the noise."""
     block = summary["privacy"]
     if not is_private(block) or not block["merchants"]:
         return []
@@ -130,36 +130,36 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
         found += mechanism.about_groups(block.get("group"), block.get("largest_group"))
     if block.get("reproducible_noise"):
         found.append(
-            "This run's noise comes from the run's seed, so whoever knows the seed can remove it: it protects nobody "
-            "outside a simulation."
+            "This run's noise is derived from the run's seed, so anyone who has the seed can subtract it: it protects "
+            "nobody outside a simulation."
         )
     elif "reproducible_noise" in block:
         found.append(
-            "This run's noise comes from secrets that are not part of the run: its seed does not reproduce it."
+            "This run's noise is derived from secrets that are not part of the run: its seed does not reproduce it."
         )
     return found
 
 
 def poisoning(summary: Mapping[str, Any]) -> str:
-    """Who lied in the run, and how; nothing where nobody did."""
-    lies = summary.get("poisoning")
-    if lies is None:
+    """Describe the Byzantine merchants of the run; "" without any."""
+    attack = summary.get("poisoning")
+    if attack is None:
         return ""
-    by_seed = {seed: ", ".join(names) for seed, names in lies["merchants"].items()}
+    by_seed = {seed: ", ".join(names) for seed, names in attack["merchants"].items()}
     who = "; ".join(f"on seed {seed}: {names}" for seed, names in by_seed.items())
     return (
-        f"This is a simulated attack: in the federations {percent(lies['share'])} of the merchants lie by "
-        f"{lies['attack']} ({who}). Controls are not poisoned, and figures by merchant are of the honest ones."
+        f"This is a simulated attack: in the federations {percent(attack['share'])} of the merchants are Byzantine "
+        f"({attack['attack']}; {who}). Controls are not poisoned, and figures by merchant are of the honest ones."
     )
 
 
 def audit_bound(summary: Mapping[str, Any]) -> str:
-    """What the canaries of an audit show of epsilon, beside what the accountant says."""
+    """Describe the canaries' bounds on epsilon beside the accountant's epsilon."""
     audit = summary["privacy"]["audit"]
     found = []
     if audit["epsilon_lower_bound"] is not None:
         promised = audit["epsilon_of_accountant"]
-        says = f"the ledger says {promised:.2f} there" if promised is not None else "nothing was promised"
+        says = f"the ledger says {promised:.2f} there" if promised is not None else "there was no guarantee"
         found.append(
             f"Canaries show that ε is at least {audit['epsilon_lower_bound']:.2f} (confidence "
             f"{percent(audit['confidence'])}, δ = {audit['delta']:g}); {says}."
@@ -167,19 +167,19 @@ def audit_bound(summary: Mapping[str, Any]) -> str:
     white_box = audit.get("white_box")
     if white_box:
         promised = white_box["promised"]
-        says = "nothing is promised" if promised is None else f"{promised:.2f} is promised to one {white_box['unit']}"
+        says = "no guarantee" if promised is None else f"the guarantee is {promised:.2f} for one {white_box['unit']}"
         found.append(
             f"A white-box audit with {count(white_box['canaries'])} canaries shows that ε is at least "
             f"{white_box['steinke']:.2f} (Steinke et al. 2023) and {white_box['f_dp']:.2f} (f-DP, Mahloujifar et al. "
             f"2024) there; {says}."
         )
         if white_box["exceeded"]:
-            found.append("That is more than was promised: do not rely on the promise.")
+            found.append("This exceeds the guarantee: do not rely on it.")
     return " ".join(found)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """The run's main finding in one or two sentences that need no knowledge of the field."""
+    """Return the main finding of the run in one or two sentences for non-experts."""
     main = summary["federations"][summary["federation"]]
     metric = METRIC_NAMES[summary["headline"]]
     subject = f"Trained across {summary['merchants']:,} merchants without moving their data, the small student"
@@ -193,7 +193,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
         reason = main["notes"].get("gap_closed", "")
         if "no better than" in reason:
             return f"{subject} {kept}. There was no gap to close: {reason.split(': ', 1)[1]}."
-        return f"{subject} {kept}. How much of the merchants' value that is cannot be said: {_needs(summary)}."
+        return f"{subject} {kept}. The share of the possible gain is unknown: {_needs(summary)}."
     gained = percent(gap) + (f"{NARROW}±{NARROW}{percent(half)}" if half is not None else "")
     if half is not None and abs(gap) <= half:
         return (
@@ -211,6 +211,6 @@ def _needs(summary: Mapping[str, Any]) -> str:
 
 
 def _span(least: float, most: float) -> str:
-    """Both ends, or the one number that they are."""
+    """Format a range, or a single number if both ends are equal."""
     ends = f"{least:.3g}", f"{most:.3g}"
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)

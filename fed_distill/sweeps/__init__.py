@@ -1,1 +1,1 @@
-"""Many runs: studies over grids and tuning by Optuna."""
+"""Sweeps of runs: studies over grids, and tuning with Optuna."""

@@ -1,8 +1,8 @@
-"""The cells of a study: one experiment with one seed each, known by a fingerprint of all that its result depends on.
+"""The cells of a study: one experiment with one seed each, identified by a fingerprint of all inputs of its result.
 
-Cells that are the same experiment share a fingerprint and are trained once. What every cell is compared with (the
-server alone, each merchant alone, all data pooled, plain FedAvg) does not depend on privacy or method, so it is
-trained once for each seed, in a cell of its own.
+Cells with the same experiment share a fingerprint and are trained once. The controls (server alone, each merchant
+alone, all data pooled, plain FedAvg) depend neither on privacy nor on the method, so they are trained once per seed, in
+a cell of their own.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ from fed_distill.sweeps.grid import NO_PRIVACY, Attacks, Choice, Study, varied
 class Cell:
     """One experiment with one seed.
 
-    labels: axis -> label of its value; empty for a cell of controls. controls: fingerprint of the cell that has the
-    controls of the same seed; None if the base asks for none, and for a cell of controls. attacks: those that its run
-    is to stand; they are no part of the fingerprint. problem: why it cannot be run at all; None if it can.
+    labels: label of the value of each axis; empty for a cell of controls. controls: fingerprint of the cell with the
+    controls of this seed; None without controls, and for a cell of controls. attacks: attacks on the finished run; not
+    part of the fingerprint. problem: why it cannot be run; None if it can.
     """
 
     labels: Mapping[str, str]
@@ -41,20 +41,21 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell in words, as ``method=fedmd, epsilon=8, seed 0``."""
+        """Description of the cell, such as ``method=fedmd, epsilon=8, seed 0``."""
         return f"{_written(self.labels) or 'controls'}, seed {self.seed}"
 
 
 def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list[Cell]:
-    """All cells: seed after seed, each seed's controls first, then the grid with its first axis changing slowest.
+    """Return all cells by seed: its controls first, then the grid with the first axis changing slowest.
 
-    tiny: the quick version of each experiment, one seed; kept: keys that this changes nothing of, as in
-    ``Experiment.tiny``, and ``seeds``. ConfigError naming the cell whose experiment is wrong, or if everything is
-    excluded. A cell of controls stands before the first cell that needs it.
+    :param study: the study
+    :param tiny: use the tiny version of each experiment and one seed
+    :param kept: keys that ``tiny`` leaves unchanged, see ``Experiment.tiny``, and ``seeds``
+    :raises ConfigError: an experiment is invalid (the message names its cell), or all cells are excluded
     """
     combinations = list(_combinations(study))
     if not combinations:
-        raise ConfigError(f"study {study.name}: exclude leaves no cell")
+        raise ConfigError(f"study {study.name}: exclude leaves no cell: remove some of its tables")
     cells: list[Cell] = []
     for seed in range(study.base.seed, study.base.seed + (1 if tiny and "seeds" not in kept else study.seeds)):
         known: set[str] = set()
@@ -74,19 +75,19 @@ def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list
 
 
 def only(study: Study, cells: Sequence[Cell], settings: Sequence[str]) -> list[Cell]:
-    """The cells that have one of the labels named for an axis, for each axis that is named, and their controls.
+    """Select cells by labels, together with their controls.
 
-    settings: texts ``axis=label``. ConfigError for a text of another form, an axis or a label that there is not, or if
-    no cell is left.
+    :param settings: texts ``axis=label``; several labels of an axis are alternatives
+    :raises ConfigError: a text is malformed, an axis or label does not exist, or no cell is left
     """
     known = {axis.name: [choice.label for choice in axis.choices] for axis in study.axes}
     wanted: dict[str, set[str]] = {}
     for text in settings:
         axis, separator, label = (part.strip() for part in text.partition("="))
         if not separator or axis not in known:
-            raise ConfigError(f"--only wants AXIS=LABEL with an axis of {sorted(known)}, not {text!r}")
+            raise ConfigError(f"--only requires AXIS=LABEL with an axis of {sorted(known)}, not {text!r}")
         if label not in known[axis]:
-            raise ConfigError(f"--only: axis {axis!r} has no {label!r}, but {known[axis]}")
+            raise ConfigError(f"--only: axis {axis!r} has no label {label!r}; it has: {known[axis]}")
         wanted.setdefault(axis, set()).add(label)
     kept = [all(cell.labels.get(axis) in labels for axis, labels in wanted.items()) for cell in cells]
     needed = {cell.controls for cell, stays in zip(cells, kept, strict=True) if stays and cell.labels}
@@ -99,18 +100,18 @@ def only(study: Study, cells: Sequence[Cell], settings: Sequence[str]) -> list[C
 
 
 def fingerprint_of(experiment: Experiment) -> str:
-    """32 hexadecimal digits that change with every value of the experiment but its name and ``[runtime]``.
+    """Return a fingerprint of 32 hexadecimal digits of all values of the experiment except its name and ``[runtime]``.
 
-    The order of keys does not count, nor does a key at its default, so that what was run before a version had more keys
-    is known to it (``Places.check`` tells where a default is another now). Versions of packages and the contents of
-    the data are not in it: the results name the versions, and the report says when cells were made by different ones.
+    The order of keys and keys at their default are ignored, so that results of versions with fewer keys stay valid
+    (``Places.check`` detects changed defaults). Versions of packages and the contents of the data are not covered: the
+    results contain the versions, and the report states if they differ between cells.
     """
     tables, defaults = (one.model_dump(mode="json", exclude={"name", "runtime"}) for one in (experiment, Experiment()))
     return fingerprint(experiment=_other_than(defaults, tables))
 
 
 def _other_than(defaults: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in nested ``tables`` and not, or otherwise, in ``defaults``; None of what is in ``defaults`` alone."""
+    """Return the entries of nested ``tables`` that differ from ``defaults``."""
     found: dict[str, Any] = {}
     for key in {**defaults, **tables}:
         default, value = defaults.get(key), tables.get(key)
@@ -122,7 +123,7 @@ def _other_than(defaults: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[
 
 
 def distinct(cells: Sequence[Cell]) -> dict[str, Cell]:
-    """Fingerprint -> the first cell that has it, in order."""
+    """Return the first cell of each fingerprint, in order."""
     found: dict[str, Cell] = {}
     for cell in cells:
         found.setdefault(cell.fingerprint, cell)
@@ -139,7 +140,7 @@ def _combinations(study: Study) -> Iterator[dict[str, Choice]]:
 def _experiment(
     study: Study, labels: Mapping[str, str], choices: Mapping[str, Choice], seed: int, kept: Collection[str] | None
 ) -> Experiment:
-    """kept: what a tiny version keeps; None for the whole one."""
+    """Build the experiment of a cell. ``kept``: keys that the tiny version leaves unchanged; None for the full one."""
     changes = {key: value for choice in choices.values() for key, value in choice.changes.items()}
     try:
         experiment = varied(study.base, changes)
@@ -150,15 +151,15 @@ def _experiment(
 
 
 def _alone(experiment: Experiment, seed: int) -> Experiment:
-    """One federation on one seed, nothing beside it."""
+    """Return a single federation with one seed, without controls and comparisons."""
     return experiment.with_changes({"seed": seed, "repeats": 1, "controls": [], "compare": []})
 
 
 def _controls(base: Experiment, cell: Experiment) -> Experiment:
-    """The experiment that has the controls for ``cell``: without privacy, with the base's rounds and merchants' pace.
+    """Return the experiment with the controls of ``cell``: no privacy, and the base's rounds and optimizer settings.
 
-    Its own federation is plain FedAvg, which is the control of that name; where the base does not ask for that one,
-    the run has a single round of it, because a run needs a federation.
+    Its federation is plain FedAvg, which is the control of that name; if the base does not list it, the run has a
+    single round, because a run requires a federation.
     """
     wanted = [name for name in base.controls if name != "fedavg"]
     whole = "fedavg" in base.controls

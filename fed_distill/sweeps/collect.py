@@ -1,7 +1,7 @@
-"""The results of a study as two tables: a row a cell, and a row a combination with means over its seeds.
+"""The results of a study as two tables: one row per cell, and one row per combination with means over its seeds.
 
-Everything is read from the runs' ``summary.json``. What a summary does not say is missing in the table, never made
-up; a cell that failed or was not run yet is a row that says so.
+All values come from the runs' ``summary.json``. Missing values stay missing; a cell that failed or has not run yet has
+a row with its state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from fed_distill.sweeps.places import Places
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
-"""Columns with what white-box audits show, by their titles."""
+"""Columns with the bounds of white-box audits, by title."""
 MEASURES = (
     "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
     "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
@@ -32,25 +32,26 @@ DESCRIBED = (
     "run.headline", "run.rounds", "run.merchants", "run.examples", "run.parameters", "worst_merchant", "privacy.unit",
     "run.versions",
 )  # fmt: skip
-"""Columns that say what was run; ``privacy.*`` has more, as the summaries do."""
+"""Columns that identify a run; ``privacy.*`` has more, as in the summaries."""
 LARGEST = ("privacy.epsilon", "privacy.delta")
-"""Columns of which a combination has the largest over its seeds: a promise is as good as its weakest case."""
+"""Columns with the maximum over the seeds of a combination, the weakest guarantee."""
 CONSTANT = ("privacy.unit", "privacy.accountant", "run.rounds", "run.headline")
-"""Columns of which a combination has its first finished seed's, which is every seed's."""
+"""Columns that are equal for all seeds of a combination; the first finished seed's value is used."""
 BETWEEN = " | "
-"""Stands between the items of a list that is written as one text."""
+"""Separator of list items in one cell."""
 
 
 def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.DataFrame:
-    """One row a cell, those of controls included (``role``).
+    """Return one row per cell, controls included (``role``).
 
-    Axes hold labels. ``score`` is the headline metric, named in ``run.headline``; ``control.X`` is that of control X on
-    the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone, ``gain`` and
-    ``gain_auc`` that to the study's baseline of the same seed. ``gap_closed`` is against those controls. Bytes are
-    those of serialized messages for one merchant: a round's down and up, and in all rounds up (``sent_bytes``) and
-    both. ``seconds`` are the federation's with its adaptation, ``run.seconds`` the cell's. ``privacy.*`` and
-    ``audit.*`` are the summary's, flattened. CheckpointError if a finished summary is torn, or of another experiment
-    (``Places.check``).
+    Axes contain labels. ``score`` is the headline metric, named in ``run.headline``. ``control.X`` is that of control X
+    with the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone, ``gain`` and
+    ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed`` uses those controls. Bytes
+    are serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
+    ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
+    ``audit.*`` are the summary's, flattened.
+
+    :raises CheckpointError: a summary is damaged or of another experiment (``Places.check``)
     """
     summaries = {cell.fingerprint: _summary(cell, places) for cell in cells}
     rows = []
@@ -70,12 +71,12 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
 
 
 def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
-    """One row a combination of the axes, in the study's order.
+    """Return one row per combination of the axes, in the study's order.
 
-    ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over those, missing if one of
-    them lacks it (a mean over some would flatter; of attacks it is that of the cells that were attacked), and
-    ``<name>_interval``, the half-width of its 95 % interval, missing for one seed. ``series`` names the combination
-    without the axis that varies the privacy budget.
+    ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over these, missing if one is
+    missing (a mean over some would be biased; for attacks, it is over the attacked cells), and ``<name>_interval``, the
+    half-width of its 95 % interval, missing for one seed. ``series`` names the combination without the axis of the
+    privacy budget.
     """
     names = [axis.name for axis in study.axes]
     budget = study.budget_axis
@@ -97,7 +98,7 @@ def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def flattened(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested tables as columns ``prefix.key.key``; lists as one text, of ``what: how`` where such pairs are."""
+    """Flatten nested tables to ``prefix.key.key``; lists become one text, with ``what: how`` for such pairs."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{prefix}.{key}"
@@ -130,7 +131,7 @@ def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] |
 
 
 def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a finished run has measured, and how it compares with the controls of its seed."""
+    """Return the measurements of a finished run, and its differences to the controls of its seed."""
     student, headline = summary["student"], summary["headline"]
     down, up = (summary["bytes"][f"{way}_per_merchant_round"] for way in ("downlink", "uplink"))
     worst = student["worst_merchant"] or {}
@@ -172,14 +173,14 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
 
 
 def _controls(summary: Mapping[str, Any] | None, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Each control's metrics from the run that has the controls; plain FedAvg is that run's own federation."""
+    """Return each control's metrics from the run with the controls; plain FedAvg is that run's own federation."""
     if summary is None:
         return {}
     return {name: summary["student"] if name == "fedavg" else summary["controls"][name] for name in wanted}
 
 
 def _training_examples(summary: Mapping[str, Any]) -> int | None:
-    """Training examples of all merchants; unknown where only some of them were used."""
+    """Return the number of training examples of all merchants; None if only some of them were used."""
     data = summary["data"]
     if "limited_to" in data:
         return None

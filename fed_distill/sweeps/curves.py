@@ -1,6 +1,6 @@
-"""What the figures and sentences of a study are about: curves over ε, levels of the controls, the Pareto front.
+"""Data of a study's figures and sentences: curves over ε, levels of the controls, the Pareto front.
 
-Taken from the tables of results; nothing is drawn here.
+Computed from the tables of results, without drawing.
 """
 
 import math
@@ -16,7 +16,7 @@ from fed_distill.evaluation.metrics import interval
 
 @dataclass(frozen=True)
 class Reading:
-    """A combination's mean of some measure at the ε that was spent (infinite without privacy), ± ``half_width``."""
+    """A combination's mean at its spent ε (infinite without privacy), ± ``half_width``."""
 
     epsilon: float
     value: float
@@ -25,7 +25,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Curve:
-    """A series and its readings by rising ε. number: its place among all series, for colour and marker."""
+    """A series and its readings in order of ε. number: its index among all series, for colour and marker."""
 
     series: str
     number: int
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ControlLevel:
-    """A control's mean, ± ``half_width``: the same whatever ε is."""
+    """A control's mean, ± ``half_width``, independent of ε."""
 
     name: str
     value: float
@@ -43,11 +43,10 @@ class ControlLevel:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A combination as a choice: quality for ε and what a merchant sends in all rounds. best: no other is at least as
-    good in all and better in one.
+    """A combination's quality, ε and bytes sent per merchant in all rounds. best: it is Pareto-optimal.
 
-    epsilon: rounded up, so that a promise is not better for what was left of it; None where it is 0 or the run did
-    not say it: such an offer is compared with nobody.
+    epsilon: rounded up, so that unused budget does not improve it; None if it is 0 or unknown, which excludes the
+    combination from the Pareto front.
     """
 
     series: str
@@ -59,8 +58,7 @@ class Tradeoff:
 
 
 def epsilon_of(row: Mapping[Hashable, Any]) -> float | None:
-    """The ε that a combination's runs have spent, the largest over its seeds; infinite without privacy, None if
-    unknown."""
+    """Return the maximum spent ε over a combination's seeds; infinite without privacy, None if unknown."""
     if not is_protected(row["privacy.unit"]):
         return math.inf
     found = row["privacy.epsilon"]
@@ -68,7 +66,7 @@ def epsilon_of(row: Mapping[Hashable, Any]) -> float | None:
 
 
 def rounded_up(epsilon: float) -> float:
-    """An ε with two digits, not smaller than it was, so that it is still a true promise; 0 and ∞ stay."""
+    """Round ε up to two digits, so that it stays a valid bound; 0 and ∞ are unchanged."""
     if not epsilon or math.isinf(epsilon):
         return epsilon
     digits = 1 - math.floor(math.log10(epsilon))
@@ -76,16 +74,15 @@ def rounded_up(epsilon: float) -> float:
 
 
 def series_numbers(combinations: pd.DataFrame) -> dict[str, int]:
-    """Series -> its place, in the study's order."""
+    """Return the index of each series, in the study's order."""
     return {str(name): number for number, name in enumerate(dict.fromkeys(combinations["series"]))}
 
 
 def curves(combinations: pd.DataFrame, measure: str) -> list[Curve]:
-    """Each series over ε, in the study's order; a series that has the measure at no known ε is left out.
+    """Return each series over ε, in the study's order, without series that have no value at a known ε.
 
-    An ε of 0, which says that nothing private was used, has no place on a logarithmic axis and is left out too.
-    Combinations of one series with the same ε (which a study without an axis for the budget has) are not a curve:
-    the first of them is kept.
+    An ε of 0 (no private data were used) has no position on a logarithmic axis and is dropped. If combinations of one
+    series have the same ε, as in a study without a budget axis, the first one is kept.
     """
     found = []
     for series, number in series_numbers(combinations).items():
@@ -101,11 +98,11 @@ def curves(combinations: pd.DataFrame, measure: str) -> list[Curve]:
 
 
 def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control") -> list[ControlLevel]:
-    """Means over the seeds of the controls in ``names`` (control -> name shown), those that were measured.
+    """Return the means over the seeds of the measured controls in ``names`` (displayed name by control).
 
-    of: what of them: ``control`` for the headline metric, ``control_auc`` for the AUC.
+    Empty if controls differ between cells of one seed, since there is no common level then.
 
-    Empty where cells have different controls on one seed, because then there is no one level.
+    :param of: ``control`` for the headline metric, ``control_auc`` for the AUC
     """
     rows = results[results["role"] == "controls"]
     if rows["seed"].duplicated().any():
@@ -115,8 +112,7 @@ def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control")
 
 
 def offers(combinations: pd.DataFrame) -> list[Tradeoff]:
-    """Every measured combination, with those marked that no other one beats (Pareto: higher value, smaller ε, fewer
-    bytes)."""
+    """Return all measured combinations; those on the Pareto front (higher value, smaller ε, fewer bytes) are marked."""
     numbers = series_numbers(combinations)
     found = [
         Tradeoff(row["series"], numbers[row["series"]], epsilon, row["score"], row["sent_bytes"] / 1e6)
@@ -132,7 +128,7 @@ def offers(combinations: pd.DataFrame) -> list[Tradeoff]:
 
 
 def _rank(offer: Tradeoff) -> tuple[float, float, float] | None:
-    """What counts, each the more the better."""
+    """Return the criteria, each to be maximized."""
     return None if offer.epsilon is None else (offer.value, -offer.epsilon, -offer.megabytes)
 
 

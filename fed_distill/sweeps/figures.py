@@ -1,6 +1,6 @@
 """The figures of a study: quality over ε, against bytes, and both.
 
-The axis of ε is logarithmic; what has no privacy stands beyond its right end, at ∞.
+The ε axis is logarithmic; combinations without privacy are placed beyond its right end, at ∞.
 """
 
 import math
@@ -16,14 +16,14 @@ from fed_distill.reporting import charts
 from fed_distill.sweeps.curves import Curve, Reading, Tradeoff
 
 SIDE_BY_SIDE = 0.02
-"""Distance of series that send the same, as a share of the axis."""
+"""Distance between series with equal bytes, as a share of the axis."""
 POINTS = 72
-"""Of an inch."""
+"""Points per inch."""
 
 
 @dataclass(frozen=True)
 class EpsilonScale:
-    """The horizontal place of each ε: its binary logarithm, and a place beyond the right end for no privacy."""
+    """Horizontal position of ε: its binary logarithm, and a position beyond the right end for no privacy."""
 
     lowest: float
     highest: float
@@ -31,22 +31,22 @@ class EpsilonScale:
 
     @classmethod
     def of(cls, epsilons: Sequence[float]) -> "EpsilonScale":
-        """For these ε, of which at least one is finite."""
+        """Create the scale for these ε, at least one of them finite."""
         finite = [math.log2(epsilon) for epsilon in epsilons if math.isfinite(epsilon)]
         return cls(min(finite), max(finite), any(math.isinf(epsilon) for epsilon in epsilons))
 
     @property
     def length(self) -> float:
-        """Of the finite part of the axis; of one ε alone it is a doubling."""
+        """Length of the finite part of the axis; 1 (a doubling) for a single ε."""
         return max(1.0, self.highest - self.lowest)
 
     def place(self, epsilon: float, aside: float = 0.0) -> float:
-        """Place of one ε; series have no privacy side by side, ``aside`` places from the middle."""
+        """Return the position of ε; series without privacy are side by side, ``aside`` steps from the middle."""
         beyond = self.highest + 0.28 * self.length
         return beyond + 0.018 * self.length * aside if math.isinf(epsilon) else math.log2(epsilon)
 
     def apply(self, axes: Axes) -> None:
-        """Give ``axes`` this scale, its ticks and its name."""
+        """Set scale, ticks and label of ``axes``."""
         margin, beyond = 0.07 * self.length, self.place(math.inf)
         axes.set_xlim(self.lowest - margin, beyond + 0.11 * self.length if self.endless else self.highest + margin)
         step = max(1, math.ceil((self.highest - self.lowest) / 8))
@@ -59,12 +59,12 @@ class EpsilonScale:
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels(names)
-        axes.set_xlabel("ε, logarithmic: smaller promises more privacy", color=charts.SOFT)
+        axes.set_xlabel("ε, logarithmic: smaller is more private", color=charts.SOFT)
 
 
 @charts.styled
 def curve_figure(curves: Sequence[Curve], levels: Mapping[str, float], y_axis: str) -> Figure:
-    """Curves over ε with bands for their 95 % intervals; ``levels`` as dashed lines. One ε at least is finite."""
+    """Draw curves over ε with 95 % bands, and ``levels`` as dashed lines. At least one ε must be finite."""
     figure, axes = charts.empty_figure(y_axis)
     budget = EpsilonScale.of([reading.epsilon for curve in curves for reading in curve.readings])
     budget.apply(axes)
@@ -78,26 +78,26 @@ def curve_figure(curves: Sequence[Curve], levels: Mapping[str, float], y_axis: s
             charts.draw_line(
                 axes, x, [reading.value for reading in finite], [_ends(reading) for reading in finite], look
             )
-        if endless:  # a thin line leads there
+        if endless:  # connected by a thin line
             x = [budget.place(reading.epsilon, look.aside) for reading in (*finite[-1:], endless[0])]
             y = [reading.value for reading in (*finite[-1:], endless[0])]
             axes.plot(x, y, color=look.color, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
-        for reading in [*(finite if len(finite) == 1 else []), *endless[:1]]:  # which have no band
+        for reading in [*(finite if len(finite) == 1 else []), *endless[:1]]:  # these have no band
             axes.plot([budget.place(reading.epsilon, look.aside)] * 2, _ends(reading), color=look.color, alpha=0.7)
         for reading in (*finite, *endless[:1]):
             tip = f"{curve.series}, ε = {_epsilon(reading.epsilon)}: {reading.value:.4f}"
             charts.draw_mark(axes, budget.place(reading.epsilon, look.aside), reading.value, charts.MARK, look, tip=tip)
         labels.append((curve.readings[-1].value, curve.series, look.color))
     places = [(budget.place(one.epsilon), one.value, curve.number) for curve in curves for one in curve.readings]
-    charts.tell_cut(axes, charts.cut_low(axes, levels, [value for _, value, _ in places]), places)
+    charts.annotate_cut(axes, charts.cut_low(axes, levels, [value for _, value, _ in places]), places)
     charts.label_right(axes, labels)
     return figure
 
 
 @charts.styled
 def bytes_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis: str) -> Figure:
-    """Quality against what one merchant sends; a larger mark is a larger ε. Marks with numbers that would cover each
-    other are moved sideways, with a lead to where they belong."""
+    """Draw quality against bytes sent per merchant; marker size grows with ε. Overlapping numbered markers are moved
+    sideways and connected to their position."""
     names = _names(offers)
     numbered = charts.are_numbered(names)
     figure, axes = charts.empty_figure(y_axis, legend=names)
@@ -105,7 +105,7 @@ def bytes_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis
     axes.set_xlabel("MB that a merchant sends in the run", color=charts.SOFT)
     labels = charts.draw_levels(axes, levels)
     places = [(offer.megabytes if numbered else spread(offer), offer.value) for offer in offers]
-    axes.plot(*zip(*places, strict=True), linestyle="none")  # nothing to see: from it come the limits
+    axes.plot(*zip(*places, strict=True), linestyle="none")  # invisible; sets the limits
     axes.margins(0.1)
     axes.autoscale_view()
     bottom = charts.cut_low(axes, levels, [offer.value for offer in offers])
@@ -122,7 +122,7 @@ def bytes_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis
             axes.plot([at[0], x], [at[1], y], color=look.color, linewidth=0.9, zorder=2)
         rank = 0 if offer.epsilon is None else ranks[offer.epsilon]
         charts.draw_mark(axes, x, y, 64 + 90 * rank / max(1, len(ranks) - 1), look, tip=_tip(offer))
-    charts.tell_cut(
+    charts.annotate_cut(
         axes, bottom, [(x, offer.value, offer.number) for (x, _), offer in zip(places, offers, strict=True)]
     )
     charts.label_right(axes, labels)
@@ -131,7 +131,7 @@ def bytes_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis
 
 @charts.styled
 def pareto_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axis: str) -> Figure:
-    """Quality against ε for the offers whose ε is known; a larger mark is more bytes, a hollow one is beaten."""
+    """Draw quality against ε; marker size grows with bytes, and hollow markers are not Pareto-optimal."""
     known = [(offer, offer.epsilon) for offer in offers if offer.epsilon is not None]
     names = _names([offer for offer, _ in known])
     figure, axes = charts.empty_figure(y_axis, legend=names)
@@ -152,7 +152,7 @@ def pareto_figure(offers: Sequence[Tradeoff], levels: Mapping[str, float], y_axi
     axes.margins(y=0.12)
     labels = charts.draw_levels(axes, levels)
     cut = charts.cut_low(axes, levels, [offer.value for offer, _ in known])
-    charts.tell_cut(axes, cut, [(budget.place(epsilon), offer.value, offer.number) for offer, epsilon in known])
+    charts.annotate_cut(axes, cut, [(budget.place(epsilon), offer.value, offer.number) for offer, epsilon in known])
     charts.label_right(axes, labels)
     return figure
 
@@ -175,8 +175,7 @@ def _tip(offer: Tradeoff) -> str:
 
 
 def _spread_bytes(axes: Axes, offers: Sequence[Tradeoff]) -> Callable[[Tradeoff], float]:
-    """Make the axis of bytes logarithmic where amounts differ much; returns offer -> its place, where series that send
-    the very same stand side by side."""
+    """Use a logarithmic axis if bytes differ much; return the position of each offer, with equal ones side by side."""
     amounts = [offer.megabytes for offer in offers]
     low, high = min(amounts), max(amounts)
     sending: dict[float, set[int]] = {}
@@ -184,7 +183,7 @@ def _spread_bytes(axes: Axes, offers: Sequence[Tradeoff]) -> Callable[[Tradeoff]
         sending.setdefault(offer.megabytes, set()).add(offer.number)
 
     def aside(offer: Tradeoff) -> float:
-        """From where it belongs, as a share of the axis."""
+        """Return the offset from its position, as a share of the axis."""
         same = sorted(sending[offer.megabytes])
         return SIDE_BY_SIDE * (same.index(offer.number) - (len(same) - 1) / 2)
 
@@ -197,7 +196,7 @@ def _spread_bytes(axes: Axes, offers: Sequence[Tradeoff]) -> Callable[[Tradeoff]
 
 
 def _moved(axes: Axes, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Places (in data) of marks with numbers, so that none covers another."""
+    """Return positions (data coordinates) of numbered markers without overlap."""
     pixels, width = axes.transData.transform(np.array(places)), charts.NUMBERED_WIDTH * axes.figure.dpi / POINTS
     moved = charts.moved_apart(pixels, width, axes.bbox.x0 + width / 2, axes.bbox.x1 - width / 2)
     back = axes.transData.inverted().transform(moved)

@@ -1,7 +1,7 @@
-"""What a study found, in sentences for a reader who is no engineer: the answer first, then a sentence a series.
+"""The findings of a study in sentences for non-engineers: the main answer first, then one sentence per series.
 
-Every comparison is made seed by seed and called a difference only where it is larger than the half-width of its 95 %
-interval over the seeds; of one seed it is said that chance cannot be told.
+Comparisons are paired by seed, and called a difference only if they exceed the half-width of their 95 % interval over
+the seeds; with one seed, the sentence states that chance cannot be excluded.
 """
 
 import math
@@ -18,46 +18,46 @@ Row = dict[Any, Any]
 
 
 def epsilon_text(epsilon: float | None) -> str:
-    """An ε as a person reads it: with two digits, rounded up, so that what is written is still a true promise."""
+    """Format ε with two digits, rounded up, so that it stays a valid bound."""
     if epsilon is None or math.isnan(epsilon):
         return "unknown"
     return "∞" if math.isinf(epsilon) else f"{rounded_up(epsilon):.3g}"
 
 
 def odds_factor(epsilon: float) -> str:
-    """How much an ε lets the odds of a guess about somebody's data change: e to the ε."""
+    """Return the factor by which ε may change the odds of a guess: e^ε."""
     factor = math.exp(min(epsilon, 700.0))
     return f"{factor:.3g}" if factor < 100 else f"{factor:,.0f}" if factor < 1e6 else f"{factor:.1e}"
 
 
 def answer(combinations: pd.DataFrame) -> str:
-    """The study's main finding: the strictest promise at which a student still beats the server alone."""
+    """Return the main finding: the smallest ε at which a student is better than the server alone."""
     rows = _rows(combinations)
     if not rows:
-        return "No cell of this study has finished yet, so there is nothing to tell."
+        return "No cell of this study has finished yet."
     metric, private = _metric(rows), [row for row in rows if _finite(row)]
     if not private:
         best = max(rows, key=lambda row: float(row["score"]))
-        return f"Best of what was compared, {_name(best)} reaches {_score(best)} {metric}{_against_server(best)}."
+        return f"The best result is that of {_name(best)}: {_score(best)} {metric}{_against_server(best)}."
     if all(math.isnan(row["above_server"]) for row in private):
         best = max(private, key=lambda row: (-_epsilon(row), row["score"]))
         strictest = epsilon_text(_epsilon(best))
-        return f"At the strictest promise, ε = {strictest}, {_name(best)} reaches {_score(best)} {metric}."
+        return f"At the strictest privacy budget, ε = {strictest}, {_name(best)} reaches {_score(best)} {metric}."
     better = [row for row in private if _is_above(row)]
     if not better:
         return (
-            f"At none of the privacy budgets does a student beat the one that the server trains alone in {metric}"
-            f"{' beyond chance' if _seeds(private) > 1 else ''}: too little of the merchants' help is left."
+            f"At none of the privacy budgets is a student better in {metric} than the one that the server trains alone"
+            f"{', beyond chance' if _seeds(private) > 1 else ''}."
         )
     best = min(better, key=lambda row: (_epsilon(row), -row["score"]))
     return (
-        "The strictest promise at which a student still beats the one that the server trains alone is ε = "
+        "The strictest privacy budget at which a student is better than the one that the server trains alone is ε = "
         f"{epsilon_text(_epsilon(best))}: there {_name(best)} reaches {_score(best)} {metric}{_against_server(best)}."
     )
 
 
 def sentences(combinations: pd.DataFrame) -> list[tuple[str, str]]:
-    """(series, what its curve says) in the study's order, for the series of which anything has finished."""
+    """Return (series, sentence) in the study's order, for series with finished cells."""
     rows = _rows(combinations)
     found = []
     for series in series_numbers(combinations):
@@ -68,7 +68,7 @@ def sentences(combinations: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def audit_sentence(results: pd.DataFrame) -> str:
-    """Whether any attack proved more than the accountant promises; empty where no private cell was attacked."""
+    """Return whether an attack refuted the accountant's ε; "" if no private cell was attacked."""
     own = results[(results["role"] == "cell") & (results["status"] == FINISHED)]
     audited = own[own["privacy.epsilon"].notna() & own["audit.epsilon_lower_bound"].notna()].drop_duplicates(
         "fingerprint"
@@ -76,7 +76,7 @@ def audit_sentence(results: pd.DataFrame) -> str:
     if audited.empty:
         return ""
     promised = audited["privacy.epsilon"]
-    if "audit.epsilon_of_accountant" in audited:  # at the audit's delta, where the two can be compared
+    if "audit.epsilon_of_accountant" in audited:  # at the audit's delta, where both are comparable
         promised = audited["audit.epsilon_of_accountant"].astype("float64").fillna(promised)
     exceeded = audited["audit.epsilon_lower_bound"] > promised
     largest = audited["audit.epsilon_lower_bound"].max()
@@ -87,16 +87,16 @@ def audit_sentence(results: pd.DataFrame) -> str:
     if broken.empty:
         return (
             f"{len(audited):,} private cells were attacked. In none of them did an attack prove a larger ε than was "
-            f"promised: the largest lower bound is {largest:.2f}."
+            f"guaranteed: the largest lower bound is {largest:.2f}."
         )
     return (
-        f"WARNING: in {len(broken):,} of {len(audited):,} attacked cells an attack proved a larger ε than was promised "
-        f"(fingerprints {', '.join(broken['fingerprint'].str[:8])}). Their promises do not hold; do not rely on them."
+        f"WARNING: in {len(broken):,} of {len(audited):,} attacked cells an attack proved a larger ε than was "
+        f"guaranteed (fingerprints {', '.join(broken['fingerprint'].str[:8])}). Do not rely on these guarantees."
     )
 
 
 def _sentence(rows: Sequence[Row]) -> str:
-    """One series: its loosest and its strictest promise against no privacy and against the server alone."""
+    """Describe one series: its loosest and strictest budget compared with no privacy and with the server alone."""
     metric = _metric(rows)
     private = sorted((row for row in rows if _finite(row)), key=_epsilon, reverse=True)
     free = next((row for row in rows if epsilon_of(row) == math.inf), None)
@@ -119,12 +119,12 @@ def _promised(row: Row) -> str:
 
 
 def _kept(row: Row, free: Row | None) -> str:
-    """Which share of the gain over the server alone is left of what there is without privacy."""
+    """Describe the share of the gain over the server alone that is left with privacy."""
     if free is None or row is free or not _is_above(free) or math.isnan(row["above_server"]):
         return ""
     share = row["above_server"] / free["above_server"]
     kept = "nothing" if share <= 0 else "all" if share >= 1 else percent(share)
-    return f", keeps {kept} of the gain that there is without privacy,"
+    return f", keeps {kept} of the gain without privacy,"
 
 
 def _against_server(row: Row, with_score: bool = True) -> str:
@@ -136,7 +136,7 @@ def _against_server(row: Row, with_score: bool = True) -> str:
         only = " on the only seed" if with_score else ""
         return f" and is {'above' if difference > 0 else 'not above'} {server}{only}"
     if abs(difference) <= half:
-        return f" and cannot be told from {server} by more than chance"
+        return f" and differs from {server} by no more than chance"
     return f" and is {'above' if difference > 0 else 'below'} {server}"
 
 

@@ -1,4 +1,4 @@
-"""What each value of an axis is worth over one of them, the study's baseline: seed by seed, all other axes equal."""
+"""The gain of each value of an axis over the study's baseline, paired by seed and by all other axes."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from fed_distill.sweeps.grid import Study
 
 
 def gains(study: Study, results: pd.DataFrame, column: str) -> pd.Series:
-    """Each cell's ``column`` less that of the baseline with the same other labels and seed; of the baseline itself, and
-    where there is none, missing."""
+    """Return each cell's ``column`` minus that of the baseline with the same other labels and seed; missing for the
+    baseline itself and without one."""
     none = pd.Series(math.nan, index=results.index, dtype="float64")
     if study.baseline is None:
         return none
@@ -27,10 +27,10 @@ def gains(study: Study, results: pd.DataFrame, column: str) -> pd.Series:
 
 
 def gains_cells(study: Study, combinations: pd.DataFrame) -> list[list[str]]:
-    """A table of text: a line for each combination of the other axes, with the baseline's headline metric and what each
-    other value adds to it; then their mean, with its 95 % interval over these lines, and their worst.
+    """Return a text table: for each combination of the other axes, the baseline's headline metric and the gain of each
+    other value, then their mean with its 95 % interval over the lines, and their minimum.
 
-    Empty without a baseline, or another axis.
+    Empty without a baseline or without another axis.
     """
     if study.baseline is None or len(study.axes) == 1:
         return []
@@ -65,7 +65,7 @@ def _shown(gain: float) -> str:
 
 
 def _mean(column: Sequence[float]) -> str:
-    """Of all lines, or not known: a mean over some would flatter."""
+    """Return the mean over all lines; unknown if one is missing, because a mean over some would be biased."""
     if any(map(math.isnan, column)):
         return UNKNOWN
     mean, half = interval(column)

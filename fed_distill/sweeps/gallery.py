@@ -1,4 +1,4 @@
-"""Which figures a study's report has, under which titles, and what is said beneath them."""
+"""The figures of a study's report, with titles and captions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from fed_distill.sweeps.figures import bytes_figure, curve_figure, pareto_figure
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its place in the page. name: of its files and section."""
+    """A figure in the report. name: of its files and section."""
 
     name: str
     title: str
@@ -25,9 +25,9 @@ class Chart:
 
 
 def draw_charts(results: pd.DataFrame, combinations: pd.DataFrame, folder: Path) -> list[Chart]:
-    """Every figure for which there is something to draw; ``folder`` gets ``NAME.svg`` and ``NAME.png`` of each.
+    """Draw every figure for which there are data, and write ``NAME.svg`` and ``NAME.png`` into ``folder``.
 
-    Curves over ε need a finite one; bytes need a finished cell.
+    Curves over ε require a finite ε, bytes require a finished cell.
     """
     headline = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "")
     metric = METRIC_NAMES.get(headline, headline)

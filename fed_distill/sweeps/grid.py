@@ -1,7 +1,7 @@
-"""A study file: a base experiment, the axes along which it changes, what is left out, and how many seeds.
+"""A study file: a base experiment, axes, exclusions and the number of seeds.
 
-Typed and checked like an experiment, so that a grid of a hundred runs fails at its first typing mistake and not in
-its night. An axis is a list of values of one key, or of named tables that change several keys at once.
+It is validated like an experiment, so that a grid of a hundred runs fails at its first mistake instead of overnight. An
+axis is a list of values of one key, or of named tables that change several keys.
 """
 
 import copy
@@ -20,9 +20,10 @@ from fed_distill.errors import ConfigError
 
 EPSILON, NOISE = "privacy.epsilon", "privacy.noise_multiplier"
 NO_PRIVACY: dict[str, Any] = {"unit": UNPROTECTED}
-"""The table ``[privacy]`` of an experiment that promises nothing."""
+"""The ``[privacy]`` table of an experiment without privacy."""
 OF_THE_STUDY = ("name", "seed", "repeats", "controls", "compare")
-"""Keys of an experiment that no axis may change, with those of ``[runtime]``: the study sets them, or the base."""
+"""Keys of an experiment that no axis may change, in addition to those of ``[runtime]``: they are set by the study or
+the base."""
 DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
     "data.dataset": (("data.options", {}),),
     "teacher.model": (("teacher.options", {}),),
@@ -31,26 +32,26 @@ DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
     "federation.method": (("federation.options", {}), ("federation.label", "")),
     "federation.aggregator": (("federation.aggregator_options", {}), ("federation.label", "")),
 }
-"""Key that chooses a part -> keys that fall back to these values when another part is chosen."""
+"""For each key that selects a part: keys that are reset to these values if another part is selected."""
 COLUMNS = (
     "role", "seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10",
     "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
     "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
     "series", "seeds", "of",
 )  # fmt: skip
-"""Columns without a dot that the tables of results have beside the axes."""
+"""Columns without a dot in the tables of results, in addition to the axes."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of an axis: its label in tables and figures, and the experiment's keys that it changes."""
+    """One value of an axis: its label in tables and figures, and the keys of the experiment that it changes."""
 
     label: str
     changes: Mapping[str, Any]
 
     @property
     def unit(self) -> str | None:
-        """The privacy unit that it chooses, if it chooses one; an infinite ε is no privacy."""
+        """Privacy unit that it selects, if any; an infinite ε means no privacy."""
         return UNPROTECTED if self.changes.get(EPSILON) == math.inf else self.changes.get("privacy.unit")
 
 
@@ -59,7 +60,7 @@ class _Table(BaseModel):
 
 
 class Axis(_Table):
-    """One way in which cells differ."""
+    """One dimension of the grid."""
 
     name: str = Field(
         "", pattern=r"^[A-Za-z0-9 _-]*$", description="name in tables and figures; default: the key's last part"
@@ -75,21 +76,21 @@ class Axis(_Table):
         if isinstance(tables, Mapping) and not tables.get("name"):
             key = tables.get("key")
             if not isinstance(key, str):
-                raise ValueError("an axis needs a `name`, or a `key` that it is named after")
+                raise ValueError("an axis requires a `name`, or a `key` to be named after")
             return {**tables, "name": key.rpartition(".")[2]}
         return tables
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if self.name in COLUMNS or self.name.endswith("_interval"):
-            raise ValueError(f"axis {self.name!r}: the results have a column of this name already; take another one")
+            raise ValueError(f"axis {self.name!r}: the results have a column of this name: choose another name")
         labels = [choice.label for choice in self.choices]
         twice = [label for label in labels if labels.count(label) > 1]
         if twice:
-            raise ValueError(f"axis {self.name!r}: two values are called {twice[0]!r}")
+            raise ValueError(f"axis {self.name!r}: two values have the label {twice[0]!r}: rename one")
         for key in (key for choice in self.choices for key in choice.changes):
             if key in OF_THE_STUDY or key.startswith("runtime."):
-                raise ValueError(f"axis {self.name!r}: {key} cannot be varied; it is the study's, or the base's")
+                raise ValueError(f"axis {self.name!r}: {key} cannot be varied: set it in the study or in its base")
         return self
 
     def may_change(self, key: str | None) -> bool:
@@ -103,7 +104,7 @@ class Axis(_Table):
 
     @property
     def is_budget(self) -> bool:
-        """Whether it varies how much privacy is promised, and neither the unit nor anything else."""
+        """Whether it varies the privacy budget only."""
         keys = {key for choice in self.choices for key in choice.changes}
         units = {choice.unit for choice in self.choices} - {None, UNPROTECTED}
         return bool(keys & {EPSILON, NOISE}) and all(key.startswith("privacy.") for key in keys) and len(units) <= 1
@@ -113,20 +114,20 @@ class Axis(_Table):
             changes = dict(value)
             label = changes.pop("label", None)
             if not isinstance(label, str) or not label:
-                raise ValueError(f'axis {self.name!r}: a table among the values needs a label = "..."')
+                raise ValueError(f'axis {self.name!r}: a table among the values requires a label = "..."')
             return Choice(label, _dotted(changes))
         if not isinstance(value, (bool, int, float, str)):
             raise ValueError(
-                f"axis {self.name!r}: {value!r} is neither a number nor a text: give it a name by a table "
+                f"axis {self.name!r}: {value!r} is neither a number nor a text: use a table with a label, "
                 f'{{ label = "...", "{self.key or "some.key"}" = ... }}'
             )
         if self.key is None:
-            raise ValueError(f"axis {self.name!r}: {value!r} is a value of which key? Give the axis its `key`")
+            raise ValueError(f"axis {self.name!r}: {value!r} requires the axis to have a `key`: add it")
         return Choice(label_of(value), {self.key: value})
 
 
 class Attacks(_Table):
-    """Attacks on the finished runs of cells, as ``fed-distill audit`` makes them; each costs several runs."""
+    """Attacks on the finished runs of cells, see ``fed-distill audit``; each costs several runs."""
 
     seeds: Annotated[int, Field(ge=1)] = Field(1, description="cells of so many seeds are attacked, from the first on")
     shadows: Annotated[int, Field(ge=4, multiple_of=2)] = Field(16, description="shadow students of the strongest")
@@ -134,7 +135,7 @@ class Attacks(_Table):
 
 
 class Study(_Table):
-    """A grid of experiments. ``Study.read(path)`` reads a TOML file; ``study.cells.expand`` gives its cells."""
+    """A grid of experiments. ``Study.read(path)`` reads a TOML file; ``cells.expand`` returns its cells."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name of the study's folder")
     title: str = Field("", description="the report's title, a sentence or a question")
@@ -165,7 +166,7 @@ class Study(_Table):
         names = [axis.name for axis in self.axes]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two axes are called {twice[0]!r}: give one of them another `name`")
+            raise ValueError(f"two axes have the name {twice[0]!r}: give one of them another `name`")
         for one in self.axes:
             others = [other.name for other in self.axes if other is not one and other.may_change(one.key)]
             if others:
@@ -173,10 +174,10 @@ class Study(_Table):
         known = {axis.name: [choice.label for choice in axis.choices] for axis in self.axes}
         for number, table in enumerate(self.exclude, 1):
             if not table:
-                raise ValueError(f"table {number} of exclude is empty and would leave out everything")
+                raise ValueError(f"table {number} of exclude is empty and would exclude everything: remove it")
             for axis, labels in table.items():
                 if axis not in known:
-                    raise ValueError(f"table {number} of exclude: there is no axis {axis!r}; axes: {', '.join(names)}")
+                    raise ValueError(f"table {number} of exclude: unknown axis {axis!r}; axes: {', '.join(names)}")
                 unknown = [label for label in _as_list(labels) if label not in known[axis]]
                 if unknown:
                     raise ValueError(
@@ -191,17 +192,17 @@ class Study(_Table):
             return
         axis, label = self.baseline
         if axis not in known:
-            raise ValueError(f"baseline: there is no axis {axis!r}; axes: {', '.join(known)}")
+            raise ValueError(f"baseline: unknown axis {axis!r}; axes: {', '.join(known)}")
         if label not in known[axis]:
             raise ValueError(f"baseline: axis {axis!r} has no value {label!r}; it has: {', '.join(known[axis])}")
 
     def excludes(self, labels: Mapping[str, str]) -> bool:
-        """Whether the combination of these labels (axis -> label) is left out."""
+        """Whether the combination of these labels (by axis) is excluded."""
         return any(all(labels[axis] in _as_list(found) for axis, found in table.items()) for table in self.exclude)
 
     @property
     def budget_axis(self) -> str | None:
-        """Name of the axis that varies how much privacy is promised, if there is one."""
+        """Name of the axis that varies the privacy budget, if there is one."""
         return next((axis.name for axis in self.axes if axis.is_budget), None)
 
     @classmethod
@@ -212,10 +213,13 @@ class Study(_Table):
         folder: Path = Path(),
         overrides: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Check ``tables``; raise ConfigError naming ``source`` and what is wrong.
+        """Validate ``tables``.
 
-        folder: where the base's ``file`` is looked for. overrides: dotted keys of the base experiment, or ``name``,
-        ``title`` and ``seeds`` of the study.
+        :param tables: content of a study file
+        :param source: name of the file, for error messages
+        :param folder: folder of the base's ``file``
+        :param overrides: dotted keys of the base experiment, or ``name``, ``title`` and ``seeds`` of the study
+        :raises ConfigError: a table is invalid
         """
         changes = dict(overrides or {})
         own = {key: changes.pop(key) for key in ("name", "title", "seeds") if key in changes}
@@ -227,23 +231,25 @@ class Study(_Table):
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file and apply ``overrides``, as ``parse`` does."""
+        """Read a TOML file and apply ``overrides``, see ``parse``."""
         return cls.parse(read_toml(path, "study"), str(path), Path(path).parent, overrides)
 
     def to_toml(self) -> str:
-        """The complete study as TOML: it stands alone, with the base experiment and its defaults in it."""
+        """Return the complete study as self-contained TOML, with the base experiment and its defaults."""
         tables = self.model_dump(mode="python", by_alias=True, exclude_none=True, exclude={"base"})
         return tomli_w.dumps({**tables, "base": self.base.model_dump(mode="json", exclude_none=True)})
 
 
 def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """A checked copy with ``changes`` (dotted keys) applied; ConfigError naming the first wrong key.
+    """Return a validated copy with ``changes`` (dotted keys).
 
-    Options belong to the part that was chosen with them: where the part changes, they fall back to none unless
-    ``changes`` gives new ones. ``privacy.epsilon = inf`` and ``privacy.unit = "none"`` are no privacy at all, whatever
-    else is said about privacy, so that cells which differ in nothing else are one.
+    Options belong to the selected part: if the part changes, they are reset unless ``changes`` contains new ones.
+    ``privacy.epsilon = inf`` and ``privacy.unit = "none"`` reset all privacy settings, so that cells that differ in
+    nothing else are equal.
+
+    :raises ConfigError: a key is invalid
     """
-    own = copy.deepcopy(dict(changes))  # tables among the values are filled in later, and are somebody else's
+    own = copy.deepcopy(dict(changes))  # nested tables are modified below
     full = {key: value for key, value in own.items() if not key.startswith("privacy.")}
     if len(full) < len(own):
         full["privacy"] = _privacy(experiment, own)
@@ -254,7 +260,7 @@ def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
 
 
 def _privacy(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The table ``[privacy]`` after the changes to it; a new ε and a fixed noise replace each other."""
+    """Return the changed ``[privacy]`` table; a new ε and a fixed noise replace each other."""
     own = {key.removeprefix("privacy."): value for key, value in changes.items() if key.startswith("privacy.")}
     if own.get("epsilon") == math.inf or not is_protected(own.get("unit", "")):
         return dict(NO_PRIVACY)
@@ -266,14 +272,14 @@ def _privacy(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, An
 
 
 def label_of(value: bool | int | float | str) -> str:
-    """How a plain value is called in tables, figures and exclusions: 8 and 8.0 are ``8``, infinity is ``inf``."""
+    """Return the label of a plain value: ``8`` for 8 and 8.0, ``inf`` for infinity."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _labels(table: Mapping[str, Any]) -> dict[str, Any]:
-    """An exclusion with plain values turned into their labels."""
+    """Replace plain values of an exclusion by their labels."""
     return {
         axis: [label_of(value) for value in found] if isinstance(found, list) else label_of(found)
         for axis, found in table.items()
@@ -285,17 +291,19 @@ def _as_list(labels: str | list[str]) -> list[str]:
 
 
 def read_base(given: Any, source: str, folder: Path, overrides: Mapping[str, Any]) -> Experiment:
-    """The experiment ``base`` of a file: tables, over those of a ``file`` in ``folder``, with ``overrides``.
+    """Read the experiment ``base`` of a file: its tables, over those of a ``file`` in ``folder``, with ``overrides``.
 
-    Its repeats and its compare do not count. ConfigError naming ``source`` and the wrong key.
+    Its repeats and compare are ignored.
+
+    :raises ConfigError: a key is invalid
     """
     tables = {"file": given} if isinstance(given, str) else given
     if not isinstance(tables, Mapping):
-        raise ConfigError(f'{source}: base is missing: name an experiment, base = "file.toml", or give its tables')
+        raise ConfigError(f'{source}: base is missing: set base = "file.toml", or add its tables')
     tables = dict(tables)
     file = tables.pop("file", None)
     if file is not None and not isinstance(file, str):
-        raise ConfigError(f"{source}: base.file: name an experiment's TOML file")
+        raise ConfigError(f"{source}: base.file must be the path of an experiment's TOML file")
     changes = _dotted(tables)
     try:
         experiment = Experiment() if file is None else Experiment.read(folder / file)
@@ -306,7 +314,7 @@ def read_base(given: Any, source: str, folder: Path, overrides: Mapping[str, Any
 
 
 def _dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables of an experiment as dotted keys; a table of options is a value."""
+    """Return the tables of an experiment as dotted keys; a table of options is a value."""
     dotted: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping) and "." not in key:

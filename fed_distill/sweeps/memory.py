@@ -1,6 +1,6 @@
-"""How much memory is left, and how much a process tree takes, as Linux tells it in ``/proc`` and its control groups.
+"""Available memory and the memory of process trees, from Linux' ``/proc`` and control groups.
 
-Elsewhere nothing is known, and None says so: then only the number of processes limits a study.
+On other systems the functions return None, and only the number of processes limits a study.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,21 +9,21 @@ from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
-"""Limits above this, in bytes, are none: control groups of version 1 write the largest page count instead."""
+"""Limits above this, in bytes, mean unlimited: control groups v1 contain the largest page count."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process and its descendants have in memory now, and had at most, shared pages counted each time."""
+    """Current and peak memory of a process and its descendants in bytes; shared pages are counted repeatedly."""
 
     now: int
     peak: int
 
 
 def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Bytes that could be taken without swapping: the machine's, or a container's or job's where that is less.
+    """Return the memory available without swapping, of the machine or its container if that is less.
 
-    None where the system does not tell.
+    :returns: bytes, or None if unknown
     """
     machine = _fields(proc / "meminfo").get("MemAvailable")
     if machine is None:
@@ -32,9 +32,9 @@ def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
 
 
 def tree_memory(roots: Iterable[int], proc: Path = PROC) -> dict[int, Memory]:
-    """Memory of each process in ``roots`` (ids) with all that it started; who is gone is left out.
+    """Return the memory of each process in ``roots`` (ids) with its descendants; finished processes are skipped.
 
-    Empty where the system does not tell.
+    Empty if unknown.
     """
     tables = {int(path.parent.name): _fields(path) for path in proc.glob("[0-9]*/status")}
     children: dict[int, list[int]] = {}
@@ -50,7 +50,7 @@ def tree_memory(roots: Iterable[int], proc: Path = PROC) -> dict[int, Memory]:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Lines ``Name: 123`` and ``Name: 123 kB`` as numbers and bytes by name; empty if there is no such file."""
+    """Parse lines ``Name: 123`` and ``Name: 123 kB`` as numbers and bytes; empty if the file does not exist."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # a process may end at any time
@@ -65,7 +65,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _group_allowances(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What each control group of this process, and each that it lies in, still allows."""
+    """Yield the remaining memory of each control group of this process and its ancestors."""
     try:
         lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

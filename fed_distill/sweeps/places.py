@@ -1,4 +1,4 @@
-"""Where a sweep keeps its runs, what of them is done, and the lock that lets one process at a time work on them."""
+"""Folders of a sweep's runs, their state, and the lock that admits one process at a time."""
 
 import fcntl
 import os
@@ -15,30 +15,30 @@ from fed_distill.sweeps.cells import Cell
 
 CELLS, LOCK = "cells", ".lock"
 PROGRESS = "progress"
-"""The callback that a cell goes without: the sweep shows how it goes on."""
+"""The callback that cells omit, because the sweep shows their progress."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a sweep keeps its cells: run folders, what they printed, and why some failed, all by fingerprint."""
+    """Folders of the cells of a sweep: runs, their output and reasons of failure, all by fingerprint."""
 
     folder: Path
 
     @property
     def cells(self) -> Path:
-        """Folder of all of them."""
+        """Folder of all runs."""
         return self.folder / CELLS
 
     def run(self, name: str) -> Path:
-        """Folder of the run."""
+        """Return the folder of a run."""
         return self.cells / name
 
     def log(self, name: str) -> Path:
-        """What the cell printed, of all attempts."""
+        """Return the file with the cell's output of all attempts."""
         return self.cells / f"{name}.log"
 
     def failure(self, name: str) -> Path:
-        """Why the last attempt failed; there is no such file if it did not."""
+        """Return the file with the reason of the last failure; it does not exist after a success."""
         return self.cells / f"{name}.failed"
 
     def is_finished(self, name: str) -> bool:
@@ -46,14 +46,13 @@ class Places:
         return (self.run(name) / SUMMARY).exists()
 
     def check(self, cell: Cell) -> None:
-        """CheckpointError if the cell's folder holds a run of another experiment: of a version with other defaults."""
+        """Raise CheckpointError if the cell's folder contains another experiment, of a version with other defaults."""
         folder = self.run(cell.fingerprint)
         if (folder / EXPERIMENT).exists():
             check_same(folder, cell.experiment.with_changes({"name": cell.fingerprint}))
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether the cell's run is finished and has stood the attacks that it is to stand; CheckpointError if its
-        summary is torn."""
+        """Whether the cell's run and its attacks are finished; raise CheckpointError if its summary is damaged."""
         finished = self.is_finished(cell.fingerprint)
         if not finished or cell.attacks is None:
             return finished
@@ -62,17 +61,17 @@ class Places:
         return audit.get("auc") is not None and audit.get("asked") == wanted
 
     def tidy(self, name: str) -> None:
-        """Drop what only a run that goes on needs, which is most of a cell where there are many merchants."""
+        """Delete files that only an unfinished run needs, which are most of a cell with many merchants."""
         drop_stores(self.run(name) / "checkpoint")
 
     def reason(self, name: str) -> str | None:
-        """Why the cell failed, in one line; None if it did not."""
+        """Return why the cell failed, in one line; None if it did not."""
         path = self.failure(name)
         return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment:
-    """The cell's experiment with its place, to be resumed if it is begun ``again``: the result stays the same."""
+    """Return the cell's experiment with its folder; ``again`` resumes it, with the same result."""
     callbacks = [name for name in cell.experiment.runtime.callbacks if name != PROGRESS]
     return cell.experiment.with_changes(
         {
@@ -88,9 +87,9 @@ def placed(cell: Cell, places: Places, threads: int, again: bool) -> Experiment:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the sweep in ``folder`` for this process; the system lets go of it when the process ends, however it ends.
+    """Lock the sweep in ``folder``; the system releases the lock when the process ends.
 
-    CheckpointError naming the process that holds it, if another one does.
+    :raises CheckpointError: another process, named in the message, has the lock
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
         try:

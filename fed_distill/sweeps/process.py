@@ -1,7 +1,7 @@
-"""One cell in a process of its own: what it prints goes to a log, what it is doing and why it failed to the study.
+"""Run one cell in its own process; output goes to a log file, progress and failure to the sweep through a pipe.
 
-A cell that runs out of memory, or that the system kills, takes no other with it; the cell itself ends as soon as the
-study does, in whatever way, so that the same command can go on with it.
+A cell that runs out of memory or is killed does not affect others. A cell ends when the sweep does, and the same
+command resumes both.
 """
 
 import json
@@ -25,9 +25,9 @@ from fed_distill.registry import Registry
 from fed_distill.reporting.callbacks import Callback
 
 Simulate = Callable[[Experiment, Iterable[Callback]], Any]
-"""Runs one experiment into the folder that it names, telling the callbacks: ``experiment.simulation.run``."""
+"""Runs an experiment in its folder with callbacks: ``experiment.simulation.run``."""
 Attack = Callable[[Path, Callback, int, int], Any]
-"""Attacks the run in a folder with so many shadow students and canaries: ``audit.finished_run.audit_run``."""
+"""Attacks the run in a folder with numbers of shadow students and canaries: ``audit.finished_run.audit_run``."""
 FUNCTIONS = Registry("function for cells", {})
 FAILED = 1
 
@@ -39,7 +39,7 @@ class Reporter(Callback):
         self._pipe = pipe
 
     def send(self, **event: Any) -> None:
-        """Send one event; a study that is gone hears nothing, and this process is about to end with it."""
+        """Send one event; it is dropped if the sweep has ended, because this process then ends too."""
         with suppress(OSError):
             self._pipe.send_bytes(json.dumps(event).encode())
 
@@ -48,7 +48,7 @@ class Reporter(Callback):
         self.send(stage=title)
 
     def on_round(self, record: Mapping[str, Any]) -> None:
-        """Send which round of which seed has ended, and its validation where there was one."""
+        """Send the number of the finished round, its seed and its validation, if any."""
         self.send(
             round=f"round {record['round']} of {record['rounds']}",
             number=record["round"],
@@ -59,8 +59,8 @@ class Reporter(Callback):
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do for a cell. experiment: as TOML, with its place. simulate, attack: import paths
-    ``package.module:function`` of a ``Simulate`` and an ``Attack``; None for what is done already, or not wanted.
+    """The work of a cell. experiment: TOML, with its folder. simulate, attack: import paths
+    ``package.module:function`` of a ``Simulate`` and an ``Attack``; None if it is done or not requested.
     """
 
     experiment: str
@@ -72,9 +72,9 @@ class Work:
 
 @dataclass
 class CellProcess:
-    """A process that does a cell's work, as those see it that started it.
+    """The sweep's handle of a process that runs a cell.
 
-    failure: why it failed, as soon as it has said so; error: the kind of that error.
+    failure: its reported reason of failure; error: the type of that error.
     """
 
     process: BaseProcess
@@ -85,7 +85,7 @@ class CellProcess:
 
     @classmethod
     def start(cls, work: Work, log: Path, name: str) -> "CellProcess":
-        """Start a process called ``name`` that prints to ``log``."""
+        """Start a process called ``name`` with output to ``log``."""
         spawn = get_context("spawn")
         ours, theirs = spawn.Pipe(duplex=False)
         process = spawn.Process(target=run_cell, args=(work, str(log), theirs), name=name)
@@ -95,48 +95,50 @@ class CellProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process; 0 while it has none."""
+        """Process id; 0 before it has one."""
         return self.process.pid or 0
 
     @property
     def sentinel(self) -> int:
-        """What becomes ready when it has ended."""
+        """Handle that becomes ready when the process ends."""
         return self.process.sentinel
 
     @property
     def sources(self) -> list["connection.Connection[bytes, bytes] | int"]:
-        """What becomes ready when it has something to say, or has ended."""
+        """Handles that become ready when an event arrives or the process ends."""
         return [self.sentinel, *([self.pipe] if self.open else [])]
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What it has said since the last call."""
+        """Yield the events since the last call."""
         while self.open and self.pipe.poll():
             try:
                 event: dict[str, Any] = json.loads(self.pipe.recv_bytes())
-            except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
+            except (EOFError, OSError):  # the process ended, possibly during a message
                 self.open = False
                 return
             self.failure, self.error = event.get("failed", self.failure), event.get("error", self.error)
             yield event
 
     def leave(self) -> int | None:
-        """Wait for its end; returns its exit code."""
+        """Wait for the end of the process and return its exit code."""
         self.process.join()
         self.pipe.close()
         self.open = False
         return self.process.exitcode
 
     def end(self) -> None:
-        """End it at once, wherever it is; ``leave`` it then."""
+        """Kill the process; call ``leave`` afterwards."""
         self.process.terminate()
 
 
 def run_cell(work: Work, log: str, pipe: "connection.Connection[bytes, bytes]") -> None:
-    """Do a cell's work here and exit: code 0 if it ended well, else ``FAILED``, after an event that says why.
+    """Run a cell in this process and exit: code 0 on success, otherwise ``FAILED`` after an event with the reason.
 
-    log: file that everything printed is appended to, the traceback of an unexpected error included.
+    :param work: what to run
+    :param log: file that all output is appended to, including the traceback of an unexpected error
+    :param pipe: receives events
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the study's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are handled by the sweep
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _print_to(Path(log))
     reporter = Reporter(pipe)
@@ -160,7 +162,7 @@ def run_cell(work: Work, log: str, pipe: "connection.Connection[bytes, bytes]") 
 
 def _do(work: Work, reporter: Reporter) -> None:
     experiment = Experiment.parse(tomllib.loads(work.experiment))
-    if experiment.runtime.threads is not None:  # read by torch when it is imported, which is not yet
+    if experiment.runtime.threads is not None:  # before torch is imported
         os.environ["OMP_NUM_THREADS"] = str(experiment.runtime.threads)
     if work.simulate is not None:
         run: Simulate = FUNCTIONS.resolve(work.simulate)
@@ -171,7 +173,7 @@ def _do(work: Work, reporter: Reporter) -> None:
 
 
 def _print_to(log: Path) -> None:
-    """Let standard output and standard error of this process, and of those that it starts, append to a file."""
+    """Redirect standard output and error of this process and its children to a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -181,7 +183,7 @@ def _print_to(log: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the study's has ended, also in the middle of training."""
+    """Terminate this process as soon as its parent ends, even during training."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

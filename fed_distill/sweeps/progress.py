@@ -1,4 +1,4 @@
-"""The terminal's view of a sweep: cells done of all, time left, and what runs now; plain lines where nobody watches."""
+"""Terminal progress of a sweep: finished cells, time left and running cells; plain lines without a terminal."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from fed_distill.sweeps.cells import Cell
 
 
 class SweepProgress:
-    """Follows a ``Runner``: a live line for the sweep and each running cell, and a line for each that ended."""
+    """Shows the progress of a ``Runner``: live lines for the sweep and running cells, and one per finished cell."""
 
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, noun: str = "cell"
     ) -> None:
-        """``noun``: what a cell is called."""
+        """``noun``: the word for a cell."""
         self._noun = noun
         self._console = console or Console(stderr=True)
         self._clock = clock
@@ -32,7 +32,7 @@ class SweepProgress:
         self._waits = False
 
     def on_begin(self, total: int, finished: int, processes: int) -> None:
-        """Say how much there is to do."""
+        """Show the number of cells."""
         self._total, self._done, self._processes = total, finished, processes
         there = f", {finished:,} of them finished before" if finished else ""
         self.say(f"{total:,} {self._noun}s{there}; at most {processes} at a time")
@@ -48,7 +48,7 @@ class SweepProgress:
             self._bars.start()
 
     def on_start(self, cell: Cell, again: bool) -> None:
-        """Begin the clock of a cell, and its line."""
+        """Start the clock and the line of a cell."""
         self._waits = False
         self._began[cell.fingerprint] = self._clock()
         if self._bars is not None:
@@ -58,12 +58,12 @@ class SweepProgress:
             self.say(f"{'goes on with' if again else 'starts'} {cell.title}")
 
     def on_event(self, cell: Cell, what: str) -> None:
-        """Show what the cell is doing, in its live line only."""
+        """Show the cell's current activity in its live line."""
         if self._bars is not None:
             self._bars.update(self._tasks[cell.fingerprint], facts=escape(what))
 
     def on_finish(self, cell: Cell, failure: str | None, found: str = "") -> None:
-        """Count the cell and say what became of it, and what it ``found``."""
+        """Count the cell and show its result, ``failure`` or what it ``found``."""
         took = self._clock() - self._began.pop(cell.fingerprint)
         self._took.append(took)
         self._done += 1
@@ -77,24 +77,24 @@ class SweepProgress:
         self.say(f"{self._done} of {self._total}: {cell.title} {became}{shown}")
 
     def on_wait(self, needed: int, available: int) -> None:
-        """Say once that memory is short."""
+        """Report once that memory is short."""
         if not self._waits:
             self._waits = True
             self.say(f"waits for memory: another {self._noun} may need {size(needed)}, {size(available)} are available")
 
     def time_left(self) -> float | None:
-        """Seconds until the last cell ends, were all like those that ended so far; None if none has, or all have."""
+        """Estimate the remaining seconds from finished cells; None without any, and at the end."""
         left = self._total - self._done
         if not left or not self._took:
             return None
         return left * sum(self._took) / len(self._took) / min(self._processes, left)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
 
     def say(self, text: str) -> None:
-        """Print a line, above the live ones."""
+        """Print a line above the live ones."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

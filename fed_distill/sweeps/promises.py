@@ -1,6 +1,6 @@
-"""What each privacy unit of a study promises, to whom, and on which assumptions, in words; see DESIGN's privacy model.
+"""The privacy guarantees of a study in words, with their assumptions; see DESIGN's privacy model.
 
-The numbers are the runs' own; only what a run does not say is filled in from here, and then from the unit's definition.
+Numbers are those of the runs; missing values are taken from the definition of the unit.
 """
 
 import math
@@ -17,21 +17,21 @@ from fed_distill.sweeps.collect import BETWEEN, FINISHED
 from fed_distill.sweeps.findings import epsilon_text, odds_factor
 
 ASSUMPTIONS = (
-    "ε adds up all rounds and all private phases of one federation on one seed. Publishing several students of this "
-    "study, or several seeds, spends the sum of theirs.",
-    "The proxy set and the server's own examples are public: nothing is promised for them.",
-    "Settings, such as learning rates and rounds, are taken as given: what choosing them by a look at private data "
-    "would reveal is not counted.",
+    "ε covers all rounds and all private phases of one federation with one seed. Publishing several students of this "
+    "study, or several seeds, costs the sum of their ε.",
+    "The proxy set and the server's own examples are public and not protected.",
+    "Settings, such as learning rates and rounds, are assumed to be independent of private data: the cost of tuning "
+    "on private data is not included.",
     "The controls (each merchant alone, all data pooled, plain FedAvg) are trained without privacy. They are measures "
     "for this study and would not be released.",
-    "Noise is drawn from the run's seed, so that this study can be repeated. Anyone who knows the seed can subtract "
-    "it. Real sites and their server draw it from secrets of their own.",
+    "Noise is derived from the run's seed, so that this study is reproducible. Anyone who has the seed can subtract "
+    "it. Real sites and their server derive it from secrets of their own.",
 )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The cells of one unit and about one ε. odds: how much a guess's odds may change, e to the ε."""
+    """Cells of one unit with about the same ε. odds: factor on the odds of a guess, e^ε."""
 
     epsilon: str
     odds: str
@@ -41,7 +41,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Promise:
-    """A unit that cells of a study used, in words and with the range of its numbers."""
+    """A privacy unit of the study, in words, with its ranges of numbers."""
 
     unit: Words
     trusted: str
@@ -52,7 +52,7 @@ class Promise:
 
 
 def promises(results: pd.DataFrame) -> list[Promise]:
-    """One for each privacy unit among the finished cells, in order of first use; none for cells without privacy."""
+    """Return one entry per privacy unit among the finished cells, in order of first use; none for unprotected cells."""
     own = results[(results["role"] == "cell") & (results["status"] == FINISHED)]
     units = [unit for unit in own["privacy.unit"].dropna().unique() if is_protected(unit)]
     return [_promise(str(unit), own[own["privacy.unit"] == unit]) for unit in units]
@@ -73,7 +73,7 @@ def _promise(name: str, cells: pd.DataFrame) -> Promise:
 
 
 def _budgets(cells: pd.DataFrame) -> list[Budget]:
-    """One for each ε, to three digits, the smallest first; those that are not known last."""
+    """Return one entry per ε, to three digits, in ascending order; unknown ones last."""
     rounded = cells.assign(shown=[epsilon_text(None if math.isnan(one) else one) for one in cells["privacy.epsilon"]])
     found = []
     for shown, group in rounded.sort_values("privacy.epsilon").groupby("shown", sort=False):

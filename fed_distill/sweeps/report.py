@@ -1,6 +1,6 @@
-"""Writes what a study found into its folder: tables, figures and one HTML page that stands alone.
+"""Write the findings of a study: tables, figures and a self-contained HTML page.
 
-Made from the cells' summaries and nothing else, so that it can be written at any time, also while cells are missing.
+The input is the cells' summaries only, so that it can be written at any time, even with unfinished cells.
 """
 
 from collections.abc import Sequence
@@ -35,23 +35,23 @@ WORDS = (
     "Worst merchant", "Seed", "± (95 % interval)", "Differential privacy",
 )  # fmt: skip
 MORE_WORDS = {
-    "ε (epsilon)": "The price of a promise of privacy: how much may be learned about one unit of data. Smaller is "
-    "more private; ∞ is no promise.",
-    "δ (delta)": "The small chance with which the promise may fail; far below one in the number of units is safe.",
+    "ε (epsilon)": "The strength of a privacy guarantee: how much may be learned about one unit of data. Smaller is "
+    "more private; ∞ is no guarantee.",
+    "δ (delta)": "The small probability that the guarantee fails; it should be far below one in the number of units.",
     "Attack AUC": "How well an attacker tells data that was used from data that was not; 0.5 is guessing.",
     "ε at least (text)": "What an attack has proved about a run: its true ε, for the audit's δ, cannot be smaller, "
     "with the audit's confidence.",
     "ε at least (Steinke), (f-DP)": "The same by an attacker who sees every release of the mechanism, with "
-    "canaries of the worst kind; by two methods, of which the second is the closer.",
-    "Pareto front": "The choices that no other one beats: whoever wants more quality, less ε or fewer bytes has to "
-    "give up something else.",
+    "worst-case canaries; by two methods, the second of which is tighter.",
+    "Pareto front": "The best tradeoffs: more quality, less ε or fewer bytes is possible only at the expense of "
+    "another.",
     "Cell": "One combination of the study on one seed: one run.",
 }
 
 
 @dataclass(frozen=True)
 class StudyFindings:
-    """What was written. complete: whether all cells are done, attacks included. table: ``summary_cells``. gains:
+    """The written findings. complete: whether all cells and attacks are finished. table: ``summary_cells``. gains:
     ``gains_cells``."""
 
     report: Path
@@ -60,14 +60,15 @@ class StudyFindings:
     gains: Sequence[Sequence[str]]
 
     def tables(self, axes: int) -> list[tuple[Sequence[Sequence[str]], int]]:
-        """The tables of a study of so many axes that there are, each with the number of its columns that are names."""
+        """Return the non-empty tables of a study with ``axes`` axes, each with its number of name columns."""
         return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else [])]
 
 
 def write_findings(study: Study, cells: Sequence[Cell], places: Places, command: str) -> StudyFindings:
     """Write ``results.parquet``, ``results.csv``, ``summary.csv``, ``study.toml``, ``figures/`` and ``report.html``.
 
-    command: what goes on with the study, for the report. CheckpointError if a finished run's summary is torn.
+    :param command: command that continues the study, for the report
+    :raises CheckpointError: the summary of a finished run is damaged
     """
     places.folder.mkdir(parents=True, exist_ok=True)
     results = results_table(study, cells, places)

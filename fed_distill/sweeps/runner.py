@@ -1,7 +1,7 @@
-"""Runs the cells that a sampler chooses side by side, each in a process of its own, as far as cores and memory go.
+"""Run the cells of a sampler in parallel, each in its own process, within the limits of cores and memory.
 
-What is finished is not run again and what was stopped goes on where it was, so that a sweep that is killed at any
-instant goes on by the same command. A cell that fails is told to the sampler with its reason, and the others go on.
+Finished cells are skipped and interrupted ones are resumed, so that the same command continues a sweep that was killed.
+If a cell fails, the sampler receives the reason and the others continue.
 """
 
 import signal
@@ -19,24 +19,26 @@ from fed_distill.sweeps.process import CellProcess, Work
 from fed_distill.sweeps.sampler import Ending, Sampler
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the memory of running cells."""
+"""Seconds between two measurements of the memory of running cells."""
 TEACHER = "teacher"
-"""How the titles of stages begin in which a run makes its teacher and what it needs of it."""
+"""Prefix of the titles of stages that train the teacher or compute its outputs."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """processes: cells that run at the same time at most. threads: of each process of a cell."""
+    """processes: maximum number of concurrent cells. threads: per process of a cell."""
 
     processes: int
     threads: int
 
     @classmethod
     def of(cls, base: Experiment, cores: int, processes: int | None = None, gpu: bool = False) -> "Resources":
-        """As many cells as fill the cores by the base's ``runtime.workers`` and ``threads``, one core a thread.
+        """Return as many cells as fill the cores with the base's ``runtime.workers`` and ``threads``, one core each.
 
-        processes: if given, that many, with the cores dealt to them. gpu: students are trained on a GPU, which one
-        cell fills, so that one runs at a time unless ``processes`` says otherwise.
+        :param base: the base experiment
+        :param cores: number of cores
+        :param processes: number of concurrent cells, which share the cores; None to compute it
+        :param gpu: students are trained on a GPU: one cell at a time unless ``processes`` is given
         """
         runtime = base.runtime
         if processes is None:
@@ -45,45 +47,44 @@ class Resources:
 
 
 class Follower(Protocol):
-    """Who is told how a sweep goes on."""
+    """Observes the progress of a sweep."""
 
     def on_begin(self, total: int, finished: int, processes: int) -> None:
-        """``total`` distinct cells, of which ``finished`` were there already; ``processes`` run at a time at most."""
+        """Receive the number of distinct cells, of finished ones, and of concurrent processes."""
 
     def on_start(self, cell: Cell, again: bool) -> None:
-        """A cell was started; ``again``: it goes on where an earlier process was stopped."""
+        """A cell was started; ``again``: it was resumed."""
 
     def on_event(self, cell: Cell, what: str) -> None:
-        """A cell says what it is doing."""
+        """A running cell reported its activity."""
 
     def on_finish(self, cell: Cell, failure: str | None, found: str = "") -> None:
-        """A cell has ended, well if ``failure`` is None, and what was ``found``."""
+        """A cell ended: with a ``failure``, or with what it ``found``."""
 
     def on_wait(self, needed: int, available: int) -> None:
-        """Nothing more is started for now: the next cell may need more bytes of memory than are there."""
+        """No cell is started for now: the next one may need more bytes of memory than are available."""
 
 
 @dataclass
 class _Running:
-    """A cell in work. past_teacher: others may read from the cache what it needed of its teacher."""
+    """A running cell. teacher_cached: its teacher is cached, so that other cells can use it."""
 
     cell: Cell
     process: CellProcess
     teacher: str
-    past_teacher: bool = False
+    teacher_cached: bool = False
     now: int = 0
 
 
 @dataclass
 class Runner:
-    """Runs what ``sampler`` chooses into ``places``. simulate, attack: import paths of what runs and what attacks, as
-    in ``process.Work``.
+    """Runs the cells that ``sampler`` selects into ``places``.
 
-    At most ``resources.processes`` cells run at a time, and never two of one fingerprint. Another one is started only
-    if the memory that is available covers the largest peak that any cell of this sweep has shown so far, and what
-    running cells may still grow to that peak; until a cell has got past its teacher no peak is known, and it runs
-    alone. Memory of a GPU is not looked at. Of cells that share a teacher which is not cached yet, one makes it and the
-    others wait.
+    simulate, attack: import paths, see ``process.Work``. At most ``resources.processes`` cells run concurrently, and
+    never two with one fingerprint. Another cell is started only if the available memory covers the largest peak of any
+    cell of this sweep, plus the expected growth of running cells to that peak. Before a first cell has passed its
+    teacher, no peak is known and it runs alone. GPU memory is not checked. Of cells that share an uncached teacher, one
+    trains it and the others wait.
     """
 
     places: Places
@@ -94,14 +95,14 @@ class Runner:
     attack: str = ""
     peak: int = 0
     _running: list[_Running] = field(default_factory=list)
-    _taught: set[str] = field(default_factory=set)
+    _cached_teachers: set[str] = field(default_factory=set)
     _held: Cell | None = None
 
     def run(self) -> None:
-        """Run what is not finished.
+        """Run all unfinished cells; stop the running ones if this call fails.
 
-        CheckpointError if another process runs the sweep, a cell was run where a default was another, or what is kept
-        in the folder is another sweep's. Whatever ends this call ends the cells that it started.
+        :raises CheckpointError: another process runs the sweep, a cell was run with other defaults, or the folder
+            belongs to another sweep
         """
         self.places.cells.mkdir(parents=True, exist_ok=True)
         with locked(self.places.folder):
@@ -118,7 +119,7 @@ class Runner:
                 self._end()
 
     def _next(self) -> Cell | None:
-        """The next cell, if it may be started now; one that waits for memory is held until it fits."""
+        """Return the next cell if it may start now; a cell that waits for memory is held until it fits."""
         if len(self._running) >= self.resources.processes:
             return None
         if self._held is None:
@@ -129,8 +130,8 @@ class Runner:
         return cell
 
     def _is_free(self, cell: Cell) -> bool:
-        """Whether no running cell is the same, or makes the teacher that it needs."""
-        making = {one.teacher for one in self._running if not one.past_teacher} - self._taught
+        """Whether no running cell is equal, or trains the teacher that it needs."""
+        making = {one.teacher for one in self._running if not one.teacher_cached} - self._cached_teachers
         running = {one.cell.fingerprint for one in self._running}
         return cell.fingerprint not in running and _teacher_of(cell) not in making
 
@@ -148,7 +149,7 @@ class Runner:
         return needed <= available
 
     def _begin(self, cell: Cell) -> None:
-        """Start a cell, unless it is done already or cannot be run at all."""
+        """Start a cell, unless it is finished or cannot be run."""
         if cell.problem is None and not self.places.is_done(cell):
             self._start(cell)
         else:
@@ -168,36 +169,36 @@ class Runner:
         self.follower.on_start(cell, again)
 
     def _wait(self) -> list[_Running]:
-        """Hear what running cells say, look at their memory, and return those that have ended."""
+        """Process events of running cells, measure their memory, and return those that have ended."""
         ready = connection.wait([source for one in self._running for source in one.process.sources], LOOK_EVERY)
         found = tree_memory(one.process.pid for one in self._running)
         for one in self._running:
             memory = found.get(one.process.pid)
             one.now = memory.now if memory is not None else 0
             if one.process.pipe in ready:
-                self._hear(one)
-            if memory is not None and one.past_teacher:
+                self._receive(one)
+            if memory is not None and one.teacher_cached:
                 self.peak = max(self.peak, memory.peak)
         return [one for one in self._running if one.process.sentinel in ready]
 
-    def _hear(self, one: _Running) -> None:
+    def _receive(self, one: _Running) -> None:
         for event in one.process.events():
             if "stage" in event and not event["stage"].startswith(TEACHER):
-                one.past_teacher = True
-                self._taught.add(one.teacher)
+                one.teacher_cached = True
+                self._cached_teachers.add(one.teacher)
             for what in (event[key] for key in ("stage", "round") if key in event):
                 self.follower.on_event(one.cell, what)
-            if self.sampler.hear(one.cell, event):
+            if self.sampler.report(one.cell, event):
                 one.process.end()
 
     def _finish(self, one: _Running) -> None:
-        """Take leave of a cell that has ended."""
-        self._hear(one)
+        """Handle a cell that has ended."""
+        self._receive(one)
         code = one.process.leave()
         self._running.remove(one)
         name = one.cell.fingerprint
         if self.places.is_done(one.cell):
-            self._taught.add(one.teacher)
+            self._cached_teachers.add(one.teacher)
             self.places.tidy(name)
             self._tell(one.cell, Ending())
         else:
@@ -209,7 +210,7 @@ class Runner:
         self.follower.on_finish(cell, told.failure, told.found)
 
     def _end(self) -> None:
-        """End at once what still runs: it goes on by the same command."""
+        """Kill the running cells; the same command resumes them."""
         for one in self._running:
             one.process.end()
         for one in self._running:
@@ -218,14 +219,14 @@ class Runner:
 
 
 def _teacher_of(cell: Cell) -> str:
-    """The same for cells that need the same teacher."""
+    """Return a key that is equal for cells with the same teacher."""
     experiment = cell.experiment
     return fingerprint(data=experiment.data.model_dump(mode="json"), teacher=experiment.teacher.model_dump(mode="json"))
 
 
 def how_it_ended(code: int | None, log: Path) -> str:
-    """Why a process left no result that said nothing of it itself."""
+    """Return why a process ended without a result and without a reported reason."""
     if code is not None and code < 0:
         why = "; if memory ran out, lower --parallel" if -code == signal.SIGKILL else ""
         return f"its process was killed by {signal.Signals(-code).name}{why}"
-    return f"its process ended with exit code {code} and left no result; what it printed is in {log}"
+    return f"its process ended with exit code {code} and without a result; its output is in {log}"

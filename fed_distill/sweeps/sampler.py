@@ -1,4 +1,4 @@
-"""What a sweep runs next, and what it learns from what has ended: a grid of cells, or (``trial_sampler``) trials."""
+"""Samplers select the cells of a sweep: a grid here, Optuna's trials in ``trial_sampler``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,8 @@ from fed_distill.sweeps.places import Places
 
 @dataclass(frozen=True)
 class Ending:
-    """How a cell has ended. failure: why it has no result, None if it has one. error: kind of that failure, if known.
-
-    found: what the terminal is told of a cell that did not fail.
+    """How a cell ended. failure: why it has no result, or None. error: type of that error, if known. found: text
+    for the terminal about a cell that succeeded.
     """
 
     failure: str | None = None
@@ -22,32 +21,32 @@ class Ending:
 
 
 class Sampler(Protocol):
-    """Chooses the cells of a sweep; asked and told by the one process that holds the sweep's lock."""
+    """Selects the cells of a sweep through an ask-and-tell interface; used by the process with the sweep's lock."""
 
     def begin(self) -> tuple[int, int]:
-        """Look at what is kept of the sweep; returns the number of cells in all, and of those that have ended.
+        """Load the state of the sweep; return the number of cells and of finished ones.
 
-        CheckpointError if what is kept is another sweep's, or was run where a default was another.
+        :raises CheckpointError: the state is of another sweep, or was computed with other defaults
         """
 
     def ask(self, is_free: Callable[[Cell], bool]) -> Cell | None:
-        """The next cell that ``is_free`` to run now; None if there is none, for now or at all.
+        """Return the next cell for which ``is_free`` holds; None if there is none at present.
 
-        It is asked again when a cell has ended. A cell that is done may be given: it is not run again, and told.
+        It is called again when a cell ends. A finished cell may be returned: it is not run, but reported to ``tell``.
         """
 
-    def hear(self, cell: Cell, event: Mapping[str, Any]) -> bool:
-        """What a running cell says of itself, as ``process.Reporter`` sends it; whether to end it as hopeless."""
+    def report(self, cell: Cell, event: Mapping[str, Any]) -> bool:
+        """Process an event of a running cell (see ``process.Reporter``); return whether to stop the cell."""
 
     def tell(self, cell: Cell, ending: Ending) -> Ending:
-        """Note how a cell that was asked for has ended; returns what the terminal is told of it."""
+        """Record how a cell ended; return what the terminal shows."""
 
 
 @dataclass
 class GridSampler:
-    """Each distinct one of ``cells`` once, in their order; what has failed is tried again by the next sweep.
+    """Selects each distinct one of ``cells`` once, in order; failed cells are repeated by the next sweep.
 
-    failures: fingerprint -> reason, of the cells that failed in this sweep.
+    failures: reason by fingerprint, for the cells that failed in this sweep.
     """
 
     cells: Sequence[Cell]
@@ -56,7 +55,7 @@ class GridSampler:
     _pending: list[Cell] = field(default_factory=list)
 
     def begin(self) -> tuple[int, int]:
-        """Find out what is done; CheckpointError if a cell was run where a default was another."""
+        """Find finished cells; raise CheckpointError if one was run with other defaults."""
         everything = list(distinct(self.cells).values())
         for cell in everything:
             self.places.check(cell)
@@ -64,19 +63,19 @@ class GridSampler:
         return len(everything), len(everything) - len(self._pending)
 
     def ask(self, is_free: Callable[[Cell], bool]) -> Cell | None:
-        """The first cell that may run."""
+        """Return the first cell that may run."""
         cell = next(filter(is_free, self._pending), None)
         if cell is not None:
             self._pending.remove(cell)
             self.places.failure(cell.fingerprint).unlink(missing_ok=True)
         return cell
 
-    def hear(self, cell: Cell, event: Mapping[str, Any]) -> bool:
-        """No cell is hopeless: a study wants to know them all."""
+    def report(self, cell: Cell, event: Mapping[str, Any]) -> bool:
+        """Return False: a study needs all of its cells."""
         return False
 
     def tell(self, cell: Cell, ending: Ending) -> Ending:
-        """Keep the reason of a failure."""
+        """Store the reason of a failure."""
         if ending.failure is not None:
             self.failures[cell.fingerprint] = ending.failure
             write_atomic(self.places.failure(cell.fingerprint), ending.failure + "\n")

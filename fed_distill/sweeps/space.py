@@ -1,7 +1,7 @@
-"""A tuning file: a base experiment, the keys that are searched, by what they are judged, and how many trials.
+"""A tuning file: a base experiment, the searched keys, the objective and the number of trials.
 
-A key is searched in a range of numbers, or among values as those of a study's axis; the file is checked before the
-first trial, each end of each range included.
+A key is searched in a range of numbers, or among values like those of a study's axis. The file is validated before the
+first trial, including both ends of each range.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 Metric = Literal["accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10"]
 Number = StrictInt | StrictFloat
 OF_THE_FILE = ("name", "title", "trials", "seeds")
-"""Keys of the file itself that ``--set`` may change beside those of the base."""
+"""Keys of the file that ``--set`` may change, in addition to those of the base."""
 OF_ITS_LENGTH = ("title", "trials")
-"""Keys that may change from one command to the next: the trials that there are stay comparable."""
+"""Keys that may change between commands without making the trials incomparable."""
 
 
 class _Table(BaseModel):
@@ -44,7 +44,7 @@ class _Table(BaseModel):
 
 
 class Range(_Table):
-    """Numbers from ``low`` to ``high``, both included: integers if both ends are."""
+    """Numbers from ``low`` to ``high`` inclusive: integers if both ends are."""
 
     key: str = Field(description="key of the experiment, as training.learning_rate")
     name: str = Field("", description="name in tables and figures; default: the key's last part")
@@ -62,59 +62,59 @@ class Range(_Table):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        whose = f"search {self.name!r}"
+        prefix = f"search {self.name!r}"
         if not self.low < self.high:
-            raise ValueError(f"{whose}: low = {self.low:g} must lie below high = {self.high:g}")
+            raise ValueError(f"{prefix}: low = {self.low:g} must be below high = {self.high:g}")
         if self.key in OF_THE_STUDY or self.key.startswith("runtime."):
-            raise ValueError(f"{whose}: {self.key} cannot be searched; it is the file's, or the base's")
+            raise ValueError(f"{prefix}: {self.key} cannot be searched: set it in the file or in its base")
         if self.log and self.low <= 0:
-            raise ValueError(f"{whose}: log needs low above 0, not {self.low:g}")
+            raise ValueError(f"{prefix}: log requires low above 0, not {self.low:g}")
         if self.log and self.step is not None:
-            raise ValueError(f"{whose}: log and step exclude each other: drop one")
+            raise ValueError(f"{prefix}: log and step exclude each other: remove one")
         if self.step is not None and not self.step > 0:
-            raise ValueError(f"{whose}: step must be above 0, not {self.step:g}")
+            raise ValueError(f"{prefix}: step must be above 0, not {self.step:g}")
         if self.whole and isinstance(self.step, float):
-            raise ValueError(f"{whose}: a range of integers needs an integer step, not {self.step:g}")
+            raise ValueError(f"{prefix}: a range of integers requires an integer step, not {self.step:g}")
         if self.step is not None and not _divides(self.step, self.high - self.low):
             raise ValueError(
-                f"{whose}: steps of {self.step:g} do not lead from low = {self.low:g} to high = {self.high:g}"
+                f"{prefix}: steps of {self.step:g} do not lead from low = {self.low:g} to high = {self.high:g}"
             )
         return self
 
     @property
     def whole(self) -> bool:
-        """Whether it is of integers."""
+        """Whether it is a range of integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: "Trial") -> float:
-        """The number that a trial shall try."""
+        """Return the number that a trial uses."""
         if self.whole:
             step = 1 if self.step is None else int(self.step)
             return trial.suggest_int(self.name, int(self.low), int(self.high), step=step, log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
 
     def chosen(self, value: Any) -> Choice:
-        """What ``suggest`` gave, as a labelled change."""
+        """Return a result of ``suggest`` as a labelled change."""
         return Choice(label_of(value), {self.key: value})
 
     def ends(self) -> tuple[Choice, ...]:
-        """Its first and last number."""
+        """Return the first and the last number."""
         return self.chosen(self.low), self.chosen(self.high)
 
 
 class Values(Axis):
-    """Values without an order, or named tables that change several keys at once, as those of a study's axis."""
+    """Unordered values, or named tables that change several keys, like those of a study's axis."""
 
     def suggest(self, trial: "Trial") -> str:
-        """The label of the value that a trial shall try."""
+        """Return the label of the value that a trial uses."""
         return trial.suggest_categorical(self.name, [choice.label for choice in self.choices])
 
     def chosen(self, value: Any) -> Choice:
-        """What ``suggest`` gave, as a labelled change."""
+        """Return a result of ``suggest`` as a labelled change."""
         return next(choice for choice in self.choices if choice.label == value)
 
     def ends(self) -> tuple[Choice, ...]:
-        """All of them: each may be wrong in its own way."""
+        """Return all values, since each may be invalid."""
         return tuple(self.choices)
 
 
@@ -127,7 +127,7 @@ Dimension = Annotated[Annotated[Range, Tag("range")] | Annotated[Values, Tag("va
 
 
 class Tuning(_Table):
-    """What is tuned, and how. ``Tuning.read(path)`` reads a TOML file."""
+    """A tuning: base, search space and settings of the sampler. ``Tuning.read(path)`` reads a TOML file."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name of the tuning's folder"
@@ -139,13 +139,13 @@ class Tuning(_Table):
     )
     search: list[Dimension] = Field(min_length=1, description="the keys that are searched")
     trials: PositiveInt = Field(30, description="settings tried in all, those of earlier commands included")
-    seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="seeds of each trial, whose mean is its score")
+    seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="seeds of each trial, prefix mean is its score")
     objective: Metric | None = Field(
         None, description="what is raised, always on the validation set; none for the task's headline metric"
     )
     seed: int = Field(0, ge=0, description="of the sampler; the experiments' own seeds are the base's")
     random_trials: PositiveInt = Field(10, description="trials drawn at random before the sampler learns from them")
-    pruning: bool = Field(True, description="stop a trial whose best round so far is below the others' median")
+    pruning: bool = Field(True, description="stop a trial prefix best round so far is below the others' median")
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(1, description="rounds in which no trial is stopped")
     unpruned_trials: PositiveInt = Field(5, description="trials that must have ended before any is stopped")
 
@@ -154,53 +154,53 @@ class Tuning(_Table):
         names = [dimension.name for dimension in self.search]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two searches are called {twice[0]!r}: give one of them another `name`")
+            raise ValueError(f"two searches have the name {twice[0]!r}: give one of them another `name`")
         keys = [key for dimension in self.search for key in set(_keys(dimension))]
         again = [key for key in keys if keys.count(key) > 1]
         if again:
-            raise ValueError(f"{again[0]} is searched twice: keep one of the searches")
+            raise ValueError(f"{again[0]} is searched twice: remove one of the searches")
         return self
 
     @property
     def names(self) -> list[str]:
-        """Of what is searched, in order."""
+        """Names of the searches, in order."""
         return [dimension.name for dimension in self.search]
 
     @property
     def identity(self) -> str:
-        """Changes with all that the trials depend on; more of them may be asked for under the same identity."""
+        """Fingerprint of everything that the trials depend on; their number may change."""
         tables = self.model_dump(mode="json", exclude={*OF_ITS_LENGTH, "name", "base"})
         return fingerprint(tuning=tables, base=fingerprint_of(self.base.with_changes({"controls": []})))
 
     @property
     def start(self) -> Experiment:
-        """The base as each trial runs it: one federation on ``seeds`` seeds, and nothing that only a report needs."""
+        """The base as run by each trial: one federation with ``seeds`` seeds, without anything for the report only."""
         return self.base.with_changes({"repeats": self.seeds, "controls": [], "compare": []})
 
     def chosen(self, parameters: Mapping[str, Any]) -> dict[str, Choice]:
-        """The choices of a trial by the parameters that Optuna keeps of it."""
+        """Return the choices of a trial, given its stored parameters."""
         return {one.name: one.chosen(parameters[one.name]) for one in self.search}
 
     def experiment(self, choices: Mapping[str, Choice]) -> Experiment:
-        """What a trial with these choices runs; ConfigError naming them if they do not go together."""
+        """Return the experiment of a trial; raise ConfigError, naming the choices, if they are incompatible."""
         return _changed(self.start, choices)
 
     def best(self, choices: Mapping[str, Choice]) -> Experiment:
-        """The base with the best choices: a complete experiment, its controls included."""
+        """Return the base with the best choices, as a complete experiment with controls."""
         return _changed(self.base, choices).with_changes({"name": f"{self.name}-best"})
 
     def probes(self) -> Iterator[tuple[str, Experiment]]:
-        """The base, and each end of each search alone, in words and as an experiment; ConfigError naming the wrong
-        search."""
+        """Yield the base, and each end of each search alone, as description and experiment; raise ConfigError, naming
+        the search, if one is invalid."""
         yield "base", self.start
         for dimension in self.search:
             for choice in dimension.ends():
                 yield f"search {dimension.name} = {choice.label}", self.experiment({dimension.name: choice})
 
     def tiny(self, kept: Collection[str] = ()) -> "Tuning":
-        """A quick version, to try the file out: three trials of the base's tiny version.
+        """Return a quick version for testing the file: three trials of the base's tiny version.
 
-        kept: keys that stay as they are, as in ``Experiment.tiny``, and ``trials`` and ``seeds``.
+        :param kept: keys that it leaves unchanged, see ``Experiment.tiny``, and ``trials`` and ``seeds``
         """
         quick = {"trials": min(3, self.trials), "seeds": 1, "unpruned_trials": 1}
         changes = {key: value for key, value in quick.items() if key not in kept}
@@ -214,10 +214,13 @@ class Tuning(_Table):
         folder: Path = Path(),
         overrides: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Check ``tables``; raise ConfigError naming ``source`` and what is wrong.
+        """Validate ``tables``.
 
-        folder: where the base's ``file`` is looked for. overrides: dotted keys of the base experiment, or those of
-        ``OF_THE_FILE``.
+        :param tables: content of a tuning file
+        :param source: name of the file, for error messages
+        :param folder: folder of the base's ``file``
+        :param overrides: dotted keys of the base experiment, or those of ``OF_THE_FILE``
+        :raises ConfigError: a table is invalid
         """
         changes = dict(overrides or {})
         own = {key: changes.pop(key) for key in OF_THE_FILE if key in changes}
@@ -235,11 +238,11 @@ class Tuning(_Table):
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file and apply ``overrides``, as ``parse`` does."""
+        """Read a TOML file and apply ``overrides``, see ``parse``."""
         return cls.parse(read_toml(path, "tuning"), str(path), Path(path).parent, overrides)
 
     def to_toml(self) -> str:
-        """The complete file: it stands alone, with the base experiment and its defaults in it."""
+        """Return the complete file as self-contained TOML, with the base experiment and its defaults."""
         tables = self.model_dump(mode="python", exclude_none=True, exclude={"base"})
         return tomli_w.dumps({**tables, "base": self.base.model_dump(mode="json", exclude_none=True)})
 
@@ -259,7 +262,7 @@ def _changed(experiment: Experiment, choices: Mapping[str, Choice]) -> Experimen
 
 
 def _check_public(title: str, experiment: Experiment) -> None:
-    """ConfigError for a private experiment, since its trials would cost privacy that no ledger of one run counts.
+    """Raise ConfigError for a private experiment: no single run's ledger covers the privacy cost of its trials.
 
     The best of many private runs reveals more than any one of them (Papernot and Steinke 2022, "Hyperparameter tuning
     with Rényi differential privacy").
@@ -267,9 +270,9 @@ def _check_public(title: str, experiment: Experiment) -> None:
     privacy = experiment.privacy
     if privacy.protects:
         raise ConfigError(
-            f"{title}: privacy.unit = {privacy.unit!r} cannot be tuned: each trial is a release of its own, and "
-            "choosing the best of them reveals more than one run does. Set privacy.unit = 'none', tune on "
-            "public data or in a simulation of other data, then run best.toml once with --set privacy.unit and its "
+            f"{title}: privacy.unit = {privacy.unit!r} cannot be tuned: each trial is a separate release, and "
+            "selecting the best one reveals more than a single run. Set privacy.unit = 'none', tune on "
+            "public data or in a simulation with other data, then run best.toml once with --set privacy.unit and its "
             "epsilon"
         )
 

@@ -1,4 +1,4 @@
-"""The combinations of a study as a table of text, for the terminal, a README and the report."""
+"""The combinations of a study as a text table, for the terminal, a README and the report."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from fed_distill.sweeps.grid import Study
 
 
 def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFrame) -> list[list[str]]:
-    """Header first, then a line for each control and each combination; ± is the half-width of the 95 % interval.
+    """Return the header, then a line per control and combination; ± is the half-width of the 95 % interval.
 
-    Controls that differ between cells of one seed, which have no line of their own, are columns: the server's student.
-    Columns of which nothing is known are left out.
+    A control that differs between cells of one seed, such as the server's student, is a column instead of a line.
+    Columns without any value are omitted.
     """
     metric = next((str(name) for name in combinations["run.headline"] if isinstance(name, str)), "score")
     axes = [axis.name for axis in study.axes]
@@ -67,18 +67,18 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                 duration(_known(row["seconds"])),
             ]
         )
-    kept = [place for place, title in enumerate(header) if title in axes or _says_anything(lines, place)]
+    kept = [place for place, title in enumerate(header) if title in axes or _has_values(lines, place)]
     return [[line[place] for place in kept] for line in [header, *lines]]
 
 
 def markdown(lines: Sequence[Sequence[str]], axes: int) -> str:
-    """``summary_cells`` as a Markdown table, whose first ``axes`` columns are names."""
+    """Return ``summary_cells`` as a Markdown table; the first ``axes`` columns are names."""
     rule = ["---"] * axes + ["---:"] * (len(lines[0]) - axes)
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in [escaped[0], rule, *escaped[1:]])
 
 
-def _says_anything(lines: Sequence[Sequence[str]], place: int) -> bool:
+def _has_values(lines: Sequence[Sequence[str]], place: int) -> bool:
     return any(line[place] not in ("", UNKNOWN, "∞") for line in lines)
 
 

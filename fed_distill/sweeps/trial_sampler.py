@@ -1,7 +1,7 @@
-"""Chooses the trials of a tuning by Optuna, judges them on validation data, and gives up those that are hopeless.
+"""Select the trials of a tuning with Optuna, score them on validation data, and prune unpromising ones.
 
-The base itself is run first and alone: a teacher that trials share is cached then, and what the base scores is what
-tuning must beat. Trials that try the same are run once, as the cells of a study are.
+The base is run first and alone, which caches the teacher shared by the trials and gives the score to beat. Trials with
+equal settings are run once, like the cells of a study.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,9 @@ DATABASE = "trials.db"
 
 
 class TrialSampler:
-    """What is left of the trials of ``tuning``; a ``sampler.Sampler``.
+    """The sampler of a tuning; implements ``sampler.Sampler``.
 
-    Trials that run at the same time do not learn from each other: with one process the same file always finds the same.
+    Concurrent trials do not learn from each other: with one process, equal files always give equal results.
     """
 
     def __init__(self, tuning: Tuning, places: Places) -> None:
@@ -38,7 +38,7 @@ class TrialSampler:
         self._problem: str | None = None
 
     def begin(self) -> tuple[int, int]:
-        """Open the trials; CheckpointError if another tuning's are kept there."""
+        """Open the trials; raise CheckpointError if they are those of another tuning."""
         self._trials = Trials(self.places.folder / DATABASE, self.tuning)
         ended = self._trials.ended()
         self._waiting = [(self._cell(trial), trial) for trial in self._trials.unfinished()]
@@ -47,8 +47,8 @@ class TrialSampler:
         return self._trials.planned + 1, len(ended) + self.places.is_finished(self._base.fingerprint)
 
     def ask(self, is_free: Callable[[Cell], bool]) -> Cell | None:
-        """The base as long as it is not finished, then the trials; ConfigError if the base cannot be run or judged."""
-        if self._objective is None and not self._judge_base():
+        """Return the base until it is finished, then trials; raise ConfigError if the base cannot be run or scored."""
+        if self._objective is None and not self._score_base():
             return self._base if is_free(self._base) else None
         if not self._waiting and self._trials.left():
             trial = self._trials.new()
@@ -63,28 +63,28 @@ class TrialSampler:
             self.places.check(cell)
         return cell
 
-    def hear(self, cell: Cell, event: Mapping[str, Any]) -> bool:
-        """Whether a trial's rounds show that it is hopeless."""
+    def report(self, cell: Cell, event: Mapping[str, Any]) -> bool:
+        """Return whether to prune the trial after this round."""
         trial, value = self._asked.get(cell.fingerprint), (event.get("valid") or {}).get(self._objective)
         if trial is None or value is None or cell.fingerprint in self._stopped:
             return False
         if event["seed"] not in (None, cell.experiment.seed):
             return False  # trials are compared on their first seed, which all of them have
-        hopeless = self._trials.is_hopeless(trial, event["number"], value)
+        hopeless = self._trials.should_prune(trial, event["number"], value)
         if hopeless:
             self._stopped[cell.fingerprint] = event["number"]
         return hopeless
 
     def tell(self, cell: Cell, ending: Ending) -> Ending:
-        """Note a trial's score, or why it has none; settings with which training diverges are bad ones, which the
-        sampler shall learn."""
+        """Record a trial's score or failure; diverged training counts as a bad result, so that the sampler avoids its
+        settings."""
         if cell is self._base:
             return self._tell_base(ending)
         trial, round = self._asked.pop(cell.fingerprint), self._stopped.pop(cell.fingerprint, None)
         if ending.failure is None:
             objective, score = scored(self.tuning, self.places, cell)
             if score is None:
-                return self._end(trial, "failed", cell, f"its validation set gives no {objective}")
+                return self._end(trial, "failed", cell, f"its validation set has no {objective}")
             self._trials.end(trial, "complete", cell.fingerprint, score)
             best = self._best is None or score > self._best
             self._best = score if best else self._best
@@ -95,7 +95,7 @@ class TrialSampler:
         return self._end(trial, "stopped" if ending.error == TrainingError.__name__ else "failed", cell, ending.failure)
 
     def _cell(self, trial: optuna.Trial) -> Cell:
-        """What the trial runs; a cell with a problem if its choices do not go together."""
+        """Return the cell of a trial; its ``problem`` is set if the choices are incompatible."""
         choices = self.tuning.chosen(self._trials.parameters(trial))
         labels = {"trial": str(trial.number), **{name: choice.label for name, choice in choices.items()}}
         try:
@@ -104,8 +104,8 @@ class TrialSampler:
             return Cell(labels, self.tuning.start.seed, self.tuning.start, f"trial {trial.number}", problem=str(error))
         return Cell(labels, experiment.seed, experiment, fingerprint_of(experiment))
 
-    def _judge_base(self) -> bool:
-        """Whether the base is finished, by whose summary the trials are judged from then on."""
+    def _score_base(self) -> bool:
+        """Return whether the base is finished; its summary then determines the objective."""
         if self._problem is not None:
             raise ConfigError(f"the base cannot be run: {self._problem}")
         self.places.check(self._base)
@@ -129,12 +129,12 @@ class TrialSampler:
 
 
 def base_cell(tuning: Tuning) -> Cell:
-    """The base as it is, as a cell to run."""
+    """Return the unchanged base as a cell."""
     return Cell({"trial": "base"}, tuning.start.seed, tuning.start, fingerprint_of(tuning.start))
 
 
 def scored(tuning: Tuning, places: Places, cell: Cell) -> tuple[str, float | None]:
-    """What a finished run is judged by, and its mean over the seeds, on the validation set."""
+    """Return the objective of a finished run and its mean over the seeds on the validation set."""
     summary = read_summary(places.run(cell.fingerprint))
     objective = tuning.objective or summary["headline"]
     validation = summary["federations"][summary["federation"]]["validation"] or {}

@@ -1,7 +1,7 @@
-"""Optuna's study of a tuning in one SQLite file: what to try next, what was found, and what a killed command left.
+"""The trials of a tuning, stored as an Optuna study in one SQLite file.
 
-Each trial's sampler has a seed of its own, so that a tuning that was stopped goes on as if it had not been. Sampler:
-tree-structured Parzen estimators (Bergstra et al. 2011), in their multivariate form (Falkner et al. 2018).
+Each trial has its own seeded sampler, so that an interrupted tuning continues as if it had not been interrupted. The
+sampler is the tree-structured Parzen estimator (Bergstra et al. 2011) in its multivariate form (Falkner et al. 2018).
 """
 
 import warnings
@@ -19,7 +19,7 @@ from fed_distill.errors import CheckpointError
 from fed_distill.sweeps.space import Tuning
 
 IDENTITY, CELL, REASON = "identity", "cell", "reason"
-"""What is kept beside Optuna's own: of the study, and of each trial."""
+"""Names of our own attributes of the study and its trials."""
 State = Literal["complete", "stopped", "failed"]
 STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -30,10 +30,10 @@ STATES: dict[TrialState, State] = {
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial that has ended.
+    """A finished trial.
 
-    parameters: what it tried, by name of the search. score: of a complete trial its objective, of one that was stopped
-    its last validation, if any. reason: why it failed or was stopped. cell: name of its run.
+    parameters: settings by name of the search. score: the objective of a complete trial, or the last validation of a
+    pruned one, if any. reason: why it failed or was pruned. cell: name of its run.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Tried:
 
 
 class Trials:
-    """The trials of ``tuning``, kept in the file ``path``; CheckpointError if it is another tuning's."""
+    """The trials of ``tuning`` in the file ``path``; raises CheckpointError if they are those of another tuning."""
 
     def __init__(self, path: Path, tuning: Tuning) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -64,38 +64,38 @@ class Trials:
         known = self._study.user_attrs.setdefault(IDENTITY, tuning.identity)
         if known != tuning.identity:
             raise CheckpointError(
-                f"{path} has trials of another base or search space, which these cannot be compared with: "
-                "take another --out, or another name in the file"
+                f"{path} has trials of another base or search space, which are not comparable: "
+                "use another --out, or another name in the file"
             )
         self._study.set_user_attr(IDENTITY, tuning.identity)
 
     @property
     def planned(self) -> int:
-        """Trials that there are or will be."""
+        """Number of trials, including those not started."""
         return max(self._tuning.trials, len(self._study.get_trials(deepcopy=False)))
 
     def left(self) -> int:
-        """How many trials are still to be started."""
+        """Number of trials that have not been started."""
         return max(0, self._tuning.trials - len(self._study.get_trials(deepcopy=False)))
 
     def unfinished(self) -> Iterator[optuna.Trial]:
-        """The trials that were running when an earlier command ended: they go on with the same settings."""
+        """Yield the trials that were running when an earlier command ended; they continue with the same settings."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.sampler = self._sampler(trial.number)
-            yield optuna.Trial(self._study, trial._trial_id)  # Optuna has no other way to take a trial up again
+            yield optuna.Trial(self._study, trial._trial_id)  # Optuna has no public way to resume a trial
 
     def new(self) -> optuna.Trial:
-        """The next trial, with a sampler of its own, seeded by its number."""
+        """Return the next trial, with its own sampler seeded by its number."""
         self._study.sampler = self._sampler(len(self._study.get_trials(deepcopy=False)))
         return self._study.ask()
 
     def parameters(self, trial: optuna.Trial) -> dict[str, Any]:
-        """What the trial shall try, by name of the search; the same again for one that is taken up again."""
+        """Return the settings of the trial by name of the search; equal ones for a resumed trial."""
         self._study.sampler = self._sampler(trial.number)
         return {dimension.name: dimension.suggest(trial) for dimension in self._tuning.search}
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """The sampler of a trial: one for as long as this process knows it."""
+        """Return the sampler of a trial, cached in this process."""
         if number not in self._samplers:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the multivariate form
@@ -106,27 +106,27 @@ class Trials:
                 )
         return self._samplers[number]
 
-    def is_hopeless(self, trial: optuna.Trial, step: int, value: float) -> bool:
-        """Note the validation after ``step`` rounds; whether the trial is to be stopped because of it."""
+    def should_prune(self, trial: optuna.Trial, step: int, value: float) -> bool:
+        """Record the validation after ``step`` rounds; return whether to prune the trial."""
         if step not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
             trial.report(value, step)
         return self._tuning.pruning and trial.should_prune()
 
     def end(self, trial: optuna.Trial, state: State, cell: str, score: float | None = None, reason: str = "") -> None:
-        """Note how the trial has ended; one that was stopped counts for the sampler as worse than all complete ones."""
+        """Record how the trial ended; for the sampler a pruned trial is worse than all complete ones."""
         trial.set_user_attr(CELL, cell)
         trial.set_user_attr(REASON, reason)
         (found,) = (known for known, name in STATES.items() if name == state)
         self._study.tell(trial.number, score if state == "complete" else None, state=found)
 
     def ended(self) -> list[Tried]:
-        """All trials that have ended, in order."""
+        """Return all finished trials, in order."""
         return [_tried(one) for one in self._study.get_trials(deepcopy=False, states=tuple(STATES))]
 
     def importance(self) -> dict[str, float]:
-        """Share of the scores' variance that each search explains, largest first, over the complete trials.
+        """Return the share of the scores' variance that each search explains, largest first, over complete trials.
 
-        By functional ANOVA over a random forest (Hutter et al. 2014); empty if there is too little to say anything.
+        By functional ANOVA with a random forest (Hutter et al. 2014); empty if there are too few trials.
         """
         scores = [one.value for one in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         if len(set(scores)) < 2:
@@ -137,13 +137,13 @@ class Trials:
 
 
 def best_of(tried: Iterable[Tried]) -> Tried | None:
-    """The complete trial with the highest score, the earliest of equals; None if none is complete."""
+    """Return the complete trial with the highest score, the first of ties; None if none is complete."""
     complete = [one for one in tried if one.state == "complete" and one.score is not None]
     return max(complete, key=lambda one: (one.score, -one.number), default=None)
 
 
 def _pruner(tuning: Tuning) -> optuna.pruners.BasePruner:
-    """The median stopping rule (Golovin et al. 2017, sec. 3.2)."""
+    """Return the median stopping rule (Golovin et al. 2017, section 3.2)."""
     return optuna.pruners.MedianPruner(n_startup_trials=tuning.unpruned_trials, n_warmup_steps=tuning.warmup_rounds + 1)
 
 

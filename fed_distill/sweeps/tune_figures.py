@@ -1,6 +1,6 @@
-"""The figures of a tuning: how the best score rose trial by trial, what each search is worth, and where in its range.
+"""The figures of a tuning: best score by trial, importance of each search, and scores over its range.
 
-Drawn like a study's figures and beside them in style; what stands for a trial differs by shape and not by colour alone.
+They have the style of a study's figures; states of trials differ by shape as well as by colour.
 """
 
 import math
@@ -17,16 +17,16 @@ from fed_distill.sweeps.trials import Tried
 
 DONE, STOPPED, BEST = charts.COLORS[0], charts.NEUTRAL, charts.COLORS[1]
 PER_ROW = 3
-"""Panels side by side."""
+"""Number of panels per row."""
 
 
 @charts.styled
 def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
-    """Score of each trial, the best so far as a line, the base dashed; of stopped trials their last validation."""
+    """Draw the score of each trial (pruned ones: the last score), the best so far as a line, and the base dashed."""
     figure, axes = charts.empty_figure(f"{metric} on the validation set")
     axes.set_xlabel("trial", color=charts.SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels = charts.draw_levels(axes, {"the base as it is": base})
+    labels = charts.draw_levels(axes, {"the base": base})
     _draw_trials(axes, [(float(one.number), one) for one in tried])
     complete = [(one.number, one.score) for one in tried if one.state == "complete" and one.score is not None]
     if complete:
@@ -41,7 +41,7 @@ def history_figure(tried: Sequence[Tried], base: float, metric: str) -> Figure:
 
 @charts.styled
 def importance_figure(shares: Mapping[str, float], metric: str) -> Figure:
-    """A bar for each search, the most important at the top: its share of the variance of the scores."""
+    """Draw a bar for each search, the most important at the top: its share of the variance of the scores."""
     figure, axes = charts.rows_figure(1.0 + 0.36 * len(shares))
     names, values = list(shares)[::-1], list(shares.values())[::-1]
     axes.barh(names, values, height=0.62, color=DONE)
@@ -61,7 +61,7 @@ def importance_figure(shares: Mapping[str, float], metric: str) -> Figure:
 
 @charts.styled
 def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric: str) -> Figure:
-    """A panel for each search: the score of each trial at the value that it tried."""
+    """Draw a panel for each search: the score of each trial over its value."""
     rows, columns = math.ceil(len(tuning.search) / PER_ROW), min(PER_ROW, len(tuning.search))
     figure = charts.new_figure(0.5 + 2.4 * rows, layout="constrained")
     figure.suptitle(f"{metric} on the validation set", x=0.01, ha="left", color=charts.SOFT, fontsize=10)
@@ -79,7 +79,7 @@ def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric:
 
 
 def _scale(axes: Axes, dimension: Range | Values) -> Callable[[Any], float]:
-    """Give ``axes`` the scale of what is searched; returns a value's place on it."""
+    """Set the scale of ``axes`` for a search; return the position of a value."""
     if isinstance(dimension, Values):
         labels = [choice.label for choice in dimension.choices]
         axes.set_xticks(range(len(labels)), labels)
@@ -96,7 +96,7 @@ def _scale(axes: Axes, dimension: Range | Values) -> Callable[[Any], float]:
 
 
 def _draw_trials(axes: Axes, places: Sequence[tuple[float, Tried]]) -> None:
-    """Dots for complete trials, hollow ones for those stopped with a score; others cannot be placed."""
+    """Draw dots for complete trials and hollow ones for pruned trials with a score; others have no position."""
     for x, one in places:
         if one.score is not None:
             done = one.state == "complete"

@@ -1,7 +1,7 @@
-"""What a tuning leaves in its folder: the best settings as an experiment, a table of all trials, and figures.
+"""The findings of a tuning: the best settings as an experiment, a table of all trials, and figures.
 
-Made from Optuna's file and the runs' summaries, so that it can be written at any time. The test set is looked at once,
-here, for the base and the best trial, and chooses nothing.
+The inputs are Optuna's file and the runs' summaries, so that it can be written at any time. The test set is used here
+only, once for the base and the best trial, and not for selection.
 """
 
 import csv
@@ -28,7 +28,7 @@ BEST, TRIALS, SUMMARY, TOML, FIGURES = "best.toml", "trials.csv", "summary.json"
 
 @dataclass(frozen=True)
 class TuningFindings:
-    """What was found. best: None if no trial is complete. test: the objective on the test set, of base and best."""
+    """The findings. best: None without complete trials. test: the objective on the test set, of base and best trial."""
 
     objective: str
     base: float
@@ -39,7 +39,7 @@ class TuningFindings:
     toml: Path
 
     def lines(self) -> list[list[str]]:
-        """Header, base and complete trials from the best down, as text."""
+        """Return header, base and complete trials in order of decreasing score, as text."""
         metric = METRIC_NAMES.get(self.objective, self.objective)
         searched = list(self.tried[0].parameters) if self.tried else []
         complete = sorted(
@@ -56,7 +56,7 @@ class TuningFindings:
 def write_findings(tuning: Tuning, places: Places) -> TuningFindings:
     """Write ``best.toml``, ``trials.csv``, ``summary.json``, ``tuning.toml`` and ``figures/``.
 
-    CheckpointError if the base has not been run yet, or a summary is torn.
+    :raises CheckpointError: the base has not been run, or a summary is damaged
     """
     base = base_cell(tuning)
     if not places.is_finished(base.fingerprint):

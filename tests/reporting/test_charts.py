@@ -24,7 +24,7 @@ from fed_distill.reporting.charts import (
     moved_apart,
     shortened,
     styled,
-    tell_cut,
+    annotate_cut,
     write_figure,
 )
 
@@ -94,7 +94,7 @@ def test_values_far_below_the_levels_are_cut_off_and_told_as_numbers():
     bottom = cut_low(axes, levels, values)
     assert bottom == pytest.approx(0.90 - (0.97 - 0.90))
     assert axes.get_ylim()[0] == bottom and 0.97 < axes.get_ylim()[1] < 1.0
-    tell_cut(axes, bottom, [(x, value, 0) for x, value in zip((0, 0, 2, 3), values, strict=True)])
+    annotate_cut(axes, bottom, [(x, value, 0) for x, value in zip((0, 0, 2, 3), values, strict=True)])
     told = {text.get_text(): text.xyann for text in axes.texts}
     assert set(told) == {"↓ 0.200", "↓ 0.210", "↓ 0.300"}
     assert told["↓ 0.200"] != told["↓ 0.210"]  # of one place: one above the other

@@ -277,7 +277,7 @@ def admission(monkeypatch, tables, tmp_path):
             one = _Running(cell, SimpleNamespace(), runner_module._teacher_of(cell), past, now=now)
             runner._running.append(one)
             if past:
-                runner._taught.add(one.teacher)
+                runner._cached_teachers.add(one.teacher)
         return runner._next() is not None
 
     return admit
