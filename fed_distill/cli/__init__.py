@@ -1,1 +1,1 @@
-"""The command line, and the simulation that it starts: the one room that may import both sides' apps."""
+"""The command line; it may import the apps of both server and sites."""

@@ -1,6 +1,6 @@
-"""``fed-distill audit``: attack a finished run and write down what was found, beside what was promised.
+"""``fed-distill audit``: attack a finished run and report the results beside its privacy guarantee.
 
-What takes long to import is imported inside the command.
+Slow imports are inside the command.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 EXCEEDED = 1
-"""Exit code where the white-box audit shows more than was promised."""
+"""Exit code if the white-box audit exceeds the guarantee."""
 
 
 def audit(
@@ -21,13 +21,13 @@ def audit(
     canaries: Annotated[
         int,
         typer.Option(
-            min=20, help="texts put into the largest merchant's data, or not; the white box takes more of its own"
+            min=20, help="texts included in the largest merchant's data, or not; the white box uses more of its own"
         ),
     ] = 400,
 ) -> None:
-    """Attack a finished run: who was in its training data, and lower bounds on its ε.
+    """Attack a finished run: membership of its training data, and lower bounds on its ε.
 
-    Exit code 1: the white-box audit shows more than was promised."""
+    Exit code 1: the white-box audit exceeds the guarantee."""
     from fed_distill.audit.finished_run import AUDIT, audit_run
     from fed_distill.reporting.callbacks import CallbackList
 
@@ -38,15 +38,15 @@ def audit(
     console.print(_bounds(found))
     console.print(f"audit: {escape(str(folder / AUDIT))}", soft_wrap=True)
     if found["white_box"] and found["white_box"]["exceeded"]:
-        problem = "the white-box audit shows more than was promised; one correct run in ten does so by chance"
+        problem = "the white-box audit exceeds the guarantee, which one in ten correct runs does by chance"
         Console(stderr=True).print(f"error: {problem}: audit the same settings on another seed", soft_wrap=True)
         raise typer.Exit(EXCEEDED)
 
 
 def _attacks(found: dict[str, Any]) -> Table:
-    """Membership attacks on the final student."""
+    """Return a table of membership attacks on the final student."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("attack", "AUC", "95 % interval", "found at 1 % false alarms", "AUC before training"):
+    for title in ("attack", "AUC", "95 % interval", "found at 1 % false positives", "AUC before training"):
         table.add_column(title, justify="left" if title == "attack" else "right")
     for name, attack in found["attacks"].items():
         low, high = attack["auc_interval"]
@@ -63,7 +63,7 @@ def _attacks(found: dict[str, Any]) -> Table:
 
 
 def _bounds(found: dict[str, Any]) -> Table:
-    """What canaries prove of epsilon, and how well shares of classes are guessed."""
+    """Return a table of the canaries' bounds on epsilon, and of errors of inferred label shares."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("canaries", "ε at least", "promised", "δ", "to one"):
         table.add_column(title, justify="left" if title in ("canaries", "to one") else "right")
@@ -77,8 +77,8 @@ def _bounds(found: dict[str, Any]) -> Table:
         add(name, white_box[key]["epsilon"], white_box["promised"], white_box["delta"], white_box["unit"])
     shares = found["label_shares"]
     table.caption = (
-        f"label shares are guessed from the first uplinks to {shares['error']:.3f}, "
-        f"without them to {shares['baseline']:.3f}"
+        f"label shares are inferred from the first uplinks with error {shares['error']:.3f}, "
+        f"without them with error {shares['baseline']:.3f}"
     )
     table.caption_justify = "left"
     return table

@@ -1,6 +1,6 @@
-"""``fed-distill ledger``: what merchants have spent of their privacy budgets, and whether their ledgers are whole.
+"""``fed-distill ledger``: show the spent privacy budgets of merchants, and verify their ledgers.
 
-Reads only. What takes long to import is imported inside the commands.
+The commands are read-only. Slow imports are inside them.
 """
 
 import sys
@@ -27,7 +27,7 @@ Place = Annotated[
 
 
 class Composition(StrEnum):
-    """The accountants as the command line offers them."""
+    """Accountants on the command line."""
 
     PLD = "pld"
     RDP = "rdp"
@@ -53,9 +53,9 @@ def show(
 
 @ledger_app.command(epilog="Example: fed-distill ledger verify ledgers > checks.txt")
 def verify(place: Place, merchant: Annotated[str | None, typer.Option(help="this merchant only")] = None) -> None:
-    """Check every line of every ledger; print each whole ledger's last check, number of lines, and merchant.
+    """Verify every line of every ledger; print the last check, number of lines and merchant of each intact one.
 
-    A copy of the last check, kept elsewhere, shows later whether lines were removed from the end.
+    A copy of the last check, kept elsewhere, detects later removal of lines from the end.
     """
     damaged = []
     for path in _files(place, merchant):
@@ -70,7 +70,7 @@ def verify(place: Place, merchant: Annotated[str | None, typer.Option(help="this
 
 
 def _files(place: Path, merchant: str | None) -> list[Path]:
-    """The ledgers at ``place``, a folder or a file, of one merchant or of all; at least one."""
+    """Return the ledgers at ``place``, a folder or a file, of one merchant or of all; at least one."""
     from fed_distill.privacy.ledger import Ledgers, read_ledger
 
     if (place / "checkpoint").is_dir():
@@ -91,14 +91,14 @@ def _files(place: Path, merchant: str | None) -> list[Path]:
 
 
 def _read(place: Path, path: Path) -> "tuple[Entry, ...]":
-    """Entries of a ledger; in a folder it must be under its merchant's name, on its own it may have another."""
+    """Read a ledger; in a folder its file must have the name of its merchant."""
     from fed_distill.privacy.ledger import Ledgers, read_ledger
 
     return read_ledger(path) if path == place else Ledgers(place).read(path)
 
 
 def _spent(entries: "Sequence[Entry]", accountant: Literal["pld", "rdp"]) -> Iterator[tuple[str, ...]]:
-    """A row of cells for each unit that the merchant has entries of."""
+    """Yield a row of cells for each unit with entries of the merchant."""
     from fed_distill.privacy.ledger import composed
 
     for unit in dict.fromkeys(entry.charge.unit for entry in entries):

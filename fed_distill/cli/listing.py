@@ -1,4 +1,4 @@
-"""What a registry offers, read from the things themselves: their options and the first sentence about them."""
+"""List the parts of a registry with their options and the first sentence of their docstrings."""
 
 import dataclasses
 import inspect
@@ -12,7 +12,7 @@ _PROGRAM_GIVEN = {"classes", "pair", "teacher", "max_length"}
 
 
 def option_rows(registry: Registry, name: str) -> tuple[str, str, str]:
-    """Name, options with their defaults, and the first sentence of what ``name`` is."""
+    """Return name, options with their defaults, and the first sentence about ``name``."""
     thing = registry.resolve(name)
     return name, "\n".join(_options(thing)), _first_sentence(thing)
 
@@ -36,7 +36,7 @@ def _options(thing: type) -> Iterator[str]:
 
 
 def _first_sentence(thing: object) -> str:
-    """Of its docstring; of its module's, where its own only explains options (``name: meaning``)."""
+    """Return the first sentence of its docstring, or of its module's if its own only explains options."""
     text = inspect.getdoc(thing) or ""
     if not text or re.match(r"[a-z]\w*(, [a-z]\w*)*: ", text):
         text = inspect.getdoc(sys.modules.get(getattr(thing, "__module__", ""))) or text

@@ -1,7 +1,7 @@
-"""The command line: ``fed-distill run`` and what goes with it.
+"""The command line: ``fed-distill run`` and related commands.
 
-A user's mistake ends in one message and exit code 2, never in a traceback. Heavy imports happen inside the
-commands, so that ``--help`` answers at once.
+A user's mistake gives one message and exit code 2, never a traceback. Slow imports are inside the commands, so that
+``--help`` is fast.
 """
 
 import sys
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fed_distill.registry import Registry
 
 STOPPED = 130
-"""Exit code of a run that was interrupted."""
+"""Exit code of an interrupted run."""
 app = typer.Typer(
     name="fed-distill",
     help="Federated distillation for e-commerce search and recommendation.",
@@ -50,11 +50,11 @@ def run(
     file: File,
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="name of the run's folder instead of the file's")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped run of this name")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a stopped run of this name")] = False,
     tiny: Annotated[
         bool,
         typer.Option(
-            "--tiny", help="try the file out: few merchants, small teacher, two rounds, but for what --set says"
+            "--tiny", help="test the file: few merchants, small teacher, two rounds, except for keys in --set"
         ),
     ] = False,
 ) -> None:
@@ -66,9 +66,9 @@ def run(
     try:
         result = simulate(experiment)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; go on with the same command and --resume", soft_wrap=True)
+        Console(stderr=True).print("stopped; continue with the same command and --resume", soft_wrap=True)
         raise typer.Exit(STOPPED) from None
-    show(result.folder, "a tiny version, to try the file out: its numbers mean nothing" if tiny else "")
+    show(result.folder, "a tiny version for testing the file: its results are meaningless" if tiny else "")
 
 
 @app.command(epilog="Example: fed-distill config experiments/quickstart.toml --flower > run.toml")
@@ -79,7 +79,7 @@ def config(
         bool,
         typer.Option(
             "--flower",
-            help="as a run config for `flwr run . --run-config`; relative paths become absolute, but for the "
+            help="as a run config for `flwr run . --run-config`; relative paths become absolute, except the "
             "default of runtime.folder, which is in the server's own folder",
         ),
     ] = False,
@@ -102,7 +102,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)],
     markdown: Annotated[bool, typer.Option("--markdown", help="print the comparison as a Markdown table too")] = False,
 ) -> None:
-    """Write the HTML report of a finished run again from its files."""
+    """Write the HTML report of a finished run from its files."""
     from fed_distill.reporting.report import write_report
     from fed_distill.reporting.store import read_summary
     from fed_distill.reporting.tables import markdown_table
@@ -119,9 +119,9 @@ def describe(
         str, typer.Argument(metavar="NAME", help="a dataset, or an experiment file", show_default=False)
     ],
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("."),
+    out: Annotated[Path, typer.Option(help="folder of the figure")] = Path("."),
 ) -> None:
-    """Print how a dataset was cleaned and split, and draw its merchants' sizes and label skew."""
+    """Print how a dataset is cleaned and split, and draw its merchants' sizes and label skew."""
     from fed_distill.config import Experiment, parse_setting
     from fed_distill.data import load
     from fed_distill.data.describe import describe as describe_data
@@ -144,8 +144,7 @@ def list_datasets() -> None:
 
 @app.command(epilog="Example: fed-distill methods")
 def methods() -> None:
-    """List the federated methods, the aggregators, the stages that make messages smaller, and the attacks of poisoned
-    merchants, with their options."""
+    """List the federated methods, aggregators, codec stages and attacks of Byzantine merchants, with their options."""
     from fed_distill.adversaries import ATTACKS
     from fed_distill.aggregation import AGGREGATORS
     from fed_distill.methods import METHODS
@@ -169,13 +168,13 @@ app.command(epilog="Example: fed-distill tune experiments/tune.toml --set trials
 
 
 def main() -> None:
-    """Entry point: prints a user's mistake once and exits with code 2."""
+    """Run the command line; print a user's mistake and exit with code 2."""
     try:
         app()
     except FedDistillError as error:
         _complain(str(error))
     except OSError as error:
-        if error.filename is None:  # not about a file that the user named
+        if error.filename is None:  # not about a file of the user
             raise
         _complain(f"cannot use {error.filename}: {error.strerror}")
     except MemoryError as error:
@@ -203,7 +202,7 @@ def _print_registry(registry: "Registry") -> None:
     from fed_distill.cli.listing import option_rows
 
     table = Table(title=f"{registry.kind}s", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in (registry.kind, "options", "what it is"):
+    for column in (registry.kind, "options", "description"):
         table.add_column(column, overflow="fold")
     for name in registry:
         table.add_row(*map(escape, option_rows(registry, name)))

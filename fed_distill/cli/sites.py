@@ -1,6 +1,6 @@
-"""``fed-distill sites``: write what a deployment needs, let sites in, and look whether all of it is right.
+"""``fed-distill sites``: write a deployment, admit sites, check and run it.
 
-What takes long to import is imported inside the commands.
+Slow imports are inside the commands.
 """
 
 import sys
@@ -28,7 +28,7 @@ Folder = Annotated[
 SiteFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of one site", show_default=False)]
 OperatorsFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the deployment", show_default=False)]
 _WAIT = 30.0
-"""Seconds in which a server that is being started must answer."""
+"""Seconds to wait for a server that is starting."""
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
@@ -37,21 +37,19 @@ def init(
     folder: OperatorsFolder,
     sites: Annotated[str, typer.Option(help="names of the sites to add, separated by commas")] = "",
     host: Annotated[
-        str | None, typer.Option(help="name or address by which sites reach the server; localhost if new")
+        str | None, typer.Option(help="name or address of the server for the sites; localhost if new")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="its port; 8000 if new")] = None,
     experiment: Annotated[
         Path | None, typer.Option(metavar="FILE", help="give sites the task and the proxy set of this experiment")
     ] = None,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="be the sites too: deal them its merchants' data, make keys, admit them")
+        bool, typer.Option("--rehearse", help="act as the sites too: assign merchants' data, make keys, admit them")
     ] = False,
-    renew: Annotated[bool, typer.Option("--renew", help="make the server a new certificate")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="write files anew that are there; keys are kept in any case")
-    ] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="make a new certificate for the server")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="overwrite existing files, except keys")] = False,
 ) -> None:
-    """Write what the server needs, and a folder for each site to be handed out, without any secret in it."""
+    """Write the server's files and a folder for each site, without any secret in it."""
     from fed_distill.config import Experiment
     from fed_distill.data import load
     from fed_distill.data.public_part import PublicPart
@@ -61,11 +59,11 @@ def init(
 
     names = [name.strip() for name in sites.split(",") if name.strip()]
     if rehearse and experiment is None:
-        raise ConfigError("--rehearse deals the data of an experiment: name it with --experiment FILE")
+        raise ConfigError("--rehearse assigns the data of an experiment: add --experiment FILE")
     planned = None if experiment is None else Experiment.read(experiment)
     data = None if planned is None else load(planned.data)
     if rehearse and data is not None and not data.merchants:
-        raise ConfigError(f"{experiment} has data.clients = 'elsewhere', so there are no merchants to deal")
+        raise ConfigError(f"{experiment} has data.clients = 'elsewhere', so there are no merchants to assign")
     deployment = _deployment(folder, host, port, overwrite, data if rehearse else None)
     if planned is not None and data is not None:
         deployment.allowed = allowance(planned, len(data.merchants), len(data.proxy))
@@ -77,24 +75,24 @@ def init(
             deployment.deal(data, dict(zip(names, assign_merchants(sizes, len(names)), strict=True)))
             deployment.rehearse(names)
     Console().print(
-        f"{counted(len(deployment.written), 'file')} written, {len(deployment.kept)} kept as they were; "
+        f"{counted(len(deployment.written), 'file')} written, {len(deployment.kept)} unchanged; "
         f"read {escape(str(folder / 'INSTRUCTIONS.md'))}",
         soft_wrap=True,
     )
     for path in deployment.aside:
-        Console().print(f"what was filled in before is in {escape(str(path))}", soft_wrap=True)
+        Console().print(f"the previous version is in {escape(str(path))}", soft_wrap=True)
     if renew:
-        Console().print("restart the server: until then it shows the certificate that it had")
+        Console().print("restart the server: until then it uses the previous certificate")
 
 
 @sites_app.command(epilog="Example: fed-distill sites join .")
 def join(
     folder: SiteFolder,
     new_keys: Annotated[
-        bool, typer.Option("--new-keys", help="make other keys than there are, which the operator must admit anew")
+        bool, typer.Option("--new-keys", help="replace the existing keys; the operator must admit the new ones")
     ] = False,
 ) -> None:
-    """At a site: make its keys and what starts it, and print the line that its operator is to be sent."""
+    """At a site: create its keys and start scripts, and print the line for its operator."""
     from fed_distill.deploy.folders import is_operators_copy
     from fed_distill.deploy.identity import certificate_fingerprint
     from fed_distill.deploy.joining import join as make
@@ -103,18 +101,18 @@ def join(
     manifest = Manifest.read(folder / "site.toml")
     if is_operators_copy(folder) and not manifest.rehearsal:
         raise ConfigError(
-            f"{folder} is the operator's copy, and a site makes its keys where it is: hand the folder to its people"
+            f"{folder} is the operator's copy, and a site creates its keys itself: give the folder to its staff"
         )
     noise = None if manifest.secret is None else manifest.folder / manifest.secret
     authority = certificate_fingerprint(folder / "ca.crt")
     joined = make(manifest.folder, manifest.name, noise, new_keys)
-    made = f"made {' and '.join(joined.made)}" if joined.made else "keys kept as they were"
+    made = f"created {' and '.join(joined.made)}" if joined.made else "keys unchanged"
     print(f"site {manifest.name}: {made}; the SHA-256 of its key is\n  {joined.key.fingerprint}")
     for path in joined.aside:
-        print(f"what was there before is in {path}")
-    address = ascii(manifest.server.address)[1:-1]  # control characters could show another SHA-256 than that below
-    print(f"server {address}: ask the operator whether the SHA-256 of ca.crt is\n  {authority}")
-    print(f"send the operator this line, which is no secret (it is in {joined.path} too):\n{joined.key.line}")
+        print(f"the previous version is in {path}")
+    address = ascii(manifest.server.address)[1:-1]  # control characters could display another SHA-256 than that below
+    print(f"server {address}: ask the operator to confirm the SHA-256 of ca.crt:\n  {authority}")
+    print(f"send the operator this line, which is not secret (it is in {joined.path} too):\n{joined.key.line}")
 
 
 @sites_app.command(epilog="Example: fed-distill sites admit deployment north.pub")
@@ -122,13 +120,11 @@ def admit(
     folder: OperatorsFolder,
     line: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[LINE]", help="what `sites join` has printed, or files with it; without: all that are admitted"
-        ),
+        typer.Argument(metavar="[LINE]", help="output of `sites join`, or files with it; default: all admitted sites"),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="revoke the key that the site has had")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="revoke the site's previous key")] = False,
 ) -> None:
-    """Let a site in by its join line, and tell the running server who is let in."""
+    """Admit a site by its join line, and register admitted sites at the running server."""
     from fed_distill.deploy.registered import NoAnswer
 
     admission = _admission(folder)
@@ -142,10 +138,10 @@ def admit(
         if not keys:
             raise
         for key in keys:
-            print(f"{key.name}: admitted, and not registered yet: {error}")
-        print(f"once it is, run {folder / 'server' / 'register.sh'}")
+            print(f"{key.name}: admitted, but not registered yet: {error}")
+        print(f"start the server, then run {folder / 'server' / 'register.sh'}")
     for key in keys:
-        print(f"compare with the people of {key.name}: their key is {key.fingerprint}")
+        print(f"confirm with the staff of {key.name} that their key is {key.fingerprint}")
 
 
 @sites_app.command(epilog="Example: fed-distill sites revoke deployment north")
@@ -153,7 +149,7 @@ def revoke(
     folder: OperatorsFolder,
     name: Annotated[str, typer.Argument(metavar="NAME", help="of the site", show_default=False)],
 ) -> None:
-    """Let a site in no more by the key that it has, and cut it off from the running server."""
+    """Revoke the key of a site and disconnect it from the running server."""
     from fed_distill.deploy.registered import NoAnswer
 
     admission = _admission(folder)
@@ -162,14 +158,14 @@ def revoke(
         for told in admission.settle([]):
             print(told)
     except NoAnswer as error:
-        print(f"{name}: revoked, and not cut off yet: {error}")
-        print(f"once it is, run {folder / 'server' / 'register.sh'}")
+        print(f"{name}: revoked, but not disconnected yet: {error}")
+        print(f"start the server, then run {folder / 'server' / 'register.sh'}")
         raise typer.Exit(1) from error
 
 
 @sites_app.command(epilog="Example: fed-distill sites check deployment")
 def check(folder: Folder) -> None:
-    """Look at certificates, keys, permissions, server, versions, data and ledgers; exit code 1 if anything is wrong."""
+    """Check certificates, keys, permissions, server, versions, data and ledgers; exit code 1 if there is a problem."""
     from fed_distill.deploy.checks import counted
     from fed_distill.deploy.inspection import findings
 
@@ -195,11 +191,11 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="change a key, for example federation.rounds=3"),
     ] = None,
-    sites: Annotated[int | None, typer.Option(min=1, help="sites to wait for; without: all that are admitted")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="sites to wait for; default: all admitted ones")] = None,
     name: Annotated[str | None, typer.Option(help="name of the run's folder instead of the file's")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped run of this name")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a stopped run of this name")] = False,
 ) -> None:
-    """On the server's machine: run an experiment across the sites and follow it to its end; exit code 2 if it fails."""
+    """On the server's machine: run an experiment across the sites and follow it; exit code 2 if it fails."""
     from fed_distill.config import Experiment, parse_setting
     from fed_distill.deploy.submit import Deployed
 
@@ -211,13 +207,13 @@ def run(
     try:
         done = deployed.run(experiment, _write)
     except KeyboardInterrupt:
-        Console().print("no longer followed: the run goes on at the server, and `flwr stop` ends it")
+        Console().print("no longer followed: the run continues at the server; stop it with `flwr stop`")
         raise typer.Exit(130) from None
     Console().print(f"run folder: {escape(str(done))}", soft_wrap=True)
 
 
 def _write(text: str) -> None:
-    """A piece of a run's log, at once."""
+    """Print a piece of a run's log and flush it."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -225,19 +221,19 @@ def _write(text: str) -> None:
 @sites_app.command(epilog="Example: fed-distill sites metrics deployment/sites/north --port 9465")
 def metrics(
     folder: SiteFolder,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 9465,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port")] = 9465,
     address: Annotated[
-        str, typer.Option(help="of which of this machine's addresses; nobody is asked for a password")
+        str, typer.Option(help="address of this machine to listen on; there is no authentication")
     ] = "127.0.0.1",
 ) -> None:
-    """Serve a site's counts and its merchants' budgets to Prometheus, until interrupted; the server sees none of it."""
+    """Serve a site's counts and its merchants' budgets to Prometheus until interrupted; not visible to the server."""
     from fed_distill.endpoint import Endpoint
     from fed_distill.merchant.manifest import Manifest
     from fed_distill.merchant.observing import metrics_of
 
     manifest = Manifest.read(folder / "site.toml")
     if not manifest.observing.metrics:
-        raise ConfigError(f"{folder / 'site.toml'} keeps no metrics: set metrics = true in its [observing]")
+        raise ConfigError(f"{folder / 'site.toml'} has no metrics: set metrics = true in its [observing]")
     with Endpoint(metrics_of(manifest).registry(), port, address) as endpoint:
         Console().print(f"metrics of {escape(manifest.name)}: http://{address}:{endpoint.port}/metrics", soft_wrap=True)
         try:
@@ -249,7 +245,7 @@ def metrics(
 def _deployment(
     folder: Path, host: str | None, port: int | None, overwrite: bool, assigned: "FederatedData | None"
 ) -> "Deployment":
-    """The deployment in ``folder`` as it is, or a new one; ConfigError for another address than it has."""
+    """Return the deployment in ``folder``, or a new one; raise ConfigError if its address differs."""
     from fed_distill.deploy.folders import ADDRESS, Deployment
     from fed_distill.methods import METHODS
 
@@ -261,7 +257,7 @@ def _deployment(
         folder, host or known_host.strip("[]"), port or int(known_port), tuple(METHODS), task, overwrite=overwrite
     )
     if known is not None and not overwrite and known != made.address:
-        raise ConfigError(f"{folder} is of a server at {known}: take another folder, or --overwrite and --renew")
+        raise ConfigError(f"{folder} is of a server at {known}: use another folder, or --overwrite and --renew")
     return made
 
 
@@ -270,12 +266,12 @@ def _admission(folder: Path) -> "Admission":
     from fed_distill.deploy.folders import ADDRESS
 
     if not (folder / ADDRESS).exists():
-        raise ConfigError(f"{folder} is no deployment: fed-distill sites init makes one")
+        raise ConfigError(f"{folder} is not a deployment: create one with fed-distill sites init")
     return Admission(folder)
 
 
 def _join_lines(given: list[str]) -> "list[SiteKey]":
-    """The keys in files, or in a line that a shell may have split into words."""
+    """Parse keys in files, or in a line that a shell may have split into words."""
     from fed_distill.deploy.identity import SiteKey
 
     paths = [Path(one) for one in given if len(one) < 256 and Path(one).is_file()]

@@ -1,6 +1,6 @@
-"""``fed-distill study``: run a grid of experiments, as many at a time as the machine has room for, and report on it.
+"""``fed-distill study``: run a grid of experiments in parallel, and report on it.
 
-What takes long to import is imported inside the command.
+Slow imports are inside the command.
 """
 
 import os
@@ -35,7 +35,7 @@ DISPENSABLE = (
     "worst merchant",
     "attack AUC",
 )
-"""Columns of the summary that a narrow terminal does without, in this order."""
+"""Columns of the summary that a narrow terminal omits, in this order."""
 
 
 def study(
@@ -50,21 +50,21 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the study instead of runs/studies/NAME")] = None,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="cells at a time at most; default: what fills the cores, one on a GPU")
+        int | None, typer.Option(min=1, help="maximum number of concurrent cells; default: fill the cores, 1 on a GPU")
     ] = None,
     tiny: Annotated[
         bool,
-        typer.Option("--tiny", help="try the file out: one seed of each cell's tiny version, but for what --set says"),
+        typer.Option("--tiny", help="test the file: one seed of each cell's tiny version, except for keys in --set"),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check the study and list its cells; run nothing")] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="write the results of what has finished; run nothing")
+        bool, typer.Option("--report-only", help="write the results of finished cells; run nothing")
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the summary as a Markdown table")] = False,
 ) -> None:
-    """Run a study's cells, those that are finished only once, and write its tables, figures and report.
+    """Run the unfinished cells of a study, and write its tables, figures and report.
 
-    A study that was stopped, at any instant, goes on by the same command. Exit code 1: a cell has failed or is missing.
+    The same command continues a stopped study. Exit code 1: a cell has failed or is missing.
     """
     from fed_distill.config import parse_setting
     from fed_distill.sweeps.cells import expand
@@ -102,7 +102,7 @@ def study(
 
 
 def _check(cells: Sequence["Cell"]) -> None:
-    """Every name and option in every cell, before the first one is run."""
+    """Validate names and options of all cells before the first one is run."""
     from fed_distill.errors import ConfigError
     from fed_distill.experiment.preflight import check_settings
     from fed_distill.experiment.simulation import check_merchants
@@ -132,12 +132,12 @@ def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "
     from fed_distill.sweeps.sampler import GridSampler
 
     progress = SweepProgress()
-    progress.say(f"study {given.name}: kept in {places.folder}")
+    progress.say(f"study {given.name}: folder {places.folder}")
     try:
         Runner(places, GridSampler(cells, places), SIMULATE, resources, progress, ATTACK).run()
     except KeyboardInterrupt:
         progress.close()
-        progress.say("stopped; go on with the same command")
+        progress.say("stopped; continue with the same command")
         raise typer.Exit(STOPPED) from None
     finally:
         progress.close()
@@ -151,7 +151,7 @@ def _listing(cells: Sequence["Cell"], places: "Places") -> Table:
     seen: set[str] = set()
     for cell in cells:
         finished = "finished" if places.is_finished(cell.fingerprint) else "to run"
-        state = "the same as one above" if cell.fingerprint in seen else finished
+        state = "equal to one above" if cell.fingerprint in seen else finished
         seen.add(cell.fingerprint)
         table.add_row(cell.fingerprint[:8], state, escape(cell.title))
     table.caption = f"{len(cells):,} cells, {len(seen):,} of them distinct; {places.folder}"
@@ -160,7 +160,7 @@ def _listing(cells: Sequence["Cell"], places: "Places") -> Table:
 
 
 def _table(lines: Sequence[Sequence[str]], axes: int) -> Table:
-    """The summary in as many columns as the terminal has room for; the report and ``summary.csv`` have all."""
+    """Return the summary with as many columns as fit; the report and ``summary.csv`` have all."""
     widths = [max(len(line[place]) for line in lines) + 2 for place in range(len(lines[0]))]
     shown = list(range(len(widths)))
     for title in DISPENSABLE:

@@ -1,6 +1,6 @@
 """``fed-distill tune``: search an experiment's settings with Optuna, and write the best ones as an experiment.
 
-What takes long to import is imported inside the command.
+Slow imports are inside the command.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SIMULATE = "fed_distill.experiment.simulation:run"
 STOPPED, NOTHING = 130, 1
 SHOWN = 10
-"""Trials in the table of the terminal; ``trials.csv`` has all."""
+"""Number of trials in the table of the terminal; ``trials.csv`` has all."""
 
 
 def tune(
@@ -34,25 +34,20 @@ def tune(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the tuning instead of runs/tunings/NAME")] = None,
     parallel: Annotated[
-        int, typer.Option(min=1, help="trials at a time; they do not learn from each other while they run")
+        int, typer.Option(min=1, help="concurrent trials; they do not learn from each other while they run")
     ] = 1,
     tiny: Annotated[
         bool,
-        typer.Option(
-            "--tiny", help="try the file out: three trials of the base's tiny version, but for what --set says"
-        ),
+        typer.Option("--tiny", help="test the file: three trials of the base's tiny version, except for keys in --set"),
     ] = False,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="write what was found so far; run nothing")
-    ] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="write the results so far; run nothing")] = False,
 ) -> None:
-    """Search the settings that score best on the validation set, and write them as an experiment, best.toml.
+    """Search the settings with the best score on the validation set, and write them as an experiment, best.toml.
 
-    A tuning that was stopped, at any instant, goes on by the same command; more trials are added by --set trials=N.
-    Exit code 1: no trial is complete.
+    The same command continues a stopped tuning; --set trials=N adds trials. Exit code 1: no trial is complete.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("tuning needs the package optuna: pip install 'fed-distill[tune]'")
+        raise ConfigError("tuning requires the package optuna: pip install 'fed-distill[tune]'")
     from fed_distill.config import parse_setting
     from fed_distill.sweeps.places import Places
     from fed_distill.sweeps.space import Tuning
@@ -73,7 +68,7 @@ def tune(
 
 
 def _check(given: "Tuning", file: Path) -> None:
-    """Every name and option at each end of each search, before the first trial is run."""
+    """Validate names and options at each end of each search, before the first trial is run."""
     from fed_distill.experiment.preflight import check_settings
     from fed_distill.experiment.simulation import check_merchants
 
@@ -99,19 +94,19 @@ def _run(given: "Tuning", places: "Places", resources: "Resources") -> None:
     from fed_distill.sweeps.trial_sampler import TrialSampler
 
     progress = SweepProgress(noun="run")
-    progress.say(f"tuning {given.name}: {', '.join(given.names)}; kept in {places.folder}")
+    progress.say(f"tuning {given.name}: {', '.join(given.names)}; folder {places.folder}")
     try:
         Runner(places, TrialSampler(given, places), SIMULATE, resources, progress).run()
     except KeyboardInterrupt:
         progress.close()
-        progress.say("stopped; go on with the same command, or see what was found by --report-only")
+        progress.say("stopped; continue with the same command, or write the results so far with --report-only")
         raise typer.Exit(STOPPED) from None
     finally:
         progress.close()
 
 
 def _table(found: "TuningFindings") -> Table:
-    """The best trials from the top, and the base."""
+    """Return a table of the best trials and the base."""
     header, *rows = found.lines()
     table = Table(box=None, padding=(0, 2, 0, 0))
     for place, title in enumerate(header):
@@ -131,8 +126,8 @@ def _conclude(found: "TuningFindings", places: "Places") -> None:
     base, best = found.test
     metric = METRIC_NAMES.get(found.objective, found.objective)
     console.print(
-        f"on the test set, which chose nothing: {metric} {number(base)} as it is, {number(best)} with trial "
-        f"{found.best.number}",
+        f"on the test set, which is not used for selection: {metric} {number(base)} for the base, {number(best)} for "
+        f"trial {found.best.number}",
         soft_wrap=True,
         highlight=False,
     )

@@ -1,1 +1,1 @@
-"""Real sites: keys, folders, checks, the SuperNode and the two Flower apps."""
+"""Deployment across sites: keys, folders, checks, the SuperNode and the two Flower apps."""

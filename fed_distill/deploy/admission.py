@@ -1,7 +1,7 @@
-"""Who is let in: the public keys in the operator's folder, and the server's list, which is brought in line with them.
+"""Admission of sites: public keys in the operator's folder, and their registration at the server.
 
-``server/keys/NAME.pub`` is a site that is let in. ``server/revoked/`` has keys that never will be again: Flower keeps
-in mind each key that it has ever known, and so does this folder, over a new server too.
+``server/keys/NAME.pub`` is an admitted site. ``server/revoked/`` contains keys that are never admitted again: Flower
+remembers every registered key, and this folder does so for a new server too.
 """
 
 import time
@@ -16,7 +16,7 @@ from fed_distill.storage.files import write_atomic
 
 
 class Admission:
-    """The operator's ``folder`` of a deployment; who is let in there."""
+    """The admitted sites of the deployment in the operator's ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._server = folder / "server"
@@ -25,7 +25,7 @@ class Admission:
 
     @property
     def control(self) -> str:
-        """HOST:PORT of Flower's control API, on this machine: as ``flwr`` finds it in ``server/flwr``."""
+        """HOST:PORT of Flower's control API on this machine, from ``server/flwr``."""
         path = self._server / "flwr" / "config.toml"
         try:
             return str(read_toml(path, "Flower's connection in")["superlink"]["prod"]["address"])
@@ -33,32 +33,34 @@ class Admission:
             raise ConfigError(f"{path} has no address in [superlink.prod]") from error
 
     def admitted(self) -> list[SiteKey]:
-        """Of the sites that are let in, by name."""
+        """Return the keys of admitted sites, by name."""
         return [SiteKey.read(path) for path in sorted(self._keys.glob("*.pub"))]
 
     def revoked(self) -> list[SiteKey]:
-        """Keys that are no longer let in."""
+        """Return the revoked keys."""
         return [SiteKey.read(path) for path in sorted(self._revoked.glob("*.pub"))]
 
     def admit(self, key: SiteKey, replace: bool = False) -> None:
-        """Let a site in by its key; ``replace``: instead of another one that it has had.
+        """Admit a site by its key.
 
-        ConfigError if the key is another site's or was revoked, or the site has another key.
+        :param key: the site's public key
+        :param replace: revoke the site's previous key
+        :raises ConfigError: the key is another site's or was revoked, or the site has another key
         """
         if any(key.encoded == one.encoded for one in self.revoked()):
             raise ConfigError(
-                f"this key of site {key.name} was revoked, and is never let in again: its people make new ones with "
-                "`fed-distill sites join FOLDER --new-keys`"
+                f"this key of site {key.name} was revoked and cannot be admitted again: run "
+                "`fed-distill sites join FOLDER --new-keys` at the site"
             )
         admitted = {known.name: known for known in self.admitted()}
         before = admitted.pop(key.name, key)
         for known in admitted.values():
             if known.encoded == key.encoded:
-                raise ConfigError(f"this is the key of site {known.name}: each site makes its own")
+                raise ConfigError(f"this is the key of site {known.name}: each site requires its own")
         if before.encoded != key.encoded:
             if not replace:
                 raise ConfigError(
-                    f"site {key.name} has another key, {before.fingerprint}: ask its people whether they have made a "
+                    f"site {key.name} has another key, {before.fingerprint}: ask its staff whether they created a "
                     "new one, then add --replace"
                 )
             self.revoke(key.name)
@@ -66,25 +68,29 @@ class Admission:
         write_atomic(self._keys / f"{key.name}.pub", f"{key.line}\n")
 
     def revoke(self, name: str) -> SiteKey:
-        """Let a site in no more by the key that it has; ConfigError if it has none."""
+        """Revoke the key of a site; raise ConfigError if it has none."""
         path = self._keys / f"{name}.pub"
         if path not in self._keys.glob("*.pub"):
             known = ", ".join(key.name for key in self.admitted())
-            raise ConfigError(f"no site {name!r} is let in; {f'known are {known}' if known else 'there is none yet'}")
+            raise ConfigError(f"site {name!r} is not admitted; {f'admitted are {known}' if known else 'no site is'}")
         key = SiteKey.read(path)
         self._revoked.mkdir(exist_ok=True, mode=0o700)
         path.rename(self._revoked / f"{name}.{key.fingerprint[7:23].replace('/', '_')}.pub")
         return key
 
     def settle(self, names: Collection[str] | None = None, wait: float = 0.0) -> Iterator[str]:
-        """Unregister at the server whose key was revoked, and register who is let in, or of them ``names``; a line on
-        each. ConfigError if the server is not there within ``wait`` seconds, or does not take a key."""
+        """Unregister revoked keys at the server and register admitted sites; yield a line for each change.
+
+        :param names: register these sites only; None for all
+        :param wait: seconds to wait for the server
+        :raises ConfigError: the server does not answer or rejects a key
+        """
         known = self._nodes(wait)
         for key in self.revoked():
             node = known.get(key.pem)
             if node is not None and node.status != UNREGISTERED:
                 unregister(self.control, self.authority, node)
-                yield f"{key.name.rpartition('.')[0]}: {key.fingerprint} is no longer let in"
+                yield f"{key.name.rpartition('.')[0]}: {key.fingerprint} was unregistered"
         for key in self.admitted():
             if names is not None and key.name not in names:
                 continue
@@ -93,8 +99,8 @@ class Admission:
                 register(self.control, self.authority, key)
             elif node.status == UNREGISTERED:
                 raise ConfigError(
-                    f"the server has unregistered the key of site {key.name}, and takes it never again: its people "
-                    "make new ones with `fed-distill sites join FOLDER --new-keys`, to be admitted with --replace"
+                    f"the server has unregistered the key of site {key.name} and never accepts it again: run "
+                    "`fed-distill sites join FOLDER --new-keys` at the site, and admit its new key with --replace"
                 )
             yield f"{key.name}: registered{'' if node is None else ' before'}"
 

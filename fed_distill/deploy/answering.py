@@ -1,6 +1,6 @@
-"""The process in which a site answers one message: the installed ClientApp, within the time and memory of its rules.
+"""The process that answers one message at a site: the installed ClientApp, within the site's time and memory limits.
 
-It is Flower's ``flwr-clientapp``, but for the app, which is not taken from what the server has sent.
+It replaces Flower's ``flwr-clientapp``, which runs the app that the server sent.
 """
 
 import importlib
@@ -29,17 +29,17 @@ _log = logging.getLogger("flwr")
 
 
 class _OutOfTime(BaseException):
-    """No Exception: what handles errors of one merchant must not take it for one."""
+    """Not an Exception, so that handlers of one merchant's errors do not catch it."""
 
 
 class Limited:
-    """A ClientApp that answers each message in at most ``seconds``; NotAllowed beyond. None: however long it takes."""
+    """A ClientApp with a time limit per message; it raises NotAllowed beyond ``seconds``. None: no limit."""
 
     def __init__(self, app: ClientApp, seconds: float | None) -> None:
         self._app, self._seconds = app, seconds
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """The app's answer. To be called in a process's main thread, which alone hears its alarm."""
+        """Return the app's answer. Must be called in the main thread, which receives the alarm signal."""
         try:
             with _alarm(self._seconds):
                 return self._app(message, context)
@@ -49,7 +49,7 @@ class Limited:
 
 @contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raise _OutOfTime in the main thread when ``seconds`` are over."""
+    """Raise _OutOfTime in the main thread after ``seconds``."""
 
     def ring(number: int, frame: object) -> NoReturn:
         raise _OutOfTime
@@ -64,45 +64,45 @@ def _alarm(seconds: float | None) -> Iterator[None]:
 
 
 def restrict(rules: Rules) -> None:
-    """Hold this process to a site's rules: what it may import for a name, and how much memory it may allocate."""
+    """Restrict this process to a site's policy: allowed imports by name, and memory."""
     allow_imports(rules.imports)
     limit_memory(rules)
 
 
 def limit_memory(rules: Rules) -> None:
-    """Let this process, and each that it starts, allocate no more than a site's rules allow."""
+    """Limit the memory of this process and its children to that of a site's policy."""
     if rules.max_memory_gib is not None:
         most = int(rules.max_memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _installed_app() -> ClientApp:
-    """Imported when Flower knows that this process lives: that takes seconds, and it waits for half a minute."""
+    """Import the app after Flower has received a sign of life, for which it waits half a minute."""
     from fed_distill.merchant.app import app
 
     return app
 
 
 def _or_end(pull: Callable[..., Any]) -> Callable[..., Any]:
-    """Flower's function that fetches the message. If that fails, the process ends and says no more: of one that says
-    that it failed, and has no message to answer, the SuperNode would wait for an answer for ever."""
+    """Wrap Flower's function that fetches the message, so that the process ends silently if it fails: after a report of
+    failure without a message, the SuperNode would wait for an answer forever."""
 
     def pulled(client: Any) -> Any:
         try:
             return pull(client)
-        except Exception as error:  # bytes from outside can break a reader in any way
-            _log.error("A message cannot be read, and is not answered", exc_info=error)
+        except Exception as error:  # invalid bytes can raise any exception
+            _log.error("A message cannot be parsed and is not answered", exc_info=error)
             os._exit(1)
 
     return pulled
 
 
 def main() -> None:
-    """Answer the message of the task whose token is in the environment."""
+    """Answer the message of the task with the token in the environment."""
     site, *options = sys.argv[1:]
     try:
         rules = Service.read(Path(site)).limits.rules
-    except ConfigError:  # which the app finds too, and answers; meanwhile the strictest rules hold
+    except ConfigError:  # the app reports it; until then the strictest limits apply
         rules = Rules()
     escape_logs()
     restrict(rules)

@@ -1,9 +1,9 @@
-"""The Flower app bundle (FAB) that server and sites exchange: it holds no code.
+"""The Flower app bundle (FAB) that server and sites exchange; it contains no code.
 
-Flower sends each run's app from the server to the sites, and a SuperNode imports what it is sent. This bundle only
-names the two apps in `COMPONENTS`, which every machine takes from its own installed package, and the digest of that
-package's code. It is the same, byte for byte, wherever the same package is installed. So a site knows the one
-bundle that it accepts, and refuses every other one unread.
+Flower sends each run's app from the server to the sites, and a SuperNode imports what it receives. This bundle contains
+only the names of the two apps in `COMPONENTS`, which every machine imports from its own installed package, and the hash
+of that package's code. Equal packages give identical bundles, so that a site accepts exactly one bundle and rejects all
+others without parsing them.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from flwr.cli.build import build_fab_from_files, write_to_zip
 from fed_distill.config import Experiment
 
 COMPONENTS = {"serverapp": "fed_distill.deploy.server_app:app", "clientapp": "fed_distill.merchant.app:app"}
-"""The Flower apps of an installed package."""
+"""The Flower apps of the installed package."""
 PACKAGE = "fed_distill"
-"""The top-level package that an installation consists of."""
+"""The installed top-level package."""
 
 
 @cache
 def bundle() -> bytes:
-    """The bundle of the installed package."""
+    """Build the bundle of the installed package."""
     defaults = Experiment(name="experiment").to_run_config()
     described = {
         "project": {
@@ -40,7 +40,7 @@ def bundle() -> bytes:
                 "app": {
                     "publisher": "fed-distill",
                     "components": COMPONENTS,
-                    "config": defaults,  # Flower takes no key in a run config that is not among these
+                    "config": defaults,  # Flower rejects other keys in a run config
                 }
             }
         },
@@ -50,12 +50,12 @@ def bundle() -> bytes:
 
 
 def bundle_hash() -> str:
-    """SHA-256 of ``bundle()`` in hex: the ``app`` that a site pins in its ``site.toml``."""
+    """Return the SHA-256 of ``bundle()`` in hex: the value of ``app`` in a site's ``site.toml``."""
     return hashlib.sha256(bundle()).hexdigest()
 
 
 def code_hash() -> str:
-    """SHA-256 in hex over the names and contents of all modules of the installed package."""
+    """Return the SHA-256 in hex of the names and contents of all modules of the installed package."""
     digest = hashlib.sha256()
     spec = find_spec(PACKAGE)
     assert spec is not None and spec.submodule_search_locations is not None
@@ -66,7 +66,7 @@ def code_hash() -> str:
 
 
 def _stored(built: bytes) -> bytes:
-    """The same archive without compression, whose bytes would depend on the machine's zlib."""
+    """Return the archive without compression, which would depend on the machine's zlib."""
     stored = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(built)) as source, zipfile.ZipFile(stored, "w", zipfile.ZIP_STORED) as target:
         for entry in source.infolist():

@@ -1,7 +1,7 @@
-"""What must be right before the first round, each looked at by itself and told in one line.
+"""Checks before the first round; each gives one finding.
 
-Keys and certificates, who may read them, whether the server answers as itself, versions, ledgers. What is true now may
-be false tomorrow: a certificate that ends within a month is a warning already.
+They cover keys, certificates, permissions, the identity of the server, versions and ledgers. A certificate that expires
+within a month is a warning.
 """
 
 import socket
@@ -28,14 +28,14 @@ from fed_distill.privacy.ledger import Ledgers
 from fed_distill.storage.versions import versions
 
 SOON = timedelta(days=30)
-"""A certificate that ends within this time should be made anew."""
+"""Certificates that expire within this time should be renewed."""
 EXACT = ("fed-distill", "flwr")
-"""Packages that must be the server's very version; of others a difference may move the last digits of a result."""
+"""Packages with versions that must equal the server's; differences in others may change the last digits of results."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: where, what, how it is, and what is to be done about it or known of it."""
+    """The result of a check: location, subject, state, and details or a remedy."""
 
     place: str
     what: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 def checked(place: str, what: str, look: Callable[[], str]) -> Finding:
-    """A finding from a function that tells what is right, or raises FedDistillError or OSError for what is wrong."""
+    """Return a finding from a function that returns details, or raises FedDistillError or OSError for a problem."""
     try:
         return Finding(place, what, "ok", look())
     except FedDistillError as error:
@@ -54,86 +54,86 @@ def checked(place: str, what: str, look: Callable[[], str]) -> Finding:
 
 
 def certificate(place: str, path: Path, authority: Path | None = None, now: datetime | None = None) -> Finding:
-    """The dates of a certificate, and whether ``authority`` has signed it."""
+    """Check the dates of a certificate, and that ``authority`` has signed it."""
     what, now = f"certificate {path.name}", datetime.now(UTC) if now is None else now
     try:
         found = read_certificate(path)
         if authority is not None and not is_signed_by(found, read_certificate(authority)):
-            return Finding(place, what, "problem", f"it was not made with {authority}: put both from one deployment")
+            return Finding(place, what, "problem", f"not signed by {authority}: use both from one deployment")
     except ConfigError as error:
         return Finding(place, what, "problem", str(error))
     begin, end = found.not_valid_before_utc, found.not_valid_after_utc
     if now < begin:
-        return Finding(place, what, "problem", f"not valid before {begin:%Y-%m-%d %H:%M} UTC: is this clock right?")
+        return Finding(place, what, "problem", f"not valid before {begin:%Y-%m-%d %H:%M} UTC: check the clock")
     if now >= end:
         return Finding(
             place,
             what,
             "problem",
-            f"expired on {end:%Y-%m-%d}: the operator makes a new one by `fed-distill sites init FOLDER --renew`",
+            f"expired on {end:%Y-%m-%d}: the operator renews it with `fed-distill sites init FOLDER --renew`",
         )
     return Finding(place, what, "warning" if end - now < SOON else "ok", f"valid until {end:%Y-%m-%d}")
 
 
 def secret(place: str, path: Path) -> Finding:
-    """Whether none but the owner may read or write a file."""
+    """Check that only the owner can read or write a file."""
 
     def look() -> str:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            raise ConfigError(f"others may use it, its mode is {mode:04o}: chmod 600 {path}")
+            raise ConfigError(f"accessible to other users, its mode is {mode:04o}: run chmod 600 {path}")
         return f"mode {mode:04o}"
 
     return checked(place, f"secret {path.name}", look)
 
 
 def server_key(place: str, path: Path, certificate: Path) -> Finding:
-    """Whether the server's key is that of its certificate: with another one it does not start."""
+    """Check that the server's key matches its certificate; otherwise the server does not start."""
 
     def look() -> str:
         if not belongs(path, certificate):
-            raise ConfigError(f"it is not the key of {certificate}: put both from one `fed-distill sites init`")
+            raise ConfigError(f"it does not match {certificate}: use both from one `fed-distill sites init`")
         return f"belongs to {certificate.name}"
 
     return checked(place, f"key {path.name}", look)
 
 
 def site_key(place: str, path: Path, public: Path | None = None) -> Finding:
-    """Whether a site's key is of Flower's kind, was made in this folder and, where the operator has its ``public``
-    half, is the one that is let in."""
+    """Check that a site's key has Flower's type, was created in this folder and, if the operator has its ``public``
+    key, is the admitted one."""
 
     def look() -> str:
         half = public_half(path)
         if public is not None and public.read_bytes().split()[:2] != half.split()[:2]:
-            raise ConfigError(f"{public} is not its public half: the server would let somebody else in")
+            raise ConfigError(f"{public} is not its public key: the server would admit another site")
         return "elliptic curve, P-384, made here"
 
     return made_here(checked(place, f"key {path.name}", look), path.parent, path)
 
 
 def made_here(found: Finding, folder: Path, key: Path) -> Finding:
-    """``found`` of a key that is fine; a warning if that of ``folder`` was made elsewhere, where it may still lie."""
+    """Return ``found``, or a warning if the key of ``folder`` was created elsewhere, where a copy may remain."""
     told = made_elsewhere(folder, key) if found.state == "ok" else ""
     if not told:
         return found
-    remedy = "`fed-distill sites join FOLDER --new-keys` makes others, which the operator admits"
+    remedy = "create new ones with `fed-distill sites join FOLDER --new-keys`, which the operator must admit"
     return Finding(found.place, found.what, "warning", f"{told}: {remedy}")
 
 
 def app(place: str, pinned: str | None) -> Finding:
-    """Whether the app that a site accepts, by its SHA-256, is that of the package installed here, which will run."""
+    """Check that the SHA-256 of the app that a site accepts is that of the installed package."""
     here = bundle_hash()
     if pinned in (None, here):
         return Finding(place, "app", "ok", f"that of the package installed here, {here[:12]}")
     told = (
-        f"site.toml pins {(pinned or '')[:12]}, and the package installed here is another one: install the operator's "
-        f'release, or, if this is it, put app = "{here}" into [server]'
+        f"site.toml pins {(pinned or '')[:12]}, which differs from the installed package: install the operator's "
+        f'release, or, if this is it, set app = "{here}" in [server]'
     )
     return Finding(place, "app", "problem", told)
 
 
 def server(place: str, address: str, authority: Path, seconds: float = 5.0) -> Finding:
-    """Whether the server answers at HOST:PORT, over TLS, with a certificate for that host by ``authority``."""
+    """Check that the server answers at HOST:PORT over TLS, with a certificate of ``authority`` for that host."""
 
     def look() -> str:
         with _connected(address, authority, seconds) as secured:
@@ -145,9 +145,9 @@ def server(place: str, address: str, authority: Path, seconds: float = 5.0) -> F
 def clock(
     place: str, address: str, authority: Path, seconds: float = 5.0, now: Callable[[], float] = time.time
 ) -> Finding:
-    """Whether this clock is near enough to the server's, by the date in an answer of its, for Flower to let a site in.
+    """Compare this clock with the server's, from the date header of an answer.
 
-    Flower signs what a site sends with the time there, and the server believes it within these tolerances only.
+    Flower signs a site's messages with its time, and the server accepts deviations within these tolerances only.
     """
 
     def look() -> str:
@@ -158,13 +158,13 @@ def clock(
             answer.begin()
         date = answer.getheader("Date")
         if date is None:
-            return f"{address} does not tell its time"
-        ahead = now() - parsedate_to_datetime(date).timestamp() - 0.5  # a date has whole seconds
+            return f"{address} sends no date"
+        ahead = now() - parsedate_to_datetime(date).timestamp() - 0.5  # the header has whole seconds
         which = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
         if not -TIMESTAMP_TOLERANCE - SYSTEM_TIME_TOLERANCE < ahead < SYSTEM_TIME_TOLERANCE:
             raise ConfigError(
-                f"this clock is {which}, and no site is let in that is {SYSTEM_TIME_TOLERANCE} s ahead or "
-                f"{TIMESTAMP_TOLERANCE} s behind: set both by a time server"
+                f"this clock is {which}; the server rejects sites that are {SYSTEM_TIME_TOLERANCE} s ahead or "
+                f"{TIMESTAMP_TOLERANCE} s behind: synchronize both with a time server"
             )
         return which
 
@@ -176,13 +176,13 @@ def clock(
 
 @contextmanager
 def _connected(address: str, authority: Path, seconds: float) -> Iterator[ssl.SSLSocket]:
-    """A connection to HOST:PORT; ConfigError if there is none, or none that can be trusted."""
+    """Open a TLS connection to HOST:PORT; raise ConfigError if it fails or cannot be trusted."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
         context = ssl.create_default_context(cafile=str(authority))
     except ssl.SSLError as error:
-        raise ConfigError(f"{authority} is no certificate that could be trusted: {error.reason}") from error
+        raise ConfigError(f"{authority} is not a valid certificate: {error.reason}") from error
     try:
         with (
             socket.create_connection((host, int(port)), timeout=seconds) as plain,
@@ -190,18 +190,18 @@ def _connected(address: str, authority: Path, seconds: float) -> Iterator[ssl.SS
         ):
             yield secured
     except ssl.SSLCertVerificationError as error:
-        told = f"{address} is not to be trusted: {error.verify_message}"
+        told = f"{address} cannot be trusted: {error.verify_message}"
         if "expired" in error.verify_message:
             told += "; the operator renews it (fed-distill sites init FOLDER --renew) and restarts the server"
         raise ConfigError(told) from error
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"{address} cannot be reached: {error}; is the server started, and its port open to this machine?"
+            f"{address} cannot be reached: {error}; check that the server runs and its port is open to this machine"
         ) from error
 
 
 def installed(place: str, wanted: Mapping[str, str]) -> Finding:
-    """Whether the packages here are the server's."""
+    """Compare the installed versions with the server's."""
     here = versions()
     other = [name for name, number in wanted.items() if here.get(name) != number]
     told = "; ".join(f"{name} {here.get(name, 'not installed')}, the server has {wanted[name]}" for name in other)
@@ -217,9 +217,13 @@ def ledgers(
     some_left_out: bool = False,
     answered: Collection[str] = (),
 ) -> Finding:
-    """Whether all ledgers in ``folder`` are whole and of the site's own ``merchants``; it may leave some out.
+    """Check that all ledgers in ``folder`` are intact and belong to the site's ``merchants``.
 
-    answered: the names, as files have them, of merchants who have answered private requests, and so must have a ledger.
+    :param place: location, for the finding
+    :param folder: folder of ledgers
+    :param merchants: names of the site's merchants
+    :param some_left_out: whether data.merchants selects some of them
+    :param answered: file names of merchants that answered private requests, and so must have a ledger
     """
 
     def look() -> str:
@@ -227,19 +231,17 @@ def ledgers(
         lost = set(answered) - {path.stem for path in Ledgers(folder).files()}
         if lost:
             raise ConfigError(
-                f"answers of {min(lost)!r} are kept in {folder}, and its ledger is gone: put it back, for what is not "
-                "in it counts as never spent"
+                f"answers of {min(lost)!r} are stored in {folder}, but its ledger is missing: restore it, because its "
+                "budget would count as unspent"
             )
         foreign = [merchant for merchant in there if merchant not in merchants]
         if foreign and some_left_out:
-            return (
-                f"of {foreign[0]!r} too, whom data.merchants leaves out: keep it, if they are a merchant of this site"
-            )
+            return f"also of {foreign[0]!r}, which data.merchants excludes: keep it, if it is a merchant of this site"
         if foreign:
             raise ConfigError(
-                f"{folder} has a ledger of {foreign[0]!r}, who is no merchant of this site: it belongs elsewhere"
+                f"{folder} has a ledger of {foreign[0]!r}, which is not a merchant of this site: move it to its site"
             )
-        return f"{len(there)} of {len(merchants)} merchants have one"
+        return f"{len(there)} of {len(merchants)} merchants have a ledger"
 
     return checked(place, "ledgers", look)
 
@@ -251,9 +253,9 @@ def limits(
     named: Collection[str],
     merchants: Collection[str],
 ) -> Finding:
-    """Whether a site's rules name methods, and its limits merchants, that there are: a slip would refuse everything.
+    """Check that the methods and merchants named in a site's policy exist, since a typo would reject everything.
 
-    imports: the import paths that requests may name, those of methods too.
+    imports: allowed import paths, those of methods included.
     """
 
     def look() -> str:
@@ -261,10 +263,10 @@ def limits(
             if ":" not in method:
                 METHODS.resolve(method)
             elif method not in imports:
-                raise ConfigError(f"[limits.rules] allows method {method!r}, and its imports do not name it: add it")
+                raise ConfigError(f"[limits.rules] allows method {method!r}, which is missing in its imports: add it")
         unknown = [name for name in named if name not in merchants]
         if unknown:
-            raise ConfigError(f"[limits.merchants] names {unknown[0]!r}, who is no merchant of this site")
+            raise ConfigError(f"[limits.merchants] names {unknown[0]!r}, which is not a merchant of this site")
         allowed = "all methods" if methods is None else counted(len(methods), "method")
         return f"{allowed} allowed, {counted(len(named), 'merchant')} with limits of their own"
 
@@ -272,5 +274,5 @@ def limits(
 
 
 def counted(number: int, what: str) -> str:
-    """So many of something, in words: ``no problems``, ``1 problem``."""
+    """Format a count, such as ``no problems`` and ``1 problem``."""
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Starts the processes in which a site answers, one a message, and ends those that take too long.
+"""Start one process per message to answer it, and kill processes that exceed the time limit.
 
-Flower's SuperExec, which starts ``fed_distill.deploy.answering`` where it would start ``flwr-clientapp``, and no other
-kind of task.
+It is an executor for Flower's SuperExec that starts ``fed_distill.deploy.answering`` instead of ``flwr-clientapp``, and
+no other type of task.
 """
 
 import importlib
@@ -20,15 +20,15 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from fed_distill.merchant.service import Service
 
 TOKEN = "FED_DISTILL_TASK_TOKEN"
-"""Environment variable with the token of a task: a command line can be read by everybody on the machine."""
+"""Environment variable with the token of a task; a command line would be readable by all users of the machine."""
 GRACE = 60.0
-"""Seconds beyond ``max_seconds`` after which a process that has not ended by itself is killed."""
+"""Seconds beyond ``max_seconds`` after which a process is killed."""
 
 _log = logging.getLogger("flwr")
 
 
 class SiteExecutor:
-    """Starts the processes of the site whose file is ``site``; implements Flower's ``Executor``."""
+    """Starts the processes of the site with the file ``site``; implements Flower's ``Executor``."""
 
     def __init__(self, site: Path) -> None:
         self._site = site
@@ -36,11 +36,11 @@ class SiteExecutor:
         self._running: list[tuple[float, subprocess.Popen[bytes]]] = []
 
     def get_eligible_capacity(self, supported_task_types: set[TaskType], **_: Any) -> tuple[set[TaskType], set[str]]:
-        """ClientApps, and no other kind of task that a server may have in mind."""
+        """Return ClientApps as the only supported task type."""
         return {TaskType.CLIENT_APP}, set()
 
     def wait_for_capacity(self, task_type: TaskType | None = None, **_: Any) -> None:
-        """There is no limit: a SuperNode has one message at a time."""
+        """Return at once: a SuperNode processes one message at a time."""
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Start a process that answers one message."""
@@ -54,21 +54,21 @@ class SiteExecutor:
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Kill what runs for longer than the site's rules allow: a process may be deaf to its own alarm."""
+        """Kill processes that exceed the site's time limit, since their own alarm may be blocked."""
         self._running = [(began, process) for began, process in self._running if process.poll() is None]
         for began, process in self._running:
             if self._longest is not None and time.monotonic() - began > self._longest + GRACE:
-                _log.error("rule max_seconds: %g; the process that answers is killed", self._longest)
+                _log.error("rule max_seconds: %g; the answering process is killed", self._longest)
                 process.kill()
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the running processes."""
         for _, process in self._running:
             process.terminate()
 
 
 def main() -> None:
-    """Run until the SuperNode, whose process is named in the options, has ended."""
+    """Run until the SuperNode, named by its process id in the options, ends."""
     site, *options = sys.argv[1:]
     executor = SiteExecutor(Path(site))
     loop: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")

@@ -1,8 +1,8 @@
-"""A deployment on disk: the operator's folder with the server's part, and one folder for each site to be handed out.
+"""The folders of a deployment: the operator's folder with the server, and one folder per site.
 
-A site's folder has no secret in it and nothing to execute: keys and scripts are made at the site (``joining``). Run
-again it adds what is missing and leaves the rest alone. Keys are never written twice; the server's certificate and the
-other files only if that is asked for.
+A site's folder contains neither secrets nor executables: keys and scripts are created at the site (``joining``). A
+second call adds missing files and keeps the others. Keys are never overwritten; the server's certificate and other
+files are, on request only.
 """
 
 import json
@@ -34,9 +34,9 @@ from fed_distill.storage.files import write_atomic
 from fed_distill.storage.versions import versions
 
 ADDRESS = "address"
-"""File of the operator's folder that says where the server is."""
+"""File of the operator's folder with the address of the server."""
 _INNER_PORT = 8001
-"""The server's own port where the one beside the public port is not for it."""
+"""Internal port of the server if the one after the public port is not available."""
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 
 
@@ -44,10 +44,10 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 class Deployment:
     """The operator's folder.
 
-    methods: that sites allow unless they say otherwise. assigned: task of the tables that sites get by ``deal``; None
-    if they bring their own. allowed: what each merchant's limits are written to allow. overwrite: write files anew that
-    are there, keys and certificates aside. written, kept: which files these were so far. aside: copies of those that
-    people fill in, and that were written anew.
+    methods: methods in the sites' default policy. assigned: task of the tables that ``deal`` writes for the sites; None
+    if they have their own data. allowed: default limits of a merchant. overwrite: overwrite existing files, except keys
+    and certificates. written, kept: files written and kept so far. aside: backups of user-edited files that were
+    overwritten.
     """
 
     folder: Path
@@ -63,11 +63,11 @@ class Deployment:
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):
-            raise ConfigError(f"--host wants a name or an address, for example fed.example.org, not {self.host!r}")
+            raise ConfigError(f"--host requires a name or an address, such as fed.example.org, not {self.host!r}")
 
     @property
     def address(self) -> str:
-        """HOST:PORT, an IPv6 host in brackets."""
+        """HOST:PORT, with an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -77,19 +77,21 @@ class Deployment:
 
     @property
     def inner_port(self) -> int:
-        """Where the server listens, on its machine alone; a proxy is at ``port`` of the machine's addresses."""
+        """Port that the server listens on, on its machine only; a proxy listens on ``port``."""
         if self.local:
             return self.port
         return self.port + 1 if 1024 <= self.port < 65535 else _INNER_PORT
 
     def site(self, name: str) -> Path:
-        """Folder of a site."""
+        """Return the folder of a site."""
         return self.folder / "sites" / name
 
     def write(self, sites: Sequence[str], renew: bool = False) -> None:
-        """Write what is missing of authority, server and ``sites``; ``renew``: a new certificate for the server.
+        """Write missing files of authority, server and ``sites``.
 
-        ConfigError for a name that cannot be a folder's, or twice.
+        :param sites: names of sites
+        :param renew: write a new certificate for the server
+        :raises ConfigError: a name is invalid or duplicate
         """
         for name in sites:
             check_site_name(name)
@@ -103,7 +105,7 @@ class Deployment:
             self.written += [authority / "ca.key", authority / "ca.crt"]
         if renew or not (server / "server.crt").exists():
             if not (authority / "ca.key").exists():
-                raise ConfigError(f"{authority / 'ca.key'} is not there, which a server certificate is made with")
+                raise ConfigError(f"{authority / 'ca.key'} is missing, which signs certificates: restore it")
             make_server_certificate(authority, server, self.host)
             self.written += [server / "server.key", server / "server.crt"]
         self._write_server(server, (authority / "ca.crt").read_text(encoding="utf-8"))
@@ -111,7 +113,7 @@ class Deployment:
             self._write_site(name)
 
     def share(self, public: PublicPart, sites: Sequence[str]) -> None:
-        """Write the task and the proxy set into the sites' folders, also over those of another experiment."""
+        """Write the task and the proxy set into the sites' folders, replacing those of another experiment."""
         for name in sites:
             path = self.site(name) / "proxy.json"
             same = _has(path, public)
@@ -120,7 +122,7 @@ class Deployment:
                 public.write(path)
 
     def deal(self, data: FederatedData, merchants: Mapping[str, Sequence[str]]) -> None:
-        """Write each site the table of its ``merchants``, cleaned and split as in a simulation, to try it all out."""
+        """Write each site a table of its ``merchants``, cleaned and split as in a simulation, for a rehearsal."""
         for name, own in merchants.items():
             path = self.site(name) / "data.jsonl"
             if self._is_due(path):
@@ -128,7 +130,7 @@ class Deployment:
                 write_private(path, "".join(lines).encode())
 
     def rehearse(self, sites: Sequence[str]) -> None:
-        """Do the part of ``sites`` too, each in its folder here: to try it all out on one machine."""
+        """Join as each of ``sites`` in its folder here, for a rehearsal on one machine."""
         for name in sites:
             folder = self.site(name)
             if not (folder / KEY).exists():
@@ -151,7 +153,7 @@ class Deployment:
             **templates.releases(),
         }
         self._text(self.folder / ADDRESS, self.address + "\n")
-        self._text(self.folder / ".gitignore", "*\n")  # keys are nothing to commit
+        self._text(self.folder / ".gitignore", "*\n")  # keep keys out of version control
         self._text(server / "ca.crt", authority)
         self._text(server / "start.sh", templates.SERVER_START.substitute(filled), 0o755)
         self._text(server / "register.sh", templates.REGISTER.substitute(filled), 0o755)
@@ -159,7 +161,7 @@ class Deployment:
         service = templates.SERVICE.substitute(filled, title="fed-distill server", start="start.sh", more="")
         self._text(server / filled["unit"], service)
         if not self.local:
-            ipv6 = "" if ":" in self.host else "# "  # on a machine without IPv6 the proxy would not start
+            ipv6 = "" if ":" in self.host else "# "  # the proxy does not start on a machine without IPv6
             self._text(server / "nginx.conf", templates.NGINX.substitute(filled, ipv6=ipv6))
             self._text(server / "proxy.sh", templates.PROXY_START.substitute(filled), 0o755)
             own = {"title": "fed-distill proxy", "unit": filled["proxy_unit"], "start": "proxy.sh"}
@@ -204,7 +206,7 @@ class Deployment:
             path.chmod(mode)
 
     def _keep_aside(self, path: Path, content: str) -> None:
-        """Before a file that people fill in is written anew: what they have filled in is kept beside it."""
+        """Back up a user-edited file before it is overwritten."""
         if self.overwrite and path.exists() and (before := path.read_bytes()) != content.encode():
             aside = path.with_name(f"{path.name}.old")
             write_atomic(aside, before)
@@ -227,12 +229,12 @@ _OPTIONAL = {
 
 
 def is_operators_copy(folder: Path) -> bool:
-    """Whether a site's folder is the one that ``Deployment`` has written, beside the operator's own."""
+    """Whether a site's folder is the one written by ``Deployment``, in the operator's own."""
     return (folder.resolve().parent.parent / ADDRESS).exists()
 
 
 def _has(path: Path, public: PublicPart) -> bool:
-    """Whether there is this public part at ``path``, whole, and not another experiment's."""
+    """Whether ``path`` contains this public part."""
     try:
         return path.exists() and PublicPart.read(path).fingerprint == public.fingerprint
     except FedDistillError:
@@ -240,7 +242,7 @@ def _has(path: Path, public: PublicPart) -> bool:
 
 
 def _lines(data: FederatedData, merchant: MerchantData) -> Iterator[str]:
-    """A merchant's examples as JSON, one a line, in the columns that ``MANIFEST`` names."""
+    """Yield a merchant's examples as JSON lines with the columns named in ``MANIFEST``."""
     for part in PARTS:
         examples = getattr(merchant, part)
         for row, text in enumerate(examples.texts):

@@ -1,8 +1,8 @@
-"""Who is who between server and sites: a certificate authority, the server's TLS certificate, a key pair a site.
+"""Identities of server and sites: a certificate authority, the server's TLS certificate, and a key pair per site.
 
-Certificates are X.509 version 3 (RFC 5280), made by ``cryptography``. Site keys are what Flower's SuperNode
-authentication asks for: elliptic curve keys on P-384 in OpenSSH's format. Private keys are written with mode 0600, and
-each on the machine that uses it: the operator's makes the authority's and the server's, a site's makes the site's.
+Certificates are X.509 version 3 (RFC 5280), created with ``cryptography``. Site keys are those of Flower's SuperNode
+authentication: elliptic curve keys on P-384 in OpenSSH's format. Private keys have mode 0600, and each is created on
+the machine that uses it: those of authority and server at the operator, a site's at the site.
 """
 
 import base64
@@ -26,19 +26,19 @@ from fed_distill.privacy.secret import write_private
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397
-"""Browsers and many TLS libraries distrust longer ones (CA/Browser Forum, ballot SC31)."""
+"""Browsers and many TLS libraries reject longer validity (CA/Browser Forum, ballot SC31)."""
 _SKEW = timedelta(hours=1)
-"""How far a site's clock may be behind the one that made a certificate."""
+"""Tolerated delay of a site's clock relative to the one that created a certificate."""
 _KIND = "ecdsa-sha2-nistp384"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
 class SiteKey:
-    """The public key of a site, and the site's name.
+    """The public key and the name of a site.
 
-    As a line of text, the join line, it is a public key in OpenSSH's format with the name as its comment. name: of the
-    site. encoded: the key in base64, as in the line.
+    Its text form, the join line, is a public key in OpenSSH's format with the name as comment. encoded: the key in
+    base64, as in the line.
     """
 
     name: str
@@ -46,23 +46,23 @@ class SiteKey:
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Inverse of ``line``; ConfigError for anything else than a P-384 key and a name."""
+        """Parse a join line; raise ConfigError unless it contains a P-384 key and a name."""
         kind, encoded, name, *more = [*line.split(), "", "", ""]
         if "PRIVATE KEY" in line:
             raise ConfigError(
-                "this is a private key, which nobody but the site may have: do not keep it, and have the site make "
-                "new ones with `fed-distill sites join FOLDER --new-keys`"
+                "this is a private key, which must stay at the site: delete it, and run "
+                "`fed-distill sites join FOLDER --new-keys` at the site"
             )
         if kind != _KIND or any(more) or not name:
             raise ConfigError(
-                f"a join line reads `{_KIND} KEY NAME`, as `fed-distill sites join` prints it, not {_shortened(line)}"
+                f"a join line is `{_KIND} KEY NAME`, as printed by `fed-distill sites join`, not {_shortened(line)}"
             )
         check_site_name(name)
         return cls(name, _canonical(encoded, f"the join line of site {name}"))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The key in a file that is called like the site; what the line says behind the key is not looked at."""
+        """Read the key from a file named after the site; the comment in the file is ignored."""
         try:
             kind, encoded, *_ = path.read_text(encoding="ascii").split()
         except OSError as error:
@@ -78,25 +78,25 @@ class SiteKey:
 
     @property
     def pem(self) -> bytes:
-        """The key as Flower's server has it."""
+        """The key in the format of Flower's server."""
         key = serialization.load_ssh_public_key(f"{_KIND} {self.encoded}".encode())
         return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     @property
     def fingerprint(self) -> str:
-        """As ``ssh-keygen -l`` shows it."""
+        """The fingerprint, as in ``ssh-keygen -l``."""
         digest = hashlib.sha256(base64.b64decode(self.encoded)).digest()
         return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 def check_site_name(name: str) -> None:
-    """Raise ConfigError for a name that could not be a file's on every system."""
+    """Raise ConfigError for a name that is not a valid file name on every system."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"a site is called by letters, digits, dots, - and _, not {_shortened(name)}")
+        raise ConfigError(f"the name of a site consists of letters, digits, dots, - and _, not {_shortened(name)}")
 
 
 def make_authority(folder: Path, now: datetime | None = None) -> None:
-    """Write ``ca.key``, which stays with the operator, and ``ca.crt``, which everybody has, into ``folder``."""
+    """Write ``ca.key``, which stays with the operator, and ``ca.crt``, which is public, into ``folder``."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fed-distill operator")])
     builder = (
@@ -114,8 +114,8 @@ def make_authority(folder: Path, now: datetime | None = None) -> None:
 
 
 def make_server_certificate(authority: Path, folder: Path, host: str, now: datetime | None = None) -> None:
-    """Write ``server.key`` and ``server.crt`` into ``folder``: for ``host``, and for this machine itself, over which
-    the server's own processes talk. ``authority``: the folder of ``make_authority``."""
+    """Write ``server.key`` and ``server.crt`` into ``folder``, for ``host`` and for localhost, which the server's own
+    processes use. ``authority``: the folder of ``make_authority``."""
     issuer_key = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), password=None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
     issuer = read_certificate(authority / "ca.crt")
@@ -138,7 +138,7 @@ def make_server_certificate(authority: Path, folder: Path, host: str, now: datet
 
 
 def make_site_key(folder: Path) -> bytes:
-    """Write ``site.key`` into ``folder``; returns its public half, one line in OpenSSH's format."""
+    """Write ``site.key`` into ``folder`` and return its public key, one line in OpenSSH's format."""
     key = ec.generate_private_key(ec.SECP384R1())
     write_private(
         folder / "site.key",
@@ -150,7 +150,7 @@ def make_site_key(folder: Path) -> bytes:
 
 
 def belongs(key: Path, certificate: Path) -> bool:
-    """Whether a private key (PEM) is that of a certificate; ConfigError if one of them cannot be read."""
+    """Whether a private key (PEM) matches a certificate; raise ConfigError if one of them cannot be read."""
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), password=None)
     except OSError as error:
@@ -161,12 +161,12 @@ def belongs(key: Path, certificate: Path) -> bool:
 
 
 def certificate_fingerprint(path: Path) -> str:
-    """SHA-256 of a certificate, as ``openssl x509 -fingerprint -sha256`` shows it."""
+    """Return the SHA-256 of a certificate, as in ``openssl x509 -fingerprint -sha256``."""
     return read_certificate(path).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def public_half(path: Path) -> bytes:
-    """The public key, as ``make_site_key`` gives it, of a private key; ConfigError if that is no P-384 key."""
+    """Return the public key of a private key, see ``make_site_key``; raise ConfigError if that is not a P-384 key."""
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except OSError as error:
@@ -174,12 +174,12 @@ def public_half(path: Path) -> bytes:
     except ValueError as error:
         raise ConfigError(f"{path} is not a private key in OpenSSH's format: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ConfigError(f"{path} is not an elliptic curve key on P-384, which Flower asks for")
+        raise ConfigError(f"{path} is not an elliptic curve key on P-384, which Flower requires")
     return _public_line(key)
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """A certificate in PEM; ConfigError naming the file if there is none."""
+    """Read a certificate in PEM; raise ConfigError, naming the file, if it is invalid."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
@@ -189,7 +189,7 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether ``issuer``'s key signed ``certificate``."""
+    """Whether the key of ``issuer`` signed ``certificate``."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):
@@ -240,17 +240,17 @@ def _public_line(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _canonical(encoded: str, where: str) -> str:
-    """A P-384 key in base64 as OpenSSH writes it; ConfigError naming ``where`` it is from if it is none."""
+    """Return a P-384 key in OpenSSH's base64; raise ConfigError, naming its origin ``where``, if it is invalid."""
     try:
         base64.b64decode(encoded, validate=True)
         key = serialization.load_ssh_public_key(f"{_KIND} {encoded}".encode())
     except (ValueError, UnsupportedAlgorithm, binascii.Error) as error:
         raise ConfigError(f"{where} has no elliptic curve key on P-384 in OpenSSH's format") from error
-    assert isinstance(key, ec.EllipticCurvePublicKey)  # or its kind were another
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # follows from its type
     written = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return written.split()[1].decode()
 
 
 def _shortened(text: str) -> str:
-    """What somebody has given, on one line and harmless to a terminal."""
+    """Return user input on one line, without control characters."""
     return ascii(text if len(text) <= 60 else f"{text[:57]}...")

@@ -1,4 +1,4 @@
-"""What `sites check` finds in a folder: certificates, keys, permissions, the server, versions, data and ledgers."""
+"""The findings of `sites check`: certificates, keys, permissions, server, versions, data and ledgers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +15,17 @@ from fed_distill.merchant.manifest import Manifest
 
 
 def findings(folder: Path) -> Iterator[Finding]:
-    """All findings, of a site's folder or of the operator's with all sites' folders in it.
+    """Yield all findings for a site's folder, or for the operator's folder and the sites' folders in it.
 
-    ConfigError for a folder that is neither.
+    :raises ConfigError: the folder is neither
     """
     if (folder / "site.toml").exists():
         yield from _site_findings(folder)
         return
     if not (folder / ADDRESS).exists():
-        raise ConfigError(f"{folder} is neither a deployment nor a site: fed-distill sites init makes one")
+        raise ConfigError(f"{folder} is neither a deployment nor a site: create one with fed-distill sites init")
     address, authority = (folder / ADDRESS).read_text(encoding="utf-8").strip(), folder / "ca" / "ca.crt"
-    if (folder / "ca" / "ca.key").exists():  # it may lie in a safe
+    if (folder / "ca" / "ca.key").exists():  # it may be stored offline
         yield checks.secret("operator", folder / "ca" / "ca.key")
     yield checks.certificate("operator", authority)
     yield checks.certificate("server", folder / "server" / "server.crt", authority)
@@ -42,7 +42,7 @@ def findings(folder: Path) -> Iterator[Finding]:
 
 
 def _site_findings(folder: Path, public: Path | None = None, there: bool = True) -> Iterator[Finding]:
-    """``public``: the operator's copy of the site's public key. ``there``: whether the server is worth another try."""
+    """``public``: the operator's copy of the site's public key. ``there``: whether to try the server again."""
     place, key = folder.resolve().name, folder / KEY
     try:
         manifest = Manifest.read(folder / "site.toml")
@@ -83,20 +83,20 @@ def _site_findings(folder: Path, public: Path | None = None, there: bool = True)
 
 
 def _operators_copy(place: str, key: Path, public: Path | None) -> Finding:
-    """Of a site's folder as it is handed out. ``public``: where the site's key is once it is admitted."""
+    """Check a site's folder at the operator. ``public``: location of the site's key once it is admitted."""
     if key.exists():
-        told = f"the operator has it, and nobody may but the site: have its people make another, and remove {key}"
+        told = f"the operator has it, but only the site may: create another at the site, and remove {key}"
         return Finding(place, f"key {key.name}", "problem", told)
     if public is None or public.exists():
         return Finding(place, f"key {key.name}", "ok", "admitted; everything else is checked at the site")
-    told = "not admitted yet: its people run `fed-distill sites join`, and send a line for `fed-distill sites admit`"
+    told = "not admitted: run `fed-distill sites join` at the site and send its line to `fed-distill sites admit`"
     if list((public.parent.with_name("revoked")).glob(f"{place}.*.pub")):
-        told = "revoked: to let it in again, its people make new keys (`fed-distill sites join . --new-keys`)"
+        told = "revoked: to admit the site again, run `fed-distill sites join . --new-keys` there"
     return Finding(place, f"key {key.name}", "warning", told)
 
 
 def _reached(place: str, address: str, authority: Path) -> Iterator[Finding]:
-    """Whether the server answers; if it does, whether its clock is like this one."""
+    """Check that the server answers; if so, compare the clocks."""
     server = checks.server(place, address, authority)
     yield server
     if server.state == "ok":
@@ -104,8 +104,8 @@ def _reached(place: str, address: str, authority: Path) -> Iterator[Finding]:
 
 
 def _doors(address: str, control: str, authority: Path) -> Iterator[Finding]:
-    """Whether others than this machine can reach what is for the operator alone: by the address that sites know, or by
-    the same host at the server's own port."""
+    """Check whether the control API is reachable from other machines: at the sites' address, or at the same host and
+    the server's own port."""
     remedy = (
         "let server/start.sh listen on 127.0.0.1 alone, and publish it with server/proxy.sh (`fed-distill sites init "
         "FOLDER --overwrite` writes both, INSTRUCTIONS.md says how)"
@@ -117,15 +117,15 @@ def _doors(address: str, control: str, authority: Path) -> Iterator[Finding]:
 
 
 def _noise_finding(manifest: Manifest, here: bool) -> Finding:
-    """Whether the site's noise can be taken off by who knows the run's seed. ``here``: the site looks itself."""
+    """Check whether the site's noise can be reproduced from the run's seed. ``here``: the check runs at the site."""
     if manifest.secret is None and manifest.rehearsal:
-        told = "a rehearsal without a secret: whoever knows the run's seed can subtract its noise"
+        told = "a rehearsal without a secret: anyone who has the run's seed can subtract its noise"
         return Finding(manifest.name, "noise", "warning", told)
     if manifest.secret is None:
         return checks.checked(manifest.name, "noise", manifest.read_secret)
     path = manifest.folder / manifest.secret
     if not here and not path.exists():
-        return Finding(manifest.name, "noise", "ok", "a secret that the site will make itself")
+        return Finding(manifest.name, "noise", "ok", "a secret that the site will create")
     known = checks.checked(manifest.name, "noise", lambda: f"a secret of {len(manifest.read_secret())} characters")
     kept = checks.secret(manifest.name, path)
     if kept.state == "problem":

@@ -1,8 +1,8 @@
-"""A site's part in joining a deployment: its own keys, and what starts it.
+"""Join a deployment at a site: create its keys and start scripts.
 
-The operator hands a site a folder with nothing in it but data: the authority's certificate, ``site.toml``, the proxy
-set and instructions. ``join``, run by the package that the site's people have installed, makes the secrets and writes
-what will be executed there. Back goes one line with the public key.
+A site receives a folder with data only: the authority's certificate, ``site.toml``, the proxy set and instructions.
+``join``, from the package installed at the site, creates secrets and executables there, and prints one line with the
+public key for the operator.
 """
 
 import hashlib
@@ -23,16 +23,15 @@ from fed_distill.storage.files import write_atomic
 KEY = "site.key"
 SERVICE_UNIT = "fed-distill-site.service"
 _MADE = "keys.made"
-"""File beside the keys that says which they are and where they were made."""
-_MACHINE = Path("/etc/machine-id")  # systemd's, and another one on each installed system
+"""File beside the keys with their digests and the place of their creation."""
+_MACHINE = Path("/etc/machine-id")  # systemd's, unique for each installed system
 
 
 @dataclass(frozen=True)
 class Joined:
-    """What ``join`` has left in a site's folder.
+    """The result of ``join``.
 
-    key: the site's public key, and where it is. made: names of the keys that are new. aside: copies of files that were
-    there and are written anew.
+    key: the site's public key; path: its file. made: names of new keys. aside: backups of overwritten files.
     """
 
     key: SiteKey
@@ -42,10 +41,13 @@ class Joined:
 
 
 def join(folder: Path, name: str, noise: Path | None, new_keys: bool = False) -> Joined:
-    """Make the keys of site ``name`` in ``folder`` that are not there, and write what starts it.
+    """Create the missing keys of site ``name`` in ``folder``, and write its start scripts.
 
-    noise: file of the secret that its noise is drawn from; None in a rehearsal, which has none. new_keys: make them
-    anew. ConfigError if the name is none, or a key that is there was not made here.
+    :param folder: the site's folder
+    :param name: name of the site
+    :param noise: file of the secret for its noise; None in a rehearsal, which has none
+    :param new_keys: replace existing keys
+    :raises ConfigError: the name is invalid, or an existing key was not created here
     """
     check_site_name(name)
     keys = {KEY: folder / KEY, **({} if noise is None else {noise.name: noise})}
@@ -55,7 +57,7 @@ def join(folder: Path, name: str, noise: Path | None, new_keys: bool = False) ->
             told = made_elsewhere(folder, path)
             if told:
                 command = f"fed-distill sites join {shlex.quote(str(folder))} --new-keys"
-                raise ConfigError(f"{path}: {told}; new keys are made by `{command}`")
+                raise ConfigError(f"{path}: {told}; create new keys with `{command}`")
     made = [key for key, path in keys.items() if new_keys or not path.exists()]
     for key in made:
         if key == KEY:
@@ -77,37 +79,37 @@ def join(folder: Path, name: str, noise: Path | None, new_keys: bool = False) ->
 
 
 def made_elsewhere(folder: Path, key: Path) -> str:
-    """Why the file ``key`` is not taken for the one that ``join`` made for ``folder``; empty if it is.
+    """Return why the file ``key`` is not the one that ``join`` created for ``folder``; "" if it is.
 
-    A copy is another file (inode), and another machine has another id. What cannot be told: that somebody has copied
-    the file and left it in its place, or a disk with all that is on it.
+    A copy has another inode, and another machine another id. Undetectable is a copy that was made while the original
+    stayed in place, and a copy of the whole disk.
     """
     try:
         made = json.loads((folder / _MADE).read_text(encoding="utf-8"))[key.name]
         digest, machine, inode = made["digest"], made["machine"], made["inode"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "there is no record that it was made here"
+        return "there is no record of its creation here"
     now = _birth(key)
     if digest != now["digest"]:
-        return "it is not the key that was made here"
+        return "it is not the key that was created here"
     if machine != now["machine"]:
-        return "it was made on another machine, where it may still be"
+        return "it was created on another machine, which may still have it"
     if inode != now["inode"]:
-        return "it is a copy of the file that was made here, which may still be somewhere"
+        return "it is a copy of the file that was created here, which may still exist"
     return ""
 
 
 def _birth(key: Path) -> dict[str, str | int]:
     machine = _MACHINE.read_bytes().strip() if _MACHINE.exists() else b""
     return {
-        "digest": hashlib.sha256(key.read_bytes()).hexdigest(),  # of 256 random bits or more: it tells nothing of them
+        "digest": hashlib.sha256(key.read_bytes()).hexdigest(),  # of at least 256 random bits, so it reveals nothing
         "machine": hashlib.sha256(b"fed-distill" + machine).hexdigest() if machine else "",
         "inode": key.stat().st_ino,
     }
 
 
 def _starters(folder: Path, name: str) -> Iterator[tuple[Path, str, int]]:
-    """Each file that somebody may execute, its content and mode; by this package, whatever the operator has sent."""
+    """Yield path, content and mode of each executable file, written by this package rather than by the operator."""
     filled = {
         "name": name,
         "unit": SERVICE_UNIT,

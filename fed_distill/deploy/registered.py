@@ -1,6 +1,6 @@
-"""Which sites the server lets in, and which of them are there now: Flower's control API, which asks for no password.
+"""Registration and presence of sites at the server, through Flower's control API, which has no authentication.
 
-So it is to be reached from the server's own machine alone: ``door`` tells whether it can be reached from here.
+It must therefore be reachable from the server's machine only: ``door`` checks this.
 """
 
 import ssl
@@ -29,46 +29,53 @@ from fed_distill.errors import ConfigError
 LOCAL = ("localhost", "127.0.0.1", "::1")
 UNREGISTERED = "unregistered"
 _CLOSED = (401, 403, 404, 405)
-"""What HTTP answers where there is a server, and nothing for who asks."""
+"""HTTP status codes of a server that denies access."""
 
 _Request = ListNodesRequest | RegisterNodeRequest | UnregisterNodeRequest
 _Answer = TypeVar("_Answer", ListNodesResponse, RegisterNodeResponse, UnregisterNodeResponse)
 
 
 class Closed(ConfigError):
-    """The server has answered that it does not let this machine ask."""
+    """The server denies this machine access."""
 
 
 class NoAnswer(ConfigError):
-    """Nobody has answered."""
+    """The server does not answer."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What the server knows of a key: its number there, and ``registered`` (never there yet), ``online``, ``offline``
-    or ``unregistered``, which is for ever."""
+    """The server's record of a key: its number, and ``registered`` (not connected yet), ``online``, ``offline`` or
+    ``unregistered``, which is permanent."""
 
     number: int
     status: str
 
 
 def nodes(address: str, authority: Path, seconds: float = 5.0) -> dict[bytes, Node]:
-    """What the server whose control API is at HOST:PORT says of each site, by the site's public key in PEM.
+    """Return the record of each site, by its public key in PEM.
 
-    Asks directly, through no proxy of this machine's. Closed, NoAnswer or another ConfigError, if it does not tell.
+    Connects directly, without a proxy.
+
+    :param address: HOST:PORT of the control API
+    :param authority: certificate of the authority
+    :param seconds: timeout
+    :raises Closed: the server denies access
+    :raises NoAnswer: the server does not answer
+    :raises ConfigError: the answer is invalid
     """
     told = _ask(address, authority, "list-nodes", ListNodesRequest(), ListNodesResponse, seconds)
     return {node.public_key: Node(node.node_id, node.status) for node in told.nodes_info}
 
 
 def register(address: str, authority: Path, key: SiteKey) -> None:
-    """Have the server let a site in from now on; ConfigError if it does not."""
+    """Register a site at the server; raise ConfigError if that fails."""
     asked = RegisterNodeRequest(public_key=key.pem, name=key.name)
     _ask(address, authority, "register-node", asked, RegisterNodeResponse)
 
 
 def unregister(address: str, authority: Path, node: Node) -> None:
-    """Have the server let a site in no more, also where it is online; ConfigError if it does not."""
+    """Unregister a site at the server, which disconnects it; raise ConfigError if that fails."""
     asked = UnregisterNodeRequest(node_id=node.number)
     _ask(address, authority, "unregister-node", asked, UnregisterNodeResponse)
 
@@ -91,40 +98,41 @@ def _ask(
         kind = Closed if error.code in _CLOSED else ConfigError
         raise kind(f"{address} does not answer {call}: {error}") from error
     except (HTTPException, DecodeError) as error:
-        raise ConfigError(f"{address} does not answer {call} as Flower's server does: {error}") from error
+        raise ConfigError(f"{address} does not answer {call} like Flower's server: {error}") from error
     except OSError as error:
-        raise NoAnswer(f"{address} does not answer {call}: {error}; is the server started?") from error
+        raise NoAnswer(f"{address} does not answer {call}: {error}; start the server first") from error
 
 
 def door(place: str, address: str, authority: Path, remedy: str, published: bool = True) -> Finding:
-    """Whether Flower's control API can be reached at HOST:PORT, which others than this machine can reach too.
+    """Check whether Flower's control API is reachable at HOST:PORT, an address for other machines.
 
-    remedy: what is to be done then. published: whether somebody should answer there at all.
+    :param remedy: what to do if it is
+    :param published: whether another service is expected at this address
     """
     if address.rpartition(":")[0].strip("[]") in LOCAL:
-        told = "on this machine alone, where whoever has an account can start runs"
+        told = "on this machine only, where any user can start runs"
         return Finding(place, "door", "ok", told)
     try:
         nodes(address, authority)
     except Closed:
-        return Finding(place, "door", "ok", f"{address} lets nobody here start runs")
+        return Finding(place, "door", "ok", f"{address} denies access to the control API")
     except NoAnswer as error:
         if not published:
-            return Finding(place, "door", "ok", f"{address} is the server's own, and does not answer there")
-        return Finding(place, "door", "warning", f"whether it is closed cannot be seen: {error}")
+            return Finding(place, "door", "ok", f"{address} is the server's own, and is not reachable")
+        return Finding(place, "door", "warning", f"the control API could not be checked: {error}")
     except ConfigError as error:
-        return Finding(place, "door", "warning", f"whether it is closed cannot be seen: {error}")
-    told = f"whoever reaches {address} can let sites in and start runs: {remedy}"
+        return Finding(place, "door", "warning", f"the control API could not be checked: {error}")
+    told = f"anyone who reaches {address} can admit sites and start runs: {remedy}"
     return Finding(place, "door", "problem", told)
 
 
 def presences(address: str, authority: Path, keys: Path) -> Iterator[Finding]:
-    """Of each site whose public key is in the folder ``keys``: whether it is registered at the server, and there; and
-    of each key that is registered and not in the folder."""
+    """Check registration and presence of each site with a public key in the folder ``keys``, and report registered keys
+    that are not in the folder."""
     try:
         known = nodes(address, authority)
     except ConfigError as error:
-        yield Finding("server", "sites", "warning", f"who is let in is not told: {error}")
+        yield Finding("server", "sites", "warning", f"registered sites are unknown: {error}")
         return
     admitted: dict[bytes, str] = {}
     revoked: dict[bytes, str] = {}
@@ -139,10 +147,10 @@ def presences(address: str, authority: Path, keys: Path) -> Iterator[Finding]:
         if node.status == UNREGISTERED or key in admitted:
             continue
         if key in revoked:
-            told = "its key was revoked, and the server lets it in: run server/register.sh"
+            told = "its key was revoked but is registered at the server: run server/register.sh"
         else:
             told = (
-                "its key is not in server/keys, and the server lets it in: unless you know it, `FLWR_HOME=server/flwr "
+                "its key is not in server/keys but is registered: unless you know it, `FLWR_HOME=server/flwr "
                 f"flwr supernode unregister {node.number} prod`"
             )
         yield Finding("server", f"node {node.number}", "problem", told)
@@ -151,10 +159,10 @@ def presences(address: str, authority: Path, keys: Path) -> Iterator[Finding]:
 def _presence(name: str, node: Node | None) -> Finding:
     what = f"site {name}"
     if node is None:
-        return Finding("server", what, "problem", "not registered, so that it is not let in: run server/register.sh")
+        return Finding("server", what, "problem", "not registered, so the server rejects it: run server/register.sh")
     if node.status == UNREGISTERED:
-        return Finding("server", what, "problem", "its key was unregistered there for ever: it needs a new one")
+        return Finding("server", what, "problem", "its key was unregistered permanently: create a new one at the site")
     if node.status != "online":
-        told = "registered, and never there yet" if node.status == "registered" else "registered, and not there now"
-        return Finding("server", what, "warning", f"{told}: its people start it")
+        told = "registered, never connected" if node.status == "registered" else "registered, not connected"
+        return Finding("server", what, "warning", f"{told}: start it at the site")
     return Finding("server", what, "ok", node.status)

@@ -1,4 +1,4 @@
-"""The Flower ServerApp: runs the experiment in the run config over whatever grid it is given."""
+"""The Flower ServerApp: run the experiment in the run config on the given grid."""
 
 import logging
 
@@ -21,14 +21,14 @@ _log = logging.getLogger(__name__)
 
 
 OPTIONS = " (under `flwr run`, --resume is runtime.resume = true in the run config, and --name NAME is name = 'NAME')"
-"""Said where an error names an option of the command line, which there is none of here."""
+"""Appended to errors that name an option of the command line, which does not exist here."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment; the results are in its run folder.
 
-    Flower starts the processes that serve its nodes, so that ``runtime.workers`` means nothing here.
+    ``runtime.workers`` has no effect, because Flower starts the processes of its nodes.
     """
     try:
         experiment = Experiment.from_run_config(context.run_config)
@@ -46,10 +46,10 @@ def main(grid: Grid, context: Context) -> None:
         _log.error("%s%s", error, OPTIONS if named else "")  # Flower goes on with a traceback
         raise
     if experiment.runtime.logs == "text":
-        show(folder.absolute())  # on this machine, from whatever folder the server was started in
+        show(folder.absolute())  # the server may have been started in another folder
 
 
 def _secret(experiment: Experiment) -> str:
-    """The server's secret, made when it is first needed, in the folder of its runs."""
+    """Return the server's secret in the folder of its runs; it is generated on first use."""
     make_folder(experiment.runtime.folder)
     return read_secret(experiment.runtime.folder / NOISE_KEY)

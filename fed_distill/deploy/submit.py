@@ -1,4 +1,4 @@
-"""Starts a run across real sites at the server of a deployment, and follows it to its end."""
+"""Start a run across sites at the server of a deployment, and follow it to its end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -27,21 +27,21 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Deployed:
-    """The server of the deployment in ``folder``, asked on this machine: its control API is open nowhere else."""
+    """The server of the deployment in ``folder``; its control API is reachable from this machine only."""
 
     folder: Path
 
     def __post_init__(self) -> None:
         if not (self.folder / ADDRESS).is_file():
-            raise ConfigError(f"{self.folder} is no deployment: fed-distill sites init makes one")
+            raise ConfigError(f"{self.folder} is not a deployment: create one with fed-distill sites init")
 
     @property
     def _admission(self) -> Admission:
         return Admission(self.folder)
 
     def planned(self, experiment: Experiment, sites: int | None) -> Experiment:
-        """``experiment`` as the server is to run it: it waits for ``sites``, None for all that were admitted, and its
-        run folder, where that is the usual one, is in the server's own."""
+        """Return ``experiment`` for the server: it waits for ``sites`` (None: all admitted ones), and the default run
+        folder is in the server's own."""
         wanted = len(self._admission.admitted()) if sites is None else sites
         if not wanted:
             raise ConfigError(f"no site has been admitted to {self.folder}: see its INSTRUCTIONS.md")
@@ -51,10 +51,12 @@ class Deployed:
         return absolute(experiment.with_changes(changes))
 
     def run(self, experiment: Experiment, write: Callable[[str], None]) -> Path:
-        """Run ``experiment``; ``write`` gets its log as it comes. Returns the run's folder.
+        """Run ``experiment`` and return the run's folder; a KeyboardInterrupt does not stop the run.
 
-        Raises ConfigError if the server cannot be reached or refuses the run, TrainingError if the run failed or was
-        stopped. A KeyboardInterrupt leaves the run as it is.
+        :param experiment: result of ``planned``
+        :param write: receives the run's log
+        :raises ConfigError: the server cannot be reached or rejects the run
+        :raises TrainingError: the run failed or was stopped
         """
         with self._client() as client:
             run = self._started(client, experiment)
@@ -66,8 +68,8 @@ class Deployed:
         if ended.sub_status != SubStatus.COMPLETED:
             raise TrainingError(
                 f"run {run} ended as {ended.sub_status}"
-                f"{f' ({ended.details})' if ended.details else ''}; its log above says why. If it had begun, --resume "
-                f"goes on from what is in {folder}"
+                f"{f' ({ended.details})' if ended.details else ''}; see its log above. If it had begun, --resume "
+                f"continues it from {folder}"
             )
         return folder
 
@@ -78,11 +80,11 @@ class Deployed:
             return int(client.StartRun(StartRunRequest(fab=fab, override_config=settings)).run_id)
 
     def _end(self, client: ControlHttpClient, run: int, write: Callable[[str], None]) -> "Ended":
-        """How a run ended. Its log may end a while before: of a process that was killed, the server notices late."""
+        """Return how a run ended. Its log may end earlier: the server detects a killed process with a delay."""
         told = False
         while (status := client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status).status != Status.FINISHED:
             if not told:
-                write("The log has ended, and the run has not: waiting for what the server says of it.\n")
+                write("The log has ended before the run: waiting for the server to report its end.\n")
             told = True
             time.sleep(_POLL_SECONDS)
         return Ended(status.sub_status, status.details)
@@ -103,7 +105,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: Flower's sub-status, and details if there are any."""
+    """How a run ended: Flower's sub-status and details, if any."""
 
     sub_status: str
     details: str
@@ -111,14 +113,14 @@ class Ended:
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Raise ConfigError for what the server answers, or for a server that does not."""
+    """Raise ConfigError for an error of the server, or if it does not answer."""
     try:
         yield
     except httpx.HTTPStatusError as error:
         known = FlowerError.from_json(error.response.text)
         told = known.public_details or str(known) if known else error.response.text.strip() or str(error)
-        raise ConfigError(f"the server at {address} refuses this: {told}") from error
+        raise ConfigError(f"the server at {address} rejects this: {told}") from error
     except httpx.HTTPError as error:
         raise ConfigError(
-            f"the server at {address} cannot be reached ({error}): is it started (server/start.sh), on this machine?"
+            f"the server at {address} cannot be reached ({error}): start it on this machine with server/start.sh"
         ) from error

@@ -1,15 +1,15 @@
 """``python -P -m fed_distill.deploy.supernode SITE.TOML OPTIONS``: Flower's SuperNode for a site, running the site's
-own code and nobody else's. The site's file says where the server is; the options are those of ``flower-supernode``.
+installed code only. The address of the server is in the site's file; the options are those of ``flower-supernode``.
 
-Flower's own SuperNode unpacks the app that its server sends and imports it: whoever starts a run at the server would
-run code at every site. This one
+Flower's own SuperNode unpacks the app that its server sends and imports it, so that anyone who starts a run at the
+server could run code at every site. This one
 
-- accepts the one bundle that holds no code (``fed_distill.deploy.bundle``), and answers any other with an error before
-  it is parsed;
-- lets ``fed_distill.deploy.executor`` start the processes that answer, which take the app from the installed package.
+- accepts only the bundle without code (``fed_distill.deploy.bundle``), and answers any other with an error before it is
+  parsed;
+- starts answering processes with ``fed_distill.deploy.executor``, which imports the app from the installed package.
 
-Flower's own process (1.41) goes on for ever, deaf, once its server shows a certificate that it cannot trust, also when
-that has long been renewed. This one ends with an error, so that systemd or Docker start it again, and says what to do.
+Flower's process (1.41) hangs forever once its server presents an untrusted certificate, even after that was renewed.
+This one exits with an error and a remedy, so that systemd or Docker restart it.
 """
 
 import hashlib
@@ -43,18 +43,18 @@ from fed_distill.merchant.service import Service
 from fed_distill.privacy.secret import write_private
 
 ADVICE = """\
-This site is not with its server. `fed-distill sites check .` in its folder says whether the server answers and is to be
-trusted. A certificate that has expired is the operator's to renew. Flower's code 2004 (failed to activate) means that
-the operator has not admitted this site's key or has revoked it, or that the site has just been there:
-it is let in again a minute after it was lost. Then start it again; systemd and Docker do."""
+This site is not connected to its server. Run `fed-distill sites check .` in its folder to check whether the server
+answers and is trusted. An expired certificate must be renewed by the operator. Flower's code 2004 (failed to activate)
+means that the operator has not admitted this site's key or has revoked it, or that the site was connected before:
+it is accepted again a minute after the connection was lost. Then restart it; systemd and Docker do so automatically."""
 
-_log = logging.getLogger("flwr")  # beside what Flower says of the same message
+_log = logging.getLogger("flwr")  # in Flower's log, beside its own lines on the same message
 _parser: Any = importlib.import_module("flwr.supernode.cli.flower_supernode")
 _loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
 
 
 def main() -> None:
-    """Be the SuperNode until it is stopped, or has given its server up."""
+    """Run the SuperNode until it is stopped or loses its server."""
     if not sys.argv[1:]:
         sys.exit("usage: python -P -m fed_distill.deploy.supernode SITE.TOML [options of flower-supernode]")
     path, *options = sys.argv[1:]
@@ -74,8 +74,8 @@ def main() -> None:
         _parser.start_client_internal = _with_executor(Path(path), secret, _loop.start_client_internal)
         _loop._pull_and_store_message = guarded(_loop._pull_and_store_message, _loop._insert_message)
         try:
-            flower_supernode()  # comes back only when it has given up: every other end leaves the process
-            flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The server is given up; the line above says why.")
+            flower_supernode()  # returns only after losing the server; otherwise it exits the process
+            flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "Lost the server; see the line above.")
         except SystemExit as end:
             if end.code:
                 print(ADVICE, file=sys.stderr, flush=True)
@@ -83,46 +83,48 @@ def main() -> None:
 
 
 def check_app(service: Service, path: str) -> None:
-    """Raise ConfigError if a site pins another bundle than that of the package which is installed, and would run."""
+    """Raise ConfigError if a site pins another bundle than that of the installed package."""
     pinned = service.server.app
     if pinned not in (None, bundle_hash()):
         raise ConfigError(
-            f"{path} pins the app {pinned[:16]}..., and the fed-distill that is "
-            f"installed here is {bundle_hash()[:16]}...: install the operator's wheel, or pin what you have"
+            f"{path} pins the app {pinned[:16]}..., but the installed "
+            f"fed-distill is {bundle_hash()[:16]}...: install the operator's wheel, or pin the installed one"
         )
 
 
 def check_key(path: Path) -> None:
-    """Raise ConfigError for a site's key that others may read: who has it can pass for the site."""
+    """Raise ConfigError if other users can read the site's key, with which they could impersonate the site."""
     if path.exists() and path.stat().st_mode & 0o077:
-        raise ConfigError(f"others may use {path}: chmod 600 {path}, and if anybody has, make new keys")
+        raise ConfigError(f"other users can access {path}: run chmod 600 {path}, and create new keys if it was copied")
 
 
 def check_run(run: Run) -> None:
-    """Raise NotAllowed for a run that is of no ServerApp, or has settings that this package does not know."""
+    """Raise NotAllowed for a run that is not of a ServerApp, or has unknown settings."""
     if run.primary_task_type != TaskType.SERVER_APP:
         raise NotAllowed(f"rule app: a run of type {str(run.primary_task_type)!r}")
     known = flatten_dict(get_fab_config(bundle())["tool"]["flwr"]["app"]["config"])
     unknown = sorted(run.override_config.keys() - known.keys())
     if unknown:
-        raise NotAllowed(f"rule app: a run with the setting {unknown[0]!r}, which fed-distill here does not know")
+        raise NotAllowed(f"rule app: a run with the setting {unknown[0]!r}, which this fed-distill does not have")
 
 
 def check_bundle(fab: Fab) -> None:
-    """Raise NotAllowed for a bundle that is not, byte for byte, that of the installed package."""
+    """Raise NotAllowed for a bundle that is not identical to that of the installed package."""
     found = hashlib.sha256(fab.content).hexdigest()
     if found != bundle_hash():
         raise NotAllowed(
-            f"rule app: the server sent the app {found[:16]}..., and this site runs {bundle_hash()[:16]}... alone; "
-            "the operator starts runs by `fed-distill sites run`, with the fed-distill that is installed here"
+            f"rule app: the server sent the app {found[:16]}..., but this site accepts {bundle_hash()[:16]}... only; "
+            "start runs with `fed-distill sites run` and the fed-distill that is installed here"
         )
 
 
 def guarded(pull: Callable[..., int | None], insert: Callable[..., None]) -> Callable[..., int | None]:
-    """Flower's function that takes in one message, refusing those of runs that the site takes no part in.
+    """Wrap Flower's function that receives one message, so that messages of disallowed runs are rejected.
 
-    A refused message is answered with an error that says why, and its bundle is neither parsed, kept nor imported.
-    ``insert``: Flower's function that stores a message.
+    A rejected message is answered with an error, and its bundle is neither parsed, stored nor imported.
+
+    :param pull: Flower's function that receives a message
+    :param insert: Flower's function that stores a message
     """
 
     def guard(*, state: Any, object_store: Any, receive: Any, get_run: Any, get_fab: Any, **others: Any) -> int | None:
@@ -154,7 +156,7 @@ def guarded(pull: Callable[..., int | None], insert: Callable[..., None]) -> Cal
             )
         except NotAllowed as error:
             (message,) = received
-            _log.error("Refused a message of run %s: %s", message.metadata.run_id, error)
+            _log.error("Rejected a message of run %s: %s", message.metadata.run_id, error)
             insert(Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message), state, object_store)
             return message.metadata.run_id
 
@@ -162,7 +164,7 @@ def guarded(pull: Callable[..., int | None], insert: Callable[..., None]) -> Cal
 
 
 def _with_executor(site: Path, secret: Path, start: Callable[..., None]) -> Callable[..., None]:
-    """Flower's main loop, with an executor beside it that starts the processes which answer."""
+    """Wrap Flower's main loop to run with an executor that starts answering processes."""
 
     def started(**settings: Any) -> None:
         command = [sys.executable, "-P", "-m", "fed_distill.deploy.executor", str(site)]
@@ -176,9 +178,9 @@ def _with_executor(site: Path, secret: Path, start: Callable[..., None]) -> Call
 
 
 def _end_with(executor: subprocess.Popen[bytes]) -> None:
-    """End this process when its executor has ended: nobody would answer any more."""
+    """End this process when its executor has ended, because messages would not be answered any more."""
     executor.wait()
-    _log.error("The executor has ended, and the SuperNode ends with it: start it again.")
+    _log.error("The executor has ended, so the SuperNode ends too: restart it.")
     os.kill(os.getpid(), signal.SIGTERM)
 
 

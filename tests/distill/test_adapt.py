@@ -53,14 +53,14 @@ def test_stages_that_help_or_do_no_harm_are_kept():
     assert trained == [((), "stage 1"), (("stage 1",), "stage 2")]
 
 
-def test_a_stage_that_harms_is_undone_and_the_next_starts_from_before_it():
+def test_a_stage_that_harms_is_reverted_and_the_next_starts_from_before_it():
     result, trained = run([0.5, 0.6, 0.4, 0.7])
     assert list(result.weights) == ["stage 1", "stage 3"]
-    assert result.notes[1] == "stage 2: validation 0.6000 -> 0.4000, undone"
+    assert result.notes[1] == "stage 2: validation 0.6000 -> 0.4000, reverted"
     assert trained[2] == (("stage 1",), "stage 3")
 
 
 def test_a_student_that_only_gets_worse_stays_as_it_was():
     result, _ = run([0.5, 0.4, 0.3, 0.49])
     assert result.weights == {}
-    assert [note.endswith("undone") for note in result.notes] == [True] * 3
+    assert [note.endswith("reverted") for note in result.notes] == [True] * 3

@@ -83,5 +83,5 @@ def test_one_domain_is_everything():
 
 def test_more_domains_than_merchants_are_refused():
     public = examples(["a", "b"], ["one", "two"])
-    with pytest.raises(DataError, match=r"teacher\.domains = 3 is more than the 2 public merchants"):
+    with pytest.raises(DataError, match=r"teacher\.domains = 3 exceeds the number of public merchants, 2"):
         domains_of(public, public, 3, seed=0)

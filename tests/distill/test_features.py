@@ -58,7 +58,7 @@ def test_a_torn_file_is_reported_and_computed_again(teacher, public, tmp_path, c
         np.save(path, np.load(path)[:-1])
     with caplog.at_level(logging.WARNING):
         second = features(teacher, "t", public, tmp_path, quiet)
-    assert caplog.text.count("computed again") == 2
+    assert caplog.text.count("recomputed") == 2
     assert torch.equal(second.states, expected[0]) and torch.equal(second.maps, expected[1])
 
 

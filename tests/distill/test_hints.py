@@ -127,12 +127,12 @@ def test_means_and_maps_are_over_the_used_positions_of_all_layers_but_the_embedd
 
 
 def test_a_model_without_hidden_states_is_refused():
-    with pytest.raises(ConfigError, match="without hidden states"):
+    with pytest.raises(ConfigError, match="no hidden states"):
         Layers.of(Outputs(torch.zeros(1, 3)))
 
 
 def test_a_tower_has_no_positions_to_compare():
-    with pytest.raises(ConfigError, match="attention compares the positions of a text, and two-tower"):
+    with pytest.raises(ConfigError, match=r"attention .* two-tower"):
         taught("two-tower", ("attention",))
 
 

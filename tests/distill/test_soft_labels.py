@@ -119,7 +119,7 @@ def test_file_that_cannot_be_used_is_reported_and_computed_again(damage, counted
     damage(stored(tmp_path))
     with caplog.at_level(logging.WARNING):
         second = soft_labels(teacher, "t", public, 1.0, tmp_path, quiet)
-    assert stored(tmp_path).name in caplog.text and "computed again" in caplog.text
+    assert stored(tmp_path).name in caplog.text and "recomputed" in caplog.text
     assert torch.equal(first, second) and sum(asked) == 2 * len(public)
     np.testing.assert_array_equal(np.load(stored(tmp_path)), first.numpy())
 

@@ -129,7 +129,7 @@ def test_no_more_than_the_configured_examples_are_used_and_unlabeled_ones_never(
 
 def test_unfit_public_examples_are_refused(config, task, public, valid):
     one_class = replace(public, labels=np.ones(48, dtype=np.int64))
-    with pytest.raises(DataError, match="all 48 public examples are labelled 'green'"):
+    with pytest.raises(DataError, match="all 48 public examples have the label 'green'"):
         fine_tune(fresh(config, task), one_class, valid, task, config, 0, silent)
     with pytest.raises(DataError, match="no labelled public example"):
         fine_tune(fresh(config, task), public.unlabeled(), valid, task, config, 0, silent)
@@ -174,7 +174,7 @@ def test_torn_teacher_is_made_again_and_said(config, task, public, valid, tmp_pa
     weights.write_bytes(weights.read_bytes()[:-8])
     with caplog.at_level(logging.WARNING):
         again, _ = cached_teacher(tmp_path, config, task, public, valid, public, 0, silent)
-    assert name in caplog.text and "made again" in caplog.text
+    assert name in caplog.text and "will be trained again" in caplog.text
     for (key, one), other in zip(tuned.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), key
     assert module._load(tmp_path / "teachers" / name).history == tuned.history

@@ -199,7 +199,7 @@ def test_partners_in_a_list_are_other_candidates_of_the_query_all_of_them_where_
 
 @pytest.mark.parametrize("kind", ["ranking", "listwise"])
 def test_a_proxy_set_without_two_candidates_of_a_query_is_refused(kind):
-    with pytest.raises(DataError, match=f"{kind} compares a query's products, and no two of the 3 proxy examples"):
+    with pytest.raises(DataError, match=f"{kind} compares products of a query, and no two of the 3 proxy examples"):
         partners([kind], asked(["tea", "shoe", "lamp"]), 0)
 
 
@@ -226,7 +226,7 @@ def test_partners_are_drawn_by_seed():
 @pytest.mark.parametrize("kind", ["ranking", "listwise"])
 def test_ranking_needs_grades(kind):
     ungraded = dataclasses.replace(TASK, gains=None)
-    with pytest.raises(ConfigError, match=f"{kind} compares grades of a query's products, and task toy has none"):
+    with pytest.raises(ConfigError, match=f"{kind} requires graded products of a query, which task toy does not have"):
         check_transfer(DistillConfig(transfer=[kind]), ungraded, student())
     check_transfer(DistillConfig(transfer=["hints"]), ungraded, student())
 
@@ -245,7 +245,7 @@ def test_a_target_that_reads_no_soft_labels_is_known(kind):
             phase.objective(phase.run(prepared, prepared.collate(encoded, torch.arange(COUNT))), phase.references)
         )
     if torch.equal(*found):
-        with pytest.raises(ConfigError, match=r"distill\.transfer has no kind that reads soft labels"):
+        with pytest.raises(ConfigError, match=r"distill\.transfer has no kind that uses soft labels"):
             check_soft_label_transfer(taught.config)
     else:
         check_soft_label_transfer(taught.config)

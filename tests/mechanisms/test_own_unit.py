@@ -160,7 +160,7 @@ def test_a_method_whose_parts_it_does_not_noise_is_refused(unit_of):
     unit = unit_of("without_sampling", WITHOUT_SAMPLING)
     experiment = Experiment.parse({"privacy": {"unit": unit, "epsilon": 1.0}})
     mechanism(unit).check(experiment, experiment.federation, (StudentWeights,))
-    with pytest.raises(ConfigError, match="adds no noise to its student.* method fedavg-kd"):
+    with pytest.raises(ConfigError, match=r"adds no noise to its student.* method fedavg-kd"):
         mechanism(unit).check(experiment, experiment.federation, (StudentWeights, SoftLabels))
 
 
