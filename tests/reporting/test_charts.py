@@ -14,6 +14,7 @@ from fed_distill.reporting.charts import (
     LONGEST,
     MARK,
     Look,
+    annotate_cut,
     cut_low,
     draw_levels,
     draw_line,
@@ -24,7 +25,6 @@ from fed_distill.reporting.charts import (
     moved_apart,
     shortened,
     styled,
-    annotate_cut,
     write_figure,
 )
 
