@@ -26,7 +26,7 @@ OWN = np.array([0.1, 0.2, 0.7])
 
 def test_label_shares_count_every_class():
     assert label_shares(np.array([0, 2, 2, 2]), 4).tolist() == [0.25, 0.0, 0.75, 0.0]
-    with pytest.raises(DataError, match="one labelled example at least"):
+    with pytest.raises(DataError, match="at least one labelled example"):
         label_shares(np.array([], dtype=np.int64), 3)
 
 

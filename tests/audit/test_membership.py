@@ -124,7 +124,7 @@ def test_lira_finds_nothing_in_a_student_that_is_independent_of_membership(onlin
 
 def test_an_example_that_too_few_shadows_saw_is_refused():
     inside = np.array([[True, True], [True, False], [False, False], [False, False]])
-    with pytest.raises(DataError, match="some example has 1 shadow students"):
+    with pytest.raises(DataError, match="only 1 shadow students"):
         Shadows(np.zeros((4, 2)), inside)
 
 

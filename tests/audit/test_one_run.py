@@ -129,12 +129,12 @@ def test_the_best_choice_of_guesses_is_right_often_enough_when_the_best_of_four_
 
 
 def test_impossible_counts_are_refused():
-    with pytest.raises(ValueError, match="11 right of 10 guesses on 20 canaries"):
+    with pytest.raises(ValueError, match="11 correct of 10 guesses on 20 canaries"):
         p_value(20, 10, 11, 1.0, 0.0)
 
 
 def test_a_bound_wants_choices_and_finite_scores():
-    with pytest.raises(DataError, match="one choice of guesses at least"):
+    with pytest.raises(DataError, match="at least one choice of guesses"):
         best_bound(np.zeros(4), np.ones(4, dtype=bool), [], 0.0, 0.95)
     with pytest.raises(DataError, match="score of canary 1 is not finite"):
         best_bound(np.array([0.0, np.inf]), np.ones(2, dtype=bool), [(1, 1)], 0.0, 0.95)

@@ -29,7 +29,7 @@ def test_shadows_have_about_half_of_the_examples_each():
 
 @pytest.mark.parametrize("shadows", [0, 2, 5])
 def test_too_few_or_an_odd_number_of_shadows_is_refused(shadows):
-    with pytest.raises(DataError, match=f"an even number of shadow students, four or more, not {shadows}"):
+    with pytest.raises(DataError, match=f"an even number of at least four shadow students, not {shadows}"):
         halves(np.arange(5), shadows, seeds.numpy_stream(0))
 
 

@@ -68,7 +68,7 @@ def test_a_run_whose_ledgers_are_gone_cannot_be_audited(finished):
     folder = finished("example")
     for path in (folder / "checkpoint" / "ledgers").rglob("*.jsonl"):
         path.unlink()
-    with pytest.raises(CheckpointError, match="no charge of this run"):
+    with pytest.raises(CheckpointError, match="no charges of this run"):
         box(folder).run()
 
 

@@ -65,7 +65,7 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(entered, tmp_path):
         (["--set", "federation.rounds"], "--set wants key=value, for example federation.rounds=3"),
         (["--set", "federation.method=fedavgg"], "unknown method 'fedavgg'; did you mean fedavg"),
         (["--set", "data.dataset=marktplace"], "unknown dataset 'marktplace'; did you mean marketplace"),
-        (["--set", "data.task=translate"], "dataset 'marketplace' does not offer data.task = 'translate'"),
+        (["--set", "data.task=translate"], "dataset 'marketplace' does not support data.task = 'translate'"),
         (["--set", "data.options.merchant=3"], "dataset 'marketplace' has no option 'merchant'"),
         (["--set", "runtime.callbacks=[\"progres\"]"], "unknown callback 'progres'; did you mean progress"),
         (["--set", "seed=99999999999999999999"], "seed: Input should be less than or equal to"),
@@ -131,17 +131,17 @@ def test_an_audit_of_merchants_that_are_elsewhere_is_refused(entered, elsewhere,
     (folder / "experiment.toml").write_bytes(elsewhere.read_bytes())
     (folder / "summary.json").write_text("{}", encoding="utf-8")
     told = mistake(entered("audit", folder))
-    assert told == "error: an audit attacks with the merchants' data, which this run's sites have kept"
+    assert told == "error: an audit requires the merchants' data, which are at this run's sites"
 
 
 def test_the_public_part_is_described_where_the_merchants_are_elsewhere(entered, elsewhere, tmp_path):
     code, out, errors = entered("data", "describe", elsewhere, "--out", tmp_path / "pictures")
     assert (code, errors) == (0, "")
-    assert "the merchants are at real sites" in out
+    assert "the merchants are at remote sites" in out
     assert not (tmp_path / "pictures").exists()
     small = ["--set", "data.options={merchants=6, rows=40}", "--set", "data.proxy_size=20"]
     code, out, _ = entered("data", "describe", "marketplace", "--set", "data.clients=elsewhere", *small)
-    assert (code, "the merchants are at real sites" in out) == (0, True)
+    assert (code, "the merchants are at remote sites" in out) == (0, True)
 
 
 @pytest.mark.parametrize("options", [[], ["--flower"], ["--tiny", "--flower"]], ids=str)
@@ -165,7 +165,7 @@ def test_an_interrupted_run_says_how_to_go_on(entered, monkeypatch):
 
     monkeypatch.setattr("fed_distill.experiment.simulation.run", interrupted)
     code, out, errors = entered("run", QUICKSTART)
-    assert (code, out, errors) == (130, "", "stopped; go on with the same command and --resume\n")
+    assert (code, out, errors) == (130, "", "stopped; continue with the same command and --resume\n")
 
 
 @pytest.mark.parametrize("key", ["runtime.folder", "runtime.cache"])
@@ -281,7 +281,7 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_p
     code, out, errors = entered(*line)
     assert (code, errors) == (0, "")
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
-    assert "its numbers mean nothing" in out
+    assert "its results are meaningless" in out
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["rounds"], list(summary["controls"])) == (2, ["server", "local", "pooled", "fedavg"])
 
@@ -292,5 +292,5 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_p
     assert "| **fedavg-kd** |" in out
     assert (folder / "report.html").is_file()
 
-    assert mistake(entered(*line)).startswith(f"error: {folder} exists already: go on with it by --resume")
+    assert mistake(entered(*line)).startswith(f"error: {folder} exists: continue this run with --resume")
     assert entered(*line, "--resume")[0] == 0

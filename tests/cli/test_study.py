@@ -149,7 +149,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
     code, out, errors = command(file, "--out", tmp_path / "out")
     assert code == 130
     assert out == ""
-    assert errors.splitlines()[-1] == "stopped; go on with the same command"
+    assert errors.splitlines()[-1] == "stopped; continue with the same command"
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
     monkeypatch.setattr(Runner, "run", interrupted)
     code, _, errors = command(file, "--out", tmp_path / "out")
     assert code == 130
-    assert "go on with the same command" in errors
+    assert "continue with the same command" in errors
 
 
 def test_without_optuna_it_says_what_to_install(command, file, monkeypatch):

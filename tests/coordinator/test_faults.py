@@ -188,7 +188,7 @@ def test_a_student_that_a_site_did_not_measure_says_so(tiny_experiment, tmp_path
     assert summary_of(folder)["federations"]["fedavg-kd"]["notes"]["merchant_accuracy"] == note
     assert "merchant_accuracy" not in summary_of(whole)["federations"]["fedavg-kd"]["notes"]
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"not measured at merchants whose sites did not tell, {note}." in report
+    assert f"not measured at merchants without a reply from their site, {note}." in report
 
 
 KEPT = {
@@ -386,7 +386,7 @@ def test_a_disk_that_is_really_full_is_told_and_nothing_is_torn(tiny_experiment,
     """Weights of 16,384 rows of 8 numbers take half of the disk, so that no second file of them has room there."""
     changes = {**QUICK, "student.options.rows": 16384}
     experiment = tiny_experiment(small_disk, changes)
-    with pytest.raises(CheckpointError, match="its disk is full"):
+    with pytest.raises(CheckpointError, match="the disk is full"):
         FaultyGrid(experiment).run()
     run = small_disk / "tiny"
     assert not list(run.rglob("*.tmp"))

@@ -120,7 +120,7 @@ def test_a_whole_deployment_and_a_site_alone_pass(checked):
     code, output = checked()
     assert (code, lines(output, "problem")) == (0, [])
     assert len(lines(output, "ok")) == 8 + 3 * (1 + 10)
-    assert all("whoever knows the run's seed can subtract its noise" in line for line in lines(output, "warning"))
+    assert all("anyone who has the run's seed can subtract its noise" in line for line in lines(output, "warning"))
     assert len(lines(output, "warning")) == 3
     assert output.splitlines()[-1] == "no problems, 3 warnings"
     code, output = checked("sites/north")
@@ -141,8 +141,8 @@ def test_sites_that_are_not_registered_or_not_there_are_found(checked):
     (wrong,) = lines(output, "problem")
     assert code == 1 and "site north" in wrong and "run server/register.sh" in wrong
     south, west = (line for line in lines(output, "warning") if line.startswith("server"))
-    assert "site south" in south and "registered, and not there now" in south
-    assert "site west" in west and "registered, and never there yet" in west
+    assert "site south" in south and "registered, not connected" in south
+    assert "site west" in west and "registered, never connected" in west
 
 
 def test_a_server_that_does_not_tell_which_sites_it_knows_is_a_warning(deployment):
@@ -161,7 +161,7 @@ def test_a_server_that_does_not_tell_which_sites_it_knows_is_a_warning(deploymen
             keys = deployment / "server" / "keys"
             (found,) = presences(address, deployment / "ca" / "ca.crt", keys)
         assert (found.what, found.state) == ("sites", "warning")
-        assert "who is let in is not told" in found.detail
+        assert "registered sites are unknown" in found.detail
 
 
 class Refusing(Answer):
@@ -176,8 +176,8 @@ class Broken(Answer):
 
 @pytest.mark.parametrize(
     ("answer", "state", "told"),
-    [(Answer, "problem", "can let sites in and start runs: shut it"), (Refusing, "ok", "lets nobody here"),
-     (Broken, "warning", "cannot be seen")],
+    [(Answer, "problem", "can let sites in and start runs: shut it"), (Refusing, "ok", "denies access"),
+     (Broken, "warning", "could not be checked")],
 )  # fmt: skip
 def test_an_open_door_is_a_problem_and_one_that_cannot_be_seen_a_warning(deployment, monkeypatch, answer, state, told):
     monkeypatch.setattr("fed_distill.deploy.registered.LOCAL", ())
@@ -185,9 +185,9 @@ def test_an_open_door_is_a_problem_and_one_that_cannot_be_seen_a_warning(deploym
         found = door("north", address, deployment / "ca" / "ca.crt", "shut it")
     assert found.state == state and told in found.detail
     gone = door("north", address, deployment / "ca" / "ca.crt", "shut it")
-    assert gone.state == "warning" and "cannot be seen" in gone.detail
+    assert gone.state == "warning" and "could not be checked" in gone.detail
     closed = door("north", address, deployment / "ca" / "ca.crt", "shut it", published=False)
-    assert closed.state == "ok" and "does not answer there" in closed.detail
+    assert closed.state == "ok" and "is not reachable" in closed.detail
 
 
 @pytest.mark.parametrize("part", [".", "sites/north"])
@@ -220,7 +220,7 @@ def test_a_server_that_listens_to_the_world_behind_its_proxy_is_found(command, t
 
 def test_on_one_machine_the_door_is_for_who_has_an_account_there(deployment):
     found = door("north", "localhost:1", deployment / "ca" / "ca.crt", "")
-    assert found.state == "ok" and "on this machine alone" in found.detail
+    assert found.state == "ok" and "on this machine only" in found.detail
 
 
 def test_a_proxy_of_the_machine_is_not_asked(deployment, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_key_that_nobody_has_admitted_is_found_at_the_server(checked, deployme
     revoked.mkdir()
     (tmp_path / "his.pub").rename(revoked / "his.pub")
     (wrong,) = lines(checked(his=pem(revoked / "his.pub"))[1], "problem")
-    assert "its key was revoked, and the server lets it in: run server/register.sh" in wrong
+    assert "its key was revoked but is registered at the server: run server/register.sh" in wrong
 
 
 def test_so_many_are_told_in_words():
@@ -260,7 +260,7 @@ def test_a_server_by_another_authority_is_not_trusted(checked, deployment, tmp_p
     code, output = checked()
     (line,) = lines(output, "problem")
     assert code == 1
-    assert line.startswith("north") and "is not to be trusted" in line
+    assert line.startswith("north") and "cannot be trusted" in line
 
 
 def test_an_expired_certificate_is_found_and_one_that_ends_soon_is_a_warning(checked, deployment):
@@ -282,7 +282,7 @@ def test_an_expired_certificate_is_found_and_one_that_ends_soon_is_a_warning(che
 def test_a_certificate_of_tomorrow_tells_of_a_wrong_clock(deployment):
     path = deployment / "ca" / "ca.crt"
     found = checks.certificate("server", path, now=datetime.now(UTC) - timedelta(days=1))
-    assert found.state == "problem" and "is this clock right?" in found.detail
+    assert found.state == "problem" and "check the clock" in found.detail
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_server_that_tells_no_time_or_speaks_no_http_is_no_reason_to_stop(depl
 def test_a_certificate_by_another_authority_is_found(deployment, tmp_path):
     make_authority(tmp_path)
     found = checks.certificate("server", deployment / "server" / "server.crt", tmp_path / "ca.crt")
-    assert found.state == "problem" and "put both from one deployment" in found.detail
+    assert found.state == "problem" and "use both from one deployment" in found.detail
 
 
 def test_a_secret_that_others_may_read_is_found(checked, deployment):
@@ -349,7 +349,7 @@ def test_a_foreign_ledger_and_a_damaged_one_are_found(checked, deployment):
     ledgers.of("hooli").charge(charge)
     code, output = checked()
     (line,) = lines(output, "problem")
-    assert code == 1 and line.startswith("north") and "ledger of 'hooli', who is no merchant of this site" in line
+    assert code == 1 and line.startswith("north") and "ledger of 'hooli', which is not a merchant of this site" in line
     ledgers.of("hooli").path.unlink()
     path = ledgers.of(own).path
     path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2'))
@@ -359,14 +359,14 @@ def test_a_foreign_ledger_and_a_damaged_one_are_found(checked, deployment):
     path.unlink()
     code, output = checked()
     (line,) = lines(output, "problem")
-    assert code == 1 and f"answers of '{as_file_name(own)}' are kept" in line and "its ledger is gone" in line
+    assert code == 1 and f"answers of '{as_file_name(own)}' are kept" in line and "its ledger is missing" in line
 
 
 def test_another_key_than_the_server_knows_is_found(checked, deployment):
     make_site_key(deployment / "sites" / "north")
     code, output = checked()
     (line,) = lines(output, "problem")
-    assert code == 1 and "is not its public half" in line
+    assert code == 1 and "is not its public key" in line
     assert checked("sites/north")[0] == 0  # the site alone cannot know
 
 
@@ -387,7 +387,7 @@ def test_a_secret_for_noise_is_there_long_and_its_owners(checked, deployment):
     text = (folder / "site.toml").read_text(encoding="utf-8")
     (folder / "site.toml").write_text(text.replace("# secret =", "secret ="), encoding="utf-8")
     code, output = checked()
-    assert (code, len(lines(output, "warning"))) == (0, 2) and "a secret that the site will make itself" in output
+    assert (code, len(lines(output, "warning"))) == (0, 2) and "a secret that the site will create" in output
     assert not (folder / "noise.key").exists()
     code, output = checked("sites/north")
     assert (code, len(lines(output, "warning"))) == (0, 0) and "a secret of 64 characters" in output
@@ -414,7 +414,7 @@ def test_a_folder_that_is_handed_out_is_looked_at_where_its_site_is(checked, dep
     code, output = checked(south="")
     assert (code, lines(output, "problem")) == (0, []) and "everything else is checked at the site" in output
     (not_yet,) = (line for line in lines(output, "warning") if line.startswith("south"))
-    assert "not admitted yet" in not_yet
+    assert "not admitted" in not_yet
 
 
 def test_a_private_key_that_the_operator_has_is_a_problem_but_in_a_rehearsal(checked, deployment):
@@ -423,7 +423,7 @@ def test_a_private_key_that_the_operator_has_is_a_problem_but_in_a_rehearsal(che
     for part in (".", "sites/north"):
         code, output = checked(part)
         (wrong,) = lines(output, "problem")
-        assert code == 1 and wrong.startswith("north") and "the operator has it, and nobody may but the site" in wrong
+        assert code == 1 and wrong.startswith("north") and "the operator has it, but only the site may" in wrong
 
 
 def test_a_site_that_has_not_joined_is_told_to_and_gets_no_key_by_being_looked_at(command, deployment, tmp_path):
@@ -451,7 +451,7 @@ def test_another_app_than_the_pinned_one_is_a_problem(checked, deployment):
     ("old", "new", "told"),
     [
         ('"fedavg-kd", ', '"fedavg-dk", ', "unknown method 'fedavg-dk'; did you mean fedavg-kd"),
-        ('"fedavg-kd", ', '"own.methods:Mine", ', "allows method 'own.methods:Mine', and its imports do not name it"),
+        ('"fedavg-kd", ', '"own.methods:Mine", ', "allows method 'own.methods:Mine', which is missing in its imports"),
         ('# [limits.merchants."NAME"]', '[limits.merchants."NAME"]', "[limits.merchants] names 'NAME'"),
     ],
 )
@@ -482,6 +482,6 @@ def test_a_server_key_of_another_certificate_is_found(checked, deployment, tmp_p
     make_authority(tmp_path)
     key.write_bytes((tmp_path / "ca.key").read_bytes())
     found = checks.server_key("server", key, deployment / "server" / "server.crt")
-    assert found.state == "problem" and "is not the key of" in found.detail
+    assert found.state == "problem" and "does not match" in found.detail
     key.write_text("no key", encoding="utf-8")
     assert "is not a private key" in checks.server_key("server", key, deployment / "server" / "server.crt").detail

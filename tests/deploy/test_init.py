@@ -149,8 +149,8 @@ def test_a_new_certificate_is_by_the_same_authority(command, deployment):
     [
         (["--sites", "a,../b"], r"not '\.\./b'"),
         (["--sites", "a,a"], "site 'a' is named twice"),
-        (["--host", "fed example"], "--host wants a name"),
-        (["--rehearse"], "name it with --experiment"),
+        (["--host", "fed example"], "--host requires a name"),
+        (["--rehearse"], "add --experiment"),
     ],
 )
 def test_a_mistake_is_named(command, tmp_path, arguments, message):
@@ -159,7 +159,7 @@ def test_a_mistake_is_named(command, tmp_path, arguments, message):
 
 
 def test_another_address_needs_another_folder(command, deployment):
-    with pytest.raises(ConfigError, match="is of a server at localhost:1: take another folder"):
+    with pytest.raises(ConfigError, match="is of a server at localhost:1: use another folder"):
         command("init", deployment, "--host", "fed.example.org")
 
 

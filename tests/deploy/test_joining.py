@@ -113,7 +113,7 @@ def test_a_program_beside_the_start_script_is_not_imported(command, site):
 
 
 def test_the_operator_makes_no_key_for_a_site(command, invited):
-    with pytest.raises(ConfigError, match="is the operator's copy, and a site makes its keys where it is"):
+    with pytest.raises(ConfigError, match="is the operator's copy"):
         command("join", invited / "sites" / "north")
     assert not list(invited.rglob("site.key"))
 
@@ -127,7 +127,7 @@ def test_a_key_that_came_with_the_folder_is_not_taken(command, site, tmp_path, k
     (other / "noise.key").write_text("0" * 64)
     north = site("north")
     shutil.copy(other / key, north / key)
-    with pytest.raises(ConfigError, match=rf"{key}: there is no record that it was made here; .* --new-keys"):
+    with pytest.raises(ConfigError, match=rf"{key}: there is no record of its creation here; .* --new-keys"):
         command("join", north)
     joined(command, north, "--new-keys")
     assert (north / key).read_bytes() != (other / key).read_bytes()
@@ -177,7 +177,7 @@ def test_a_key_that_was_elsewhere_is_told_by_the_check_and_by_joining(
     assert " made here" in key_finding(command, north.rename(moved / "north"))  # on one disk it is the same file
     there = happens(moved / "north", tmp_path / "there", south)
     found = key_finding(command, there)
-    assert "  warning  " in found and "--new-keys` makes others" in found
+    assert "  warning  " in found and "--new-keys`" in found
     with pytest.raises(ConfigError, match="--new-keys"):
         command("join", there)
     joined(command, there, "--new-keys")
@@ -236,7 +236,7 @@ def test_another_key_of_a_site_and_a_key_of_another_site_are_refused(command, in
     command("admit", invited, second, "--replace")
     assert [key.line for key in Admission(invited).admitted()] == [second]
     for line in (first, f"{stolen} south"):
-        with pytest.raises(ConfigError, match="was revoked, and is never let in again"):
+        with pytest.raises(ConfigError, match="was revoked and cannot be admitted again"):
             command("admit", invited, line, "--replace")
     third = joined(command, south)
     command("admit", invited, third)
@@ -250,7 +250,7 @@ def test_a_revoked_site_is_let_in_by_new_keys_only(command, invited, site):
     line = joined(command, north)
     command("admit", invited, line)
     done = command("revoke", invited, "north")
-    assert done.exit_code == 1 and "revoked, and not cut off yet" in done.output  # no server runs here
+    assert done.exit_code == 1 and "revoked, but not disconnected yet" in done.output  # no server runs here
     assert Admission(invited).admitted() == [] and [key.encoded for key in Admission(invited).revoked()]
     with pytest.raises(ConfigError, match="was revoked"):
         command("admit", invited, line)
@@ -284,7 +284,7 @@ def test_the_server_is_told_who_is_let_in_and_who_no_more(command, invited, site
     assert command("admit", invited, joined(command, site("south"))).output.splitlines()[0] == "south: registered"
     assert command("admit", invited).output.splitlines() == ["north: registered before", "south: registered before"]
     done = command("admit", invited, joined(command, north, "--new-keys"), "--replace")
-    assert done.output.splitlines()[0].endswith("is no longer let in")
+    assert done.output.splitlines()[0].endswith("was unregistered")
     assert done.output.splitlines()[1] == "north: registered"
     assert command("revoke", invited, "south").exit_code == 0
     assert [node.status for node in known.values()] == ["unregistered", "unregistered", "online"]
@@ -296,14 +296,14 @@ def test_the_server_is_told_who_is_let_in_and_who_no_more(command, invited, site
 
 def test_without_a_line_the_server_must_be_there(command, invited, monkeypatch):
     monkeypatch.setattr("fed_distill.cli.sites._WAIT", 0.0)
-    with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:1 does not answer list-nodes: .* is the server started"):
+    with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:1 does not answer list-nodes: .* start the server"):
         command("admit", invited)
 
 
 def test_a_private_key_in_place_of_the_line_is_refused_and_not_kept(command, invited, site):
     north = site("north")
     joined(command, north)
-    with pytest.raises(ConfigError, match="this is a private key, which nobody but the site may have"):
+    with pytest.raises(ConfigError, match="this is a private key, which must stay at the site"):
         command("admit", invited, north / "site.key")
     assert b"PRIVATE KEY" not in b"".join(path.read_bytes() for path in (invited / "server" / "keys").iterdir())
 
@@ -311,18 +311,18 @@ def test_a_private_key_in_place_of_the_line_is_refused_and_not_kept(command, inv
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "a join line reads"),
-        ("north", "a join line reads"),
-        (line_of(ed25519.Ed25519PrivateKey.generate()), "a join line reads"),
-        (line_of(ec.generate_private_key(CURVES["ecdsa-sha2-nistp256"])), "a join line reads"),
+        ("", "a join line is"),
+        ("north", "a join line is"),
+        (line_of(ed25519.Ed25519PrivateKey.generate()), "a join line is"),
+        (line_of(ec.generate_private_key(CURVES["ecdsa-sha2-nistp256"])), "a join line is"),
         (
             line_of(ec.generate_private_key(CURVES["ecdsa-sha2-nistp256"])).replace("nistp256", "nistp384", 1),
             "has no elliptic curve key on P-384",
         ),
         ("ecdsa-sha2-nistp384 AAAA north", "has no elliptic curve key on P-384"),
-        (line_of(ec.generate_private_key(ec.SECP384R1())) + "/../x", "a site is called by"),
-        (line_of(ec.generate_private_key(ec.SECP384R1())) + "\x1b[2J", "a site is called by"),
-        ('command="sh" ' + line_of(ec.generate_private_key(ec.SECP384R1())), "a join line reads"),
+        (line_of(ec.generate_private_key(ec.SECP384R1())) + "/../x", "the name of a site"),
+        (line_of(ec.generate_private_key(ec.SECP384R1())) + "\x1b[2J", "the name of a site"),
+        ('command="sh" ' + line_of(ec.generate_private_key(ec.SECP384R1())), "a join line is"),
     ],
     ids=("empty", "a name", "Ed25519", "P-256", "P-256 named P-384", "no key", "a path", "an escape", "an option"),
 )

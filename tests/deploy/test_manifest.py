@@ -171,7 +171,7 @@ def test_the_fingerprint_tells_another_proxy_set_or_order_of_classes(task, make_
 @pytest.mark.parametrize("content", ["{}", "[", '{"task": 1, "texts": [], "pairs": null}'])
 def test_a_file_that_is_no_proxy_set_is_named(tmp_path, content):
     (tmp_path / "proxy.json").write_text(content)
-    with pytest.raises(DataError, match=r"proxy\.json is not a proxy set"):
+    with pytest.raises(DataError, match=r"proxy\.json is not a valid proxy set"):
         PublicPart.read(tmp_path / "proxy.json")
 
 

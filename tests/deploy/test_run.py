@@ -151,7 +151,7 @@ def test_data_that_are_elsewhere_can_neither_be_pooled_nor_dealt(command, tiny_e
     file = tmp_path / "server.toml"
     changes = {"data.clients": "elsewhere", "controls": ["server"]}
     file.write_text(tiny_experiment(tmp_path, changes).to_toml(), encoding="utf-8")
-    with pytest.raises(ConfigError, match="no merchants to deal"):
+    with pytest.raises(ConfigError, match="no merchants to assign"):
         command("init", tmp_path / "made", "--sites", "a", "--experiment", file, "--rehearse")
 
 

@@ -88,7 +88,7 @@ def test_a_log_that_ends_before_its_run_is_no_end(run_at):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (httpx.ConnectError("refused"), "cannot be reached .* is it started"),
+        (httpx.ConnectError("refused"), "cannot be reached .* start it on this machine"),
         (
             httpx.HTTPStatusError("403", request=None, response=httpx.Response(403, text="closed")),
             "refuses this: closed",
@@ -101,7 +101,7 @@ def test_a_server_that_does_not_take_it_is_an_error(run_at, error, told):
 
 
 def test_what_is_no_deployment_or_has_no_sites_is_told(tmp_path, folder):
-    with pytest.raises(ConfigError, match="is no deployment"):
+    with pytest.raises(ConfigError, match="is not a deployment"):
         Deployed(tmp_path / "nowhere")
     for key in (folder / "server" / "keys").iterdir():
         key.unlink()

@@ -242,11 +242,11 @@ def test_no_app_that_a_server_sends_runs_at_any_site(deployment, app):
     """
     before = {name: contents(deployment.folder / "sites" / name / "state") for name in SITES}
     sent = deployment.run(BIN / "flwr", "run", app, "prod", "--stream")
-    assert sent.stdout.count("this site runs") >= len(SITES), sent.stdout + sent.stderr
+    assert sent.stdout.count("this site accepts") >= len(SITES), sent.stdout + sent.stderr
     assert "TAKEN" not in sent.stdout
     for name in SITES:
         folder = deployment.folder / "sites" / name
-        assert "Refused a message of run" in deployment.log(name)
+        assert "Rejected a message of run" in deployment.log(name)
         assert "rule app: the server sent the app" in deployment.log(name)
         assert contents(folder / "state") == before[name]
         assert not (folder / "imported").exists() and not (folder / "flwr" / "apps").exists()
@@ -332,8 +332,8 @@ def test_a_site_that_meets_an_expired_certificate_ends_and_comes_back_when_it_is
     for name, process in deployment.sites.items():
         wait_until(lambda process=process: process.poll() is not None, deployment.server, name)
         assert process.returncode == 1
-        assert "The server is given up" in deployment.log(name)
-        assert "is the operator's to renew" in deployment.log(name)
+        assert "Lost the server" in deployment.log(name)
+        assert "must be renewed by the operator" in deployment.log(name)
     deployment.stop_server()
     arguments = ["sites", "init", str(deployment.folder), "--renew"]
     assert CliRunner().invoke(command_line, arguments, catch_exceptions=False).exit_code == 0
@@ -343,7 +343,7 @@ def test_a_site_that_meets_an_expired_certificate_ends_and_comes_back_when_it_is
 
     def is_back():
         if started[-1].poll() is not None:  # Flower still takes it as there, for as long as it waits for a sign of life
-            assert "code 2004" in deployment.log("north") and "it is let in again a minute" in deployment.log("north")
+            assert "code 2004" in deployment.log("north") and "it is accepted again a minute" in deployment.log("north")
             started.append(deployment.start_site(deployment.folder / "sites" / "north", port))
         return "SuperNode ID" in deployment.log("north") and is_online(deployment, "north")
 

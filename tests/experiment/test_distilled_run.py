@@ -196,13 +196,13 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill.transfer": ["attention"]}, "attention compares the positions of a text"),
+        ({"distill.transfer": ["attention"]}, "attention requires states per position"),
         ({"distill.transfer": ["hints", "hints"]}, "transfer names hints twice"),
         ({"distill.weights": {"hints": 2.0}}, "a weight is given to hints"),
         ({"training.r_drop": 1.0}, "student two-tower has none"),
         ({"student.masked_epochs": 1.0}, "two-tower does not read a text token by token"),
-        ({"distill.transfer": ["hidden"], "federation": {"method": "dsfl"}}, "has no kind that reads soft labels"),
-        ({"distill.transfer": ["hidden"], "federation": {"method": "pate"}}, "has no kind that reads soft labels"),
+        ({"distill.transfer": ["hidden"], "federation": {"method": "dsfl"}}, "has no kind that uses soft labels"),
+        ({"distill.transfer": ["hidden"], "federation": {"method": "pate"}}, "has no kind that uses soft labels"),
         (
             {"federation": {"method": "fedmd", "aggregator": "krum"}},
             "method fedmd sends no weights that aggregator krum could merge: set federation.aggregator = 'fedavg'",

@@ -66,7 +66,7 @@ def test_a_run_with_too_little_noise_for_any_promise_ends_and_says_so(tiny_exper
     told = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["privacy"]
     assert (told["unit"], told["epsilon"], told["noise_multiplier"]["most"]) == ("example", None, 1e-3)
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert "promises nothing: no ε is large enough" in report and "with ε =" not in report
+    assert "there is no guarantee: no ε is large enough" in report and "with ε =" not in report
 
 
 def test_a_merchant_whose_budget_covers_a_part_of_the_run_leaves_it_to_the_others(limited, simulate):
@@ -109,9 +109,9 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"privacy.unit": "merchant", "federation.method": "fedmd"}, "needs a method that sends weights only"),
-        ({"privacy.unit": "merchant", "federation.aggregator": "fedmedian"}, "and aggregator fedavg, not"),
-        ({"privacy.unit": "vote"}, "needs a method that sends votes only, such as pate"),
+        ({"privacy.unit": "merchant", "federation.method": "fedmd"}, "choose a method that sends weights only"),
+        ({"privacy.unit": "merchant", "federation.aggregator": "fedmedian"}, "with aggregator fedavg, not"),
+        ({"privacy.unit": "vote"}, "choose a method that sends votes only, such as pate"),
         (
             {"privacy.weighting": "examples-squared", "federation.aggregator": "fedmedian"},
             "is for aggregator fedavg, not fedmedian",

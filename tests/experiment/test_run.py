@@ -259,7 +259,7 @@ def test_another_seed_is_another_student_on_the_same_test_set(tiny_experiment, s
 
 
 def test_a_finished_run_is_not_written_over(tiny_run, simulate):
-    with pytest.raises(ConfigError, match="exists already: go on with it by --resume, or start another run by --name"):
+    with pytest.raises(ConfigError, match="exists: continue this run with --resume, or start another one with --name"):
         simulate(tiny_run.experiment)
 
 

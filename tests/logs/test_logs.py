@@ -135,7 +135,7 @@ def test_a_run_is_told_in_lines_with_its_rounds_and_no_merchants_text(tiny_exper
     assert [line["facts"]["train_loss"] for line in rounds] == recorded
     asked = [line for line in told if line["message"] == "asked for train.merchants"]
     assert [line["site"] for line in asked] == ["0", "1"] * 2
-    assert told[-1]["message"] == "the run has ended" and told[-1]["facts"]["report"].endswith("/tiny/report.html")
+    assert told[-1]["message"] == "run finished" and told[-1]["facts"]["report"].endswith("/tiny/report.html")
     whole = json.dumps(told, ensure_ascii=False)
     texts = {text for merchant in load(experiment.data).merchants.values() for text in merchant.train.texts}
     assert len(texts) > 50 and not [text for text in texts if text in whole]

@@ -143,7 +143,7 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
         mechanism(unit).check(
             Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentWeights, ClassMeans)
         )
-    with pytest.raises(ConfigError, match="computed on private examples without noise"):
+    with pytest.raises(ConfigError, match="computed from private examples without noise"):
         mechanism(unit).check_covered("fd", (ClassMeans,))
 
 

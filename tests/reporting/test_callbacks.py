@@ -126,7 +126,7 @@ def test_an_unknown_callback_is_named_with_the_nearest():
 def test_an_own_callback_must_be_one_and_need_no_arguments(own_module):
     with pytest.raises(ConfigError, match=r"'my_callbacks:NotACallback' must be a subclass of fed_distill.*Callback"):
         CallbackList.from_names(["my_callbacks:NotACallback"])
-    with pytest.raises(ConfigError, match=r"made without arguments: .*path"):
+    with pytest.raises(ConfigError, match=r"constructor without arguments: .*path"):
         CallbackList.from_names(["my_callbacks:NeedsArguments"])
 
 

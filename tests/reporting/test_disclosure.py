@@ -106,7 +106,7 @@ def test_the_report_marks_and_explains(private_summary, summary):
 
 
 def test_the_report_says_who_can_remove_the_noise(private_summary):
-    seeded = "noise comes from the run's seed, so whoever knows the seed can remove it"
+    seeded = "noise is derived from the run's seed, so anyone who has the seed can subtract it"
     assert seeded in " ".join(promises(private_summary))
     real = " ".join(promises(private_summary_of(1, reproducible_noise=False)))
     assert seeded not in real and "its seed does not reproduce it" in real
@@ -117,8 +117,8 @@ def test_the_report_says_how_many_examples_share_a_group(private_summary):
     assert private_summary["privacy"]["largest_group"] == 12
     assert "up to 12 examples of a merchant share a group" in " ".join(promises(private_summary))
     for unit, known, unknown in (
-        ("example", "up to 12 examples", "How many examples share a group, such as one offer, is not known here"),
-        ("group", "how many examples one group has is 12 at most", "is not known here, since sites do not tell"),
+        ("example", "up to 12 examples", "The sizes of groups of examples, such as one offer, are unknown here"),
+        ("group", "the number of examples per group is at most 12", "unknown here, because sites do not send it"),
     ):
         assert known in " ".join(promises(private_summary_of(1, unit=unit)))
         real = private_summary_of(1, reproducible_noise=False, unit=unit)

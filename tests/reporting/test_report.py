@@ -123,7 +123,7 @@ def test_adaptation_account_command_words_and_privacy_are_told(run_folder, page)
     assert f"fed-distill run {run_folder}/experiment.toml --name pricerunner-again" in text
     assert "seed 1: distillation: undone, it fell to 0.9630" in text
     assert "rows read 35,311" in text and "duplicate 401" in text
-    assert "no differential privacy in this run" in text
+    assert "run had no differential privacy" in text
     assert all(word in text for word in GLOSSARY)
     assert "learning_rate = 0.003" in text
 
@@ -135,7 +135,7 @@ def test_the_report_can_be_written_again_and_is_the_same(run_folder):
 
 def test_one_seed_says_that_luck_cannot_be_told(one_seed_summary):
     html = render(one_seed_summary, [], "", "runs/one")
-    assert "One seed: how much of a difference is luck cannot be told from this run." in html
+    assert "With one seed, differences may be due to chance." in html
     Page(html)
 
 
@@ -159,7 +159,7 @@ def test_a_run_with_next_to_nothing_in_it_has_a_report(one_seed_summary):
     html = render(bare, [], "", "runs/bare")
     Page(html)
     assert f"{MAIN}: gap closed is not defined on seed 0: a reason." in html
-    assert "Who gains" not in html and "How it learned" not in html
+    assert "Who gains" not in html and "Learning curves" not in html
 
 
 def test_personal_adaptation_is_shown_before_and_after(summary):
@@ -173,7 +173,7 @@ def test_personal_adaptation_is_shown_before_and_after(summary):
 
 def test_a_run_that_has_not_ended_has_no_report(run_folder):
     (run_folder / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match="has not ended"):
+    with pytest.raises(CheckpointError, match="is not finished"):
         write_report(run_folder)
 
 

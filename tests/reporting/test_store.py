@@ -43,7 +43,7 @@ def test_a_new_run_holds_the_complete_experiment_and_the_versions(folder):
 def test_an_existing_run_is_not_written_over(folder):
     RunStore.create(folder, EXPERIMENT).close()
     before = sorted(path.name for path in folder.parent.rglob("*"))
-    with pytest.raises(ConfigError, match=r"trial exists already: .*--resume.*--name"):
+    with pytest.raises(ConfigError, match=r"trial exists: continue this run: .*--resume.*--name"):
         RunStore.create(folder, EXPERIMENT)
     assert sorted(path.name for path in folder.parent.rglob("*")) == before
 
@@ -51,7 +51,7 @@ def test_an_existing_run_is_not_written_over(folder):
 def test_a_folder_with_other_things_in_it_is_not_written_into(folder):
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists: continue this run"):
         RunStore.create(folder, EXPERIMENT)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
@@ -208,7 +208,7 @@ def test_there_must_be_a_run_to_resume(folder):
     with pytest.raises(CheckpointError, match=r"no run in .*trial to resume: .*without --resume"):
         RunStore.resume(folder, EXPERIMENT)
     folder.mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"experiment\.toml is missing, .*put it back, or use another --name"):
+    with pytest.raises(CheckpointError, match=r"experiment\.toml is missing, .*restore it or use another --name"):
         RunStore.resume(folder, EXPERIMENT)
 
 
@@ -313,7 +313,7 @@ def test_the_student_is_replaced_as_a_whole(folder):
 
 def test_the_summary_is_read_back_and_a_missing_one_explained(folder):
     with RunStore.create(folder, EXPERIMENT) as store:
-        with pytest.raises(CheckpointError, match=r"has not ended; .*--resume"):
+        with pytest.raises(CheckpointError, match=r"is not finished; .*--resume"):
             read_summary(folder)
         store.write_summary({"schema": 1, "student": {"auc": None}})
     assert read_summary(folder) == {"schema": 1, "student": {"auc": None}}
@@ -326,5 +326,5 @@ def test_what_an_audit_found_is_read_from_the_summary_or_its_damage_named(folder
             assert read_audit(folder) == audit
         for damaged in ({}, {"privacy": None}, {"privacy": {"unit": "none"}}):
             store.write_summary(damaged)
-            with pytest.raises(CheckpointError, match=r"summary\.json does not tell of privacy: .*delete it"):
+            with pytest.raises(CheckpointError, match=r"summary\.json has no entry for the audit: .*delete it"):
                 read_audit(folder)

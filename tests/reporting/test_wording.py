@@ -99,7 +99,7 @@ def test_the_verdict_names_the_controls_that_were_not_run(summary):
 
 
 def test_privacy_claims_no_more_than_there_was(summary):
-    assert "no differential privacy in this run" in privacy(summary)
+    assert "run had no differential privacy" in privacy(summary)
     config = PrivacyConfig(unit="example", epsilon=3.0)
     summary["privacy"] = account(mechanism("example"), config, Spent(5, 2.99, 1e-5, 0.8, 1.25), (StudentWeights,))
     told = privacy(summary)
