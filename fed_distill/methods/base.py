@@ -1,7 +1,7 @@
-"""A federated method: what is sent, what is trained, and how it is merged. Nothing else.
+"""The interface of federated methods: what is sent, what is trained, and how it is aggregated.
 
-A method is a frozen dataclass whose fields are its options. It never opens a data loader, never calls an
-optimizer and never knows which runtime carries it.
+A method is a frozen dataclass with its options as fields. It does not depend on data loaders, optimizers or the
+runtime.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,24 +20,24 @@ __all__ = ["GlobalState", "Method", "Trained", "replace"]
 
 
 Service = Literal["average", "tally", "distil", "distil_anew", "train_teacher"]
-"""What a server can do for a method while it merges a round, by the names of the functions of ``Services``."""
+"""Services of the server for a method's ``merge``; the names of the functions of ``Services``."""
 Keeps = Literal["nothing", "own_student", "last_student", "control_variate"]
-"""What a merchant keeps between rounds, in its site's store: nothing; a student of its own, which it trains on; the
-student that it trained last, which it compares with; or what corrects its gradients (``HasControlVariate``)."""
+"""State of a merchant between rounds, in its site's store: none; its own student, which it continues to train; the
+student that it trained last, as a reference; or a control variate (``HasControlVariate``)."""
 
 
 @dataclass(frozen=True)
 class GlobalState:
-    """What the server knows between rounds: data alone, all of which is in the checkpoint or known before the run.
+    """The server's state between rounds: data only, all of it in the checkpoint or known before the run.
 
-    :param round: rounds completed.
-    :param weights: of the global student.
-    :param teacher_labels: the teacher's probabilities on the proxy set ``[proxy, classes]``, as it is now.
-    :param consensus: the merchants' merged probabilities on it, once there are any.
-    :param teacher_weights: of the teacher, where a method has trained it (``Services.train_teacher``), else empty.
-    :param kept: what a method itself carries from round to round beside these, by name.
-    :param population: merchants of the federation, whether they take part in a round or not.
-    :param rounds: how many are planned.
+    :param round: number of completed rounds
+    :param weights: weights of the global student
+    :param teacher_labels: the teacher's current probabilities on the proxy set ``[proxy, classes]``
+    :param consensus: the merchants' aggregated probabilities on the proxy set, or None in the first round
+    :param teacher_weights: weights of a teacher trained by the method (``Services.train_teacher``), else empty
+    :param kept: other state of the method, by name
+    :param population: number of merchants in the federation, participating or not
+    :param rounds: number of planned rounds
     """
 
     round: int
@@ -51,34 +51,36 @@ class GlobalState:
 
 
 class Services(Protocol):
-    """What the server does for a method while it merges a round. A method names those that it ``uses``."""
+    """Services of the server for a method's ``merge``; a method declares those that it ``uses``."""
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
-        """The configured aggregator: from the merchants' weights to the next global weights."""
+        """Aggregate the merchants' weights with the configured aggregator and return the next global weights."""
 
     def tally(self, votes: Tensor) -> Tensor:
-        """From counts of votes ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none."""
+        """Convert counts of votes ``[proxy, classes]`` to labels, int64 ``[proxy]``, negative for none."""
 
     def distil(self, weights: Weights, plan: Plan) -> Weights:
-        """The global student trained onwards from ``weights``, by phases over the proxy set."""
+        """Continue training of the global student from ``weights`` with phases on the proxy set."""
 
     def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """The global student re-initialised and distilled: with soft labels of the proxy set ``[proxy, classes]`` in
-        the place of the teacher's, and all else as the server's own student was. ``temperature``: theirs throughout,
-        where it is not the teacher's."""
+        """Re-initialise and distil the global student like the server's own, with other soft labels.
+
+        :param soft_labels: soft labels of the proxy set ``[proxy, classes]``, in place of the teacher's
+        :param temperature: constant temperature; None for the teacher's
+        """
 
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
-        """``state`` with the teacher trained onwards by ``plan``: its weights, and its labels of the proxy set."""
+        """Continue training of the teacher by ``plan``; return ``state`` with its weights and proxy labels."""
 
 
 @dataclass(frozen=True)
 class Trained:
     """One merchant after training.
 
-    weights: what changed (whole, or the touched rows). predict_proxy: the trained student's probabilities on the proxy
-    set ``[proxy, classes]``, computed when called. class_means: the means of its probabilities over the private
-    examples of each class, computed when called; what sees private examples after training is refused if protected.
-    steps, learning_rate: how many steps it took, and the rate of each (but for a phase's own scale).
+    weights: changed weights (whole, or the touched rows). predict_proxy: computes the trained student's probabilities
+    on the proxy set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private
+    examples of each class; not available with privacy, as it uses private examples after training. steps,
+    learning_rate: number of steps and the rate of each, without the scale of a phase.
     """
 
     merchant: str
@@ -91,12 +93,12 @@ class Trained:
 
 
 class Method(Protocol):
-    """The two halves of a federated algorithm, side by side.
+    """Both halves of a federated algorithm, of server and merchant.
 
-    What it declares is what checks, privacy and bytes rest on. ``sends`` and ``receives``: the kinds of payloads in its
-    uplinks and downlinks; a site sends no other and reads no other. ``keeps``: what a merchant keeps between rounds;
-    with ``own_student`` merchants may have students of different kinds, else each round starts from the weights in the
-    downlink. Of a plan's pair only the own student is kept. ``uses``: the services that its merge asks for.
+    Checks, privacy and measured bytes rely on its declarations. ``sends`` and ``receives``: kinds of payloads in
+    uplinks and downlinks; a site rejects others. ``keeps``: a merchant's state between rounds; with ``own_student``
+    merchants may have different student models, otherwise each round starts from the weights in the downlink; of a
+    plan's pair only the own student is kept. ``uses``: services of the server that ``merge`` calls.
     """
 
     sends: ClassVar[Kinds]
@@ -105,40 +107,40 @@ class Method(Protocol):
     uses: ClassVar[tuple[Service, ...]]
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """Server, start of a round: what every merchant gets."""
+        """Server, at the start of a round: return the message to every merchant."""
 
     def plan(self, down: Downlink) -> Plan:
-        """Merchant: the phases to train."""
+        """Merchant: return the phases to train."""
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Merchant: what leaves it."""
+        """Merchant: return the message to the server."""
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Server, while the merchants' uplinks come in: the next state, its ``round`` one higher.
+        """Server, while uplinks arrive: return the next state, with ``round`` increased by one.
 
-        ``up`` is ordered by merchant and iterated once; keep sums of it rather than the uplinks themselves, so that
-        memory does not grow with the number of merchants.
+        ``up`` is ordered by merchant and iterated once. Accumulate sums instead of uplinks, so that memory does not
+        grow with the number of merchants.
         """
 
 
 @runtime_checkable
 class HasControlVariate(Protocol):
-    """A method whose merchants correct their gradients by something that they keep between rounds.
+    """A method with corrected gradients, whose correction depends on a merchant's state between rounds.
 
-    Its plan says which phases are corrected. What is kept is in the site's store, and never leaves it as such.
+    The plan marks the corrected phases. The state is in the site's store and is not sent itself.
     """
 
     def correction(self, down: Downlink, kept: Weights | None) -> Weights:
-        """Merchant, before training: what is added to the gradient of every step; None was kept by who is new."""
+        """Merchant, before training: return the term added to the gradient of every step; ``kept`` is None at first."""
 
     def keep(self, trained: Trained, down: Downlink, kept: Weights | None) -> Weights:
-        """Merchant, after training: what it keeps for its next round, in the place of what it had ``kept``."""
+        """Merchant, after training: return the next state in place of ``kept``."""
 
 
 @runtime_checkable
 class ValidatesConfig(Protocol):
-    """A method that cannot do with every experiment."""
+    """A method that does not support every experiment."""
 
     def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
-        """Server, before a run: ConfigError if this federation, whose merchants train so, or a task of so many classes
-        will not do."""
+        """Server, before a run: raise ConfigError if the method does not support this federation, the merchants'
+        training, or the number of classes."""

@@ -1,4 +1,4 @@
-"""What a method must declare, and find in an experiment."""
+"""Check a method's declarations and its requirements on the experiment."""
 
 from fed_distill.config import Experiment, FederationConfig
 from fed_distill.distill.transfer import check_soft_label_transfer
@@ -14,12 +14,11 @@ DECLARED = {
     "keeps": 'what a merchant keeps between rounds, for example keeps: ClassVar[Keeps] = "nothing"',
     "uses": 'what its merge asks of the server, for example uses: ClassVar[tuple[Service, ...]] = ("average",)',
 }
-"""What a method must declare, with an example for who wrote one without."""
+"""Required declarations of a method, with an example."""
 
 
 def check_declared(name: str, method: Method) -> None:
-    """ConfigError unless the method declares what checks, privacy and bytes rest on, and each of its payloads has
-    records of its own."""
+    """Raise ConfigError unless the method has all declarations, and its payloads have distinct records."""
     for declared, what in DECLARED.items():
         if getattr(method, declared, None) is None:
             raise ConfigError(f"method {name} does not declare `{declared}`: {what}")
@@ -34,7 +33,7 @@ def check_declared(name: str, method: Method) -> None:
 
 
 def check(experiment: Experiment, federation: FederationConfig, method: Method) -> None:
-    """ConfigError unless the method declares what it does, and the experiment has what that takes."""
+    """Raise ConfigError unless the method has all declarations and the experiment meets its requirements."""
     check_declared(federation.method, method)
     if "distil_anew" in method.uses:
         check_soft_label_transfer(experiment.distill)
@@ -48,7 +47,7 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
 
 
 def check_task(experiment: Experiment, federation: FederationConfig, method: Method, classes: int) -> None:
-    """ConfigError for a method that cannot be trained as merchants do, or on a task of so many classes."""
+    """Raise ConfigError if the method does not support the merchants' training or the number of classes."""
     mechanism = mechanism_of(experiment, federation.title)
     private = experiment.privacy if isinstance(mechanism, AtMerchants) else None
     if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):

@@ -1,10 +1,10 @@
-"""FedMD whose consensus a minority of lying merchants cannot move: a robust mean in place of the mean.
+"""FedMD with a robust mean as consensus, which a Byzantine minority of merchants cannot move far.
 
 Chang et al., "Cronus: Robust and heterogeneous collaborative learning with black-box knowledge transfer", 2019: a
-merchant sends soft labels on the public set, the server takes a robust mean of them, example by example, and merchants
-learn it and then their own data again, as in ``fedmd`` (in the paper both at once). A liar reaches a few numbers an
-example, not the millions of a student, which is what makes robust means work. All merchants' soft labels are held in
-memory to compare them.
+merchant sends soft labels on the public set, the server computes their robust mean per example, and merchants train on
+it and then on their own data, as in ``fedmd`` (in the paper on both at once). A Byzantine merchant controls a few
+numbers per example instead of the millions of a student, which makes robust means effective. All merchants' soft labels
+are held in memory.
 """
 
 from collections.abc import Iterable
@@ -25,16 +25,16 @@ from fed_distill.transport.messages import Uplink
 
 @dataclass(frozen=True)
 class Cronus(FedMD):
-    """robust: the robust mean: ``filter`` (the paper's), ``median`` or ``trimmed-mean``. liar_share: share of liars
-    expected, below 0.5: merchants left out of an example at most, by ``trimmed-mean`` at each end. teacher_share:
-    weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method. Other options as of ``fedmd``."""
+    """robust: the robust mean: ``filter`` (the paper's), ``median`` or ``trimmed-mean``. liar_share: expected share of
+    Byzantine merchants, below 0.5: maximum share excluded per example, for ``trimmed-mean`` at each end. teacher_share:
+    weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method. Other options: see ``fedmd``."""
 
     robust: Literal["filter", "median", "trimmed-mean"] = "filter"
     liar_share: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
-        """The robust mean of the merchants' soft labels."""
+        """Return the robust mean of the merchants' soft labels."""
         sent = [labels.probabilities for uplink in up if (labels := uplink.get(SoftLabels)) is not None]
         if not sent:
             raise UplinkRejected("no merchant sent soft labels that could be merged")

@@ -1,10 +1,10 @@
-"""FedMD whose consensus is sharper than the mean, which merchants with unlike data make nearly uniform.
+"""FedMD with a sharpened consensus, since the mean over merchants with heterogeneous data is nearly uniform.
 
 Itahara et al., "Distillation-based semi-supervised federated learning for communication-efficient collaborative
 training with non-IID private data", IEEE Transactions on Mobile Computing 2021 (DS-FL): entropy reduction aggregation
-(ERA) takes the softmax of the mean probabilities at a temperature below 1, softmax(mean / T). Azuma et al., "Soft-label
-caching and sharpening for communication-efficient federated distillation", 2025 (SCARLET), take a power instead,
-mean^beta / sum mean^beta: beta = 1 leaves a mean as it is, and a certain one stays certain, neither of which ERA does.
+(ERA) is the softmax of the mean probabilities at a temperature below 1, softmax(mean / T). Azuma et al., "Soft-label
+caching and sharpening for communication-efficient federated distillation", 2025 (SCARLET), use a power instead,
+mean^beta / sum mean^beta: unlike ERA, it is the identity for beta = 1, and one-hot means are fixed points.
 """
 
 from collections.abc import Iterable
@@ -24,9 +24,9 @@ from fed_distill.transport.messages import Uplink
 
 @dataclass(frozen=True)
 class DSFL(FedMD):
-    """aggregation: how the mean is sharpened: ``era``, ``enhanced-era`` (the power), or ``mean`` for not at all.
-    era_temperature: T of ``era``; 0.1 is the paper's. beta: exponent of ``enhanced-era``. teacher_share: weight of the
-    teacher beside the sharpened mean, in [0, 1]; 0 is the paper's method. Other options as of ``fedmd``."""
+    """aggregation: sharpening of the mean: ``era``, ``enhanced-era`` (the power), or ``mean`` for none.
+    era_temperature: T of ``era``; 0.1 in the paper. beta: exponent of ``enhanced-era``. teacher_share: weight of the
+    teacher beside the sharpened mean, in [0, 1]; 0 is the paper's method. Other options: see ``fedmd``."""
 
     aggregation: Literal["era", "enhanced-era", "mean"] = "era"
     era_temperature: PositiveFloat = 0.1
@@ -34,7 +34,7 @@ class DSFL(FedMD):
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
-        """The merchants' mean, sharpened."""
+        """Return the sharpened mean of the merchants' soft labels."""
         mean = super().agree(state, up)
         if self.aggregation == "era":
             return torch.softmax(mean / self.era_temperature, dim=-1)

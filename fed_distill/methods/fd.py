@@ -1,16 +1,15 @@
-"""Soft labels by class instead of by proxy example: merchants agree on what their students make of each class.
+"""Federated distillation with soft labels per class instead of per proxy example.
 
 Jeong et al., "Communication-efficient on-device machine learning: federated distillation and augmentation under
 non-IID private data", 2018, algorithm 1 (FD): a merchant sends the mean of its student's probabilities over its own
 examples of each class, and the server averages them; a merchant's loss is the cross-entropy with the label plus gamma
-times the cross-entropy with the mean of that label's class. The means are over all merchants that have the class; the
-paper leaves a merchant's own out of those that it learns from, a difference that shrinks with their number. They are
-computed on private examples, after training: no unit of privacy covers them, and a protected run with ``fd`` is
-refused.
+times the cross-entropy with the mean of that label's class. Means are over all merchants that have the class; the paper
+excludes a merchant's own mean from its target, a difference that vanishes with many merchants. They are computed from
+private examples after training, so no privacy unit covers them, and ``fd`` is rejected in a private run.
 
-The paper has no global student. Here the server teaches one anew, from the teacher's soft labels of the proxy set seen
-through the class means: sum over c of p_teacher(c | x) times the mean of class c. A class that no merchant has told of
-keeps its own label.
+The paper has no global student. Here the server re-initialises and distils one from the teacher's soft labels on the
+proxy set mapped through the class means: sum over c of p_teacher(c | x) times the mean of class c. A class without a
+mean keeps its one-hot label.
 """
 
 from collections.abc import Iterable
@@ -33,8 +32,8 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class FD:
-    """local_epochs: epochs on private examples. gamma: weight of the class means in a merchant's loss, of the label 1.
-    teacher_share: weight of the teacher's soft labels beside what the class means make of them, in [0, 1]."""
+    """local_epochs: epochs on private examples. gamma: weight of the class means in a merchant's loss, relative to 1
+    for the label. teacher_share: weight of the teacher's soft labels beside the mapped ones, in [0, 1]."""
 
     local_epochs: PositiveFloat = 1.0
     gamma: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
@@ -45,20 +44,20 @@ class FD:
     receives: ClassVar[Kinds] = (ClassMeans,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The class means; nothing before there are any."""
+        """Send the class means; nothing before the first round."""
         return Downlink(state.round + 1, () if (means := known(state)) is None else (means,))
 
     def plan(self, down: Downlink) -> Plan:
-        """Private examples, with their labels and what the merchants make of them."""
+        """Train on private labels and the class means."""
         return Plan((Phase(regularized(down.get(ClassMeans), self.gamma), epochs=self.local_epochs),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """The means over private examples; no weights."""
+        """Send the class means over private examples; no weights."""
         return Uplink(trained.merchant, trained.examples, (trained.class_means(),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Average by class (each merchant that has it counts the same; a class that nobody has told of this time keeps
-        its mean), and teach the global student."""
+        """Average by class, with equal weight per merchant (a class without any mean keeps the previous one), and
+        distil the global student."""
         running = RunningClassMeans(state.teacher_labels.shape[1])
         for uplink in up:
             if (means := uplink.get(ClassMeans)) is not None:
@@ -71,13 +70,13 @@ class FD:
 
 
 def known(state: GlobalState) -> ClassMeans | None:
-    """The class means that the server keeps; None before the first round is merged."""
+    """Return the server's class means; None before the first round."""
     return ClassMeans(**state.kept) if state.kept else None
 
 
 def regularized(means: ClassMeans | None, gamma: float) -> Objective:
-    """Objective: cross-entropy with the reference ``labels``, plus ``gamma`` times that with the mean of the label's
-    class; without any mean of that class, or of any, with the label alone."""
+    """Return the objective: cross-entropy with the reference ``labels``, plus ``gamma`` times that with the mean of the
+    label's class; without a mean of that class, cross-entropy only."""
     if means is None:
         return hard_labels()
 
@@ -90,6 +89,6 @@ def regularized(means: ClassMeans | None, gamma: float) -> Objective:
 
 
 def through(means: ClassMeans, teacher_labels: Tensor) -> Tensor:
-    """The teacher's soft labels ``[proxy, classes]`` with the mean of each class in the place of its label."""
+    """Map the teacher's soft labels ``[proxy, classes]`` through the class means."""
     own = torch.eye(len(means.present), dtype=teacher_labels.dtype)
     return teacher_labels @ torch.where(means.present.unsqueeze(1), means.probabilities, own)

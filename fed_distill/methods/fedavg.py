@@ -1,7 +1,7 @@
 """Federated averaging without a teacher: train on private labels, average the weights.
 
-McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017,
-algorithm 1. How the weights are averaged is the aggregator's choice.
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017, algorithm 1.
+The aggregator is configurable.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class FedAvg:
-    """local_epochs: epochs over a merchant's private examples in a round (E in the paper)."""
+    """local_epochs: epochs on a merchant's private examples per round (E in the paper)."""
 
     local_epochs: PositiveFloat = 1.0
     keeps: ClassVar[Keeps] = "nothing"
@@ -27,17 +27,17 @@ class FedAvg:
     receives: ClassVar[Kinds] = (StudentWeights,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The global student."""
+        """Send the global student."""
         return Downlink(state.round + 1, (StudentWeights(state.weights),))
 
     def plan(self, down: Downlink) -> Plan:
-        """Private labels only."""
+        """Train on private labels."""
         return Plan((Phase(hard_labels(), epochs=self.local_epochs),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """The trained weights."""
+        """Send the trained weights."""
         return Uplink(trained.merchant, trained.examples, (StudentWeights.of(trained.weights),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """The aggregator's average."""
+        """Aggregate the weights."""
         return replace(state, round=state.round + 1, weights=server.average(state.weights, up))

@@ -1,7 +1,7 @@
-"""FedAvg whose merchants also distil from the teacher: private labels, then the teacher's soft labels on the proxy.
+"""FedAvg with local distillation from the teacher: private labels, then the teacher's soft labels on the proxy set.
 
-The distillation loss is Hinton et al., "Distilling the knowledge in a neural network", 2015, section 2; the
-averaging is McMahan et al., AISTATS 2017. The proxy phase keeps merchants from drifting apart.
+The distillation loss is Hinton et al., "Distilling the knowledge in a neural network", 2015, section 2; the averaging
+is McMahan et al., AISTATS 2017. The proxy phase reduces client drift.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from fed_distill.transport.messages import Downlink, Kinds
 
 @dataclass(frozen=True)
 class FedAvgKD(FedAvg):
-    """proxy_steps: batches of the proxy set in a round. temperature: of the distillation loss. proxy_rate_scale: factor
-    on the learning rate of these batches, for where private steps want another one, as under DP."""
+    """proxy_steps: batches of the proxy set per round. temperature: of the distillation loss. proxy_rate_scale: factor
+    on the learning rate of these batches, if private steps need a different one, as under DP."""
 
     proxy_steps: Annotated[int, Field(ge=0)] = 16
     temperature: PositiveFloat = 2.0
@@ -30,11 +30,11 @@ class FedAvgKD(FedAvg):
     receives: ClassVar[Kinds] = (StudentWeights, SoftLabels)
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The global student and the teacher's soft labels."""
+        """Send the global student and the teacher's soft labels."""
         return super().broadcast(state).having(SoftLabels(state.teacher_labels))
 
     def plan(self, down: Downlink) -> Plan:
-        """Private labels, then the teacher's soft labels on part of the proxy set."""
+        """Train on private labels, then on the teacher's soft labels for a part of the proxy set."""
         private = Phase(hard_labels(), epochs=self.local_epochs)
         proxy = Phase(
             soft_labels(self.temperature),

@@ -1,9 +1,9 @@
-"""Average the weights, then distil the merchants' ensemble into the average on the proxy set.
+"""Average the weights, then distil the ensemble of the merchants' students into the average on the proxy set.
 
-Lin et al., "Ensemble distillation for robust model fusion in federated learning", NeurIPS 2020, eq. 1: the
-target is the softmax of the mean of the merchants' logits. Merchants send their proxy probabilities beside
-their weights: log-probabilities are logits up to a constant an example, so the target is the paper's, and the
-server is spared one pass for each merchant's student.
+Lin et al., "Ensemble distillation for robust model fusion in federated learning", NeurIPS 2020, eq. 1: the target is
+the softmax of the mean of the merchants' logits. Merchants send their proxy probabilities beside their weights:
+log-probabilities are logits up to a constant per example, so the target is the paper's, and the server need not
+evaluate each merchant's student.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,8 +26,8 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class FedDF(FedAvg):
-    """server_epochs: epochs of ensemble distillation a round. temperature: of its loss. teacher_share: weight
-    of the server's teacher in the target, in [0, 1]; 0 is the paper's method."""
+    """server_epochs: epochs of ensemble distillation per round. temperature: of its loss. teacher_share: weight of the
+    server's teacher in the target, in [0, 1]; 0 is the paper's method."""
 
     server_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
@@ -36,21 +36,21 @@ class FedDF(FedAvg):
     sends: ClassVar[Kinds] = (StudentWeights, SoftLabels)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """The trained weights and their probabilities on the proxy set."""
+        """Send the trained weights and their probabilities on the proxy set."""
         return super().uplink(trained, down).having(SoftLabels(trained.predict_proxy()))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """The aggregator's average, then a server phase on the ensemble's soft labels; both in one pass."""
+        """Aggregate the weights and distil the ensemble's soft labels, in one pass over the uplinks."""
         logits = RunningMean()
 
-        def heard() -> Iterator[Uplink]:
+        def received() -> Iterator[Uplink]:
             for uplink in up:
                 if (labels := uplink.get(SoftLabels)) is not None:
                     tiny = torch.finfo(labels.probabilities.dtype).tiny
                     logits.add(labels.probabilities.clamp_min(tiny).log())
                 yield uplink
 
-        merged = super().merge(state, heard(), server)
+        merged = super().merge(state, received(), server)
         ensemble = logits.mean().softmax(dim=-1).to(state.teacher_labels.dtype)
         target = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * ensemble
         distil = Phase(

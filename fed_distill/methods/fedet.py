@@ -1,14 +1,15 @@
-"""FedMD whose consensus trusts the sure ones, and whose global student hears those too that disagree with it.
+"""FedMD with a confidence-weighted consensus, and a global student regularized by the merchants that disagree with it.
 
 Cho et al., "Heterogeneous ensemble knowledge transfer for training large models in federated learning", IJCAI 2022
-(Fed-ET), section 3.2: small students of merchants, of any kinds, teach a larger one at the server. Merchants' logits
-are averaged by their variance over the classes, which is a student's confidence on the example (so one that is certain,
-rightly or not, outweighs many). The server's student learns the class of that consensus, CE(F(x), y(x)), plus
-lambda KL(s_div(x) || F(x)), with s_div the same average of those merchants alone whose class is another. Soft labels
-tell logits up to a constant an example, which changes neither.
+(Fed-ET), section 3.2: an ensemble of merchants' small heterogeneous students is distilled into a larger one at the
+server. Logits are weighted by their variance over the classes, the student's confidence on the example (so a confident
+student, right or wrong, may outweigh many). The loss of the server's student is CE(F(x), y(x)) with the class y of that
+consensus, plus lambda KL(s_div(x) || F(x)), with s_div the same average over the merchants that predict another class.
+Soft labels determine logits up to a constant per example, which affects neither.
 
-The paper sends the merchants' students, and gives them layers of the server's. Here merchants keep their students, send
-soft labels, and digest the consensus; the server's student is the global one, ``student.by_merchant`` names theirs.
+The paper sends the merchants' students, and initialises some of their layers from the server's. Here merchants keep
+their students, send soft labels and distil from the consensus; the server's student is the global one, and
+``student.by_merchant`` configures theirs.
 """
 
 from collections.abc import Iterable
@@ -30,15 +31,15 @@ from fed_distill.training.plan import Objective, Phase, Plan, References
 from fed_distill.transport.messages import Uplink
 
 TINY = torch.finfo(torch.float64).tiny
-"""Confidence of whoever finds all classes as probable: next to none."""
+"""Confidence of uniform predictions: the smallest positive number."""
 
 
 @dataclass(frozen=True)
 class FedET(FedMD):
-    """diversity: lambda, weight of those that disagree in the server's loss. server_epochs: epochs of the global
-    student on that loss, from where it stands, a round. teacher_share: weight of the teacher
-    beside the merchants' consensus, in [0, 1]; 0 is the paper's method. Other options as of ``fedmd``; ``temperature``
-    is of the merchants' distillation alone."""
+    """diversity: lambda, weight of disagreeing merchants in the server's loss. server_epochs: epochs of the global
+    student on that loss per round, continued from its weights. teacher_share: weight of the teacher beside the
+    merchants' consensus, in [0, 1]; 0 is the paper's method. Other options: see ``fedmd``; ``temperature`` applies to
+    the merchants' distillation only."""
 
     diversity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.05
     server_epochs: PositiveFloat = 1.0
@@ -46,7 +47,7 @@ class FedET(FedMD):
     uses: ClassVar[tuple[Service, ...]] = ("distil",)
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Agree by confidence, and teach the global student the consensus and who disagrees with it."""
+        """Compute the confidence-weighted consensus, and distil the global student from it and from disagreement."""
         logits, trust = by_answer(up, state.teacher_labels)
         merchants = (logits.sum(dim=1) / trust.sum(dim=1, keepdim=True)).softmax(dim=-1).to(state.teacher_labels.dtype)
         consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
@@ -66,8 +67,8 @@ class FedET(FedMD):
 
 
 def by_answer(up: Iterable[Uplink], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over merchants, by the class that each answers: of logits times confidence, ``[proxy, classes, classes]``
-    (answer, then logit), and of confidence ``[proxy, classes]``; float64. UplinkRejected if none sent soft labels."""
+    """Return float64 sums over merchants by predicted class: of logits times confidence, ``[proxy, classes, classes]``
+    (predicted class, then logit), and of confidence ``[proxy, classes]``; raise UplinkRejected without soft labels."""
     proxy, classes = like.shape
     logits = torch.zeros(proxy, classes, classes, dtype=torch.float64)
     trust = torch.zeros(proxy, classes, dtype=torch.float64)
@@ -87,8 +88,8 @@ def by_answer(up: Iterable[Uplink], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def consensus_and_diversity(weight: float) -> Objective:
-    """Objective: cross-entropy with the class of ``soft_labels``, plus ``weight`` times the divergence from what
-    ``disagreeing`` merchants say, of those examples on which some ``disagreed``."""
+    """Return the objective: cross-entropy with the class of ``soft_labels``, plus ``weight`` times the divergence from
+    the ``disagreeing`` merchants, for examples with any (``disagreed``)."""
 
     def objective(outputs: Outputs, references: References) -> Tensor:
         diverse = references["disagreed"] * distillation_kl(outputs.logits, references["disagreeing"], 1.0)

@@ -1,13 +1,13 @@
-"""Mutual learning of a merchant's own mentor and a shared mentee, whose update alone is sent, as thin factors.
+"""Mutual distillation of a merchant's own mentor and a shared mentee; only the mentee's low-rank update is sent.
 
 Wu et al., "Communication-efficient federated learning via knowledge distillation", Nature Communications 2022 (FedKD).
-Adaptive mutual distillation: either's loss is its cross-entropy with the label plus KL(other || own) over the sum of
-both cross-entropies, here of the example itself, as DP needs it: the more both err, the less they listen. The mentee's
-update leaves as thin factors of its matrices, which keep a share of the squared singular values (energy) that grows
-from round to round along T(t) = T_start + (T_end - T_start) t.
+Adaptive mutual distillation: the loss of either student is its cross-entropy with the label plus KL(other || own)
+divided by the sum of both cross-entropies, here per example, as DP requires: distillation is weaker where both err. The
+mentee's update is sent as low-rank factors, which keep a share of the squared singular values (energy) that increases
+by round along T(t) = T_start + (T_end - T_start) t.
 
-The paper's loss on hidden states needs students with layers alike and is left out, and its server factors what it sends
-too, to merchants that keep a mentee: here they keep none, may miss rounds, and are sent the whole one.
+The paper's loss on hidden states requires students with matching layers and is omitted. Its server also factorizes the
+downlink, for merchants that keep a mentee: here they keep none, may miss rounds, and receive the full mentee.
 """
 
 from collections.abc import Iterable
@@ -30,14 +30,14 @@ from fed_distill.training.plan import Objective, Phase, Plan, References
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 LEAST = 1e-4
-"""The least sum of cross-entropies that distillation is divided by: of both students sure and right it would be 0."""
+"""Minimum divisor of the distillation loss, which would be 0 if both students were certain and right."""
 Energy = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 @dataclass(frozen=True)
 class FedKD(FedAvg):
-    """local_epochs: epochs over a merchant's private examples in a round. energy_start, energy_end: share of an
-    update's energy that its factors keep at least, in the first and in the last round (T_start and T_end)."""
+    """local_epochs: epochs on a merchant's private examples per round. energy_start, energy_end: minimum share of an
+    update's energy in its factors, in the first and in the last round (T_start and T_end)."""
 
     energy_start: Energy = 0.95
     energy_end: Energy = 0.98
@@ -45,17 +45,17 @@ class FedKD(FedAvg):
     sends: ClassVar[Kinds] = (LowRankUpdate,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The mentee, and the energy of this round."""
+        """Send the mentee, and the energy of this round."""
         done = state.round / max(state.rounds - 1, 1)
         energy = self.energy_start + (self.energy_end - self.energy_start) * done
         return replace(super().broadcast(state), scalars={"energy": energy})
 
     def plan(self, down: Downlink) -> Plan:
-        """Both students on private labels and on each other's predictions."""
+        """Train both students on private labels and on each other's predictions."""
         return Plan((Phase(adaptive_mutual(), epochs=self.local_epochs),), pair=True)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """How the mentee moved, factored."""
+        """Send the mentee's update in factors."""
         if "energy" not in down.scalars:
             raise UplinkRejected(f"merchant {trained.merchant}: the server names no energy")
         try:
@@ -65,12 +65,12 @@ class FedKD(FedAvg):
         return Uplink(trained.merchant, trained.examples, (LowRankUpdate.factored(update, down.scalars["energy"]),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """The aggregator's average of the mentees that the updates lead to."""
+        """Aggregate the mentees after reconstructing them from their updates."""
         return super().merge(state, (rebuilt(uplink, state) for uplink in up), server)
 
 
 def rebuilt(uplink: Uplink, state: GlobalState) -> Uplink:
-    """The same with weights instead of an update."""
+    """Return the uplink with weights in place of an update."""
     update = uplink.get(LowRankUpdate)
     if update is None:
         return uplink
@@ -79,8 +79,8 @@ def rebuilt(uplink: Uplink, state: GlobalState) -> Uplink:
 
 
 def adaptive_mutual() -> Objective:
-    """Objective of a pair: the sum of both losses, each student's with the other's predictions held fixed, and so the
-    weight of the distillation."""
+    """Return the objective of a pair: the sum of both losses; the other's predictions and the weight of the
+    distillation are constants."""
 
     def objective(outputs: Outputs, references: References) -> Tensor:
         assert outputs.shared is not None

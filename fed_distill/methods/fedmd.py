@@ -1,11 +1,11 @@
-"""Soft labels instead of weights: merchants agree on the proxy set, whatever student each of them has.
+"""Federated distillation: merchants exchange soft labels on the proxy set instead of weights, with any student models.
 
-Li and Wang, "FedMD: Heterogenous federated learning via model distillation", 2019, algorithm 1: a merchant
-digests the consensus on the public set, revisits its private examples, and sends its scores on the public
-set; the server averages them. Here the scores are probabilities, the server's teacher takes part in the
-consensus, and the server has a global student: it is taught anew, with the consensus in the place of the teacher's soft
-labels and all else as the server's own was (distilled further from where it stands, it would learn the proxy set by
-heart). Methods that agree in another way than by the mean are this one with another ``agree``.
+Li and Wang, "FedMD: Heterogenous federated learning via model distillation", 2019, algorithm 1: a merchant trains on
+the consensus on the public set ("digest"), then on its private examples ("revisit"), and sends its scores on the public
+set; the server averages them. Here the scores are probabilities, the server's teacher contributes to the consensus, and
+the server has a global student: it is re-initialised and distilled like the server's own, with the consensus in place
+of the teacher's soft labels (continued distillation would overfit the proxy set). Methods with another consensus
+override ``agree``.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class FedMD:
-    """digest_epochs: a merchant's epochs on the consensus over the proxy set. local_epochs: epochs on private examples.
+    """digest_epochs: a merchant's epochs on the consensus on the proxy set. local_epochs: epochs on private examples.
     temperature: of the merchants' distillation. teacher_share: weight of the teacher in the consensus, in [0, 1]; with
     1 the global student is the server's own."""
 
@@ -40,28 +40,28 @@ class FedMD:
     receives: ClassVar[Kinds] = (SoftLabels,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The consensus; before there is one, the teacher's soft labels."""
+        """Send the consensus; in the first round, the teacher's soft labels."""
         consensus = state.teacher_labels if state.consensus is None else state.consensus
         return Downlink(state.round + 1, (SoftLabels(consensus),))
 
     def plan(self, down: Downlink) -> Plan:
-        """Digest the consensus, then revisit the private examples."""
+        """Train on the consensus, then on private examples."""
         consensus = down.need(SoftLabels).probabilities
         return Plan((*self.digest(consensus), Phase(hard_labels(), epochs=self.local_epochs)))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Probabilities on the proxy set; no weights."""
+        """Send probabilities on the proxy set; no weights."""
         return Uplink(trained.merchant, trained.examples, (SoftLabels(trained.predict_proxy()),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Agree on the proxy set, mix in the teacher, and teach the global student that."""
+        """Compute the consensus, mix in the teacher, and distil the global student from the result."""
         merchants = self.agree(state, up).to(state.teacher_labels.dtype)
         consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
         weights = server.distil_anew(self.lesson(state, consensus))
         return replace(state, round=state.round + 1, consensus=consensus, weights=weights)
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
-        """What the merchants say together, ``[proxy, classes]``: their mean, each merchant counting the same."""
+        """Return the consensus ``[proxy, classes]``: the mean over merchants with equal weights."""
         scores = RunningMean()
         for uplink in up:
             if (labels := uplink.get(SoftLabels)) is not None:
@@ -69,10 +69,10 @@ class FedMD:
         return scores.mean()
 
     def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
-        """How merchants learn a consensus: as the soft labels of the whole proxy set."""
+        """Return the phases in which merchants distil from a consensus on the whole proxy set."""
         references = {"soft_labels": consensus}
         return (Phase(soft_labels(self.temperature), data="proxy", epochs=self.digest_epochs, references=references),)
 
     def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
-        """What of a consensus the global student is taught, ``[proxy, classes]``: all of it."""
+        """Return the global student's targets ``[proxy, classes]`` for a consensus: the consensus itself."""
         return consensus

@@ -1,15 +1,14 @@
-"""FedMD in both directions: merchants learn from the server's teacher, and the teacher from them, each where the other
-knows better.
+"""FedMD in both directions: merchants and the teacher distil from each other where the other is better.
 
-Fan et al., "FedMKT: Federated mutual knowledge transfer for large and small language models", COLING 2025: one server's
-large model and merchants' small ones exchange logits on a public set. By the selection of their section 3.4 (DualMinCE)
-the large model learns, of each example, from the merchant whose cross-entropy with its label is least, and only where
-that is less than its own; a merchant learns from the large model only where the large one's is less than its own.
+Fan et al., "FedMKT: Federated mutual knowledge transfer for large and small language models", COLING 2025: a server's
+large model and merchants' small ones exchange logits on a public set. By the selection of section 3.4 (DualMinCE) the
+large model is trained, per example, on the output of the merchant with the lowest cross-entropy with the label, if that
+is lower than its own; a merchant is trained on the large model's output only where that has the lower cross-entropy.
 
-The paper's public set is labelled, the proxy set is not. Here the label for the teacher is the class that merchants and
-teacher agree on, and for a merchant the class that the teacher names. A merchant's own cross-entropy is of its student
-as it learns, not as it came. The paper aligns tokens of two vocabularies; classes are the same for all. The global
-student is taught anew the chosen merchant's soft labels where one is chosen, and the teacher's elsewhere.
+The paper's public set is labelled, the proxy set is not. Here the label for the teacher is the class of the consensus
+of merchants and teacher, and for a merchant the teacher's predicted class. A merchant's own cross-entropy is that of
+its student during training. The paper aligns tokens of two vocabularies; classes need no alignment. The global student
+is re-initialised and distilled from the selected merchant's soft labels, and elsewhere from the teacher's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,24 +31,24 @@ from fed_distill.transport.messages import Downlink, Uplink
 
 @dataclass(frozen=True)
 class FedMKT(FedMD):
-    """teacher_epochs: epochs of the teacher over the proxy set in a round, of which it sees the chosen examples, at
-    teacher.learning_rate. teacher_share: weight of the teacher where it is agreed on a class, in [0, 1]. Other options
-    as of ``fedmd``; the digest is of what the teacher says."""
+    """teacher_epochs: epochs of the teacher on the selected examples of the proxy set per round, with
+    teacher.learning_rate. teacher_share: weight of the teacher in the consensus, in [0, 1]. Other options: see
+    ``fedmd``; merchants distil from the teacher."""
 
     teacher_epochs: PositiveFloat = 1.0
     uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "train_teacher")
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The soft labels of the teacher as it is now."""
+        """Send the current teacher's soft labels."""
         return Downlink(state.round + 1, (SoftLabels(state.teacher_labels),))
 
     def plan(self, down: Downlink) -> Plan:
-        """Learn from the teacher where it knows better, then revisit the private examples."""
+        """Distil from the teacher where it is better, then train on private examples."""
         digest, revisit = super().plan(down).phases
         return Plan((replace(digest, objective=where_surer(soft_labels(self.temperature))), revisit))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Agree on classes, choose whom to learn from, and have teacher and global student learn."""
+        """Compute the consensus, select outputs, and train teacher and global student on them."""
         teacher, best = state.teacher_labels, SurestAnswers(*state.teacher_labels.shape)
         merchants = self.agree(state, best.noting(up)).to(teacher.dtype)
         label = (self.teacher_share * teacher + (1.0 - self.teacher_share) * merchants).argmax(dim=-1)
@@ -62,21 +61,22 @@ class FedMKT(FedMD):
         return replace(state, round=state.round + 1, consensus=knowledge, weights=weights)
 
     def _teacher_plan(self, knowledge: Tensor, better: Tensor) -> Plan:
-        """One phase on the examples of which a merchant knows ``better``."""
+        """Return one phase on the examples for which a merchant is ``better``."""
         references = {"soft_labels": knowledge, "example_weights": better / better.mean()}
         learn = weighted(soft_labels(self.temperature))
         return Plan((Phase(learn, data="proxy", epochs=self.teacher_epochs, references=references),))
 
 
 class SurestAnswers:
-    """Of every example, whoever is surest of each class: memory for as many answers as there are classes, however many
-    merchants there are. Of equals the first."""
+    """For every example and class, the soft labels of the most confident merchant (the first of ties).
+
+    Memory is independent of the number of merchants."""
 
     def __init__(self, proxy: int, classes: int) -> None:
         self._answers = torch.zeros(proxy, classes, classes)
 
     def noting(self, up: Iterable[Uplink]) -> Iterator[Uplink]:
-        """``up``, with soft labels noted as they pass."""
+        """Yield ``up`` unchanged while recording its soft labels."""
         for uplink in up:
             if (labels := uplink.get(SoftLabels)) is not None:
                 surer = labels.probabilities > self._answers.diagonal(dim1=1, dim2=2)
@@ -84,12 +84,12 @@ class SurestAnswers:
             yield uplink
 
     def of(self, label: Tensor) -> Tensor:
-        """Soft labels ``[proxy, classes]`` of the merchant with the least cross-entropy with ``label`` ``[proxy]``."""
+        """Return the soft labels ``[proxy, classes]`` with the lowest cross-entropy with ``label`` ``[proxy]``."""
         return self._answers[torch.arange(len(label)), label]
 
 
 def where_surer(objective: Objective) -> Objective:
-    """``objective`` of those examples alone of whose class ``soft_labels`` are surer than the learner is."""
+    """Return ``objective`` restricted to examples where ``soft_labels`` are more confident than the learner."""
 
     def chosen(outputs: Outputs, references: References) -> Tensor:
         theirs = references["soft_labels"]
@@ -101,5 +101,5 @@ def where_surer(objective: Objective) -> Objective:
 
 
 def _at(probabilities: Tensor, label: Tensor) -> Tensor:
-    """Probability of each example's ``label``: the larger, the less its cross-entropy."""
+    """Return the probability of each example's ``label``: higher means lower cross-entropy."""
     return probabilities.gather(1, label.unsqueeze(1)).squeeze(1)

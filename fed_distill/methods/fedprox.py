@@ -1,4 +1,4 @@
-"""FedAvg whose merchants are held near the global student by a quadratic penalty.
+"""FedAvg with a proximal term that penalizes the distance to the global student.
 
 Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, eq. 2.
 """
@@ -16,10 +16,10 @@ from fed_distill.transport.messages import Downlink
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
-    """proximal_mu: weight of the penalty mu/2 * ||w - w_global||^2; 0 is FedAvg."""
+    """proximal_mu: weight mu of the penalty mu/2 * ||w - w_global||^2; 0 is FedAvg."""
 
     proximal_mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
 
     def plan(self, down: Downlink) -> Plan:
-        """Private labels, held near the weights of the downlink."""
+        """Train on private labels with the proximal term."""
         return Plan((Phase(hard_labels(), epochs=self.local_epochs, proximal_mu=self.proximal_mu),))

@@ -1,10 +1,10 @@
-"""Mutual learning: a merchant's own student and the shared one teach each other, and only the shared one is sent.
+"""Federated mutual learning: a merchant's own student and the shared one distil each other; only the latter is sent.
 
-Shen et al., "Federated mutual learning", 2020: on every batch both are trained, by
-L_local = alpha * CE(local) + (1 - alpha) * KL(meme || local) and L_meme = beta * CE(meme) + (1 - beta) * KL(local ||
-meme) (eq. 3 and 4); merchants' memes, the shared students, are averaged. The own students, of any kinds, stay. Where
-they are of one kind with the shared one both begin as the server's student: of a merchant that is there from the first
-round on they are the same until the first mean, but for what dropout or noise draws for each.
+Shen et al., "Federated mutual learning", 2020: on every batch both are trained, with the losses L_local = alpha *
+CE(local) + (1 - alpha) * KL(meme || local) and L_meme = beta * CE(meme) + (1 - beta) * KL(local || meme) (eq. 3 and 4);
+the memes, the shared students, are averaged. The own students, of any model, stay at the merchants. If both have the
+same model, both start as the server's student: for a merchant that participates from the first round they are equal
+until the first aggregation, up to dropout and noise.
 """
 
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 @dataclass(frozen=True)
 class FML(FedAvg):
-    """alpha: weight of the labels in the own student's loss, in [0, 1]; the rest is what the shared one says. beta: of
-    the labels in the shared one's."""
+    """alpha: weight of the labels in the own student's loss, in [0, 1]; the rest is distillation. beta: the same for
+    the shared student."""
 
     alpha: Share = 0.5
     beta: Share = 0.5
     keeps: ClassVar[Keeps] = "own_student"
 
     def plan(self, down: Downlink) -> Plan:
-        """Both students on private labels and on each other's predictions."""
+        """Train both students on private labels and on each other's predictions."""
         return Plan((Phase(mutual(self.alpha, self.beta), epochs=self.local_epochs),), pair=True)
 
 
 def mutual(alpha: float, beta: float) -> Objective:
-    """Objective of a pair: the sum of both losses, each student's with the other's predictions held fixed."""
+    """Return the objective of a pair: the sum of both losses; the other's predictions are constants."""
 
     def objective(outputs: Outputs, references: References) -> Tensor:
         assert outputs.shared is not None
@@ -51,5 +51,5 @@ def mutual(alpha: float, beta: float) -> Objective:
 
 
 def taught(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of two students' logits ``[batch, classes]``; the teacher's are held fixed."""
+    """Return KL(teacher || student) for logits ``[batch, classes]``; the teacher's are constants."""
     return distillation_kl(student, teacher.detach().softmax(dim=-1), 1.0)

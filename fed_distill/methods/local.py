@@ -1,6 +1,6 @@
-"""No federation: every merchant trains alone from the server's student, and nothing is merged.
+"""No federation: every merchant trains alone from the server's student, without aggregation.
 
-The control that shows what a merchant gains by taking part at all.
+A control for the gain from federation.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ from fed_distill.transport.messages import Uplink
 
 @dataclass(frozen=True)
 class Local(FedAvg):
-    """local_epochs: epochs of each merchant alone."""
+    """local_epochs: epochs of each merchant."""
 
     uses: ClassVar[tuple[Service, ...]] = ()
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """The global student stays as it was."""
+        """Return the state with an unchanged global student."""
         return replace(state, round=state.round + 1)

@@ -1,9 +1,9 @@
-"""FedAvg whose merchants are drawn to the global student's representations, and away from their own of before.
+"""FedAvg with a contrastive term: representations are pulled to the global student's and pushed from the previous ones.
 
 Li et al., "Model-contrastive federated learning", CVPR 2021 (MOON): the loss is l_sup + mu * l_con (eq. 4), with
 l_con = -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau))) (eq. 3), sim the
-cosine. A control without distillation. In its first round a merchant has no student of before: the global one stands
-for it, and the contrast has no gradient. Representations are the last hidden states', where the paper adds a head.
+cosine. A control without distillation. In a merchant's first round, the global student replaces the previous one, and
+the term has no gradient. Representations are the last hidden states; the paper adds a projection head.
 """
 
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from fed_distill.transport.messages import Downlink
 
 @dataclass(frozen=True)
 class MOON(FedAvg):
-    """mu: weight of the contrast; 0 is FedAvg. temperature: of it (tau in the paper)."""
+    """mu: weight of the contrastive term; 0 is FedAvg. temperature: of this term (tau in the paper)."""
 
     mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     temperature: PositiveFloat = 0.5
     keeps: ClassVar[Keeps] = "last_student"
 
     def plan(self, down: Downlink) -> Plan:
-        """Private labels, and what the global and the previous student make of the same examples."""
+        """Train on private labels and on the representations of the global and the previous student."""
         phase = Phase(
             contrast(self.mu, self.temperature),
             epochs=self.local_epochs,
@@ -47,7 +47,8 @@ class MOON(FedAvg):
 
 
 def contrast(mu: float, temperature: float) -> Objective:
-    """Objective: eq. 4 with the references ``labels``, ``global_representation`` and ``previous_representation``."""
+    """Return the objective of eq. 4 with the references ``labels``, ``global_representation`` and
+    ``previous_representation``."""
 
     def objective(outputs: Outputs, references: References) -> Tensor:
         own = representation(outputs)

@@ -1,11 +1,11 @@
-"""Votes instead of weights: merchants are the teachers, and the student learns what most of them agree on.
+"""PATE: merchants are teachers that vote, and the global student is distilled from their consensus.
 
 Papernot et al., "Semi-supervised knowledge transfer for deep learning from private training data", ICLR 2017 (PATE),
 and "Scalable private learning with PATE", ICLR 2018. A merchant trains the global student on its private examples and
-sends its predicted class of every proxy example; how the votes are counted, with noise or without, is the server's
-``tally``. The global student is then taught anew with the answers in the place of the teacher's soft labels; an example
-that got none, of which the paper's student learns nothing, keeps the teacher's. It is taught at temperature 1: softened
-by another, a class that is certain asks for logits apart without end, and T^2 of it, which is no cross-entropy.
+sends its predicted class for every proxy example; the server's ``tally`` counts the votes, with or without noise. The
+global student is then re-initialised and distilled with the answers in place of the teacher's soft labels; examples
+without an answer, which the paper drops, keep the teacher's. The temperature is 1: one-hot targets at another
+temperature would require unbounded logits, with a loss scaled by T^2.
 """
 
 from collections.abc import Iterable
@@ -29,8 +29,8 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class PATE:
-    """local_epochs: epochs of a merchant on its private examples in a round. teacher_share: weight of the teacher's
-    soft labels beside an answer, in [0, 1]; 0 is the paper's method."""
+    """local_epochs: epochs of a merchant on its private examples per round. teacher_share: weight of the teacher's soft
+    labels beside an answer, in [0, 1]; 0 is the paper's method."""
 
     local_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -40,19 +40,19 @@ class PATE:
     receives: ClassVar[Kinds] = (StudentWeights,)
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The global student, from which every merchant's own begins."""
+        """Send the global student, from which every merchant starts."""
         return Downlink(state.round + 1, (StudentWeights(state.weights),))
 
     def plan(self, down: Downlink) -> Plan:
-        """Private labels only."""
+        """Train on private labels."""
         return Plan((Phase(hard_labels(), epochs=self.local_epochs),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """The predicted class of each proxy example; no weights."""
+        """Send the predicted class of each proxy example; no weights."""
         return Uplink(trained.merchant, trained.examples, (Votes(trained.predict_proxy().argmax(dim=-1)),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Count the votes (each merchant counts the same), ask for answers, and teach them if there are any."""
+        """Count the votes with equal weight per merchant, tally them, and distil the answers, if any."""
         histogram = torch.zeros(state.teacher_labels.shape, dtype=torch.int64)
         voters = 0
         for uplink in up:
@@ -68,7 +68,7 @@ class PATE:
         return replace(state, weights=server.distil_anew(self.lesson(state, answers), temperature=1.0))
 
     def lesson(self, state: GlobalState, answers: Tensor) -> Tensor:
-        """Soft labels ``[proxy, classes]`` of answers, int64 ``[proxy]`` and negative where there is none."""
+        """Return soft labels ``[proxy, classes]`` for answers, int64 ``[proxy]``, negative for none."""
         teacher = state.teacher_labels
         labels = F.one_hot(answers.clamp_min(0), teacher.shape[1]).to(teacher.dtype)
         mixed = self.teacher_share * teacher + (1.0 - self.teacher_share) * labels

@@ -1,7 +1,7 @@
-"""Adapt the global student to each merchant, and leave the result there.
+"""Personalization: fine-tune the global student at each merchant and keep the result there.
 
-Fine-tuning after federation, the plain baseline of personalization (Wang et al., "Federated evaluation of
-on-device personalization", 2019). Only the merchant's own measurements leave it.
+Fine-tuning after federation is the basic baseline of personalization (Wang et al., "Federated evaluation of on-device
+personalization", 2019). Only the merchant's own measurements are sent.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class Personal(Local):
-    """local_epochs: epochs of a merchant's own adaptation."""
+    """local_epochs: epochs of a merchant's fine-tuning."""
 
     keeps: ClassVar[Keeps] = "own_student"
     sends: ClassVar[Kinds] = ()
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """No weights."""
+        """Send no weights."""
         return Uplink(trained.merchant, trained.examples)

@@ -1,13 +1,13 @@
-"""FedAvg whose merchants correct every step by how their own mean gradient differs from everybody's.
+"""FedAvg with control variates, which correct each local step for the difference of a merchant's and the mean gradient.
 
 Karimireddy et al., "SCAFFOLD: Stochastic controlled averaging for federated learning", ICML 2020, algorithm 1 with
 option II: a step is y - eta_l (g_i(y) - c_i + c); after K steps c_i+ = c_i - c + (x - y) / (K eta_l), and the server
-adds the merchants' c_i+ - c_i over all N of them to c. As there, every merchant counts the same, in students as in
-control variates: the corrections c - c_i cancel in the mean only if both are averaged alike.
+adds the sum of c_i+ - c_i, divided by the number N of all merchants, to c. As in the paper, merchants have equal weight
+for students and control variates, since the corrections c - c_i cancel only if both are averaged alike.
 
-A control without distillation. It moves all rows of tables, also those that a merchant has no example of, so that it
-trains and sends whole students, and as much again of control variates. It needs all answers: of an uplink that is lost
-or refused the merchant has moved its c_i and the server has not moved c, and they stay apart.
+A control without distillation. The correction changes all rows of tables, so that whole students are trained and sent,
+and control variates of the same size. It requires all answers: if an uplink is lost or rejected, the merchant has
+updated c_i but the server has not updated c, and they stay inconsistent.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,15 +32,15 @@ from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class Scaffold(FedAvg):
-    """local_epochs: epochs over a merchant's private examples in a round (K steps)."""
+    """local_epochs: epochs on a merchant's private examples per round (K steps)."""
 
     keeps: ClassVar[Keeps] = "control_variate"
     sends: ClassVar[Kinds] = (StudentWeights, ControlVariate)
     receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
     def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
-        """ConfigError unless merchants train by plain gradient descent, whose steps tell their mean gradient,
-        and unless whole students are averaged."""
+        """Raise ConfigError unless merchants train by plain gradient descent, which determines the mean gradient, and
+        whole students are averaged."""
         if training.optimizer != "sgd" or training.momentum:
             kind = "sgd with momentum" if training.optimizer == "sgd" else training.optimizer
             raise ConfigError(
@@ -49,43 +49,43 @@ class Scaffold(FedAvg):
             )
         if federation.aggregator in SUBMODEL_AGGREGATORS:
             raise ConfigError(
-                f"method scaffold sends whole students, {federation.aggregator} averages parts: take another aggregator"
+                f"method scaffold sends whole students, but {federation.aggregator} averages rows: use another one"
             )
 
     def broadcast(self, state: GlobalState) -> Downlink:
-        """The global student and c, once there is one."""
+        """Send the global student and c, once it exists."""
         down = super().broadcast(state)
         return down.having(ControlVariate(state.kept)) if state.kept else down
 
     def plan(self, down: Downlink) -> Plan:
-        """Private labels, every step corrected."""
+        """Train on private labels with corrected steps."""
         return Plan((Phase(hard_labels(), epochs=self.local_epochs, corrected=True),))
 
     def correction(self, down: Downlink, kept: Weights | None) -> Weights:
-        """c - c_i; either is 0 before there is one."""
+        """Return c - c_i, each 0 at first."""
         of_all, own = _sent(down), kept or {}
         return {name: _of(of_all, name, like) - _of(own, name, like) for name, like in {**own, **of_all}.items()}
 
     def keep(self, trained: Trained, down: Downlink, kept: Weights | None) -> Weights:
-        """c_i+."""
+        """Return c_i+."""
         return {name: _of(kept or {}, name, change) + change for name, change in _change(trained, down).items()}
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """The trained weights and c_i+ - c_i."""
+        """Send the trained weights and c_i+ - c_i."""
         return super().uplink(trained, down).having(ControlVariate(_change(trained, down)))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """The aggregator's average, each counting the same, and c moved by the changes of those that took part over the
-        number of all."""
+        """Aggregate the weights with equal weight per merchant, and add the sum of changes divided by the number of all
+        merchants to c."""
         sums: dict[str, Tensor] = {}
 
-        def heard() -> Iterator[Uplink]:
+        def received() -> Iterator[Uplink]:
             for uplink in up:
                 for name, change in _sent(uplink).items():
                     sums[name] = _of(sums, name, change.double()) + change
                 yield replace(uplink, examples=1)
 
-        merged = super().merge(state, heard(), server)
+        merged = super().merge(state, received(), server)
         moved = {
             name: (_of(state.kept, name, total) + total / state.population).to(state.weights[name].dtype)
             for name, total in sums.items()
@@ -94,7 +94,7 @@ class Scaffold(FedAvg):
 
 
 def _change(trained: Trained, down: Downlink) -> dict[str, Tensor]:
-    """c_i+ - c_i = (x - y) / (K eta_l) - c, of every weight that is trained."""
+    """Return c_i+ - c_i = (x - y) / (K eta_l) - c for every trained weight."""
     travelled = trained.steps * trained.learning_rate
     return {
         name: (down.weights[name] - value) / travelled - _of(_sent(down), name, value)

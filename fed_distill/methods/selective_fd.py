@@ -1,12 +1,12 @@
-"""FedMD in which merchants answer only what they are sure of, and nobody learns what they do not agree on.
+"""FedMD with selection: merchants answer examples on which they are confident, and ambiguous consensus is dropped.
 
 Shao et al., "Selective knowledge sharing for privacy-preserving federated distillation without a good teacher", Nature
-Communications 2024: a selector at each merchant keeps back answers to proxy examples that are unlike its own data, and
-a selector at the server drops ambiguous consensus, that is, of high entropy; where the global student is taught, the
-server's teacher, which the paper does without, stands in for what was dropped. The paper's merchants compare proxy
-examples with their data by a density-ratio estimator (KuLSIF). Here a merchant answers where its student is most
-confident: a rougher sign, as students can be confident of what they have never seen, but one that is computed by the
-student on public examples alone, so that under DP it costs nothing more. Unanswered examples are not sent.
+Communications 2024: a selector at each merchant omits proxy examples that are unlike its own data, and a selector at
+the server drops ambiguous consensus, that is, of high entropy. For the global student, dropped consensus is replaced by
+the server's teacher, which the paper does not have. The paper compares proxy examples with a merchant's data by a
+density-ratio estimator (KuLSIF). Here a merchant answers where its student is most confident: a weaker criterion, as
+students can be confident out of distribution, but computed from public examples, so that it costs no privacy. Other
+examples are not sent.
 """
 
 import math
@@ -31,10 +31,9 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class SelectiveFD(FedMD):
-    """answer_share: share of the proxy set that a merchant answers, those of which its student is most confident.
-    max_entropy: consensus is learned up to this entropy, as a share of the largest there is (of uniform labels).
-    teacher_share: weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method, with any other it
-    stands in where no merchant answers. Other options as of ``fedmd``."""
+    """answer_share: share of the proxy set that a merchant answers, by confidence. max_entropy: maximum entropy of the
+    used consensus, relative to that of uniform labels. teacher_share: weight of the teacher beside the merchants, in
+    [0, 1]; 0 is the paper's method; otherwise it also replaces missing answers. Other options: see ``fedmd``."""
 
     answer_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_entropy: Share = 0.9
@@ -42,7 +41,7 @@ class SelectiveFD(FedMD):
     sends: ClassVar[Kinds] = (SelectedSoftLabels,)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Probabilities of the proxy examples whose most probable class is most probable, and which ones they are."""
+        """Send probabilities and indices of the proxy examples with the highest confidence."""
         probabilities = trained.predict_proxy()
         confidence = probabilities.max(dim=-1).values
         answers = math.ceil(self.answer_share * len(confidence))
@@ -51,8 +50,8 @@ class SelectiveFD(FedMD):
         return Uplink(trained.merchant, trained.examples, (SelectedSoftLabels(probabilities[answered], answered),))
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
-        """Mean over the merchants that answer an example; of one that nobody answers the teacher's soft labels if it
-        takes part, else uniform ones, which are dropped as ambiguous."""
+        """Return the mean over the merchants that answer an example; without answers, the teacher's soft labels if it
+        contributes, else uniform ones, which are dropped as ambiguous."""
         total = torch.zeros(state.teacher_labels.shape, dtype=torch.float64)
         counts = torch.zeros(len(total), dtype=torch.float64)
         for uplink in up:
@@ -65,7 +64,7 @@ class SelectiveFD(FedMD):
         return torch.where(counts.unsqueeze(1) > 0, total / counts.clamp_min(1.0).unsqueeze(1), silent)
 
     def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
-        """Learn the consensus where it is not ambiguous; nothing if it is everywhere."""
+        """Return a phase on the unambiguous consensus; none if all of it is ambiguous."""
         clear = self._clear(consensus).to(consensus.dtype)
         if not clear.any():
             return ()
@@ -74,20 +73,20 @@ class SelectiveFD(FedMD):
         return (Phase(objective, data="proxy", epochs=self.digest_epochs, references=references),)
 
     def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
-        """The consensus where it is not ambiguous, and elsewhere the teacher's soft labels."""
+        """Return the unambiguous consensus, and elsewhere the teacher's soft labels."""
         return torch.where(self._clear(consensus).unsqueeze(1), consensus, state.teacher_labels)
 
     def _clear(self, consensus: Tensor) -> Tensor:
-        """Whose entropy is low enough, bool ``[proxy]``; merchants and server find the same."""
+        """Return where the entropy is low enough, bool ``[proxy]``; equal at merchants and server."""
         entropy = torch.special.entr(consensus).sum(dim=-1)
         clear: Tensor = entropy <= self.max_entropy * math.log(consensus.shape[1])
         return clear
 
 
 def weighted(objective: Objective) -> Objective:
-    """``objective`` with each example counted by the reference ``example_weights``, float ``[batch]``.
+    """Return ``objective`` with per-example weights from the reference ``example_weights``, float ``[batch]``.
 
-    Weights of mean 1 over the proxy set keep the size of a step: what is left out is made up for by the rest.
+    Weights with mean 1 over the proxy set keep the size of a step.
     """
 
     def counted(outputs: Outputs, references: References) -> Tensor:
