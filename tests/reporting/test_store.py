@@ -215,10 +215,10 @@ def test_there_must_be_a_run_to_resume(folder):
 @pytest.mark.parametrize(
     ("changes", "key", "values"),
     [
-        ({"training.learning_rate": 0.5}, "training.learning_rate", "0.003 there and 0.5 now"),
-        ({"training.clip_norm": 1.0}, "training.clip_norm", "not set there and 1.0 now"),
-        ({"federation.options": {"epochs": 2}}, "federation.options.epochs", "not set there and 2 now"),
-        ({"repeats": 2, "federation.rounds": 3}, "repeats", "1 there and 2 now"),
+        ({"training.learning_rate": 0.5}, "training.learning_rate", "was 0.003 and is 0.5 now"),
+        ({"training.clip_norm": 1.0}, "training.clip_norm", "was not set and is 1.0 now"),
+        ({"federation.options": {"epochs": 2}}, "federation.options.epochs", "was not set and is 2 now"),
+        ({"repeats": 2, "federation.rounds": 3}, "repeats", "was 1 and is 2 now"),
     ],
 )
 def test_a_run_of_another_experiment_is_not_resumed(folder, changes, key, values):

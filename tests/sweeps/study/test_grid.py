@@ -121,7 +121,7 @@ def change(tables, place, value):
         (["seeds"], 0, "study: seeds: Input should be greater than or equal to 1"),
         (["base"], None, "study: base is missing"),
         (["base"], {"federation": {"ruonds": 3}}, "study, base: unknown key federation.ruonds"),
-        (["base"], {"file": 3}, "study: base.file: name an experiment's TOML file"),
+        (["base"], {"file": 3}, "base.file must be the path of an experiment's TOML file"),
         (["base"], "none.toml", "study, base: cannot read experiment none.toml"),
         (["audit"], {"shadows": 5}, "study: audit.shadows: Input should be a multiple of 2"),
         (["audit"], {"seed": 5}, "study: unknown key audit.seed"),
