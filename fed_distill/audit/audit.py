@@ -34,12 +34,12 @@ THREAT_MODELS: Mapping[str, str] = {
         "A prediction of low entropy is taken for membership."
     ),
     "lira_offline": (
-        "As for loss_drop, and the attacker has other examples of the same kind and knows how the student was trained: "
+        "As for loss_drop, and the attacker has other examples of the same kind and the training procedure: "
         "it trains shadow students without the example and asks how unusual the released student's confidence is."
     ),
     "lira_online": (
         "As for lira_offline, and it also trains shadow students with the example: the likelihood ratio of its being "
-        "in and out. It knows the most here: all candidates, but not who is a member."
+        "in and out. The most powerful attacker here: it has all candidates, without their membership."
     ),
     "proxy_soft_labels": (
         "Whoever sees nothing but soft labels on the proxy set, as a merchant sends them or as the released student "

@@ -182,21 +182,21 @@ class Catalogue:
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
             if len({self.titles[row] for row in order[start:stop]}) > 1
         ]
-        asked: list[int] = []
+        query_rows: list[int] = []
         found: list[IntArray] = []
         for choice in rng.permutation(len(several))[: self.options.ranking_queries]:
             start, stop = several[choice]
-            asked.append(int(order[rng.integers(start, stop)]))
+            query_rows.append(int(order[rng.integers(start, stop)]))
             edges = [(int(begin[start]), int(end[start])) for begin, end in blocks]
             found.append(self._candidates(order, edges, rng))
-        if not asked:
+        if not query_rows:
             return None
         lengths = [len(candidates) for candidates in found]
         title_rows = np.concatenate(found)
         examples = self._pairs(
-            np.repeat(asked, lengths), title_rows, [self.names[owner] for owner in self.owners[title_rows]]
+            np.repeat(query_rows, lengths), title_rows, [self.names[owner] for owner in self.owners[title_rows]]
         )
-        return Ranking(examples, np.repeat(np.arange(len(asked)), lengths))
+        return Ranking(examples, np.repeat(np.arange(len(query_rows)), lengths))
 
     def _candidates(self, order: IntArray, edges: list[tuple[int, int]], rng: np.random.Generator) -> IntArray:
         """Return the shuffled candidates of one query.

@@ -172,16 +172,16 @@ class Marketplace:
             rng = numpy_stream(self.world_seed, "questions", name)
             habits = draw_habits(language, languages, rng)
             shares = self.grade_skew * rng.dirichlet(np.ones(len(names))) + (1 - self.grade_skew) / len(names)
-            asked = rng.choice(len(names), size=size, p=shares)
+            drawn_intents = rng.choice(len(names), size=size, p=shares)
             chosen = _assortment(world, size, rng)
             draws = rng.random((size, QUESTION_DRAWS)).tolist()
             texts.extend(
                 write_question(world, product, names[intent], habits, draw)
-                for product, intent, draw in zip(chosen.tolist(), asked.tolist(), draws, strict=True)
+                for product, intent, draw in zip(chosen.tolist(), drawn_intents.tolist(), draws, strict=True)
             )
             owners.extend([name] * size)
             products.append(chosen)
-            intents.append(asked)
+            intents.append(drawn_intents)
         return Questions(texts, owners, np.concatenate(products), np.concatenate(intents))
 
     def _merchants(self) -> Iterator[tuple[str, int, int]]:

@@ -70,20 +70,20 @@ def nodes(address: str, authority: Path, seconds: float = 5.0) -> dict[bytes, No
 
 def register(address: str, authority: Path, key: SiteKey) -> None:
     """Register a site at the server; raise ConfigError if that fails."""
-    asked = RegisterNodeRequest(public_key=key.pem, name=key.name)
-    _ask(address, authority, "register-node", asked, RegisterNodeResponse)
+    request = RegisterNodeRequest(public_key=key.pem, name=key.name)
+    _ask(address, authority, "register-node", request, RegisterNodeResponse)
 
 
 def unregister(address: str, authority: Path, node: Node) -> None:
     """Unregister a site at the server, which disconnects it; raise ConfigError if that fails."""
-    asked = UnregisterNodeRequest(node_id=node.number)
-    _ask(address, authority, "unregister-node", asked, UnregisterNodeResponse)
+    request = UnregisterNodeRequest(node_id=node.number)
+    _ask(address, authority, "unregister-node", request, UnregisterNodeResponse)
 
 
 def _ask(
     address: str, authority: Path, call: str, request: _Request, answered: type[_Answer], seconds: float = 5.0
 ) -> _Answer:
-    asked = Request(
+    query = Request(
         f"https://{address}/v1/control/{call}",
         data=request.SerializeToString(),
         headers={"Content-Type": "application/protobuf", "Accept": "application/protobuf"},
@@ -91,7 +91,7 @@ def _ask(
     )
     try:
         context = ssl.create_default_context(cafile=str(authority))
-        with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(asked, timeout=seconds) as answer:
+        with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(query, timeout=seconds) as answer:
             told: _Answer = answered.FromString(answer.read())
             return told
     except HTTPError as error:

@@ -277,9 +277,9 @@ Later:
 - `fed-distill ledger show state/ledgers` prints what each merchant has spent. Refused requests are in the log. With
   `metrics = true` in `[observing]`, `fed-distill sites metrics .` serves counts and budgets to your Prometheus.
 - If a key is lost, or the check says that it lies elsewhere too: `fed-distill sites join . --new-keys`, and send the
-  new line. What was answered before is then answered, and paid, anew.
+  new line. Answers from before are then computed and charged again.
 - After an update of the package: put the SHA-256 that the check names into `app` of `site.toml`, and run
-  `fed-distill sites join .` once more, which writes the start files anew.
+  `fed-distill sites join .` again, which rewrites the start files.
 
 What leaves this machine: this site's name and its merchants' names; what the method sends, which the run's report
 lists with how each part is protected; with `"none"` in `units`, in a run without privacy, also how many training
@@ -324,7 +324,7 @@ and answered, also when you delete the run here.
 - **The server's database is lost** (`server/state.db`): `$folder/server/register.sh` lets all admitted sites in again.
 - **Another task or other public data**, and so mostly another experiment, have another proxy set:
   `fed-distill sites init $folder --sites ALL,OF,THEM --experiment experiments/NAME.toml` writes each site's
-  `proxy.json` anew. Give it to them; nothing else of theirs changes.
+  `proxy.json` again. Give it to them; nothing else of theirs changes.
 - **Another release**: install it here and at every site. Sites pin the app's SHA-256 in `site.toml`; it is another one
   then, and their check names it.
 - **A new server certificate**, before the old one ends: `fed-distill sites init $folder --renew`, then restart the
@@ -341,6 +341,6 @@ DOORS = Template("""\
 
 LOCAL_DOORS = Template("""\
 2. **It is not published**: this deployment is for sites on this machine, which come to $address. Flower asks operators
-   for no password, so whoever has an account here can start runs. For sites elsewhere make another deployment, with
+   for no password, so any user of this machine can start runs. For sites elsewhere make another deployment, with
    `--host` and the name by which they reach this machine.""")
 """The same for sites on the server's machine."""

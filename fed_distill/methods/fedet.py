@@ -52,12 +52,12 @@ class FedET(FedMD):
         merchants = (logits.sum(dim=1) / trust.sum(dim=1, keepdim=True)).softmax(dim=-1).to(state.teacher_labels.dtype)
         consensus = self.teacher_share * state.teacher_labels + (1.0 - self.teacher_share) * merchants
         others = torch.ones_like(trust).scatter(1, consensus.argmax(dim=-1, keepdim=True), 0.0)
-        heard = (trust * others).sum(dim=1, keepdim=True)
-        disagreeing = ((logits * others.unsqueeze(-1)).sum(dim=1) / heard.clamp_min(TINY)).softmax(dim=-1)
+        total_trust = (trust * others).sum(dim=1, keepdim=True)
+        disagreeing = ((logits * others.unsqueeze(-1)).sum(dim=1) / total_trust.clamp_min(TINY)).softmax(dim=-1)
         references = {
             "soft_labels": consensus,
             "disagreeing": disagreeing.to(consensus.dtype),
-            "disagreed": (heard.squeeze(1) > 0.0).to(consensus.dtype),
+            "disagreed": (total_trust.squeeze(1) > 0.0).to(consensus.dtype),
         }
         learn = Phase(
             consensus_and_diversity(self.diversity), data="proxy", epochs=self.server_epochs, references=references

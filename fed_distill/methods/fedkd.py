@@ -21,7 +21,7 @@ from fed_distill.distill.losses import cross_entropy
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
-from fed_distill.methods.fml import taught
+from fed_distill.methods.fml import divergence
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import applied, update_of
 from fed_distill.payloads.low_rank_update import LowRankUpdate
@@ -86,7 +86,7 @@ def adaptive_mutual() -> Objective:
         assert outputs.shared is not None
         mentor, mentee, labels = outputs.logits, outputs.shared.logits, references["labels"]
         task = cross_entropy(mentor, labels) + cross_entropy(mentee, labels)
-        mutual = taught(mentor, mentee) + taught(mentee, mentor)
+        mutual = divergence(mentor, mentee) + divergence(mentee, mentor)
         return task + mutual / task.detach().clamp_min(LEAST)
 
     return objective

@@ -43,13 +43,13 @@ def mutual(alpha: float, beta: float) -> Objective:
     def objective(outputs: Outputs, references: References) -> Tensor:
         assert outputs.shared is not None
         own, shared, labels = outputs.logits, outputs.shared.logits, references["labels"]
-        local = alpha * cross_entropy(own, labels) + (1.0 - alpha) * taught(own, shared)
-        meme = beta * cross_entropy(shared, labels) + (1.0 - beta) * taught(shared, own)
+        local = alpha * cross_entropy(own, labels) + (1.0 - alpha) * divergence(own, shared)
+        meme = beta * cross_entropy(shared, labels) + (1.0 - beta) * divergence(shared, own)
         return local + meme
 
     return objective
 
 
-def taught(student: Tensor, teacher: Tensor) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Return KL(teacher || student) for logits ``[batch, classes]``; the teacher's are constants."""
     return distillation_kl(student, teacher.detach().softmax(dim=-1), 1.0)

@@ -52,10 +52,10 @@ class SweepProgress:
         self._waits = False
         self._began[cell.fingerprint] = self._clock()
         if self._bars is not None:
-            facts = "goes on" if again else "starts"
+            facts = "resumed" if again else "starts"
             self._tasks[cell.fingerprint] = self._bars.add_task(escape(f"  {cell.title}"), total=None, facts=facts)
         else:
-            self.say(f"{'goes on with' if again else 'starts'} {cell.title}")
+            self.say(f"{'resumes' if again else 'starts'} {cell.title}")
 
     def on_event(self, cell: Cell, what: str) -> None:
         """Show the cell's current activity in its live line."""

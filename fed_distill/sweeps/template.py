@@ -35,7 +35,7 @@ STUDY_PAGE = """{% extends "page" %}
 <section id="compared">
   <h2>What was compared</h2>
   <p>Every combination of the following was trained on {{ seeds | length }} seed{{ "s" if seeds | length > 1 }}{% if study.exclude %}, but for those that the study leaves out{% endif %}:
-  one small student across merchants who keep their data, taught by {{ study.base.teacher.model }} on {{ study.base.data.dataset }} ({{ study.base.data.task }}), unless the list says otherwise.</p>
+  one small student across merchants who keep their data, distilled from {{ study.base.teacher.model }} on {{ study.base.data.dataset }} ({{ study.base.data.task }}), unless the list says otherwise.</p>
   <dl class="facts">
   {% for axis in study.axes %}<dt>{{ axis.name }}</dt><dd>{% for choice in axis.choices %}{{ "∞ (no privacy)" if choice.label == "inf" else choice.label }}{{ ", " if not loop.last }}{% endfor %}</dd>
   {% endfor %}
@@ -110,7 +110,7 @@ STUDY_PAGE = """{% extends "page" %}
 </section>
 {% endif %}
 {% endblock %}
-{% block again %}The study's folder holds the complete study. This goes on with what has not finished, tries again what failed, and writes this page anew; with another <code>--out</code> it starts from nothing:{% endblock %}
+{% block again %}The study's folder holds the complete study. This command continues unfinished cells, repeats failed ones and updates this page; with another <code>--out</code> it starts from scratch:{% endblock %}
 {% block files %}
   <p class="soft">Every cell is a run of its own in <code>cells/</code>, named by the fingerprint in <code>results.csv</code>, with its own report. Figures are in <code>figures/</code> as SVG and PNG; all results are in <code>results.parquet</code> and <code>results.csv</code>, the table above in <code>summary.csv</code>.</p>
 {% endblock %}

@@ -42,7 +42,7 @@ def test_plain_lines_tell_the_same_story(follow):
         "4 cells, 1 of them finished before; at most 2 at a time",
         f"starts {cells[1].title}",
         f"2 of 4: {cells[1].title} in 10 s; about 10 s left",
-        f"goes on with {cells[2].title}",
+        f"resumes {cells[2].title}",
         "waits for memory: another cell may need 3 GB, 2 GB are available",
         f"3 of 4: {cells[2].title} FAILED: no label; about 15 s left",
     ]
