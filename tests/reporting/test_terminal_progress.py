@@ -36,7 +36,7 @@ def log():
 def test_a_log_says_what_is_run_and_where(log, tmp_path):
     progress, lines = log
     progress.on_start(EXPERIMENT, tmp_path)
-    assert lines() == [f"run trial: relevance on marketplace, fedavg-kd; kept in {tmp_path}"]
+    assert lines() == [f"run trial: relevance on marketplace, fedavg-kd; folder {tmp_path}"]
 
 
 def test_a_log_has_a_plain_line_for_each_stage_round_and_message(log):

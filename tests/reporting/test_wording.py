@@ -106,7 +106,7 @@ def test_privacy_claims_no_more_than_there_was(summary):
     assert "any one example of a merchant" in told
     assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
     assert "Noise multipliers: 0.8 to 1.25, counted by the PLD accountant" in told
-    assert "To be trusted: the merchant itself, which adds noise before anything leaves it" in told
+    assert "Trusted: the merchant itself, which adds noise before anything leaves it" in told
 
 
 def test_who_lied_and_how_is_named_by_seed(summary):
