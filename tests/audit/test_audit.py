@@ -125,7 +125,7 @@ def test_held_out_groups_are_said_to_be_so_and_shadows_leave_out_whole_groups(vi
 
 def test_too_few_nonmembers_are_refused(victim_of, make_examples):
     victim, _ = victim_of()
-    with pytest.raises(DataError, match="two non-members at least, not 1"):
+    with pytest.raises(DataError, match="at least two non-members, not 1"):
         audit(replace(victim, nonmembers=make_examples(1)), seed=0)
 
 

@@ -68,7 +68,11 @@ def test_another_seed_makes_other_canaries(source):
 
 @pytest.mark.parametrize(
     ("classes", "count", "message"),
-    [(1, 5, "there are 1 classes"), (3, 301, "300 examples are too few for 301 canaries"), (3, 0, "for 0 canaries")],
+    [
+        (1, 5, "at least two classes, not 1"),
+        (3, 301, "300 examples are too few for 301 canaries"),
+        (3, 0, "for 0 canaries"),
+    ],
 )
 def test_canaries_that_cannot_be_made_are_refused(source, classes, count, message):
     with pytest.raises(DataError, match=message):

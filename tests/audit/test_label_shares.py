@@ -81,9 +81,9 @@ def test_guesses_are_measured_against_the_truth_and_the_public_shares():
 
 
 def test_a_merchant_whose_truth_is_not_given_is_named():
-    with pytest.raises(DataError, match="true label shares of south are not given"):
+    with pytest.raises(DataError, match="true label shares of south are missing"):
         infer_shares({"north": OWN, "south": OWN}, {"north": OWN}, PUBLIC)
-    with pytest.raises(DataError, match="of no merchant"):
+    with pytest.raises(DataError, match="no merchants"):
         infer_shares({}, {}, PUBLIC)
 
 

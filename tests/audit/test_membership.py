@@ -129,7 +129,7 @@ def test_an_example_that_too_few_shadows_saw_is_refused():
 
 
 def test_scores_and_membership_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"scores are \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"scores have shape \(4, 2\)"):
         Shadows(np.zeros((4, 2)), np.ones((4, 3), dtype=bool))
 
 

@@ -104,7 +104,7 @@ def test_the_highest_scores_are_guessed_in_and_the_lowest_out():
 
 @pytest.mark.parametrize(("included", "excluded"), [(3, 3), (-1, 2)])
 def test_more_guesses_than_canaries_are_refused(included, excluded):
-    with pytest.raises(ValueError, match="out of 5 canaries"):
+    with pytest.raises(ValueError, match="excluded of 5 canaries"):
         guess(np.zeros(5), included, excluded)
 
 

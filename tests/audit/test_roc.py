@@ -97,8 +97,8 @@ def test_a_separation_survives_json():
 @pytest.mark.parametrize(
     ("members", "nonmembers", "message"),
     [
-        ([1.0], [1.0, 2.0], "two members at least, not 1"),
-        ([1.0, 2.0], [], "two non-members at least, not 0"),
+        ([1.0], [1.0, 2.0], "at least two members, not 1"),
+        ([1.0, 2.0], [], "at least two non-members, not 0"),
         ([1.0, 2.0], [0.0, np.nan], "row 1 of the non-members is nan"),
     ],
 )

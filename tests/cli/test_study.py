@@ -159,7 +159,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
         (["--set", "federation.ruonds=1"], "base: unknown key federation.ruonds"),
         (["--set", "federation.aggregator=fedavgg"], "cell method=fedavg, seed 0: unknown aggregator 'fedavgg'"),
         (["--set", "federation.options.eta=1"], "cell method=fedavg, seed 0: method 'fedavg' has no option 'eta'"),
-        (["--only", "method=pate"], "--only: axis 'method' has no 'pate', but ['fedavg', 'fedmd']"),
+        (["--only", "method=pate"], "--only: axis 'method' has no label 'pate'; it has: ['fedavg', 'fedmd']"),
         (["--set", "privacy.unit=example"], "base: privacy: unit 'example' needs epsilon or noise_multiplier"),
     ],
 )  # fmt: skip

@@ -176,7 +176,7 @@ class Broken(Answer):
 
 @pytest.mark.parametrize(
     ("answer", "state", "told"),
-    [(Answer, "problem", "can let sites in and start runs: shut it"), (Refusing, "ok", "denies access"),
+    [(Answer, "problem", "can admit sites and start runs: shut it"), (Refusing, "ok", "denies access"),
      (Broken, "warning", "could not be checked")],
 )  # fmt: skip
 def test_an_open_door_is_a_problem_and_one_that_cannot_be_seen_a_warning(deployment, monkeypatch, answer, state, told):
@@ -198,7 +198,7 @@ def test_an_open_door_is_exit_code_1_at_the_operators_and_at_a_site(checked, mon
     code, output = checked(part)
     wrong = lines(output, "problem")
     assert code == 1 and [line.split()[1] for line in wrong] == ["door"]
-    assert "can let sites in and start runs" in wrong[0]
+    assert "can admit sites and start runs" in wrong[0]
 
 
 def test_a_server_that_listens_to_the_world_behind_its_proxy_is_found(command, tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def test_a_server_that_listens_to_the_world_behind_its_proxy_is_found(command, t
         done = command("check", tmp_path)
     doors = [line for line in done.output.splitlines() if line.split()[1:2] == ["door"]]
     assert done.exit_code == 1 and ["  ok  " in line for line in doors] == [True, False]
-    assert f"127.0.0.2:{own.rpartition(':')[2]} can let sites in" in doors[1]
+    assert f"127.0.0.2:{own.rpartition(':')[2]} can admit sites" in doors[1]
 
 
 def test_on_one_machine_the_door_is_for_who_has_an_account_there(deployment):
@@ -324,7 +324,7 @@ def test_a_secret_that_others_may_read_is_found(checked, deployment):
     code, output = checked()
     (line,) = lines(output, "problem")
     assert code == 1
-    assert line.startswith("south") and f"its mode is 0640: chmod 600 {key}" in line
+    assert line.startswith("south") and f"its mode is 0640: run chmod 600 {key}" in line
 
 
 def test_a_missing_column_is_found(checked, deployment):
@@ -359,7 +359,7 @@ def test_a_foreign_ledger_and_a_damaged_one_are_found(checked, deployment):
     path.unlink()
     code, output = checked()
     (line,) = lines(output, "problem")
-    assert code == 1 and f"answers of '{as_file_name(own)}' are kept" in line and "its ledger is missing" in line
+    assert code == 1 and f"answers of '{as_file_name(own)}' are stored" in line and "its ledger is missing" in line
 
 
 def test_another_key_than_the_server_knows_is_found(checked, deployment):

@@ -213,7 +213,7 @@ def test_a_site_is_admitted_by_its_line(command, invited, site, how):
     given = {"line": [line], "words": line.split(), "file": [invited.parent / "arrived" / "north" / "north.pub"]}
     done = command("admit", invited, *given[how])
     assert done.exit_code == 0
-    assert "north: admitted, and not registered yet" in done.output and "server/register.sh" in done.output
+    assert "north: admitted, but not registered yet" in done.output and "server/register.sh" in done.output
     assert SiteKey.parse(line).fingerprint in done.output
     assert (invited / "server" / "keys" / "north.pub").read_text() == f"{line}\n"
     assert [key.name for key in Admission(invited).admitted()] == ["north"]
@@ -254,7 +254,7 @@ def test_a_revoked_site_is_let_in_by_new_keys_only(command, invited, site):
     assert Admission(invited).admitted() == [] and [key.encoded for key in Admission(invited).revoked()]
     with pytest.raises(ConfigError, match="was revoked"):
         command("admit", invited, line)
-    with pytest.raises(ConfigError, match="no site 'north' is let in; there is none yet"):
+    with pytest.raises(ConfigError, match="'north' is not admitted; no site is"):
         command("revoke", invited, "north")
     assert command("admit", invited, joined(command, north, "--new-keys")).exit_code == 0
 
@@ -262,7 +262,7 @@ def test_a_revoked_site_is_let_in_by_new_keys_only(command, invited, site):
 @pytest.mark.parametrize("name", ["../server", "", "keys/../north", "*", "north.pub"])
 def test_nothing_but_a_site_is_revoked(command, invited, site, name):
     command("admit", invited, joined(command, site("north")))
-    with pytest.raises(ConfigError, match="is let in; known are north"):
+    with pytest.raises(ConfigError, match="is not admitted; admitted are north"):
         command("revoke", invited, name)
     assert [key.name for key in Admission(invited).admitted()] == ["north"]
 
@@ -290,7 +290,7 @@ def test_the_server_is_told_who_is_let_in_and_who_no_more(command, invited, site
     assert [node.status for node in known.values()] == ["unregistered", "unregistered", "online"]
     assert command("admit", invited).output.splitlines() == ["north: registered before"]
     known.update({key: Node(node.number, "unregistered") for key, node in known.items()})
-    with pytest.raises(ConfigError, match="has unregistered the key of site north, and takes it never again"):
+    with pytest.raises(ConfigError, match="has unregistered the key of site north and never accepts it again"):
         command("admit", invited)
 
 

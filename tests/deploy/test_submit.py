@@ -91,7 +91,7 @@ def test_a_log_that_ends_before_its_run_is_no_end(run_at):
         (httpx.ConnectError("refused"), "cannot be reached .* start it on this machine"),
         (
             httpx.HTTPStatusError("403", request=None, response=httpx.Response(403, text="closed")),
-            "refuses this: closed",
+            "rejects this: closed",
         ),
     ],
 )
