@@ -20,7 +20,7 @@ from experiments.benchmarks.contenders import Clock, Settings
 from experiments.benchmarks.opacus_hooks import MAX_GRAD_NORM, NOISE_MULTIPLIER
 from experiments.benchmarks.workload import Cohort, Shop, Weights, freeze_embeddings
 from fed_distill.aggregation.running import mean_weights
-from fed_distill.config import RuntimeConfig, TrainingConfig
+from fed_distill.config import RuntimeConfig, TrainerConfig
 from fed_distill.coordinator.sites import chunk_size
 from fed_distill.distill.losses import hard_labels
 from fed_distill.experiment.workers import WorkerGrid
@@ -129,7 +129,7 @@ class Side:
         self.student = workload.new_student()
         if private and isinstance(self.student, Transformer):
             freeze_embeddings(self.student)
-        training = TrainingConfig.model_validate(
+        training = TrainerConfig.model_validate(
             {
                 "optimizer": "adamw",
                 "learning_rate": workload.learning_rate,

@@ -232,8 +232,8 @@ class Auditing:
         config, federation = self.experiment.privacy, self.experiment.federation
         method = METHODS.build(federation.method, federation.options)
         epochs = float(getattr(method, "local_epochs", 1.0)) * federation.rounds
-        phase = Phase(hard_labels(), epochs=epochs)
-        batch_size = config.batch_size or self.experiment.training.batch_size
+        phase, training = Phase(hard_labels(), epochs=epochs), self.experiment.training_of(federation.title)
+        batch_size = config.batch_size or training.batch_size
         privacy = None
         if isinstance(self._mechanism, AtMerchants):
             if config.noise_multiplier is not None:
@@ -243,10 +243,9 @@ class Auditing:
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
                 noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
             privacy = ExampleDP.configured(config, noise)
-        training = self.experiment.training_of(federation.title)
         trainer = build_trainer(training, self.experiment.runtime)
-        pace = Pace(training.learning_rate, training.schedule)
-        return Recipe(self.student, self.start, self.data.proxy, Plan((phase,)), pace, trainer, privacy)
+        plan, pace = Plan((phase,)), Pace.of(training)
+        return Recipe(self.student, self.start, self.data.proxy, plan, pace, trainer, privacy)
 
     @property
     def _mechanism(self) -> Mechanism:
@@ -282,7 +281,7 @@ class Auditing:
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,
-                teacher=Teacher(self.teaching.teacher, experiment.teacher.learning_rate),
+                teacher=Teacher.of(self.teaching.teacher, experiment),
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),
                 identity="audit" if experiment.protects(title) else "",

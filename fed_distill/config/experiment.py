@@ -22,7 +22,7 @@ from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
 from fed_distill.config.toml import first_problem, read_toml
-from fed_distill.config.training import TrainingConfig
+from fed_distill.config.training import TrainerConfig, TrainingConfig
 from fed_distill.errors import ConfigError
 
 Control = Literal["server", "local", "pooled", "fedavg"]
@@ -64,11 +64,11 @@ class Experiment(ConfigTable):
     def _temperature_has_time_to_move(self) -> Self:
         if self.distill.final_temperature is None or self.adaptation.enabled:  # which is at the final one
             return self
-        epochs = [self.training.server_epochs, *(assistant.epochs for assistant in self.distill.assistants)]
-        if max([*epochs, *([self.training.pooled_epochs] if "pooled" in self.controls else [])]) <= 1:
+        epochs = [self.training.server.epochs, *(assistant.epochs for assistant in self.distill.assistants)]
+        if max([*epochs, *([self.training.pooled.epochs] if "pooled" in self.controls else [])]) <= 1:
             raise ValueError(
-                "distill.final_temperature is that of the last of several epochs: raise training.server_epochs above "
-                "1, or set training.server_temperature"
+                "distill.final_temperature is that of the last of several epochs: raise training.server.epochs above "
+                "1, or set training.server.temperature"
             )
         return self
 
@@ -151,7 +151,7 @@ class Experiment(ConfigTable):
         plain = {} if local_epochs is None else {"local_epochs": local_epochs}
         if "fedavg" in self.controls:
             arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, **kept))
-        alone = {"local_epochs": self.training.local_epochs}
+        alone = {"local_epochs": self.training.local.epochs}
         if "local" in self.controls:
             arms["local"] = FederationConfig(method="local", options=alone, rounds=1, **intake)
         if self.adaptation.personal:
@@ -197,17 +197,11 @@ class Experiment(ConfigTable):
                 return self.transport if federation.transport is None else federation.transport
         return TransportConfig()
 
-    def training_of(self, arm: str) -> TrainingConfig:
-        """How merchants train in an arm: private federations may have an optimizer and a rate of their own."""
-        if not self.protects(arm):
-            return self.training
-        optimizer = self.privacy.optimizer or self.training.optimizer
-        changes = {
-            "optimizer": optimizer,
-            "momentum": self.training.momentum if optimizer == "sgd" else 0.0,
-            "learning_rate": self.privacy.learning_rate or self.training.learning_rate,
-        }
-        return self.training.model_copy(update=changes)
+    def training_of(self, arm: str) -> TrainerConfig:
+        """How merchants train in an arm: in private federations as ``[privacy.training]`` changes it."""
+        if arm == "local":
+            return self.training.of_local()
+        return self.training.of_merchants(self.privacy.training if self.protects(arm) else None)
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:
@@ -261,9 +255,9 @@ class Experiment(ConfigTable):
             "teacher.max_examples": 200,
             "teacher.ensemble": seeds,
             "distill.assistants": assistants,
-            "training.server_epochs": 1 if self.distill.final_temperature is None else 2,
-            "training.pooled_epochs": 1,
-            "training.local_epochs": 1,
+            "training.server.epochs": 1 if self.distill.final_temperature is None else 2,
+            "training.pooled.epochs": 1,
+            "training.local.epochs": 1,
             "federation.rounds": min(2, self.federation.rounds),
         }
         stays = {key for key in quick if any(_overlap(key, one) for one in kept)}

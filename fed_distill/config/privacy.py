@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fed_distill.config.optimizer import OptimizerChanges
 from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, Place, PositiveFloat, PositiveInt
 
 UNPROTECTED = "none"
@@ -43,11 +44,9 @@ class PrivacyConfig(ConfigTable):
         description="delta of the promise; none for the smaller of 1e-5 and n^-1.1, where n is the merchant's noised "
         "number of examples (groups for unit group), or the number of merchants for units merchant and vote",
     )
-    optimizer: Literal["sgd", "adamw"] | None = Field(
-        None, description="merchants' optimizer in private federations; none for training.optimizer"
-    )
-    learning_rate: PositiveFloat | None = Field(
-        None, description="merchants' learning rate in private federations; none for training.learning_rate"
+    training: OptimizerChanges = Field(
+        default_factory=OptimizerChanges,
+        description="how merchants train in private federations; what is not given is as in [training.merchants]",
     )
     accountant: Literal["pld", "rdp"] = Field(
         "pld",
@@ -58,7 +57,8 @@ class PrivacyConfig(ConfigTable):
     )
     batch_size: BatchSize | None = Field(
         None,
-        description="units example, group: expected examples (groups) of a private step; none for training.batch_size",
+        description="units example, group: expected examples (groups) of a private step; none for "
+        "training.merchants.batch_size",
     )
     freeze: list[str] | None = Field(
         None, description="name patterns of weights that are not trained; none for a transformer's embeddings"

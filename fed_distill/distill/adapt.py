@@ -38,15 +38,13 @@ class Adapted:
 
 
 def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[AdaptationStage]:
-    """The three stages, all as long and as fast as ``distil``, a phase of distillation on the proxy set.
+    """The three stages, all as long as ``distil``, a phase of distillation on the proxy set.
 
     layers: the student's weights by layer, to fine-tune with gradual unfreezing (Howard and Ruder, ACL 2018, sec. 3.3):
     the last layer first, then with the one before it, at last with all of them. None: all layers all the time.
     """
     free = max(len(layers), 1)
-    fine_tune = Phase(
-        hard_labels(), epochs=(distil.epochs or 0.0) / free, learning_rate_scale=distil.learning_rate_scale
-    )
+    fine_tune = Phase(hard_labels(), epochs=(distil.epochs or 0.0) / free)
     parts = [Part(Plan((fine_tune,)), frozenset().union(*layers[:held])) for held in reversed(range(free))]
     return [
         AdaptationStage("fine-tune on the domain", tuple(parts)),

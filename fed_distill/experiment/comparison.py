@@ -162,7 +162,7 @@ class Comparison:
         start, target, began = self._start(name), self.factory.target, time.perf_counter()
         prepared = target.prepared(self.factory.student(name), self.seed, "pooled")
         labelled = self.factory.labelled(self.server.everybody())
-        plan = distillation_plan(target, prepared, self.experiment.training.pooled_epochs, labelled)
+        plan = distillation_plan(target, prepared, self.experiment.training.pooled.epochs, labelled)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
         weights = self.server.train_pooled(prepared, start, plan, (self.seed, "pooled"), self.factory.step)
         return self._outcome("pooled", "control", weights, began)
@@ -252,7 +252,8 @@ class Comparison:
         target = self.factory.target.at(1.0)
         prepared = target.prepared(student, self.seed, arm, "adapt")
         layers = layers_of(student) if config.unfreeze else ()
-        stages = domain_stages(target.phase(prepared, config.epochs, config.learning_rate_scale), layers)
+        stages = domain_stages(target.phase(prepared, config.epochs), layers)
+        optimizer = config.over(self.experiment.training.server)
 
         def train(current: Weights, stage: AdaptationStage) -> Weights:
             self.callbacks.on_stage(f"seed {self.seed} · {arm}: {stage.title}", None)
@@ -260,7 +261,7 @@ class Comparison:
                 purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
                 with frozen(student, part.frozen):
                     current = self.server.train(
-                        prepared, current, part.plan, (self.seed, *purpose), self.server.pace(), self.factory.step
+                        prepared, current, part.plan, (self.seed, *purpose), optimizer, self.factory.step
                     )
             return current
 
@@ -318,7 +319,7 @@ class Comparison:
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,
-            teacher=Teacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
+            teacher=Teacher.of(self.teaching.teacher, self.experiment),
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             byzantine=byzantine_merchants(self.experiment, self.sites.merchants, self.seed),

@@ -22,7 +22,7 @@ from fed_distill.transport import checks as transport
 def check_settings(experiment: Experiment) -> None:
     """Build every method, aggregator, codec and trainer, and check what they must find in the settings; ConfigError on
     the first that is wrong. Reads no data."""
-    build_trainer(experiment.training, experiment.runtime)
+    build_trainer(experiment.training.of_merchants(), experiment.runtime)
     ATTACKS.build(experiment.poisoning.attack, experiment.poisoning.options)
     built: dict[str, Method] = {}
     for federation in experiment.federations():
@@ -68,14 +68,14 @@ def check_models(experiment: Experiment, task: Task) -> None:
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]
-        for model in teachers if experiment.teacher.masked_epochs else ():
+        for model in teachers if experiment.teacher.masked.epochs else ():
             check_reads(model)
         for name in experiment.student.models():
             student = build_student(name, experiment.student.options_of(name), task, teacher)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
             mechanism.check_student(student)
-            if experiment.student.masked_epochs:
+            if experiment.student.masked.epochs:
                 check_reads(student)
         for assistant in experiment.distill.assistants:
             check_robust(build_student(assistant.model, assistant.options, task, teacher), experiment.training)

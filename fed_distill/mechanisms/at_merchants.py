@@ -31,7 +31,7 @@ TRUSTED = "the merchant itself, which adds noise before anything leaves it, and 
 
 def expected_batch(experiment: Experiment) -> int:
     """Expected members of a private step."""
-    return experiment.privacy.batch_size or experiment.training.batch_size
+    return experiment.privacy.batch_size or experiment.training.merchants.batch_size
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class AtMerchants(Protecting):
         self._refuse(federation.method, [kind for kind in sends if self.covers(kind) is None])
         config, training = experiment.privacy, experiment.training
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(config, key)]
-        if scaled and (config.optimizer or training.optimizer) != "sgd":
-            raise ConfigError(f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.optimizer")
+        if scaled and (config.training.optimizer or training.merchants.optimizer) != "sgd":
+            raise ConfigError(
+                f"privacy.{scaled[0]} needs optimizer sgd, adamw would undo it: set privacy.training.optimizer to it"
+            )
         counted = [key for key in ("rows", "row_rate_power") if getattr(config, key)]
         if counted and not training.submodel:
             raise ConfigError(f"privacy.{counted[0]} needs training.submodel, which counts the rows that are used")

@@ -14,7 +14,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fed_distill.config import Experiment, TrainingConfig
+from fed_distill.config import Experiment, TrainerConfig
 from fed_distill.data.examples import Task
 from fed_distill.errors import (
     BudgetExceeded,
@@ -85,7 +85,7 @@ class Site:
     everybody: tuple[str, ...]
     answers: Answers | None = None
     tally: Tally = field(default_factory=Tally)
-    _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
+    _trainers: dict[TrainerConfig, Trainer] = field(default_factory=dict)
 
     def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
         """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.

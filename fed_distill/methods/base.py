@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.training.plan import Plan
@@ -139,6 +139,6 @@ class HasControlVariate(Protocol):
 class ValidatesConfig(Protocol):
     """A method that cannot do with every experiment."""
 
-    def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
+    def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
         """Server, before a run: ConfigError if this federation, whose merchants train so, or a task of so many classes
         will not do."""

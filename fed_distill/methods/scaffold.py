@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.aggregation import SUBMODEL_AGGREGATORS
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, replace
@@ -38,14 +38,14 @@ class Scaffold(FedAvg):
     sends: ClassVar[Kinds] = (StudentWeights, ControlVariate)
     receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
-    def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
+    def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
         """ConfigError unless merchants train by plain gradient descent, whose steps tell their mean gradient,
         and unless whole students are averaged."""
         if training.optimizer != "sgd" or training.momentum:
             kind = "sgd with momentum" if training.optimizer == "sgd" else training.optimizer
             raise ConfigError(
-                f"method scaffold corrects steps of plain gradient descent, not of {kind}: set training.optimizer = "
-                "'sgd' (in private federations privacy.optimizer) and training.momentum = 0"
+                f"method scaffold corrects steps of plain gradient descent, not of {kind}: set optimizer = 'sgd' "
+                "and momentum = 0 in [training.merchants] (in private federations in [privacy.training])"
             )
         if federation.aggregator in SUBMODEL_AGGREGATORS:
             raise ConfigError(

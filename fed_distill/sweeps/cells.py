@@ -11,7 +11,6 @@ from itertools import product
 from typing import Any
 
 from fed_distill.config import Experiment
-from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.sweeps.grid import NO_PRIVACY, Attacks, Choice, Study, varied
@@ -155,7 +154,8 @@ def _alone(experiment: Experiment, seed: int) -> Experiment:
 
 
 def _controls(base: Experiment, cell: Experiment) -> Experiment:
-    """The experiment that has the controls for ``cell``: without privacy, with the base's rounds and merchants' pace.
+    """The experiment that has the controls for ``cell``: without privacy, with the base's rounds, and merchants
+    trained as in the base.
 
     Its own federation is plain FedAvg, which is the control of that name; where the base does not ask for that one,
     the run has a single round of it, because a run needs a federation.
@@ -179,7 +179,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "poisoning": {},
         "transport": {},
         "student.by_merchant": [],
-        **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},
+        "training.merchants": base.training.merchants.model_dump(mode="json"),
     }
     return cell.with_changes(changes)
 

@@ -46,7 +46,7 @@ class _Table(BaseModel):
 class Range(_Table):
     """Numbers from ``low`` to ``high``, both included: integers if both ends are."""
 
-    key: str = Field(description="key of the experiment, as training.learning_rate")
+    key: str = Field(description="key of the experiment, as training.merchants.learning_rate")
     name: str = Field("", description="name in tables and figures; default: the key's last part")
     low: Number
     high: Number

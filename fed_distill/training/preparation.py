@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
@@ -96,15 +96,15 @@ class Prepared:
         for number, (loss, segment) in enumerate(zip(losses, self.segments, strict=True), start=1):
             if segment.privacy is None and not math.isfinite(loss):
                 raise TrainingError(
-                    f"{self.learner.name}: the loss of phase {number} is {loss}; "
-                    "lower training.learning_rate or set training.clip_norm"
+                    f"{self.learner.name}: the loss of phase {number} is {loss}; lower learning_rate or set clip_norm "
+                    "in [training.merchants], or for the server in [training.server]"
                 )
         frozen = {name for name, value in self.learner.student.named_parameters() if not value.requires_grad}
         trained = {name: value for name, value in arrays.items() if name not in frozen}
         return Fitted(self.learner.name, self.submodel.sent(trained), losses, self.steps)
 
 
-def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
+def prepare(learner: Learner, plan: Plan, config: TrainerConfig) -> Prepared:
     """Draw the batches of all phases and find the submodel that they need."""
     if learner.privacy is not None and passes(config) > 1:
         raise TrainingError(f"{learner.name}: adversarial training and R-Drop cannot be trained with DP: drop them")

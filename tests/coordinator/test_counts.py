@@ -167,10 +167,13 @@ CHANGES = {
     "federation.rounds": 1,
     "federation.method": "fedavg",
     "federation.options": {},
-    "federation.max_update_norm": None,  # which would leave the liar out for the size of its lie
+    "federation.max_norm_ratio": None,  # which would leave the liar out for the size of its lie
     "runtime.measure_speed": False,
 }
-UNITS = {"none": {}, "example": {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.optimizer": "sgd"}}
+UNITS = {
+    "none": {},
+    "example": {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.training.optimizer": "sgd"},
+}
 UNLIMITED = {"federation.max_share": None, "federation.max_size_ratio": None}
 
 

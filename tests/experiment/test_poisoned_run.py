@@ -18,7 +18,7 @@ CHANGES = {
         "ranking_queries": 200, "ranking_candidates": 20,
     },
     "data.max_examples": 400,
-    "training.server_epochs": 3,
+    "training.server.epochs": 3,
     "federation": {"method": "fedavg", "rounds": 5, "validate_every": 5, "label": "mean"},
     "compare": [
         {"label": "agree", "aggregator": "fedagree"},

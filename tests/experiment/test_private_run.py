@@ -121,11 +121,15 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
             "another weight in aggregator_options",
         ),
         (
-            {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.rows": 10},
+            {"federation.method": "scaffold", "privacy.training.optimizer": "sgd", "privacy.rows": 10},
             "method scaffold trains whole tables: drop privacy.rows",
         ),
         (
-            {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.weighting": "examples-squared"},
+            {
+                "federation.method": "scaffold",
+                "privacy.training.optimizer": "sgd",
+                "privacy.weighting": "examples-squared",
+            },
             "method scaffold counts all merchants alike: drop privacy.weighting",
         ),
     ],
@@ -149,7 +153,7 @@ def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anythin
 def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_is(tiny_experiment, simulate, tmp_path):
     """Private steps may want a rate that is hundreds of times another; what the server trains is not private."""
     changes = {
-        "privacy": {"unit": "vote", "epsilon": 1e4, "optimizer": "sgd", "learning_rate": 1e-12},
+        "privacy": {"unit": "vote", "epsilon": 1e4, "training": {"optimizer": "sgd", "learning_rate": 1e-12}},
         "federation": {"method": "pate", "rounds": 1},
         "controls": [],
         "adaptation.enabled": False,

@@ -20,9 +20,12 @@ def check(unit, tables):
     ("tables", "message"),
     [
         ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales needs optimizer sgd"),
-        ({"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}}, "privacy.row_rate_power needs optimizer sgd"),
         (
-            {"privacy": {"row_rate_power": 0.5, "optimizer": "sgd"}, "training": {"submodel": False}},
+            {"privacy": {"row_rate_power": 0.5, "training": {"optimizer": "adamw"}}},
+            "privacy.row_rate_power needs optimizer sgd",
+        ),
+        (
+            {"privacy": {"row_rate_power": 0.5, "training": {"optimizer": "sgd"}}, "training": {"submodel": False}},
             "needs training.submodel",
         ),
         ({"training": {"r_drop": 1.0}}, "clips the gradient of one pass over an example"),

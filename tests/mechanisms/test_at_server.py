@@ -291,9 +291,9 @@ def test_a_federation_that_is_run_again_is_free_if_it_is_equal_and_paid_if_it_is
     again = [
         ({}, 1),
         ({"runtime.trainer": "sequential"}, 1),
-        ({"training.learning_rate": 0.02}, 2),
+        ({"training.merchants.learning_rate": 0.02}, 2),
         ({"privacy.noise_multiplier": 3.0}, 3),
-        ({"training.server_epochs": 2}, 4),
+        ({"training.server.epochs": 2}, 4),
         (rows, 5),
         ({"seed": 1}, 6),
         ({}, 6),

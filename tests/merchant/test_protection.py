@@ -88,7 +88,7 @@ def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
     merchant = world.names[0]
     request, down = world.request(merchant, rounds=9), world.down()
     answers(protected(), request, down)
-    site = protected(**({"training.optimizer": "sgd"} if change == "optimizer" else {}))
+    site = protected(**({"training.merchants.optimizer": "sgd"} if change == "optimizer" else {}))
     if change == "weights":
         down = down.having(StudentWeights({name: value + 1e-3 for name, value in down.weights.items()}))
     if change == "rate":
@@ -110,7 +110,7 @@ def correlation(one, other):
 
 
 NOISY = {
-    "training.optimizer": "sgd",
+    "training.merchants.optimizer": "sgd",
     "privacy.epsilon": None,
     "privacy.noise_multiplier": 50.0,
     "privacy.batch_size": 1000,

@@ -25,7 +25,7 @@ NOISE = 50.0
 LOUD = {
     "privacy.noise_multiplier": NOISE,
     "privacy.batch_size": 1000,
-    "training.optimizer": "sgd",
+    "training.merchants.optimizer": "sgd",
     "federation.options": {"local_epochs": 1, "proxy_steps": 0},
 }
 """One step of all examples, in which noise is all but everything."""
@@ -155,8 +155,8 @@ CASES = {
     "frozen weights": (settings(privacy__freeze=["head.*"]), NEW),
     "more local epochs": (settings(federation__options={"local_epochs": 2, "proxy_steps": 0}), NEW),
     "proxy steps": (settings(federation__options={"local_epochs": 1, "proxy_steps": 2}), NEW),
-    "another optimizer": (settings(training__optimizer="adamw"), NEW),
-    "weight decay": (settings(training__weight_decay=0.1), NEW),
+    "another optimizer": (settings(training__merchants__optimizer="adamw"), NEW),
+    "weight decay": (settings(training__merchants__weight_decay=0.1), NEW),
     "a row more": (lambda world: world.own(another_row), NEW),
     "a row less": (lambda world: world.own(lambda train: train.take(range(1, len(train)))), NEW),
     "another label": (lambda world: world.own(relabelled), NEW),

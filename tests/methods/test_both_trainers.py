@@ -20,16 +20,16 @@ QUICK = {
     "data.max_examples": 24,
     "data.proxy_size": 24,
     "adaptation.enabled": False,
-    "training.optimizer": "sgd",
-    "training.learning_rate": 0.1,
-    "training.server_optimizer": "sgd",
-    "training.server_learning_rate": 0.1,
+    "training.merchants.optimizer": "sgd",
+    "training.merchants.learning_rate": 0.1,
+    "training.server.optimizer": "sgd",
+    "training.server.learning_rate": 0.1,
 }
 FEDERATED = [name for name in METHODS if name not in ("local", "personal")]
 """Methods that are federations; the others are controls, and leave the global student as it is."""
 OPTIONS = {"selective-fd": {"max_entropy": 0.99}}
 """Of hardly trained students nearly everything is ambiguous."""
-PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.optimizer": "sgd"}
+PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.training.optimizer": "sgd"}
 COVERED = [name for name in FEDERATED if name != "fd"]
 """Those that send nothing but what noise covers."""
 

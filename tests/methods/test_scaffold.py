@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import ConfigError
 from fed_distill.methods.base import GlobalState, HasControlVariate, Trained
 from fed_distill.methods.fedavg import FedAvg
@@ -101,11 +101,11 @@ def test_every_step_on_private_labels_is_corrected(state):
 @pytest.mark.parametrize("options", [{"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}])
 def test_steps_that_do_not_tell_a_gradient_are_refused(options):
     with pytest.raises(ConfigError, match=r"training\.optimizer = 'sgd'"):
-        Scaffold().check(FederationConfig(), TrainingConfig(**options), 4)
+        Scaffold().check(FederationConfig(), TrainerConfig(**options), 4)
 
 
 def test_parts_of_students_are_refused():
-    plain = TrainingConfig(optimizer="sgd")
+    plain = TrainerConfig(optimizer="sgd")
     Scaffold().check(FederationConfig(aggregator="fedavg"), plain, 4)
     with pytest.raises(ConfigError, match="fedsubavg averages parts"):
         Scaffold().check(FederationConfig(aggregator="fedsubavg"), plain, 4)

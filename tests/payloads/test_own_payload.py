@@ -24,7 +24,7 @@ QUICK = {
     "adaptation.enabled": False,
     "runtime.measure_speed": False,
 }
-PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.optimizer": "sgd"}
+PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.training.optimizer": "sgd"}
 """Terms under which what merchants send must be covered."""
 
 

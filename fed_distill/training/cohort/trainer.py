@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 import torch
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import TextModel
 from fed_distill.training.cohort.allocator import keep_freed_memory
@@ -48,7 +48,7 @@ class CohortTrainer:
     cohort: how many at most, None for the device's own number. workers: processes that share the machine's memory.
     """
 
-    config: TrainingConfig
+    config: TrainerConfig
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
     workers: int = 1

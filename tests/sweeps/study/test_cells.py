@@ -52,32 +52,42 @@ def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cel
 
 
 def test_cells_that_change_the_servers_student_have_controls_of_their_own(tables):
-    axis = [{"key": "training.server_epochs", "values": [1, 2]}, {"key": "training.batch_size", "values": [8, 16]}]
+    axis = [
+        {"key": "training.server.epochs", "values": [1, 2]},
+        {"key": "training.merchants.batch_size", "values": [8, 16]},
+    ]
     cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
-    by_epochs = {(cell.labels["server_epochs"], cell.controls) for cell in cells if cell.role == "cell"}
+    by_epochs = {(cell.labels["epochs"], cell.controls) for cell in cells if cell.role == "cell"}
     assert len(by_epochs) == 2
     assert len([cell for cell in cells if cell.role == "controls"]) == 2
 
 
 def test_how_merchants_train_and_how_messages_are_coded_needs_no_controls_of_its_own(tables):
-    optimizer = [{"label": "sgd", "training.optimizer": "sgd", "training.momentum": 0.5}, "adamw"]
+    optimizer = [{"label": "sgd", "training.merchants.optimizer": "sgd", "training.merchants.momentum": 0.5}, "adamw"]
     axis = [
-        {"name": "optimizer", "key": "training.optimizer", "values": optimizer},
+        {"name": "optimizer", "key": "training.merchants.optimizer", "values": optimizer},
         {"name": "coding", "values": [{"label": "none"}, {"label": "sign", "transport.weights": ["sign"]}]},
     ]
     cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
     assert [cell.role for cell in cells] == ["controls", *["cell"] * 4]
-    assert cells[0].experiment.training.optimizer == "adamw"
+    assert cells[0].experiment.training.merchants.optimizer == "adamw"
     assert cells[0].experiment.transport.weights == []
 
 
 def test_merchants_momentum_needs_no_controls_of_its_own_where_the_server_trains_by_sgd_too(tables):
-    momentum = {"training.optimizer": "sgd", "training.momentum": 0.9, "training.server_optimizer": "sgd"}
+    momentum = {
+        "training.merchants.optimizer": "sgd",
+        "training.merchants.momentum": 0.9,
+        "training.server.optimizer": "sgd",
+    }
     axis = [{"name": "optimizer", "values": [{"label": "adamw"}, {"label": "sgd", **momentum}]}]
     cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
     assert [cell.role for cell in cells] == ["controls", "cell", "controls", "cell"]
-    assert (cells[2].experiment.training.optimizer, cells[2].experiment.training.momentum) == ("adamw", 0.0)
-    assert cells[2].experiment.training.server_optimizer == "sgd"
+    assert (cells[2].experiment.training.merchants.optimizer, cells[2].experiment.training.merchants.momentum) == (
+        "adamw",
+        0.0,
+    )
+    assert cells[2].experiment.training.server.optimizer == "sgd"
 
 
 def test_the_fedavg_control_has_the_bases_patience(tables):
@@ -215,9 +225,9 @@ def full():
             {
                 "data.max_merchants": 9,
                 "data.max_examples": 900,
-                "training.clip_norm": 1.0,
+                "training.merchants.clip_norm": 1.0,
                 "controls": ["server", "local"],
-                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "optimizer": "sgd"},
+                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "training": {"optimizer": "sgd"}},
             }
         )
         .model_dump(mode="json", exclude_none=True)
@@ -239,7 +249,7 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
         seen.add(found)
     together = ["training.augmentation.translated", "training.augmentation.back_translation"]
     # of several teachers, of sgd, and what goes together
-    assert fixed == ["teacher.combine", "training.momentum", "training.server_momentum", *together]
+    assert fixed == ["teacher.combine", *together]
     pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
     assert fingerprint_of(pair) not in seen
     assert len(seen) > 50
@@ -293,12 +303,12 @@ def test_only_some_cells_are_those_with_a_named_label_of_every_named_axis_and_th
 
 
 def test_controls_that_no_chosen_cell_is_compared_with_are_left_out(tables):
-    axis = [{"key": "training.server_epochs", "values": [1, 2]}]
+    axis = [{"key": "training.server.epochs", "values": [1, 2]}]
     one = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1})
     assert [cell.role for cell in expand(one)] == ["controls", "cell"] * 2
-    chosen = only(one, expand(one), ["server_epochs=2"])
+    chosen = only(one, expand(one), ["epochs=2"])
     assert [cell.role for cell in chosen] == ["controls", "cell"]
-    assert chosen[0].experiment.training.server_epochs == 2
+    assert chosen[0].experiment.training.server.epochs == 2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ file = "base.toml"
 federation.rounds = 4
 
 [[axis]]
-key = "training.batch_size"
+key = "training.merchants.batch_size"
 values = [8, 16]
 """
 
@@ -69,7 +69,10 @@ def test_a_value_is_a_label_and_changes_however_its_keys_are_written():
         {
             "name": "how",
             "key": "federation.rounds",
-            "values": [3, {"label": "far", "federation": {"rounds": 9, "options": {"a": 1}}, "training.batch_size": 2}],
+            "values": [
+                3,
+                {"label": "far", "federation": {"rounds": 9, "options": {"a": 1}}, "training.merchants.batch_size": 2},
+            ],
         }
     )
     assert [choice.label for choice in axis.choices] == ["3", "far"]
@@ -77,7 +80,7 @@ def test_a_value_is_a_label_and_changes_however_its_keys_are_written():
     assert axis.choices[1].changes == {
         "federation.rounds": 9,
         "federation.options": {"a": 1},
-        "training.batch_size": 2,
+        "training.merchants.batch_size": 2,
     }
 
 

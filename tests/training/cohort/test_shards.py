@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort import trainer as module
 from fed_distill.training.cohort.layers import CannotStack
@@ -16,7 +16,7 @@ from fed_distill.training.sequential import SequentialTrainer
 
 PACE = Pace(1e-2)
 DP = ExampleDP(noise_multiplier=0.7, max_grad_norm=0.5)
-CONFIG = TrainingConfig(batch_size=8, optimizer="sgd")
+CONFIG = TrainerConfig(batch_size=8, optimizer="sgd")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import cross_entropy, hard_labels
 from fed_distill.errors import TrainingError
 from fed_distill.privacy.dp_sgd import ExampleDP
@@ -33,7 +33,7 @@ privacies = pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "privat
 
 
 def config_of(**changes):
-    return TrainingConfig(**{"batch_size": 8, "optimizer": "sgd", **changes})
+    return TrainerConfig(**{"batch_size": 8, "optimizer": "sgd", **changes})
 
 
 def fit(trainer, learners, plan, progress=None):
