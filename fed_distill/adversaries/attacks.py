@@ -1,4 +1,4 @@
-"""Attacks of a poisoned merchant: on the labels that it trains on, on the uplink that it sends, or on both.
+"""Attacks of a Byzantine merchant: on the labels that it trains on, on the uplink that it sends, or on both.
 
 An attack sees what its merchant sees, and works on every payload that a method may send, since each says how it is
 multiplied (``Payload.scaled``): weights, low-rank updates and control variates as updates of the downlink,
@@ -19,7 +19,7 @@ from fed_distill.transport.messages import Uplink
 
 
 class Attack(Protocol):
-    """What a liar does otherwise than an honest merchant."""
+    """What a Byzantine merchant does otherwise than an honest one."""
 
     def labels(self, labels: Tensor, classes: int) -> Tensor:
         """What it trains on in the place of its ``labels``, int64 ``[examples]``."""
@@ -71,8 +71,8 @@ class Scaled:
     """A student trained on wrong labels, scaled up to outweigh the honest: model replacement (Bagdasaryan et al., "How
     to backdoor federated learning", AISTATS 2020, equation 3).
 
-    scale: factor on the update; the number of merchants replaces the mean by one liar's student. Soft labels become
-    as much surer; votes are as sure as can be, and are of the wrong labels alone.
+    scale: factor on the update; the number of merchants replaces the mean by one Byzantine merchant's student. Soft
+    labels become as much surer; votes are as sure as can be, and are of the wrong labels alone.
     """
 
     scale: PositiveFloat = 10.0

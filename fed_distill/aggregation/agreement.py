@@ -1,10 +1,10 @@
 """Means of the merchants that agree: who pulls the student against most others is left out, and nobody pulls it far.
 
-Coordinate by coordinate a liar hides among honest merchants that differ for good reasons: of a rare word a few know
-anything, and 30 % sign-flippers turn a median wherever the honest are not of one mind. Over all of an update they stand
-out: the cosine with other merchants' updates is positive among the honest, however little they share, and negative
-between them and who learned the opposite. A merchant stays whose median cosine with the others that stay is positive;
-longer updates than the median one are shortened to it; then the mean is taken as if nobody had lied.
+Coordinate by coordinate a Byzantine merchant hides among honest ones that differ for good reasons: of a rare word a few
+know anything, and 30 % sign-flippers turn a median wherever the honest are not of one mind. Over all of an update they
+stand out: the cosine with other merchants' updates is positive among the honest, however little they share, and
+negative between them and who learned the opposite. A merchant stays whose median cosine with the others that stay is
+positive; longer updates than the median one are shortened to it; then the mean is taken as if all had been honest.
 
 Nguyen et al., "FLAME: Taming backdoors in federated learning", USENIX Security 2022, with this rule in the place of its
 clustering and without its noise; cosine and length as in Cao et al., "FLTrust: Byzantine-robust federated learning via
@@ -73,8 +73,8 @@ class FedSubAgree(_Agreeing):
 def agreeing(products: Tensor) -> Tensor:
     """Whose median cosine with the others that stay is positive, bool ``[merchants]``; at least half of all stay.
 
-    products: inner products of the updates, float64 ``[merchants, merchants]``. Liars agree with each other: asked
-    again without those that were found, the rest of them stand out more.
+    products: inner products of the updates, float64 ``[merchants, merchants]``. Byzantine merchants agree with each
+    other: asked again without those that were found, the rest of them stand out more.
     """
     lengths = products.diagonal().sqrt()
     cosines = products / torch.outer(lengths, lengths).clamp_min(torch.finfo(torch.float64).tiny)

@@ -188,13 +188,14 @@ class FedTrimmedAvg(_FlowerAggregator):
 
 @dataclass
 class Krum(_FlowerAggregator):
-    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017). num_malicious_nodes: liars expected."""
+    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017). num_malicious_nodes: Byzantine merchants
+    expected."""
 
     strategy = flower.Krum
     num_malicious_nodes: Count = 1
 
     def minimum(self) -> int:
-        """2f + 3, for f liars."""
+        """2f + 3, for f Byzantine merchants."""
         return 2 * self.num_malicious_nodes + 3
 
 
@@ -207,19 +208,20 @@ class MultiKrum(_FlowerAggregator):
     num_nodes_to_select: PositiveCount = 3
 
     def minimum(self) -> int:
-        """2f + 3, for f liars, and as many as are selected."""
+        """2f + 3, for f Byzantine merchants, and as many as are selected."""
         return max(2 * self.num_malicious_nodes + 3, self.num_nodes_to_select)
 
 
 @dataclass
 class Bulyan(_FlowerAggregator):
-    """Krum selection, then a trimmed mean (El Mhamdi et al., ICML 2018). num_malicious_nodes: liars expected."""
+    """Krum selection, then a trimmed mean (El Mhamdi et al., ICML 2018). num_malicious_nodes: Byzantine merchants
+    expected."""
 
     strategy = flower.Bulyan
     num_malicious_nodes: Count = 1
 
     def minimum(self) -> int:
-        """4f + 3, for f liars."""
+        """4f + 3, for f Byzantine merchants."""
         return 4 * self.num_malicious_nodes + 3
 
 

@@ -160,7 +160,7 @@ class Auditing:
                 spent = (
                     Ledgers(ledgers)
                     .of(merchant)
-                    .epsilon(self._mechanism.name, CANARY_DELTA, federation.privacy.accountant)
+                    .epsilon(self._mechanism.name, CANARY_DELTA, self.experiment.promise.accountant)
                 )
         return predictor(self.student, progress.state.weights), spent
 
@@ -229,20 +229,20 @@ class Auditing:
 
     def _recipe(self, examples: int) -> Recipe:
         """How an attacker imitates the federation: one student on everybody's examples, for as many epochs in all."""
-        config, federation = self.experiment.privacy, self.experiment.federation
+        mechanism, federation = self._mechanism, self.experiment.federation
         method = METHODS.build(federation.method, federation.options)
         epochs = float(getattr(method, "local_epochs", 1.0)) * federation.rounds
         phase, training = Phase(hard_labels(), epochs=epochs), self.experiment.training_of(federation.title)
-        batch_size = config.batch_size or training.batch_size
         privacy = None
-        if isinstance(self._mechanism, AtMerchants):
+        if isinstance(mechanism, AtMerchants):
+            config, batch_size = self.experiment.promise, mechanism.expected_batch(self.experiment)
             if config.noise_multiplier is not None:
                 noise = config.noise_multiplier
             else:
                 assert config.epsilon is not None
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
                 noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
-            privacy = ExampleDP.configured(config, noise)
+            privacy = ExampleDP.configured(mechanism.settings, noise)
         trainer = build_trainer(training, self.experiment.runtime)
         plan, pace = Plan((phase,)), Pace.of(training)
         return Recipe(self.student, self.start, self.data.proxy, plan, pace, trainer, privacy)

@@ -144,7 +144,7 @@ def list_datasets() -> None:
 
 @app.command(epilog="Example: fed-distill methods")
 def methods() -> None:
-    """List the federated methods, the aggregators, the stages that make messages smaller, and the attacks of poisoned
+    """List the federated methods, the aggregators, the stages that make messages smaller, and the attacks of Byzantine
     merchants, with their options."""
     from fed_distill.adversaries import ATTACKS
     from fed_distill.aggregation import AGGREGATORS

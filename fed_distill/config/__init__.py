@@ -1,5 +1,6 @@
 """An experiment: every table of its file is a class here, and every key a field with its meaning beside it."""
 
+from fed_distill.config.byzantine import ByzantineConfig
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import (
     AssistantConfig,
@@ -13,8 +14,18 @@ from fed_distill.config.distillation import (
 from fed_distill.config.experiment import CONTROLS, Experiment, parse_setting
 from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
-from fed_distill.config.poisoning import PoisoningConfig
-from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
+from fed_distill.config.privacy import (
+    UNPROTECTED,
+    DPSGDConfig,
+    FreezingConfig,
+    GroupsConfig,
+    OwnPrivacy,
+    PrivacyConfig,
+    ProtectedConfig,
+    UpdatesConfig,
+    VotesConfig,
+    is_protected,
+)
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import PositiveFloat, PositiveInt, Share
 from fed_distill.config.training import (
@@ -32,18 +43,23 @@ __all__ = [
     "AdversarialConfig",
     "AssistantConfig",
     "AugmentationConfig",
+    "ByzantineConfig",
+    "DPSGDConfig",
     "DataConfig",
     "DistillConfig",
     "EnsembleMember",
     "Experiment",
     "FederationConfig",
+    "FreezingConfig",
+    "GroupsConfig",
     "MaskedConfig",
     "OptimizerChanges",
     "OptimizerConfig",
-    "PoisoningConfig",
+    "OwnPrivacy",
     "PositiveFloat",
     "PositiveInt",
     "PrivacyConfig",
+    "ProtectedConfig",
     "RuntimeConfig",
     "Share",
     "SharedTrainingConfig",
@@ -53,6 +69,8 @@ __all__ = [
     "TrainingConfig",
     "Transfer",
     "TransportConfig",
+    "UpdatesConfig",
+    "VotesConfig",
     "is_protected",
     "parse_setting",
 ]

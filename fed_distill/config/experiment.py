@@ -14,11 +14,20 @@ from urllib.parse import quote
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from fed_distill.config.byzantine import ByzantineConfig
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
 from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
-from fed_distill.config.poisoning import PoisoningConfig
-from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
+from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
+from fed_distill.config.privacy import (
+    UNPROTECTED,
+    NoPrivacy,
+    Privacy,
+    ProtectedConfig,
+    is_protected,
+    table_of_unit,
+)
+from fed_distill.config.renamed import check_renamed
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
 from fed_distill.config.toml import first_problem, read_toml
@@ -55,10 +64,22 @@ class Experiment(ConfigTable):
         default_factory=list, description="further federations, each a table that overrides [federation]"
     )
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
-    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
-    poisoning: PoisoningConfig = Field(default_factory=PoisoningConfig)
+    privacy: Privacy = Field(default_factory=NoPrivacy)
+    byzantine: ByzantineConfig = Field(default_factory=ByzantineConfig)
     transport: TransportConfig = Field(default_factory=TransportConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, tables: Any) -> Any:
+        if isinstance(tables, Mapping):
+            check_renamed(tables)
+            for number, table in enumerate(_as_tables(tables.get("compare")), 1):
+                try:
+                    check_renamed(table, "federation")
+                except ValueError as error:
+                    raise ValueError(f"table {number} of compare: {error}") from error
+        return tables
 
     @model_validator(mode="after")
     def _temperature_has_time_to_move(self) -> Self:
@@ -70,6 +91,20 @@ class Experiment(ConfigTable):
                 "distill.final_temperature is that of the last of several epochs: raise training.server.epochs above "
                 "1, or set training.server.temperature"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizers_go_together(self) -> Self:
+        changed: list[tuple[str, OptimizerChanges, OptimizerConfig]] = [
+            ("adaptation", self.adaptation, self.training.server)
+        ]
+        if isinstance(self.privacy, ProtectedConfig):
+            changed.append(("privacy.training", self.privacy.training, self.training.merchants))
+        for table, changes, base in changed:
+            try:
+                changes.over(base)
+            except ValueError as error:
+                raise ValueError(f"{table}: {error}") from error
         return self
 
     @model_validator(mode="after")
@@ -108,17 +143,17 @@ class Experiment(ConfigTable):
         return self
 
     @model_validator(mode="after")
-    def _poisoned_in_simulations(self) -> Self:
-        if not self.poisoning.share:
+    def _byzantine_in_simulations(self) -> Self:
+        if not self.byzantine.fraction:
             return self
         if self.data.clients == "elsewhere":
             raise ValueError(
-                "poisoning is for simulations, and data.clients = 'elsewhere' has real merchants: take [poisoning] out"
+                "byzantine is for simulations, and data.clients = 'elsewhere' has real merchants: take [byzantine] out"
             )
-        if "fedavg" in self.controls and self.is_poisoned("fedavg"):
+        if "fedavg" in self.controls and self.is_byzantine("fedavg"):
             raise ValueError(
-                "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`, "
-                "or take 'fedavg' out of controls"
+                "a federation called 'fedavg' is the control of that name, which has no Byzantine merchants: give it "
+                "a `label`, or take 'fedavg' out of controls"
             )
         return self
 
@@ -181,11 +216,11 @@ class Experiment(ConfigTable):
     @property
     def tells_scores(self) -> bool:
         """Whether merchants are asked how many of their test examples a student has right."""
-        return not self.privacy.protects or self.privacy.report_scores
+        return self.privacy.tells_scores
 
-    def is_poisoned(self, arm: str) -> bool:
-        """Whether some merchants lie in an arm: in federations, not in controls or in what stays at merchants."""
-        return self.poisoning.share > 0.0 and self._compares(arm)
+    def is_byzantine(self, arm: str) -> bool:
+        """Whether an arm has Byzantine merchants: federations have, not controls or what stays at merchants."""
+        return self.byzantine.fraction > 0.0 and self._compares(arm)
 
     def _compares(self, arm: str) -> bool:
         return any(federation.title == arm for federation in self.federations())
@@ -201,7 +236,13 @@ class Experiment(ConfigTable):
         """How merchants train in an arm: in private federations as ``[privacy.training]`` changes it."""
         if arm == "local":
             return self.training.of_local()
-        return self.training.of_merchants(self.privacy.training if self.protects(arm) else None)
+        return self.training.of_merchants(self.promise.training if self.protects(arm) else None)
+
+    @property
+    def promise(self) -> ProtectedConfig:
+        """``[privacy]`` of an experiment that promises something."""
+        assert isinstance(self.privacy, ProtectedConfig)
+        return self.privacy
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:
@@ -223,8 +264,13 @@ class Experiment(ConfigTable):
         return cls.parse(tables, str(path))
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """A checked copy with ``changes`` (dotted keys) applied."""
+        """A checked copy with ``changes`` (dotted keys) applied. Another ``privacy.unit`` takes over those keys of
+        ``[privacy]`` that it has; what only the unit before had goes with it."""
         tables = self.model_dump(mode="json", exclude_none=True)
+        unit = changes.get("privacy.unit", self.privacy.unit)
+        if unit != self.privacy.unit:
+            known = table_of_unit(unit).model_fields.keys() - {"options"}
+            tables["privacy"] = {key: value for key, value in tables["privacy"].items() if key in known}
         for key, value in changes.items():
             _set(tables, key, value)
         return type(self).parse(tables)
@@ -287,6 +333,11 @@ class Experiment(ConfigTable):
             )
         found = _of_run_config(str(config.get("experiment", "")), str(config.get("set", "")))
         return cls.parse(found, "run config")
+
+
+def _as_tables(value: Any) -> list[Mapping[str, Any]]:
+    """The tables of a list; what else is in it, or in its place, is somebody else's to refuse."""
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def _of_run_config(text: str, settings: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 All of them start from the same server's student and are measured on the same test set. Federations are adapted to
 the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave. Where some merchants
-are poisoned, figures by merchant are of the honest ones.
+are Byzantine, figures by merchant are of the honest ones.
 """
 
 import time
@@ -241,7 +241,7 @@ class Comparison:
             return None
         personal = self.experiment.adaptation.personal
         spent = self.sites.spent(arm, self.seed)
-        config = self.experiment.privacy
+        config = self.experiment.promise
         return account(mechanism, config, spent, sends, personal, reproducible_noise=not self.secret)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
@@ -334,9 +334,9 @@ class Comparison:
         return Identities(self.experiment, self.seed, self.teaching)
 
     def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-        """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""
-        lying = byzantine_merchants(self.experiment, self.sites.merchants, self.seed)
-        return {merchant: found for merchant, found in counts.items() if merchant not in lying}
+        """(right, all) of those merchants that are honest, in controls too: it is they whom a student shall serve."""
+        byzantine = byzantine_merchants(self.experiment, self.sites.merchants, self.seed)
+        return {merchant: found for merchant, found in counts.items() if merchant not in byzantine}
 
     def _global_student(self, weights: Weights) -> TextModel:
         student = self.factory.student(self.experiment.student.model)

@@ -23,7 +23,7 @@ def check_settings(experiment: Experiment) -> None:
     """Build every method, aggregator, codec and trainer, and check what they must find in the settings; ConfigError on
     the first that is wrong. Reads no data."""
     build_trainer(experiment.training.of_merchants(), experiment.runtime)
-    ATTACKS.build(experiment.poisoning.attack, experiment.poisoning.options)
+    ATTACKS.build(experiment.byzantine.attack, experiment.byzantine.options)
     built: dict[str, Method] = {}
     for federation in experiment.federations():
         method: Method = METHODS.build(federation.method, federation.options)
@@ -64,7 +64,7 @@ def check_models(experiment: Experiment, task: Task) -> None:
     """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
     check_augmentation(experiment.training.augmentation)
     mechanism = mechanism_of(experiment)
-    mechanism.check_task(experiment.privacy, task)
+    mechanism.check_task(task)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]

@@ -9,7 +9,7 @@ The secret stays in the folder of the runs.
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig, ProtectedConfig
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.base import Protecting, Terms
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
@@ -25,7 +25,7 @@ class AtServer(Protecting):
     def spends(self, terms: Terms) -> tuple[Spend, ...]:
         """What all rounds of a federation cost each of its merchants."""
 
-    def delta(self, config: PrivacyConfig, merchants: int) -> float:
+    def delta(self, config: ProtectedConfig, merchants: int) -> float:
         """Delta of the promise to each of so many merchants."""
         return default_delta(merchants) if config.delta is None else config.delta
 

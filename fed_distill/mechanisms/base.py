@@ -16,7 +16,8 @@ from torch import Tensor
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.aggregation.base import Aggregator
 from fed_distill.aggregation.votes import counted_plainly
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig, ProtectedConfig
+from fed_distill.config.tables import ConfigTable
 from fed_distill.data.examples import Examples, Task
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.revealed import Revealed
@@ -38,6 +39,12 @@ class Terms:
     federation: FederationConfig
     merchants: int
     proxy: int
+
+    @property
+    def promise(self) -> ProtectedConfig:
+        """``[privacy]`` of a federation that promises something."""
+        assert isinstance(self.privacy, ProtectedConfig)
+        return self.privacy
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,20 @@ class Words:
     assumption: str
 
 
+class NoSettings(ConfigTable):
+    """Of a unit that has none of its own."""
+
+
 @dataclass(frozen=True)
 class Mechanism(ABC):
-    """What a federation does about privacy; as it is here, nothing. name: as in ``privacy.unit``."""
+    """What a federation does about privacy; as it is here, nothing.
+
+    name: as in ``privacy.unit``. settings: those of the unit alone, from its table ``[privacy]``, or for a unit of
+    one's own from ``privacy.options``.
+    """
 
     name: str
+    settings: ConfigTable = field(default_factory=NoSettings)
 
     compares: ClassVar[bool] = True
     """Whether the server may judge an uplink by others, and count merchants by their size. Where it may not, uplinks
@@ -82,7 +98,7 @@ class Mechanism(ABC):
     """Whether a coin for each merchant, that nobody else knows, decides who takes part in a round. All merchants then
     pay before the first round, those too that no coin will draw."""
     freezes: ClassVar[bool] = False
-    """Whether merchants leave the weights of ``privacy.freeze`` alone."""
+    """Whether merchants leave some weights alone: those of the setting ``freeze``, or by default embeddings."""
 
     @abstractmethod
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
@@ -92,13 +108,13 @@ class Mechanism(ABC):
     def check_covered(self, method: str, sends: Kinds) -> None:
         """ConfigError if ``method`` sends something that is computed on private examples and that nothing covers."""
 
-    def check_task(self, config: PrivacyConfig, task: Task) -> None:  # noqa: B027 - most can do with every task
+    def check_task(self, task: Task) -> None:  # noqa: B027 - most can do with every task
         """ConfigError for a task whose examples have no such members."""
 
     def check_student(self, student: TextModel) -> None:  # noqa: B027 - and with every student
         """ConfigError for a student that cannot be trained under it."""
 
-    def groups(self, config: PrivacyConfig, examples: Examples) -> Tensor | None:
+    def groups(self, examples: Examples) -> Tensor | None:
         """To which member of the unit each of a merchant's training examples belongs, int64 ``[examples]``; None where
         each is one, or all are."""
         return None
@@ -149,7 +165,7 @@ class Protecting(Mechanism):
         """``moved_by`` as ledgers state it: None of a built-in unit, of which they know it."""
         return None if self.name in MOVED_BY else self.moved_by
 
-    def group(self, config: PrivacyConfig) -> str | None:
+    def group(self) -> str | None:
         """What a group is, in words, where the unit is one."""
         return None
 

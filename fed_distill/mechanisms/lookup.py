@@ -3,8 +3,15 @@
 import inspect
 import math
 import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
-from fed_distill.config import Experiment, is_protected
+from pydantic import TypeAdapter, ValidationError
+
+from fed_distill.config import UNPROTECTED, Experiment, OwnPrivacy, is_protected
+from fed_distill.config.tables import ConfigTable
+from fed_distill.config.toml import first_problem
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms import MECHANISMS
 from fed_distill.mechanisms.at_merchants import AtMerchants
@@ -12,13 +19,14 @@ from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Mechanism, Protecting
 
 
-def mechanism(unit: str) -> Mechanism:
-    """The mechanism of a privacy unit, by name or import path.
+def mechanism(unit: str, settings: ConfigTable | Mapping[str, Any] | None = None) -> Mechanism:
+    """The mechanism of a privacy unit, by name or import path, with its ``settings``, of one's own as in
+    ``privacy.options``; None: with those that it has by default.
 
     Raises ConfigError if there is none, or it could protect less than it says: one of one's own must be of a kind that
     merchants pay for, and state what one example moves. NotAllowed for one that this site's rules do not name.
     """
-    factory = MECHANISMS.resolve(unit)
+    factory = build = MECHANISMS.resolve(unit)
     if not is_protected(unit):
         built: Mechanism = factory(unit)
         return built
@@ -29,7 +37,10 @@ def mechanism(unit: str) -> Mechanism:
     lacking = sorted(factory.__abstractmethods__) if inspect.isabstract(factory) else []
     if lacking:
         raise ConfigError(f"privacy.unit = {unit!r} lacks {', '.join(lacking)}")
-    own = factory(unit)
+    if isinstance(settings, ConfigTable):
+        protecting: Mechanism = build(unit, settings)
+        return protecting
+    own = _with_options(factory, unit, {} if settings is None else settings)
     if not 1.0 <= own.moved_by < math.inf:
         raise ConfigError(
             f"privacy.unit = {unit!r} must say how far one example moves what it noises, in units of its own "
@@ -41,7 +52,10 @@ def mechanism(unit: str) -> Mechanism:
 def mechanism_of(experiment: Experiment, arm: str | None = None) -> Mechanism:
     """The mechanism of an ``arm``: of a control, or what stays at merchants, that of no privacy. None: of the
     experiment's federations. Raises as ``mechanism`` does."""
-    return mechanism(experiment.privacy.unit if arm is None else experiment.unit_of(arm))
+    privacy = experiment.privacy
+    if arm is not None and not experiment.protects(arm):
+        return mechanism(UNPROTECTED)
+    return mechanism(privacy.unit, privacy.options if isinstance(privacy, OwnPrivacy) else privacy)
 
 
 def recalled(unit: str) -> Protecting | None:
@@ -57,3 +71,17 @@ def recalled(unit: str) -> Protecting | None:
 def protected_by_merchants() -> tuple[str, ...]:
     """The built-in units whose noise a merchant adds itself, so that it trusts nobody else."""
     return tuple(unit for unit in MECHANISMS if isinstance(mechanism(unit), AtMerchants))
+
+
+def _with_options(factory: type[Protecting], unit: str, options: Mapping[str, Any]) -> Protecting:
+    """A unit with settings from a table, which its field ``settings`` says the keys of. ConfigError for a wrong one."""
+    try:
+        return _adapter(factory).validate_python({"name": unit, "settings": options} if options else {"name": unit})
+    except ValidationError as error:
+        problem = first_problem(error).replace("settings", "privacy.options", 1)
+        raise ConfigError(f"privacy.unit = {unit!r}: {problem}") from error
+
+
+@lru_cache(maxsize=8)
+def _adapter(factory: type[Protecting]) -> TypeAdapter[Protecting]:
+    return TypeAdapter(factory)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config import Experiment, FederationConfig, UpdatesConfig
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import NoiseSource, Terms, Words
@@ -36,6 +36,7 @@ from fed_distill.transport.messages import Kinds, Uplink
 class ByMerchant(AtServer):
     """Hides everything of a merchant in the noised mean of clipped updates."""
 
+    settings: UpdatesConfig = field(default_factory=UpdatesConfig)
     moved_by: ClassVar[float] = MOVED_BY["merchant"]
     compares: ClassVar[bool] = False
     poisson: ClassVar[bool] = True
@@ -70,7 +71,7 @@ class ByMerchant(AtServer):
 
     def noise_multiplier(self, terms: Terms) -> float:
         """Noise multiplier of each round's mean update."""
-        config, federation = terms.privacy, terms.federation
+        config, federation = terms.promise, terms.federation
         if config.noise_multiplier is not None:
             return config.noise_multiplier
         assert config.epsilon is not None
@@ -84,7 +85,7 @@ class ByMerchant(AtServer):
 
     def aggregator(self, terms: Terms, student: TextModel, noise: NoiseSource) -> "PrivateMean":
         """A private mean in the place of plain averaging; frozen is what merchants freeze of the ``student``."""
-        config, student = terms.privacy, freeze(copy.deepcopy(student), terms.privacy.freeze)
+        config, student = self.settings, freeze(copy.deepcopy(student), self.settings.freeze)
         quantile = config.adaptive_quantile
         return PrivateMean(
             noise_multiplier=self.noise_multiplier(terms),

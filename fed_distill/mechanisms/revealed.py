@@ -20,7 +20,7 @@ def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
         Revealed(
             "number of correct test examples",
             f"sent exactly; not covered by the promise, though nobody trains on these examples; {setting}"
-            if config.report_scores
+            if config.tells_scores
             else "not sent",
         )
     ]
@@ -30,7 +30,7 @@ def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
                 "number of correct test examples of its personal student",
                 "sent exactly; not covered by the promise: this student is trained on its examples without noise, and "
                 f"stays with the merchant; {setting}"
-                if config.report_scores
+                if config.tells_scores
                 else "not sent",
             )
         )

@@ -221,7 +221,7 @@ class Site:
             starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
-            groups=mechanism.groups(self.experiment.privacy, examples),
+            groups=mechanism.groups(examples),
             proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
             references=predicted(plan, student, private, weights),

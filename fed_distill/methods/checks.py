@@ -50,7 +50,7 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
 def check_task(experiment: Experiment, federation: FederationConfig, method: Method, classes: int) -> None:
     """ConfigError for a method that cannot be trained as merchants do, or on a task of so many classes."""
     mechanism = mechanism_of(experiment, federation.title)
-    private = experiment.privacy if isinstance(mechanism, AtMerchants) else None
+    private = mechanism.settings if isinstance(mechanism, AtMerchants) else None
     if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):
         raise ConfigError(
             f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"

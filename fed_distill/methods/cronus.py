@@ -1,10 +1,10 @@
-"""FedMD whose consensus a minority of lying merchants cannot move: a robust mean in place of the mean.
+"""FedMD whose consensus a minority of Byzantine merchants cannot move: a robust mean in place of the mean.
 
 Chang et al., "Cronus: Robust and heterogeneous collaborative learning with black-box knowledge transfer", 2019: a
 merchant sends soft labels on the public set, the server takes a robust mean of them, example by example, and merchants
-learn it and then their own data again, as in ``fedmd`` (in the paper both at once). A liar reaches a few numbers an
-example, not the millions of a student, which is what makes robust means work. All merchants' soft labels are held in
-memory to compare them.
+learn it and then their own data again, as in ``fedmd`` (in the paper both at once). A Byzantine merchant reaches a
+few numbers an example, not the millions of a student, which is what makes robust means work. All merchants' soft labels
+are held in memory to compare them.
 """
 
 from collections.abc import Iterable
@@ -25,12 +25,13 @@ from fed_distill.transport.messages import Uplink
 
 @dataclass(frozen=True)
 class Cronus(FedMD):
-    """robust: the robust mean: ``filter`` (the paper's), ``median`` or ``trimmed-mean``. liar_share: share of liars
-    expected, below 0.5: merchants left out of an example at most, by ``trimmed-mean`` at each end. teacher_share:
-    weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method. Other options as of ``fedmd``."""
+    """robust: the robust mean: ``filter`` (the paper's), ``median`` or ``trimmed-mean``. byzantine_fraction: of the
+    merchants, as expected, below 0.5: so many are left out of an example at most, by ``trimmed-mean`` at each end.
+    teacher_share: weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method. Other options as of
+    ``fedmd``."""
 
     robust: Literal["filter", "median", "trimmed-mean"] = "filter"
-    liar_share: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
+    byzantine_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
@@ -40,5 +41,7 @@ class Cronus(FedMD):
             raise UplinkRejected("no merchant sent soft labels that could be merged")
         stacked = torch.stack(sent)
         if self.robust == "filter":
-            return renormalized(filtered_mean(stacked, self.liar_share))
-        return renormalized(median(stacked) if self.robust == "median" else trimmed_mean(stacked, self.liar_share))
+            return renormalized(filtered_mean(stacked, self.byzantine_fraction))
+        return renormalized(
+            median(stacked) if self.robust == "median" else trimmed_mean(stacked, self.byzantine_fraction)
+        )

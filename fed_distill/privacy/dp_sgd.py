@@ -15,7 +15,7 @@ from typing import Self
 
 from torch import Tensor
 
-from fed_distill.config import PrivacyConfig
+from fed_distill.config import DPSGDConfig
 from fed_distill.seeds import Keystream
 
 
@@ -45,8 +45,8 @@ class ExampleDP:
             raise ValueError("DP-SGD needs noise_multiplier >= 0, max_grad_norm > 0 and batch_size and rows >= 1")
 
     @classmethod
-    def configured(cls, config: PrivacyConfig, noise_multiplier: float, examples: int | None = None) -> Self:
-        """Private steps as an experiment's ``[privacy]`` has them, with noise that was found for its epsilon."""
+    def configured(cls, config: DPSGDConfig, noise_multiplier: float, examples: int | None = None) -> Self:
+        """Private steps as a unit's settings have them, with noise that was found for its epsilon."""
         return cls(
             noise_multiplier,
             config.max_grad_norm,

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fed_distill.config import UNPROTECTED, Experiment
+from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.data.examples import Task
 from fed_distill.evaluation.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
 from fed_distill.mechanisms.at_merchants import AtMerchants
-from fed_distill.mechanisms.lookup import recalled
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.privacy.disclosure import coarse, is_private, protected, without_sizes
 from fed_distill.reporting.answers import answers
 from fed_distill.reporting.coding import beside_uncoded
@@ -37,7 +37,7 @@ def summarize(
     speed: Mapping[str, float] | None = None,
     account: Mapping[str, Any] | None = None,
     records: Sequence[Mapping[str, Any]] = (),
-    poisoned: Mapping[int, Sequence[str]] | None = None,
+    byzantine: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Everything that a finished run has to say, JSON-ready.
 
@@ -46,7 +46,7 @@ def summarize(
     speed: what ``results.speed.speed`` measured. account: ``FederatedData.account``, kept whole where nothing is
     private. records: the lines of
     ``metrics.jsonl``, from which ``answers`` tells by federation who took part and who did not.
-    poisoned: by seed, the merchants that lied, of which ``merchant_accuracy`` and the like say nothing.
+    byzantine: by seed, the Byzantine merchants, of which ``merchant_accuracy`` and the like say nothing.
     ``retention`` and ``gap_closed`` are computed seed by seed and then averaged, so their intervals are those of
     the ratio; they are null if they are undefined on any seed. Accuracies by merchant are averaged over the seeds
     before the worst merchant is looked for.
@@ -108,7 +108,7 @@ def summarize(
         "speed": dict(speed) if speed is not None else None,
         "data": without_sizes(data) if private else data,
         "answers": answers(records),
-        "poisoning": _poisoning(experiment, poisoned or {}),
+        "byzantine": _byzantine(experiment, byzantine or {}),
         "by_merchant": {
             "protected": False if private else None,
             "counts": None if private else dict(federations[main][0].merchant_counts),
@@ -119,13 +119,18 @@ def summarize(
     }
 
 
-def _poisoning(experiment: Experiment, poisoned: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
-    """The attack and who lied, by seed; None where nobody did."""
-    config = experiment.poisoning
-    if not config.share:
+def _byzantine(experiment: Experiment, byzantine: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
+    """The attack and the Byzantine merchants, by seed; None where there are none."""
+    config = experiment.byzantine
+    if not config.fraction:
         return None
-    names_by_seed = {str(seed): list(names) for seed, names in poisoned.items()}
-    return {"attack": config.attack, "options": dict(config.options), "share": config.share, "merchants": names_by_seed}
+    names_by_seed = {str(seed): list(names) for seed, names in byzantine.items()}
+    return {
+        "attack": config.attack,
+        "options": dict(config.options),
+        "fraction": config.fraction,
+        "merchants": names_by_seed,
+    }
 
 
 def _by_name(outcomes: Sequence[Outcome], kind: str) -> dict[str, list[Outcome]]:
@@ -246,11 +251,10 @@ def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mappi
     """With the most examples that one group of a merchant has, where that can be known: from the data of a simulation,
     and not from those of real sites."""
     known = account.get("largest_group")
-    mechanism, group = recalled(privacy["unit"]), experiment.privacy.group
-    told = isinstance(mechanism, AtMerchants) and mechanism.kind(experiment.privacy) in ("", group)
-    if not told or not privacy.get("reproducible_noise") or known is None:
+    mechanism = mechanism_of(experiment) if is_protected(privacy["unit"]) else None
+    if not isinstance(mechanism, AtMerchants) or not privacy.get("reproducible_noise") or known is None:
         return privacy
-    return {**privacy, "largest_group": known.get(group)}
+    return {**privacy, "largest_group": known.get(mechanism.kind() or "group")}
 
 
 def _mean_and_worst(

@@ -140,16 +140,16 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def poisoning(summary: Mapping[str, Any]) -> str:
-    """Who lied in the run, and how; nothing where nobody did."""
-    lies = summary.get("poisoning")
-    if lies is None:
+def byzantine(summary: Mapping[str, Any]) -> str:
+    """Which merchants of the run were Byzantine, and how; nothing where none was."""
+    told = summary.get("byzantine")
+    if told is None:
         return ""
-    by_seed = {seed: ", ".join(names) for seed, names in lies["merchants"].items()}
+    by_seed = {seed: ", ".join(names) for seed, names in told["merchants"].items()}
     who = "; ".join(f"on seed {seed}: {names}" for seed, names in by_seed.items())
     return (
-        f"This is a simulated attack: in the federations {percent(lies['share'])} of the merchants lie by "
-        f"{lies['attack']} ({who}). Controls are not poisoned, and figures by merchant are of the honest ones."
+        f"This is a simulated attack: in the federations {percent(told['fraction'])} of the merchants are Byzantine, "
+        f"by {told['attack']} ({who}). Controls have none, and figures by merchant are of the honest ones."
     )
 
 

@@ -176,7 +176,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "federation": federation,
         "adaptation": {"enabled": False},
         "privacy": NO_PRIVACY,
-        "poisoning": {},
+        "byzantine": {},
         "transport": {},
         "student.by_merchant": [],
         "training.merchants": base.training.merchants.model_dump(mode="json"),

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from fed_distill.config import Experiment, PositiveInt
+from fed_distill.config.renamed import check_renamed
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
@@ -63,6 +64,7 @@ class Range(_Table):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         whose = f"search {self.name!r}"
+        check_renamed({self.key: None})
         if not self.low < self.high:
             raise ValueError(f"{whose}: low = {self.low:g} must lie below high = {self.high:g}")
         if self.key in OF_THE_STUDY or self.key.startswith("runtime."):

@@ -51,7 +51,7 @@ def test_who_has_a_positive_median_cosine_stays():
     assert agreeing(torch.from_numpy(vectors @ vectors.T)).tolist() == [True, True, True, False, False]
 
 
-def test_liars_that_agree_with_each_other_stand_out_once_the_worst_of_them_is_gone():
+def test_byzantine_merchants_that_agree_with_each_other_stand_out_once_the_worst_of_them_is_gone():
     """4 and 5 help each other and have the help of 6 over the median of all, and not over that of those that stay."""
     cosines = torch.tensor(
         [
@@ -97,11 +97,11 @@ def alike(current, make_uplinks, size=8):
 
 @pytest.mark.parametrize("attack", [SignFlip(), SignFlip(10.0)], ids=["flipped", "flipped and ten times as long"])
 @pytest.mark.parametrize("name", PLAIN)
-def test_liars_do_not_count_and_the_others_do_as_ever(current, make_uplinks, name, attack):
+def test_byzantine_merchants_do_not_count_and_the_others_do_as_ever(current, make_uplinks, name, attack):
     uplinks, context = alike(current, make_uplinks), Context(current, 0, 4)
-    lying = [attack.uplink(uplink, context) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
-    merged = AGGREGATORS.build(name, {}).average(current, iter(lying))
-    lengths = inner_products(current, [uplink.need(StudentWeights) for uplink in lying]).diagonal().sqrt()
+    deviating = [attack.uplink(uplink, context) if place in (1, 6) else uplink for place, uplink in enumerate(uplinks)]
+    merged = AGGREGATORS.build(name, {}).average(current, iter(deviating))
+    lengths = inner_products(current, [uplink.need(StudentWeights) for uplink in deviating]).diagonal().sqrt()
     factors = (lengths.sort().values[3] / lengths).clamp_max(1.0)  # of eight the lower one in the middle
     honest = [shortened(uplinks[place], current, float(factors[place])) for place in range(8) if place not in (1, 6)]
     expected = PLAIN[name].average(current, honest)

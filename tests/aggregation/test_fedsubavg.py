@@ -54,9 +54,9 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
 
 def test_a_merchant_that_overstates_its_uses_counts_no_more_than_four_an_example(current, make_uplinks):
     uplinks = make_uplinks(5)
-    liar, sent = uplinks[1], uplinks[1].need(StudentWeights)
-    boasting = liar.having(sent.with_counts({"table": torch.full((3,), 2**31 - 1)}))
-    limited = liar.having(sent.with_counts({"table": torch.full((3,), 4 * liar.examples)}))
+    byzantine, sent = uplinks[1], uplinks[1].need(StudentWeights)
+    boasting = byzantine.having(sent.with_counts({"table": torch.full((3,), 2**31 - 1)}))
+    limited = byzantine.having(sent.with_counts({"table": torch.full((3,), 4 * byzantine.examples)}))
     expected = by_rows(current, [uplinks[0], limited, *uplinks[2:]], "uses")
     merged = FedSubAvg().average(current, [uplinks[0], boasting, *uplinks[2:]])
     np.testing.assert_allclose(merged["table"].numpy(), expected, rtol=1e-5, atol=1e-6)

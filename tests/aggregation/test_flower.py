@@ -209,27 +209,27 @@ def flat(weights):
     return np.concatenate([weights[name].ravel() for name in sorted(FLOATS)])
 
 
-def krum_order(weights, liars):
+def krum_order(weights, byzantine):
     """Merchants by the sum of squared distances to their n - f - 2 nearest others (Blanchard et al. 2017, sec. 4)."""
     vectors = [flat(one) for one in weights]
     scores = []
     for number, vector in enumerate(vectors):
         distances = sorted(np.square(vector - other).sum() for place, other in enumerate(vectors) if place != number)
-        scores.append(sum(distances[: len(vectors) - liars - 2]))
+        scores.append(sum(distances[: len(vectors) - byzantine - 2]))
     return np.argsort(scores)
 
 
 def test_krum_takes_the_merchant_nearest_to_its_neighbours(current, make_uplinks, dense):
     uplinks = make_uplinks(7)
     weights = dense(uplinks)
-    expected = weights[krum_order(weights, liars=2)[0]]
+    expected = weights[krum_order(weights, byzantine=2)[0]]
     assert_weights(build("krum", num_malicious_nodes=2).average(current, uplinks), expected)
 
 
 def test_multikrum_averages_the_merchants_that_krum_ranks_first(current, make_uplinks, dense):
     uplinks = make_uplinks(7)
     weights = dense(uplinks)
-    chosen = krum_order(weights, liars=1)[:4]
+    chosen = krum_order(weights, byzantine=1)[:4]
     expected = weighted_mean([uplinks[place] for place in chosen], [weights[place] for place in chosen])
     assert_weights(build("multikrum", num_malicious_nodes=1, num_nodes_to_select=4).average(current, uplinks), expected)
 
@@ -237,7 +237,7 @@ def test_multikrum_averages_the_merchants_that_krum_ranks_first(current, make_up
 def test_bulyan_averages_the_values_nearest_to_the_median_of_those_that_krum_selects(current, make_uplinks, dense):
     uplinks = make_uplinks(8)
     weights = dense(uplinks)
-    selected = [weights[place] for place in krum_order(weights, liars=1)[: 8 - 2]]
+    selected = [weights[place] for place in krum_order(weights, byzantine=1)[: 8 - 2]]
     expected = {}
     for name in FLOATS:
         values = np.stack([one[name] for one in selected])
@@ -246,7 +246,7 @@ def test_bulyan_averages_the_values_nearest_to_the_median_of_those_that_krum_sel
     assert_weights(build("bulyan", num_malicious_nodes=1).average(current, uplinks), expected)
 
 
-def test_a_liar_does_not_reach_the_robust_aggregates(current, make_uplinks):
+def test_a_byzantine_merchant_does_not_reach_the_robust_aggregates(current, make_uplinks):
     uplinks = make_uplinks(8)
     for value in uplinks[3].need(StudentWeights).arrays.values():
         value.mul_(10_000)

@@ -137,14 +137,14 @@ def write(tmp_path, text):
             r"training\.merchants\.momentum: Input should be less",
         ),
         ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
-        ("[poisoning]\nshare = 1.0", r"poisoning\.share: Input should be less than 1"),
+        ("[byzantine]\nfraction = 1.0", r"byzantine\.fraction: Input should be less than 1"),
         (
-            "controls = []\n[data]\nclients = 'elsewhere'\n[poisoning]\nshare = 0.3",
-            r"poisoning is for simulations, and data\.clients = 'elsewhere' has real merchants",
+            "controls = []\n[data]\nclients = 'elsewhere'\n[byzantine]\nfraction = 0.3",
+            r"byzantine is for simulations, and data\.clients = 'elsewhere' has real merchants",
         ),
         (
-            "[federation]\nmethod = 'fedavg'\n[poisoning]\nshare = 0.3",
-            "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`",
+            "[federation]\nmethod = 'fedavg'\n[byzantine]\nfraction = 0.3",
+            "'fedavg' is the control of that name, which has no Byzantine merchants: give it a `label`",
         ),
         (
             "[federation]\nmethod = 'fedavg'\n[privacy]\nunit = 'example'\nepsilon = 1.0",

@@ -89,19 +89,19 @@ def test_each_merchant_that_is_cut_is_named_once(caplog):
     told: set[str] = set()
     for _ in range(3):
         counts = Counts(SHARE, RATIO, told=told)
-        uplinks = [sent("a", 10), sent("b", 12), sent("liar", MOST_EXAMPLES)]
+        uplinks = [sent("a", 10), sent("b", 12), sent("byzantine", MOST_EXAMPLES)]
         counts.learn(uplinks)
         cut = [counts.cut(uplink) for uplink in uplinks]
         assert cut[:2] == uplinks[:2]
         assert cut[2].examples == 33  # 0.6 of 55
         assert counts.cut(sent("later", MOST_EXAMPLES)).examples == 33  # of a later chunk
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line.split()[1] for line in lines] == ["liar", "later"]
+    assert [line.split()[1] for line in lines] == ["byzantine", "later"]
 
 
 def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come():
     counts = Counts(SHARE, RATIO)
-    uplinks = [sent("a", 10), sent("b", 10), sent("liar", 10, (2**31 - 1, 1))]
+    uplinks = [sent("a", 10), sent("b", 10), sent("byzantine", 10, (2**31 - 1, 1))]
     counts.learn(uplinks)
     found = counts.cut(uplinks[2]).need(StudentWeights).counts["table"]
     assert float(found.sum()) == pytest.approx(21.0)  # 0.6 of 7 + 7 + 21
@@ -117,10 +117,10 @@ def test_counts_of_whole_tables_are_refused_before_anybody_is_measured_by_them()
     context = Context({"table": torch.zeros(4, 2), "bias": torch.zeros(2)}, 0, 0)
     honest = sent("a", 10).need(StudentWeights)
     odd = honest.with_counts({**honest.counts, "bias": torch.tensor([9, 9])})
-    chunks = [Chunk((Uplink("liar", 10, (odd,)), sent("b", 10), sent("c", 10)))]
+    chunks = [Chunk((Uplink("byzantine", 10, (odd,)), sent("b", 10), sent("c", 10)))]
     intake = UplinkValidator(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
     assert [uplink.merchant for uplink in intake] == ["b", "c"]
-    assert intake.refusals[0].reason == "merchant liar: counts of 'bias' without its rows"
+    assert intake.refusals[0].reason == "merchant byzantine: counts of 'bias' without its rows"
 
 
 def test_who_uses_no_row_is_no_measure_for_who_does():
@@ -132,8 +132,10 @@ def test_who_uses_no_row_is_no_measure_for_who_does():
 
 @pytest.mark.parametrize("chosen", [[0], [0, 1], list(range(8))])
 @pytest.mark.parametrize("weight", ["uses", "examples", "merchants"])
-def test_a_liar_counts_in_rows_for_no_more_than_its_limits_on_whatever_rows_it_lays_its_uses(weight, chosen):
-    """Honest merchants send zeros and the liar ones, so that a row's value is the liar's share of it."""
+def test_a_byzantine_merchant_counts_in_rows_for_no_more_than_its_limits_on_whatever_rows_it_lays_its_uses(
+    weight, chosen
+):
+    """Honest merchants send zeros and the byzantine ones, so that a row's value is the byzantine's share of it."""
     current = {"table": torch.zeros(8, 1), "bias": torch.zeros(1)}
     uses = torch.tensor([40, 20, 10, 5, 4, 3, 2, 1])
     values = {"table": torch.zeros(8, 1), "bias": torch.zeros(1)}
@@ -143,16 +145,16 @@ def test_a_liar_counts_in_rows_for_no_more_than_its_limits_on_whatever_rows_it_l
     ]
     rows = torch.tensor(chosen)
     lies = {"table": torch.ones(len(rows), 1), "bias": torch.ones(1)}
-    liar = Uplink(
+    byzantine = Uplink(
         "d", MOST_EXAMPLES, (StudentWeights(lies, {"table": rows}, {"table": torch.full((len(rows),), 2**31 - 1)}),)
     )
     counts = Counts(SHARE, RATIO)
-    counts.learn([*honest, liar])
-    merged = FedSubAvg(weight).average(current, [counts.cut(uplink) for uplink in [*honest, liar]])
+    counts.learn([*honest, byzantine])
+    merged = FedSubAvg(weight).average(current, [counts.cut(uplink) for uplink in [*honest, byzantine]])
     assert float(merged["bias"]) == pytest.approx(SHARE)
     shares = merged["table"].flatten().double()
     beside = {"uses": 3.0 * uses, "examples": torch.full((8,), 150.0), "merchants": torch.full((8,), 3.0)}[weight]
-    counted = shares / (1.0 - shares) * beside  # what the liar counted for in each row
+    counted = shares / (1.0 - shares) * beside  # what the byzantine counted for in each row
     if weight == "uses":
         assert float(counted.sum()) <= SHARE / (1.0 - SHARE) * 3 * 85 * 1.0001
         assert float(counted.max()) <= USES_PER_EXAMPLE * 225 * 1.0001
@@ -167,7 +169,7 @@ CHANGES = {
     "federation.rounds": 1,
     "federation.method": "fedavg",
     "federation.options": {},
-    "federation.max_norm_ratio": None,  # which would leave the liar out for the size of its lie
+    "federation.max_norm_ratio": None,  # which would leave the byzantine out for the size of its lie
     "runtime.measure_speed": False,
 }
 UNITS = {
@@ -181,7 +183,7 @@ class Claiming:
     """The honest app, but that one merchant announces and claims as much as there can be, and sends ones."""
 
     def __init__(self):
-        self.inner, self.uplinks, self.liar = build_app(), {}, ""
+        self.inner, self.uplinks, self.byzantine = build_app(), {}, ""
 
     def __call__(self, message, context):
         reply = self.inner(message, context)
@@ -194,7 +196,7 @@ class Claiming:
         return reply
 
     def lie(self, content):
-        self.liar, content["0/up"]["examples"] = content["0/up"]["merchant"], MOST_EXAMPLES
+        self.byzantine, content["0/up"]["examples"] = content["0/up"]["merchant"], MOST_EXAMPLES
         for name, array in content["0/up.weights"].items():
             content["0/up.weights"][name] = Array(torch.ones(array.shape).numpy())
         for name, array in content["0/up.counts"].items():
@@ -250,11 +252,11 @@ def test_a_merchant_that_claims_2_31_examples_moves_the_student_by_no_more_than_
     start, uplinks, end = run("limited", {})
     by_hand = merged_by_hand(start, uplinks, submodels)
     torch.testing.assert_close(flat(end), flat(by_hand), rtol=1e-5, atol=1e-6)
-    honest = merged_by_hand(start, [up for up in uplinks if up.merchant != app.liar], submodels)
+    honest = merged_by_hand(start, [up for up in uplinks if up.merchant != app.byzantine], submodels)
     whole = [name for name in start if name not in uplinks[0].need(StudentWeights).rows]
     assert whole
     for name in whole if submodels else start:
-        lie = next(up for up in uplinks if up.merchant == app.liar).need(StudentWeights)
+        lie = next(up for up in uplinks if up.merchant == app.byzantine).need(StudentWeights)
         sent = start[name].double()
         sent[lie.rows.get(name, slice(None))] = lie.arrays[name].double()
         assert float((end[name] - honest[name]).norm()) <= SHARE * float((sent - honest[name]).norm()) + 1e-5
@@ -274,7 +276,7 @@ def test_the_limit_is_on_what_examples_count_for(power):
         Uplink(name, size, (StudentWeights({"bias": torch.zeros(1)}),))
         for name, size in {"a": 900, "b": 1000, "c": 1200}.items()
     ]
-    uplinks.append(Uplink("liar", MOST_EXAMPLES, (StudentWeights({"bias": torch.ones(1)}),)))
+    uplinks.append(Uplink("byzantine", MOST_EXAMPLES, (StudentWeights({"bias": torch.ones(1)}),)))
     counts = Counts(SHARE, RATIO, power)
     counts.learn(uplinks)
     merged = WeightedMean("examples" if power == 1 else "examples-squared").average(current, map(counts.cut, uplinks))

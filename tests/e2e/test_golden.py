@@ -63,7 +63,7 @@ RUNS = {
         "federation.aggregator_options": {"beta": 0.4},
     },
     **{
-        f"poisoned by {attack}": {"poisoning": {"share": 0.4, "attack": attack}}
+        f"byzantine by {attack}": {"byzantine": {"fraction": 0.4, "attack": attack}}
         for attack in ("label-flip", "sign-flip", "scaled")
     },
     "adaptive server": {"federation.aggregator": "fedadam"},

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config.privacy import NoPrivacy, table_of_unit
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.account import Spent
 from fed_distill.mechanisms.account import account as account_of
@@ -25,7 +26,7 @@ units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"]
 
 
 def config(unit="example", **changes):
-    return PrivacyConfig(unit=unit, epsilon=2.0, **changes)
+    return table_of_unit(unit)(unit=unit, epsilon=2.0, **changes)
 
 
 def sent(unit):
@@ -34,11 +35,11 @@ def sent(unit):
 
 
 def account(privacy, *args, **changes):
-    return account_of(mechanism(privacy.unit), privacy, *args, **changes)
+    return account_of(mechanism(privacy.unit, privacy), privacy, *args, **changes)
 
 
 def revealed(privacy, *args, **changes):
-    return mechanism(privacy.unit).disclose(privacy, *args, **changes)
+    return mechanism(privacy.unit, privacy).disclose(privacy, *args, **changes)
 
 
 def how(listed, part):
@@ -148,7 +149,7 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
 
 
 def test_without_privacy_every_payload_is_disclosed_as_not_protected():
-    listed = mechanism("none").disclose(PrivacyConfig(), KINDS)
+    listed = mechanism("none").disclose(NoPrivacy(), KINDS)
     assert len({one.what for one in listed}) == len(KINDS)
     assert {one.how for one in listed} == {"not protected"}
 

@@ -4,7 +4,7 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
-from fed_distill.mechanisms.lookup import mechanism
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.payloads.student_weights import StudentWeights
 
 PRIVATE = {"unit": "example", "epsilon": 1.0}
@@ -12,7 +12,7 @@ PRIVATE = {"unit": "example", "epsilon": 1.0}
 
 def check(unit, tables):
     experiment = Experiment.parse({**tables, "privacy": {**PRIVATE, "unit": unit, **tables.get("privacy", {})}})
-    mechanism(unit).check(experiment, experiment.federation, (StudentWeights,))
+    mechanism_of(experiment).check(experiment, experiment.federation, (StudentWeights,))
 
 
 @pytest.mark.parametrize("unit", ["example", "group"])

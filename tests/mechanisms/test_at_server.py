@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from fed_distill import seeds
 from fed_distill.aggregation.votes import counted_plainly
-from fed_distill.config import FederationConfig, PrivacyConfig
+from fed_distill.config import FederationConfig
+from fed_distill.config.privacy import MerchantPrivacy, VotePrivacy
 from fed_distill.coordinator import rounds
 from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.errors import CheckpointError
@@ -60,9 +61,9 @@ def mean_of(student):
 
     def made(source=SOURCE, **changes):
         settings = {"noise_multiplier": 2.0, "max_update_norm": 0.5, "freeze": ["bag.*"], **changes}
-        privacy = PrivacyConfig(unit="merchant", **settings)
+        privacy = MerchantPrivacy(**settings)
         terms = Terms(privacy, FederationConfig(participation=0.5), 40, 100)
-        return ByMerchant("merchant").aggregator(terms, student, source)
+        return ByMerchant("merchant", privacy).aggregator(terms, student, source)
 
     return made
 
@@ -127,16 +128,16 @@ def test_who_knows_the_seed_takes_the_noise_off_a_simulation_alone(mean_of, rele
 
 
 VOTES = torch.tensor([[40, 0, 0]] * 100)
-ASKED = PrivacyConfig(unit="vote", noise_multiplier=8.0, queries=60, answers=60, consensus=0.01)
+ASKED = VotePrivacy(noise_multiplier=8.0, queries=60, answers=60, consensus=0.01)
 """Noise enough to change answers, and a threshold that all reach."""
 
 
 def answers(source=SOURCE, round=1, votes=VOTES, privacy=ASKED):
-    return ByVote("vote").tally(Terms(privacy, FederationConfig(rounds=2), 40, 100), source, round)(votes)
+    return ByVote("vote", privacy).tally(Terms(privacy, FederationConfig(rounds=2), 40, 100), source, round)(votes)
 
 
 def test_answers_are_of_the_examples_asked_about_and_each_round_draws_its_own():
-    privacy = PrivacyConfig(unit="vote", noise_multiplier=0.1, queries=30, answers=20, consensus=0.5)
+    privacy = VotePrivacy(noise_multiplier=0.1, queries=30, answers=20, consensus=0.5)
     found = [answers(SOURCE, number, privacy=privacy) for number in (1, 2)]
     assert [int((one >= 0).sum()) for one in found] == [20, 20]
     assert all(set(one.tolist()) == {-1, 0} for one in found)

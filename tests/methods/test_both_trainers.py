@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config.privacy import table_of_unit
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
@@ -108,7 +109,7 @@ def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_el
 @pytest.mark.parametrize(("unit", "covered"), [("merchant", (StudentWeights,)), ("vote", (Votes,))])
 def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit, covered):
     built, federation = METHODS.build(method, {}), FederationConfig(method=method, aggregator="fedavg", options={})
-    experiment = Experiment(privacy=PrivacyConfig(unit=unit, epsilon=1.0))
+    experiment = Experiment(privacy=table_of_unit(unit)(unit=unit, epsilon=1.0))
     if built.sends == covered:
         mechanism_of(experiment).check(experiment, federation, built.sends)
     else:
