@@ -109,9 +109,15 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"privacy.unit": "merchant", "federation.method": "fedmd"}, "needs a method that sends weights only"),
-        ({"privacy.unit": "merchant", "federation.aggregator": "fedmedian"}, "and aggregator fedavg, not"),
-        ({"privacy.unit": "vote"}, "needs a method that sends votes only, such as pate"),
+        (
+            {"privacy": {"unit": "merchant", "epsilon": 6.0}, "federation.method": "fedmd"},
+            "needs a method that sends weights only",
+        ),
+        (
+            {"privacy": {"unit": "merchant", "epsilon": 6.0}, "federation.aggregator": "fedmedian"},
+            "and aggregator fedavg, not",
+        ),
+        ({"privacy": {"unit": "vote", "epsilon": 6.0}}, "needs a method that sends votes only, such as pate"),
         (
             {"privacy.weighting": "examples-squared", "federation.aggregator": "fedmedian"},
             "is for aggregator fedavg, not fedmedian",
@@ -144,7 +150,8 @@ def test_noise_that_would_not_cover_what_is_sent_is_refused(tiny_experiment, sim
 def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anything_is_written(
     tiny_experiment, simulate, tmp_path, unit
 ):
-    changes = {**PRIVATE, "privacy.unit": unit, "federation.method": "fd", "federation.options": {}}
+    privacy = {"unit": unit, "epsilon": 6.0}
+    changes = {**PRIVATE, "privacy": privacy, "federation.method": "fd", "federation.options": {}}
     with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends"):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()

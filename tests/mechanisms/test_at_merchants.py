@@ -38,7 +38,7 @@ def test_settings_that_would_do_nothing_or_harm_are_refused(unit, tables, messag
 
 def test_they_are_nobody_else_s_concern():
     """A study may vary the unit with all else as it is."""
-    harmful = {"privacy": {"rate_scales": {"head.*": 2.0}}, "training": {"r_drop": 1.0}}
+    harmful = {"training": {"r_drop": 1.0}}
     with pytest.raises(ConfigError):
         check("example", harmful)
     assert check("merchant", harmful) is None

@@ -183,8 +183,11 @@ def test_the_charge_is_on_disk_before_the_first_private_step(world, protected, m
 
 
 CENTRAL = {
-    "merchant": {"privacy.unit": "merchant", "federation.options": {"local_epochs": 1, "proxy_steps": 0}},
-    "vote": {"privacy.unit": "vote", "federation.method": "pate", "federation.options": {}},
+    "merchant": {
+        "privacy": {"unit": "merchant", "epsilon": 6.0},
+        "federation.options": {"local_epochs": 1, "proxy_steps": 0},
+    },
+    "vote": {"privacy": {"unit": "vote", "epsilon": 6.0}, "federation.method": "pate", "federation.options": {}},
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from fed_distill.config import Experiment
+from fed_distill.config.privacy import ExamplePrivacy
 from fed_distill.errors import ConfigError
 from fed_distill.sweeps.cells import _other_than, distinct, expand, fingerprint_of, only
 from fed_distill.sweeps.grid import Study
@@ -102,7 +103,7 @@ def test_controls_are_not_attacked_and_the_same_for_every_attack(tables):
     axis = [{"name": "attack", "values": attacks}]
     cells = expand(Study.parse({**tables, "base": base, "axis": axis, "exclude": [], "seeds": 1}))
     assert [cell.role for cell in cells] == ["controls", *["cell"] * 3]
-    assert cells[0].experiment.byzantine.share == 0.0
+    assert cells[0].experiment.byzantine.fraction == 0.0
     assert [cell.experiment.byzantine.attack for cell in cells[1:]] == ["label-flip", "label-flip", "scaled"]
 
 
@@ -170,6 +171,7 @@ OTHERS = {
     "transport.weights": ["int8"],
     "transport.soft_labels": ["int8"],
     "transport.downlink_weights": ["int8"],
+    "privacy.unit": "group",
     "privacy.rate_scales": {"head.*": 2.0},
 }
 """Of keys whose other values no rule would guess."""
@@ -181,7 +183,7 @@ def others(path, value):
         return [OTHERS[".".join(path)]]
     table = Experiment
     for parent in path[:-1]:
-        inner = table.model_fields[parent].annotation
+        inner = ExamplePrivacy if parent == "privacy" else table.model_fields[parent].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         table = inner
@@ -192,6 +194,8 @@ def others(path, value):
             return [name for name in named if name != value]
     if isinstance(value, bool):
         return [not value]
+    if value == math.inf:
+        return [1.0]
     if isinstance(value, (int, float)):
         return [value / 2 or 0.5, value + 1] if isinstance(value, float) else [value + 1, value - 1]
     if isinstance(value, str):
@@ -248,8 +252,9 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
         assert found not in seen, path
         seen.add(found)
     together = ["training.augmentation.translated", "training.augmentation.back_translation"]
-    # of several teachers, of sgd, and what goes together
-    assert fixed == ["teacher.combine", *together]
+    of_sgd = [f"{table}.momentum" for table in ("teacher", "teacher.masked", "student.masked")]
+    of_sgd += [f"training.{table}.momentum" for table in ("merchants", "server")]
+    assert sorted(fixed) == sorted(["teacher.combine", *of_sgd, *together])
     pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
     assert fingerprint_of(pair) not in seen
     assert len(seen) > 50
