@@ -35,7 +35,7 @@ def test_a_new_run_holds_the_complete_experiment_and_the_versions(folder):
     with RunStore.create(folder, EXPERIMENT):
         text = (folder / "experiment.toml").read_text()
     assert Experiment.read(folder / "experiment.toml") == EXPERIMENT
-    assert tomllib.loads(text)["training"]["batch_size"] == 32
+    assert tomllib.loads(text)["training"]["merchants"]["batch_size"] == 32
     comment = text.splitlines()[0]
     assert comment.startswith("# ")
     assert all(f"{name} " in comment for name in ("fed-distill", "python", "torch", "transformers", "flwr"))
