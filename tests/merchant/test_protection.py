@@ -11,6 +11,7 @@ from fed_distill.errors import TrainingError
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.accounting import Spend, epsilon
 from fed_distill.privacy.ledger import Ledger
@@ -69,8 +70,8 @@ def test_a_round_that_was_not_planned_is_refused_and_costs_nothing(world, protec
 
 
 def same(one, other):
-    theirs = other.need(StudentWeights).arrays
-    return all(torch.equal(one.need(StudentWeights).arrays[name], value) for name, value in theirs.items())
+    theirs = other.need(StudentUpdate).arrays
+    return all(torch.equal(one.need(StudentUpdate).arrays[name], value) for name, value in theirs.items())
 
 
 def test_an_equal_request_is_answered_equally_and_charged_once(world, protected):
@@ -102,7 +103,7 @@ def test_whatever_changes_the_answer_is_charged_anew(world, protected, change):
 
 def changes_of(uplink, start):
     head = [name for name in start if name.startswith("head.")]
-    return torch.cat([(uplink.need(StudentWeights).arrays[name] - start[name]).flatten() for name in head])
+    return torch.cat([uplink.need(StudentUpdate).arrays[name].flatten() for name in head])
 
 
 def correlation(one, other):
@@ -347,12 +348,12 @@ def test_nothing_leaves_beside_what_is_protected(world, protected):
     public = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), public]))
     for merchant, uplink in found.items():
         assert uplink.metrics == {}
-        assert all(torch.equal(rows, public) for rows in uplink.need(StudentWeights).rows.values())
+        assert all(torch.equal(rows, public) for rows in uplink.need(StudentUpdate).rows.values())
         examples = len(world.data.merchants[merchant].train)
         assert uplink.examples != examples or examples == 1
         assert abs(uplink.examples - examples) < 5 * 20
     assert site.evaluate(world.request(*world.names), world.start) == {}
-    counts = [uplink.need(StudentWeights).counts["bag.table"] for uplink in found.values()]
+    counts = [uplink.need(StudentUpdate).counts["bag.table"] for uplink in found.values()]
     assert all(torch.equal(one, counts[0]) for one in counts)
 
 

@@ -16,6 +16,7 @@ import fed_distill.merchant.answers
 import fed_distill.privacy.ledger
 from fed_distill.data.examples import Examples
 from fed_distill.merchant.opening import open_site
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.dp_sgd import grid
 from fed_distill.seeds import Keystream
@@ -189,10 +190,8 @@ def make(world, tmp_path):
 def update_of(uplink, start):
     """How far the weights moved that are not in tables, and the rows of tables, by name."""
     moved = {}
-    for name, value in uplink.need(StudentWeights).arrays.items():
-        rows = uplink.need(StudentWeights).rows.get(name)
-        base = start[name] if rows is None else start[name][rows]
-        moved[name] = (value - base).flatten()
+    for name, value in uplink.need(StudentUpdate).arrays.items():
+        moved[name] = value.flatten()
     return moved
 
 
@@ -296,7 +295,7 @@ def test_who_knows_the_seed_takes_the_noise_off_a_simulation_and_not_off_a_site(
         digest = world.paid()[-1].request
         moved = update_of(answer, start)
         trained = [name for name, value in world.base.student.named_parameters() if name in moved]
-        rows = answer.need(StudentWeights).rows
+        rows = answer.need(StudentUpdate).rows
         sizes = {name: len(moved[name]) for name in trained}
         names = (0, "fedavg-kd", world.merchant, 1, digest, "noise", 0)
         drawn = Keystream(*names).normal(sum(size - _padding(rows, name, start) for name, size in sizes.items()))
