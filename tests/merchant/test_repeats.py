@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import fed_distill.mechanisms.release
 import fed_distill.merchant.answers
 import fed_distill.privacy.ledger
 from fed_distill.data.examples import Examples
@@ -20,7 +21,7 @@ from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.dp_sgd import grid
 from fed_distill.seeds import Keystream
-from fed_distill.transport.requests import Refusal
+from fed_distill.transport.requests import PROTOCOL, Refusal
 
 NOISE = 50.0
 LOUD = {
@@ -265,6 +266,16 @@ def test_an_answer_at_another_price_is_another_release(make, secret):
     second = world.ask()
     assert world.paid()[-1].spends[0].noise_multiplier > 2.0 * paid[-1].spends[0].noise_multiplier
     assert len(world.paid()) == len(paid) + 1
+    assert abs(correlation(update_of(first), update_of(second))) < 0.1
+
+
+def test_an_answer_in_another_protocol_is_another_release(make, monkeypatch):
+    """What travels is computed otherwise: of the same noise the difference of both would be of rounding alone."""
+    world = make("example", SECRET)
+    first, paid = world.ask(), len(world.paid())
+    monkeypatch.setattr(fed_distill.mechanisms.release, "PROTOCOL", PROTOCOL - 1)
+    second = world.ask()
+    assert len(world.paid()) == paid + 1
     assert abs(correlation(update_of(first), update_of(second))) < 0.1
 
 
