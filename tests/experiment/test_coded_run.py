@@ -14,7 +14,7 @@ from fed_distill.methods.base import GlobalState
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.requests import TRAIN
 
 CHAINS = {"weights": [{"stage": "top-k", "share": 0.05}, "int8"], "downlink_weights": ["int8"]}
@@ -238,7 +238,7 @@ def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     """By its declaration, and by its first downlink, in which only what merchants have told before is missing."""
     weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
     soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
-    expected = [kind for kind, those in ((StudentUpdate, weights), (SoftLabels, soft_labels)) if name in those]
+    expected = [kind for kind, those in ((StudentWeights, weights), (SoftLabels, soft_labels)) if name in those]
     later = {"fd": [ClassMeans], "scaffold": [ControlVariate]}.get(name, [])
     method = METHODS.build(name, {})
     assert list(method.receives) == expected + later
