@@ -25,6 +25,8 @@ from fed_distill.coordinator.sites import chunk_size
 from fed_distill.distill.losses import hard_labels
 from fed_distill.experiment.workers import WorkerGrid
 from fed_distill.models.transformer import Transformer
+from fed_distill.models.weights import update_of
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.choosing import build_trainer
@@ -86,7 +88,7 @@ def _uplinks(grid: WorkerGrid, asked: list[Message]) -> Iterator[Uplink]:
         if reply.has_error():
             raise RuntimeError(reply.error.reason)
         for content in by_prefix(reply.content).values():
-            yield decode_uplink(content, (StudentWeights,))
+            yield decode_uplink(content, (StudentUpdate,))
 
 
 def build_app() -> ClientApp:
@@ -154,7 +156,7 @@ class Side:
         for fitted in self._trainer.fit(learners, dict.fromkeys(examples, self._plan), self._pace):
             if not isinstance(fitted, Fitted):
                 raise RuntimeError(fitted.reason)
-            yield Uplink(fitted.name, examples[fitted.name], (StudentWeights.of(fitted.weights),))
+            yield Uplink(fitted.name, examples[fitted.name], (StudentUpdate.of(update_of(fitted.weights, weights)),))
 
     def _learner(self, place: int, shop: Shop, number: int, weights: Weights) -> Learner:
         name = f"shop {place}"

@@ -1,4 +1,4 @@
-"""How the merchants' weights become one: aggregators by name.
+"""How the merchants' updates become one: aggregators by name.
 
 All but ``fedavg``, ``fedagree`` and those of submodels are Flower's own strategies. Those that take a mean see one
 merchant at a time; the robust ones (agreement, median, trimmed mean, Krum ...) compare all merchants and hold them all

@@ -47,12 +47,12 @@ from fed_distill.mechanisms.base import Mechanism
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel, build_student
-from fed_distill.models.weights import Weights, applied
+from fed_distill.models.weights import Weights, updated
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
@@ -64,7 +64,6 @@ from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import steps_of
-from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Uplink
 
@@ -222,9 +221,9 @@ class Auditing:
         elif votes := uplink.get(Votes):
             sent = np.eye(len(public))[votes.classes.numpy()]
         else:
-            update = uplink.get(LowRankUpdate)
-            weights = applied(update.multiplied_out(), self.start) if update else uplink.need(StudentWeights)
-            sent = predictor(self.student, completed(weights, self.start))(self.data.proxy)
+            factored = uplink.get(LowRankUpdate)
+            update = factored.multiplied_out() if factored else uplink.need(StudentUpdate)
+            sent = predictor(self.student, updated(self.start, update))(self.data.proxy)
         return shares_from_soft_labels(sent, before, public)
 
     def _recipe(self, examples: int) -> Recipe:

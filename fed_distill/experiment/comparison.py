@@ -40,14 +40,13 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
-from fed_distill.models.weights import Weights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.models.weights import Weights, updated
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.storage.merchant_store import kept_as
-from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest, blueprint_of
@@ -182,7 +181,7 @@ class Comparison:
             intake = federation.intake(request, method.broadcast(state), {}, state, 1)
             measured = []
             for done, uplink in enumerate(intake, 1):
-                student.load_state_dict(completed(uplink.need(StudentWeights), start))
+                student.load_state_dict(updated(start, uplink.need(StudentUpdate)))
                 measured.append(self.evaluator.test(student))
                 self.callbacks.on_step(done, {})
             return measured, intake

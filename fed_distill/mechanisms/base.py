@@ -93,7 +93,7 @@ class Mechanism(ABC):
 
     compares: ClassVar[bool] = True
     """Whether the server may judge an uplink by others, and count merchants by their size. Where it may not, uplinks
-    are weights and nothing else, and each changes their sum by its own alone."""
+    are an update and nothing else, and each changes their sum by its own alone."""
     poisson: ClassVar[bool] = False
     """Whether a coin for each merchant, that nobody else knows, decides who takes part in a round. All merchants then
     pay before the first round, those too that no coin will draw."""

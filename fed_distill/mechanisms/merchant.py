@@ -24,7 +24,7 @@ from fed_distill.models import TextModel
 from fed_distill.models.freezing import freeze
 from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.payloads.base import Payload
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
 from fed_distill.privacy.dp_sgd import add_noise
 from fed_distill.privacy.exposure import MOVED_BY
@@ -57,15 +57,15 @@ class ByMerchant(AtServer):
         )
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """Weights, of which a mean is made."""
-        return "received by the server, which releases their noised mean" if kind is StudentWeights else None
+        """Updates, of which a mean is made."""
+        return "received by the server, which releases their noised mean" if kind is StudentUpdate else None
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """ConfigError for what is no plain mean of weights."""
+        """ConfigError for what is no plain mean of updates."""
         self.check_covered(federation.method, sends)
-        if sends != (StudentWeights,) or federation.aggregator != "fedavg":
+        if sends != (StudentUpdate,) or federation.aggregator != "fedavg":
             raise ConfigError(
-                f"privacy.unit = {self.name!r} noises a mean of weights: it needs a method that sends weights only, "
+                f"privacy.unit = {self.name!r} noises a mean of updates: it needs a method that sends an update only, "
                 f"such as fedavg-kd, and aggregator fedavg, not {federation.method} with {federation.aggregator}"
             )
 
@@ -167,7 +167,7 @@ def update_noise(noise_multiplier: float, count_noise: float) -> float:
 
 @dataclass
 class PrivateMean:
-    """An aggregator of weights whose result hides whether any one merchant took part.
+    """An aggregator whose result hides whether any one merchant took part.
 
     noise_multiplier: standard deviation of the noise on the sum in units of the norm (z); 0 clips without noise.
     expected_merchants: of a round, q M: participation times the number of all merchants. clip_norm: largest L2 norm of
@@ -206,7 +206,7 @@ class PrivateMean:
 
         Every merchant counts the same. What it did not send did not move. Noise is on every trained entry, moved or
         not, and also if nobody came; frozen weights and those that are not floating-point stay as they are. Raises
-        UplinkRejected, with ``state`` as it was, for an uplink without weights or with an update that is not finite.
+        UplinkRejected, with ``state`` as it was, for an uplink without an update or with one that is not finite.
         """
         total = _ClippedSum(current, self._trained(current), self.padded, self._norm)
         for uplink in uplinks:
@@ -262,13 +262,13 @@ class _ClippedSum:
         self.sums = {name: torch.zeros_like(current[name], dtype=torch.float64) for name in names}
         self.surplus = 0.0
         self.merchants: list[str] = []
-        self._current, self._padded, self._norm = current, padded, norm
+        self._padded, self._norm = padded, norm
 
     def add(self, uplink: Uplink) -> None:
         """Take in one merchant."""
-        sent = uplink.get(StudentWeights)
+        sent = uplink.get(StudentUpdate)
         if sent is None:
-            raise UplinkRejected(f"merchant {uplink.merchant}: it sent no weights, of which a private mean is made")
+            raise UplinkRejected(f"merchant {uplink.merchant}: it sent no update, of which a private mean is made")
         changes = {name: self._change(name, sent) for name in self.sums if name in sent.arrays}
         norm = math.hypot(*(float(torch.linalg.vector_norm(change)) for change in changes.values()))
         if not math.isfinite(norm):
@@ -285,9 +285,7 @@ class _ClippedSum:
 
     def _change(self, name: str, sent: PartialWeights) -> Tensor:
         """How far the merchant moved weight ``name``, of a table sent in part only its rows; padding never moves."""
-        value, rows = sent.arrays[name], sent.rows.get(name)
-        base = self._current[name] if rows is None else self._current[name][rows]
-        change = value.double() - base.double()
+        change, rows = sent.arrays[name].to(torch.float64, copy=True), sent.rows.get(name)
         if name in self._padded:
             change[slice(1) if rows is None else rows == 0] = 0.0
         return change

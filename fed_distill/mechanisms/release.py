@@ -35,7 +35,7 @@ from fed_distill.training.choosing import chosen_device
 from fed_distill.training.plan import Plan
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink
-from fed_distill.transport.requests import TrainRequest
+from fed_distill.transport.requests import PROTOCOL, TrainRequest
 
 Policy = TypeVar("Policy", bound=SitePolicy)
 """The site's own policy, which this file needs no more of than `SitePolicy` says."""
@@ -351,7 +351,7 @@ class Digests:
         sums = experiment.runtime.model_dump(mode="json", include=SUMMED_BY)
         sums["device"] = chosen_device(experiment.runtime.device).type
         if own:
-            sums |= {"run": experiment.name, "versions": versions()}
+            sums |= {"run": experiment.name, "versions": versions(), "protocol": PROTOCOL}
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(

@@ -299,6 +299,7 @@ class Site:
             fitted.name,
             part.size,
             shared_of(fitted.weights) if asked.plan.pair else fitted.weights,
+            down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
             class_means=lambda: self._class_means(learner, request.arm),
             steps=fitted.steps,

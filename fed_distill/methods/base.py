@@ -6,12 +6,14 @@ optimizer and never knows which runtime carries it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fed_distill.config import FederationConfig, TrainerConfig
-from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.errors import UplinkRejected
+from fed_distill.models.weights import PartialWeights, Weights, update_of
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -54,7 +56,7 @@ class Services(Protocol):
     """What the server does for a method while it merges a round. A method names those that it ``uses``."""
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
-        """The configured aggregator: from the merchants' weights to the next global weights."""
+        """``current`` moved by what the configured aggregator makes of the merchants' updates."""
 
     def tally(self, votes: Tensor) -> Tensor:
         """From counts of votes ``[proxy, classes]`` to answers, int64 ``[proxy]`` and negative where there is none."""
@@ -75,19 +77,30 @@ class Services(Protocol):
 class Trained:
     """One merchant after training.
 
-    weights: what changed (whole, or the touched rows). predict_proxy: the trained student's probabilities on the proxy
-    set ``[proxy, classes]``, computed when called. class_means: the means of its probabilities over the private
-    examples of each class, computed when called; what sees private examples after training is refused if protected.
-    steps, learning_rate: how many steps it took, and the rate of each (but for a phase's own scale).
+    weights: what training could change of the student that the federation shares, whole or the touched rows. received:
+    that student's weights in the downlink; empty if it has none. predict_proxy: the trained student's probabilities on
+    the proxy set ``[proxy, classes]``, computed when called. class_means: the means of its probabilities over the
+    private examples of each class, computed when called; what sees private examples after training is refused if
+    protected. steps, learning_rate: how many steps it took, and the rate of each (but for a phase's own scale).
     """
 
     merchant: str
     examples: int
     weights: PartialWeights
+    received: Weights
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
     steps: int = 0
     learning_rate: float = 0.0
+
+    @cached_property
+    def update(self) -> PartialWeights:
+        """How far ``weights`` are from what was ``received``, in float32, computed once. UplinkRejected, naming the
+        merchant, if that is not finite, or of a weight that was not received."""
+        try:
+            return update_of(self.weights, self.received)
+        except ValueError as error:
+            raise UplinkRejected(f"merchant {self.merchant}: {error}") from error
 
 
 class Method(Protocol):

@@ -25,6 +25,7 @@ from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, repl
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
@@ -35,7 +36,7 @@ class Scaffold(FedAvg):
     """local_epochs: epochs over a merchant's private examples in a round (K steps)."""
 
     keeps: ClassVar[Keeps] = "control_variate"
-    sends: ClassVar[Kinds] = (StudentWeights, ControlVariate)
+    sends: ClassVar[Kinds] = (StudentUpdate, ControlVariate)
     receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
     def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
@@ -71,7 +72,7 @@ class Scaffold(FedAvg):
         return {name: _of(kept or {}, name, change) + change for name, change in _change(trained, down).items()}
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """The trained weights and c_i+ - c_i."""
+        """The update, y - x, and c_i+ - c_i."""
         return super().uplink(trained, down).having(ControlVariate(_change(trained, down)))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
@@ -96,10 +97,7 @@ class Scaffold(FedAvg):
 def _change(trained: Trained, down: Downlink) -> dict[str, Tensor]:
     """c_i+ - c_i = (x - y) / (K eta_l) - c, of every weight that is trained."""
     travelled = trained.steps * trained.learning_rate
-    return {
-        name: (down.weights[name] - value) / travelled - _of(_sent(down), name, value)
-        for name, value in trained.weights.arrays.items()
-    }
+    return {name: -moved / travelled - _of(_sent(down), name, moved) for name, moved in trained.update.arrays.items()}
 
 
 def _sent(carrier: Carrier) -> Weights:

@@ -84,8 +84,8 @@ def privacy(summary: Mapping[str, Any]) -> str:
     pooled = "Only the control with all data pooled collects what federation leaves in place. "
     if not is_private(block):
         return kept + (
-            "A merchant sends a trained student or its soft labels, how many examples are behind them, and its own "
-            f"scores. {pooled}"
+            "A merchant sends the update of its student or its soft labels, how many examples are behind them, and "
+            f"its own scores. {pooled}"
             "There was no differential privacy in this run: a determined reader of an update may learn something "
             "about the examples behind it, and no bound on that is claimed."
         )

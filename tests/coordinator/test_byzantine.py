@@ -30,7 +30,7 @@ def deviating(tamper, byzantine, seen):
 
 def replaced(name, make):
     def tamper(content, prefix):
-        record = content[f"{prefix}up.weights"]
+        record = content[f"{prefix}up.update"]
         record[name] = Array(make(record[name].numpy()))
 
     return tamper
@@ -44,8 +44,8 @@ def with_too_many_examples(content, prefix):
     content[f"{prefix}up"]["examples"] = 2**40
 
 
-def without_weights(content, prefix):
-    for name in ("up.weights", "up.rows", "up.counts"):
+def without_update(content, prefix):
+    for name in ("up.update", "up.rows", "up.counts"):
         del content[f"{prefix}{name}"]
 
 
@@ -55,7 +55,7 @@ LIES = {
     "norm": (replaced("head.0.bias", lambda value: value + np.float32(1e6)), "its update has a norm of 2.83e+06, and"),
     "shape": (replaced("head.0.bias", lambda value: value[:-1]), "head.0.bias has shape [7], not [8]"),
     "examples": (with_too_many_examples, "training examples, but announced"),
-    "nothing": (without_weights, "its uplink has other parts than most others have"),
+    "nothing": (without_update, "its uplink has other parts than most others have"),
 }
 
 

@@ -439,7 +439,7 @@ def add_part(draw, content):
         )
     )
     name = draw(
-        st.sampled_from([name, "up.coded", "up.update.weights", "up.update.thin", "up.rows", "up.counts", "up.odd"])
+        st.sampled_from([name, "up.coded", "up.low_rank.update", "up.low_rank.thin", "up.rows", "up.counts", "up.odd"])
     )
     keys = st.sampled_from(
         ["soft_labels", "votes", "bits", "probabilities", "present", "weights", "bag.table", "head.0.bias"]

@@ -15,11 +15,11 @@ from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import REPORTED_DELTAS
 
-KINDS = (StudentWeights, SoftLabels, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
+KINDS = (StudentUpdate, SoftLabels, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
 
 SPENT = Spent(3, 1.5, 1e-7, 0.8, 1.1, epsilon_5=1.2, epsilon_6=1.4)
 units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"])
@@ -31,7 +31,7 @@ def config(unit="example", **changes):
 
 def sent(unit):
     """What a method may send that the unit can protect."""
-    return (Votes,) if unit == "vote" else (StudentWeights,)
+    return (Votes,) if unit == "vote" else (StudentUpdate,)
 
 
 def account(privacy, *args, **changes):
@@ -68,20 +68,20 @@ def test_every_unit_says_what_it_protects_and_who_is_trusted(unit):
 
 
 def test_an_epsilon_without_a_bound_is_none():
-    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), (StudentWeights,))
+    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), (StudentUpdate,))
     assert told["epsilon"] is None and told["epsilon_at"] == {"1e-05": 2.0, "1e-06": None}
 
 
 def test_it_says_how_many_examples_a_group_has_and_what_a_group_is():
-    told = account(config("group", group="pair"), SPENT, (StudentWeights,), largest_group=12)
+    told = account(config("group", group="pair"), SPENT, (StudentUpdate,), largest_group=12)
     assert told["largest_group"] == 12 and "second text" in told["group"]
-    assert account(config(), SPENT, (StudentWeights,))["group"] is None
+    assert account(config(), SPENT, (StudentUpdate,))["group"] is None
 
 
 def test_all_that_leaves_is_listed():
-    listed = revealed(config(), (StudentWeights, SoftLabels))
+    listed = revealed(config(), (StudentUpdate, SoftLabels))
     assert len({one.what for one in listed}) == len(listed) == 11
-    assert "noised" in how(listed, "weights of its trained student")
+    assert "noised" in how(listed, "update of its student's weights")
     assert how(listed, "training losses") == "not sent"
     assert how(listed, "that it takes part in a round") == "not hidden"
     assert "deviation 20" in how(listed, "number of training examples")
@@ -91,7 +91,7 @@ def test_all_that_leaves_is_listed():
 
 
 def test_a_merchant_whose_groups_are_hidden_sends_how_many_there_are():
-    listed = revealed(config("group"), (StudentWeights,))
+    listed = revealed(config("group"), (StudentUpdate,))
     assert "deviation 20" in how(listed, "number of groups")
     assert "number of training examples" not in " ".join(one.what for one in listed)
 
@@ -120,7 +120,7 @@ def test_it_says_whether_the_noise_can_be_reproduced_and_whose_secret_it_is(unit
 
 def test_scores_are_told_exactly_or_not_at_all():
     exact, kept = (
-        how(revealed(config(report_scores=told), (StudentWeights,)), "correct test examples") for told in (True, False)
+        how(revealed(config(report_scores=told), (StudentUpdate,)), "correct test examples") for told in (True, False)
     )
     assert "exactly" in exact and "not covered by the promise" in exact
     assert kept == "not sent"
@@ -142,7 +142,7 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
         ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends: its student"
     ):
         mechanism(unit).check(
-            Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentWeights, ClassMeans)
+            Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentUpdate, ClassMeans)
         )
     with pytest.raises(ConfigError, match="computed on private examples without noise"):
         mechanism(unit).check_covered("fd", (ClassMeans,))

@@ -5,14 +5,14 @@ import pytest
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.lookup import mechanism_of
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 PRIVATE = {"unit": "example", "epsilon": 1.0}
 
 
 def check(unit, tables):
     experiment = Experiment.parse({**tables, "privacy": {**PRIVATE, "unit": unit, **tables.get("privacy", {})}})
-    mechanism_of(experiment).check(experiment, experiment.federation, (StudentWeights,))
+    mechanism_of(experiment).check(experiment, experiment.federation, (StudentUpdate,))
 
 
 @pytest.mark.parametrize("unit", ["example", "group"])

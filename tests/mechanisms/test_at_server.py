@@ -24,7 +24,7 @@ from fed_distill.mechanisms.base import NoiseSource, Terms
 from fed_distill.mechanisms.merchant import ByMerchant
 from fed_distill.mechanisms.vote import ByVote
 from fed_distill.models.weights import PartialWeights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.store import read_summary
 from fed_distill.seeds import Keystream
@@ -74,8 +74,8 @@ def released(student):
     current = {name: value.clone() for name, value in student.state_dict().items()}
 
     def moved(mean, shift=1.0, merchant="a"):
-        sent = PartialWeights({"head.0.bias": current["head.0.bias"] + shift})
-        after = mean.average(current, [Uplink(merchant, 1, (StudentWeights.of(sent),))])
+        sent = PartialWeights({"head.0.bias": torch.full_like(current["head.0.bias"], shift)})
+        after = mean.average(current, [Uplink(merchant, 1, (StudentUpdate.of(sent),))])
         assert all(torch.equal(after[name], value) for name, value in current.items() if name.startswith("bag."))
         return torch.cat([(after[name] - current[name]).flatten() for name in sorted(current) if "head." in name])
 

@@ -17,7 +17,7 @@ from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed
 from fed_distill.mechanisms.lookup import mechanism, mechanism_of, recalled
 from fed_distill.merchant.limits import Limit, Limits
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.registry import allow_imports
 from tests.privacy.recomputed import assert_charged_rightly
@@ -34,7 +34,7 @@ from fed_distill.config import UpdatesConfig
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Words
 from fed_distill.mechanisms.merchant import PrivateMean
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Spend, noise_for
 
 
@@ -51,7 +51,7 @@ class Own(AtServer):
         return Words("all examples of any one merchant", "the server", "A merchant", "It is hidden.", "merchants", "")
 
     def covers(self, kind):
-        return "received by the server, which releases their noised mean" if kind is StudentWeights else None
+        return "received by the server, which releases their noised mean" if kind is StudentUpdate else None
 
     def noise(self, terms):
         config = terms.privacy
@@ -97,7 +97,7 @@ def test_one_file_is_enough(unit_of, tiny_experiment, tmp_path, module):
         assert {json.loads(line)["moved_by"] for line in ledger.path.read_text(encoding="utf-8").splitlines()} == {2.0}
         assert_charged_rightly(ledger.epsilon(unit), ledger.path, unit)
     page = (result.folder / "report.html").read_text(encoding="utf-8")
-    assert own.words.hides in page and own.covers(StudentWeights) in page
+    assert own.words.hides in page and own.covers(StudentUpdate) in page
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_a_name_that_is_none_is_refused(tiny_experiment, tmp_path, unit, message
 def test_a_method_whose_parts_it_does_not_noise_is_refused(unit_of):
     unit = unit_of("without_sampling", WITHOUT_SAMPLING)
     experiment = Experiment.parse({"privacy": {"unit": unit, "epsilon": 1.0}})
-    mechanism(unit).check(experiment, experiment.federation, (StudentWeights,))
+    mechanism(unit).check(experiment, experiment.federation, (StudentUpdate,))
     with pytest.raises(ConfigError, match="does not noise all that method fedavg-kd sends: not its student"):
-        mechanism(unit).check(experiment, experiment.federation, (StudentWeights, SoftLabels))
+        mechanism(unit).check(experiment, experiment.federation, (StudentUpdate, SoftLabels))
 
 
 def test_a_site_takes_part_only_where_its_own_file_names_the_unit_and_its_code(unit_of, tmp_path):

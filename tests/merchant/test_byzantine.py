@@ -6,7 +6,7 @@ import torch
 from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.merchant.opening import open_site
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.submodel import completed
 
 
@@ -27,8 +27,9 @@ def attacked(world):
 
 
 def update(uplink, start):
-    whole = completed(uplink.need(StudentWeights), start)
-    return torch.cat([(whole[name] - value).flatten() for name, value in start.items()])
+    nothing = {name: torch.zeros_like(value) for name, value in start.items()}
+    whole = completed(uplink.need(StudentUpdate), nothing)
+    return torch.cat([whole[name].flatten() for name in start])
 
 
 def test_sign_flippers_send_the_opposite_and_the_honest_what_they_would(world, attacked):

@@ -12,7 +12,7 @@ from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.payloads.low_rank_update import LowRankUpdate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 
 QUICK = {
@@ -97,7 +97,7 @@ def test_both_trainers_are_protected_alike(private, distance, method):
 
 
 def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_else(runs, distance):
-    names = [name for name in FEDERATED if METHODS.build(name, {}).sends == (StudentWeights,)]
+    names = [name for name in FEDERATED if METHODS.build(name, {}).sends == (StudentUpdate,)]
     assert {"fedavg", "fedntd", "moon", "fml"} <= set(names)
     cohort, sequential = runs(names, **{"privacy.unit": "merchant", "privacy.noise_multiplier": 1.0})
     for name in names:
@@ -106,7 +106,7 @@ def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_el
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("unit", "covered"), [("merchant", (StudentWeights,)), ("vote", (Votes,))])
+@pytest.mark.parametrize(("unit", "covered"), [("merchant", (StudentUpdate,)), ("vote", (Votes,))])
 def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit, covered):
     built, federation = METHODS.build(method, {}), FederationConfig(method=method, aggregator="fedavg", options={})
     experiment = Experiment(privacy=table_of_unit(unit)(unit=unit, epsilon=1.0))
@@ -121,7 +121,5 @@ def test_methods_that_send_no_weights_teach_the_global_student_anew_but_fedet():
     """Which goes on from where it stands, on an objective of its own (Cho et al. 2022)."""
     built = {name: METHODS.build(name, {}) for name in FEDERATED}
     anew = {name for name, method in built.items() if "distil_anew" in method.uses}
-    without_weights = {
-        name for name, method in built.items() if not {StudentWeights, LowRankUpdate} & set(method.sends)
-    }
+    without_weights = {name for name, method in built.items() if not {StudentUpdate, LowRankUpdate} & set(method.sends)}
     assert anew == without_weights - {"fedet"}

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import ConfigError
 from fed_distill.methods.fedntd import FedNTD, not_true
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
 GLOBAL = torch.tensor([[0.3, -0.5, 1.0], [2.0, 0.2, 0.3], [0.0, 0.0, 0.0], [1.0, -3.0, 2.0]])
@@ -59,5 +59,5 @@ def test_a_task_of_two_classes_is_refused(classes):
 def test_weights_travel_as_in_fedavg(state, trained, uplinks, server):
     down = FedNTD().broadcast(state)
     up = FedNTD().uplink(trained, down)
-    assert (down.weights, up.kinds) == (state.weights, {StudentWeights})
+    assert (down.weights, up.kinds) == (state.weights, {StudentUpdate})
     assert FedNTD().merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]

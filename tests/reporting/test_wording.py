@@ -7,7 +7,7 @@ import pytest
 from fed_distill.config.privacy import ExamplePrivacy
 from fed_distill.mechanisms.account import Spent, account
 from fed_distill.mechanisms.lookup import mechanism
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.wording import (
     byzantine,
     count,
@@ -101,7 +101,7 @@ def test_the_verdict_names_the_controls_that_were_not_run(summary):
 def test_privacy_claims_no_more_than_there_was(summary):
     assert "no differential privacy in this run" in privacy(summary)
     config = ExamplePrivacy(epsilon=3.0)
-    summary["privacy"] = account(mechanism("example"), config, Spent(5, 2.99, 1e-5, 0.8, 1.25), (StudentWeights,))
+    summary["privacy"] = account(mechanism("example"), config, Spent(5, 2.99, 1e-5, 0.8, 1.25), (StudentUpdate,))
     told = privacy(summary)
     assert "any one example of a merchant" in told
     assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
