@@ -28,7 +28,7 @@ from fed_distill.coordinator.exchange import LONGEST_REASON
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.data import load
-from fed_distill.experiment.grid import InProcessGrid, LocalGrid
+from fed_distill.experiment.grid import InProcessGrid
 from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.methods import METHODS
@@ -90,7 +90,7 @@ class Recorder(InProcessGrid):
         return reply
 
 
-class Player(LocalGrid):
+class Player(InProcessGrid):
     """A grid whose nodes answer with given bytes, which it has read before: what a message takes is Flower's."""
 
     def __init__(self, replies: dict[tuple[int, str], bytes]) -> None:

@@ -64,7 +64,7 @@ def test_the_same_seed_gives_every_contender_the_same_bytes(tmp_path, student):
 
 @pytest.mark.parametrize(
     ("student", "contender"),
-    [("two-tower", ours.train), ("bert-mini", ours.train), ("two-tower", ours.train_with_workers)],
+    [("two-tower", ours.train), ("bert-mini", ours.train)],
 )
 def test_our_trainers_do_the_plain_loops_work(tmp_path, student, contender, distance):
     """With one batch a merchant its order does not matter, and all must end with the same weights."""
