@@ -256,7 +256,7 @@ class Auditing:
         scratch = Path(tempfile.mkdtemp(prefix="audit-"))
         experiment = self.experiment.model_copy(
             update={
-                "runtime": self.experiment.runtime.model_copy(update={"folder": scratch, "sites": 1, "workers": 1}),
+                "runtime": self.experiment.runtime.model_copy(update={"folder": scratch, "sites": 1}),
                 "privacy": self.experiment.privacy.model_copy(update={"ledger": None}),
             }
         )

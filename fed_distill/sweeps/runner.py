@@ -33,15 +33,15 @@ class Resources:
 
     @classmethod
     def of(cls, base: Experiment, cores: int, processes: int | None = None, gpu: bool = False) -> "Resources":
-        """As many cells as fill the cores by the base's ``runtime.workers`` and ``threads``, one core a thread.
+        """As many cells as fill the cores by the base's ``runtime.threads``, one core a thread.
 
         processes: if given, that many, with the cores dealt to them. gpu: students are trained on a GPU, which one
         cell fills, so that one runs at a time unless ``processes`` says otherwise.
         """
         runtime = base.runtime
         if processes is None:
-            processes = 1 if gpu else max(1, cores // ((runtime.threads or 1) * runtime.workers))
-        return cls(processes, runtime.threads or max(1, cores // (processes * runtime.workers)))
+            processes = 1 if gpu else max(1, cores // (runtime.threads or 1))
+        return cls(processes, runtime.threads or max(1, cores // processes))
 
 
 class Follower(Protocol):

@@ -13,7 +13,7 @@ def build_trainer(training: TrainerConfig, runtime: RuntimeConfig) -> Trainer:
     """Raise ConfigError if the device is not there, or the sequential trainer is asked for what only cohorts can."""
     device = chosen_device(runtime.device)
     if runtime.trainer == "cohort":
-        return CohortTrainer(training, device, runtime.cohort, runtime.workers)
+        return CohortTrainer(training, device, runtime.cohort)
     if training.precision != "float32":
         raise ConfigError(f"training.precision = {training.precision!r} needs runtime.trainer = 'cohort'")
     if runtime.device == "cuda":

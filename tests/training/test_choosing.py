@@ -19,9 +19,9 @@ def gpu(monkeypatch):
 def test_cohorts_are_the_default_with_what_the_experiment_says(gpu):
     gpu(False)
     training = TrainerConfig(batch_size=5, precision="bfloat16")
-    trainer = build_trainer(training, RuntimeConfig(cohort=7, workers=3))
+    trainer = build_trainer(training, RuntimeConfig(cohort=7))
     assert isinstance(trainer, CohortTrainer)
-    assert (trainer.config, trainer.device, trainer.cohort, trainer.workers) == (training, torch.device("cpu"), 7, 3)
+    assert (trainer.config, trainer.device, trainer.cohort) == (training, torch.device("cpu"), 7)
 
 
 def test_the_sequential_trainer_is_built_by_name(gpu):

@@ -337,7 +337,7 @@ def test_what_fits_is_within_the_budget(budget, batch):
     assert merchants * (100 + together * 10) <= budget or (merchants, together) == (1, 1)
 
 
-def test_workers_share_the_memory_of_machine_and_device(monkeypatch):
+def test_processes_share_the_memory_of_machine_and_device(monkeypatch):
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=9_000))
     assert memory_budget(CPU, 1) == int(CPU_SHARE * 4_096_000)
