@@ -96,7 +96,12 @@ TINY = {
     },
     "teacher": {"options": {"layers": 1, "width": 16, "heads": 2}, "epochs": 1, "max_examples": 60, "max_length": 24},
     "student": {"options": {"rows": 2048, "width": 8, "head_width": 8}},
-    "training": {"server_epochs": 1, "pooled_epochs": 1, "local_epochs": 1, "learning_rate": 0.01, "batch_size": 16},
+    "training": {
+        "merchants": {"learning_rate": 0.01, "batch_size": 16},
+        "server": {"epochs": 1},
+        "pooled": {"epochs": 1},
+        "local": {"epochs": 1},
+    },
     "federation": {"rounds": 2, "options": {"proxy_steps": 2}},
     "adaptation": {"epochs": 0.5},
     "runtime": {"callbacks": []},

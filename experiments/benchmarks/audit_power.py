@@ -14,7 +14,8 @@ from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
 from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
 from fed_distill.audit.white_box import WhiteBoxAudit
 from fed_distill.audit.white_box_run import audited_tally
-from fed_distill.config import FederationConfig, PrivacyConfig
+from fed_distill.config import FederationConfig
+from fed_distill.config.privacy import MerchantPrivacy, VotePrivacy
 from fed_distill.mechanisms.base import NoiseSource, Terms
 from fed_distill.mechanisms.merchant import ByMerchant
 from fed_distill.mechanisms.vote import ByVote
@@ -43,10 +44,10 @@ def training(unit: str, canaries: int, epsilon: float, rate: float, releases: in
 
 def averaging(canaries: int, epsilon: float, rate: float, releases: int, seed: int) -> WhiteBoxAudit:
     """Unit ``merchant``: the server's private mean."""
-    privacy = PrivacyConfig(unit="merchant", epsilon=epsilon, delta=DELTA)
+    privacy = MerchantPrivacy(epsilon=epsilon, delta=DELTA)
     terms = Terms(privacy, FederationConfig(method="fedavg", participation=rate, rounds=releases), MERCHANTS, QUERIES)
     audit = MeanAudit(
-        lambda number: ByMerchant("merchant").aggregator(
+        lambda number: ByMerchant("merchant", privacy).aggregator(
             terms, CanaryStudent(1), NoiseSource((SECRET, seed, number), reproducible=True)
         ),
         lambda number, count: (Keystream(seed, "sample merchants", number).uniform(count) < rate).numpy(),
@@ -58,9 +59,9 @@ def averaging(canaries: int, epsilon: float, rate: float, releases: int, seed: i
 
 def voting(canaries: int, epsilon: float, rate: float, releases: int, seed: int) -> WhiteBoxAudit:
     """Unit ``vote``: the server's counts, of which nothing is sampled."""
-    privacy = PrivacyConfig(unit="vote", epsilon=epsilon, delta=DELTA, answers=QUERIES)
+    privacy = VotePrivacy(epsilon=epsilon, delta=DELTA, answers=QUERIES)
     terms = Terms(privacy, FederationConfig(method="pate", participation=rate, rounds=releases), MERCHANTS, QUERIES)
-    mechanism, noise = ByVote("vote"), NoiseSource((SECRET, seed), reproducible=True)
+    mechanism, noise = ByVote("vote", privacy), NoiseSource((SECRET, seed), reproducible=True)
     counting = mechanism.counting(terms)
     audit = VoteAudit(audited_tally(mechanism, terms, counting, noise), counting, QUERIES, releases)
     return audit.run(seed=seed, delta=DELTA, canaries=canaries)

@@ -23,6 +23,7 @@ from fed_distill.models import predict
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.transport.messages import Downlink, Uplink
@@ -140,7 +141,7 @@ def _weights_cost(weights: Mapping[str, Tensor], uplinks: Sequence[Uplink]) -> M
     """Merchants get student and soft labels, and send the rows that they touched and all other weights."""
     sent = [encode_uplink(uplink) for uplink in uplinks]
     seconds, _ = _timed(lambda: mean_weights(weights, _received(sent, weights)))
-    parts = [uplink.need(StudentWeights) for uplink in uplinks]
+    parts = [uplink.need(StudentUpdate) for uplink in uplinks]
     return MethodCost(
         _downlink_bytes(Downlink(1, (StudentWeights(weights), SoftLabels(_soft_labels())))),
         sum(map(serialized_bytes, sent)) // len(sent),
@@ -171,7 +172,7 @@ def _soft_label_cost(weights: Mapping[str, Tensor], uplinks: Sequence[Uplink]) -
 
 def _received(sent: Sequence[RecordDict], weights: Mapping[str, Tensor]) -> Iterator[Uplink]:
     for content in sent:
-        uplink = decode_uplink(content, (StudentWeights, SoftLabels))
+        uplink = decode_uplink(content, (StudentUpdate, SoftLabels))
         check_uplink(uplink, Context(weights, PROXY, len(CLASSES)))
         yield uplink
 

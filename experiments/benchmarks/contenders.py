@@ -100,7 +100,6 @@ CONTENDERS = (
     Contender("plain", "plain PyTorch loop", f"{_HERE}.plain:train"),
     Contender("sequential", "fed-distill, one after another", f"{_HERE}.ours:train", options={"trainer": "sequential"}),
     Contender("cohort", "fed-distill, cohorts", f"{_HERE}.ours:train"),
-    Contender("workers", "fed-distill, cohorts in a worker a core", f"{_HERE}.ours:train_with_workers"),
     Contender("bfloat16", "fed-distill, cohorts in bfloat16", f"{_HERE}.ours:train", options={"precision": "bfloat16"}),
     Contender(
         "pfl",
@@ -145,13 +144,6 @@ CONTENDERS = (
         "cohort-dp-submodel",
         "fed-distill, cohorts, public rows only (DP)",
         f"{_HERE}.ours:train",
-        private=True,
-        options={"private": True},
-    ),
-    Contender(
-        "workers-dp",
-        "fed-distill, cohorts in a worker a core, public rows only (DP)",
-        f"{_HERE}.ours:train_with_workers",
         private=True,
         options={"private": True},
     ),

@@ -107,7 +107,7 @@ def experiment(merchants: int, folder: Path) -> Experiment:
                 "max_examples": 64,
             },
             "student": {"model": "two-tower", "options": {"rows": 256, "width": 8, "head_width": 8}},
-            "training": {"server_epochs": 1, "local_epochs": 1, "learning_rate": 0.01},
+            "training": {"server": {"epochs": 1}, "local": {"epochs": 1}, "merchants": {"learning_rate": 0.01}},
             "federation": {"method": METHOD, "options": {"proxy_steps": 1}, "rounds": 1},
             "adaptation": {"enabled": False},
             "runtime": {

@@ -1,8 +1,8 @@
 """What a process and all that it started use, watched from outside so that the watching takes none of its time.
 
-Resident memory is summed over the tree, so pages that processes share (libraries) count once for each. The cores that
-others use meanwhile say whether a timing is worth anything on a machine that is not one's own. Both are read from
-Linux's ``/proc``; elsewhere nothing is measured, and the table says so.
+Memory is the sum of proportional set sizes over the tree: a page that n processes share counts 1/n for each of them.
+The cores that others use meanwhile say whether a timing is worth anything on a machine that is not one's own. Both are
+read from Linux's ``/proc``; elsewhere nothing is measured, and the table says so.
 """
 
 import os
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """At ``time.monotonic() == at``: the tree's resident bytes and CPU seconds, and all CPU seconds of the machine."""
+    """At ``time.monotonic() == at``: bytes and CPU seconds of the tree, and all CPU seconds of the machine."""
 
     at: float
     memory: int
@@ -37,14 +36,23 @@ def sample(root: int) -> Sample | None:
     if root not in processes:
         return None
     parents = {process: int(fields[1]) for process, fields in processes.items()}
-    tree = [fields for process, fields in processes.items() if _descends(process, root, parents)]
+    tree = {process: fields for process, fields in processes.items() if _descends(process, root, parents)}
     used = (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:]
     return Sample(
         time.monotonic(),
-        sum(int(fields[21]) for fields in tree) * _PAGE,
-        sum(int(ticks) for fields in tree for ticks in fields[11:15]) / _TICKS,
+        sum(_memory(process) for process in tree),
+        sum(int(ticks) for fields in tree.values() for ticks in fields[11:15]) / _TICKS,
         sum(int(ticks) for position, ticks in enumerate(used[:8]) if position not in (3, 4)) / _TICKS,
     )
+
+
+def _memory(process: int) -> int:
+    """Proportional set size of a process in bytes; 0 if it has ended."""
+    try:
+        rollup = (_PROC / str(process) / "smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return 1024 * int(rollup.partition("\nPss:")[2].split()[0]) if "\nPss:" in rollup else 0
 
 
 class Watch:
@@ -58,7 +66,7 @@ class Watch:
         self._thread.start()
 
     def peak(self, until: float) -> int | None:
-        """Most resident bytes seen up to ``until`` (of ``time.monotonic``); None if nothing was seen."""
+        """Most bytes seen up to ``until`` (of ``time.monotonic``); None if nothing was seen."""
         return max((seen.memory for seen in self._samples if seen.at <= until), default=None)
 
     def others(self, start: float, end: float) -> float | None:

@@ -1,7 +1,7 @@
-"""Merchants that lie, for simulations: what they train on and what they send in the place of what they should.
+"""Byzantine merchants, for simulations: what they train on and what they send in place of what they should.
 
 Robust merging is believed when it has been seen beside the plain mean under attack. Attacks are chosen by name in the
-table ``[poisoning]``; who lies is drawn from the seed (``poisoning.byzantine``).
+table ``[byzantine]``; which merchants they are is drawn from the seed (``adversaries.byzantine``).
 """
 
 from fed_distill.registry import Registry

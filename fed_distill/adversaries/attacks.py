@@ -1,10 +1,10 @@
-"""Attacks of a poisoned merchant: on the labels that it trains on, on the uplink that it sends, or on both.
+"""Attacks of a Byzantine merchant: on the labels that it trains on, on the uplink that it sends, or on both.
 
 An attack sees what its merchant sees, and works on every payload that a method may send, since each says how it is
-multiplied (``Payload.scaled``): weights, low-rank updates and control variates as updates of the downlink,
-probabilities as logits, softmax(factor * log p), so that the sign of a soft label can be flipped like that of an
-update. Of votes, which have neither, the sign alone counts. How many examples an uplink counts for is left as it is:
-what a merchant announced is checked elsewhere.
+multiplied (``Payload.scaled``): updates and control variates as they are, probabilities as logits,
+softmax(factor * log p), so that the sign of a soft label can be flipped like that of an update. Of votes, which have
+neither, the sign alone counts. How many examples an uplink counts for is left as it is: what a merchant announced is
+checked elsewhere.
 """
 
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ from fed_distill.transport.messages import Uplink
 
 
 class Attack(Protocol):
-    """What a liar does otherwise than an honest merchant."""
+    """What a Byzantine merchant does otherwise than an honest one."""
 
     def labels(self, labels: Tensor, classes: int) -> Tensor:
         """What it trains on in the place of its ``labels``, int64 ``[examples]``."""
 
     def uplink(self, up: Uplink, context: Context) -> Uplink:
-        """What it sends in the place of ``up``. Raises UplinkRejected for an update that is not finite."""
+        """What it sends in the place of ``up``. Raises UplinkRejected for a payload that cannot be scaled."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SignFlip:
         return labels
 
     def uplink(self, up: Uplink, context: Context) -> Uplink:
-        """start - scale * (trained - start)."""
+        """Minus ``scale`` times the update."""
         return multiplied(up, -self.scale, context)
 
 
@@ -71,8 +71,8 @@ class Scaled:
     """A student trained on wrong labels, scaled up to outweigh the honest: model replacement (Bagdasaryan et al., "How
     to backdoor federated learning", AISTATS 2020, equation 3).
 
-    scale: factor on the update; the number of merchants replaces the mean by one liar's student. Soft labels become
-    as much surer; votes are as sure as can be, and are of the wrong labels alone.
+    scale: factor on the update; the number of merchants replaces the mean by one Byzantine merchant's student. Soft
+    labels become as much surer; votes are as sure as can be, and are of the wrong labels alone.
     """
 
     scale: PositiveFloat = 10.0
@@ -82,7 +82,7 @@ class Scaled:
         return reversed_classes(labels, classes)
 
     def uplink(self, up: Uplink, context: Context) -> Uplink:
-        """start + scale * (trained - start)."""
+        """``scale`` times the update."""
         return multiplied(up, self.scale, context)
 
 
@@ -94,7 +94,7 @@ def reversed_classes(labels: Tensor, classes: int) -> Tensor:
 def multiplied(up: Uplink, factor: float, context: Context) -> Uplink:
     """``up`` with all that its merchant learned times ``factor``, whichever payloads it has (``Payload.scaled``).
 
-    Raises UplinkRejected for weights that are no finite update of the downlink's.
+    Raises UplinkRejected for one that cannot be scaled.
     """
     try:
         return replace(up, payloads=tuple(payload.scaled(factor, context) for payload in up.payloads))

@@ -1,4 +1,4 @@
-"""Which merchants lie: drawn from the run's seed, so that server and sites of a simulation know the same."""
+"""Which merchants are Byzantine: drawn from the run's seed, so that server and sites of a simulation know the same."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from fed_distill.errors import ConfigError
 
 
 def byzantine_merchants(experiment: Experiment, merchants: Sequence[str], seed: int) -> frozenset[str]:
-    """The poisoned ones of all ``merchants`` of a federation, at least one if any are to be; for all its rounds.
+    """The Byzantine ones of all ``merchants`` of a federation, at least one if any are to be; for all its rounds.
 
     Raises ConfigError if no honest merchant would be left.
     """
-    share = experiment.poisoning.share
-    if not share:
+    fraction = experiment.byzantine.fraction
+    if not fraction:
         return frozenset()
     names = sorted(merchants)
-    size = max(1, round(share * len(names)))
+    size = max(1, round(fraction * len(names)))
     if size >= len(names):
         raise ConfigError(
-            f"poisoning.share = {share:g} leaves no honest one of {len(names)} merchants: lower it, or give the data "
-            "more merchants"
+            f"byzantine.fraction = {fraction:g} leaves no honest one of {len(names)} merchants: lower it, or give "
+            "the data more merchants"
         )
     chosen = seeds.numpy_stream(seed, "poisoned merchants").choice(len(names), size, replace=False)
     return frozenset(names[place] for place in chosen)

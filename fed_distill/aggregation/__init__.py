@@ -1,4 +1,4 @@
-"""Aggregators of the merchants' weights, by name.
+"""Aggregators of the merchants' updates, by name.
 
 All but ``fedavg``, ``flame`` and those for submodels are Flower's own strategies. Means process one merchant at a time;
 robust aggregators (FLAME, median, trimmed mean, Krum ...) compare all merchants and hold all of them in memory.

@@ -1,4 +1,4 @@
-"""What every aggregator does: the global weights and the merchants' in, the next global weights out."""
+"""What every aggregator does: the global weights and the merchants' updates in, the next global weights out."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -10,7 +10,8 @@ from fed_distill.transport.messages import Uplink
 
 
 class Aggregator(Protocol):
-    """Merges weights. What it carries from round to round (a server optimizer's moments) is in ``state``."""
+    """Merges updates and adds the result to the global weights. What it carries from round to round (a server
+    optimizer's moments) is in ``state``."""
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights. ``uplinks`` are ordered by merchant, have the same tables in part, and come in while

@@ -14,10 +14,5 @@ def check(experiment: Experiment, federation: FederationConfig, averages: bool) 
             f"method {federation.method} sends no weights that aggregator {federation.aggregator} could merge: set "
             "federation.aggregator = 'fedavg', without options"
         )
-    weighting = experiment.privacy.weighting
-    if weighting != "examples" and federation.aggregator_options.get("weight", weighting) != weighting:
-        raise ConfigError(f"privacy.weighting = {weighting!r} and another weight in aggregator_options: drop one")
-    if weighting != "examples" and federation.aggregator != "fedavg":
-        raise ConfigError(f"privacy.weighting = {weighting!r} is for aggregator fedavg, not {federation.aggregator}")
     if federation.aggregator in SUBMODEL_AGGREGATORS and not experiment.training.submodel:
         raise ConfigError(f"aggregator {federation.aggregator} averages submodels: it needs training.submodel = true")

@@ -1,4 +1,4 @@
-"""Federated averaging: the merchants' mean weights, each merchant counting by its examples.
+"""Federated averaging: the mean of the merchants' updates, each merchant counting by its examples.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017,
 algorithm 1. A running sum, so that memory does not grow with the number of merchants.

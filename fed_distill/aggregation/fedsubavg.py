@@ -16,7 +16,7 @@ from fed_distill.aggregation.running import RunningUpdate
 from fed_distill.config import PositiveFloat
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import Weights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 USES_PER_EXAMPLE = 4
@@ -47,7 +47,7 @@ class FedSubAvg:
         update, examples = RunningUpdate(current), 0
         row_weights: dict[str, Tensor] = {}
         for uplink in uplinks:
-            sent = uplink.get(StudentWeights)
+            sent = uplink.get(StudentUpdate)
             if sent is None:
                 continue
             examples += uplink.examples
@@ -60,7 +60,7 @@ class FedSubAvg:
                 total.index_add_(0, sent.rows[name], share)
                 update.add(name, sent, share)
         if not examples:
-            raise UplinkRejected("no merchant sent weights that could be merged")
+            raise UplinkRejected("no merchant sent an update that could be merged")
         rate = self.server_learning_rate
         return {name: update.moved(name, row_weights.get(name, examples), rate) for name in current}
 

@@ -28,8 +28,8 @@ from fed_distill.aggregation.base import Aggregator, Stateless
 from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.errors import UplinkRejected
-from fed_distill.models.weights import PartialWeights, Weights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.models.weights import PartialWeights, Weights, times
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 BLOCK = 2048
@@ -46,16 +46,16 @@ class _Filtered(Stateless, ABC):
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """Return the next global weights.
 
-        :raises UplinkRejected: no uplink has weights
+        :raises UplinkRejected: no uplink has an update
         """
-        sent = [uplink for uplink in uplinks if uplink.get(StudentWeights)]
+        sent = [uplink for uplink in uplinks if uplink.get(StudentUpdate)]
         if not sent:
-            raise UplinkRejected("no uplink of this round has weights")
-        products = inner_products(current, [uplink.need(StudentWeights) for uplink in sent])
+            raise UplinkRejected("no uplink of this round has an update")
+        products = inner_products(current, [uplink.need(StudentUpdate) for uplink in sent])
         norms = products.diagonal().sqrt()
         factors = (norms.median() / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
         kept = admitted(products).nonzero().flatten().tolist()
-        return self.mean().average(current, (scaled(sent[place], current, float(factors[place])) for place in kept))
+        return self.mean().average(current, (scaled(sent[place], float(factors[place])) for place in kept))
 
 
 @dataclass
@@ -115,38 +115,23 @@ def inner_products(current: Weights, sent: Sequence[PartialWeights]) -> Tensor:
     return products
 
 
-def scaled(uplink: Uplink, current: Weights, factor: float) -> Uplink:
+def scaled(uplink: Uplink, factor: float) -> Uplink:
     """Return ``uplink`` with its update multiplied by ``factor``; rows and counts are unchanged."""
-    sent = uplink.get(StudentWeights)
-    assert sent is not None
-    if factor == 1.0:
-        return uplink
-    arrays = dict(sent.arrays)
-    for name, value in sent.arrays.items():
-        if value.is_floating_point():
-            start = _start(name, current[name], sent).double()
-            arrays[name] = (start + factor * (value.double() - start)).to(value.dtype)
-    return uplink.having(replace(sent, arrays=arrays))
+    sent = uplink.need(StudentUpdate)
+    return uplink.having(replace(sent, arrays=times(sent.arrays, factor)))
 
 
-def _updates(name: str, value: Tensor, sent: Sequence[PartialWeights]) -> Iterator[Tensor]:
+def _updates(name: str, like: Tensor, sent: Sequence[PartialWeights]) -> Iterator[Tensor]:
     """Yield all merchants' updates of one weight, ``[merchants, entries]``; partial tables in blocks of rows."""
     if not any(name in one.rows for one in sent):
-        start = value.double()
-        yield torch.stack([(one.arrays[name].double() if name in one.arrays else start) - start for one in sent]).view(
-            len(sent), -1
-        )
+        nothing = torch.zeros(like.shape)
+        yield torch.stack([one.arrays.get(name, nothing).double().flatten() for one in sent])
         return
-    for first in range(0, len(value), BLOCK):
-        block = value[first : first + BLOCK].double()
-        moved = torch.zeros(len(sent), *block.shape, dtype=torch.float64)
+    for first in range(0, len(like), BLOCK):
+        size = min(BLOCK, len(like) - first)
+        moved = torch.zeros(len(sent), size, *like.shape[1:], dtype=torch.float64)
         for place, one in enumerate(sent):
             rows = one.rows[name]
-            low, high = torch.searchsorted(rows, torch.tensor([first, first + len(block)])).tolist()
-            there = rows[low:high] - first
-            moved[place, there] = one.arrays[name][low:high].double() - block[there]
+            low, high = torch.searchsorted(rows, torch.tensor([first, first + size])).tolist()
+            moved[place, rows[low:high] - first] = one.arrays[name][low:high].double()
         yield moved.flatten(1)
-
-
-def _start(name: str, value: Tensor, sent: PartialWeights) -> Tensor:
-    return value[sent.rows[name]] if name in sent.rows else value

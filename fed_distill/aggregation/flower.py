@@ -1,9 +1,10 @@
 """Flower's own strategies as aggregators: the merchants' weights are handed to ``aggregate_train`` as messages.
 
+Flower's strategies merge weights, so that here alone updates are added to the global weights before they are merged.
 Server optimizers (FedAvgM, FedAdam ...) step on the merchants' mean: they are handed that mean, summed up here in one
 pass, as the only message. Robust strategies compare merchants and are handed all of them, so their memory grows with
-the number of merchants; partly sent tables are completed from the downlink first, as if every merchant had sent the
-whole table. Arrays are handed over in the order of their names: some strategies tell them apart by position only.
+the number of merchants; what a merchant did not send is as in the downlink, as if it had sent the
+whole student. Arrays are handed over in the order of their names: some strategies tell them apart by position only.
 """
 
 import logging
@@ -23,9 +24,8 @@ from torch import Tensor
 from fed_distill.aggregation.running import mean_weights
 from fed_distill.config import PositiveFloat
 from fed_distill.errors import ConfigError, UplinkRejected
-from fed_distill.models.weights import Weights
-from fed_distill.payloads.student_weights import StudentWeights
-from fed_distill.training.submodel import completed
+from fed_distill.models.weights import Weights, updated
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 _MOMENTS = ("m_t", "v_t")
@@ -57,16 +57,17 @@ class _FlowerAggregator:
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The strategy's aggregate; weighted by examples where the strategy weights at all.
 
-        Weights that are not floating-point stay as they are. Raises ConfigError if too few merchants sent weights.
+        Weights that are not floating-point stay as they are. Raises ConfigError if too few merchants sent an update.
         """
         names = sorted(name for name, value in current.items() if value.is_floating_point())
         messages = self._messages(current, uplinks, names)
         if not messages:
-            raise UplinkRejected("no merchant sent weights that could be merged")
+            raise UplinkRejected("no merchant sent an update that could be merged")
         if len(messages) < self.minimum():
             raise ConfigError(
                 f"aggregator {type(self).__name__.lower()} with its options needs {self.minimum()} merchants a round, "
-                f"and {len(messages)} sent weights: lower its options, raise federation.participation, or take another"
+                f"and {len(messages)} sent an update: lower its options, raise federation.participation, or take "
+                "another"
             )
         self._merges += 1
         running: Any = self._running
@@ -84,9 +85,9 @@ class _FlowerAggregator:
     def _messages(self, current: Weights, uplinks: Iterable[Uplink], names: Sequence[str]) -> list[Message]:
         """What the strategy is handed: every merchant's whole weights."""
         return [
-            _message(uplink.examples, completed(sent, current), names)
+            _message(uplink.examples, updated(current, sent), names)
             for uplink in uplinks
-            if (sent := uplink.get(StudentWeights)) is not None
+            if (sent := uplink.get(StudentUpdate)) is not None
         ]
 
     def state(self) -> dict[str, Tensor]:
@@ -188,13 +189,14 @@ class FedTrimmedAvg(_FlowerAggregator):
 
 @dataclass
 class Krum(_FlowerAggregator):
-    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017). num_malicious_nodes: liars expected."""
+    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017). num_malicious_nodes: Byzantine merchants
+    expected."""
 
     strategy = flower.Krum
     num_malicious_nodes: Count = 1
 
     def minimum(self) -> int:
-        """2f + 3, for f liars."""
+        """2f + 3, for f Byzantine merchants."""
         return 2 * self.num_malicious_nodes + 3
 
 
@@ -207,19 +209,20 @@ class MultiKrum(_FlowerAggregator):
     num_nodes_to_select: PositiveCount = 3
 
     def minimum(self) -> int:
-        """2f + 3, for f liars, and as many as are selected."""
+        """2f + 3, for f Byzantine merchants, and as many as are selected."""
         return max(2 * self.num_malicious_nodes + 3, self.num_nodes_to_select)
 
 
 @dataclass
 class Bulyan(_FlowerAggregator):
-    """Krum selection, then a trimmed mean (El Mhamdi et al., ICML 2018). num_malicious_nodes: liars expected."""
+    """Krum selection, then a trimmed mean (El Mhamdi et al., ICML 2018). num_malicious_nodes: Byzantine merchants
+    expected."""
 
     strategy = flower.Bulyan
     num_malicious_nodes: Count = 1
 
     def minimum(self) -> int:
-        """4f + 3, for f liars."""
+        """4f + 3, for f Byzantine merchants."""
         return 4 * self.num_malicious_nodes + 3
 
 

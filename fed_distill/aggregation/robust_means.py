@@ -1,7 +1,7 @@
-"""Means of soft labels that a minority of liars cannot move far.
+"""Means of soft labels that a minority of Byzantine merchants cannot move far.
 
 Each takes stacked probabilities ``[merchants, proxy, classes]`` and returns ``[proxy, classes]``, one proxy example
-at a time: a merchant may lie about a few only. They compare merchants, so all of them are held in memory at once.
+at a time: a merchant may deviate in a few only. They compare merchants, so all of them are held in memory at once.
 Median and trimmed mean: Yin et al., "Byzantine-robust distributed learning", ICML 2018, definitions 1 and 2. Filter:
 Diakonikolas et al., "Being robust (in high dimensions) can be practical", ICML 2017, algorithm 1, simplified.
 """

@@ -21,7 +21,7 @@ from fed_distill.aggregation.base import Stateless
 from fed_distill.aggregation.robust_means import median, trimmed_mean
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 
@@ -34,9 +34,9 @@ class _RobustRows(Stateless, ABC):
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
         """The next global weights; rows that nobody sent, and weights that are not floating-point, stay as they are."""
-        sent = [sent for uplink in uplinks if (sent := uplink.get(StudentWeights)) is not None]
+        sent = [sent for uplink in uplinks if (sent := uplink.get(StudentUpdate)) is not None]
         if not sent:
-            raise UplinkRejected("no merchant sent weights that could be merged")
+            raise UplinkRejected("no merchant sent an update that could be merged")
         return {name: self._merged(name, value, sent) for name, value in current.items()}
 
     def _merged(self, name: str, value: Tensor, sent: Sequence[PartialWeights]) -> Tensor:
@@ -44,12 +44,13 @@ class _RobustRows(Stateless, ABC):
         if not having or not value.is_floating_point():
             return value
         if name not in having[0].rows:
-            return self.mean(torch.stack([one.arrays[name].double() for one in having])).to(value.dtype)
+            change = self.mean(torch.stack([one.arrays[name].double() for one in having]))
+            return (value.double() + change).to(value.dtype)
         merged = value.clone()
         rows = torch.cat([one.rows[name] for one in having])
-        values = torch.cat([one.arrays[name] for one in having])
+        changes = torch.cat([one.arrays[name] for one in having])
         for touched, places in by_merchants(rows):
-            merged[touched] = self.mean(values[places].double()).to(value.dtype)
+            merged[touched] = (value[touched].double() + self.mean(changes[places].double())).to(value.dtype)
         return merged
 
 

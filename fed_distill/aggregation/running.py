@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 
@@ -35,11 +35,7 @@ class RunningMean:
 
 
 class RunningUpdate:
-    """How far merchants moved each weight from ``current``, summed.
-
-    A table sent in part touches only its rows; what is not sent, because students freeze it, did not move. Of what is
-    sent whole the values are summed, and ``current`` is taken off at the end: one pass less over each.
-    """
+    """Merchants' updates of each weight, summed. What a merchant does not send did not move."""
 
     def __init__(self, current: Weights) -> None:
         """Weights that are not floating-point have no update and stay as they are."""
@@ -49,7 +45,6 @@ class RunningUpdate:
             for name, value in current.items()
             if value.is_floating_point()
         }
-        self._whole: dict[str, int] = {}
 
     @property
     def names(self) -> list[str]:
@@ -57,18 +52,17 @@ class RunningUpdate:
         return list(self._sums)
 
     def add(self, name: str, sent: PartialWeights, weight: int | Tensor) -> None:
-        """Take in a merchant's weight ``name``; ``weight``: what it counts for, one number or one a row ``[rows]``."""
+        """Take in a merchant's update of ``name``; ``weight``: what it counts for, one number or one a row
+        ``[rows]``."""
         if name not in sent.arrays:
             return
-        value, rows = sent.arrays[name], sent.rows.get(name)
+        change, rows = sent.arrays[name], sent.rows.get(name)
         if rows is None:
             assert isinstance(weight, int)
-            self._whole[name] = self._whole.get(name, 0) + weight
-            self._sums[name].add_(value, alpha=weight)
+            self._sums[name].add_(change, alpha=weight)
             return
-        change = (value - self._current[name][rows]).double()
-        change *= _by_row(weight, change.dim()) if isinstance(weight, Tensor) else weight
-        self._sums[name].index_add_(0, rows, change)
+        factor = _by_row(weight, change.dim()) if isinstance(weight, Tensor) else weight
+        self._sums[name].index_add_(0, rows, change.double() * factor)
 
     def moved(self, name: str, weight: int | Tensor, rate: float = 1.0) -> Tensor:
         """``current[name]`` moved by ``rate`` times the mean update: the sum over ``weight``, one number or one a row.
@@ -80,20 +74,18 @@ class RunningUpdate:
             return current
         if isinstance(weight, Tensor):
             weight = _by_row(weight.clamp_min(1.0), current.dim())
-        change = self._sums[name] - self._whole.get(name, 0) * current.double()
-        return (current.double() + rate * change / weight).to(current.dtype)
+        return (current.double() + rate * self._sums[name] / weight).to(current.dtype)
 
 
 def mean_weights(current: Weights, uplinks: Iterable[Uplink], power: int = 1) -> dict[str, Tensor]:
-    """The merchants' mean weights, each counting by its examples (McMahan et al., AISTATS 2017) to the ``power``, in
-    one pass.
+    """``current`` moved by the merchants' mean update, each counting by its examples (McMahan et al., AISTATS 2017) to
+    the ``power``, in one pass.
 
-    Rows that a merchant did not send count as they are in ``current``. Weights that are not floating-point stay.
-    Raises UplinkRejected if no uplink has weights.
+    Raises UplinkRejected if no uplink has an update.
     """
     update, total = RunningUpdate(current), 0
     for uplink in uplinks:
-        sent = uplink.get(StudentWeights)
+        sent = uplink.get(StudentUpdate)
         if sent is None:
             continue
         weight = uplink.examples**power
@@ -101,7 +93,7 @@ def mean_weights(current: Weights, uplinks: Iterable[Uplink], power: int = 1) ->
         for name in update.names:
             update.add(name, sent, weight)
     if not total:
-        raise UplinkRejected("no merchant sent weights that could be merged")
+        raise UplinkRejected("no merchant sent an update that could be merged")
     return {name: update.moved(name, total) for name in current}
 
 

@@ -47,12 +47,12 @@ from fed_distill.mechanisms.base import Mechanism
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel, build_student
-from fed_distill.models.weights import Weights, applied
+from fed_distill.models.weights import Weights, updated
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
@@ -64,7 +64,6 @@ from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.preparation import steps_of
-from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Uplink
 
@@ -161,7 +160,7 @@ class Auditing:
                 spent = (
                     Ledgers(ledgers)
                     .of(merchant)
-                    .epsilon(self._mechanism.name, CANARY_DELTA, federation.privacy.accountant)
+                    .epsilon(self._mechanism.name, CANARY_DELTA, self.experiment.promise.accountant)
                 )
         return predictor(self.student, progress.state.weights), spent
 
@@ -224,31 +223,30 @@ class Auditing:
         elif votes := uplink.get(Votes):
             sent = np.eye(len(public))[votes.classes.numpy()]
         else:
-            update = uplink.get(LowRankUpdate)
-            weights = applied(update.multiplied_out(), self.start) if update else uplink.need(StudentWeights)
-            sent = predictor(self.student, completed(weights, self.start))(self.data.proxy)
+            factored = uplink.get(LowRankUpdate)
+            update = factored.multiplied_out() if factored else uplink.need(StudentUpdate)
+            sent = predictor(self.student, updated(self.start, update))(self.data.proxy)
         return shares_from_soft_labels(sent, before, public)
 
     def _recipe(self, examples: int) -> Recipe:
         """Return the attacker's imitation of the federation: one student on all examples, for as many epochs."""
-        config, federation = self.experiment.privacy, self.experiment.federation
+        mechanism, federation = self._mechanism, self.experiment.federation
         method = METHODS.build(federation.method, federation.options)
         epochs = float(getattr(method, "local_epochs", 1.0)) * federation.rounds
-        phase = Phase(hard_labels(), epochs=epochs)
-        batch_size = config.batch_size or self.experiment.training.batch_size
+        phase, training = Phase(hard_labels(), epochs=epochs), self.experiment.training_of(federation.title)
         privacy = None
-        if isinstance(self._mechanism, AtMerchants):
+        if isinstance(mechanism, AtMerchants):
+            config, batch_size = self.experiment.promise, mechanism.expected_batch(self.experiment)
             if config.noise_multiplier is not None:
                 noise = config.noise_multiplier
             else:
                 assert config.epsilon is not None
                 steps, rate = steps_of(phase, examples // 2, batch_size), sampling_rate(examples // 2, batch_size)
                 noise = noise_for(config.epsilon, default_delta(examples), rate, steps, (), config.accountant)
-            privacy = ExampleDP.configured(config, noise)
-        training = self.experiment.training_of(federation.title)
+            privacy = ExampleDP.configured(mechanism.settings, noise)
         trainer = build_trainer(training, self.experiment.runtime)
-        pace = Pace(training.learning_rate, training.schedule)
-        return Recipe(self.student, self.start, self.data.proxy, Plan((phase,)), pace, trainer, privacy)
+        plan, pace = Plan((phase,)), Pace.of(training)
+        return Recipe(self.student, self.start, self.data.proxy, plan, pace, trainer, privacy)
 
     @property
     def _mechanism(self) -> Mechanism:
@@ -260,7 +258,7 @@ class Auditing:
         scratch = Path(tempfile.mkdtemp(prefix="audit-"))
         experiment = self.experiment.model_copy(
             update={
-                "runtime": self.experiment.runtime.model_copy(update={"folder": scratch, "sites": 1, "workers": 1}),
+                "runtime": self.experiment.runtime.model_copy(update={"folder": scratch, "sites": 1}),
                 "privacy": self.experiment.privacy.model_copy(update={"ledger": None}),
             }
         )
@@ -284,7 +282,7 @@ class Auditing:
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,
-                teacher=Teacher(self.teaching.teacher, experiment.teacher.learning_rate),
+                teacher=Teacher.of(self.teaching.teacher, experiment),
                 checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
                 codec=Codec.of(experiment.transport_of(title)),
                 identity="audit" if experiment.protects(title) else "",

@@ -19,7 +19,7 @@ from fed_distill.audit.roc import FloatArray
 from fed_distill.audit.white_box import CANARIES, REFERENCES, Canaries, WhiteBoxAudit
 from fed_distill.mechanisms.merchant import PrivateMean
 from fed_distill.mechanisms.vote import VoteMechanism, vote_spends
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Accountant, Spend
 from fed_distill.transport.messages import Uplink
 
@@ -106,7 +106,7 @@ def _uplinks(merchants: IntArray, directions: FloatArray, strength: float) -> It
     for place in merchants.tolist():
         moved = torch.full((1, 1), strength * float(directions[place]))
         rows = {TABLE: torch.tensor([place + 1])}
-        yield Uplink(f"canary {place}", 1, (StudentWeights({TABLE: moved}, rows),))
+        yield Uplink(f"canary {place}", 1, (StudentUpdate({TABLE: moved}, rows),))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fed_distill.audit.membership import BoolArray, IntArray
 from fed_distill.audit.roc import FloatArray
 from fed_distill.audit.white_box import CANARIES, REFERENCES, Canaries, WhiteBoxAudit
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.privacy.accounting import Accountant, Spend
@@ -27,7 +27,7 @@ from fed_distill.training.plan import Objective, Phase, Plan, References
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Learner, Trainer
 
-CANARY_TRAINING = TrainingConfig(optimizer="sgd", learning_rate=1.0, schedule="constant")
+CANARY_TRAINING = TrainerConfig(optimizer="sgd", learning_rate=1.0, schedule="constant")
 """Required settings of the audited trainer: a release is then the sum of its noised steps."""
 
 TABLE = "numbers.weight"

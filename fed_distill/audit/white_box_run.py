@@ -84,7 +84,7 @@ class WhiteBox:
             spend,
             len(releases),
             names,
-            max_grad_norm=experiment.privacy.max_grad_norm,
+            max_grad_norm=mechanism.settings.max_grad_norm,
             unit=mechanism.name,
             grouped=mechanism.grouped,
         )
@@ -124,7 +124,7 @@ class WhiteBox:
         return audit.run(seed=self.experiment.seed, delta=self.delta, accountant=self._accountant)
 
     def _votes(self, mechanism: ByVote) -> WhiteBoxAudit:
-        config, federation, seed = self.experiment.privacy, self.experiment.federation, self.experiment.seed
+        config, federation, seed = mechanism.settings, self.experiment.federation, self.experiment.seed
         queries, counting = queried(config, self.proxy), mechanism.counting(self._terms)
         audit = VoteAudit(
             audited_tally(mechanism, self._terms, counting, NoiseSource((seed, self._arm, "audit"), True)),
@@ -137,20 +137,22 @@ class WhiteBox:
 
     @property
     def _accountant(self) -> Accountant:
-        return self.experiment.privacy.accountant
+        return self.experiment.promise.accountant
 
 
 def audited_tally(
     mechanism: ByVote, terms: Terms, counting: VoteMechanism, noise: NoiseSource
 ) -> Callable[[int], Callable[[Tensor], Tensor]]:
     """Return, by round, the server's vote count for any number of queries, with the noise of ``counting``."""
-    fixed = {"epsilon": None, "noise_multiplier": counting.answer_noise, "queries": None}
+    noised = terms.promise.model_copy(update={"epsilon": None, "noise_multiplier": counting.answer_noise})
 
     def tally(round: int) -> Callable[[Tensor], Tensor]:
         def count(histogram: Tensor) -> Tensor:
             queries = len(histogram)
-            every = terms.privacy.model_copy(update={**fixed, "answers": queries})
-            return mechanism.tally(replace(terms, privacy=every, proxy=queries), noise, round)(histogram)
+            every = replace(
+                mechanism, settings=mechanism.settings.model_copy(update={"queries": None, "answers": queries})
+            )
+            return every.tally(replace(terms, privacy=noised, proxy=queries), noise, round)(histogram)
 
         return count
 

@@ -1,21 +1,40 @@
 """An experiment: every table of its file is a class here, and every key a field with its meaning beside it."""
 
+from fed_distill.config.byzantine import ByzantineConfig
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import (
     AssistantConfig,
     DistillConfig,
     EnsembleMember,
+    MaskedConfig,
     StudentConfig,
     TeacherConfig,
     Transfer,
 )
 from fed_distill.config.experiment import CONTROLS, Experiment, parse_setting
 from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
-from fed_distill.config.poisoning import PoisoningConfig
-from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
+from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
+from fed_distill.config.privacy import (
+    UNPROTECTED,
+    DPSGDConfig,
+    FreezingConfig,
+    GroupsConfig,
+    OwnPrivacy,
+    PrivacyConfig,
+    ProtectedConfig,
+    UpdatesConfig,
+    VotesConfig,
+    is_protected,
+)
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import PositiveFloat, PositiveInt, Share
-from fed_distill.config.training import AdversarialConfig, AugmentationConfig, TrainingConfig
+from fed_distill.config.training import (
+    AdversarialConfig,
+    AugmentationConfig,
+    SharedTrainingConfig,
+    TrainerConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "CONTROLS",
@@ -24,22 +43,34 @@ __all__ = [
     "AdversarialConfig",
     "AssistantConfig",
     "AugmentationConfig",
+    "ByzantineConfig",
+    "DPSGDConfig",
     "DataConfig",
     "DistillConfig",
     "EnsembleMember",
     "Experiment",
     "FederationConfig",
-    "PoisoningConfig",
+    "FreezingConfig",
+    "GroupsConfig",
+    "MaskedConfig",
+    "OptimizerChanges",
+    "OptimizerConfig",
+    "OwnPrivacy",
     "PositiveFloat",
     "PositiveInt",
     "PrivacyConfig",
+    "ProtectedConfig",
     "RuntimeConfig",
     "Share",
+    "SharedTrainingConfig",
     "StudentConfig",
     "TeacherConfig",
+    "TrainerConfig",
     "TrainingConfig",
     "Transfer",
     "TransportConfig",
+    "UpdatesConfig",
+    "VotesConfig",
     "is_protected",
     "parse_setting",
 ]

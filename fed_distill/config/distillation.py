@@ -4,20 +4,35 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fed_distill.config.optimizer import GradientNorm, OptimizerChanges, OptimizerConfig, WeightDecay
 from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Seed, Share
 
 Transfer = Literal["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise"]
 PROBABILITIES: tuple[Transfer, ...] = ("probabilities",)
 
 
-class EnsembleMember(ConfigTable):
+class MaskedConfig(OptimizerConfig):
+    """Guessing hidden words of public and proxy texts, before anything else is trained."""
+
+    epochs: Epochs = Field(0.0, description="epochs over these texts; 0 for none")
+    learning_rate: PositiveFloat = Field(1e-4, description="the highest, after warm-up")
+    warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    clip_norm: GradientNorm = Field(1.0, description="largest L2 norm of a gradient; inf for no clipping")
+
+
+class StudentMaskedConfig(MaskedConfig):
+    """The same for students, whose rate is higher."""
+
+    learning_rate: PositiveFloat = Field(1e-3, description="the highest, after warm-up")
+
+
+class EnsembleMember(OptimizerChanges):
     """One more teacher: what is different about it; what is not given is as in [teacher]."""
 
     model: str | None = Field(None, description="another architecture")
     options: dict[str, Any] | None = Field(
         None, description="its own options; none for those of [teacher], of another architecture for its defaults"
     )
-    learning_rate: PositiveFloat | None = None
     epochs: PositiveInt | None = None
     seed: Seed = Field(0, description="added to data.seed, which draws its head and the order of its batches")
 
@@ -28,21 +43,22 @@ class EnsembleMember(ConfigTable):
         return self
 
 
-class TeacherConfig(ConfigTable):
+class TeacherConfig(OptimizerConfig):
     """The model that the server holds, fine-tuned once on the public examples."""
 
     model: str = Field("bert-small", description="minilm, bert-small, a folder, a hub id, or an import path")
     epochs: PositiveInt = 3
-    learning_rate: PositiveFloat = 5e-5
+    learning_rate: PositiveFloat = Field(5e-5, description="the highest, after warm-up")
     batch_size: PositiveInt = 32
     max_examples: PositiveInt = Field(20_000, description="public examples used for fine-tuning at most")
     warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
+    weight_decay: WeightDecay = Field(
+        0.01, description="of matrices; not applied to embedding tables, biases and norms"
+    )
+    clip_norm: GradientNorm = Field(1.0, description="largest L2 norm of a gradient; inf for no clipping")
     patience: PositiveInt = Field(2, description="validations without improvement before training stops")
     max_length: PositiveInt = Field(64, description="tokens of a text or pair; longer ones are cut")
-    masked_epochs: Epochs = Field(
-        0.0, description="epochs of guessing hidden words of public and proxy texts before it is fine-tuned"
-    )
-    masked_learning_rate: PositiveFloat = Field(1e-4, description="learning rate of these epochs")
+    masked: MaskedConfig = Field(default_factory=MaskedConfig)
     options: dict[str, Any] = Field(default_factory=dict, description="the model's own options")
     ensemble: list[EnsembleMember] = Field(
         default_factory=list, description="further teachers beside this one, by architecture or by seed"
@@ -58,7 +74,7 @@ class TeacherConfig(ConfigTable):
 
     @model_validator(mode="after")
     def _combines_several(self) -> Self:
-        members = self.members()
+        members = self.members()  # ValueError for one whose changes do not go together
         if any(one in members[:place] for place, one in enumerate(members)):
             raise ValueError("ensemble has a teacher twice, which would count double: give it another model or seed")
         if self.combine != "mean" and not self.ensemble and self.domains == 1:
@@ -75,9 +91,11 @@ class TeacherConfig(ConfigTable):
         alone = self.model_copy(update={"ensemble": [], "domains": 1, "combine": "mean"})
         found = [(alone, 0)]
         for member in self.ensemble:
-            changes = member.model_dump(exclude={"seed"}, exclude_none=True)
+            own = {name: getattr(member, name) for name in ("model", "options", "epochs")}
+            changes = {name: value for name, value in own.items() if value is not None}
             if member.model is not None:
                 changes.setdefault("options", {})
+            changes |= dict(member.over(self))
             found.append((alone.model_copy(update=changes), member.seed))
         return found
 
@@ -108,7 +126,7 @@ class DistillConfig(ConfigTable):
         "teacher, or of the assistant above an assistant",
     )
     final_temperature: PositiveFloat | None = Field(
-        None, description="temperature of the last epoch, toward which server_temperature moves; none to stay"
+        None, description="temperature of the last epoch, toward which that of [training.server] moves; none to stay"
     )
     assistants: list[AssistantConfig] = Field(
         default_factory=list, description="levels between teacher and student, the one below the teacher first"
@@ -143,10 +161,7 @@ class StudentConfig(ConfigTable):
 
     model: str = Field("two-tower", description="name of a student, or import path of an own one")
     options: dict[str, Any] = Field(default_factory=dict, description="the student's own options")
-    masked_epochs: Epochs = Field(
-        0.0, description="epochs of guessing hidden words of public and proxy texts before the server trains it"
-    )
-    masked_learning_rate: PositiveFloat = Field(1e-3, description="learning rate of these epochs")
+    masked: StudentMaskedConfig = Field(default_factory=StudentMaskedConfig)
     by_merchant: list[str] = Field(
         default_factory=list,
         description="students dealt to the merchants in turn, if the method allows it; the global one stays `model`",

@@ -14,15 +14,24 @@ from urllib.parse import quote
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from fed_distill.config.byzantine import ByzantineConfig
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
 from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
-from fed_distill.config.poisoning import PoisoningConfig
-from fed_distill.config.privacy import UNPROTECTED, PrivacyConfig, is_protected
+from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
+from fed_distill.config.privacy import (
+    UNPROTECTED,
+    NoPrivacy,
+    Privacy,
+    ProtectedConfig,
+    is_protected,
+    table_of_unit,
+)
+from fed_distill.config.renamed import check_renamed
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
 from fed_distill.config.toml import first_problem, read_toml
-from fed_distill.config.training import TrainingConfig
+from fed_distill.config.training import TrainerConfig, TrainingConfig
 from fed_distill.errors import ConfigError
 
 Control = Literal["server", "local", "pooled", "fedavg"]
@@ -55,21 +64,47 @@ class Experiment(ConfigTable):
         default_factory=list, description="further federations, each a table that overrides [federation]"
     )
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
-    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
-    poisoning: PoisoningConfig = Field(default_factory=PoisoningConfig)
+    privacy: Privacy = Field(default_factory=NoPrivacy)
+    byzantine: ByzantineConfig = Field(default_factory=ByzantineConfig)
     transport: TransportConfig = Field(default_factory=TransportConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, tables: Any) -> Any:
+        if isinstance(tables, Mapping):
+            check_renamed(tables)
+            for number, table in enumerate(_as_tables(tables.get("compare")), 1):
+                try:
+                    check_renamed(table, "federation")
+                except ValueError as error:
+                    raise ValueError(f"table {number} of compare: {error}") from error
+        return tables
 
     @model_validator(mode="after")
     def _temperature_has_time_to_move(self) -> Self:
         if self.distill.final_temperature is None or self.adaptation.enabled:  # which is at the final one
             return self
-        epochs = [self.training.server_epochs, *(assistant.epochs for assistant in self.distill.assistants)]
-        if max([*epochs, *([self.training.pooled_epochs] if "pooled" in self.controls else [])]) <= 1:
+        epochs = [self.training.server.epochs, *(assistant.epochs for assistant in self.distill.assistants)]
+        if max([*epochs, *([self.training.pooled.epochs] if "pooled" in self.controls else [])]) <= 1:
             raise ValueError(
-                "distill.final_temperature is that of the last of several epochs: raise training.server_epochs above "
-                "1, or set training.server_temperature"
+                "distill.final_temperature is that of the last of several epochs: raise training.server.epochs above "
+                "1, or set training.server.temperature"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizers_go_together(self) -> Self:
+        changed: list[tuple[str, OptimizerChanges, OptimizerConfig]] = [
+            ("adaptation", self.adaptation, self.training.server)
+        ]
+        if isinstance(self.privacy, ProtectedConfig):
+            changed.append(("privacy.training", self.privacy.training, self.training.merchants))
+        for table, changes, base in changed:
+            try:
+                changes.over(base)
+            except ValueError as error:
+                raise ValueError(f"{table}: {error}") from error
         return self
 
     @model_validator(mode="after")
@@ -108,17 +143,17 @@ class Experiment(ConfigTable):
         return self
 
     @model_validator(mode="after")
-    def _poisoned_in_simulations(self) -> Self:
-        if not self.poisoning.share:
+    def _byzantine_in_simulations(self) -> Self:
+        if not self.byzantine.fraction:
             return self
         if self.data.clients == "elsewhere":
             raise ValueError(
-                "poisoning is for simulations, and data.clients = 'elsewhere' has real merchants: take [poisoning] out"
+                "byzantine is for simulations, and data.clients = 'elsewhere' has real merchants: take [byzantine] out"
             )
-        if "fedavg" in self.controls and self.is_poisoned("fedavg"):
+        if "fedavg" in self.controls and self.is_byzantine("fedavg"):
             raise ValueError(
-                "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`, "
-                "or take 'fedavg' out of controls"
+                "a federation called 'fedavg' is the control of that name, which has no Byzantine merchants: give it "
+                "a `label`, or take 'fedavg' out of controls"
             )
         return self
 
@@ -151,7 +186,7 @@ class Experiment(ConfigTable):
         plain = {} if local_epochs is None else {"local_epochs": local_epochs}
         if "fedavg" in self.controls:
             arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, **kept))
-        alone = {"local_epochs": self.training.local_epochs}
+        alone = {"local_epochs": self.training.local.epochs}
         if "local" in self.controls:
             arms["local"] = FederationConfig(method="local", options=alone, rounds=1, **intake)
         if self.adaptation.personal:
@@ -181,11 +216,11 @@ class Experiment(ConfigTable):
     @property
     def tells_scores(self) -> bool:
         """Whether merchants are asked how many of their test examples a student has right."""
-        return not self.privacy.protects or self.privacy.report_scores
+        return self.privacy.tells_scores
 
-    def is_poisoned(self, arm: str) -> bool:
-        """Whether some merchants lie in an arm: in federations, not in controls or in what stays at merchants."""
-        return self.poisoning.share > 0.0 and self._compares(arm)
+    def is_byzantine(self, arm: str) -> bool:
+        """Whether an arm has Byzantine merchants: federations have, not controls or what stays at merchants."""
+        return self.byzantine.fraction > 0.0 and self._compares(arm)
 
     def _compares(self, arm: str) -> bool:
         return any(federation.title == arm for federation in self.federations())
@@ -197,17 +232,17 @@ class Experiment(ConfigTable):
                 return self.transport if federation.transport is None else federation.transport
         return TransportConfig()
 
-    def training_of(self, arm: str) -> TrainingConfig:
-        """How merchants train in an arm: private federations may have an optimizer and a rate of their own."""
-        if not self.protects(arm):
-            return self.training
-        optimizer = self.privacy.optimizer or self.training.optimizer
-        changes = {
-            "optimizer": optimizer,
-            "momentum": self.training.momentum if optimizer == "sgd" else 0.0,
-            "learning_rate": self.privacy.learning_rate or self.training.learning_rate,
-        }
-        return self.training.model_copy(update=changes)
+    def training_of(self, arm: str) -> TrainerConfig:
+        """How merchants train in an arm: in private federations as ``[privacy.training]`` changes it."""
+        if arm == "local":
+            return self.training.of_local()
+        return self.training.of_merchants(self.promise.training if self.protects(arm) else None)
+
+    @property
+    def promise(self) -> ProtectedConfig:
+        """``[privacy]`` of an experiment that promises something."""
+        assert isinstance(self.privacy, ProtectedConfig)
+        return self.privacy
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:
@@ -229,8 +264,13 @@ class Experiment(ConfigTable):
         return cls.parse(tables, str(path))
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """A checked copy with ``changes`` (dotted keys) applied."""
+        """A checked copy with ``changes`` (dotted keys) applied. Another ``privacy.unit`` takes over those keys of
+        ``[privacy]`` that it has; what only the unit before had goes with it."""
         tables = self.model_dump(mode="json", exclude_none=True)
+        unit = changes.get("privacy.unit", self.privacy.unit)
+        if unit != self.privacy.unit:
+            known = table_of_unit(unit).model_fields.keys() - {"options"}
+            tables["privacy"] = {key: value for key, value in tables["privacy"].items() if key in known}
         for key, value in changes.items():
             _set(tables, key, value)
         return type(self).parse(tables)
@@ -261,9 +301,9 @@ class Experiment(ConfigTable):
             "teacher.max_examples": 200,
             "teacher.ensemble": seeds,
             "distill.assistants": assistants,
-            "training.server_epochs": 1 if self.distill.final_temperature is None else 2,
-            "training.pooled_epochs": 1,
-            "training.local_epochs": 1,
+            "training.server.epochs": 1 if self.distill.final_temperature is None else 2,
+            "training.pooled.epochs": 1,
+            "training.local.epochs": 1,
             "federation.rounds": min(2, self.federation.rounds),
         }
         stays = {key for key in quick if any(_overlap(key, one) for one in kept)}
@@ -293,6 +333,11 @@ class Experiment(ConfigTable):
             )
         found = _of_run_config(str(config.get("experiment", "")), str(config.get("set", "")))
         return cls.parse(found, "run config")
+
+
+def _as_tables(value: Any) -> list[Mapping[str, Any]]:
+    """The tables of a list; what else is in it, or in its place, is somebody else's to refuse."""
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def _of_run_config(text: str, settings: str) -> dict[str, Any]:

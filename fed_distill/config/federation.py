@@ -4,10 +4,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
 from fed_distill.config.tables import ConfigTable, PositiveFloat, PositiveInt
 
 StageTable = str | dict[str, Any]
-INTAKE = ("deadline", "minimum_share", "retries", "pause", "max_update_norm", "max_share", "max_size_ratio")
+INTAKE = ("deadline", "minimum_share", "retries", "pause", "max_norm_ratio", "max_share", "max_size_ratio")
 """Keys of ``[federation]`` that say whose answers the server takes, how long it waits for them, and what they count for
 at most: nothing of them reaches a merchant, and a run that is resumed may have others."""
 
@@ -82,7 +83,7 @@ class FederationConfig(ConfigTable):
     pause: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         60.0, description="seconds before it is asked again"
     )
-    max_update_norm: PositiveFloat | None = Field(
+    max_norm_ratio: PositiveFloat | None = Field(
         1000.0,
         description="times the median norm of updates beyond which one is rejected; none for any that is finite; not "
         "used under privacy.unit merchant, which clips updates and compares nobody with others",
@@ -108,16 +109,32 @@ class FederationConfig(ConfigTable):
         return self.label or (self.method if self.aggregator == "fedavg" else f"{self.method}+{self.aggregator}")
 
 
-class AdaptationConfig(ConfigTable):
-    """What happens to the global student after the last round."""
+GENTLER = 0.3
+"""Of the server's learning rate that of adaptation, where it has none of its own."""
+
+
+class AdaptationConfig(OptimizerChanges):
+    """What happens to the global student after the last round; the optimizer's keys are of the three stages at the
+    server, and one that is not given is as in [training.server]."""
+
+    learning_rate: PositiveFloat | None = Field(
+        None, description=f"the highest, after warm-up; none for {GENTLER:g} of that of [training.server]"
+    )
 
     enabled: bool = Field(
         True, description="fine-tune on the server's data, distil again on domain text, fine-tune again"
     )
     epochs: PositiveFloat = Field(1.0, description="epochs of each of the three stages")
-    learning_rate_scale: PositiveFloat = Field(0.3, description="factor on training.server_learning_rate")
     unfreeze: bool = Field(
         False, description="fine-tune its last layer first, then with each layer before it, all in the same epochs"
     )
-    personal: bool = Field(False, description="also adapt to each merchant; its student stays there")
+    personal: bool = Field(
+        False, description="also adapt to each merchant, which trains as [training.merchants] says and keeps the result"
+    )
     personal_epochs: PositiveFloat = Field(1.0, description="epochs of a merchant's own adaptation")
+
+    def over(self, base: OptimizerConfig) -> OptimizerConfig:
+        """The optimizer of each stage, where ``base`` is that of [training.server]."""
+        found = super().over(base)
+        gentle = GENTLER * base.learning_rate if self.learning_rate is None else self.learning_rate
+        return found.model_copy(update={"learning_rate": gentle})

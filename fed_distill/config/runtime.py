@@ -28,11 +28,10 @@ class RuntimeConfig(ConfigTable):
         None, description="merchants that train together at most; default: 16 on a CPU, on a GPU what fits"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where students are trained; auto: a GPU if any")
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="processes that train the merchants, with at least one site each; in process only"
-    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="threads of one process; default: its share of all cores"
+        None,
+        description="cores that training uses: on Linux without a GPU, cohorts train in so many processes, else in so "
+        "many threads; default: all cores",
     )
     measure_speed: bool = Field(True, description="time teacher and student on a few pairs, for the report")
     callbacks: list[str] = Field(

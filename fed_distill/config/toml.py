@@ -33,7 +33,8 @@ def read_toml(path: Path | str, what: str) -> dict[str, Any]:
 def first_problem(error: ValidationError) -> str:
     """The first thing that is wrong, after its key; places in a list are counted from 1."""
     problem = error.errors()[0]
-    where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in problem["loc"])
+    named = [part for part in problem["loc"] if not str(part).startswith("<")]  # the tag of a choice is not in the file
+    where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in named)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}"
     message = _IN_TOML.get(problem["type"], problem["msg"].removeprefix("Value error, "))

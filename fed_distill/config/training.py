@@ -4,10 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
 from fed_distill.config.tables import BatchSize, ConfigTable, Place, PositiveFloat, PositiveInt, Share
-
-MERCHANTS_PACE = ("optimizer", "momentum", "learning_rate", "batch_size")
-"""Keys of ``[training]`` that are the merchants' alone: another value changes nothing that the server trains."""
 
 
 class AugmentationConfig(ConfigTable):
@@ -53,31 +51,9 @@ class AdversarialConfig(ConfigTable):
     step_size: PositiveFloat = Field(0.3, description="of pgd: length of a step")
 
 
-class TrainingConfig(ConfigTable):
-    """How any phase of any plan is trained, at a merchant and at the server."""
+class SharedTrainingConfig(ConfigTable):
+    """What all trainings have in common, at a merchant and at the server."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="of merchants")
-    server_optimizer: Literal["sgd", "adamw"] = Field("adamw", description="of training at the server")
-    momentum: Share = Field(0.0, description="of optimizer sgd; adamw has its own")
-    server_momentum: Share = Field(0.0, description="of server_optimizer sgd")
-    learning_rate: PositiveFloat = 3e-3
-    batch_size: BatchSize = 32
-    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        0.0, description="of adamw decoupled, of sgd part of the gradient; not applied to embedding tables"
-    )
-    clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of a gradient; none for no clipping")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear",
-        description="how the rate falls to 0: within one training at the server, over the rounds at merchants",
-    )
-    warmup_share: Share = Field(0.0, description="share of that time in which the rate rises from 0 first")
-    server_epochs: PositiveFloat = Field(3.0, description="epochs of the server's student before the first round")
-    pooled_epochs: PositiveFloat = Field(4.0, description="epochs of the pooled control, from the server's student")
-    local_epochs: PositiveFloat = Field(2.0, description="epochs of each merchant alone in the local control")
-    server_batch_size: BatchSize = Field(128, description="batch size of training at the server, pooled included")
-    server_learning_rate: PositiveFloat = Field(3e-3, description="learning rate of training at the server")
-    pooled_learning_rate: PositiveFloat = Field(5e-3, description="learning rate of the pooled control")
-    server_temperature: PositiveFloat = Field(2.0, description="distillation temperature of training at the server")
     label_smoothing: Share = Field(0.0, description="share of a label that is spread evenly over all classes")
     r_drop: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         0.0, description="weight of the divergence of two passes with other dropout, over labelled examples; 0 for one"
@@ -89,12 +65,78 @@ class TrainingConfig(ConfigTable):
         "float32", description="of products in a cohort's forward and backward pass; weights stay float32"
     )
 
+
+class TrainerConfig(SharedTrainingConfig, OptimizerConfig):
+    """What a trainer is told: what all trainings have in common, its own optimizer and its batch size."""
+
+    batch_size: BatchSize = 32
+
+
+class MerchantsConfig(OptimizerConfig):
+    """Merchants in federations, the fedavg control, and where they adapt the student to themselves."""
+
+    batch_size: BatchSize = 32
+
+
+class ServerConfig(OptimizerConfig):
+    """The server's student, its assistants, and what the server trains after a merge."""
+
+    batch_size: BatchSize = 128
+    epochs: PositiveFloat = Field(3.0, description="epochs of the server's student before the first round")
+    temperature: PositiveFloat = Field(2.0, description="distillation temperature, of the pooled control too")
+
+
+class PooledConfig(OptimizerChanges):
+    """The control on everybody's data, from the server's student; a key that is not given is as in [training.server]"""
+
+    learning_rate: PositiveFloat = Field(5e-3, description="the highest, after warm-up")
+    batch_size: BatchSize | None = Field(None, description="none for that of [training.server]")
+    epochs: PositiveFloat = Field(4.0, description="epochs of labels and of the teacher, in turns")
+
+
+class LocalConfig(OptimizerChanges):
+    """The control of each merchant alone, from the server's student; a key that is not given is as in
+    [training.merchants]."""
+
+    batch_size: BatchSize | None = Field(None, description="none for that of [training.merchants]")
+    epochs: PositiveFloat = Field(2.0, description="epochs over a merchant's own examples")
+
+
+class TrainingConfig(SharedTrainingConfig):
+    """How students are trained: what all trainings have in common here, what each has of its own in its table."""
+
+    merchants: MerchantsConfig = Field(default_factory=MerchantsConfig)
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    pooled: PooledConfig = Field(default_factory=PooledConfig)
+    local: LocalConfig = Field(default_factory=LocalConfig)
+
     @model_validator(mode="after")
-    def _momentum_of_sgd(self) -> Self:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is for optimizer sgd, {self.optimizer} has its own: drop momentum or take sgd")
-        if self.server_momentum and self.server_optimizer != "sgd":
-            raise ValueError(
-                f"server_momentum is for server_optimizer sgd, {self.server_optimizer} has its own: drop it or take sgd"
-            )
+    def _changes_go_together(self) -> Self:
+        for table, build in (("pooled", self.of_pooled), ("local", self.of_local)):
+            try:
+                build()
+            except ValueError as error:
+                raise ValueError(f"{table}: {error}") from error
         return self
+
+    def of_merchants(self, changes: OptimizerChanges | None = None) -> TrainerConfig:
+        """How merchants train; ``changes``: what differs from [training.merchants]. ValueError as of ``over``."""
+        own = self.merchants
+        return self._of(own if changes is None else changes.over(own), own.batch_size)
+
+    def of_server(self, optimizer: OptimizerConfig | None = None) -> TrainerConfig:
+        """How the server trains; ``optimizer``: another than that of [training.server]."""
+        return self._of(optimizer or self.server, self.server.batch_size)
+
+    def of_pooled(self) -> TrainerConfig:
+        """How the pooled control trains."""
+        return self._of(self.pooled.over(self.server), self.pooled.batch_size or self.server.batch_size)
+
+    def of_local(self) -> TrainerConfig:
+        """How each merchant alone trains."""
+        return self._of(self.local.over(self.merchants), self.local.batch_size or self.merchants.batch_size)
+
+    def _of(self, optimizer: OptimizerConfig, batch_size: int) -> TrainerConfig:
+        shared = {name: getattr(self, name) for name in SharedTrainingConfig.model_fields}
+        own = {name: getattr(optimizer, name) for name in OptimizerConfig.model_fields}
+        return TrainerConfig(**shared, **own, batch_size=batch_size)

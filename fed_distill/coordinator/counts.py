@@ -10,8 +10,8 @@ in the first chunk, and which honest merchants rarely reach:
   together are held by the median (weights truncated to a greatest share: Portnoy, Tirosh and Hendler, "Towards
   federated learning with Byzantine-robust client weighting", Applied Sciences 2022);
 - a multiple of the median (``federation.max_size_ratio``, 20): of many merchants one is about 20 / (20 + merchants) of
-  the mean, and it stays so unless half of the chunk lies. The largest of PriceRunner's merchants has 3 times the median
-  in the relevance task, and 18 times in the category task.
+  the mean, and it stays so unless half of the chunk is Byzantine. The largest of PriceRunner's merchants has 3 times
+  the median in the relevance task, and 18 times in the category task.
 
 The same holds of the uses of each table's rows, of which all that a merchant claims for one table are cut together: it
 may lay them on few rows, where it then counts for much, or on all, and not count for much everywhere.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.aggregation.base import Aggregator
-from fed_distill.config import FederationConfig, PrivacyConfig, TrainingConfig
+from fed_distill.config import FederationConfig, OptimizerConfig, PrivacyConfig, TrainerConfig
 from fed_distill.coordinator.attempts import check_there
 from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.evaluation import Evaluator
@@ -29,7 +29,7 @@ from fed_distill.payloads.base import Context
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
-from fed_distill.training.optimization import Pace, schedule_factor
+from fed_distill.training.optimization import Pace
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, blueprint_of
@@ -50,7 +50,7 @@ class Federation:
 
     arm: str
     config: FederationConfig
-    training: TrainingConfig
+    training: TrainerConfig
     privacy: PrivacyConfig
     mechanism: Mechanism
     seed: int
@@ -140,6 +140,7 @@ class Federation:
 
     def services(self, aggregator: Aggregator, number: int) -> RoundServices:
         """What the server does for the method in round ``number``."""
+        server = self.server.config.server
         return RoundServices(
             self.method,
             self.config.method,
@@ -149,7 +150,7 @@ class Federation:
             self.server,
             self.students[self.global_student],
             self.teacher,
-            Pace(self.server.config.server_learning_rate * left(self.server.config, number, self.config.rounds)),
+            server.at_constant(round_learning_rate(server, number, self.config.rounds)),
             (self.seed, self.arm, number),
         )
 
@@ -211,7 +212,7 @@ class Federation:
     ) -> UplinkValidator:
         """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
         are too few, before any of them is asked."""
-        merchants, share, max_norm_ratio = request.merchants, self.config.minimum_share, self.config.max_update_norm
+        merchants, share, max_norm_ratio = request.merchants, self.config.minimum_share, self.config.max_norm_ratio
         away = self.sites.away()
         check_there(merchants, away, share, number)
         chunks = self.asked(request, down, starts, away) if merchants else iter(())
@@ -236,11 +237,6 @@ def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str,
     return [merchants[place] for place in sorted(chosen)]
 
 
-def round_learning_rate(training: TrainingConfig, number: int, rounds: int) -> float:
-    """The merchants' learning rate in round ``number`` (1-based): the configured schedule runs over the rounds."""
-    return training.learning_rate * left(training, number, rounds)
-
-
-def left(training: TrainingConfig, number: int, rounds: int) -> float:
-    """What the schedule leaves of a learning rate in round ``number`` (1-based) of ``rounds``."""
-    return schedule_factor(training.schedule, training.warmup_share, (number - 0.5) / rounds)
+def round_learning_rate(optimizer: OptimizerConfig, number: int, rounds: int) -> float:
+    """The learning rate of round ``number`` (1-based): the configured schedule runs over the rounds."""
+    return Pace.of(optimizer).after((number - 0.5) / rounds)

@@ -4,11 +4,12 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
 from fed_distill.aggregation.base import Aggregator
+from fed_distill.config import Experiment, OptimizerConfig
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.errors import ConfigError
@@ -17,7 +18,6 @@ from fed_distill.methods.base import GlobalState, Method, Service
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights
 from fed_distill.seeds import Randomness
-from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
 
@@ -35,11 +35,16 @@ class Teacher:
     have it as it was fine-tuned.
 
     :param fine_tuned: the teacher that it is at first, and which stays as it is.
-    :param learning_rate: of its steps.
+    :param optimizer: of its steps.
     """
 
     fine_tuned: TextModel
-    learning_rate: float
+    optimizer: OptimizerConfig
+
+    @classmethod
+    def of(cls, fine_tuned: TextModel, experiment: Experiment) -> Self:
+        """The teacher of an experiment, trained as ``[training.server]`` says at ``teacher.learning_rate``."""
+        return cls(fine_tuned, experiment.training.server.at_constant(experiment.teacher.learning_rate))
 
     @cached_property
     def model(self) -> TextModel:
@@ -49,7 +54,7 @@ class Teacher:
     def trained(self, state: GlobalState, plan: Plan, server: ServerTraining, randomness: Randomness) -> GlobalState:
         """``state`` with the teacher trained onwards by ``plan``, and with what it predicts on the proxy set now."""
         weights = state.teacher_weights or self.fine_tuned.state_dict()
-        trained = server.train(self.model, weights, plan, randomness, Pace(self.learning_rate))
+        trained = server.train(self.model, weights, plan, randomness, self.optimizer)
         self.model.load_state_dict(trained)
         labels = server.proxy_labels(self.model).to(state.teacher_labels.dtype)
         return replace(state, teacher_weights=trained, teacher_labels=labels)
@@ -68,7 +73,7 @@ class RoundServices:
     :param aggregator: merges weights.
     :param count: of the round: turns counts of votes into answers, with noise or without.
     :param anew: re-initialises and distils the global student.
-    :param server: trains at the server; ``pace`` is that of the global student's steps.
+    :param server: trains at the server; ``optimizer`` is that of the global student's steps.
     :param student: the global student, to be trained.
     :param randomness: of the round: seed, arm and number.
     """
@@ -81,7 +86,7 @@ class RoundServices:
     server: ServerTraining
     student: TextModel
     teacher: Teacher
-    pace: Pace
+    optimizer: OptimizerConfig
     randomness: tuple[int, str, int]
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
@@ -98,7 +103,7 @@ class RoundServices:
         """As ``Services.distil``."""
         self._check("distil")
         seed, arm, number = self.randomness
-        return self.server.train(self.student, weights, plan, (seed, arm, "server", number), self.pace)
+        return self.server.train(self.student, weights, plan, (seed, arm, "server", number), self.optimizer)
 
     def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``."""

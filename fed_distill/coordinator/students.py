@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fed_distill import seeds
-from fed_distill.config import RuntimeConfig, TrainingConfig
+from fed_distill.config import OptimizerConfig, RuntimeConfig, TrainerConfig, TrainingConfig
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.distill.hints import FeatureStudent, unwrapped
@@ -75,21 +75,19 @@ class ServerTraining:
     runtime: RuntimeConfig
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
-    def pace(self) -> Pace:
-        """The pace of a whole training at the server."""
-        return Pace(self.config.server_learning_rate, self.config.schedule, self.config.warmup_share)
-
     def train(
         self,
         student: TextModel,
         weights: Weights,
         plan: Plan,
         randomness: Randomness,
-        pace: Pace,
+        optimizer: OptimizerConfig | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
-        """The weights after training from ``weights`` on the public examples and the proxy set."""
-        return self._train(student, weights, plan, randomness, pace, progress, "public", [self.data.public])
+        """The weights after training from ``weights`` on the public examples and the proxy set. ``optimizer``: another
+        than that of ``[training.server]``."""
+        config = self.config.of_server(optimizer)
+        return self._train(student, weights, plan, randomness, config, progress, "public", [self.data.public])
 
     def train_pooled(
         self,
@@ -100,8 +98,8 @@ class ServerTraining:
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
         """The same with every merchant's examples beside the public ones: the control that federation avoids."""
-        pace = replace(self.pace(), learning_rate=self.config.pooled_learning_rate)
-        return self._train(student, weights, plan, randomness, pace, progress, "pooled", self.everybody())
+        config = self.config.of_pooled()
+        return self._train(student, weights, plan, randomness, config, progress, "pooled", self.everybody())
 
     def proxy_labels(self, model: TextModel) -> Tensor:
         """Probabilities of ``model`` on the proxy set ``[proxy, classes]``."""
@@ -117,7 +115,7 @@ class ServerTraining:
         weights: Weights,
         plan: Plan,
         randomness: Randomness,
-        pace: Pace,
+        config: TrainerConfig,
         progress: Progress | None,
         name: str,
         parts: Sequence[Examples],
@@ -135,14 +133,8 @@ class ServerTraining:
             proxy=proxy,
             randomness=randomness,
         )
-        config = self.config.model_copy(
-            update={
-                "batch_size": self.config.server_batch_size,
-                "optimizer": self.config.server_optimizer,
-                "momentum": self.config.server_momentum,
-            }
-        )
-        fitted = next(build_trainer(config, self.runtime).fit([learner], {learner.name: plan}, pace, progress))
+        trainer, plans = build_trainer(config, self.runtime), {learner.name: plan}
+        fitted = next(trainer.fit([learner], plans, Pace.of(config), progress))
         if isinstance(fitted, Failure):
             raise TrainingError(fitted.reason)
         trained = completed(fitted.weights, weights)

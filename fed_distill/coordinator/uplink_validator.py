@@ -19,7 +19,7 @@ from fed_distill.coordinator.sites import Chunk
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError, UplinkRejected
 from fed_distill.logs import observed
 from fed_distill.payloads.base import Context
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import check_uplink
 from fed_distill.transport.requests import Cause, Refusal
@@ -31,10 +31,10 @@ _Parts = frozenset[tuple[str, Hashable]]
 class UplinkValidator:
     """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
 
-    An uplink may be merged if it fits the round and has the parts (weights, rows of tables, soft labels, votes) that
+    An uplink may be merged if it fits the round and has the parts (updates, rows of tables, soft labels, votes) that
     most have in the first chunk with any fit uplink, and moved weights no farther than ``max_norm_ratio`` times their
     median there. What it says to count for is cut to what ``counts`` allows by the sizes in that chunk. Where they are
-    not ``compared`` it needs weights and nothing else: to hide who took part, a merchant must not decide whether
+    not ``compared`` it needs an update and nothing else: to hide who took part, a merchant must not decide whether
     another's update counts, but change the sum by its own alone. When the merchants are through and less than ``share``
     of those asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may
     answer another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends
@@ -137,7 +137,7 @@ class UplinkValidator:
         if self._compared and self._usual is None and fit:
             self._usual = Counter(map(_parts, fit)).most_common(1)[0][0]
             if self._max_norm_ratio is not None:
-                self._usual_norm = median(self._norm(uplink) for uplink in fit if _parts(uplink) == self._usual)
+                self._usual_norm = median(update_norm(uplink) for uplink in fit if _parts(uplink) == self._usual)
         usual = [uplink for uplink in fit if self._is_usual(uplink)]
         if self._counts is None:
             return usual
@@ -147,22 +147,19 @@ class UplinkValidator:
     def _is_usual(self, uplink: Uplink) -> bool:
         """Whether an uplink is like most others; it is refused if not."""
         if not self._compared:
-            if uplink.get(StudentWeights) is not None:
+            if uplink.get(StudentUpdate) is not None:
                 return True
-            odd = "its uplink has no weights"
+            odd = "its uplink has no update of weights"
         elif _parts(uplink) != self._usual:
             odd = "its uplink has other parts than most others have"
         elif self._max_norm_ratio is not None and 0.0 < self._max_norm_ratio * self._usual_norm < (
-            norm := self._norm(uplink)
+            norm := update_norm(uplink)
         ):
             odd = f"its update has a norm of {norm:.3g}, and half of the others have {self._usual_norm:.3g} at most"
         else:
             return True
         self._refuse(Refusal(uplink.merchant, f"merchant {uplink.merchant}: {odd}"))
         return False
-
-    def _norm(self, uplink: Uplink) -> float:
-        return update_norm(uplink, self._context)
 
     def _checked(self, uplink: Uplink) -> bool:
         try:
@@ -194,9 +191,9 @@ class UplinkValidator:
             )
 
 
-def update_norm(up: Uplink, context: Context) -> float:
+def update_norm(up: Uplink) -> float:
     """L2 norm of how far a merchant moved the global student; 0 if it sends nothing of weights."""
-    return math.hypot(*(payload.norm(context) for payload in up.payloads))
+    return math.hypot(*(payload.norm() for payload in up.payloads))
 
 
 def _parts(uplink: Uplink) -> _Parts:

@@ -26,19 +26,10 @@ OPTIONS = " (under `flwr run`, --resume is runtime.resume = true in the run conf
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment; the results are in its run folder.
-
-    ``runtime.workers`` has no effect, because Flower starts the processes of its nodes.
-    """
+    """Run the experiment; the results are in its run folder."""
     try:
         experiment = Experiment.from_run_config(context.run_config)
         log_as(experiment.runtime.logs)
-        if experiment.runtime.workers > 1:
-            _log.warning(
-                "runtime.workers = %d has no effect under `flwr run`: Flower starts the processes of its nodes; "
-                "start more SuperNodes instead, or give its simulation more of them",
-                experiment.runtime.workers,
-            )
         with observed(run=experiment.name), CallbackList.of(experiment) as callbacks:
             folder = run_experiment(experiment, grid, callbacks, "" if is_simulated(grid) else _secret(experiment))
     except FedDistillError as error:

@@ -37,16 +37,14 @@ class Adapted:
 
 
 def domain_stages(distil: Phase, layers: Sequence[frozenset[str]] = ()) -> list[AdaptationStage]:
-    """Return the three stages, all with the length and learning rate of ``distil``.
+    """Return the three stages, all with the length of ``distil``.
 
     :param distil: a phase of distillation on the proxy set
     :param layers: the student's weights by layer, for gradual unfreezing in fine-tuning (Howard and Ruder, ACL 2018,
         section 3.3): the last layer first, then one more at a time; without layers, all weights are trained throughout
     """
     free = max(len(layers), 1)
-    fine_tune = Phase(
-        hard_labels(), epochs=(distil.epochs or 0.0) / free, learning_rate_scale=distil.learning_rate_scale
-    )
+    fine_tune = Phase(hard_labels(), epochs=(distil.epochs or 0.0) / free)
     parts = [Part(Plan((fine_tune,)), frozenset().union(*layers[:held])) for held in reversed(range(free))]
     return [
         AdaptationStage("fine-tune on the domain", tuple(parts)),

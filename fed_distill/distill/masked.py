@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fed_distill import seeds
+from fed_distill.config import MaskedConfig
 from fed_distill.data.examples import Examples
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.models.base import TextModel
@@ -21,13 +22,12 @@ from fed_distill.seeds import Randomness
 from fed_distill.text.encoded import Encoded
 from fed_distill.text.tokens import Tokens
 from fed_distill.training.batching import bucketed_batches
-from fed_distill.training.optimization import Pace
+from fed_distill.training.optimization import Pace, build_optimizer, clip, set_rate
 
 FIELD = "input_ids"
 """The encoded field that is masked."""
 HIDDEN_SHARE, MASKED_SHARE, RANDOM_SHARE = 0.15, 0.8, 0.1
 """Share of predicted tokens; of these the shares replaced by the mask and by a random token; the rest is unchanged."""
-MAX_GRAD_NORM = 1.0
 _BATCH = 64
 
 
@@ -60,43 +60,34 @@ class MaskedHead(nn.Module):
 def pretrain_on_domain(
     model: TextModel,
     texts: Examples,
-    epochs: float,
-    learning_rate: float,
+    config: MaskedConfig,
     randomness: Randomness,
     progress: Callable[[int, int], None],
 ) -> list[float]:
-    """Pretrain ``model`` in place and return the mean loss of each epoch, the last one possibly incomplete.
+    """Train ``model`` in place as ``config`` says on unlabeled ``texts``; returns the mean loss of each (begun) epoch.
 
-    :param model: model with token-level inputs
-    :param texts: unlabeled examples
-    :param epochs: number of epochs
-    :param learning_rate: peak learning rate
-    :param randomness: source of the masks and of the order
-    :param progress: called with (steps done, total steps)
-    :raises ConfigError: the model has no token-level inputs
-    :raises TrainingError: the loss is not finite
+    Raise ConfigError for a model that does not read tokens one by one, TrainingError if the loss is not finite.
     """
     table, encoded = _token_table(model), model.encode(texts.texts, texts.pairs)
     generator, sizes = seeds.torch_stream(*randomness, "masked words"), lengths(encoded)
     an_epoch = math.ceil(len(texts) / _BATCH)
-    steps = max(1, round(epochs * an_epoch))
-    pace, losses, training = Pace(learning_rate, "linear", warmup_share=0.1), list[float](), model.training
+    steps = max(1, round(config.epochs * an_epoch))
+    pace, losses, training = Pace.of(config), list[float](), model.training
     with seeds.scope(*randomness, "masked words"):
         head = MaskedHead(_width(model, encoded), table)
-        trained = [*model.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
+        trained = [*model.named_parameters(), *head.named_parameters("head")]
+        optimizer = build_optimizer(trained, model.tables, config)
         model.train()
         while len(losses) < steps:
             for index in bucketed_batches(sizes, _BATCH, generator)[: steps - len(losses)]:
-                for group in optimizer.param_groups:
-                    group["lr"] = pace.at(len(losses), steps)
+                set_rate(optimizer, pace.at(len(losses), steps))
                 loss = _loss(model, head, table, model.collate(encoded, index), generator)
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
-                    raise TrainingError(f"the loss of masked words is {losses[-1]}: lower their learning rate")
+                    raise TrainingError(f"the loss of masked words is {losses[-1]}: lower masked.learning_rate")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-                nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+                clip([value for _, value in trained], config)
                 optimizer.step()
                 progress(len(losses), steps)
     model.train(training)
@@ -139,7 +130,7 @@ def _token_table(model: TextModel) -> nn.Parameter:
     tables = [name for name, fields in model.tables.items() if FIELD in fields]
     if not isinstance(model, TokenModel) or not tables:
         raise ConfigError(
-            f"masked_epochs: {model.kind} has no token-level inputs with an embedding table: choose another "
+            f"masked.epochs: {model.kind} has no token-level inputs with an embedding table: choose another "
             "model, such as lstm, bert-mini or minilm, or remove it"
         )
     return model.get_parameter(tables[0])
@@ -149,5 +140,5 @@ def _width(model: TextModel, encoded: Encoded) -> int:
     with torch.no_grad():
         hidden = model(model.collate(encoded, torch.zeros(1, dtype=torch.int64)), hidden=True).hidden
     if not hidden:
-        raise ConfigError(f"masked_epochs: {model.kind} returns no hidden states: remove it")
+        raise ConfigError(f"masked.epochs: {model.kind} returns no hidden states: remove it")
     return int(hidden[-1].shape[-1])

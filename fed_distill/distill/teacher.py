@@ -1,21 +1,19 @@
 """The server's teacher: fine-tuned on the public examples and cached on disk.
 
-Fine-tuning follows BERT (Devlin et al. 2019, appendix A.3): AdamW, linear warm-up and decay, a few epochs. Batches have
-similar lengths, validation runs every half epoch, and early stopping keeps the best weights.
+By default fine-tuning follows BERT (Devlin et al. 2019, appendix A.3): AdamW, linear warm-up and decay, a few epochs.
+Batches have similar lengths, validation runs every half epoch, and early stopping keeps the best weights.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
 
 from fed_distill import seeds
 from fed_distill.config import TeacherConfig
@@ -32,15 +30,13 @@ from fed_distill.storage.sealed import check_folder, replace_sealed_folder
 from fed_distill.storage.versions import versions
 from fed_distill.text.encoded import Encoded
 from fed_distill.training.batching import bucketed_batches
+from fed_distill.training.optimization import Pace, build_optimizer, clip, set_rate
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called with steps done, total steps and current metrics (``train_loss``, ``valid_macro_f1`` ...)."""
 
 VALIDATION_EXAMPLES = 2000
 """Maximum number of validation examples: enough to compare epochs, and cheaper than one."""
-
-WEIGHT_DECAY = 0.01
-MAX_GRAD_NORM = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +85,8 @@ def fine_tune(
 
     per_epoch = math.ceil(len(public) / config.batch_size)
     total = per_epoch * config.epochs
-    optimizer = _optimizer(teacher, config.learning_rate)
-    make_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
-    schedule = make_schedule(optimizer, round(config.warmup_share * total), total)
+    optimizer = build_optimizer(teacher.named_parameters(), _undecayed(teacher), config)
+    pace = replace(Pace.of(config), warmup_share=round(config.warmup_share * total) / total)  # whole steps
     checks = {max(1, round(half * per_epoch / 2)) for half in range(1, 2 * config.epochs + 1)}
     order = seeds.torch_stream(seed, "teacher", "order")
     sizes = lengths(encoded)
@@ -103,9 +98,10 @@ def fine_tune(
     losses: list[float] = []
     with seeds.scope(seed, "teacher", "dropout"):
         for step, index in enumerate(batches, start=1):
-            losses.append(_train_step(teacher, encoded, labels, index, optimizer, step))
-            trained = {"train_loss": sum(losses) / len(losses), "learning_rate": schedule.get_last_lr()[0]}
-            schedule.step()
+            rate = pace.after((step - 1) / total)  # of the step's start, as in BERT's own code: the first one has none
+            set_rate(optimizer, rate)
+            losses.append(_train_step(teacher, encoded, labels, index, optimizer, config, step))
+            trained = {"train_loss": sum(losses) / len(losses), "learning_rate": rate}
             if step not in checks:
                 progress(step, total, trained)
                 continue
@@ -130,7 +126,7 @@ def teacher_fingerprint(
     folder, named = Path(config.model), named_files(config.options)
     return fingerprint(
         config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
-        domain=examples_fingerprint(domain.unlabeled()) if config.masked_epochs else None,
+        domain=examples_fingerprint(domain.unlabeled()) if config.masked.epochs else None,
         pretrained=files_fingerprint(path for path in folder.iterdir() if path.is_file())
         if folder.is_dir()
         else own_code(config.model),
@@ -162,7 +158,7 @@ def cached_teacher(
 
     A stored teacher that cannot be read is reported in the log and trained again.
 
-    :param domain: texts for domain-adaptive pretraining (``masked_epochs``); their labels are not used
+    :param domain: texts for domain-adaptive pretraining (``masked.epochs``); their labels are not used
     """
     name = teacher_fingerprint(config, task, public, valid, domain, seed)
     folder = teacher_folder(cache_dir, name)
@@ -174,11 +170,8 @@ def cached_teacher(
     folder.parent.mkdir(parents=True, exist_ok=True)  # fail before the training, which may take hours
     with seeds.scope(seed, "teacher", "weights"):
         teacher = load_teacher(config, task)
-    if config.masked_epochs:
-        rate = config.masked_learning_rate
-        pretrain_on_domain(
-            teacher, domain, config.masked_epochs, rate, (seed, "teacher"), lambda d, n: progress(d, n, {})
-        )
+    if config.masked.epochs:
+        pretrain_on_domain(teacher, domain, config.masked, (seed, "teacher"), lambda d, n: progress(d, n, {}))
     tuned = fine_tune(teacher, public, valid, task, config, seed, progress)
     replace_sealed_folder(folder, partial(_save, tuned))
     return tuned, name
@@ -206,18 +199,19 @@ def _sample(examples: Examples, name: str, limit: int, seed: int) -> Examples:
     return examples.take(labelled)
 
 
-def _optimizer(teacher: TextModel, learning_rate: float) -> torch.optim.Optimizer:
-    """Return AdamW with weight decay on matrices only, not on biases, norms and embedding tables."""
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
-    for name, value in teacher.named_parameters():
-        (decayed if value.dim() > 1 and name not in teacher.tables else free).append(value)
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+def _undecayed(teacher: TextModel) -> set[str]:
+    """Weights without weight decay: biases, norms and embedding tables."""
+    return {name for name, value in teacher.named_parameters() if value.dim() <= 1 or name in teacher.tables}
 
 
 def _train_step(
-    teacher: TextModel, encoded: Encoded, labels: Tensor, index: Tensor, optimizer: torch.optim.Optimizer, step: int
+    teacher: TextModel,
+    encoded: Encoded,
+    labels: Tensor,
+    index: Tensor,
+    optimizer: torch.optim.Optimizer,
+    config: TeacherConfig,
+    step: int,
 ) -> float:
     device = next(teacher.parameters()).device
     teacher.train()
@@ -228,7 +222,7 @@ def _train_step(
         raise TrainingError(f"the teacher's loss is {value} at step {step}: lower teacher.learning_rate")
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-    torch.nn.utils.clip_grad_norm_(teacher.parameters(), MAX_GRAD_NORM)
+    clip(teacher.parameters(), config)
     optimizer.step()
     return value
 

@@ -102,7 +102,7 @@ class DistillationTarget:
         bare = self.config.model_copy(update={"transfer": [], "weights": {}})
         return replace(self, config=bare, assistant=above, assistant_weight=weight)
 
-    def phase(self, prepared: TextModel, epochs: float, learning_rate_scale: float = 1.0) -> Phase:
+    def phase(self, prepared: TextModel, epochs: float) -> Phase:
         """Return a phase of ``epochs`` of distillation on the proxy set; ``prepared``: result of ``prepared()``."""
         return Phase(
             self.objective(),
@@ -110,7 +110,6 @@ class DistillationTarget:
             epochs=epochs,
             references=self.references(prepared),
             hidden=isinstance(prepared, FeatureStudent),
-            learning_rate_scale=learning_rate_scale,
         )
 
     def objective(self) -> Objective:

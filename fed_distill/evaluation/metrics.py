@@ -192,7 +192,7 @@ def _checked(probabilities: npt.NDArray[np.floating], rows: int, task: Task) -> 
     if not np.isfinite(probabilities).all():
         raise TrainingError(
             f"the model predicts values that are not finite (row {int(np.argwhere(~np.isfinite(probabilities))[0][0])} "
-            f"of task {task.name!r}): lower training.learning_rate or set training.clip_norm"
+            f"of task {task.name!r}): lower learning_rate or set clip_norm in [training.merchants] or [training.server]"
         )
     return probabilities.astype(np.float64)
 

@@ -17,7 +17,7 @@ def chain_models(
     """
     if not experiment.distill.assistants:
         return {}
-    name, epochs = experiment.student.model, experiment.training.server_epochs
+    name, epochs = experiment.student.model, experiment.training.server.epochs
 
     def fresh(how: str) -> TextModel:
         model = factory.student(name)
@@ -35,7 +35,7 @@ def chain_models(
         model, server = fresh("without a teacher"), factory.server
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         plan, randomness = labels_plan(epochs, server.data), (factory.seed, "server", name)
-        trained = server.train(model, weights, plan, randomness, server.pace(), factory.step)
+        trained = server.train(model, weights, plan, randomness, progress=factory.step)
         model.load_state_dict(dict(trained))
         return model
 

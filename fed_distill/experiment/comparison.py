@@ -2,7 +2,7 @@
 
 All of them start from the same server's student and are measured on the same test set. Federations are adapted to
 the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave. Where some merchants
-are poisoned, figures by merchant are of the honest ones.
+are Byzantine, figures by merchant are of the honest ones.
 """
 
 import time
@@ -40,14 +40,13 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
 from fed_distill.models.freezing import frozen, layers_of
-from fed_distill.models.weights import Weights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.models.weights import Weights, updated
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.storage.merchant_store import kept_as
-from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest, blueprint_of
@@ -162,7 +161,7 @@ class Comparison:
         start, target, began = self._start(name), self.factory.target, time.perf_counter()
         prepared = target.prepared(self.factory.student(name), self.seed, "pooled")
         labelled = self.factory.labelled(self.server.everybody())
-        plan = distillation_plan(target, prepared, self.experiment.training.pooled_epochs, labelled)
+        plan = distillation_plan(target, prepared, self.experiment.training.pooled.epochs, labelled)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
         weights = self.server.train_pooled(prepared, start, plan, (self.seed, "pooled"), self.factory.step)
         return self._outcome("pooled", "control", weights, began)
@@ -182,7 +181,7 @@ class Comparison:
             intake = federation.intake(request, method.broadcast(state), {}, state, 1)
             measured = []
             for done, uplink in enumerate(intake, 1):
-                student.load_state_dict(completed(uplink.need(StudentWeights), start))
+                student.load_state_dict(updated(start, uplink.need(StudentUpdate)))
                 measured.append(self.evaluator.test(student))
                 self.callbacks.on_step(done, {})
             return measured, intake
@@ -241,7 +240,7 @@ class Comparison:
             return None
         personal = self.experiment.adaptation.personal
         spent = self.sites.spent(arm, self.seed)
-        config = self.experiment.privacy
+        config = self.experiment.promise
         return account(mechanism, config, spent, sends, personal, reproducible_noise=not self.secret)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
@@ -252,7 +251,8 @@ class Comparison:
         target = self.factory.target.at(1.0)
         prepared = target.prepared(student, self.seed, arm, "adapt")
         layers = layers_of(student) if config.unfreeze else ()
-        stages = domain_stages(target.phase(prepared, config.epochs, config.learning_rate_scale), layers)
+        stages = domain_stages(target.phase(prepared, config.epochs), layers)
+        optimizer = config.over(self.experiment.training.server)
 
         def train(current: Weights, stage: AdaptationStage) -> Weights:
             self.callbacks.on_stage(f"seed {self.seed} · {arm}: {stage.title}", None)
@@ -260,7 +260,7 @@ class Comparison:
                 purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
                 with frozen(student, part.frozen):
                     current = self.server.train(
-                        prepared, current, part.plan, (self.seed, *purpose), self.server.pace(), self.factory.step
+                        prepared, current, part.plan, (self.seed, *purpose), optimizer, self.factory.step
                     )
             return current
 
@@ -318,7 +318,7 @@ class Comparison:
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,
-            teacher=Teacher(self.teaching.teacher, self.experiment.teacher.learning_rate),
+            teacher=Teacher.of(self.teaching.teacher, self.experiment),
             checkpoint=self._path(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             byzantine=byzantine_merchants(self.experiment, self.sites.merchants, self.seed),
@@ -333,9 +333,9 @@ class Comparison:
         return Identities(self.experiment, self.seed, self.teaching)
 
     def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-        """(right, all) of those merchants that do not lie, in controls too: it is they whom a student shall serve."""
-        lying = byzantine_merchants(self.experiment, self.sites.merchants, self.seed)
-        return {merchant: found for merchant, found in counts.items() if merchant not in lying}
+        """(right, all) of those merchants that are honest, in controls too: it is they whom a student shall serve."""
+        byzantine = byzantine_merchants(self.experiment, self.sites.merchants, self.seed)
+        return {merchant: found for merchant, found in counts.items() if merchant not in byzantine}
 
     def _global_student(self, weights: Weights) -> TextModel:
         student = self.factory.student(self.experiment.student.model)

@@ -6,9 +6,8 @@ runtime must know of Flower's internals (task identity, message ids) is in this 
 
 import itertools
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -24,22 +23,25 @@ _RUN = 1
 
 def is_simulated(grid: Grid) -> bool:
     """Whether all sites behind ``grid`` are made up on this machine: by this runtime, or by Flower's own simulation."""
-    return isinstance(grid, LocalGrid | InMemoryGrid)
+    return isinstance(grid, InProcessGrid | InMemoryGrid)
 
 
-class LocalGrid(Grid):
-    """What grids on this machine share: their nodes, and messages that are kept until their replies are pulled.
+class InProcessGrid(Grid):
+    """A grid of ``sites`` nodes that are all served by one ClientApp, one message after another.
 
-    A context: whatever serves the nodes ends with it.
+    A message runs when its reply is pulled, so that replies never pile up.
     """
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, app: ClientApp, run_config: Mapping[str, Any], sites: int = 1) -> None:
         TaskIdentity.run_id = _RUN
         TaskIdentity.node_id = SERVER_NODE
         TaskIdentity.task_id = 0
-        self._nodes = [SERVER_NODE + 1 + number for number in range(nodes)]
+        self._nodes = [SERVER_NODE + 1 + number for number in range(sites)]
         self._ids = itertools.count(1)
         self._run = Run.create_empty(_RUN)
+        self._app = app
+        self._contexts = {node: context_of(node, sites, run_config) for node in self._nodes}
+        self._queued: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid belongs to."""
@@ -66,50 +68,17 @@ class LocalGrid(Grid):
         for message in messages:
             message_id = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = message_id
-            self._queue(message_id, message)
+            self._queued[message_id] = message
             sent.append(message_id)
         return sent
-
-    def close(self) -> None:
-        """End what serves the nodes; there is nothing to end in this process."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @abstractmethod
-    def _queue(self, message_id: str, message: Message) -> None:
-        """Keep a message until it is its node's turn."""
-
-    @abstractmethod
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Wait for the replies to these messages and take them, each once; ids that are not known have none."""
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull; pulling waits already."""
-        return self.pull_messages(self.push_messages(messages))
-
-
-class InProcessGrid(LocalGrid):
-    """A grid of ``sites`` nodes that are all served by one ClientApp, one message after another.
-
-    A message runs when its reply is pulled, so that replies never pile up.
-    """
-
-    def __init__(self, app: ClientApp, run_config: Mapping[str, Any], sites: int = 1) -> None:
-        super().__init__(sites)
-        self._app = app
-        self._contexts = {node: context_of(node, sites, run_config) for node in self._nodes}
-        self._queued: dict[str, Message] = {}
-
-    def _queue(self, message_id: str, message: Message) -> None:
-        self._queued[message_id] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Run these messages, in the given order, and take their replies; a message runs once."""
         return [self._run_at_node(self._queued.pop(key)) for key in message_ids if key in self._queued]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push, then pull; pulling waits already."""
+        return self.pull_messages(self.push_messages(messages))
 
     def _run_at_node(self, message: Message) -> Message:
         return answer(self._app, message, self._contexts[message.metadata.dst_node_id])

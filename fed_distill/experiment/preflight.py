@@ -22,8 +22,8 @@ from fed_distill.transport import checks as transport
 def check_settings(experiment: Experiment) -> None:
     """Build every method, aggregator, codec and trainer, and check what they must find in the settings; ConfigError on
     the first that is wrong. Reads no data."""
-    build_trainer(experiment.training, experiment.runtime)
-    ATTACKS.build(experiment.poisoning.attack, experiment.poisoning.options)
+    build_trainer(experiment.training.of_merchants(), experiment.runtime)
+    ATTACKS.build(experiment.byzantine.attack, experiment.byzantine.options)
     built: dict[str, Method] = {}
     for federation in experiment.federations():
         method: Method = METHODS.build(federation.method, federation.options)
@@ -64,18 +64,18 @@ def check_models(experiment: Experiment, task: Task) -> None:
     """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
     check_augmentation(experiment.training.augmentation)
     mechanism = mechanism_of(experiment)
-    mechanism.check_task(experiment.privacy, task)
+    mechanism.check_task(task)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]
-        for model in teachers if experiment.teacher.masked_epochs else ():
+        for model in teachers if experiment.teacher.masked.epochs else ():
             check_token_model(model)
         for name in experiment.student.models():
             student = build_student(name, experiment.student.options_of(name), task, teacher)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
             mechanism.check_student(student)
-            if experiment.student.masked_epochs:
+            if experiment.student.masked.epochs:
                 check_token_model(student)
         for assistant in experiment.distill.assistants:
             check_robust(build_student(assistant.model, assistant.options, task, teacher), experiment.training)

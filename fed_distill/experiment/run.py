@@ -48,7 +48,7 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
         public = PublicPart(data.task, data.proxy).fingerprint
         sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline, public=public)
         each_seed = range(experiment.seed, experiment.seed + experiment.repeats)
-        poisoned = {seed: sorted(byzantine_merchants(experiment, sites.merchants, seed)) for seed in each_seed}
+        byzantine = {seed: sorted(byzantine_merchants(experiment, sites.merchants, seed)) for seed in each_seed}
         teaching = prepare_teacher(experiment, data, callbacks)
         data = teaching.data
         if teaching.chosen is not None:
@@ -78,7 +78,7 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
             speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
             account=data.account,
             records=store.records(),
-            poisoned=poisoned,
+            byzantine=byzantine,
         )
         if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
             summary["privacy"]["audit"] = read_audit(folder)

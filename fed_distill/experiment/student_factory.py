@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import AssistantConfig, Experiment
-from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan
 from fed_distill.data.examples import Examples
 from fed_distill.data.fingerprint import examples_fingerprint
@@ -94,7 +93,7 @@ class StudentFactory:
             distill=self.experiment.distill.model_dump(mode="json"),
             name=[name, own_code(name)],
             options=[config.options_of(name), named_files(config.options_of(name))],
-            masked=[config.masked_epochs, config.masked_learning_rate],
+            masked=config.masked.model_dump(mode="json"),
         )
         return self.teaching.ensemble.cache / "students" / f"{key}.safetensors"
 
@@ -102,7 +101,7 @@ class StudentFactory:
     def _depends_on(self) -> dict[str, Any]:
         """What every student that the server teaches depends on, beside its own model and target."""
         data, config, runtime = self.server.data, self.experiment.training, self.experiment.runtime
-        training = config.model_dump(mode="json", exclude=set(MERCHANTS_PACE))
+        training = config.model_dump(mode="json", exclude={"merchants", "local", "pooled"})
         return {
             "teacher": self.teaching.ensemble.name,
             "task": [data.task.classes, data.task.pair, data.task.gains],
@@ -121,7 +120,7 @@ class StudentFactory:
         and ``target``."""
         student = self.student(name)
         self.pretrain_on_domain(student, name, progress)
-        return self.distilled(student, target, self.experiment.training.server_epochs, progress, "server", name)
+        return self.distilled(student, target, self.experiment.training.server.epochs, progress, "server", name)
 
     def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``; for the teacher's soft labels the weights are those that federations start from.
@@ -132,11 +131,11 @@ class StudentFactory:
 
     def pretrain_on_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
         """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
-        config = self.experiment.student
-        if config.masked_epochs:
+        config = self.experiment.student.masked
+        if config.epochs:
             texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
             told = progress or (lambda done, total: None)
-            pretrain_on_domain(student, texts, config.masked_epochs, config.masked_learning_rate, randomness, told)
+            pretrain_on_domain(student, texts, config, randomness, told)
 
     def distilled(
         self,
@@ -152,7 +151,7 @@ class StudentFactory:
         weights = {name: value.clone() for name, value in student.state_dict().items()}
         prepared = target.prepared(student, self.seed, *purpose)
         plan = distillation_plan(target, prepared, epochs, self.labelled([self.server.data.public], upper))
-        return self.server.train(prepared, weights, plan, (self.seed, *purpose), self.server.pace(), progress)
+        return self.server.train(prepared, weights, plan, (self.seed, *purpose), progress=progress)
 
     def labelled(self, parts: Sequence[Examples], upper: TextModel | None = None) -> Tensor | None:
         """The teacher's probabilities on labelled examples, or those of ``upper``, where students are to learn from

@@ -175,7 +175,7 @@ def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemb
         config,
         data.task,
         ensemble.labels("the proxy set", data.proxy),
-        experiment.training.server_temperature,
+        experiment.training.server.temperature,
         read,
         partners(config.transfer, data.proxy, experiment.data.seed),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fed_distill.config import PrivacyConfig
+from fed_distill.config import ProtectedConfig
 from fed_distill.mechanisms.base import Protecting
 from fed_distill.transport.messages import Kinds
 
@@ -58,7 +58,7 @@ def bounded(epsilon: float) -> float | None:
 
 def account(
     mechanism: Protecting,
-    config: PrivacyConfig,
+    config: ProtectedConfig,
     spent: Spent,
     sends: Kinds,
     personal: bool = False,
@@ -80,7 +80,7 @@ def account(
     disclosed = mechanism.disclose(config, sends, personal, reproducible_noise=reproducible_noise)
     return {
         "unit": mechanism.name,
-        "group": mechanism.group(config),
+        "group": mechanism.group(),
         "largest_group": largest_group,
         "epsilon": bounded(spent.epsilon),
         "delta": spent.delta,

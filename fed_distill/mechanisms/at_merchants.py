@@ -1,17 +1,13 @@
 """Mechanisms with noise added by each merchant: DP-SGD, by example or by groups of examples.
 
-Once per federation, a merchant releases its noised number of members (``privacy.size_noise``); sampling rates, steps
+Once per federation, a merchant releases its noised number of members (setting ``size_noise``); sampling rates, steps
 and noise follow from this number, not from the exact one. Each round's private steps are then charged.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
-from fed_distill.data.examples import Examples, members
+from fed_distill.config import DPSGDConfig, Experiment, FederationConfig, PrivacyConfig, ProtectedConfig
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.base import Protecting, Terms
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
@@ -29,15 +25,11 @@ TRUSTED = "the merchant itself, which adds noise before anything leaves it, and 
 """Trusted parties if merchants add the noise."""
 
 
-def expected_batch(experiment: Experiment) -> int:
-    """Return the expected number of members per private step."""
-    return experiment.privacy.batch_size or experiment.training.batch_size
-
-
 @dataclass(frozen=True)
 class AtMerchants(Protecting):
     """DP-SGD with examples as members, or groups of examples if ``grouped``."""
 
+    settings: DPSGDConfig = field(default_factory=DPSGDConfig)
     freezes: ClassVar[bool] = True
     grouped: ClassVar[bool] = False
     """Whether a member of the privacy unit is a group of examples."""
@@ -49,17 +41,29 @@ class AtMerchants(Protecting):
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
         """Raise ConfigError for a payload that is not covered, or for settings that conflict with private steps."""
         self._refuse(federation.method, [kind for kind in sends if self.covers(kind) is None])
-        config, training = experiment.privacy, experiment.training
+        config, training = self.settings, experiment.training
         scaled = [key for key in ("rate_scales", "row_rate_power") if getattr(config, key)]
-        if scaled and (config.optimizer or training.optimizer) != "sgd":
-            raise ConfigError(f"privacy.{scaled[0]} requires privacy.optimizer = 'sgd': adamw would cancel its effect")
+        if scaled and experiment.training_of(federation.title).optimizer != "sgd":
+            raise ConfigError(
+                f"privacy.{scaled[0]} requires privacy.training.optimizer = 'sgd': adamw would cancel its effect"
+            )
         counted = [key for key in ("rows", "row_rate_power") if getattr(config, key)]
         if counted and not training.submodel:
             raise ConfigError(f"privacy.{counted[0]} requires training.submodel, which counts the used rows: set it")
+        self._check_weighting(federation)
         if passes(training) > 1:
             raise ConfigError(
                 f"privacy.unit = {self.name!r} clips the gradient of one pass over an example: set "
                 "training.adversarial.attack = 'none' and training.r_drop = 0"
+            )
+
+    def _check_weighting(self, federation: FederationConfig) -> None:
+        weighting = self.settings.weighting
+        if weighting != "examples" and federation.aggregator_options.get("weight", weighting) != weighting:
+            raise ConfigError(f"privacy.weighting = {weighting!r} and another weight in aggregator_options: remove one")
+        if weighting != "examples" and federation.aggregator != "fedavg":
+            raise ConfigError(
+                f"privacy.weighting = {weighting!r} is for aggregator fedavg, not {federation.aggregator}"
             )
 
     def check_covered(self, method: str, sends: Kinds) -> None:
@@ -70,44 +74,44 @@ class AtMerchants(Protecting):
         """Raise ConfigError for a student without per-example gradients."""
         check_per_example(student)
 
-    def kind(self, config: PrivacyConfig) -> str:
+    def kind(self) -> str:
         """Return the key that examples are grouped by, or "" if they are not."""
-        return config.group if self.grouped else ""
+        return ""
 
-    def groups(self, config: PrivacyConfig, examples: Examples) -> Tensor | None:
-        """Return the group of each example, int64 ``[examples]``, numbered from 0 without gaps; None without groups."""
-        return torch.from_numpy(members(examples, config.group)) if self.grouped else None
+    def expected_batch(self, experiment: Experiment) -> int:
+        """Expected members of a private step."""
+        return self.settings.batch_size or experiment.training.merchants.batch_size
 
     def aggregator_options(self, terms: Terms) -> dict[str, Any]:
         """Return the options of the configured aggregator and the weighting of merchants."""
         options = super().aggregator_options(terms)
-        if terms.privacy.weighting != "examples":
-            options["weight"] = terms.privacy.weighting
+        if self.settings.weighting != "examples":
+            options["weight"] = self.settings.weighting
         return options
 
-    def delta(self, config: PrivacyConfig, members: int) -> float:
+    def delta(self, config: ProtectedConfig, members: int) -> float:
         """Return the delta of the guarantee for each of ``members``."""
         return default_delta(members) if config.delta is None else config.delta
 
-    def size_spend(self, config: PrivacyConfig) -> Spend:
+    def size_spend(self) -> Spend:
         """Return the cost of releasing the number of members, once per federation."""
-        return Spend(config.size_noise, 1.0, 1)
+        return Spend(self.settings.size_noise, 1.0, 1)
 
     def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int) -> tuple[Spend, float]:
         """Return cost and delta of one of ``rounds`` rounds for a merchant with ``members`` members."""
-        config, batch_size = experiment.privacy, expected_batch(experiment)
+        config, batch_size = experiment.promise, self.expected_batch(experiment)
         rate, delta = sampling_rate(members, batch_size), self.delta(config, members)
         steps = private_steps(plan, members, batch_size)
         if config.noise_multiplier is not None:
             return Spend(config.noise_multiplier, rate, steps), delta
         assert config.epsilon is not None
-        told = (self.size_spend(config),)
+        told = (self.size_spend(),)
         found = noise_for(config.epsilon, delta, rate, steps * rounds, told, config.accountant)
         return Spend(found, rate, steps), delta
 
-    def learner_privacy(self, config: PrivacyConfig, spend: Spend, members: int) -> ExampleDP:
+    def learner_privacy(self, spend: Spend, members: int) -> ExampleDP:
         """Return the private steps of a merchant with ``members`` members, for the price ``spend``."""
-        return ExampleDP.configured(config, spend.noise_multiplier, examples=members)
+        return ExampleDP.configured(self.settings, spend.noise_multiplier, examples=members)
 
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
@@ -122,7 +126,8 @@ class AtMerchants(Protecting):
             *parts,
             Revealed(
                 "number of groups" if self.grouped else "number of training examples",
-                f"sent with noise of standard deviation {config.size_noise:g} once per federation, counted in epsilon",
+                f"sent with noise of standard deviation {self.settings.size_noise:g} once per federation, counted in "
+                "epsilon",
             ),
             Revealed("training losses", "not sent"),
             Revealed("its participation in a round", "not hidden"),

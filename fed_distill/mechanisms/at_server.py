@@ -8,7 +8,7 @@ a federation with other settings, data or answers has other noise. The secret st
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig, ProtectedConfig
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.base import Protecting, Terms
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
@@ -24,7 +24,7 @@ class AtServer(Protecting):
     def spends(self, terms: Terms) -> tuple[Spend, ...]:
         """Return the cost of all rounds of a federation for each merchant."""
 
-    def delta(self, config: PrivacyConfig, merchants: int) -> float:
+    def delta(self, config: ProtectedConfig, merchants: int) -> float:
         """Return the delta of the guarantee for each of ``merchants``."""
         return default_delta(merchants) if config.delta is None else config.delta
 

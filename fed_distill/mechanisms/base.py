@@ -16,7 +16,8 @@ from torch import Tensor
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.aggregation.base import Aggregator
 from fed_distill.aggregation.votes import counted_plainly
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig, PrivacyConfig, ProtectedConfig
+from fed_distill.config.tables import ConfigTable
 from fed_distill.data.examples import Examples, Task
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.revealed import Revealed
@@ -38,6 +39,12 @@ class Terms:
     federation: FederationConfig
     merchants: int
     proxy: int
+
+    @property
+    def promise(self) -> ProtectedConfig:
+        """``[privacy]`` of a federation that promises something."""
+        assert isinstance(self.privacy, ProtectedConfig)
+        return self.privacy
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,29 @@ class Words:
     assumption: str
 
 
+class NoSettings(ConfigTable):
+    """Of a unit that has none of its own."""
+
+
 @dataclass(frozen=True)
 class Mechanism(ABC):
-    """The privacy mechanism of a federation; this base class adds no protection. name: value of ``privacy.unit``."""
+    """The privacy mechanism of a federation; this base class adds no protection.
+
+    name: value of ``privacy.unit``. settings: the unit's own settings, from its table ``[privacy]``, or for a custom
+    unit from ``privacy.options``.
+    """
 
     name: str
+    settings: ConfigTable = field(default_factory=NoSettings)
 
     compares: ClassVar[bool] = True
-    """Whether the server may compare uplinks with each other and weight merchants by size. If not, uplinks contain only
-    weights, and each uplink affects the sum only through its own contribution."""
+    """Whether the server may compare uplinks with each other and weight merchants by size. If not, uplinks contain
+    only an update, and each affects the sum only through its own contribution."""
     poisson: ClassVar[bool] = False
     """Whether the merchants of a round are Poisson-sampled with secret coins. All merchants then pay before the first
     round, including those that are never sampled."""
     freezes: ClassVar[bool] = False
-    """Whether merchants keep the weights of ``privacy.freeze`` fixed."""
+    """Whether merchants keep some weights fixed: those of the setting ``freeze``, by default the embeddings."""
 
     @abstractmethod
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
@@ -91,13 +107,13 @@ class Mechanism(ABC):
     def check_covered(self, method: str, sends: Kinds) -> None:
         """Raise ConfigError if ``method`` sends a payload computed from private examples without protection."""
 
-    def check_task(self, config: PrivacyConfig, task: Task) -> None:  # noqa: B027 - most units support every task
+    def check_task(self, task: Task) -> None:  # noqa: B027 - most can do with every task
         """Raise ConfigError for a task that the unit does not support."""
 
     def check_student(self, student: TextModel) -> None:  # noqa: B027 - most units support every student
         """Raise ConfigError for a student that the mechanism does not support."""
 
-    def groups(self, config: PrivacyConfig, examples: Examples) -> Tensor | None:
+    def groups(self, examples: Examples) -> Tensor | None:
         """Return the member of the unit for each training example of a merchant, int64 ``[examples]``; None if each
         example is one, or all are."""
         return None
@@ -151,7 +167,7 @@ class Protecting(Mechanism):
         """``moved_by`` for ledgers: None for a built-in unit, where it is known."""
         return None if self.name in MOVED_BY else self.moved_by
 
-    def group(self, config: PrivacyConfig) -> str | None:
+    def group(self) -> str | None:
         """Return a description of a group, if the unit is one."""
         return None
 

@@ -1,10 +1,13 @@
 """Unit ``group``: protects all examples of a group, such as one offer, query or user, by DP-SGD over groups."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fed_distill.config import PrivacyConfig
-from fed_distill.data.examples import Task
+import torch
+from torch import Tensor
+
+from fed_distill.config import GroupsConfig
+from fed_distill.data.examples import Examples, Task, members
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import TRUSTED, AtMerchants
 from fed_distill.mechanisms.base import Words
@@ -22,6 +25,7 @@ GROUPS = {
 class ByGroup(AtMerchants):
     """DP-SGD with groups of examples as members, see ``privacy.group``."""
 
+    settings: GroupsConfig = field(default_factory=GroupsConfig)
     moved_by: ClassVar[float] = MOVED_BY["group"]
     grouped: ClassVar[bool] = True
 
@@ -40,17 +44,25 @@ class ByGroup(AtMerchants):
             "a group of one merchant is added or removed.",
         )
 
-    def check_task(self, config: PrivacyConfig, task: Task) -> None:
+    def kind(self) -> str:
+        """By what examples are grouped."""
+        return self.settings.group
+
+    def groups(self, examples: Examples) -> Tensor | None:
+        """To which group each example belongs, int64 ``[examples]``, with numbers from 0 that are all in use."""
+        return torch.from_numpy(members(examples, self.settings.group))
+
+    def check_task(self, task: Task) -> None:
         """Raise ConfigError for groups by second text if the task has one text."""
-        if config.group == "pair" and not task.pair:
+        if self.settings.group == "pair" and not task.pair:
             raise ConfigError(
                 f"privacy.group = 'pair' groups examples by their second text, and task {task.name} has one text: "
                 "set privacy.group to 'text' or 'group'"
             )
 
-    def group(self, config: PrivacyConfig) -> str | None:
+    def group(self) -> str | None:
         """Return a description of a group."""
-        return GROUPS[config.group]
+        return GROUPS[self.settings.group]
 
     def about_groups(self, group: str | None, largest: int | None) -> list[str]:
         """Return a sentence about the size of a group."""

@@ -3,8 +3,15 @@
 import inspect
 import math
 import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
-from fed_distill.config import Experiment, is_protected
+from pydantic import TypeAdapter, ValidationError
+
+from fed_distill.config import UNPROTECTED, Experiment, OwnPrivacy, is_protected
+from fed_distill.config.tables import ConfigTable
+from fed_distill.config.toml import first_problem
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms import MECHANISMS
 from fed_distill.mechanisms.at_merchants import AtMerchants
@@ -12,14 +19,15 @@ from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Mechanism, Protecting
 
 
-def mechanism(unit: str) -> Mechanism:
+def mechanism(unit: str, settings: ConfigTable | Mapping[str, Any] | None = None) -> Mechanism:
     """Return the mechanism of a privacy unit.
 
     :param unit: name or import path
+    :param settings: settings of the unit, for a custom one ``privacy.options``; None for the defaults
     :raises ConfigError: there is none, or a custom one is incomplete
     :raises NotAllowed: the site's policy does not allow this import path
     """
-    factory = MECHANISMS.resolve(unit)
+    factory = build = MECHANISMS.resolve(unit)
     if not is_protected(unit):
         built: Mechanism = factory(unit)
         return built
@@ -30,7 +38,10 @@ def mechanism(unit: str) -> Mechanism:
     lacking = sorted(factory.__abstractmethods__) if inspect.isabstract(factory) else []
     if lacking:
         raise ConfigError(f"privacy.unit = {unit!r} lacks {', '.join(lacking)}")
-    own = factory(unit)
+    if isinstance(settings, ConfigTable):
+        protecting: Mechanism = build(unit, settings)
+        return protecting
+    own = _with_options(factory, unit, {} if settings is None else settings)
     if not 1.0 <= own.moved_by < math.inf:
         raise ConfigError(
             f"privacy.unit = {unit!r} must state how far one example changes the noised value, in units of its own "
@@ -46,7 +57,10 @@ def mechanism_of(experiment: Experiment, arm: str | None = None) -> Mechanism:
     :param arm: name of a control or personal student, which have none; None for the experiment's federations
     :raises ConfigError: see ``mechanism``
     """
-    return mechanism(experiment.privacy.unit if arm is None else experiment.unit_of(arm))
+    privacy = experiment.privacy
+    if arm is not None and not experiment.protects(arm):
+        return mechanism(UNPROTECTED)
+    return mechanism(privacy.unit, privacy.options if isinstance(privacy, OwnPrivacy) else privacy)
 
 
 def recalled(unit: str) -> Protecting | None:
@@ -65,3 +79,17 @@ def recalled(unit: str) -> Protecting | None:
 def protected_by_merchants() -> tuple[str, ...]:
     """Return the built-in units with noise added by the merchants, so that no other party is trusted."""
     return tuple(unit for unit in MECHANISMS if isinstance(mechanism(unit), AtMerchants))
+
+
+def _with_options(factory: type[Protecting], unit: str, options: Mapping[str, Any]) -> Protecting:
+    """A unit with settings from a table, which its field ``settings`` says the keys of. ConfigError for a wrong one."""
+    try:
+        return _adapter(factory).validate_python({"name": unit, "settings": options} if options else {"name": unit})
+    except ValidationError as error:
+        problem = first_problem(error).replace("settings", "privacy.options", 1)
+        raise ConfigError(f"privacy.unit = {unit!r}: {problem}") from error
+
+
+@lru_cache(maxsize=8)
+def _adapter(factory: type[Protecting]) -> TypeAdapter[Protecting]:
+    return TypeAdapter(factory)

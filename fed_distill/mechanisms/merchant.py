@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config import Experiment, FederationConfig, UpdatesConfig
 from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import NoiseSource, Terms, Words
@@ -24,7 +24,7 @@ from fed_distill.models import TextModel
 from fed_distill.models.freezing import freeze
 from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.payloads.base import Payload
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Accountant, Spend, noise_for
 from fed_distill.privacy.dp_sgd import add_noise
 from fed_distill.privacy.exposure import MOVED_BY
@@ -36,6 +36,7 @@ from fed_distill.transport.messages import Kinds, Uplink
 class ByMerchant(AtServer):
     """Hides a merchant's whole contribution in the noised mean of clipped updates."""
 
+    settings: UpdatesConfig = field(default_factory=UpdatesConfig)
     moved_by: ClassVar[float] = MOVED_BY["merchant"]
     compares: ClassVar[bool] = False
     poisson: ClassVar[bool] = True
@@ -56,21 +57,21 @@ class ByMerchant(AtServer):
         )
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """Cover weights, which are averaged."""
-        return "received by the server, which releases their noised mean" if kind is StudentWeights else None
+        """Cover updates, which are averaged."""
+        return "received by the server, which releases their noised mean" if kind is StudentUpdate else None
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
-        """Raise ConfigError unless the method sends weights only and aggregates them with the plain mean."""
+        """Raise ConfigError unless the method sends updates only and aggregates them with the plain mean."""
         self.check_covered(federation.method, sends)
-        if sends != (StudentWeights,) or federation.aggregator != "fedavg":
+        if sends != (StudentUpdate,) or federation.aggregator != "fedavg":
             raise ConfigError(
-                f"privacy.unit = {self.name!r} adds noise to a mean of weights: choose a method that sends weights "
+                f"privacy.unit = {self.name!r} adds noise to a mean of updates: choose a method that sends an update "
                 f"only, such as fedavg-kd, with aggregator fedavg, not {federation.method} with {federation.aggregator}"
             )
 
     def noise_multiplier(self, terms: Terms) -> float:
         """Return the noise multiplier of each round's mean update."""
-        config, federation = terms.privacy, terms.federation
+        config, federation = terms.promise, terms.federation
         if config.noise_multiplier is not None:
             return config.noise_multiplier
         assert config.epsilon is not None
@@ -84,7 +85,7 @@ class ByMerchant(AtServer):
 
     def aggregator(self, terms: Terms, student: TextModel, noise: NoiseSource) -> "PrivateMean":
         """Build a private mean in place of the plain mean; it excludes the weights that merchants freeze."""
-        config, student = terms.privacy, freeze(copy.deepcopy(student), terms.privacy.freeze)
+        config, student = self.settings, freeze(copy.deepcopy(student), self.settings.freeze)
         quantile = config.adaptive_quantile
         return PrivateMean(
             noise_multiplier=self.noise_multiplier(terms),
@@ -174,7 +175,7 @@ def update_noise(noise_multiplier: float, count_noise: float) -> float:
 
 @dataclass
 class PrivateMean:
-    """An aggregator of weights with merchant-level differential privacy.
+    """An aggregator of updates with merchant-level differential privacy.
 
     noise_multiplier: standard deviation of the noise on the sum in units of the norm (z); 0 clips without noise.
     expected_merchants: expected number of merchants per round (q M). clip_norm: maximum L2 norm of a merchant's update
@@ -216,7 +217,7 @@ class PrivateMean:
 
         :param current: global weights
         :param uplinks: the merchants' uplinks
-        :raises UplinkRejected: an uplink has no weights or a non-finite update; ``state`` is unchanged
+        :raises UplinkRejected: an uplink has no update or a non-finite one; ``state`` is unchanged
         """
         total = _ClippedSum(current, self._trained(current), self.padded, self._norm)
         for uplink in uplinks:
@@ -272,13 +273,13 @@ class _ClippedSum:
         self.sums = {name: torch.zeros_like(current[name], dtype=torch.float64) for name in names}
         self.surplus = 0.0
         self.merchants: list[str] = []
-        self._current, self._padded, self._norm = current, padded, norm
+        self._padded, self._norm = padded, norm
 
     def add(self, uplink: Uplink) -> None:
         """Add the update of one merchant."""
-        sent = uplink.get(StudentWeights)
+        sent = uplink.get(StudentUpdate)
         if sent is None:
-            raise UplinkRejected(f"merchant {uplink.merchant}: its uplink has no weights")
+            raise UplinkRejected(f"merchant {uplink.merchant}: its uplink has no update")
         changes = {name: self._change(name, sent) for name in self.sums if name in sent.arrays}
         norm = math.hypot(*(float(torch.linalg.vector_norm(change)) for change in changes.values()))
         if not math.isfinite(norm):
@@ -295,9 +296,7 @@ class _ClippedSum:
 
     def _change(self, name: str, sent: PartialWeights) -> Tensor:
         """Return the merchant's change of weight ``name``, of a partial table its rows only; 0 for padding."""
-        value, rows = sent.arrays[name], sent.rows.get(name)
-        base = self._current[name] if rows is None else self._current[name][rows]
-        change = value.double() - base.double()
+        change, rows = sent.arrays[name].to(torch.float64, copy=True), sent.rows.get(name)
         if name in self._padded:
             change[slice(1) if rows is None else rows == 0] = 0.0
         return change

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from fed_distill.config import UNPROTECTED, Experiment
 from fed_distill.errors import BudgetExceeded, TrainingError
 from fed_distill.mechanisms.account import Spent
-from fed_distill.mechanisms.at_merchants import AtMerchants, expected_batch
+from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Mechanism, Protecting, Terms
 from fed_distill.mechanisms.lookup import mechanism_of
@@ -35,7 +35,7 @@ from fed_distill.training.choosing import chosen_device
 from fed_distill.training.plan import Plan
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink
-from fed_distill.transport.requests import TrainRequest
+from fed_distill.transport.requests import PROTOCOL, TrainRequest
 
 Policy = TypeVar("Policy", bound=SitePolicy)
 """The site's own policy; this module only uses the interface ``SitePolicy``."""
@@ -92,7 +92,7 @@ class Protection(Generic[Policy]):
     @property
     def batch_size(self) -> int:
         """Expected number of examples per private step."""
-        return expected_batch(self.experiment)
+        return self._paid_by_rounds.expected_batch(self.experiment)
 
     def own_randomness(self, seed: int) -> Part:
         """Return the source of randomness for protection: the site's secret, or in a simulation the run's seed."""
@@ -147,7 +147,7 @@ class Protection(Generic[Policy]):
         limit = self.limits.of(merchant)
         begun = limit.max_epsilon is None or self._has_begun(request, merchant)
         if not begun:
-            sizes = (_SMALLEST,) if self.experiment.privacy.epsilon is not None else (_SMALLEST, _LARGEST)
+            sizes = (_SMALLEST,) if self.experiment.promise.epsilon is not None else (_SMALLEST, _LARGEST)
             self._check_whole(
                 request, merchant, [mechanism.price(self.experiment, plan, size, rounds) for size in sizes]
             )
@@ -180,7 +180,7 @@ class Protection(Generic[Policy]):
         rounds, most = request.rounds_of(merchant), self.limits.of(merchant).max_epsilon
         assert most is not None
         before = [entry.charge for entry in self.ledger(request.arm, request.seed, merchant).entries()]
-        size = self._paid_by_rounds.size_spend(self.experiment.privacy)
+        size = self._paid_by_rounds.size_spend()
         whole = [
             exposure(
                 [
@@ -214,7 +214,7 @@ class Protection(Generic[Policy]):
         self._charge(release.request, merchant, "training", round, digest, (release.spend,), release.delta)
         return replace(
             release.learner,
-            privacy=self._paid_by_rounds.learner_privacy(self.experiment.privacy, release.spend, release.members),
+            privacy=self._paid_by_rounds.learner_privacy(release.spend, release.members),
             randomness=(self.own_randomness(seed), arm, merchant, round, digest),
         )
 
@@ -234,9 +234,10 @@ class Protection(Generic[Policy]):
         """
         if not request.federation:
             raise TrainingError(f"merchant {merchant}: the request to join names no federation")
-        config, mechanism = self.experiment.privacy, self.mechanism(request.arm)
+        mechanism = self.mechanism(request.arm)
         if not isinstance(mechanism, AtServer):
             raise TrainingError(f"merchant {merchant}: a request to join an arm in which the server adds no noise")
+        config = self.experiment.promise
         spends = mechanism.spends(Terms(config, self.experiment.arms()[request.arm], request.population, proxy))
         limit, delta = self.limits.of(merchant), mechanism.delta(config, request.population)
         limit.check_delta(merchant, delta, request.population)
@@ -250,12 +251,12 @@ class Protection(Generic[Policy]):
     def _noised_size(self, learner: Learner, request: TrainRequest) -> int:
         """Return the noised number of members; its noise depends on their number and kind only, and it is charged once
         per federation."""
-        config, mechanism, merchant = self.experiment.privacy, self._paid_by_rounds, learner.name
-        spend = mechanism.size_spend(config)
+        config, mechanism, merchant = self.experiment.promise, self._paid_by_rounds, learner.name
+        spend = mechanism.size_spend()
         noise = spend.noise_multiplier
         limit, members = self.limits.of(merchant), learner.members()
         limit.check_noise(merchant, noise)
-        what = {"unit": mechanism.name, "group": mechanism.kind(config)}
+        what = {"unit": mechanism.name, "group": mechanism.kind()}
         digest = fingerprint(members=members, noise=noise, **what)
         place = request.arm, merchant, "size noise", digest
         drawn = float(Keystream(self.own_randomness(request.seed), *place).normal(1))
@@ -272,7 +273,7 @@ class Protection(Generic[Policy]):
             paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
             noises = [spend.noise_multiplier for one in paid if one.what != "size" for spend in one.spends]
             if noises:
-                accountant, least = self.experiment.privacy.accountant, min(one.delta for one in paid)
+                accountant, least = self.experiment.promise.accountant, min(one.delta for one in paid)
                 total, at_5, at_6 = (composed(paid, delta, accountant) for delta in (least, *REPORTED_DELTAS))
                 parts.append(Spent(1, total, least, min(noises), max(noises), epsilon_5=at_5, epsilon_6=at_6))
         return Spent.joined(parts)
@@ -297,7 +298,7 @@ class Protection(Generic[Policy]):
     ) -> None:
         """Charge the merchant's ledger, unless this release was charged before."""
         charge = self._priced(request, what, round, digest, spends, delta)
-        ledger, target = self.ledger(request.arm, request.seed, merchant), self.experiment.privacy.epsilon
+        ledger, target = self.ledger(request.arm, request.seed, merchant), self.experiment.promise.epsilon
         if target is not None:
             self._check_target(ledger, charge, target)
         ledger.charge(charge, self.limits.of(merchant).max_epsilon)
@@ -323,7 +324,7 @@ class Protection(Generic[Policy]):
         paid = self._paid(ledger, charge.arm, charge.seed)
         if any(one.same_release(charge) for one in paid):
             return
-        total = composed([*paid, charge], charge.delta, self.experiment.privacy.accountant)
+        total = composed([*paid, charge], charge.delta, self.experiment.promise.accountant)
         if not total <= target * (1.0 + _SLACK):
             raise BudgetExceeded(
                 f"merchant {ledger.merchant}: budget exceeded: {charge.what} in round {charge.round} would increase "
@@ -352,7 +353,7 @@ class Digests:
         sums = experiment.runtime.model_dump(mode="json", include=SUMMED_BY)
         sums["device"] = chosen_device(experiment.runtime.device).type
         if own:
-            sums |= {"run": experiment.name, "versions": versions()}
+            sums |= {"run": experiment.name, "versions": versions(), "protocol": PROTOCOL}
         self._base = hashlib.sha256()
         self._base.update(
             fingerprint(

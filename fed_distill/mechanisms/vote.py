@@ -8,7 +8,7 @@ change of one merchant's votes. The server, which counts the votes, is trusted t
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.aggregation.votes import NO_ANSWER, plurality
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig, VotesConfig
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import NoiseSource, Terms, Words
@@ -36,6 +36,7 @@ _STEP = 1e-4
 class ByVote(AtServer):
     """Hides a merchant's whole contribution in noisy winners of votes."""
 
+    settings: VotesConfig = field(default_factory=VotesConfig)
     moved_by: ClassVar[float] = MOVED_BY["vote"]
 
     @property
@@ -67,35 +68,35 @@ class ByVote(AtServer):
 
     def counting(self, terms: Terms) -> "VoteMechanism":
         """Return the vote mechanism of each round; the consensus is a share of the merchants sampled in a round."""
-        config, federation = terms.privacy, terms.federation
+        config, own, federation = terms.promise, self.settings, terms.federation
         voters = max(1, round(federation.participation * terms.merchants))
         if config.noise_multiplier is not None:
             noise = config.noise_multiplier
-            return VoteMechanism(config.consensus * voters, config.vote_noise_ratio * noise, noise, config.answers)
+            return VoteMechanism(own.consensus * voters, own.vote_noise_ratio * noise, noise, own.answers)
         assert config.epsilon is not None
         return calibrated(
             config.epsilon,
             self.delta(config, terms.merchants),
-            queries=queried(config, terms.proxy),
-            max_answers=config.answers,
+            queries=queried(own, terms.proxy),
+            max_answers=own.answers,
             voters=voters,
-            consensus=config.consensus,
-            ratio=config.vote_noise_ratio,
+            consensus=own.consensus,
+            ratio=own.vote_noise_ratio,
             rounds=federation.rounds,
             accountant=config.accountant,
         )
 
     def spends(self, terms: Terms) -> tuple[Spend, ...]:
         """Return the cost of all rounds of a federation for each merchant."""
-        return vote_spends(self.counting(terms), queried(terms.privacy, terms.proxy), terms.federation.rounds)
+        return vote_spends(self.counting(terms), queried(self.settings, terms.proxy), terms.federation.rounds)
 
     def tally(self, terms: Terms, noise: NoiseSource, round: int) -> Callable[[Tensor], Tensor]:
         """Return a function from votes ``[proxy, classes]`` of a round to labels int64 ``[proxy]``."""
-        queries = queried(terms.privacy, terms.proxy)
+        queries = queried(self.settings, terms.proxy)
         return partial(_counted, mechanism=self.counting(terms), queries=queries, noise=noise, round=round)
 
 
-def queried(config: PrivacyConfig, proxy: int) -> int:
+def queried(config: VotesConfig, proxy: int) -> int:
     """Return the number of proxy examples queried per round."""
     return proxy if config.queries is None else min(config.queries, proxy)
 

@@ -106,7 +106,7 @@ def _charges(
 def _at_server(
     experiment: Experiment, mechanism: AtServer, merchants: int, proxy: int, federation: FederationConfig
 ) -> tuple[tuple[Spend, ...], float]:
-    config = experiment.privacy
+    config = experiment.promise
     return mechanism.spends(Terms(config, federation, merchants, proxy)), mechanism.delta(config, merchants)
 
 
@@ -118,7 +118,7 @@ def _at_merchant(
     plan = Plan((Phase(hard_labels(), epochs=getattr(method, "local_epochs", 1.0)),))
     spend, delta = mechanism.price(experiment, plan, size, federation.rounds)
     whole = replace(spend, steps=spend.steps * federation.rounds)
-    return (mechanism.size_spend(experiment.privacy), whole), delta
+    return (mechanism.size_spend(), whole), delta
 
 
 def _rounded_up(value: float) -> float:

@@ -40,11 +40,11 @@ class Arms:
 
     def attack(self, arm: str, seed: int, merchant: str) -> Attack | None:
         """What a Byzantine merchant of a simulation does; None for the honest."""
-        if not self.experiment.is_poisoned(arm):
+        if not self.experiment.is_byzantine(arm):
             return None
         if seed not in self._byzantine:
             self._byzantine = {seed: byzantine_merchants(self.experiment, self.everybody, seed)}
-        config = self.experiment.poisoning
+        config = self.experiment.byzantine
         built: Attack | None = (
             ATTACKS.build(config.attack, config.options) if merchant in self._byzantine[seed] else None
         )

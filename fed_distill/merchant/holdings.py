@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fed_distill import seeds
-from fed_distill.config import Experiment
+from fed_distill.config import DPSGDConfig, Experiment, FreezingConfig
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, MerchantData
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
@@ -32,8 +33,10 @@ class Holdings:
         if (blueprint, protected) not in self._students:
             student = built_from(blueprint)
             if protected:
-                freeze(student, self.experiment.privacy.freeze)
-                matched(student, self.experiment.privacy.rate_scales, "privacy.rate_scales")
+                settings = mechanism_of(self.experiment).settings
+                freeze(student, settings.freeze if isinstance(settings, FreezingConfig) else None)
+                if isinstance(settings, DPSGDConfig):
+                    matched(student, settings.rate_scales, "privacy.rate_scales")
             self._students[blueprint, protected] = student if protected else freeze_base(student)
         return self._students[blueprint, protected]
 

@@ -131,10 +131,12 @@ class Manifest(_Table):
         """``experiment`` with the site's state folder and ledgers, and without a path or a model that the server
         named: texts are not translated, and synonyms are the built-in ones.
 
-        Raises ConfigError if merchants are to lie: those of a real site do not, whatever the server asks.
+        Raises ConfigError if merchants are to be Byzantine: those of a real site are not, whatever the server asks.
         """
-        if experiment.poisoning.share:
-            raise ConfigError("[poisoning] is for simulations: no merchant of a real site lies at the server's word")
+        if experiment.byzantine.fraction:
+            raise ConfigError(
+                "[byzantine] is for simulations: no merchant of a real site deviates at the server's word"
+            )
         return experiment.with_changes(
             {
                 "runtime.folder": str(self.folder / self.state / "runs"),

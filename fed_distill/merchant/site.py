@@ -14,7 +14,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fed_distill.config import Experiment, TrainingConfig
+from fed_distill.config import Experiment, TrainerConfig
 from fed_distill.data.examples import Task
 from fed_distill.errors import (
     BudgetExceeded,
@@ -85,7 +85,7 @@ class Site:
     everybody: tuple[str, ...]
     answers: Answers | None = None
     tally: Tally = field(default_factory=Tally)
-    _trainers: dict[TrainingConfig, Trainer] = field(default_factory=dict)
+    _trainers: dict[TrainerConfig, Trainer] = field(default_factory=dict)
 
     def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
         """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.
@@ -221,7 +221,7 @@ class Site:
             starting_weights(method, plan, down, kept, starts.get(kind)),
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
-            groups=mechanism.groups(self.experiment.privacy, examples),
+            groups=mechanism.groups(examples),
             proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
             references=predicted(plan, student, private, weights),
@@ -299,6 +299,7 @@ class Site:
             fitted.name,
             part.size,
             shared_of(fitted.weights) if asked.plan.pair else fitted.weights,
+            down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
             class_means=lambda: self._class_means(learner, request.arm),
             steps=fitted.steps,

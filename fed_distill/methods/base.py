@@ -6,12 +6,14 @@ runtime.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fed_distill.config import FederationConfig, TrainingConfig
-from fed_distill.models.weights import PartialWeights, Weights
+from fed_distill.config import FederationConfig, TrainerConfig
+from fed_distill.errors import UplinkRejected
+from fed_distill.models.weights import PartialWeights, Weights, update_of
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -54,7 +56,7 @@ class Services(Protocol):
     """Services of the server for a method's ``merge``; a method declares those that it ``uses``."""
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
-        """Aggregate the merchants' weights with the configured aggregator and return the next global weights."""
+        """Return ``current`` plus the merchants' updates, aggregated by the configured aggregator."""
 
     def tally(self, votes: Tensor) -> Tensor:
         """Convert counts of votes ``[proxy, classes]`` to labels, int64 ``[proxy]``, negative for none."""
@@ -77,19 +79,30 @@ class Services(Protocol):
 class Trained:
     """One merchant after training.
 
-    weights: changed weights (whole, or the touched rows). predict_proxy: computes the trained student's probabilities
-    on the proxy set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private
-    examples of each class; not available with privacy, as it uses private examples after training. steps,
-    learning_rate: number of steps and the rate of each, without the scale of a phase.
+    weights: trained weights of the federation's shared student, whole or the touched rows. received: that student's
+    weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
+    set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
+    class; not available with privacy, as it uses private examples after training. steps, learning_rate: number of steps
+    and the rate of each, without the scale of a phase.
     """
 
     merchant: str
     examples: int
     weights: PartialWeights
+    received: Weights
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
     steps: int = 0
     learning_rate: float = 0.0
+
+    @cached_property
+    def update(self) -> PartialWeights:
+        """How far ``weights`` are from what was ``received``, in float32, computed once. UplinkRejected, naming the
+        merchant, if that is not finite, or of a weight that was not received."""
+        try:
+            return update_of(self.weights, self.received)
+        except ValueError as error:
+            raise UplinkRejected(f"merchant {self.merchant}: {error}") from error
 
 
 class Method(Protocol):
@@ -141,6 +154,6 @@ class HasControlVariate(Protocol):
 class ValidatesConfig(Protocol):
     """A method that does not support every experiment."""
 
-    def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
+    def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
         """Server, before a run: raise ConfigError if the method does not support this federation, the merchants'
         training, or the number of classes."""

@@ -6,10 +6,11 @@ from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.records import RESERVED
 
 DECLARED = {
-    "sends": "the kinds of payloads that merchants send, for example sends: ClassVar[Kinds] = (StudentWeights,)",
+    "sends": "the kinds of payloads that merchants send, for example sends: ClassVar[Kinds] = (StudentUpdate,)",
     "receives": "the kinds of payloads that they are sent, for example receives: ClassVar[Kinds] = (StudentWeights,)",
     "keeps": 'what a merchant keeps between rounds, for example keeps: ClassVar[Keeps] = "nothing"',
     "uses": 'what its merge asks of the server, for example uses: ClassVar[tuple[Service, ...]] = ("average",)',
@@ -22,6 +23,11 @@ def check_declared(name: str, method: Method) -> None:
     for declared, what in DECLARED.items():
         if getattr(method, declared, None) is None:
             raise ConfigError(f"method {name} does not declare `{declared}`: {what}")
+    if StudentWeights in method.sends:
+        raise ConfigError(
+            f"method {name} sends StudentWeights, which only the server does: merchants send how far training moved "
+            "them, StudentUpdate.of(trained.update), and `average` merges that"
+        )
     for declared, kinds in (("sends", method.sends), ("receives", method.receives)):
         records = [*RESERVED, *(record for kind in kinds for record in kind.records)]
         twice = next((record for record in records if records.count(record) > 1), None)
@@ -49,7 +55,7 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
 def check_task(experiment: Experiment, federation: FederationConfig, method: Method, classes: int) -> None:
     """Raise ConfigError if the method does not support the merchants' training or the number of classes."""
     mechanism = mechanism_of(experiment, federation.title)
-    private = experiment.privacy if isinstance(mechanism, AtMerchants) else None
+    private = mechanism.settings if isinstance(mechanism, AtMerchants) else None
     if isinstance(method, HasControlVariate) and private is not None and (private.rows or private.row_rate_power):
         raise ConfigError(
             f"method {federation.method} trains whole tables: drop privacy.rows and privacy.row_rate_power"

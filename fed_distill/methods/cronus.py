@@ -25,12 +25,13 @@ from fed_distill.transport.messages import Uplink
 
 @dataclass(frozen=True)
 class Cronus(FedMD):
-    """robust: the robust mean: ``filter`` (the paper's), ``median`` or ``trimmed-mean``. liar_share: expected share of
-    Byzantine merchants, below 0.5: maximum share excluded per example, for ``trimmed-mean`` at each end. teacher_share:
-    weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method. Other options: see ``fedmd``."""
+    """robust: the robust mean: ``filter`` (the paper's), ``median`` or ``trimmed-mean``. byzantine_fraction: expected
+    share of Byzantine merchants, below 0.5: maximum share excluded per example, for ``trimmed-mean`` at each end.
+    teacher_share: weight of the teacher beside the merchants, in [0, 1]; 0 is the paper's method. Other options: see
+    ``fedmd``."""
 
     robust: Literal["filter", "median", "trimmed-mean"] = "filter"
-    liar_share: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
+    byzantine_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
@@ -40,5 +41,7 @@ class Cronus(FedMD):
             raise UplinkRejected("no merchant sent soft labels that could be merged")
         stacked = torch.stack(sent)
         if self.robust == "filter":
-            return renormalized(filtered_mean(stacked, self.liar_share))
-        return renormalized(median(stacked) if self.robust == "median" else trimmed_mean(stacked, self.liar_share))
+            return renormalized(filtered_mean(stacked, self.byzantine_fraction))
+        return renormalized(
+            median(stacked) if self.robust == "median" else trimmed_mean(stacked, self.byzantine_fraction)
+        )

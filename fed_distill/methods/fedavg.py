@@ -1,7 +1,8 @@
-"""Federated averaging without a teacher: train on private labels, average the weights.
+"""Federated averaging without a teacher: train on private labels, average the updates.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017, algorithm 1.
-The aggregator is configurable.
+Merchants send updates: the global student plus their mean is the mean of the trained students. The aggregator is
+configurable.
 """
 
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import ClassVar
 from fed_distill.config import PositiveFloat
 from fed_distill.distill.losses import hard_labels
 from fed_distill.methods.base import GlobalState, Keeps, Service, Services, Trained, replace
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -22,7 +24,7 @@ class FedAvg:
 
     local_epochs: PositiveFloat = 1.0
     keeps: ClassVar[Keeps] = "nothing"
-    sends: ClassVar[Kinds] = (StudentWeights,)
+    sends: ClassVar[Kinds] = (StudentUpdate,)
     uses: ClassVar[tuple[Service, ...]] = ("average",)
     receives: ClassVar[Kinds] = (StudentWeights,)
 
@@ -35,9 +37,9 @@ class FedAvg:
         return Plan((Phase(hard_labels(), epochs=self.local_epochs),))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Send the trained weights."""
-        return Uplink(trained.merchant, trained.examples, (StudentWeights.of(trained.weights),))
+        """Send the update."""
+        return Uplink(trained.merchant, trained.examples, (StudentUpdate.of(trained.update),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Aggregate the weights."""
+        """Add the aggregated update to the global student."""
         return replace(state, round=state.round + 1, weights=server.average(state.weights, up))

@@ -19,7 +19,7 @@ from fed_distill.distill.losses import soft_labels
 from fed_distill.methods.base import GlobalState, Service, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
@@ -33,10 +33,10 @@ class FedDF(FedAvg):
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     uses: ClassVar[tuple[Service, ...]] = ("average", "distil")
-    sends: ClassVar[Kinds] = (StudentWeights, SoftLabels)
+    sends: ClassVar[Kinds] = (StudentUpdate, SoftLabels)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Send the trained weights and their probabilities on the proxy set."""
+        """Send the update, and the trained student's probabilities on the proxy set."""
         return super().uplink(trained, down).having(SoftLabels(trained.predict_proxy()))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:

@@ -23,9 +23,8 @@ from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, repl
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.fml import divergence
 from fed_distill.models.base import Outputs
-from fed_distill.models.weights import applied, update_of
 from fed_distill.payloads.low_rank_update import LowRankUpdate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.plan import Objective, Phase, Plan, References
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
@@ -58,24 +57,18 @@ class FedKD(FedAvg):
         """Send the mentee's update in factors."""
         if "energy" not in down.scalars:
             raise UplinkRejected(f"merchant {trained.merchant}: the server names no energy")
-        try:
-            update = update_of(trained.weights, down.weights)
-        except ValueError as error:
-            raise UplinkRejected(f"merchant {trained.merchant}: {error}") from error
-        return Uplink(trained.merchant, trained.examples, (LowRankUpdate.factored(update, down.scalars["energy"]),))
+        factored = LowRankUpdate.factored(trained.update, down.scalars["energy"])
+        return Uplink(trained.merchant, trained.examples, (factored,))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Aggregate the mentees after reconstructing them from their updates."""
-        return super().merge(state, (rebuilt(uplink, state) for uplink in up), server)
+        """Add the aggregated update to the mentee."""
+        return super().merge(state, map(multiplied_out, up), server)
 
 
-def rebuilt(uplink: Uplink, state: GlobalState) -> Uplink:
-    """Return the uplink with weights in place of an update."""
+def multiplied_out(uplink: Uplink) -> Uplink:
+    """The same with its update multiplied out."""
     update = uplink.get(LowRankUpdate)
-    if update is None:
-        return uplink
-    weights = StudentWeights.of(applied(update.multiplied_out(), state.weights))
-    return replace(uplink, payloads=(weights,))
+    return uplink if update is None else replace(uplink, payloads=(StudentUpdate.of(update.multiplied_out()),))
 
 
 def adaptive_mutual() -> Objective:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fed_distill.config import FederationConfig, PositiveFloat, TrainingConfig
+from fed_distill.config import FederationConfig, PositiveFloat, TrainerConfig
 from fed_distill.distill.losses import cross_entropy, distillation_kl, soften
 from fed_distill.errors import ConfigError
 from fed_distill.methods.fedavg import FedAvg
@@ -30,7 +30,7 @@ class FedNTD(FedAvg):
     beta: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     temperature: PositiveFloat = 1.0
 
-    def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
+    def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
         """Raise ConfigError for two classes, for which there is only one not-true class."""
         if classes < 3:
             raise ConfigError(

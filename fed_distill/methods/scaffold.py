@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from fed_distill.aggregation import SUBMODEL_AGGREGATORS
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
@@ -35,17 +36,17 @@ class Scaffold(FedAvg):
     """local_epochs: epochs on a merchant's private examples per round (K steps)."""
 
     keeps: ClassVar[Keeps] = "control_variate"
-    sends: ClassVar[Kinds] = (StudentWeights, ControlVariate)
+    sends: ClassVar[Kinds] = (StudentUpdate, ControlVariate)
     receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
-    def check(self, federation: FederationConfig, training: TrainingConfig, classes: int) -> None:
+    def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
         """Raise ConfigError unless merchants train by plain gradient descent, which determines the mean gradient, and
         whole students are averaged."""
         if training.optimizer != "sgd" or training.momentum:
             kind = "sgd with momentum" if training.optimizer == "sgd" else training.optimizer
             raise ConfigError(
-                f"method scaffold corrects steps of plain gradient descent, not of {kind}: set training.optimizer = "
-                "'sgd' (in private federations privacy.optimizer) and training.momentum = 0"
+                f"method scaffold corrects steps of plain gradient descent, not of {kind}: set optimizer = 'sgd' "
+                "and momentum = 0 in [training.merchants] (in private federations in [privacy.training])"
             )
         if federation.aggregator in SUBMODEL_AGGREGATORS:
             raise ConfigError(
@@ -71,7 +72,7 @@ class Scaffold(FedAvg):
         return {name: _of(kept or {}, name, change) + change for name, change in _change(trained, down).items()}
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Send the trained weights and c_i+ - c_i."""
+        """Send the update, y - x, and c_i+ - c_i."""
         return super().uplink(trained, down).having(ControlVariate(_change(trained, down)))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
@@ -96,10 +97,7 @@ class Scaffold(FedAvg):
 def _change(trained: Trained, down: Downlink) -> dict[str, Tensor]:
     """Return c_i+ - c_i = (x - y) / (K eta_l) - c for every trained weight."""
     travelled = trained.steps * trained.learning_rate
-    return {
-        name: (down.weights[name] - value) / travelled - _of(_sent(down), name, value)
-        for name, value in trained.weights.arrays.items()
-    }
+    return {name: -moved / travelled - _of(_sent(down), name, moved) for name, moved in trained.update.arrays.items()}
 
 
 def _sent(carrier: Carrier) -> Weights:

@@ -13,7 +13,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PartialWeights:
-    """Weights of which some tables are present in part.
+    """Weights, or updates of them, of which some tables are present in part.
 
     arrays: by parameter name. rows: for each partly present table, the sorted int64 row numbers that
     ``arrays`` holds of it; all other rows are as they were in the downlink. counts: for each of those tables, int64,
@@ -25,41 +25,46 @@ class PartialWeights:
     counts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def update_of(sent: PartialWeights, base: Weights) -> PartialWeights:
-    """How far each weight moved from ``base``, in float32; what is not floating-point as it is.
+def update_of(trained: PartialWeights, start: Weights) -> PartialWeights:
+    """How far each floating-point weight moved from ``start``, in float32.
 
-    ValueError, naming it, for a weight that ``base`` has not, or that moved by what is not finite.
+    ValueError, naming it, for a weight that ``start`` has not, or that moved by what is not finite.
     """
     moved = {}
-    for name, value in sent.arrays.items():
-        if name not in base:
-            raise ValueError(f"weight {name!r} is not in the downlink, against which it would be coded")
-        value = value.detach().cpu()
-        start = _rows_of(base[name], sent.rows.get(name))
-        moved[name] = value.float() - start.float() if value.is_floating_point() else value
-        if not bool(torch.isfinite(moved[name]).all()):
+    for name, value in trained.arrays.items():
+        if name not in start:
+            raise ValueError(f"weight {name!r} is not in the downlink, of which it would be an update")
+        if not value.is_floating_point():
+            continue
+        rows = trained.rows.get(name)
+        before = start[name] if rows is None else start[name][rows]
+        moved[name] = value.detach().cpu().float() - before.detach().cpu().float()
+        if not is_finite(moved[name]):
             raise ValueError(f"the update of {name} is not finite: train at a lower learning rate")
-    return PartialWeights(moved, sent.rows, sent.counts)
+    return PartialWeights(moved, trained.rows, trained.counts)
 
 
-def applied(update: PartialWeights, base: Weights) -> PartialWeights:
-    """Inverse of ``update_of``, in the types of ``base``."""
-    arrays = {}
+def updated(start: Weights, update: PartialWeights) -> dict[str, Tensor]:
+    """``start`` with ``update`` added, in the types of ``start``; what is not in the update stays as it is."""
+    whole = dict(start)
     for name, change in update.arrays.items():
-        start = _rows_of(base[name], update.rows.get(name))
-        arrays[name] = (start.float() + change).to(start.dtype) if start.is_floating_point() else change
-    return PartialWeights(arrays, update.rows, update.counts)
+        value, rows = start[name], update.rows.get(name)
+        if rows is None:
+            whole[name] = (value.double() + change).to(value.dtype)
+        else:
+            whole[name] = value.clone()
+            whole[name][rows] = (value[rows].double() + change).to(value.dtype)
+    return whole
 
 
 def times(values: Weights, factor: float) -> Weights:
-    """Each floating-point tensor times ``factor``."""
-    return {name: value * factor if value.is_floating_point() else value for name, value in values.items()}
+    """Each tensor times ``factor``."""
+    return {name: value * factor for name, value in values.items()}
 
 
 def norm_of(values: Iterable[Tensor]) -> float:
-    """L2 norm of all floating-point tensors together, in float64."""
-    floats = [value.double() for value in values if value.is_floating_point()]
-    return math.sqrt(sum(float((value * value).sum()) for value in floats))
+    """L2 norm of all tensors together, in float64."""
+    return math.hypot(*(float(torch.linalg.vector_norm(value.double())) for value in values))
 
 
 def is_finite(value: Tensor) -> bool:
@@ -67,7 +72,3 @@ def is_finite(value: Tensor) -> bool:
     if not value.numel() or not value.is_floating_point():
         return True
     return all(math.isfinite(float(extreme)) for extreme in value.aminmax())
-
-
-def _rows_of(value: Tensor, rows: Tensor | None) -> Tensor:
-    return value.detach().cpu() if rows is None else value.detach().cpu()[rows]

@@ -84,7 +84,7 @@ class Payload(ABC):
         """The same with what its merchant has learned times ``factor``, as an attacker would send it: an update times
         the factor, probabilities as logits times the factor. ValueError if there is no such payload."""
 
-    def norm(self, context: Context) -> float:
+    def norm(self) -> float:
         """L2 norm of how far it moves the global student; 0 if it moves no weights."""
         return 0.0
 

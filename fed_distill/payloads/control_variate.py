@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from fed_distill.models.weights import PartialWeights, Weights, norm_of, times
 from fed_distill.payloads.base import Context, Payload, Records, Room
-from fed_distill.payloads.student_weights import check_shapes, check_weights
+from fed_distill.payloads.partial import check_shapes, check_weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,6 @@ class ControlVariate(Payload):
         """Times ``factor``."""
         return type(self)(times(self.arrays, factor))
 
-    def norm(self, context: Context) -> float:
+    def norm(self) -> float:
         """Of all of it."""
         return norm_of(self.arrays.values())

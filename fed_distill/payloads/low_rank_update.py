@@ -15,9 +15,14 @@ from torch import Tensor
 from fed_distill.errors import TrainingError
 from fed_distill.models.weights import PartialWeights, Weights, norm_of, times
 from fed_distill.payloads.base import Context, Payload, Records, Room
-from fed_distill.payloads.student_weights import check_shapes, check_weights, partial_of, partial_records, partial_room
-
-_PREFIX = "update."
+from fed_distill.payloads.partial import (
+    check_shapes,
+    check_weights,
+    like_updates,
+    partial_of,
+    partial_records,
+    partial_room,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class LowRankUpdate(Payload):
     wide: Weights = field(default_factory=dict)
     name: ClassVar[str] = "low_rank_update"
     records: ClassVar[tuple[str, ...]] = tuple(
-        f"{_PREFIX}{part}" for part in ("weights", "rows", "counts", "thin", "wide")
+        f"low_rank.{part}" for part in ("update", "rows", "counts", "thin", "wide")
     )
     disclosure: ClassVar[str] = "update of its student's weights, of lower rank"
     covered: ClassVar[str | None] = "computed from weights trained with DP-SGD, at no further cost"
@@ -42,29 +47,31 @@ class LowRankUpdate(Payload):
 
     def to_records(self) -> Records:
         """What is not factored, and both factors."""
-        plain = partial_records(self.plain, _PREFIX)
-        return {**plain, f"{_PREFIX}thin": self.thin, f"{_PREFIX}wide": self.wide}
+        *plain, thin, wide = self.records
+        return {**partial_records(self.plain, plain), thin: self.thin, wide: self.wide}
 
     @classmethod
     def from_records(cls, records: Records, numbers: Mapping[str, int]) -> Self:
         """Inverse of ``to_records``."""
-        return cls(partial_of(records, _PREFIX), records[f"{_PREFIX}thin"], records[f"{_PREFIX}wide"])
+        *plain, thin, wide = cls.records
+        return cls(partial_of(records, plain), records[thin], records[wide])
 
     @classmethod
     def room(cls, context: Context) -> Room:
         """As large as the global student in single precision, and factors as large as its matrices."""
-        factors = {name: 4 * value.numel() for name, value in context.weights.items() if value.dim() == 2}
-        return {**partial_room(_floats(context.weights), _PREFIX), f"{_PREFIX}thin": factors, f"{_PREFIX}wide": factors}
+        like, (*plain, thin, wide) = like_updates(context.weights), cls.records
+        factors = {name: value.nbytes for name, value in like.items() if value.dim() == 2}
+        return {**partial_room(like, plain), thin: factors, wide: factors}
 
     def check_shape(self, context: Context) -> None:
         """Factors first: their product must not be larger than what it is added to."""
-        like = _floats(context.weights)
+        like = like_updates(context.weights)
         self._check_factors(like)
         check_shapes(self.multiplied_out(), like)
 
     def validate(self, context: Context) -> None:
         """Factors that fit, and an update that is of the global student when it is multiplied out."""
-        like = _floats(context.weights)
+        like = like_updates(context.weights)
         self._check_factors(like)
         check_weights(self.multiplied_out(), like)
 
@@ -73,7 +80,7 @@ class LowRankUpdate(Payload):
         plain = replace(self.plain, arrays=times(self.plain.arrays, factor))
         return type(self)(plain, times(self.thin, factor), self.wide)
 
-    def norm(self, context: Context) -> float:
+    def norm(self) -> float:
         """Of the update when it is multiplied out."""
         return norm_of(self.multiplied_out().arrays.values())
 
@@ -121,10 +128,6 @@ class LowRankUpdate(Payload):
                 raise ValueError(f"factors of {name} are {thin.dtype} and {wide.dtype}")
             if len(thin) > most_rank(thin.shape[1], wide.shape[1]):
                 raise ValueError(f"factors of {name} have rank {len(thin)}, more than it can")
-
-
-def _floats(weights: Weights) -> Weights:
-    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def most_rank(rows: int, columns: int) -> int:

@@ -15,7 +15,7 @@ from typing import Self
 
 from torch import Tensor
 
-from fed_distill.config import PrivacyConfig
+from fed_distill.config import DPSGDConfig
 from fed_distill.seeds import Keystream
 
 
@@ -45,8 +45,8 @@ class ExampleDP:
             raise ValueError("DP-SGD requires noise_multiplier >= 0, max_grad_norm > 0 and batch_size and rows >= 1")
 
     @classmethod
-    def configured(cls, config: PrivacyConfig, noise_multiplier: float, examples: int | None = None) -> Self:
-        """Return the private steps for an experiment's ``[privacy]`` table and a calibrated noise multiplier."""
+    def configured(cls, config: DPSGDConfig, noise_multiplier: float, examples: int | None = None) -> Self:
+        """Return the private steps for a unit's settings and a calibrated noise multiplier."""
         return cls(
             noise_multiplier,
             config.max_grad_norm,

@@ -56,7 +56,7 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         privacy=wording.privacy(summary),
         promises=wording.promises(summary),
         unprotected=WHY if is_private(summary["privacy"]) else "",
-        poisoning=wording.poisoning(summary),
+        byzantine=wording.byzantine(summary),
         audit_bound=wording.audit_bound(summary),
         rows=rows,
         overview=run_charts.overview(_scores(summary, rows, series), metric),

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fed_distill.config import UNPROTECTED, Experiment
+from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.data.examples import Task
 from fed_distill.evaluation.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
 from fed_distill.mechanisms.at_merchants import AtMerchants
-from fed_distill.mechanisms.lookup import recalled
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.privacy.disclosure import coarse, is_private, protected, without_sizes
 from fed_distill.reporting.answers import answers
 from fed_distill.reporting.coding import beside_uncoded
@@ -37,7 +37,7 @@ def summarize(
     speed: Mapping[str, float] | None = None,
     account: Mapping[str, Any] | None = None,
     records: Sequence[Mapping[str, Any]] = (),
-    poisoned: Mapping[int, Sequence[str]] | None = None,
+    byzantine: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a finished run, JSON-serializable.
 
@@ -55,7 +55,7 @@ def summarize(
     :param speed: result of ``reporting.speed.speed``
     :param account: ``FederatedData.account``, included completely only without privacy
     :param records: records of ``metrics.jsonl``, for the participation by federation (``answers``)
-    :param poisoned: Byzantine merchants by seed, which are excluded from results by merchant
+    :param byzantine: Byzantine merchants by seed, which are excluded from results by merchant
     """
     controls = _by_name(outcomes, "control")
     federations = _by_name(outcomes, "federation")
@@ -114,7 +114,7 @@ def summarize(
         "speed": dict(speed) if speed is not None else None,
         "data": without_sizes(data) if private else data,
         "answers": answers(records),
-        "poisoning": _poisoning(experiment, poisoned or {}),
+        "byzantine": _byzantine(experiment, byzantine or {}),
         "by_merchant": {
             "protected": False if private else None,
             "counts": None if private else dict(federations[main][0].merchant_counts),
@@ -129,13 +129,18 @@ def summarize(
     }
 
 
-def _poisoning(experiment: Experiment, poisoned: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
-    """Return the attack and the Byzantine merchants by seed; None without an attack."""
-    config = experiment.poisoning
-    if not config.share:
+def _byzantine(experiment: Experiment, byzantine: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
+    """The attack and the Byzantine merchants, by seed; None where there are none."""
+    config = experiment.byzantine
+    if not config.fraction:
         return None
-    names_by_seed = {str(seed): list(names) for seed, names in poisoned.items()}
-    return {"attack": config.attack, "options": dict(config.options), "share": config.share, "merchants": names_by_seed}
+    names_by_seed = {str(seed): list(names) for seed, names in byzantine.items()}
+    return {
+        "attack": config.attack,
+        "options": dict(config.options),
+        "fraction": config.fraction,
+        "merchants": names_by_seed,
+    }
 
 
 def _by_name(outcomes: Sequence[Outcome], kind: str) -> dict[str, list[Outcome]]:
@@ -255,11 +260,10 @@ def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:
 def _with_groups(privacy: dict[str, Any], experiment: Experiment, account: Mapping[str, Any]) -> dict[str, Any]:
     """Add the size of the largest group of a merchant's examples, which is known in a simulation only."""
     known = account.get("largest_group")
-    mechanism, group = recalled(privacy["unit"]), experiment.privacy.group
-    told = isinstance(mechanism, AtMerchants) and mechanism.kind(experiment.privacy) in ("", group)
-    if not told or not privacy.get("reproducible_noise") or known is None:
+    mechanism = mechanism_of(experiment) if is_protected(privacy["unit"]) else None
+    if not isinstance(mechanism, AtMerchants) or not privacy.get("reproducible_noise") or known is None:
         return privacy
-    return {**privacy, "largest_group": known.get(group)}
+    return {**privacy, "largest_group": known.get(mechanism.kind() or "group")}
 
 
 def _mean_and_worst(

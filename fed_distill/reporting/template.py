@@ -43,7 +43,7 @@ REPORT_PAGE = """{% extends "page" %}
 {% block header %}
   <h1>{{ summary.task | capitalize }} on {{ summary.dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
   <p class="verdict">{{ verdict }}</p>
-  {% if poisoning %}<p>{{ poisoning }}</p>{% endif %}
+  {% if byzantine %}<p>{{ byzantine }}</p>{% endif %}
   <dl class="tiles">
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}

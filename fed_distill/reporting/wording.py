@@ -84,8 +84,8 @@ def privacy(summary: Mapping[str, Any]) -> str:
     pooled = "Only the control with all data pooled collects what federation leaves in place. "
     if not is_private(block):
         return kept + (
-            "A merchant sends a trained student or its soft labels, the number of its examples, and its own "
-            f"scores. {pooled}"
+            "A merchant sends the update of its student or its soft labels, the number of its examples, and "
+            f"its own scores. {pooled}"
             "This run had no differential privacy: an update may reveal something about the examples behind it, "
             "and there is no bound on that."
         )
@@ -140,16 +140,16 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def poisoning(summary: Mapping[str, Any]) -> str:
+def byzantine(summary: Mapping[str, Any]) -> str:
     """Describe the Byzantine merchants of the run; "" without any."""
-    attack = summary.get("poisoning")
+    attack = summary.get("byzantine")
     if attack is None:
         return ""
     by_seed = {seed: ", ".join(names) for seed, names in attack["merchants"].items()}
     who = "; ".join(f"on seed {seed}: {names}" for seed, names in by_seed.items())
     return (
-        f"This is a simulated attack: in the federations {percent(attack['share'])} of the merchants are Byzantine "
-        f"({attack['attack']}; {who}). Controls are not poisoned, and figures by merchant are of the honest ones."
+        f"This is a simulated attack: in the federations {percent(attack['fraction'])} of the merchants are Byzantine, "
+        f"by {attack['attack']} ({who}). Controls have none, and figures by merchant are of the honest ones."
     )
 
 

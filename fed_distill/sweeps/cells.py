@@ -11,7 +11,6 @@ from itertools import product
 from typing import Any
 
 from fed_distill.config import Experiment
-from fed_distill.config.training import MERCHANTS_PACE
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.sweeps.grid import NO_PRIVACY, Attacks, Choice, Study, varied
@@ -156,7 +155,7 @@ def _alone(experiment: Experiment, seed: int) -> Experiment:
 
 
 def _controls(base: Experiment, cell: Experiment) -> Experiment:
-    """Return the experiment with the controls of ``cell``: no privacy, and the base's rounds and optimizer settings.
+    """Return the experiment with the controls of ``cell``: no privacy, and the base's rounds and merchants' training.
 
     Its federation is plain FedAvg, which is the control of that name; if the base does not list it, the run has a
     single round, because a run requires a federation.
@@ -177,10 +176,10 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
         "federation": federation,
         "adaptation": {"enabled": False},
         "privacy": NO_PRIVACY,
-        "poisoning": {},
+        "byzantine": {},
         "transport": {},
         "student.by_merchant": [],
-        **{f"training.{key}": getattr(base.training, key) for key in MERCHANTS_PACE},
+        "training.merchants": base.training.merchants.model_dump(mode="json"),
     }
     return cell.with_changes(changes)
 

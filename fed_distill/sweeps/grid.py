@@ -15,6 +15,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fed_distill.config import UNPROTECTED, Experiment, is_protected
+from fed_distill.config.keys import is_table
+from fed_distill.config.renamed import check_renamed
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 
@@ -28,7 +30,7 @@ DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
     "data.dataset": (("data.options", {}),),
     "teacher.model": (("teacher.options", {}),),
     "student.model": (("student.options", {}),),
-    "poisoning.attack": (("poisoning.options", {}),),
+    "byzantine.attack": (("byzantine.options", {}),),
     "federation.method": (("federation.options", {}), ("federation.label", "")),
     "federation.aggregator": (("federation.aggregator_options", {}), ("federation.label", "")),
 }
@@ -89,6 +91,7 @@ class Axis(_Table):
         if twice:
             raise ValueError(f"axis {self.name!r}: two values have the label {twice[0]!r}: rename one")
         for key in (key for choice in self.choices for key in choice.changes):
+            check_renamed({key: None})
             if key in OF_THE_STUDY or key.startswith("runtime."):
                 raise ValueError(f"axis {self.name!r}: {key} cannot be varied: set it in the study or in its base")
         return self
@@ -245,30 +248,27 @@ def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
 
     Options belong to the selected part: if the part changes, they are reset unless ``changes`` contains new ones.
     ``privacy.epsilon = inf`` and ``privacy.unit = "none"`` reset all privacy settings, so that cells that differ in
-    nothing else are equal.
+    nothing else are equal. Another privacy unit drops keys of the base that it does not have; such a key in ``changes``
+    is an error.
 
     :raises ConfigError: a key is invalid
     """
     own = copy.deepcopy(dict(changes))  # nested tables are modified below
     full = {key: value for key, value in own.items() if not key.startswith("privacy.")}
-    if len(full) < len(own):
-        full["privacy"] = _privacy(experiment, own)
+    full |= _privacy({key: value for key, value in own.items() if key.startswith("privacy.")})
     for key, dependents in DEPENDENT.items():
         if key in own and own[key] != _value(experiment, key):
             full = copy.deepcopy(dict(dependents)) | full
     return experiment.with_changes(full)
 
 
-def _privacy(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changed ``[privacy]`` table; a new ε and a fixed noise replace each other."""
-    own = {key.removeprefix("privacy."): value for key, value in changes.items() if key.startswith("privacy.")}
-    if own.get("epsilon") == math.inf or not is_protected(own.get("unit", "")):
-        return dict(NO_PRIVACY)
-    kept = experiment.privacy.model_dump(mode="json", exclude_none=True)
-    for given, replaced in (("epsilon", "noise_multiplier"), ("noise_multiplier", "epsilon")):
-        if given in own:
-            kept.pop(replaced, None)
-    return {**kept, **own}
+def _privacy(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes to ``[privacy]``: an infinite ε is no privacy; a new ε and a fixed noise replace each other."""
+    if changes.get(EPSILON) == math.inf or not is_protected(changes.get("privacy.unit", "")):
+        return {"privacy": dict(NO_PRIVACY)}
+    given = [key for key in (EPSILON, NOISE) if key in changes]
+    replaced = {NOISE if key == EPSILON else EPSILON: None for key in given} if len(given) == 1 else {}
+    return {**replaced, **changes}
 
 
 def label_of(value: bool | int | float | str) -> str:
@@ -317,8 +317,8 @@ def _dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables of an experiment as dotted keys; a table of options is a value."""
     dotted: dict[str, Any] = {}
     for key, value in tables.items():
-        if isinstance(value, Mapping) and "." not in key:
-            dotted.update({f"{key}.{name}": child for name, child in value.items()})
+        if isinstance(value, Mapping) and is_table(key):
+            dotted.update(_dotted({f"{key}.{name}": child for name, child in value.items()}))
         else:
             dotted[key] = value
     return dotted

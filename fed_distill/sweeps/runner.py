@@ -33,7 +33,7 @@ class Resources:
 
     @classmethod
     def of(cls, base: Experiment, cores: int, processes: int | None = None, gpu: bool = False) -> "Resources":
-        """Return as many cells as fill the cores with the base's ``runtime.workers`` and ``threads``, one core each.
+        """Return as many cells as fill the cores with the base's ``runtime.threads``, one core per thread.
 
         :param base: the base experiment
         :param cores: number of cores
@@ -42,8 +42,8 @@ class Resources:
         """
         runtime = base.runtime
         if processes is None:
-            processes = 1 if gpu else max(1, cores // ((runtime.threads or 1) * runtime.workers))
-        return cls(processes, runtime.threads or max(1, cores // (processes * runtime.workers)))
+            processes = 1 if gpu else max(1, cores // (runtime.threads or 1))
+        return cls(processes, runtime.threads or max(1, cores // processes))
 
 
 class Follower(Protocol):

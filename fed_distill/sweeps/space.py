@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from fed_distill.config import Experiment, PositiveInt
+from fed_distill.config.renamed import check_renamed
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
@@ -46,7 +47,7 @@ class _Table(BaseModel):
 class Range(_Table):
     """Numbers from ``low`` to ``high`` inclusive: integers if both ends are."""
 
-    key: str = Field(description="key of the experiment, as training.learning_rate")
+    key: str = Field(description="key of the experiment, as training.merchants.learning_rate")
     name: str = Field("", description="name in tables and figures; default: the key's last part")
     low: Number
     high: Number
@@ -63,6 +64,7 @@ class Range(_Table):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         prefix = f"search {self.name!r}"
+        check_renamed({self.key: None})
         if not self.low < self.high:
             raise ValueError(f"{prefix}: low = {self.low:g} must be below high = {self.high:g}")
         if self.key in OF_THE_STUDY or self.key.startswith("runtime."):

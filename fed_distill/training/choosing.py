@@ -2,18 +2,18 @@
 
 import torch
 
-from fed_distill.config import RuntimeConfig, TrainingConfig
+from fed_distill.config import RuntimeConfig, TrainerConfig
 from fed_distill.errors import ConfigError
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.trainer import Trainer
 
 
-def build_trainer(training: TrainingConfig, runtime: RuntimeConfig) -> Trainer:
+def build_trainer(training: TrainerConfig, runtime: RuntimeConfig) -> Trainer:
     """Raise ConfigError if the device is not there, or the sequential trainer is asked for what only cohorts can."""
     device = chosen_device(runtime.device)
     if runtime.trainer == "cohort":
-        return CohortTrainer(training, device, runtime.cohort, runtime.workers)
+        return CohortTrainer(training, device, runtime.cohort)
     if training.precision != "float32":
         raise ConfigError(f"training.precision = {training.precision!r} needs runtime.trainer = 'cohort'")
     if runtime.device == "cuda":

@@ -4,6 +4,7 @@ Both trainers begin here, so that they train on the same batches of the same sub
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
@@ -44,16 +45,46 @@ class Segment:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A learner that is ready to be trained."""
+    """A learner that is ready to be trained. Its batches and its submodel are found where they are first used, so that
+    a process that trains none of its steps does not spend time and memory on them.
+
+    :param phases: of its plan, with label smoothing.
+    :param batch_size: of steps without DP, and of private ones whose ``ExampleDP`` has none.
+    :param partial: whether it trains and sends only the rows of tables that it touches.
+    """
 
     learner: Learner
-    segments: tuple[Segment, ...]
-    submodel: Submodel
+    phases: tuple[Phase, ...]
+    batch_size: int
+    partial: bool
 
-    @property
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The phases with their batches."""
+        return tuple(draw(phase, number, self.learner, self.batch_size) for number, phase in enumerate(self.phases))
+
+    @cached_property
+    def submodel(self) -> Submodel:
+        """What its batches need of the student."""
+        if not self.partial:
+            return whole_model(self.learner.student)
+        read = [_used(segment) for segment in self.segments]
+        private = self.learner.privacy
+        if private is None:
+            return submodel_of(self.learner.student, read)
+        return submodel_of(self.learner.student, read, self.learner.proxy, private.rows)
+
+    @cached_property
     def steps(self) -> int:
         """Steps of all phases."""
-        return sum(len(segment.batches) for segment in self.segments)
+        return sum(_steps(phase, self.learner, self.batch_size) for phase in self.phases)
+
+    @cached_property
+    def largest_batch(self) -> int:
+        """Examples of its largest batch."""
+        if self.learner.privacy is not None:  # Poisson sampling
+            return max((len(index) for segment in self.segments for index in segment.batches), default=0)
+        return max((min(self.batch_size, _size(phase, self.learner)) for phase in self.phases), default=0)
 
     @cached_property
     def rates(self) -> dict[str, Tensor]:
@@ -87,40 +118,36 @@ class Prepared:
             return {}
         return {table: ~rows for table, rows in self.submodel.trained.items() if not bool(rows[1:].all())}
 
-    def fitted(self, arrays: dict[str, Tensor], losses: tuple[float, ...]) -> Fitted:
+    def fitted(self, arrays: Mapping[str, Tensor], losses: tuple[float, ...]) -> Fitted:
         """The trained learner, without the weights that its student freezes.
 
         Raise TrainingError naming it if the mean ``losses`` of its phases are not finite. Private losses are not looked
         at, since a failure would tell of single examples.
         """
-        for number, (loss, segment) in enumerate(zip(losses, self.segments, strict=True), start=1):
-            if segment.privacy is None and not math.isfinite(loss):
+        for number, (loss, phase) in enumerate(zip(losses, self.phases, strict=True), start=1):
+            if (phase.data != "private" or self.learner.privacy is None) and not math.isfinite(loss):
                 raise TrainingError(
-                    f"{self.learner.name}: the loss of phase {number} is {loss}; "
-                    "lower training.learning_rate or set training.clip_norm"
+                    f"{self.learner.name}: the loss of phase {number} is {loss}; lower learning_rate or set clip_norm "
+                    "in [training.merchants], or for the server in [training.server]"
                 )
         frozen = {name for name, value in self.learner.student.named_parameters() if not value.requires_grad}
         trained = {name: value for name, value in arrays.items() if name not in frozen}
         return Fitted(self.learner.name, self.submodel.sent(trained), losses, self.steps)
 
 
-def prepare(learner: Learner, plan: Plan, config: TrainingConfig) -> Prepared:
-    """Draw the batches of all phases and find the submodel that they need."""
+def prepare(learner: Learner, plan: Plan, config: TrainerConfig) -> Prepared:
+    """Check that ``learner`` has what its plan needs. Raise TrainingError naming it if it has not."""
     if learner.privacy is not None and passes(config) > 1:
         raise TrainingError(f"{learner.name}: adversarial training and R-Drop cannot be trained with DP: drop them")
-    phases = [_with_smoothing(phase, config.label_smoothing) for phase in plan.phases]
-    segments = tuple(draw(phase, number, learner, config.batch_size) for number, phase in enumerate(phases))
-    if config.submodel and not any(phase.corrected for phase in plan.phases):
-        read = [_used(segment) for segment in segments]
-        private = learner.privacy
-        submodel = (
-            submodel_of(learner.student, read)
-            if private is None
-            else submodel_of(learner.student, read, learner.proxy, private.rows)
-        )
-    else:
-        submodel = whole_model(learner.student)
-    return Prepared(learner, segments, submodel)
+    for phase in plan.phases:
+        missing = phase.predicted.keys() - learner.references.keys() if phase.data == "private" else ()
+        if missing:
+            raise TrainingError(f"{learner.name}: its plan needs {sorted(missing)[0]!r}, which nobody has predicted")
+        if _size(phase, learner) == 0:
+            raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
+    phases = tuple(_with_smoothing(phase, config.label_smoothing) for phase in plan.phases)
+    partial = config.submodel and not any(phase.corrected for phase in plan.phases)
+    return Prepared(learner, phases, config.batch_size, partial)
 
 
 def _with_smoothing(phase: Phase, smoothing: float) -> Phase:
@@ -139,27 +166,19 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     """
     encoded, references, privacy = learner.proxy, phase.references, None
     if phase.data == "private":
-        missing = phase.predicted.keys() - learner.references.keys()
-        if missing:
-            raise TrainingError(f"{learner.name}: its plan needs {sorted(missing)[0]!r}, which nobody has predicted")
         made = {name: learner.references[name] for name in phase.predicted}
         encoded, references = learner.private, {**phase.references, **made, "labels": learner.labels}
         privacy = learner.privacy
-    size = len(next(iter(encoded.values())))
-    if size == 0:
-        raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
-    if privacy is not None and privacy.batch_size is not None:
-        batch_size = privacy.batch_size
+    steps = _steps(phase, learner, batch_size)
     if privacy is not None:
         members = learner.members()
         taken = members if privacy.examples is None else privacy.examples
-        steps, rate = steps_of(phase, taken, batch_size), sampling_rate(taken, batch_size)
+        rate = sampling_rate(taken, privacy.batch_size or batch_size)
         coins = Keystream(*learner.randomness, "batches", number)  # as secret as the noise: the rate counts on it
         drawn = (coins.uniform(members) < rate for _ in range(steps))
         sampled = tuple((one if learner.groups is None else one[learner.groups]).nonzero().flatten() for one in drawn)
         return Segment(phase, encoded, references, sampled, privacy, rate * taken, learner.groups)
-    generator = seeds.torch_stream(*learner.randomness, "batches", number)
-    steps = steps_of(phase, size, batch_size)
+    generator, size = seeds.torch_stream(*learner.randomness, "batches", number), _size(phase, learner)
     batches: list[Tensor] = []
     while len(batches) < steps:
         batches += torch.split(torch.randperm(size, generator=generator), batch_size)
@@ -171,6 +190,20 @@ def steps_of(phase: Phase, members: int, batch_size: int) -> int:
     if phase.steps is not None:
         return phase.steps
     return max(1, round((phase.epochs or 0.0) * math.ceil(members / batch_size)))
+
+
+def _size(phase: Phase, learner: Learner) -> int:
+    """Examples that a phase is about."""
+    return learner.examples() if phase.data == "private" else len(next(iter(learner.proxy.values())))
+
+
+def _steps(phase: Phase, learner: Learner, batch_size: int) -> int:
+    """How many steps a phase takes at a learner."""
+    privacy = learner.privacy if phase.data == "private" else None
+    if privacy is None:
+        return steps_of(phase, _size(phase, learner), batch_size)
+    taken = learner.members() if privacy.examples is None else privacy.examples
+    return steps_of(phase, taken, privacy.batch_size or batch_size)
 
 
 def private_steps(plan: Plan, members: int, batch_size: int) -> int:

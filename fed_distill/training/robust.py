@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fed_distill.config import AdversarialConfig, TrainingConfig
+from fed_distill.config import AdversarialConfig, SharedTrainingConfig
 from fed_distill.errors import ConfigError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.training.plan import Objective, References
@@ -39,12 +39,12 @@ def smoothed(objective: Objective, smoothing: float) -> Objective:
     return smooth
 
 
-def passes(config: TrainingConfig) -> int:
+def passes(config: SharedTrainingConfig) -> int:
     """Forward passes of a step on labelled examples; more than one wants ``robust_losses``."""
     return 1 + _steps(config.adversarial) + (1 if config.r_drop else 0)
 
 
-def check_robust(student: TextModel, config: TrainingConfig) -> None:
+def check_robust(student: TextModel, config: SharedTrainingConfig) -> None:
     """ConfigError for a student that has nothing to attack, or without the dropout that R-Drop compares."""
     if config.adversarial.attack != "none" and not student.tables:
         raise ConfigError(f"training.adversarial: student {student.kind} names no embedding table to attack: drop it")
@@ -59,7 +59,7 @@ def robust_losses(
     model: TextModel,
     forward: Callable[[], Outputs],
     losses: Callable[[Outputs], Tensor],
-    config: TrainingConfig,
+    config: SharedTrainingConfig,
 ) -> Tensor:
     """Loss of each labelled example ``[batch]``, from as many passes through ``model`` as ``config`` asks for.
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.training.dropout import SeededDropout
-from fed_distill.training.optimization import Pace, build_optimizer, correct
+from fed_distill.training.optimization import Pace, build_optimizer, clip, correct, set_rate
 from fed_distill.training.plan import Plan, one_each
 from fed_distill.training.preparation import Prepared, Segment, prepare
 from fed_distill.training.robust import passes, robust_losses
@@ -30,7 +30,7 @@ class SequentialTrainer:
     ``clip_norm`` is for public steps; in private ones each member's gradient is clipped already.
     """
 
-    config: TrainingConfig
+    config: TrainerConfig
 
     def fit(
         self,
@@ -69,7 +69,7 @@ class SequentialTrainer:
 
         The loss of a private segment is private itself: it must not leave the merchant without noise.
         """
-        optimizer = build_optimizer(model, model.tables, self.config, pace.learning_rate)
+        optimizer = build_optimizer(model.named_parameters(), model.tables, self.config)
         steps, done = prepared.steps, 0
         losses: list[float] = []
         anchor = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -79,8 +79,7 @@ class SequentialTrainer:
             total = torch.zeros(())
             with dropout, self._steps(model, optimizer, prepared, number, anchor) as step:
                 for index in segment.batches:
-                    for group in optimizer.param_groups:
-                        group["lr"] = pace.at(done, steps) * segment.phase.learning_rate_scale
+                    set_rate(optimizer, pace.at(done, steps) * segment.phase.learning_rate_scale)
                     dropout.begin([done])
                     total += step(index)
                     done += 1
@@ -137,8 +136,7 @@ class SequentialTrainer:
             table = model.get_parameter(name)
             if table.grad is not None:
                 table.grad[rows] = 0.0
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
+        clip(model.parameters(), self.config)
         for name, rate in prepared.rates.items():
             weight = model.get_parameter(name)
             if weight.grad is not None:

@@ -6,7 +6,6 @@ that are given the same learners return the same weights, up to float summation.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Protocol
 
 import torch
@@ -82,24 +81,17 @@ class Failure:
 
 @dataclass
 class Steps:
-    """Counts the steps of all learners of a call, for whoever wants to know; threads may count at once."""
+    """Counts the steps of all learners of a call."""
 
     total: int
     progress: Callable[[int, int], None] | None
     done: int = 0
-    _one: Lock = field(default_factory=Lock, repr=False)
 
     def take(self, count: int = 1) -> None:
-        """``count`` learners have taken a step."""
-        with self._one:
-            self.done += count
-            if self.progress is not None:
-                self.progress(self.done, self.total)
-
-    def take_back(self, count: int) -> None:
-        """``count`` steps that were taken will be taken again."""
-        with self._one:
-            self.done -= count
+        """``count`` learners took a step; a negative number takes back steps that will be repeated."""
+        self.done += count
+        if self.progress is not None and count > 0:
+            self.progress(self.done, self.total)
 
 
 def _numbers_all(groups: Tensor, examples: int) -> bool:

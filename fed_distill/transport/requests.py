@@ -20,7 +20,7 @@ TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
 ANSWER = "answer"
 """Record of a reply that says ``to`` what request (``TrainRequest.title``): an old reply is no answer to a new one."""
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of what servers and sites say to each other: requests, uplinks, refusals. Both must have the same."""
 
 Cause = Literal["fault", "budget", "hours", "late", "absent"]

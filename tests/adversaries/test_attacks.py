@@ -12,6 +12,7 @@ from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Uplink
@@ -27,9 +28,9 @@ def context():
     return Context({**START, "steps": STEPS}, 2, 3)
 
 
-def weights():
+def update():
     """Row 1 of the table moved by (1, -2), the bias by (0.5, 0)."""
-    arrays = {"table": torch.tensor([[3.0, 1.0]]), "bias": torch.tensor([1.5, -1.0]), "steps": STEPS + 1}
+    arrays = {"table": torch.tensor([[1.0, -2.0]]), "bias": torch.tensor([0.5, 0.0])}
     return PartialWeights(arrays, {"table": torch.tensor([1])}, {"table": torch.tensor([4])})
 
 
@@ -39,7 +40,7 @@ def everything():
         "shop",
         20,
         (
-            StudentWeights.of(weights()),
+            StudentUpdate.of(update()),
             SoftLabels(LABELS),
             Votes(torch.tensor([0, 1, 2, 2])),
             ClassMeans(
@@ -68,16 +69,15 @@ def test_who_trains_on_flipped_labels_sends_what_came_of_it(context):
 @pytest.mark.parametrize(
     ("attack", "row", "bias"),
     [
-        (SignFlip(), [1.0, 5.0], [0.5, -1.0]),  # start - (trained - start)
-        (SignFlip(3.0), [-1.0, 9.0], [-0.5, -1.0]),
-        (Scaled(10.0), [12.0, -17.0], [6.0, -1.0]),  # start + 10 (trained - start)
+        (SignFlip(), [-1.0, 2.0], [-0.5, 0.0]),
+        (SignFlip(3.0), [-3.0, 6.0], [-1.5, 0.0]),
+        (Scaled(10.0), [10.0, -20.0], [5.0, 0.0]),
     ],
 )
-def test_weights_are_multiplied_as_updates_in_part_or_whole(context, attack, row, bias):
-    sent = attack.uplink(Uplink("shop", 20, (StudentWeights.of(weights()),)), context).need(StudentWeights)
+def test_updates_are_multiplied_in_part_or_whole(context, attack, row, bias):
+    sent = attack.uplink(Uplink("shop", 20, (StudentUpdate.of(update()),)), context).need(StudentUpdate)
     assert sent.arrays["table"].tolist() == [row]
     assert sent.arrays["bias"].tolist() == bias
-    assert sent.arrays["steps"].tolist() == [8]  # no number that can be multiplied
     assert (sent.rows["table"].tolist(), sent.counts["table"].tolist()) == ([1], [4])
 
 
@@ -123,18 +123,15 @@ def test_votes_cannot_be_scaled(context):
 @pytest.mark.parametrize("attack", [SignFlip(5.0), Scaled()])
 def test_a_lie_is_of_the_form_that_the_server_checks(context, attack):
     up = everything()
-    sent = attack.uplink(
-        Uplink("shop", 20, (up.need(StudentWeights), SoftLabels(LABELS), up.need(ClassMeans))), context
-    )
+    sent = attack.uplink(Uplink("shop", 20, (up.need(StudentUpdate), SoftLabels(LABELS), up.need(ClassMeans))), context)
     check_uplink(sent, context)
-    assert sent.kinds == {StudentWeights, SoftLabels, ClassMeans}
+    assert sent.kinds == {StudentUpdate, SoftLabels, ClassMeans}
     assert not torch.allclose(sent.need(SoftLabels).probabilities, up.need(SoftLabels).probabilities, atol=0.1)
 
 
-def test_an_update_that_is_not_finite_is_a_refusal_and_no_crash(context):
-    broken = PartialWeights({"bias": torch.tensor([float("nan"), 0.0])})
-    with pytest.raises(UplinkRejected, match="merchant shop: the update of bias is not finite"):
-        SignFlip().uplink(Uplink("shop", 20, (StudentWeights.of(broken),)), context)
+def test_a_payload_that_cannot_be_scaled_is_a_refusal_and_no_crash(context):
+    with pytest.raises(UplinkRejected, match="merchant shop: whole weights, which only a server sends"):
+        SignFlip().uplink(Uplink("shop", 20, (StudentWeights(START),)), context)
 
 
 def test_attacks_are_built_by_name_with_checked_options():

@@ -1,4 +1,4 @@
-"""Who lies follows from the share and the seed alone."""
+"""Which merchants are Byzantine follows from the fraction and the seed alone."""
 
 from collections import Counter
 
@@ -11,26 +11,26 @@ from fed_distill.errors import ConfigError
 MERCHANTS = [f"m{number:02d}" for number in range(10)]
 
 
-def poisoned(share):
-    return Experiment.parse({"poisoning": {"share": share}})
+def attacked(fraction):
+    return Experiment.parse({"byzantine": {"fraction": fraction}})
 
 
-@pytest.mark.parametrize(("share", "size"), [(0.0, 0), (0.01, 1), (0.3, 3), (0.94, 9)])
-def test_a_share_of_the_merchants_lies_and_at_least_one_if_any(share, size):
-    found = byzantine_merchants(poisoned(share), MERCHANTS, 0)
+@pytest.mark.parametrize(("fraction", "size"), [(0.0, 0), (0.01, 1), (0.3, 3), (0.94, 9)])
+def test_a_fraction_of_the_merchants_is_byzantine_and_at_least_one_if_any(fraction, size):
+    found = byzantine_merchants(attacked(fraction), MERCHANTS, 0)
     assert len(found) == size
     assert found <= set(MERCHANTS)
 
 
-def test_liars_are_the_same_in_whatever_order_merchants_are_named():
-    assert byzantine_merchants(poisoned(0.3), MERCHANTS, 4) == byzantine_merchants(poisoned(0.3), MERCHANTS[::-1], 4)
+def test_byzantine_merchants_are_the_same_in_whatever_order_merchants_are_named():
+    assert byzantine_merchants(attacked(0.3), MERCHANTS, 4) == byzantine_merchants(attacked(0.3), MERCHANTS[::-1], 4)
 
 
-def test_another_seed_has_other_liars_and_everybody_lies_about_as_often():
-    counts = Counter(name for seed in range(400) for name in byzantine_merchants(poisoned(0.3), MERCHANTS, seed))
+def test_another_seed_has_other_byzantine_merchants_and_everybody_is_one_about_as_often():
+    counts = Counter(name for seed in range(400) for name in byzantine_merchants(attacked(0.3), MERCHANTS, seed))
     assert all(abs(counts[name] - 120) < 5 * (400 * 0.3 * 0.7) ** 0.5 for name in MERCHANTS)
 
 
 def test_somebody_must_be_honest():
-    with pytest.raises(ConfigError, match=r"poisoning\.share = 0\.3 leaves no honest one of 1 merchants"):
-        byzantine_merchants(poisoned(0.3), ["only"], 0)
+    with pytest.raises(ConfigError, match=r"byzantine\.fraction = 0\.3 leaves no honest one of 1 merchants"):
+        byzantine_merchants(attacked(0.3), ["only"], 0)

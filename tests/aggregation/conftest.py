@@ -1,4 +1,4 @@
-"""Merchants that sent a table in part, and the same uplinks with the whole table, completed by a plain loop."""
+"""Merchants that sent an update of a table in part, and the whole weights that it leads to, by a plain loop."""
 
 import gc
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 ROWS = ([0, 2, 3], [0, 3, 5], [0, 1, 3], [0, 4], [0, 2, 5], [0, 3], [0, 1, 5], [0, 2, 4])
@@ -43,14 +43,13 @@ def make_uplinks(current):
         for number in range(size):
             rows = torch.tensor(ROWS[number])
             arrays = {
-                "table": current["table"][rows] + torch.randn(len(rows), 2, generator=draw),
-                "bias": current["bias"] + torch.randn(3, generator=draw),
-                "scale": current["scale"] + torch.randn((), generator=draw),
-                "steps": current["steps"] + 1,
+                "table": torch.randn(len(rows), 2, generator=draw),
+                "bias": torch.randn(3, generator=draw),
+                "scale": torch.randn((), generator=draw),
             }
             counts = torch.randint(1, 9, rows.shape, generator=draw)
             made.append(
-                Uplink(f"m{number}", EXAMPLES[number], (StudentWeights(arrays, {"table": rows}, {"table": counts}),))
+                Uplink(f"m{number}", EXAMPLES[number], (StudentUpdate(arrays, {"table": rows}, {"table": counts}),))
             )
         return made
 
@@ -59,18 +58,21 @@ def make_uplinks(current):
 
 @pytest.fixture
 def dense(current):
-    """A function: each merchant's whole weights as float64 numpy arrays, tables completed row by row."""
+    """A function: the whole weights that each merchant's update of ``start``, or ``current``, leads to, as float64
+    numpy arrays."""
 
-    def whole(uplinks):
+    def whole(uplinks, start=current):
         found = []
         for uplink in uplinks:
-            weights = {
-                name: value.numpy().astype(np.float64) for name, value in uplink.need(StudentWeights).arrays.items()
-            }
-            table = current["table"].numpy().astype(np.float64).copy()
-            for place, row in enumerate(uplink.need(StudentWeights).rows["table"].tolist()):
-                table[row] = weights["table"][place]
-            found.append({**weights, "table": table})
+            sent = uplink.need(StudentUpdate)
+            weights = {name: start[name].numpy().astype(np.float64) for name in sent.arrays}
+            for name, change in sent.arrays.items():
+                if name == "table":
+                    for place, row in enumerate(sent.rows["table"].tolist()):
+                        weights["table"][row] += change.numpy()[place]
+                else:
+                    weights[name] = weights[name] + change.numpy()
+            found.append(weights)
         return found
 
     return whole

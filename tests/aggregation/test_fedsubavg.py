@@ -5,23 +5,21 @@ import pytest
 import torch
 
 from fed_distill.aggregation.fedsubavg import FedSubAvg
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 
 def by_rows(current, uplinks, weight, rate=1.0):
-    """x_m + rate * sum of w_i * (x_m^i - x_m) over the merchants i that have row m, over the sum of their w_i."""
+    """x_m + rate * sum of w_i * u_m^i over the merchants i that have row m, over the sum of their w_i."""
     table = current["table"].double().numpy().copy()
     for row in range(len(table)):
         change, total = np.zeros(table.shape[1]), 0.0
         for uplink in uplinks:
-            held = uplink.need(StudentWeights).rows["table"].tolist()
+            held = uplink.need(StudentUpdate).rows["table"].tolist()
             if row in held:
-                uses = int(uplink.need(StudentWeights).counts["table"][held.index(row)])
+                uses = int(uplink.need(StudentUpdate).counts["table"][held.index(row)])
                 own = {"uses": uses, "examples": uplink.examples, "merchants": 1}[weight]
-                change += own * (
-                    uplink.need(StudentWeights).arrays["table"][held.index(row)].double().numpy() - table[row]
-                )
+                change += own * uplink.need(StudentUpdate).arrays["table"][held.index(row)].double().numpy()
                 total += own
         if total:
             table[row] += rate * change / total
@@ -42,8 +40,8 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
     table = current["table"].double().numpy()
     mean_update, having = np.zeros_like(table), np.zeros(len(table))
     for uplink in uplinks:
-        rows = uplink.need(StudentWeights).rows["table"].numpy()
-        mean_update[rows] += (uplink.need(StudentWeights).arrays["table"].double().numpy() - table[rows]) / len(uplinks)
+        rows = uplink.need(StudentUpdate).rows["table"].numpy()
+        mean_update[rows] += uplink.need(StudentUpdate).arrays["table"].double().numpy() / len(uplinks)
         having[rows] += 1
     expected = (
         table + np.divide(len(uplinks), having, out=np.zeros(len(table)), where=having > 0)[:, None] * mean_update
@@ -54,9 +52,9 @@ def test_equal_merchants_give_the_papers_coefficient(current, make_uplinks):
 
 def test_a_merchant_that_overstates_its_uses_counts_no_more_than_four_an_example(current, make_uplinks):
     uplinks = make_uplinks(5)
-    liar, sent = uplinks[1], uplinks[1].need(StudentWeights)
-    boasting = liar.having(sent.with_counts({"table": torch.full((3,), 2**31 - 1)}))
-    limited = liar.having(sent.with_counts({"table": torch.full((3,), 4 * liar.examples)}))
+    byzantine, sent = uplinks[1], uplinks[1].need(StudentUpdate)
+    boasting = byzantine.having(sent.with_counts({"table": torch.full((3,), 2**31 - 1)}))
+    limited = byzantine.having(sent.with_counts({"table": torch.full((3,), 4 * byzantine.examples)}))
     expected = by_rows(current, [uplinks[0], limited, *uplinks[2:]], "uses")
     merged = FedSubAvg().average(current, [uplinks[0], boasting, *uplinks[2:]])
     np.testing.assert_allclose(merged["table"].numpy(), expected, rtol=1e-5, atol=1e-6)
@@ -77,6 +75,7 @@ def test_weights_that_are_no_table_are_averaged_over_all(current, make_uplinks):
     uplinks = make_uplinks(4)
     merged = FedSubAvg().average(current, [*uplinks, Uplink("silent", 500)])
     for name in ("bias", "scale"):
-        values = np.stack([one.need(StudentWeights).arrays[name].double().numpy() for one in uplinks])
-        expected = np.average(values, axis=0, weights=[one.examples for one in uplinks])
+        values = np.stack([one.need(StudentUpdate).arrays[name].double().numpy() for one in uplinks])
+        mean = np.average(values, axis=0, weights=[one.examples for one in uplinks])
+        expected = current[name].double().numpy() + mean
         np.testing.assert_allclose(merged[name].numpy(), expected, rtol=1e-5, atol=1e-6)

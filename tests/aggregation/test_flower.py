@@ -12,9 +12,8 @@ from flwr.serverapp import strategy as flower
 
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
-from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Uplink
 
 FLOATS = ("table", "bias", "scale")
@@ -42,31 +41,33 @@ def test_fedavg_is_the_mean_of_whole_tables_weighted_by_examples(current, make_u
     assert_weights(build("fedavg").average(current, uplinks), weighted_mean(uplinks, dense(uplinks)))
 
 
-def test_fedavg_by_squared_examples_has_the_least_noise_of_means_whose_noise_falls_with_examples(current, make_uplinks):
+def test_fedavg_by_squared_examples_has_the_least_noise_of_means_whose_noise_falls_with_examples(
+    current, make_uplinks, dense
+):
     """Of all weights w that sum to 1, w proportional to n^2 has the least sum of (w / n)^2: the textbook mean."""
     uplinks = make_uplinks(3)
     variances = [1.0 / uplink.examples**2 for uplink in uplinks]
     least = [1.0 / variance / sum(1.0 / other for other in variances) for variance in variances]
     merged = build("fedavg", weight="examples-squared").average(current, uplinks)
-    whole = [completed(uplink.need(StudentWeights), current) for uplink in uplinks]
-    expected = {
-        name: sum(share * one[name].double().numpy() for share, one in zip(least, whole, strict=True))
-        for name in FLOATS
-    }
+    whole = dense(uplinks)
+    expected = {name: sum(share * one[name] for share, one in zip(least, whole, strict=True)) for name in FLOATS}
     assert_weights(merged, expected)
     assert len({uplink.examples for uplink in uplinks}) > 1
 
 
-def test_a_merchant_that_sent_no_weights_does_not_count(current, make_uplinks, dense):
+def test_a_merchant_that_sent_no_update_does_not_count(current, make_uplinks, dense):
     uplinks = make_uplinks(3)
     merged = build("fedavg").average(current, [*uplinks, Uplink("silent", 1000)])
     assert_weights(merged, weighted_mean(uplinks, dense(uplinks)))
 
 
-def by_flower(strategy, current, uplinks, number=1):
-    """Flower's own aggregate of all merchants' completed weights, each a message of its own."""
+def by_flower(strategy, current, uplinks, dense, number=1):
+    """Flower's own aggregate of all merchants' whole weights, each a message of its own."""
     strategy.configure_train(number, record(current), ConfigRecord(), None)
-    replies = [message(up.examples, completed(up.need(StudentWeights), current)) for up in uplinks]
+    replies = [
+        message(up.examples, {name: torch.tensor(value, dtype=torch.float32) for name, value in one.items()})
+        for up, one in zip(uplinks, dense(uplinks, current), strict=True)
+    ]
     merged, _ = strategy.aggregate_train(number, replies)
     return {name: array.numpy().astype(np.float32) for name, array in merged.items()}
 
@@ -81,7 +82,7 @@ def message(examples, weights):
 
 
 @pytest.mark.parametrize("kind", ["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
-def test_a_running_mean_gives_what_flower_gives_from_all_merchants_at_once(current, make_uplinks, kind):
+def test_a_running_mean_gives_what_flower_gives_from_all_merchants_at_once(current, make_uplinks, dense, kind):
     options = {} if kind == "FedAvg" else {"server_momentum": 0.9} if kind == "FedAvgM" else {"eta": 0.1}
     theirs = getattr(flower, kind)(fraction_train=0.0, fraction_evaluate=0.0, **options)
     ours = build(kind.lower(), **options)
@@ -90,7 +91,7 @@ def test_a_running_mean_gives_what_flower_gives_from_all_merchants_at_once(curre
         uplinks = make_uplinks(8, number)
         if kind == "FedAvgM":
             theirs.current_arrays = None
-        merged = by_flower(theirs, expected, uplinks, number)
+        merged = by_flower(theirs, expected, uplinks, dense, number)
         expected = {**expected, **{name: torch.from_numpy(value) for name, value in merged.items()}}
         weights = ours.average(weights, iter(uplinks))
         for name in FLOATS:
@@ -102,7 +103,7 @@ def test_the_mean_of_ten_thousand_is_exact_to_float32():
     changes = draw.normal(0.001, 0.01, (10_000, 8)).astype(np.float32)
     examples = draw.integers(30, 900, 10_000)
     uplinks = (
-        Uplink("m", int(count), (StudentWeights({"w": torch.from_numpy(row)}),))
+        Uplink("m", int(count), (StudentUpdate({"w": torch.from_numpy(row)}),))
         for count, row in zip(examples, changes, strict=True)
     )
     merged = build("fedavg").average({"w": torch.zeros(8)}, uplinks)["w"].numpy()
@@ -122,20 +123,20 @@ class Watched:
     def __iter__(self):
         for number in range(8):
             uplink = self.make(number)
-            self.made.append(weakref.ref(uplink.need(StudentWeights)))
-            self.most = max(self.most, sum(weights() is not None for weights in self.made))
+            self.made.append(weakref.ref(uplink.need(StudentUpdate)))
+            self.most = max(self.most, sum(update() is not None for update in self.made))
             yield uplink
             del uplink
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedsubavg"])
-def test_means_hold_one_merchants_weights_at_a_time(current, name):
+def test_means_hold_one_merchants_update_at_a_time(current, name):
     rows = torch.tensor([1])
 
     def make(number):
-        arrays = {name: value + number for name, value in current.items()}
+        arrays = {name: torch.full_like(current[name], number) for name in FLOATS}
         arrays["table"] = arrays["table"][rows]
-        return Uplink(f"m{number}", 1, (StudentWeights(arrays, {"table": rows}, {"table": rows}),))
+        return Uplink(f"m{number}", 1, (StudentUpdate(arrays, {"table": rows}, {"table": rows}),))
 
     watched = Watched(make)
     build(name).average(current, watched)
@@ -172,11 +173,11 @@ def test_every_aggregator_keeps_names_shapes_types_and_integers(current, make_up
 def test_no_aggregator_changes_what_it_was_given(current, make_uplinks, name):
     before = {key: value.clone() for key, value in current.items()}
     uplinks = make_uplinks(8)
-    sent = [{key: value.clone() for key, value in up.need(StudentWeights).arrays.items()} for up in uplinks]
+    sent = [{key: value.clone() for key, value in up.need(StudentUpdate).arrays.items()} for up in uplinks]
     build(name).average(current, uplinks)
     assert all(torch.equal(current[key], before[key]) for key in current)
     for uplink, copied in zip(uplinks, sent, strict=True):
-        assert all(torch.equal(uplink.need(StudentWeights).arrays[key], copied[key]) for key in copied)
+        assert all(torch.equal(uplink.need(StudentUpdate).arrays[key], copied[key]) for key in copied)
 
 
 @pytest.mark.parametrize("name", list(AGGREGATORS))
@@ -209,27 +210,27 @@ def flat(weights):
     return np.concatenate([weights[name].ravel() for name in sorted(FLOATS)])
 
 
-def krum_order(weights, liars):
+def krum_order(weights, byzantine):
     """Merchants by the sum of squared distances to their n - f - 2 nearest others (Blanchard et al. 2017, sec. 4)."""
     vectors = [flat(one) for one in weights]
     scores = []
     for number, vector in enumerate(vectors):
         distances = sorted(np.square(vector - other).sum() for place, other in enumerate(vectors) if place != number)
-        scores.append(sum(distances[: len(vectors) - liars - 2]))
+        scores.append(sum(distances[: len(vectors) - byzantine - 2]))
     return np.argsort(scores)
 
 
 def test_krum_takes_the_merchant_nearest_to_its_neighbours(current, make_uplinks, dense):
     uplinks = make_uplinks(7)
     weights = dense(uplinks)
-    expected = weights[krum_order(weights, liars=2)[0]]
+    expected = weights[krum_order(weights, byzantine=2)[0]]
     assert_weights(build("krum", num_malicious_nodes=2).average(current, uplinks), expected)
 
 
 def test_multikrum_averages_the_merchants_that_krum_ranks_first(current, make_uplinks, dense):
     uplinks = make_uplinks(7)
     weights = dense(uplinks)
-    chosen = krum_order(weights, liars=1)[:4]
+    chosen = krum_order(weights, byzantine=1)[:4]
     expected = weighted_mean([uplinks[place] for place in chosen], [weights[place] for place in chosen])
     assert_weights(build("multikrum", num_malicious_nodes=1, num_nodes_to_select=4).average(current, uplinks), expected)
 
@@ -237,7 +238,7 @@ def test_multikrum_averages_the_merchants_that_krum_ranks_first(current, make_up
 def test_bulyan_averages_the_values_nearest_to_the_median_of_those_that_krum_selects(current, make_uplinks, dense):
     uplinks = make_uplinks(8)
     weights = dense(uplinks)
-    selected = [weights[place] for place in krum_order(weights, liars=1)[: 8 - 2]]
+    selected = [weights[place] for place in krum_order(weights, byzantine=1)[: 8 - 2]]
     expected = {}
     for name in FLOATS:
         values = np.stack([one[name] for one in selected])
@@ -246,9 +247,9 @@ def test_bulyan_averages_the_values_nearest_to_the_median_of_those_that_krum_sel
     assert_weights(build("bulyan", num_malicious_nodes=1).average(current, uplinks), expected)
 
 
-def test_a_liar_does_not_reach_the_robust_aggregates(current, make_uplinks):
+def test_a_byzantine_merchant_does_not_reach_the_robust_aggregates(current, make_uplinks):
     uplinks = make_uplinks(8)
-    for value in uplinks[3].need(StudentWeights).arrays.values():
+    for value in uplinks[3].need(StudentUpdate).arrays.values():
         value.mul_(10_000)
     for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"):
         merged = build(name).average(current, uplinks)
@@ -263,21 +264,11 @@ def test_fedavgm_is_stochastic_gradient_descent_with_momentum_on_the_mean_update
     merged = current
     for seed in range(3):
         uplinks = make_uplinks(4, seed)
-        mean = weighted_mean(
-            uplinks,
-            [{**one, "table": _completed(one, merged, up)} for one, up in zip(dense(uplinks), uplinks, strict=True)],
-        )
+        mean = weighted_mean(uplinks, dense(uplinks, merged))
         momentum = {name: 0.9 * momentum[name] + (weights[name] - mean[name]) for name in FLOATS}
         weights = {name: weights[name] - 0.5 * momentum[name] for name in FLOATS}
         merged = aggregator.average(merged, uplinks)
     assert_weights(merged, weights)
-
-
-def _completed(weights, base, uplink):
-    table = base["table"].numpy().astype(np.float64).copy()
-    for place, row in enumerate(uplink.need(StudentWeights).rows["table"].tolist()):
-        table[row] = uplink.need(StudentWeights).arrays["table"].numpy()[place]
-    return table
 
 
 def reddi(kind, weights, mean, m, v, beta_1=0.9, beta_2=0.99, eta=0.1, tau=1e-3, correction=1.0):
@@ -302,10 +293,7 @@ def test_adaptive_server_optimizers_follow_reddi_et_al(current, make_uplinks, de
     merged = current
     for number in range(1, 4):
         uplinks = make_uplinks(4, number)
-        mean = weighted_mean(
-            uplinks,
-            [{**one, "table": _completed(one, merged, up)} for one, up in zip(dense(uplinks), uplinks, strict=True)],
-        )
+        mean = weighted_mean(uplinks, dense(uplinks, merged))
         # Flower corrects with the round, counted from 1, plus 1
         correction = np.sqrt(1 - 0.99 ** (number + 1)) / (1 - 0.9 ** (number + 1)) if kind == "fedadam" else 1.0
         for name in FLOATS:
@@ -366,7 +354,7 @@ def test_too_few_merchants_are_refused_with_the_number_that_is_needed(current, m
 
 @pytest.mark.parametrize("name", list(AGGREGATORS))
 def test_nothing_to_merge_is_said(current, name):
-    with pytest.raises(UplinkRejected, match="no merchant sent weights"):
+    with pytest.raises(UplinkRejected, match="no merchant sent an update"):
         build(name).average(current, [Uplink("silent", 3)])
 
 

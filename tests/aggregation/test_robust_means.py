@@ -17,9 +17,9 @@ def honest(merchants, proxy=40, classes=4, seed=0, spread=0.3):
     return (common + spread * torch.randn(merchants, proxy, classes, generator=draw)).softmax(dim=-1)
 
 
-def with_liars(stacked, liars):
-    """The first ``liars`` merchants say the least probable class is the most probable one, and so on."""
-    return torch.cat([stacked[:liars].flip(-1), stacked[liars:]])
+def with_byzantine(stacked, byzantine):
+    """The first ``byzantine`` merchants say the least probable class is the most probable one, and so on."""
+    return torch.cat([stacked[:byzantine].flip(-1), stacked[byzantine:]])
 
 
 def distance(one, other):
@@ -61,18 +61,18 @@ def filtered_slowly(values, drops, excess=2.0):
 
 
 def test_the_filter_is_its_slow_twin_example_by_example():
-    stacked = with_liars(honest(12), 3).double()
+    stacked = with_byzantine(honest(12), 3).double()
     expected = [filtered_slowly(stacked[:, place].numpy(), 4) for place in range(stacked.shape[1])]
     np.testing.assert_allclose(filtered_mean(stacked, 0.34).numpy(), np.stack(expected), atol=1e-12)
 
 
 def test_examples_are_filtered_each_on_its_own_however_many_there_are():
-    stacked = with_liars(honest(10, proxy=1100), 3)
+    stacked = with_byzantine(honest(10, proxy=1100), 3)
     alone = torch.cat([filtered_mean(stacked[:, place : place + 1], 0.3) for place in (0, 511, 512, 1099)])
     torch.testing.assert_close(filtered_mean(stacked, 0.3)[[0, 511, 512, 1099]], alone)
 
 
-def test_a_liar_about_few_examples_is_left_out_of_these_alone():
+def test_a_byzantine_merchant_about_few_examples_is_left_out_of_these_alone():
     """What an example-wise filter is for: everywhere else the merchant counts."""
     stacked = honest(10)
     tampered = stacked.clone()
@@ -83,15 +83,15 @@ def test_a_liar_about_few_examples_is_left_out_of_these_alone():
 
 
 @pytest.mark.parametrize("robust", [filtered_mean, trimmed_mean, lambda stacked, share: median(stacked)])
-def test_thirty_per_cent_of_liars_move_the_mean_far_and_a_robust_mean_little(robust):
+def test_thirty_per_cent_of_byzantine_merchants_move_the_mean_far_and_a_robust_mean_little(robust):
     stacked = honest(20)
-    clean, lying = stacked.mean(dim=0), with_liars(stacked, 6)
-    assert distance(lying.mean(dim=0), clean) > 0.15
-    assert distance(renormalized(robust(lying, 0.3)), clean) < 0.05
+    clean, deviating = stacked.mean(dim=0), with_byzantine(stacked, 6)
+    assert distance(deviating.mean(dim=0), clean) > 0.15
+    assert distance(renormalized(robust(deviating, 0.3)), clean) < 0.05
 
 
 @pytest.mark.parametrize("robust", [filtered_mean, trimmed_mean])
-def test_without_an_expected_liar_it_is_the_mean(robust):
+def test_without_an_expected_byzantine_merchant_it_is_the_mean(robust):
     stacked = honest(7)
     torch.testing.assert_close(robust(stacked, 0.0), stacked.mean(dim=0))
 
@@ -103,7 +103,7 @@ def test_merchants_that_say_the_same_are_all_kept():
 
 @given(st.permutations(range(9)))
 def test_the_order_of_merchants_does_not_matter(order):
-    stacked = with_liars(honest(9, proxy=5), 2).double()
+    stacked = with_byzantine(honest(9, proxy=5), 2).double()
     for robust in (filtered_mean, trimmed_mean):
         torch.testing.assert_close(robust(stacked[list(order)], 0.25), robust(stacked, 0.25))
 

@@ -10,7 +10,7 @@ from fed_distill.aggregation.fedsubavg import FedSubAvg
 from fed_distill.aggregation.flower import FedMedian
 from fed_distill.aggregation.robust_rows import FedSubMedian, FedSubTrimmedAvg, by_merchants
 from fed_distill.errors import UplinkRejected
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 MEANS = {
@@ -24,15 +24,15 @@ def row_by_row(current, uplinks, mean):
     table = current["table"].double().numpy().copy()
     for row in range(len(table)):
         values = [
-            uplink.need(StudentWeights)
-            .arrays["table"][uplink.need(StudentWeights).rows["table"].tolist().index(row)]
+            uplink.need(StudentUpdate)
+            .arrays["table"][uplink.need(StudentUpdate).rows["table"].tolist().index(row)]
             .double()
             .numpy()
             for uplink in uplinks
-            if row in uplink.need(StudentWeights).rows["table"].tolist()
+            if row in uplink.need(StudentUpdate).rows["table"].tolist()
         ]
         if values:
-            table[row] = mean(np.stack(values))
+            table[row] += mean(np.stack(values))
     return table
 
 
@@ -44,8 +44,9 @@ def test_a_row_is_merged_over_the_merchants_that_have_it(current, make_uplinks, 
     merged = AGGREGATORS.build(name, options).average(current, iter(uplinks))
     np.testing.assert_allclose(merged["table"].numpy(), row_by_row(current, uplinks, mean), rtol=1e-6, atol=1e-7)
     for key in ("bias", "scale"):
-        values = np.stack([uplink.need(StudentWeights).arrays[key].double().numpy() for uplink in uplinks])
-        np.testing.assert_allclose(merged[key].numpy(), mean(values), rtol=1e-6, atol=1e-7)
+        values = np.stack([uplink.need(StudentUpdate).arrays[key].double().numpy() for uplink in uplinks])
+        expected = current[key].double().numpy() + mean(values)
+        np.testing.assert_allclose(merged[key].numpy(), expected, rtol=1e-6, atol=1e-7)
     assert merged["steps"] is current["steps"]
 
 
@@ -64,9 +65,7 @@ def test_rows_are_grouped_by_how_many_sent_them():
 def sparse(number, rows, value, examples=10):
     arrays = {"table": torch.full((len(rows), 1), value)}
     index = torch.tensor(rows)
-    return Uplink(
-        f"m{number}", examples, (StudentWeights(arrays, {"table": index}, {"table": torch.ones_like(index)}),)
-    )
+    return Uplink(f"m{number}", examples, (StudentUpdate(arrays, {"table": index}, {"table": torch.ones_like(index)}),))
 
 
 def test_a_rare_row_learns_where_the_median_of_whole_tables_stands_still():
@@ -87,8 +86,8 @@ def test_a_minority_of_those_that_touch_a_row_cannot_move_it_and_moves_the_mean(
 
 
 def test_what_no_merchant_sent_stays_and_nothing_at_all_is_an_error(current):
-    merged = FedSubMedian().average(current, [Uplink("m", 1, (StudentWeights({"bias": current["bias"] + 1.0}),))])
+    merged = FedSubMedian().average(current, [Uplink("m", 1, (StudentUpdate({"bias": torch.ones(3)}),))])
     assert merged["table"] is current["table"]
     torch.testing.assert_close(merged["bias"], current["bias"] + 1.0)
-    with pytest.raises(UplinkRejected, match="no merchant sent weights"):
+    with pytest.raises(UplinkRejected, match="no merchant sent an update"):
         FedSubMedian().average(current, [Uplink("m", 1)])

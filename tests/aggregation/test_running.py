@@ -29,7 +29,7 @@ def test_rows_move_by_their_own_weights_and_the_rest_stays_bit_for_bit():
     current = {"table": torch.tensor([[0.1, 0.2], [1.0, 2.0], [5.0, 7.0]]), "steps": torch.tensor([4])}
     update = RunningUpdate(current)
     assert update.names == ["table"]
-    for rows, values, weights in (([0, 1], [[9.0, 9.0], [3.0, 2.0]], [0.0, 1.0]), ([1], [[7.0, 6.0]], [3.0])):
+    for rows, values, weights in (([0, 1], [[8.9, 8.8], [2.0, 0.0]], [0.0, 1.0]), ([1], [[6.0, 4.0]], [3.0])):
         sent = PartialWeights({"table": torch.tensor(values)}, {"table": torch.tensor(rows)})
         update.add("table", sent, torch.tensor(weights, dtype=torch.float64))
     moved = update.moved("table", torch.tensor([0.0, 4.0, 0.0], dtype=torch.float64), rate=0.5)

@@ -3,7 +3,7 @@
 import pytest
 
 from fed_distill.audit.shadows import Recipe
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
@@ -17,7 +17,7 @@ def recipe_of(student, make_examples):
 
     def make(steps=100, privacy=None, trainer=CohortTrainer):
         plan = Plan((Phase(hard_labels(), steps=steps),))
-        config = TrainingConfig(batch_size=16)
+        config = TrainerConfig(batch_size=16)
         return Recipe(student, start, make_examples(60, seed=9), plan, Pace(0.05), trainer(config), privacy)
 
     return make

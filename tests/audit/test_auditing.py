@@ -16,7 +16,7 @@ from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.store import read_experiment, read_summary
 
 CHANGES = {"controls": ["server"], "federation.aggregator": "fedsubavg", "adaptation.enabled": False}
-OVERFIT = {"federation.options": {"local_epochs": 20.0, "proxy_steps": 0}, "training.learning_rate": 0.03}
+OVERFIT = {"federation.options": {"local_epochs": 20.0, "proxy_steps": 0}, "training.merchants.learning_rate": 0.03}
 PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 1.0, "privacy.batch_size": 16}
 
 

@@ -10,7 +10,8 @@ from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
 from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
 from fed_distill.audit.white_box import Canaries, gaussian_scores, mixture_scores
 from fed_distill.audit.white_box_run import audited_tally
-from fed_distill.config import FederationConfig, PrivacyConfig
+from fed_distill.config import FederationConfig
+from fed_distill.config.privacy import table_of_unit
 from fed_distill.coordinator.federation import Federation
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.mechanisms import merchant as merchant_level
@@ -48,7 +49,8 @@ def trained(epsilon, batch="full batch", seed=0, unit="example", trainer=CohortT
 
 
 def terms_of(epsilon, unit, rate, rounds):
-    tables = PrivacyConfig(unit=unit, epsilon=epsilon, delta=DELTA, answers=30)
+    own = {"answers": 30} if unit == "vote" else {}
+    tables = table_of_unit(unit)(unit=unit, epsilon=epsilon, delta=DELTA, **own)
     return Terms(tables, FederationConfig(method="fedavg", participation=rate, rounds=rounds), MERCHANTS, 30)
 
 
@@ -58,7 +60,7 @@ def averaged(epsilon, batch="full batch", seed=0):
     terms = terms_of(epsilon, "merchant", rate, rounds)
 
     def named(*name, exact=False):
-        return lambda number: ByMerchant("merchant").aggregator(
+        return lambda number: ByMerchant("merchant", terms.privacy).aggregator(
             terms, CanaryStudent(1), NoiseSource((*name, number), reproducible=not exact)
         )
 
@@ -69,14 +71,16 @@ def averaged(epsilon, batch="full batch", seed=0):
 
 
 def voted(epsilon, seed=0, rounds=2, canaries=20_000, **more):
-    counting = ByVote("vote").counting(terms_of(epsilon, "vote", 1.0, rounds))
+    terms = terms_of(epsilon, "vote", 1.0, rounds)
+    counting = ByVote("vote", terms.privacy).counting(terms)
     tally = counted(epsilon, SECRET, seed, rounds=rounds)
     return VoteAudit(tally, counting, 30, rounds, **more).run(seed=seed, delta=DELTA, canaries=canaries)
 
 
 def counted(epsilon, *name, rounds=2):
     """The server's count of votes, whose noise is drawn from a name."""
-    mechanism, terms = ByVote("vote"), terms_of(epsilon, "vote", 1.0, rounds)
+    terms = terms_of(epsilon, "vote", 1.0, rounds)
+    mechanism = ByVote("vote", terms.privacy)
     return audited_tally(mechanism, terms, mechanism.counting(terms), NoiseSource(name, reproducible=True))
 
 

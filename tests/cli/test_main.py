@@ -117,7 +117,7 @@ def elsewhere(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("options", [[], ["--tiny"], ["--set", "runtime.workers=2"]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--tiny"], ["--set", "runtime.sites=2"]], ids=str)
 def test_merchants_that_are_elsewhere_are_not_simulated(entered, elsewhere, options):
     told = mistake(entered("run", elsewhere, *options))
     assert told.startswith("error: data.clients = 'elsewhere' has its merchants at real sites, and none to simulate")

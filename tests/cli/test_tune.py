@@ -17,11 +17,11 @@ FILE = """
 name = "small"
 trials = 2
 
-[base.training]
+[base.training.merchants]
 learning_rate = 1e-3
 
 [[search]]
-key = "training.learning_rate"
+key = "training.merchants.learning_rate"
 low = 1e-3
 high = 1e-1
 log = true

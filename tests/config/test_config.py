@@ -25,7 +25,7 @@ CHANGES = st.fixed_dictionaries(
         "data.public_share": st.floats(0.0, 0.9),
         "data.options": st.dictionaries(TEXTS, st.one_of(st.booleans(), st.integers(-9, 9), TEXTS), max_size=3),
         "student.by_merchant": st.lists(TEXTS, max_size=3),
-        "training.clip_norm": st.floats(0.1, 10.0),
+        "training.server.clip_norm": st.floats(0.1, 10.0) | st.just(math.inf),
         "federation.label": st.one_of(TEXTS, st.sampled_from(["null", "[", "{x", '"', '"quoted"', "true", "1"])).filter(
             lambda text: (
                 text not in (".", "..", "server", "local", "pooled", "personal", "fedavg")
@@ -126,18 +126,25 @@ def write(tmp_path, text):
         ("[[compare]]\nlabel = '..'", r"a federation cannot be called '\.\.'"),
         (f"[federation]\nlabel = '{'商' * 20}'", "the federation's name '商+' ... is too long: give it a shorter"),
         (f"name = '{'a' * 201}'", "name: String should have at most 200 characters"),
-        ("[training]\nserver_epochs = inf", r"training\.server_epochs: Input should be a finite number"),
-        ("[training]\nmomentum = 0.9", "training: momentum is for optimizer sgd, adamw has its own: drop momentum"),
-        ("[training]\noptimizer = 'sgd'\nmomentum = 1.0", r"training\.momentum: Input should be less than 1"),
-        ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
-        ("[poisoning]\nshare = 1.0", r"poisoning\.share: Input should be less than 1"),
+        ("[training.server]\nepochs = inf", r"training\.server\.epochs: Input should be a finite number"),
+        ("[training.server]\nclip_norm = nan", r"training\.server\.clip_norm: Input should be greater than 0"),
         (
-            "controls = []\n[data]\nclients = 'elsewhere'\n[poisoning]\nshare = 0.3",
-            r"poisoning is for simulations, and data\.clients = 'elsewhere' has real merchants",
+            "[training.merchants]\nmomentum = 0.9",
+            r"training\.merchants: momentum is for optimizer sgd, adamw has its own: drop momentum",
         ),
         (
-            "[federation]\nmethod = 'fedavg'\n[poisoning]\nshare = 0.3",
-            "a federation called 'fedavg' is the control of that name, which is not poisoned: give it a `label`",
+            "[training.merchants]\noptimizer = 'sgd'\nmomentum = 1.0",
+            r"training\.merchants\.momentum: Input should be less",
+        ),
+        ("[[compare]]\nlabel = 'personal of fedavg-kd'", "a federation cannot be called 'personal of fedavg-kd'"),
+        ("[byzantine]\nfraction = 1.0", r"byzantine\.fraction: Input should be less than 1"),
+        (
+            "controls = []\n[data]\nclients = 'elsewhere'\n[byzantine]\nfraction = 0.3",
+            r"byzantine is for simulations, and data\.clients = 'elsewhere' has real merchants",
+        ),
+        (
+            "[federation]\nmethod = 'fedavg'\n[byzantine]\nfraction = 0.3",
+            "'fedavg' is the control of that name, which has no Byzantine merchants: give it a `label`",
         ),
         (
             "[federation]\nmethod = 'fedavg'\n[privacy]\nunit = 'example'\nepsilon = 1.0",
@@ -232,7 +239,7 @@ def test_arms_are_the_federations_and_the_controls_that_merchants_train():
         {
             "federation": {"method": "fedavg-kd", "rounds": 4, "participation": 0.5, "options": {"local_epochs": 3}},
             "compare": [{"method": "fedmd"}],
-            "training": {"local_epochs": 5},
+            "training": {"local": {"epochs": 5}},
             "adaptation": {"personal": True, "personal_epochs": 2},
         }
     )
@@ -315,13 +322,21 @@ def test_the_fedavg_control_is_stopped_and_validated_as_the_federation_is():
         (
             {
                 "distill": {"final_temperature": 1.0},
-                "training": {"server_epochs": 1},
+                "training": {"server": {"epochs": 1}},
                 "controls": ["server"],
                 "adaptation": {"enabled": False},
             },
-            "raise training.server_epochs",
+            "raise training.server.epochs",
         ),
-        ({"training": {"server_momentum": 0.9}}, "server_momentum is for server_optimizer sgd"),
+        ({"training": {"server": {"momentum": 0.9}}}, r"training\.server: momentum is for optimizer sgd, adamw has"),
+        ({"training": {"pooled": {"momentum": 0.9}}}, "training: pooled: momentum is for optimizer sgd, adamw has"),
+        ({"training": {"local": {"momentum": 0.9}}}, "training: local: momentum is for optimizer sgd, adamw has"),
+        ({"adaptation": {"momentum": 0.9}}, "adaptation: momentum is for optimizer sgd, adamw has its own"),
+        ({"teacher": {"ensemble": [{"momentum": 0.9}]}}, "teacher: momentum is for optimizer sgd, adamw has its own"),
+        (
+            {"privacy": {"unit": "example", "epsilon": 1.0, "training": {"momentum": 0.9}}},
+            r"privacy\.training: momentum is for optimizer sgd, adamw has its own",
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(tables, message):
@@ -330,7 +345,7 @@ def test_what_would_do_nothing_is_refused(tables, message):
 
 
 def test_a_temperature_that_moves_has_time_to_in_a_tiny_version():
-    assert Experiment.parse({"distill": {"final_temperature": 1.0}}).tiny().training.server_epochs == 2
+    assert Experiment.parse({"distill": {"final_temperature": 1.0}}).tiny().training.server.epochs == 2
 
 
 def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
@@ -340,13 +355,15 @@ def test_the_app_of_flower_has_the_quickstart_as_its_run_config():
 
 
 def test_private_federations_may_train_in_a_way_of_their_own():
-    private = {"unit": "example", "epsilon": 2.0, "optimizer": "sgd", "learning_rate": 5.0}
-    experiment = Experiment.parse({"privacy": private, "training": {"learning_rate": 0.01, "batch_size": 8}})
+    private = {"unit": "example", "epsilon": 2.0, "training": {"optimizer": "sgd", "learning_rate": 5.0}}
+    experiment = Experiment.parse(
+        {"privacy": private, "training": {"merchants": {"learning_rate": 0.01, "batch_size": 8}}}
+    )
     own = experiment.training_of("fedavg-kd")
     assert (own.optimizer, own.learning_rate, own.batch_size) == ("sgd", 5.0, 8)
-    assert experiment.training_of("fedavg") == experiment.training_of("local") == experiment.training
-    plain = Experiment.parse({"training": {"optimizer": "sgd", "momentum": 0.9}, "privacy": {"optimizer": "adamw"}})
-    assert plain.training_of("fedavg-kd") == plain.training
+    plain = experiment.training.of_merchants()
+    assert (plain.optimizer, plain.learning_rate, plain.batch_size) == ("adamw", 0.01, 8)
+    assert experiment.training_of("fedavg") == experiment.training_of("local") == plain
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from fed_distill.transport.requests import EVALUATE, TRAIN
 CHANGES = {"controls": ["server"], "adaptation.enabled": False}
 
 
-def lying(tamper, liars, seen):
-    """The honest app, with the uplinks of the first ``liars`` merchants tampered with."""
+def deviating(tamper, byzantine, seen):
+    """The honest app, with the uplinks of the first ``byzantine`` merchants tampered with."""
     inner = build_app()
 
     def app(message, context):
         reply = inner(message, context)
         if message.metadata.message_type == TRAIN:
-            for place in range(liars):
+            for place in range(byzantine):
                 seen.append(reply.content[f"{place}/up"]["merchant"])
                 tamper(reply.content, f"{place}/")
         return reply
@@ -30,7 +30,7 @@ def lying(tamper, liars, seen):
 
 def replaced(name, make):
     def tamper(content, prefix):
-        record = content[f"{prefix}up.weights"]
+        record = content[f"{prefix}up.update"]
         record[name] = Array(make(record[name].numpy()))
 
     return tamper
@@ -44,8 +44,8 @@ def with_too_many_examples(content, prefix):
     content[f"{prefix}up"]["examples"] = 2**40
 
 
-def without_weights(content, prefix):
-    for name in ("up.weights", "up.rows", "up.counts"):
+def without_update(content, prefix):
+    for name in ("up.update", "up.rows", "up.counts"):
         del content[f"{prefix}{name}"]
 
 
@@ -55,15 +55,15 @@ LIES = {
     "norm": (replaced("head.0.bias", lambda value: value + np.float32(1e6)), "its update has a norm of 2.83e+06, and"),
     "shape": (replaced("head.0.bias", lambda value: value[:-1]), "head.0.bias has shape [7], not [8]"),
     "examples": (with_too_many_examples, "training examples, but announced"),
-    "nothing": (without_weights, "its uplink has other parts than most others have"),
+    "nothing": (without_update, "its uplink has other parts than most others have"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_liar_is_counted_as_rejected_and_the_run_ends_well(tiny_experiment, simulate, tmp_path, lie):
+def test_a_byzantine_merchant_is_counted_as_rejected_and_the_run_ends_well(tiny_experiment, simulate, tmp_path, lie):
     tamper, reason = LIES[lie]
     seen = []
-    folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=lying(tamper, 1, seen))
+    folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=deviating(tamper, 1, seen))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["merchants"], line["rejected"]) for line in lines] == [(4, 1), (4, 1)]
     assert all(reason in line["reasons"][0] for line in lines)
@@ -76,7 +76,7 @@ def test_who_answers_as_another_is_told_as_its_site_and_as_a_merchant_that_is_mi
     tiny_experiment, simulate, tmp_path
 ):
     seen = []
-    folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=lying(as_somebody_else, 1, seen))
+    folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=deviating(as_somebody_else, 1, seen))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     reasons = [
         "site 2 sent what it was not asked for; answers dropped: 1",
@@ -85,29 +85,29 @@ def test_who_answers_as_another_is_told_as_its_site_and_as_a_merchant_that_is_mi
     assert [(line["merchants"], line["reasons"]) for line in lines] == [(4, reasons)] * 2
 
 
-def test_most_lying_ends_the_run_with_the_first_reason(tiny_experiment, simulate, tmp_path):
+def test_a_byzantine_majority_ends_the_run_with_the_first_reason(tiny_experiment, simulate, tmp_path):
     tamper, _ = LIES["nan"]
     seen = []
     with pytest.raises(
         TrainingError, match=r"round 1: only 2 of 5 merchants can be merged; merchant .*: head\.0\.bias"
     ):
-        simulate(tiny_experiment(tmp_path, CHANGES), app=lying(tamper, 3, seen))
+        simulate(tiny_experiment(tmp_path, CHANGES), app=deviating(tamper, 3, seen))
     assert not (tmp_path / "tiny" / "summary.json").exists()
 
 
 def test_impossible_test_counts_leave_the_merchant_out_of_the_tables(tiny_experiment, simulate, tmp_path):
-    inner, liars = build_app(), []
+    inner, byzantine = build_app(), []
 
     def app(message, context):
         reply = inner(message, context)
         if message.metadata.message_type == EVALUATE:
             counts = reply.content["counts"]
-            liars.append(next(iter(counts)))
-            counts[liars[-1]] = [7, 3]
+            byzantine.append(next(iter(counts)))
+            counts[byzantine[-1]] = [7, 3]
         return reply
 
     folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=app)
     counts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["by_merchant"]["counts"]
-    assert len(set(liars)) == 1
+    assert len(set(byzantine)) == 1
     assert len(counts) == 4
-    assert liars[0] not in counts
+    assert byzantine[0] not in counts

@@ -20,7 +20,7 @@ from fed_distill.merchant.app import build_app
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.low_rank_update import LowRankUpdate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import MOST_EXAMPLES, by_prefix, decode_uplink
 from fed_distill.transport.requests import QUERY_MERCHANTS, TRAIN
@@ -74,7 +74,7 @@ def sent(name, examples, counts=(3, 4), rows=(0, 1)):
         {"table": torch.tensor(rows)},
         {"table": torch.tensor(counts)},
     )
-    return Uplink(name, examples, (StudentWeights.of(values),))
+    return Uplink(name, examples, (StudentUpdate.of(values),))
 
 
 def test_merchants_of_later_chunks_are_taken_to_be_as_large_as_the_median():
@@ -89,24 +89,24 @@ def test_each_merchant_that_is_cut_is_named_once(caplog):
     told: set[str] = set()
     for _ in range(3):
         counts = Counts(SHARE, RATIO, told=told)
-        uplinks = [sent("a", 10), sent("b", 12), sent("liar", MOST_EXAMPLES)]
+        uplinks = [sent("a", 10), sent("b", 12), sent("byzantine", MOST_EXAMPLES)]
         counts.learn(uplinks)
         cut = [counts.cut(uplink) for uplink in uplinks]
         assert cut[:2] == uplinks[:2]
         assert cut[2].examples == 33  # 0.6 of 55
         assert counts.cut(sent("later", MOST_EXAMPLES)).examples == 33  # of a later chunk
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line.split()[1] for line in lines] == ["liar", "later"]
+    assert [line.split()[1] for line in lines] == ["byzantine", "later"]
 
 
 def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come():
     counts = Counts(SHARE, RATIO)
-    uplinks = [sent("a", 10), sent("b", 10), sent("liar", 10, (2**31 - 1, 1))]
+    uplinks = [sent("a", 10), sent("b", 10), sent("byzantine", 10, (2**31 - 1, 1))]
     counts.learn(uplinks)
-    found = counts.cut(uplinks[2]).need(StudentWeights).counts["table"]
+    found = counts.cut(uplinks[2]).need(StudentUpdate).counts["table"]
     assert float(found.sum()) == pytest.approx(21.0)  # 0.6 of 7 + 7 + 21
     assert counts.cut(uplinks[0]) is uplinks[0]
-    values = uplinks[2].need(StudentWeights)
+    values = uplinks[2].need(StudentUpdate)
     update = LowRankUpdate(PartialWeights(values.arrays, values.rows, values.counts))
     factored = counts.cut(replace(uplinks[2], payloads=(update,))).need(LowRankUpdate)
     assert torch.equal(factored.plain.counts["table"], found)
@@ -115,12 +115,12 @@ def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come():
 def test_counts_of_whole_tables_are_refused_before_anybody_is_measured_by_them():
     """One merchant alone that has them would leave the others without such a size."""
     context = Context({"table": torch.zeros(4, 2), "bias": torch.zeros(2)}, 0, 0)
-    honest = sent("a", 10).need(StudentWeights)
+    honest = sent("a", 10).need(StudentUpdate)
     odd = honest.with_counts({**honest.counts, "bias": torch.tensor([9, 9])})
-    chunks = [Chunk((Uplink("liar", 10, (odd,)), sent("b", 10), sent("c", 10)))]
+    chunks = [Chunk((Uplink("byzantine", 10, (odd,)), sent("b", 10), sent("c", 10)))]
     intake = UplinkValidator(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
     assert [uplink.merchant for uplink in intake] == ["b", "c"]
-    assert intake.refusals[0].reason == "merchant liar: counts of 'bias' without its rows"
+    assert intake.refusals[0].reason == "merchant byzantine: counts of 'bias' without its rows"
 
 
 def test_who_uses_no_row_is_no_measure_for_who_does():
@@ -132,27 +132,29 @@ def test_who_uses_no_row_is_no_measure_for_who_does():
 
 @pytest.mark.parametrize("chosen", [[0], [0, 1], list(range(8))])
 @pytest.mark.parametrize("weight", ["uses", "examples", "merchants"])
-def test_a_liar_counts_in_rows_for_no_more_than_its_limits_on_whatever_rows_it_lays_its_uses(weight, chosen):
-    """Honest merchants send zeros and the liar ones, so that a row's value is the liar's share of it."""
+def test_a_byzantine_merchant_counts_in_rows_for_no_more_than_its_limits_on_whatever_rows_it_lays_its_uses(
+    weight, chosen
+):
+    """Honest merchants send zeros and the byzantine ones, so that a row's value is the byzantine's share of it."""
     current = {"table": torch.zeros(8, 1), "bias": torch.zeros(1)}
     uses = torch.tensor([40, 20, 10, 5, 4, 3, 2, 1])
     values = {"table": torch.zeros(8, 1), "bias": torch.zeros(1)}
     honest = [
-        Uplink(name, 50, (StudentWeights(values, {"table": torch.arange(8)}, {"table": uses}),))
+        Uplink(name, 50, (StudentUpdate(values, {"table": torch.arange(8)}, {"table": uses}),))
         for name in ("a", "b", "c")
     ]
     rows = torch.tensor(chosen)
     lies = {"table": torch.ones(len(rows), 1), "bias": torch.ones(1)}
-    liar = Uplink(
-        "d", MOST_EXAMPLES, (StudentWeights(lies, {"table": rows}, {"table": torch.full((len(rows),), 2**31 - 1)}),)
+    byzantine = Uplink(
+        "d", MOST_EXAMPLES, (StudentUpdate(lies, {"table": rows}, {"table": torch.full((len(rows),), 2**31 - 1)}),)
     )
     counts = Counts(SHARE, RATIO)
-    counts.learn([*honest, liar])
-    merged = FedSubAvg(weight).average(current, [counts.cut(uplink) for uplink in [*honest, liar]])
+    counts.learn([*honest, byzantine])
+    merged = FedSubAvg(weight).average(current, [counts.cut(uplink) for uplink in [*honest, byzantine]])
     assert float(merged["bias"]) == pytest.approx(SHARE)
     shares = merged["table"].flatten().double()
     beside = {"uses": 3.0 * uses, "examples": torch.full((8,), 150.0), "merchants": torch.full((8,), 3.0)}[weight]
-    counted = shares / (1.0 - shares) * beside  # what the liar counted for in each row
+    counted = shares / (1.0 - shares) * beside  # what the byzantine counted for in each row
     if weight == "uses":
         assert float(counted.sum()) <= SHARE / (1.0 - SHARE) * 3 * 85 * 1.0001
         assert float(counted.max()) <= USES_PER_EXAMPLE * 225 * 1.0001
@@ -167,10 +169,13 @@ CHANGES = {
     "federation.rounds": 1,
     "federation.method": "fedavg",
     "federation.options": {},
-    "federation.max_update_norm": None,  # which would leave the liar out for the size of its lie
+    "federation.max_norm_ratio": None,  # which would leave the byzantine out for the size of its lie
     "runtime.measure_speed": False,
 }
-UNITS = {"none": {}, "example": {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.optimizer": "sgd"}}
+UNITS = {
+    "none": {},
+    "example": {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.training.optimizer": "sgd"},
+}
 UNLIMITED = {"federation.max_share": None, "federation.max_size_ratio": None}
 
 
@@ -178,7 +183,7 @@ class Claiming:
     """The honest app, but that one merchant announces and claims as much as there can be, and sends ones."""
 
     def __init__(self):
-        self.inner, self.uplinks, self.liar = build_app(), {}, ""
+        self.inner, self.uplinks, self.byzantine = build_app(), {}, ""
 
     def __call__(self, message, context):
         reply = self.inner(message, context)
@@ -187,13 +192,13 @@ class Claiming:
         if message.metadata.message_type == TRAIN:
             self.lie(reply.content)
             parts = [part for prefix, part in by_prefix(reply.content).items() if prefix.endswith("/")]
-            self.uplinks = {up.merchant: up for up in (decode_uplink(part, (StudentWeights,)) for part in parts)}
+            self.uplinks = {up.merchant: up for up in (decode_uplink(part, (StudentUpdate,)) for part in parts)}
         return reply
 
     def lie(self, content):
-        self.liar, content["0/up"]["examples"] = content["0/up"]["merchant"], MOST_EXAMPLES
-        for name, array in content["0/up.weights"].items():
-            content["0/up.weights"][name] = Array(torch.ones(array.shape).numpy())
+        self.byzantine, content["0/up"]["examples"] = content["0/up"]["merchant"], MOST_EXAMPLES
+        for name, array in content["0/up.update"].items():
+            content["0/up.update"][name] = Array(torch.ones(array.shape).numpy())
         for name, array in content["0/up.counts"].items():
             content["0/up.counts"][name] = Array(torch.full(array.shape, 2**31 - 1, dtype=torch.int32).numpy())
 
@@ -205,7 +210,7 @@ def merged_by_hand(start, uplinks, submodels, limited=True):
     merged = {}
     for name, value in start.items():
         top, bottom = torch.zeros_like(value).double(), torch.zeros(len(value)).double()
-        sent = [up.need(StudentWeights) for up in uplinks]
+        sent = [up.need(StudentUpdate) for up in uplinks]
         uses = [float(one.counts[name].sum()) if name in one.rows else 0.0 for one in sent]
         most_uses = slow_limit(uses, SHARE, RATIO) if limited and all(uses) else max(uses)
         for one, size, used in zip(sent, examples, uses, strict=True):
@@ -215,7 +220,7 @@ def merged_by_hand(start, uplinks, submodels, limited=True):
                 counts = one.counts[name].double() * min(1.0, most_uses / used)
                 weight = counts.clamp_max(float(USES_PER_EXAMPLE * size))
             shape = (-1, *[1] * (value.dim() - 1))
-            top[rows] += weight.view(shape) * (one.arrays[name].double() - value[rows].double())
+            top[rows] += weight.view(shape) * one.arrays[name].double()
             bottom[rows] += weight
         if not submodels:
             bottom[:] = float(sum(examples))
@@ -247,20 +252,20 @@ def test_a_merchant_that_claims_2_31_examples_moves_the_student_by_no_more_than_
     start, uplinks, end = run("limited", {})
     by_hand = merged_by_hand(start, uplinks, submodels)
     torch.testing.assert_close(flat(end), flat(by_hand), rtol=1e-5, atol=1e-6)
-    honest = merged_by_hand(start, [up for up in uplinks if up.merchant != app.liar], submodels)
-    whole = [name for name in start if name not in uplinks[0].need(StudentWeights).rows]
+    honest = merged_by_hand(start, [up for up in uplinks if up.merchant != app.byzantine], submodels)
+    whole = [name for name in start if name not in uplinks[0].need(StudentUpdate).rows]
     assert whole
     for name in whole if submodels else start:
-        lie = next(up for up in uplinks if up.merchant == app.liar).need(StudentWeights)
+        lie = next(up for up in uplinks if up.merchant == app.byzantine).need(StudentUpdate)
         sent = start[name].double()
-        sent[lie.rows.get(name, slice(None))] = lie.arrays[name].double()
+        sent[lie.rows.get(name, slice(None))] += lie.arrays[name].double()
         assert float((end[name] - honest[name]).norm()) <= SHARE * float((sent - honest[name]).norm()) + 1e-5
     start, uplinks, end = run("unlimited", UNLIMITED)
     torch.testing.assert_close(
         flat(end), flat(merged_by_hand(start, uplinks, submodels, limited=False)), rtol=1e-5, atol=1e-6
     )
-    for name in whole:  # the attack: without limits the student is what that merchant says
-        torch.testing.assert_close(end[name], torch.ones_like(end[name]), rtol=0.0, atol=1e-3)
+    for name in whole:  # the attack: without limits the student moves as that merchant says
+        torch.testing.assert_close(end[name], start[name] + 1.0, rtol=0.0, atol=1e-3)
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -268,10 +273,10 @@ def test_the_limit_is_on_what_examples_count_for(power):
     """Squared, as least-variance weights under privacy are, a merchant is no more than its share of the squares."""
     current = {"bias": torch.zeros(1)}
     uplinks = [
-        Uplink(name, size, (StudentWeights({"bias": torch.zeros(1)}),))
+        Uplink(name, size, (StudentUpdate({"bias": torch.zeros(1)}),))
         for name, size in {"a": 900, "b": 1000, "c": 1200}.items()
     ]
-    uplinks.append(Uplink("liar", MOST_EXAMPLES, (StudentWeights({"bias": torch.ones(1)}),)))
+    uplinks.append(Uplink("byzantine", MOST_EXAMPLES, (StudentUpdate({"bias": torch.ones(1)}),)))
     counts = Counts(SHARE, RATIO, power)
     counts.learn(uplinks)
     merged = WeightedMean("examples" if power == 1 else "examples-squared").average(current, map(counts.cut, uplinks))

@@ -326,7 +326,7 @@ def test_sites_of_other_versions_only_end_the_run_with_one_clear_line(tiny_exper
     def app(message, context):
         return other_protocol(inner(message, context))
 
-    with pytest.raises(DataError, match=r"no site has any merchant: site 2 speaks protocol 2 and this server 3"):
+    with pytest.raises(DataError, match=f"no site has any merchant: site 2 speaks protocol {PROTOCOL - 1} and"):
         FaultyGrid(tiny_experiment(tmp_path, QUICK), app).run()
 
 

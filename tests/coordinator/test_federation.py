@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.coordinator.federation import round_learning_rate, sampled
 
 MERCHANTS = [f"m{number:02d}" for number in range(20)]
@@ -45,6 +45,6 @@ def test_every_merchant_is_sampled_about_as_often():
     ],
 )
 def test_the_merchants_learning_rate_follows_the_schedule_over_the_rounds(schedule, factors):
-    training = TrainingConfig(learning_rate=0.2, schedule=schedule)
+    training = TrainerConfig(learning_rate=0.2, schedule=schedule)
     rates = [round_learning_rate(training, number, 4) for number in range(1, 5)]
     assert rates == pytest.approx([0.2 * factor for factor in factors])

@@ -28,7 +28,7 @@ from fed_distill.coordinator.exchange import LONGEST_REASON
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.data import load
-from fed_distill.experiment.grid import InProcessGrid, LocalGrid
+from fed_distill.experiment.grid import InProcessGrid
 from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.methods import METHODS
@@ -90,21 +90,15 @@ class Recorder(InProcessGrid):
         return reply
 
 
-class Player(LocalGrid):
+class Player(InProcessGrid):
     """A grid whose nodes answer with given bytes, which it has read before: what a message takes is Flower's."""
 
     def __init__(self, replies: dict[tuple[int, str], bytes]) -> None:
-        super().__init__(SITES)
-        self.replies, self.queued = {key: from_bytes(data) for key, data in replies.items()}, {}
+        super().__init__(None, {}, SITES)
+        self.replies = {key: from_bytes(data) for key, data in replies.items()}
 
-    def _queue(self, message_id, message):
-        self.queued[message_id] = message
-
-    def pull_messages(self, message_ids):
-        found = [self.queued.pop(key) for key in message_ids if key in self.queued]
-        return [
-            Message(self.replies[one.metadata.dst_node_id, one.metadata.message_type], reply_to=one) for one in found
-        ]
+    def _run_at_node(self, message):
+        return Message(self.replies[message.metadata.dst_node_id, message.metadata.message_type], reply_to=message)
 
 
 class Largest(TorchDispatchMode):
@@ -439,7 +433,7 @@ def add_part(draw, content):
         )
     )
     name = draw(
-        st.sampled_from([name, "up.coded", "up.update.weights", "up.update.thin", "up.rows", "up.counts", "up.odd"])
+        st.sampled_from([name, "up.coded", "up.low_rank.update", "up.low_rank.thin", "up.rows", "up.counts", "up.odd"])
     )
     keys = st.sampled_from(
         ["soft_labels", "votes", "bits", "probabilities", "present", "weights", "bag.table", "head.0.bias"]

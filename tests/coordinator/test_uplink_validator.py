@@ -17,7 +17,7 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.requests import Refusal
@@ -30,8 +30,8 @@ def state():
 
 @pytest.fixture
 def server():
-    """Its aggregator takes the last merchant's weights."""
-    return SimpleNamespace(average=lambda _, up: [one.need(StudentWeights).arrays for one in up][-1])
+    """Its aggregator takes the last merchant's update of a student of zeros."""
+    return SimpleNamespace(average=lambda _, up: [one.need(StudentUpdate).arrays for one in up][-1])
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def context(state):
 
 
 def good(name, loss=1.0, **metrics):
-    return Uplink(name, 1, (StudentWeights({"w": torch.ones(2)}),), metrics={"loss": loss, **metrics})
+    return Uplink(name, 1, (StudentUpdate({"w": torch.ones(2)}),), metrics={"loss": loss, **metrics})
 
 
 def bad(name):
-    return Uplink(name, 1, (StudentWeights({"w": torch.tensor([1.0, math.nan])}),), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentUpdate({"w": torch.tensor([1.0, math.nan])}),), metrics={"loss": 1.0})
 
 
 def in_part(name):
     rows = torch.tensor([1])
-    return Uplink(name, 1, (StudentWeights({"w": torch.ones(1)}, {"w": rows}, {"w": rows}),), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentUpdate({"w": torch.ones(1)}, {"w": rows}, {"w": rows}),), metrics={"loss": 1.0})
 
 
 def without_weights(name):
@@ -159,7 +159,7 @@ def test_what_became_of_each_merchant_is_counted(context):
 
 
 def moved(name, far):
-    return Uplink(name, 1, (StudentWeights({"w": torch.tensor([0.0, far])}),), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentUpdate({"w": torch.tensor([0.0, far])}),), metrics={"loss": 1.0})
 
 
 def test_an_update_far_longer_than_most_is_left_out(context):
@@ -176,7 +176,7 @@ def test_an_update_far_longer_than_most_is_left_out(context):
 
 
 def of_norm(name, norm):
-    return Uplink(name, 1, (StudentWeights({"w": torch.tensor([norm, 0.0])}),), metrics={"loss": 1.0})
+    return Uplink(name, 1, (StudentUpdate({"w": torch.tensor([norm, 0.0])}),), metrics={"loss": 1.0})
 
 
 def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_one_update_at_most(state, context):
@@ -200,28 +200,27 @@ def test_under_merchant_level_privacy_one_merchant_changes_the_clipped_sum_by_on
         assert float((more - clipped_sum(others)).norm()) <= 1.0 + 1e-6
 
 
-def test_where_nobody_is_compared_weights_are_all_that_is_asked_of_an_uplink(context):
+def test_where_nobody_is_compared_an_update_is_all_that_is_asked_of_an_uplink(context):
     uplinks = [without_weights("a"), in_part("b"), of_norm("c", 1e6), good("d"), bad("e")]
     intake = UplinkValidator([chunk(*uplinks)], context, 5, 1, max_norm_ratio=10.0, compared=False)
     assert names(intake) == ["b", "c", "d"]
     assert [refusal.reason for refusal in intake.refusals] == [
         "merchant e: w has values that are not finite",
-        "merchant a: its uplink has no weights",
+        "merchant a: its uplink has no update of weights",
     ]
 
 
 def test_the_norm_is_that_of_the_whole_update():
     """Of sent rows, of factors multiplied out, and of control variates, beside those of whole weights."""
-    context = Context({"w": torch.tensor([1.0, 1.0]), "t": torch.ones(4, 2)}, 3, 2)
     rows = torch.tensor([2])
-    part = PartialWeights({"w": torch.tensor([4.0, 1.0]), "t": torch.tensor([[1.0, 5.0]])}, {"t": rows}, {"t": rows})
-    assert update_norm(Uplink("a", 1, (StudentWeights.of(part),)), context) == 5.0  # moved by 3 and 4
-    variates = Uplink("a", 1, (StudentWeights.of(part), ControlVariate({"w": torch.tensor([12.0, 0.0])})))
-    assert update_norm(variates, context) == 13.0
+    part = PartialWeights({"w": torch.tensor([3.0, 0.0]), "t": torch.tensor([[0.0, 4.0]])}, {"t": rows}, {"t": rows})
+    assert update_norm(Uplink("a", 1, (StudentUpdate.of(part),))) == 5.0  # moved by 3 and 4
+    variates = Uplink("a", 1, (StudentUpdate.of(part), ControlVariate({"w": torch.tensor([12.0, 0.0])})))
+    assert update_norm(variates) == 13.0
     thin, wide = {"t": torch.full((1, 4), 2.0)}, {"t": torch.tensor([[3.0, 0.0]])}
     factors = Uplink("a", 1, (LowRankUpdate(PartialWeights({}), thin, wide),))
-    assert update_norm(factors, context) == 12.0  # four rows of 6
-    assert update_norm(Uplink("a", 1), context) == 0.0
+    assert update_norm(factors) == 12.0  # four rows of 6
+    assert update_norm(Uplink("a", 1)) == 0.0
 
 
 def test_too_few_end_a_merge_before_there_is_a_new_state(state, context, server):

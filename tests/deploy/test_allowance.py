@@ -10,12 +10,14 @@ from fed_distill.merchant.limits import Limits
 from fed_distill.privacy.accounting import Spend
 from fed_distill.privacy.ledger import Charge, Ledgers, exposure
 
-UNITS = ("example", "group", "merchant", "vote")
+AT_MERCHANTS = ("example", "group")
+UNITS = (*AT_MERCHANTS, "merchant", "vote")
 
 
 def private(experiment, unit, **changes):
     method = {"federation.method": "pate", "federation.options": {}} if unit == "vote" else {}
-    promise = {"privacy.unit": unit, "privacy.epsilon": 4.0, "privacy.batch_size": 16}
+    steps = {"privacy.batch_size": 16} if unit in AT_MERCHANTS else {}
+    promise = {"privacy.unit": unit, "privacy.epsilon": 4.0, **steps}
     return experiment.with_changes({**promise, **method, **changes})
 
 
@@ -60,7 +62,8 @@ def test_two_digits_rounded_up():
 def test_a_run_fits_into_what_its_sites_are_handed_and_a_second_one_does_not(
     command, run_over, experiment, tmp_path, unit
 ):
-    changes = {"adaptation.enabled": False, "privacy.report_scores": False, "privacy.batch_size": 10**6}
+    steps = {"privacy.batch_size": 10**6} if unit in AT_MERCHANTS else {}
+    changes = {"adaptation.enabled": False, "privacy.report_scores": False, **steps}
     planned = private(experiment, unit, **changes)
     file, folder = tmp_path / "private.toml", tmp_path / "deployment"
     file.write_text(planned.to_toml(), encoding="utf-8")

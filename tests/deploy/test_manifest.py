@@ -218,8 +218,8 @@ def test_a_site_loads_no_words_and_no_model_that_the_server_named(deployment, ex
     assert (own.synonyms, own.dictionary, own.translated, own.back_translation) == (0.2, None, 0.0, ())
 
 
-def test_no_merchant_of_a_real_site_lies_whatever_the_server_asks(deployment, experiment):
-    context = context_of(2, 1, experiment.with_changes({"poisoning.share": 0.3}).to_run_config())
+def test_no_merchant_of_a_real_site_is_byzantine_whatever_the_server_asks(deployment, experiment):
+    context = context_of(2, 1, experiment.with_changes({"byzantine.fraction": 0.3}).to_run_config())
     context.node_config = {"site": str(deployment / "sites" / "north" / "site.toml")}
-    with pytest.raises(ConfigError, match="no merchant of a real site lies at the server's word"):
+    with pytest.raises(ConfigError, match="no merchant of a real site deviates at the server's word"):
         site_for(context)

@@ -1,4 +1,4 @@
-"""The ServerApp runs the experiment of the run config, and says which setting means nothing under Flower."""
+"""The ServerApp runs the experiment of the run config."""
 
 import stat
 from pathlib import Path
@@ -11,24 +11,6 @@ from fed_distill.coordinator.released import NOISE_KEY
 from fed_distill.deploy import server_app
 from fed_distill.errors import ConfigError
 from fed_distill.experiment.grid import InProcessGrid
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_are_said_to_have_no_effect_over_flowers_own_grid(
-    tiny_experiment, tmp_path, monkeypatch, caplog, workers
-):
-    conducted = []
-    monkeypatch.setattr(server_app, "run_experiment", lambda *given: conducted.append(given) or Path("runs"))
-    monkeypatch.setattr(server_app, "show", lambda folder: None)
-    experiment = tiny_experiment(tmp_path, {"runtime.workers": workers})
-    grid = InProcessGrid(lambda message, context: message, {})
-    context = Context(1, 1, {}, RecordDict(), experiment.to_run_config())
-    server_app.app(grid, context)
-    ((ran, over, _, _),) = conducted
-    assert (ran, over) == (experiment, grid)
-    said = [record.getMessage() for record in caplog.records if "runtime.workers" in record.getMessage()]
-    assert len(said) == (workers > 1)
-    assert all("runtime.workers = 3 has no effect under `flwr run`" in text for text in said)
 
 
 class RealGrid(Grid):

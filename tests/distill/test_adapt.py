@@ -11,12 +11,12 @@ LABELS = torch.full((2, 3), 1 / 3)
 
 def test_the_stages_fine_tune_distil_and_fine_tune_again():
     references = {"soft_labels": LABELS}
-    distil = Phase(soft_labels(2.0), data="proxy", epochs=1.5, references=references, learning_rate_scale=0.3)
+    distil = Phase(soft_labels(2.0), data="proxy", epochs=1.5, references=references)
     stages = domain_stages(distil)
     assert all(len(stage.parts) == 1 and not stage.parts[0].frozen for stage in stages)
     phases = [stage.parts[0].plan.phases for stage in stages]
     assert [[phase.data for phase in some] for some in phases] == [["private"], ["proxy"], ["private"]]
-    assert {(phase.epochs, phase.learning_rate_scale) for some in phases for phase in some} == {(1.5, 0.3)}
+    assert {phase.epochs for some in phases for phase in some} == {1.5}
     assert torch.equal(phases[1][0].references["soft_labels"], LABELS)
     assert len({stage.title for stage in stages}) == 3
 

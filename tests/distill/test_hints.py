@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.hints import (
     LIST,
@@ -249,7 +249,7 @@ def test_training_pulls_the_readings_to_their_references_and_moves_student_and_p
     (owner,) = learners(model, 1)
     (phase,) = (one for one in plan(model).phases if one.data == "proxy")
     longer = Plan((phase, dataclasses.replace(phase, epochs=30), phase))
-    ((weights, losses),) = fitted(SequentialTrainer(TrainingConfig(batch_size=4)), [owner], longer).values()
+    ((weights, losses),) = fitted(SequentialTrainer(TrainerConfig(batch_size=4)), [owner], longer).values()
     assert losses[2] < 0.9 * losses[0]
     for name in (next(iter(model.tables)), "hint.weight", "projections.0.weight"):
         assert not torch.equal(weights[name], owner.weights[name]), name
@@ -260,7 +260,7 @@ def test_rows_that_partners_touch_are_part_of_the_submodel(kind, distance):
     model = taught(kind)
     (owner,), trained = learners(model, 1), plan(model)
     whole, part = (
-        fitted(SequentialTrainer(TrainingConfig(batch_size=4, submodel=submodel)), [owner], trained)["shop 0"][0]
+        fitted(SequentialTrainer(TrainerConfig(batch_size=4, submodel=submodel)), [owner], trained)["shop 0"][0]
         for submodel in (False, True)
     )
     assert distance(part, whole) < 1e-5
@@ -270,7 +270,7 @@ def test_rows_that_partners_touch_are_part_of_the_submodel(kind, distance):
 def test_a_cohort_of_wrapped_students_trains_as_one_after_another(kind, distance, caplog):
     model = taught(kind)
     owners, trained = learners(model, 3), plan(model)
-    config = TrainingConfig(batch_size=4, optimizer="sgd")
+    config = TrainerConfig(batch_size=4, optimizer="sgd")
     slow, fast = (fitted(one, owners, trained) for one in (SequentialTrainer(config), CohortTrainer(config, cohort=3)))
     assert not caplog.records  # nothing fell back to the trainer that it is compared with
     for name, (weights, losses) in slow.items():

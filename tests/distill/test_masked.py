@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from fed_distill import seeds
+from fed_distill.config import MaskedConfig
 from fed_distill.distill.masked import check_token_model, hidden_tokens, pretrain_on_domain
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.models import build_student, load_teacher
 from fed_distill.text.hashing import CLS, SEP
 from fed_distill.text.tokens import HashedTokens
+from tests.distill.steps import OTHER_STEPS
 
 ROWS = 500
 
@@ -46,20 +48,41 @@ def test_of_a_short_text_one_token_is_hidden_at_least():
 
 def test_words_are_guessed_better_with_time_and_the_same_each_time(student, public):
     start = {name: value.clone() for name, value in student.state_dict().items()}
-    losses = pretrain_on_domain(student, public, 20, 1e-2, (0, "domain"), unheard)
+    losses = pretrain_on_domain(student, public, MaskedConfig(epochs=20, learning_rate=1e-2), (0, "domain"), unheard)
     assert len(losses) == 20
     assert losses[-1] < 0.7 * losses[0]
     read = {name: value.clone() for name, value in student.state_dict().items()}
     assert not torch.equal(read["words.weight"], start["words.weight"])
     student.load_state_dict(start)
-    assert pretrain_on_domain(student, public, 20, 1e-2, (0, "domain"), unheard) == losses
+    assert (
+        pretrain_on_domain(student, public, MaskedConfig(epochs=20, learning_rate=1e-2), (0, "domain"), unheard)
+        == losses
+    )
     assert all(torch.equal(value, read[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("change", OTHER_STEPS)
+def test_every_key_of_its_optimizer_changes_what_is_trained(student, public, change):
+    start = {name: value.clone() for name, value in student.state_dict().items()}
+
+    def read(config):
+        student.load_state_dict(start)
+        pretrain_on_domain(student, public, config, (0, "domain"), unheard)
+        return [value.clone() for value in student.state_dict().values()]
+
+    base = {"epochs": 3, **change.get("of", {})}
+    plain, other = (read(MaskedConfig(**base, **own)) for own in ({}, change["to"]))
+    assert not all(map(torch.equal, plain, other))
 
 
 def test_a_share_of_an_epoch_is_a_share_of_its_steps(student, public):
     steps = []
     pretrain_on_domain(
-        student, public.take([*range(48)] * 8), 0.5, 1e-3, (0,), lambda done, total: steps.append((done, total))
+        student,
+        public.take([*range(48)] * 8),
+        MaskedConfig(epochs=0.5),
+        (0,),
+        lambda done, total: steps.append((done, total)),
     )
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
@@ -82,4 +105,4 @@ def test_what_does_not_read_token_by_token_or_diverges_is_said(student, task, pu
     with torch.no_grad():
         student.words.weight[5:] = torch.nan
     with pytest.raises(TrainingError, match="the loss of masked words is nan"):
-        pretrain_on_domain(student, public, 1, 1e-3, (0,), unheard)
+        pretrain_on_domain(student, public, MaskedConfig(epochs=1), (0,), unheard)

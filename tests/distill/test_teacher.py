@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from fed_distill import seeds
+from fed_distill.config import MaskedConfig, TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.distill import teacher as module
 from fed_distill.distill.teacher import cached_teacher, fine_tune, teacher_fingerprint
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.models import load_teacher, predict
+from tests.distill.steps import OTHER_STEPS
 
 
 def fresh(config, task):
@@ -47,6 +49,16 @@ def test_rate_warms_up_and_falls_along_a_line_and_validation_comes_every_half_ep
     assert rates == pytest.approx([0, 0.002, 0.004, 0.006, 0.008, 0.006, 0.004, 0.002])
     assert [row["epoch"] for row in tuned.history] == [0.5, 1.0, 1.5, 2.0]
     assert [step for step, _, metrics in seen if "valid_macro_f1" in metrics] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("change", OTHER_STEPS)
+def test_every_key_of_its_optimizer_changes_what_is_trained(config, task, public, valid, change):
+    def tuned(**changes):
+        own = TeacherConfig.model_validate({**config.model_dump(), "epochs": 1, **changes})
+        return weights_of(fine_tune(fresh(own, task), public, valid, task, own, 0, silent).model).values()
+
+    base = change.get("of", {})
+    assert not all(map(torch.equal, tuned(**base), tuned(**base, **change["to"])))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +215,7 @@ def test_fingerprint_changes_with_everything_that_the_teacher_depends_on(config,
         name(valid=public),
     ]
     assert len(set(names)) == len(names)
-    reads = config.model_copy(update={"masked_epochs": 1.0})
+    reads = config.model_copy(update={"masked": MaskedConfig(epochs=1.0)})
     assert len({name(config=reads), name(config=reads, domain=public), name()}) == 3
     assert name(domain=public) == name()  # which it does not read
     elsewhere = Examples(public.texts, None, public.labels, public.groups + 5, ("other",) * 48)

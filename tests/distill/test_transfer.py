@@ -50,8 +50,8 @@ def student(layers=2):
 def test_by_default_a_student_learns_probabilities_as_it_is():
     taught, plain = target(), student()
     assert taught.prepared(plain, 0, "server") is plain
-    phase = taught.phase(plain, 1.5, 0.3)
-    assert (phase.data, phase.epochs, phase.learning_rate_scale, phase.hidden) == ("proxy", 1.5, 0.3, False)
+    phase = taught.phase(plain, 1.5)
+    assert (phase.data, phase.epochs, phase.hidden) == ("proxy", 1.5, False)
     assert phase.references.keys() == {"soft_labels"}
     logits = torch.randn(COUNT, 3, generator=DRAW)
     expected = distillation_kl(logits, soften(LABELS, 2.0), 2.0)

@@ -23,7 +23,7 @@ STUDIES = [
         "ranking",
         "domains",
         "german",
-        "poisoned",
+        "byzantine",
     )
 ]
 TUNINGS = [ROOT / "experiments" / "tune.toml"]

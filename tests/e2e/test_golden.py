@@ -18,9 +18,9 @@ from fed_distill.reporting.store import read_summary
 
 STORED = Path(__file__).with_name("golden.json")
 QUICK = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3}
-SGD = {"training.optimizer": "sgd", "training.learning_rate": 0.1}
+SGD = {"training.merchants.optimizer": "sgd", "training.merchants.learning_rate": 0.1}
 BERT = {"student.model": "bert-mini", "student.options": {"rows": 512, "width": 16, "layers": 2, "max_length": 24}}
-PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.optimizer": "sgd"}
+PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.training.optimizer": "sgd"}
 METHOD_OPTIONS = {"scaffold": SGD, "selective-fd": {"federation.options": {"max_entropy": 0.99}}}
 TRANSFERS = ("decisions", "hints", "hidden", "attention", "relations")
 ORDERS = ("ranking", "listwise")
@@ -35,11 +35,11 @@ RUNS = {
     # alone and loud: a teacher this small tells candidates hardly apart
     **{f"transfer {kind}": {"distill.transfer": [kind], "distill.weights": {kind: 1000.0}} for kind in ORDERS},
     "hard weight": {"distill.hard_weight": 0.5},
-    "final temperature": {"training.server_epochs": 2, "distill.final_temperature": 8.0},
+    "final temperature": {"training.server.epochs": 2, "distill.final_temperature": 8.0},
     "chain": {"distill.assistants": [{"model": "lstm", "options": {"rows": 256, "width": 8}, "epochs": 1}]},
     "ensemble by seed": {"teacher.ensemble": [{"seed": 1}], "teacher.combine": "confidence"},
     "ensemble by domain": {"teacher.domains": 2, "teacher.combine": "similarity"},
-    "masked language model": {**BERT, "student.masked_epochs": 1.0},
+    "masked language model": {**BERT, "student.masked.epochs": 1.0},
     "adaptation": {"adaptation.enabled": True},
     "label smoothing": {"training.label_smoothing": 0.2},
     "augmentation": {"training.augmentation": {"synonyms": 0.3, "deletion": 0.1, "characters": 0.05}},
@@ -51,7 +51,11 @@ RUNS = {
     "adapters of factors": {**BERT, "student.options.ia3": True},
     "prefix": {**BERT, "student.options.prefix_length": 3},
     "early stopping": {"federation.rounds": 4, "federation.patience": 1},
-    "schedule and clipping": {"training.schedule": "cosine", "training.warmup_share": 0.3, "training.clip_norm": 0.5},
+    "schedule and clipping": {
+        f"training.{whose}.{key}": value
+        for whose in ("merchants", "server")
+        for key, value in {"schedule": "cosine", "warmup_share": 0.3, "clip_norm": 0.5}.items()
+    },
     "submodel averaging": {"federation.aggregator": "fedsubavg"},
     "robust submodels": {"federation.aggregator": "fedsubmedian"},
     "robust submodels, trimmed": {
@@ -59,7 +63,7 @@ RUNS = {
         "federation.aggregator_options": {"beta": 0.4},
     },
     **{
-        f"poisoned by {attack}": {"poisoning": {"share": 0.4, "attack": attack}}
+        f"byzantine by {attack}": {"byzantine": {"fraction": 0.4, "attack": attack}}
         for attack in ("label-flip", "sign-flip", "scaled")
     },
     "adaptive server": {"federation.aggregator": "fedadam"},

@@ -52,7 +52,7 @@ def test_every_kind_of_transfer_runs_and_each_teaches_something_else(summary_of,
 def test_levels_are_reported_beside_one_step_and_no_teacher(summary_of, tmp_path):
     summary = summary_of(
         distill__assistants=[{"model": "bert-mini", "options": {"layers": 1, "width": 16}, "epochs": 1}, SMALL_LSTM],
-        training__server_epochs=6,  # so long that what a student was taught with shows in its predictions
+        training__server={"epochs": 6},  # so long that what a student was taught with shows in its predictions
     )
     levels = summary["levels"]
     assert list(levels) == [
@@ -164,7 +164,7 @@ def test_reading_the_domain_and_gradual_unfreezing_change_what_is_learned(summar
     options = {"rows": 1024, "width": 8}
     plain = {"student__model": "lstm", "student__options": options, "adaptation__enabled": True}
     summary_of(**plain, name="plain")
-    summary_of(**plain, name="read", student__masked_epochs=1.0, teacher__masked_epochs=0.5)
+    summary_of(**plain, name="read", student__masked={"epochs": 1.0}, teacher__masked={"epochs": 0.5})
     freed = summary_of(**plain, name="freed", adaptation__unfreeze=True)
     assert not torch.equal(taught("plain", "lstm"), taught("read", "lstm"))
     assert torch.equal(taught("plain", "lstm"), taught("freed", "lstm"))
@@ -180,7 +180,7 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
         "adaptation.enabled": False,
         "federation.rounds": 8,
         "federation.patience": 2,
-        "training.learning_rate": 3.0,
+        "training.merchants.learning_rate": 3.0,
     }
     folder, _ = simulate(tiny_experiment(tmp_path, changes))
     rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -200,7 +200,7 @@ def test_a_federation_stops_when_validation_no_longer_rises_and_keeps_its_best_r
         ({"distill.transfer": ["hints", "hints"]}, "transfer names hints twice"),
         ({"distill.weights": {"hints": 2.0}}, "a weight is given to hints"),
         ({"training.r_drop": 1.0}, "student two-tower has none"),
-        ({"student.masked_epochs": 1.0}, "two-tower does not read a text token by token"),
+        ({"student.masked.epochs": 1.0}, "two-tower has no token-level inputs"),
         ({"distill.transfer": ["hidden"], "federation": {"method": "dsfl"}}, "has no kind that uses soft labels"),
         ({"distill.transfer": ["hidden"], "federation": {"method": "pate"}}, "has no kind that uses soft labels"),
         (

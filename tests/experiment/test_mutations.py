@@ -46,7 +46,7 @@ SMALL = {
 STOPPED = {
     "control variates": {
         "controls": ["server", "fedavg"],
-        "training.optimizer": "sgd",
+        "training.merchants.optimizer": "sgd",
         "federation.method": "scaffold",
         "federation.options": {},
     },

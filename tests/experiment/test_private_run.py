@@ -109,9 +109,15 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"privacy.unit": "merchant", "federation.method": "fedmd"}, "choose a method that sends weights only"),
-        ({"privacy.unit": "merchant", "federation.aggregator": "fedmedian"}, "with aggregator fedavg, not"),
-        ({"privacy.unit": "vote"}, "choose a method that sends votes only, such as pate"),
+        (
+            {"privacy": {"unit": "merchant", "epsilon": 6.0}, "federation.method": "fedmd"},
+            "choose a method that sends an update only",
+        ),
+        (
+            {"privacy": {"unit": "merchant", "epsilon": 6.0}, "federation.aggregator": "fedmedian"},
+            "with aggregator fedavg, not",
+        ),
+        ({"privacy": {"unit": "vote", "epsilon": 6.0}}, "choose a method that sends votes only, such as pate"),
         (
             {"privacy.weighting": "examples-squared", "federation.aggregator": "fedmedian"},
             "is for aggregator fedavg, not fedmedian",
@@ -121,11 +127,15 @@ def test_merchants_may_ask_for_privacy_in_everything(limited, simulate):
             "another weight in aggregator_options",
         ),
         (
-            {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.rows": 10},
+            {"federation.method": "scaffold", "privacy.training.optimizer": "sgd", "privacy.rows": 10},
             "method scaffold trains whole tables: drop privacy.rows",
         ),
         (
-            {"federation.method": "scaffold", "privacy.optimizer": "sgd", "privacy.weighting": "examples-squared"},
+            {
+                "federation.method": "scaffold",
+                "privacy.training.optimizer": "sgd",
+                "privacy.weighting": "examples-squared",
+            },
             "method scaffold counts all merchants alike: drop privacy.weighting",
         ),
     ],
@@ -140,7 +150,8 @@ def test_noise_that_would_not_cover_what_is_sent_is_refused(tiny_experiment, sim
 def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anything_is_written(
     tiny_experiment, simulate, tmp_path, unit
 ):
-    changes = {**PRIVATE, "privacy.unit": unit, "federation.method": "fd", "federation.options": {}}
+    privacy = {"unit": unit, "epsilon": 6.0}
+    changes = {**PRIVATE, "privacy": privacy, "federation.method": "fd", "federation.options": {}}
     with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends"):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()
@@ -149,7 +160,7 @@ def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anythin
 def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_is(tiny_experiment, simulate, tmp_path):
     """Private steps may want a rate that is hundreds of times another; what the server trains is not private."""
     changes = {
-        "privacy": {"unit": "vote", "epsilon": 1e4, "optimizer": "sgd", "learning_rate": 1e-12},
+        "privacy": {"unit": "vote", "epsilon": 1e4, "training": {"optimizer": "sgd", "learning_rate": 1e-12}},
         "federation": {"method": "pate", "rounds": 1},
         "controls": [],
         "adaptation.enabled": False,

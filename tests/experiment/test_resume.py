@@ -31,7 +31,7 @@ FEDERATIONS = {
     },
     "control variates at both": {
         "controls": [],
-        "training.optimizer": "sgd",
+        "training.merchants.optimizer": "sgd",
         "federation.method": "scaffold",
         "federation.options": {},
     },
@@ -115,7 +115,7 @@ def test_stopped_after_every_round_it_has_waited_as_long_for_a_better_one(
         "adaptation.enabled": False,
         "federation.rounds": 8,
         "federation.patience": 2,
-        "training.learning_rate": 3.0,
+        "training.merchants.learning_rate": 3.0,
     }
     watcher = StopAt()
     whole, _ = simulate(tiny_experiment(tmp_path / "whole", changes), callbacks=[watcher])

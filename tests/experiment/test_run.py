@@ -224,7 +224,7 @@ def test_one_site_and_three_sites_give_the_same_student(tiny_experiment, simulat
 
 def test_both_trainers_give_the_same_student(tiny_experiment, simulate, tmp_path, distance):
     """With SGD: AdamW turns rounding errors of gradients near zero into steps, which grow over rounds."""
-    changes = {"controls": ["server"], "training.optimizer": "sgd", "training.learning_rate": 0.03}
+    changes = {"controls": ["server"], "training.merchants.optimizer": "sgd", "training.merchants.learning_rate": 0.03}
     students = []
     for trainer in ("cohort", "sequential"):
         folder, _ = simulate(tiny_experiment(tmp_path / trainer, {**changes, "runtime.trainer": trainer}))
@@ -265,7 +265,7 @@ def test_a_finished_run_is_not_written_over(tiny_run, simulate):
 
 def test_a_changed_experiment_does_not_resume(tiny_run, simulate, outcome_of):
     before = outcome_of(tiny_run.result.folder)
-    changed = tiny_run.experiment.with_changes({"runtime.resume": True, "training.learning_rate": 0.5})
+    changed = tiny_run.experiment.with_changes({"runtime.resume": True, "training.merchants.learning_rate": 0.5})
     with pytest.raises(CheckpointError, match=r"training\.learning_rate"):
         simulate(changed)
     assert outcome_of(tiny_run.result.folder) == before

@@ -49,7 +49,11 @@ def students(tmp_path):
 def test_runs_that_differ_at_merchants_share_the_servers_student(run, students):
     trained, _ = run()
     assert trained
-    merchants = {"training.learning_rate": 0.02, "training.optimizer": "sgd", "federation.method": "fedavg"}
+    merchants = {
+        "training.merchants.learning_rate": 0.02,
+        "training.merchants.optimizer": "sgd",
+        "federation.method": "fedavg",
+    }
     trained, ended = run({**merchants, "federation.options": {}})
     assert not trained
     assert ended == run({**merchants, "federation.options": {}}, cache="another")[1]
@@ -65,8 +69,8 @@ def test_runs_that_differ_at_merchants_share_the_servers_student(run, students):
         {"teacher.epochs": 2},
         {"student.options": {"rows": 2048, "width": 6, "head_width": 8}},
         {"student.model": "lstm", "student.options": {"rows": 512, "width": 8}},
-        {"training.server_learning_rate": 0.02},
-        {"training.server_temperature": 3.0},
+        {"training.server.learning_rate": 0.02},
+        {"training.server.temperature": 3.0},
         {"distill.hard_weight": 0.5},
         {"training.augmentation.deletion": 0.3},
         {"distill.transfer": ["decisions"]},
@@ -84,10 +88,10 @@ def test_what_the_servers_student_depends_on_makes_another(run, students, change
 
 
 def test_the_servers_momentum_makes_another_and_the_merchants_does_not(run):
-    by_sgd = {"training.optimizer": "sgd", "training.server_optimizer": "sgd"}
+    by_sgd = {"training.merchants.optimizer": "sgd", "training.server.optimizer": "sgd"}
     run(by_sgd)
-    assert not run({**by_sgd, "training.momentum": 0.5})[0]
-    assert run({**by_sgd, "training.server_momentum": 0.5})[0]
+    assert not run({**by_sgd, "training.merchants.momentum": 0.5})[0]
+    assert run({**by_sgd, "training.server.momentum": 0.5})[0]
 
 
 def test_other_contents_of_a_file_that_it_is_made_from_make_another(run, tmp_path):
@@ -135,9 +139,9 @@ def test_a_kept_student_keeps_the_time_of_its_training(run, students, tmp_path):
     assert 1000.0 <= summary["controls"]["server"]["seconds"] < 1100.0
 
 
-@pytest.mark.parametrize("change", [{"student.masked_epochs": 0.5}, {"student.masked_learning_rate": 1e-2}])
+@pytest.mark.parametrize("change", [{"student.masked.epochs": 0.5}, {"student.masked.learning_rate": 1e-2}])
 def test_how_it_reads_the_domain_makes_another(run, change):
-    reader = {"student.model": "lstm", "student.options": {"rows": 512, "width": 8}, "student.masked_epochs": 1.0}
+    reader = {"student.model": "lstm", "student.options": {"rows": 512, "width": 8}, "student.masked.epochs": 1.0}
     run(reader)
     assert run({**reader, **change})[0]
 

@@ -141,12 +141,6 @@ def test_a_run_is_told_in_lines_with_its_rounds_and_no_merchants_text(tiny_exper
     assert len(texts) > 50 and not [text for text in texts if text in whole]
 
 
-def test_a_workers_lines_are_json_too(tiny_experiment, tmp_path, lines):
-    changes = {"controls": ["server"], "runtime.logs": "json", "runtime.workers": 2, "federation.rounds": 1}
-    run(tiny_experiment(tmp_path, changes))
-    assert {line["site"] for line in lines() if line["logger"] == "fed_distill.merchant.observing"} == {"0", "1"}
-
-
 def test_a_merchant_that_fails_is_named_on_both_sides(tiny_experiment, tmp_path, lines):
     limits = tmp_path / "limits.toml"
     changes = {"controls": ["server"], "privacy": {"unit": "example", "epsilon": 4.0, "batch_size": 16}}

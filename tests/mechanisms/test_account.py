@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config.privacy import NoPrivacy, table_of_unit
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.account import Spent
 from fed_distill.mechanisms.account import account as account_of
@@ -14,31 +15,31 @@ from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import REPORTED_DELTAS
 
-KINDS = (StudentWeights, SoftLabels, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
+KINDS = (StudentUpdate, SoftLabels, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
 
 SPENT = Spent(3, 1.5, 1e-7, 0.8, 1.1, epsilon_5=1.2, epsilon_6=1.4)
 units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"])
 
 
 def config(unit="example", **changes):
-    return PrivacyConfig(unit=unit, epsilon=2.0, **changes)
+    return table_of_unit(unit)(unit=unit, epsilon=2.0, **changes)
 
 
 def sent(unit):
     """What a method may send that the unit can protect."""
-    return (Votes,) if unit == "vote" else (StudentWeights,)
+    return (Votes,) if unit == "vote" else (StudentUpdate,)
 
 
 def account(privacy, *args, **changes):
-    return account_of(mechanism(privacy.unit), privacy, *args, **changes)
+    return account_of(mechanism(privacy.unit, privacy), privacy, *args, **changes)
 
 
 def revealed(privacy, *args, **changes):
-    return mechanism(privacy.unit).disclose(privacy, *args, **changes)
+    return mechanism(privacy.unit, privacy).disclose(privacy, *args, **changes)
 
 
 def how(listed, part):
@@ -67,20 +68,20 @@ def test_every_unit_says_what_it_protects_and_who_is_trusted(unit):
 
 
 def test_an_epsilon_without_a_bound_is_none():
-    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), (StudentWeights,))
+    told = account(config(), Spent(1, float("inf"), 1e-5, 0.0, 0.0, 0, 2.0, float("inf")), (StudentUpdate,))
     assert told["epsilon"] is None and told["epsilon_at"] == {"1e-05": 2.0, "1e-06": None}
 
 
 def test_it_says_how_many_examples_a_group_has_and_what_a_group_is():
-    told = account(config("group", group="pair"), SPENT, (StudentWeights,), largest_group=12)
+    told = account(config("group", group="pair"), SPENT, (StudentUpdate,), largest_group=12)
     assert told["largest_group"] == 12 and "second text" in told["group"]
-    assert account(config(), SPENT, (StudentWeights,))["group"] is None
+    assert account(config(), SPENT, (StudentUpdate,))["group"] is None
 
 
 def test_all_that_leaves_is_listed():
-    listed = revealed(config(), (StudentWeights, SoftLabels))
+    listed = revealed(config(), (StudentUpdate, SoftLabels))
     assert len({one.what for one in listed}) == len(listed) == 11
-    assert "noised" in how(listed, "weights of its trained student")
+    assert "noised" in how(listed, "update of its student's weights")
     assert how(listed, "training losses") == "not sent"
     assert how(listed, "participation in a round") == "not hidden"
     assert "deviation 20" in how(listed, "number of training examples")
@@ -90,7 +91,7 @@ def test_all_that_leaves_is_listed():
 
 
 def test_a_merchant_whose_groups_are_hidden_sends_how_many_there_are():
-    listed = revealed(config("group"), (StudentWeights,))
+    listed = revealed(config("group"), (StudentUpdate,))
     assert "deviation 20" in how(listed, "number of groups")
     assert "number of training examples" not in " ".join(one.what for one in listed)
 
@@ -119,7 +120,7 @@ def test_it_says_whether_the_noise_can_be_reproduced_and_whose_secret_it_is(unit
 
 def test_scores_are_told_exactly_or_not_at_all():
     exact, kept = (
-        how(revealed(config(report_scores=told), (StudentWeights,)), "correct test examples") for told in (True, False)
+        how(revealed(config(report_scores=told), (StudentUpdate,)), "correct test examples") for told in (True, False)
     )
     assert "exactly" in exact and "not covered by the guarantee" in exact
     assert kept == "not sent"
@@ -141,14 +142,14 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
         ConfigError, match=f"privacy.unit = '{unit}' does not cover all payloads of method fd: its student"
     ):
         mechanism(unit).check(
-            Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentWeights, ClassMeans)
+            Experiment(privacy=config(unit)), FederationConfig(method="fd"), (StudentUpdate, ClassMeans)
         )
     with pytest.raises(ConfigError, match="computed from private examples without noise"):
         mechanism(unit).check_covered("fd", (ClassMeans,))
 
 
 def test_without_privacy_every_payload_is_disclosed_as_not_protected():
-    listed = mechanism("none").disclose(PrivacyConfig(), KINDS)
+    listed = mechanism("none").disclose(NoPrivacy(), KINDS)
     assert len({one.what for one in listed}) == len(KINDS)
     assert {one.how for one in listed} == {"not protected"}
 

@@ -4,28 +4,31 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
-from fed_distill.mechanisms.lookup import mechanism
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.mechanisms.lookup import mechanism_of
+from fed_distill.payloads.student_update import StudentUpdate
 
 PRIVATE = {"unit": "example", "epsilon": 1.0}
 
 
 def check(unit, tables):
     experiment = Experiment.parse({**tables, "privacy": {**PRIVATE, "unit": unit, **tables.get("privacy", {})}})
-    mechanism(unit).check(experiment, experiment.federation, (StudentWeights,))
+    mechanism_of(experiment).check(experiment, experiment.federation, (StudentUpdate,))
 
 
 @pytest.mark.parametrize("unit", ["example", "group"])
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({"privacy": {"rate_scales": {"head.*": 2.0}}}, "privacy.rate_scales requires privacy.optimizer = 'sgd'"),
         (
-            {"privacy": {"row_rate_power": 0.5, "optimizer": "adamw"}},
-            "privacy.row_rate_power requires privacy.optimizer = 'sgd'",
+            {"privacy": {"rate_scales": {"head.*": 2.0}}},
+            "privacy.rate_scales requires privacy.training.optimizer = 'sgd'",
         ),
         (
-            {"privacy": {"row_rate_power": 0.5, "optimizer": "sgd"}, "training": {"submodel": False}},
+            {"privacy": {"row_rate_power": 0.5, "training": {"optimizer": "adamw"}}},
+            "privacy.row_rate_power requires privacy.training.optimizer = 'sgd'",
+        ),
+        (
+            {"privacy": {"row_rate_power": 0.5, "training": {"optimizer": "sgd"}}, "training": {"submodel": False}},
             "requires training.submodel",
         ),
         ({"training": {"r_drop": 1.0}}, "clips the gradient of one pass over an example"),
@@ -38,7 +41,7 @@ def test_settings_that_would_do_nothing_or_harm_are_refused(unit, tables, messag
 
 def test_they_are_nobody_else_s_concern():
     """A study may vary the unit with all else as it is."""
-    harmful = {"privacy": {"rate_scales": {"head.*": 2.0}}, "training": {"r_drop": 1.0}}
+    harmful = {"training": {"r_drop": 1.0}}
     with pytest.raises(ConfigError):
         check("example", harmful)
     assert check("merchant", harmful) is None

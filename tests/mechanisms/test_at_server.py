@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from fed_distill import seeds
 from fed_distill.aggregation.votes import counted_plainly
-from fed_distill.config import FederationConfig, PrivacyConfig
+from fed_distill.config import FederationConfig
+from fed_distill.config.privacy import MerchantPrivacy, VotePrivacy
 from fed_distill.coordinator import rounds
 from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.errors import CheckpointError
@@ -23,7 +24,7 @@ from fed_distill.mechanisms.base import NoiseSource, Terms
 from fed_distill.mechanisms.merchant import ByMerchant
 from fed_distill.mechanisms.vote import ByVote
 from fed_distill.models.weights import PartialWeights
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.store import read_summary
 from fed_distill.seeds import Keystream
@@ -60,9 +61,9 @@ def mean_of(student):
 
     def made(source=SOURCE, **changes):
         settings = {"noise_multiplier": 2.0, "max_update_norm": 0.5, "freeze": ["bag.*"], **changes}
-        privacy = PrivacyConfig(unit="merchant", **settings)
+        privacy = MerchantPrivacy(**settings)
         terms = Terms(privacy, FederationConfig(participation=0.5), 40, 100)
-        return ByMerchant("merchant").aggregator(terms, student, source)
+        return ByMerchant("merchant", privacy).aggregator(terms, student, source)
 
     return made
 
@@ -73,8 +74,8 @@ def released(student):
     current = {name: value.clone() for name, value in student.state_dict().items()}
 
     def moved(mean, shift=1.0, merchant="a"):
-        sent = PartialWeights({"head.0.bias": current["head.0.bias"] + shift})
-        after = mean.average(current, [Uplink(merchant, 1, (StudentWeights.of(sent),))])
+        sent = PartialWeights({"head.0.bias": torch.full_like(current["head.0.bias"], shift)})
+        after = mean.average(current, [Uplink(merchant, 1, (StudentUpdate.of(sent),))])
         assert all(torch.equal(after[name], value) for name, value in current.items() if name.startswith("bag."))
         return torch.cat([(after[name] - current[name]).flatten() for name in sorted(current) if "head." in name])
 
@@ -127,16 +128,16 @@ def test_who_knows_the_seed_takes_the_noise_off_a_simulation_alone(mean_of, rele
 
 
 VOTES = torch.tensor([[40, 0, 0]] * 100)
-ASKED = PrivacyConfig(unit="vote", noise_multiplier=8.0, queries=60, answers=60, consensus=0.01)
+ASKED = VotePrivacy(noise_multiplier=8.0, queries=60, answers=60, consensus=0.01)
 """Noise enough to change answers, and a threshold that all reach."""
 
 
 def answers(source=SOURCE, round=1, votes=VOTES, privacy=ASKED):
-    return ByVote("vote").tally(Terms(privacy, FederationConfig(rounds=2), 40, 100), source, round)(votes)
+    return ByVote("vote", privacy).tally(Terms(privacy, FederationConfig(rounds=2), 40, 100), source, round)(votes)
 
 
 def test_answers_are_of_the_examples_asked_about_and_each_round_draws_its_own():
-    privacy = PrivacyConfig(unit="vote", noise_multiplier=0.1, queries=30, answers=20, consensus=0.5)
+    privacy = VotePrivacy(noise_multiplier=0.1, queries=30, answers=20, consensus=0.5)
     found = [answers(SOURCE, number, privacy=privacy) for number in (1, 2)]
     assert [int((one >= 0).sum()) for one in found] == [20, 20]
     assert all(set(one.tolist()) == {-1, 0} for one in found)
@@ -291,9 +292,9 @@ def test_a_federation_that_is_run_again_is_free_if_it_is_equal_and_paid_if_it_is
     again = [
         ({}, 1),
         ({"runtime.trainer": "sequential"}, 1),
-        ({"training.learning_rate": 0.02}, 2),
+        ({"training.merchants.learning_rate": 0.02}, 2),
         ({"privacy.noise_multiplier": 3.0}, 3),
-        ({"training.server_epochs": 2}, 4),
+        ({"training.server.epochs": 2}, 4),
         (rows, 5),
         ({"seed": 1}, 6),
         ({}, 6),

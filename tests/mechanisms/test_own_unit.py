@@ -14,10 +14,10 @@ from fed_distill import run
 from fed_distill.config import Experiment
 from fed_distill.data import load
 from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed
-from fed_distill.mechanisms.lookup import mechanism, recalled
+from fed_distill.mechanisms.lookup import mechanism, mechanism_of, recalled
 from fed_distill.merchant.limits import Limit, Limits
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.registry import allow_imports
 from tests.privacy.recomputed import assert_charged_rightly
@@ -27,13 +27,14 @@ QUIET = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3, "
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
 (BY_LABEL,) = re.findall(r"```python\n((?:(?!```).)*class ByLabel.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
 WITHOUT_SAMPLING = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fed_distill.config import UpdatesConfig
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Words
 from fed_distill.mechanisms.merchant import PrivateMean
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Spend, noise_for
 
 
@@ -41,6 +42,7 @@ from fed_distill.privacy.accounting import Spend, noise_for
 class Own(AtServer):
     """Hides a merchant in the noised mean of all of them, whose sampling is not counted on."""
 
+    settings: UpdatesConfig = field(default_factory=UpdatesConfig)
     moved_by: ClassVar[float] = 2.0
     compares: ClassVar[bool] = False
 
@@ -49,7 +51,7 @@ class Own(AtServer):
         return Words("all examples of any one merchant", "the server", "A merchant", "It is hidden.", "merchants", "")
 
     def covers(self, kind):
-        return "received by the server, which releases their noised mean" if kind is StudentWeights else None
+        return "received by the server, which releases their noised mean" if kind is StudentUpdate else None
 
     def noise(self, terms):
         config = terms.privacy
@@ -61,7 +63,7 @@ class Own(AtServer):
 
     def aggregator(self, terms, student, noise):
         return PrivateMean(
-            self.noise(terms), terms.merchants, terms.privacy.max_update_norm, noise.name, exact=not noise.reproducible
+            self.noise(terms), terms.merchants, self.settings.max_update_norm, noise.name, exact=not noise.reproducible
         )
 '''
 UNITS = {"by_label": BY_LABEL, "without_sampling": WITHOUT_SAMPLING}
@@ -95,7 +97,35 @@ def test_one_file_is_enough(unit_of, tiny_experiment, tmp_path, module):
         assert {json.loads(line)["moved_by"] for line in ledger.path.read_text(encoding="utf-8").splitlines()} == {2.0}
         assert_charged_rightly(ledger.epsilon(unit), ledger.path, unit)
     page = (result.folder / "report.html").read_text(encoding="utf-8")
-    assert own.words.hides in page and own.covers(StudentWeights) in page
+    assert own.words.hides in page and own.covers(StudentUpdate) in page
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [("by_label", {"max_grad_norm": 0.5, "size_noise": 7}), ("without_sampling", {"max_update_norm": 2})],
+)
+def test_its_settings_are_its_options(unit_of, module, options):
+    unit = unit_of(module, UNITS[module])
+    privacy = {"unit": unit, "epsilon": 8.0, "options": options}
+    own = mechanism_of(Experiment.parse({"privacy": privacy}))
+    assert own.settings.model_dump(include=set(options)) == options
+    default = mechanism_of(Experiment.parse({"privacy": {**privacy, "options": {}}}))
+    assert default.settings == type(own.settings)()
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("by_label", {"max_update_norm": 1.0}, r"unknown key privacy\.options\.max_update_norm"),
+        ("by_label", {"max_grad_norm": 0.0}, r"privacy\.options\.max_grad_norm: Input should be greater"),
+        ("without_sampling", {"max_grad_norm": 1.0}, r"unknown key privacy\.options\.max_grad_norm"),
+    ],
+)
+def test_an_option_that_it_has_not_is_refused(unit_of, module, options, message):
+    unit = unit_of(module, UNITS[module])
+    experiment = Experiment.parse({"privacy": {"unit": unit, "epsilon": 8.0, "options": options}})
+    with pytest.raises(ConfigError, match=message):
+        mechanism_of(experiment)
 
 
 def test_whoever_reads_a_report_imports_no_code_that_it_names(unit_of, monkeypatch):
@@ -159,9 +189,9 @@ def test_a_name_that_is_none_is_refused(tiny_experiment, tmp_path, unit, message
 def test_a_method_whose_parts_it_does_not_noise_is_refused(unit_of):
     unit = unit_of("without_sampling", WITHOUT_SAMPLING)
     experiment = Experiment.parse({"privacy": {"unit": unit, "epsilon": 1.0}})
-    mechanism(unit).check(experiment, experiment.federation, (StudentWeights,))
+    mechanism(unit).check(experiment, experiment.federation, (StudentUpdate,))
     with pytest.raises(ConfigError, match=r"adds no noise to its student.* method fedavg-kd"):
-        mechanism(unit).check(experiment, experiment.federation, (StudentWeights, SoftLabels))
+        mechanism(unit).check(experiment, experiment.federation, (StudentUpdate, SoftLabels))
 
 
 def test_a_site_takes_part_only_where_its_own_file_names_the_unit_and_its_code(unit_of, tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.opening import open_site
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import epsilon
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.transport.requests import Refusal
@@ -64,7 +64,7 @@ def trained(monkeypatch):
 
 def same(one, other):
     assert one.examples == other.examples and one.metrics == other.metrics
-    mine, theirs = (up.need(StudentWeights).arrays for up in (one, other))
+    mine, theirs = (up.need(StudentUpdate).arrays for up in (one, other))
     assert mine.keys() == theirs.keys()
     return all(torch.equal(theirs[name], value) for name, value in mine.items())
 

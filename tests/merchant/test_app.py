@@ -56,7 +56,7 @@ def test_replies_hold_only_the_records_of_an_uplink(tiny_run):
         "answer",
         "up",
         "up.metrics",
-        "up.weights",
+        "up.update",
         "up.rows",
         "up.counts",
         "up.soft_labels",

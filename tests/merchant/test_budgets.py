@@ -7,7 +7,7 @@ import pytest
 
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import BudgetExceeded
-from fed_distill.mechanisms.lookup import mechanism
+from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.merchant.allowance import run_exposure
 from fed_distill.merchant.budgets import tell_budgets
 from fed_distill.merchant.limits import Limit, Limits
@@ -90,7 +90,7 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
     least = min(filtered([size, replace(spend, steps=spend.steps * rounds)], 1e-5) for spend, rounds in looked_at[0])
     plan = Plan((Phase(hard_labels(), epochs=1.0),))
     for members in (1, 10, 100, 10_000, 1_000_000):
-        spend, delta = mechanism(site.experiment.privacy.unit).price(site.experiment, plan, members, 3)
+        spend, delta = mechanism_of(site.experiment).price(site.experiment, plan, members, 3)
         assert least <= filtered([size, replace(spend, steps=spend.steps * 3)], min(delta, 1e-5)) + 1e-6
 
 

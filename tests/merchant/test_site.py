@@ -14,7 +14,7 @@ from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.training.submodel import completed
 from fed_distill.transport.messages import Downlink, Uplink
@@ -29,10 +29,10 @@ def same(distance):
         assert (one.merchant, one.examples) == (other.merchant, other.examples)
         assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
         for part in ("rows", "counts"):
-            mine, theirs = (getattr(up.need(StudentWeights), part) for up in (one, other))
+            mine, theirs = (getattr(up.need(StudentUpdate), part) for up in (one, other))
             assert list(mine) == list(theirs)
             assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-        return distance(one.need(StudentWeights).arrays, other.need(StudentWeights).arrays) < 1e-5
+        return distance(one.need(StudentUpdate).arrays, other.need(StudentUpdate).arrays) < 1e-5
 
     return compare
 
@@ -64,7 +64,7 @@ def test_uplinks_do_not_depend_on_the_order_or_the_company_of_merchants(world, s
 def test_merchants_and_rounds_train_differently_and_leave_the_downlink_alone(world):
     site, before = world.site(), {name: value.clone() for name, value in world.start.items()}
     first, second = (trained(site, world.request(*world.names[:2]), world.down(number)) for number in (1, 2))
-    heads = [up.need(StudentWeights).arrays["head.0.weight"] for some in (first, second) for up in some.values()]
+    heads = [up.need(StudentUpdate).arrays["head.0.weight"] for some in (first, second) for up in some.values()]
     assert not any(torch.equal(one, other) for place, one in enumerate(heads) for other in heads[:place])
     assert all(torch.equal(world.start[name], before[name]) for name in before)
 
@@ -74,7 +74,7 @@ def test_two_merchants_with_the_same_examples_draw_different_batches(world):
     site = world.having(site, {**site.holdings.merchants, other: replace(site.holdings.merchants[one], name=other)})
     answers = trained(site, world.request(one, other), world.down())
     assert answers[one].examples == answers[other].examples
-    heads = [answer.need(StudentWeights).arrays["head.0.weight"] for answer in answers.values()]
+    heads = [answer.need(StudentUpdate).arrays["head.0.weight"] for answer in answers.values()]
     assert not torch.equal(*heads)
 
 
@@ -99,7 +99,9 @@ def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(w
     request = replace(world.request(world.names[0]), learning_rate=1e30)
     (answer,) = world.site().train(request, world.down(), {})
     assert answer.merchant == world.names[0]
-    assert answer.reason.startswith(f"{world.names[0]}: the loss of phase 1 is nan; lower training.learning_rate")
+    assert answer.reason.startswith(
+        f"{world.names[0]}: the loss of phase 1 is nan; lower training.merchants.learning_rate"
+    )
 
 
 def test_a_refusal_quotes_no_error_that_may_name_a_path_or_a_row(world, monkeypatch):
@@ -142,12 +144,9 @@ def test_evaluation_counts_right_answers_and_none_of_a_merchant_without_a_test(w
 def test_own_test_counts_are_those_of_the_trained_student(world):
     name = world.names[0]
     uplink = trained(world.site(), world.request(name, test=True), world.down())[name]
-    whole = {key: value.clone() for key, value in world.start.items()}
-    for key, value in uplink.need(StudentWeights).arrays.items():
-        if key in uplink.need(StudentWeights).rows:
-            whole[key][uplink.need(StudentWeights).rows[key]] = value
-        else:
-            whole[key] = value
+    whole, sent = {key: value.clone() for key, value in world.start.items()}, uplink.need(StudentUpdate)
+    for key, value in sent.arrays.items():
+        whole[key][sent.rows.get(key, slice(None))] += value
     right, count = count_right(world.student, whole, world.data.merchants[name].test)
     assert (uplink.metrics["test_right"], uplink.metrics["test_count"]) == (right, count)
 
@@ -216,12 +215,14 @@ def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at
     request = world.request(name, arm="moon")
     first = trained(site, request, world.down(1))[name]
     kept = site.store.load("moon", 0, name, before=2)
-    whole = completed(first.need(StudentWeights), world.start)
-    assert all(torch.equal(kept[key], value) for key, value in whole.items())
+    nothing = {key: torch.zeros_like(value) for key, value in world.start.items()}
+    moved = completed(first.need(StudentUpdate), nothing)
+    for key, value in kept.items():
+        torch.testing.assert_close(value, world.start[key] + moved[key], rtol=1e-6, atol=1e-7)
     second, again = (trained(one, request, world.down(2))[name] for one in (site, world.site()))
     new = replace(site, store=MerchantStore(tmp_path / "of a merchant that is new"))
     other = trained(new, request, world.down(2))[name]
-    heads = [one.need(StudentWeights).arrays["head.0.weight"] for one in (second, again, other)]
+    heads = [one.need(StudentUpdate).arrays["head.0.weight"] for one in (second, again, other)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -233,7 +234,7 @@ def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
     request = world.request(name, arm=arm, test=True)
     downs = [replace(world.down(number), scalars={"energy": 0.95}) for number in (1, 2)]
     first = trained(site, request, downs[0], {"two-tower": own})[name]
-    sent = first.need(StudentWeights) if arm == "fml" else first.need(LowRankUpdate).multiplied_out()
+    sent = first.need(StudentUpdate) if arm == "fml" else first.need(LowRankUpdate).multiplied_out()
     assert set(sent.arrays) == set(world.start)
     assert set(sent.rows) == {"bag.table", "bag.importance"}
     kept = site.store.load(arm, 0, name, before=2)

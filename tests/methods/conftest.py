@@ -11,7 +11,7 @@ from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
 
@@ -26,7 +26,7 @@ def state():
 
 @dataclass
 class Recording:
-    """Services that leave traces: the aggregator adds up the merchants' weights, a student that is distilled anew is
+    """Services that leave traces: the aggregator adds all merchants' updates, a student that is distilled anew is
     what it is distilled from, and of what is trained onwards the plans are kept, students and teacher as they were."""
 
     answers: torch.Tensor | None = None
@@ -37,7 +37,7 @@ class Recording:
     def average(self, current, up):
         up = list(up)
         return {
-            name: value + sum(one.need(StudentWeights).arrays[name] for one in up) for name, value in current.items()
+            name: value + sum(one.need(StudentUpdate).arrays[name] for one in up) for name, value in current.items()
         }
 
     def tally(self, votes):
@@ -68,22 +68,24 @@ def uplinks():
         Uplink(
             "a",
             10,
-            (StudentWeights({"w": torch.tensor([10.0, 20.0])}), SoftLabels(torch.tensor([[0.5, 0.3, 0.2]] * 3))),
+            (StudentUpdate({"w": torch.tensor([10.0, 20.0])}), SoftLabels(torch.tensor([[0.5, 0.3, 0.2]] * 3))),
         ),
         Uplink(
             "b",
             90,
-            (StudentWeights({"w": torch.tensor([100.0, 200.0])}), SoftLabels(torch.tensor([[0.1, 0.1, 0.8]] * 3))),
+            (StudentUpdate({"w": torch.tensor([100.0, 200.0])}), SoftLabels(torch.tensor([[0.1, 0.1, 0.8]] * 3))),
         ),
     ]
 
 
 @pytest.fixture
-def trained():
+def trained(state):
+    """A merchant that moved both weights by 2 in different directions."""
     return Trained(
         "a",
         10,
-        PartialWeights({"w": torch.tensor([3.0, 4.0])}),
+        PartialWeights({"w": torch.tensor([3.0, 0.0])}),
+        state.weights,
         lambda: torch.tensor([[0.5, 0.3, 0.2]] * 3),
         lambda: ClassMeans(
             torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([1, 0, 1]) > 0

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
-from fed_distill.config import Experiment, FederationConfig, PrivacyConfig
+from fed_distill.config import Experiment, FederationConfig
+from fed_distill.config.privacy import table_of_unit
 from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.payloads.low_rank_update import LowRankUpdate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 
 QUICK = {
@@ -20,16 +21,16 @@ QUICK = {
     "data.max_examples": 24,
     "data.proxy_size": 24,
     "adaptation.enabled": False,
-    "training.optimizer": "sgd",
-    "training.learning_rate": 0.1,
-    "training.server_optimizer": "sgd",
-    "training.server_learning_rate": 0.1,
+    "training.merchants.optimizer": "sgd",
+    "training.merchants.learning_rate": 0.1,
+    "training.server.optimizer": "sgd",
+    "training.server.learning_rate": 0.1,
 }
 FEDERATED = [name for name in METHODS if name not in ("local", "personal")]
 """Methods that are federations; the others are controls, and leave the global student as it is."""
 OPTIONS = {"selective-fd": {"max_entropy": 0.99}}
 """Of hardly trained students nearly everything is ambiguous."""
-PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.optimizer": "sgd"}
+PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.training.optimizer": "sgd"}
 COVERED = [name for name in FEDERATED if name != "fd"]
 """Those that send nothing but what noise covers."""
 
@@ -96,7 +97,7 @@ def test_both_trainers_are_protected_alike(private, distance, method):
 
 
 def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_else(runs, distance):
-    names = [name for name in FEDERATED if METHODS.build(name, {}).sends == (StudentWeights,)]
+    names = [name for name in FEDERATED if METHODS.build(name, {}).sends == (StudentUpdate,)]
     assert {"fedavg", "fedntd", "moon", "fml"} <= set(names)
     cohort, sequential = runs(names, **{"privacy.unit": "merchant", "privacy.noise_multiplier": 1.0})
     for name in names:
@@ -105,10 +106,10 @@ def test_the_noised_mean_of_weights_goes_with_every_method_that_sends_nothing_el
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("unit", "covered"), [("merchant", (StudentWeights,)), ("vote", (Votes,))])
+@pytest.mark.parametrize(("unit", "covered"), [("merchant", (StudentUpdate,)), ("vote", (Votes,))])
 def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit, covered):
     built, federation = METHODS.build(method, {}), FederationConfig(method=method, aggregator="fedavg", options={})
-    experiment = Experiment(privacy=PrivacyConfig(unit=unit, epsilon=1.0))
+    experiment = Experiment(privacy=table_of_unit(unit)(unit=unit, epsilon=1.0))
     if built.sends == covered:
         mechanism_of(experiment).check(experiment, federation, built.sends)
     else:
@@ -120,7 +121,5 @@ def test_methods_that_send_no_weights_teach_the_global_student_anew_but_fedet():
     """Which goes on from where it stands, on an objective of its own (Cho et al. 2022)."""
     built = {name: METHODS.build(name, {}) for name in FEDERATED}
     anew = {name for name, method in built.items() if "distil_anew" in method.uses}
-    without_weights = {
-        name for name, method in built.items() if not {StudentWeights, LowRankUpdate} & set(method.sends)
-    }
+    without_weights = {name for name, method in built.items() if not {StudentUpdate, LowRankUpdate} & set(method.sends)}
     assert anew == without_weights - {"fedet"}

@@ -1,4 +1,4 @@
-"""Cronus: FedMD with a consensus that lying merchants cannot move."""
+"""Cronus: FedMD with a consensus that Byzantine merchants cannot move."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fed_distill.methods.fedmd import FedMD
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.transport.messages import Uplink
 
-PROXY, CLASSES, MERCHANTS, LIARS = 60, 3, 20, 6
+PROXY, CLASSES, MERCHANTS, BYZANTINE = 60, 3, 20, 6
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def crowd(state):
     common = 2.0 * torch.randn(PROXY, CLASSES, generator=draw)
     sent = (common + 0.3 * torch.randn(MERCHANTS, PROXY, CLASSES, generator=draw)).softmax(dim=-1)
 
-    def uplinks(liars):
-        flipped = torch.cat([sent[:liars].flip(-1), sent[liars:]])
+    def uplinks(byzantine):
+        flipped = torch.cat([sent[:byzantine].flip(-1), sent[byzantine:]])
         return [Uplink(f"m{place:02d}", 1, (SoftLabels(labels),)) for place, labels in enumerate(flipped)]
 
     return replace(state, teacher_labels=common.softmax(dim=-1)), uplinks
@@ -33,14 +33,14 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("robust", ["filter", "median", "trimmed-mean"])
-def test_thirty_per_cent_of_liars_hardly_move_the_consensus_and_move_the_mean(crowd, robust, server):
+def test_thirty_per_cent_of_byzantine_merchants_hardly_move_the_consensus_and_move_the_mean(crowd, robust, server):
     state, uplinks = crowd
     plain = FedMD(teacher_share=0.0)
     clean = plain.merge(state, uplinks(0), server).consensus
-    assert distance(plain.merge(state, uplinks(LIARS), server).consensus, clean) > 0.15
-    lied_to = Cronus(robust=robust, liar_share=0.3).merge(state, uplinks(LIARS), server).consensus
-    assert distance(lied_to, clean) < 0.05
-    torch.testing.assert_close(lied_to.sum(dim=-1), torch.ones(PROXY))
+    assert distance(plain.merge(state, uplinks(BYZANTINE), server).consensus, clean) > 0.15
+    attacked = Cronus(robust=robust, byzantine_fraction=0.3).merge(state, uplinks(BYZANTINE), server).consensus
+    assert distance(attacked, clean) < 0.05
+    torch.testing.assert_close(attacked.sum(dim=-1), torch.ones(PROXY))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_thirty_per_cent_of_liars_hardly_move_the_consensus_and_move_the_mean(cr
 def test_three_merchants_one_of_them_far_out(state, robust, expected, server):
     rows = ([0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.05, 0.05, 0.9])
     uplinks = [Uplink(name, 1, (SoftLabels(torch.tensor([row] * 3)),)) for name, row in zip("abc", rows, strict=True)]
-    merged = Cronus(robust=robust, liar_share=0.34).merge(state, uplinks, server)
+    merged = Cronus(robust=robust, byzantine_fraction=0.34).merge(state, uplinks, server)
     torch.testing.assert_close(merged.consensus, torch.tensor([expected] * 3))
 
 

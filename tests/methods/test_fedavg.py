@@ -5,6 +5,7 @@ import math
 import torch
 
 from fed_distill.methods.fedavg import FedAvg
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 
 
@@ -21,10 +22,10 @@ def test_merchants_train_on_their_labels_only(state, loss_of):
     torch.testing.assert_close(loss, torch.tensor([-math.log(3 / 5)]))
 
 
-def test_the_uplink_is_the_trained_weights(state, trained):
+def test_the_uplink_is_how_far_the_weights_moved(state, trained):
     up = FedAvg().uplink(trained, FedAvg().broadcast(state))
-    assert (up.merchant, up.examples, up.kinds) == ("a", 10, {StudentWeights})
-    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
+    assert (up.merchant, up.examples, up.kinds) == ("a", 10, {StudentUpdate})
+    assert up.need(StudentUpdate).arrays["w"].tolist() == [2.0, -2.0]
 
 
 def test_merging_asks_the_aggregator_and_ends_the_round(state, uplinks, server):

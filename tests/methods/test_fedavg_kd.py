@@ -4,7 +4,7 @@ import torch
 
 from fed_distill.methods.fedavg_kd import FedAvgKD
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 
 def test_the_teachers_soft_labels_go_along(state):
@@ -38,6 +38,6 @@ def test_a_student_that_agrees_with_the_teacher_has_no_loss(state, loss_of):
 
 def test_only_weights_come_back(state, trained, uplinks, server):
     up = FedAvgKD().uplink(trained, FedAvgKD().broadcast(state))
-    assert up.kinds == {StudentWeights}
-    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
+    assert up.kinds == {StudentUpdate}
+    assert up.need(StudentUpdate).arrays["w"].tolist() == [2.0, -2.0]
     assert FedAvgKD().merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]

@@ -8,7 +8,7 @@ import torch
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.feddf import FedDF
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 
 def with_logits(uplinks, logits):
@@ -43,7 +43,7 @@ def test_the_teacher_takes_part_by_its_share(state, uplinks, server):
 def test_merchants_send_weights_and_proxy_probabilities(state, trained):
     up = FedDF().uplink(trained, FedDF().broadcast(state))
     assert up.kinds == set(FedDF.sends)
-    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
+    assert up.need(StudentUpdate).arrays["w"].tolist() == [2.0, -2.0]
     assert torch.equal(up.need(SoftLabels).probabilities, trained.predict_proxy())
 
 
@@ -62,6 +62,6 @@ def test_weights_and_ensemble_come_from_one_pass(state, uplinks, server):
 
 
 def test_an_ensemble_of_nobody_is_refused(state, uplinks, server):
-    silent = [replace(up, payloads=(up.need(StudentWeights),)) for up in uplinks]
+    silent = [replace(up, payloads=(up.need(StudentUpdate),)) for up in uplinks]
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
         FedDF().merge(state, silent, server)

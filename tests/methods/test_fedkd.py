@@ -12,7 +12,7 @@ from fed_distill.methods.fedkd import FedKD
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.low_rank_update import LowRankUpdate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 OWN = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
 SHARED = torch.tensor([[0.0, 1.0, -1.0], [1.0, -2.0, 0.5]])
@@ -20,12 +20,12 @@ LABELS = torch.tensor([0, 2])
 
 
 def mean(current, uplinks):
-    """Of whole weights or the rows that are sent, of merchants that all send the same."""
-    sent = [uplink.need(StudentWeights) for uplink in uplinks]
+    """Of whole updates or the rows that are sent, of merchants that all send the same."""
+    sent = [uplink.need(StudentUpdate) for uplink in uplinks]
     merged = {name: value.clone() for name, value in current.items()}
     for name in sent[0].arrays:
         rows = sent[0].rows.get(name, slice(None))
-        merged[name][rows] = torch.stack([one.arrays[name] for one in sent]).mean(dim=0)
+        merged[name][rows] += torch.stack([one.arrays[name] for one in sent]).mean(dim=0)
     return merged
 
 
@@ -59,7 +59,7 @@ def trained(state):
             "bias": state.weights["bias"] + 1.0,
         }
         weights = PartialWeights(arrays, {"table": rows}, {"table": torch.ones_like(rows)})
-        return Trained(f"m{seed}", 5, weights, None, None)
+        return Trained(f"m{seed}", 5, weights, state.weights, None, None)
 
     return make
 

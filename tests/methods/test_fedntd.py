@@ -5,10 +5,10 @@ import torch
 from torch.nn import KLDivLoss
 from torch.nn.functional import cross_entropy
 
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import ConfigError
 from fed_distill.methods.fedntd import FedNTD, not_true
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
 GLOBAL = torch.tensor([[0.3, -0.5, 1.0], [2.0, 0.2, 0.3], [0.0, 0.0, 0.0], [1.0, -3.0, 2.0]])
@@ -51,13 +51,13 @@ def test_the_true_class_is_left_out():
 
 @pytest.mark.parametrize("classes", [3, 4])
 def test_a_task_of_two_classes_is_refused(classes):
-    FedNTD().check(FederationConfig(), TrainingConfig(), classes)
+    FedNTD().check(FederationConfig(), TrainerConfig(), classes)
     with pytest.raises(ConfigError, match="of 2 classes"):
-        FedNTD().check(FederationConfig(), TrainingConfig(), 2)
+        FedNTD().check(FederationConfig(), TrainerConfig(), 2)
 
 
 def test_weights_travel_as_in_fedavg(state, trained, uplinks, server):
     down = FedNTD().broadcast(state)
     up = FedNTD().uplink(trained, down)
-    assert (down.weights, up.kinds) == (state.weights, {StudentWeights})
+    assert (down.weights, up.kinds) == (state.weights, {StudentUpdate})
     assert FedNTD().merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]

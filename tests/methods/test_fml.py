@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from fed_distill.methods.fml import FML
 from fed_distill.models.base import Outputs
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 OWN = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
 SHARED = torch.tensor([[0.0, 1.0, -1.0], [1.0, -2.0, 0.5]])
@@ -47,6 +47,6 @@ def test_the_shared_students_are_averaged_and_the_own_ones_kept(state, trained, 
     method = FML()
     down = method.broadcast(state)
     up = method.uplink(trained, down)
-    assert (down.weights, up.kinds) == (state.weights, {StudentWeights})
+    assert (down.weights, up.kinds) == (state.weights, {StudentUpdate})
     assert method.merge(state, uplinks, server).weights["w"].tolist() == [111.0, 222.0]
     assert FML.keeps == "own_student"

@@ -2,7 +2,7 @@
 
 from fed_distill.methods.local import Local
 from fed_distill.methods.personal import Personal
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 
 def test_the_global_student_stays_as_it_was(state, uplinks, server):
@@ -13,7 +13,7 @@ def test_the_global_student_stays_as_it_was(state, uplinks, server):
 
 def test_local_students_are_sent_to_be_measured(state, trained):
     up = Local().uplink(trained, Local().broadcast(state))
-    assert up.need(StudentWeights) == StudentWeights.of(trained.weights)
+    assert up.need(StudentUpdate).arrays["w"].tolist() == [2.0, -2.0]
     assert Local.keeps != "own_student"
 
 

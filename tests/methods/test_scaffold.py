@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill.config import FederationConfig, TrainingConfig
+from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import ConfigError
 from fed_distill.methods.base import GlobalState, HasControlVariate, Trained
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.scaffold import Scaffold
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.control_variate import ControlVariate
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 
 CURVATURES, OPTIMA = (1.0, 10.0, 3.0), ((4.0, 0.0), (-1.0, 2.0), (0.0, 5.0))
 EXAMPLES = (5, 500, 50)
@@ -25,11 +25,8 @@ def mean(current, uplinks):
     """As all aggregators do it: by examples."""
     heard = list(uplinks)
     examples = torch.tensor([float(uplink.examples) for uplink in heard], dtype=torch.float64)
-    return {
-        "w": torch.einsum(
-            "i,ij->j", examples / examples.sum(), torch.stack([up.need(StudentWeights).arrays["w"] for up in heard])
-        )
-    }
+    updates = torch.stack([up.need(StudentUpdate).arrays["w"].double() for up in heard])
+    return {"w": current["w"] + torch.einsum("i,ij->j", examples / examples.sum(), updates)}
 
 
 def start():
@@ -49,7 +46,8 @@ def one_round(method, state, kept, merchants):
             gradient = CURVATURES[merchant] * (y - torch.tensor(OPTIMA[merchant], dtype=torch.float64))
             y = y - RATE * (gradient + correction.get("w", 0.0))
         weights = PartialWeights({"w": y})
-        trained = Trained(str(merchant), EXAMPLES[merchant], weights, None, None, steps=STEPS, learning_rate=RATE)
+        name, start = str(merchant), down.weights
+        trained = Trained(name, EXAMPLES[merchant], weights, start, None, None, steps=STEPS, learning_rate=RATE)
         up.append(method.uplink(trained, down))
         if correcting:
             kept[merchant] = method.keep(trained, down, kept.get(merchant))
@@ -72,10 +70,10 @@ def test_rounds_are_those_of_the_algorithm():
             changed.append(new - own[merchant])
             own[merchant] = new
         x, c = x + np.mean(moved, axis=0), c + np.sum(changed, axis=0) / 3
-        np.testing.assert_allclose(state.weights["w"].numpy(), x, rtol=1e-10)
-        np.testing.assert_allclose(state.kept["w"].numpy(), c, rtol=1e-9)
+        np.testing.assert_allclose(state.weights["w"].numpy(), x, rtol=1e-5)  # updates are in float32
+        np.testing.assert_allclose(state.kept["w"].numpy(), c, rtol=1e-5)
         for merchant in merchants:
-            np.testing.assert_allclose(kept[merchant]["w"].numpy(), own[merchant], rtol=1e-9)
+            np.testing.assert_allclose(kept[merchant]["w"].numpy(), own[merchant], rtol=1e-5)
 
 
 def test_it_finds_the_common_optimum_that_fedavg_misses():
@@ -87,7 +85,7 @@ def test_it_finds_the_common_optimum_that_fedavg_misses():
         for _ in range(200):
             state = one_round(method, state, kept, [0, 1, 2])
         ends[type(method)] = np.abs(state.weights["w"].numpy() - optimum).max()
-    assert ends[Scaffold] < 1e-6
+    assert ends[Scaffold] < 1e-5
     assert ends[FedAvg] > 0.1
 
 
@@ -100,12 +98,12 @@ def test_every_step_on_private_labels_is_corrected(state):
 
 @pytest.mark.parametrize("options", [{"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}])
 def test_steps_that_do_not_tell_a_gradient_are_refused(options):
-    with pytest.raises(ConfigError, match=r"training\.optimizer = 'sgd'"):
-        Scaffold().check(FederationConfig(), TrainingConfig(**options), 4)
+    with pytest.raises(ConfigError, match="optimizer = 'sgd'"):
+        Scaffold().check(FederationConfig(), TrainerConfig(**options), 4)
 
 
 def test_parts_of_students_are_refused():
-    plain = TrainingConfig(optimizer="sgd")
+    plain = TrainerConfig(optimizer="sgd")
     Scaffold().check(FederationConfig(aggregator="fedavg"), plain, 4)
     with pytest.raises(ConfigError, match="fedsubavg averages parts"):
         Scaffold().check(FederationConfig(aggregator="fedsubavg"), plain, 4)

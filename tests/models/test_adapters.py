@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.models import build_student, load_model, predict
@@ -129,7 +129,7 @@ def shops(make_examples):
 def test_a_merchant_learns_by_them_and_its_head(built, shops, kind, adapters):
     """Ten epochs after another: the loss of the last is lower."""
     student = freeze_base(built(kind, **adapters))
-    trainer, plan = SequentialTrainer(TrainingConfig(batch_size=8)), Plan((Phase(hard_labels(), epochs=1.0),) * 10)
+    trainer, plan = SequentialTrainer(TrainerConfig(batch_size=8)), Plan((Phase(hard_labels(), epochs=1.0),) * 10)
     for shop in shops(student):
         fitted = next(trainer.fit([shop], {shop.name: plan}, Pace(0.01)))
         assert fitted.loss[-1] < fitted.loss[0]
@@ -139,7 +139,7 @@ def test_a_merchant_learns_by_them_and_its_head(built, shops, kind, adapters):
 
 def test_a_cohort_says_that_it_cannot_stack_factors_and_trains_one_after_another(built, shops, caplog, distance):
     student = freeze_base(built("bert-mini", ia3=True))
-    config, plan = TrainingConfig(batch_size=8), Plan((Phase(hard_labels(), epochs=1.0),))
+    config, plan = TrainerConfig(batch_size=8), Plan((Phase(hard_labels(), epochs=1.0),))
     slow, fast = (
         {one.name: one.weights.arrays for one in trainer.fit(shops(student), dict.fromkeys(SHOPS, plan), Pace(0.01))}
         for trainer in (SequentialTrainer(config), CohortTrainer(config))

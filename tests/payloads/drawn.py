@@ -19,6 +19,7 @@ from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 
@@ -83,15 +84,20 @@ def floats(dtype, *shape):
 
 
 @st.composite
-def honest_weights(draw, dtype=None):
-    """Some weights of the round's student, the table whole or in part; ``dtype``: of its half-precision ones."""
-    arrays, rows, counts = {}, {}, {}
-    whole = draw(st.sets(st.sampled_from(["table", "bias", "half", "steps"]), min_size=1))
-    shapes = {"table": (np.float32, 6, 4), "bias": (np.float32, 3), "half": (dtype or np.float16, 2, 2)}
-    for name in sorted(whole - {"steps"}):
-        arrays[name] = draw(floats(*shapes[name]))
-    if "steps" in whole:
-        arrays["steps"] = torch.tensor(draw(st.integers(0, 2**40)))
+def honest_weights(draw):
+    """Some weights of the round's student."""
+    kinds = {"table": (np.float32, 6, 4), "bias": (np.float32, 3), "half": (np.float16, 2, 2)}
+    chosen = draw(st.sets(st.sampled_from([*kinds, "steps"]), min_size=1))
+    arrays = {name: draw(floats(*kind)) for name, kind in kinds.items() if name in chosen}
+    return arrays | ({"steps": torch.tensor(draw(st.integers(0, 2**40)))} if "steps" in chosen else {})
+
+
+@st.composite
+def honest_update(draw):
+    """How far some of its weights moved, the table whole or in part."""
+    shapes = {"table": (6, 4), "bias": (3,), "half": (2, 2)}
+    whole = draw(st.sets(st.sampled_from([*shapes]), min_size=1))
+    arrays, rows, counts = {name: draw(floats(np.float32, *shapes[name])) for name in sorted(whole)}, {}, {}
     if "table" in whole and draw(st.booleans()):
         chosen = sorted(draw(st.sets(st.integers(0, 5))))
         rows["table"] = torch.tensor(chosen, dtype=torch.int64)
@@ -101,9 +107,9 @@ def honest_weights(draw, dtype=None):
 
 
 @st.composite
-def honest_update(draw):
-    """Its table as factors of rank 1 or 2, of all rows or of three, or as it is."""
-    update = draw(honest_weights(np.float32))
+def honest_factors(draw):
+    """An update, its table as factors of rank 1 or 2, of all rows or of three, or as it is."""
+    update = draw(honest_update())
     if "table" not in update.arrays or len(update.arrays["table"]) < 3:
         return LowRankUpdate(update)
     rows, rank = len(update.arrays["table"]), draw(st.integers(1, 2 if len(update.arrays["table"]) == 6 else 1))
@@ -121,7 +127,8 @@ def probabilities(rows):
 
 MASKS = tensors(np.bool_, PROXY)
 HONEST = {
-    StudentWeights: honest_weights().map(StudentWeights.of),
+    StudentUpdate: honest_update().map(StudentUpdate.of),
+    StudentWeights: honest_weights().map(StudentWeights),
     SoftLabels: probabilities(PROXY).map(SoftLabels),
     SelectedSoftLabels: MASKS.flatmap(
         lambda mask: st.builds(SelectedSoftLabels, probabilities(int(mask.sum())), st.just(mask))
@@ -132,10 +139,12 @@ HONEST = {
         probabilities(CLASSES),
         tensors(np.bool_, CLASSES),
     ),
-    ControlVariate: honest_weights().filter(lambda one: not one.rows).map(lambda one: ControlVariate(one.arrays)),
-    LowRankUpdate: honest_update(),
+    ControlVariate: honest_weights()
+    .map(lambda weights: ControlVariate({name: value for name, value in weights.items() if name != "steps"}))
+    .filter(lambda one: one.arrays),
+    LowRankUpdate: honest_factors(),
 }
-"""What an honest merchant may send in the round of ``CONTEXT``, by kind."""
+"""What an honest merchant may send, or a server, in the round of ``CONTEXT``, by kind."""
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_])
 TENSORS = DTYPES.flatmap(lambda dtype: tensors(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
@@ -154,7 +163,8 @@ def any_partial(draw):
 
 LABELS = tensors(np.float32, (3, 2))
 ANY = {
-    StudentWeights: any_partial().map(StudentWeights.of),
+    StudentUpdate: any_partial().map(StudentUpdate.of),
+    StudentWeights: WEIGHTS.map(StudentWeights),
     SoftLabels: st.builds(SoftLabels, LABELS),
     SelectedSoftLabels: st.builds(SelectedSoftLabels, LABELS, tensors(np.bool_, st.integers(0, 40))),
     Votes: tensors(np.int64, 3, st.integers(-(2**40), 2**40)).map(Votes),

@@ -24,7 +24,7 @@ QUICK = {
     "adaptation.enabled": False,
     "runtime.measure_speed": False,
 }
-PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.optimizer": "sgd"}
+PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.training.optimizer": "sgd"}
 """Terms under which what merchants send must be covered."""
 
 
@@ -94,9 +94,10 @@ def test_a_private_run_refuses_it_unless_it_says_why_training_covers_it(written,
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('("class_entropies",)', '("weights",)', "two kinds in `sends` have a record 'weights'"),
+        ('("class_entropies",)', '("update",)', "two kinds in `sends` have a record 'update'"),
         ('("class_entropies",)', '("metrics",)', "two kinds in `sends` have a record 'metrics', or a message has one"),
-        ("sends = (StudentWeights, ClassEntropies)", "sends = None", "does not declare `sends`"),
+        ("sends = (StudentUpdate, ClassEntropies)", "sends = None", "does not declare `sends`"),
+        ("sends = (StudentUpdate, ClassEntropies)", "sends = FedAvg.receives", "sends StudentWeights, which only the"),
         ("sends = (", "receives = None; sends = (", "does not declare `receives`"),
     ],
 )

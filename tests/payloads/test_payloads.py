@@ -14,8 +14,10 @@ from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.partial import like_updates
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Downlink, Uplink
@@ -30,12 +32,15 @@ from fed_distill.transport.records import (
 from tests.payloads.drawn import ANY, CLASSES, CONTEXT, HONEST, KINDS, PROXY, over_the_wire, same, several
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
+FROM_MERCHANTS = tuple(kind for kind in KINDS if kind is not StudentWeights)
+each_uplink = pytest.mark.parametrize("kind", FROM_MERCHANTS)
 
 
 def test_every_kind_of_the_library_is_looked_at_here():
-    assert len(KINDS) >= 7
+    assert len(KINDS) >= 8
     assert all(issubclass(kind, Payload) for kind in KINDS)
-    assert set(KINDS) == set(HONEST) == set(ANY) == set(LARGEST) == set(TIMES_TWO) == set(NORMS)
+    assert set(KINDS) == set(HONEST) == set(ANY) == set(LARGEST)
+    assert set(FROM_MERCHANTS) == set(TIMES_TWO) == set(NORMS)
 
 
 @each_kind
@@ -44,12 +49,13 @@ def test_every_kind_of_the_library_is_looked_at_here():
 def test_an_honest_payload_is_accepted_and_comes_back_from_either_side(kind, data):
     sent = data.draw(HONEST[kind])
     sent.check_shape(CONTEXT)
-    sent.validate(CONTEXT)
     content = over_the_wire(encode_uplink(Uplink("Nord", 3, (sent,))))
     got = decode_uplink(content, (kind,), room_for((kind,), CONTEXT))
     assert got.kinds == {kind}
     assert same(got.need(kind), sent)
-    check_uplink(got, CONTEXT)
+    if kind in FROM_MERCHANTS:
+        sent.validate(CONTEXT)
+        check_uplink(got, CONTEXT)
     down = decode_downlink(over_the_wire(encode_downlink(Downlink(1, (sent,)))), (kind,))
     assert down.kinds == {kind}
     assert same(down.need(kind), sent)
@@ -88,7 +94,8 @@ def test_a_kind_that_is_not_declared_is_refused(kind):
 ALL_ROWS = {"table": torch.arange(6)}
 IN_FULL = dict(CONTEXT.weights)
 LARGEST = {
-    StudentWeights: StudentWeights(IN_FULL, ALL_ROWS, ALL_ROWS),
+    StudentUpdate: StudentUpdate(like_updates(IN_FULL), ALL_ROWS, ALL_ROWS),
+    StudentWeights: StudentWeights(IN_FULL),
     SoftLabels: SoftLabels(torch.ones(PROXY, CLASSES, dtype=torch.float64)),
     SelectedSoftLabels: SelectedSoftLabels(
         torch.ones(PROXY, CLASSES, dtype=torch.float64), torch.ones(PROXY, dtype=torch.bool)
@@ -97,11 +104,7 @@ LARGEST = {
     ClassMeans: ClassMeans(torch.ones(CLASSES, CLASSES, dtype=torch.float64), torch.ones(CLASSES, dtype=torch.bool)),
     ControlVariate: ControlVariate(IN_FULL),
     LowRankUpdate: LowRankUpdate(
-        PartialWeights(
-            {name: value.float() if value.is_floating_point() else value for name, value in CONTEXT.weights.items()},
-            ALL_ROWS,
-            ALL_ROWS,
-        ),
+        PartialWeights(like_updates(IN_FULL), ALL_ROWS, ALL_ROWS),
         {"table": torch.ones(4, 6), "half": torch.ones(2, 2)},
         {"table": torch.ones(6, 4), "half": torch.ones(2, 2)},
     ),
@@ -148,21 +151,17 @@ def means(two):
 
 
 TIMES_TWO = {
-    StudentWeights: (
-        StudentWeights(
-            {"table": TABLE[[1, 4]] + rows((1, 2, 3, 4), (0, -1, 0, 0)), "steps": torch.tensor(9)}, LAST, LAST
-        ),
-        StudentWeights(
-            {"table": TABLE[[1, 4]] + rows((2, 4, 6, 8), (0, -2, 0, 0)), "steps": torch.tensor(9)}, LAST, LAST
-        ),
+    StudentUpdate: (
+        StudentUpdate({"table": rows((1, 2, 3, 4), (0, -1, 0, 0))}, LAST, LAST),
+        StudentUpdate({"table": rows((2, 4, 6, 8), (0, -2, 0, 0))}, LAST, LAST),
     ),
     SoftLabels: (SoftLabels(SHARES), SoftLabels(SHARPER)),
     SelectedSoftLabels: (SelectedSoftLabels(SHARES, SOME), SelectedSoftLabels(SHARPER, SOME)),
     Votes: (Votes(rows(0, 1, 2, of=torch.int64)), Votes(rows(0, 1, 2, of=torch.int64))),
     ClassMeans: (means(SHARES), means(SHARPER)),
     ControlVariate: (
-        ControlVariate({"bias": rows(1, -2, 3), "steps": torch.tensor(9)}),
-        ControlVariate({"bias": rows(2, -4, 6), "steps": torch.tensor(9)}),
+        ControlVariate({"bias": rows(1, -2, 3)}),
+        ControlVariate({"bias": rows(2, -4, 6)}),
     ),
     LowRankUpdate: (
         LowRankUpdate(
@@ -181,7 +180,7 @@ def close(one, other):
     return all(torch.allclose(value, other[record][name]) for record in one for name, value in one[record].items())
 
 
-@each_kind
+@each_uplink
 def test_twice_as_much_is_what_it_is_by_hand(kind):
     sent, doubled = TIMES_TWO[kind]
     got = sent.scaled(2.0, CONTEXT)
@@ -189,7 +188,7 @@ def test_twice_as_much_is_what_it_is_by_hand(kind):
     assert close(got, doubled)
 
 
-@each_kind
+@each_uplink
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_payload_times_one_is_itself_and_times_minus_one_still_fits_the_round(kind, data):
@@ -208,8 +207,16 @@ def test_votes_have_a_sign_and_no_size():
     assert votes.scaled(-5.0, CONTEXT).classes.tolist() == [2, 1, 0, 0]
 
 
+def test_whole_weights_are_what_only_a_server_sends():
+    sent = StudentWeights(IN_FULL)
+    sent.check_shape(CONTEXT)
+    for refused in (lambda: sent.validate(CONTEXT), lambda: sent.scaled(2.0, CONTEXT)):
+        with pytest.raises(ValueError, match="whole weights, which only a server sends: a merchant sends a StudentUpd"):
+            refused()
+
+
 NORMS = {
-    StudentWeights: 31.0**0.5,  # 1 + 4 + 9 + 16 + 1
+    StudentUpdate: 31.0**0.5,  # 1 + 4 + 9 + 16 + 1
     SoftLabels: 0.0,
     SelectedSoftLabels: 0.0,
     Votes: 0.0,
@@ -219,17 +226,17 @@ NORMS = {
 }
 
 
-@each_kind
+@each_uplink
 def test_how_far_a_payload_moves_the_student_is_what_it_is_by_hand(kind):
     sent, doubled = TIMES_TWO[kind]
-    assert sent.norm(CONTEXT) == pytest.approx(NORMS[kind])
-    assert doubled.norm(CONTEXT) == pytest.approx(2.0 * NORMS[kind])
+    assert sent.norm() == pytest.approx(NORMS[kind])
+    assert doubled.norm() == pytest.approx(2.0 * NORMS[kind])
 
 
 def test_only_payloads_of_the_same_structure_are_merged():
-    whole, part = StudentWeights(dict(CONTEXT.weights)), StudentWeights({"table": TABLE[[1, 4]]}, LAST, LAST)
-    assert whole.structure() != part.structure() != StudentWeights({"table": TABLE}).structure()
-    assert part.structure() == StudentWeights({"table": TABLE[[2, 3]]}, LAST, LAST).structure()
+    whole, part = StudentUpdate(like_updates(CONTEXT.weights)), StudentUpdate({"table": TABLE[[1, 4]]}, LAST, LAST)
+    assert whole.structure() != part.structure() != StudentUpdate({"table": TABLE}).structure()
+    assert part.structure() == StudentUpdate({"table": TABLE[[2, 3]]}, LAST, LAST).structure()
     update, plain = (
         TIMES_TWO[LowRankUpdate][0],
         PartialWeights({"bias": torch.ones(3), "table": TABLE[[1, 4]]}, LAST, LAST),
@@ -275,4 +282,5 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.disclosure.strip()
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
-    assert (kind.covered is None) == (kind is ClassMeans)  # means over private examples are computed after training
+    # means over private examples are computed after training, and whole weights no merchant sends
+    assert (kind.covered is None) == (kind in (ClassMeans, StudentWeights))

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fed_distill.config import Experiment, PrivacyConfig
+from fed_distill.config import Experiment
+from fed_distill.config.privacy import table_of_unit
 from fed_distill.data.examples import Task
 from fed_distill.mechanisms.account import Spent, account
 from fed_distill.mechanisms.lookup import mechanism
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
 from fed_distill.reporting.summary import summarize
@@ -115,9 +116,9 @@ def summary_of(seeds):
 
 def private_summary_of(seeds, reproducible_noise=True, unit="example"):
     """The same run as if its federations had been private, with an account of the data as ``data.splits`` gives it."""
-    config = PrivacyConfig(unit=unit, epsilon=4.0, report_scores=True)
+    config = table_of_unit(unit)(unit=unit, epsilon=4.0, report_scores=True)
     spent = Spent(len(MERCHANTS), 3.96, 1e-5, 0.8, 1.6, 0, 3.96, 4.21)
-    promise = account(mechanism(unit), config, spent, (StudentWeights,), reproducible_noise=reproducible_noise)
+    promise = account(mechanism(unit), config, spent, (StudentUpdate,), reproducible_noise=reproducible_noise)
     private = [replace(one, privacy=promise if one.kind == "federation" else None) for one in outcomes(seeds)]
     tables = {"public": 14_210, "public_valid": 1_530, "proxy": 4_000, "train": 22_429, "valid": 3_120, "test": 6_402}
     parts = ("train", "valid", "test")

@@ -202,7 +202,7 @@ def test_wandb_gets_the_experiment_the_rounds_and_the_result(tmp_path, monkeypat
         callbacks.on_start(EXPERIMENT, tmp_path)
         callbacks.on_round(record(2, seed=1))
         callbacks.on_end(SUMMARY)
-    assert fake.settings["config"]["training"]["batch_size"] == 32
+    assert fake.settings["config"]["training"]["merchants"]["batch_size"] == 32
     assert (fake.settings["name"], fake.settings["dir"], fake.settings["resume"]) == ("trial", str(tmp_path), "allow")
     assert fake.logged[0]["fedavg-kd/seed-1/valid/auc"] == 0.9
     assert fake.logged[0]["fedavg-kd/seed-1/round"] == 2

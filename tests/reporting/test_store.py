@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import pytest
+import tomli_w
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError, ConfigError, TrainingError
@@ -34,7 +35,7 @@ def test_a_new_run_holds_the_complete_experiment_and_the_versions(folder):
     with RunStore.create(folder, EXPERIMENT):
         text = (folder / "experiment.toml").read_text()
     assert Experiment.read(folder / "experiment.toml") == EXPERIMENT
-    assert tomllib.loads(text)["training"]["batch_size"] == 32
+    assert tomllib.loads(text)["training"]["merchants"]["batch_size"] == 32
     comment = text.splitlines()[0]
     assert comment.startswith("# ")
     assert all(f"{name} " in comment for name in ("fed-distill", "python", "torch", "transformers", "flwr"))
@@ -215,8 +216,8 @@ def test_there_must_be_a_run_to_resume(folder):
 @pytest.mark.parametrize(
     ("changes", "key", "values"),
     [
-        ({"training.learning_rate": 0.5}, "training.learning_rate", "was 0.003 and is 0.5 now"),
-        ({"training.clip_norm": 1.0}, "training.clip_norm", "was not set and is 1.0 now"),
+        ({"training.merchants.learning_rate": 0.5}, "training.merchants.learning_rate", "was 0.003 and is 0.5 now"),
+        ({"training.server.clip_norm": 1.0}, "training.server.clip_norm", "was inf and is 1.0 now"),
         ({"federation.options": {"epochs": 2}}, "federation.options.epochs", "was not set and is 2 now"),
         ({"repeats": 2, "federation.rounds": 3}, "repeats", "was 1 and is 2 now"),
     ],
@@ -230,11 +231,12 @@ def test_a_run_of_another_experiment_is_not_resumed(folder, changes, key, values
 def test_a_run_of_a_version_without_a_key_goes_on_with_its_default_and_no_other(folder):
     RunStore.create(folder, EXPERIMENT).close()
     path = folder / "experiment.toml"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith("server_momentum")), encoding="utf-8")
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    del tables["training"]["server"]["optimizer"]
+    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
     RunStore.resume(folder, EXPERIMENT).close()
-    other = EXPERIMENT.with_changes({"training.server_optimizer": "sgd", "training.server_momentum": 0.9})
-    with pytest.raises(CheckpointError, match=r"another experiment: training.server_optimizer was 'adamw'"):
+    other = EXPERIMENT.with_changes({"training.server.optimizer": "sgd", "training.server.momentum": 0.9})
+    with pytest.raises(CheckpointError, match=r"another experiment: training.server.optimizer was 'adamw'"):
         RunStore.resume(folder, other)
 
 

@@ -4,17 +4,17 @@ import re
 
 import pytest
 
-from fed_distill.config import PrivacyConfig
+from fed_distill.config.privacy import ExamplePrivacy
 from fed_distill.mechanisms.account import Spent, account
 from fed_distill.mechanisms.lookup import mechanism
-from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.wording import (
+    byzantine,
     count,
     duration,
     number,
     percent,
     plus_minus,
-    poisoning,
     privacy,
     size,
     verdict,
@@ -100,8 +100,8 @@ def test_the_verdict_names_the_controls_that_were_not_run(summary):
 
 def test_privacy_claims_no_more_than_there_was(summary):
     assert "run had no differential privacy" in privacy(summary)
-    config = PrivacyConfig(unit="example", epsilon=3.0)
-    summary["privacy"] = account(mechanism("example"), config, Spent(5, 2.99, 1e-5, 0.8, 1.25), (StudentWeights,))
+    config = ExamplePrivacy(epsilon=3.0)
+    summary["privacy"] = account(mechanism("example"), config, Spent(5, 2.99, 1e-5, 0.8, 1.25), (StudentUpdate,))
     told = privacy(summary)
     assert "any one example of a merchant" in told
     assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
@@ -109,14 +109,14 @@ def test_privacy_claims_no_more_than_there_was(summary):
     assert "Trusted: the merchant itself, which adds noise before anything leaves it" in told
 
 
-def test_who_lied_and_how_is_named_by_seed(summary):
-    assert poisoning(summary) == ""
-    summary["poisoning"] = {"attack": "scaled", "share": 0.3, "merchants": {"0": ["a", "b"], "1": ["b", "c"]}}
-    text = poisoning(summary)
+def test_byzantine_merchants_and_their_attack_are_named_by_seed(summary):
+    assert byzantine(summary) == ""
+    summary["byzantine"] = {"attack": "scaled", "fraction": 0.3, "merchants": {"0": ["a", "b"], "1": ["b", "c"]}}
+    text = byzantine(summary)
     assert shares(text) == ["30"] and "scaled" in text
     assert "seed 0: a, b" in text and "seed 1: b, c" in text
 
 
 def test_a_run_from_before_there_were_attacks_says_nothing_of_them(summary):
-    del summary["poisoning"]
-    assert poisoning(summary) == ""
+    del summary["byzantine"]
+    assert byzantine(summary) == ""

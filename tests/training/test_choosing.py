@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fed_distill.config import RuntimeConfig, TrainingConfig
+from fed_distill.config import RuntimeConfig, TrainerConfig
 from fed_distill.errors import ConfigError
 from fed_distill.training.choosing import build_trainer, chosen_device
 from fed_distill.training.cohort.trainer import CohortTrainer
@@ -18,15 +18,15 @@ def gpu(monkeypatch):
 
 def test_cohorts_are_the_default_with_what_the_experiment_says(gpu):
     gpu(False)
-    training = TrainingConfig(batch_size=5, precision="bfloat16")
-    trainer = build_trainer(training, RuntimeConfig(cohort=7, workers=3))
+    training = TrainerConfig(batch_size=5, precision="bfloat16")
+    trainer = build_trainer(training, RuntimeConfig(cohort=7))
     assert isinstance(trainer, CohortTrainer)
-    assert (trainer.config, trainer.device, trainer.cohort, trainer.workers) == (training, torch.device("cpu"), 7, 3)
+    assert (trainer.config, trainer.device, trainer.cohort) == (training, torch.device("cpu"), 7)
 
 
 def test_the_sequential_trainer_is_built_by_name(gpu):
     gpu(False)
-    trainer = build_trainer(TrainingConfig(batch_size=5), RuntimeConfig(trainer="sequential"))
+    trainer = build_trainer(TrainerConfig(batch_size=5), RuntimeConfig(trainer="sequential"))
     assert isinstance(trainer, SequentialTrainer) and trainer.config.batch_size == 5
 
 
@@ -43,7 +43,7 @@ def test_a_gpu_that_is_not_there_is_named(gpu):
     gpu(False)
     for trainer in ("cohort", "sequential"):
         with pytest.raises(ConfigError, match=r"runtime\.device = 'cuda'.*no GPU"):
-            build_trainer(TrainingConfig(), RuntimeConfig(device="cuda", trainer=trainer))
+            build_trainer(TrainerConfig(), RuntimeConfig(device="cuda", trainer=trainer))
 
 
 def test_what_only_cohorts_can_is_refused_to_the_sequential_trainer(gpu):
@@ -52,6 +52,6 @@ def test_what_only_cohorts_can_is_refused_to_the_sequential_trainer(gpu):
         with pytest.raises(
             ConfigError, match=rf"training\.precision = '{precision}' needs runtime\.trainer = 'cohort'"
         ):
-            build_trainer(TrainingConfig(precision=precision), RuntimeConfig(trainer="sequential"))
+            build_trainer(TrainerConfig(precision=precision), RuntimeConfig(trainer="sequential"))
     with pytest.raises(ConfigError, match=r"runtime\.device = 'cuda' needs runtime\.trainer = 'cohort'"):
-        build_trainer(TrainingConfig(), RuntimeConfig(trainer="sequential", device="cuda"))
+        build_trainer(TrainerConfig(), RuntimeConfig(trainer="sequential", device="cuda"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import cross_entropy, hard_labels
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training import preparation
@@ -70,7 +70,7 @@ def grouped(small_student, merchants):
 
 
 def fit(trainer, learners, plan=PLAN, rate=RATE, **config):
-    config = TrainingConfig(**{"optimizer": "sgd", "submodel": False, "batch_size": 16, **config})
+    config = TrainerConfig(**{"optimizer": "sgd", "submodel": False, "batch_size": 16, **config})
     found = trainer(config).fit(learners, {one.name: plan for one in learners}, Pace(rate))
     starts = {one.name: one.weights for one in learners}
     return {one.name: completed(one.weights, starts[one.name]) for one in found}
@@ -183,7 +183,7 @@ def test_merchants_of_one_cohort_may_have_examples_or_groups_for_members(grouped
 @pytest.mark.parametrize("together", [1, 3, 8])
 @pytest.mark.parametrize("kind", ["two-tower", "lstm", "bert-mini"])
 def test_parts_of_a_batch_hold_whole_groups(kind, together, profile, grouped, distance):
-    learners, config = grouped(kind, profile), TrainingConfig(optimizer="sgd", batch_size=16)
+    learners, config = grouped(kind, profile), TrainerConfig(optimizer="sgd", batch_size=16)
     learners.sort(key=lambda one: one.examples(), reverse=True)
     members = [prepare(one, PLAN, config) for one in learners]
 
@@ -274,7 +274,7 @@ def test_groups_are_numbered_from_0_without_gaps(groups, grouped):
 def test_the_trial_of_a_stacked_student_proves_norms_of_groups(grouped, monkeypatch):
     """A planted fault: the stacked model takes each example for a group of its own."""
     (learner,) = grouped(sizes=(12,))
-    member = prepare(learner, PLAN, TrainingConfig(batch_size=8))
+    member = prepare(learner, PLAN, TrainerConfig(batch_size=8))
     planning.examined(member, torch.device("cpu"), 1)
     make = planning.Stack.__init__
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from fed_distill.config import AdversarialConfig, TrainingConfig
+from fed_distill.config import AdversarialConfig, TrainerConfig
 from fed_distill.distill.losses import cross_entropy, hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.models.base import Outputs
@@ -65,7 +65,7 @@ def test_of_a_pair_both_students_passes_are_to_agree():
     own, shared = ([torch.randn(5, 3, generator=draw) for _ in range(2)] for _ in range(2))
     passes = iter([Outputs(own[0], shared=Outputs(shared[0])), Outputs(own[1], shared=Outputs(shared[1]))])
     found = robust_losses(
-        SimpleNamespace(tables={}), lambda: next(passes), lambda outputs: torch.zeros(5), TrainingConfig(r_drop=3.0)
+        SimpleNamespace(tables={}), lambda: next(passes), lambda outputs: torch.zeros(5), TrainerConfig(r_drop=3.0)
     )
     assert_close(found, 1.5 * (divergence(*own) + divergence(*shared)))
 
@@ -81,7 +81,7 @@ def test_of_a_pair_both_students_passes_are_to_agree():
 def test_an_attack_moves_each_examples_embeddings_along_its_own_gradient(attack, batch):
     """The slow twin takes one example at a time, and puts the moved vectors in the embedding's place itself."""
     student, encoded, labels = batch
-    config = TrainingConfig(adversarial=attack)
+    config = TrainerConfig(adversarial=attack)
 
     def losses(outputs):
         return cross_entropy(outputs.logits, labels)
@@ -114,12 +114,12 @@ def loss_at(student, encoded, vectors, label):
 def test_cohorts_train_as_single_merchants_do(kind, way, small_student, merchants, plans, distance):
     student = small_student(kind, dropout=0.2)
     learners = merchants(student.double())
-    config = TrainingConfig(batch_size=16, optimizer="sgd", **WAYS[way])
+    config = TrainerConfig(batch_size=16, optimizer="sgd", **WAYS[way])
     slow, fast = (
         trained(trainer, learners, plans.fedavg_kd)
         for trainer in (SequentialTrainer(config), CohortTrainer(config, cohort=3))
     )
-    plain = trained(SequentialTrainer(TrainingConfig(batch_size=16, optimizer="sgd")), learners, plans.fedavg_kd)
+    plain = trained(SequentialTrainer(TrainerConfig(batch_size=16, optimizer="sgd")), learners, plans.fedavg_kd)
     for one in learners:
         mine, other, without = (completed(some[one.name].weights, one.weights) for some in (slow, fast, plain))
         assert distance(other, mine) < 1e-6
@@ -130,12 +130,12 @@ def test_cohorts_train_as_single_merchants_do(kind, way, small_student, merchant
 def test_what_sees_an_example_several_times_is_not_trained_with_dp(small_student, merchants, plans):
     learners = merchants(small_student("lstm"), ExampleDP(1.0, 1.0))
     for trainer in (SequentialTrainer, CohortTrainer):
-        found = trained(trainer(TrainingConfig(**WAYS["fgm"])), learners, plans.fedavg)
+        found = trained(trainer(TrainerConfig(**WAYS["fgm"])), learners, plans.fedavg)
         assert all(isinstance(one, Failure) and "cannot be trained with DP" in one.reason for one in found.values())
 
 
 def test_a_student_without_dropout_cannot_be_compared_with_itself(small_student):
-    config = TrainingConfig(r_drop=1.0)
+    config = TrainerConfig(r_drop=1.0)
     check_robust(small_student("bert-mini", dropout=0.1), config)
     with pytest.raises(ConfigError, match=r"training.r_drop compares passes with other dropout, and student .* none"):
         check_robust(small_student("lstm"), config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.models import build_student
 from fed_distill.training.optimization import Pace
@@ -47,7 +47,7 @@ def two_phase_plan(classes=3, proxy=40, proximal_mu=0.0):
 
 
 def one_fitted(learner, plan, pace=Pace(1e-2), **config):  # noqa: B008  # a frozen value
-    trainer = SequentialTrainer(TrainingConfig(batch_size=16, **config))
+    trainer = SequentialTrainer(TrainerConfig(batch_size=16, **config))
     return next(trainer.fit([learner], {learner.name: plan}, pace))
 
 
@@ -121,7 +121,7 @@ def test_the_result_does_not_depend_on_the_other_learners_or_their_order(student
     proxy = make_examples(40, seed=1)
     learners = [learner_of(student, make_examples(20 + 9 * k, seed=k), proxy, f"shop {k}") for k in range(3)]
     plans = {one.name: two_phase_plan() for one in learners}
-    trainer = SequentialTrainer(TrainingConfig(batch_size=16))
+    trainer = SequentialTrainer(TrainerConfig(batch_size=16))
     forward = {one.name: one for one in trainer.fit(learners, plans, Pace(1e-2))}
     backward = {one.name: one for one in trainer.fit(learners[::-1], plans, Pace(1e-2))}
     for name, one in forward.items():

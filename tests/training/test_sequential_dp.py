@@ -12,7 +12,7 @@ import torch
 from torch.func import functional_call
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.models import build_student
 from fed_distill.privacy.dp_sgd import ExampleDP, add_noise, grid
@@ -84,7 +84,7 @@ def mixed_plan(proxy=3):
 
 
 def outcome(learner, plan, **config):
-    trainer = SequentialTrainer(TrainingConfig(**{"optimizer": "sgd", "batch_size": BATCH, **config}))
+    trainer = SequentialTrainer(TrainerConfig(**{"optimizer": "sgd", "batch_size": BATCH, **config}))
     return next(trainer.fit([learner], {learner.name: plan}, Pace(RATE)))
 
 
@@ -262,7 +262,7 @@ def test_rows_beyond_the_most_used_are_not_changed_by_the_proxy_sets_phases_eith
         return fitted_of(prepared, arrays, losses)
 
     monkeypatch.setattr(Prepared, "fitted", fitted)
-    config = TrainingConfig(optimizer="adamw", weight_decay=0.1, batch_size=BATCH, clip_norm=1.0)
+    config = TrainerConfig(optimizer="adamw", weight_decay=0.1, batch_size=BATCH, clip_norm=1.0)
     next(trainer(config).fit([learner], {"shop": mixed_plan()}, Pace(RATE)))
     for table, of_proxy in rows_that_may_change(learner, True).items():
         held, may = seen["submodel"].rows[table], seen["submodel"].trained[table]
@@ -347,7 +347,7 @@ def test_an_example_whose_gradient_is_not_finite_counts_as_none(name, trainer, l
     for field in fields:
         private[field][0] = torch.where(private[field][0] > 0, odd, 0)
     without = {field: values[1:] for field, values in private.items()}
-    config = TrainingConfig(optimizer="sgd", batch_size=size, submodel=False)
+    config = TrainerConfig(optimizer="sgd", batch_size=size, submodel=False)
 
     def trained(private, labels):
         """The merchant, and another one beside it."""

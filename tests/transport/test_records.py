@@ -19,6 +19,7 @@ from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.messages import Downlink, Uplink
@@ -79,11 +80,11 @@ CURRENT = {"table": torch.zeros(6, 2), "bias": torch.zeros(3)}
 PROXY = (4, 2)
 CONTEXT = Context(CURRENT, *PROXY)
 ROWS = torch.tensor([0, 2, 5])
-WEIGHTS = StudentWeights({"table": torch.ones(3, 2), "bias": torch.ones(3)}, {"table": ROWS}, {"table": ROWS})
+UPDATE = StudentUpdate({"table": torch.ones(3, 2), "bias": torch.ones(3)}, {"table": ROWS}, {"table": ROWS})
 LABELS, VOTES = SoftLabels(torch.full(PROXY, 0.5)), Votes(torch.tensor([0, 1, 1, 0]))
 SELECTED = SelectedSoftLabels(torch.full((2, 2), 0.5), torch.tensor([True, False, False, True]))
 MEANS = ClassMeans(torch.tensor([[0.25, 0.75], [0.0, 0.0]]), torch.tensor([True, False]))
-USUAL, KINDS = (WEIGHTS, LABELS, VOTES), (StudentWeights, SoftLabels, Votes)
+USUAL, KINDS = (UPDATE, LABELS, VOTES), (StudentUpdate, SoftLabels, Votes)
 METRICS = {"loss": 1.0, "test_right": 3.0, "test_count": 4.0}
 
 
@@ -92,7 +93,7 @@ def uplink(*payloads, examples=5, metrics=METRICS):
 
 
 def test_a_sound_uplink_is_accepted_with_whatever_payloads():
-    for sent in (uplink(), uplink(StudentWeights(dict(CURRENT))), uplink(SELECTED, MEANS), Uplink("Nord", 5)):
+    for sent in (uplink(), uplink(StudentUpdate(dict(CURRENT))), uplink(SELECTED, MEANS), Uplink("Nord", 5)):
         check_uplink(sent, CONTEXT)
     accepted = Uplink("Nord", 5, metrics=METRICS)
     check_uplink(accepted, CONTEXT)
@@ -105,19 +106,19 @@ def test_a_message_holds_one_payload_of_a_kind():
     with pytest.raises(ValueError, match="two payloads of one kind: votes, votes"):
         Downlink(1, (VOTES, VOTES))
     other = Votes(torch.tensor([1, 1, 1, 1]))
-    assert uplink().having(other, MEANS).payloads == (WEIGHTS, LABELS, other, MEANS)
-    assert Downlink(1, (LABELS,)).having(WEIGHTS).payloads == (LABELS, WEIGHTS)
+    assert uplink().having(other, MEANS).payloads == (UPDATE, LABELS, other, MEANS)
+    assert Downlink(1, (LABELS,)).having(UPDATE).payloads == (LABELS, UPDATE)
     assert (uplink().get(Votes), uplink().get(ClassMeans)) == (VOTES, None)
     with pytest.raises(TrainingError, match="the uplink has no class_means, which its method needs"):
         uplink().need(ClassMeans)
     with pytest.raises(TrainingError, match="the downlink has no soft_labels, which its method needs"):
-        Downlink(1, (WEIGHTS,)).need(SoftLabels)
+        Downlink(1, (UPDATE,)).need(SoftLabels)
 
 
 NAN = float("nan")
 BAD_UPLINKS = {
     "payload": (uplink(LABELS, Votes(torch.tensor([0, -1, 1, 0]))), "votes name classes outside 0 to 1"),
-    "payload of weights": (uplink(StudentWeights({"door": torch.ones(1)})), "weight 'door' is unknown"),
+    "payload of weights": (uplink(StudentUpdate({"door": torch.ones(1)})), "weight 'door' is unknown"),
     "no examples": (uplink(examples=0), "0 training examples"),
     "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
     "loss beyond all measure": (uplink(metrics={"loss": 1e300}), r"metric loss is 1e\+300"),
@@ -225,7 +226,7 @@ def test_a_part_that_names_no_merchant_by_a_text_is_nobodys():
     assert by_merchant(content, {"a"}) == ({}, 3)
 
 
-EVERY = (StudentWeights, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
+EVERY = (StudentUpdate, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
 ROOM = room_for(EVERY, CONTEXT)
 
 
@@ -236,12 +237,12 @@ def low_rank(rank=1, name="table"):
 
 def in_part(rows, table=None):
     rows = torch.tensor(rows)
-    return StudentWeights({"table": torch.ones(3, 2) if table is None else table}, {"table": rows}, {"table": rows})
+    return StudentUpdate({"table": torch.ones(3, 2) if table is None else table}, {"table": rows}, {"table": rows})
 
 
 def test_there_is_room_for_what_fits_a_round():
-    everything = (WEIGHTS, SELECTED, VOTES, MEANS, ControlVariate({"bias": torch.ones(3)}), low_rank())
-    for sent in (uplink(*everything), uplink(low_rank()), uplink(StudentWeights(dict(CURRENT)))):
+    everything = (UPDATE, SELECTED, VOTES, MEANS, ControlVariate({"bias": torch.ones(3)}), low_rank())
+    for sent in (uplink(*everything), uplink(low_rank()), uplink(StudentUpdate(dict(CURRENT)))):
         assert decode_uplink(encode_uplink(sent), EVERY, ROOM).kinds == sent.kinds
     assert decode_uplink(encode_uplink(uplink()), KINDS, room_for(KINDS, CONTEXT)).kinds == {*KINDS}
 
@@ -249,9 +250,9 @@ def test_there_is_room_for_what_fits_a_round():
 @pytest.mark.parametrize(
     ("sent", "what"),
     [
-        (StudentWeights({"bias": torch.ones(4)}), "bias has 16 bytes, and 12 at most"),
+        (StudentUpdate({"bias": torch.ones(4)}), "bias has 16 bytes, and 12 at most"),
         (in_part(range(7), torch.ones(13)), "table has 52 bytes, and 48 at most"),
-        (StudentWeights({"door": torch.ones(1)}), "'door' is not among the arrays"),
+        (StudentUpdate({"door": torch.ones(1)}), "'door' is not among the arrays"),
         (in_part(range(7)), "table has 28 bytes, and 24 at most"),
         (SoftLabels(torch.ones(9, 2, dtype=torch.float64)), "soft_labels has 144 bytes, and 64 at most"),
         (Votes(torch.zeros(99, dtype=torch.int64)), "votes has 99 bytes, and 32 at most"),
@@ -268,18 +269,18 @@ def test_there_is_none_for_more_whatever_part_it_is_in(sent, what):
 
 
 def test_there_is_none_for_soft_labels_where_nobody_is_asked_for_any():
-    alone, only = encode_uplink(uplink(WEIGHTS)), (StudentWeights,)
-    assert decode_uplink(alone, only, room_for(only, CONTEXT)).kinds == {StudentWeights}
+    alone, only = encode_uplink(uplink(UPDATE)), (StudentUpdate,)
+    assert decode_uplink(alone, only, room_for(only, CONTEXT)).kinds == {StudentUpdate}
     with pytest.raises(UplinkRejected, match="'soft_labels' is not among the arrays"):
-        decode_uplink(encode_uplink(uplink(WEIGHTS, LABELS)), only, room_for(only, CONTEXT))
+        decode_uplink(encode_uplink(uplink(UPDATE, LABELS)), only, room_for(only, CONTEXT))
 
 
 def test_a_record_of_no_kind_that_is_declared_is_refused_even_if_it_is_empty():
-    content = encode_uplink(uplink(WEIGHTS))
+    content = encode_uplink(uplink(UPDATE))
     content["up.votes"] = ArrayRecord()
-    for room in (None, room_for((StudentWeights,), CONTEXT)):
+    for room in (None, room_for((StudentUpdate,), CONTEXT)):
         with pytest.raises(UplinkRejected, match="'votes' is not among the records that belong there"):
-            decode_uplink(over_the_wire(content), (StudentWeights,), room)
+            decode_uplink(over_the_wire(content), (StudentUpdate,), room)
 
 
 def test_answers_of_some_examples_come_with_which_these_are():
@@ -341,7 +342,7 @@ def npy_of_objects():
 )
 def test_a_payload_that_is_no_plain_array_is_rejected_and_never_unpickled(data):
     content = encode_uplink(uplink())
-    content["up.weights"]["bias"] = Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=data)
+    content["up.update"]["bias"] = Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=data)
     with pytest.raises(UplinkRejected, match="an uplink could not be read"):
         decode_uplink(over_the_wire(content), KINDS)
     assert not Bomb.exploded

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.training.cohort.stacking import Stack
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -21,7 +21,7 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8
 class StackedOptimizer:
     """SGD with momentum or AdamW over a ``Stack``; moments lie as the weights do."""
 
-    def __init__(self, stack: Stack, config: TrainingConfig, tables: Sequence[str]) -> None:
+    def __init__(self, stack: Stack, config: TrainerConfig, tables: Sequence[str]) -> None:
         """``tables``: weights without weight decay."""
         self._stack, self._config, self._tables = stack, config, set(tables)
         done = [0] * stack.size

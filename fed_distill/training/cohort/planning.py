@@ -50,11 +50,11 @@ class Footprint:
         return max(1, (budget - merchants * self.merchant) // max(merchants * self.example, 1))
 
 
-def memory_budget(device: torch.device, workers: int) -> int:
-    """Bytes that the cohorts of one of ``workers`` processes may take, by the memory's size, not by what is free."""
+def memory_budget(device: torch.device, processes: int) -> int:
+    """Bytes that the cohorts of one of ``processes`` may take, by the memory's size, not by what is free."""
     if device.type == "cuda":
-        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory / workers)
-    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers)
+        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory / processes)
+    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes)
 
 
 def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skeleton, Footprint]:

@@ -6,22 +6,19 @@ step of all its merchants at once. What cannot be stacked goes to the sequential
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
 
 import torch
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import TextModel
 from fed_distill.training.cohort.allocator import keep_freed_memory
+from fed_distill.training.cohort.forks import can_fork, side_by_side
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.planning import Footprint, examined, memory_budget
-from fed_distill.training.cohort.stacking import Skeleton, skeleton_of
+from fed_distill.training.cohort.stacking import Skeleton
 from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Plan
@@ -31,12 +28,11 @@ from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.trainer import Failure, Fitted, Learner, Steps
 
 CPU_COHORT, GPU_COHORT = 16, 1024
-"""Merchants that train together at most, unless said otherwise. On a CPU more of them leave its cache (measured by
-``experiments/benchmarks``); on a GPU memory is the limit."""
+"""Merchants that train at the same time at most, unless configured otherwise. On a CPU more of them leave its cache
+(measured by ``experiments/benchmarks``); on a GPU memory is the limit."""
 
-SHARD_BYTES = 128 * 2**20
-"""What a cohort on one of several threads may take before it is cut below its share of ``CPU_COHORT``: for small
-students larger cohorts mean fewer waits for the interpreter, for large ones side by side they cost memory only."""
+SMALLEST_COHORT = 4
+"""Merchants in the cohort of one of many processes, which together may then train more than ``CPU_COHORT``."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +41,13 @@ _log = logging.getLogger(__name__)
 class CohortTrainer:
     """Trains learners together; see ``training.trainer.Trainer``.
 
-    cohort: how many at most, None for the device's own number. workers: processes that share the machine's memory.
+    cohort: how many at most, None for the device's own number.
     """
 
-    config: TrainingConfig
+    config: TrainerConfig
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cohort: int | None = None
-    workers: int = 1
-    _known: dict[tuple[int, bool, bool, bool], tuple[TextModel, tuple[list[Skeleton], Footprint] | None]] = field(
+    _known: dict[tuple[int, bool, bool, bool], tuple[TextModel, tuple[Skeleton, Footprint] | None]] = field(
         default_factory=dict, init=False
     )
     _smaller: int = field(default=1, init=False)
@@ -84,23 +79,21 @@ class CohortTrainer:
 
     def _fit_alike(self, members: Sequence[Prepared], pace: Pace, steps: Steps) -> Iterator[Fitted | Failure]:
         """Train merchants that share student, plan and unit of privacy, ordered by falling number of steps."""
-        batches = [index for member in members for segment in member.segments for index in segment.batches]
-        batch = max(map(len, batches), default=0)
+        batch = max(member.largest_batch for member in members)
         alone = batch == 0 or (len(members) == 1 and self._plain_is_as_good(members[0]))
         known = None if alone else self._examined(members)
         if known is None:
             for member in members:
                 yield SequentialTrainer(self.config).fit_one(member, pace, steps.take)
             return
-        skeletons, footprint = known
-        shards = self._shards(len(members))
-        if shards > 1:
-            members = yield from self._fit_sharded(members, skeletons, footprint, batch, pace, steps, shards)
-        skeleton = skeletons[0]
+        skeleton, footprint = known
+        processes = self._processes(len(members))
+        if processes > 1:
+            members = yield from self._fit_side_by_side(members, skeleton, footprint, batch, pace, steps, processes)
         while members:
             size, together = self._cut(footprint, batch, len(members))
             try:
-                fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps)
+                fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps.take)
             except CannotStack as error:
                 _log.warning("these merchants are trained one after another: %s", error)
                 yield from (SequentialTrainer(self.config).fit_one(member, pace, steps.take) for member in members)
@@ -111,79 +104,69 @@ class CohortTrainer:
             yield from fitted
             members = members[size:]
 
-    def _shards(self, members: int) -> int:
-        """How many threads train cohorts of ``members`` side by side: on a CPU as many as torch may use.
-
-        Threads that share a step of small kernels wait for each other; threads with cohorts of their own do not, and
-        torch releases the interpreter's lock while a kernel runs. TF32 is a switch of the whole process.
-        """
-        if self.device.type != "cpu" or self.config.precision == "tf32":
+    def _processes(self, members: int) -> int:
+        """How many processes train cohorts of ``members`` side by side: on a CPU as many as torch has threads."""
+        if self.device.type != "cpu" or not can_fork():
             return 1
         return min(torch.get_num_threads(), members)
 
-    def _fit_sharded(
+    def _fit_side_by_side(
         self,
         members: Sequence[Prepared],
-        skeletons: list[Skeleton],
+        skeleton: Skeleton,
         footprint: Footprint,
         batch: int,
         pace: Pace,
         steps: Steps,
-        shards: int,
+        processes: int,
     ) -> Generator[Fitted | Failure, None, Sequence[Prepared]]:
-        """Train cohorts on ``shards`` threads at once, each with its share of torch's threads, and yield them in order.
+        """Train cohorts in ``processes`` at once and yield their members in order.
 
         Returns the members that are left to train one cohort after another: those for whom memory ran out, or who
-        cannot be stacked after all. How cohorts are cut does not depend on which thread is faster.
+        cannot be stacked after all. How cohorts are cut does not depend on which process is faster.
         """
-        while len(skeletons) < shards:
-            skeletons.append(skeleton_of(members[0].learner.student))
-        idle: SimpleQueue[Skeleton] = SimpleQueue()
-        for one in skeletons[:shards]:
-            idle.put(one)
-        size, together = self._cut(footprint, batch, len(members), shards)
-        before = torch.get_num_threads()
+        size, together = self._cut(footprint, batch, len(members), processes)
+        cohorts: list[Sequence[Prepared]] = [members[first : first + size] for first in range(0, len(members), size)]
 
-        def trained(cohort: Sequence[Prepared]) -> list[Fitted | Failure] | None:
-            skeleton = idle.get()
+        def train(number: int, on_steps: Callable[[int], None]) -> list[Fitted | Failure] | None:
             try:
-                return self._fit_cohort(cohort, skeleton, together, pace, steps)
-            except CannotStack:  # said by whoever trains them next, one after another
+                return self._fit_cohort(cohorts[number], skeleton, together, pace, on_steps)
+            except CannotStack:  # reported by whoever trains them next, one after another
                 return None
             finally:
-                idle.put(skeleton)
+                cohorts[number] = ()  # this process is a copy, and has no further use for what it drew
 
         left: list[Prepared] = []
-        waiting = deque(members[first : first + size] for first in range(0, len(members), size))
-        running: deque[tuple[Sequence[Prepared], Future[list[Fitted | Failure] | None]]] = deque()
-        pool = ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(max(before // shards, 1),))
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # what is done with one cohort is done while the next are in training
         try:
-            while waiting or running:
-                while waiting and len(running) <= shards:
-                    running.append((waiting[0], pool.submit(copy_context().run, trained, waiting.popleft())))
-                cohort, future = running.popleft()
-                fitted = future.result()
-                if fitted is None:
+            found = side_by_side(train, len(cohorts), processes, steps.take)
+            for cohort, results in zip(cohorts, found, strict=True):
+                if results is None:
                     left += cohort
                 else:
-                    yield from fitted
+                    yield from results
         finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)  # part of it is the process's, whichever thread sets it
+            torch.set_num_threads(before)
         return left
 
-    def _cut(self, footprint: Footprint, batch: int, members: int, shards: int = 1) -> tuple[int, int]:
-        """How many of ``members`` train next, and how many examples of each at a time, if ``shards`` cohorts do."""
-        budget = memory_budget(self.device, self.workers * shards) // self._smaller
-        most = self.cohort or (GPU_COHORT if self.device.type == "cuda" else CPU_COHORT)
-        if shards > 1 and self.cohort is None:
-            most = min(max(footprint.merchants(SHARD_BYTES, batch), most // shards, 1), most)
-        most = min(most, footprint.merchants(budget, batch), math.ceil(members / shards))
-        size = math.ceil(members / math.ceil(members / most))
+    def _cut(self, footprint: Footprint, batch: int, members: int, processes: int = 1) -> tuple[int, int]:
+        """How many of ``members`` train next, and how many examples of each at a time, if ``processes`` train."""
+        budget = memory_budget(self.device, processes) // self._smaller
+        usual = GPU_COHORT if self.device.type == "cuda" else max(CPU_COHORT // processes, SMALLEST_COHORT)
+        most = self.cohort or usual
+        cohorts = math.ceil(members / min(most, footprint.merchants(budget, batch)))
+        cohorts = min(math.ceil(cohorts / processes) * processes, members)  # so that no process waits for another
+        size = math.ceil(members / cohorts)
         return size, min(batch, footprint.examples(budget, size))
 
     def _fit_cohort(
-        self, members: Sequence[Prepared], skeleton: Skeleton, together: int, pace: Pace, steps: Steps
+        self,
+        members: Sequence[Prepared],
+        skeleton: Skeleton,
+        together: int,
+        pace: Pace,
+        on_steps: Callable[[int], None],
     ) -> list[Fitted | Failure] | None:
         """Train one cohort; None if memory runs out, with nothing of it kept and its steps taken back.
 
@@ -191,15 +174,15 @@ class CohortTrainer:
         """
         taken = 0
 
-        def take(count: int = 1) -> None:
+        def take(count: int) -> None:
             nonlocal taken
             taken += count
-            steps.take(count)
+            on_steps(count)
 
         try:
             return list(Cohort(members, skeleton, self.config, self.device, together).run(pace, take))
         except CannotStack:
-            steps.take_back(taken)
+            on_steps(-taken)
             raise
         except RuntimeError as error:
             if not _out_of_memory(error):
@@ -209,7 +192,7 @@ class CohortTrainer:
                     f"{members[0].learner.name}: memory runs out even with one example at a time: lower "
                     "data.max_examples or the student's size"
                 ) from error
-        steps.take_back(taken)
+        on_steps(-taken)
         return None
 
     def _shrink(self, footprint: Footprint, batch: int, members: int) -> None:
@@ -225,11 +208,10 @@ class CohortTrainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _examined(self, members: Sequence[Prepared]) -> tuple[list[Skeleton], Footprint] | None:
-        """The stacked student, one for each thread so far, and what a merchant takes, found once for each; None if it
-        cannot be stacked."""
+    def _examined(self, members: Sequence[Prepared]) -> tuple[Skeleton, Footprint] | None:
+        """The stacked student and what a merchant takes, found once for each; None if it cannot be stacked."""
         student = members[0].learner.student
-        hidden = any(segment.phase.hidden for segment in members[0].segments)
+        hidden = any(phase.hidden for phase in members[0].phases)
         key = id(student), hidden, *_unit(members[0])
         if key not in self._known:
             member = next((one for one in members if _can_be_tried(one)), None)
@@ -239,7 +221,7 @@ class CohortTrainer:
             try:
                 skeleton, footprint = examined(member, self.device, moments)
                 footprint = replace(footprint, example=footprint.example * passes(self.config))
-                self._known[key] = student, ([skeleton], footprint)
+                self._known[key] = student, (skeleton, footprint)
             except CannotStack as error:
                 _log.warning(
                     "student %s cannot be trained by cohorts, so merchants train one after another, on the CPU in "

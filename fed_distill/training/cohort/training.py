@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs
 from fed_distill.training.cohort.batches import Batch, PhaseData
@@ -30,7 +30,7 @@ class Cohort:
         self,
         members: Sequence[Prepared],
         skeleton: Skeleton,
-        config: TrainingConfig,
+        config: TrainerConfig,
         device: torch.device,
         together: int,
     ) -> None:
@@ -171,7 +171,7 @@ class Cohort:
             end = stack.end(name, active)
             pull = (stack.stacked[name][:end] - start[:end]) * data.phase.proximal_mu
             gradients[name] = gradients[name] + pull if name in gradients else pull
-        if self._config.clip_norm is not None and not data.private:
+        if self._config.clips and not data.private:
             gradients = clipped(stack, gradients, active, self._config.clip_norm)
         for name in gradients.keys() & self._rates.keys():
             gradients[name] = gradients[name] * self._rates[name][: stack.end(name, active)]
@@ -192,13 +192,13 @@ def _corrections(stack: Stack, learners: Sequence[Learner]) -> dict[str, Tensor]
     return stack.laid([{**none, **learner.correction} for learner in learners])
 
 
-def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+def autocast(config: TrainerConfig, device: torch.device) -> AbstractContextManager[object]:
     """While entered, a forward pass (and its backward pass later) is computed in the configured precision."""
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
 
 
 @contextmanager
-def products(config: TrainingConfig) -> Iterator[None]:
+def products(config: TrainerConfig) -> Iterator[None]:
     """While entered, float32 products may be computed in TF32, if that is the configured precision."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")

@@ -1,8 +1,8 @@
 """How the messages of one federation are coded: chains for updates, soft labels and the downlink, and their records.
 
-Weights go up as updates of the downlink, which the server adds to its own weights: these are exact even where the
-downlink is coded too, so that what is too small for the downlink's steps still adds up over the rounds. Without any
-stage, messages are those of ``transport.records``, byte for byte.
+What goes up are updates of the downlink, which the server adds to its own weights: these are exact even where the
+downlink is coded, so that what is too small for the downlink's steps still adds up over the rounds. Without any stage,
+messages are those of ``transport.records``, byte for byte.
 """
 
 import math
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fed_distill.config import TransportConfig
 from fed_distill.errors import TrainingError, UplinkRejected
-from fed_distill.models.weights import PartialWeights, Weights, applied, update_of
+from fed_distill.models.weights import PartialWeights, Weights, is_finite
 from fed_distill.payloads.base import Context, Room
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels, answered_of
 from fed_distill.payloads.soft_labels import SoftLabels
-from fed_distill.payloads.student_weights import StudentWeights, partial_records
+from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.registry import Registry
 from fed_distill.seeds import Randomness
 from fed_distill.transport import records
@@ -37,7 +38,7 @@ from fed_distill.transport.coding.weights import read_weights, residual_of, with
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import RawMessage
 
-CODED = {"weights": (StudentWeights,), "soft_labels": (SoftLabels, SelectedSoftLabels)}
+CODED = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
 """The kinds of payloads that a chain of ``[transport]`` codes, by its key there."""
 Known = Callable[[str], Tensor | None]
 """The soft labels that the server has of a merchant; None for none."""
@@ -71,11 +72,10 @@ class Codec:
     @classmethod
     def of(cls, config: TransportConfig) -> Self:
         """What an experiment asks for. ConfigError for a stage or option that there is not."""
-        updates = config.weights or config.downlink_weights
         labels = config.soft_labels or config.soft_label_cache is not None
         answers = config.downlink_soft_labels
         return cls(
-            weights=_chain(config.weights, UPDATE_STAGES) if updates else None,
+            weights=_chain(config.weights, UPDATE_STAGES) if config.weights else None,
             soft_labels=_chain(config.soft_labels, SOFT_LABEL_STAGES) if labels else None,
             downlink_weights=_chain(config.downlink_weights, UPDATE_STAGES) if config.downlink_weights else None,
             downlink_soft_labels=_chain(answers, SOFT_LABEL_STAGES) if answers else None,
@@ -140,8 +140,7 @@ class Codec:
                 source.finish()
                 if sent.rows or sent.arrays.keys() != like.keys():
                     raise ValueError("it announces weights of which it holds only a part")
-                nothing = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
-                got.tensors["weights"] = dict(applied(sent, nothing).arrays)
+                got.tensors["weights"] = {name: value.to(like[name].dtype) for name, value in sent.arrays.items()}
             if "soft_labels" in coded and self.downlink_soft_labels is not None:
                 source = Reader(coded["soft_labels"])
                 shape = _announced_labels(content.config_records[_SHAPES])
@@ -159,18 +158,19 @@ class Codec:
     ) -> tuple[RecordDict, Kept]:
         """The records of an uplink, and what the merchant is to keep for its next one, if this codec ``keeps``.
 
-        base: the weights that the merchant was sent; empty for none. kept: what it has kept; its soft labels only if
-        the server has these too. UplinkRejected, naming the merchant, for weights that cannot be coded.
+        base: the weights that the merchant was sent, of which names, shapes and types alone count; empty for none.
+        kept: what it has kept; its soft labels only if the server has these too. UplinkRejected, naming the merchant,
+        for what cannot be coded.
         """
         coded: dict[str, Tensor] = {}
         instead: set[str] = set()
         kept = kept or Kept()
         try:
-            weights = up.get(StudentWeights)
-            if self.weights is not None and weights is not None:
-                data, residual = self._encode_weights(weights, base, randomness, kept.residual)
+            update = up.get(StudentUpdate)
+            if self.weights is not None and update is not None:
+                data, residual = self._encode_update(update, base, randomness, kept.residual)
                 coded["weights"], kept = data, replace(kept, residual=residual)
-                instead |= {*StudentWeights.records}
+                instead |= {*StudentUpdate.records}
             labels = up.get(SoftLabels) or up.get(SelectedSoftLabels)
             if self.soft_labels is not None and labels is not None:
                 whole = isinstance(labels, SoftLabels)
@@ -195,10 +195,10 @@ class Codec:
     ) -> Uplink:
         """Inverse of ``encode_uplink``, of payloads of these ``kinds``, but for what coding loses.
 
-        base: the server's own weights, to which updates are added; empty for none. proxy_shape: (proxy examples,
-        classes). known: the soft labels that a merchant sent last, which ``cache`` builds on. room: how large its
-        arrays may be. UplinkRejected for what is not coded as agreed, or of another kind; nothing larger than what was
-        agreed is allocated for it.
+        base: the global student's weights, as in ``encode_uplink``. proxy_shape: (proxy examples, classes). known: the
+        soft labels that a merchant sent last, which ``cache`` builds on. room: how large its arrays may be.
+        UplinkRejected for what is not coded as agreed, or of another kind; nothing larger than what was agreed is
+        allocated for it.
         """
         merchant, got = records.read_uplink(content, room)
         try:
@@ -216,13 +216,14 @@ class Codec:
         }
         return {**records.room_for(kinds, context), _UP: coded}
 
-    def _encode_weights(
-        self, sent: PartialWeights, base: Weights, randomness: Randomness, residual: PartialWeights
+    def _encode_update(
+        self, update: PartialWeights, base: Weights, randomness: Randomness, residual: PartialWeights
     ) -> tuple[Tensor, PartialWeights]:
         assert self.weights is not None
         if not base:
-            raise ValueError("its method sends weights without a downlink of weights, against which they are coded")
-        update = update_of(sent, base)
+            raise ValueError("its method sends an update without a downlink of weights, of which it would be one")
+        if not all(map(is_finite, update.arrays.values())):
+            raise ValueError("its update is not finite: train at a lower learning rate")
         if self.error_feedback:
             update = with_residual(update, residual)
         out = Writer()
@@ -256,16 +257,17 @@ class Codec:
         """Put what is coded among the tensors that were received, as if it had not been."""
         coded = _read_bytes(content, _UP) if _UP in content else {}
         chains = {"weights": self.weights, "soft_labels": self.soft_labels}
-        plain = [part for part, chain in chains.items() if chain is not None and part in got.tensors]
+        first = {"weights": StudentUpdate.records[0], "soft_labels": SoftLabels.records[0]}
+        plain = [part for part, chain in chains.items() if chain is not None and first[part] in got.tensors]
         odd = [part for part in coded if chains.get(part) is None]
         if plain or odd:
             raise ValueError(f"{(plain + odd)[0]} are {'not ' if plain else ''}coded, against the experiment")
         if "weights" in coded and self.weights is not None:
             if not base:
-                raise ValueError("it has weights, and was sent none")
+                raise ValueError("it has an update of weights, and was sent none")
             source = Reader(coded["weights"])
-            weights = applied(read_weights(source, base, self.weights), base)
-            got.tensors.update({name: dict(values) for name, values in partial_records(weights).items()})
+            update = StudentUpdate.of(read_weights(source, base, self.weights))
+            got.tensors.update({name: dict(values) for name, values in update.to_records().items()})
             source.finish()
         if "soft_labels" in coded and self.soft_labels is not None:
             source, (shape, whole) = Reader(coded["soft_labels"]), _answers(got, proxy_shape)

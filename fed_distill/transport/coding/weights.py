@@ -1,4 +1,4 @@
-"""A merchant's weights as an update of what it was sent, in bytes, and what of it error feedback keeps for later.
+"""A merchant's update, or the weights that it is sent, in bytes, and what of an update error feedback keeps for later.
 
 Error feedback (Seide et al., "1-bit stochastic gradient descent", Interspeech 2014; Karimireddy et al., "Error feedback
 fixes SignSGD and other gradient compression schemes", ICML 2019, algorithm 2): what coding loses of an update is

@@ -22,7 +22,7 @@ AUDIT = {"auc": 0.7, "epsilon_lower_bound": 0.4, "attacks": {"loss": {"tpr_at_1p
 
 def quality(experiment):
     """Headline metric: the method's without privacy, less the smaller ε is, and a little luck."""
-    epsilon = experiment.privacy.epsilon or math.inf
+    epsilon = experiment.promise.epsilon if experiment.privacy.protects else math.inf
     price = {"none": 0.0, "example": 0.06, "merchant": 0.09}[experiment.privacy.unit]
     return METHODS[experiment.federation.method] - price / (1 + epsilon) + SEEDS[experiment.seed % len(SEEDS)]
 

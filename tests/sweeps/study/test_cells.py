@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from fed_distill.config import Experiment
+from fed_distill.config.privacy import ExamplePrivacy
 from fed_distill.errors import ConfigError
 from fed_distill.sweeps.cells import _other_than, distinct, expand, fingerprint_of, only
 from fed_distill.sweeps.grid import Study
@@ -35,7 +36,7 @@ def test_a_cell_is_one_federation_on_one_seed_with_its_changes(study):
             assert experiment.federation.method == cell.labels["method"]
             assert experiment.federation.rounds == 5
             assert experiment.privacy.unit == (cell.labels["unit"] if private else "none")
-            assert experiment.privacy.epsilon == (epsilon if private else None)
+            assert getattr(experiment.privacy, "epsilon", None) == (epsilon if private else None)
 
 
 def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cell(study):
@@ -52,32 +53,42 @@ def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cel
 
 
 def test_cells_that_change_the_servers_student_have_controls_of_their_own(tables):
-    axis = [{"key": "training.server_epochs", "values": [1, 2]}, {"key": "training.batch_size", "values": [8, 16]}]
+    axis = [
+        {"key": "training.server.epochs", "values": [1, 2]},
+        {"key": "training.merchants.batch_size", "values": [8, 16]},
+    ]
     cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
-    by_epochs = {(cell.labels["server_epochs"], cell.controls) for cell in cells if cell.role == "cell"}
+    by_epochs = {(cell.labels["epochs"], cell.controls) for cell in cells if cell.role == "cell"}
     assert len(by_epochs) == 2
     assert len([cell for cell in cells if cell.role == "controls"]) == 2
 
 
 def test_how_merchants_train_and_how_messages_are_coded_needs_no_controls_of_its_own(tables):
-    optimizer = [{"label": "sgd", "training.optimizer": "sgd", "training.momentum": 0.5}, "adamw"]
+    optimizer = [{"label": "sgd", "training.merchants.optimizer": "sgd", "training.merchants.momentum": 0.5}, "adamw"]
     axis = [
-        {"name": "optimizer", "key": "training.optimizer", "values": optimizer},
+        {"name": "optimizer", "key": "training.merchants.optimizer", "values": optimizer},
         {"name": "coding", "values": [{"label": "none"}, {"label": "sign", "transport.weights": ["sign"]}]},
     ]
     cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
     assert [cell.role for cell in cells] == ["controls", *["cell"] * 4]
-    assert cells[0].experiment.training.optimizer == "adamw"
+    assert cells[0].experiment.training.merchants.optimizer == "adamw"
     assert cells[0].experiment.transport.weights == []
 
 
 def test_merchants_momentum_needs_no_controls_of_its_own_where_the_server_trains_by_sgd_too(tables):
-    momentum = {"training.optimizer": "sgd", "training.momentum": 0.9, "training.server_optimizer": "sgd"}
+    momentum = {
+        "training.merchants.optimizer": "sgd",
+        "training.merchants.momentum": 0.9,
+        "training.server.optimizer": "sgd",
+    }
     axis = [{"name": "optimizer", "values": [{"label": "adamw"}, {"label": "sgd", **momentum}]}]
     cells = expand(Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1}))
     assert [cell.role for cell in cells] == ["controls", "cell", "controls", "cell"]
-    assert (cells[2].experiment.training.optimizer, cells[2].experiment.training.momentum) == ("adamw", 0.0)
-    assert cells[2].experiment.training.server_optimizer == "sgd"
+    assert (cells[2].experiment.training.merchants.optimizer, cells[2].experiment.training.merchants.momentum) == (
+        "adamw",
+        0.0,
+    )
+    assert cells[2].experiment.training.server.optimizer == "sgd"
 
 
 def test_the_fedavg_control_has_the_bases_patience(tables):
@@ -86,14 +97,14 @@ def test_the_fedavg_control_has_the_bases_patience(tables):
     assert (controls.federation.method, controls.federation.patience) == ("fedavg", 2)
 
 
-def test_controls_are_not_poisoned_and_the_same_for_every_attack(tables):
-    attacks = [{"label": "none"}, *({"label": name, "poisoning.attack": name} for name in ("label-flip", "scaled"))]
-    base = {**tables["base"], "poisoning.share": 0.3}
+def test_controls_are_not_attacked_and_the_same_for_every_attack(tables):
+    attacks = [{"label": "none"}, *({"label": name, "byzantine.attack": name} for name in ("label-flip", "scaled"))]
+    base = {**tables["base"], "byzantine.fraction": 0.3}
     axis = [{"name": "attack", "values": attacks}]
     cells = expand(Study.parse({**tables, "base": base, "axis": axis, "exclude": [], "seeds": 1}))
     assert [cell.role for cell in cells] == ["controls", *["cell"] * 3]
-    assert cells[0].experiment.poisoning.share == 0.0
-    assert [cell.experiment.poisoning.attack for cell in cells[1:]] == ["label-flip", "label-flip", "scaled"]
+    assert cells[0].experiment.byzantine.fraction == 0.0
+    assert [cell.experiment.byzantine.attack for cell in cells[1:]] == ["label-flip", "label-flip", "scaled"]
 
 
 def test_a_base_without_controls_has_none(tables):
@@ -160,6 +171,7 @@ OTHERS = {
     "transport.weights": ["int8"],
     "transport.soft_labels": ["int8"],
     "transport.downlink_weights": ["int8"],
+    "privacy.unit": "group",
     "privacy.rate_scales": {"head.*": 2.0},
 }
 """Of keys whose other values no rule would guess."""
@@ -171,7 +183,7 @@ def others(path, value):
         return [OTHERS[".".join(path)]]
     table = Experiment
     for parent in path[:-1]:
-        inner = table.model_fields[parent].annotation
+        inner = ExamplePrivacy if parent == "privacy" else table.model_fields[parent].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         table = inner
@@ -182,6 +194,8 @@ def others(path, value):
             return [name for name in named if name != value]
     if isinstance(value, bool):
         return [not value]
+    if value == math.inf:
+        return [1.0]
     if isinstance(value, (int, float)):
         return [value / 2 or 0.5, value + 1] if isinstance(value, float) else [value + 1, value - 1]
     if isinstance(value, str):
@@ -215,9 +229,9 @@ def full():
             {
                 "data.max_merchants": 9,
                 "data.max_examples": 900,
-                "training.clip_norm": 1.0,
+                "training.merchants.clip_norm": 1.0,
                 "controls": ["server", "local"],
-                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "optimizer": "sgd"},
+                "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "training": {"optimizer": "sgd"}},
             }
         )
         .model_dump(mode="json", exclude_none=True)
@@ -238,8 +252,9 @@ def test_the_fingerprint_changes_with_every_value_but_name_and_runtime(full):
         assert found not in seen, path
         seen.add(found)
     together = ["training.augmentation.translated", "training.augmentation.back_translation"]
-    # of several teachers, of sgd, and what goes together
-    assert fixed == ["teacher.combine", "training.momentum", "training.server_momentum", *together]
+    of_sgd = [f"{table}.momentum" for table in ("teacher", "teacher.masked", "student.masked")]
+    of_sgd += [f"training.{table}.momentum" for table in ("merchants", "server")]
+    assert sorted(fixed) == sorted(["teacher.combine", *of_sgd, *together])
     pair = Experiment.parse(full).with_changes(dict(zip(together, (0.5, ["there", "back"]), strict=True)))
     assert fingerprint_of(pair) not in seen
     assert len(seen) > 50
@@ -293,12 +308,12 @@ def test_only_some_cells_are_those_with_a_named_label_of_every_named_axis_and_th
 
 
 def test_controls_that_no_chosen_cell_is_compared_with_are_left_out(tables):
-    axis = [{"key": "training.server_epochs", "values": [1, 2]}]
+    axis = [{"key": "training.server.epochs", "values": [1, 2]}]
     one = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1})
     assert [cell.role for cell in expand(one)] == ["controls", "cell"] * 2
-    chosen = only(one, expand(one), ["server_epochs=2"])
+    chosen = only(one, expand(one), ["epochs=2"])
     assert [cell.role for cell in chosen] == ["controls", "cell"]
-    assert chosen[0].experiment.training.server_epochs == 2
+    assert chosen[0].experiment.training.server.epochs == 2
 
 
 @pytest.mark.parametrize(

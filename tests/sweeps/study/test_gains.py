@@ -102,12 +102,12 @@ def test_a_server_that_differs_by_cell_is_two_columns_and_one_that_does_not_a_li
         header, *lines = summary_cells(study, results, combinations_table(study, results))
         return [dict(zip(header, line, strict=True)) for line in lines]
 
-    apart = shown({"key": "training.server_epochs", "values": [1, 2]}, "apart")
-    assert [line["server_epochs"] for line in apart] == ["1", "2"]
+    apart = shown({"key": "training.server.epochs", "values": [1, 2]}, "apart")
+    assert [line["epochs"] for line in apart] == ["1", "2"]
     half = student_t.ppf(0.975, 2) * np.std(SEEDS, ddof=1) / math.sqrt(3)
     for line in apart:
         assert line["server alone"] == f"{0.90 + np.mean(SEEDS):.4f} ± {half:.4f}"
         assert line["server alone: AUC"] == f"{0.91 + np.mean(SEEDS):.4f} ± {half:.4f}"
-    together = shown({"key": "training.batch_size", "values": [8, 16]}, "together")
+    together = shown({"key": "training.merchants.batch_size", "values": [8, 16]}, "together")
     assert "server alone" in {line["batch_size"] for line in together}
     assert not any("server alone: AUC" in line for line in together)

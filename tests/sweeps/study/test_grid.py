@@ -19,7 +19,7 @@ file = "base.toml"
 federation.rounds = 4
 
 [[axis]]
-key = "training.batch_size"
+key = "training.merchants.batch_size"
 values = [8, 16]
 """
 
@@ -69,7 +69,10 @@ def test_a_value_is_a_label_and_changes_however_its_keys_are_written():
         {
             "name": "how",
             "key": "federation.rounds",
-            "values": [3, {"label": "far", "federation": {"rounds": 9, "options": {"a": 1}}, "training.batch_size": 2}],
+            "values": [
+                3,
+                {"label": "far", "federation": {"rounds": 9, "options": {"a": 1}}, "training.merchants.batch_size": 2},
+            ],
         }
     )
     assert [choice.label for choice in axis.choices] == ["3", "far"]
@@ -77,7 +80,7 @@ def test_a_value_is_a_label_and_changes_however_its_keys_are_written():
     assert axis.choices[1].changes == {
         "federation.rounds": 9,
         "federation.options": {"a": 1},
-        "training.batch_size": 2,
+        "training.merchants.batch_size": 2,
     }
 
 
@@ -201,6 +204,45 @@ def test_epsilon_and_a_fixed_noise_replace_each_other():
     assert (fixed.epsilon, fixed.noise_multiplier, fixed.delta) == (None, 2.0, 1e-3)
     target = varied(varied(base, {"privacy.noise_multiplier": 2.0}), {"privacy.epsilon": 1}).privacy
     assert (target.epsilon, target.noise_multiplier) == (1.0, None)
+
+
+UNITS = [
+    {"label": "example", "privacy": {"unit": "example", "rows": 10, "training": {"optimizer": "sgd"}}},
+    {"label": "vote", "privacy": {"unit": "vote", "answers": 7, "training": {"learning_rate": 0.5}}},
+]
+
+
+def test_units_of_an_axis_bring_keys_of_their_own_and_share_the_budget(tables):
+    axis = [{"name": "unit", "values": UNITS}, {"key": "privacy.epsilon", "values": [1, math.inf]}]
+    study = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1})
+    example, _, vote, no_privacy = (cell.experiment.privacy for cell in expand(study) if cell.role == "cell")
+    assert (example.unit, example.epsilon, example.rows, example.training.optimizer) == ("example", 1.0, 10, "sgd")
+    assert (vote.unit, vote.epsilon, vote.answers, vote.training.learning_rate) == ("vote", 1.0, 7, 0.5)
+    assert no_privacy == Experiment().privacy
+    assert study.budget_axis == "epsilon"
+
+
+def test_a_key_that_an_axis_gives_to_a_unit_without_it_is_refused_and_not_dropped(tables):
+    axis = [
+        {"key": "privacy.unit", "values": ["example", "vote"]},
+        {"name": "size", "values": [{"label": "small", "privacy.epsilon": 1.0, "privacy.rows": 10}]},
+    ]
+    study = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1})
+    with pytest.raises(ConfigError, match=r"unit=vote, size=small.*rows is of unit example or group, not of vote"):
+        expand(study)
+
+
+def test_what_the_base_sets_for_its_unit_goes_with_that_unit():
+    base = Experiment().with_changes({"privacy": {"unit": "example", "epsilon": 8, "rows": 10, "delta": 1e-3}})
+    other = varied(base, {"privacy.unit": "merchant"}).privacy
+    assert (other.unit, other.epsilon, other.delta) == ("merchant", 8.0, 1e-3)
+
+
+def test_a_table_in_a_table_of_the_base_changes_the_keys_that_it_has_and_leaves_the_others(tables, tmp_path):
+    (tmp_path / "mine.toml").write_text("[training.merchants]\nbatch_size = 7\nlearning_rate = 0.1\n", encoding="utf-8")
+    base = {"file": "mine.toml", "training": {"merchants": {"learning_rate": 0.5}}}
+    merchants = Study.parse({**tables, "base": base}, folder=tmp_path).base.training.merchants
+    assert (merchants.batch_size, merchants.learning_rate) == (7, 0.5)
 
 
 def test_no_column_of_the_results_can_be_an_axis(finished):

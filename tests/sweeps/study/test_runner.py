@@ -330,10 +330,9 @@ def test_the_peak_is_that_of_the_whole_tree_of_a_cell_past_its_teacher(monkeypat
     [
         ({}, 8, None, False, (8, 1)),
         ({"threads": 2}, 8, None, False, (4, 2)),
-        ({"threads": 2, "workers": 2}, 8, None, False, (2, 2)),
         ({"threads": 4}, 2, None, False, (1, 4)),
         ({}, 8, 2, False, (2, 4)),
-        ({"workers": 2}, 8, 2, False, (2, 2)),
+        ({"threads": 3}, 8, 2, False, (2, 3)),
         ({}, 16, None, True, (1, 16)),
         ({}, 16, 2, True, (2, 8)),
     ],

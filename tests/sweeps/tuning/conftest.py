@@ -19,10 +19,10 @@ TABLES = {
     "trials": 4,
     "random_trials": 2,
     "pruning": False,
-    "base": {"federation": {"rounds": 3}, "training": {"learning_rate": 1e-3}},
+    "base": {"federation": {"rounds": 3}, "training": {"merchants": {"learning_rate": 1e-3}}},
     "search": [
-        {"key": "training.learning_rate", "low": 1e-3, "high": 1e-1, "log": True},
-        {"key": "training.batch_size", "values": [16, 32]},
+        {"key": "training.merchants.learning_rate", "low": 1e-3, "high": 1e-1, "log": True},
+        {"key": "training.merchants.batch_size", "values": [16, 32]},
     ],
 }
 

@@ -13,8 +13,8 @@ LONG = 20.0
 
 def score(experiment):
     """Headline metric: best at a learning rate of 1e-2; the batch size hardly matters; seeds differ a little."""
-    away = abs(math.log10(experiment.training.learning_rate) + 2.0)
-    return 0.9 - 0.1 * away - 0.001 * (experiment.training.batch_size == 16) + 0.002 * (experiment.seed % 2)
+    away = abs(math.log10(experiment.training.merchants.learning_rate) + 2.0)
+    return 0.9 - 0.1 * away - 0.001 * (experiment.training.merchants.batch_size == 16) + 0.002 * (experiment.seed % 2)
 
 
 def rounds(experiment, callbacks):
@@ -59,9 +59,9 @@ def hang_if_bad(experiment, callbacks=()):
 
 def fail_if_bad(experiment, callbacks=()):
     """Large learning rates diverge, and small ones meet a fault of the data."""
-    if experiment.training.learning_rate > 2e-2:
+    if experiment.training.merchants.learning_rate > 2e-2:
         raise TrainingError("the loss is nan")
-    if experiment.training.learning_rate < 5e-3:
+    if experiment.training.merchants.learning_rate < 5e-3:
         raise DataError("shop-3 has no label")
     run(experiment, callbacks)
 

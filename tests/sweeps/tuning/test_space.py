@@ -45,7 +45,7 @@ def test_what_a_trial_runs_is_the_base_with_its_choices(tables):
     tuning = Tuning.parse({**tables, "seeds": 3})
     choices = tuning.chosen({"learning_rate": 0.02, "batch_size": "32"})
     experiment = tuning.experiment(choices)
-    assert (experiment.training.learning_rate, experiment.training.batch_size) == (0.02, 32)
+    assert (experiment.training.merchants.learning_rate, experiment.training.merchants.batch_size) == (0.02, 32)
     assert (experiment.repeats, experiment.controls, experiment.compare) == (3, [], [])
     assert tuning.best(choices).controls == tuning.base.controls
     assert tuning.best(choices).name == "small-best"
@@ -85,11 +85,11 @@ def test_more_trials_are_of_the_same_tuning_and_other_ones_are_not(tables, chang
         ({"low": 0.02, "log": False, "step": 0.03}, "learning_rate.*0.03.*low = 0.02.*high = 0.1"),
         ({"key": "runtime.threads"}, "runtime.threads"),
         ({"key": "training.rate", "name": ""}, "rate.*training.rate"),
-        ({"key": "training.batch_size"}, "two .*'batch_size'"),
-        ({"key": "training.batch_size", "name": "other"}, "training.batch_size .*twice"),
+        ({"key": "training.merchants.batch_size"}, "two .*'batch_size'"),
+        ({"key": "training.merchants.batch_size", "name": "other"}, "training.merchants.batch_size .*twice"),
         (
-            {"key": "training.warmup_share", "high": 1.5, "log": False},
-            "search warmup_share = 1.5: training.warmup_share",
+            {"key": "training.merchants.warmup_share", "high": 1.5, "log": False},
+            "search warmup_share = 1.5: training.merchants.warmup_share",
         ),
     ],
 )
@@ -117,4 +117,4 @@ def test_a_range_of_integers_wants_an_integer_step():
 
 @pytest.mark.parametrize(("low", "high", "step"), [(1, 10, 3), (0.1, 0.7, 0.2), (1e-4, 3e-4, 1e-4), (0.0, 1.0, 1.0)])
 def test_steps_may_end_at_the_last_number(low, high, step):
-    assert Range(key="training.momentum", low=low, high=high, step=step).step == step
+    assert Range(key="training.merchants.momentum", low=low, high=high, step=step).step == step

@@ -31,7 +31,7 @@ def test_the_best_trial_becomes_a_complete_experiment(tables, tune):
     assert [row["state"] for row in rows] == ["complete"] * 6
     best = max(rows, key=lambda row: float(row["score"]))
     experiment = Experiment.read(places.folder / "best.toml")
-    assert experiment.training.learning_rate == pytest.approx(float(best["learning_rate"]))
+    assert experiment.training.merchants.learning_rate == pytest.approx(float(best["learning_rate"]))
     assert experiment.controls == tuning.base.controls
     summary = json.loads((places.folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["base"] == {"validation": pytest.approx(0.8), "test": pytest.approx(0.7)}
@@ -69,7 +69,7 @@ def test_a_stopped_tuning_goes_on_as_if_it_had_not_been_and_more_trials_are_adde
 def test_a_hopeless_trial_is_stopped_by_its_rounds(tables, tune):
     """What the first trials, which none is compared with, have scored in a round is what stops the others."""
     tables["search"][0] |= {"low": 1e-5, "high": 1e-2}
-    tables["base"]["training"] = {"learning_rate": 2e-2}
+    tables["base"]["training"] = {"merchants": {"learning_rate": 2e-2}}
     pruned = {"pruning": True, "unpruned_trials": 2, "warmup_rounds": 0, "trials": 6, "random_trials": 6}
     tuning, places, said = tune({**tables, **pruned}, "hang_if_bad", processes=1)
     write_findings(tuning, places)
@@ -83,7 +83,7 @@ def test_a_hopeless_trial_is_stopped_by_its_rounds(tables, tune):
 
 
 def test_what_diverges_is_a_bad_setting_and_what_fails_says_why(tables, tune):
-    tables["base"]["training"] = {"learning_rate": 0.01}
+    tables["base"]["training"] = {"merchants": {"learning_rate": 0.01}}
     tuning, places, _ = tune({**tables, "trials": 8, "random_trials": 8}, "fail_if_bad")
     write_findings(tuning, places)
     for row in table(places):
@@ -95,10 +95,10 @@ def test_what_diverges_is_a_bad_setting_and_what_fails_says_why(tables, tune):
 
 def test_a_trial_whose_settings_do_not_go_together_fails_and_the_others_go_on(tables, tune):
     """Each end of a search can be run alone, with the base's other settings: momentum is of sgd, which the base has."""
-    tables["base"]["training"] = {"optimizer": "sgd"}
+    tables["base"]["training"] = {"merchants": {"optimizer": "sgd"}}
     tables["search"] = [
-        {"key": "training.optimizer", "values": ["sgd", "adamw"]},
-        {"key": "training.momentum", "low": 0.0, "high": 0.9},
+        {"key": "training.merchants.optimizer", "values": ["sgd", "adamw"]},
+        {"key": "training.merchants.momentum", "low": 0.0, "high": 0.9},
     ]
     tuning, places, said = tune({**tables, "trials": 8, "random_trials": 8})
     write_findings(tuning, places)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.training.cohort.stacking import Stack, skeleton_of
 from fed_distill.training.preparation import prepare
@@ -58,7 +58,7 @@ def stack_of():
     """A function: learners of one student and plan, prepared, and the stack of their weights."""
 
     def make(learners, plan, **config):
-        members = [prepare(one, plan, TrainingConfig(**{"batch_size": 8, **config})) for one in learners]
+        members = [prepare(one, plan, TrainerConfig(**{"batch_size": 8, **config})) for one in learners]
         weights, submodels = [one.weights for one in learners], [one.submodel for one in members]
         return members, Stack(skeleton_of(learners[0].student), weights, submodels, torch.device("cpu"))
 

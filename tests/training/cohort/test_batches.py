@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort.batches import Batch, PhaseData, joined
 from fed_distill.training.preparation import prepare
@@ -20,7 +20,7 @@ def segments_of(words, merchants, plans):
     def make(number=0, privacy=None, batch_size=8, sizes=(21, 13, 4)):
         learners = merchants(words(), privacy, sizes)
         return [
-            prepare(one, plans.fedavg_kd, TrainingConfig(batch_size=batch_size)).segments[number] for one in learners
+            prepare(one, plans.fedavg_kd, TrainerConfig(batch_size=batch_size)).segments[number] for one in learners
         ]
 
     return make

@@ -1,12 +1,13 @@
 """Fast equals slow: a cohort's weights are those of the sequential trainer, with DP those of Opacus."""
 
 import dataclasses
+import math
 from itertools import combinations
 
 import pytest
 import torch
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.models.freezing import freeze_base
 from fed_distill.privacy.dp_sgd import ExampleDP
@@ -53,7 +54,7 @@ def rounds(trainer, learners, plan, count=1):
 
 
 def assert_equal_training(learners, plan, distance, cohort=3, count=1, **config):
-    config = TrainingConfig(batch_size=16, **config)
+    config = TrainerConfig(batch_size=16, **config)
     slow = rounds(SequentialTrainer(config), learners, plan, count)
     fast = rounds(CohortTrainer(config, cohort=cohort), learners, plan, count)
     for name, (weights, fitted) in slow.items():
@@ -105,7 +106,7 @@ def test_what_merchants_predict_themselves(kind, method, privacy, small_student,
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
-@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("clip_norm", [math.inf, 0.05])
 def test_corrections_are_each_merchants_own(clip_norm, privacy, small_student, merchants, plans, distance):
     """They come after clipping and noise, and move rows that no example touches; one merchant has none yet."""
     learners = [
@@ -114,7 +115,7 @@ def test_corrections_are_each_merchants_own(clip_norm, privacy, small_student, m
     ]
     learners[0] = dataclasses.replace(learners[0], correction={})
     assert_equal_training(learners, plans.scaffold, distance, optimizer="sgd", clip_norm=clip_norm)
-    config = TrainingConfig(batch_size=16, optimizer="sgd", clip_norm=clip_norm)
+    config = TrainerConfig(batch_size=16, optimizer="sgd", clip_norm=clip_norm)
     ended = rounds(SequentialTrainer(config), learners[-1:], plans.scaffold, 1)[learners[-1].name][0]
     table = next(iter(learners[-1].student.tables))
     assert (ended[table] != learners[-1].weights[table]).any(dim=1)[1:].all()  # the first row is padding
@@ -125,7 +126,7 @@ def test_dropout_is_each_merchants_own(privacy, small_student, merchants, plans,
     learners = merchants(small_student("bert-mini", dropout=0.3), privacy)
     assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
     still = merchants(small_student("bert-mini"), privacy)
-    config = TrainingConfig(batch_size=16, optimizer="sgd")
+    config = TrainerConfig(batch_size=16, optimizer="sgd")
     dropped, kept = (rounds(SequentialTrainer(config), some, plans.fedavg_kd, 1) for some in (learners, still))
     assert all(distance(dropped[name][0], kept[name][0]) > 1e-3 for name in kept)
 
@@ -144,7 +145,7 @@ def test_merchants_with_equal_examples_and_other_names_drop_other_units(
         for name in ("acme", "globex", "initech")
     ]
     plan = Plan((Phase(hard_labels(), steps=1),))  # one for all: what merchants train together must be the same
-    config = TrainingConfig(batch_size=12, optimizer="sgd")
+    config = TrainerConfig(batch_size=12, optimizer="sgd")
     fitted = trainer(config).fit(learners, dict.fromkeys(("acme", "globex", "initech"), plan), Pace(0.1, "constant"))
     pairs = list(combinations([one.weights.arrays for one in fitted], 2))
     assert len(pairs) == 3
@@ -214,7 +215,7 @@ def test_adapters_and_head_alone_are_trained_and_sent(
     student = freeze_base(small_student(kind, **{option: 2}))
     learners = merchants(student.double(), privacy)
     assert_equal_training(learners, plans.fedavg_kd, distance, optimizer="sgd")
-    fitted = next(SequentialTrainer(TrainingConfig()).fit(learners[:1], {"shop 0": plans.fedavg_kd}, Pace(0.05)))
+    fitted = next(SequentialTrainer(TrainerConfig()).fit(learners[:1], {"shop 0": plans.fedavg_kd}, Pace(0.05)))
     assert all(adapter in name or "classifier" in name or "pooler" in name for name in fitted.weights.arrays)
     assert any(adapter in name for name in fitted.weights.arrays)
     assert not fitted.weights.rows

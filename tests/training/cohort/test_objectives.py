@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort.trainer import CohortTrainer
@@ -15,7 +15,7 @@ from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.trainer import Failure, Fitted
 
-CONFIG = TrainingConfig(batch_size=16, optimizer="sgd")
+CONFIG = TrainerConfig(batch_size=16, optimizer="sgd")
 
 
 def centred(outputs, references):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped
 from fed_distill.training.optimization import build_optimizer
 
@@ -57,7 +57,7 @@ class Twins:
         for member in members:
             member.learner.student.load_state_dict(member.learner.weights)
             self.models.append(member.learner.student.narrowed(member.submodel.rows))
-            self.optimizers.append(build_optimizer(self.models[-1], self.models[-1].tables, config, 1.0))
+            self.optimizers.append(build_optimizer(self.models[-1].named_parameters(), self.models[-1].tables, config))
 
     def step(self, stack, gradients, rates):
         for merchant, rate in enumerate(rates):
@@ -80,7 +80,7 @@ class Twins:
 def test_merchants_step_as_each_with_torchs_own(name, transposed, members_and_stack):
     """Two phases: merchants leave the first one after another, so that their step counts differ in the second."""
     members, stack = members_and_stack
-    config = TrainingConfig(**CONFIGS[name])
+    config = TrainerConfig(**CONFIGS[name])
     optimizer, twins = StackedOptimizer(stack, config, list(members[0].learner.student.tables)), Twins(members, config)
     for number, active in enumerate((3, 3, 2, 1, 1, 3, 3)):
         rates = [0.1, 0.1, 0.05][:active] if number % 2 else [0.2] * active
@@ -93,7 +93,7 @@ def test_merchants_step_as_each_with_torchs_own(name, transposed, members_and_st
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_weight_without_a_gradient_stays_and_does_not_count_the_step(name, members_and_stack):
     members, stack = members_and_stack
-    config = TrainingConfig(**CONFIGS[name])
+    config = TrainerConfig(**CONFIGS[name])
     optimizer, twins = StackedOptimizer(stack, config, list(members[0].learner.student.tables)), Twins(members, config)
     for number, (active, absent) in enumerate(
         [(3, ()), (2, ("hidden.bias", "head.bias")), (3, ("hidden.bias",)), (1, ("words.weight",)), (3, ())]
@@ -108,7 +108,7 @@ def test_a_weight_without_a_gradient_stays_and_does_not_count_the_step(name, mem
 
 def test_merchants_that_are_done_do_not_move(members_and_stack):
     members, stack = members_and_stack
-    optimizer = StackedOptimizer(stack, TrainingConfig(weight_decay=0.5), list(members[0].learner.student.tables))
+    optimizer = StackedOptimizer(stack, TrainerConfig(weight_decay=0.5), list(members[0].learner.student.tables))
 
     def last():
         return {name: of_merchant(stack, name, values, 2).clone() for name, values in stack.stacked.items()}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.models.base import Outputs
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort.layers import CannotStack
@@ -195,7 +195,7 @@ def trained(trainer, learners, plan):
 @pytest.mark.parametrize("kind", FALL_BACK)
 def test_what_cannot_be_stacked_is_said_once_and_trained_by_itself(kind, words, merchants, plans, caplog):
     learners = merchants(words(kind), sizes=(24, 16, 32))
-    config = TrainingConfig(batch_size=8, optimizer="sgd")
+    config = TrainerConfig(batch_size=8, optimizer="sgd")
     trainer = CohortTrainer(config)
     with caplog.at_level(logging.WARNING, "fed_distill"):
         trained(trainer, learners, plans.fedavg)
@@ -214,7 +214,7 @@ def member_of():
     """A function: a student's first merchant, prepared."""
 
     def make(learners, plan, **config):
-        return prepare(learners[0], plan, TrainingConfig(**{"batch_size": 8, **config}))
+        return prepare(learners[0], plan, TrainerConfig(**{"batch_size": 8, **config}))
 
     return make
 
@@ -281,7 +281,7 @@ def test_tables_of_different_fields_are_each_merchants_own(
     privacy, optimizer, words, merchants, plans, distance, caplog
 ):
     learners = merchants(words(TwoTables), privacy, (24, 5, 16))
-    config = TrainingConfig(batch_size=8, optimizer="sgd", **optimizer)
+    config = TrainerConfig(batch_size=8, optimizer="sgd", **optimizer)
     found, expected = (
         trained(one, learners, plans.turns) for one in (CohortTrainer(config), SequentialTrainer(config))
     )
@@ -337,7 +337,7 @@ def test_what_fits_is_within_the_budget(budget, batch):
     assert merchants * (100 + together * 10) <= budget or (merchants, together) == (1, 1)
 
 
-def test_workers_share_the_memory_of_machine_and_device(monkeypatch):
+def test_processes_share_the_memory_of_machine_and_device(monkeypatch):
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=9_000))
     assert memory_budget(CPU, 1) == int(CPU_SHARE * 4_096_000)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
-from fed_distill.config import TrainingConfig
+from fed_distill.config import TrainerConfig
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.distill.losses import hard_labels
 from fed_distill.models import build_student
@@ -106,7 +106,7 @@ def contributions(stack, members, precision, even):
     found = []
     for place in range(max(batch.sizes)):
         with stack.protected():
-            with autocast(TrainingConfig(precision=precision), stack.device):
+            with autocast(TrainerConfig(precision=precision), stack.device):
                 outputs = stack.model(stack.renumbered(student.collate(data.encoded, batch.index), batch.owner))
             losses = data.phase.objective(outputs.to(stack.dtype), data.taken(batch.index))
             mask = batch.mask * (batch.column == place)
@@ -189,7 +189,7 @@ def test_weights_that_a_server_made_for_it_let_no_example_go_unclipped(seed):
     weights["head.2.weight"][0, 0] = 1e-3
     weights["head.2.bias"][1] = 4.0
     privacy = ExampleDP(noise_multiplier=0.0, max_grad_norm=1.0, batch_size=1, examples=1)
-    trainer, plan = CohortTrainer(TrainingConfig(optimizer="sgd", batch_size=1)), Plan((Phase(hard_labels(), steps=1),))
+    trainer, plan = CohortTrainer(TrainerConfig(optimizer="sgd", batch_size=1)), Plan((Phase(hard_labels(), steps=1),))
 
     def moved(start):
         proxy = student.encode(("apple",), ("red",))

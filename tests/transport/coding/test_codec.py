@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
-from fed_distill.models.weights import PartialWeights
+from fed_distill.models.weights import PartialWeights, update_of, updated
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.payloads.votes import Votes
 from fed_distill.transport.arrays import read_array
@@ -37,15 +38,16 @@ def drawn(*shape, seed=0):
 
 BASE = {"table": drawn(3000, 32, seed=1), "bias": drawn(32, seed=2), "steps": torch.tensor(3)}
 ROWS = torch.arange(0, 3000, 3)
-WEIGHTS = StudentWeights(
-    {"table": BASE["table"][ROWS] + 0.01 * drawn(1000, 32, seed=3), "bias": BASE["bias"] + 0.01},
+UPDATE = StudentUpdate(
+    {"table": 0.01 * drawn(1000, 32, seed=3), "bias": torch.full((32,), 0.01)},
     {"table": ROWS},
     {"table": ROWS % 7},
 )
 LABELS = drawn(*PROXY, seed=4).softmax(dim=1)
 VOTES = Votes(torch.zeros(200, dtype=torch.int64))
-UPLINK = Uplink("Nord", 5, (WEIGHTS, SoftLabels(LABELS), VOTES), metrics={"loss": 1.0})
-ALL = (StudentWeights, SoftLabels, Votes)
+UPLINK = Uplink("Nord", 5, (UPDATE, SoftLabels(LABELS), VOTES), metrics={"loss": 1.0})
+ALL = (StudentUpdate, SoftLabels, Votes)
+DOWN = (StudentWeights, SoftLabels)
 SELECTED = (SelectedSoftLabels,)
 CONTEXT = Context(BASE, *PROXY)
 
@@ -74,7 +76,7 @@ def test_without_stages_messages_are_what_they_were_byte_for_byte():
     down = Downlink(1, (StudentWeights(BASE), SoftLabels(LABELS)), scalars={"a": 1.0})
     same = recorddict_to_proto(encode_downlink(down)).SerializeToString()
     assert recorddict_to_proto(plain.encode_downlink(down, RANDOMNESS)).SerializeToString() == same
-    assert torch.equal(uploaded(plain).need(StudentWeights).arrays["table"], WEIGHTS.arrays["table"])
+    assert torch.equal(uploaded(plain).need(StudentUpdate).arrays["table"], UPDATE.arrays["table"])
 
 
 def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
@@ -82,11 +84,10 @@ def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
     check_uplink(got, CONTEXT)
     assert (got.merchant, got.examples, got.metrics) == ("Nord", 5, {"loss": 1.0})
     assert torch.equal(got.need(Votes).classes, VOTES.classes)
-    assert torch.equal(got.need(StudentWeights).rows["table"], ROWS)
-    assert torch.equal(got.need(StudentWeights).counts["table"], ROWS % 7)
-    change = WEIGHTS.arrays["table"] - BASE["table"][ROWS]
-    bound = change.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
-    lost = (got.need(StudentWeights).arrays["table"] - WEIGHTS.arrays["table"]).abs()
+    assert torch.equal(got.need(StudentUpdate).rows["table"], ROWS)
+    assert torch.equal(got.need(StudentUpdate).counts["table"], ROWS % 7)
+    bound = UPDATE.arrays["table"].abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-7)
+    lost = (got.need(StudentUpdate).arrays["table"] - UPDATE.arrays["table"]).abs()
     assert bool((lost <= bound + 1e-6).all())
     assert float((got.need(SoftLabels).probabilities - LABELS).abs().max()) < 0.01
 
@@ -103,7 +104,7 @@ def test_a_coded_uplink_fits_the_round_and_keeps_all_that_is_not_coded():
 )
 def test_bytes_on_the_wire_are_those_of_the_chain(tables, most):
     """1,000 rows of 32: 128,000 bytes as float32, and 8,000 for rows and counts; what coding leaves of it."""
-    alone = Uplink("Nord", 5, (WEIGHTS,))
+    alone = Uplink("Nord", 5, (UPDATE,))
     content, _ = codec(**tables).encode_uplink(alone, BASE, RANDOMNESS)
     assert serialized_bytes(encode_uplink(alone)) > 136_000
     assert most - 1_500 < serialized_bytes(content) < most
@@ -136,7 +137,7 @@ def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
     assert serialized_bytes(content) < 0.4 * serialized_bytes(
         encode_downlink(Downlink(2, (StudentWeights(BASE), SoftLabels(LABELS))))
     )
-    down = coding.decode_downlink(over_the_wire(content), ALL)
+    down = coding.decode_downlink(over_the_wire(content), DOWN)
     assert (down.round, down.scalars) == (2, {"a": 1.0})
     assert torch.equal(down.need(SoftLabels).probabilities, LABELS)
     assert torch.equal(down.weights["steps"], BASE["steps"])
@@ -144,15 +145,15 @@ def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
     assert bool(((down.weights["table"] - BASE["table"]).abs() <= bound + 1e-6).all())
     assert not torch.equal(down.weights["table"], BASE["table"])
     trained = {name: value + 1 for name, value in down.weights.items()}
-    sent, _ = coding.encode_uplink(Uplink("Nord", 5, (StudentWeights(trained),)), down.weights, RANDOMNESS)
-    got = coding.decode_uplink(sent, ALL, BASE, PROXY)
-    torch.testing.assert_close(got.need(StudentWeights).arrays["table"], BASE["table"] + 1)
+    update = StudentUpdate.of(update_of(PartialWeights(trained), down.weights))
+    got = uploaded(coding, Uplink("Nord", 5, (update,)))
+    torch.testing.assert_close(updated(BASE, got.need(StudentUpdate))["table"], BASE["table"] + 1)
 
 
 def test_a_downlink_without_weights_needs_no_coding():
     coding = codec(downlink_weights=["float16"], soft_labels=["int8"])
     down = Downlink(1, (SoftLabels(LABELS),))
-    got = coding.decode_downlink(over_the_wire(coding.encode_downlink(down, RANDOMNESS)), ALL)
+    got = coding.decode_downlink(over_the_wire(coding.encode_downlink(down, RANDOMNESS)), DOWN)
     assert got.kinds == {SoftLabels}
     assert got.weights == {}
 
@@ -163,7 +164,7 @@ def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announce
     content = coding.encode_downlink(down, RANDOMNESS)
     saved = serialized_bytes(encode_downlink(down)) - serialized_bytes(content)
     assert saved > 200 * (4 * 4 - 2.5) - 200  # less the names of the record
-    got = coding.decode_downlink(over_the_wire(content), ALL)
+    got = coding.decode_downlink(over_the_wire(content), DOWN)
     assert torch.equal(got.weights["table"], BASE["table"])
     assert got.need(SoftLabels).probabilities.shape == (200, 4)
     top = LABELS.topk(2, dim=1)
@@ -172,9 +173,9 @@ def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announce
     for forged in ([200, 5], [201, 4], [-200, -4], [200], [10**9, 10**9]):
         content["down.shapes"] = ConfigRecord({"soft_labels": forged})
         with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
-            coding.decode_downlink(content, ALL)
+            coding.decode_downlink(content, DOWN)
     with pytest.raises(TrainingError, match="run the same one at both"):
-        coding.decode_downlink(encode_downlink(down), ALL)
+        coding.decode_downlink(encode_downlink(down), DOWN)
 
 
 def test_a_cache_sends_what_the_server_does_not_have():
@@ -257,16 +258,16 @@ def test_answers_of_another_proxy_set_are_rejected_before_they_are_decoded():
         CODED.decode_uplink(over_the_wire(content), SELECTED, BASE, PROXY)
 
 
-def test_weights_that_are_not_finite_or_not_asked_for_never_leave():
+def test_an_update_that_is_not_finite_or_of_no_weights_never_leaves():
     broken = PartialWeights({"bias": torch.full((32,), float("inf"))})
-    with pytest.raises(UplinkRejected, match="merchant Nord: the update of bias is not finite"):
-        CODED.encode_uplink(Uplink("Nord", 5, (StudentWeights.of(broken),)), BASE, RANDOMNESS)
-    with pytest.raises(UplinkRejected, match="merchant Nord: its method sends weights without a downlink"):
+    with pytest.raises(UplinkRejected, match="merchant Nord: its update is not finite"):
+        CODED.encode_uplink(Uplink("Nord", 5, (StudentUpdate.of(broken),)), BASE, RANDOMNESS)
+    with pytest.raises(UplinkRejected, match="merchant Nord: its method sends an update without a downlink"):
         CODED.encode_uplink(UPLINK, {}, RANDOMNESS)
 
 
 def test_weights_that_are_coded_for_a_method_without_any_are_rejected():
-    coding, alone = codec(weights=["int8"]), Uplink("Nord", 5, (WEIGHTS,))
+    coding, alone = codec(weights=["int8"]), Uplink("Nord", 5, (UPDATE,))
     content, _ = coding.encode_uplink(alone, BASE, RANDOMNESS)
     with pytest.raises(UplinkRejected, match="'counts' is not among the records that belong there"):
         coding.decode_uplink(over_the_wire(content), (SoftLabels,), BASE, PROXY)
@@ -276,9 +277,9 @@ def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
     down = Downlink(1, (StudentWeights(BASE),))
     coding = codec(downlink_weights=["int8"])
     with pytest.raises(TrainingError, match="run the same one at both"):
-        coding.decode_downlink(encode_downlink(down), ALL)
+        coding.decode_downlink(encode_downlink(down), DOWN)
     with pytest.raises(TrainingError, match="run the same one at both"):
-        codec().decode_downlink(coding.encode_downlink(down, RANDOMNESS), ALL)
+        codec().decode_downlink(coding.encode_downlink(down, RANDOMNESS), DOWN)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_a_downlink_of_forged_shapes_is_refused_before_it_takes_memory(change):
     content = coding.encode_downlink(Downlink(1, (StudentWeights(BASE),)), RANDOMNESS)
     content["down.shapes"] = ConfigRecord({**content["down.shapes"], **change})
     with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
-        coding.decode_downlink(content, ALL)
+        coding.decode_downlink(content, DOWN)
 
 
 def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest():
@@ -305,17 +306,17 @@ def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest()
     content["down.shapes"] = ConfigRecord(shapes)
     content["down.coded"] = to_array_record({"weights": torch.zeros(1, dtype=torch.uint8)})
     with pytest.raises(TrainingError, match="it announces weights of which it holds only a part"):
-        codec(downlink_weights=["int8"]).decode_downlink(content, ALL)
+        codec(downlink_weights=["int8"]).decode_downlink(content, DOWN)
 
 
 def test_coded_soft_labels_of_another_proxy_set_or_other_classes_are_refused_before_they_take_memory():
     """Of ever so many classes top-k names one in a few bits, and the others share what is left."""
     coding = codec(downlink_soft_labels=[{"stage": "top-k", "classes": 1}, "int4"])
     content = coding.encode_downlink(Downlink(1, (SoftLabels(LABELS),)), RANDOMNESS)
-    assert coding.decode_downlink(content, ALL, PROXY).need(SoftLabels).probabilities.shape == PROXY
+    assert coding.decode_downlink(content, DOWN, PROXY).need(SoftLabels).probabilities.shape == PROXY
     content["down.shapes"] = ConfigRecord({"soft_labels": [200, 2**30]})
     with pytest.raises(TrainingError, match=r"it announces soft labels of shape \[200, 1073741824\], not \[200, 4\]"):
-        coding.decode_downlink(content, ALL, PROXY)
+        coding.decode_downlink(content, DOWN, PROXY)
 
 
 CODINGS = {
@@ -348,7 +349,7 @@ def test_coded_bytes_of_which_any_are_others_are_refused_or_fit_the_round(name):
         except UplinkRejected as error:
             assert "merchant Nord: its uplink cannot be decoded" in str(error)
             return
-        arrays = got.need(StudentWeights).arrays
+        arrays = got.need(StudentUpdate).arrays
         assert all(value.shape[1:] == BASE[key].shape[1:] for key, value in arrays.items())
         assert all(len(value) <= len(BASE[key]) for key, value in arrays.items() if value.dim())
         assert got.need(SoftLabels).probabilities.shape == PROXY

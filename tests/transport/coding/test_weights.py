@@ -1,4 +1,4 @@
-"""Weights travel as updates, in whole or in part, and what coding loses of them is made up for later."""
+"""Updates travel in whole or in part, and what coding loses of them is made up for later."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_distill.models.weights import PartialWeights, applied, update_of
+from fed_distill.models.weights import PartialWeights
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.coding.stream import Reader, Writer
@@ -37,13 +37,12 @@ BASE = {
 
 
 def sent_by_a_merchant(rows, seed=0):
-    """Trained weights: some rows of the table, the others whole, one not at all."""
+    """An update: some rows of the table, the others whole, one not at all."""
     rows = torch.tensor(sorted(rows), dtype=torch.int64)
     moved = {
-        "table": BASE["table"][rows] + 0.1 * drawn(len(rows), WIDTH, seed=seed + 10),
-        "matrix": BASE["matrix"] + 0.1 * drawn(4, WIDTH, seed=seed + 11),
-        "bias": BASE["bias"] + 0.1 * drawn(WIDTH, seed=seed + 12),
-        "steps": torch.tensor(7 + seed),
+        "table": 0.1 * drawn(len(rows), WIDTH, seed=seed + 10),
+        "matrix": 0.1 * drawn(4, WIDTH, seed=seed + 11),
+        "bias": 0.1 * drawn(WIDTH, seed=seed + 12),
     }
     return PartialWeights(moved, {"table": rows}, {"table": rows * 2})
 
@@ -60,19 +59,15 @@ def travel(update, chain, base=BASE, randomness=(0, "test")):
 @given(st.sets(st.integers(0, ROWS - 1)))
 def test_without_loss_updates_rows_and_counts_come_back(rows):
     sent = sent_by_a_merchant(rows)
-    got, _ = travel(update_of(sent, BASE), Chain())
+    got, _ = travel(sent, Chain())
     assert set(got.arrays) == set(sent.arrays)
     assert torch.equal(got.rows["table"], sent.rows["table"])
     assert torch.equal(got.counts["table"], sent.counts["table"])
-    back = applied(got, BASE)
-    assert torch.equal(back.arrays["steps"], sent.arrays["steps"])
-    for name, value in sent.arrays.items():
-        assert back.arrays[name].dtype == value.dtype
-        torch.testing.assert_close(back.arrays[name], value)
+    assert all(torch.equal(got.arrays[name], value) for name, value in sent.arrays.items())
 
 
 def test_a_base_of_another_order_reads_the_same():
-    update = update_of(sent_by_a_merchant([1, 5]), BASE)
+    update = sent_by_a_merchant([1, 5])
     out = Writer()
     write_weights(out, update, BASE, CHAINS["int8"], (0, "test"))
     got = read_weights(Reader(out.content()), dict(reversed(BASE.items())), CHAINS["int8"])
@@ -81,38 +76,17 @@ def test_a_base_of_another_order_reads_the_same():
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_biases_are_float16_and_whole_numbers_exact_in_every_chain(chain):
-    update = update_of(sent_by_a_merchant([0, 3]), BASE)
-    got, _ = travel(update, CHAINS[chain])
-    assert torch.equal(got.arrays["bias"], update.arrays["bias"].half().float())
-    assert torch.equal(got.arrays["steps"], update.arrays["steps"])
-
-
-def test_half_precision_students_get_their_type_back():
-    base = {"w": torch.ones(2, 3, dtype=torch.float16)}
-    sent = PartialWeights({"w": torch.full((2, 3), 1.5, dtype=torch.float16)})
-    got = applied(travel(update_of(sent, base), CHAINS["int8"], base)[0], base)
-    assert got.arrays["w"].dtype == torch.float16
-    torch.testing.assert_close(got.arrays["w"], sent.arrays["w"], atol=5e-3, rtol=0)
+    got, _ = travel(PartialWeights(BASE), CHAINS[chain])
+    assert torch.equal(got.arrays["bias"], BASE["bias"].half().float())
+    assert torch.equal(got.arrays["steps"], BASE["steps"])
 
 
 def test_rounding_is_drawn_from_the_seed_alone():
-    update = update_of(sent_by_a_merchant([0, 3]), BASE)
+    update = sent_by_a_merchant([0, 3])
     one, again = (travel(update, CHAINS["int8"], randomness=(0, "a"))[0] for _ in range(2))
     other, _ = travel(update, CHAINS["int8"], randomness=(0, "b"))
     assert torch.equal(one.arrays["table"], again.arrays["table"])
     assert not torch.equal(one.arrays["table"], other.arrays["table"])
-
-
-@pytest.mark.parametrize(
-    ("sent", "message"),
-    [
-        (PartialWeights({"matrix": torch.full((4, WIDTH), float("nan"))}), "update of matrix is not finite"),
-        (PartialWeights({"door": torch.ones(2)}), "'door' is not in the downlink"),
-    ],
-)
-def test_what_cannot_be_coded_is_named(sent, message):
-    with pytest.raises(ValueError, match=message):
-        update_of(sent, BASE)
 
 
 def test_a_table_in_part_without_counts_is_refused():
@@ -130,7 +104,7 @@ def test_what_arrives_sums_to_the_updates_but_for_the_last_residual(chain, round
     received = {name: torch.zeros_like(value) for name, value in updates.items()}
     residual = Kept.of(None).residual
     for number, rows in enumerate(rounds):
-        update = update_of(sent_by_a_merchant(rows, seed=number), BASE)
+        update = sent_by_a_merchant(rows, seed=number)
         whole = with_residual(update, residual)
         got, _ = travel(whole, CHAINS[chain], randomness=(0, number))
         residual = Kept.of(Kept(residual_of(whole, got, residual)).tensors()).residual

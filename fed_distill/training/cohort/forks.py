@@ -1,0 +1,270 @@
+"""Processes that train cohorts side by side, each on one core.
+
+Threads that share the small kernels of a cohort wait for each other, and threads with cohorts of their own wait for the
+interpreter's lock. Processes do neither. They are forked when a training begins and end with it: they start within
+milliseconds, share all memory that nobody writes (examples, starting weights, libraries), and get learners without a
+copy. Trained weights come back as memory that changes hands, all else as JSON through a pipe.
+"""
+
+import gc
+import io
+import json
+import math
+import mmap
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection, current_process, get_context, parent_process, reduction
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fed_distill import errors
+from fed_distill.models.weights import PartialWeights
+from fed_distill.training.cohort.allocator import keep_freed_memory
+from fed_distill.training.trainer import Failure, Fitted
+
+Results = list[Fitted | Failure] | None
+Work = Callable[[int, Callable[[int], None]], Results]
+"""Train cohort number n and report steps to a function; the results, or None if the cohort could not be trained."""
+
+_ALIGNMENT = 64
+_BETWEEN_REPORTS = 0.05
+"""Seconds between two reports of a process about its steps."""
+
+
+def can_fork() -> bool:
+    """Whether a forked process could train here: on Linux, and without a GPU, whose presence makes torch refuse
+    gradients in forked processes. Daemonic processes may have no children."""
+    return sys.platform == "linux" and not current_process().daemon and not torch.cuda.is_available()
+
+
+def side_by_side(work: Work, cohorts: int, processes: int, on_steps: Callable[[int], None]) -> Iterator[Results]:
+    """Yield ``work(0)``, ``work(1)``, ... in this order, computed in forked processes of one thread each.
+
+    :param cohorts: how many times to call ``work``.
+    :param processes: how many processes to fork at most.
+    :param on_steps: receives the steps that ``work`` reports; a negative number takes steps back.
+    :raises FedDistillError: what ``work`` raises of this family; TrainingError if a process is killed.
+    :raises RuntimeError: if ``work`` raises anything else; its message has the traceback.
+    """
+    processes = min(processes, cohorts)
+    children = [_Child.of(work, processes) for _ in range(processes)]
+    finished: dict[int, Results] = {}
+    unassigned = deque(range(cohorts))
+    try:
+        for wanted in range(cohorts):
+            while wanted not in finished:
+                _assign(children, unassigned, before=wanted + 2 * len(children))
+                ready = connection.wait([child.pipe for child in children])
+                for child in children:
+                    if child.pipe in ready:
+                        child.receive(finished, on_steps)
+            yield finished.pop(wanted)
+    finally:
+        for child in children:
+            child.process.kill()  # all that it has is a copy
+        for child in children:
+            child.process.join()
+            child.process.close()
+            child.pipe.close()
+
+
+def _assign(children: Sequence["_Child"], unassigned: deque[int], before: int) -> None:
+    """Give every child a cohort to train, and another to go on with while there are more than enough for all.
+
+    None from number ``before`` on: results that wait for their turn take memory.
+    """
+    for most in (1, 2):
+        for child in children:
+            enough = len(unassigned) > (0 if most == 1 else len(children))
+            if len(child.assigned) < most and enough and unassigned[0] < before:
+                child.assign(unassigned.popleft())
+
+
+@dataclass
+class _Child:
+    """A forked process, seen from its parent."""
+
+    process: BaseProcess
+    pipe: "connection.Connection[bytes, bytes]"
+    assigned: deque[int] = field(default_factory=deque)
+
+    @classmethod
+    def of(cls, work: Work, processes: int) -> "_Child":
+        """Fork one of ``processes``."""
+        fork = get_context("fork")
+        ours, theirs = fork.Pipe()
+        process = fork.Process(target=_serve, args=(theirs, work, processes), daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def assign(self, number: int) -> None:
+        """Let it train cohort ``number`` after those that it has."""
+        self.assigned.append(number)
+        try:
+            self.pipe.send_bytes(json.dumps(number).encode())
+        except OSError as error:
+            raise self._lost() from error
+
+    def receive(self, finished: dict[int, Results], on_steps: Callable[[int], None]) -> None:
+        """Take one message, and the weights that it announces."""
+        try:
+            message = json.loads(self.pipe.recv_bytes())
+            if message["kind"] == "trained":
+                memory = _taken(reduction.recv_handle(self.pipe), message["bytes"])
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        match message["kind"]:
+            case "steps":
+                on_steps(message["steps"])
+            case "trained":
+                finished[self.assigned.popleft()] = [_read(one, memory) for one in message["results"]]
+            case "untrained":
+                finished[self.assigned.popleft()] = None
+            case "error":
+                raise getattr(errors, message["error"], RuntimeError)(message["text"])
+
+    def _lost(self) -> errors.TrainingError:
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return errors.TrainingError(
+            f"a process that trained a cohort {how}. If memory ran out, lower runtime.threads or runtime.cohort; "
+            "continue with --resume"
+        )
+
+
+def _serve(pipe: "connection.Connection[bytes, bytes]", work: Work, processes: int) -> None:
+    """The forked process: train one cohort after another until it is killed, or its parent is gone."""
+    torch.set_num_threads(1)  # first of all: OpenMP's threads do not survive a fork
+    gc.freeze()  # a collection would write to, and so copy, every object that it shares with its parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limit_memory(processes)
+    keep_freed_memory()
+    reports = _Reports(pipe)
+    try:
+        while True:
+            number = json.loads(pipe.recv_bytes())
+            results = work(number, reports.steps)
+            reports.flush()
+            _give(pipe, results)
+            del results
+    except (EOFError, OSError):  # the parent is gone
+        return
+    except errors.FedDistillError as error:
+        _send(pipe, kind="error", error=type(error).__name__, text=str(error))
+    except Exception:
+        _send(pipe, kind="error", error="", text=traceback.format_exc())
+
+
+def _limit_memory(processes: int) -> None:
+    """Where memory is limited (``RLIMIT_DATA``, by a site's rules), allocate no more than a share of what is left.
+
+    The limit is of each process, and forked ones must not take it several times over.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit != resource.RLIM_INFINITY:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        used = 1024 * int(status.partition("VmData:")[2].split()[0])
+        most = used + max(limit - used, 0) // processes
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _give(pipe: "connection.Connection[bytes, bytes]", results: Results) -> None:
+    """Send the results of one cohort; their tensors in memory of their own, which the receiver maps."""
+    if results is None:
+        _send(pipe, kind="untrained")
+        return
+    descriptor = os.memfd_create("trained weights")
+    try:
+        with open(descriptor, "wb", closefd=False) as memory:
+            written = [_written(one, memory) for one in results]
+            size = memory.tell() + memory.write(bytes(1))  # of failures alone there is nothing else to map
+        _send(pipe, kind="trained", bytes=size, results=written)
+        reduction.send_handle(pipe, descriptor, os.getppid())
+    finally:
+        os.close(descriptor)
+
+
+def _written(one: Fitted | Failure, memory: io.BufferedWriter) -> dict[str, Any]:
+    """Append the tensors of one result to ``memory``; all else, JSON-ready."""
+    if isinstance(one, Failure):
+        return {"name": one.name, "reason": one.reason}
+    parts = {"arrays": one.weights.arrays, "rows": one.weights.rows, "counts": one.weights.counts}
+    places = {part: {name: _place(value, memory) for name, value in values.items()} for part, values in parts.items()}
+    return {"name": one.name, "loss": one.loss, "steps": one.steps, **places}
+
+
+def _place(value: Tensor, memory: io.BufferedWriter) -> tuple[str, list[int], int]:
+    """Append one tensor; its type, its shape, and where it begins."""
+    memory.write(bytes(-memory.tell() % _ALIGNMENT))
+    first = memory.tell()
+    memory.write(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return str(value.dtype).removeprefix("torch."), list(value.shape), first
+
+
+def _taken(descriptor: int, size: int) -> Tensor:
+    """Map received memory, uint8 ``[size]``; the system frees it when its last tensor is gone."""
+    try:
+        return torch.frombuffer(mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
+    finally:
+        os.close(descriptor)
+
+
+def _read(one: Mapping[str, Any], memory: Tensor) -> Fitted | Failure:
+    """Inverse of ``_written``; tensors are views of ``memory``."""
+    if "reason" in one:
+        return Failure(one["name"], one["reason"])
+    arrays, rows, counts = (
+        {name: _view(memory, *place) for name, place in one[part].items()} for part in ("arrays", "rows", "counts")
+    )
+    return Fitted(one["name"], PartialWeights(arrays, rows, counts), tuple(one["loss"]), one["steps"])
+
+
+def _view(memory: Tensor, dtype: str, shape: Sequence[int], first: int) -> Tensor:
+    kind: torch.dtype = getattr(torch, dtype)
+    return memory[first : first + math.prod(shape) * kind.itemsize].view(kind).view(*shape)
+
+
+class _Reports:
+    """Steps on their way to the parent, a few messages a second."""
+
+    def __init__(self, pipe: "connection.Connection[bytes, bytes]") -> None:
+        self._pipe, self._steps, self._last = pipe, 0, time.monotonic()
+
+    def steps(self, count: int) -> None:
+        """``count`` merchants took a step."""
+        self._steps += count
+        if time.monotonic() - self._last > _BETWEEN_REPORTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Report what has not been reported."""
+        if self._steps:
+            _send(self._pipe, kind="steps", steps=self._steps)
+        self._steps, self._last = 0, time.monotonic()
+
+
+def _send(pipe: "connection.Connection[bytes, bytes]", **message: Any) -> None:
+    pipe.send_bytes(json.dumps(message).encode())
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the parent has ended, in whatever way, also in the middle of training."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
