@@ -250,7 +250,7 @@ def recorded(tiny_experiment, tmp_path_factory):
             experiment = tiny_experiment(tmp_path_factory.mktemp("recorded"), {**TINY, **KINDS[kind]})
             recorder = Recorder(experiment)
             folder = run_experiment(experiment, recorder, CallbackList(()))
-            (start,) = (folder / "checkpoint" / "seed-0").glob("server.*.safetensors")
+            (start,) = (folder / "checkpoint" / "seed-0").glob("server/*/final.safetensors")
             found[kind] = Round(experiment, recorder, load_file(start))
         return found[kind]
 
