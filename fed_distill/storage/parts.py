@@ -94,12 +94,13 @@ def check_layout(state: Path) -> None:
     """CheckpointError for a ``checkpoint`` folder that another version of fed-distill laid out."""
     if not state.exists():
         return
+    path = state / _LAYOUT
     try:
-        found = (state / _LAYOUT).read_text(encoding="utf-8").strip()
+        found = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        found = "1"
+        found = ""
     if found != str(CHECKPOINT_LAYOUT):
         raise CheckpointError(
-            f"{state} was written by another version of fed-distill (layout {found[:20]!r}, not {CHECKPOINT_LAYOUT}), "
-            "which alone can go on with it: use that version, or start again with another --name"
+            f"{path} does not say {CHECKPOINT_LAYOUT}: the folder was written by another version of fed-distill, which "
+            "alone can go on with it. Use that version, or start again with another --name"
         )
