@@ -16,7 +16,7 @@ from experiments.benchmarks.watch import Watch
 from fed_distill import Experiment, run
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.store import REPORT, SUMMARY
-from fed_distill.storage.parts import CHECKPOINT, Part
+from fed_distill.storage.parts import CHECKPOINT, RunPart
 
 METHOD = "fedavg-kd"
 ROWS = 12
@@ -71,7 +71,7 @@ def grown(merchants: int) -> Growth:
             peak = watch.peak(time.monotonic())
         finally:
             watch.close()
-        part = Part(result.folder / CHECKPOINT, 0, "federation", METHOD)
+        part = RunPart(result.folder / CHECKPOINT, 0, "federation", METHOD)
         data = result.summary["data"]
         return Growth(
             merchants=result.summary["merchants"],

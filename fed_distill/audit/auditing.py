@@ -59,7 +59,7 @@ from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.files import as_file_name
-from fed_distill.storage.parts import CHECKPOINT, Part
+from fed_distill.storage.parts import CHECKPOINT, RunPart
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
@@ -129,7 +129,7 @@ class Auditing:
     def start(self) -> Weights:
         """The server's student, from which the federation began."""
         name = self.experiment.student.model
-        part = Part(self.folder / CHECKPOINT, self.experiment.seed, "server", name)
+        part = RunPart(self.folder / CHECKPOINT, self.experiment.seed, "server", name)
         found = part.read(part.final)
         if found is None:
             raise CheckpointError(
@@ -285,7 +285,7 @@ class Auditing:
                 server=server,
                 evaluator=self._evaluator,
                 teacher=Teacher(self.teaching.teacher, experiment.teacher.learning_rate),
-                part=Part(scratch / experiment.name / CHECKPOINT, experiment.seed, "federation", title),
+                part=RunPart(scratch / experiment.name / CHECKPOINT, experiment.seed, "federation", title),
                 codec=Codec.of(experiment.transport_of(title)),
                 identity="audit" if experiment.protects(title) else "",
             )

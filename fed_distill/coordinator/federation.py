@@ -28,7 +28,7 @@ from fed_distill.payloads.base import Context
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
-from fed_distill.storage.parts import Part
+from fed_distill.storage.parts import RunPart
 from fed_distill.training.optimization import Pace, schedule_factor
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink
@@ -63,7 +63,7 @@ class Federation:
     server: ServerTraining
     evaluator: Evaluator
     teacher: Teacher
-    part: Part
+    part: RunPart
     codec: Codec
     byzantine: frozenset[str] = frozenset()
     identity: str = ""

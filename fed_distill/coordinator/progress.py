@@ -10,7 +10,7 @@ from fed_distill.aggregation.base import Aggregator
 from fed_distill.errors import CheckpointError
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.models.weights import Weights
-from fed_distill.storage.parts import Part
+from fed_distill.storage.parts import RunPart
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def better(best: BestRound | None, score: float, weights: Weights) -> BestRound:
     return BestRound(score, {name: value.clone() for name, value in weights.items()})
 
 
-def restored(part: Part, start: GlobalState, aggregator: Aggregator, identity: str = "") -> FederationProgress:
+def restored(part: RunPart, start: GlobalState, aggregator: Aggregator, identity: str = "") -> FederationProgress:
     """What the checkpoint of ``part`` holds, the aggregator's own state put back; without one, ``start`` alone.
     CheckpointError if it is not as it was written, or not of the federation that ``identity`` names."""
     found = part.read(part.rounds)
@@ -89,7 +89,7 @@ def restored(part: Part, start: GlobalState, aggregator: Aggregator, identity: s
     )
 
 
-def keep(part: Part, aggregator: Aggregator, progress: FederationProgress) -> None:
+def keep(part: RunPart, aggregator: Aggregator, progress: FederationProgress) -> None:
     """Write the checkpoint from which ``restored`` goes on."""
     state = progress.state
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}

@@ -45,7 +45,7 @@ from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
 from fed_distill.storage.merchant_store import kept_as
-from fed_distill.storage.parts import CHECKPOINT, Kind, Part
+from fed_distill.storage.parts import CHECKPOINT, Kind, RunPart
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Kinds
@@ -109,7 +109,7 @@ class Comparison:
             raise CheckpointError(f"{part.final} is missing: delete {part.outcome.name} beside it to make both again")
         return found[0]
 
-    def _kept(self, part: Part, measure: Callable[[], Outcome]) -> Outcome:
+    def _kept(self, part: RunPart, measure: Callable[[], Outcome]) -> Outcome:
         path, remedy = part.outcome, "delete it to measure this part again"
         if path.exists():
             try:
@@ -381,10 +381,10 @@ class Comparison:
         self.store.append(record)
         self.callbacks.on_round(record)
 
-    def _trained(self, arm: str) -> Part:
+    def _trained(self, arm: str) -> RunPart:
         """Where the rounds of an arm are kept: a federation that is its own control is trained once."""
         titles = [federation.title for federation in self.experiment.federations()]
         return self._part("federation" if arm in titles else "control", arm)
 
-    def _part(self, kind: Kind, name: str) -> Part:
-        return Part(self.store.folder / CHECKPOINT, self.seed, kind, name)
+    def _part(self, kind: Kind, name: str) -> RunPart:
+        return RunPart(self.store.folder / CHECKPOINT, self.seed, kind, name)

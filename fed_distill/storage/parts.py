@@ -30,7 +30,7 @@ _FOLDERS: Mapping[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """What a run keeps of one federation, control, level of the chain, or student of the server.
 
     state: the run's ``checkpoint`` folder.

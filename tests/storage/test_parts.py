@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fed_distill.errors import CheckpointError
-from fed_distill.storage.parts import Part, check_layout, mark_layout
+from fed_distill.storage.parts import RunPart, check_layout, mark_layout
 
 WEIGHTS = {"a": torch.tensor([1.0, 2.0])}
 KINDS = ("server", "control", "federation", "level")
@@ -15,7 +15,7 @@ NAMES = (".", "..", "fedmd", "server", "federations", "fedmd/personal", "fedmd.f
 
 
 def test_every_part_has_a_folder_of_its_own_below_its_seeds(tmp_path):
-    parts = [Part(tmp_path, seed, kind, name) for seed, kind, name in itertools.product((0, 1), KINDS, NAMES)]
+    parts = [RunPart(tmp_path, seed, kind, name) for seed, kind, name in itertools.product((0, 1), KINDS, NAMES)]
     assert len({part.folder.resolve() for part in parts}) == len(parts)
     for part in parts:
         assert part.folder.resolve().parent.parent == tmp_path / f"seed-{part.seed}"
@@ -23,7 +23,7 @@ def test_every_part_has_a_folder_of_its_own_below_its_seeds(tmp_path):
 
 
 def test_what_was_written_is_read(tmp_path):
-    part = Part(tmp_path, 3, "federation", "..")
+    part = RunPart(tmp_path, 3, "federation", "..")
     assert part.read(part.final) is None
     part.write(part.final, WEIGHTS, {"seconds": 2.0})
     tensors, values = part.read(part.final)
@@ -33,7 +33,7 @@ def test_what_was_written_is_read(tmp_path):
 @pytest.mark.parametrize(("seed", "kind"), [(1, "federation"), (0, "control")])
 def test_a_file_of_another_seed_or_kind_is_not_read(tmp_path, seed, kind):
     """Their files and folders have the same names, by which a checksum tells others apart."""
-    part, other = Part(tmp_path, 0, "federation", "fedavg"), Part(tmp_path, seed, kind, "fedavg")
+    part, other = RunPart(tmp_path, 0, "federation", "fedavg"), RunPart(tmp_path, seed, kind, "fedavg")
     for one in (part, other):
         one.write(one.rounds, WEIGHTS, {})
     shutil.copy(other.rounds, part.rounds)

@@ -45,7 +45,7 @@ def sham():
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Processes of runs are copies of this one, which need not import anything: the runner's own tests start new ones."""
+    """Processes of runs are copies of this one, which import nothing anew; the runner's own tests start new ones."""
     monkeypatch.setattr(process, "get_context", lambda kind: multiprocessing.get_context("fork"))
 
 
