@@ -14,6 +14,7 @@ from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.report import write_report
 from fed_distill.reporting.store import RunStore, read_experiment, read_summary
 from fed_distill.storage.files import strict_json
+from fed_distill.storage.parts import CHECKPOINT, check_layout
 
 AUDIT = "audit.json"
 
@@ -21,9 +22,11 @@ AUDIT = "audit.json"
 def audit_run(folder: Path, callbacks: Callback, shadows: int = 16, canaries: int = 400) -> dict[str, Any]:
     """Attack the run in ``folder``; writes ``audit.json``, and the findings into the summary and the report.
 
-    Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished.
+    Returns the audit's JSON-ready form. Raises CheckpointError if the run is not finished or of
+    another version of fed-distill.
     """
     summary, experiment = read_summary(folder), read_experiment(folder)
+    check_layout(folder / CHECKPOINT)
     if shadows % 2:
         raise ConfigError(f"--shadows must be an even number, not {shadows}: each example is in half of them")
     if experiment.data.clients == "elsewhere":

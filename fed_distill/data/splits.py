@@ -20,7 +20,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task, members
-from fed_distill.data.proxy import proxy_set
+from fed_distill.data.proxy import proxy_set, shortfall
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import derive, numpy_stream
 
@@ -47,7 +47,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
 
     proxy_source: where the proxy set is from, if from other data, of which all rows are used.
     Raises ConfigError for a domain that the data don't have, and DataError if no client or no public merchant is
-    left, if the proxy set cannot be filled, or if all training examples have one class.
+    left, if the proxy set would be empty, or if all training examples have one class.
     """
     split = split_rows(source, config)
     row_blocks = _RowBlocks(source, split.roles)
@@ -239,7 +239,7 @@ def _with_account(
         LOG.warning(
             "no ranking view: no held-out query has candidates of two grades; give the data more products, or groups"
         )
-    tables = dict(_tables(data))
+    tables, short = dict(_tables(data)), shortfall(config, len(data.proxy))
     account: dict[str, Any] = {
         "dataset": config.dataset,
         "task": data.task.name,
@@ -261,6 +261,7 @@ def _with_account(
         "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
         "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name != "proxy"},
         "ranking": {"valid": _ranking_account(data.ranking_valid), "test": _ranking_account(data.ranking_test)},
+        **({"proxy_set": short} if short else {}),
     }
     return FederatedData(**{**{name: getattr(data, name) for name in data.__dataclass_fields__}, "account": account})
 

@@ -17,7 +17,7 @@ WHY = (
     "refuses them unless its own rules allow them."
 )
 """What must be said wherever something is marked."""
-_PLAIN = ("dataset", "task", "source", "limited_to")
+_PLAIN = ("dataset", "task", "source", "limited_to", "proxy_set")
 _COUNTED = {
     "merchants": ("all", "public", "clients"),
     "rows": ("public",),

@@ -27,6 +27,7 @@ from fed_distill.storage.files import (
     sync_folder,
     write_atomic,
 )
+from fed_distill.storage.parts import CHECKPOINT, check_layout, mark_layout
 from fed_distill.storage.sealed import chained
 from fed_distill.storage.versions import versions
 
@@ -56,6 +57,7 @@ class RunStore:
         lock = _take_lock(fresh)
         try:
             header = ", ".join(f"{name} {version}" for name, version in versions().items())
+            mark_layout(fresh / CHECKPOINT)
             write_atomic(fresh / EXPERIMENT, f"# Written by {header}\n{experiment.to_toml()}")
             os.rename(fresh, folder)
         except OSError as error:
@@ -71,7 +73,8 @@ class RunStore:
 
     @classmethod
     def resume(cls, folder: Path, experiment: Experiment) -> Self:
-        """Go on with the run in ``folder``; CheckpointError if it is missing, held, or of another experiment."""
+        """Go on with the run in ``folder``; CheckpointError if it is missing, held, of another experiment
+        or laid out by another version."""
         path = folder / EXPERIMENT
         if not folder.exists():
             raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
@@ -79,7 +82,9 @@ class RunStore:
             raise CheckpointError(f"{path} is missing, which says what run this is: put it back, or use another --name")
         lock = _take_lock(folder)
         try:
+            check_layout(folder / CHECKPOINT)
             check_same(folder, experiment)
+            mark_layout(folder / CHECKPOINT)
             store = cls(folder, lock)
             remove_leftovers(folder)
             store._drop_torn_line()

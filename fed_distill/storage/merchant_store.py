@@ -98,8 +98,8 @@ class Stores:
 def kept_as(arm: str, unit: str, settings: Mapping[str, Any] | None) -> str:
     """By what name the state that merchants keep for an arm is known. That of a protected arm is of its very settings:
     a student that was trained without this noise must not come in from another run of the same name. ``settings``: None
-    of an arm that is not protected."""
-    return arm if settings is None else f"{arm} {unit} {fingerprint(settings=settings)}"
+    of an arm that is not protected; its name has no two slashes, and is not that of one that is."""
+    return arm if settings is None else f"{arm}/{unit}/{fingerprint(settings=settings)}"
 
 
 def drop_stores(state: Path) -> None:
