@@ -133,7 +133,6 @@ def write(tmp_path, text):
             "[training.merchants]\noptimizer = 'sgd'\nmomentum = 1.0",
             r"training\.merchants\.momentum: Input should be less",
         ),
-        ("[[compare]]\nlabel = 'personal of fedavg-kd'", "'personal of fedavg-kd', which is another row's name"),
         ("[byzantine]\nfraction = 1.0", r"byzantine\.fraction: Input should be less than 1"),
         (
             "controls = []\n[data]\nclients = 'elsewhere'\n[byzantine]\nfraction = 0.3",
