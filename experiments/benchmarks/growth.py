@@ -16,6 +16,7 @@ from experiments.benchmarks.watch import Watch
 from fed_distill import Experiment, run
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.store import REPORT, SUMMARY
+from fed_distill.storage.parts import CHECKPOINT, RunPart
 
 METHOD = "fedavg-kd"
 ROWS = 12
@@ -70,7 +71,7 @@ def grown(merchants: int) -> Growth:
             peak = watch.peak(time.monotonic())
         finally:
             watch.close()
-        checkpoints = result.folder / "checkpoint" / "seed-0"
+        part = RunPart(result.folder / CHECKPOINT, 0, "federation", METHOD)
         data = result.summary["data"]
         return Growth(
             merchants=result.summary["merchants"],
@@ -81,7 +82,7 @@ def grown(merchants: int) -> Growth:
             peak_bytes=peak,
             summary_bytes=(result.folder / SUMMARY).stat().st_size,
             report_bytes=(result.folder / REPORT).stat().st_size,
-            checkpoint_bytes=(checkpoints / f"{METHOD}.safetensors").stat().st_size,
+            checkpoint_bytes=part.rounds.stat().st_size,
         )
 
 

@@ -58,8 +58,8 @@ from fed_distill.privacy.accounting import default_delta, noise_for
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.reporting.callbacks import Callback
-from fed_distill.storage.checkpoints import read_checkpoint
 from fed_distill.storage.files import as_file_name
+from fed_distill.storage.parts import CHECKPOINT, RunPart
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
@@ -129,10 +129,10 @@ class Auditing:
     def start(self) -> Weights:
         """The server's initial student of the federation."""
         name = self.experiment.student.model
-        path = self.folder / "checkpoint" / f"seed-{self.experiment.seed}" / f"server.{name}.safetensors"
-        found = read_checkpoint(path)
+        part = RunPart(self.folder / CHECKPOINT, self.experiment.seed, "server", name)
+        found = part.read(part.final)
         if found is None:
-            raise CheckpointError(f"{path} is missing: an audit requires the initial student of the run's server")
+            raise CheckpointError(f"{part.final} is missing: an audit requires the initial student of the run's server")
         return found[0]
 
     @cached_property
@@ -156,7 +156,7 @@ class Auditing:
             spent = 0.0
             if merchant and isinstance(self._mechanism, AtMerchants):
                 arm, seed = federation.arm, federation.seed
-                ledgers = federation.checkpoint.parent.parent / "ledgers" / f"seed-{seed}" / as_file_name(arm)
+                ledgers = federation.part.state / "ledgers" / f"seed-{seed}" / as_file_name(arm)
                 spent = (
                     Ledgers(ledgers)
                     .of(merchant)
@@ -283,7 +283,7 @@ class Auditing:
                 server=server,
                 evaluator=self._evaluator,
                 teacher=Teacher.of(self.teaching.teacher, experiment),
-                checkpoint=scratch / experiment.name / "checkpoint" / f"seed-{experiment.seed}" / "audited.safetensors",
+                part=RunPart(scratch / experiment.name / CHECKPOINT, experiment.seed, "federation", title),
                 codec=Codec.of(experiment.transport_of(title)),
                 identity="audit" if experiment.protects(title) else "",
             )

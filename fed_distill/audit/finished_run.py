@@ -14,6 +14,7 @@ from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.report import write_report
 from fed_distill.reporting.store import RunStore, read_experiment, read_summary
 from fed_distill.storage.files import strict_json
+from fed_distill.storage.parts import CHECKPOINT, check_layout
 
 AUDIT = "audit.json"
 
@@ -26,10 +27,11 @@ def audit_run(folder: Path, callbacks: Callback, shadows: int = 16, canaries: in
     :param shadows: even number of shadow students for LiRA, 0 for none
     :param canaries: number of canaries
     :returns: the audit, JSON-serializable
-    :raises CheckpointError: the run is not finished
+    :raises CheckpointError: the run is not finished, or of another version of fed-distill
     :raises ConfigError: the run cannot be audited
     """
     summary, experiment = read_summary(folder), read_experiment(folder)
+    check_layout(folder / CHECKPOINT)
     if shadows % 2:
         raise ConfigError(f"--shadows must be an even number, not {shadows}: each example is in half of them")
     if experiment.data.clients == "elsewhere":

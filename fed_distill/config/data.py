@@ -32,7 +32,7 @@ class DataConfig(ConfigTable):
     test_domain: str | None = Field(
         None, description="test on this domain (such as a category) alone, and train on no label of it; none for all"
     )
-    proxy_size: PositiveInt = Field(4000, description="examples in the shared, unlabeled proxy set")
+    proxy_size: PositiveInt = Field(4000, description="examples in the shared, unlabeled proxy set, at most")
     proxy_choice: Literal["random", "coverage", "uncertainty"] = Field(
         "random",
         description="coverage: spread over the texts that there are, by greedy k-center; uncertainty: where the "

@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import quote
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -36,8 +35,8 @@ from fed_distill.errors import ConfigError
 
 Control = Literal["server", "local", "pooled", "fedavg"]
 CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
-LONGEST_TITLE = 150
-"""Bytes of a federation's title in the name of a file."""
+ROWS = ("teacher", "server", "local", "pooled")
+"""Rows of the tables of results, beside which a federation of the same title could not be told apart."""
 
 
 class Experiment(ConfigTable):
@@ -110,19 +109,13 @@ class Experiment(ConfigTable):
     @model_validator(mode="after")
     def _distinct_federations(self) -> Self:
         titles = [federation.title for federation in self.federations()]
-        reserved = {".", "..", "server", "local", "pooled", "personal", *(f"personal of {title}" for title in titles)}
-        taken = [
-            federation.title
-            for federation in self.federations()
-            if federation.title in reserved
-            or federation.title.startswith(("server.", "control.", "federation.", "level."))
-            or (federation.title == "fedavg" and (federation.method, federation.aggregator) != ("fedavg", "fedavg"))
-        ]
-        if taken:
-            raise ValueError(f"a federation cannot be called {taken[0]!r}: give it another `label`")
-        long = [title for title in titles if len(quote(title, safe="")) > LONGEST_TITLE]
-        if long:
-            raise ValueError(f"the federation's name {long[0][:20]!r} ... is too long: give it a shorter `label`")
+        for federation in self.federations():
+            title, plain = federation.title, (federation.method, federation.aggregator) == ("fedavg", "fedavg")
+            if title in ROWS or (title == "fedavg" and not plain):
+                raise ValueError(
+                    f"a federation cannot be called {title!r}, which is another row's name in every table of the "
+                    "results: give it another `label`"
+                )
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
             raise ValueError(f"two federations are called {sorted(twice)[0]!r}: give one of them a `label`")
@@ -176,7 +169,8 @@ class Experiment(ConfigTable):
     def arms(self) -> dict[str, FederationConfig]:
         """Everything that merchants are asked to train, by name: the federations, then the controls that need them.
 
-        A federation titled ``fedavg`` is its own control. ``personal of X`` adapts X's global student to each merchant.
+        A federation titled ``fedavg`` is its own control. The ``personal_arm`` of X adapts X's global student to each
+        merchant.
         """
         arms = {federation.title: federation for federation in self.federations()}
         intake = {key: getattr(self.federation, key) for key in INTAKE}
@@ -192,8 +186,8 @@ class Experiment(ConfigTable):
         if self.adaptation.personal:
             alone = {"local_epochs": self.adaptation.personal_epochs}
             for federation in self.federations():
-                name = f"personal of {federation.title}"
-                arms[name] = FederationConfig(method="personal", options=alone, rounds=1, **intake)
+                arm = FederationConfig(method="personal", options=alone, rounds=1, **intake)
+                arms[personal_arm(federation.title)] = arm
         return arms
 
     def settings_of(self, arm: str) -> dict[str, Any]:
@@ -362,6 +356,11 @@ def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def personal_arm(title: str) -> str:
+    """The arm in which merchants adapt a federation's student to themselves; no title, for those have no slash."""
+    return f"{title}/personal"
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from fed_distill.payloads.base import Context
 from fed_distill.privacy.ledger import Ledgers
 from fed_distill.storage.files import as_file_name
 from fed_distill.storage.merchant_store import CODING, STUDENTS, Stores
+from fed_distill.storage.parts import RunPart
 from fed_distill.training.optimization import Pace
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink
@@ -40,9 +40,9 @@ class Federation:
     """One federation on one seed: what it needs, and who runs it.
 
     mechanism: what the arm is protected by. students: one model by name, the global one first; starts: the server's
-    weights for each. distil_anew: as in ``Services``. checkpoint: the file that keeps the state between rounds. codec:
-    how its messages are coded. byzantine: merchants of a simulation that deviate from the protocol, whose own scores
-    are of no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret:
+    weights for each. distil_anew: as in ``Services``. part: what is kept of it between rounds. codec: how
+    its messages are coded. byzantine: merchants of a simulation that deviate from the protocol, whose own scores are of
+    no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret:
     what the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was
     released before, where there is a secret and the server adds the noise. kept_as: by what name its merchants' state
     is kept. cut: merchants that have counted for less than they claim, each of whom is named once.
@@ -63,7 +63,7 @@ class Federation:
     server: ServerTraining
     evaluator: Evaluator
     teacher: Teacher
-    checkpoint: Path
+    part: RunPart
     codec: Codec
     byzantine: frozenset[str] = frozenset()
     identity: str = ""
@@ -103,14 +103,14 @@ class Federation:
     def stores(self) -> Stores:
         """What is kept of its merchants beside the checkpoint: what came from them, and in a simulation their own."""
         arms = {STUDENTS: self.kept_as, CODING: self.kept_as, FOLDER: self.arm}
-        return Stores(self.checkpoint.parent.parent, self.seed, arms)
+        return Stores(self.part.state, self.seed, arms)
 
     def check_kept(self, number: int, kept: Mapping[str, Mapping[str, int]]) -> None:
         """Before round ``number``: CheckpointError unless all that was ``kept`` is in ``stores`` as it was written, and
         LedgerError for a ledger of a simulation that is not. A site that found it out would leave the merchant out."""
-        remedy = f"put back a copy of it, or delete {self.checkpoint} to train that federation again"
+        remedy = f"put back a copy of it, or delete {self.part.rounds} to train that federation again"
         self.stores.check(number, kept, remedy)
-        ledgers = self.checkpoint.parent.parent / "ledgers" / f"seed-{self.seed}" / as_file_name(self.arm)
+        ledgers = self.part.state / "ledgers" / f"seed-{self.seed}" / as_file_name(self.arm)
         if ledgers.exists():
             for merchant in self.sites.merchants:
                 Ledgers(ledgers).of(merchant).check()
@@ -194,7 +194,7 @@ class Federation:
         proxy, classes = self.teacher_labels.shape
         received = None
         if self.codec.cache is not None:
-            received = ReceivedSoftLabels.beside(self.checkpoint, self.arm, self.seed, down.round)
+            received = ReceivedSoftLabels.below(self.part.state, self.arm, self.seed, down.round)
             request = received.told(request)
         context = Context(self.starts[self.global_student], proxy, classes)
         kinds, deadline = self.method.sends, self.config.deadline

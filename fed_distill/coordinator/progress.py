@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from fed_distill.aggregation.base import Aggregator
 from fed_distill.errors import CheckpointError
 from fed_distill.methods.base import GlobalState, replace
 from fed_distill.models.weights import Weights
-from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.storage.parts import RunPart
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,17 @@ def better(best: BestRound | None, score: float, weights: Weights) -> BestRound:
     return BestRound(score, {name: value.clone() for name, value in weights.items()})
 
 
-def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: str = "") -> FederationProgress:
-    """What the checkpoint at ``path`` holds, the aggregator's own state put back; without one, ``start`` alone.
+def restored(part: RunPart, start: GlobalState, aggregator: Aggregator, identity: str = "") -> FederationProgress:
+    """What the checkpoint of ``part`` holds, the aggregator's own state put back; without one, ``start`` alone.
     CheckpointError if it is not as it was written, or not of the federation that ``identity`` names."""
-    found = read_checkpoint(path)
+    found = part.read(part.rounds)
     if found is None:
         return FederationProgress(start, identity=identity)
     tensors, values = found
     if values["identity"] != identity:
         raise CheckpointError(
-            f"{path} is of another federation than this: of other settings or data, or what named it was lost or put "
-            "back from an older copy. Start again with another --name"
+            f"{part.rounds} is of another federation than this: of other settings or data, or what named it was lost "
+            "or put back from an older copy. Start again with another --name"
         )
     aggregator.restore(_under(tensors, "aggregator/"))
     state = replace(
@@ -90,7 +89,7 @@ def restored(path: Path, start: GlobalState, aggregator: Aggregator, identity: s
     )
 
 
-def keep(path: Path, aggregator: Aggregator, progress: FederationProgress) -> None:
+def keep(part: RunPart, aggregator: Aggregator, progress: FederationProgress) -> None:
     """Write the checkpoint from which ``restored`` goes on."""
     state = progress.state
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
@@ -116,7 +115,7 @@ def keep(path: Path, aggregator: Aggregator, progress: FederationProgress) -> No
         "identity": progress.identity,
         "best": None if best is None else {"score": best.score, "since": best.since},
     }
-    write_checkpoint(path, tensors, values)
+    part.write(part.rounds, tensors, values)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

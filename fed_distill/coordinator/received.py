@@ -26,9 +26,9 @@ class ReceivedSoftLabels:
     round: int
 
     @classmethod
-    def beside(cls, checkpoint: Path, arm: str, seed: int, round: int) -> "ReceivedSoftLabels":
-        """In the folder of a run's checkpoints; ``checkpoint`` is the federation's own file there."""
-        return cls(MerchantStore(checkpoint.parent.parent / FOLDER), arm, seed, round)
+    def below(cls, state: Path, arm: str, seed: int, round: int) -> "ReceivedSoftLabels":
+        """In ``state``, the run's ``checkpoint`` folder."""
+        return cls(MerchantStore(state / FOLDER), arm, seed, round)
 
     def told(self, request: TrainRequest) -> TrainRequest:
         """``request`` with the round of which the soft labels of each of its merchants are there."""

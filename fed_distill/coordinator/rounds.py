@@ -39,7 +39,7 @@ def federate(
     """
     config = federation.config
     aggregator = federation.aggregator()
-    progress = restored(federation.checkpoint, federation.first_state(), aggregator, federation.identity)
+    progress = restored(federation.part, federation.first_state(), aggregator, federation.identity)
     if federation.released is not None:
         federation.released.check(federation.title, progress.state.round)
     on_resume(progress)
@@ -61,7 +61,7 @@ def federate(
         progress.record = {**record, "seconds": time.perf_counter() - began}
         progress.lines = chained(progress.lines, progress.record)
         progress.kept = federation.stores.rounds(progress.state.round + 1)
-        keep(federation.checkpoint, aggregator, progress)
+        keep(federation.part, aggregator, progress)
         if federation.released is not None:
             federation.released.note(federation.title, progress.state.round)
         on_round(progress.record)

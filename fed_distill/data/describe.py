@@ -64,6 +64,8 @@ def render(account: Mapping[str, Any]) -> str:
     for label, counts in (("groups", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
         lines.append(f"  {label:<22}" + "".join(f"{counts[part]:>11,}" for part in ("train", "valid", "test")))
     lines += ["", *_class_table(account)]
+    if "proxy_set" in account:
+        lines += ["", f"The proxy set has {account['proxy_set']}"]
     lines += ["", "Ranking"]
     for part, ranking in account["ranking"].items():
         lines.append(

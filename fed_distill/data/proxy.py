@@ -41,7 +41,7 @@ def proxy_source(config: DataConfig) -> Source | None:
 
 
 def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source | None) -> Examples:
-    """Select the proxy set of ``config.proxy_size`` examples.
+    """Select the proxy set: ``config.proxy_size`` examples, or all if there are fewer.
 
     For ``uncertainty``, all candidates are returned; see `least_sure`.
 
@@ -49,7 +49,7 @@ def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source 
     :param rows: its public rows
     :param config: size and selection of the proxy set
     :param other: dataset to select from instead of ``rows``, or None
-    :raises DataError: there are too few examples, or ``other`` has a different number of texts per example
+    :raises DataError: there are no examples, or ``other`` has a different number of texts per example
     """
     pool_size = config.proxy_size * (1 if config.proxy_choice == "random" else _POOL)
     if other is None:
@@ -61,11 +61,22 @@ def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source 
         )
     else:
         pool = _foreign(other.proxy(np.arange(len(other.owners)), pool_size, config.seed), source, config)
-    if len(pool) < config.proxy_size:
-        raise _too_large(config, len(pool))
+    if not len(pool):
+        where, remedy = _origin(config)
+        raise DataError(f"the proxy set is empty, as {where} give no example: {remedy}")
     if config.proxy_choice == "coverage":
-        return pool.take(np.sort(spread(features(pool, config.seed), config.proxy_size)))
+        return pool.take(np.sort(spread(features(pool, config.seed), min(config.proxy_size, len(pool)))))
     return pool
+
+
+def shortfall(config: DataConfig, size: int) -> str:
+    """Describe a proxy set of ``size`` examples that is smaller than configured; "" if it is complete."""
+    if size >= config.proxy_size:
+        return ""
+    where, remedy = _origin(config)
+    return (
+        f"{size:,} examples, all that {where} give, and not data.proxy_size = {config.proxy_size:,}; for more, {remedy}"
+    )
 
 
 def features(examples: Examples, seed: int) -> npt.NDArray[np.float32]:
@@ -132,14 +143,10 @@ def _foreign(examples: Examples, source: Source, config: DataConfig) -> Examples
     )
 
 
-def _too_large(config: DataConfig, possible: int) -> DataError:
+def _origin(config: DataConfig) -> tuple[str, str]:
+    """Return a description of the proxy set's source, and how to enlarge it."""
     if config.proxy_dataset is not None:
-        where, remedy = f"dataset {config.proxy_dataset!r} gives", "give it more rows under data.proxy_options"
-    elif config.proxy_domains:
-        where, remedy = f"{', '.join(config.proxy_domains)} at the public merchants give", "raise data.public_share"
-    else:
-        where, remedy = "the public merchants' training rows give", "raise data.public_share"
-    return DataError(
-        f"data.proxy_size = {config.proxy_size} is more than {where}: "
-        f"{possible} distinct examples. Lower data.proxy_size, or {remedy}"
-    )
+        return f"the rows of dataset {config.proxy_dataset!r}", "give that more rows under data.proxy_options"
+    if config.proxy_domains:
+        return f"the public merchants' rows of {', '.join(config.proxy_domains)}", "raise data.public_share"
+    return "the public merchants' training rows", "raise data.public_share"

@@ -20,7 +20,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task, members
-from fed_distill.data.proxy import proxy_set
+from fed_distill.data.proxy import proxy_set, shortfall
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import derive, numpy_stream
 
@@ -52,8 +52,8 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
     :param config: shares, domains and seed
     :param proxy_source: separate dataset of the proxy set, if any; all its rows are used
     :raises ConfigError: a domain does not exist
-    :raises DataError: there is no client or no public merchant, the proxy set cannot be filled, or all training
-        examples have one class
+    :raises DataError: there is no client or no public merchant, the proxy set is empty, or all training examples have
+        one class
     """
     split = split_rows(source, config)
     row_blocks = _RowBlocks(source, split.roles)
@@ -247,7 +247,7 @@ def _with_account(
         LOG.warning(
             "no ranking view: no held-out query has candidates of two grades; use more products or coarser groups"
         )
-    tables = dict(_tables(data))
+    tables, short = dict(_tables(data)), shortfall(config, len(data.proxy))
     account: dict[str, Any] = {
         "dataset": config.dataset,
         "task": data.task.name,
@@ -269,6 +269,7 @@ def _with_account(
         "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
         "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name != "proxy"},
         "ranking": {"valid": _ranking_account(data.ranking_valid), "test": _ranking_account(data.ranking_test)},
+        **({"proxy_set": short} if short else {}),
     }
     return FederatedData(**{**{name: getattr(data, name) for name in data.__dataclass_fields__}, "account": account})
 

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
+from fed_distill.config.experiment import personal_arm
 from fed_distill.coordinator.attempts import patiently
 from fed_distill.coordinator.evaluation import Evaluator, accuracies, mean_metrics
 from fed_distill.coordinator.federation import Federation, round_learning_rate
@@ -45,8 +44,8 @@ from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
-from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.storage.merchant_store import kept_as
+from fed_distill.storage.parts import CHECKPOINT, Kind, RunPart
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest, blueprint_of
@@ -85,40 +84,40 @@ class Comparison:
             "pooled": self._pooled,
             "fedavg": partial(self._federation, "fedavg", "control"),
         }
-        parts = {f"control.{name}": controls[name] for name in controls if name in self.experiment.controls}
+        parts = {self._part("control", name): controls[name] for name in controls if name in self.experiment.controls}
         for federation in self.experiment.federations():
             title = federation.title
-            parts[f"federation.{title}"] = partial(self._federation, title, "federation")
+            parts[self._part("federation", title)] = partial(self._federation, title, "federation")
         outcomes = []
-        for name, measure in parts.items():
+        for part, measure in parts.items():
             try:
-                outcomes.append(self._kept(name, measure))
+                outcomes.append(self._kept(part, measure))
             except BudgetExceeded as error:  # of what is only compared, such as controls without privacy
-                if name == f"federation.{self.experiment.federation.title}":
+                if part == self._part("federation", self.experiment.federation.title):
                     raise
-                self.callbacks.on_message(f"{name.replace('.', ' ', 1)} is left out: {error}")
+                self.callbacks.on_message(f"{part.kind} {part.name} is left out: {error}")
         for level, measure in self._chain().items():
-            outcomes.append(self._kept(f"level.{level}", measure))
+            outcomes.append(self._kept(self._part("level", level), measure))
         return outcomes
 
     def final_weights(self, title: str) -> Weights:
         """The weights that a federation was measured with; call it after ``run``."""
-        path = self._path(f"federation.{title}.final")
-        found = read_checkpoint(path)
+        part = self._part("federation", title)
+        found = part.read(part.final)
         if found is None:
-            outcome = self._path(f"federation.{title}").with_suffix(".json")
-            raise CheckpointError(f"{path} is missing: delete {outcome.name} beside it to make both again")
+            raise CheckpointError(f"{part.final} is missing: delete {part.outcome.name} beside it to make both again")
         return found[0]
 
-    def _kept(self, name: str, measure: Callable[[], Outcome]) -> Outcome:
-        path = self._path(name).with_suffix(".json")
+    def _kept(self, part: RunPart, measure: Callable[[], Outcome]) -> Outcome:
+        path, remedy = part.outcome, "delete it to measure this part again"
         if path.exists():
             try:
                 outcome = Outcome.load(path)
             except CheckpointError as error:
-                raise CheckpointError(f"{error}; delete it to measure this part again") from error
-            remedy = f"delete {path.name} and {self._path(outcome.name).name} in {path.parent} to train it again"
-            self.store.check(self.seed, outcome.name, outcome.lines, remedy)
+                raise CheckpointError(f"{error}; {remedy}") from error
+            part.check(path, [outcome.kind, outcome.name, outcome.seed], remedy)
+            again = f"delete {path} and {self._trained(part.name).rounds} to train it again"
+            self.store.check(self.seed, outcome.name, outcome.lines, again)
             return outcome
         outcome = measure()
         outcome.save(path)
@@ -130,12 +129,12 @@ class Comparison:
 
     def _started(self, name: str) -> tuple[Weights, float]:
         """The same, and the seconds of its training."""
-        path = self._path(f"server.{name}")
-        found = read_checkpoint(path)
+        part = self._part("server", name)
+        found = part.read(part.final)
         if found is not None:
             return found[0], found[1]["seconds"]
         weights, seconds = self.factory.start(name)
-        write_checkpoint(path, weights, {"seconds": seconds})
+        part.write(part.final, weights, {"seconds": seconds})
         return weights, seconds
 
     def _chain(self) -> dict[str, Callable[[], Outcome]]:
@@ -219,7 +218,8 @@ class Comparison:
                 personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
             except BudgetExceeded as error:  # no site allows what is not protected
                 self.callbacks.on_message(f"personal adaptation of {arm} is left out: {error}")
-        write_checkpoint(self._path(f"{kind}.{arm}.final"), weights, {})
+        part = self._part(kind, arm)
+        part.write(part.final, weights, {})
         method = METHODS.build(federation.config.method, federation.config.options)
         return replace(
             outcome,
@@ -277,7 +277,7 @@ class Comparison:
 
     def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
         """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
-        federation = self._federation_of(f"personal of {arm}")
+        federation = self._federation_of(personal_arm(arm))
         method = METHODS.build("personal", federation.config.options)
         state = replace(federation.first_state(), weights=weights)
         rate = round_learning_rate(federation.training, 1, 1)
@@ -319,7 +319,7 @@ class Comparison:
             server=self.server,
             evaluator=self.evaluator,
             teacher=Teacher.of(self.teaching.teacher, self.experiment),
-            checkpoint=self._path(arm),
+            part=self._trained(arm),
             codec=Codec.of(self.experiment.transport_of(arm)),
             byzantine=byzantine_merchants(self.experiment, self.sites.merchants, self.seed),
             identity=self._identities.of(arm, starts, released) if protected else "",
@@ -374,12 +374,17 @@ class Comparison:
         """Cut what was written of later rounds, and write the last round's line if that did not come to it."""
         if not self.store.rewind(self.seed, arm, progress.state.round) and progress.record:
             self._on_round(progress.record)
-        path = self._path(arm)
+        path = self._trained(arm).rounds
         self.store.check(self.seed, arm, progress.lines, f"delete {path} to train it again")
 
     def _on_round(self, record: dict[str, Any]) -> None:
         self.store.append(record)
         self.callbacks.on_round(record)
 
-    def _path(self, name: str) -> Path:
-        return self.store.folder / "checkpoint" / f"seed-{self.seed}" / f"{quote(name, safe='')}.safetensors"
+    def _trained(self, arm: str) -> RunPart:
+        """Where the rounds of an arm are kept: a federation that is its own control is trained once."""
+        titles = [federation.title for federation in self.experiment.federations()]
+        return self._part("federation" if arm in titles else "control", arm)
+
+    def _part(self, kind: Kind, name: str) -> RunPart:
+        return RunPart(self.store.folder / CHECKPOINT, self.seed, kind, name)

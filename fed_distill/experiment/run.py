@@ -45,6 +45,8 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create
     with opened(folder, experiment) as store:
         callbacks.on_start(experiment, folder)
+        if "proxy_set" in data.account:
+            callbacks.on_message(f"the proxy set has {data.account['proxy_set']}")
         public = PublicPart(data.task, data.proxy).fingerprint
         sites = Sites(grid, experiment.runtime.sites, deadline=experiment.federation.deadline, public=public)
         each_seed = range(experiment.seed, experiment.seed + experiment.repeats)

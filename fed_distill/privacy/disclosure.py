@@ -17,7 +17,7 @@ WHY = (
     "unless its own policy allows them."
 )
 """Explanation shown wherever a row or column is marked."""
-_PLAIN = ("dataset", "task", "source", "limited_to")
+_PLAIN = ("dataset", "task", "source", "limited_to", "proxy_set")
 _COUNTED = {
     "merchants": ("all", "public", "clients"),
     "rows": ("public",),

@@ -14,6 +14,7 @@ from typing import Any, Self
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.registry import Registry
+from fed_distill.storage.files import as_file_name
 
 CALLBACKS = Registry(
     "callback",
@@ -150,7 +151,7 @@ class TensorBoard(Callback):
         if key not in self._writers:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not always used
 
-            folder = self._folder / federation.replace("/", "-") / f"seed-{seed}"
+            folder = self._folder / _readable_name(federation) / f"seed-{seed}"
             self._writers[key] = SummaryWriter(str(folder), purge_step=round)
         return self._writers[key]
 
@@ -206,6 +207,11 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and (prefix or name not in ("seed", "round", "rounds")):
             found[prefix + name] = float(value)
     return found
+
+
+def _readable_name(title: str) -> str:
+    """The folder of a federation as a reader finds it: its title, or ``as_file_name`` where that can be no folder."""
+    return as_file_name(title) if title in (".", "..") or "%" in title or len(title.encode()) > 200 else title
 
 
 def _build(name: str) -> Callback:

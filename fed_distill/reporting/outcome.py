@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fed_distill.errors import CheckpointError
 from fed_distill.evaluation.metrics import Metrics
-from fed_distill.storage.files import write_atomic
+from fed_distill.storage.files import space_for, write_atomic
 from fed_distill.storage.sealed import read_sealed_json, sealed_json
 
 
@@ -75,6 +75,8 @@ class Outcome:
 
     def save(self, path: Path) -> None:
         """Write a JSON file with its checksum, atomically."""
+        with space_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, sealed_json(self.to_json(), path))
 
     @classmethod

@@ -26,6 +26,7 @@ from fed_distill.storage.files import (
     sync_folder,
     write_atomic,
 )
+from fed_distill.storage.parts import CHECKPOINT, check_layout, mark_layout
 from fed_distill.storage.sealed import chained
 from fed_distill.storage.versions import versions
 
@@ -55,6 +56,7 @@ class RunStore:
         lock = _take_lock(fresh)
         try:
             header = ", ".join(f"{name} {version}" for name, version in versions().items())
+            mark_layout(fresh / CHECKPOINT)
             write_atomic(fresh / EXPERIMENT, f"# Written by {header}\n{experiment.to_toml()}")
             os.rename(fresh, folder)
         except OSError as error:
@@ -70,7 +72,10 @@ class RunStore:
 
     @classmethod
     def resume(cls, folder: Path, experiment: Experiment) -> Self:
-        """Resume the run in ``folder``; raise CheckpointError if it is missing, locked, or of another experiment."""
+        """Resume the run in ``folder``.
+
+        :raises CheckpointError: it is missing, locked, of another experiment, or of a version with another layout
+        """
         path = folder / EXPERIMENT
         if not folder.exists():
             raise CheckpointError(f"there is no run in {folder} to resume: start it without --resume")
@@ -78,7 +83,9 @@ class RunStore:
             raise CheckpointError(f"{path} is missing, so the run cannot be resumed: restore it or use another --name")
         lock = _take_lock(folder)
         try:
+            check_layout(folder / CHECKPOINT)
             check_same(folder, experiment)
+            mark_layout(folder / CHECKPOINT)
             store = cls(folder, lock)
             remove_leftovers(folder)
             store._drop_torn_line()

@@ -114,9 +114,10 @@ def kept_as(arm: str, unit: str, settings: Mapping[str, Any] | None) -> str:
     For an arm with differential privacy the name contains a fingerprint of its settings: a run must not load a student
     that another run of the same name trained with less noise.
 
-    :param settings: privacy settings, or None without differential privacy
+    :param settings: privacy settings, or None without differential privacy; the name then has no two slashes, and so
+        differs from that of any private arm
     """
-    return arm if settings is None else f"{arm} {unit} {fingerprint(settings=settings)}"
+    return arm if settings is None else f"{arm}/{unit}/{fingerprint(settings=settings)}"
 
 
 def drop_stores(state: Path) -> None:

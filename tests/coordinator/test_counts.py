@@ -243,8 +243,8 @@ def test_a_merchant_that_claims_2_31_examples_moves_the_student_by_no_more_than_
     def run(name, more):
         folder, _ = simulate(tiny_experiment(tmp_path / name, {**changes, **more}), app=app)
         (start,), (end,) = (
-            (folder / "checkpoint" / "seed-0").glob(f"{what}.safetensors")
-            for what in ("server.*", "federation.*.final")
+            (folder / "checkpoint" / "seed-0").glob(f"{what}/final.safetensors")
+            for what in ("server/*", "federations/*")
         )
         uplinks = [up for _, up in sorted(app.uplinks.items())]
         return load_file(start), uplinks, load_file(end)

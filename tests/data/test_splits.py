@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from fed_distill.config import DataConfig
+from fed_distill.data.describe import render
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.labeled import LabeledRows
+from fed_distill.data.proxy import proxy_set
 from fed_distill.data.splits import federate, split_rows
 from fed_distill.data.tasks import RELEVANCE, category_task
 from fed_distill.errors import DataError
@@ -115,15 +117,26 @@ def test_the_proxy_has_no_labels_and_no_example_twice() -> None:
     assert set(proxy.labels.tolist()) == {-1}
 
 
-def test_a_proxy_that_cannot_be_filled_says_how_many_there_are() -> None:
-    config = CONFIG.model_copy(update={"proxy_size": 5000})
+@pytest.mark.parametrize("choice", ["random", "coverage", "uncertainty"])
+def test_a_proxy_set_of_a_small_table_is_all_that_there_is_and_the_account_tells(choice: str) -> None:
+    config = CONFIG.model_copy(update={"proxy_size": 5000, "proxy_choice": choice})
     source = rows(EVEN, config)
     split = split_rows(source, config)
     there = sum(
         1 for owner, part in zip(source.owners, split.roles, strict=True) if owner in split.public and part == 0
     )
-    with pytest.raises(DataError, match=rf"data.proxy_size = 5000 .* {there} distinct examples"):
-        federate(source, config)
+    data = federate(source, config)
+    assert len(data.proxy) == len(set(data.proxy.texts)) == data.account["examples"]["proxy"] == there
+    assert data.account["proxy_set"].startswith(f"{there} examples, ")
+    assert "data.proxy_size = 5,000" in data.account["proxy_set"] and "public_share" in data.account["proxy_set"]
+    assert f"The proxy set has {there} examples" in render(data.account)
+    full = federate(source, config.model_copy(update={"proxy_size": there}))
+    assert len(full.proxy) == there and "proxy_set" not in full.account
+
+
+def test_no_proxy_set_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match=r"proxy set is empty.*data\.public_share"):
+        proxy_set(rows(EVEN), np.zeros(0, dtype=np.int64), CONFIG, None)
 
 
 def test_no_client_left_says_which_key_to_lower() -> None:

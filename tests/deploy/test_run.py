@@ -71,7 +71,7 @@ def test_the_noise_of_training_is_drawn_from_the_sites_secret_which_is_never_sen
         for site in deployment.glob("sites/*"):
             shutil.rmtree(site / "state", ignore_errors=True)
         folder, wire = run_over(asked.with_changes({"name": name, "runtime.folder": str(deployment / name)}))
-        start = load_file(folder / "checkpoint" / "seed-0" / "server.two-tower.safetensors")
+        start = load_file(folder / "checkpoint" / "seed-0" / "server" / "two-tower" / "final.safetensors")
         found = torch.cat([(value - start[key]).flatten() for key, value in sorted(student(folder).items())])
         return found / found.norm(), b"".join(request + reply for _, request, reply in wire)
 

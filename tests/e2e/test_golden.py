@@ -135,7 +135,7 @@ def test_a_run_gives_what_it_gave(name, stored, request, tiny_experiment, simula
 def distances(experiment, kept):
     """How far the server took its student from where it was drawn, and rounds from there, as L2 norms: whatever trains
     otherwise shows in one of them."""
-    (start,), (end,) = kept.glob("server.*.safetensors"), kept.glob("federation.*.final.safetensors")
+    (start,), (end,) = kept.glob("server/*/final.safetensors"), kept.glob("federations/*/final.safetensors")
     config = experiment.student
     with seeds.scope(experiment.seed, "student", config.model):
         drawn = build_student(config.model, config.options, load(experiment.data).task).state_dict()

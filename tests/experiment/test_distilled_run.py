@@ -33,7 +33,9 @@ def taught(tmp_path):
     """A function: the weights of the server's student in a run of this name, as one vector."""
 
     def read(name, student="two-tower"):
-        tensors, _ = read_checkpoint(tmp_path / name / "checkpoint" / "seed-0" / f"server.{student}.safetensors")
+        tensors, _ = read_checkpoint(
+            tmp_path / name / "checkpoint" / "seed-0" / "server" / student / "final.safetensors"
+        )
         return torch.cat([tensors[key].flatten() for key in sorted(tensors)])
 
     return read

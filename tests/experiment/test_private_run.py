@@ -167,8 +167,8 @@ def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_i
     }
     folder, _ = simulate(tiny_experiment(tmp_path, changes))
     kept = folder / "checkpoint" / "seed-0"
-    start = load_file(kept / "server.two-tower.safetensors")
-    end = load_file(kept / "federation.pate.final.safetensors")
+    start = load_file(kept / "server" / "two-tower" / "final.safetensors")
+    end = load_file(kept / "federations" / "pate" / "final.safetensors")
     assert max(float((end[name] - value).abs().max()) for name, value in start.items()) > 1e-3
 
 

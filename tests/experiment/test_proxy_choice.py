@@ -1,6 +1,7 @@
 """A proxy set that the teacher chooses: the server picks, and every site uses what was picked."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from fed_distill.data import load
 from fed_distill.errors import DataError
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.merchant.app import build_app
-from fed_distill.reporting.callbacks import CallbackList
+from fed_distill.reporting.callbacks import Callback, CallbackList
 
 CHOSEN = {
     "data.proxy_choice": "uncertainty",
@@ -57,9 +58,7 @@ def test_a_resumed_run_chooses_the_same(tiny_experiment, simulate, outcome_of, t
     experiment = tiny_experiment(tmp_path, CHOSEN)
     folder, _ = simulate(experiment)
     before = outcome_of(folder)
-    for path in (folder / "checkpoint" / "seed-0").glob("federation.*"):
-        path.unlink()
-    (folder / "checkpoint" / "seed-0" / "fedmd.safetensors").unlink()
+    shutil.rmtree(folder / "checkpoint" / "seed-0" / "federations")
     again, _ = simulate(experiment.with_changes({"runtime.resume": True}))
     assert outcome_of(again) == before
 
@@ -70,3 +69,25 @@ def test_a_site_with_other_data_refuses(tiny_experiment, simulate, tmp_path):
     other = load(experiment.data.model_copy(update={"proxy_size": experiment.data.proxy_size - 2}))
     with pytest.raises(DataError, match="has other classes or another proxy set than the server"):
         simulate(experiment, app=build_app(other))
+
+
+class Messages(Callback):
+    def __init__(self):
+        self.texts = []
+
+    def on_message(self, text):
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("choice", ["random", "uncertainty"])
+def test_a_run_on_a_small_table_goes_on_with_less_and_tells_once(tiny_experiment, simulate, tmp_path, choice):
+    changes = {**CHOSEN, "data.proxy_choice": choice, "data.proxy_size": 10**6, "federation.rounds": 1}
+    messages = Messages()
+    folder, _ = simulate(tiny_experiment(tmp_path, changes), sites=2, callbacks=[messages])
+    (told,) = [text for text in messages.texts if "data.proxy_size" in text]
+    account = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
+    assert told == f"the proxy set has {account['proxy_set']}"
+    assert account["proxy_set"].startswith(f"{account['examples']['proxy']:,} examples")
+    assert f"{account['examples']['proxy']:,} examples, all that" in (folder / "report.html").read_text(
+        encoding="utf-8"
+    )

@@ -86,10 +86,10 @@ def test_the_summary_has_every_key_of_schema_1(summary):
     ("place", "part", "name"),
     [
         ("student/model.safetensors", None, "student"),
-        ("checkpoint/seed-0/federation.fedavg-kd%2Bfedsubavg.final.safetensors", "federations", "fedavg-kd+fedsubavg"),
-        ("checkpoint/seed-0/federation.fedmd.final.safetensors", "federations", "fedmd"),
-        ("checkpoint/seed-0/control.fedavg.final.safetensors", "controls", "fedavg"),
-        ("checkpoint/seed-0/server.two-tower.safetensors", "controls", "server"),
+        ("checkpoint/seed-0/federations/fedavg-kd%2Bfedsubavg/final.safetensors", "federations", "fedavg-kd+fedsubavg"),
+        ("checkpoint/seed-0/federations/fedmd/final.safetensors", "federations", "fedmd"),
+        ("checkpoint/seed-0/controls/fedavg/final.safetensors", "controls", "fedavg"),
+        ("checkpoint/seed-0/server/two-tower/final.safetensors", "controls", "server"),
     ],
 )
 def test_scores_are_those_of_the_stored_students(summary, recomputed, place, part, name):
@@ -138,7 +138,9 @@ def test_the_folder_holds_experiment_rounds_student_and_report(tiny_run):
 def test_adaptation_is_reported_before_and_after_and_for_each_merchant(tiny_run, summary, recomputed, title):
     row, file = summary["federations"][title], quote(title)
     adaptation = row["adaptation"]
-    assert_scores(adaptation["before"], recomputed(f"checkpoint/seed-0/{file}.safetensors", "weights/"))
+    assert_scores(
+        adaptation["before"], recomputed(f"checkpoint/seed-0/federations/{file}/rounds.safetensors", "weights/")
+    )
     assert_scores(adaptation["after"], row)
     assert [note.partition(":")[0] for note in adaptation["notes"]["0"]] == [
         "fine-tune on the domain",
@@ -146,7 +148,7 @@ def test_adaptation_is_reported_before_and_after_and_for_each_merchant(tiny_run,
         "fine-tune again",
     ]
     assert adaptation["personal"]["before"]["mean"] == row["merchant_accuracy"]
-    kept = f"checkpoint/sites/seed-0/personal%20of%20{file}"
+    kept = f"checkpoint/sites/seed-0/{file}%2Fpersonal"
     own = {
         name: recomputed(f"{kept}/{name}/000001.safetensors")["by_merchant"][name]
         for name in summary["by_merchant"]["counts"]
@@ -338,12 +340,12 @@ def test_a_torn_or_missing_result_says_what_to_delete(tiny_experiment, simulate,
     expected = outcome_of(folder)
     resumed = tiny_experiment(tmp_path, {**changes, "runtime.resume": True})
     kept = folder / "checkpoint" / "seed-0"
-    (kept / "control.server.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"control\.server\.json is not valid JSON: .*; delete it to measure"):
+    (kept / "controls" / "server" / "outcome.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"server/outcome\.json is not valid JSON: .*; delete it to measure"):
         simulate(resumed)
-    (kept / "control.server.json").unlink()
-    (kept / "federation.fedavg-kd.final.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"is missing: delete federation\.fedavg-kd\.json beside it"):
+    (kept / "controls" / "server" / "outcome.json").unlink()
+    (kept / "federations" / "fedavg-kd" / "final.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"is missing: delete outcome\.json beside it"):
         simulate(resumed)
-    (kept / "federation.fedavg-kd.json").unlink()
+    (kept / "federations" / "fedavg-kd" / "outcome.json").unlink()
     assert outcome_of(simulate(resumed)[0]) == expected

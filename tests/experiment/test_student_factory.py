@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -24,13 +25,25 @@ class Stages(Callback):
         self.titles.append(title)
 
 
+@pytest.fixture(scope="module")
+def taught(tiny_experiment, simulate, tmp_path_factory):
+    """A cache that has the teacher and its labels, and no student."""
+    folder = tmp_path_factory.mktemp("taught")
+    changes = {**QUICK, "runtime.cache": str(folder / "cache")}
+    simulate(tiny_experiment(folder / "runs", changes))
+    shutil.rmtree(folder / "cache" / "students")
+    return folder / "cache"
+
+
 @pytest.fixture
-def run(tiny_experiment, simulate, outcome_of, tmp_path):
+def run(taught, tiny_experiment, simulate, outcome_of, tmp_path):
     """A function (changes) -> whether the server's student was trained in a run with these changes, and how it ended;
     its runs share a cache that no other test uses."""
     names = iter(range(1000))
 
     def once(changes=None, cache="cache"):
+        if not (tmp_path / cache).exists():
+            shutil.copytree(taught, tmp_path / cache)
         stages = Stages()
         places = {"runtime.cache": str(tmp_path / cache), "name": f"run-{next(names)}"}
         experiment = tiny_experiment(tmp_path / "runs", {**QUICK, **places, **(changes or {})})

@@ -260,7 +260,7 @@ def test_the_servers_secret_decides_its_noise_and_is_nowhere_to_be_read(tiny_exp
     found, wires = {}, []
     for name, secret in (("plain", ""), ("one", SECRET), ("other", "0" * 64)):
         folder, grid = simulate(tiny_experiment(tmp_path, {**unit, **QUIET, "name": name}), secret=secret)
-        found[name] = load_file(next((folder / "checkpoint" / "seed-0").glob("federation.*.final.safetensors")))
+        found[name] = load_file(next((folder / "checkpoint" / "seed-0").glob("federations/*/final.safetensors")))
         wires += [request + reply for _, request, reply in grid.wire]
         assert read_summary(folder)["privacy"]["reproducible_noise"] == (not secret)
     for one, other in (("plain", "one"), ("plain", "other"), ("one", "other")):
@@ -303,7 +303,7 @@ def test_a_federation_that_is_run_again_is_free_if_it_is_equal_and_paid_if_it_is
     for changes, charges in again:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         folder, _ = simulate(tiny_experiment(tmp_path / "runs", {**shared, **changes}))
-        students.append(next(folder.glob("checkpoint/seed-*/federation.*.final.safetensors")).read_bytes())
+        students.append(next(folder.glob("checkpoint/seed-*/federations/*/final.safetensors")).read_bytes())
         ledgers = Ledgers(tmp_path / "ledgers")
         assert max(len(ledgers.of(name).entries()) for name in ledgers.merchants()) == charges
     assert students[0] == students[-1]
@@ -374,16 +374,17 @@ def test_an_older_checkpoint_is_not_gone_on_from(tiny_experiment, simulate, tmp_
     folder = tmp_path / experiment.name
     keep = rounds.keep
 
-    def kept(path, *rest):
-        keep(path, *rest)
-        shutil.copy(path, tmp_path / f"{rest[-1].state.round}")
+    def kept(part, *rest):
+        keep(part, *rest)
+        shutil.copy(part.rounds, tmp_path / f"{rest[-1].state.round}")
 
     monkeypatch.setattr(rounds, "keep", kept)
     simulate(experiment, secret=SECRET)
-    for path in (folder / "checkpoint" / "seed-0").glob("federation.*"):
-        path.unlink()
+    federation = folder / "checkpoint" / "seed-0" / "federations" / "fedavg-kd"
+    for name in ("outcome.json", "final.safetensors"):
+        (federation / name).unlink()
     for older in (1, 0):
-        checkpoint = folder / "checkpoint" / "seed-0" / "fedavg-kd.safetensors"
+        checkpoint = federation / "rounds.safetensors"
         checkpoint.unlink()
         if older:
             shutil.copy(tmp_path / f"{older}", checkpoint)

@@ -9,6 +9,7 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from ray import cloudpickle
 
+from fed_distill.config.experiment import personal_arm
 from fed_distill.data import load
 from fed_distill.experiment.grid import InProcessGrid, context_of
 from fed_distill.merchant import app
@@ -73,11 +74,16 @@ def test_a_query_is_answered_with_merchants_and_their_numbers_of_examples(tiny_r
 
 
 def test_personal_students_never_leave(tiny_run):
+    replies: dict[str, list[RecordDict]] = {}
     for kind, request, reply in tiny_run.wire:
-        if kind == TRAIN and recorddict_from_proto(Proto.FromString(request))["request"]["arm"].startswith("personal"):
-            assert not recorddict_from_proto(Proto.FromString(reply)).array_records
+        if kind == TRAIN:
+            arm = str(recorddict_from_proto(Proto.FromString(request))["request"]["arm"])
+            replies.setdefault(arm, []).append(recorddict_from_proto(Proto.FromString(reply)))
+    for federation in tiny_run.experiment.federations():
+        answers = replies[personal_arm(federation.title)]
+        assert answers and not any(answer.array_records for answer in answers)
     kept = tiny_run.result.folder / "checkpoint" / "sites" / "seed-0"
-    assert {path.name for path in kept.iterdir()} >= {"personal%20of%20fedmd", "personal%20of%20fedavg-kd%2Bfedsubavg"}
+    assert {path.name for path in kept.iterdir()} >= {"fedmd%2Fpersonal", "fedavg-kd%2Bfedsubavg%2Fpersonal"}
 
 
 def test_a_sites_own_ledger_and_limits_win_over_the_run_config(tiny_experiment, tmp_path):

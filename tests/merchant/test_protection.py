@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fed_distill.config.experiment import personal_arm
 from fed_distill.errors import TrainingError
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.opening import open_site
@@ -161,7 +162,7 @@ def test_what_no_honest_server_asks_is_refused_before_any_charge(world, protecte
 
 def test_what_stays_at_a_merchant_tells_neither_its_size_nor_its_loss(world, protected):
     site = protected(**{"adaptation.personal": True, "privacy.report_scores": False})
-    arm = "personal of fedavg-kd"
+    arm = personal_arm("fedavg-kd")
     starts = {"two-tower": world.start}
     request = world.request(*world.names, arm=arm, test=True)
     for answer in site.train(request, world.consensus(1), starts):

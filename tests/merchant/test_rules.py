@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 import torch
 
+from fed_distill.config.experiment import personal_arm
 from fed_distill.errors import TrainingError
 from fed_distill.merchant.limits import OPEN, Limit, Limits, Rules
 from fed_distill.merchant.opening import open_site
@@ -56,7 +57,7 @@ def test_what_is_forbidden_is_refused_by_name_and_costs_nothing(world, ruled, ch
     assert not site.protection.ledger("fedavg-kd", 0, names[0]).path.exists()
 
 
-@pytest.mark.parametrize("arm", ["local", "fedavg", "personal of fedavg-kd"])
+@pytest.mark.parametrize("arm", ["local", "fedavg", personal_arm("fedavg-kd")])
 def test_a_private_experiment_trains_nothing_unprotected_at_a_site_that_does_not_name_it(world, limited, arm):
     """Controls and personal adaptation; what the site was written with allows the experiment's own unit."""
     changes = {**PRIVATE, "controls": ["local", "fedavg"], "adaptation.personal": True}

@@ -40,8 +40,8 @@ def ran(experiment, simulate):
     folder, _ = simulate(experiment)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = folder / "checkpoint" / "seed-0"
-    start = load_file(kept / "server.two-tower.safetensors")
-    ends = {name: load_file(kept / f"federation.{name}.final.safetensors") for name in arms(experiment)}
+    start = load_file(kept / "server" / "two-tower" / "final.safetensors")
+    ends = {name: load_file(kept / "federations" / name / "final.safetensors") for name in arms(experiment)}
     rounds = {name: [line for line in lines if line.get("federation") == name] for name in ends}
     return SimpleNamespace(start=start, ends=ends, rounds=rounds)
 

@@ -120,10 +120,11 @@ def test_a_run_has_its_teacher_learn_and_leaves_it_to_others_as_it_was(tiny_expe
     heard = [line["valid_teacher"]["auc"] for line in lines if line.get("federation") == "fedmkt"]
     assert len(heard) == 2 and heard[0] != heard[1]
     assert all("valid_teacher" not in line for line in lines if line.get("federation") == "fedavg-kd")
-    kept = load_file(folder / "checkpoint" / "seed-0" / "fedmkt.safetensors")
+    kept = load_file(folder / "checkpoint" / "seed-0" / "federations" / "fedmkt" / "rounds.safetensors")
     assert any(name.startswith("teacher/network.") for name in kept)
     ends = [
-        load_file(one / "checkpoint" / "seed-0" / "federation.fedavg-kd.final.safetensors") for one in (folder, alone)
+        load_file(one / "checkpoint" / "seed-0" / "federations" / "fedavg-kd" / "final.safetensors")
+        for one in (folder, alone)
     ]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 

@@ -161,6 +161,20 @@ def test_tensorboard_has_each_federation_and_seed_apart(tmp_path):
     assert events(tmp_path / "tensorboard/fedavg/seed-0")["bytes/uplink"] == [(1, 1000.0), (2, 1000.0)]
 
 
+@pytest.mark.parametrize("title", [".", "..", "%2E%2E", "商" * 90, "a title"])
+def test_tensorboard_keeps_the_events_of_any_title_in_a_folder_of_its_own(tmp_path, title):
+    board = TensorBoard()
+    board.on_start(EXPERIMENT, tmp_path / "run")
+    for federation, auc in ((title, 0.75), ("fedmd", 0.5)):
+        board.on_round(record(1, federation, 0, auc))
+    board.close()
+    folders = sorted((tmp_path / "run" / "tensorboard").iterdir())
+    assert len(folders) == 2 and [path.name for path in tmp_path.iterdir()] == ["run"]
+    found = {path.name: events(path / "seed-0")["valid/auc"] for path in folders}
+    assert found.pop("fedmd") == [(1, 0.5)]
+    assert list(found.values()) == [[(1, 0.75)]]
+
+
 def test_a_resumed_run_purges_the_rounds_that_it_repeats(tmp_path):
     for rounds, auc in (((1, 2, 3), 0.25), ((2, 3), 0.5)):
         board = TensorBoard()

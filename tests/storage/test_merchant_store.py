@@ -148,6 +148,7 @@ def test_state_under_privacy_is_kept_by_the_settings_that_protect_it():
     assert kept_as("fedmd", "none", None) == "fedmd"
     names = {kept_as("moon", unit, {"epochs": epochs}) for unit in ("example", "group") for epochs in (1, 2)}
     assert len(names) == 4
+    assert all(name.count("/") == 2 for name in names)  # as no title of a federation, which would share the store
 
 
 def test_what_another_store_keeps_of_the_same_merchant_is_not_loaded(store, tmp_path):

@@ -2,12 +2,14 @@
 
 import copy
 import io
+import multiprocessing
 import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from fed_distill.sweeps import process
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.progress import SweepProgress
 from fed_distill.sweeps.runner import Resources, Runner
@@ -42,7 +44,13 @@ def sham():
 
 
 @pytest.fixture
-def tune(sham, tmp_path):
+def forked(monkeypatch):
+    """Processes of runs are copies of this one, which import nothing anew; the runner's own tests start new ones."""
+    monkeypatch.setattr(process, "get_context", lambda kind: multiprocessing.get_context("fork"))
+
+
+@pytest.fixture
+def tune(sham, forked, tmp_path):
     """A function that runs a tuning into a folder by a function of the sham module: its places, and what it said."""
 
     def run(tables, function="run", folder="tuning", processes=2):
