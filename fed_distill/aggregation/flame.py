@@ -50,7 +50,7 @@ class _Filtered(Stateless, ABC):
         """
         sent = [uplink for uplink in uplinks if uplink.get(StudentUpdate)]
         if not sent:
-            raise UplinkRejected("no uplink of this round has an update")
+            raise UplinkRejected("no merchant sent an update that could be merged")
         products = inner_products(current, [uplink.need(StudentUpdate) for uplink in sent])
         norms = products.diagonal().sqrt()
         factors = (norms.median() / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)

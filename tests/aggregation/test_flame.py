@@ -126,5 +126,5 @@ def test_a_scaled_update_has_the_same_direction(current, make_uplinks, dense):
 
 
 def test_a_round_without_updates_is_an_error(current):
-    with pytest.raises(UplinkRejected, match="no uplink of this round has an update"):
+    with pytest.raises(UplinkRejected, match="no merchant sent an update"):
         Flame().average(current, [Uplink("m", 1)])

@@ -105,7 +105,7 @@ def test_steps_that_do_not_tell_a_gradient_are_refused(options):
 def test_parts_of_students_are_refused():
     plain = TrainerConfig(optimizer="sgd")
     Scaffold().check(FederationConfig(aggregator="fedavg"), plain, 4)
-    with pytest.raises(ConfigError, match="fedsubavg averages parts"):
+    with pytest.raises(ConfigError, match="fedsubavg averages rows"):
         Scaffold().check(FederationConfig(aggregator="fedsubavg"), plain, 4)
 
 
