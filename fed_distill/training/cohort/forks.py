@@ -12,7 +12,6 @@ import json
 import math
 import mmap
 import os
-import resource
 import signal
 import sys
 import threading
@@ -58,11 +57,12 @@ def side_by_side(work: Work, cohorts: int, processes: int, on_steps: Callable[[i
     :raises FedDistillError: what ``work`` raises of this family; TrainingError if a process is killed.
     :raises RuntimeError: if ``work`` raises anything else; its message has the traceback.
     """
-    processes = min(processes, cohorts)
-    children = [_Child.of(work, processes) for _ in range(processes)]
+    processes, children = min(processes, cohorts), list[_Child]()
     finished: dict[int, Results] = {}
     unassigned = deque(range(cohorts))
     try:
+        for _ in range(processes):
+            children.append(_Child.of(work, processes))
         for wanted in range(cohorts):
             while wanted not in finished:
                 _assign(children, unassigned, before=wanted + 2 * len(children))
@@ -106,7 +106,12 @@ class _Child:
         fork = get_context("fork")
         ours, theirs = fork.Pipe()
         process = fork.Process(target=_serve, args=(theirs, work, processes), daemon=True)
-        process.start()
+        try:
+            process.start()
+        except OSError as error:
+            raise errors.TrainingError(
+                f"no process can be started to train in: {error.strerror}. Lower runtime.threads to use fewer"
+            ) from error
         theirs.close()
         return cls(process, ours)
 
@@ -175,6 +180,8 @@ def _limit_memory(processes: int) -> None:
 
     The limit is of each process, and forked ones must not take it several times over.
     """
+    import resource  # not on Windows, where nothing is forked
+
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit != resource.RLIM_INFINITY:
         status = Path("/proc/self/status").read_text(encoding="ascii")

@@ -14,7 +14,6 @@ import torch
 from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import TextModel
-from fed_distill.training.cohort.allocator import keep_freed_memory
 from fed_distill.training.cohort.forks import can_fork, side_by_side
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.planning import Footprint, examined, memory_budget
@@ -60,8 +59,6 @@ class CohortTrainer:
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Fitted | Failure]:
         """Train every learner by its plan; yield each when it is done, those with the most steps first."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
         ready: list[Prepared] = []
         for learner in learners:
             try:
