@@ -54,7 +54,7 @@ def test_without_merchants_it_is_of_what_the_server_has(public_only: FederatedDa
     assert text.splitlines()[-1].startswith("No figure of the merchants")
     assert not (tmp_path / "new").exists()
     lines = [line.split() for line in text.splitlines()]
-    assert ["public", "(the", "server's)", "6", "all", "that", "are", "here"] in lines
+    assert ["public", "(the", "server's)", "6", "all", "local", "merchants"] in lines
     assert ["proxy", "50", "(unlabeled)"] in lines
     assert not any(row[:1] == ["train"] for row in lines)
 

@@ -105,7 +105,7 @@ def test_a_cell_that_was_run_when_a_default_was_another_is_not_taken_for_its_own
     path.write_text(path.read_text(encoding="utf-8").replace("batch_size = 32", "batch_size = 99", 1), encoding="utf-8")
     with pytest.raises(CheckpointError, match="batch_size was 99 and is 32 now"):
         run(small)
-    with pytest.raises(CheckpointError, match="batch_size is 99 there"):
+    with pytest.raises(CheckpointError, match="batch_size was 99"):
         Places(tmp_path).check(small[0])
 
 
