@@ -354,7 +354,7 @@ class Comparison:
             rounds=(0,) * len(self.sites.merchants),
             population=len(self.sites.merchants),
         )
-        found, untold = self.sites.evaluate(request, weights) if self.experiment.tells_scores else ({}, [])
+        found, untold = self.sites.evaluate(request, weights) if self.experiment.reports_scores else ({}, [])
         counts = self._honest(found)
         if untold:
             self.callbacks.on_message(f"{name} is not measured at {len(untold)} merchants, whose sites do not tell")

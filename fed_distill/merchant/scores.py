@@ -35,7 +35,7 @@ class Scores:
         They are told if the experiment asks for them, the site's rules allow them now, and the merchant takes part in
         what is protected as the experiment is: by a student made for it, scores can tell of single examples.
         """
-        if not self.experiment.tells_scores:
+        if not self.experiment.reports_scores:
             return []
         arms, limits, unit = self.experiment.arms(), self.protection.limits, self.experiment.privacy.unit
         method = arms[request.arm].method if request.arm in arms else None  # none of what the server trains alone
