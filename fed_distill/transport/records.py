@@ -251,9 +251,11 @@ def by_prefix(content: RecordDict) -> dict[str, RecordDict]:
     return {prefix: RecordDict(records) for prefix, records in parts.items()}
 
 
-def by_merchant(content: RecordDict, asked: Collection[str]) -> tuple[dict[str, RecordDict], int]:
-    """What ``by_prefix`` finds, by the merchant that each part says that it is of: of each of ``asked`` the first part
-    that is there, and how many other parts there are, into which nobody looks."""
+def by_merchant(content: RecordDict, requested: Collection[str]) -> tuple[dict[str, RecordDict], int]:
+    """Group ``by_prefix`` by the merchant named in each part.
+
+    :return: the first part of each ``requested`` merchant, and the number of other parts, which are ignored
+    """
     prefixes: set[str] = set()
     merchants: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -262,7 +264,7 @@ def by_merchant(content: RecordDict, asked: Collection[str]) -> tuple[dict[str, 
         prefixes.add(prefix)
         if rest in HEADS and isinstance(record, ConfigRecord) and prefix not in merchants:
             merchant = record.get("merchant")
-            if isinstance(merchant, str) and merchant in asked and merchant not in parts:
+            if isinstance(merchant, str) and merchant in requested and merchant not in parts:
                 merchants[prefix], parts[merchant] = merchant, {}
     for name, record in content.items():
         prefix, _, rest = name.partition("/")

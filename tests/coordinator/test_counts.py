@@ -86,9 +86,9 @@ def test_merchants_of_later_chunks_are_taken_to_be_as_large_as_the_median():
 
 
 def test_each_merchant_that_is_cut_is_named_once(caplog):
-    told: set[str] = set()
+    logged: set[str] = set()
     for _ in range(3):
-        counts = Counts(SHARE, RATIO, told=told)
+        counts = Counts(SHARE, RATIO, logged=logged)
         uplinks = [sent("a", 10), sent("b", 12), sent("byzantine", MOST_EXAMPLES)]
         counts.learn(uplinks)
         cut = [counts.cut(uplink) for uplink in uplinks]
