@@ -68,8 +68,8 @@ class _FlowerAggregator:
         if len(messages) < self.minimum():
             raise ConfigError(
                 f"aggregator {type(self).__name__.lower()} with its options requires {self.minimum()} merchants a "
-                f"round, but {len(messages)} sent an update: decrease its options, increase federation.participation, or "
-                "use another"
+                f"round, but {len(messages)} sent an update: decrease its options, increase federation.participation, "
+                "or use another"
             )
         self._merges += 1
         running: Any = self._running

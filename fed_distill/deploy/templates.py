@@ -253,7 +253,8 @@ The folder that you received has four files and no program: these instructions, 
 and `ca.crt` (the certificate that verifies the server). Only the package that you install runs here, never code from
 the server.
 
-1. **Install**, with Python 3.11 or newer (preferably the operator's version, $python): `python3 -m venv /opt/fed-distill/venv`, then
+1. **Install**, with Python 3.11 or newer (preferably the operator's version, $python):
+   `python3 -m venv /opt/fed-distill/venv`, then
    `/opt/fed-distill/venv/bin/pip install WHEEL flwr==$flwr`, where WHEEL is fed-distill $release, the same file as the
    operator's. Put this folder where only the user that runs the site can read it, for example in
    `/opt/fed-distill/site`. Do the next steps as that user, in this folder, after
@@ -336,7 +337,12 @@ delete the run here.
 """)
 
 DOORS = Template("""\
- the operator's instructions, for sites on other machines."""
+2. **Publish it**: Flower serves sites and operators on one port, without authentication of operators, so that the
+   server itself must not be reachable from other machines. `$folder/server/proxy.sh` starts nginx, which publishes only
+   `/v1/fleet` for sites at $address (`server/nginx.conf`); or
+   `systemctl enable --now $folder/server/$proxy_unit`; with Docker it has started already. Open only port $port in
+   your firewall. Keep `LISTEN` at 127.0.0.1.""")
+"""Step of the operator's instructions, for sites on other machines."""
 
 LOCAL_DOORS = Template("""\
 2. **It is not published**: this deployment is for sites on this machine, which connect to $address. Flower does not

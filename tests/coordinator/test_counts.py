@@ -120,7 +120,7 @@ def test_counts_of_whole_tables_are_refused_before_anybody_is_measured_by_them()
     chunks = [Chunk((Uplink("byzantine", 10, (odd,)), sent("b", 10), sent("c", 10)))]
     intake = UplinkValidator(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
     assert [uplink.merchant for uplink in intake] == ["b", "c"]
-    assert intake.refusals[0].reason == "merchant byzantine: counts of 'bias' without its rows"
+    assert intake.refusals[0].reason == "merchant byzantine: counts of 'bias' have no row numbers"
 
 
 def test_who_uses_no_row_is_no_measure_for_who_does():
