@@ -1,1 +1,1 @@
-"""How a plan is trained: optimizers, schedules, and the trainers that run phases for merchants and the server."""
+"""Training of plans: optimizers, schedules, and trainers for merchants and the server."""

@@ -1,4 +1,4 @@
-"""Batches of examples of similar length, so that little of them is padding."""
+"""Batches of examples of similar length, to reduce padding."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ _BUCKET_BATCHES = 50
 
 
 def bucketed_batches(sizes: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """One epoch of shuffled batches, each of examples of similar ``sizes`` ``[n]``: within every 50 batches of a random
-    order, examples are sorted by size, so that little is padding; the order of the batches is random again."""
+    """Return one epoch of shuffled batches of examples with similar ``sizes`` ``[n]``: within every 50 batches of a
+    random order, examples are sorted by size to reduce padding; then the batches are shuffled."""
     shuffled = torch.randperm(len(sizes), generator=generator)
     batches: list[Tensor] = []
     for start in range(0, len(shuffled), batch_size * _BUCKET_BATCHES):

@@ -1,7 +1,7 @@
-"""What a merchant (or the server) trains, as data: phases of an objective over its private or the proxy examples.
+"""Plan of a training, as data: phases with an objective on private or proxy examples.
 
-A plan says nothing of how it is run, so that any trainer can run it: one example at a time for DP, one
-merchant at a time, or a whole cohort at once.
+A plan is independent of its execution, so that any trainer can run it: with per-example gradients for DP, one merchant
+at a time, or a whole cohort at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,18 +15,18 @@ from fed_distill.models.base import Outputs
 from fed_distill.text.encoded import Encoded
 
 References = Mapping[str, Tensor]
-"""Values that an objective compares with, each row-aligned with the batch: ``labels``, ``soft_labels`` ..."""
+"""Targets of an objective, each row-aligned with the batch: ``labels``, ``soft_labels`` ..."""
 
 Objective = Callable[[Outputs, References], Tensor]
 """A pure function: (model outputs, references) -> loss of each example ``[batch]``.
 
-An example's loss must not depend on the others of the batch: who is in a batch is the trainer's business, and under DP
-nothing could be said of an example otherwise. The cohort trainer checks it, and trains merchants one by one if so.
+An example's loss must not depend on other examples of the batch: trainers choose batches, and DP requires per-example
+gradients. The cohort trainer checks this, and otherwise trains merchants one by one.
 """
 
 
 def one_each(losses: Tensor, examples: int) -> Tensor:
-    """``losses``; raise TrainingError unless there is one for each of the ``examples``."""
+    """Return ``losses``; raise TrainingError unless there is one for each of the ``examples``."""
     if losses.shape != (examples,):
         raise TrainingError(
             f"an objective must return one loss for each example, shape [{examples}], not {list(losses.shape)}"
@@ -36,10 +36,10 @@ def one_each(losses: Tensor, examples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A reference that each merchant makes itself before it trains, on its own private examples and without gradient.
+    """A reference that each merchant computes before training, on its own private examples and without gradient.
 
-    by: the student of the downlink (``global``), or the one that the merchant had trained when it last took part
-    (``previous``; the downlink's until then). what: probabilities ``[examples, classes]``, or representations
+    by: the student of the downlink (``global``), or the merchant's student of its last round (``previous``; initially
+    the downlink's). what: probabilities ``[examples, classes]``, or representations
     ``[examples, width]`` (``models.prediction.representation``).
     """
 
@@ -49,18 +49,18 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training.
+    """One phase of training.
 
-    data: whose examples, the merchant's ``private`` ones or the shared ``proxy``.
-    epochs or steps: how long; exactly one of them.
+    data: examples to train on, the merchant's ``private`` ones or the shared ``proxy`` set.
+    epochs or steps: duration; exactly one of them.
     references: tensors row-aligned with the whole proxy set (``[proxy, ...]``); a private phase has ``labels``.
-    predicted: further references, of a private phase, which the merchant makes itself.
-    hidden: whether the objective reads hidden states, which are then among the outputs.
-    proximal_mu: weight of the pull toward the weights that training began from, mu/2 * ||w - w0||^2
-    (FedProx, Li et al. 2020, eq. 2); 0 for none.
-    learning_rate_scale: factor on the configured learning rate.
-    corrected: whether the learner's own ``correction`` is added to the gradient of every step, after it was clipped or
-    noised. It moves rows of tables that no example touches too, so all of them are trained and sent.
+    predicted: further references of a private phase, which the merchant computes itself.
+    hidden: whether the objective uses hidden states, which are then in the outputs.
+    proximal_mu: weight mu of the proximal term to the initial weights, mu/2 * ||w - w0||^2 (FedProx, Li et al. 2020,
+    eq. 2); 0: none.
+    learning_rate_scale: factor of the configured learning rate.
+    corrected: whether the learner's ``correction`` is added to the gradient of every step, after clipping and noise. It
+    also changes rows of tables that no example uses, so that all rows are trained and sent.
     """
 
     objective: Objective
@@ -76,21 +76,21 @@ class Phase:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("a phase lasts a number of epochs or a number of steps: give exactly one")
+            raise ValueError("a phase requires either epochs or steps: set exactly one")
         if self.predicted and self.data != "private":
-            raise ValueError("references are predicted on private examples: a phase on the proxy set has its own")
+            raise ValueError("`predicted` is for private phases: use `references` in a phase on the proxy set")
 
     def run(self, model: nn.Module, batch: Encoded) -> Outputs:
-        """What ``model`` gives for a collated batch, hidden states among it if the objective reads them."""
+        """Return the outputs of ``model`` for a collated batch, with hidden states if the objective uses them."""
         outputs: Outputs = model(batch, hidden=True) if self.hidden else model(batch)
         return outputs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases in the order in which they are trained.
+    """Phases in the order of training.
 
-    pair: whether a merchant trains the downlink's student and one of its own, which it keeps, as one (``models.pair``).
+    pair: whether a merchant trains the downlink's student and its own one, which it keeps, as a pair (``models.pair``).
     """
 
     phases: tuple[Phase, ...] = ()
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def predicted(self) -> Mapping[str, Predicted]:
-        """References that the merchant makes, of all phases."""
+        """References of all phases that the merchant computes itself."""
         return {name: wanted for phase in self.phases for name, wanted in phase.predicted.items()}
 
     @property

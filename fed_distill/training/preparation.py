@@ -1,6 +1,6 @@
-"""Everything about a training that is known before its first step: batches, what they touch, how long it lasts.
+"""Preparation of a training before its first step: batches, submodel and number of steps.
 
-Both trainers begin here, so that they train on the same batches of the same submodel and send the same parts.
+Both trainers use it, so that they train on the same batches of the same submodel and send the same parts.
 """
 
 import math
@@ -127,7 +127,7 @@ class Prepared:
         for number, (loss, phase) in enumerate(zip(losses, self.phases, strict=True), start=1):
             if (phase.data != "private" or self.learner.privacy is None) and not math.isfinite(loss):
                 raise TrainingError(
-                    f"{self.learner.name}: the loss of phase {number} is {loss}; lower learning_rate or set clip_norm "
+                    f"{self.learner.name}: the loss of phase {number} is {loss}; decrease learning_rate or set clip_norm "
                     "in [training.merchants], or for the server in [training.server]"
                 )
         frozen = {name for name, value in self.learner.student.named_parameters() if not value.requires_grad}
@@ -138,11 +138,13 @@ class Prepared:
 def prepare(learner: Learner, plan: Plan, config: TrainerConfig) -> Prepared:
     """Check that ``learner`` has what its plan needs. Raise TrainingError naming it if it has not."""
     if learner.privacy is not None and passes(config) > 1:
-        raise TrainingError(f"{learner.name}: adversarial training and R-Drop cannot be trained with DP: drop them")
+        raise TrainingError(f"{learner.name}: adversarial training and R-Drop are not supported with DP: remove them")
     for phase in plan.phases:
         missing = phase.predicted.keys() - learner.references.keys() if phase.data == "private" else ()
         if missing:
-            raise TrainingError(f"{learner.name}: its plan needs {sorted(missing)[0]!r}, which nobody has predicted")
+            raise TrainingError(
+                f"{learner.name}: its plan requires the reference {sorted(missing)[0]!r}, which was not computed"
+            )
         if _size(phase, learner) == 0:
             raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
     phases = tuple(_with_smoothing(phase, config.label_smoothing) for phase in plan.phases)
@@ -174,7 +176,7 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
         members = learner.members()
         taken = members if privacy.examples is None else privacy.examples
         rate = sampling_rate(taken, privacy.batch_size or batch_size)
-        coins = Keystream(*learner.randomness, "batches", number)  # as secret as the noise: the rate counts on it
+        coins = Keystream(*learner.randomness, "batches", number)  # secret, as amplification requires
         drawn = (coins.uniform(members) < rate for _ in range(steps))
         sampled = tuple((one if learner.groups is None else one[learner.groups]).nonzero().flatten() for one in drawn)
         return Segment(phase, encoded, references, sampled, privacy, rate * taken, learner.groups)
@@ -186,19 +188,19 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
 
 
 def steps_of(phase: Phase, members: int, batch_size: int) -> int:
-    """How many steps a phase takes on so many examples, or members of the unit under DP."""
+    """Return the number of steps of a phase for a number of examples, or of members of the unit with DP."""
     if phase.steps is not None:
         return phase.steps
     return max(1, round((phase.epochs or 0.0) * math.ceil(members / batch_size)))
 
 
 def _size(phase: Phase, learner: Learner) -> int:
-    """Examples that a phase is about."""
+    """Return the number of examples of a phase."""
     return learner.examples() if phase.data == "private" else len(next(iter(learner.proxy.values())))
 
 
 def _steps(phase: Phase, learner: Learner, batch_size: int) -> int:
-    """How many steps a phase takes at a learner."""
+    """Return the number of steps of a phase for a learner."""
     privacy = learner.privacy if phase.data == "private" else None
     if privacy is None:
         return steps_of(phase, _size(phase, learner), batch_size)
@@ -207,12 +209,12 @@ def _steps(phase: Phase, learner: Learner, batch_size: int) -> int:
 
 
 def private_steps(plan: Plan, members: int, batch_size: int) -> int:
-    """Steps of a plan that touch a learner's private examples, which are of so many ``members`` of the unit."""
+    """Return the number of steps of a plan on private examples with a number of ``members`` of the unit."""
     return sum(steps_of(phase, members, batch_size) for phase in plan.phases if phase.data == "private")
 
 
 def proxy_steps(plan: Plan, examples: int, batch_size: int) -> int:
-    """Steps of a plan on a proxy set of so many ``examples``."""
+    """Return the number of steps of a plan on a proxy set with a number of ``examples``."""
     return sum(steps_of(phase, examples, batch_size) for phase in plan.phases if phase.data == "proxy")
 
 

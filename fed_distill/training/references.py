@@ -1,7 +1,7 @@
-"""References that a merchant makes itself: what the global student, or its own of before, says of its examples.
+"""References that a merchant computes itself: predictions of the global or its previous student on its examples.
 
-Computed once before a training, without gradient, example by example: so a loss that compares with them still looks at
-one example only, as DP needs it.
+They are computed once before a training, without gradient and independently for each example, so that losses with them
+depend on one example only, as DP requires.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ from fed_distill.training.plan import Plan, References
 
 
 def predicted(plan: Plan, student: TextModel, private: Encoded, weights: Mapping[str, Weights]) -> References:
-    """The references that ``plan`` asks for, on the encoded examples ``private``.
+    """Compute the references of ``plan`` on the encoded examples ``private``.
 
-    weights: of the students by whom, ``global`` and ``previous``; ``student``'s own are overwritten.
+    :param weights: weights of the predicting students, ``global`` and ``previous``; those of ``student`` are
+        overwritten
     """
     made = {}
     for name, wanted in plan.predicted.items():

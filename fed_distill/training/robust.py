@@ -1,7 +1,7 @@
-"""Training that wants more than a label and one forward pass: smoothed labels, adversarial examples, R-Drop.
+"""Regularised training on labelled examples: label smoothing, adversarial examples, R-Drop.
 
-Everything is done to one example at a time, by whatever model and trainer, so that cohorts train as single merchants
-do. Of a phase only its labelled examples are meant; a teacher's soft labels are soft already.
+All of them treat examples independently, for any model and trainer, so that cohorts train like single merchants. They
+apply to labelled examples only, not to soft labels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,11 +47,11 @@ def passes(config: SharedTrainingConfig) -> int:
 def check_robust(student: TextModel, config: SharedTrainingConfig) -> None:
     """ConfigError for a student that has nothing to attack, or without the dropout that R-Drop compares."""
     if config.adversarial.attack != "none" and not student.tables:
-        raise ConfigError(f"training.adversarial: student {student.kind} names no embedding table to attack: drop it")
+        raise ConfigError(f"training.adversarial: student {student.kind} has no embedding table to perturb: remove it")
     if config.r_drop and not any(isinstance(part, nn.Dropout) and part.p > 0 for part in student.modules()):
         raise ConfigError(
-            f"training.r_drop compares passes with other dropout, and student {student.kind} has none: set its option "
-            "dropout, or drop r_drop"
+            f"training.r_drop requires dropout, which student {student.kind} does not have: set its option dropout, or "
+            "remove r_drop"
         )
 
 

@@ -1,7 +1,7 @@
-"""The plain trainer: one learner after another, any torch model, and the reference for every faster one.
+"""The sequential trainer: one learner after another, for any torch model; the reference for the cohort trainer.
 
-It trains only the embedding rows that a learner's batches touch: a batch's row numbers are turned into positions in
-the learner's submodel as it is taken. Private phases run through Opacus; see ``training.private_steps``.
+It trains only the embedding rows that a learner's batches use: the row numbers of a batch are converted to positions in
+the learner's submodel. Private phases use Opacus; see ``training.private_steps``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""A learner's submodel: the embedding rows that its batches touch, and nothing else of the tables.
+"""A learner's submodel: only the embedding rows that its batches use.
 
-Rows that no batch touches get no gradient, so leaving them out changes nothing but time, memory and bytes
-(federated submodel learning, Niu et al., MobiCom 2020). Tables that share an encoded field must share all.
+Rows that no batch uses have no gradient, so that omitting them changes only time, memory and bytes (federated submodel
+learning, Niu et al., MobiCom 2020). Tables that share an encoded field must share all.
 """
 
 from collections.abc import Iterable, Mapping

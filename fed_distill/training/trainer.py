@@ -1,7 +1,7 @@
-"""What every trainer takes and gives: learners in, trained learners out.
+"""Interface of trainers: from learners to trained learners.
 
-A learner is one owner of examples (a merchant, or the server) with the student it starts from. Two trainers
-that are given the same learners return the same weights, up to float summation.
+A learner is one owner of examples (a merchant, or the server) with its initial student. For the same learners, all
+trainers return the same weights, up to the order of floating-point sums.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,7 +95,7 @@ class Steps:
 
 
 def _numbers_all(groups: Tensor, examples: int) -> bool:
-    """Whether ``groups`` are ``[examples]`` numbers 0..n-1, each in use."""
+    """Whether ``groups`` are ``[examples]`` numbers 0..n-1, each used."""
     if groups.dtype != torch.int64 or groups.shape != (examples,):
         return False
     found = torch.unique(groups)

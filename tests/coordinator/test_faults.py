@@ -244,7 +244,7 @@ def test_a_site_that_leaves_is_not_waited_for_and_comes_back_as_another_node(tin
     assert (one["merchants"], two["merchants"], three["merchants"]) == (5, 5 - absent, 5)
     assert 1 <= absent == len(two["reasons"]) == answers_of(folder)["absent"]
     assert all(reason.endswith("its site is offline") for reason in two["reasons"])
-    assert f"site {SECOND} is away" in caplog.text
+    assert f"site {SECOND} is offline" in caplog.text
     assert f"site {LeavingSite.BACK} is online again, with " in caplog.text
 
 

@@ -25,7 +25,7 @@ def private(experiment, unit, **changes):
 def test_one_unit_is_allowed_and_no_other(experiment, unit):
     found = allowance(private(experiment, unit), 5, 40)
     assert found.units == (unit,)
-    assert "nothing unprotected" in found.in_words
+    assert "no training without privacy" in found.in_words
 
 
 def test_a_run_without_privacy_is_named_as_what_it_is(experiment):

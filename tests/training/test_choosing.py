@@ -50,8 +50,8 @@ def test_what_only_cohorts_can_is_refused_to_the_sequential_trainer(gpu):
     gpu(True)
     for precision in ("tf32", "bfloat16"):
         with pytest.raises(
-            ConfigError, match=rf"training\.precision = '{precision}' needs runtime\.trainer = 'cohort'"
+            ConfigError, match=rf"training\.precision = '{precision}' requires runtime\.trainer = 'cohort'"
         ):
             build_trainer(TrainerConfig(precision=precision), RuntimeConfig(trainer="sequential"))
-    with pytest.raises(ConfigError, match=r"runtime\.device = 'cuda' needs runtime\.trainer = 'cohort'"):
+    with pytest.raises(ConfigError, match=r"runtime\.device = 'cuda' requires runtime\.trainer = 'cohort'"):
         build_trainer(TrainerConfig(), RuntimeConfig(trainer="sequential", device="cuda"))

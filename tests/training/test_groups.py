@@ -284,5 +284,5 @@ def test_the_trial_of_a_stacked_student_proves_norms_of_groups(grouped, monkeypa
         stack.layout.set = lambda sizes, owner, member=None: begin(sizes, owner, torch.arange(len(owner)))
 
     monkeypatch.setattr(planning.Stack, "__init__", forgetful)
-    with pytest.raises(planning.CannotStack, match="gradients of single"):
+    with pytest.raises(planning.CannotStack, match="per-example gradients differ"):
         planning.examined(member, torch.device("cpu"), 1)

@@ -137,5 +137,5 @@ def test_what_sees_an_example_several_times_is_not_trained_with_dp(small_student
 def test_a_student_without_dropout_cannot_be_compared_with_itself(small_student):
     config = TrainerConfig(r_drop=1.0)
     check_robust(small_student("bert-mini", dropout=0.1), config)
-    with pytest.raises(ConfigError, match=r"training.r_drop compares passes with other dropout, and student .* none"):
+    with pytest.raises(ConfigError, match=r"training.r_drop requires dropout, which student .* does not have"):
         check_robust(small_student("lstm"), config)

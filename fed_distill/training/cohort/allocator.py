@@ -1,8 +1,8 @@
-"""Keep the memory that a step frees for the next step, instead of giving it back to the system.
+"""Keep memory that a step frees for the next step, instead of returning it to the system.
 
-A cohort on a CPU frees and takes tens of megabytes in each step; glibc by default hands large pieces back, and the
-next step waits for fresh, zeroed pages: one step in eight, measured on bert-mini. Only forked processes, which train
-and end (``forks``), do so: it would change how a whole program uses memory.
+A cohort on a CPU frees and allocates tens of megabytes in each step. By default glibc returns large blocks, and the
+next step waits for zeroed pages: an eighth of the time, measured with bert-mini. Only forked training processes
+(``forks``) use this, as it changes the memory use of the whole process.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ _KEPT, _AHEAD, _LARGEST = 2**31 - 1, 256 * 2**20, 32 * 2**20
 
 @cache
 def keep_freed_memory() -> bool:
-    """Set it for this process, once; whether its allocator (glibc's) could be told. Resident memory then stays at its
-    peak."""
+    """Configure this process, once; return whether its allocator (glibc's) supports it. Resident memory then stays at
+    its peak."""
     tell = getattr(ctypes.CDLL(None), "mallopt", None)
     if tell is None:
         return False

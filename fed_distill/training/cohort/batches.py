@@ -1,8 +1,8 @@
-"""Batches of a whole cohort: every merchant's next batch, one after another.
+"""Batches of a whole cohort: the concatenated next batches of all merchants.
 
-Where all must have the same number of examples (see ``layout``), a merchant that has fewer in a step gets one of those
-that it draws in the phase, with weight 0: of others its submodel may lack rows. Merchants are ordered by falling
-number of steps, so that those who are done are at the end and are left out.
+If all must have the same number of examples (see ``layout``), a merchant with fewer in a step is padded with one of its
+own examples of the phase, with weight 0, as its submodel may lack rows for others. Merchants are in descending order of
+their number of steps, so that finished ones are at the end and are omitted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ from fed_distill.training.preparation import Segment
 class Batch:
     """One step of the first merchants of a cohort, their examples one after another.
 
-    index: which example of the phase's data each is, int64 ``[N]``. owner: whose, int64 ``[N]``. column: its place in
-    its merchant's batch, int64 ``[N]``. mask: 1 for examples that count, 0 for padding, float32 ``[N]``. sizes: how
-    many examples each merchant has here, padding among them. counted: how many of its whole batch count, int64
-    ``[merchants]``. member: which member of the unit each is of, int64 ``[N]``, numbers 0..M-1, padding each of one of
-    its own; None where every example is a member of its own.
+    index: index of each example in the phase's data, int64 ``[N]``. owner: its merchant, int64 ``[N]``. column: its
+    position in its merchant's batch, int64 ``[N]``. mask: 1 for examples, 0 for padding, float32 ``[N]``. sizes: number
+    of examples of each merchant, with padding. counted: number of examples in each merchant's whole batch, without
+    padding, int64 ``[merchants]``. member: member of the privacy unit of each example, int64 ``[N]``, 0..M-1, with a
+    separate member for each padding example; None if every example is a member.
     """
 
     index: Tensor
@@ -37,8 +37,8 @@ class Batch:
     member: Tensor | None = None
 
     def parts(self, together: int) -> Iterator["Batch"]:
-        """The batch in parts of at most ``together`` examples of each merchant; a member that has more is a part of its
-        own. Parts of a batch with as many examples of each merchant have as many of each, too."""
+        """Split the batch into parts of at most ``together`` examples per merchant; a larger member is one part. Parts
+        of a batch with equal sizes have equal sizes, too."""
         if max(self.sizes) <= together:
             yield self
             return
@@ -63,7 +63,7 @@ class Batch:
 
 
 class PhaseData:
-    """One phase of a cohort: its merchants' segments, the data in one piece (shared if it is the same for all)."""
+    """One phase of a cohort: its merchants' segments, with concatenated data (shared if equal for all)."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.segments, self.device = segments, device
@@ -85,11 +85,11 @@ class PhaseData:
         }
 
     def active(self, step: int) -> int:
-        """How many merchants, from the first on, have this step."""
+        """Return the number of merchants that have this step; they are the first ones."""
         return sum(steps > step for steps in self.steps)
 
     def batch(self, step: int, merchants: int, even: bool) -> Batch:
-        """The examples of step ``step`` of the first ``merchants``; ``even``: padded to the same number for each."""
+        """Return step ``step`` of the first ``merchants``; ``even``: padded to the same number of examples."""
         drawn = [segment.batches[step] for segment in self.segments[:merchants]]
         real = torch.tensor([len(one) for one in drawn])
         sizes = torch.full_like(real, max(int(real.max()), 1)) if even else real
@@ -104,7 +104,7 @@ class PhaseData:
         return Batch(index, owner, column, mask, sizes.tolist(), real.to(self.device), member)
 
     def _members(self, drawn: Sequence[Tensor], owner: Tensor, counts: Tensor) -> Tensor | None:
-        """``Batch.member`` of the examples ``drawn`` of each merchant, which are those of the batch that ``counts``."""
+        """Return ``Batch.member`` for the examples ``drawn`` by each merchant, at the positions ``counts``."""
         segments = self.segments[: len(drawn)]
         if not len(owner) or all(segment.groups is None for segment in segments):
             return None
@@ -115,24 +115,24 @@ class PhaseData:
         return numbered(torch.where(counts, member, _own_numbers(member)))
 
     def taken(self, index: Tensor) -> References:
-        """References of the examples ``index`` ``[examples]``."""
+        """Return references of the examples ``index`` ``[examples]``."""
         return {name: values[index] for name, values in self.references.items()}
 
 
 def numbered(member: Tensor) -> Tensor | None:
-    """Numbers ``[N]`` as 0..M-1, in their order; None if no two are the same."""
+    """Renumber ``[N]`` numbers to 0..M-1 in their order; None if all are distinct."""
     found, places = torch.unique(member, return_inverse=True)
     return None if len(found) == len(member) else places
 
 
 def _own_numbers(member: Tensor) -> Tensor:
-    """Numbers ``[N]`` that ``member`` has not, each another."""
+    """Return ``[N]`` distinct numbers that are not in ``member``."""
     return member.max() + 1 + torch.arange(len(member), device=member.device)
 
 
 def _packed(owner: Tensor, member: Tensor, together: int) -> Tensor:
-    """The part of each example ``[N]``: members whole and in the order of their first examples, and no more than
-    ``together`` examples of a merchant in a part, unless a single member has more."""
+    """Assign each example ``[N]`` to a part: members are not split, are in the order of their first examples, and a
+    part has at most ``together`` examples of a merchant, unless a single member has more."""
     sizes = torch.bincount(member).tolist()
     part_of: dict[int, int] = {}
     part, filled = [0] * (int(owner.max()) + 1), [0] * (int(owner.max()) + 1)
@@ -147,7 +147,7 @@ def _packed(owner: Tensor, member: Tensor, together: int) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Row-aligned tensors one after another; integer matrices are padded with 0 to the widest."""
+    """Concatenate row-aligned tensors; integer matrices are padded with 0 to the maximum width."""
     if len(parts) == 1:
         return parts[0]
     if parts[0].dim() == 2 and not parts[0].is_floating_point():

@@ -1,9 +1,9 @@
-"""Processes that train cohorts side by side, each on one core.
+"""Parallel training of cohorts in forked processes, each on one core.
 
-Threads that share the small kernels of a cohort wait for each other, and threads with cohorts of their own wait for the
-interpreter's lock. Processes do neither. They are forked when a training begins and end with it: they start within
-milliseconds, share all memory that nobody writes (examples, starting weights, libraries), and get learners without a
-copy. Trained weights come back as memory that changes hands, all else as JSON through a pipe.
+Threads that share the small kernels of a cohort synchronise often, and threads with separate cohorts compete for the
+interpreter lock. Processes avoid both. They are forked for each training: they start within milliseconds, share all
+unmodified memory (examples, initial weights, libraries), and receive learners without a copy. Trained weights are
+returned in shared memory, everything else as JSON through a pipe.
 """
 
 import gc
@@ -39,12 +39,12 @@ Work = Callable[[int, Callable[[int], None]], Results]
 
 _ALIGNMENT = 64
 _BETWEEN_REPORTS = 0.05
-"""Seconds between two reports of a process about its steps."""
+"""Seconds between two progress reports of a process."""
 
 
 def can_fork() -> bool:
-    """Whether a forked process could train here: on Linux, and without a GPU, whose presence makes torch refuse
-    gradients in forked processes. Daemonic processes may have no children."""
+    """Whether forked processes can train: on Linux without a GPU, as torch with CUDA does not support gradients in
+    forked processes, and not in a daemonic process, which cannot have children."""
     return sys.platform == "linux" and not current_process().daemon and not torch.cuda.is_available()
 
 
@@ -73,7 +73,7 @@ def side_by_side(work: Work, cohorts: int, processes: int, on_steps: Callable[[i
             yield finished.pop(wanted)
     finally:
         for child in children:
-            child.process.kill()  # all that it has is a copy
+            child.process.kill()  # its state is only a copy
         for child in children:
             child.process.join()
             child.process.close()
@@ -81,9 +81,9 @@ def side_by_side(work: Work, cohorts: int, processes: int, on_steps: Callable[[i
 
 
 def _assign(children: Sequence["_Child"], unassigned: deque[int], before: int) -> None:
-    """Give every child a cohort to train, and another to go on with while there are more than enough for all.
+    """Assign a cohort to every child, and a second one while there are enough for all.
 
-    None from number ``before`` on: results that wait for their turn take memory.
+    Numbers from ``before`` on are not assigned, as results that wait for their turn take memory.
     """
     for most in (1, 2):
         for child in children:
@@ -110,13 +110,13 @@ class _Child:
             process.start()
         except OSError as error:
             raise errors.TrainingError(
-                f"no process can be started to train in: {error.strerror}. Lower runtime.threads to use fewer"
+                f"cannot start a training process: {error.strerror}. Decrease runtime.threads"
             ) from error
         theirs.close()
         return cls(process, ours)
 
     def assign(self, number: int) -> None:
-        """Let it train cohort ``number`` after those that it has."""
+        """Assign cohort ``number`` after the current ones."""
         self.assigned.append(number)
         try:
             self.pipe.send_bytes(json.dumps(number).encode())
@@ -124,7 +124,7 @@ class _Child:
             raise self._lost() from error
 
     def receive(self, finished: dict[int, Results], on_steps: Callable[[int], None]) -> None:
-        """Take one message, and the weights that it announces."""
+        """Receive one message, with the weights that it announces."""
         try:
             message = json.loads(self.pipe.recv_bytes())
             if message["kind"] == "trained":
@@ -146,13 +146,13 @@ class _Child:
         code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return errors.TrainingError(
-            f"a process that trained a cohort {how}. If memory ran out, lower runtime.threads or runtime.cohort; "
+            f"a training process {how}. If memory ran out, decrease runtime.threads or runtime.cohort; "
             "continue with --resume"
         )
 
 
 def _serve(pipe: "connection.Connection[bytes, bytes]", work: Work, processes: int) -> None:
-    """The forked process: train one cohort after another until it is killed, or its parent is gone."""
+    """Run the forked process: train one cohort after another until it is killed, or its parent exits."""
     torch.set_num_threads(1)  # first of all: OpenMP's threads do not survive a fork
     gc.freeze()  # a collection would write to, and so copy, every object that it shares with its parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
@@ -176,9 +176,9 @@ def _serve(pipe: "connection.Connection[bytes, bytes]", work: Work, processes: i
 
 
 def _limit_memory(processes: int) -> None:
-    """Where memory is limited (``RLIMIT_DATA``, by a site's rules), allocate no more than a share of what is left.
+    """Divide a memory limit (``RLIMIT_DATA``, from a site's rules) among the forked processes.
 
-    The limit is of each process, and forked ones must not take it several times over.
+    The limit is per process, so that all together could otherwise exceed it several times.
     """
     import resource  # not on Windows, where nothing is forked
 

@@ -1,13 +1,12 @@
-"""Layers whose weights differ from merchant to merchant, on a batch that holds the examples of all of them.
+"""Layers with separate weights for each merchant, on a batch with the examples of all of them.
 
-A batch of a cohort is an ordinary batch, merchants after one another (see ``layout``).
-All that a model does between its weighted layers treats examples independently, so it runs unchanged; only layers
-with weights must know whose example is whose. This is what ``torch.func.vmap`` over merchants would compute, in fewer
-and larger operations, and for models that vmap cannot trace.
+A batch of a cohort is an ordinary batch of concatenated merchants (see ``layout``). Operations between weighted layers
+treat examples independently and run unchanged; only layers with weights need the owner of each example. The result is
+that of ``torch.func.vmap`` over merchants, with fewer and larger operations, and for models that vmap cannot trace.
 
-For DP each layer also gives the norm of every example's gradient from what flows in and out of it, without that
-gradient ("ghost norms": Goodfellow 2015; Li et al., ICLR 2022, sec. 4), and the clipped sum ("book-keeping": Bu et
-al., ICML 2023). Shapes: merchants a, examples of all of them N, positions of an example P, members of the unit M.
+For DP, each layer also computes the norm of every example's gradient from its inputs and output gradients, without the
+gradient itself ("ghost norms": Goodfellow 2015; Li et al., ICLR 2022, sec. 4), and the clipped sum ("book-keeping": Bu
+et al., ICML 2023). Shapes: merchants a, examples of all of them N, positions of an example P, members of the unit M.
 
 Where members have several examples (see ``layout``), a product's gradient is clipped as that of one example with all
 positions of the member's, computed in float64. In float32 its norm would need an allowance for rounding that grows with
@@ -27,10 +26,10 @@ from fed_distill.errors import ModelError
 from fed_distill.training.cohort.layout import Layout
 
 _AT_A_TIME = 64
-"""Examples whose gradients by one layer are made at a time, where that is less work than their norms alone."""
+"""Number of examples whose gradients are materialised at a time, where that is cheaper than norms only."""
 
 Call = tuple[tuple[Tensor, ...], Tensor]
-"""One use of a layer in a forward pass: what flowed in, and the tensor whose gradient is needed."""
+"""One call of a layer in a forward pass: its inputs, and the output whose gradient is needed."""
 
 
 class CannotStack(ModelError):
@@ -40,8 +39,8 @@ class CannotStack(ModelError):
 class StackedLayer(nn.Module, ABC):
     """A layer for several merchants at once; ``weight`` and the like are ``[merchants, ...]``, set from outside.
 
-    ``layout`` says whose example is whose. ``record`` makes it keep its calls for per-example gradients; ``forget``
-    drops them.
+    ``layout`` has the owner of each example. With ``record`` it stores its calls for per-example gradients; ``forget``
+    deletes them.
     """
 
     needs_even: ClassVar[bool] = False
@@ -222,7 +221,7 @@ class LayerNorm(StackedLayer):
     def __init__(self, plain: nn.LayerNorm) -> None:
         super().__init__(plain)
         if len(plain.normalized_shape) != 1:
-            raise CannotStack("a LayerNorm over several dimensions")
+            raise CannotStack("a LayerNorm over several dimensions is not supported")
         self.shape, self.eps = plain.normalized_shape, plain.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -303,7 +302,7 @@ class Mapped(StackedLayer):
     def __init__(self, plain: nn.Module) -> None:
         super().__init__(plain)
         if any(True for _ in plain.buffers(recurse=False)):
-            raise CannotStack(f"a {type(plain).__name__} keeps buffers")
+            raise CannotStack(f"a {type(plain).__name__} has buffers")
         self._plain = (plain,)
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Whose example is whose in a batch of a cohort: merchants one after another, each with as many examples as it has.
+"""Owners of the examples in a batch of a cohort, with the merchants' examples concatenated.
 
-On a GPU all have the same number (padded and masked), so that each layer is one operation. On a CPU nothing is padded:
-products go merchant by merchant, which costs it little.
+On a GPU all merchants have the same number (padded and masked), so that each layer is one operation. On a CPU nothing
+is padded: products are computed merchant by merchant, at little cost.
 
-Under DP by groups several examples of a batch are one member of the unit: what is clipped is the gradient of a member's
-mean loss. ``Members`` says which examples belong together.
+With DP by groups, several examples of a batch form one member of the unit, and the gradient of a member's mean loss is
+clipped. ``Members`` has the examples of each member.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
-"""Before a cohort is trained: does the stacked model compute what the plain one does, and how many fit into memory?
+"""Checks before a cohort is trained: equivalence of the stacked and the plain model, and memory per merchant.
 
-Both are found by trying, on a few examples of one merchant of each kind of student.
+Both use trial passes on a few examples of one merchant for each student.
 """
 
 import copy
@@ -23,7 +23,7 @@ from fed_distill.training.dropout import SeededDropout
 from fed_distill.training.preparation import Prepared
 
 CPU_SHARE, GPU_SHARE = 0.25, 0.8
-"""Share of a machine's or a device's memory that cohorts may take; a CPU's is for the server and the system as well."""
+"""Share of a machine's or device's memory for cohorts; server and system also use that of a CPU."""
 
 _TRIED = 4
 _SPREAD = 0.1
@@ -36,22 +36,22 @@ _PASSING_PRIVATE = 3.0
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that training takes: of a merchant beside its batch, and of each example of a batch."""
+    """Memory for training in bytes: for a merchant without its batch, and for each example of a batch."""
 
     merchant: int
     example: int
 
     def merchants(self, budget: int, batch: int) -> int:
-        """How many merchants with batches of ``batch`` examples fit into ``budget`` bytes; at least 1."""
+        """Return how many merchants with batches of ``batch`` examples fit in ``budget`` bytes; at least 1."""
         return max(1, budget // max(self.merchant + batch * self.example, 1))
 
     def examples(self, budget: int, merchants: int) -> int:
-        """How many examples of each of ``merchants`` fit into ``budget`` bytes at a time; at least 1."""
+        """Return the number of examples of each of ``merchants`` that fit in ``budget`` bytes; at least 1."""
         return max(1, (budget - merchants * self.merchant) // max(merchants * self.example, 1))
 
 
 def memory_budget(device: torch.device, processes: int) -> int:
-    """Bytes that the cohorts of one of ``processes`` may take, by the memory's size, not by what is free."""
+    """Return the bytes for cohorts of one of ``processes``, by total memory, not by free memory."""
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory / processes)
     return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes)
@@ -87,15 +87,15 @@ def examined(member: Prepared, device: torch.device, moments: int) -> tuple[Skel
     except CannotStack:
         raise
     except Exception as error:  # whatever a model of the user's own does with weights of a shape that it does not know
-        raise CannotStack(f"trying it stacked fails: {type(error).__name__}: {error}") from error
+        raise CannotStack(f"a trial of the stacked student fails: {type(error).__name__}: {error}") from error
     expected, expected_norms = (torch.cat(parts) for parts in zip(*alone, strict=True))
     if not _alike(found, expected, _TOLERANCE):
         raise CannotStack(
-            "stacked, it computes something else than alone: it mixes examples, depends on how far they are padded, "
-            "draws random numbers by itself, or uses weights outside the layer that they belong to"
+            "the stacked student gives other outputs than the plain one: it mixes examples, depends on padding, draws "
+            "its own random numbers, or uses weights outside of their layer"
         )
     if not _alike(norms, expected_norms, _TOLERANCE_OF_NORMS):
-        raise CannotStack("the gradients of single examples are not what its layers' inputs and outputs tell")
+        raise CannotStack("per-example gradients differ from those computed from inputs and outputs of its layers")
     stack.release()
     weights = sum(_bytes(value) for value in stack.stacked.values()) // 2
     data = sum(_bytes(values) for segment in member.segments for values in segment.encoded.values())

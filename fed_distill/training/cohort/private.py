@@ -1,8 +1,8 @@
-"""DP-SGD for a whole cohort: every member's gradient clipped, summed by merchant, and noised by merchant.
+"""DP-SGD for a whole cohort: clip every member's gradient, sum by merchant, and add noise by merchant.
 
-A member of the unit is an example, or a group of them, whose gradient is that of its mean loss. No member's gradient is
-made: layers give its norm, then the sum of the clipped ones (see ``layers``), so a private step costs little more than
-an ordinary one. Abadi et al. 2016, algorithm 1.
+A member of the unit is an example, or a group of them with the gradient of its mean loss. Gradients of members are not
+materialised: layers compute their norms, then the sum of clipped ones (see ``layers``), so that a private step costs
+little more than an ordinary one. Abadi et al. 2016, algorithm 1.
 """
 
 from collections.abc import Mapping, Sequence

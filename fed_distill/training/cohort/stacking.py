@@ -1,7 +1,7 @@
-"""One model for a whole cohort: a copy of the student whose weighted layers hold every merchant's weights.
+"""One model for a whole cohort: a copy of the student whose weighted layers have every merchant's weights.
 
-Weights lie stacked, ``[merchants, ...]``, tables flat (see ``tables``). What a student freezes is not stacked: there
-is one of it, and it is computed for all merchants as one ordinary batch.
+Weights are stacked, ``[merchants, ...]``, and tables are flat (see ``tables``). Frozen layers are not stacked: they are
+shared and computed for all merchants as one ordinary batch.
 """
 
 import copy
@@ -173,10 +173,10 @@ def skeleton_of(student: TextModel) -> Skeleton:
     cannot be stacked."""
     frozen = {name for name, value in student.named_parameters() if not value.requires_grad}
     if len(list(student.named_parameters(remove_duplicate=False))) > len(list(student.named_parameters())):
-        raise CannotStack("weights that two layers share")
+        raise CannotStack("two layers share weights")
     kept = set(student.state_dict()) - {name for name, _ in student.named_parameters()}
     if kept:
-        raise CannotStack(f"it keeps {sorted(kept)[0]!r}, which training may change and which is no weight")
+        raise CannotStack(f"it has a buffer {sorted(kept)[0]!r}, which training may change")
     owners = {name: module for name, module in student.named_modules() if list(module.parameters(recurse=False))}
     skeleton = copy.deepcopy(student, {id(value): value for value in student.parameters() if value.requires_grad})
     layers: dict[str, tuple[StackedLayer, str]] = {}
@@ -186,9 +186,9 @@ def skeleton_of(student: TextModel) -> Skeleton:
         if frozen.issuperset(names.values()):
             continue
         if not path or not frozen.isdisjoint(names.values()):
-            raise CannotStack(f"weights {', '.join(names.values())} that are frozen in part or the model's own")
+            raise CannotStack(f"weights {', '.join(names.values())} are partly frozen, or belong to the model itself")
         if len(list(module.parameters())) > len(names):
-            raise CannotStack(f"layer {path}, a {type(module).__name__} with weights of its own and layers within")
+            raise CannotStack(f"layer {path}, a {type(module).__name__}, has own weights and inner layers")
         if id(module) not in made:
             made[id(module)] = _stacked_layer(path, module, student)
         parent, _, last = path.rpartition(".")
@@ -196,7 +196,7 @@ def skeleton_of(student: TextModel) -> Skeleton:
         layers |= {full: (made[id(module)], own) for own, full in names.items()}
     for module in student.modules():
         if isinstance(module, _CROSS_EXAMPLE):
-            raise CannotStack(f"a {type(module).__name__}, which mixes examples")
+            raise CannotStack(f"a {type(module).__name__} mixes examples")
     return Skeleton(skeleton, layers)
 
 
@@ -208,7 +208,7 @@ def _stacked_layer(path: str, module: nn.Module, student: TextModel) -> StackedL
             raise CannotStack(f"layer {path} has tables and other weights")
         kind = StackedTable if kind is Rows else kind
         if not issubclass(kind, TableLayer):
-            raise CannotStack(f"layer {path}, a {type(module).__name__} with tables of its own")
+            raise CannotStack(f"layer {path}, a {type(module).__name__}, has its own tables")
     try:
         return kind(module)
     except CannotStack as error:

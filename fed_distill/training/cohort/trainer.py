@@ -1,7 +1,7 @@
-"""Trains hundreds of merchants as one tensor program, to the same weights as one after another.
+"""Trains hundreds of merchants as one tensor program, with the same weights as one after another.
 
-Merchants of one plan are ordered by their number of steps and cut into cohorts that fit into memory; a cohort takes a
-step of all its merchants at once. What cannot be stacked goes to the sequential trainer, which is said once.
+Merchants of one plan are ordered by their number of steps and divided into cohorts that fit in memory; a cohort takes a
+step of all its merchants at once. Students that cannot be stacked use the sequential trainer, which is logged once.
 """
 
 import logging
@@ -92,7 +92,7 @@ class CohortTrainer:
             try:
                 fitted = self._fit_cohort(members[:size], skeleton, together, pace, steps.take)
             except CannotStack as error:
-                _log.warning("these merchants are trained one after another: %s", error)
+                _log.warning("the next merchants are trained one after another: %s", error)
                 yield from (SequentialTrainer(self.config).fit_one(member, pace, steps.take) for member in members)
                 return
             if fitted is None:
@@ -186,7 +186,7 @@ class CohortTrainer:
                 raise
             if len(members) == 1 and together == 1:
                 raise TrainingError(
-                    f"{members[0].learner.name}: memory runs out even with one example at a time: lower "
+                    f"{members[0].learner.name}: memory is insufficient even for one example at a time: decrease "
                     "data.max_examples or the student's size"
                 ) from error
         on_steps(-taken)
@@ -198,7 +198,7 @@ class CohortTrainer:
         while self._cut(footprint, batch, members) == before:
             self._smaller *= 2
         _log.warning(
-            "memory ran out with %d merchants and %d examples of each at a time: going on with %d and %d",
+            "memory ran out with %d merchants and %d examples of each at a time: continuing with %d and %d",
             *before,
             *self._cut(footprint, batch, members),
         )

@@ -167,19 +167,19 @@ class FlattensAll(Flattens):
 
 
 FALL_BACK = {
-    MixesExamples: "computes something else than alone: it mixes examples",
-    MixesFrozenExamples: "computes something else than alone: it mixes examples",
-    SeesPadding: "depends on how far they are padded",
-    DrawsByItself: "draws random numbers by itself",
-    ReadsWeights: "trying it stacked fails: RuntimeError",
-    ReadsRows: "trying it stacked fails: RuntimeError",
-    TiesWeights: "weights that two layers share",
+    MixesExamples: "gives other outputs than the plain one: it mixes examples",
+    MixesFrozenExamples: "gives other outputs than the plain one: it mixes examples",
+    SeesPadding: "depends on padding",
+    DrawsByItself: "draws its own random numbers",
+    ReadsWeights: "a trial of the stacked student fails: RuntimeError",
+    ReadsRows: "a trial of the stacked student fails: RuntimeError",
+    TiesWeights: "two layers share weights",
     Normalizes: "keeps 'norm.num_batches_tracked'",
-    NormalizesByBatch: "a BatchNorm1d, which mixes examples",
-    FreezesABias: "weights hidden.weight, hidden.bias that are frozen in part",
+    NormalizesByBatch: "a BatchNorm1d mixes examples",
+    FreezesABias: "weights hidden.weight, hidden.bias are partly frozen",
     KeepsABuffer: "keeps 'scale'",
-    HasAWeightOfItsOwn: "weights gain that are frozen in part or the model's own",
-    HasLayersInLayers: "layer hidden, a Residual with weights of its own and layers within",
+    HasAWeightOfItsOwn: "weights gain are partly frozen, or belong to the model itself",
+    HasLayersInLayers: "layer hidden, a Residual, has own weights and inner layers",
     ScalesByFrequency: "layer words: an Embedding with max_norm, scale_grad_by_freq",
     TurnsThePlaces: "a Linear is called with",
     Flattens: "a Linear is called with",
@@ -254,7 +254,7 @@ class Gate(nn.Module):
 def test_under_dp_a_student_must_also_tell_its_examples_gradients_apart(words, merchants, plans, member_of):
     learners = merchants(words(ReadsTwice), sizes=(20,))
     assert examined(member_of(learners, plans.fedavg), CPU, 2)[1].example > 0
-    reason = "the gradients of single examples are not what its layers' inputs and outputs tell"
+    reason = "per-example gradients differ from those computed from inputs and outputs of its layers"
     with pytest.raises(CannotStack, match=reason):
         examined(member_of(merchants(words(ReadsTwice), DP, (20,)), plans.fedavg), CPU, 2)
 

@@ -144,7 +144,7 @@ def test_nothing_of_a_cohort_is_kept_once_its_merchants_are_handed_out(words, me
 def test_memory_that_never_suffices_is_said_with_what_to_do(scarce, words, merchants, plans):
     made = scarce(10_000)
     with pytest.raises(
-        TrainingError, match=r"shop 1: memory runs out even with one example at a time: lower"
+        TrainingError, match=r"shop 1: memory is insufficient even for one example at a time: decrease"
     ) as caught:
         fit(CohortTrainer(config_of(batch_size=4)), merchants(words()), plans.turns)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
