@@ -127,7 +127,7 @@ class Prepared:
         for number, (loss, phase) in enumerate(zip(losses, self.phases, strict=True), start=1):
             if (phase.data != "private" or self.learner.privacy is None) and not math.isfinite(loss):
                 raise TrainingError(
-                    f"{self.learner.name}: the loss of phase {number} is {loss}; decrease learning_rate or set clip_norm "
+                    f"{self.learner.name}: the loss of phase {number} is {loss}; lower learning_rate or set clip_norm "
                     "in [training.merchants], or for the server in [training.server]"
                 )
         frozen = {name for name, value in self.learner.student.named_parameters() if not value.requires_grad}
