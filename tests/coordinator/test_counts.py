@@ -96,7 +96,7 @@ def test_each_merchant_that_is_cut_is_named_once(caplog):
         assert cut[2].examples == 33  # 0.6 of 55
         assert counts.cut(sent("later", MOST_EXAMPLES)).examples == 33  # of a later chunk
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line.split()[1] for line in lines] == ["byzantine", "later"]
+    assert [line.split()[4] for line in lines] == ["byzantine", "later"]
 
 
 def test_uses_of_rows_are_cut_together_in_whatever_payload_they_come():

@@ -274,7 +274,7 @@ def test_a_round_out_of_hours_waits_for_them(tiny_experiment, tmp_path, monkeypa
     folder = FaultyGrid(tiny_experiment(tmp_path / "night", {**QUICK, "federation.minimum_share": 0.9})).run()
     first = lines_of(folder)[0]
     assert len(first["retried"]) == 1
-    assert "rule hours: 22:00-06:00, and it is 12:00 there" in first["retried"][0]
+    assert "rule hours: 22:00-06:00, and the site's time is 12:00" in first["retried"][0]
     assert student_of(folder) == student_of(whole)
 
 
@@ -314,7 +314,7 @@ def other_protocol(reply):
 def test_a_site_of_another_version_is_left_out_by_name(tiny_experiment, tmp_path, caplog):
     folder = FaultyGrid(tiny_experiment(tmp_path, QUICK), tampered(other_protocol, kind=QUERY_MERCHANTS)).run()
     assert 3 <= lines_of(folder)[0]["merchants"] < 5
-    assert f"site {SECOND} has protocol {PROTOCOL - 1} and this server {PROTOCOL}: install fed-distill" in caplog.text
+    assert f"site {SECOND} has protocol {PROTOCOL - 1}, and this server {PROTOCOL}: install fed-distill" in caplog.text
     assert "(fed-distill 0.0.1)" in caplog.text
 
 
@@ -324,7 +324,7 @@ def test_sites_of_other_versions_only_end_the_run_with_one_clear_line(tiny_exper
     def app(message, context):
         return other_protocol(inner(message, context))
 
-    with pytest.raises(DataError, match=f"no site has a merchant: site 2 has protocol {PROTOCOL - 1} and"):
+    with pytest.raises(DataError, match=f"no site has a merchant: site 2 has protocol {PROTOCOL - 1}, and"):
         FaultyGrid(tiny_experiment(tmp_path, QUICK), app).run()
 
 

@@ -114,7 +114,7 @@ def test_one_that_comes_back_with_another_proxy_set_stays_away(stage, caplog):
 USELESS = {
     "proxy set": ({"public": "another"}, "(c) has other classes or another proxy set than the server: install this"),
     "no proxy set": ({"public": 7}, "(c) has other classes or another proxy set than the server: install this"),
-    "protocol": ({"protocol": 2}, f"speaks protocol 2 and this server {PROTOCOL}: install fed-distill"),
+    "protocol": ({"protocol": 2}, f"has protocol 2, and this server {PROTOCOL}: install fed-distill"),
     "no names": ({"names": "c"}, "sent an announcement without names of merchants"),
     "numbers": ({"names": [1, 2], "examples": [1, 2]}, "sent an announcement without names of merchants"),
     "sizes": ({"examples": [1, 2]}, "sent an announcement without names and sizes of merchants"),
@@ -208,7 +208,7 @@ def test_a_site_is_told_by_its_name_and_by_its_number_too_where_that_is_not_enou
     assert [exchange.title(node) for node in (NORTH, NEW)] == [f"site north ({NORTH})", f"site north ({NEW})"]
     stage.there = {SOUTH}
     roster.away()
-    assert f"site north ({NEW}) is away" in caplog.text
+    assert f"site north ({NEW}) is offline" in caplog.text
     stage.there = {SOUTH, NEW}
     roster.away()
     assert exchange.title(NEW) == "site north"  # the other is gone

@@ -179,8 +179,8 @@ def test_a_file_that_is_no_proxy_set_is_named(tmp_path, content):
     ("rules", "message"),
     [
         (Rules(methods=("fedmd",)), "rule methods: fedmd, not 'fedavg-kd'"),
-        (Rules(max_rounds=2), "rule max_rounds: 2 in a federation, not 3"),
-        (Rules(hours="22:00-06:00"), "rule hours: 22:00-06:00, and it is 12:00 there"),
+        (Rules(max_rounds=2), "rule max_rounds: at most 2 in a federation, not 3"),
+        (Rules(hours="22:00-06:00"), "rule hours: 22:00-06:00, and the site's time is 12:00"),
         (Rules(hours="13:00-14:00"), "rule hours"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_site_that_refuses_names_its_rule_and_the_others_go_on(run_over, deplo
     folder, _ = run_over(experiment)
     refused = sorted(Manifest.read(deployment / "sites" / "north" / "site.toml").read_data().merchants)
     for merchant in refused:
-        assert f"merchant {merchant}: not allowed by its site, rule max_rounds: 1 in a federation, not 2" in caplog.text
+        assert f"merchant {merchant}: not allowed by its site, rule max_rounds: at most 1 in a federation, not 2" in caplog.text
     assert (folder / "report.html").is_file()
 
 
@@ -178,6 +178,6 @@ def test_a_private_run_at_sites_as_they_are_shipped_computes_nothing_unprotected
     assert not any(summary["by_merchant"]["federations"].values())
     assert {row["merchant_accuracy"] for row in summary["federations"].values()} == {None}
     assert summary["adaptation"]["personal"] is None
-    assert "no test score of fedavg-kd is told: rule scores" in caplog.text
+    assert "no test scores of fedavg-kd are reported: rule scores" in caplog.text
     for merchant in load(experiment.data).merchants:
         assert merchant not in summary["by_merchant"]["controls"]["server"]

@@ -43,8 +43,8 @@ def ruled(limited):
     ("rules", "rule"),
     [
         (Rules(methods=("fedmd",)), "rule methods: fedmd, not 'fedavg-kd'"),
-        (Rules(max_rounds=2), "rule max_rounds: 2 in a federation, not 3"),
-        (Rules(hours="22:00-06:00"), "rule hours: 22:00-06:00, and it is 12:00 there"),
+        (Rules(max_rounds=2), "rule max_rounds: at most 2 in a federation, not 3"),
+        (Rules(hours="22:00-06:00"), "rule hours: 22:00-06:00, and the site's time is 12:00"),
     ],
 )
 def test_what_is_forbidden_is_refused_by_name_and_costs_nothing(world, ruled, changes, rules, rule):
@@ -77,7 +77,7 @@ def test_the_experiments_own_arm_is_trained_at_a_closed_site_and_no_score_is_tol
     with caplog.at_level("INFO"):
         (uplink,) = site.train(world.request(world.names[0], test=True), world.down(), {})
     assert uplink.metrics == {}
-    assert "no test score of fedavg-kd is told: rule scores" in caplog.text
+    assert "no test scores of fedavg-kd are reported: rule scores" in caplog.text
 
 
 def test_test_scores_are_told_by_rule_and_nobody_elses_wish(world, ruled, caplog):
@@ -86,7 +86,7 @@ def test_test_scores_are_told_by_rule_and_nobody_elses_wish(world, ruled, caplog
     assert set(open_.evaluate(asked, world.start)) == set(world.names[:2])
     with caplog.at_level("INFO"):
         assert closed.evaluate(asked, world.start) == {}
-    assert "no test score of fedavg-kd is told: rule scores" in caplog.text
+    assert "no test scores of fedavg-kd are reported: rule scores" in caplog.text
     assert (open_.tally.scored, closed.tally.scored) == (2, 0)
     assert (open_.tally.refused["scores"], closed.tally.refused["scores"]) == (0, 2)
     told, kept = (next(iter(site.train(asked, world.down(), {}))).metrics for site in (open_, closed))
@@ -146,7 +146,7 @@ def test_sizes_are_told_where_nothing_is_protected_and_all_merchants_allow_that(
 def test_rounds_are_counted_too_whatever_is_planned(world, ruled):
     site = ruled(Rules(max_rounds=2))
     (answer,) = site.train(world.request(world.names[0], rounds=1), world.down(3), {})
-    assert "rule max_rounds: 2 in a federation, not 3" in answer.reason
+    assert "rule max_rounds: at most 2 in a federation, not 3" in answer.reason
 
 
 def test_an_update_that_is_too_large_stays_at_the_site(world, ruled):
@@ -205,8 +205,8 @@ def test_every_rule_of_a_site_is_closed_or_open_by_intent(field):
         (lambda request: replace(request, merchants=("nobody",)), "merchant 'nobody', which is not at this site"),
         (lambda request: replace(request, students=("lstm",)), "a student 'lstm', but has no blueprint for it"),
         (lambda request: replace(request, blueprints={"two-tower": "{"}), "an invalid blueprint of a student"),
-        (lambda request: described(request, {"kind": "os:system", "settings": {}}), "a student that cannot be built"),
-        (lambda request: described(request, {**LARGE, "settings": {"rows": 16}}), "a student that cannot be built"),
+        (lambda request: described(request, {"kind": "os:system", "settings": {}}), "student of the request cannot be built"),
+        (lambda request: described(request, {**LARGE, "settings": {"rows": 16}}), "student of the request cannot be built"),
     ],
 )
 def test_a_request_that_does_not_fit_together_is_told_so(world, limited, change, told):

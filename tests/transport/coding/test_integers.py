@@ -74,13 +74,13 @@ def test_a_single_large_count_does_not_make_the_others_dear():
 
 @pytest.mark.parametrize("values", [[-1], [3, LIMIT]])
 def test_numbers_that_do_not_fit_are_refused(values):
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="must be from 0 to"):
         written(write_counts, values)
 
 
 @pytest.mark.parametrize("values", [[2, 1], [1, 1]])
 def test_numbers_that_are_not_sorted_and_distinct_are_refused(values):
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="must be from 0 to"):
         written(write_sorted, values)
 
 

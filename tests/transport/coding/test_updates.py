@@ -170,7 +170,7 @@ def test_a_stage_after_one_that_leaves_nothing_is_refused():
 
 @pytest.mark.parametrize("stage", [TopK(), SVD()])
 def test_a_matrix_of_what_another_stage_left_is_refused(stage):
-    with pytest.raises(ConfigError, match=r"stage 2 \(SVD\) codes whole arrays, .* put it first"):
+    with pytest.raises(ConfigError, match=r"stage 2 \(SVD\) encodes whole arrays, .* put it first"):
         Chain((stage, SVD(), Int8()))
 
 
@@ -200,7 +200,7 @@ FORGED = {
     "infinite scale": ((Int8(),), b"\x80\x7f" * 2 + bytes(8), "scales that are negative or not finite"),
     "negative scale": ((Sign(),), b"\x80\xbf" * 2 + bytes(2), "scales that are negative or not finite"),
     "beyond the last step": ((Int8(),), bytes(4) + b"\xff" * 8, "quantized values above 127 steps"),
-    "more entries than its share": ((TopK(0.5),), b"\x05\x00\x00\x00" + bytes(40), "it holds 5 of 8 entries"),
+    "more entries than its share": ((TopK(0.5),), b"\x05\x00\x00\x00" + bytes(40), "it has 5 of 8 entries"),
     "all entries": ((TopK(0.5),), b"\xff\xff\xff\xff", "entries, more than the share"),
     "a rank beyond all use": ((SVD(),), b"\x02\x00\x00\x00" + bytes(80), "factors of rank 2"),
     "too short": ((Int8(),), bytes(5), "ends too early"),
