@@ -1,7 +1,7 @@
-"""Byzantine merchants, for simulations: what they train on and what they send in place of what they should.
+"""Byzantine merchants for simulations: attacks on their training labels and uplinks.
 
-Robust merging is believed when it has been seen beside the plain mean under attack. Attacks are chosen by name in the
-table ``[byzantine]``; which merchants they are is drawn from the seed (``adversaries.byzantine``).
+They serve to compare robust aggregators with the mean under attack. Attacks are chosen by name in the table
+``[byzantine]``; the Byzantine merchants are drawn from the seed (``adversaries.byzantine``).
 """
 
 from fed_distill.registry import Registry

@@ -1,4 +1,4 @@
-"""Which merchants are Byzantine: drawn from the run's seed, so that server and sites of a simulation know the same."""
+"""Selection of the Byzantine merchants from the run's seed, identical at the server and the sites of a simulation."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from fed_distill.errors import ConfigError
 
 
 def byzantine_merchants(experiment: Experiment, merchants: Sequence[str], seed: int) -> frozenset[str]:
-    """The Byzantine ones of all ``merchants`` of a federation, at least one if any are to be; for all its rounds.
+    """Return the Byzantine merchants of a federation, for all its rounds; at least one if ``byzantine.fraction`` is
+    positive.
 
-    Raises ConfigError if no honest merchant would be left.
+    :raises ConfigError: no honest merchant remains
     """
     fraction = experiment.byzantine.fraction
     if not fraction:
@@ -19,8 +20,8 @@ def byzantine_merchants(experiment: Experiment, merchants: Sequence[str], seed: 
     size = max(1, round(fraction * len(names)))
     if size >= len(names):
         raise ConfigError(
-            f"byzantine.fraction = {fraction:g} leaves no honest one of {len(names)} merchants: lower it, or give "
-            "the data more merchants"
+            f"byzantine.fraction = {fraction:g} leaves no honest merchant of {len(names)}: decrease it, or use data "
+            "with more merchants"
         )
     chosen = seeds.numpy_stream(seed, "byzantine merchants").choice(len(names), size, replace=False)
     return frozenset(names[place] for place in chosen)

@@ -1,4 +1,4 @@
-"""What every aggregator does: the global weights and the merchants' updates in, the next global weights out."""
+"""Interface of aggregators: from the global weights and the merchants' updates to the next global weights."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -10,26 +10,29 @@ from fed_distill.transport.messages import Uplink
 
 
 class Aggregator(Protocol):
-    """Merges updates and adds the result to the global weights. What it carries from round to round (a server
-    optimizer's moments) is in ``state``."""
+    """Merges updates and adds the result to the global weights. Its state between rounds (such as a server optimizer's
+    moments) is in ``state``."""
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
-        """The next global weights. ``uplinks`` are ordered by merchant, have the same tables in part, and come in while
-        merchants still train: they are iterated once, and an error that ends them leaves ``state`` as it was."""
+        """Return the next global weights.
+
+        :param uplinks: uplinks ordered by merchant, with the same partial tables. They arrive while other merchants
+            train, and are iterated once; an error in the iteration leaves ``state`` unchanged.
+        """
 
     def state(self) -> dict[str, Tensor]:
-        """What must be kept for the next round, by name; empty if nothing is."""
+        """Return the state for the next round, by name; empty without any."""
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a ``state``."""
+        """Restore a ``state``."""
 
 
 class Stateless:
-    """What an aggregator has in common with others that carry nothing from round to round."""
+    """Base class of aggregators without state between rounds."""
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing is kept between rounds."""
+        """Return no state."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to go on from."""
+        """Do nothing, as there is no state."""

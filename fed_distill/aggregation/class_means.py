@@ -1,8 +1,8 @@
 """Mean soft labels of each class, averaged over merchants.
 
 Jeong et al., "Communication-efficient on-device machine learning: federated distillation and augmentation under
-non-IID private data", 2018, algorithm 1: what a device tells of its data are the means of its outputs by label, and
-the server averages them, each device counting the same in every class that it has.
+non-IID private data", 2018, algorithm 1: a device sends the means of its outputs by label, and the server
+averages them with equal weights over the devices that have the class.
 """
 
 import torch
@@ -12,7 +12,7 @@ from fed_distill.payloads.class_means import ClassMeans
 
 
 class RunningClassMeans:
-    """Mean of class means that are given one after another, over those in which a class is present."""
+    """Running mean of class means, by class over those in which it is present."""
 
     def __init__(self, classes: int) -> None:
         self._sum = torch.zeros(classes, classes, dtype=torch.float64)
@@ -20,15 +20,15 @@ class RunningClassMeans:
         self._merchants = 0
 
     def add(self, means: ClassMeans) -> None:
-        """Take in one merchant's."""
+        """Add the class means of one merchant."""
         self._sum += means.probabilities * means.present.unsqueeze(1)
         self._counts += means.present
         self._merchants += 1
 
     def mean(self, before: ClassMeans | None = None) -> ClassMeans:
-        """The means so far, float64; of a class that nobody has, what it was ``before``.
+        """Return the means so far, float64; ``before`` for a class that no merchant has.
 
-        Raises UplinkRejected if there was nothing to average.
+        :raises UplinkRejected: no class means were added
         """
         if not self._merchants:
             raise UplinkRejected("no merchant sent class means that could be merged")

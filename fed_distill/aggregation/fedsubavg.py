@@ -20,30 +20,30 @@ from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.transport.messages import Uplink
 
 USES_PER_EXAMPLE = 4
-"""What a merchant counts for in a row at most, for each of its training examples.
+"""Maximum weight of a merchant in a row, per training example.
 
-How often its examples use a row is a merchant's own word and has no exact bound; its examples, and its uses of all rows
-together, are cut to what other merchants' let them be before they come here (``coordinator.counts``). In a pair each
-text uses a feature once or twice, and proxy examples count too: no merchant of the experiments on marketplace and
-PriceRunner reaches 3 uses an example, so that the limit only holds back who overstates.
+Merchants report their own use counts, which have no exact bound; their examples and total use counts are truncated
+before aggregation (``coordinator.counts``). Each text of a pair uses a feature once or twice, and proxy examples count
+too: no merchant of the experiments on marketplace and PriceRunner reaches 3 uses per example, so that the limit only
+affects merchants with overstated counts.
 """
 
 
 @dataclass
 class FedSubAvg:
-    """Mean update of what each merchant touched; weights outside the tables are averaged by examples.
+    """Mean update of each row over the merchants that use it; weights outside of tables are averaged by examples.
 
-    weight: what a merchant counts for in a row's mean. ``uses``: how often its examples use the row, so that who
-    knows a feature best has most say, up to ``USES_PER_EXAMPLE`` times its examples; ``examples``: all of its examples;
-    ``merchants``: each the same, as in the paper. server_learning_rate: factor on the averaged update; 1 takes the
-    average itself. A running sum: memory does not grow with the number of merchants.
+    weight: a merchant's weight in a row's mean. ``uses``: its use count of the row, at most ``USES_PER_EXAMPLE`` times
+    its examples; ``examples``: its number of examples; ``merchants``: equal weights, as in the paper.
+    server_learning_rate: factor of the mean update. It is a running sum: memory does not grow with the number of
+    merchants.
     """
 
     weight: Literal["uses", "examples", "merchants"] = "uses"
     server_learning_rate: PositiveFloat = 1.0
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
-        """The next global weights; rows that nobody sent stay as they are."""
+        """Return the next global weights; rows that no merchant sent are unchanged."""
         update, examples = RunningUpdate(current), 0
         row_weights: dict[str, Tensor] = {}
         for uplink in uplinks:
@@ -70,8 +70,8 @@ class FedSubAvg:
         return torch.full(counts.shape, float(examples) if self.weight == "examples" else 1.0, dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing is kept between rounds."""
+        """Return no state."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to go on from."""
+        """Do nothing, as there is no state."""

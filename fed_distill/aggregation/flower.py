@@ -1,10 +1,10 @@
-"""Flower's own strategies as aggregators: the merchants' weights are handed to ``aggregate_train`` as messages.
+"""Flower's own strategies as aggregators: the merchants' weights are passed to ``aggregate_train`` as messages.
 
-Flower's strategies merge weights, so that here alone updates are added to the global weights before they are merged.
-Server optimizers (FedAvgM, FedAdam ...) step on the merchants' mean: they are handed that mean, summed up here in one
-pass, as the only message. Robust strategies compare merchants and are handed all of them, so their memory grows with
-the number of merchants; what a merchant did not send is as in the downlink, as if it had sent the
-whole student. Arrays are handed over in the order of their names: some strategies tell them apart by position only.
+Flower's strategies merge weights, so that updates are added to the global weights before they are merged. Server
+optimizers (FedAvgM, FedAdam ...) use the merchants' mean: they receive this mean, computed here in one pass, as the
+only message. Robust strategies compare merchants and receive all of them, so that their memory grows with the number of
+merchants; weights that a merchant did not send are as in the downlink. Arrays are passed in the order of their names,
+as some strategies identify them by position.
 """
 
 import logging
@@ -36,9 +36,9 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 @dataclass
 class _FlowerAggregator:
-    """Runs one Flower strategy; the subclass names it, and its fields are the strategy's options.
+    """Runs one Flower strategy, given by the subclass, whose fields are the strategy's options.
 
-    It is handed every merchant's whole weights, all held in memory at once.
+    The strategy receives every merchant's whole weights, all in memory at once.
     """
 
     strategy: ClassVar[type[flower.FedAvg]]
@@ -51,13 +51,15 @@ class _FlowerAggregator:
             self._running = self.strategy(fraction_train=0.0, fraction_evaluate=0.0, **options)
 
     def minimum(self) -> int:
-        """Merchants that a merge needs at least."""
+        """Minimum number of merchants in a merge."""
         return 1
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
-        """The strategy's aggregate; weighted by examples where the strategy weights at all.
+        """Return the strategy's aggregate, weighted by examples if the strategy uses weights.
 
-        Weights that are not floating-point stay as they are. Raises ConfigError if too few merchants sent an update.
+        Weights that are not floating-point are unchanged.
+
+        :raises ConfigError: too few merchants sent an update
         """
         names = sorted(name for name, value in current.items() if value.is_floating_point())
         messages = self._messages(current, uplinks, names)
@@ -65,9 +67,9 @@ class _FlowerAggregator:
             raise UplinkRejected("no merchant sent an update that could be merged")
         if len(messages) < self.minimum():
             raise ConfigError(
-                f"aggregator {type(self).__name__.lower()} with its options needs {self.minimum()} merchants a round, "
-                f"and {len(messages)} sent an update: lower its options, raise federation.participation, or take "
-                "another"
+                f"aggregator {type(self).__name__.lower()} with its options requires {self.minimum()} merchants a "
+                f"round, but {len(messages)} sent an update: decrease its options, increase federation.participation, "
+                "or use another"
             )
         self._merges += 1
         running: Any = self._running
@@ -83,7 +85,7 @@ class _FlowerAggregator:
         }
 
     def _messages(self, current: Weights, uplinks: Iterable[Uplink], names: Sequence[str]) -> list[Message]:
-        """What the strategy is handed: every merchant's whole weights."""
+        """Return the messages for the strategy: every merchant's whole weights."""
         return [
             _message(uplink.examples, updated(current, sent), names)
             for uplink in uplinks
@@ -91,7 +93,7 @@ class _FlowerAggregator:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """The number of merges, and the server optimizer's moments where the strategy has one."""
+        """Return the number of merges, and the server optimizer's moments if the strategy has any."""
         kept = {"merges": torch.tensor(self._merges)}
         for moment in _MOMENTS:
             for name, value in (getattr(self._running, moment, None) or {}).items():
@@ -101,7 +103,7 @@ class _FlowerAggregator:
         return kept
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what was kept."""
+        """Restore a ``state``."""
         self._merges = int(state["merges"])
         running: Any = self._running
         for moment in _MOMENTS:
@@ -121,10 +123,10 @@ class _FlowerAggregator:
 
 @dataclass
 class _ServerOptimizer(_FlowerAggregator):
-    """A strategy that takes a step on the merchants' mean weights."""
+    """A strategy with an optimizer step on the merchants' mean weights."""
 
     def _messages(self, current: Weights, uplinks: Iterable[Uplink], names: Sequence[str]) -> list[Message]:
-        """The mean alone: the strategy's own mean of one message is that message."""
+        """Return the mean as the only message, which is also the strategy's mean."""
         return [_message(1, mean_weights(current, uplinks), names)]
 
 
@@ -139,8 +141,8 @@ class FedAvgM(_ServerOptimizer):
 
 @dataclass
 class FedAdam(_ServerOptimizer):
-    """Adam at the server on the mean update (Reddi et al., ICLR 2021, algorithm 2), with Flower's correction of the
-    moments' bias at first, which the paper leaves out.
+    """Adam at the server on the mean update (Reddi et al., ICLR 2021, algorithm 2), with Flower's bias correction of
+    the moments, which the paper omits.
 
     eta: server learning rate. beta_1, beta_2: decay of the moments. tau: degree of adaptivity.
     """
@@ -243,7 +245,7 @@ def _message(examples: int, weights: Weights, names: Sequence[str]) -> Message:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """NoReply a strategy that reports on sampling, which is not its job here."""
+    """Suppress the strategy's log messages about sampling, which does not apply here."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.ERROR)

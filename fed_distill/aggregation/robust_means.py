@@ -12,29 +12,29 @@ import torch
 from torch import Tensor
 
 EXCESS = 2.0
-"""How far the variance along a direction may be above what most merchants' spread there explains."""
+"""Maximum ratio of the variance along a direction to a robust estimate from most merchants' values."""
 _NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 _TOGETHER = 512
-"""Proxy examples that are filtered together, which bounds the memory for it."""
+"""Number of proxy examples that are filtered together, which bounds memory."""
 
 
 def trimmed_mean(stacked: Tensor, share: float) -> Tensor:
-    """Mean of each coordinate without its lowest and its highest values, a ``share`` (below 0.5) of all at each end."""
+    """Return the mean of each coordinate without a ``share`` (below 0.5) of its lowest and of its highest values."""
     return _trimmed(stacked, _dropped(stacked, share))
 
 
 def median(stacked: Tensor) -> Tensor:
-    """Median of each coordinate; of an even number of merchants the mean of the two in the middle."""
+    """Return the median of each coordinate; for an even number of merchants, the mean of the two in the middle."""
     return _trimmed(stacked, (len(stacked) - 1) // 2)
 
 
 def filtered_mean(stacked: Tensor, share: float) -> Tensor:
-    """Mean without the merchants that stretch the spread, a ``share`` (below 0.5) of all at most.
+    """Return the mean without outlying merchants, at most a ``share`` (below 0.5) of all.
 
-    While the variance along the direction of largest variance is more than ``EXCESS`` times what the median absolute
-    deviation along it tells, the merchant that is farthest from the mean there is dropped. The paper knows the
-    covariance of honest values, and drops by random thresholds.
+    While the variance along the direction of largest variance is more than ``EXCESS`` times its estimate from the
+    median absolute deviation, the merchant with the largest distance from the mean along it is dropped. The paper
+    assumes a known covariance of honest values, and drops by random thresholds.
     """
     drops = _dropped(stacked, share)
     return torch.cat([_filtered(part.double(), drops) for part in torch.split(stacked, _TOGETHER, dim=1)]).to(
@@ -43,13 +43,13 @@ def filtered_mean(stacked: Tensor, share: float) -> Tensor:
 
 
 def renormalized(means: Tensor) -> Tensor:
-    """Rows ``[proxy, classes]`` scaled to sum to 1, as medians do not; uniform where the merchants share no class."""
+    """Normalise rows ``[proxy, classes]`` to sum to 1, as medians do not; uniform if all entries are 0."""
     total = means.sum(dim=-1, keepdim=True)
     return torch.where(total > 0.0, means / total.clamp_min(torch.finfo(means.dtype).tiny), 1.0 / means.shape[-1])
 
 
 def _dropped(stacked: Tensor, share: float) -> int:
-    """A share of the merchants as a number, rounded down; 0.29 of 100 are 29, not 28 as in floating point."""
+    """Return a share of the merchants, rounded down; 0.29 of 100 is 29, not 28 as in floating point."""
     return math.floor(share * len(stacked) + 1e-9)
 
 
@@ -58,7 +58,7 @@ def _trimmed(stacked: Tensor, cut: int) -> Tensor:
 
 
 def _filtered(values: Tensor, drops: int) -> Tensor:
-    """``filtered_mean`` of float64 ``[merchants, proxy, classes]`` without at most ``drops`` merchants an example."""
+    """``filtered_mean`` of float64 ``[merchants, proxy, classes]``; drops at most ``drops`` merchants per example."""
     kept = torch.ones(values.shape[:2], dtype=torch.bool)
     rows = torch.arange(values.shape[1])
     for _ in range(drops):

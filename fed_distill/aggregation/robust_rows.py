@@ -1,11 +1,11 @@
-"""Robust means row by row: an embedding row is compared over the merchants that touched it, and over nobody else.
+"""Robust means by row: an embedding row is aggregated over the merchants that sent it only.
 
-A coordinate-wise median (Yin et al., "Byzantine-robust distributed learning", ICML 2018) of whole tables lets most
-merchants, which never saw a rare word, outvote those that did: to the median "unchanged" is what all but a few say, and
-the row never learns. Here only who touched a row is asked about it, as in federated submodel averaging (Ding et al.,
-NeurIPS 2022). The price is that a row is only as safe as most of those that touched it are honest.
+With a coordinate-wise median (Yin et al., "Byzantine-robust distributed learning", ICML 2018) of whole tables, a rare
+word is never trained: most merchants do not have it, and their unchanged row is the median. Here a row is aggregated
+over the merchants that use it, as in federated submodel averaging (Ding et al., NeurIPS 2022). A row is therefore
+robust only if most of these merchants are honest.
 
-All merchants' updates are held in memory at once, as robust means need, but only the rows that they sent.
+The rows that merchants sent are in memory for all merchants at once.
 """
 
 from abc import ABC, abstractmethod
@@ -26,14 +26,14 @@ from fed_distill.transport.messages import Uplink
 
 
 class _RobustRows(Stateless, ABC):
-    """Merges by a robust mean of updates; the subclass says which. Merchants count the same, whatever their size."""
+    """Merges by a robust mean of updates, given by the subclass. Merchants have equal weights."""
 
     @abstractmethod
     def mean(self, stacked: Tensor) -> Tensor:
-        """The robust mean ``[...]`` of ``[merchants, ...]``."""
+        """Return the robust mean ``[...]`` of ``[merchants, ...]``."""
 
     def average(self, current: Weights, uplinks: Iterable[Uplink]) -> Weights:
-        """The next global weights; rows that nobody sent, and weights that are not floating-point, stay as they are."""
+        """Return the next global weights; rows that no merchant sent, and non-floating-point weights, are unchanged."""
         sent = [sent for uplink in uplinks if (sent := uplink.get(StudentUpdate)) is not None]
         if not sent:
             raise UplinkRejected("no merchant sent an update that could be merged")
@@ -59,7 +59,7 @@ class FedSubMedian(_RobustRows):
     """Median over the merchants that touched a row (Yin et al., ICML 2018, definition 1; Ding et al., NeurIPS 2022)."""
 
     def mean(self, stacked: Tensor) -> Tensor:
-        """Coordinate by coordinate; of an even number of merchants the mean of the two in the middle."""
+        """Return the coordinate-wise median; for an even number, the mean of the two in the middle."""
         return median(stacked)
 
 
@@ -71,13 +71,13 @@ class FedSubTrimmedAvg(_RobustRows):
     beta: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
 
     def mean(self, stacked: Tensor) -> Tensor:
-        """Coordinate by coordinate."""
+        """Return the coordinate-wise trimmed mean."""
         return trimmed_mean(stacked, self.beta)
 
 
 def by_merchants(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The distinct numbers in ``rows``, int64 ``[sent]``, by how many merchants sent them: the row numbers
-    ``[touched]``, and their places in ``rows``, ``[merchants, touched]``."""
+    """Group the distinct numbers in ``rows``, int64 ``[sent]``, by the number of merchants that sent them: yield row
+    numbers ``[touched]`` and their positions in ``rows``, ``[merchants, touched]``."""
     order = rows.argsort(stable=True)
     distinct, counts = torch.unique_consecutive(rows[order], return_counts=True)
     firsts = counts.cumsum(0) - counts

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 NO_ANSWER = -1
-"""The answer to an example on which too few merchants agree."""
+"""Label of an example without a consensus."""
 
 
 def plurality(histogram: Tensor) -> Tensor:
-    """The class with the most votes, int64 ``[queries]``, of ``[queries, classes]`` votes; the first of equals."""
+    """Return the class with the most votes, int64 ``[queries]``, from ``[queries, classes]``; the first of ties."""
     return histogram.argmax(dim=-1)
 
 
 def counted_plainly(histogram: Tensor) -> Tensor:
-    """Answers without privacy: what most say, and nothing where nobody voted."""
+    """Return labels without privacy: the plurality, and no label without votes."""
     return torch.where(histogram.sum(dim=-1) > 0, plurality(histogram), NO_ANSWER)

@@ -204,7 +204,7 @@ class Auditing:
                 else {}
             )
             request = federation.request(names, rate)
-            for chunk in federation.asked(request, method.broadcast(state), starts):
+            for chunk in federation.answers(request, method.broadcast(state), starts):
                 for uplink in chunk.uplinks:
                     guesses[uplink.merchant] = self._guessed_shares(uplink, before, public)
         truths = {name: label_shares(one.train.labels, classes) for name, one in self.data.merchants.items()}

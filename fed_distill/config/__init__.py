@@ -1,4 +1,4 @@
-"""An experiment: every table of its file is a class here, and every key a field with its meaning beside it."""
+"""Experiment configuration: one class for each table of the file, one field with a description for each key."""
 
 from fed_distill.config.byzantine import ByzantineConfig
 from fed_distill.config.data import DataConfig

@@ -1,4 +1,4 @@
-"""Byzantine merchants, in simulations of an attack."""
+"""Configuration of Byzantine merchants in simulations."""
 
 from typing import Any
 
@@ -13,5 +13,5 @@ class ByzantineConfig(ConfigTable):
     fraction: Share = Field(
         0.0, description="fraction of the merchants that are Byzantine, drawn by the seed; 0 for none"
     )
-    attack: str = Field("label-flip", description="label-flip, sign-flip or scaled, or import path of an own one")
-    options: dict[str, Any] = Field(default_factory=dict, description="the attack's own options")
+    attack: str = Field("label-flip", description="label-flip, sign-flip or scaled, or import path of a custom one")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the attack")

@@ -1,4 +1,4 @@
-"""Which examples there are, and who has them."""
+"""Configuration of the data and of its split between server and merchants."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,50 +8,54 @@ from fed_distill.config.tables import LARGEST, ConfigTable, PositiveFloat, Posit
 
 
 class DataConfig(ConfigTable):
-    """Which examples, and how they are split between server, merchants, validation and test."""
+    """The dataset and its split between server, merchants, validation and test."""
 
-    dataset: str = Field("marketplace", description="name of a dataset, or import path of an own one")
+    dataset: str = Field("marketplace", description="name of a dataset, or import path of a custom one")
     task: str = Field("relevance", description="relevance, recommend, category, matching, sentiment or faq")
     seed: Annotated[int, Field(ge=-LARGEST, le=LARGEST)] = Field(
-        0, description="seed of the splits; kept apart from the run's seed, so that seeds share a test set"
+        0, description="seed of the splits; separate from the run's seed, so that all seeds share one test set"
     )
-    public_share: Share = Field(0.2, description="share of the large enough merchants whose data the server has")
+    public_share: Share = Field(
+        0.2, description="share of the merchants with at least min_rows rows whose data the server holds"
+    )
     public_labels: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
-        description="share of the public merchants' examples whose labels the server has, drawn by chance; the proxy "
-        "set is drawn from all of them",
+        description="share of the public merchants' examples whose labels the server has, drawn at random; the proxy "
+        "set is drawn from all their examples",
     )
     clients: Literal["here", "elsewhere"] = Field(
         "here",
-        description="here: merchants of the data that are not public; elsewhere: those of real sites, which bring data "
-        "of their own, and all that is here is public",
+        description="here: the clients are the dataset's non-public merchants; elsewhere: the clients are merchants of "
+        "real sites with their own data, and the whole dataset is public",
     )
     min_rows: PositiveInt = Field(30, description="merchants with fewer rows are not clients; their rows are public")
     valid_share: Share = Field(0.1, description="share of the groups held out for validation")
     test_share: Share = Field(0.2, description="share of the groups held out for the test")
     test_domain: str | None = Field(
-        None, description="test on this domain (such as a category) alone, and train on no label of it; none for all"
+        None,
+        description="test only on this domain (for example a category) and exclude its labels from training; none: all",
     )
-    proxy_size: PositiveInt = Field(4000, description="examples in the shared, unlabeled proxy set, at most")
+    proxy_size: PositiveInt = Field(4000, description="maximum number of examples in the shared, unlabeled proxy set")
     proxy_choice: Literal["random", "coverage", "uncertainty"] = Field(
         "random",
-        description="coverage: spread over the texts that there are, by greedy k-center; uncertainty: where the "
-        "teacher is least sure",
+        description="random; coverage: greedy k-center selection over the texts; uncertainty: the examples with the "
+        "least certain teacher predictions",
     )
     proxy_domains: list[str] = Field(
-        default_factory=list, description="draw the proxy set from these domains, and train on no label of them"
+        default_factory=list,
+        description="draw the proxy set from these domains and exclude their labels from training; empty: all",
     )
     proxy_dataset: str | None = Field(
-        None, description="draw the proxy set from this dataset, such as the generated marketplace; none for the same"
+        None, description="draw the proxy set from this dataset, for example marketplace; none: from the same dataset"
     )
-    proxy_options: dict[str, Any] = Field(default_factory=dict, description="options of that dataset")
-    max_characters: PositiveInt = Field(512, description="longer texts are dropped in cleaning")
-    max_merchants: PositiveInt | None = Field(None, description="keep only so many clients, the largest; none for all")
-    max_examples: PositiveInt | None = Field(None, description="keep only so many examples in each table; none for all")
+    proxy_options: dict[str, Any] = Field(default_factory=dict, description="options of proxy_dataset")
+    max_characters: PositiveInt = Field(512, description="maximum length of a text; cleaning drops longer ones")
+    max_merchants: PositiveInt | None = Field(None, description="number of clients to keep, the largest; none: all")
+    max_examples: PositiveInt | None = Field(None, description="number of examples to keep in each table; none: all")
     partition: Literal["merchant", "dirichlet", "shard", "size"] = Field(
         "merchant",
-        description="who owns a row: its merchant column, or a flwr-datasets partitioner where there is none",
+        description="assignment of rows to merchants: by the merchant column, or by a flwr-datasets partitioner",
     )
-    partitions: PositiveInt = Field(20, description="merchants that a partitioner makes")
+    partitions: PositiveInt = Field(20, description="number of merchants that a partitioner creates")
     concentration: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller is more skewed")
-    options: dict[str, Any] = Field(default_factory=dict, description="the dataset's own options")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the dataset")

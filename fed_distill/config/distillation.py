@@ -1,4 +1,4 @@
-"""Teachers, what they pass on, and students."""
+"""Configuration of teachers, distillation and students."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -12,82 +12,84 @@ PROBABILITIES: tuple[Transfer, ...] = ("probabilities",)
 
 
 class MaskedConfig(OptimizerConfig):
-    """Guessing hidden words of public and proxy texts, before anything else is trained."""
+    """Pretraining with masked language modelling on public and proxy texts, before all other training."""
 
-    epochs: Epochs = Field(0.0, description="epochs over these texts; 0 for none")
-    learning_rate: PositiveFloat = Field(1e-4, description="the highest, after warm-up")
+    epochs: Epochs = Field(0.0, description="epochs over these texts; 0: no pretraining")
+    learning_rate: PositiveFloat = Field(1e-4, description="peak learning rate, after warm-up")
     warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
-    clip_norm: GradientNorm = Field(1.0, description="largest L2 norm of a gradient; inf for no clipping")
+    clip_norm: GradientNorm = Field(1.0, description="maximum L2 norm of a gradient; inf: no clipping")
 
 
 class StudentMaskedConfig(MaskedConfig):
-    """The same for students, whose rate is higher."""
+    """Pretraining of students, with a higher default learning rate."""
 
-    learning_rate: PositiveFloat = Field(1e-3, description="the highest, after warm-up")
+    learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate, after warm-up")
 
 
 class EnsembleMember(OptimizerChanges):
-    """One more teacher: what is different about it; what is not given is as in [teacher]."""
+    """A further teacher: its differences from [teacher]."""
 
-    model: str | None = Field(None, description="another architecture")
+    model: str | None = Field(None, description="model of this teacher; none: as in [teacher]")
     options: dict[str, Any] | None = Field(
-        None, description="its own options; none for those of [teacher], of another architecture for its defaults"
+        None, description="options of the model; none: as in [teacher], or the defaults of another model"
     )
-    epochs: PositiveInt | None = None
-    seed: Seed = Field(0, description="added to data.seed, which draws its head and the order of its batches")
+    epochs: PositiveInt | None = Field(None, description="epochs of fine-tuning; none: as in [teacher]")
+    seed: Seed = Field(0, description="added to data.seed, for the initial head and the order of batches")
 
     @model_validator(mode="after")
     def _differs(self) -> Self:
         if not self.model_dump(exclude_defaults=True):
-            raise ValueError("it is the same as the first teacher: give it another model or seed")
+            raise ValueError("this teacher equals the first one: set another model or seed")
         return self
 
 
 class TeacherConfig(OptimizerConfig):
-    """The model that the server holds, fine-tuned once on the public examples."""
+    """The server's model, fine-tuned once on the public examples."""
 
     model: str = Field("bert-small", description="minilm, bert-small, a folder, a hub id, or an import path")
-    epochs: PositiveInt = 3
-    learning_rate: PositiveFloat = Field(5e-5, description="the highest, after warm-up")
-    batch_size: PositiveInt = 32
-    max_examples: PositiveInt = Field(20_000, description="public examples used for fine-tuning at most")
+    epochs: PositiveInt = Field(3, description="maximum number of epochs of fine-tuning")
+    learning_rate: PositiveFloat = Field(5e-5, description="peak learning rate, after warm-up")
+    batch_size: PositiveInt = Field(32, description="examples in a batch")
+    max_examples: PositiveInt = Field(20_000, description="maximum number of public examples used for fine-tuning")
     warmup_share: Share = Field(0.1, description="share of the steps in which the rate rises from 0")
     weight_decay: WeightDecay = Field(
-        0.01, description="of matrices; not applied to embedding tables, biases and norms"
+        0.01, description="weight decay of matrices; not applied to embedding tables, biases and norms"
     )
-    clip_norm: GradientNorm = Field(1.0, description="largest L2 norm of a gradient; inf for no clipping")
+    clip_norm: GradientNorm = Field(1.0, description="maximum L2 norm of a gradient; inf: no clipping")
     patience: PositiveInt = Field(2, description="validations without improvement before training stops")
-    max_length: PositiveInt = Field(64, description="tokens of a text or pair; longer ones are cut")
+    max_length: PositiveInt = Field(64, description="maximum number of tokens of a text or pair; the rest is truncated")
     masked: MaskedConfig = Field(default_factory=MaskedConfig)
-    options: dict[str, Any] = Field(default_factory=dict, description="the model's own options")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
     ensemble: list[EnsembleMember] = Field(
-        default_factory=list, description="further teachers beside this one, by architecture or by seed"
+        default_factory=list, description="further teachers, which differ in model or seed"
     )
     domains: PositiveInt = Field(
-        1, description="groups of public merchants; each has every teacher fine-tuned on its own examples"
+        1, description="number of groups of public merchants; every teacher is fine-tuned on each group separately"
     )
     combine: Literal["mean", "confidence", "similarity"] = Field(
         "mean",
-        description="weights of several teachers on an example: equal, by how sure they are, or by how near their own "
-        "examples are",
+        description="weights of several teachers per example: mean: equal; confidence: by their confidence; "
+        "similarity: by the similarity to their training examples",
     )
 
     @model_validator(mode="after")
     def _combines_several(self) -> Self:
-        members = self.members()  # ValueError for one whose changes do not go together
+        members = self.members()  # raises ValueError for inconsistent changes
         if any(one in members[:place] for place, one in enumerate(members)):
-            raise ValueError("ensemble has a teacher twice, which would count double: give it another model or seed")
+            raise ValueError("ensemble has a teacher twice: set another model or seed, or remove it")
         if self.combine != "mean" and not self.ensemble and self.domains == 1:
-            raise ValueError(f"combine = {self.combine!r} is of several teachers: give ensemble or domains, or drop it")
+            raise ValueError(
+                f"combine = {self.combine!r} requires several teachers: set ensemble or domains, or remove combine"
+            )
         if self.combine == "similarity" and self.domains == 1:
             raise ValueError(
-                "combine = 'similarity' weighs teachers by the examples that each was fine-tuned on, which without "
-                "domains are the same: give domains, or combine by confidence"
+                "combine = 'similarity' weights teachers by their training examples, which are identical without "
+                "domains: set domains, or combine = 'confidence'"
             )
         return self
 
     def members(self) -> list[tuple["TeacherConfig", int]]:
-        """Every teacher of the ensemble as one of its own, this one first, and what is added to its seed."""
+        """Return all teachers as separate configurations, this one first, each with its offset to the seed."""
         alone = self.model_copy(update={"ensemble": [], "domains": 1, "combine": "mean"})
         found = [(alone, 0)]
         for member in self.ensemble:
@@ -101,38 +103,38 @@ class TeacherConfig(OptimizerConfig):
 
 
 class AssistantConfig(ConfigTable):
-    """One level between teacher and student: a model that learns from the level above and teaches the one below."""
+    """One level between teacher and student, distilled from the level above."""
 
-    model: str = Field("bert-mini", description="name of a student, or import path of an own one")
-    options: dict[str, Any] = Field(default_factory=dict, description="the model's own options")
-    epochs: PositiveFloat = Field(3.0, description="epochs of labels and of the level above, in turns")
-    weight: PositiveFloat = Field(1.0, description="alpha, of its cross-entropy with the level above")
+    model: str = Field("bert-mini", description="name of a student, or import path of a custom one")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
+    epochs: PositiveFloat = Field(3.0, description="epochs on labels and on the level above, alternating")
+    weight: PositiveFloat = Field(1.0, description="weight alpha of the cross-entropy with the level above")
 
 
 class DistillConfig(ConfigTable):
-    """What is transferred from teacher to student wherever the server distils, and over which levels."""
+    """Distillation at the server: the transferred quantities and the levels between teacher and student."""
 
     transfer: list[Transfer] = Field(
         default_factory=lambda: list(PROBABILITIES),
-        description="kinds, losses added: probabilities, decisions, hints, hidden, attention, relations, ranking, "
-        "listwise; none for a student that hears its last assistant alone",
+        description="kinds of transfer, whose losses are summed: probabilities, decisions, hints, hidden, attention, "
+        "relations, ranking, listwise; empty: distil the student from the last assistant only",
     )
     weights: dict[Transfer, PositiveFloat] = Field(
-        default_factory=dict, description="weight of a kind in the sum; 1 where none is given"
+        default_factory=dict, description="weight of each kind in the sum; default 1"
     )
     hard_weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         1.0,
-        description="weight of true labels where there are any; the rest goes to the soft labels on them of the "
+        description="weight of true labels on labelled examples; the remaining weight is on the soft labels of the "
         "teacher, or of the assistant above an assistant",
     )
     final_temperature: PositiveFloat | None = Field(
-        None, description="temperature of the last epoch, toward which that of [training.server] moves; none to stay"
+        None, description="temperature of the last epoch, annealed from that of [training.server]; none: constant"
     )
     assistants: list[AssistantConfig] = Field(
         default_factory=list, description="levels between teacher and student, the one below the teacher first"
     )
     assistant_weight: PositiveFloat = Field(
-        1.0, description="alpha, of the student's cross-entropy with the last assistant"
+        1.0, description="weight alpha of the student's cross-entropy with the last assistant"
     )
 
     @model_validator(mode="after")
@@ -141,36 +143,39 @@ class DistillConfig(ConfigTable):
         if twice:
             raise ValueError(f"transfer names {twice[0]} twice")
         if not self.transfer and not self.assistants:
-            raise ValueError("transfer is empty: name a kind, or assistants, of which the student hears the last alone")
+            raise ValueError("transfer is empty: add a kind, or assistants to distil the student from the last one")
         if not self.transfer and self.hard_weight < 1.0:
-            raise ValueError("hard_weight below 1 asks for the teacher's labels, which an empty transfer leaves out")
+            raise ValueError(
+                "hard_weight below 1 requires the teacher's labels, which an empty transfer excludes: set hard_weight "
+                "= 1, or add a kind to transfer"
+            )
         if self.final_temperature is not None and not (
             "probabilities" in self.transfer or self.assistants or self.hard_weight < 1.0
         ):
             raise ValueError(
-                f"final_temperature is of soft labels, of which transfer = {self.transfer} asks none: drop it"
+                f"final_temperature requires soft labels, which transfer = {self.transfer} does not use: remove it"
             )
         idle = [kind for kind in self.weights if kind not in self.transfer]
         if idle:
-            raise ValueError(f"a weight is given to {idle[0]}, which is not in transfer")
+            raise ValueError(f"weights has {idle[0]}, which is not in transfer: remove it, or add it to transfer")
         return self
 
 
 class StudentConfig(ConfigTable):
     """The small model that merchants train."""
 
-    model: str = Field("two-tower", description="name of a student, or import path of an own one")
-    options: dict[str, Any] = Field(default_factory=dict, description="the student's own options")
+    model: str = Field("two-tower", description="name of a student, or import path of a custom one")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the student")
     masked: StudentMaskedConfig = Field(default_factory=StudentMaskedConfig)
     by_merchant: list[str] = Field(
         default_factory=list,
-        description="students dealt to the merchants in turn, if the method allows it; the global one stays `model`",
+        description="students assigned to the merchants in turn, if the method supports it; the global one is `model`",
     )
 
     def models(self) -> list[str]:
-        """Every kind of student in use, the global one first."""
+        """Return all student models in use, the global one first."""
         return [self.model, *(name for name in dict.fromkeys(self.by_merchant) if name != self.model)]
 
     def options_of(self, model: str) -> dict[str, Any]:
-        """Options of one kind of student: ``options`` for the global one, defaults for others."""
+        """Return the options of a student model: ``options`` for the global one, defaults for others."""
         return self.options if model == self.model else {}

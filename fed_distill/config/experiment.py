@@ -1,7 +1,7 @@
-"""An experiment as one typed value: the same in Python, in a TOML file and in a flat Flower run config.
+"""An experiment as one typed value, in Python, in a TOML file and in a Flower run config.
 
-Every table of the file is a class here and every key a field, with its meaning beside it. Parts chosen by
-name (dataset, student, method ...) take their own options in an ``options`` table, checked when they are built.
+Every table of the file is a class, and every key a field with a description. Parts that are chosen by name (dataset,
+student, method ...) have their own options in an ``options`` table, which is validated when they are built.
 """
 
 import tomllib
@@ -36,11 +36,11 @@ from fed_distill.errors import ConfigError
 Control = Literal["server", "local", "pooled", "fedavg"]
 CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
 ROWS = ("teacher", "server", "local", "pooled")
-"""Rows of the tables of results, beside which a federation of the same title could not be told apart."""
+"""Rows in the tables of results, whose names a federation cannot have."""
 
 
 class Experiment(ConfigTable):
-    """Everything that a run depends on. ``Experiment.read(path)`` reads a TOML file."""
+    """The complete configuration of a run. ``Experiment.read(path)`` reads a TOML file."""
 
     name: str = Field(
         "experiment",
@@ -49,9 +49,9 @@ class Experiment(ConfigTable):
         description="name of the run and its folder",
     )
     seed: Seed = Field(0, description="seed of the first repeat; repeat k uses seed + k")
-    repeats: PositiveInt = Field(1, description="seeds to run; tables give the mean and a 95 % interval")
+    repeats: PositiveInt = Field(1, description="number of seeds; tables show the mean and a 95 % interval")
     controls: list[Control] = Field(
-        default_factory=lambda: list(CONTROLS), description="what the method is compared with"
+        default_factory=lambda: list(CONTROLS), description="baselines to compare with: server, local, pooled, fedavg"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
@@ -60,7 +60,7 @@ class Experiment(ConfigTable):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     federation: FederationConfig = Field(default_factory=FederationConfig)
     compare: list[dict[str, Any]] = Field(
-        default_factory=list, description="further federations, each a table that overrides [federation]"
+        default_factory=list, description="further federations, each a table of changes to [federation]"
     )
     adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     privacy: Privacy = Field(default_factory=NoPrivacy)
@@ -82,13 +82,13 @@ class Experiment(ConfigTable):
 
     @model_validator(mode="after")
     def _temperature_has_time_to_move(self) -> Self:
-        if self.distill.final_temperature is None or self.adaptation.enabled:  # which is at the final one
+        if self.distill.final_temperature is None or self.adaptation.enabled:  # adaptation uses the final temperature
             return self
         epochs = [self.training.server.epochs, *(assistant.epochs for assistant in self.distill.assistants)]
         if max([*epochs, *([self.training.pooled.epochs] if "pooled" in self.controls else [])]) <= 1:
             raise ValueError(
-                "distill.final_temperature is that of the last of several epochs: raise training.server.epochs above "
-                "1, or set training.server.temperature"
+                "distill.final_temperature requires several epochs: set training.server.epochs above 1, or replace it "
+                "by training.server.temperature"
             )
         return self
 
@@ -113,16 +113,19 @@ class Experiment(ConfigTable):
             title, plain = federation.title, (federation.method, federation.aggregator) == ("fedavg", "fedavg")
             if title in ROWS or (title == "fedavg" and not plain):
                 raise ValueError(
-                    f"a federation cannot be called {title!r}, which is another row's name in every table of the "
-                    "results: give it another `label`"
+                    f"a federation cannot be called {title!r}, which is another row's name in the tables of results: "
+                    "set another `label`"
                 )
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
-            raise ValueError(f"two federations are called {sorted(twice)[0]!r}: give one of them a `label`")
+            raise ValueError(f"two federations are called {sorted(twice)[0]!r}: set a `label` for one of them")
         if self.data.valid_share + self.data.test_share >= 1.0:
-            raise ValueError("data.valid_share and data.test_share leave nothing to train on")
+            raise ValueError("data.valid_share and data.test_share leave no training data: their sum must be below 1")
         if self.data.clients == "elsewhere" and "pooled" in self.controls:
-            raise ValueError("data.clients = 'elsewhere' leaves nothing to pool: take 'pooled' out of controls")
+            raise ValueError(
+                "control 'pooled' requires the clients' data, which data.clients = 'elsewhere' excludes: remove "
+                "'pooled' from controls"
+            )
         return self
 
     @model_validator(mode="after")
@@ -130,8 +133,8 @@ class Experiment(ConfigTable):
         named = "fedavg" in self.controls and self._compares("fedavg")
         if named and (self.privacy.protects or self.transport_of("fedavg") != TransportConfig()):
             raise ValueError(
-                "a federation called 'fedavg' is the control of that name, which is neither private nor coded: give it "
-                "a `label`, or take 'fedavg' out of controls"
+                "a federation called 'fedavg' is also the control of that name, which has neither privacy nor "
+                "compression: set another `label`, or remove 'fedavg' from controls"
             )
         return self
 
@@ -141,17 +144,17 @@ class Experiment(ConfigTable):
             return self
         if self.data.clients == "elsewhere":
             raise ValueError(
-                "byzantine is for simulations, and data.clients = 'elsewhere' has real merchants: take [byzantine] out"
+                "[byzantine] is for simulations, but data.clients = 'elsewhere' has real merchants: remove [byzantine]"
             )
         if "fedavg" in self.controls and self.is_byzantine("fedavg"):
             raise ValueError(
-                "a federation called 'fedavg' is the control of that name, which has no Byzantine merchants: give it "
-                "a `label`, or take 'fedavg' out of controls"
+                "a federation called 'fedavg' is also the control of that name, which has no Byzantine merchants: set "
+                "another `label`, or remove 'fedavg' from controls"
             )
         return self
 
     def federations(self) -> list[FederationConfig]:
-        """The main federation first, then each of ``compare``; options are taken over only by the same method."""
+        """Return the main federation and those of ``compare``, which inherit options for the same method only."""
         main = self.federation.model_dump()
         result = [self.federation]
         for number, override in enumerate(self.compare, 1):
@@ -167,10 +170,10 @@ class Experiment(ConfigTable):
         return result
 
     def arms(self) -> dict[str, FederationConfig]:
-        """Everything that merchants are asked to train, by name: the federations, then the controls that need them.
+        """Return all arms that train at merchants, by name: the federations, then controls and personal adaptations.
 
-        A federation titled ``fedavg`` is its own control. The ``personal_arm`` of X adapts X's global student to each
-        merchant.
+        A federation titled ``fedavg`` is its own control. The ``personal_arm`` of a federation adapts its global
+        student at each merchant.
         """
         arms = {federation.title: federation for federation in self.federations()}
         intake = {key: getattr(self.federation, key) for key in INTAKE}
@@ -191,8 +194,8 @@ class Experiment(ConfigTable):
         return arms
 
     def settings_of(self, arm: str) -> dict[str, Any]:
-        """All settings that decide what merchants release in an arm, JSON-ready: neither names and folders, nor whose
-        answers the server takes."""
+        """Return all settings that affect the merchants' releases in an arm, JSON-ready: without names, folders, and
+        the server's rules for accepting uplinks."""
         tables = self.model_dump(mode="json", exclude={"runtime", "name", "seed", "repeats", "compare", "controls"})
         for key in ("ledger", "limits"):
             del tables["privacy"][key]
@@ -200,47 +203,47 @@ class Experiment(ConfigTable):
         return tables
 
     def unit_of(self, arm: str) -> str:
-        """Unit of the privacy of an arm: that of federations; ``none`` for controls and for what stays at merchants."""
+        """Return the privacy unit of an arm: ``none`` for controls and personal adaptations."""
         return self.privacy.unit if self._compares(arm) else UNPROTECTED
 
     def protects(self, arm: str) -> bool:
-        """Whether anything is promised in an arm."""
+        """Whether an arm has a differential privacy guarantee."""
         return is_protected(self.unit_of(arm))
 
     @property
-    def tells_scores(self) -> bool:
-        """Whether merchants are asked how many of their test examples a student has right."""
-        return self.privacy.tells_scores
+    def reports_scores(self) -> bool:
+        """Whether merchants report their number of correctly classified test examples."""
+        return self.privacy.reports_scores
 
     def is_byzantine(self, arm: str) -> bool:
-        """Whether an arm has Byzantine merchants: federations have, not controls or what stays at merchants."""
+        """Whether an arm has Byzantine merchants: federations only, not controls or personal adaptations."""
         return self.byzantine.fraction > 0.0 and self._compares(arm)
 
     def _compares(self, arm: str) -> bool:
         return any(federation.title == arm for federation in self.federations())
 
     def transport_of(self, arm: str) -> TransportConfig:
-        """How messages are coded in an arm: federations may have chains of their own; controls have none."""
+        """Return the compression of messages in an arm; controls have none."""
         for federation in self.federations():
             if federation.title == arm:
                 return self.transport if federation.transport is None else federation.transport
         return TransportConfig()
 
     def training_of(self, arm: str) -> TrainerConfig:
-        """How merchants train in an arm: in private federations as ``[privacy.training]`` changes it."""
+        """Return the training at merchants in an arm, with ``[privacy.training]`` for private federations."""
         if arm == "local":
             return self.training.of_local()
         return self.training.of_merchants(self.promise.training if self.protects(arm) else None)
 
     @property
     def promise(self) -> ProtectedConfig:
-        """``[privacy]`` of an experiment that promises something."""
+        """``[privacy]`` of a private experiment."""
         assert isinstance(self.privacy, ProtectedConfig)
         return self.privacy
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], source: str = "experiment") -> Self:
-        """Check ``tables``; raise ConfigError naming ``source`` and the first wrong key."""
+        """Validate ``tables``; raise ConfigError with ``source`` and the first invalid key."""
         try:
             return cls.model_validate(tables)
         except ValidationError as error:
@@ -252,14 +255,14 @@ class Experiment(ConfigTable):
         tables = read_toml(path, "experiment")
         for table, command in (("axis", "study"), ("search", "tune")):
             if table in tables:
-                raise ConfigError(f"{path} is no experiment, it has [[{table}]]: run it by `fed-distill {command}`")
+                raise ConfigError(f"{path} has [[{table}]] and is not an experiment: use `fed-distill {command}`")
         for key, value in (overrides or {}).items():
             _set(tables, key, value)
         return cls.parse(tables, str(path))
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """A checked copy with ``changes`` (dotted keys) applied. Another ``privacy.unit`` takes over those keys of
-        ``[privacy]`` that it has; what only the unit before had goes with it."""
+        """Return a validated copy with ``changes`` (dotted keys). If ``privacy.unit`` changes, keys of ``[privacy]``
+        that the new unit does not have are removed."""
         tables = self.model_dump(mode="json", exclude_none=True)
         unit = changes.get("privacy.unit", self.privacy.unit)
         if unit != self.privacy.unit:
@@ -270,11 +273,12 @@ class Experiment(ConfigTable):
         return type(self).parse(tables)
 
     def tiny(self, kept: Collection[str] = ()) -> Self:
-        """A quick version of the same experiment, for trying a file out: few merchants, a small teacher, two rounds.
+        """Return a fast version of the experiment for trying a file: few merchants, a small teacher, two rounds.
 
-        kept: dotted keys that stay as they are, such as those that a user has set for this version. The teacher stays
-        if its model or its options are among them. The name gets its ``-tiny`` in any case: the folder of the whole
-        experiment is not this one's.
+        Its name always ends in ``-tiny``, so that it does not share a folder with the whole experiment.
+
+        :param kept: dotted keys that do not change, for example those that a user has set; either of the teacher's
+            ``model`` and ``options`` keeps both
         """
         seeds = [{"seed": number} for number in range(1, len(self.teacher.ensemble) + 1)]
         assistants = [{**one.model_dump(mode="json"), "epochs": 1} for one in self.distill.assistants]
@@ -307,22 +311,24 @@ class Experiment(ConfigTable):
         return self.with_changes({"name": f"{self.name}-tiny", **changes})
 
     def to_toml(self) -> str:
-        """The complete experiment as TOML, defaults included."""
+        """Return the complete experiment as TOML, with defaults."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def to_run_config(self) -> dict[str, bool | int | float | str]:
-        """The experiment as a Flower run config: its TOML text under ``experiment``, and under ``set`` nothing."""
+        """Return the experiment as a Flower run config: its TOML text as ``experiment``, an empty ``set``."""
         return {"experiment": self.to_toml(), "set": ""}
 
     @classmethod
     def from_run_config(cls, config: Mapping[str, Any]) -> Self:
-        """The experiment of a run config: TOML text under ``experiment``, and under ``set`` what is changed of it, as
-        dotted keys with TOML values between commas (``federation.rounds = 3, name = "quick"``). ConfigError for a wrong
-        text, setting or key."""
+        """Read the experiment of a run config: TOML text in ``experiment``, and changes in ``set``, as comma-separated
+        dotted keys with TOML values (``federation.rounds = 3, name = "quick"``).
+
+        :raises ConfigError: invalid text, setting or key
+        """
         odd = config.keys() - {"experiment", "set"}
         if odd:
             raise ConfigError(
-                f"unknown run config key {sorted(odd)[0]!r}: give a setting by set, such as "
+                f"unknown run config key {sorted(odd)[0]!r}: change settings with set, for example "
                 "--run-config 'set=\"federation.rounds = 3\"'"
             )
         found = _of_run_config(str(config.get("experiment", "")), str(config.get("set", "")))
@@ -330,27 +336,27 @@ class Experiment(ConfigTable):
 
 
 def _as_tables(value: Any) -> list[Mapping[str, Any]]:
-    """The tables of a list; what else is in it, or in its place, is somebody else's to refuse."""
+    """Return the tables of a list; other values are left to pydantic's validation."""
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def _of_run_config(text: str, settings: str) -> dict[str, Any]:
-    """Tables of a run config."""
+    """Parse the tables of a run config."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"run config key experiment is no TOML: {error}") from error
+        raise ConfigError(f"run config key experiment is not valid TOML: {error}") from error
     try:
         changes = tomllib.loads(f"set = {{{settings}}}")["set"]
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f'run config key set is not as in `federation.rounds = 3, name = "quick"`: {error}'
+            f'run config key set must be like `federation.rounds = 3, name = "quick"`: {error}'
         ) from error
     return _merged(tables, changes)
 
 
 def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``tables`` with each value of ``changes`` in its place; tables of both are merged."""
+    """Merge ``changes`` into a copy of ``tables``, recursively."""
     merged = dict(tables)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -359,7 +365,7 @@ def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def personal_arm(title: str) -> str:
-    """The arm in which merchants adapt a federation's student to themselves; no title, for those have no slash."""
+    """Return the arm in which merchants adapt a federation's student. Titles have no slash, so it is not a title."""
     return f"{title}/personal"
 
 
@@ -367,7 +373,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """Read ``key=value`` as on the command line; the value is TOML, or a plain string."""
     key, separator, value = text.partition("=")
     if not separator or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"--set wants key=value, for example federation.rounds=3, not {text!r}")
+        raise ConfigError(f"--set requires key=value, for example federation.rounds=3, not {text!r}")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -384,5 +390,5 @@ def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _overlap(key: str, other: str) -> bool:
-    """Whether two dotted keys are of the same value, or one of a table that holds the other's."""
+    """Whether two dotted keys are equal, or one is a table that contains the other."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")

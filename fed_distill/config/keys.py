@@ -1,4 +1,4 @@
-"""Which keys an experiment has, by their dotted names."""
+"""Look up keys of an experiment by their dotted names."""
 
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -8,8 +8,8 @@ from fed_distill.config.tables import ConfigTable
 
 
 def has_key(dotted: str) -> bool:
-    """Whether an experiment can have this key; of a table that a key chooses, one that any choice has. What is in a
-    table of options is known to whom the options are for, and counts as there."""
+    """Whether an experiment can have this key. For a discriminated table, keys of any choice count. Every key of a
+    table of options counts, as only the part that it configures can check it."""
     *tables, last = dotted.split(".")
     found: list[Any] = [Experiment]
     for name in tables:
@@ -20,7 +20,7 @@ def has_key(dotted: str) -> bool:
 
 
 def is_table(dotted: str) -> bool:
-    """Whether a key is a table of the experiment, and no table of options, which is a value."""
+    """Whether a key is a table of the experiment; a table of options counts as a value."""
     found: list[Any] = [Experiment]
     for name in dotted.split("."):
         found = _inside(found, name)
@@ -28,7 +28,7 @@ def is_table(dotted: str) -> bool:
 
 
 def _inside(tables: list[Any], name: str) -> list[Any]:
-    """What the key ``name`` of any of these tables may be."""
+    """Return the possible types of the key ``name`` in any of these tables."""
     fields = [
         table.model_fields[name].annotation
         for table in tables
@@ -38,7 +38,7 @@ def _inside(tables: list[Any], name: str) -> list[Any]:
 
 
 def _choices(annotation: Any) -> list[Any]:
-    """The types that an annotation allows; of a dictionary ``dict``."""
+    """Return the types that an annotation allows; ``dict`` for a dictionary."""
     if get_origin(annotation) is Annotated:
         return _choices(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

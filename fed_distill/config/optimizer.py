@@ -1,4 +1,4 @@
-"""The optimizer of one training, and what another training changes of it."""
+"""Configuration of an optimizer, and changes to it for another training."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -14,21 +14,21 @@ GradientNorm = Annotated[float, Field(gt=0.0)]
 
 
 class OptimizerConfig(ConfigTable):
-    """How the weights follow the gradients."""
+    """Optimizer, learning rate schedule and gradient clipping of one training."""
 
-    optimizer: Optimizer = Field("adamw", description="AdamW, or SGD with or without momentum")
-    learning_rate: PositiveFloat = Field(3e-3, description="the highest, after warm-up")
+    optimizer: Optimizer = Field("adamw", description="adamw, or sgd with or without momentum")
+    learning_rate: PositiveFloat = Field(3e-3, description="peak learning rate, after warm-up")
     schedule: Schedule = Field(
         "linear",
-        description="how the rate falls to 0: over the steps of one training, or over the rounds where a training is "
-        "of one round",
+        description="constant, or linear or cosine decay of the rate to 0: over the steps of a training, or over the "
+        "rounds of a federation",
     )
-    warmup_share: Share = Field(0.0, description="share of that time in which the rate rises from 0 first")
-    momentum: Share = Field(0.0, description="of optimizer sgd; adamw has its own")
+    warmup_share: Share = Field(0.0, description="share of the schedule in which the rate rises from 0")
+    momentum: Share = Field(0.0, description="momentum of sgd; adamw does not use it")
     weight_decay: WeightDecay = Field(
-        0.0, description="of adamw decoupled, of sgd part of the gradient; not applied to embedding tables"
+        0.0, description="decoupled for adamw, part of the gradient for sgd; not applied to embedding tables"
     )
-    clip_norm: GradientNorm = Field(math.inf, description="largest L2 norm of a gradient; inf for no clipping")
+    clip_norm: GradientNorm = Field(math.inf, description="maximum L2 norm of a gradient; inf: no clipping")
 
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> Self:
@@ -41,23 +41,26 @@ class OptimizerConfig(ConfigTable):
         return self.clip_norm < math.inf
 
     def at_constant(self, learning_rate: float) -> Self:
-        """The same at one ``learning_rate`` for all steps."""
+        """Return a copy with a constant ``learning_rate``."""
         return self.model_copy(update={"learning_rate": learning_rate, "schedule": "constant", "warmup_share": 0.0})
 
 
 class OptimizerChanges(ConfigTable):
-    """What differs from the optimizer of another training; a key that is not given is as there."""
+    """Differences from the optimizer of another training; keys that are not set are as there."""
 
-    optimizer: Optimizer | None = Field(None, description="adamw or sgd; momentum is taken over by sgd alone")
-    learning_rate: PositiveFloat | None = Field(None, description="the highest, after warm-up")
+    optimizer: Optimizer | None = Field(None, description="adamw or sgd; only sgd inherits momentum")
+    learning_rate: PositiveFloat | None = Field(None, description="peak learning rate, after warm-up")
     schedule: Schedule | None = Field(None, description="constant, linear or cosine")
-    warmup_share: Share | None = Field(None, description="share of the time in which the rate rises from 0 first")
-    momentum: Share | None = Field(None, description="of optimizer sgd")
+    warmup_share: Share | None = Field(None, description="share of the schedule in which the rate rises from 0")
+    momentum: Share | None = Field(None, description="momentum of sgd")
     weight_decay: WeightDecay | None = Field(None, description="not applied to embedding tables")
-    clip_norm: GradientNorm | None = Field(None, description="largest L2 norm of a gradient; inf for no clipping")
+    clip_norm: GradientNorm | None = Field(None, description="maximum L2 norm of a gradient; inf: no clipping")
 
     def over(self, base: OptimizerConfig) -> OptimizerConfig:
-        """``base`` with these changes. ValueError for momentum without sgd."""
+        """Return ``base`` with these changes.
+
+        :raises ValueError: momentum without sgd
+        """
         own = {name: getattr(self, name) for name in OptimizerChanges.model_fields}
         changes = {name: value for name, value in own.items() if value is not None}
         kept = {name: getattr(base, name) for name in OptimizerConfig.model_fields}
@@ -70,4 +73,4 @@ class OptimizerChanges(ConfigTable):
 
 def _check_momentum(optimizer: str, momentum: float) -> None:
     if momentum and optimizer != "sgd":
-        raise ValueError(f"momentum is for optimizer sgd, {optimizer} has its own: drop momentum or take sgd")
+        raise ValueError(f"momentum requires optimizer sgd, not {optimizer}: remove momentum, or set optimizer = 'sgd'")

@@ -1,4 +1,4 @@
-"""What the federations promise, to whom, and at what price: one table for each privacy unit, with that unit's keys."""
+"""Configuration of differential privacy: one table for each privacy unit, with the keys of that unit."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -10,31 +10,30 @@ from fed_distill.config.optimizer import OptimizerChanges
 from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, Place, PositiveFloat, PositiveInt
 
 UNPROTECTED = "none"
-"""The unit of what promises nothing. Every other one names a mechanism that protects (``mechanisms.MECHANISMS``)."""
+"""The unit without privacy. Every other unit names a mechanism of ``mechanisms.MECHANISMS``."""
 
 
 def is_protected(unit: str) -> bool:
-    """Whether anything is promised under a privacy ``unit``."""
+    """Whether a privacy ``unit`` gives a differential privacy guarantee."""
     return unit != UNPROTECTED
 
 
 class PrivacyConfig(ConfigTable):
-    """What all units have in common, and the lack of one.
+    """Keys of all privacy units, and of none.
 
-    The unit says whose presence cannot be told from what is released: one ``example`` of a merchant, one ``group`` of
-    its examples, or a whole ``merchant`` (``merchant`` by its update, ``vote`` by its votes). Controls are trained
-    without.
+    The unit is what neighbouring datasets differ in: one ``example`` of a merchant, one ``group`` of its examples, or a
+    whole merchant (``merchant``: its update, ``vote``: its votes). Controls are trained without privacy.
     """
 
     unit: str = Field(
         UNPROTECTED,
         description="none; example, group: DP-SGD at merchants; merchant: noise on the mean update; vote: noise on "
-        "votes; or the import path of a unit of your own, my_package.my_module:MyUnit",
+        "votes; or the import path of a custom unit, my_package.my_module:MyUnit",
     )
     ledger: Place | None = Field(
-        None, description="folder of ledgers shared by runs; none for one of each seed and federation"
+        None, description="folder of privacy ledgers shared by runs; none: one ledger per seed and federation"
     )
-    limits: Place | None = Field(None, description="TOML file of a site's own limits, which override these settings")
+    limits: Place | None = Field(None, description="TOML file of a site's limits, which override these settings")
 
     @model_validator(mode="before")
     @classmethod
@@ -44,8 +43,8 @@ class PrivacyConfig(ConfigTable):
             if cls is OwnPrivacy and isinstance(unit, str) and ":" not in unit:
                 near = difflib.get_close_matches(unit, UNITS, n=3) or sorted(UNITS)
                 raise ValueError(
-                    f"unknown privacy unit {unit!r}; did you mean {', '.join(near)}? An own privacy unit is named by "
-                    "import path: my_package.my_module:MyName"
+                    f"unknown privacy unit {unit!r}; did you mean {', '.join(near)}? For a custom unit, give "
+                    "its import path: my_package.my_module:MyName"
                 )
             table = {key: value for key, value in table.items() if value is not None or key in cls.model_fields}
             for key in table.keys() - cls.model_fields.keys():
@@ -54,96 +53,99 @@ class PrivacyConfig(ConfigTable):
 
     @property
     def protects(self) -> bool:
-        """Whether the federations promise anything."""
+        """Whether the federations have a differential privacy guarantee."""
         return is_protected(self.unit)
 
     @property
-    def tells_scores(self) -> bool:
-        """Whether merchants tell how many of their test examples a student has right."""
+    def reports_scores(self) -> bool:
+        """Whether merchants report their number of correctly classified test examples."""
         return True
 
 
 class NoPrivacy(PrivacyConfig):
-    """Federations that promise nothing."""
+    """Federations without differential privacy."""
 
     unit: Literal["none"] = "none"
 
 
 class ProtectedConfig(PrivacyConfig):
-    """What is common to all units that promise something.
+    """Keys of all units with a differential privacy guarantee.
 
-    A promise has a target ``epsilon``, for which the noise is calculated, or a fixed ``noise_multiplier``.
+    It has a target ``epsilon``, from which the noise is calibrated, or a fixed ``noise_multiplier``.
     """
 
-    epsilon: PositiveFloat | None = Field(None, description="largest epsilon of a federation, over all its rounds")
+    epsilon: PositiveFloat | None = Field(None, description="maximum epsilon of a federation, over all its rounds")
     noise_multiplier: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
-        None, description="fixed noise, instead of a target epsilon"
+        None, description="fixed noise multiplier, instead of a target epsilon"
     )
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None,
-        description="delta of the promise; none for the smaller of 1e-5 and n^-1.1, where n is the merchant's noised "
+        description="delta of the guarantee; none: the smaller of 1e-5 and n^-1.1, where n is the merchant's noised "
         "number of examples (groups for unit group), or the number of merchants for units merchant and vote",
     )
     training: OptimizerChanges = Field(
         default_factory=OptimizerChanges,
-        description="how merchants train in private federations; what is not given is as in [training.merchants]",
+        description="training at merchants in private federations; keys that are not set are as in "
+        "[training.merchants]",
     )
     accountant: Literal["pld", "rdp"] = Field(
         "pld",
         description="composition by privacy loss distributions, or by Rényi DP (looser: needs 5 to 8 % more noise)",
     )
-    report_scores: bool = Field(True, description="merchants report exactly how many test examples are right")
+    report_scores: bool = Field(
+        True, description="merchants report their exact number of correct test examples, without noise"
+    )
 
     @property
-    def tells_scores(self) -> bool:
-        """Whether merchants tell how many of their test examples a student has right."""
+    def reports_scores(self) -> bool:
+        """Whether merchants report their number of correctly classified test examples."""
         return self.report_scores
 
     @model_validator(mode="after")
     def _one_promise(self) -> Self:
         given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
         if len(given) != 1:
-            found = "both are set, remove one" if given else "neither is set"
-            raise ValueError(f"unit {self.unit!r} needs epsilon or noise_multiplier: {found}")
+            found = "both are set, remove one" if given else "set one"
+            raise ValueError(f"unit {self.unit!r} requires either epsilon or noise_multiplier: {found}")
         return self
 
 
 class FreezingConfig(ConfigTable):
-    """Weights that private federations leave alone."""
+    """Weights that private federations do not train."""
 
     freeze: list[str] | None = Field(
-        None, description="name patterns of weights that are not trained; none for a transformer's embeddings"
+        None, description="name patterns of frozen weights; none: the embeddings of a transformer"
     )
 
 
 class DPSGDConfig(FreezingConfig):
-    """Private steps at merchants."""
+    """DP-SGD at merchants."""
 
     max_grad_norm: ClippingNorm = Field(
-        1.0, description="L2 norm that the gradient of an example or group is clipped to"
+        1.0, description="L2 norm to which the gradient of an example or group is clipped"
     )
     batch_size: BatchSize | None = Field(
         None,
-        description="expected examples (groups) of a private step; none for training.merchants.batch_size",
+        description="expected number of examples (groups) in a private step; none: training.merchants.batch_size",
     )
     rows: PositiveInt | None = Field(
         None,
-        description="train the embedding rows that the proxy set uses most, at most this many; "
-        "none for all rows that it uses",
+        description="maximum number of trained embedding rows, those that the proxy set uses most; none: all rows "
+        "that it uses",
     )
     rate_scales: dict[str, PositiveFloat] = Field(
         default_factory=dict,
-        description="with sgd: factors on the learning rate, by name pattern of the weights",
+        description="with sgd: factors of the learning rate, by name pattern of the weights",
     )
     row_rate_power: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0,
         description="with sgd: the rate of an embedding row that the proxy set uses c times is "
-        "scaled by c^-power; 0 for equal rates",
+        "scaled by c^-power; 0: equal rates",
     )
     weighting: Literal["examples", "examples-squared"] = Field(
         "examples",
-        description="with aggregator fedavg: weights of merchants in the mean; examples-squared has least "
-        "noise if each step takes all examples (see batch_size)",
+        description="with aggregator fedavg: weights of merchants in the mean; examples-squared minimizes the noise if "
+        "each step uses all examples (see batch_size)",
     )
     size_noise: PositiveFloat = Field(
         20.0,
@@ -152,36 +154,36 @@ class DPSGDConfig(FreezingConfig):
 
 
 class GroupsConfig(DPSGDConfig):
-    """Private steps that clip and sample groups of examples."""
+    """DP-SGD that samples and clips groups of examples."""
 
     group: Literal["group", "text", "pair"] = Field(
         "group",
-        description="which examples form a group: those with the same group number (a table's group "
+        description="examples that form a group: those with the same group number (a table's group "
         "column), the same first text (query or history), or the same second text (offer title)",
     )
 
 
 class UpdatesConfig(FreezingConfig):
-    """Whole updates, clipped and noised."""
+    """Clipping and noise of whole updates."""
 
     max_update_norm: ClippingNorm = Field(
-        1.0, description="L2 norm that updates are clipped to; in the first round only, if adaptive"
+        1.0, description="L2 norm to which updates are clipped; only in the first round with adaptive_quantile"
     )
     adaptive_quantile: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        None, description="fraction of updates that the adaptive norm leaves unclipped; none: fixed norm"
+        None, description="fraction of updates that adaptive clipping leaves unchanged; none: fixed norm"
     )
 
 
 class VotesConfig(ConfigTable):
-    """Votes, counted with noise."""
+    """Votes with noisy counts."""
 
-    queries: PositiveInt | None = Field(None, description="proxy examples voted on in a round; none for all")
-    answers: PositiveInt = Field(300, description="largest number of examples labelled in a round")
+    queries: PositiveInt | None = Field(None, description="number of proxy examples in a round's vote; none: all")
+    answers: PositiveInt = Field(300, description="maximum number of examples labelled in a round")
     consensus: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.6, description="fraction of a round's merchants that must agree on a label"
     )
     vote_noise_ratio: PositiveFloat = Field(
-        3.75, description="noise of the consensus check divided by noise of the label"
+        3.75, description="noise of the consensus check, divided by the noise of the label"
     )
 
 
@@ -210,10 +212,10 @@ class VotePrivacy(VotesConfig, ProtectedConfig):
 
 
 class OwnPrivacy(ProtectedConfig):
-    """A unit of one's own, by import path."""
+    """A custom unit, by import path."""
 
     unit: str
-    options: dict[str, Any] = Field(default_factory=dict, description="the unit's own settings")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the custom unit")
 
 
 UNITS: Mapping[str, type[PrivacyConfig]] = {
@@ -227,7 +229,7 @@ UNITS: Mapping[str, type[PrivacyConfig]] = {
 
 
 def table_of_unit(unit: Any) -> type[PrivacyConfig]:
-    """The table of a unit by name; that of one's own for what is no name of a built-in one."""
+    """Return the table of a built-in unit by name, otherwise that of a custom unit."""
     return UNITS.get(unit, OwnPrivacy) if isinstance(unit, str) else OwnPrivacy
 
 
@@ -249,16 +251,16 @@ Privacy = Annotated[
 
 
 def _check_unit_of(key: str, unit: str) -> None:
-    """ValueError for a key that another unit has."""
+    """Raise ValueError for a key of another unit."""
     owners = list(_units_with(key))
     if not owners:
         return
     named = owners[0] if len(owners) == 1 else f"{', '.join(owners[:-1])} or {owners[-1]}"
     if not is_protected(unit):
-        raise ValueError(f"{key} without a unit: set privacy.unit to {named}")
+        raise ValueError(f"{key} requires a unit: set privacy.unit to {named}, or remove {key}")
     if unit not in UNITS:
-        raise ValueError(f"{key} is of unit {named}: settings of a unit of your own are in privacy.options")
-    raise ValueError(f"{key} is of unit {named}, not of {unit}: drop it, or take that unit")
+        raise ValueError(f"{key} belongs to unit {named}: set options of a custom unit in privacy.options")
+    raise ValueError(f"{key} belongs to unit {named}, not to {unit}: remove it, or change privacy.unit")
 
 
 def _units_with(key: str) -> Iterator[str]:

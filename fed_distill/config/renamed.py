@@ -1,4 +1,4 @@
-"""Keys that have another name than they once had: whoever uses an old one is told the new one."""
+"""Renamed keys: an experiment with an old key is rejected with a message that gives the new one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,18 +25,22 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "poisoning.options": ("byzantine.options",),
     "poisoning": ("byzantine",),
 }
-"""Each old key, and the one that has taken its place, or the several, each of which has a part of its meaning."""
+"""New keys by old key; several if the meaning of the old key was split."""
 
 
 def check_renamed(tables: Mapping[str, Any], within: str = "") -> None:
-    """ValueError, naming its new name, for the first old key of an experiment's ``tables``, or of one ``within`` it."""
+    """Reject renamed keys in an experiment's ``tables``.
+
+    :param within: dotted name of the table that ``tables`` are part of; empty for a whole experiment
+    :raises ValueError: the first old key, with its new name
+    """
     for old in _keys(tables, within):
         if old in RENAMED:
             raise ValueError(f"{old} is now {_listed(RENAMED[old])}")
 
 
 def _keys(tables: Mapping[str, Any], within: str) -> Iterator[str]:
-    """Dotted keys of tables, those in a table before its own."""
+    """Yield the dotted keys of tables, the keys in a table before the table's own."""
     for name, value in tables.items():
         key = f"{within}.{name}" if within else str(name)
         if isinstance(value, Mapping):
@@ -45,4 +49,4 @@ def _keys(tables: Mapping[str, Any], within: str) -> Iterator[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}: set those that you mean"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}: set the ones you need"

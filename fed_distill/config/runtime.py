@@ -1,4 +1,4 @@
-"""Where a run is kept and how it is computed."""
+"""Configuration of a run's folder, computation and callbacks."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,47 +9,55 @@ from fed_distill.config.tables import ConfigTable, Place, PositiveInt
 
 
 class RuntimeConfig(ConfigTable):
-    """Where a run is kept, how it is computed and what follows it; nothing here changes a result but by rounding."""
+    """Folder, computation and callbacks of a run. These keys change results by rounding errors at most."""
 
     folder: Place = Field(
         Path("runs"),
-        description="runs are kept in FOLDER/NAME; runs, the default, is in the folder that a program works in, which "
-        "under Flower is the server's",
+        description="a run is written to FOLDER/NAME; a relative folder is in the working folder of the process, with "
+        "Flower that of the server",
     )
-    resume: bool = Field(False, description="go on with a stopped run of this name")
+    resume: bool = Field(False, description="resume a stopped run of this name")
     cache: Place | None = Field(
-        None, description="teachers, what they teach, and the server's students; default: the user's cache folder"
+        None,
+        description="cache of teachers, their soft labels and the server's students; none: the user's cache folder",
     )
-    sites: PositiveInt = Field(1, description="sites that a run waits for; in process, how many share the merchants")
+    sites: PositiveInt = Field(
+        1, description="number of sites that a run waits for; in process: number of sites that share the merchants"
+    )
     trainer: Literal["cohort", "sequential"] = Field(
-        "cohort", description="many merchants as one tensor program, or one after another on the CPU"
+        "cohort", description="cohort: many merchants as one tensor program; sequential: one after another on the CPU"
     )
     cohort: PositiveInt | None = Field(
-        None, description="merchants that train together at most; default: 16 on a CPU, on a GPU what fits"
+        None,
+        description="maximum number of merchants trained together; none: 16 on a CPU, what fits in memory on a GPU",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where students are trained; auto: a GPU if any")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device for training students; auto: a GPU if there is one"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
-        description="cores that training uses: on Linux without a GPU, cohorts train in so many processes, else in so "
-        "many threads; default: all cores",
+        description="number of cores for training: the number of processes that train cohorts on Linux without a GPU, "
+        "otherwise the number of threads; none: all cores",
     )
-    measure_speed: bool = Field(True, description="time teacher and student on a few pairs, for the report")
+    measure_speed: bool = Field(True, description="measure the speed of teacher and student for the report")
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
-        description="what follows a run: progress, tensorboard, wandb, log, prometheus, own",
+        description="callbacks of a run: progress, tensorboard, wandb, log, prometheus, or import paths of custom ones",
     )
     logs: Literal["text", "json"] = Field(
-        "text", description="json: one object a line on stderr, in place of progress too; a real site has its own"
+        "text", description="json: one object per line on stderr, also for progress; a real site has its own setting"
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="where the callback prometheus answers, 0 for any that is free; default: a file only"
+        None, description="port of the callback prometheus; 0: any free port; none: it writes a file only"
     )
     metrics_address: str = Field(
-        "127.0.0.1", description="of which of this machine's addresses; nobody needs a password"
+        "127.0.0.1", description="address on which the callback prometheus listens, without authentication"
     )
 
     @model_validator(mode="after")
     def _port_of_prometheus(self) -> Self:
         if self.metrics_port is not None and "prometheus" not in self.callbacks:
-            raise ValueError("metrics_port is where callback prometheus answers: name it in runtime.callbacks too")
+            raise ValueError(
+                "metrics_port requires the callback prometheus: add it to runtime.callbacks, or remove metrics_port"
+            )
         return self

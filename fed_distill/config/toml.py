@@ -1,4 +1,4 @@
-"""Files that a user writes: read as TOML, and what pydantic finds wrong in them said in one line."""
+"""Read TOML files of users, and summarise validation errors in one line."""
 
 import tomllib
 from pathlib import Path
@@ -12,11 +12,15 @@ _IN_TOML = {
     "path_type": "Input should be a path",
     **dict.fromkeys(("dict_type", "model_type"), "Input should be a table"),
 }
-"""What pydantic says of Python's types, by kind of error, in the words of the file."""
+"""Messages in terms of TOML instead of Python, by pydantic's type of error."""
 
 
 def read_toml(path: Path | str, what: str) -> dict[str, Any]:
-    """The tables of a TOML file; ConfigError naming it, as ``what``, if it cannot be read."""
+    """Read a TOML file.
+
+    :param what: the file's role in messages, for example ``experiment``
+    :raises ConfigError: the file cannot be read, or is not valid TOML
+    """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -31,7 +35,7 @@ def read_toml(path: Path | str, what: str) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong, after its key; places in a list are counted from 1."""
+    """Describe the first error, after its key; positions in a list are counted from 1."""
     problem = error.errors()[0]
     named = [part for part in problem["loc"] if not str(part).startswith("<")]  # the tag of a choice is not in the file
     where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in named)

@@ -1,4 +1,4 @@
-"""How students are trained, at merchants and at the server."""
+"""Configuration of student training, at merchants and at the server."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,101 +9,103 @@ from fed_distill.config.tables import BatchSize, ConfigTable, Place, PositiveFlo
 
 
 class AugmentationConfig(ConfigTable):
-    """What is done to labelled texts before a training, a merchant's round or one at the server; drawn anew for each.
+    """Augmentation of labelled texts, drawn again before each training: a merchant's round, or one at the server.
 
-    Shares of the words of a text, or of the characters where they are words (Chinese); ``translated`` of the texts.
+    Shares are of the words of a text, or of its characters in languages such as Chinese; ``translated`` of the texts.
     """
 
-    synonyms: Share = Field(0.0, description="replaced by a synonym, of those that have one")
-    deletion: Share = Field(0.0, description="left out; one at least stays")
-    characters: Share = Field(0.0, description="with two neighbouring characters swapped")
+    synonyms: Share = Field(0.0, description="share of the words with synonyms that are replaced by one")
+    deletion: Share = Field(0.0, description="share of the words that are deleted; at least one remains")
+    characters: Share = Field(0.0, description="share of the words in which two adjacent characters are swapped")
     dictionary: Place | None = Field(
-        None, description="groups of synonyms, one a line, separated by commas; none for built-in shopping words"
+        None, description="file with a group of comma-separated synonyms per line; none: built-in shopping words"
     )
 
-    translated: Share = Field(0.0, description="of the texts, put into another language and back, before all else")
+    translated: Share = Field(0.0, description="share of the texts that are back-translated before other changes")
     back_translation: tuple[str, ...] = Field(
         default=(),
-        description="the translation model there, and the one back: folders or hub ids with local files. A real site "
-        "loads no model that a server names, and leaves its texts untranslated",
+        description="two translation models, to another language and back: folders, or hub ids with local files. Real "
+        "sites do not load models that the server names, and do not back-translate",
     )
 
     @model_validator(mode="after")
     def _there_and_back(self) -> Self:
         if len(self.back_translation) not in (0, 2):
-            raise ValueError("back_translation is two models, there and back")
+            raise ValueError("back_translation must be two models, to another language and back")
         if bool(self.translated) != bool(self.back_translation):
-            raise ValueError("translated and back_translation go together: give both, or drop both")
+            raise ValueError("translated and back_translation require each other: set both, or remove both")
         return self
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is changed."""
+        """Whether any text is changed."""
         return max(self.synonyms, self.deletion, self.characters, self.translated) > 0
 
 
 class AdversarialConfig(ConfigTable):
-    """Training on labelled examples whose embeddings are moved where the loss rises; half of the loss is theirs."""
+    """Adversarial training with perturbed embeddings of labelled examples, which contribute half of the loss."""
 
-    attack: Literal["none", "fgm", "pgd"] = Field("none", description="one step of length radius, or several within it")
-    radius: PositiveFloat = Field(1.0, description="largest L2 norm of what is added to an example's embeddings")
-    steps: PositiveInt = Field(3, description="of pgd")
-    step_size: PositiveFloat = Field(0.3, description="of pgd: length of a step")
+    attack: Literal["none", "fgm", "pgd"] = Field(
+        "none", description="none; fgm: one step of length radius; pgd: several steps within radius"
+    )
+    radius: PositiveFloat = Field(1.0, description="maximum L2 norm of the perturbation of an example's embeddings")
+    steps: PositiveInt = Field(3, description="number of steps of pgd")
+    step_size: PositiveFloat = Field(0.3, description="length of a step of pgd")
 
 
 class SharedTrainingConfig(ConfigTable):
-    """What all trainings have in common, at a merchant and at the server."""
+    """Settings of all trainings, at merchants and at the server."""
 
-    label_smoothing: Share = Field(0.0, description="share of a label that is spread evenly over all classes")
+    label_smoothing: Share = Field(0.0, description="share of a label that is distributed uniformly over all classes")
     r_drop: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        0.0, description="weight of the divergence of two passes with other dropout, over labelled examples; 0 for one"
+        0.0, description="weight of the divergence between two passes with different dropout on labelled examples"
     )
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig)
-    submodel: bool = Field(True, description="train and send only the embedding rows that a merchant's data touch")
+    submodel: bool = Field(True, description="train and send only the embedding rows that a merchant's data use")
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
-        "float32", description="of products in a cohort's forward and backward pass; weights stay float32"
+        "float32", description="precision of matrix products in a cohort; weights are float32"
     )
 
 
 class TrainerConfig(SharedTrainingConfig, OptimizerConfig):
-    """What a trainer is told: what all trainings have in common, its own optimizer and its batch size."""
+    """Settings of one trainer: those of all trainings, its optimizer and its batch size."""
 
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = Field(32, description="examples in a batch")
 
 
 class MerchantsConfig(OptimizerConfig):
-    """Merchants in federations, the fedavg control, and where they adapt the student to themselves."""
+    """Training at merchants in federations, in the fedavg control and in their own adaptation."""
 
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = Field(32, description="examples in a batch")
 
 
 class ServerConfig(OptimizerConfig):
-    """The server's student, its assistants, and what the server trains after a merge."""
+    """Training at the server: its student, assistants, and training after a merge."""
 
-    batch_size: BatchSize = 128
+    batch_size: BatchSize = Field(128, description="examples in a batch")
     epochs: PositiveFloat = Field(3.0, description="epochs of the server's student before the first round")
-    temperature: PositiveFloat = Field(2.0, description="distillation temperature, of the pooled control too")
+    temperature: PositiveFloat = Field(2.0, description="distillation temperature, also of the pooled control")
 
 
 class PooledConfig(OptimizerChanges):
-    """The control on everybody's data, from the server's student; a key that is not given is as in [training.server]"""
+    """Control that trains the server's student on all data; keys that are not set are as in [training.server]."""
 
-    learning_rate: PositiveFloat = Field(5e-3, description="the highest, after warm-up")
-    batch_size: BatchSize | None = Field(None, description="none for that of [training.server]")
-    epochs: PositiveFloat = Field(4.0, description="epochs of labels and of the teacher, in turns")
+    learning_rate: PositiveFloat = Field(5e-3, description="peak learning rate, after warm-up")
+    batch_size: BatchSize | None = Field(None, description="examples in a batch; none: as in [training.server]")
+    epochs: PositiveFloat = Field(4.0, description="epochs on labels and on soft labels of the teacher, alternating")
 
 
 class LocalConfig(OptimizerChanges):
-    """The control of each merchant alone, from the server's student; a key that is not given is as in
+    """Control in which each merchant trains the server's student alone; keys that are not set are as in
     [training.merchants]."""
 
-    batch_size: BatchSize | None = Field(None, description="none for that of [training.merchants]")
+    batch_size: BatchSize | None = Field(None, description="examples in a batch; none: as in [training.merchants]")
     epochs: PositiveFloat = Field(2.0, description="epochs over a merchant's own examples")
 
 
 class TrainingConfig(SharedTrainingConfig):
-    """How students are trained: what all trainings have in common here, what each has of its own in its table."""
+    """Training of students: settings of all trainings, and one table for each training."""
 
     merchants: MerchantsConfig = Field(default_factory=MerchantsConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
@@ -120,20 +122,24 @@ class TrainingConfig(SharedTrainingConfig):
         return self
 
     def of_merchants(self, changes: OptimizerChanges | None = None) -> TrainerConfig:
-        """How merchants train; ``changes``: what differs from [training.merchants]. ValueError as of ``over``."""
+        """Return the training at merchants.
+
+        :param changes: differences from [training.merchants]
+        :raises ValueError: as ``OptimizerChanges.over``
+        """
         own = self.merchants
         return self._of(own if changes is None else changes.over(own), own.batch_size)
 
     def of_server(self, optimizer: OptimizerConfig | None = None) -> TrainerConfig:
-        """How the server trains; ``optimizer``: another than that of [training.server]."""
+        """Return the training at the server; ``optimizer`` replaces that of [training.server]."""
         return self._of(optimizer or self.server, self.server.batch_size)
 
     def of_pooled(self) -> TrainerConfig:
-        """How the pooled control trains."""
+        """Return the training of the pooled control."""
         return self._of(self.pooled.over(self.server), self.pooled.batch_size or self.server.batch_size)
 
     def of_local(self) -> TrainerConfig:
-        """How each merchant alone trains."""
+        """Return the training of the local control."""
         return self._of(self.local.over(self.merchants), self.local.batch_size or self.merchants.batch_size)
 
     def _of(self, optimizer: OptimizerConfig, batch_size: int) -> TrainerConfig:

@@ -1,1 +1,1 @@
-"""The server's side of a federation: sites, rounds, aggregation, retries."""
+"""The server of a federation: sites, rounds, aggregation, retries."""

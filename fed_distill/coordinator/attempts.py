@@ -1,7 +1,7 @@
-"""A round that too few merchants took part in is asked again, if that may help: sites come back, and nights end.
+"""Repeat a round with too few participants if more may become available, for example when sites reconnect.
 
-Nothing of a round that is not merged is kept at the server, and an equal request is answered equally and charged once
-(DESIGN 6.3, 6.6): who took part already does so again and sends the same.
+The server keeps nothing of a round that is not merged. Sites answer an identical request identically and charge it once
+(DESIGN 6.3, 6.6), so that merchants that already participated send the same uplink again.
 """
 
 import logging
@@ -20,25 +20,26 @@ _log = logging.getLogger(__name__)
 
 
 def least(share: float, merchants: int) -> int:
-    """How many of ``merchants`` are at least a ``share`` of them."""
+    """Return the smallest number that is at least a ``share`` of ``merchants``."""
     return math.ceil(share * merchants - _SLACK)
 
 
 def check_there(merchants: Collection[str], away: Collection[str], share: float, number: int) -> None:
-    """TooFewAnswers if so many of the round's ``merchants`` are ``away`` that asking the others is of no use."""
+    """Raise TooFewAnswers if too many of the round's ``merchants`` are ``away`` for the required ``share``."""
     there = [merchant for merchant in merchants if merchant not in away]
     if len(there) < least(share, len(merchants)):
         gone = next(merchant for merchant in sorted(merchants) if merchant in away)
         raise TooFewAnswers(
-            f"round {number}: only {len(there)} of {len(merchants)} merchants are there; "
-            f"merchant {gone}: its site is away"
+            f"round {number}: only {len(there)} of {len(merchants)} merchants are online; "
+            f"merchant {gone}: its site is offline"
         )
 
 
 def patiently(take: Callable[[], _Taken], config: FederationConfig, failed: list[str]) -> _Taken:
-    """What ``take`` gives, tried ``config.retries`` times again if there are TooFewAnswers, with a pause before each.
+    """Call ``take``, and repeat it after TooFewAnswers up to ``config.retries`` times, with a pause before each.
 
-    ``failed`` gets the reason of each time that failed. Raises TrainingError, which says how to go on, at the last.
+    :param failed: receives the reason of each failed attempt
+    :raises TrainingError: the last attempt failed; the message has instructions for resuming
     """
     while True:
         try:
@@ -46,9 +47,10 @@ def patiently(take: Callable[[], _Taken], config: FederationConfig, failed: list
         except TooFewAnswers as error:
             if len(failed) >= config.retries:
                 raise TrainingError(
-                    f"{error}; it was asked {len(failed) + 1} times. The rounds before it are kept: go on with "
-                    "--resume when more sites are there, or with a longer federation.deadline, pause or more retries"
+                    f"{error}; all {len(failed) + 1} attempts failed. Earlier rounds are kept: continue with --resume "
+                    "when more sites are online, or increase federation.deadline, federation.pause or "
+                    "federation.retries"
                 ) from error
             failed.append(str(error))
-            _log.warning("%s; asked again in %g s, %d of %d times", error, config.pause, len(failed), config.retries)
+            _log.warning("%s; retrying in %g s, retry %d of %d", error, config.pause, len(failed), config.retries)
             time.sleep(config.pause)

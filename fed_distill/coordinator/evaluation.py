@@ -1,4 +1,4 @@
-"""Measures a student on the common validation and test sets; texts are encoded once for each kind of student."""
+"""Evaluate a student on the common validation and test sets; texts are encoded once for each student model."""
 
 from collections.abc import Mapping
 
@@ -21,41 +21,41 @@ class Evaluator:
         self._encoded: dict[tuple[str, str], Encoded] = {}
 
     def test(self, student: TextModel) -> Metrics:
-        """All metrics on the common test set."""
+        """Return all metrics on the common test set."""
         return self._measure(student, "test", self._data.test, self._data.ranking_test)
 
     def validation(self, student: TextModel) -> Metrics:
-        """All metrics on the common validation set."""
+        """Return all metrics on the common validation set."""
         return self._measure(student, "valid", self._data.valid, self._data.ranking_valid)
 
     def validation_score(self, student: TextModel) -> float:
-        """The headline metric on the common validation set."""
+        """Return the headline metric on the common validation set."""
         return self.score(self.validation(student))
 
     def score(self, validation: Metrics) -> float:
-        """The headline metric of those on the common validation set."""
+        """Select the headline metric from those on the common validation set."""
         value = headline(validation, self._data.task)
         if value is None:
-            raise DataError("the validation set cannot tell students apart: raise data.valid_share")
+            raise DataError("the validation set gives no headline metric: increase data.valid_share")
         return value
 
     def public_score(self, student: TextModel) -> float:
-        """Macro-F1 on the server's own validation examples: of no merchant's data, for what must not depend on them."""
+        """Return macro-F1 on the server's own validation examples, which is independent of merchants' data."""
         examples = self._data.public_valid
         probabilities = predict(student, self._encode(student, "public validation", examples)).numpy()
         value = classification(probabilities, examples.labels, self._data.task)["macro_f1"]
         if value is None:
-            raise DataError("the public validation set cannot tell students apart: raise data.valid_share")
+            raise DataError("the public validation set gives no macro-F1: increase data.valid_share")
         return value
 
     def test_probabilities(self, student: TextModel) -> Tensor:
-        """Class probabilities on the common test set ``[test, classes]``."""
+        """Return class probabilities on the common test set ``[test, classes]``."""
         return predict(student, self._encode(student, "test", self._data.test))
 
     def _measure(self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None) -> Metrics:
         probabilities = predict(student, self._encode(student, part, examples)).numpy() if len(examples) else None
         if probabilities is None:
-            raise DataError(f"the common {part} set is empty: raise data.{part}_share, or lower data.min_rows")
+            raise DataError(f"the common {part} set is empty: increase data.{part}_share, or decrease data.min_rows")
         measured = dict(classification(probabilities, examples.labels, self._data.task))
         if ranked is not None:
             scores = predict(student, self._encode(student, f"ranking {part}", ranked.examples)).numpy()
@@ -70,12 +70,12 @@ class Evaluator:
 
 
 def mean_metrics(several: list[Metrics]) -> Metrics:
-    """Mean of each metric over students; None where one of them lacks it."""
+    """Return the mean of each metric over students; None if one lacks it."""
     return {name: _mean([metrics[name] for metrics in several]) for name in several[0]}
 
 
 def accuracies(counts: Mapping[str, tuple[int, int]]) -> dict[str, float]:
-    """Accuracy by merchant from (right, all)."""
+    """Return accuracy by merchant from (correct, all)."""
     return {merchant: right / count for merchant, (right, count) in counts.items()}
 
 

@@ -1,7 +1,6 @@
-"""Messages to sites and what comes back, waited for no longer than is worth it.
+"""Messages to sites and their replies, with a deadline.
 
-A real grid gives what is there when it is asked, and its sites are away, slow, or gone for good: whatever has no usable
-answer is told as a ``NoReply``, with its cause.
+Sites of a real grid may be offline or slow. A site without a usable reply is returned as a ``NoReply`` with its cause.
 """
 
 import logging
@@ -17,12 +16,12 @@ from flwr.serverapp import Grid
 from fed_distill.transport.requests import Cause
 
 LONGEST_REASON = 500
-"""Characters of a reason that are kept."""
+"""Maximum length of a reason."""
 LONGEST_NAME = 60
-"""Characters of a site's name that are kept."""
+"""Maximum length of a site's name."""
 LIFETIME = 2.0
-"""Deadlines after which Flower may drop a message. Twice, so that what came in time is still there when the chunk that
-it belongs to is taken in; not for ever, so that a site that comes back is not handed what nobody waits for."""
+"""Lifetime of a message in Flower, in deadlines. More than one, so that replies in time remain until their chunk is
+processed; finite, so that a site that reconnects does not receive expired requests."""
 _CAUSES: Mapping[int, Cause] = {
     ErrorCode.NODE_UNAVAILABLE: "absent",
     ErrorCode.MESSAGE_UNAVAILABLE: "late",
@@ -36,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NoReply:
-    """A site without a usable answer, and why; ``cause`` as of a ``Refusal``."""
+    """A site without a usable reply, with the reason; ``cause`` as of a ``Refusal``."""
 
     node: int
     reason: str
@@ -44,19 +43,19 @@ class NoReply:
 
 
 class Deadline:
-    """``seconds`` from now on, or however long it takes if they are None."""
+    """A deadline ``seconds`` from now; None for no deadline."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds that are left, infinitely many without a deadline; 0 at its end."""
+        """Return the remaining seconds, infinity without a deadline; 0 after it."""
         return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
 
 
 class Exchange:
-    """What a server asks of sites through a Flower grid. ``poll_seconds``: longest pause between two looks at it."""
+    """Messages to sites through a Flower grid. ``poll_seconds``: maximum polling interval."""
 
     def __init__(self, grid: Grid, poll_seconds: float) -> None:
         self._grid = grid
@@ -64,47 +63,47 @@ class Exchange:
         self._names: dict[int, str] = {}
 
     def name(self, node: int, name: object, there: Collection[int]) -> None:
-        """From now on the site ``node`` goes by the ``name`` that it has told, with ``_`` for all but letters, digits,
-        ``.`` and ``-``, since it is read in the middle of sentences. Nodes that are not ``there`` lose theirs."""
+        """Set the reported ``name`` of the site ``node``, for log messages; characters other than letters, digits,
+        ``.`` and ``-`` become ``_``. Names of nodes that are not ``there`` are removed."""
         self._names = {one: own for one, own in self._names.items() if one in there}
         if isinstance(name, str) and name:
             self._names[node] = _ODD.sub("_", name[:LONGEST_NAME])
 
     def title(self, node: int) -> str:
-        """What a site is called in logs and reports: by its name, and by its number too where the name is another
-        site's as well, or might be taken for a number; without a name by its number alone."""
+        """Return a site's title for logs and reports: its name, with its node id if the name is ambiguous or looks like
+        a number; without a name, its node id."""
         name = self._names.get(node)
         if name is None:
             return f"site {node}"
-        told_apart = not name.isdecimal() and list(self._names.values()).count(name) == 1
-        return f"site {name}" if told_apart else f"site {name} ({node})"
+        unique = not name.isdecimal() and list(self._names.values()).count(name) == 1
+        return f"site {name}" if unique else f"site {name} ({node})"
 
     def nodes(self) -> list[int]:
-        """Ids of the sites that are there now, sorted."""
+        """Return the ids of the sites that are online, sorted."""
         return sorted(self._grid.get_node_ids())
 
     def send(self, content: RecordDict, node: int, kind: str, deadline: Deadline, group: str = "") -> str | NoReply:
-        """Send one message: its id. One at a time keeps the payload that a grid must take at once small."""
+        """Send one message and return its id. Messages are sent one by one to keep the grid's payload small."""
         lifetime = None if deadline.seconds is None else LIFETIME * deadline.seconds
         message = Message(content, node, kind, ttl=lifetime, group_id=group)
         keys = [key for key in self._grid.push_messages([message]) if key]
-        # no id is how a grid says that it could not send a message
+        # a grid returns no id if it could not send the message
         return (
             keys[0] if keys else log_failure(NoReply(node, f"{self.title(node)} failed: its request could not be sent"))
         )
 
     def replies(self, sent: Mapping[str, int], deadline: Deadline) -> Iterator[tuple[str, Message | NoReply]]:
-        """What comes back to each message of ``sent`` (site by message id), in the order in which it comes.
+        """Yield the reply to each message of ``sent`` (site by message id), in order of arrival.
 
-        At least one look is taken, so that what was there in time is found after the deadline too. A reply that was
-        not waited for any more, or comes twice, is dropped.
+        It polls at least once, so that replies that arrived in time are found after the deadline. Unexpected and
+        repeated replies are dropped.
         """
         missing, pause = dict(sent), _FIRST_PAUSE
         while missing:
             for reply in self._grid.pull_messages(list(missing)):
                 key = reply.metadata.reply_to_message_id
                 if key not in missing:
-                    _log.warning("a reply to message %s, which is not waited for, is dropped", key)
+                    _log.warning("an unexpected reply to message %s is dropped", key)
                     continue
                 node = missing.pop(key)
                 yield key, log_failure(self._failure(node, reply.error)) if reply.has_error() else reply
@@ -122,7 +121,7 @@ class Exchange:
     def ask(
         self, contents: Mapping[int, RecordDict], kind: str, seconds: float | None
     ) -> tuple[dict[int, RecordDict], list[NoReply]]:
-        """Send each site its content; the answers by site, and for each site without any why."""
+        """Send each site its content; return replies by site, and a ``NoReply`` for each site without one."""
         deadline = Deadline(seconds)
         silent: list[NoReply] = []
         sent: dict[str, int] = {}
@@ -142,17 +141,17 @@ class Exchange:
 
     def _failure(self, node: int, error: Error) -> NoReply:
         cause = _CAUSES.get(error.code, "fault")
-        what = {"absent": "is away", "late": "did not answer in time"}.get(cause, "failed")
+        what = {"absent": "is offline", "late": "did not answer in time"}.get(cause, "failed")
         return NoReply(node, readable(f"{self.title(node)} {what}: {error.reason}"), cause)
 
 
 def log_failure(silence: NoReply) -> NoReply:
-    """Say it in the log."""
+    """Log the failure and return it."""
     _log.warning("%s", silence.reason)
     return silence
 
 
 def readable(reason: str) -> str:
-    """What a site says of itself, on one line of bounded length: without control characters, escape sequences and
-    marks that change the direction of the text after them."""
+    """Sanitize a text from a site: one line of bounded length, without control characters, escape sequences and
+    bidirectional marks."""
     return "".join(sign if sign.isprintable() else " " for sign in reason[:LONGEST_REASON])

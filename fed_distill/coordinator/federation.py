@@ -1,4 +1,4 @@
-"""What one federation is: who takes part, with which students, on what terms, and what is asked of the sites."""
+"""One federation: its participants, students, privacy and requests to sites."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,15 +37,15 @@ from fed_distill.transport.requests import TrainRequest, blueprint_of
 
 @dataclass(frozen=True)
 class Federation:
-    """One federation on one seed: what it needs, and who runs it.
+    """One federation on one seed, with everything that it requires.
 
-    mechanism: what the arm is protected by. students: one model by name, the global one first; starts: the server's
-    weights for each. distil_anew: as in ``Services``. part: what is kept of it between rounds. codec: how
-    its messages are coded. byzantine: merchants of a simulation that deviate from the protocol, whose own scores are of
-    no interest. identity: names this very federation, in a private arm (``TrainRequest.federation``). secret:
-    what the server's noise is drawn from; empty in a simulation, where that is the run's seed. released: what was
-    released before, where there is a secret and the server adds the noise. kept_as: by what name its merchants' state
-    is kept. cut: merchants that have counted for less than they claim, each of whom is named once.
+    mechanism: privacy mechanism of the arm. students: models by name, the global one first; starts: the server's
+    weights for each. distil_anew: as in ``Services``. part: stored state between rounds. codec: compression of
+    messages. byzantine: merchants of a simulation that deviate from the protocol; their own scores are ignored.
+    identity: identity of this federation in a private arm (``TrainRequest.federation``). secret: seeds the server's
+    noise; empty in a simulation, which uses the run's seed. released: record of released rounds, with a secret and
+    noise at the server. kept_as: name of the merchants' stored state. cut: merchants whose weight was truncated, which
+    is logged once for each.
     """
 
     arm: str
@@ -73,7 +73,7 @@ class Federation:
     cut: set[str] = field(default_factory=set)
 
     def request(self, merchants: Sequence[str], learning_rate: float = 0.0, test: bool = False) -> TrainRequest:
-        """A request to ``merchants``, each with the student assigned to it."""
+        """Return a request to ``merchants`` with their assigned students."""
         place = {merchant: number for number, merchant in enumerate(self.sites.merchants)}
         return TrainRequest(
             arm=self.arm,
@@ -90,24 +90,27 @@ class Federation:
 
     @property
     def noise(self) -> NoiseSource:
-        """What the server's noise and sampling coins are drawn from."""
+        """Source of the server's noise and Poisson sampling."""
         return NoiseSource((self.secret or self.seed, self.arm, self.identity), reproducible=not self.secret)
 
     @cached_property
     def method(self) -> Method:
-        """Its method."""
+        """The federation's method."""
         built: Method = METHODS.build(self.config.method, self.config.options)
         return built
 
     @property
     def stores(self) -> Stores:
-        """What is kept of its merchants beside the checkpoint: what came from them, and in a simulation their own."""
+        """State of merchants beside the checkpoint: received soft labels, and in a simulation their own state."""
         arms = {STUDENTS: self.kept_as, CODING: self.kept_as, FOLDER: self.arm}
         return Stores(self.part.state, self.seed, arms)
 
     def check_kept(self, number: int, kept: Mapping[str, Mapping[str, int]]) -> None:
-        """Before round ``number``: CheckpointError unless all that was ``kept`` is in ``stores`` as it was written, and
-        LedgerError for a ledger of a simulation that is not. A site that found it out would leave the merchant out."""
+        """Check stored state before round ``number``, since a site with damaged state would exclude the merchant.
+
+        :raises CheckpointError: state in ``kept`` is missing from ``stores`` or damaged
+        :raises LedgerError: a ledger of a simulation is missing or damaged
+        """
         remedy = f"put back a copy of it, or delete {self.part.rounds} to train that federation again"
         self.stores.check(number, kept, remedy)
         ledgers = self.part.state / "ledgers" / f"seed-{self.seed}" / as_file_name(self.arm)
@@ -117,12 +120,12 @@ class Federation:
 
     @property
     def title(self) -> str:
-        """Seed and arm, by which ``released`` knows it."""
+        """Seed and arm, the key of the federation in ``released``."""
         return f"seed {self.seed}, {self.arm}"
 
     @cached_property
     def planned(self) -> Mapping[str, int]:
-        """In how many rounds each merchant is asked."""
+        """Number of planned rounds of each merchant."""
         config, merchants = self.config, self.sites.merchants
         if config.participation == 1.0:
             return dict.fromkeys(merchants, config.rounds)
@@ -130,16 +133,16 @@ class Federation:
         return {merchant: counts[merchant] for merchant in merchants}
 
     def aggregator(self) -> Aggregator:
-        """What merges weights: the configured aggregator, or that of the mechanism in its place."""
+        """Return the aggregator of weights: that of the mechanism, or the configured one."""
         return self.mechanism.aggregator(self.terms, self.students[self.global_student], self.noise)
 
     @property
     def terms(self) -> Terms:
-        """What its noise and price follow from."""
+        """Parameters that determine its noise and price."""
         return Terms(self.privacy, self.config, len(self.sites.merchants), len(self.teacher_labels))
 
     def services(self, aggregator: Aggregator, number: int) -> RoundServices:
-        """What the server does for the method in round ``number``."""
+        """Return the server's services for the method in round ``number``."""
         server = self.server.config.server
         return RoundServices(
             self.method,
@@ -155,12 +158,11 @@ class Federation:
         )
 
     def _tally(self, number: int) -> Callable[[Tensor], Tensor]:
-        """What counts the votes of round ``number``."""
+        """Return the vote count of round ``number``, from the mechanism or without noise."""
         return self.mechanism.tally(self.terms, self.noise, number)
 
     def sampled(self, number: int) -> list[str]:
-        """The merchants of round ``number``, sorted; by a coin for each where the promise counts on that (Poisson
-        sampling)."""
+        """Return the sorted merchants of round ``number``; Poisson sampling if the mechanism requires it."""
         merchants, share = self.sites.merchants, self.config.participation
         if not self.mechanism.poisson:
             return sampled(merchants, share, self.seed, self.arm, number)
@@ -168,7 +170,7 @@ class Federation:
         return [merchant for merchant, coin in zip(merchants, coins, strict=True) if coin < share]
 
     def first_state(self) -> GlobalState:
-        """What the server knows before the first round."""
+        """Return the server's state before the first round."""
         return GlobalState(
             0,
             self.starts[self.global_student],
@@ -178,24 +180,24 @@ class Federation:
         )
 
     def chunk(self) -> int:
-        """Merchants whose uplinks are taken in at once, by the size of the largest student."""
+        """Number of merchants in a chunk of uplinks, by the size of the largest student."""
         return chunk_size(
             max(sum(value.nbytes for value in model.state_dict().values()) for model in self.students.values())
         )
 
-    def asked(
+    def answers(
         self,
         request: TrainRequest,
         down: Downlink,
         starts: Mapping[str, Mapping[str, Weights]],
         away: frozenset[str] | None = None,
     ) -> Iterator[Chunk]:
-        """The answers of the request's merchants, as ``Sites.train`` gives them, on this federation's terms."""
+        """Yield the answers of the requested merchants, as ``Sites.train`` with this federation's settings."""
         proxy, classes = self.teacher_labels.shape
         received = None
         if self.codec.cache is not None:
             received = ReceivedSoftLabels.below(self.part.state, self.arm, self.seed, down.round)
-            request = received.told(request)
+            request = received.with_known_rounds(request)
         context = Context(self.starts[self.global_student], proxy, classes)
         kinds, deadline = self.method.sends, self.config.deadline
         return self.sites.train(
@@ -210,12 +212,14 @@ class Federation:
         state: GlobalState,
         number: int,
     ) -> UplinkValidator:
-        """The uplinks of round ``number``, from all of the request's merchants that are there; TooFewAnswers if these
-        are too few, before any of them is asked."""
+        """Return the uplinks of round ``number``, from all requested merchants that are online.
+
+        :raises TooFewAnswers: too few merchants are online; nothing was sent
+        """
         merchants, share, max_norm_ratio = request.merchants, self.config.minimum_share, self.config.max_norm_ratio
         away = self.sites.away()
         check_there(merchants, away, share, number)
-        chunks = self.asked(request, down, starts, away) if merchants else iter(())
+        chunks = self.answers(request, down, starts, away) if merchants else iter(())
         compared = self.mechanism.compares
         power = 2 if self.mechanism.aggregator_options(self.terms).get("weight") == "examples-squared" else 1
         counts = Counts(self.config.max_share, self.config.max_size_ratio, power, self.cut) if compared else None
@@ -224,12 +228,12 @@ class Federation:
 
     @property
     def global_student(self) -> str:
-        """Name of the global student."""
+        """The global student's name."""
         return next(iter(self.students))
 
 
 def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str, number: int) -> list[str]:
-    """The merchants of one round, sorted: a share of all, at least one, drawn anew each round."""
+    """Return the sorted merchants of one round: a random share of all, at least one."""
     size = max(1, round(participation * len(merchants)))
     if size == len(merchants):
         return list(merchants)
@@ -238,5 +242,5 @@ def sampled(merchants: Sequence[str], participation: float, seed: int, arm: str,
 
 
 def round_learning_rate(optimizer: OptimizerConfig, number: int, rounds: int) -> float:
-    """The learning rate of round ``number`` (1-based): the configured schedule runs over the rounds."""
+    """Return the learning rate of round ``number`` (1-based); the configured schedule runs over the rounds."""
     return Pace.of(optimizer).after((number - 0.5) / rounds)

@@ -1,4 +1,4 @@
-"""What a federation carries from round to round, and the checkpoint that it goes on from."""
+"""State of a federation between rounds, and its checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from fed_distill.storage.parts import RunPart
 
 @dataclass(frozen=True)
 class BestRound:
-    """The best validation so far: its score, and the global student there. since: validations that came after it."""
+    """The best validation so far: its score and global student. since: number of later validations."""
 
     score: float
     weights: Weights
@@ -24,11 +24,10 @@ class BestRound:
 
 @dataclass
 class FederationProgress:
-    """The method's state and what is carried beside it.
+    """The method's state and the rest of the checkpoint.
 
-    best: where it may stop early. record: of the last round. lines: hash of all rounds' records (``chained``).
-    kept: the last round of which each merchant's state is kept, by store (``Stores.rounds``). identity: names the very
-    federation (``Federation.identity``).
+    best: for early stopping. record: of the last round. lines: hash of all rounds' records (``chained``). kept: the
+    last round with stored state of each merchant, by store (``Stores.rounds``). identity: as in ``Federation``.
     """
 
     state: GlobalState
@@ -45,23 +44,25 @@ class FederationProgress:
 
 
 def better(best: BestRound | None, score: float, weights: Weights) -> BestRound:
-    """The best validation after one more, which reached ``score`` with the global student at ``weights``."""
+    """Return the best validation after one with ``score`` of the global student with ``weights``."""
     if best is not None and score <= best.score:
         return replace(best, since=best.since + 1)
     return BestRound(score, {name: value.clone() for name, value in weights.items()})
 
 
 def restored(part: RunPart, start: GlobalState, aggregator: Aggregator, identity: str = "") -> FederationProgress:
-    """What the checkpoint of ``part`` holds, the aggregator's own state put back; without one, ``start`` alone.
-    CheckpointError if it is not as it was written, or not of the federation that ``identity`` names."""
+    """Load the checkpoint of ``part`` and restore the aggregator's state; return ``start`` without a checkpoint.
+
+    :raises CheckpointError: the checkpoint is damaged, or has another ``identity``
+    """
     found = part.read(part.rounds)
     if found is None:
         return FederationProgress(start, identity=identity)
     tensors, values = found
     if values["identity"] != identity:
         raise CheckpointError(
-            f"{part.rounds} is of another federation than this: of other settings or data, or what named it was lost "
-            "or put back from an older copy. Start again with another --name"
+            f"{part.rounds} belongs to another federation: settings or data differ, or the file with its identity was "
+            "lost or restored from an older copy. Start a new run with another --name"
         )
     aggregator.restore(_under(tensors, "aggregator/"))
     state = replace(
@@ -90,7 +91,7 @@ def restored(part: RunPart, start: GlobalState, aggregator: Aggregator, identity
 
 
 def keep(part: RunPart, aggregator: Aggregator, progress: FederationProgress) -> None:
-    """Write the checkpoint from which ``restored`` goes on."""
+    """Write the checkpoint for ``restored``."""
     state = progress.state
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
     tensors |= {f"aggregator/{name}": value for name, value in aggregator.state().items()}

@@ -1,4 +1,4 @@
-"""The soft labels that each merchant sent last, kept at the server, so that it need not send again what stays."""
+"""The last soft labels of each merchant, cached at the server, so that merchants send changes only."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,9 @@ FOLDER = "soft-labels"
 
 @dataclass(frozen=True)
 class ReceivedSoftLabels:
-    """What was received in the rounds of one federation before ``round``, and now in it.
+    """Soft labels received in the rounds of one federation before ``round``, and in it.
 
-    Kept on disk and not in memory, which would grow with the number of merchants.
+    They are stored on disk, as memory would grow with the number of merchants.
     """
 
     store: MerchantStore
@@ -27,21 +27,21 @@ class ReceivedSoftLabels:
 
     @classmethod
     def below(cls, state: Path, arm: str, seed: int, round: int) -> "ReceivedSoftLabels":
-        """In ``state``, the run's ``checkpoint`` folder."""
+        """Open the store in ``state``, the run's ``checkpoint`` folder."""
         return cls(MerchantStore(state / FOLDER), arm, seed, round)
 
-    def told(self, request: TrainRequest) -> TrainRequest:
-        """``request`` with the round of which the soft labels of each of its merchants are there."""
+    def with_known_rounds(self, request: TrainRequest) -> TrainRequest:
+        """Return ``request`` with the round of each merchant's cached soft labels."""
         newest = (self.store.newest(self.arm, self.seed, name, self.round) for name in request.merchants)
         return replace(request, known=tuple(newest))
 
     def of(self, merchant: str) -> Tensor | None:
-        """A merchant's soft labels ``[proxy, classes]`` before this round; None if it sent none."""
+        """Return a merchant's soft labels ``[proxy, classes]`` before this round; None if it sent none."""
         kept = self.store.load(self.arm, self.seed, merchant, self.round)
         return None if kept is None else kept["soft_labels"]
 
     def keep(self, uplink: Uplink) -> None:
-        """Keep what came from a merchant in this round."""
+        """Store a merchant's soft labels of this round."""
         labels = uplink.get(SoftLabels)
         if labels is not None:
             content = {"soft_labels": labels.probabilities}

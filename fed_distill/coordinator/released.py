@@ -1,8 +1,8 @@
-"""What the federations of a run have released, kept apart from their checkpoints, so that an old copy of one is found.
+"""Record of released rounds, separate from the checkpoints, to detect a restored old checkpoint.
 
-At real sites, for units whose noise the server adds. Merchants pay for a federation once, by the name that it has here.
-If an older checkpoint was put back, its rounds would be released a second time, with other answers and other noise,
-and nobody would pay for it: the federation does not go on from there.
+It is used with real sites, for units with noise at the server. Merchants are charged once for a federation, by its
+identity in this record. After an older checkpoint is restored, its rounds would be released again, with other answers
+and noise, but without a charge: such a federation is not resumed.
 """
 
 import secrets
@@ -15,18 +15,18 @@ from fed_distill.storage.files import make_folder, write_atomic
 from fed_distill.storage.sealed import read_sealed_json, sealed_json
 
 NOISE_KEY = "noise.key"
-"""The server's secret, in the folder of its runs."""
+"""File of the server's secret, in the folder of its runs."""
 RELEASED = "released.json"
 
 
 @dataclass(frozen=True)
 class Released:
-    """The account of one run, in the file at ``path``."""
+    """The record of one run, in the file at ``path``."""
 
     path: Path
 
     def name(self, title: str) -> str:
-        """What names the federation ``title``: random, the same whenever the run goes on."""
+        """Return the random identity of the federation ``title``, which is kept when the run is resumed."""
         known = self._read()
         if title not in known:
             known[title] = {"federation": secrets.token_hex(16), "round": 0}
@@ -34,17 +34,17 @@ class Released:
         return str(known[title]["federation"])
 
     def check(self, title: str, round: int) -> None:
-        """Raise CheckpointError if more rounds were released than the checkpoint's ``round`` says."""
+        """Raise CheckpointError if later rounds than the checkpoint's ``round`` were released."""
         newest = int(self._read().get(title, {"round": 0})["round"])
         if round < newest:
             raise CheckpointError(
-                f"{self.path}: {title} has released round {newest} and its checkpoint is of round {round}, as if an "
-                "older copy had been put back. Its rounds cannot be released twice: start again with another --name, "
-                "which merchants pay for anew"
+                f"{self.path}: {title} has released round {newest}, but its checkpoint is of round {round}, probably a "
+                "restored older copy. Rounds cannot be released twice: start a new run with another --name, for which "
+                "merchants are charged again"
             )
 
     def note(self, title: str, round: int) -> None:
-        """Write down that ``round`` is about to be released."""
+        """Record ``round`` before its release."""
         known = self._read()
         known[title]["round"] = round
         self._write(known)
@@ -56,7 +56,7 @@ class Released:
             return read_sealed_json(self.path)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error}, and without it nobody knows what was released: start again with another --name"
+                f"{error}; without it, released rounds are unknown: start a new run with another --name"
             ) from error
 
     def _write(self, known: dict[str, dict[str, Any]]) -> None:

@@ -1,17 +1,16 @@
-"""Which merchants there are, which site hosts each, and which of the sites are there now.
+"""The merchants of a run, the site of each, and the sites that are online.
 
-The merchants of a run are those that are there when it begins: by them it samples and plans budgets. Their sites may
-leave and come back, also as another Flower node; a site that comes back is asked anew what it has.
+The merchants of a run are those online at its start; sampling and budgets are based on them. Their sites may disconnect
+and reconnect, also as another Flower node; a site that reconnects announces its merchants again.
 
-Sites are strangers to each other, and one that is of no use ends no run: it speaks another protocol, has another proxy
-set, or says what cannot be understood, and is left out by name. A merchant belongs to one site, and no site can take
-another's over by announcing it too:
+Sites do not trust each other. A site with another protocol, another proxy set or an invalid announcement is excluded by
+name, and does not stop the run. A merchant belongs to one site, and another site cannot take it over by announcing it:
 
-- who is announced more than once when a run begins takes no part in it. The server cannot tell whose it is, and any
-  rule that decided between two sites could be met on purpose: by being the first, by a low number, by a second site
-  that sides with the first. So a hostile site can keep merchants out, and is named for it, but never speak for them;
-- after that a merchant is the site's that it was at first, whoever announces it; another may only bring it (a site that
-  is back as another node of Flower's) as long as that one is away.
+- A merchant that several sites announce at the start is excluded from the run. The server cannot verify its site, and a
+  hostile site could satisfy any rule that selects one: by being first, by a low id, by a second hostile site. A hostile
+  site can exclude merchants, which is logged with its name, but it cannot impersonate them.
+- Later, a merchant stays with its first site. Another node can announce it only while that site is offline, as its site
+  may have reconnected as another Flower node.
 """
 
 import logging
@@ -28,16 +27,16 @@ from fed_distill.transport.records import MOST_EXAMPLES
 from fed_distill.transport.requests import PROTOCOL, QUERY_MERCHANTS
 
 INTRODUCTION = 60.0
-"""Seconds that a site which comes back in a run without a deadline has to say what it has, until the next round."""
+"""Seconds for a reconnected site to announce its merchants, in a run without a deadline."""
 NOWHERE = 0
-"""In place of the site of a merchant that its site came back without; no node of Flower's has this id."""
+"""Node id for a merchant that its reconnected site no longer announces; Flower does not use this id."""
 LONGEST_MERCHANT = 200
-"""Characters of a merchant's name at most."""
+"""Maximum length of a merchant's name."""
 _LISTED, _CUT = 3, 60
-"""Names that one line of the log lists at most, and characters of each."""
+"""Maximum number of names in a line of the log, and maximum length of each."""
 
 Announced = Mapping[str, int | None]
-"""A site's merchants, and how many training examples each has; None where the site keeps that private."""
+"""Number of training examples by merchant of a site; None if it is private."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +47,11 @@ class Roster:
     def __init__(
         self, exchange: Exchange, minimum: int = 1, deadline: float | None = None, public: str | None = None
     ) -> None:
-        """Wait until ``minimum`` sites that are of use are connected and have said what they have. DataError if none of
-        so many connected sites has a merchant that can take part.
+        """Wait until ``minimum`` usable sites are connected and have announced their merchants.
 
-        deadline: seconds for an answer, after which a site is asked again. public: fingerprint of the server's task and
-        proxy set (``PublicPart``), which those of all sites must be; None for any.
+        :param deadline: seconds for an answer, after which the request is repeated
+        :param public: required fingerprint of the sites' task and proxy set (``PublicPart``); None: any
+        :raises DataError: ``minimum`` sites are connected, but none has a merchant that can participate
         """
         self._exchange, self._deadline, self._public = exchange, deadline, public
         self._node_of: dict[str, int] = {}
@@ -67,23 +66,23 @@ class Roster:
         self.merchants = sorted(self._node_of)
 
     def node_of(self, merchant: str) -> int:
-        """The site of one of ``merchants``, where it was last."""
+        """Return the last known site of one of ``merchants``."""
         return self._node_of[merchant]
 
     def announced(self, merchant: str) -> int | None:
-        """How many training examples a merchant has said to have; None where its site keeps that private."""
+        """Return the number of training examples that a merchant announced; None if it is private."""
         return self._examples[merchant]
 
     def nodes(self) -> list[int]:
-        """All sites of ``merchants``, whether they are there or not."""
+        """Return all sites of ``merchants``, online or not."""
         return sorted(set(self._node_of.values()) - {NOWHERE})
 
     def away(self) -> frozenset[str]:
-        """Look which sites are there, take in who came back, and tell the merchants whose site is away."""
+        """Update the connected sites, and return the merchants whose site is offline."""
         now = frozenset(self._exchange.nodes())
         for gone in sorted(self._there - now):
-            _log.warning("%s is away", self._exchange.title(gone))
-        if self._there - now:  # whoever came before its former self was missed has its merchants now
+            _log.warning("%s is offline", self._exchange.title(gone))
+        if self._there - now:  # a site may reconnect as a new node before its old node is missed
             self._there, self._doubles = self._there - self._doubles, set()
         self._there &= now
         seconds = INTRODUCTION if self._deadline is None else min(INTRODUCTION, self._deadline)
@@ -93,7 +92,7 @@ class Roster:
         return frozenset(name for name, node in self._node_of.items() if node not in self._there)
 
     def _gather(self, minimum: int) -> dict[int, Announced]:
-        """The sites that are connected, with their merchants, at least ``minimum`` that are of use."""
+        """Wait for at least ``minimum`` usable sites, and return them with their merchants."""
         introduced: dict[int, Announced] = {}
         failed: dict[int, NoReply] = {}
         waiting = ""
@@ -110,18 +109,18 @@ class Roster:
             if (some and useful >= minimum) or (not some and len(introduced) + len(failed) >= minimum):
                 break
             reasons = "; ".join([*(one.reason for one in failed.values()), *disputes])
-            if waiting != (waiting := f"{useful} of {minimum} are there" + (f"; {reasons}" if reasons else "")):
+            if waiting != (waiting := f"{useful} of {minimum} are online" + (f"; {reasons}" if reasons else "")):
                 _log.warning("waiting for sites: %s", waiting)
             time.sleep(self._exchange.poll_seconds)
         for dispute in disputes:
             _log.warning("%s", dispute)
         if not some:
             reasons = "; ".join([*(one.reason for one in failed.values()), *disputes])
-            raise DataError(f"no site has any merchant: {reasons or 'each site answered with none'}")
+            raise DataError(f"no site has a merchant: {reasons or 'all sites announced none'}")
         return kept
 
     def _undisputed(self, introduced: Mapping[int, Announced]) -> tuple[dict[int, Announced], list[str]]:
-        """Each site's merchants without those that another announces too, and what is to be said of these."""
+        """Return each site's merchants without those that several sites announce, and messages about the latter."""
         claims: dict[str, list[int]] = defaultdict(list)
         for node, announced in sorted(introduced.items()):
             for name in announced:
@@ -136,7 +135,7 @@ class Roster:
         }
         lines = [
             f"{_listed(names)} announced by {_listed(list(map(self._exchange.title, nodes)))}: a merchant belongs to "
-            "one site, and takes no part in a run for which several announce it"
+            "one site, and is excluded if several sites announce it"
             for nodes, names in disputed.items()
         ]
         return kept, lines
@@ -144,10 +143,10 @@ class Roster:
     def _introduced(
         self, nodes: Collection[int], there: Collection[int], seconds: float | None
     ) -> tuple[dict[int, Announced], list[NoReply]]:
-        """What sites say that they have, and those that are of no use: they do not say it, or not so that it can be
-        understood, speak another protocol, or have another proxy set."""
-        asked = {node: RecordDict() for node in sorted(nodes)}
-        answered, silent = self._exchange.ask(asked, QUERY_MERCHANTS, seconds) if asked else ({}, [])
+        """Request the sites' announcements; return them, and a ``NoReply`` for each site without an announcement, with
+        an invalid one, with another protocol, or with another proxy set."""
+        requests = {node: RecordDict() for node in sorted(nodes)}
+        answered, silent = self._exchange.ask(requests, QUERY_MERCHANTS, seconds) if requests else ({}, [])
         useful: dict[int, Announced] = {}
         records = {
             node: content.config_records.get("merchants", ConfigRecord()) for node, content in sorted(answered.items())
@@ -162,37 +161,37 @@ class Roster:
         return useful, silent
 
     def _checked(self, node: int, record: ConfigRecord) -> Announced:
-        """A site's merchants. DataError, which says what the site does wrong, if it is of no use."""
+        """Return a site's merchants; raise DataError with the reason if the site is unusable."""
         theirs = str(record.get("protocol", "unknown"))
         if theirs != str(PROTOCOL):
             raise DataError(
-                f"speaks protocol {theirs[:20]} and this server {PROTOCOL}: install fed-distill "
+                f"has protocol {theirs[:20]}, and this server {PROTOCOL}: install fed-distill "
                 f"{versions()['fed-distill']} there ({_versions(record)})"
             )
         announced = _announced(record)
         if self._public is not None and record.get("public") != self._public:
             merchants = _listed([name for name, _ in announced])
             raise DataError(
-                f"({merchants}) has other classes or another proxy set than the server: give it this experiment's"
+                f"({merchants}) has other classes or another proxy set than the server: install this experiment's"
                 " proxy.json (fed-distill sites init FOLDER --sites SITE --experiment FILE)"
             )
         self._compare_versions(node, record)
         known = dict(announced)
         if doubles := [name for name, times in Counter(name for name, _ in announced).items() if times > 1]:
-            self._leave_out(node, doubles, "it announces them twice")
+            self._leave_out(node, doubles, "announced twice")
         if odd := [name for name in known if not 0 < len(name) <= LONGEST_MERCHANT or not name.isprintable()]:
-            reason = f"a name has 1 to {LONGEST_MERCHANT} characters, all of which can be printed"
+            reason = f"a name must have 1 to {LONGEST_MERCHANT} printable characters"
             self._leave_out(node, odd, reason)
         kept = {name: size for name, size in known.items() if name not in {*doubles, *odd}}
         if announced and not kept:
-            raise DataError("has no merchant that can take part")
+            raise DataError("has no merchant that can participate")
         return kept
 
     def _leave_out(self, node: int, merchants: Sequence[str], reason: str) -> None:
-        log_failure(NoReply(node, readable(f"{self._exchange.title(node)}: {_listed(merchants)} left out: {reason}")))
+        log_failure(NoReply(node, readable(f"{self._exchange.title(node)}: {_listed(merchants)} excluded: {reason}")))
 
     def _take_back(self, node: int, announced: Announced) -> None:
-        """A site that comes in the middle of a run; nothing that is wrong with it may stop the others."""
+        """Add a site that connects during a run; errors of it are logged and do not stop the run."""
         self._there |= {node}
         for name in (name for name, at in self._node_of.items() if at == node):
             self._node_of[name] = NOWHERE
@@ -207,41 +206,40 @@ class Roster:
                 self._node_of[name], self._examples[name] = node, examples
                 taken.append(name)
         if new:
-            _log.warning("%s: %s not there when the run began: it can join the next", title, _listed(new))
+            _log.warning("%s: %s not online at the start of the run: can join the next run", title, _listed(new))
         if elsewhere:
-            _log.warning("%s: %s is at another site too, and stays there", title, _listed(elsewhere))
-        _log.warning("%s is back, with %s", title, _listed(taken) if taken else "no merchant of this run")
+            _log.warning("%s: %s also announced by its connected site, and stays there", title, _listed(elsewhere))
+        _log.warning("%s is online again, with %s", title, _listed(taken) if taken else "no merchant of this run")
 
     def _compare_versions(self, node: int, record: ConfigRecord) -> None:
         here = " ".join(f"{name} {version}" for name, version in versions().items())
         if (theirs := _versions(record)) not in ("", here):
             title = self._exchange.title(node)
             log_failure(
-                NoReply(node, readable(f"{title} has {theirs}, the server {here}: results may differ a little"))
+                NoReply(node, readable(f"{title} has {theirs}, the server {here}: results may differ slightly"))
             )
 
 
 def _versions(record: ConfigRecord) -> str:
-    told_versions = record.get("versions", [])
-    return " ".join(map(str, told_versions)) if isinstance(told_versions, list) else ""
+    reported = record.get("versions", [])
+    return " ".join(map(str, reported)) if isinstance(reported, list) else ""
 
 
 def _announced(record: ConfigRecord) -> list[tuple[str, int | None]]:
-    """A site's merchants and how many training examples each has, None where the site keeps that private. DataError for
-    anything else."""
+    """Parse a site's merchants with their numbers of training examples, None if private; raise DataError if invalid."""
     names, sizes = record.get("names"), record.get("examples")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError("did not answer with the names of its merchants")
+        raise DataError("sent an announcement without names of merchants")
     if "examples" not in record:
         return [(str(name), None) for name in names]
     if not isinstance(sizes, list) or len(sizes) != len(names):
-        raise DataError("did not answer with the names and sizes of its merchants")
+        raise DataError("sent an announcement without names and sizes of merchants")
     if not all(type(size) is int and 0 <= size <= MOST_EXAMPLES for size in sizes):
-        raise DataError("announced merchants whose numbers of examples are no such numbers")
+        raise DataError("announced invalid numbers of examples of merchants")
     return [(str(name), int(str(size))) for name, size in zip(names, sizes, strict=True)]
 
 
 def _listed(names: Sequence[str]) -> str:
-    """A few of them, each cut, and how many more there are."""
+    """List the first names, truncated, and the number of others."""
     shown = ", ".join(name[:_CUT] for name in names[:_LISTED])
     return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

@@ -1,4 +1,4 @@
-"""The rounds of one federation: broadcast, train at the sites, check, merge, measure, keep, repeat."""
+"""The rounds of one federation: broadcast, train at sites, validate uplinks, merge, evaluate, write the checkpoint."""
 
 import logging
 import time
@@ -29,13 +29,16 @@ def federate(
     on_round: Callable[[dict[str, Any]], None],
     on_resume: Callable[[FederationProgress], None],
 ) -> FederationProgress:
-    """Run all rounds, going on from the checkpoint if there is one.
+    """Run all rounds, from the checkpoint if there is one.
 
-    ``on_resume`` is told what the checkpoint holds (round 0 for none) before the first round; the last round's record
-    may not have come to anybody yet. ``on_round`` gets each round's record. Nobody sees anything of a round before its
-    checkpoint is written: a round that is trained again after a crash has not been released. A federation ends when no
-    merchant may take part any more; BudgetExceeded if none ever could. CheckpointError if what is kept of merchants
-    here is not what was kept when the checkpoint was written.
+    A round's results are published only after its checkpoint is written: a round that is repeated after a crash has not
+    been released. The federation ends early when no merchant can participate any more.
+
+    :param on_resume: called before the first round with the checkpoint (round 0 without one); the record of its last
+        round may not have been published
+    :param on_round: called with each round's record
+    :raises BudgetExceeded: no merchant can participate in the first round
+    :raises CheckpointError: stored state of merchants does not match the checkpoint
     """
     config = federation.config
     aggregator = federation.aggregator()
@@ -69,13 +72,13 @@ def federate(
 
 
 def _goes_on(config: FederationConfig, progress: FederationProgress) -> bool:
-    """Whether there is a round left, and the last validations were not all worse than one before."""
+    """Whether rounds remain, and patience is not exhausted."""
     stale = config.patience is not None and progress.best is not None and progress.best.since >= config.patience
     return progress.state.round < config.rounds and not stale
 
 
 def _ended(federation: Federation, progress: FederationProgress) -> FederationProgress:
-    """With the best round's student, where that is asked for, and bytes that are means over the rounds that were."""
+    """Return the final progress: with the best round's student if ``patience`` is set, and mean bytes over rounds."""
     planned, done = federation.config.rounds, progress.state.round
     if 0 < done < planned:
         progress.downlink_bytes *= planned / done
@@ -144,15 +147,15 @@ def _one_round(federation: Federation, aggregator: Aggregator, progress: Federat
 
 
 def validated(federation: Federation, weights: Weights) -> Metrics:
-    """Metrics of the global student on the common validation set."""
+    """Return metrics of the global student on the common validation set."""
     student = federation.students[federation.global_student]
     student.load_state_dict(dict(weights))
     return federation.evaluator.validation(student)
 
 
 def _score(federation: Federation, valid: Metrics) -> float:
-    """What tells when to stop, of the student that was just measured: of a protected federation on the server's own
-    validation examples, since when it stops must not depend on merchants'."""
+    """Return the score for early stopping. For a private federation it is on the server's own validation examples, as
+    the last round must not depend on merchants' data."""
     if isinstance(federation.mechanism, Protecting):
         return federation.evaluator.public_score(federation.students[federation.global_student])
     return federation.evaluator.score(valid)

@@ -1,4 +1,4 @@
-"""What the server does for a method while it merges a round: average, count votes, distil, train its teacher."""
+"""The server's services for a method's merge: average, count votes, distil, train the teacher."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -26,16 +26,16 @@ class DistilAnew(Protocol):
     """``Services.distil_anew`` of one seed's students."""
 
     def __call__(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """Weights of the global student, re-initialised and distilled."""
+        """Return weights of the global student, re-initialised and distilled."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The server's teacher where a method trains it: a copy for each federation, so that all others, and later runs,
-    have it as it was fine-tuned.
+    """The server's teacher for methods that train it: a copy for each federation, so that other federations and later
+    runs use the fine-tuned one.
 
-    :param fine_tuned: the teacher that it is at first, and which stays as it is.
-    :param optimizer: of its steps.
+    :param fine_tuned: the initial teacher, which is not changed
+    :param optimizer: optimizer of its steps
     """
 
     fine_tuned: TextModel
@@ -43,16 +43,16 @@ class Teacher:
 
     @classmethod
     def of(cls, fine_tuned: TextModel, experiment: Experiment) -> Self:
-        """The teacher of an experiment, trained as ``[training.server]`` says at ``teacher.learning_rate``."""
+        """Return the teacher of an experiment, trained as in ``[training.server]`` at ``teacher.learning_rate``."""
         return cls(fine_tuned, experiment.training.server.at_constant(experiment.teacher.learning_rate))
 
     @cached_property
     def model(self) -> TextModel:
-        """A copy that may be trained, made when it is needed; its weights are set before each use."""
+        """A trainable copy, created at first use; its weights are set before each use."""
         return copy.deepcopy(self.fine_tuned)
 
     def trained(self, state: GlobalState, plan: Plan, server: ServerTraining, randomness: Randomness) -> GlobalState:
-        """``state`` with the teacher trained onwards by ``plan``, and with what it predicts on the proxy set now."""
+        """Continue training of the teacher by ``plan``; return ``state`` with its weights and proxy labels."""
         weights = state.teacher_weights or self.fine_tuned.state_dict()
         trained = server.train(self.model, weights, plan, randomness, self.optimizer)
         self.model.load_state_dict(trained)
@@ -60,22 +60,22 @@ class Teacher:
         return replace(state, teacher_weights=trained, teacher_labels=labels)
 
     def validation(self, state: GlobalState, evaluator: Evaluator) -> Metrics:
-        """Metrics on the common validation set of what the teacher has become."""
+        """Return metrics of the trained teacher on the common validation set."""
         self.model.load_state_dict(dict(state.teacher_weights))
         return evaluator.validation(self.model)
 
 
 @dataclass(frozen=True)
 class RoundServices:
-    """The services of one round, as ``Services``. ConfigError for one that ``method`` does not declare to use.
+    """The services of one round, as ``Services``; raise ConfigError for one that the method's ``uses`` lacks.
 
-    :param name: of the method, for errors.
-    :param aggregator: merges weights.
-    :param count: of the round: turns counts of votes into answers, with noise or without.
-    :param anew: re-initialises and distils the global student.
-    :param server: trains at the server; ``optimizer`` is that of the global student's steps.
-    :param student: the global student, to be trained.
-    :param randomness: of the round: seed, arm and number.
+    :param name: name of the method, for errors
+    :param aggregator: aggregator of weights
+    :param count: converts this round's counts of votes to labels, with or without noise
+    :param anew: re-initialises and distils the global student
+    :param server: trains at the server; ``optimizer`` is that of the global student's steps
+    :param student: the global student, to be trained
+    :param randomness: seed, arm and number of the round
     """
 
     method: Method
@@ -119,6 +119,5 @@ class RoundServices:
     def _check(self, service: Service) -> None:
         if service not in self.method.uses:
             raise ConfigError(
-                f"method {self.name} asks the server to {service.replace('_', ' ')}, which its `uses` does not "
-                f"declare: add {service!r} to it"
+                f"method {self.name} calls the service {service!r}, which its `uses` does not declare: add it to `uses`"
             )

@@ -1,8 +1,8 @@
-"""The server's view of the sites: which merchants there are, and one question and answer each round.
+"""The server's view of the sites: the merchants, and one request and reply per round.
 
-Merchants are named, never numbered: which site hosts one is this file's business alone, so that a run's result
-does not depend on how merchants are spread over sites. A round's answers come in chunk by chunk, so that the
-server's memory does not grow with the number of merchants.
+Merchants are identified by name. Only this module maps merchants to sites, so that results do not depend on the
+assignment. A round's answers are processed in chunks, so that the server's memory does not grow with the number of
+merchants.
 """
 
 import logging
@@ -47,30 +47,30 @@ from fed_distill.transport.requests import (
 )
 
 CHUNK_BYTES = 2 * 2**30
-"""Students' weights in one chunk of a round's answers: the server, and a site's reply, hold about so much at once."""
+"""Bytes of students' weights in one chunk of answers, about the memory for them at the server and in a site's reply."""
 SMALLEST_CHUNK = 16
-"""Merchants in a chunk at least, however large the student: fewer would leave a site nothing to train together."""
+"""Minimum number of merchants in a chunk, independent of the student's size, so that a site can train a cohort."""
 LARGEST_CHUNK = 1024
-"""Merchants in a chunk at most, however small the student: a site trains no more than so many at once with profit."""
+"""Maximum number of merchants in a chunk, independent of the student's size: larger cohorts are not faster."""
 PLAIN = Codec()
-"""Messages as ``transport.records`` writes them."""
-TOLD_BY_SITES: Mapping[str, Cause] = {"budget": "budget", "hours": "hours"}
-"""Causes of a refusal that a site may name beside a fault: whether it is late or absent is not its to say."""
+"""The codec without compression."""
+CAUSES_FROM_SITES: Mapping[str, Cause] = {"budget": "budget", "hours": "hours"}
+"""Causes of a refusal that a site may report beside a fault; only the server sets ``late`` and ``absent``."""
 
 _log = logging.getLogger(__name__)
 
 
 def chunk_size(student_bytes: int) -> int:
-    """Merchants in a chunk, for students of ``student_bytes``: as many as fit ``CHUNK_BYTES``, within both limits."""
+    """Return the number of merchants in a chunk: as many students as fit ``CHUNK_BYTES``, within both limits."""
     return min(max(CHUNK_BYTES // student_bytes, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What came back from consecutive merchants: uplinks ordered by merchant, refusals, and serialized bytes.
+    """Answers of consecutive merchants: uplinks ordered by merchant, refusals, and serialized bytes.
 
-    downlink_bytes: sum over the merchants asked, each as if it had been sent a message of its own. uplink_bytes: sum
-    over ``uplinks``.
+    downlink_bytes: sum over the requested merchants, as if each had received its own message. uplink_bytes: sum over
+    ``uplinks``.
     """
 
     uplinks: tuple[Uplink, ...] = ()
@@ -81,12 +81,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A chunk's messages: by id the site and what it asked, and refusals for those that were not sent.
+    """A chunk's messages: site and request by message id, and refusals for messages that could not be sent.
 
-    title: what answers must say that they answer (``TrainRequest.title``).
+    title: title that replies must refer to (``TrainRequest.title``).
     """
 
-    asked: Mapping[str, tuple[int, TrainRequest]]
+    requests: Mapping[str, tuple[int, TrainRequest]]
     refusals: tuple[Refusal, ...]
     downlink_bytes: int
     title: str
@@ -103,11 +103,11 @@ class Sites:
         deadline: float | None = None,
         public: str | None = None,
     ) -> None:
-        """Ask each site for its merchants, until ``minimum`` sites that are of use are there.
+        """Request the merchants of each site, until ``minimum`` usable sites are connected.
 
-        ``poll_seconds``: longest pause between two looks for sites or for replies. ``deadline``: seconds to wait for
-        answers to what is no round; None for however long it takes. ``public``: fingerprint of the task and proxy set
-        that sites must have (``PublicPart``); None for any.
+        :param poll_seconds: maximum polling interval for sites and replies
+        :param deadline: seconds to wait for replies outside of rounds; None: no limit
+        :param public: required fingerprint of the sites' task and proxy set (``PublicPart``); None: any
         """
         self._exchange = Exchange(grid, poll_seconds)
         self._deadline = deadline
@@ -115,16 +115,16 @@ class Sites:
         self._proxy = b""
 
     def away(self) -> frozenset[str]:
-        """The merchants whose site is not there now, after a look at who is."""
+        """Update the connected sites, and return the merchants whose site is offline."""
         return self._roster.away()
 
     def choose_proxy(self, chosen: npt.NDArray[np.bool_]) -> None:
-        """From now on sites use those of their proxy examples that are ``chosen``, ``[candidates]``."""
+        """Restrict the sites' proxy sets to the ``chosen`` examples, bool ``[candidates]``, in all later requests."""
         self._proxy = packed(chosen)
 
     @property
     def merchants(self) -> list[str]:
-        """Names of all merchants, sorted."""
+        """Return the sorted names of all merchants."""
         return list(self._roster.merchants)
 
     def train(
@@ -140,15 +140,19 @@ class Sites:
         deadline: float | None = None,
         away: frozenset[str] | None = None,
     ) -> Iterator[Chunk]:
-        """One round: each site that is there trains those of ``request.merchants`` that it hosts.
+        """Run one round: each connected site trains its merchants of ``request.merchants``.
 
-        ``starts``: for merchants that begin with a student of their own, its weights by student name. Merchants are
-        cut, in sorted order, into chunks of ``chunk``; all are asked at once, so that no site waits for another, and
-        answers are taken chunk by chunk as the result is iterated. ``codec``: how messages are coded; ``kinds``: of
-        payloads that uplinks may hold, which must fit ``context``. ``received``: where soft labels are cached,
-        what merchants sent before, and where it is kept now. ``deadline``: seconds to wait for answers; None for
-        however long it takes. ``away``: merchants whose site is not there, if that was just looked for. ``weights``: of
-        the global student, if other than ``down`` has: an uplink may be as large as they let it be.
+        Merchants are divided, in sorted order, into chunks. All requests are sent at once, so that sites do not wait
+        for each other, and replies are processed chunk by chunk as the result is iterated.
+
+        :param starts: initial weights by student name, for merchants without an own student
+        :param chunk: number of merchants in a chunk
+        :param codec: compression of messages
+        :param kinds: allowed payloads of uplinks, which must fit ``context``
+        :param received: cache of merchants' soft labels, if they are cached
+        :param deadline: seconds to wait for replies; None: no limit
+        :param away: merchants whose site is offline, if that was just updated
+        :param weights: weights of the global student if ``down`` has none, to bound the size of uplinks
         """
         away = self._roster.away() if away is None else away
         until = Deadline(deadline)
@@ -178,53 +182,58 @@ class Sites:
                 messages.append((message, node, own))
             pushed = self._push(messages, request.title(down.round), until)
             absent = tuple(
-                Refusal(name, f"merchant {name}: its site is away", "absent") for name in part.merchants if name in away
+                Refusal(name, f"merchant {name}: its site is offline", "absent")
+                for name in part.merchants
+                if name in away
             )
             size = each * len(there.merchants) + started
             sent.append(replace(pushed, refusals=absent + pushed.refusals, downlink_bytes=size))
         return map(partial(self._collect, decode, received, until, set()), sent)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> tuple[dict[str, tuple[int, int]], list[str]]:
-        """(right, all) test examples of each merchant that has any, under one student; and of whom nothing is told, as
-        their sites do not answer or keep that to themselves."""
+        """Evaluate one student at the merchants.
+
+        :return: (correct, all) test examples by merchant with test examples, and the merchants whose sites did not
+            report them
+        """
         content = encode_downlink(Downlink(0, (StudentWeights(weights),)))
         parts = self._by_node(request)
-        asked = {node: part.merchants for node, part in parts.items()}
+        requested = {node: part.merchants for node, part in parts.items()}
         contents = {node: RecordDict({**content, "request": part.to_record()}) for node, part in parts.items()}
         counts: dict[str, tuple[int, int]] = {}
         answered, _ = self._exchange.ask(contents, EVALUATE, self._deadline)
         for node, answer in answered.items():
             found = answer.metric_records.get("counts", MetricRecord())
-            own = [name for name in asked[node] if name in found]
+            own = [name for name in requested[node] if name in found]
             if len(found) > len(own):
-                self._tell_unasked(node, len(found) - len(own))
+                self._log_unrequested(node, len(found) - len(own))
             for merchant in own:
                 try:
                     counts[merchant] = _counts(merchant, found[merchant])
                 except UplinkRejected as error:
-                    _log.warning("test counts left out: %s", readable(str(error)))
-        untold = [name for name in request.merchants if name not in counts]
-        return {name: found for name, found in sorted(counts.items()) if found[1]}, untold
+                    _log.warning("invalid test counts are ignored: %s", readable(str(error)))
+        unreported = [name for name in request.merchants if name not in counts]
+        return {name: found for name, found in sorted(counts.items()) if found[1]}, unreported
 
     def join(self, request: TrainRequest) -> None:
-        """Have every merchant pay for a federation of which it will be drawn by a coin in each round; who is away now
-        pays when it first takes part."""
+        """Charge every merchant for a federation with Poisson sampling; merchants that are offline are charged when
+        they first participate."""
         request = replace(request, proxy=self._proxy)
         parts = self._by_node(request)
         contents = {node: RecordDict({"request": part.to_record()}) for node, part in parts.items()}
         answered, _ = self._exchange.ask(contents, JOIN, self._deadline)
         for node, answer in answered.items():
-            refused, unasked = by_merchant(answer, parts[node].places)
-            if unasked:
-                self._tell_unasked(node, unasked)
+            refused, unrequested = by_merchant(answer, parts[node].places)
+            if unrequested:
+                self._log_unrequested(node, unrequested)
             for merchant, single in refused.items():
                 if "refusal" in single.config_records:
                     _log.warning("%s", _refusal(merchant, single.config_records["refusal"]).reason)
 
     def spent(self, arm: str, seed: int) -> Spent:
-        """What an arm has cost the merchants, by their ledgers, as their sites tell; of some it may stay untold."""
-        asked = ConfigRecord({"arm": arm, "seed": seed})
-        contents = {node: RecordDict({"request": asked}) for node in self._roster.nodes()}
+        """Return the merchants' spent budgets in an arm, as reported by their sites from the ledgers."""
+        request = ConfigRecord({"arm": arm, "seed": seed})
+        contents = {node: RecordDict({"request": request}) for node in self._roster.nodes()}
         answered, silent = self._exchange.ask(contents, QUERY_PRIVACY, self._deadline)
         hosted = Counter(map(self._roster.node_of, self.merchants))
         known = [
@@ -233,22 +242,22 @@ class Sites:
         return Spent.joined([*known, Spent(untold=len(silent))])
 
     def _by_node(self, request: TrainRequest) -> dict[int, TrainRequest]:
-        """The request to each site for its own merchants; who is nowhere is asked nothing."""
+        """Split the request by site; merchants without a site are omitted."""
         nodes: dict[int, list[int]] = {}
         for place, merchant in enumerate(request.merchants):
             nodes.setdefault(self._roster.node_of(merchant), []).append(place)
         return {node: request.part(places) for node, places in sorted(nodes.items()) if node != NOWHERE}
 
     def _push(self, messages: Sequence[tuple[RecordDict, int, TrainRequest]], title: str, until: Deadline) -> _Sent:
-        asked: dict[str, tuple[int, TrainRequest]] = {}
+        pushed: dict[str, tuple[int, TrainRequest]] = {}
         refusals: list[Refusal] = []
         for content, node, request in messages:
             key = self._exchange.send(content, node, TRAIN, until, title)
             if isinstance(key, NoReply):
                 refusals += _refusals(key, request)
             else:
-                asked[key] = (node, request)
-        return _Sent(asked, tuple(refusals), 0, title)
+                pushed[key] = (node, request)
+        return _Sent(pushed, tuple(refusals), 0, title)
 
     def _collect(
         self,
@@ -258,29 +267,29 @@ class Sites:
         odd: set[int],
         sent: _Sent,
     ) -> Chunk:
-        """Wait for a chunk's answers; those that cannot be used are refusals.
+        """Wait for a chunk's answers; unusable ones become refusals.
 
-        A site answers once for each merchant that it is asked for, and nothing else of its reply is looked into. odd:
-        sites that have been refused for more in this round.
+        Of each reply, only the first answer for each requested merchant is read. odd: sites with unrequested answers in
+        this round, which are refused once.
         """
         uplinks: dict[str, Uplink] = {}
         refusals, uplink_bytes = list(sent.refusals), 0
-        for key, reply in self._exchange.replies({key: node for key, (node, _) in sent.asked.items()}, until):
-            node, request = sent.asked[key]
+        for key, reply in self._exchange.replies({key: node for key, (node, _) in sent.requests.items()}, until):
+            node, request = sent.requests[key]
             silence = reply if isinstance(reply, NoReply) else self._replayed(reply, node, sent.title)
             if silence is not None:
                 refusals += _refusals(silence, request)
                 continue
             assert isinstance(reply, Message)
             content = RecordDict({name: record for name, record in reply.content.items() if name != ANSWER})
-            answers, unasked = by_merchant(content, request.places)
-            if unasked and node not in odd:
+            answers, unrequested = by_merchant(content, request.places)
+            if unrequested and node not in odd:
                 odd.add(node)
-                refusals.append(Refusal("", self._tell_unasked(node, unasked)))
+                refusals.append(Refusal("", self._log_unrequested(node, unrequested)))
             for merchant in request.merchants:
                 single = answers.get(merchant)
                 if single is None:
-                    reason = f"merchant {merchant}: {self._exchange.title(node)} sent nothing for it"
+                    reason = f"merchant {merchant}: {self._exchange.title(node)} sent no answer for it"
                     refusals.append(Refusal(merchant, reason))
                     continue
                 if "refusal" in single.config_records:
@@ -299,35 +308,35 @@ class Sites:
         ordered = tuple(uplinks[merchant] for merchant in sorted(uplinks))
         return Chunk(ordered, tuple(refusals), sent.downlink_bytes, uplink_bytes)
 
-    def _tell_unasked(self, node: int, number: int) -> str:
-        """Say that a site has sent more than it was asked for, which is dropped."""
-        reason = f"{self._exchange.title(node)} sent what it was not asked for; answers dropped: {number:,}"
+    def _log_unrequested(self, node: int, number: int) -> str:
+        """Log that a site sent unrequested answers, which are dropped."""
+        reason = f"{self._exchange.title(node)} sent unrequested answers; dropped: {number:,}"
         return log_failure(NoReply(node, reason)).reason
 
     def _replayed(self, reply: Message, node: int, title: str) -> NoReply | None:
-        """A NoReply for a reply that does not say that it answers this very request, but one of an earlier round."""
+        """Return a NoReply for a reply to another request, for example of an earlier round."""
         to = reply.content.config_records.get(ANSWER, ConfigRecord()).get("to")
         if to == title:
             return None
-        theirs = readable("nothing that it names" if to is None else str(to))
+        theirs = readable("no named request" if to is None else str(to))
         site = self._exchange.title(node)
-        return log_failure(NoReply(node, f"{site} failed: it was asked for {title}, and its reply is to {theirs}"))
+        return log_failure(NoReply(node, f"{site} failed: the request was {title}, but its reply is to {theirs}"))
 
     def _check_size(self, uplink: Uplink) -> None:
         announced = self._roster.announced(uplink.merchant)
         if announced is not None and uplink.examples > announced:
-            raise UplinkRejected(f"it claims {uplink.examples} training examples, but announced {announced}")
+            raise UplinkRejected(f"it has {uplink.examples} training examples, but announced {announced}")
 
 
 def _refusals(silence: NoReply, request: TrainRequest) -> list[Refusal]:
-    """A site without a usable answer: of those that may have one another time, each merchant is named."""
+    """Return a refusal for each requested merchant of a site without a usable reply."""
     if silence.cause == "fault":
         return [Refusal("", silence.reason)]
     return [Refusal(name, f"merchant {name}: {silence.reason}", silence.cause) for name in request.merchants]
 
 
 def _chunks(request: TrainRequest, size: int) -> Iterator[TrainRequest]:
-    """Requests of ``size`` consecutive merchants each, in sorted order."""
+    """Yield requests for ``size`` consecutive merchants each, in sorted order."""
     places = sorted(range(len(request.merchants)), key=lambda place: request.merchants[place])
     for first in range(0, len(places), size):
         yield request.part(places[first : first + size])
@@ -338,43 +347,43 @@ def _kinds(starts: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
 
 
 def _refusal(merchant: str, record: ConfigRecord) -> Refusal:
-    """What a site says of a merchant that did not train."""
+    """Parse a site's refusal of a merchant."""
     reason = str(record.get("reason", "no reason given"))
-    return Refusal(merchant, _about(merchant, reason), TOLD_BY_SITES.get(str(record.get("cause")), "fault"))
+    return Refusal(merchant, _about(merchant, reason), CAUSES_FROM_SITES.get(str(record.get("cause")), "fault"))
 
 
 def _about(merchant: str, reason: str) -> str:
-    """A reason that names its merchant."""
+    """Add the merchant's name to a reason that lacks it."""
     name = f"merchant {merchant}"
     return readable(reason if name in reason else f"{name}: {reason}")
 
 
 def _spent(site: str, records: Mapping[str, MetricRecord], hosted: int) -> Spent:
-    """What a site tells of the ledgers of its ``hosted`` merchants, or that it tells nothing that could be believed."""
+    """Parse a site's report on the ledgers of its ``hosted`` merchants; an invalid one is logged and ignored."""
     try:
-        told = {name: float(str(value)) for name, value in records["spent"].items()}
-        bounded = {name: value for name, value in told.items() if not name.startswith("epsilon")}
-        if not all(value >= 0.0 for value in told.values()) or not all(map(math.isfinite, bounded.values())):
-            raise ValueError("a number that is none, negative or without end")
-        merchants = int(told["merchants"])
-        if merchants != told["merchants"] or not merchants <= hosted or told["delta"] > 1.0:
-            raise ValueError(f"{told['merchants']:g} of {hosted} merchants, and delta = {told['delta']:g}")
+        reported = {name: float(str(value)) for name, value in records["spent"].items()}
+        bounded = {name: value for name, value in reported.items() if not name.startswith("epsilon")}
+        if not all(value >= 0.0 for value in reported.values()) or not all(map(math.isfinite, bounded.values())):
+            raise ValueError("a number is missing, negative or not finite")
+        merchants = int(reported["merchants"])
+        if merchants != reported["merchants"] or not merchants <= hosted or reported["delta"] > 1.0:
+            raise ValueError(f"{reported['merchants']:g} of {hosted} merchants, and delta = {reported['delta']:g}")
         return Spent(
             merchants,
-            told["epsilon"],
-            told["delta"],
-            told["noise_least"],
-            told["noise_most"],
-            epsilon_5=told["epsilon_5"],
-            epsilon_6=told["epsilon_6"],
+            reported["epsilon"],
+            reported["delta"],
+            reported["noise_least"],
+            reported["noise_most"],
+            epsilon_5=reported["epsilon_5"],
+            epsilon_6=reported["epsilon_6"],
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        _log.warning("what %s tells of its ledgers cannot be read: %s", site, readable(str(error)))
+        _log.warning("the report of %s on its ledgers is invalid: %s", site, readable(str(error)))
         return Spent(untold=1)
 
 
 def _counts(merchant: str, value: object) -> tuple[int, int]:
     sound = isinstance(value, list) and len(value) == 2 and 0 <= value[0] <= value[1] <= MOST_EXAMPLES
     if not isinstance(value, list) or not sound or value != [int(one) for one in value]:
-        raise UplinkRejected(f"merchant {merchant}: {value!r} is not (right, all) of its test examples")
+        raise UplinkRejected(f"merchant {merchant}: {value!r} is not (correct, all) test examples")
     return int(value[0]), int(value[1])

@@ -32,10 +32,11 @@ Progress = Callable[[int, int], None]
 def distillation_plan(
     target: DistillationTarget, prepared: TextModel, epochs: float, labelled: Tensor | None = None
 ) -> Plan:
-    """All that the server has, in turns: an epoch of labels, an epoch of the teacher's ``target`` on the proxy set.
+    """Return the plan of the server's training: epochs on labels and on the teacher's ``target`` for the proxy set,
+    alternating.
 
-    prepared: the student as the target wants it (``DistillationTarget.prepared``). labelled: the teacher's
-    probabilities on the labelled examples ``[examples, classes]``, where ``hard_weight`` leaves room for them.
+    prepared: the student from ``DistillationTarget.prepared``. labelled: the teacher's probabilities on the labelled
+    examples ``[examples, classes]``, if ``hard_weight`` is below 1.
     """
     distil = target.phase(prepared, 1.0)
     phases: list[Phase] = []
@@ -50,8 +51,7 @@ def distillation_plan(
 
 
 def labels_plan(epochs: float, data: FederatedData) -> Plan:
-    """Labels alone, for as many examples as ``distillation_plan`` has with the proxy set's: the control without a
-    teacher."""
+    """Return a plan on labels only, with as many steps as ``distillation_plan``: the control without a teacher."""
     return Plan((Phase(hard_labels(), epochs=epochs * (1 + len(data.proxy) / len(data.public))),))
 
 
@@ -64,10 +64,10 @@ def _of_labels(target: DistillationTarget, labelled: Tensor | None, epochs: floa
 
 @dataclass
 class ServerTraining:
-    """Trains students on examples that the server holds.
+    """Trains students on the server's examples.
 
-    ``private`` phases of a plan run on the examples given, the public ones by default. A student that is wrapped for
-    its distillation (``FeatureStudent``) starts from and gives weights of its own alone.
+    ``private`` phases of a plan run on the given examples, by default the public ones. A student that is wrapped for
+    distillation (``FeatureStudent``) takes and returns the weights of the student only.
     """
 
     data: FederatedData
@@ -84,8 +84,10 @@ class ServerTraining:
         optimizer: OptimizerConfig | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
-        """The weights after training from ``weights`` on the public examples and the proxy set. ``optimizer``: another
-        than that of ``[training.server]``."""
+        """Train from ``weights`` on the public examples and the proxy set, and return the new weights.
+
+        :param optimizer: optimizer instead of that of ``[training.server]``
+        """
         config = self.config.of_server(optimizer)
         return self._train(student, weights, plan, randomness, config, progress, "public", [self.data.public])
 
@@ -97,16 +99,16 @@ class ServerTraining:
         randomness: Randomness,
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
-        """The same with every merchant's examples beside the public ones: the control that federation avoids."""
+        """Train on the public and all merchants' examples: the pooled control."""
         config = self.config.of_pooled()
         return self._train(student, weights, plan, randomness, config, progress, "pooled", self.everybody())
 
     def proxy_labels(self, model: TextModel) -> Tensor:
-        """Probabilities of ``model`` on the proxy set ``[proxy, classes]``."""
+        """Return probabilities of ``model`` on the proxy set ``[proxy, classes]``."""
         return predict(model, self._encode(model, "proxy", [self.data.proxy]))
 
     def everybody(self) -> list[Examples]:
-        """The public and every merchant's examples."""
+        """Return the public and every merchant's examples."""
         return [self.data.public, *(merchant.train for merchant in self.data.merchants.values())]
 
     def _train(
@@ -147,7 +149,7 @@ class ServerTraining:
         parts: Sequence[Examples],
         randomness: Randomness,
     ) -> Encoded:
-        """The labelled examples, with texts augmented by draws of this training where that is asked for."""
+        """Return the labelled examples, with texts augmented for this training if configured."""
         if not self.config.augmentation.enabled:
             return self._encode(student, name, parts)
         draws = seeds.numpy_stream(*randomness, "augmentation")

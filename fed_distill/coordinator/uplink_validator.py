@@ -1,7 +1,7 @@
-"""The uplinks of one round on their way to be merged: checked, counted and let go, one after another.
+"""Validation of one round's uplinks, one after another, before they are merged.
 
-What a round is reported by (losses, bytes, refusals, merchants' own test counts) is summed up on the way, so that
-no uplink has to be kept.
+Statistics of the round (losses, bytes, refusals, merchants' own test counts) are accumulated, so that uplinks need not
+be kept.
 """
 
 import logging
@@ -29,40 +29,40 @@ _Parts = frozenset[tuple[str, Hashable]]
 
 
 class UplinkValidator:
-    """The uplinks of a round that may be merged, ordered by merchant. Iterate it once, then read what it has seen.
+    """Iterable of a round's accepted uplinks, ordered by merchant. Iterate it once, then read its statistics.
 
-    An uplink may be merged if it fits the round and has the parts (updates, rows of tables, soft labels, votes) that
-    most have in the first chunk with any fit uplink, and moved weights no farther than ``max_norm_ratio`` times their
-    median there. What it says to count for is cut to what ``counts`` allows by the sizes in that chunk. Where they are
-    not ``compared`` it needs an update and nothing else: to hide who took part, a merchant must not decide whether
-    another's update counts, but change the sum by its own alone. When the merchants are through and less than ``share``
-    of those asked may be merged, the iteration ends in a TrainingError, which is TooFewAnswers if enough others may
-    answer another time; those whose privacy budget is spent do not count as asked, and if nobody else is left, it ends
-    in BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((right, all) own test examples of each merchant's
-    trained student, as it measured it) grow while it is iterated.
+    An uplink is accepted if it fits the round, has the same parts (updates, rows of tables, soft labels, votes) as most
+    uplinks of the first chunk with valid ones, and its update norm is at most ``max_norm_ratio`` times their median.
+    Its weight is truncated by ``counts`` with the sizes in that chunk. If uplinks are not ``compared``, it needs only a
+    valid update: for merchant-level privacy, one merchant must not affect whether another's update is accepted.
+
+    The iteration raises a TrainingError if less than ``share`` of the requested merchants are accepted: TooFewAnswers
+    if enough others may become available. Merchants without privacy budget do not count as requested; if no others are
+    left, it raises BudgetExceeded. ``merchants``, ``refusals`` and ``own_counts`` ((correct, all) own test examples of
+    each merchant's trained student, as it reported them) grow during the iteration.
     """
 
     def __init__(
         self,
         chunks: Iterable[Chunk],
         context: Context,
-        asked: int,
+        requested: int,
         number: int,
         share: float = 0.5,
         max_norm_ratio: float | None = None,
         compared: bool = True,
         counts: Counts | None = None,
     ) -> None:
-        """``asked`` merchants were to take part in round ``number``; ``context``: what their payloads must fit."""
+        """Validate uplinks of round ``number`` from ``requested`` merchants; ``context``: shapes of their payloads."""
         self.merchants: list[str] = []
         self.refusals: list[Refusal] = []
         self.own_counts: dict[str, tuple[int, int]] = {}
-        self._context, self._asked, self._number, self._share = context, asked, number, share
+        self._context, self._requested, self._number, self._share = context, requested, number, share
         self._usual: _Parts | None = None
         self._max_norm_ratio, self._usual_norm, self._compared = max_norm_ratio, 0.0, compared
         self._counts = counts
         self._received = self._downlink_bytes = self._uplink_bytes = 0
-        self._to_come = asked
+        self._to_come = requested
         self._losses: list[float] = []
         self._causes: Counter[Cause] = Counter()
         self._stream = self._accepted(chunks)
@@ -71,51 +71,51 @@ class UplinkValidator:
         return self._stream
 
     def finish(self) -> None:
-        """Take in what nobody asked for: a method that merges nothing leaves its uplinks. TrainingError as above."""
+        """Consume the remaining uplinks, for a method that does not iterate them; raise errors as the iteration."""
         for _ in self._stream:
             pass
         self._check_enough()
 
     @property
     def train_loss(self) -> float | None:
-        """Mean training loss of the merchants that may be merged and tell theirs; None if none does."""
+        """Mean reported training loss of the accepted merchants; None if no one reports it."""
         return sum(self._losses) / len(self._losses) if self._losses else None
 
     @property
     def bytes(self) -> dict[str, float]:
-        """Serialized bytes a merchant: ``downlink`` over those that were there, ``uplink`` over those that sent one."""
+        """Mean serialized bytes: ``downlink`` over merchants that were online, ``uplink`` over those that sent one."""
         return {
-            "downlink": self._downlink_bytes / max(self._asked - self._causes["absent"], 1),
+            "downlink": self._downlink_bytes / max(self._requested - self._causes["absent"], 1),
             "uplink": self._uplink_bytes / max(self._received, 1),
         }
 
     @property
     def answers(self) -> dict[str, int]:
-        """Merchants by what became of them: ``asked``, which are all, ``merged``, ``late``, ``absent``, ``resting``
-        (outside of their site's hours), and ``refused``, which are the others."""
+        """Number of merchants by outcome: ``asked`` (all), ``merged``, ``late``, ``absent``, ``resting`` (outside of
+        their site's hours), and ``refused`` (the remaining ones)."""
         passing = {"late": self._causes["late"], "absent": self._causes["absent"], "resting": self._causes["hours"]}
         merged = len(self.merchants)
         return {
-            "asked": self._asked,
+            "asked": self._requested,
             "merged": merged,
             **passing,
-            "refused": self._asked - merged - sum(passing.values()),
+            "refused": self._requested - merged - sum(passing.values()),
         }
 
     @property
     def causes(self) -> dict[Cause, int]:
-        """How many merchants were not merged, by ``Refusal.cause``; one that a site did not even mention is a fault."""
+        """Number of merchants that were not merged, by ``Refusal.cause``; one without any answer is a fault."""
         counts: dict[Cause, int] = {cause: count for cause, count in self._causes.items() if cause != "fault"}
-        faults = self._asked - len(self.merchants) - sum(counts.values())
+        faults = self._requested - len(self.merchants) - sum(counts.values())
         return {**counts, "fault": faults} if faults > 0 else counts
 
     @property
     def total_bytes(self) -> dict[str, int]:
-        """Serialized bytes over all merchants, of which ``bytes`` are the means."""
+        """Total serialized bytes over all merchants."""
         return {"downlink": self._downlink_bytes, "uplink": self._uplink_bytes}
 
     def _accepted(self, chunks: Iterable[Chunk]) -> Iterator[Uplink]:
-        # map and chain hold no chunk while the next one comes in; a loop over chunks would
+        # map and chain keep no chunk in memory while the next one arrives; a loop over chunks would
         for uplink in chain.from_iterable(map(self._fit, chunks)):
             self.merchants.append(uplink.merchant)
             if "loss" in uplink.metrics:
@@ -145,17 +145,17 @@ class UplinkValidator:
         return list(map(self._counts.cut, usual))
 
     def _is_usual(self, uplink: Uplink) -> bool:
-        """Whether an uplink is like most others; it is refused if not."""
+        """Whether an uplink matches most others; otherwise it is refused."""
         if not self._compared:
             if uplink.get(StudentUpdate) is not None:
                 return True
             odd = "its uplink has no update of weights"
         elif _parts(uplink) != self._usual:
-            odd = "its uplink has other parts than most others have"
+            odd = "the parts of its uplink differ from those of most merchants"
         elif self._max_norm_ratio is not None and 0.0 < self._max_norm_ratio * self._usual_norm < (
             norm := update_norm(uplink)
         ):
-            odd = f"its update has a norm of {norm:.3g}, and half of the others have {self._usual_norm:.3g} at most"
+            odd = f"its update has a norm of {norm:.3g}, and the median norm is {self._usual_norm:.3g}"
         else:
             return True
         self._refuse(Refusal(uplink.merchant, f"merchant {uplink.merchant}: {odd}"))
@@ -179,23 +179,25 @@ class UplinkValidator:
     def _check_enough(self) -> None:
         spent = self._causes["budget"]
         passing = sum(refusal.passing for refusal in self.refusals)
-        if spent and spent >= self._asked:
-            raise BudgetExceeded(f"round {self._number}: no merchant may take part any more; {self.refusals[0].reason}")
-        merged, enough = len(self.merchants), least(self._share, self._asked - spent)
+        if spent and spent >= self._requested:
+            raise BudgetExceeded(
+                f"round {self._number}: no merchant can participate any more; {self.refusals[0].reason}"
+            )
+        merged, enough = len(self.merchants), least(self._share, self._requested - spent)
         if merged < enough:
             helps = merged + passing >= enough
             reasons = [refusal.reason for refusal in self.refusals if refusal.passing or not helps]
-            reason = reasons[0] if reasons else "the others did not answer"
+            reason = reasons[0] if reasons else "the other merchants did not answer"
             raise (TooFewAnswers if helps else TrainingError)(
-                f"round {self._number}: only {merged} of {self._asked} merchants can be merged; {reason}"
+                f"round {self._number}: only {merged} of {self._requested} merchants can be merged; {reason}"
             )
 
 
 def update_norm(up: Uplink) -> float:
-    """L2 norm of how far a merchant moved the global student; 0 if it sends nothing of weights."""
+    """Return the L2 norm of a merchant's update of the global student; 0 without an update."""
     return math.hypot(*(payload.norm() for payload in up.payloads))
 
 
 def _parts(uplink: Uplink) -> _Parts:
-    """Which payloads there are, and of each what must be equal among merchants."""
+    """Return the kinds of payloads, each with the structure that must be equal among merchants."""
     return frozenset((payload.name, payload.structure()) for payload in uplink.payloads)

@@ -19,9 +19,9 @@ def releases() -> dict[str, str]:
 
 SERVER_START = Template("""\
 #!/bin/sh
-# Starts the server (Flower's SuperLink), with TLS and with none but registered sites. LISTEN: which of this machine's
-# addresses it answers on. Whoever reaches it there can let sites in and start runs: leave it at 127.0.0.1, and publish
-# the server with proxy.sh. flower-superlink must be on the PATH: activate the environment first.
+# Starts the server (Flower's SuperLink), with TLS, for registered sites only. LISTEN: the address of this machine that
+# it listens on. Anyone who can connect to it can admit sites and start runs: keep 127.0.0.1, and publish the server
+# with proxy.sh. flower-superlink must be on the PATH: activate the environment first.
 set -eu
 umask 077
 cd "$$(dirname "$$0")"
@@ -35,7 +35,7 @@ exec flower-superlink \\
 
 PROXY_START = Template("""\
 #!/bin/sh
-# Starts nginx as nginx.conf says: it publishes $address. Needs nginx on the PATH, and the server's user.
+# Starts nginx with nginx.conf, which publishes $address. Requires nginx on the PATH. Run it as the server's user.
 set -eu
 umask 077
 cd "$$(dirname "$$0")"
@@ -44,7 +44,7 @@ PATH=$$PATH:/usr/sbin exec nginx -e stderr -p "$$PWD/" -c nginx.conf "$$@"
 """)
 
 NGINX = Template("""\
-# Publishes at $address what sites need of the server, /v1/fleet, and nothing else. Started by proxy.sh, in this folder.
+# Publishes only the server's API for sites, /v1/fleet, at $address. Started by proxy.sh, in this folder.
 daemon off;
 pid proxy/nginx.pid;
 events {}
@@ -58,13 +58,13 @@ http {
     scgi_temp_path proxy/scgi;
     server {
         listen $port ssl;
-        ${ipv6}listen [::]:$port ssl;  # if sites come by IPv6
+        ${ipv6}listen [::]:$port ssl;  # if sites connect by IPv6
         ssl_certificate server.crt;
         ssl_certificate_key server.key;
         ssl_protocols TLSv1.2 TLSv1.3;
-        client_max_body_size 64m;  # Flower sends what is large in pieces of 5 MB
+        client_max_body_size 64m;  # Flower sends large messages in pieces of 5 MB
         location /v1/fleet/ {
-            # The path here has nginx pass on what it has matched, and not what was asked for.
+            # With this path, nginx passes on the normalized path that it matched, instead of the original one.
             proxy_pass https://127.0.0.1:$inner/v1/fleet/;
             proxy_http_version 1.1;
             proxy_ssl_verify on;
@@ -80,7 +80,7 @@ http {
 
 REGISTER = Template("""\
 #!/bin/sh
-# Tells the running server who is let in, by the keys in keys/ and revoked/: fed-distill sites admit.
+# Registers the sites in keys/, and revokes those in revoked/, at the running server: fed-distill sites admit.
 set -eu
 exec fed-distill sites admit "$$(cd "$$(dirname "$$0")/.." && pwd)" "$$@"
 """)
@@ -96,9 +96,9 @@ root-certificates = "$folder/server/ca.crt"
 
 SITE_START = Template("""\
 #!/bin/sh
-# Starts site $name (Flower's SuperNode). PORT: for its own processes, on this machine only. The python of the
-# environment must be on the PATH: activate it first. It ends with an error if it cannot trust the server.
-# PYTHONSAFEPATH, -P: no program is taken from this folder.
+# Starts site $name (Flower's SuperNode). PORT: local port for its own processes. The python of the environment must be
+# on the PATH: activate it first. It exits with an error if it cannot verify the server.
+# PYTHONSAFEPATH, -P: no code is imported from this folder.
 set -eu
 umask 077
 cd "$$(dirname "$$0")"
@@ -111,7 +111,7 @@ exec python -P -m fed_distill.deploy.supernode site.toml \\
 """)
 
 SERVICE = Template("""\
-# $title. It expects this folder at $place (else change the paths), then:
+# $title. It requires this folder at $place (otherwise change the paths). To enable it:
 #   systemctl enable --now $place/$unit
 [Unit]
 Description=$title
@@ -136,10 +136,10 @@ WantedBy=multi-user.target
 """)
 
 LOW_PORTS = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n"
-"""Of a unit: its user may listen on a port below 1024."""
+"""Line of a systemd unit that allows its user to listen on ports below 1024."""
 
 SITE_COMPOSE = Template("""\
-# $title. Needs the project's wheel in this folder: pip wheel --no-deps --wheel-dir . PATH-OF-FED-DISTILL
+# $title. Requires the project's wheel in this folder: pip wheel --no-deps --wheel-dir . PATH-OF-FED-DISTILL
 services:
   site:
     build:
@@ -157,7 +157,7 @@ services:
 """)
 
 SERVER_COMPOSE = Template("""\
-# The server, at 127.0.0.1:$inner of this machine. Needs the project's wheel in this folder:
+# The server, at 127.0.0.1:$inner of this machine. Requires the project's wheel in this folder:
 # pip wheel --no-deps --wheel-dir . PATH-OF-FED-DISTILL
 services:
   server:
@@ -187,160 +187,165 @@ PROXY_SERVICE = """\
       - .:/folder
     restart: unless-stopped
 """
-"""Of the server's compose file: what publishes it."""
+"""Proxy service of the server's compose file."""
 
 MANIFEST = Template("""\
-# Site $name: what it has, and what it allows. It wins over whatever the server asks, and is never sent (but its name).
-# Paths are relative to this file. Try it: fed-distill sites check .
+# Data and limits of site $name. They override all requests of the server, and only the name is ever sent.
+# Paths are relative to this file. Validate it with: fed-distill sites check .
 name = "$name"
-state = "state"        # ledgers, and what merchants keep and have answered: back it up, and never restore an old copy
+state = "state"        # ledgers, merchants' state and stored answers: back it up, but never restore an old copy
 proxy = "proxy.json"   # the task and the proxy set, from the operator
 $secret
-# trainer = "sequential"  # one merchant after another, whatever the server asks for: slower, in less memory
+# trainer = "sequential"  # train one merchant after another, which is slower and needs less memory
 
 [server]
 address = "$address"  # start.sh reads it here
-# The app that runs here is the one that you installed. What else a server sends is refused, by this SHA-256.
+# SHA-256 of the installed app, the only one that runs here. Other apps from the server are rejected.
 app = "$app"
 
 [server.versions]
 $versions
 
 [data]
-path = "$data"         # .csv, .tsv, .parquet or .jsonl, one labelled example a row
-merchants = []         # who of those in the file takes part; empty: all
-valid_share = 0.1      # held out to measure on, by group
+path = "$data"         # .csv, .tsv, .parquet or .jsonl, one labelled example per row
+merchants = []         # merchants of the file that participate; empty: all
+valid_share = 0.1      # shares held out for evaluation, by group
 test_share = 0.2
-seed = 0               # which these are: your own choice, and not to be changed later
+seed = 0               # seed of this split: choose your own, and do not change it later
 $part
 
-[data.columns]         # what the columns of the file are called
+[data.columns]         # names of the columns in the file
 text = "text"          # query, history, title, review or question
 label = "label"
 $optional
 
-# [data.labels]        # what its labels mean, where they are not the task's own words
+# [data.labels]        # the task's class for each label of the file, if they differ
 # "3" = "exact"
 
 [observing]
-logs = "text"          # or "json": one object a line on stderr, which quotes nothing of your data
-metrics = false        # true: counts and budgets for Prometheus, in state/metrics; needs prometheus-client
+logs = "text"          # or "json": one object per line on stderr, without any of your data
+metrics = false        # true: counts and budgets for Prometheus, in state/metrics; requires prometheus-client
 
-[limits.rules]         # what this site takes part in, and what a request may cost it
+[limits.rules]         # federations that this site participates in, and maximum cost of a request
 methods = [$methods]
-max_rounds = 100       # of one federation
-max_update_mib = 64    # one merchant's answer in one round
-max_model_mib = 256    # weights of one student
-max_steps = 100000     # optimizer steps of one merchant in one round
-max_seconds = 3600     # that one request may take
-max_memory_gib = 16    # of the process that answers
-imports = []           # "package.module:Name" that a request may name, beside what is built in
-# hours = "22:00-06:00" # in which it answers
-scores = false         # true: tell how many of a merchant's test examples a student has right, without noise
+max_rounds = 100       # rounds of one federation
+max_update_mib = 64    # size of one merchant's uplink in a round
+max_model_mib = 256    # size of the weights of one student
+max_steps = 100000     # optimizer steps of one merchant in a round
+max_seconds = 3600     # time for one request
+max_memory_gib = 16    # memory of the process that handles it
+imports = []           # "package.module:Name" that requests may use, beside built-in parts
+# hours = "22:00-06:00" # local hours in which the site participates
+scores = false         # true: report the number of a merchant's correct test examples, without noise
 
 [limits.default]       # privacy of each merchant: $experiment
 $units
 $max_epsilon
-# min_noise = 0.5      # least noise multiplier
+# min_noise = 0.5      # minimum noise multiplier
 
-# [limits.merchants."NAME"]  # one merchant's own limits
+# [limits.merchants."NAME"]  # limits of one merchant
 # max_epsilon = 1.0
 """)
 
 SITE_INSTRUCTIONS = Template("""\
 # Site $name of the federation at $address
-The folder that you were sent holds four files and no program: these instructions, `site.toml`, `proxy.json` (public
-texts) and `ca.crt` (the certificate by which you know the server). What runs here is the package that you install,
-never code from the server.
+The folder that you received has four files and no program: these instructions, `site.toml`, `proxy.json` (public texts)
+and `ca.crt` (the certificate that verifies the server). Only the package that you install runs here, never code from
+the server.
 
-1. **Install**, with Python 3.11 or newer (best the operator's, $python): `python3 -m venv /opt/fed-distill/venv`, then
+1. **Install**, with Python 3.11 or newer (preferably the operator's version, $python):
+   `python3 -m venv /opt/fed-distill/venv`, then
    `/opt/fed-distill/venv/bin/pip install WHEEL flwr==$flwr`, where WHEEL is fed-distill $release, the same file as the
-   operator's. Put this folder where only the user who will run it can read it, for example into
-   `/opt/fed-distill/site`. Do the rest as that user, in this folder, after `. /opt/fed-distill/venv/bin/activate`.
-2. **Join**: `fed-distill sites join .` makes your keys and the files that start the site. It prints two things:
-   - the SHA-256 of `ca.crt`. The operator tells you it by another way than this folder came, by telephone for example:
-     compare them;
-   - one line, your public key. Send it to the operator. It is no secret. `site.key` (who you are) and `noise.key`
-     (what your noise is drawn from) are: they never leave this machine.
-3. **Describe your data**: put your table beside `site.toml` and fill in `[data]`: its path, and what its columns are
-   called.
-4. **Read `[limits]`**: it wins over whatever the server asks, and a refusal names the rule. As it is written it allows
-   $allowed.
-   The rest you allow by hand: `scores = true` for test scores, `"none"` in `units` for training without privacy (the
-   controls `local` and `fedavg`, personal adaptation), another unit by its name, a higher `max_epsilon` for a second
-   private run, and import paths for methods and models that are not built in.
-5. **Check**: `fed-distill sites check .` must end without a problem. Only the operator sees whether you are admitted.
+   operator's. Put this folder where only the user that runs the site can read it, for example in
+   `/opt/fed-distill/site`. Do the next steps as that user, in this folder, after
+   `. /opt/fed-distill/venv/bin/activate`.
+2. **Join**: `fed-distill sites join .` generates your keys and the start files of the site. It prints two things:
+   - the SHA-256 of `ca.crt`. Compare it with the operator's, which you receive by another channel than this folder, for
+     example by telephone;
+   - one line with your public key. Send it to the operator. It is not secret. `site.key` (your identity) and
+     `noise.key` (the seed of your noise) are secret: they never leave this machine.
+3. **Describe your data**: put your table beside `site.toml` and fill in `[data]`: its path, and the names of its
+   columns.
+4. **Review `[limits]`**: they override all requests of the server, and a refusal has the name of the rule. Initially
+   they allow $allowed.
+   Everything else must be allowed explicitly: `scores = true` for test scores, `"none"` in `units` for training without
+   privacy (the controls `local` and `fedavg`, personal adaptation), another unit by its name, a higher `max_epsilon`
+   for a second private run, and import paths for methods and models that are not built in.
+5. **Check**: `fed-distill sites check .` must report no problem. Only the operator can see whether you are admitted.
 6. **Start**: `./start.sh`; or `systemctl enable --now` with the full path of `fed-distill-site.service`; or
    `docker compose up -d`.
 
 Later:
-- `fed-distill ledger show state/ledgers` prints what each merchant has spent. Refused requests are in the log. With
+- `fed-distill ledger show state/ledgers` prints each merchant's spent budget. Refused requests are in the log. With
   `metrics = true` in `[observing]`, `fed-distill sites metrics .` serves counts and budgets to your Prometheus.
-- If a key is lost, or the check says that it lies elsewhere too: `fed-distill sites join . --new-keys`, and send the
-  new line. Answers from before are then computed and charged again.
-- After an update of the package: put the SHA-256 that the check names into `app` of `site.toml`, and run
+- If a key is lost, or the check reports a copy of it elsewhere: `fed-distill sites join . --new-keys`, and send the new
+  line. Earlier answers are then computed and charged again if they are requested.
+- After an update of the package: set `app` of `site.toml` to the SHA-256 that the check prints, and run
   `fed-distill sites join .` again, which rewrites the start files.
 
-What leaves this machine: this site's name and its merchants' names; what the method sends, which the run's report
-lists with how each part is protected; with `"none"` in `units`, in a run without privacy, also how many training
-examples each merchant has and its training loss; with `scores = true`, how many of a merchant's test examples a student
-has right. Requests for scores are checked by the same rules as requests to train. Your rows never leave.
+Data that leave this machine: the names of this site and its merchants; the method's payloads, which the run's report
+lists with their protection; with `"none"` in `units`, in a run without privacy, also each merchant's number of training
+examples and training loss; with `scores = true`, the number of a merchant's correct test examples. Requests for scores
+are checked by the same rules as requests to train. Your rows never leave.
 """)
 
 OPERATOR_INSTRUCTIONS = Template("""\
 # Running fed-distill across sites
-The server runs on this machine, each site on a machine of its own people. `server/` and `ca/` stay here. `ca/ca.key`
-signs the server's certificates: keep it offline; only `fed-distill sites init --renew` asks for it. The private key of
-a site is made at the site, and never comes here.
+The server runs on this machine, each site on its own machine. `server/` and `ca/` stay here. `ca/ca.key` signs the
+server's certificates: keep it offline; only `fed-distill sites init --renew` needs it. The private key of a site is
+generated at the site and never leaves it.
 
-The commands belong to the environment that made this folder: activate it. They may be called from any folder.
+Activate the environment that created this folder. The commands can be run from any folder.
 
 ## Set up
 1. **Start the server**: `$folder/server/start.sh`; or `systemctl enable --now $folder/server/$unit`; or
-   `docker compose up -d` in `server/`. It answers at 127.0.0.1:$inner, to this machine alone.
+   `docker compose up -d` in `server/`. It listens at 127.0.0.1:$inner, for this machine only.
 $doors
-3. **Invite**: give each site its folder in `sites/` and the wheel (`pip wheel --no-deps .` in the project). There is no
-   secret in them. Tell its people the SHA-256 of `ca/ca.crt` by another way, by telephone for example:
+3. **Invite**: give each site its folder in `sites/` and the wheel (`pip wheel --no-deps .` in the project). They
+   have no secrets. Send the site's staff the SHA-256 of `ca/ca.crt` by another channel, for example by telephone:
    `$authority`
-4. **Admit**: each site sends back the line that `fed-distill sites join` has printed there.
-   `fed-distill sites admit $folder LINE` (or a file with the line) lets the site in, and prints the SHA-256 of its key.
-   Compare it with the site's people: whoever has that key is the site.
-5. **Check**: `fed-distill sites check $folder` must end without a problem. It says who is registered and there.
+4. **Admit**: each site sends the line that `fed-distill sites join` printed there.
+   `fed-distill sites admit $folder LINE` (or a file with the line) registers the site, and prints the SHA-256 of its
+   key. Compare it with the site's staff: this key identifies the site.
+5. **Check**: `fed-distill sites check $folder` must report no problem. It lists registered and connected sites.
 
 ## Run
-With N the number of sites that the run waits for (without `--sites`: all that are admitted):
+With N the number of sites that the run waits for (without `--sites`: all admitted sites):
 
     fed-distill sites run experiments/NAME.toml $folder --sites N
 
-It starts the run, prints what happens, and ends with an error if the run has failed. The results are in
-`server/runs/`. A run's `name` is for one run and for its `--resume`: sites keep by it what their merchants have learned
-and answered, also when you delete the run here.
+It starts the run, prints its progress, and exits with an error if the run fails. The results are in `server/runs/`. Use
+a `name` for one run and its `--resume` only: sites store their merchants' state and answers by it, even after you
+delete the run here.
 
 ## Later
 - **A further site**: `fed-distill sites init $folder --sites NEW --experiment experiments/NAME.toml`, then 3 and 4.
-- **A site must go**: `fed-distill sites revoke $folder NAME`. Its key is never let in again, and it is cut off at once,
-  in a run too. It can come back with a new key (`fed-distill sites join . --new-keys` there, then 4).
-- **A site has a new key**: `fed-distill sites admit $folder LINE --replace`. The old one is revoked.
-- **The server's database is lost** (`server/state.db`): `$folder/server/register.sh` lets all admitted sites in again.
-- **Another task or other public data**, and so mostly another experiment, have another proxy set:
-  `fed-distill sites init $folder --sites ALL,OF,THEM --experiment experiments/NAME.toml` writes each site's
-  `proxy.json` again. Give it to them; nothing else of theirs changes.
-- **Another release**: install it here and at every site. Sites pin the app's SHA-256 in `site.toml`; it is another one
-  then, and their check names it.
-- **A new server certificate**, before the old one ends: `fed-distill sites init $folder --renew`, then restart the
-  server and its proxy. Sites need no new file. One that met an expired certificate has ended with an error: systemd and
-  Docker start it again, else its people do.
+- **Revoke a site**: `fed-distill sites revoke $folder NAME`. Its key is never admitted again, and it is disconnected
+  immediately, even during a run. It can join again with a new key (`fed-distill sites join . --new-keys` there, then
+  4).
+- **A site has a new key**: `fed-distill sites admit $folder LINE --replace`. The old key is revoked.
+- **The server's database is lost** (`server/state.db`): `$folder/server/register.sh` registers all admitted sites
+  again.
+- **Another task or other public data**, as in most other experiments, have another proxy set:
+  `fed-distill sites init $folder --sites ALL,OF,THEM --experiment experiments/NAME.toml` rewrites each site's
+  `proxy.json`. Send it to them; their other files do not change.
+- **Another release**: install it here and at every site. Sites pin the app's SHA-256 in `site.toml`; their check prints
+  the new one.
+- **A new server certificate**, before the old one expires: `fed-distill sites init $folder --renew`, then restart the
+  server and its proxy. Sites need no new file. A site that met an expired certificate has exited with an error: systemd
+  and Docker restart it, otherwise its staff must.
 """)
 
 DOORS = Template("""\
-2. **Publish it**: Flower answers sites and operators on one port and asks operators for no password, so the server
-   itself must not be reached from elsewhere. `$folder/server/proxy.sh` starts nginx, which shows sites `/v1/fleet` at
-   $address and nothing else (`server/nginx.conf`); or `systemctl enable --now $folder/server/$proxy_unit`; with Docker
-   it has started already. Open port $port in your firewall, and no other. Leave `LISTEN` at 127.0.0.1.""")
+2. **Publish it**: Flower serves sites and operators on one port, without authentication of operators, so that the
+   server itself must not be reachable from other machines. `$folder/server/proxy.sh` starts nginx, which publishes only
+   `/v1/fleet` for sites at $address (`server/nginx.conf`); or
+   `systemctl enable --now $folder/server/$proxy_unit`; with Docker it has started already. Open only port $port in
+   your firewall. Keep `LISTEN` at 127.0.0.1.""")
 """Step of the operator's instructions, for sites on other machines."""
 
 LOCAL_DOORS = Template("""\
-2. **It is not published**: this deployment is for sites on this machine, which come to $address. Flower asks operators
-   for no password, so any user of this machine can start runs. For sites elsewhere make another deployment, with
-   `--host` and the name by which they reach this machine.""")
-"""The same for sites on the server's machine."""
+2. **It is not published**: this deployment is for sites on this machine, which connect to $address. Flower does not
+   authenticate operators, so any user of this machine can start runs. For sites on other machines, create another
+   deployment with `--host` and a name of this machine that they can resolve.""")
+"""Step of the operator's instructions, for sites on the server's machine."""

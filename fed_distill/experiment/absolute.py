@@ -1,4 +1,4 @@
-"""An experiment for a program that works in another folder, as Flower's do: the same files, by absolute paths."""
+"""Make the paths of an experiment absolute, for processes with another working folder, such as Flower's."""
 
 import dataclasses
 import inspect
@@ -15,11 +15,12 @@ from fed_distill.registry import Registry
 
 
 def absolute(experiment: Experiment) -> Experiment:
-    """``experiment`` with every relative path made absolute, from this process's working folder on.
+    """Return ``experiment`` with every relative path made absolute, relative to this process's working folder.
 
-    Paths are the keys of that type, options that a dataset, teacher or student takes as a ``Path``, and names of models
-    that are a file or folder here. ``runtime.folder`` at its default stays: each program has its own. Raises
-    ConfigError for an import path that leads nowhere.
+    Paths are keys of that type, ``Path`` options of a dataset, teacher or student, and names of models that are an
+    existing file or folder. The default of ``runtime.folder`` stays relative: each process has its own.
+
+    :raises ConfigError: an import path is invalid
     """
     data, teacher, student = experiment.data, experiment.teacher, experiment.student
     options: dict[str, Any] = {
@@ -51,7 +52,7 @@ def _is_usual(key: str, path: Path) -> bool:
 
 
 def _paths(table: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
-    """Dotted keys that hold a path."""
+    """Yield the dotted keys of paths, with their values."""
     for key in type(table).model_fields:
         value = getattr(table, key)
         if isinstance(value, BaseModel):
@@ -61,13 +62,13 @@ def _paths(table: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
 
 
 def _model(name: str) -> str:
-    """A model's name; of a file or folder the absolute path. A built-in name is none, whatever is called so here."""
+    """Return a model's name; for a file or folder its absolute path. Built-in names take precedence over files."""
     return _absolute(name) if name not in TEACHERS and Path(name).exists() else name
 
 
 def _options(registry: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` of the part called ``name``, those that it takes as a ``Path`` made absolute."""
-    if not options or (name not in registry and ":" not in name):  # which is a pretrained model's folder or hub id
+    """Return ``options`` of the part ``name`` with its ``Path`` options made absolute."""
+    if not options or (name not in registry and ":" not in name):  # a pretrained model's folder or hub id
         return dict(options)
     part = registry.resolve(name)
     taken = part if dataclasses.is_dataclass(part) or not inspect.isclass(part) else part.__init__

@@ -1,4 +1,4 @@
-"""The models of a chain: its assistants, the student below them, and the two controls of that student."""
+"""Models of a distillation chain: its assistants, the student below them, and two controls of that student."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,9 @@ from fed_distill.models import TextModel
 def chain_models(
     experiment: Experiment, factory: StudentFactory, student: Callable[[], TextModel]
 ) -> dict[str, Callable[[], TextModel]]:
-    """By title what makes each model that is measured where there are assistants; empty where there are none.
+    """Return a function for each evaluated model of a chain, by title; empty without assistants.
 
-    :param student: gives the student that was distilled through the chain.
+    :param student: returns the student distilled through the chain
     """
     if not experiment.distill.assistants:
         return {}

@@ -1,8 +1,8 @@
-"""One seed of an experiment: the server's student, the controls, and every federation, each kept when done.
+"""One seed of an experiment: the server's student, the controls and the federations, each stored when it is finished.
 
-All of them start from the same server's student and are measured on the same test set. Federations are adapted to
-the domain afterwards and controls are not; ``before_adaptation`` is what the method alone gave. Where some merchants
-are Byzantine, figures by merchant are of the honest ones.
+All start from the same student and are evaluated on the same test set. Federations are adapted to the domain, controls
+are not; ``before_adaptation`` has the results of the method alone. With Byzantine merchants, results by merchant are of
+honest ones only.
 """
 
 import time
@@ -53,9 +53,9 @@ from fed_distill.transport.requests import TrainRequest, blueprint_of
 
 @dataclass
 class Comparison:
-    """Everything that is measured on one seed. ``run`` gives one outcome for each control and federation.
+    """All evaluations of one seed. ``run`` returns an outcome for each control and federation.
 
-    secret: what the server's noise is drawn from; empty in a simulation, where that is the run's seed.
+    secret: seeds the server's noise; empty in a simulation, which uses the run's seed.
     """
 
     experiment: Experiment
@@ -70,13 +70,15 @@ class Comparison:
 
     @cached_property
     def factory(self) -> StudentFactory:
-        """How its students are taught."""
+        """Trains the server's students."""
         return StudentFactory(self.experiment, self.seed, self.teaching, self.server, self.callbacks)
 
     def run(self) -> list[Outcome]:
-        """Train and measure what is not kept yet; controls first.
+        """Train and evaluate the parts that are not stored yet, controls first.
 
-        What merchants allow no round of is left out, and of the experiment's own federation it is a BudgetExceeded.
+        A part is skipped if merchants allow no round of it.
+
+        :raises BudgetExceeded: merchants allow no round of the experiment's main federation
         """
         controls: dict[str, Callable[[], Outcome]] = {
             "server": self._server,
@@ -92,24 +94,24 @@ class Comparison:
         for part, measure in parts.items():
             try:
                 outcomes.append(self._kept(part, measure))
-            except BudgetExceeded as error:  # of what is only compared, such as controls without privacy
+            except BudgetExceeded as error:  # of a control or compared federation, such as one without privacy
                 if part == self._part("federation", self.experiment.federation.title):
                     raise
-                self.callbacks.on_message(f"{part.kind} {part.name} is left out: {error}")
+                self.callbacks.on_message(f"{part.kind} {part.name} is skipped: {error}")
         for level, measure in self._chain().items():
             outcomes.append(self._kept(self._part("level", level), measure))
         return outcomes
 
     def final_weights(self, title: str) -> Weights:
-        """The weights that a federation was measured with; call it after ``run``."""
+        """Return the evaluated weights of a federation; call it after ``run``."""
         part = self._part("federation", title)
         found = part.read(part.final)
         if found is None:
-            raise CheckpointError(f"{part.final} is missing: delete {part.outcome.name} beside it to make both again")
+            raise CheckpointError(f"{part.final} is missing: delete {part.outcome.name} beside it to repeat this part")
         return found[0]
 
     def _kept(self, part: RunPart, measure: Callable[[], Outcome]) -> Outcome:
-        path, remedy = part.outcome, "delete it to measure this part again"
+        path, remedy = part.outcome, "delete it to repeat this part"
         if path.exists():
             try:
                 outcome = Outcome.load(path)
@@ -124,11 +126,11 @@ class Comparison:
         return outcome
 
     def _start(self, name: str) -> Weights:
-        """The server's student of one kind: all that the server can do without merchants."""
+        """Return the weights of one of the server's students, trained without merchants."""
         return self._started(name)[0]
 
     def _started(self, name: str) -> tuple[Weights, float]:
-        """The same, and the seconds of its training."""
+        """Return the weights of one of the server's students, and its training time in seconds."""
         part = self._part("server", name)
         found = part.read(part.final)
         if found is not None:
@@ -138,14 +140,14 @@ class Comparison:
         return weights, seconds
 
     def _chain(self) -> dict[str, Callable[[], Outcome]]:
-        """What is measured where there are assistants."""
+        """Return the evaluations of a chain's models; empty without assistants."""
         models = chain_models(
             self.experiment, self.factory, lambda: self._global_student(self._start(self.experiment.student.model))
         )
         return {title: partial(self._level, title, model) for title, model in models.items()}
 
     def _level(self, title: str, trained: Callable[[], TextModel]) -> Outcome:
-        """Measure one level of the chain on the common test set."""
+        """Evaluate one model of the chain on the common test set."""
         began = time.perf_counter()
         model = trained()
         metrics = {**self.evaluator.test(model), "parameters": model.parameter_count()}
@@ -166,7 +168,7 @@ class Comparison:
         return self._outcome("pooled", "control", weights, began)
 
     def _local(self) -> Outcome:
-        """Each merchant alone from the server's student; every one of them is measured on the common test set."""
+        """Train the server's student at each merchant alone, and evaluate all of them on the common test set."""
         federation, began = self._federation_of("local"), time.perf_counter()
         self.callbacks.on_stage(f"seed {self.seed} · each merchant alone", len(self.sites.merchants))
         method = METHODS.build("local", federation.config.options)
@@ -198,7 +200,7 @@ class Comparison:
         )
 
     def _federation(self, arm: str, kind: Literal["control", "federation"]) -> Outcome:
-        """All rounds, then domain adaptation; a control stays as federation left it."""
+        """Run all rounds, then the domain adaptation, except for controls."""
         federation = self._federation_of(arm)
         self.callbacks.on_stage(f"seed {self.seed} · {arm}", federation.config.rounds)
         with observed(federation=arm):
@@ -212,12 +214,12 @@ class Comparison:
             weights, notes = result.weights, list(result.notes)
         outcome = self._outcome(arm, kind, weights, began)
         personal = {}
-        if kind == "federation" and adaptation.personal:  # a merchant that failed keeps the global student
+        if kind == "federation" and adaptation.personal:  # merchants that fail keep the global student
             try:
                 adapted_to = self._personal(arm, weights)
                 personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
-            except BudgetExceeded as error:  # no site allows what is not protected
-                self.callbacks.on_message(f"personal adaptation of {arm} is left out: {error}")
+            except BudgetExceeded as error:  # no site allows training without privacy
+                self.callbacks.on_message(f"personal adaptation of {arm} is skipped: {error}")
         part = self._part(kind, arm)
         part.write(part.final, weights, {})
         method = METHODS.build(federation.config.method, federation.config.options)
@@ -234,7 +236,7 @@ class Comparison:
         )
 
     def _account(self, arm: str, sends: Kinds) -> dict[str, Any] | None:
-        """What was promised to the merchants, and what it cost them by their ledgers; None where nothing was."""
+        """Return the privacy guarantee of an arm and the spent budgets in the merchants' ledgers; None without one."""
         mechanism = mechanism_of(self.experiment, arm)
         if not isinstance(mechanism, Protecting):
             return None
@@ -244,8 +246,8 @@ class Comparison:
         return account(mechanism, config, spent, sends, personal, reproducible_noise=not self.secret)
 
     def _adapt(self, arm: str, weights: Weights) -> Adapted:
-        """Domain adaptation of the global student on the server's data, judged on the validation set; of a protected
-        federation on the server's own, since what is released must not depend on merchants' validation examples."""
+        """Adapt the global student to the domain on the server's data, with model selection on the validation set. For
+        a private federation it is the server's own, as results must not depend on merchants' validation examples."""
         config = self.experiment.adaptation
         student = self.factory.student(self.experiment.student.model)
         target = self.factory.target.at(1.0)
@@ -276,7 +278,7 @@ class Comparison:
         return adapted
 
     def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
-        """Each merchant adapts the global student to itself and keeps it; its accuracy on its own test set."""
+        """Adapt the global student at each merchant, and return accuracies on the merchants' own test sets."""
         federation = self._federation_of(personal_arm(arm))
         method = METHODS.build("personal", federation.config.options)
         state = replace(federation.first_state(), weights=weights)
@@ -294,7 +296,7 @@ class Comparison:
         return accuracies(patiently(take, federation.config, []).own_counts)
 
     def _federation_of(self, arm: str) -> Federation:
-        """What an arm runs on; only the compared federations deal different students to the merchants."""
+        """Build the federation of an arm; only compared federations assign different students to merchants."""
         config, titles = self.experiment.student, [one.title for one in self.experiment.federations()]
         assigned = config.by_merchant if config.by_merchant and arm in titles else [config.model]
         models = {name: self.factory.student(name) for name in dict.fromkeys([config.model, *assigned])}
@@ -333,7 +335,7 @@ class Comparison:
         return Identities(self.experiment, self.seed, self.teaching)
 
     def _honest(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-        """(right, all) of those merchants that are honest, in controls too: it is they whom a student shall serve."""
+        """Return counts of the honest merchants only, also for controls."""
         byzantine = byzantine_merchants(self.experiment, self.sites.merchants, self.seed)
         return {merchant: found for merchant, found in counts.items() if merchant not in byzantine}
 
@@ -343,7 +345,7 @@ class Comparison:
         return student
 
     def _outcome(self, name: str, kind: Literal["control", "federation"], weights: Weights, began: float) -> Outcome:
-        """Measure the student on the common test and validation sets, and at the merchants on their own test sets."""
+        """Evaluate the student on the common test and validation sets, and at merchants on their own test sets."""
         model, student = self.experiment.student.model, self._global_student(weights)
         request = TrainRequest(
             arm=name,
@@ -354,10 +356,10 @@ class Comparison:
             rounds=(0,) * len(self.sites.merchants),
             population=len(self.sites.merchants),
         )
-        found, untold = self.sites.evaluate(request, weights) if self.experiment.tells_scores else ({}, [])
+        found, unreported = self.sites.evaluate(request, weights) if self.experiment.reports_scores else ({}, [])
         counts = self._honest(found)
-        if untold:
-            self.callbacks.on_message(f"{name} is not measured at {len(untold)} merchants, whose sites do not tell")
+        if unreported:
+            self.callbacks.on_message(f"{name}: sites of {len(unreported)} merchants did not report test scores")
         return Outcome(
             name=name,
             kind=kind,
@@ -366,12 +368,12 @@ class Comparison:
             validation=self.evaluator.validation(student),
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
-            unheard=untold,
+            unheard=unreported,
             seconds=time.perf_counter() - began,
         )
 
     def _on_resume(self, arm: str, progress: FederationProgress) -> None:
-        """Cut what was written of later rounds, and write the last round's line if that did not come to it."""
+        """Remove records of rounds after the checkpoint, and write the last round's record if it is missing."""
         if not self.store.rewind(self.seed, arm, progress.state.round) and progress.record:
             self._on_round(progress.record)
         path = self._trained(arm).rounds
@@ -382,7 +384,7 @@ class Comparison:
         self.callbacks.on_round(record)
 
     def _trained(self, arm: str) -> RunPart:
-        """Where the rounds of an arm are kept: a federation that is its own control is trained once."""
+        """Return the stored part with an arm's rounds: a federation that is its own control is trained once."""
         titles = [federation.title for federation in self.experiment.federations()]
         return self._part("federation" if arm in titles else "control", arm)
 

@@ -1,7 +1,7 @@
-"""Flower's ``Grid`` in this process: the ServerApp's messages go straight to the ClientApp.
+"""Flower's ``Grid`` in one process: messages of the ServerApp are passed directly to the ClientApp.
 
-No Ray and no network, so a simulation starts at once; the two apps cannot tell the difference. What only this
-runtime must know of Flower's internals (task identity, message ids) is in this file.
+Without Ray and a network, a simulation starts immediately. The use of Flower's internals (task identity, message ids)
+for this runtime is confined to this module.
 """
 
 import itertools
@@ -22,14 +22,14 @@ _RUN = 1
 
 
 def is_simulated(grid: Grid) -> bool:
-    """Whether all sites behind ``grid`` are made up on this machine: by this runtime, or by Flower's own simulation."""
+    """Whether all sites of ``grid`` are simulated on this machine, by this runtime or by Flower's simulation."""
     return isinstance(grid, InProcessGrid | InMemoryGrid)
 
 
 class InProcessGrid(Grid):
-    """A grid of ``sites`` nodes that are all served by one ClientApp, one message after another.
+    """A grid of ``sites`` nodes with one ClientApp, which processes messages one by one.
 
-    A message runs when its reply is pulled, so that replies never pile up.
+    A message is processed when its reply is pulled, so that replies do not accumulate.
     """
 
     def __init__(self, app: ClientApp, run_config: Mapping[str, Any], sites: int = 1) -> None:
@@ -44,12 +44,12 @@ class InProcessGrid(Grid):
         self._queued: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
-        """Set the run this grid belongs to."""
+        """Set the grid's run."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run this grid belongs to."""
+        """The grid's run."""
         return self._run
 
     def create_message(
@@ -59,11 +59,11 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Ids of the nodes."""
+        """Return the ids of the nodes."""
         return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Queue each message at its node; gives the ids by which the replies are pulled."""
+        """Queue each message at its node, and return the message ids for ``pull_messages``."""
         sent = []
         for message in messages:
             message_id = str(next(self._ids))
@@ -77,11 +77,11 @@ class InProcessGrid(Grid):
         self._queued[message_id] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Run these messages, in the given order, and take their replies; a message runs once."""
+        """Process these messages in the given order, each once, and return their replies."""
         return [self._run_at_node(self._queued.pop(key)) for key in message_ids if key in self._queued]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull; pulling waits already."""
+        """Push the messages and pull their replies; pulling blocks until they are processed."""
         return self.pull_messages(self.push_messages(messages))
 
     def _run_at_node(self, message: Message) -> Message:
@@ -89,7 +89,7 @@ class InProcessGrid(Grid):
 
 
 def context_of(node: int, nodes: int, run_config: Mapping[str, Any]) -> Context:
-    """The Flower context of one of ``nodes`` local nodes."""
+    """Return the Flower context of one of ``nodes`` local nodes."""
     return Context(
         run_id=_RUN,
         node_id=node,
@@ -100,9 +100,9 @@ def context_of(node: int, nodes: int, run_config: Mapping[str, Any]) -> Context:
 
 
 def answer(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
-    """The app's reply; any error in the app becomes an error reply, as on a real node."""
+    """Return the app's reply; an exception becomes an error reply, as on a real node."""
     try:
         return app(message, context)
-    except Exception as error:  # any fault of the app is the reply
+    except Exception as error:  # any error of the app is the reply
         logging.getLogger(__name__).debug("the client app failed", exc_info=True)
         return Message(Error(CLIENT_APP_CRASHED, f"{type(error).__name__}: {error}"), reply_to=message)

@@ -1,4 +1,4 @@
-"""What names a federation, so that its merchants pay for it once."""
+"""Identities of federations, so that merchants are charged once for each."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,18 +15,21 @@ from fed_distill.storage.fingerprint import fingerprint, hash_tensors
 
 @dataclass
 class Identities:
-    """Names of the federations of one seed."""
+    """Identities of the federations of one seed."""
 
     experiment: Experiment
     seed: int
     teaching: Teaching
 
     def of(self, arm: str, starts: Mapping[str, Weights], released: Released | None) -> str:
-        """What names this very federation, so that merchants pay for it once.
+        """Return the identity of a federation.
 
-        Where merchants add the noise, or in a simulation, it is a digest of all that decides the result, as far as the
-        server has it: run again, it is the same release. Real sites add what they have to it, and their secrets. Where
-        a real server adds the noise it knows nobody's data, and a federation is new unless this run goes on with it.
+        With noise at merchants, or in a simulation, it is a digest of the server's settings and data: an identical run
+        is the same release. Real sites combine it with their own data and secrets. With noise at a real server, which
+        does not have the merchants' data, the identity is random and kept only if this run is resumed.
+
+        :param starts: initial weights by student name
+        :param released: record of released rounds; None except with noise at a real server
         """
         if released is not None:
             return released.name(f"seed {self.seed}, {arm}")

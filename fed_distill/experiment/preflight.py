@@ -1,4 +1,4 @@
-"""All that can be found wrong with an experiment before anything is spent on it: the check of each owner in turn."""
+"""Validate an experiment before training: run the check of each part."""
 
 from fed_distill import seeds
 from fed_distill.adversaries import ATTACKS
@@ -20,8 +20,10 @@ from fed_distill.transport import checks as transport
 
 
 def check_settings(experiment: Experiment) -> None:
-    """Build every method, aggregator, codec and trainer, and check what they must find in the settings; ConfigError on
-    the first that is wrong. Reads no data."""
+    """Build every method, aggregator, codec and trainer, and check their requirements on the settings, without data.
+
+    :raises ConfigError: the first invalid setting
+    """
     build_trainer(experiment.training.of_merchants(), experiment.runtime)
     ATTACKS.build(experiment.byzantine.attack, experiment.byzantine.options)
     built: dict[str, Method] = {}
@@ -35,8 +37,12 @@ def check_settings(experiment: Experiment) -> None:
 
 
 def check_with_data(experiment: Experiment, data: FederatedData) -> None:
-    """What can be checked once the data are read: all parts are there, all models can be built for the task, and all
-    methods can do with it. ConfigError or DataError."""
+    """Check that all parts of the data exist, that all models can be built for the task, and that all methods support
+    it.
+
+    :raises ConfigError: a setting does not fit the task
+    :raises DataError: a part of the data is missing
+    """
     check_parts(experiment, data)
     check_models(experiment, data.task)
     for federation in experiment.federations():
@@ -45,23 +51,23 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
 
 
 def check_parts(experiment: Experiment, data: FederatedData) -> None:
-    """DataError unless there is something to choose a teacher by, to validate and adapt students by, and a test set."""
+    """Raise DataError if a validation set for teacher, students or adaptation, or the test set, is empty."""
     for name, part, share in (
         ("public validation", data.public_valid, "valid_share"),
         ("common validation", data.valid, "valid_share"),
         ("common test", data.test, "test_share"),
     ):
         if not len(part):
-            raise DataError(f"the {name} set is empty: raise data.{share}, or give the data more rows")
+            raise DataError(f"the {name} set is empty: increase data.{share}, or use data with more rows")
     if experiment.adaptation.enabled and data.task.gains is not None and data.ranking_valid is None:
         raise DataError(
-            "domain adaptation is judged by ranking, and no validation query has candidates of two grades: "
-            "raise data.valid_share, give the data more candidates a query, or set adaptation.enabled = false"
+            "domain adaptation is evaluated by ranking, but no validation query has candidates of two grades: "
+            "increase data.valid_share, use data with more candidates per query, or set adaptation.enabled = false"
         )
 
 
 def check_models(experiment: Experiment, task: Task) -> None:
-    """Build the teacher and each student once, so that a wrong name or option is said before anything is written."""
+    """Build the teacher and each student once, to report a wrong name or option before anything is written."""
     check_augmentation(experiment.training.augmentation)
     mechanism = mechanism_of(experiment)
     mechanism.check_task(task)

@@ -1,6 +1,6 @@
-"""One experiment from data to report: teacher and soft labels first, then everything that is compared, seed by seed.
+"""One experiment from data to report: teacher and soft labels, then controls and federations, seed by seed.
 
-Every finished piece is kept in the run's ``checkpoint`` folder; a resumed run skips what is there.
+Every finished part is stored in the run's ``checkpoint`` folder; a resumed run skips it.
 """
 
 import time
@@ -30,10 +30,10 @@ from fed_distill.reporting.summary import summarize
 
 
 def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str = "") -> Path:
-    """Run ``experiment`` over the sites behind ``grid``; returns the run's folder.
+    """Run ``experiment`` with the sites of ``grid``, and return the run's folder.
 
-    secret: what the server's noise is drawn from. Without one it comes from the run's seed, which protects nobody: in a
-    simulation only.
+    :param secret: seeds the server's noise; empty in a simulation only, which uses the run's seed and gives no
+        protection
     """
     began = time.perf_counter()
     check_settings(experiment)
@@ -82,7 +82,7 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
             records=store.records(),
             byzantine=byzantine,
         )
-        if (folder / SUMMARY).exists():  # a finished run, resumed: what an audit found stays with it
+        if (folder / SUMMARY).exists():  # a finished run was resumed: keep the results of audits
             summary["privacy"]["audit"] = read_audit(folder)
         store.write_summary(summary)
         write_report(folder)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
     """Run ``experiment`` on this machine and return its results.
 
-    :param callbacks: follow the run, beside those that the experiment names.
-    :raises FedDistillError: for whatever the user can correct: a wrong name or option, unreadable data, a loss that is
-        not finite, a run that exists already, merchants that are elsewhere.
+    :param callbacks: callbacks in addition to the experiment's
+    :raises FedDistillError: an error that the user can correct: a wrong name or option, unreadable data, a loss that is
+        not finite, an existing run, merchants at real sites
     """
     check_merchants(experiment)
     with logged(experiment.runtime.logs, run=experiment.name):
-        from fed_distill.experiment.run import run_experiment  # brings torch: a mistake above is reported at once
+        from fed_distill.experiment.run import run_experiment  # imports torch; errors above are reported before
         from fed_distill.merchant.app import build_app
         from fed_distill.reporting.result import Result
 
@@ -33,9 +33,9 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
 
 
 def check_merchants(experiment: Experiment) -> None:
-    """ConfigError if the merchants are elsewhere, which leaves none to simulate."""
+    """Raise ConfigError if the merchants are at real sites."""
     if experiment.data.clients == "elsewhere":
         raise ConfigError(
-            "data.clients = 'elsewhere' has its merchants at real sites, and none to simulate: run it there by "
-            "`fed-distill sites run`, or take data.clients = 'here'"
+            "data.clients = 'elsewhere' has no merchants to simulate: use `fed-distill sites run`, or set "
+            "data.clients = 'here'"
         )

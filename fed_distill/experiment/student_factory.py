@@ -1,8 +1,7 @@
-"""How the server's students are taught on one seed: what each learns of the labels that the server has, of its teacher,
-and of the assistants between them. The same target gives the same student whenever it is asked for.
+"""Train the server's students of one seed, on labels and by distillation from the teacher and its assistants.
 
-Assistants, and the students that federations start from, are kept in the cache folder beside the teachers: the cells of
-a study that differ in what merchants do share those of a seed.
+Training is deterministic: the same target gives the same student. Assistants and the initial students of federations
+are stored in the cache folder beside the teachers, so that cells of a study that differ at merchants only share them.
 """
 
 import logging
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StudentFactory:
-    """Students by name, and what they are taught. ``callbacks`` follow what takes long."""
+    """Builds and distils students by name; ``callbacks`` report progress."""
 
     experiment: Experiment
     seed: int
@@ -49,40 +48,40 @@ class StudentFactory:
     callbacks: Callback
 
     def student(self, name: str) -> TextModel:
-        """A student by name, built the same for a seed whenever it is asked for."""
+        """Build a student by name, deterministically for a seed."""
         with seeds.scope(self.seed, "student", name):
             options = self.experiment.student.options_of(name)
             return build_student(name, options, self.server.data.task, self.teaching.teacher)
 
     @property
     def target(self) -> DistillationTarget:
-        """What students are taught: the teacher's target, below the last assistant if there is any."""
+        """The distillation target of students: the teacher's, combined with the last assistant's if there is one."""
         above = self.levels
         return self.teaching.target.below(above[-1].labels) if above else self.teaching.target
 
     def start(self, name: str) -> tuple[Weights, float]:
-        """The weights of a student that federations start from, all that the server can teach without merchants, and
-        the seconds that it took; from the cache if they were made before.
+        """Return the initial weights of federations for a student, and its training time in seconds.
 
-        A stored student that cannot be read is reported in the log and made again; so is one that cannot be stored.
+        The student is loaded from the cache or trained. A cached student that cannot be read is logged and trained
+        again; a failure to store it is logged too.
         """
         path = self._kept(name)
         try:
             found = read_checkpoint(path)
         except CheckpointError as error:
-            logger.warning("the stored student in %s cannot be used and is made again: %s", path, error)
+            logger.warning("the cached student in %s cannot be used and is trained again: %s", path, error)
             found = None
         if found is not None:
-            told = f"seed {self.seed}: the server's {name} was trained before, and is kept in {path.parent}"
-            self.callbacks.on_message(told)
+            message = f"seed {self.seed}: the server's {name} is loaded from {path.parent}"
+            self.callbacks.on_message(message)
             return found[0], found[1]["seconds"]
         self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
         began = time.perf_counter()
-        weights, seconds = self.taught(name, self.target, self.step), time.perf_counter() - began
+        weights, seconds = self.trained(name, self.target, self.step), time.perf_counter() - began
         try:
             write_checkpoint(path, weights, {"seconds": seconds})
         except (OSError, CheckpointError) as error:
-            logger.warning("the server's %s is not kept for other runs: %s", name, error)
+            logger.warning("the server's %s cannot be cached for other runs: %s", name, error)
         return weights, seconds
 
     def _kept(self, name: str) -> Path:
@@ -99,7 +98,7 @@ class StudentFactory:
 
     @cached_property
     def _depends_on(self) -> dict[str, Any]:
-        """What every student that the server teaches depends on, beside its own model and target."""
+        """Return all settings and data that students depend on, beside their own model and target."""
         data, config, runtime = self.server.data, self.experiment.training, self.experiment.runtime
         training = config.model_dump(mode="json", exclude={"merchants", "local", "pooled"})
         return {
@@ -115,27 +114,30 @@ class StudentFactory:
             "computed": [runtime.trainer, str(chosen_device(runtime.device)), torch.get_num_threads()],
         }
 
-    def taught(self, name: str, target: DistillationTarget, progress: Progress | None = None) -> Weights:
-        """The weights of a student that has read the domain's texts, if it is to, and then learned the server's labels
-        and ``target``."""
+    def trained(self, name: str, target: DistillationTarget, progress: Progress | None = None) -> Weights:
+        """Pretrain a student on the domain's texts if configured, train it on labels and ``target``, and return its
+        weights."""
         student = self.student(name)
         self.pretrain_on_domain(student, name, progress)
         return self.distilled(student, target, self.experiment.training.server.epochs, progress, "server", name)
 
     def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """As ``Services.distil_anew``; for the teacher's soft labels the weights are those that federations start from.
-        What ``[distill]`` adds to soft labels (hidden states, assistants, ``hard_weight``) stays the teacher's.
-        ConfigError if it reads no soft labels at all."""
+        """As ``Services.distil_anew``; with the teacher's soft labels, it returns the initial weights of federations.
+
+        Other parts of ``[distill]`` (hidden states, assistants, ``hard_weight``) remain those of the teacher.
+
+        :raises ConfigError: ``[distill]`` uses no soft labels
+        """
         check_soft_label_transfer(self.experiment.distill)
-        return self.taught(self.experiment.student.model, self.target.with_soft_labels(soft_labels, temperature))
+        return self.trained(self.experiment.student.model, self.target.with_soft_labels(soft_labels, temperature))
 
     def pretrain_on_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
-        """Have ``student`` guess hidden words of the domain's texts first, if it is to."""
+        """Pretrain ``student`` with masked language modelling on the domain's texts, if configured."""
         config = self.experiment.student.masked
         if config.epochs:
             texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
-            told = progress or (lambda done, total: None)
-            pretrain_on_domain(student, texts, config, randomness, told)
+            report = progress or (lambda done, total: None)
+            pretrain_on_domain(student, texts, config, randomness, report)
 
     def distilled(
         self,
@@ -146,16 +148,17 @@ class StudentFactory:
         *purpose: str | int,
         upper: TextModel | None = None,
     ) -> Weights:
-        """The weights of ``student``, trained from its own on all that the server has. ``upper``: who labels examples
-        that have true labels too, where that is not the teacher."""
+        """Train ``student`` from its own weights on all data of the server, and return the new weights.
+
+        :param upper: model for soft labels on labelled examples; None for the teacher
+        """
         weights = {name: value.clone() for name, value in student.state_dict().items()}
         prepared = target.prepared(student, self.seed, *purpose)
         plan = distillation_plan(target, prepared, epochs, self.labelled([self.server.data.public], upper))
         return self.server.train(prepared, weights, plan, (self.seed, *purpose), progress=progress)
 
     def labelled(self, parts: Sequence[Examples], upper: TextModel | None = None) -> Tensor | None:
-        """The teacher's probabilities on labelled examples, or those of ``upper``, where students are to learn from
-        them too."""
+        """Return probabilities of the teacher, or of ``upper``, on labelled examples; None if they are not used."""
         if self.experiment.distill.hard_weight == 1.0:
             return None
         examples = Examples.concatenate(parts)
@@ -165,12 +168,12 @@ class StudentFactory:
 
     @property
     def step(self) -> Progress:
-        """What shows the steps of a training that is a stage of its own."""
+        """Return a progress function for a training with its own stage."""
         return lambda done, total: self.callbacks.on_step(done, {"steps": total})
 
     @cached_property
     def levels(self) -> list[ChainLevel]:
-        """The assistants between teacher and student, trained or loaded."""
+        """Return the assistants between teacher and student, trained or loaded from the cache."""
         data, experiment = self.server.data, self.experiment
         cache = self.teaching.ensemble.cache
         depends_on = fingerprint(

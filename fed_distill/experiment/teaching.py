@@ -1,7 +1,7 @@
-"""The teachers' part of a run: fine-tuned once, what they say of the proxy set, and what they score themselves.
+"""Teachers of a run: fine-tuning, labels for the proxy set, and evaluation.
 
-All of it is kept in the cache folder under fingerprints, so that another run with the same teachers and data starts at
-once. Several teachers are one to everybody else: their labels are combined, hidden states are the first one's.
+Results are cached under fingerprints, so that other runs with the same teachers and data start immediately. Several
+teachers act as one: their labels are combined, and hidden states are those of the first.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from fed_distill.storage.fingerprint import fingerprint
 
 @dataclass(frozen=True)
 class Member:
-    """One teacher. trained_on: the public examples that it was fine-tuned on. name: its fingerprint."""
+    """One teacher. trained_on: public examples of its fine-tuning. name: its fingerprint."""
 
     model: TextModel
     name: str
@@ -38,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True)
 class TeacherEnsemble:
-    """All teachers of a run and how they are combined; ``labels`` is what they say together."""
+    """All teachers of a run and their combination; ``labels`` returns the combined labels."""
 
     members: tuple[Member, ...]
     combine: str
@@ -47,17 +47,17 @@ class TeacherEnsemble:
 
     @property
     def name(self) -> str:
-        """Fingerprint of everything that their labels depend on."""
+        """Fingerprint of everything that the labels depend on."""
         names = [member.name for member in self.members]
         return names[0] if len(names) == 1 else fingerprint(members=names, combine=self.combine)
 
     @property
     def parameters(self) -> int:
-        """Weights of all of them."""
+        """Number of weights of all teachers."""
         return sum(member.model.parameter_count() for member in self.members)
 
     def labels(self, what: str, examples: Examples) -> Tensor:
-        """Their probabilities ``[n, classes]``; ``what`` says in the progress which examples these are."""
+        """Return combined probabilities ``[n, classes]``; ``what`` describes the examples in the progress."""
         found = [self._labels(place, what, examples) for place in range(len(self.members))]
         if len(found) == 1:
             return found[0]
@@ -79,9 +79,9 @@ class TeacherEnsemble:
 
 @dataclass(frozen=True)
 class Teaching:
-    """ensemble: the fine-tuned teachers. target: what a student is taught of the proxy set. metrics: on the common test
-    set, with ``parameters``. data: with the proxy set that is used. chosen: which of its candidates these are, bool
-    ``[candidates]``, where the teachers have chosen."""
+    """ensemble: the fine-tuned teachers. target: distillation target of students on the proxy set. metrics: on the
+    common test set, with ``parameters``. data: with the selected proxy set. chosen: selected candidates, bool
+    ``[candidates]``, if the teachers select the proxy set."""
 
     ensemble: TeacherEnsemble
     target: DistillationTarget
@@ -91,7 +91,7 @@ class Teaching:
 
     @property
     def teacher(self) -> TextModel:
-        """The first teacher, from which students may be cut."""
+        """The first teacher, whose layers can initialise students."""
         return self.ensemble.members[0].model
 
     @property
@@ -101,18 +101,18 @@ class Teaching:
 
 
 def cache_folder(experiment: Experiment) -> Path:
-    """Where teachers and soft labels are kept: ``runtime.cache``, or the user's cache folder."""
+    """Return the cache folder: ``runtime.cache``, or the user's cache folder."""
     return experiment.runtime.cache or Path(pooch.os_cache("fed-distill"))
 
 
 def domain_texts(data: FederatedData) -> Examples:
-    """The texts of its domain that the server has, with no use of their labels: public ones and the proxy set."""
+    """Return the server's texts of the domain, without labels: public texts and the proxy set."""
     return Examples.concatenate([data.public.unlabeled(), data.proxy.unlabeled()])
 
 
 def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Teaching:
-    """Fine-tune the teachers on the public examples, have them choose the proxy set if that is asked for, label it, and
-    measure them."""
+    """Fine-tune the teachers on the public examples, select the proxy set with them if configured, label it, and
+    evaluate the teachers."""
     ensemble, chosen = _fine_tuned(experiment, data, callbacks), None
     if experiment.data.proxy_choice == "uncertainty":
         labels = ensemble.labels("the proxy set's candidates", data.proxy)
@@ -132,7 +132,7 @@ def _with_proxy(data: FederatedData, proxy: Examples) -> FederatedData:
 
 
 def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> TeacherEnsemble:
-    """Every teacher of the ensemble in every domain."""
+    """Fine-tune or load every teacher of the ensemble in every domain."""
     config, cache, members = experiment.teacher, cache_folder(experiment), []
     domains = domains_of(data.public, data.public_valid, config.domains, experiment.data.seed)
     kinds = config.members()
@@ -142,7 +142,7 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
             which += f", domain {number} of {len(domains)}" if len(domains) > 1 else ""
             made_of = kind, data.task, own, own_valid, domain_texts(data), experiment.data.seed + added
             if teacher_folder(cache, teacher_fingerprint(*made_of)).exists():
-                callbacks.on_message(f"teacher {kind.model}{which}: fine-tuned before, and kept in {cache}")
+                callbacks.on_message(f"teacher {kind.model}{which}: loaded from {cache}")
             else:
                 callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning", None)
             tuned, name = cached_teacher(
@@ -158,8 +158,8 @@ def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemb
     config, first = experiment.distill, ensemble.members[0]
     read = None
     if set(config.transfer) & set(GRADED) and (alone := lone(data.proxy)):
-        told = f"{alone} of {len(data.proxy)} proxy examples are their query's only ones, and teach nothing of ranking"
-        ensemble.callbacks.on_message(told)
+        message = f"{alone} of {len(data.proxy)} proxy examples are alone in their query and have no ranking loss"
+        ensemble.callbacks.on_message(message)
     if set(config.transfer) & set(FEATURES):
         if len(ensemble.members) > 1:
             ensemble.callbacks.on_message(f"hidden states are those of the first of {len(ensemble.members)} teachers")

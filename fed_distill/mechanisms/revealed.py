@@ -20,7 +20,7 @@ def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
         Revealed(
             "number of correct test examples",
             f"sent exactly; not covered by the guarantee, though these examples are not used for training; {setting}"
-            if config.tells_scores
+            if config.reports_scores
             else "not sent",
         )
     ]
@@ -30,7 +30,7 @@ def scores(config: PrivacyConfig, personal: bool) -> list[Revealed]:
                 "number of correct test examples of its personal student",
                 "sent exactly; not covered by the guarantee: this student is trained on the merchant's examples "
                 f"without noise, and stays at the merchant; {setting}"
-                if config.tells_scores
+                if config.reports_scores
                 else "not sent",
             )
         )

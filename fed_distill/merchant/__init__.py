@@ -1,1 +1,1 @@
-"""The site's side: its merchants, its policy, its ledger and its answers."""
+"""The site: merchants, policy, ledgers and stored answers."""

@@ -1,6 +1,6 @@
-"""What a site must allow for one run of an experiment, and no more: the ``[limits.default]`` that it is handed.
+"""Minimal limits for one run of an experiment: the ``[limits.default]`` of a generated site configuration.
 
-The site's people read it and may change it. What an experiment does not need stays closed.
+The site's staff review and may change it. Everything that the experiment does not need is disabled.
 """
 
 import math
@@ -20,17 +20,17 @@ from fed_distill.privacy.ledger import Charge, exposure
 from fed_distill.training.plan import Phase, Plan
 
 UNLIMITED = 8.0
-"""``max_epsilon`` where no run is known to need more or less."""
-_SIZES = (32, 128, 512, 2048, 8192)  # a merchant's examples or groups, of which the noise depends
+"""``max_epsilon`` if no experiment is given."""
+_SIZES = (32, 128, 512, 2048, 8192)  # a merchant's number of examples or groups, which the noise depends on
 _MARGIN = 1.02  # for merchants whose size lies between these
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """Limits of each merchant, and who reads them is told why.
+    """Limits of each merchant, with explanations.
 
-    units, max_epsilon: as in a site's ``[limits.default]``, each with a note. what: for which experiment they are.
-    in_words: all of it, as the object of "it allows".
+    units, max_epsilon: as in a site's ``[limits.default]``, each with a note. what: the experiment that they are for.
+    in_words: description of the limits, as the object of "it allows".
     """
 
     units: tuple[str, ...]
@@ -42,29 +42,39 @@ class Allowance:
 
 
 def allowance(experiment: Experiment | None, merchants: int = 1, proxy: int = 1) -> Allowance:
-    """What one run of ``experiment`` over ``merchants`` with ``proxy`` proxy examples needs; None: not known yet."""
-    exposed = "what one example is exposed to by all private releases"
+    """Return the limits that one run requires.
+
+    :param experiment: the experiment; None if it is not known yet
+    :param merchants: number of merchants
+    :param proxy: number of proxy examples
+    """
+    exposed = "total epsilon of one example over all private releases"
     if experiment is None:
-        words = "releases whose noise the site itself adds, and nothing else"
+        words = "only releases with noise that the site adds itself"
         return Allowance(
-            protected_by_merchants(), "without privacy nothing runs", UNLIMITED, exposed, "choose your own", words
+            protected_by_merchants(),
+            "training without privacy is not allowed",
+            UNLIMITED,
+            exposed,
+            "choose your own",
+            words,
         )
-    unit, what = experiment.privacy.unit, f"as the experiment {experiment.name} needs it"
+    unit, what = experiment.privacy.unit, f"as required by the experiment {experiment.name}"
     if not experiment.privacy.protects:
-        note = "what leaves is not protected: a trained student can tell of single examples"
-        words = f"training without privacy, as {experiment.name} asks for: what leaves can tell of single examples"
-        return Allowance((unit,), note, UNLIMITED, f"{exposed}, of which this experiment has none", what, words)
+        note = "uplinks are not protected: a trained student can reveal single examples"
+        words = f"training without privacy, as in {experiment.name}: uplinks can reveal single examples"
+        return Allowance((unit,), note, UNLIMITED, f"{exposed}; this experiment has no private releases", what, words)
     found = _MARGIN * run_exposure(experiment, merchants, proxy)
-    whole = _rounded_up(found) if math.isfinite(found) else UNLIMITED  # noise that promises nothing is refused
-    words = f"one run of {experiment.name}, whose releases are protected by unit {unit}, and nothing unprotected"
-    return Allowance((unit,), "without privacy nothing runs", whole, f"{exposed}: one whole run", what, words)
+    whole = _rounded_up(found) if math.isfinite(found) else UNLIMITED  # releases without a guarantee are refused
+    words = f"one run of {experiment.name}, with releases protected by unit {unit}, and no training without privacy"
+    return Allowance((unit,), "training without privacy is not allowed", whole, f"{exposed}: one run", what, words)
 
 
 def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:
-    """The largest epsilon that one whole run of a private ``experiment`` exposes an example to, by the ledger's count.
+    """Return the maximum epsilon of an example in one run of a private ``experiment``, as the ledger computes it.
 
-    Of all seeds and all private federations, the compared ones too. Where noise depends on a merchant's size, the
-    largest over sizes from 32 to 8192; ``merchants`` and ``proxy`` count where it does not.
+    It covers all seeds and all private federations, including compared ones. If the noise depends on a merchant's
+    size, it is the maximum over sizes from 32 to 8192; otherwise it depends on ``merchants`` and ``proxy``.
     """
     mechanism = mechanism_of(experiment)
     if isinstance(mechanism, AtServer):
@@ -73,7 +83,7 @@ def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:
 
 
 def costliest_charges(experiment: Experiment) -> list[Charge]:
-    """What one whole run charges a merchant whose noise is its own, of the size from 32 to 8192 that pays most."""
+    """Return the charges of one run to a merchant that adds its own noise, at the costliest size from 32 to 8192."""
     mechanism = mechanism_of(experiment)
     assert isinstance(mechanism, AtMerchants)
     prices = [partial(_at_merchant, experiment, mechanism, size) for size in _SIZES]
@@ -85,7 +95,7 @@ def _charges(
     mechanism: Protecting,
     price: Callable[[FederationConfig], tuple[tuple[Spend, ...], float]],
 ) -> Iterator[Charge]:
-    """One charge a federation and seed. price: spends and delta of a federation."""
+    """Yield one charge per federation and seed; ``price`` returns the spends and delta of a federation."""
     for seed in range(experiment.seed, experiment.seed + experiment.repeats):
         for federation in experiment.federations():
             spends, delta = price(federation)
@@ -113,7 +123,7 @@ def _at_server(
 def _at_merchant(
     experiment: Experiment, mechanism: AtMerchants, size: int, federation: FederationConfig
 ) -> tuple[tuple[Spend, ...], float]:
-    """What a merchant with ``size`` members of the unit pays for all rounds, its noised size included."""
+    """Return the price of all rounds for a merchant with ``size`` members of the unit, with its noised size."""
     method = METHODS.build(federation.method, federation.options)
     plan = Plan((Phase(hard_labels(), epochs=getattr(method, "local_epochs", 1.0)),))
     spend, delta = mechanism.price(experiment, plan, size, federation.rounds)
@@ -122,6 +132,6 @@ def _at_merchant(
 
 
 def _rounded_up(value: float) -> float:
-    """To two significant digits."""
+    """Round up to two significant digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return round(math.ceil(value / unit - 1e-9) * unit, 9)

@@ -1,12 +1,13 @@
-"""What a site has answered of its merchants' protected examples, kept so that none is given twice in other words.
+"""A site's stored answers with protected examples, so that a repeated request gets identical bytes.
 
-Whose noise nobody else can draw has given an answer once: asked for the same again, it hands out the same bytes. A
-second training would draw the same noise, and yet sum in another order if other merchants train beside it; the
-difference of both would be of rounding alone, without noise, and a high rate makes rounding large.
+With a site's own secret, a second training would draw the same noise, but could sum in another order if the cohort has
+other merchants. The difference of both answers would contain rounding errors without noise, and a high learning rate
+makes rounding errors large.
 
-An answer is on disk before it leaves. Kept are those of a merchant's newest two rounds, which is what a server that was
-killed in the middle of a round can honestly ask for again, and the last one. So the last that was charged and is not
-here has never left, and its training may be repeated; who wants an older one again pays for another release.
+An answer is on disk before it is sent. Answers of a merchant's newest two rounds are kept: a server that was killed
+within a round can legitimately request this and the previous one again. If the newest charged answer is missing, it was
+never sent, and its training may be repeated. An older answer that is requested again is a new release with a new
+charge.
 """
 
 import fcntl
@@ -24,22 +25,22 @@ from fed_distill.transport.messages import Kinds, Uplink
 from fed_distill.transport.records import decode_uplink, encode_uplink, from_bytes, to_bytes
 
 ANSWERS = "answers"
-"""Its folder among the ledgers: with what was paid, and not with a run's state, which its people may well delete."""
+"""Folder of the answers beside the ledgers, not in a run's state, which users may delete."""
 _KEPT_ROUNDS = 2
 _SUFFIX = ".uplink"
 
 
 class Answers:
-    """The answers kept in ``folder``, by (arm of the experiment, seed, merchant, round, digest of the request)."""
+    """Stored answers in ``folder``, by (arm of the experiment, seed, merchant, round, digest of the request)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder against all other threads and processes: two equal requests at once are one after another.
+        """Lock the folder for all other threads and processes, so that equal requests are answered one by one.
 
-        The lock ends with the process that holds it.
+        The lock is released when its process ends.
         """
         with space_for(self._folder):
             make_folder(self._folder)
@@ -52,7 +53,7 @@ class Answers:
 
     @property
     def identity(self) -> str:
-        """What names this folder of answers, random: if it is lost, what was answered from it is never made again."""
+        """Random identity of this folder. A new one changes all noise, so that lost answers cannot be reproduced."""
         path = self._folder / ".identity"
         if not path.exists():
             with space_for(path):
@@ -61,8 +62,11 @@ class Answers:
         return path.read_text(encoding="ascii")
 
     def load(self, release: Release, kinds: Kinds) -> Uplink | None:
-        """The answer to a request, of payloads of these ``kinds``; None if it is not kept. CheckpointError naming a
-        file that cannot be read."""
+        """Load the answer to a request; None if it is not stored.
+
+        :param kinds: allowed kinds of payloads
+        :raises CheckpointError: the file cannot be read
+        """
         path = self._path(release)
         if not path.exists():
             return None
@@ -70,21 +74,24 @@ class Answers:
             check_end(path)
             return decode_uplink(from_bytes(path.read_bytes()[:-DIGEST]), kinds)
         except (OSError, ValueError, UplinkRejected) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): the answer that it holds is lost") from error
+            raise CheckpointError(f"{path} cannot be read ({error}): its stored answer is lost") from error
 
     def save(self, release: Release, answer: Uplink) -> None:
-        """Keep an answer, and beside it those of the newest two rounds alone. CheckpointError if the disk is full."""
+        """Store an answer and delete those before the newest two rounds.
+
+        :raises CheckpointError: the disk is full
+        """
         path = self._path(release)
         with space_for(path):
             make_folder(path.parent)
         remove_leftovers(path.parent)
         content = to_bytes(encode_uplink(answer))
         write_atomic(path, content + checksum(content, path), private=True)
-        others = [other for other in path.parent.glob(f"*{_SUFFIX}") if other != path]
-        newest = sorted({_round(path), *map(_round, others)})[-_KEPT_ROUNDS:]
-        for other in others:
-            if _round(other) not in newest:
-                other.unlink()
+        earlier = [file for file in path.parent.glob(f"*{_SUFFIX}") if file != path]
+        newest = sorted({_round(path), *map(_round, earlier)})[-_KEPT_ROUNDS:]
+        for file in earlier:
+            if _round(file) not in newest:
+                file.unlink()
 
     def _path(self, release: Release) -> Path:
         arm, seed, merchant, round, digest = release.key
@@ -93,7 +100,7 @@ class Answers:
 
 
 def answered(ledgers: Path) -> set[str]:
-    """Who has answers beside the ledgers in a folder, of whatever run, as ``as_file_name`` calls them."""
+    """Return the merchants with stored answers of any run beside the ledgers, as encoded by ``as_file_name``."""
     return {path.name for path in ledgers.glob(f"{ANSWERS}/*/seed-*/*/*")}
 
 

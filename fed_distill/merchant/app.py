@@ -1,4 +1,4 @@
-"""The Flower ClientApp: answers which merchants a site has, trains them, and measures a student on them."""
+"""The Flower ClientApp: lists a site's merchants, trains them, and evaluates a student on them."""
 
 import uuid
 from collections import defaultdict
@@ -28,18 +28,18 @@ from fed_distill.transport.records import decode_downlink, decode_starts, prefix
 from fed_distill.transport.requests import ANSWER, PROTOCOL, Refusal, TrainRequest
 
 OWN = ("limits", "ledger")
-"""Keys of ``[privacy]`` that are the site's business: its node config wins over what the server's run says."""
+"""Keys of ``[privacy]`` that a site's node config overrides."""
 
 
 def manifest_of(context: Context) -> Manifest | None:
-    """The ``site.toml`` that a real site's node config names; None in a simulation."""
+    """Read the ``site.toml`` that a real site's node config names; None in a simulation."""
     return Manifest.read(Path(str(context.node_config["site"]))) if "site" in context.node_config else None
 
 
 def site_for(context: Context, data: FederatedData | None = None) -> Site:
-    """Open the site that a Flower context is of; ``data`` as for ``open_site``.
+    """Open the site of a Flower context; ``data`` as for ``open_site``.
 
-    A real site's node config names its ``site.toml``, and then nothing but what that file names is read.
+    A real site's node config names its ``site.toml``; then only files that it names are read.
     """
     experiment, manifest = Experiment.from_run_config(context.run_config), manifest_of(context)
     if manifest is not None:
@@ -52,11 +52,11 @@ def site_for(context: Context, data: FederatedData | None = None) -> Site:
 
 
 class Hosting:
-    """The sites that one process serves, each opened at the first message to it.
+    """The sites of one process, each opened at its first message.
 
-    Flower's simulation engine pickles the ClientApp anew for every message. A hosting is pickled as its key alone,
-    which stands for a hosting of the process that reads it: a worker reads data and encodes texts once, not once a
-    message. tallies: what each node has done, by node id.
+    Flower's simulation engine pickles the ClientApp for every message. A hosting is pickled as its key, which refers to
+    a hosting of the unpickling process: a worker reads data and encodes texts once instead of once per message.
+    tallies: counts of each node, by node id.
     """
 
     def __init__(self, data: FederatedData | None = None, key: str | None = None) -> None:
@@ -70,7 +70,7 @@ class Hosting:
         return _hosting_here, (self._data, self._key)
 
     def site_of(self, context: Context) -> Site:
-        """The site that a Flower context is of."""
+        """Return the site of a Flower context."""
         if context.node_id not in self._sites:
             real = self._data is not None or "site" in context.node_config
             site = site_for(context, self._data if real else self._simulated(context))
@@ -78,7 +78,7 @@ class Hosting:
         return self._sites[context.node_id]
 
     def _simulated(self, context: Context) -> FederatedData:
-        """All merchants of a simulation, read once for all sites that this process serves."""
+        """Return all merchants of a simulation, read once for all sites of this process."""
         config = Experiment.from_run_config(context.run_config).data
         key = config.model_dump_json()
         if key not in self._read:
@@ -87,7 +87,7 @@ class Hosting:
 
 
 _HERE: dict[str, Hosting] = {}
-"""Hostings that came to this process pickled: a worker of Flower's simulation lives as long as its run."""
+"""Unpickled hostings of this process, a worker of Flower's simulation, which lives as long as its run."""
 
 
 def _hosting_here(data: FederatedData | None, key: str) -> Hosting:
@@ -97,9 +97,9 @@ def _hosting_here(data: FederatedData | None, key: str) -> Hosting:
 
 
 def build_app(data: FederatedData | None = None) -> ClientApp:
-    """A ClientApp with sites of its own, opened at the first message to each.
+    """Build a ClientApp with its own sites, each opened at its first message.
 
-    ``data``: what its merchants have, where that is not what the experiment names.
+    :param data: data of the merchants, instead of the experiment's
     """
     hosting = Hosting(data)
     site_of = hosting.site_of
@@ -129,16 +129,16 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     @app.query("privacy")
     def privacy(message: Message, context: Context) -> Message:
-        site, asked = site_of(context), _asked(message)
-        arm, seed = asked.get("arm"), asked.get("seed")
+        site, record = site_of(context), _request_record(message)
+        arm, seed = record.get("arm"), record.get("seed")
         if type(arm) is not str or type(seed) is not int:
-            raise TrainingError("a question about privacy that is of no federation and seed")
+            raise TrainingError("the request for privacy budgets has no federation and seed")
         spent = site.protection.spent(arm, seed, site.holdings.merchants)
         return Message(RecordDict({"spent": MetricRecord(asdict(spent))}), reply_to=message)
 
     @app.query("join")
     def join(message: Message, context: Context) -> Message:
-        request = TrainRequest.from_record(_asked(message))
+        request = TrainRequest.from_record(_request_record(message))
         refusals = site_of(context).join(request)
         reply = {f"{number}/refusal": refusal.to_record() for number, refusal in enumerate(refusals)}
         return Message(RecordDict(dict(reply)), reply_to=message)
@@ -146,10 +146,10 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     @app.train("merchants")
     def train(message: Message, context: Context) -> Message:
         content = message.content
-        request, starts = TrainRequest.from_record(_asked(message)), decode_starts(content)
+        request, starts = TrainRequest.from_record(_request_record(message)), decode_starts(content)
         site = site_of(context)
         codec = site.codec(request)
-        if codec.downlink_weights is not None:  # of which a few bytes can stand for many
+        if codec.downlink_weights is not None:  # a few bytes can decode to many
             site.check_models(request)
         shape = len(site.holdings.proxy_of(request)), len(site.task.classes)
         student = outlined(request.global_blueprint).state_dict() if request.blueprints else None
@@ -166,10 +166,10 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
 
     @app.evaluate("merchants")
     def evaluate(message: Message, context: Context) -> Message:
-        request = TrainRequest.from_record(_asked(message))
+        request = TrainRequest.from_record(_request_record(message))
         weights = decode_downlink(message.content, (StudentWeights,)).weights
         if not weights:
-            raise TrainingError("a request to measure a student, without its weights")
+            raise TrainingError("the request to evaluate a student has no weights")
         counts = site_of(context).evaluate(request, weights)
         record = MetricRecord({merchant: [right, count] for merchant, (right, count) in counts.items()})
         return Message(RecordDict({"counts": record}), reply_to=message)
@@ -177,12 +177,12 @@ def build_app(data: FederatedData | None = None) -> ClientApp:
     return app
 
 
-def _asked(message: Message) -> ConfigRecord:
-    """What is asked, as the server has written it; TrainingError for a message without."""
-    asked = message.content.config_records.get("request")
-    if asked is None:
-        raise TrainingError("a message that asks for nothing: it has no record 'request'")
-    return asked
+def _request_record(message: Message) -> ConfigRecord:
+    """Return the request record of a message; raise TrainingError if it is missing."""
+    record = message.content.config_records.get("request")
+    if record is None:
+        raise TrainingError("the message has no record 'request'")
+    return record
 
 
 app = build_app()

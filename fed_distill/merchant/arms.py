@@ -1,4 +1,4 @@
-"""What each arm of an experiment runs on at a site, built once: its method, its codec, its Byzantine merchants."""
+"""Method, codec and Byzantine merchants of each arm of an experiment at a site, built once."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from fed_distill.transport.coding.codec import Codec
 
 @dataclass
 class Arms:
-    """The arms of ``experiment``; everybody: names of all merchants there are, here or elsewhere."""
+    """The arms of ``experiment``; ``everybody``: names of all merchants of the run, at any site."""
 
     experiment: Experiment
     everybody: tuple[str, ...]
@@ -23,23 +23,23 @@ class Arms:
     _byzantine: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def method(self, arm: str) -> Method:
-        """The method of an arm. TrainingError for an arm that there is not."""
+        """Return the method of an arm; raise TrainingError for an unknown arm."""
         if arm not in self._methods:
             arms = self.experiment.arms()
             if arm not in arms:
-                raise TrainingError(f"a request for {arm!r}, which is no part of the run's experiment")
+                raise TrainingError(f"the request is for {arm!r}, which is not an arm of the run's experiment")
             self._methods[arm] = METHODS.build(arms[arm].method, arms[arm].options)
         return self._methods[arm]
 
     def codec(self, arm: str) -> Codec:
-        """How messages of an arm are coded. TrainingError for an arm that there is not."""
+        """Return the codec of an arm; raise TrainingError for an unknown arm."""
         if arm not in self._codecs:
             self.method(arm)
             self._codecs[arm] = Codec.of(self.experiment.transport_of(arm))
         return self._codecs[arm]
 
     def attack(self, arm: str, seed: int, merchant: str) -> Attack | None:
-        """What a Byzantine merchant of a simulation does; None for the honest."""
+        """Return the attack of a Byzantine merchant in a simulation; None for an honest one."""
         if not self.experiment.is_byzantine(arm):
             return None
         if seed not in self._byzantine:

@@ -1,7 +1,7 @@
-"""Which merchants go to which site of a simulation: so spread that no site has much more to train than another.
+"""Balanced assignment of merchants to the sites of a simulation.
 
-Longest first to the site with least so far (Graham, "Bounds on multiprocessing timing anomalies", 1969): the fullest
-site has at most 4/3 of what the best spread would give it.
+Each merchant, the largest first, goes to the site with the smallest load so far (Graham, "Bounds on multiprocessing
+timing anomalies", 1969): the maximum load is at most 4/3 of the optimum.
 """
 
 import heapq
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 
 def assign_merchants(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
-    """Names in ``parts`` lists, each sorted, balanced by the sum of ``sizes``; the same for the same sizes."""
+    """Assign names to ``parts`` sorted lists, balanced by the sum of ``sizes``; deterministic."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):

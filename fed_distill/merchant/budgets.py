@@ -1,4 +1,4 @@
-"""Whether the merchants' budgets cover a run, which their site's people are told before its first round."""
+"""Log whether the merchants' budgets cover a run, before its first round."""
 
 import logging
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ _SLACK = 1e-9
 
 
 def tell_budgets(protection: Protection[Limits], merchants: Iterable[str]) -> None:
-    """Say in the log of whom the budget covers the whole run, of whom it does not, and whom one run uses up.
+    """Log for each merchant whether its budget covers the run, and whether one run exhausts it.
 
-    Of units whose noise merchants add themselves; the price of the others depends on how many merchants there are at
-    all, and is paid at once. What is told depends on limits and ledgers, not on data: where the price depends on a
-    merchant's size, it is that of the costliest.
+    This is for units with noise at merchants; the price of the other units depends on the number of all merchants and
+    is charged at once. The output depends on limits and ledgers, not on data: if the price depends on a merchant's
+    size, it is that of the costliest size.
     """
     experiment, unit = protection.experiment, protection.experiment.privacy.unit
     limited = [name for name in merchants if protection.limits.of(name).max_epsilon is not None]
@@ -34,17 +34,16 @@ def tell_budgets(protection: Protection[Limits], merchants: Iterable[str]) -> No
         after = exposure([*before, *run])
         if after > most + _SLACK:
             _log.warning(
-                "the budget of merchant %s may not cover this run: it exposes an example to epsilon %.4g at most, with "
-                "what was spent before, and max_epsilon is %.4g. A federation that is not covered is refused before "
-                "its first round",
+                "the budget of merchant %s may not cover this run: with earlier releases, the epsilon of an example is "
+                "up to %.4g, and max_epsilon is %.4g. A federation that is not covered is refused before its first "
+                "round",
                 merchant,
                 after,
                 most,
             )
         elif exposure([*before, *run, *run]) > most + _SLACK:
             _log.warning(
-                "this run may use up the budget of merchant %s: epsilon %.4g of %.4g, which leaves too little for "
-                "another run like it",
+                "this run may exhaust the budget of merchant %s: epsilon %.4g of %.4g, too much for another such run",
                 merchant,
                 after,
                 most,

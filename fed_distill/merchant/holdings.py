@@ -1,4 +1,4 @@
-"""What a site has, and what it makes of that once: its merchants' examples, the proxy set, students, encoded texts."""
+"""A site's data, and cached students and encoded texts: its merchants' examples and the proxy set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from fed_distill.transport.requests import TrainRequest, blueprint_of, built_fro
 
 @dataclass
 class Holdings:
-    """merchants: by name. proxy: the whole proxy set, or the candidates that a teacher chooses from."""
+    """merchants: data by name. proxy: the whole proxy set, or the candidates for the teacher's choice."""
 
     experiment: Experiment
     merchants: Mapping[str, MerchantData]
@@ -29,7 +29,7 @@ class Holdings:
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:
-        """The student of a blueprint, with what merchants leave alone frozen; ``protected``: what private steps do."""
+        """Return the student of a blueprint, with frozen weights; ``protected``: those of private training."""
         if (blueprint, protected) not in self._students:
             student = built_from(blueprint)
             if protected:
@@ -41,18 +41,17 @@ class Holdings:
         return self._students[blueprint, protected]
 
     def proxy_of(self, request: TrainRequest) -> Examples:
-        """The proxy set of a request: all that there is, or those that the server's teacher has chosen."""
+        """Return the proxy set of a request: all examples, or those chosen by the server's teacher."""
         if not request.proxy:
             return self.proxy
         return self.proxy.take(np.flatnonzero(unpacked(request.proxy, len(self.proxy))))
 
     def encoded_proxy(self, student: TextModel, request: TrainRequest) -> Encoded:
-        """The proxy set of a request as the student reads it."""
+        """Return the proxy set of a request, encoded for the student."""
         return self._encode(student, f"proxy {request.proxy.hex()}", self.proxy_of(request))
 
     def encoded_train(self, student: TextModel, merchant: str, seed: Part, *purpose: Part) -> Encoded:
-        """What a merchant trains on: its examples, with texts augmented where that is asked for, by the draws of
-        ``seed`` and ``purpose``."""
+        """Return a merchant's training examples, encoded, and augmented with draws of ``seed`` and ``purpose``."""
         examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
         if not augmentation.enabled:
             return self._encode(student, f"train of {merchant}", examples)
@@ -60,7 +59,7 @@ class Holdings:
         return student.encode(changed.texts, changed.pairs)
 
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
-        """(right, all) test examples of a merchant under a student; (0, 0) without any."""
+        """Return (correct, all) test examples of a merchant for a student; (0, 0) without test examples."""
         test = self.merchants[merchant].test
         if not len(test):
             return 0, 0

@@ -1,9 +1,9 @@
-"""A site's own rules, which win over whatever the server asks: what it takes part in, and its merchants' privacy.
+"""A site's own limits, which override every request of the server.
 
-A TOML file of the site's: ``[rules]`` for the site as a whole, ``[default]`` for the privacy of all of its merchants,
-``[merchants."NAME"]`` for who wants other limits. What a file leaves out is closed: nothing unprotected is computed and
-no test score is told unless the file names it, and a request may take no more work, time and memory than is usual.
-A simulation, which has no file, allows everything (``OPEN``).
+A TOML file of the site: ``[rules]`` for the whole site, ``[default]`` for the privacy of all its merchants,
+``[merchants."NAME"]`` for the limits of one merchant. Defaults are restrictive: unprotected training and test scores
+must be allowed explicitly, and work, time and memory of a request are bounded. A simulation has no file and allows
+everything (``OPEN``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,21 +28,20 @@ def _known(unit: str) -> str:
 
 
 Unit = Annotated[str, AfterValidator(_known)]
-"""A privacy unit by name, or by import path one that the site has installed and its rules name under ``imports``."""
+"""A privacy unit by name, or by import path if the site has installed it and lists it in ``imports``."""
 PROTECTED: tuple[Unit, ...] = protected_by_merchants()
-"""What a merchant takes part in if its limits name no units: what it protects itself, trusting nobody."""
+"""Default units of a merchant: those with noise at the merchant, which require no trust in the server."""
 MAX_EPSILON = 8.0
-"""What one of its examples may be exposed to if its limits do not say."""
+"""Default maximum epsilon of an example over all releases."""
 
 
 class Limit(BaseModel):
-    """What one merchant allows.
+    """Limits of one merchant.
 
-    max_epsilon: bound on what one of its examples is exposed to by all its releases together, of every privacy unit;
-    None, in a simulation, for no limit. max_delta: of any promise; None, in a simulation, for what is below one over
-    the number of members of the unit. min_noise: least noise multiplier of a private step. units: what it takes part
-    in; ``none``, training without privacy, and those by which the server sees what is not noised yet, must be named;
-    None, in a simulation, for everything.
+    max_epsilon: maximum epsilon of one example over all releases of all privacy units; None, in a simulation: no limit.
+    max_delta: maximum delta of a guarantee; None, in a simulation: any below one over the number of members of the
+    unit. min_noise: minimum noise multiplier of a private step. units: allowed units; ``none`` (training without
+    privacy) and units with noise at the server must be listed; None, in a simulation: all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,43 +52,43 @@ class Limit(BaseModel):
     units: tuple[Unit, ...] | None = PROTECTED
 
     def allows(self, unit: str) -> bool:
-        """Whether the merchant takes part in what is protected by ``unit``."""
+        """Whether the merchant participates in federations of privacy ``unit``."""
         return self.units is None or unit in self.units
 
     def check_unit(self, merchant: str, unit: str) -> None:
-        """Raise BudgetExceeded unless the merchant takes part in what is protected by ``unit``."""
+        """Raise BudgetExceeded unless the merchant participates in federations of privacy ``unit``."""
         if not self.allows(unit):
-            allowed = ", ".join(self.units or ()) or "of no kind"
+            allowed = ", ".join(self.units or ()) or "(none)"
             raise BudgetExceeded(f"merchant {merchant}: its limits allow units {allowed}, not {unit!r}")
 
     def check_delta(self, merchant: str, delta: float, count: int) -> None:
-        """Raise BudgetExceeded for a delta of ``count`` members of the unit that would make any epsilon look small."""
+        """Raise BudgetExceeded for a delta that is too large for ``count`` members of the unit."""
         most = 1.0 / max(count, 2) if self.max_delta is None else self.max_delta
         if delta > most:
             raise BudgetExceeded(
-                f"merchant {merchant}: a delta of {delta:.3g} is above {most:.3g}, and promises too little"
+                f"merchant {merchant}: its limits allow a delta of at most {most:.3g}, not {delta:.3g}"
             )
 
     def check_noise(self, merchant: str, noise_multiplier: float) -> None:
-        """Raise BudgetExceeded if a private step has less noise than the merchant wants."""
+        """Raise BudgetExceeded if a private step has less noise than the merchant requires."""
         if noise_multiplier < self.min_noise:
             raise BudgetExceeded(
-                f"merchant {merchant}: its limits ask for a noise multiplier of at least {self.min_noise:g}, "
+                f"merchant {merchant}: its limits require a noise multiplier of at least {self.min_noise:g}, "
                 f"not {noise_multiplier:.4g}"
             )
 
 
 class Rules(BaseModel):
-    """What a site takes part in, and what a request may cost it. None: no bound, as in a simulation.
+    """Rules of a site, and bounds on the cost of a request. None: no bound, as in a simulation.
 
-    methods: names as in ``federation.method``; None for any. max_rounds: rounds of one federation, as
-    planned and as counted by the server, so that it keeps a server from asking too much and not from lying: that takes
-    ``units`` without ``none``, and ``max_epsilon``. max_update_mib: size of one merchant's serialized uplink.
-    max_model_mib: weights of one student that a request describes. max_steps: optimizer steps of one merchant in one
-    round. max_seconds: time that one message takes. max_memory_gib: memory that the process answering it allocates.
-    imports: import paths, ``package.module:Name``, that a request may name beside the built-in parts. hours: of
-    the day in which it answers, in the site's local time, such as ``"22:00-06:00"``; None for always. scores: whether
-    the server is told how many of a merchant's own test examples a student has right, a number without noise.
+    methods: allowed names as in ``federation.method``; None: any. max_rounds: rounds of one federation, as planned and
+    counted by the server; it does not protect against a server that misreports them: for that, set ``max_epsilon`` and
+    ``units`` without ``none``. max_update_mib: size of one merchant's serialized uplink. max_model_mib: size of the
+    weights of one student. max_steps: optimizer steps of one merchant in one round. max_seconds: time for one message.
+    max_memory_gib: memory of the process that handles it. imports: import paths, ``package.module:Name``, that a
+    request may use beside the built-in parts. hours: hours of the day in which it participates, in the site's local
+    time, such as ``"22:00-06:00"``; None: always. scores: whether the server gets the number of a merchant's correct
+    test examples, which has no noise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,45 +111,49 @@ class Rules(BaseModel):
             try:
                 begin, end = _times(hours)
             except ValueError:
-                raise ValueError(f'{hours!r} is not of the form "22:00-06:00"') from None
+                raise ValueError(f'{hours!r} does not have the form "22:00-06:00"') from None
             if begin == end:
-                raise ValueError(f"{hours!r} begins when it ends: leave hours out to allow all of the day")
+                raise ValueError(f"{hours!r} begins when it ends: remove hours to allow the whole day")
         return hours
 
     def check(self, method: str | None, rounds: int, now: time) -> None:
-        """Raise NotAllowed, naming the rule, for a request of one of ``rounds`` rounds of a federation; NotNow if it is
-        the hour. ``method``: None for a request that is of no federation."""
+        """Check the rules for a request of a federation with ``rounds`` rounds.
+
+        :param method: the federation's method; None for a request without a federation
+        :raises NotAllowed: a rule forbids it; the message has its name
+        :raises NotNow: it is outside of the site's hours
+        """
         if self.methods is not None and method is not None and method not in self.methods:
             raise NotAllowed(f"rule methods: {', '.join(self.methods) or 'none'}, not {method!r}")
         if self.max_rounds is not None and rounds > self.max_rounds:
-            raise NotAllowed(f"rule max_rounds: {self.max_rounds} in a federation, not {rounds}")
+            raise NotAllowed(f"rule max_rounds: at most {self.max_rounds} in a federation, not {rounds}")
         if self.hours is not None:
             begin, end = _times(self.hours)
             inside = begin <= now < end if begin < end else now >= begin or now < end
             if not inside:
-                raise NotNow(f"rule hours: {self.hours}, and it is {now:%H:%M} there")
+                raise NotNow(f"rule hours: {self.hours}, and the site's time is {now:%H:%M}")
 
     def check_scores(self) -> None:
-        """Raise NotAllowed unless test scores may be told."""
+        """Raise NotAllowed unless test scores may be reported."""
         if not self.scores:
-            raise NotAllowed("rule scores: how many test examples are right is not told; scores = true allows it")
+            raise NotAllowed("rule scores: test scores are not reported; scores = true allows them")
 
     def check_models(self, sizes: Iterable[int]) -> None:
-        """Raise NotAllowed if any student is too large; ``sizes``: bytes of each one's weights."""
+        """Raise NotAllowed if any student is too large; ``sizes``: bytes of the weights of each."""
         if self.max_model_mib is not None and (size := max(sizes, default=0)) > self.max_model_mib * 2**20:
             raise NotAllowed(
-                f"rule max_model_mib: {self.max_model_mib:g} MiB, and a student has {size / 2**20:.3g} MiB"
+                f"rule max_model_mib: at most {self.max_model_mib:g} MiB, but a student has {size / 2**20:.3g} MiB"
             )
 
     def check_steps(self, steps: int) -> None:
-        """Raise NotAllowed for a merchant's training of too many ``steps`` in one round."""
+        """Raise NotAllowed if a merchant would train for too many ``steps`` in one round."""
         if self.max_steps is not None and steps > self.max_steps:
-            raise NotAllowed(f"rule max_steps: {self.max_steps} of one merchant in a round, not {steps}")
+            raise NotAllowed(f"rule max_steps: at most {self.max_steps} per merchant and round, not {steps}")
 
     def check_size(self, size: int) -> None:
-        """Raise NotAllowed for an uplink of ``size`` bytes that is too large."""
+        """Raise NotAllowed if an uplink of ``size`` bytes is too large."""
         if self.max_update_mib is not None and size > self.max_update_mib * 2**20:
-            raise NotAllowed(f"rule max_update_mib: {self.max_update_mib:g} MiB, and this is {size / 2**20:.3g} MiB")
+            raise NotAllowed(f"rule max_update_mib: at most {self.max_update_mib:g} MiB, not {size / 2**20:.3g} MiB")
 
 
 class Limits(BaseModel):
@@ -163,7 +166,7 @@ class Limits(BaseModel):
     merchants: Mapping[str, Limit] = {}
 
     def of(self, merchant: str) -> Limit:
-        """One merchant's limit: what its own table names, and else what ``[default]`` says."""
+        """Return one merchant's limit: keys of its own table, otherwise of ``[default]``."""
         own = self.merchants.get(merchant)
         if own is None:
             return self.default
@@ -171,8 +174,10 @@ class Limits(BaseModel):
 
     @classmethod
     def read(cls, path: Path | None) -> Self:
-        """Read the file at ``path``; None, in a simulation, allows everything. ConfigError naming the first wrong
-        key."""
+        """Read the file at ``path``; None, in a simulation, allows everything.
+
+        :raises ConfigError: the first invalid key
+        """
         if path is None:
             return cls(rules=OPEN.rules, default=OPEN.default)
         try:
@@ -185,7 +190,7 @@ OPEN = Limits(
     rules=Rules(scores=True, max_model_mib=None, max_steps=None, max_seconds=None, max_memory_gib=None),
     default=Limit(max_epsilon=None, max_delta=None, units=None),
 )
-"""Allows everything: for a simulation, whose data are on one machine and in one hand."""
+"""Allows everything, for a simulation, with all data on one machine of one owner."""
 
 
 def _times(hours: str) -> tuple[time, time]:

@@ -1,7 +1,7 @@
-"""``site.toml``: what a real site has and allows, written by the site's own people and read by nobody else.
+"""``site.toml``: the configuration of a real site, written by the site's staff and read at the site only.
 
-Where the data are and what their columns mean, where its state is kept, and its own rules. None of it is ever sent, and
-none of it can be changed by what the server asks. Paths are relative to the file's folder.
+It contains the location and columns of the data, the state folder, and the site's rules. It is never sent, and no
+request of the server can change it. Paths are relative to the file's folder.
 """
 
 import logging
@@ -37,13 +37,13 @@ class _Table(BaseModel):
 class OwnData(_Table):
     """A site's table of labelled examples.
 
-    path: a .csv, .tsv, .parquet or .jsonl file. columns: what the columns are called, by the roles of
-    ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows are of one merchant, called like the
-    site. labels: what a label in the file means, as the name of a class. merchants: who of those in the file takes
-    part; empty for all who have anything to train on. valid_share, test_share: of the groups, held out, on average:
-    each goes where its own name puts it, so that a row more moves no other (only its duplicate, whose place it may
-    take). seed: which these are, the site's own choice: a server that chose could have every row held out once, and
-    scored. part: column that says ``train``, ``valid`` or ``test`` of rows that were cleaned and split before.
+    path: a .csv, .tsv, .parquet or .jsonl file. columns: names of the columns, by the roles of
+    ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows belong to one merchant with the site's
+    name. labels: class names by label in the file. merchants: merchants of the file that participate; empty: all with
+    training examples. valid_share, test_share: expected shares of the groups that are held out. Each group is assigned
+    by a hash of its name, so that an added row moves no other row (except a duplicate that it replaces). seed: seed of
+    this split, chosen by the site: a server that chose it could have every row held out once, and scored. part: column
+    with ``train``, ``valid`` or ``test``, for rows that are already cleaned and split.
     """
 
     path: Path
@@ -57,10 +57,10 @@ class OwnData(_Table):
 
 
 class Observing(_Table):
-    """What a site tells its own people.
+    """Logs and metrics of a site, for its staff.
 
-    logs: ``text``, or ``json`` for one object a line, which quotes nothing of the data. metrics: whether counts and
-    budgets are kept for Prometheus in ``metrics/`` of the state folder.
+    logs: ``text``, or ``json`` with one object per line, without any data. metrics: whether counts and budgets are
+    written for Prometheus to ``metrics/`` of the state folder.
     """
 
     logs: Style = "text"
@@ -77,10 +77,10 @@ class Observing(_Table):
 class Manifest(_Table):
     """A site.
 
-    state: folder for what it keeps. proxy: file with the task and the proxy set. secret: file with random bytes that
-    its noise is drawn from. rehearsal: whether its data are made up, so that it may do without a secret; its noise is
-    drawn from the run's seed then, which the server knows, so that the run can be repeated. trainer: as
-    ``runtime.trainer``, whatever the server asks for. folder: where the file lies.
+    state: folder of its state. proxy: file with the task and the proxy set. secret: file with random bytes that seed
+    its noise. rehearsal: whether its data are synthetic, so that it needs no secret; its noise is then drawn from the
+    run's seed, which the server has, and the run is reproducible. trainer: as ``runtime.trainer``, and overrides it.
+    folder: folder of the file.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -97,7 +97,7 @@ class Manifest(_Table):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a ``site.toml``; ConfigError naming the file and the first wrong key."""
+        """Read a ``site.toml``; raise ConfigError with the file and the first invalid key."""
         try:
             return cls.model_validate({**read_toml(path, "the site in"), "folder": path.absolute().parent})
         except ValidationError as error:
@@ -105,38 +105,37 @@ class Manifest(_Table):
 
     @property
     def ledgers(self) -> Path:
-        """Folder of its merchants' ledgers, over all runs."""
+        """Folder of its merchants' ledgers of all runs."""
         return self.folder / self.state / "ledgers"
 
     def read_secret(self) -> str:
-        """What the site's noise is drawn from and nobody else knows; empty for none, in a rehearsal.
+        """Return the site's secret, which seeds its noise; empty if a rehearsal has none.
 
-        Made here when it is first read, since who made it for the site would know it. Raises ConfigError if it is too
-        short, if others may read it, or if a site that is no rehearsal has none: its noise would protect nobody.
+        The site generates it at first use, so that nobody else has it.
+
+        :raises ConfigError: the secret is too short, readable for other users, or missing outside of a rehearsal
         """
         if self.secret is None and self.rehearsal:
             return ""
         if self.secret is None:
             raise ConfigError(
-                f"{self.folder / 'site.toml'} names no secret, without which whoever knows the run's seed can subtract "
-                'this site\'s noise: add secret = "noise.key"'
+                f"{self.folder / 'site.toml'} has no secret, so that anyone with the run's seed can subtract its "
+                'noise: add secret = "noise.key"'
             )
         return read_secret(self.folder / self.secret)
 
     def public_part(self) -> PublicPart:
-        """The task and the proxy set that the operator has handed out."""
+        """The task and the proxy set from the operator."""
         return PublicPart.read(self.folder / self.proxy)
 
     def own(self, experiment: Experiment) -> Experiment:
-        """``experiment`` with the site's state folder and ledgers, and without a path or a model that the server
-        named: texts are not translated, and synonyms are the built-in ones.
+        """Return ``experiment`` with the site's state folder and ledgers, without paths and models of the server: texts
+        are not back-translated, and synonyms are the built-in ones.
 
-        Raises ConfigError if merchants are to be Byzantine: those of a real site are not, whatever the server asks.
+        :raises ConfigError: the experiment has Byzantine merchants, which a real site rejects
         """
         if experiment.byzantine.fraction:
-            raise ConfigError(
-                "[byzantine] is for simulations: no merchant of a real site deviates at the server's word"
-            )
+            raise ConfigError("[byzantine] is for simulations: real sites reject it; remove it from the experiment")
         return experiment.with_changes(
             {
                 "runtime.folder": str(self.folder / self.state / "runs"),
@@ -149,22 +148,22 @@ class Manifest(_Table):
         )
 
     def read_data(self) -> FederatedData:
-        """The site's own merchants, and the proxy set; nothing of anybody else's.
+        """Read the site's own merchants and the proxy set.
 
-        Raises DataError naming file, and column, row or merchant.
+        :raises DataError: the data are invalid; the message has the file, and the column, row or merchant
         """
         public = self.public_part()
         merchants = self._given_split(public.task) if self.data.part else self._own_split(public.task)
         unknown = [name for name in self.data.merchants if name not in merchants]
         if unknown:
-            raise DataError(f"{self._path} has no rows of merchant {unknown[0]!r}, whom data.merchants names")
+            raise DataError(f"{self._path} has no rows of merchant {unknown[0]!r}: remove it from data.merchants")
         chosen = self.data.merchants or tuple(sorted(merchants))
         idle = [name for name in chosen if not len(merchants[name].train)]
         if idle and (self.data.merchants or len(idle) == len(chosen)):
-            raise DataError(f"{self._path} has nothing to train on for merchant {idle[0]!r}")
+            raise DataError(f"{self._path} has no training examples of merchant {idle[0]!r}")
         if idle:
             _log.warning(
-                "%s has nothing to train on for %d merchants, who are left out: %s", self._path, len(idle), idle
+                "%s has no training examples of %d merchants, which are excluded: %s", self._path, len(idle), idle
             )
         chosen = tuple(name for name in chosen if name not in idle)
         nobody = public.proxy.take([])
@@ -184,13 +183,13 @@ class Manifest(_Table):
 
     def _columns(self, task: Task) -> tuple[Table, dict[str, list[Any]]]:
         if not self._path.is_file():
-            raise DataError(f"{self._path} is no file: put the site's table there, or its path into [data]")
+            raise DataError(f"{self._path} is not a file: put the site's table there, or set path in [data]")
         try:
             table = Table(self._path, self.data.columns, self.data.labels)
         except ValueError as error:
             raise ConfigError(f"data.columns of site {self.name}: {error}") from error
         if task.pair and not table.named.pair:
-            raise DataError(f"task {task.name} wants two texts: name the column of the second as data.columns.pair")
+            raise DataError(f"task {task.name} requires two texts: set data.columns.pair to the column of the second")
         table.check_labels(task)
         return table, table.columns_of_file(self.data.part)
 
@@ -200,13 +199,13 @@ class Manifest(_Table):
         return [label_text(value) for value in columns[table.named.merchant]]
 
     def _groups(self, table: Table, columns: Mapping[str, list[Any]]) -> list[str]:
-        """What each row's group is called: where the file names none, like its texts."""
+        """Return each row's group: that of the file, otherwise the row's texts."""
         texts = [columns[name] for name in (table.named.text, table.named.pair) if name]
         alone = map(str, zip(*texts, strict=True))
         return [label_text(value) or own for value, own in zip(columns[table.named.group], alone, strict=True)]
 
     def _own_split(self, task: Task) -> dict[str, MerchantData]:
-        """Clean the rows and hold groups out, of this site's data alone."""
+        """Clean the rows and hold out groups, from this site's data only."""
         table, columns = self._columns(task)
         read_label, seed = label_reader(task), self.data.seed
         config = DataConfig(
@@ -234,16 +233,16 @@ class Manifest(_Table):
         }
 
     def _given_split(self, task: Task) -> dict[str, MerchantData]:
-        """The rows as they are, in the parts that the file names."""
+        """Return the unchanged rows in the parts given by the file."""
         table, columns = self._columns(task)
         read_label = label_reader(task)
         labels = np.asarray([read_label(value) for value in table.labels_of(columns)], dtype=np.int64)
         for wrong in np.flatnonzero(labels == UNLABELED).tolist():
             value = columns[table.named.label][wrong]
-            raise DataError(f"{self._path}, row {wrong + 1}: {value!r} is no class of {task.name}")
+            raise DataError(f"{self._path}, row {wrong + 1}: {value!r} is not a class of {task.name}")
         for row, value in enumerate(columns[self.data.part], 1):
             if value not in PARTS:
-                raise DataError(f"{self._path}, row {row}: part {value!r} is none of {', '.join(PARTS)}")
+                raise DataError(f"{self._path}, row {row}: part {value!r} must be one of {', '.join(PARTS)}")
         pairs, group = table.texts_of(columns, table.named.pair) if task.pair else None, table.named.group
         owners = self._owners(table, columns)
         everything = Examples(

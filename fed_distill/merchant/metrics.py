@@ -1,9 +1,8 @@
-"""A site's own metrics: what its merchants trained, what was refused by which rule, and what is left of their budgets.
+"""A site's own metrics: trainings, refusals by rule, and the merchants' remaining privacy budgets.
 
-Flower starts a process for each message to a site, so that nothing can be counted, or asked over HTTP, in one of them:
-counts are kept in the site's state folder, under a lock, and written as text beside them for the textfile collector of
-node_exporter. ``fed-distill sites metrics`` serves the same over HTTP. None of it is ever sent to the server: what a
-merchant has spent is the merchant's business.
+Flower starts a process for each message to a site, so that no process can accumulate counts or serve HTTP. Counts are
+stored in the site's state folder, under a lock, and written as text for the textfile collector of node_exporter.
+``fed-distill sites metrics`` serves them over HTTP. They are never sent to the server.
 """
 
 import fcntl
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
 
 COUNTS, TEXT = "counts.json", "fed_distill.prom"
-"""Files of the metrics folder: what is added up, and all metrics in Prometheus' text format."""
+"""Files of the metrics folder: the counts, and all metrics in Prometheus' text format."""
 RULES = ("budget", "failed", "hours", "max_rounds", "max_update_mib", "methods", "scores")
-"""Why a site refuses: its merchants' limits, a training that failed, or one of its ``[limits.rules]``."""
+"""Causes of refusals: the merchants' limits, a failed training, or one of ``[limits.rules]``."""
 
 
 def rule_of(error: FedDistillError) -> str:
-    """By which of ``RULES`` an error refuses what is asked of a merchant."""
+    """Return the entry of ``RULES`` for an error that refuses a request."""
     if isinstance(error, NotAllowed):
         return error.rule
     return "budget" if isinstance(error, BudgetExceeded) else "failed"
@@ -40,8 +39,8 @@ def rule_of(error: FedDistillError) -> str:
 
 @dataclass
 class Tally:
-    """What happened at a site since it was last counted. scored: times that a merchant's test score was told;
-    refused: by rule; seconds: at work on messages."""
+    """Counts of a site since the last write. scored: number of reported test scores; refused: refusals by rule;
+    seconds: processing time of messages."""
 
     trained: int = 0
     scored: int = 0
@@ -52,7 +51,7 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
 
     def taken(self) -> "Tally":
-        """What it holds, which is counted from zero afterwards."""
+        """Return a copy and reset the counts to zero."""
         whole = Tally(**vars(self))
         vars(self).update(vars(Tally()))
         return whole
@@ -60,8 +59,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Budget:
-    """What a merchant has spent, by privacy unit, and what one of its examples is exposed to by all of it. stamp: size
-    and time of its ledger, which is read again if it has another."""
+    """A merchant's spent budget by privacy unit, and the total epsilon of an example. stamp: size and modification time
+    of its ledger, which is read again if they change."""
 
     merchant: str
     stamp: str
@@ -71,10 +70,9 @@ class _Budget:
 
 @dataclass(frozen=True)
 class SiteMetrics:
-    """The metrics of ``site``, kept in ``folder``, and those of its ``ledgers``.
+    """The metrics of ``site``, stored in ``folder``, and those of its ``ledgers``.
 
-    limit: the most epsilon that a merchant lets its examples be exposed to, None for any. Any number of processes may
-    add at a time.
+    limit: returns a merchant's maximum epsilon of an example, None for no limit. Concurrent processes may add counts.
     """
 
     folder: Path
@@ -83,7 +81,7 @@ class SiteMetrics:
     limit: Callable[[str], float | None]
 
     def add(self, tally: Tally) -> None:
-        """Count ``tally`` and write the text file anew. Raises CheckpointError if the counts are torn."""
+        """Add ``tally`` and rewrite the text file; raise CheckpointError if the counts are damaged."""
         with self._locked():
             counts, budgets, damaged = self._read()
             for name in ("trained", "scored", "uplink_bytes", "messages", "errors", "seconds"):
@@ -97,22 +95,22 @@ class SiteMetrics:
             write_atomic(self.folder / TEXT, as_text(registry))
 
     def registry(self) -> "CollectorRegistry":
-        """A registry that reads counts and ledgers anew whenever it is asked."""
+        """Return a registry that reads counts and ledgers at each collection."""
         registry: CollectorRegistry = library("observing.metrics").CollectorRegistry()
         registry.register(self)
         return registry
 
     def collect(self) -> "Iterator[Metric]":
-        """The metrics as they are now. Raises CheckpointError if the counts are torn."""
+        """Yield the current metrics; raise CheckpointError if the counts are damaged."""
         return iter(self._families(*self._read()))
 
     def describe(self) -> "list[Metric]":
-        """Nothing: without this a registry collects when it is made."""
+        """Return nothing; without this method, a registry would collect when it is created."""
         return []
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the counts against all other threads and processes; the lock ends with the process that holds it."""
+        """Lock the counts for all other threads and processes; the lock is released when its process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder / f".{COUNTS}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -122,7 +120,7 @@ class SiteMetrics:
             os.close(descriptor)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, _Budget], int]:
-        """The counts, what each ledger says by file name, and how many ledgers are damaged."""
+        """Return the counts, the budget of each ledger by file name, and the number of damaged ledgers."""
         path = self.folder / COUNTS
         counts: dict[str, Any] = read_json(path) if path.exists() else {}
         stored = counts.pop("budgets", {})
@@ -132,7 +130,7 @@ class SiteMetrics:
             former, stamp = known.get(file.name), f"{file.stat().st_size} {file.stat().st_mtime_ns}"
             try:
                 budgets[file.name] = former if former and former.stamp == stamp else _spent(ledgers, file, stamp)
-            except LedgerError:  # it is counted, and its merchant's next training is refused by name
+            except LedgerError:  # counted here; the merchant's next training is refused with its name
                 damaged += 1
         return counts, budgets, damaged
 
@@ -159,15 +157,15 @@ class SiteMetrics:
             exposed.add_metric([self.site, budget.merchant], budget.exposed)
             if limit is not None:
                 left.add_metric([self.site, budget.merchant], max(limit - budget.exposed, 0.0))
-        seen = "When the server last asked for anything."
+        seen = "Time of the server's last message."
         return [
             single("Counter", "site_trained", "Trainings whose uplinks were sent.", counts.get("trained", 0)),
             single("Counter", "site_scored", "Test scores that were sent.", counts.get("scored", 0)),
             refused,
             single("Counter", "site_uplink_bytes", "Serialized uplinks.", counts.get("uplink_bytes", 0)),
-            single("Counter", "site_messages", "Messages of the server's.", counts.get("messages", 0)),
+            single("Counter", "site_messages", "Messages from the server.", counts.get("messages", 0)),
             single("Counter", "site_errors", "Messages answered by an error.", counts.get("errors", 0)),
-            single("Counter", "site_seconds", "Time at work on messages.", counts.get("seconds", 0.0)),
+            single("Counter", "site_seconds", "Processing time of messages.", counts.get("seconds", 0.0)),
             single("Gauge", "site_message_timestamp_seconds", seen, counts.get("last", 0.0)),
             single("Gauge", "site_ledgers_damaged", "Ledgers that are torn or edited.", damaged),
             spent,
@@ -178,12 +176,12 @@ class SiteMetrics:
 
 @dataclass(frozen=True, eq=False)
 class _Fixed:
-    """A collector of metrics that are known already."""
+    """A collector of given metrics."""
 
     families: "list[Metric]"
 
     def collect(self) -> "Iterator[Metric]":
-        """The metrics."""
+        """Return the metrics."""
         return iter(self.families)
 
 

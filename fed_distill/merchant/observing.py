@@ -1,6 +1,6 @@
-"""What a site tells its own people of each message from the server: log lines in its own style, and its metrics.
+"""Logs and metrics of each message from the server, for the site's staff only.
 
-The server learns nothing of it. A simulation's sites log as the run does, and have no metrics of their own.
+Sites of a simulation log as the run does, and have no metrics of their own.
 """
 
 import logging
@@ -16,30 +16,33 @@ from fed_distill.merchant.manifest import Manifest
 from fed_distill.merchant.metrics import SiteMetrics, Tally
 
 Answering = Callable[[Message, Context], Message]
-TOLD = (NotAllowed, UplinkRejected)
-"""Errors whose text says nothing but of the request and the site's rules."""
+REPORTED = (NotAllowed, UplinkRejected)
+"""Errors with a text about the request and the site's rules only, which the server may see."""
 
 _log = logging.getLogger(__name__)
 
 
 def metrics_of(manifest: Manifest) -> SiteMetrics:
-    """Where a site keeps its metrics."""
+    """Return the metrics of a site, in its state folder."""
     folder = manifest.folder / manifest.state / "metrics"
     return SiteMetrics(folder, manifest.name, manifest.ledgers, lambda name: manifest.limits.of(name).max_epsilon)
 
 
 def hidden(error: Exception) -> TrainingError:
-    """What the server is told of an error at a real site: its kind, since Flower sends the whole text, which may quote
-    a path or a row. The site's log has the rest."""
-    _log.error("a message ended by an error", exc_info=error)
-    return TrainingError(f"{type(error).__name__}; the site's log and `fed-distill sites check` say more")
+    """Log an error of a real site, and return one with its type only: Flower sends the text, which could contain a path
+    or a row."""
+    _log.error("a message failed", exc_info=error)
+    return TrainingError(f"{type(error).__name__}; see the site's log and `fed-distill sites check`")
 
 
 def watched(message: Message, context: Context, tally: Tally, manifest: Manifest | None, answer: Answering) -> Message:
-    """The answer, logged and counted as ``manifest`` says; None: a simulation's site. ``tally``: grows meanwhile.
+    """Answer a message, with logs and metrics.
 
-    Of an error at a real site the server is told as ``hidden`` says, but for one of its own request (``TOLD``). Metrics
-    that cannot be written are an error in the log and change no answer.
+    The server receives errors of a real site as ``hidden`` returns them, except those in ``REPORTED``. Failures to
+    write metrics are logged and do not affect the answer.
+
+    :param tally: counts of the site, which are increased
+    :param manifest: the site's settings; None for a site of a simulation
     """
     if manifest is None:
         experiment = Experiment.from_run_config(context.run_config)
@@ -51,12 +54,12 @@ def watched(message: Message, context: Context, tally: Tally, manifest: Manifest
         run, site = _run_name(context), manifest.name
     began = time.perf_counter()
     with observed(run=run, site=site):
-        _log.info("asked for %s", message.metadata.message_type)
+        _log.info("received a message of type %s", message.metadata.message_type)
         try:
             return answer(message, context)
         except Exception as error:
             tally.errors += 1
-            if manifest is None or isinstance(error, TOLD):
+            if manifest is None or isinstance(error, REPORTED):
                 raise
             raise hidden(error) from None
         finally:
@@ -67,16 +70,16 @@ def watched(message: Message, context: Context, tally: Tally, manifest: Manifest
 
 
 def _count(metrics: SiteMetrics, tally: Tally) -> None:
-    """Add ``tally``, which is kept for the next time if that fails."""
+    """Write ``tally`` and reset it; it is kept if that fails."""
     try:
         metrics.add(tally)
         tally.taken()
-    except Exception as error:  # whatever is wrong with metrics may cost no answer
+    except Exception as error:  # a failure of metrics must not affect the answer
         _log.error("metrics could not be written to %s: %s: %s", metrics.folder, type(error).__name__, error)
 
 
 def _run_name(context: Context) -> str:
-    """The run that a server names; nothing where its experiment cannot be read, which the app refuses."""
+    """Return the name of the server's run; empty if its experiment is invalid, which the app refuses."""
     try:
         return Experiment.from_run_config(context.run_config).name
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Open a site: its merchants, its policy, and what it keeps."""
+"""Open a site: merchants, policy and state."""
 
 from pathlib import Path
 
@@ -27,8 +27,9 @@ def open_site(
 ) -> Site:
     """Open site ``part`` of ``parts`` with its share of the merchants and a state folder in the run's.
 
-    ``data``, ``limits``: what there is and what is allowed, where that is not what the experiment names. ``secret``: as
-    for ``Protection``.
+    :param data: data of all merchants; None for the experiment's
+    :param limits: limits of the site; None for the experiment's
+    :param secret: as for ``Protection``
     """
     data = load(experiment.data) if data is None else data
     limits = Limits.read(experiment.privacy.limits) if limits is None else limits
@@ -36,7 +37,9 @@ def open_site(
     merchants = {name: data.merchants[name] for name in assign_merchants(sizes, parts)[part]}
     unknown = limits.merchants.keys() - data.merchants.keys()
     if unknown:
-        raise ConfigError(f"the limits name a merchant that there is not: {sorted(unknown)[0]!r}")
+        raise ConfigError(
+            f"the limits have an unknown merchant: {sorted(unknown)[0]!r}; remove its table, or correct its name"
+        )
     state = Path(experiment.runtime.folder) / experiment.name / "checkpoint"
     protection = Protection(experiment, state / "ledgers", limits, secret)
     store, coding = MerchantStore(state / STUDENTS), MerchantStore(state / CODING)

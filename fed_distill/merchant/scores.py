@@ -1,4 +1,4 @@
-"""Whose test scores, which have no noise, a site tells the server."""
+"""Decide which merchants' test scores, which have no noise, a site reports to the server."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """The rules of one site about scores.
+    """Rules of one site for scores.
 
-    :param tally: counts what is told and what is refused.
+    :param tally: counts reported scores and refusals
     """
 
     experiment: Experiment
@@ -29,30 +29,31 @@ class Scores:
     tally: Tally
 
     def scorable(self, request: TrainRequest, merchants: Sequence[str]) -> list[str]:
-        """Those of ``merchants`` whose test scores, which have no noise, the server is told; why others' are not is in
-        the log.
+        """Return the ``merchants`` whose test scores are reported; log the reason for the others.
 
-        They are told if the experiment asks for them, the site's rules allow them now, and the merchant takes part in
-        what is protected as the experiment is: by a student made for it, scores can tell of single examples.
+        Scores are reported if the experiment requests them, the site's rules allow them now, and the merchant allows
+        the experiment's privacy unit: a server could craft a student whose scores reveal single examples.
         """
-        if not self.experiment.tells_scores:
+        if not self.experiment.reports_scores:
             return []
         arms, limits, unit = self.experiment.arms(), self.protection.limits, self.experiment.privacy.unit
-        method = arms[request.arm].method if request.arm in arms else None  # none of what the server trains alone
+        method = (
+            arms[request.arm].method if request.arm in arms else None
+        )  # None for students that the server trains alone
         try:
             limits.rules.check_scores()
             limits.rules.check(method, 1, self.protection.clock().time())
         except NotAllowed as error:
-            _log.info("no test score of %s is told: %s", request.arm, error)
+            _log.info("no test scores of %s are reported: %s", request.arm, error)
             self.tally.refused[rule_of(error)] += len(merchants)
             return []
-        told = []
+        reported = []
         for merchant in merchants:
             try:
                 limits.of(merchant).check_unit(merchant, unit)
-                told.append(merchant)
+                reported.append(merchant)
             except BudgetExceeded as error:
-                _log.info("its test score of %s is not told: %s", request.arm, error)
+                _log.info("a test score of %s is not reported: %s", request.arm, error)
                 self.tally.refused[rule_of(error)] += 1
-        self.tally.scored += len(told)
-        return told
+        self.tally.scored += len(reported)
+        return reported

@@ -1,4 +1,4 @@
-"""What a site's processes must know of its ``site.toml`` before they load anything large: its server and its rules."""
+"""The part of ``site.toml`` that a site's processes read before large imports: its server and its rules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from fed_distill.merchant.limits import Limits
 
 
 class Server(BaseModel):
-    """Where the server is, HOST:PORT, and what it runs: versions by package, and the bundle of the app.
+    """Address of the server, HOST:PORT, and its versions by package.
 
-    app: SHA-256 of the one bundle that the site accepts (``fed_distill.deploy.bundle``); None for that of the package
-    that is installed at the site.
+    app: SHA-256 of the app bundle that the site accepts (``fed_distill.deploy.bundle``); None for that of the installed
+    package.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,9 +26,9 @@ class Server(BaseModel):
 
 
 class Service(BaseModel):
-    """The part of ``site.toml`` that says to whom a site answers, and what that may cost.
+    """Server and limits of ``site.toml``.
 
-    ``merchant.manifest`` reads all of it, and with it the libraries that data need: some hundred megabytes more.
+    ``merchant.manifest`` reads the whole file and imports data libraries, which need some hundred megabytes more.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -38,7 +38,7 @@ class Service(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a ``site.toml``; ConfigError naming the file and the first wrong key of these tables."""
+        """Read a ``site.toml``; raise ConfigError with the file and the first invalid key of these tables."""
         try:
             return cls.model_validate(read_toml(path, "the site in"))
         except ValidationError as error:

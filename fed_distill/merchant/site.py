@@ -1,7 +1,7 @@
-"""One site: trains, keeps and measures its merchants' students. Nothing private leaves but a method's uplink.
+"""One site: trains, stores and evaluates its merchants' students. Only a method's uplinks leave it.
 
-A site knows the experiment, its own merchants' tables and the shared proxy set; what to do in a round comes
-from the server as a request.
+A site has the experiment, its own merchants' tables and the shared proxy set. The server sends a request for each
+round.
 """
 
 import logging
@@ -30,7 +30,6 @@ from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.arms import Arms
-from fed_distill.merchant.asked import Asked, Participant, planned, starting_weights
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
@@ -43,6 +42,7 @@ from fed_distill.merchant.request_validation import (
     outlined,
     weight_bytes,
 )
+from fed_distill.merchant.round_task import Participant, RoundTask, planned, starting_weights
 from fed_distill.merchant.scores import Scores
 from fed_distill.methods.base import HasControlVariate, Trained
 from fed_distill.models import predict
@@ -72,8 +72,8 @@ _log = logging.getLogger(__name__)
 class Site:
     """A site with its merchants; see ``opening.open_site``.
 
-    everybody: names of all merchants there are, here or elsewhere. answers: what it has said of protected examples,
-    where it keeps that; a simulation does not.
+    everybody: names of all merchants of the run, at any site. answers: stored answers with protected examples; None in
+    a simulation.
     """
 
     experiment: Experiment
@@ -88,9 +88,9 @@ class Site:
     _trainers: dict[TrainerConfig, Trainer] = field(default_factory=dict)
 
     def train(self, request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> Iterator[Uplink | Refusal]:
-        """Train the requested merchants, each answer when it is there; one that fails is a refusal that says why.
+        """Train the requested merchants and yield their answers as they finish; a failure is a refusal with a reason.
 
-        ``starts`` are weights by kind of student, for merchants that keep their own and have none yet.
+        :param starts: initial weights by student, for merchants without an own student
         """
         check_request(request, down, starts)
         check_names(request, self.holdings.merchants, self.experiment.arms())
@@ -104,7 +104,7 @@ class Site:
         check_shapes(down, self._context(request, student.state_dict()))
         for kind, weights in starts.items():
             if kind not in request.blueprints:
-                raise TrainingError(f"a request with weights of a student {kind!r} that it does not describe")
+                raise TrainingError(f"the request has weights of a student {kind!r}, but no blueprint for it")
             check_fit(weights, outlined(request.blueprints[kind]))
         with self.answers.alone() if self.answers else nullcontext():
             yield from self._train(request, down, starts)
@@ -115,14 +115,14 @@ class Site:
         federation = self.experiment.arms()[request.arm]
         method = self._arms.method(request.arm)
         self.protection.mechanism(request.arm).check(self.experiment, federation, method.sends)
-        asked = Asked(request, down, method, planned(method, down, federation.method))
+        task = RoundTask(request, down, method, planned(method, down, federation.method))
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
         digests = Digests(self.experiment, request, down, own)
         parts: dict[str, Participant] = {}
         for merchant in request.merchants:
             try:
                 self.protection.check(merchant, request.arm)
-                part = self._part(self._learner(merchant, asked, starts), asked, digests)
+                part = self._part(self._learner(merchant, task, starts), task, digests)
             except FedDistillError as error:
                 yield self._refusal(merchant, error, request.arm)
                 continue
@@ -131,19 +131,19 @@ class Site:
             else:
                 parts[merchant] = part
         learners = [part.learner for part in parts.values()]
-        plans = dict.fromkeys(parts, asked.plan)
+        plans = dict.fromkeys(parts, task.plan)
         for fitted in self._trainer(request.arm).fit(learners, plans, Pace(request.learning_rate)):
             if isinstance(fitted, Failure):
                 yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
                 continue
             try:
-                yield self._uplink(parts[fitted.name], fitted, asked)
+                yield self._uplink(parts[fitted.name], fitted, task)
             except FedDistillError as error:
                 yield self._refusal(fitted.name, error, request.arm)
 
     def coded(self, uplink: Uplink, codec: Codec, request: TrainRequest, down: Downlink) -> RecordDict | Refusal:
-        """An uplink as it leaves: coded, after all that privacy asks for at a merchant, which coding post-processes.
-        What the server noises, it decodes, clips and noises in this order."""
+        """Encode an uplink for sending. Coding is post-processing of the merchant's private release; with noise at the
+        server, the server decodes, clips and adds noise, in this order."""
         key = self._kept_of(request.arm), request.seed, uplink.merchant
         randomness = (request.seed, request.arm, uplink.merchant, down.round, "coding")
         try:
@@ -160,14 +160,14 @@ class Site:
         return content
 
     def _kept_of_coding(self, merchant: str, request: TrainRequest, down: Downlink) -> Kept:
-        """What coding has kept of the merchant's last uplink; its soft labels only if the server has these too."""
+        """Return the coding state of the merchant's last uplink; soft labels only if the server has them too."""
         key = self._kept_of(request.arm), request.seed, merchant
         kept = Kept.of(self.coding.load(*key, before=down.round))
         there = self.coding.newest(*key, before=down.round) == request.known_of(merchant)
         return kept if there else replace(kept, soft_labels=None)
 
     def _forbidden(self, request: TrainRequest, round: int) -> list[Refusal]:
-        """A refusal for each merchant if the site's own rules forbid the request."""
+        """Return a refusal for each merchant if the site's rules forbid the request."""
         try:
             self.protection.check_rules(request, round)
             self.check_models(request)
@@ -177,30 +177,30 @@ class Site:
         return []
 
     def check_models(self, request: TrainRequest) -> None:
-        """NotAllowed for a request with a student that is larger than the site's rules allow."""
+        """Raise NotAllowed if a student of the request is larger than the site's rules allow."""
         rules = self.protection.limits.rules
         if rules.max_model_mib is not None:
             rules.check_models(weight_bytes(outlined(blueprint)) for blueprint in request.blueprints.values())
 
     def _refusal(self, merchant: str, error: FedDistillError, arm: str) -> Refusal:
-        """What the server is told of a merchant that does not train; of a protected one no detail leaves the site."""
+        """Return the refusal for a merchant that is not trained; in a private federation it has no details."""
         self.tally.refused[rule_of(error)] += 1
-        if isinstance(error, NotAllowed):  # a rule of the site's, which tells nothing of anybody's data
+        if isinstance(error, NotAllowed):  # a rule of the site, independent of data
             cause: Cause = "hours" if isinstance(error, NotNow) else "budget"
             return Refusal(merchant, f"merchant {merchant}: not allowed by its site, {error}", cause)
         cause = "budget" if isinstance(error, BudgetExceeded) else "fault"
         protected = self.experiment.protects(arm)
-        with observed(merchant=merchant):  # what the server is not told is said here; what it is told, it says itself
+        with observed(merchant=merchant):  # the server logs what it receives; the rest is logged here
             _log.log(logging.WARNING if protected else logging.INFO, "%s", error)
         if not protected and isinstance(error, TrainingError | UplinkRejected | BudgetExceeded):
             return Refusal(merchant, str(error), cause)
-        if not protected:  # its text may name a path or quote a row
-            return Refusal(merchant, f"merchant {merchant}: {type(error).__name__}; the site's log says more", cause)
-        told = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
-        return Refusal(merchant, f"merchant {merchant}: {told}; the site's log says more", cause)
+        if not protected:  # the text may contain a path or a row
+            return Refusal(merchant, f"merchant {merchant}: {type(error).__name__}; see the site's log", cause)
+        reason = "its privacy budget or its limits do not allow this" if cause == "budget" else "its training failed"
+        return Refusal(merchant, f"merchant {merchant}: {reason}; see the site's log", cause)
 
-    def _learner(self, merchant: str, asked: Asked, starts: Mapping[str, Weights]) -> Learner:
-        request, down, method, plan = asked.request, asked.down, asked.method, asked.plan
+    def _learner(self, merchant: str, task: RoundTask, starts: Mapping[str, Weights]) -> Learner:
+        request, down, method, plan = task.request, task.down, task.method, task.plan
         kind = request.student_of(merchant)
         blueprint = request.blueprints[kind]
         if plan.pair:
@@ -210,7 +210,7 @@ class Site:
         randomness = (request.seed, request.arm, merchant, down.round)
         own = self.protection.own_randomness(request.seed)
         private = self.holdings.encoded_train(student, merchant, own, *randomness[1:])
-        kept = self._kept(merchant, asked)
+        kept = self._kept(merchant, task)
         weights = {"global": down.weights, "previous": kept or down.weights}
         examples = self.holdings.merchants[merchant].train
         labels = torch.from_numpy(examples.labels)
@@ -228,43 +228,43 @@ class Site:
             correction=method.correction(down, kept) if isinstance(method, HasControlVariate) else {},
         )
 
-    def _kept(self, merchant: str, asked: Asked) -> dict[str, Tensor] | None:
-        """What the merchant kept when it last took part; None if it never did, or the method keeps nothing."""
-        if asked.method.keeps == "nothing":
+    def _kept(self, merchant: str, task: RoundTask) -> dict[str, Tensor] | None:
+        """Return the merchant's state of its last round; None without one, or if the method keeps nothing."""
+        if task.method.keeps == "nothing":
             return None
-        return self.store.load(self._kept_of(asked.request.arm), asked.request.seed, merchant, before=asked.down.round)
+        return self.store.load(self._kept_of(task.request.arm), task.request.seed, merchant, before=task.down.round)
 
     def _kept_of(self, arm: str) -> str:
-        """By what name the state that merchants keep for an arm is known."""
+        """Return the name of the merchants' stored state for an arm."""
         settings = self.experiment.settings_of(arm) if self.experiment.protects(arm) else None
         return kept_as(arm, self.experiment.unit_of(arm), settings)
 
-    def _keep(self, trained: Trained, student: TextModel, asked: Asked) -> None:
-        """Keep what the merchant needs in its next round: its student, of a pair its own one, or what corrects it."""
-        method = asked.method
+    def _keep(self, trained: Trained, student: TextModel, task: RoundTask) -> None:
+        """Store the merchant's state for its next round: its student (of a pair its own), or its control variate."""
+        method = task.method
         if isinstance(method, HasControlVariate):
-            kept = method.keep(trained, asked.down, self._kept(trained.merchant, asked))
-        elif asked.plan.pair:
+            kept = method.keep(trained, task.down, self._kept(trained.merchant, task))
+        elif task.plan.pair:
             kept = part_of(student.state_dict(), OWN)
         elif method.keeps != "nothing":
             kept = student.state_dict()
         else:
             return
-        self.store.save(self._kept_of(asked.request.arm), asked.request.seed, trained.merchant, asked.down.round, kept)
+        self.store.save(self._kept_of(task.request.arm), task.request.seed, trained.merchant, task.down.round, kept)
 
-    def _part(self, learner: Learner, asked: Asked, digests: Digests) -> Participant | Uplink:
-        """A merchant's part in a round with its privacy, paid for; or what it has answered to just this already."""
-        request = asked.request
+    def _part(self, learner: Learner, task: RoundTask, digests: Digests) -> Participant | Uplink:
+        """Return a charged participant for a merchant, or its stored answer to an identical request."""
+        request = task.request
         mechanism = self.protection.mechanism(request.arm)
         if not isinstance(mechanism, AtMerchants):
-            self._check_steps(asked, learner, learner.examples(), self._batch_size(request.arm))
+            self._check_steps(task, learner, learner.examples(), self._batch_size(request.arm))
             if isinstance(mechanism, AtServer):
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
-        release = self.protection.release(learner, request, asked.down.round, digest, asked.plan)
-        self._check_steps(asked, learner, release.members, self.protection.batch_size)
-        release, answer = self._kept_answer(release, asked.method.sends)
+        release = self.protection.release(learner, request, task.down.round, digest, task.plan)
+        self._check_steps(task, learner, release.members, self.protection.batch_size)
+        release, answer = self._kept_answer(release, task.method.sends)
         if answer is not None:
             return answer
         return Participant(self.protection.paid(release), release.members, release)
@@ -272,18 +272,21 @@ class Site:
     def _batch_size(self, arm: str) -> int:
         return self.experiment.training_of(arm).batch_size
 
-    def _check_steps(self, asked: Asked, learner: Learner, members: int, batch_size: int) -> None:
-        """NotAllowed if a merchant with ``members`` of the privacy unit, which must not be more secret than what it
-        releases, would train for more steps than the site allows."""
+    def _check_steps(self, task: RoundTask, learner: Learner, members: int, batch_size: int) -> None:
+        """Raise NotAllowed if a merchant would train for more steps than the site allows.
+
+        :param members: the merchant's number of members of the privacy unit, noised if it is private
+        """
         proxy = len(next(iter(learner.proxy.values()), ()))
-        steps = private_steps(asked.plan, members, batch_size)
-        steps += proxy_steps(asked.plan, proxy, self._batch_size(asked.request.arm))
+        steps = private_steps(task.plan, members, batch_size)
+        steps += proxy_steps(task.plan, proxy, self._batch_size(task.request.arm))
         self.protection.limits.rules.check_steps(steps)
 
     def _kept_answer(self, release: Release, kinds: Kinds) -> tuple[Release, Uplink | None]:
-        """As which release a request is answered, and the answer, if it is kept.
+        """Return the release for a request, and its stored answer if there is one.
 
-        One that may have left and is kept no longer is not made again: that is another release, which costs anew.
+        An answer that may have been sent and is no longer stored is not reproduced: it becomes a new release with a new
+        charge.
         """
         if self.answers is None:
             return release, None
@@ -291,14 +294,14 @@ class Site:
             release = release.once_more()
         return release, answer
 
-    def _uplink(self, part: Participant, fitted: Fitted, asked: Asked) -> Uplink:
-        learner, request, down, method = part.learner, asked.request, asked.down, asked.method
+    def _uplink(self, part: Participant, fitted: Fitted, task: RoundTask) -> Uplink:
+        learner, request, down, method = part.learner, task.request, task.down, task.method
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
         trained = Trained(
             fitted.name,
             part.size,
-            shared_of(fitted.weights) if asked.plan.pair else fitted.weights,
+            shared_of(fitted.weights) if task.plan.pair else fitted.weights,
             down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
             class_means=lambda: self._class_means(learner, request.arm),
@@ -310,13 +313,13 @@ class Site:
         undeclared = {kind.name for kind in uplink.kinds - set(method.sends)}
         if undeclared:
             raise UplinkRejected(
-                f"merchant {fitted.name}: method {request.arm} would send {', '.join(sorted(undeclared))}, which its "
-                "`sends` does not declare"
+                f"merchant {fitted.name}: method {request.arm} sends {', '.join(sorted(undeclared))}, but its `sends` "
+                "does not declare it"
             )
-        self._keep(trained, student, asked)
+        self._keep(trained, student, task)
         metrics = dict(uplink.metrics)
         if self.experiment.privacy.protects and not method.sends:
-            uplink = replace(uplink, examples=1)  # of what stays at the merchant nothing is told but its scores
+            uplink = replace(uplink, examples=1)  # if the student stays at the merchant, only its scores are reported
         elif learner.privacy is None:
             metrics["loss"] = sum(fitted.loss) / max(len(fitted.loss), 1)
         if request.test and self._scores.scorable(request, [uplink.merchant]):
@@ -328,24 +331,23 @@ class Site:
         return uplink
 
     def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
-        """What the trained student makes of its own examples; ConfigError in a protected arm, whatever it would be
-        sent as."""
+        """Return the mean predictions of the trained student by class; raise ConfigError in a private federation."""
         self.protection.mechanism(arm).check_covered(arm, (ClassMeans,))
         return ClassMeans.over(predict(learner.student, learner.private), learner.labels)
 
     def receives(self, request: TrainRequest) -> Kinds:
-        """The kinds of payloads that the downlink of a request may hold. TrainingError for an arm that there is not."""
+        """Return the allowed payloads in the downlink of a request; raise TrainingError for an unknown arm."""
         return self._arms.method(request.arm).receives
 
     def codec(self, request: TrainRequest) -> Codec:
-        """How the messages of a request are coded. TrainingError for an arm that there is not."""
+        """Return the codec of a request; raise TrainingError for an unknown arm."""
         return self._arms.codec(request.arm)
 
     def _context(self, request: TrainRequest, weights: Weights) -> Context:
         return Context(weights, len(self.holdings.proxy_of(request)), len(self.task.classes))
 
     def join(self, request: TrainRequest) -> Iterator[Refusal]:
-        """Charge merchants for a federation of which they are drawn by coins, those too that no coin will draw."""
+        """Charge merchants for a federation with Poisson sampling, including those that are never sampled."""
         check_names(request, self.holdings.merchants, self.experiment.arms())
         refusals = self._forbidden(request, 0)
         yield from refusals
@@ -357,10 +359,11 @@ class Site:
                 yield self._refusal(merchant, error, request.arm)
 
     def evaluate(self, request: TrainRequest, weights: Weights) -> dict[str, tuple[int, int]]:
-        """(right, all) test examples of each of the request's merchants under the global student with ``weights``,
-        (0, 0) of one without any; those whose scores may not be told are left out.
+        """Evaluate the global student with ``weights`` on the test examples of the requested merchants.
 
-        Checked as a request to train is: TrainingError for weights that no honest server sends.
+        :return: (correct, all) test examples by merchant, (0, 0) without any; without those whose scores may not be
+            reported
+        :raises TrainingError: the request or the weights are invalid, as in ``train``
         """
         check_values(weights.values())
         check_names(request, self.holdings.merchants)
@@ -382,7 +385,7 @@ class Site:
         return Scores(self.experiment, self.protection, self.tally)
 
     def _trainer(self, arm: str) -> Trainer:
-        """What trains the merchants in an arm; one for each way of training, which knows its students."""
+        """Return the trainer of an arm; trainers are cached by configuration, as they hold students."""
         config = self.experiment.training_of(arm)
         if config not in self._trainers:
             self._trainers[config] = build_trainer(config, self.experiment.runtime)

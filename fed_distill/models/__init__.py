@@ -1,4 +1,4 @@
-"""Teachers, assistants and students behind one small interface: text to tensors, tensors to logits."""
+"""Teachers, assistants and students with one interface: encoding of texts as tensors, and logits from tensors."""
 
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.models.building import STUDENTS, TEACHERS, build_student, load_model, load_teacher, rebuild

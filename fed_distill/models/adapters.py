@@ -1,4 +1,4 @@
-"""What merchants train of a transformer instead of all its weights: adapters of peft, of which a student has one kind.
+"""Adapters of transformers, which merchants train instead of all weights; a student has one kind, from peft.
 
 LoRA (Hu et al., ICLR 2022): low-rank updates beside queries and values. (IA)^3 (Liu et al., "Few-shot
 parameter-efficient fine-tuning is better and cheaper than in-context learning", NeurIPS 2022, sec. 3.3): a factor for
@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from fed_distill.errors import ConfigError
 
 PREFIX = "prefix"
-"""Name of a student's part that makes its prefix."""
+"""Name of a student's module for its prefix."""
 _FACTORS = "*.ia3_l.*"
 _PATTERNS = ("*.lora_*", _FACTORS, f"{PREFIX}.*")
 
@@ -30,12 +30,12 @@ _IA3 = {
     "distilbert": (r"attention\.(k|v)_lin", r"ffn\.lin2"),
     "mobilebert": (r"self\.(key|value)", r"layer\.\d+\.output\.dense"),
 }
-"""How names of layers end whose outputs, and whose inputs, get factors."""
+"""Suffixes of names of layers with factors on outputs, and with factors on inputs."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Which adapters a student has, if any: LoRA of a rank, factors, or a prefix of so many positions."""
+    """A student's adapters: LoRA of a rank, (IA)^3 factors, a prefix of a length, or none."""
 
     lora_rank: int | None = None
     ia3: bool = False
@@ -43,11 +43,11 @@ class Adapters:
 
     def __post_init__(self) -> None:
         if len(self.settings) > 1:
-            raise ConfigError(f"a student has one kind of adapters, not {' and '.join(self.settings)}: drop one")
+            raise ConfigError(f"a student has one kind of adapters, not {' and '.join(self.settings)}: remove one")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of its fields that ask for anything."""
+        """The fields that are set."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -55,7 +55,7 @@ class Prefix(nn.Module):
     """Keys and values of positions before every text, for each layer of a BERT (peft's ``PrefixEncoder``)."""
 
     def __init__(self, length: int, network: PreTrainedModel) -> None:
-        """length: positions. Their keys and values are drawn as the network's own weights were."""
+        """length: number of positions. Their keys and values are initialised like the network's own weights."""
         super().__init__()
         from peft import PrefixEncoder, PrefixTuningConfig  # takes over a second to import
 
@@ -73,12 +73,12 @@ class Prefix(nn.Module):
         nn.init.normal_(self.encoder.embedding.weight, std=config.initializer_range)
         arguments = inspect.signature(network.base_model.forward).parameters
         self.argument = "cache" if "cache" in arguments else "past_key_values"
-        """What the network calls keys and values that are there before a text's own."""
+        """The network's argument for keys and values before those of a text."""
 
     def forward(self, ids: Tensor) -> dict[str, DynamicCache]:
-        """What the network gets beside the examples ``ids`` ``[batch, length]``.
+        """Return the network's additional arguments for the examples ``ids`` ``[batch, length]``.
 
-        Each example looks its prefix up by itself, so that its gradient is known by itself too."""
+        The prefix is looked up for each example separately, so that per-example gradients exist."""
         positions = torch.arange(self.length, device=ids.device).repeat(len(ids), 1)
         found: Tensor = self.encoder(positions)
         parts = found.view(len(ids), self.length, 2 * self.layers, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -87,17 +87,19 @@ class Prefix(nn.Module):
 
 
 def add_adapters(network: PreTrainedModel, adapters: Adapters) -> Prefix | None:
-    """Put ``adapters`` into ``network``; a prefix comes back, which is to be given to it. All weights stay trainable:
-    who trains what is said by ``freezing``.
+    """Add ``adapters`` to ``network``; return a prefix, which must be passed to its calls. All weights remain
+    trainable; ``freezing`` decides on them.
 
-    LoRA and factors change nothing yet. Raise ConfigError without peft, or for a prefix of what is no BERT.
+    Initially LoRA and factors do not change the outputs.
+
+    :raises ConfigError: peft is not installed, or a prefix is for another architecture than BERT
     """
     option, architecture = next(iter(adapters.settings)), network.config.model_type
     if find_spec("peft") is None:
-        raise ConfigError(f"option {option} needs the package peft: pip install 'fed-distill[lora]'")
+        raise ConfigError(f"option {option} requires the package peft: pip install 'fed-distill[lora]'")
     if adapters.prefix_length:
         if architecture != "bert":
-            raise ConfigError(f"option prefix_length is of BERT: the attention of {architecture} takes no prefix")
+            raise ConfigError(f"option prefix_length requires a BERT: the attention of {architecture} has no prefix")
         return Prefix(adapters.prefix_length, network)
     from peft import IA3Config, LoraConfig, inject_adapter_in_model  # takes over a second to import
 
@@ -114,14 +116,14 @@ def add_adapters(network: PreTrainedModel, adapters: Adapters) -> Prefix | None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a student's weight called ``name`` is an adapter's."""
+    """Whether the weight ``name`` of a student belongs to an adapter."""
     return any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
 
 
 def check_per_example(student: nn.Module) -> None:
-    """ConfigError unless every example's gradient by the student's adapters can be told from the others'."""
+    """Raise ConfigError unless per-example gradients of the student's adapters can be computed."""
     if any(fnmatchcase(name, _FACTORS) for name, _ in student.named_parameters()):
         raise ConfigError(
-            "privacy.unit = 'example' bounds what each example does to a weight, and the factors of student option ia3 "
-            "are used outside of layers that could tell: take lora_rank or prefix_length"
+            "privacy.unit = 'example' requires per-example gradients, which cannot be computed for the factors of "
+            "student option ia3: use lora_rank or prefix_length"
         )

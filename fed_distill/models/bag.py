@@ -1,7 +1,7 @@
-"""A weighted bag of table rows: the sum of a text's features, each with a learned weight.
+"""A weighted bag of table rows: the sum of a text's features with learned weights.
 
-One leaf module owns both tables, so that a trainer which needs more than a gradient (Opacus' hooks, a cohort's
-stacked weights) can treat the lookup as one layer. The rows are summed as they are read, never gathered first.
+One leaf module owns both tables, so that trainers with other requirements than a gradient (Opacus' hooks, a cohort's
+stacked weights) can treat the lookup as one layer. Rows are summed while they are read, without a gathered copy.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class WeightedBag(nn.Module):
     """Sums rows of ``table`` ``[rows, width]``, each times exp of its ``importance`` ``[rows, 1]``.
 
-    Row 0 is padding: it has weight 0, whatever it holds, and never a gradient.
+    Row 0 is padding: its weight is always 0, and it has no gradient.
     """
 
     def __init__(self, rows: int, width: int, spread: float = 1.0) -> None:
@@ -25,10 +25,10 @@ class WeightedBag(nn.Module):
             self.table[0] = 0.0
 
     def weights(self, ids: Tensor) -> Tensor:
-        """What each row counts for, ``[batch, features]``: exp(importance), and 0 for padding."""
+        """Return the weight of each row, ``[batch, features]``: exp(importance), and 0 for padding."""
         importance = F.embedding(ids, self.importance, padding_idx=0).squeeze(-1)
         return torch.where(ids > 0, importance.exp(), 0.0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The weighted sum ``[batch, width]`` of the rows ``ids`` (integers ``[batch, features]``, 0 for padding)."""
+        """Return the weighted sum ``[batch, width]`` of the rows ``ids`` (``[batch, features]``, 0 for padding)."""
         return F.embedding_bag(ids, self.table, per_sample_weights=self.weights(ids), mode="sum", padding_idx=0)

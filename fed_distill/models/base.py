@@ -1,8 +1,8 @@
-"""One small interface for teachers, assistants and students: text to tensors, tensors to logits.
+"""Interface of teachers, assistants and students: encoding of texts as tensors, and logits from tensors.
 
-A model is a ``torch.nn.Module`` that can also encode its own input. Encoding is separate from the forward
-pass so that a merchant's texts are encoded once, not once an epoch; ``narrowed`` builds the same model over
-only some rows of its embedding tables, so that a merchant trains and sends what its data touch.
+A model is a ``torch.nn.Module`` that also encodes its own input. Encoding is separate from the forward pass, so that a
+merchant's texts are encoded once instead of once per epoch; ``narrowed`` builds the same model over some rows of its
+embedding tables, so that a merchant trains and sends only the rows that its data use.
 """
 
 import copy
@@ -25,8 +25,8 @@ from fed_distill.text.encoded import Encoded
 @dataclass(frozen=True)
 class Outputs:
     """logits: ``[batch, classes]``. hidden: hidden states from input to output, each ``[batch, length, width]``,
-    on request. used: which of their positions hold text, bool ``[batch, length]``; None for all. shared: of a pair of
-    students (``models.pair``) what the shared one gives; all else is then of the merchant's own."""
+    on request. used: mask of positions with text, bool ``[batch, length]``; None for all. shared: for a pair of
+    students (``models.pair``), the outputs of the shared one; the other fields are then of the merchant's own."""
 
     logits: Tensor
     hidden: tuple[Tensor, ...] | None = None
@@ -34,11 +34,11 @@ class Outputs:
     shared: "Outputs | None" = None
 
     def to(self, dtype: torch.dtype) -> "Outputs":
-        """The same in another precision."""
+        """Convert to another precision."""
         return self._each(lambda values: values if values.dtype == torch.bool else values.to(dtype))
 
     def first(self, count: int) -> "Outputs":
-        """Of the first ``count`` examples, cut from the graph."""
+        """Return the first ``count`` examples, detached from the graph."""
         return self._each(lambda values: values[:count].detach())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
@@ -53,8 +53,8 @@ class Outputs:
 class TextModel(nn.Module, ABC):
     """A text or text-pair classifier.
 
-    A kind of one's own is one subclass with ``encode`` and ``forward``, whose constructor takes ``classes`` (how
-    many), ``pair`` (whether examples have a second text) and its options, typed, as keyword arguments.
+    A custom model is a subclass with ``encode`` and ``forward``, whose constructor takes ``classes`` (their number),
+    ``pair`` (whether examples have a second text) and typed options as keyword arguments.
 
     ``kind`` is the registry name or import path, ``settings`` the JSON-ready keyword arguments that rebuild the
     model; ``build_student`` fills them in.
@@ -77,10 +77,10 @@ class TextModel(nn.Module, ABC):
         """Classify a collated batch."""
 
     def narrowed(self, rows: Mapping[str, Tensor]) -> Self:
-        """A copy whose tables hold only the given sorted rows (row 0 among them), other weights shared by value.
+        """Return a copy with only the given sorted rows of its tables (including row 0), and equal other weights.
 
-        Encoded fields fed to it must be renumbered to positions in ``rows``. Such a copy is for training and
-        scoring; saving and rebuilding are for the whole model.
+        Its encoded input must be renumbered to positions in ``rows``. Such a copy is for training and prediction; only
+        the whole model can be saved and rebuilt.
         """
         parameters = dict(self.named_parameters())
         copied: dict[int, Any] = {
@@ -94,7 +94,7 @@ class TextModel(nn.Module, ABC):
         return narrow
 
     def collate(self, encoded: Encoded, index: Tensor) -> dict[str, Tensor]:
-        """Take the examples ``index`` and cut trailing columns that are padding in all of them."""
+        """Select the examples ``index`` and remove trailing columns that are padding in all of them."""
         return {name: _trim(values[index]) for name, values in encoded.items()}
 
     def parameter_count(self) -> int:
@@ -104,14 +104,16 @@ class TextModel(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``, ``model.json`` and the files named in ``files``."""
         if not self.kind:
-            raise ModelError(f"a {type(self).__name__} made by hand cannot be saved: make it with build_student")
+            raise ModelError(
+                f"a {type(self).__name__} without kind and settings cannot be saved: create it with build_student"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         settings = dict(self.settings)
         files = {setting: file for setting, file in self.files.items() if settings.get(setting)}
         for setting, file in files.items():
             (folder / file).write_text(settings.pop(setting), encoding="utf-8")
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        (folder / "model.safetensors").write_bytes(save(weights))  # not save_file, which does not say if a disk is full
+        (folder / "model.safetensors").write_bytes(save(weights))  # save_file does not report a full disk
         description = {"kind": self.kind, "settings": settings, "files": files}
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -124,7 +126,7 @@ def _trim(values: Tensor) -> Tensor:
 
 
 def read_model_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Read what ``TextModel.save`` wrote: kind, settings and weights; raise ModelError if it is not all there."""
+    """Read a folder of ``TextModel.save``: kind, settings and weights; raise ModelError if it is incomplete."""
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         settings = dict(description["settings"])
@@ -133,5 +135,5 @@ def read_model_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tenso
         return str(description["kind"]), settings, load_file(folder / "model.safetensors")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(
-            f"{folder} does not hold a saved model (model.json, model.safetensors and the files named in it): {error}"
+            f"{folder} is not a saved model (model.json, model.safetensors and the files named in it): {error}"
         ) from error

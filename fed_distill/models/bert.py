@@ -1,6 +1,6 @@
 """The BERT family by size: from scratch over hashed word pieces, cut from the teacher, or pretrained in a folder.
 
-From scratch they need no vocabulary, so that a merchant rebuilds them from settings and weights alone.
+From scratch they have no vocabulary, so that a merchant can rebuild them from settings and weights.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def bert_small(
     rows: Rows = 16_384,
     dropout: Share = 0.1,
 ) -> Transformer:
-    """A teacher from scratch, where no pretrained weights are at hand: BERT over hashed word pieces."""
+    """Build a teacher from scratch, without pretrained weights: BERT over hashed word pieces."""
     return _from_scratch("bert", classes, pair, max_length, layers, width, heads, rows, dropout)
 
 
@@ -55,7 +55,7 @@ def bert_mini(
     """BERT of ``layers`` layers: from scratch (width 128, heads 2, rows 8,192, dropout 0), with ``from_teacher``
     cut from the teacher's evenly spaced layers, or with ``path`` cut from a pretrained BERT's.
 
-    With adapters merchants train these and the head, and nothing else: low-rank updates of ``lora_rank``, the factors
+    With adapters, merchants train only these and the head: low-rank updates of ``lora_rank``, the factors
     of ``ia3``, or a prefix of ``prefix_length`` positions (see ``models.adapters``)."""
     adapters = Adapters(lora_rank, ia3, prefix_length)
     sizes = {"width": width, "heads": heads, "rows": rows, "dropout": dropout}
@@ -64,7 +64,7 @@ def bert_mini(
         return scratch.with_adapters(adapters)
     _refuse_sizes("bert-mini", sizes, "from_teacher" if from_teacher else "path")
     if from_teacher and path is not None:
-        raise ConfigError("student 'bert-mini' takes from_teacher or path, not both")
+        raise ConfigError("student 'bert-mini' has from_teacher and path: remove one")
     source = teacher if path is None else pretrained(classes, pair, max_length, path, download=None)
     if not isinstance(source, Transformer) or source.architecture != "bert":
         given = "no teacher was given" if source is None else f"it is a {type(source).__name__}"
@@ -126,7 +126,7 @@ def _small(
     _refuse_sizes(architecture, sizes, "path")
     model = pretrained(classes, pair, max_length, path, download=None)
     if model.architecture != architecture:
-        raise ConfigError(f"student {architecture!r}, option path: {path} holds a {model.architecture}")
+        raise ConfigError(f"student {architecture!r}, option path: {path} contains a {model.architecture}")
     return model
 
 
@@ -138,7 +138,9 @@ def _with_defaults(sizes: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_sizes(student: str, sizes: Mapping[str, Any], option: str) -> None:
     for name, value in sizes.items():
         if value is not None:
-            raise ConfigError(f"student {student!r}: {name} comes from the pretrained model; drop it, or drop {option}")
+            raise ConfigError(
+                f"student {student!r}: {name} is determined by the pretrained model: remove it, or remove {option}"
+            )
 
 
 def _from_scratch(

@@ -1,8 +1,8 @@
 """Models by name: build a student or teacher from checked options, rebuild it from its settings, load it from a folder.
 
-What a registry names is a TextModel class, or a function that returns a model with ``kind`` and ``settings`` of its
-own. Of its arguments ``classes``, ``pair``, ``teacher`` and (for teachers) ``max_length`` come from the program; all
-others are the user's options, typed and with defaults.
+A registry entry is a TextModel class, or a function that returns a model with its own ``kind`` and ``settings``. The
+arguments ``classes``, ``pair``, ``teacher`` and (for teachers) ``max_length`` are set by the program; all others are
+the user's options, typed and with defaults.
 """
 
 import inspect
@@ -43,15 +43,15 @@ _ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
 def build_student(name: str, options: Mapping[str, Any], task: Task, teacher: TextModel | None = None) -> TextModel:
     """Build the student called ``name``; its weights are drawn from torch's global state (see ``seeds.scope``).
 
-    ``teacher`` is needed by options that copy from it, such as bert-mini's ``from_teacher``. Raise ConfigError for an
-    unknown name or option or a value of the wrong type.
+    :param teacher: teacher for options that copy its weights, such as ``from_teacher`` of bert-mini
+    :raises ConfigError: unknown name or option, or a value of the wrong type
     """
     return _build(STUDENTS, name, options, {"classes": len(task.classes), "pair": task.pair, "teacher": teacher})
 
 
 def load_teacher(config: TeacherConfig, task: Task) -> TextModel:
-    """Build the teacher that ``config`` names, not yet fine-tuned: a built-in one, an import path, or else the folder
-    or hub id of any Hugging Face sequence classifier. Raise ModelError if its files are not there."""
+    """Build the teacher of ``config`` before fine-tuning: a built-in one, an import path, or the folder or hub id of a
+    Hugging Face sequence classifier. Raise ModelError if its files are missing."""
     given = {"classes": len(task.classes), "pair": task.pair, "max_length": config.max_length}
     if config.model in TEACHERS or (":" in config.model and not Path(config.model).exists()):
         return _build(TEACHERS, config.model, config.options, given)
@@ -59,10 +59,10 @@ def load_teacher(config: TeacherConfig, task: Task) -> TextModel:
 
 
 def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:
-    """The model described by ``TextModel.kind`` and ``settings``, with arbitrary weights: load a state dict into it.
+    """Build the model with ``TextModel.kind`` and ``settings`` and arbitrary weights; load a state dict into it.
 
-    Raise ModelError if ``kind`` is not a TextModel class (a stored name must not call anything else) or does not take
-    the settings.
+    :raises ModelError: ``kind`` is not a TextModel class, as stored names must not call anything else, or the settings
+        are invalid
     """
     try:
         factory = STUDENTS.resolve(kind)
@@ -76,13 +76,13 @@ def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:
 
 
 def load_model(folder: Path) -> TextModel:
-    """Load what ``TextModel.save`` wrote; raise ModelError naming ``folder`` if it is missing or torn."""
+    """Load what ``TextModel.save`` wrote; raise ModelError with ``folder`` if it is missing or damaged."""
     kind, settings, weights = read_model_files(Path(folder))
     try:
         model = rebuild(kind, settings)
         model.load_state_dict(weights)
     except (ModelError, RuntimeError) as error:
-        raise ModelError(f"{folder} holds a model that does not fit its description: {error}") from error
+        raise ModelError(f"the weights in {folder} do not fit the model's settings: {error}") from error
     return model.eval()
 
 
@@ -99,7 +99,7 @@ def _build(registry: Registry, name: str, options: Mapping[str, Any], given: Map
         return _described(model, name, settings)
     if not model.kind:
         raise ConfigError(
-            f"{registry.kind} {name!r} is a function: its model needs a kind and settings that rebuild it"
+            f"{registry.kind} {name!r} is a function: its model must have a kind and settings that rebuild it"
         )
     return model
 
@@ -110,7 +110,7 @@ def _described(model: TextModel, kind: str, settings: Mapping[str, Any]) -> Text
 
 
 def _checked(title: str, factory: Callable[..., Any], options: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
-    """``options`` with defaults filled in, checked against the factory's typed keyword arguments."""
+    """Validate ``options`` against the factory's typed keyword arguments, and add defaults."""
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     known: dict[str, Any] = {
         key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)

@@ -1,6 +1,6 @@
-"""Weights of a student by pattern of their names, and which of them merchants leave alone.
+"""Selection of a student's weights by name patterns, and freezing of weights at merchants.
 
-What is frozen is not trained, not noised, and no part of an uplink; merchants are sent whole students.
+Frozen weights are not trained, not noised and not sent in uplinks; downlinks have whole students.
 """
 
 import re
@@ -19,13 +19,13 @@ from fed_distill.models.transformer import Transformer
 
 _NUMBERED = re.compile(r"(.*?\.\d+)\.")
 _HEADS = ("network.classifier.*", "network.pre_classifier.*", "network.bert.pooler.*")
-"""Weights of a transformer that come after its layers: what its classes need of its own."""
+"""Modules of a transformer after its layers: pooler and classification head."""
 
 
 def freeze_base(student: TextModel) -> TextModel:
-    """Freeze what merchants leave alone of a student with adapters, all but these and its head; returns ``student``.
+    """Freeze all weights of a student except adapters and head, and return it.
 
-    Of a student without any nothing is frozen; of a pair each is taken by itself.
+    A student without adapters is not changed; the two of a pair are treated separately.
     """
     for part in (student.shared, student.own) if isinstance(student, Pair) else (student,):
         base = _base(part)
@@ -35,11 +35,13 @@ def freeze_base(student: TextModel) -> TextModel:
 
 
 def freeze(student: TextModel, patterns: Sequence[str] | None) -> TextModel:
-    """Freeze the weights whose names match any of ``patterns`` (``bag.*``, ``*.bias``); returns ``student``.
+    """Freeze the weights whose names match any of ``patterns`` (``bag.*``, ``*.bias``), and return ``student``.
 
-    None freezes every embedding of a transformer, as is usual under DP (their noise would drown what they learn), and
-    nothing of another student. Of one with adapters its base is frozen as well. Of a pair each is frozen by itself.
-    Raise ConfigError for a pattern that matches nothing, or if nothing is left to train.
+    None freezes every embedding of a transformer, as is usual with DP, where noise would dominate their gradients, and
+    nothing of other students. The base of a student with adapters is frozen as well. The two of a pair are treated
+    separately.
+
+    :raises ConfigError: a pattern matches no weight, or no trainable weight remains
     """
     if isinstance(student, Pair):
         freeze(student.shared, patterns)
@@ -52,27 +54,27 @@ def freeze(student: TextModel, patterns: Sequence[str] | None) -> TextModel:
         chosen = matched(student, patterns, "freeze")
     chosen |= _base(student)
     if len(chosen) == len(names):
-        raise ConfigError("freeze leaves no weight to train: name fewer patterns")
+        raise ConfigError("freeze matches all weights, so that none is trained: remove patterns")
     for name, value in student.named_parameters():
         value.requires_grad_(name not in chosen)
     return student
 
 
 def matched(student: TextModel, patterns: Iterable[str], key: str) -> set[str]:
-    """Names of the weights that match any of ``patterns``; raise ConfigError naming ``key`` for one that none does."""
+    """Return the weights that match any of ``patterns``; raise ConfigError with ``key`` if one matches none."""
     names = [name for name, _ in student.named_parameters()]
     chosen: set[str] = set()
     for pattern in patterns:
         found = {name for name in names if fnmatchcase(plain_name(student, name), pattern)}
         if not found:
-            raise ConfigError(f"{key}: no weight's name matches {pattern!r}; there are {', '.join(names)}")
+            raise ConfigError(f"{key}: no weight matches {pattern!r}; the weights are {', '.join(names)}")
         chosen |= found
     return chosen
 
 
 def layers_of(student: TextModel) -> tuple[frozenset[str], ...]:
-    """The student's weights by layer, from its input on: what comes before its numbered layers, each of these, and what
-    comes after; of a student without any, its parts in their order."""
+    """Return the student's weights by layer, from input to output: weights before its numbered layers, each layer, and
+    weights after them; for a student without numbered layers, its modules in order."""
     names = [name for name, _ in student.named_parameters()]
     numbered = [match[1] if (match := _NUMBERED.match(name)) else "" for name in names]
     if not any(numbered):
@@ -86,7 +88,7 @@ def layers_of(student: TextModel) -> tuple[frozenset[str], ...]:
 
 @contextmanager
 def frozen(student: TextModel, names: Collection[str]) -> Iterator[None]:
-    """While entered, the weights called ``names`` are not trained."""
+    """Freeze the weights ``names`` within the context."""
     held = [value for name, value in student.named_parameters() if name in names and value.requires_grad]
     for value in held:
         value.requires_grad_(False)
@@ -98,7 +100,7 @@ def frozen(student: TextModel, names: Collection[str]) -> Iterator[None]:
 
 
 def _base(student: TextModel) -> set[str]:
-    """Of a student with adapters all weights but these and its head; of another none."""
+    """Return all weights except adapters and head, for a student with adapters; otherwise none."""
     names = [name for name, _ in student.named_parameters()]
     if not any(map(is_adapter, names)):
         return set()

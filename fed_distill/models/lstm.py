@@ -1,7 +1,7 @@
 """A recurrent student: a bidirectional LSTM over hashed word pieces, pooled by attention.
 
-Text and pair are one sequence with a separator between them, as for the transformers, so the second is read in the
-light of the first. Pooling by a learned query follows Yang et al. 2016 (sec. 2.2).
+Text and pair form one sequence with a separator, as for transformers, so that states of the second depend on the first.
+Pooling by a learned query follows Yang et al. 2016 (sec. 2.2).
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class LSTM(TextModel):
         max_length: Length = 64,
         dropout: Share = 0.0,
     ) -> None:
-        """rows: ids of word pieces. width: of an embedding and of each direction's state. max_length: tokens. dropout:
-        share of the entries of embeddings, and of the pooled state, that a training step leaves out."""
+        """rows: number of ids of word pieces. width: width of an embedding and of each direction's state. max_length:
+        maximum number of tokens. dropout: dropout rate of embeddings and of the pooled state."""
         super().__init__()
         self.tables = {"words.weight": ("input_ids",)}
         self.tokens = HashedTokens(rows, max_length)
@@ -71,6 +71,6 @@ class LSTM(TextModel):
 
 
 def _turned(used: Tensor) -> Tensor:
-    """Positions that read each sequence backwards and leave its padding where it is: ``[batch, length]``."""
+    """Return indices that reverse each sequence without its padding: ``[batch, length]``."""
     position = torch.arange(used.shape[1], device=used.device)
     return torch.where(used, used.sum(dim=1, keepdim=True) - 1 - position, position)

@@ -1,7 +1,7 @@
-"""Two students as one model: the one that is shared and a merchant's own, on the same texts.
+"""Two students as one model: a shared one and a merchant's own, on the same texts.
 
 Mutual learning (Zhang et al., "Deep mutual learning", CVPR 2018) trains both on every batch, each with the other's
-predictions. As one model with two parts, any trainer runs it as it runs a single student, DP and submodels included.
+predictions. As one model with two parts, it can be trained by any trainer, with DP and submodels.
 """
 
 import json
@@ -16,11 +16,11 @@ from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.text.encoded import Encoded
 
 SHARED, OWN = "shared.", "own."
-"""What the names of weights, tables and encoded fields of either student begin with."""
+"""Prefixes of the names of weights, tables and encoded fields of each student."""
 
 
 class Pair(TextModel):
-    """``shared`` and ``own``, two students of any kinds; nothing flows from one to the other but through a loss."""
+    """Two students ``shared`` and ``own`` of any kinds, which interact only through the loss."""
 
     def __init__(self, *, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """shared, own: ``kind`` and ``settings`` of each student."""
@@ -34,7 +34,7 @@ class Pair(TextModel):
         }
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
-        """What both students read of the texts."""
+        """Encode the texts for both students."""
         return {
             prefix + field: values
             for prefix, student in self._parts()
@@ -42,7 +42,7 @@ class Pair(TextModel):
         }
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
-        """Classify a batch by both; the outputs are the own student's, with the shared one's among them."""
+        """Classify a batch with both; the outputs are those of the own student, with the shared one's in ``shared``."""
         shared, own = (student(part_of(batch, prefix), hidden=hidden) for prefix, student in self._parts())
         return Outputs(own.logits, own.hidden, own.used, shared)
 
@@ -51,26 +51,26 @@ class Pair(TextModel):
 
 
 def plain_name(student: TextModel, name: str) -> str:
-    """What a student calls its weight ``name``; of a pair, what the one of the two calls it whose weight it is."""
+    """Return the name of a weight in its student, without the prefix of a pair."""
     return name.removeprefix(SHARED).removeprefix(OWN) if isinstance(student, Pair) else name
 
 
 def pair_blueprint(shared: str, own: str) -> str:
-    """How to build a pair of the students that two blueprints (kind and settings as JSON) describe."""
+    """Return the blueprint of a pair of students from their blueprints (kind and settings as JSON)."""
     settings = {"shared": json.loads(shared), "own": json.loads(own)}
     return json.dumps({"kind": f"{Pair.__module__}:{Pair.__name__}", "settings": settings}, sort_keys=True)
 
 
 def paired(shared: Weights, own: Weights) -> dict[str, Tensor]:
-    """The weights of a pair."""
+    """Combine the weights of a pair."""
     return {SHARED + name: value for name, value in shared.items()} | {OWN + name: value for name, value in own.items()}
 
 
 def part_of(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """One student's values (weights or encoded fields) of a pair's, under the names that they have there."""
+    """Select one student's values (weights or encoded fields) of a pair, with their names in the student."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def shared_of(trained: PartialWeights) -> PartialWeights:
-    """What may leave a merchant of a trained pair: the shared student's."""
+    """Select the shared student's part of a trained pair, the only part that is sent."""
     return PartialWeights(*(part_of(one, SHARED) for one in (trained.arrays, trained.rows, trained.counts)))

@@ -1,4 +1,4 @@
-"""What a model says of many encoded examples, in batches of similar length so that little padding is computed."""
+"""Predictions for encoded examples, in batches of similar length to reduce padding."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from fed_distill.text.encoded import Encoded
 
 
 def lengths(encoded: Encoded) -> Tensor:
-    """Used entries of each example over all padded integer fields: int64 ``[examples]``."""
+    """Return the number of used entries of each example over all padded integer fields: int64 ``[examples]``."""
     fields = list(encoded.values())
     used = torch.zeros(len(fields[0]), dtype=torch.int64)
     for values in fields:
@@ -21,10 +21,9 @@ def lengths(encoded: Encoded) -> Tensor:
 
 
 def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperature: float = 1.0) -> Tensor:
-    """Class probabilities at ``temperature``, ``[examples, classes]``, on the CPU, rows in the order of ``encoded``.
+    """Return class probabilities at ``temperature``, ``[examples, classes]``, on the CPU, in the order of ``encoded``.
 
-    The model runs in evaluation mode on the device that it is on, without gradients, and is left in the mode in
-    which it came.
+    The model runs in evaluation mode on its device, without gradients; its mode is restored afterwards.
     """
     return _by_batches(
         model, encoded, batch_size, lambda batch: torch.softmax(model(batch).logits.float() / temperature, dim=-1)
@@ -32,17 +31,19 @@ def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperatu
 
 
 def represent(model: TextModel, encoded: Encoded, batch_size: int = 256) -> Tensor:
-    """The ``representation`` of each example, ``[examples, width]``, computed as ``predict`` computes probabilities."""
+    """Return the ``representation`` of each example, ``[examples, width]``, computed as in ``predict``."""
     return _by_batches(model, encoded, batch_size, lambda batch: representation(model(batch, hidden=True)).float())
 
 
 def representation(outputs: Outputs) -> Tensor:
-    """One vector for each example, ``[batch, width]``: the mean of its last hidden state over the positions of text.
+    """Return the mean of the last hidden state over positions with text, ``[batch, width]``.
 
-    Raise TrainingError if the model gave no hidden states.
+    :raises TrainingError: the outputs have no hidden states
     """
     if not outputs.hidden:
-        raise TrainingError("a student without hidden states has no representation: its forward must give `hidden`")
+        raise TrainingError(
+            "the student has no hidden states and thus no representation: its forward must return `hidden`"
+        )
     last = outputs.hidden[-1]
     if outputs.used is None:
         return last.mean(dim=1)

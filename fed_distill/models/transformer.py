@@ -1,4 +1,4 @@
-"""Any Hugging Face sequence classifier behind the small interface, for teachers and students alike.
+"""Hugging Face sequence classifiers as models, for teachers and students.
 
 BERT, DistilBERT and MobileBERT get eager attention, an additive four-dimensional mask and positions and segments of
 their own for every example, because per-example gradients (Opacus, torch.func) need all three.
@@ -21,7 +21,7 @@ from fed_distill.text.quiet import quiet
 from fed_distill.text.tokens import HashedTokens, PretrainedTokens, Tokens
 
 SHORTEST = 8
-"""Least tokens of a text or pair: special tokens and something of each text."""
+"""Minimum number of tokens of a text or pair: special tokens and at least one of each text."""
 
 PER_EXAMPLE = ("bert", "distilbert", "mobilebert")
 """Architectures whose forward pass is prepared for per-example gradients."""
@@ -46,10 +46,10 @@ class Transformer(TextModel):
         ia3: bool = False,
         prefix_length: int | None = None,
     ) -> None:
-        """config: a Hugging Face configuration as a dict. max_length: tokens of a text or pair.
+        """config: a Hugging Face configuration as a dict. max_length: maximum number of tokens of a text or pair.
 
-        tokenizer: text of a ``tokenizer.json``; None for hashed word pieces. network: made already; None to make it
-        from ``config`` with fresh weights. lora_rank, ia3, prefix_length: as of ``Adapters``.
+        tokenizer: text of a ``tokenizer.json``; None for hashed word pieces. network: an existing network; None to
+        create it from ``config`` with new weights. lora_rank, ia3, prefix_length: as of ``Adapters``.
         """
         super().__init__()
         if max_length < SHORTEST:
@@ -77,7 +77,7 @@ class Transformer(TextModel):
         self.with_adapters(Adapters(lora_rank, ia3, prefix_length))
 
     def with_adapters(self, adapters: Adapters) -> Self:
-        """This model with ``adapters``, if it is to have any. Raise ConfigError as ``add_adapters`` does."""
+        """Add ``adapters`` to this model, if any, and return it; raise ConfigError as ``add_adapters``."""
         if adapters.settings:
             self.prefix = add_adapters(self.network, adapters)
             self.settings = {**self.settings, **adapters.settings}
@@ -115,10 +115,10 @@ class Transformer(TextModel):
 
 
 def _from_config(config: Mapping[str, Any], classes: int) -> PreTrainedModel:
-    """A network of a configuration, which may come from anywhere: one that names code of its own is refused, of which
-    transformers would ask on the terminal whether it is to be run."""
+    """Build the network of a configuration from any source. Configurations with custom code are rejected, as
+    transformers would prompt on the terminal before running it."""
     if _names_code(config):
-        raise ConfigError("a configuration with auto_map names code of its own, which is never run")
+        raise ConfigError("a configuration with auto_map has custom code, which is never run: remove auto_map")
     options = {key: value for key, value in config.items() if key != "model_type"}
     described = AutoConfig.for_model(config["model_type"], **{**options, "num_labels": classes})
     factory: Any = AutoModelForSequenceClassification  # its class methods are untyped

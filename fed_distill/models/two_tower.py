@@ -1,8 +1,8 @@
-"""The edge student: two texts, one vector each, and a small head that compares them.
+"""The edge student: one vector for each of two texts, and a small head that compares them.
 
-A text's vector is a weighted mean of rows of one hashed table, so the vectors of a catalogue can be computed
-once and kept; only the head sees both. Nearly all weights are table rows, of which one merchant's data touch a few
-thousand: that is what makes ``narrowed`` worth having here.
+A text's vector is a weighted mean of rows of one hashed table, so that the vectors of a catalogue can be precomputed;
+only the head combines both. Almost all weights are table rows, of which one merchant's data use a few thousand, so that
+``narrowed`` reduces the model considerably.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ NGrams = tuple[Annotated[int, Field(ge=2, le=8)], ...]
 
 _SMALLEST = 1e-6
 _SPREAD = 0.1
-"""Standard deviation of the table at the start. A text's vector is normalized, so this changes nothing but how far
-a step of given size turns it."""
+"""Initial standard deviation of the table. As a text's vector is normalised, it only determines the angle by which a
+step of given size turns it."""
 
 
 class TwoTower(TextModel):
@@ -44,10 +44,11 @@ class TwoTower(TextModel):
         max_features: Size = 512,
         dropout: Share = 0.0,
     ) -> None:
-        """rows: rows of the table, row 0 for padding. width: of a text's vector. head_width: hidden units of the head.
+        """rows: number of rows of the table, row 0 for padding. width: width of a text's vector. head_width: number of
+        hidden units of the head.
 
-        ngrams: lengths of the character n-grams. max_features: features of a text at most. dropout: share of what the
-        head sees that a training step leaves out.
+        ngrams: lengths of the character n-grams. max_features: maximum number of features of a text. dropout: dropout
+        rate of the head's input.
         """
         super().__init__()
         self.rows, self.width, self.ngrams, self.max_features = rows, width, ngrams, max_features
@@ -67,23 +68,23 @@ class TwoTower(TextModel):
         }
 
     def vectors(self, ids: Tensor) -> Tensor:
-        """One text's vector ``[batch, width]`` from its rows ``[batch, features]``; no text sees another.
+        """Return a text's vector ``[batch, width]`` from its rows ``[batch, features]``, independent of other texts.
 
-        The mean of the rows, weighted by exp(importance), is only needed up to scale: each vector has length 1.
-        A text without features has the zero vector.
+        It is the mean of the rows, weighted by exp(importance) and normalised to length 1. A text without features has
+        the zero vector.
         """
         return F.normalize(self.bag(ids), dim=-1, eps=_SMALLEST)
 
     def score(self, text: Tensor, pair: Tensor) -> Tensor:
-        """Logits ``[batch, classes]`` of two texts' vectors."""
+        """Return logits ``[batch, classes]`` of two texts' vectors."""
         logits: Tensor = self.head(self.compared(text, pair))
         return logits
 
     def compared(self, text: Tensor, pair: Tensor) -> Tensor:
-        """What the head sees of two texts' vectors: product, distance and cosine, ``[batch, 2 * width + 1]``.
+        """Return the head's input for two texts' vectors: product, distance and cosine, ``[batch, 2 * width + 1]``.
 
-        Products of unit vectors' entries are of size 1/width and distances of 1/sqrt(width): both are scaled up
-        for the head, which would otherwise see little but the cosine.
+        Products of unit vectors' entries are of order 1/width, and distances of order 1/sqrt(width): both are scaled to
+        the order of the cosine.
         """
         product = text * pair
         parts = [

@@ -1,4 +1,4 @@
-"""Weights of a model by parameter name, whole or of some rows of its tables."""
+"""Weights of a model by parameter name, whole or with some rows of its tables."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PartialWeights:
-    """Weights, or updates of them, of which some tables are present in part.
+    """Weights, or updates of them, with some partial tables.
 
-    arrays: by parameter name. rows: for each partly present table, the sorted int64 row numbers that
-    ``arrays`` holds of it; all other rows are as they were in the downlink. counts: for each of those tables, int64,
-    how often the examples that were trained on use each of the rows; fractions where the server has cut them.
+    arrays: by parameter name. rows: for each partial table, the sorted int64 row numbers of its rows in ``arrays``; all
+    other rows are as in the downlink. counts: for each partial table, use counts of the rows by training examples,
+    int64, or fractions after truncation at the server.
     """
 
     arrays: Weights
@@ -26,14 +26,14 @@ class PartialWeights:
 
 
 def update_of(trained: PartialWeights, start: Weights) -> PartialWeights:
-    """How far each floating-point weight moved from ``start``, in float32.
+    """Return the difference of each floating-point weight from ``start``, in float32.
 
-    ValueError, naming it, for a weight that ``start`` has not, or that moved by what is not finite.
+    :raises ValueError: ``start`` lacks a weight, or a difference is not finite; the message has the weight's name
     """
     moved = {}
     for name, value in trained.arrays.items():
         if name not in start:
-            raise ValueError(f"weight {name!r} is not in the downlink, of which it would be an update")
+            raise ValueError(f"the update of weight {name!r} is not possible: the downlink does not have it")
         if not value.is_floating_point():
             continue
         rows = trained.rows.get(name)
@@ -45,7 +45,7 @@ def update_of(trained: PartialWeights, start: Weights) -> PartialWeights:
 
 
 def updated(start: Weights, update: PartialWeights) -> dict[str, Tensor]:
-    """``start`` with ``update`` added, in the types of ``start``; what is not in the update stays as it is."""
+    """Add ``update`` to ``start``, in the types of ``start``; weights that are not in the update are unchanged."""
     whole = dict(start)
     for name, change in update.arrays.items():
         value, rows = start[name], update.rows.get(name)
@@ -58,12 +58,12 @@ def updated(start: Weights, update: PartialWeights) -> dict[str, Tensor]:
 
 
 def times(values: Weights, factor: float) -> Weights:
-    """Each tensor times ``factor``."""
+    """Multiply each tensor by ``factor``."""
     return {name: value * factor for name, value in values.items()}
 
 
 def norm_of(values: Iterable[Tensor]) -> float:
-    """L2 norm of all tensors together, in float64."""
+    """Return the L2 norm over all tensors, in float64."""
     return math.hypot(*(float(torch.linalg.vector_norm(value.double())) for value in values))
 
 

@@ -1,1 +1,1 @@
-"""What travels between server and merchants, one kind of payload a file."""
+"""Payloads of messages between server and merchants, one kind per file."""

@@ -1,8 +1,8 @@
-"""What a payload is: one kind of thing that travels between server and merchants.
+"""Base class of payloads, the content of messages between server and merchants.
 
-A payload knows how it becomes arrays, what it must look like to be believed, how an attacker would scale it, and what
-it reveals of a merchant. A method declares the kinds that it ``sends`` and ``receives``; transport, checks, privacy and
-reports rest on that declaration and name no kind. A new kind is one subclass of `Payload` in one file.
+A payload defines its serialization, its validation, its scaling by an attacker, and what it discloses about a merchant.
+A method declares the kinds that it ``sends`` and ``receives``; transport, checks, privacy and reports use these
+declarations only. A new kind is one subclass of `Payload` in one file.
 """
 
 from abc import ABC, abstractmethod
@@ -16,18 +16,18 @@ from torch import Tensor
 from fed_distill.models.weights import Weights
 
 Records = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by record and by name in it. A record becomes one npy dictionary on the wire."""
+"""Tensors by record and name. A record is serialized as one dictionary of npy arrays."""
 Room = Mapping[str, Mapping[str, int]]
-"""Bytes that each array of each record may have at most; what is not in it has no place."""
+"""Maximum bytes of each array by record and name; other arrays are rejected."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the payloads of one round must fit.
+    """Sizes that the payloads of one round must fit.
 
-    :param weights: weights of the global student, as merchants were sent them.
-    :param proxy: examples in the proxy set.
-    :param classes: classes of the task.
+    :param weights: weights of the global student, as in the downlink
+    :param proxy: number of examples in the proxy set
+    :param classes: number of classes of the task
     """
 
     weights: Weights
@@ -36,14 +36,13 @@ class Context:
 
 
 class Payload(ABC):
-    """One kind of thing that a round carries, to merchants or from them.
+    """One kind of content of a round's messages, to or from merchants.
 
-    ``name`` is unique among the kinds that one method sends. ``records`` are the names of all records that it may have;
-    a message holds this kind exactly if the first of them is there. ``disclosure`` says in words what it reveals to who
-    receives it from a merchant. ``covered`` says why nothing more is revealed where the merchant has trained with
-    DP-SGD; None if the payload is computed from private examples after training, which no mechanism covers: a protected
-    run with such a payload is refused. ``tells_rows`` says whether it tells which rows of embedding tables a
-    merchant's examples use.
+    ``name`` is unique among the kinds that a method sends. ``records`` are the names of all its possible records; a
+    message has this kind if and only if it has the first of them. ``disclosure`` describes what it discloses about a
+    merchant. ``covered`` explains why DP-SGD at the merchant covers it; None if it is computed from private examples
+    after training, which no mechanism covers: private runs with such a payload are rejected. ``tells_rows``: whether it
+    discloses the rows of embedding tables that a merchant's examples use.
     """
 
     name: ClassVar[str]
@@ -54,64 +53,64 @@ class Payload(ABC):
 
     @abstractmethod
     def to_records(self) -> Records:
-        """The tensors that travel, of which the first record in ``records`` is one."""
+        """Return the tensors to send, with at least the first of ``records``."""
 
     def numbers(self) -> Mapping[str, int]:
-        """Whole numbers that travel beside the records, by name."""
+        """Return integers to send beside the records, by name."""
         return {}
 
     @classmethod
     @abstractmethod
     def from_records(cls, records: Records, numbers: Mapping[str, int]) -> Self:
-        """Inverse of ``to_records`` and ``numbers``. KeyError, TypeError or ValueError for what is no such payload."""
+        """Inverse of ``to_records`` and ``numbers``; raise KeyError, TypeError or ValueError for invalid content."""
 
     @classmethod
     @abstractmethod
     def room(cls, context: Context) -> Room:
-        """How large its arrays may be, by record and name; an array without room is not read."""
+        """Return the maximum size of its arrays, by record and name; other arrays are not read."""
 
     @abstractmethod
     def check_shape(self, context: Context) -> None:
-        """ValueError unless all shapes fit the round. What a server has sent must pass this."""
+        """Raise ValueError unless all shapes fit the round. It is applied to payloads from the server."""
 
     @abstractmethod
     def validate(self, context: Context) -> None:
-        """ValueError, saying what is wrong, unless the payload fits the round and can be merged. What a merchant has
-        sent must pass this."""
+        """Raise ValueError unless the payload fits the round and can be merged. It is applied to payloads from
+        merchants."""
 
     @abstractmethod
     def scaled(self, factor: float, context: Context) -> Self:
-        """The same with what its merchant has learned times ``factor``, as an attacker would send it: an update times
-        the factor, probabilities as logits times the factor. ValueError if there is no such payload."""
+        """Return a copy scaled by ``factor``, as an attacker would send it: updates are multiplied by the factor,
+        probabilities as logits. Raise ValueError if the result is not a valid payload."""
 
     def norm(self) -> float:
-        """L2 norm of how far it moves the global student; 0 if it moves no weights."""
+        """Return the L2 norm of its change of the global student; 0 without an update of weights."""
         return 0.0
 
     def structure(self) -> Hashable:
-        """What must be equal among the merchants of a round for their payloads to be merged with each other."""
+        """Return a value that must be equal for all merchants of a round, so that their payloads can be merged."""
         return ()
 
 
 @runtime_checkable
 class CountsRows(Protocol):
-    """A payload that says how often its merchant's examples use the rows of tables, by which it counts in a mean."""
+    """A payload with use counts of table rows by its merchant's examples, which are weights in a mean."""
 
     @property
     def counts(self) -> Mapping[str, Tensor]:
-        """By table and row."""
+        """Return use counts by table, ``[rows]``."""
 
     def with_counts(self, counts: Mapping[str, Tensor]) -> "Payload":
-        """The same with other counts."""
+        """Return a copy with other counts."""
 
 
 def rows_are_probabilities(values: Tensor, present: Tensor | None = None) -> bool:
-    """Whether each row sums to 1, or to 0 where it is not ``present``."""
+    """Whether each row sums to 1, or to 0 if it is not ``present``."""
     sums = values.sum(dim=-1)
     return torch.allclose(sums, torch.ones_like(sums) if present is None else present.to(sums.dtype), atol=1e-3)
 
 
 def powered(probabilities: Tensor, exponent: float) -> Tensor:
-    """Rows ``[rows, classes]`` with every probability to the power of ``exponent``, summing to 1: logits times it."""
+    """Raise probabilities ``[rows, classes]`` to the power of ``exponent`` and normalise: logits times the exponent."""
     tiny = torch.finfo(probabilities.dtype).tiny
     return (exponent * probabilities.clamp_min(tiny).log()).softmax(dim=-1)

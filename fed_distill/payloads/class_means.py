@@ -1,7 +1,7 @@
 """Mean soft labels of each class, over examples and then over merchants.
 
 Jeong et al., "Communication-efficient on-device machine learning: federated distillation and augmentation under
-non-IID private data", 2018, algorithm 1: what a device tells of its data are the means of its outputs by label.
+non-IID private data", 2018, algorithm 1: a device sends the means of its outputs by label.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from fed_distill.payloads.base import Context, Payload, Records, Room, powered, 
 
 @dataclass(frozen=True)
 class ClassMeans(Payload):
-    """What a student makes of examples of each class, on average.
+    """A student's mean predictions by true class.
 
-    :param probabilities: row ``c`` is the mean of the student's class probabilities over the examples whose label is
-        ``c``, ``[classes, classes]``; 0 where there are none.
-    :param present: whether there are any, bool ``[classes]``.
+    :param probabilities: row ``c`` is the mean of the student's class probabilities over the examples with label ``c``,
+        ``[classes, classes]``; 0 without examples
+    :param present: whether the class has examples, bool ``[classes]``
     """
 
     probabilities: Tensor
@@ -33,15 +33,14 @@ class ClassMeans(Payload):
 
     @classmethod
     def over(cls, probabilities: Tensor, labels: Tensor) -> Self:
-        """Means of ``probabilities`` ``[examples, classes]`` over the examples of each label; ``labels``: int64
-        ``[examples]``."""
+        """Compute the means of ``probabilities`` ``[examples, classes]`` by label; ``labels``: int64 ``[examples]``."""
         members = F.one_hot(labels, probabilities.shape[1]).to(torch.float64)
         counts = members.sum(dim=0)
         means = members.T @ probabilities.double() / counts.clamp_min(1.0).unsqueeze(1)
         return cls(means.to(probabilities.dtype), counts > 0)
 
     def to_records(self) -> Records:
-        """Both arrays."""
+        """Return both arrays."""
         return {"class_means": {"probabilities": self.probabilities, "present": self.present}}
 
     @classmethod
@@ -51,11 +50,11 @@ class ClassMeans(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """A square of classes, and a byte for each."""
+        """Return room for ``[classes, classes]`` values and a byte per class."""
         return {"class_means": {"probabilities": 8 * context.classes**2, "present": context.classes}}
 
     def check_shape(self, context: Context) -> None:
-        """A row for each class."""
+        """Check for a row for each class."""
         square, row = (context.classes, context.classes), (context.classes,)
         if tuple(self.probabilities.shape) != square or tuple(self.present.shape) != row:
             raise ValueError(
@@ -64,17 +63,17 @@ class ClassMeans(Payload):
             )
 
     def validate(self, context: Context) -> None:
-        """A row of probabilities for each class that is present, and zeros for the others."""
+        """Check for a row of probabilities for each present class, and zeros for the others."""
         self.check_shape(context)
         means, present = self.probabilities, self.present
         if not means.is_floating_point() or present.dtype != torch.bool:
-            raise ValueError(f"class means are of types {means.dtype} and {present.dtype}")
+            raise ValueError(f"class means have types {means.dtype} and {present.dtype}")
         if not is_finite(means) or bool((means < 0.0).any()):
-            raise ValueError("class means are not finite, or negative")
+            raise ValueError("class means are negative or not finite")
         if not rows_are_probabilities(means, present):
-            raise ValueError("class means do not sum to 1, or to 0 where it has no examples")
+            raise ValueError("class means do not sum to 1, or to 0 for a class without examples")
 
     def scaled(self, factor: float, context: Context) -> Self:
-        """softmax(factor * log p) of the classes that are present."""
+        """Return softmax(factor * log p) for the present classes."""
         there = self.present.unsqueeze(1)
         return type(self)(torch.where(there, powered(self.probabilities, factor), 0.0), self.present)

@@ -1,5 +1,5 @@
-"""Control variates of SCAFFOLD: mean gradients, of all merchants on their way down, a change of one's own on its way
-up (Karimireddy et al., ICML 2020)."""
+"""Control variates of SCAFFOLD: the global one in the downlink, the change of a merchant's own one in the uplink
+(Karimireddy et al., ICML 2020)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from fed_distill.payloads.partial import check_shapes, check_weights
 
 @dataclass(frozen=True)
 class ControlVariate(Payload):
-    """A gradient, or the change of one.
+    """A control variate, or a change of one.
 
-    :param arrays: by weight that is trained, in its shape.
+    :param arrays: arrays by trained weight, with its shape
     """
 
     arrays: Weights
@@ -24,7 +24,7 @@ class ControlVariate(Payload):
     covered: ClassVar[str | None] = "computed from weights trained with DP-SGD, at no further cost"
 
     def to_records(self) -> Records:
-        """One record of arrays."""
+        """Return one record of arrays."""
         return {"control_variate": self.arrays}
 
     @classmethod
@@ -34,21 +34,21 @@ class ControlVariate(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """As large as the global student."""
+        """Return room for the global student."""
         return {"control_variate": {name: value.nbytes for name, value in context.weights.items()}}
 
     def check_shape(self, context: Context) -> None:
-        """Names, shapes and types of weights."""
+        """Check for names, shapes and types of weights."""
         check_shapes(PartialWeights(self.arrays), context.weights)
 
     def validate(self, context: Context) -> None:
-        """As above, all values finite."""
+        """Check shapes, and that all values are finite."""
         check_weights(PartialWeights(self.arrays), context.weights)
 
     def scaled(self, factor: float, context: Context) -> Self:
-        """Times ``factor``."""
+        """Return it multiplied by ``factor``."""
         return type(self)(times(self.arrays, factor))
 
     def norm(self) -> float:
-        """Of all of it."""
+        """Return the norm over all arrays."""
         return norm_of(self.arrays.values())

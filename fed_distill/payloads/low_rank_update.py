@@ -1,4 +1,4 @@
-"""An update of weights whose matrices are products of two thin factors, kept only where that is fewer numbers.
+"""An update of weights with low-rank factors of its matrices, if the factors have fewer numbers.
 
 Truncated singular value decomposition, the best approximation of its rank (Eckart and Young, 1936). The rank is chosen
 by the share of the squared singular values that it keeps, as in Wu et al., "Communication-efficient federated
@@ -27,11 +27,11 @@ from fed_distill.payloads.partial import (
 
 @dataclass(frozen=True)
 class LowRankUpdate(Payload):
-    """How far weights moved from the downlink's.
+    """Changes of weights relative to the downlink's.
 
-    :param plain: updates of what is not factored, and the ``rows`` and ``counts`` of every table that is there in part.
-    :param thin: of each factored matrix ``[rank, rows]``; thin^T wide is its update.
-    :param wide: ``[rank, columns]``.
+    :param plain: updates without factors, and ``rows`` and ``counts`` of every partial table
+    :param thin: factors ``[rank, rows]`` by matrix; thin^T wide is its update
+    :param wide: factors ``[rank, columns]`` by matrix
     """
 
     plain: PartialWeights
@@ -46,7 +46,7 @@ class LowRankUpdate(Payload):
     tells_rows: ClassVar[bool] = True
 
     def to_records(self) -> Records:
-        """What is not factored, and both factors."""
+        """Return updates without factors, and both factors."""
         *plain, thin, wide = self.records
         return {**partial_records(self.plain, plain), thin: self.thin, wide: self.wide}
 
@@ -58,53 +58,53 @@ class LowRankUpdate(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """As large as the global student in single precision, and factors as large as its matrices."""
+        """Return room for the global student in single precision, and for factors as large as its matrices."""
         like, (*plain, thin, wide) = like_updates(context.weights), cls.records
         factors = {name: value.nbytes for name, value in like.items() if value.dim() == 2}
         return {**partial_room(like, plain), thin: factors, wide: factors}
 
     def check_shape(self, context: Context) -> None:
-        """Factors first: their product must not be larger than what it is added to."""
+        """Check the factors first, so that their product fits the weight."""
         like = like_updates(context.weights)
         self._check_factors(like)
         check_shapes(self.multiplied_out(), like)
 
     def validate(self, context: Context) -> None:
-        """Factors that fit, and an update that is of the global student when it is multiplied out."""
+        """Check the factors, and that their products are a valid update of the global student."""
         like = like_updates(context.weights)
         self._check_factors(like)
         check_weights(self.multiplied_out(), like)
 
     def scaled(self, factor: float, context: Context) -> Self:
-        """Times ``factor``."""
+        """Return it multiplied by ``factor``."""
         plain = replace(self.plain, arrays=times(self.plain.arrays, factor))
         return type(self)(plain, times(self.thin, factor), self.wide)
 
     def norm(self) -> float:
-        """Of the update when it is multiplied out."""
+        """Return the norm of the update with multiplied factors."""
         return norm_of(self.multiplied_out().arrays.values())
 
     def structure(self) -> Hashable:
-        """Which weights there are, and which of them in part."""
+        """Return the names of the weights, and of the partial ones."""
         return frozenset(self.plain.arrays.keys() | self.thin.keys()), frozenset(self.plain.rows)
 
     @property
     def counts(self) -> Mapping[str, Tensor]:
-        """How often each row of a table in part is used."""
+        """Return use counts of the rows of partial tables."""
         return self.plain.counts
 
     def with_counts(self, counts: Mapping[str, Tensor]) -> "LowRankUpdate":
-        """The same with other counts of its rows."""
+        """Return a copy with other use counts of its rows."""
         return replace(self, plain=replace(self.plain, counts=counts))
 
     def multiplied_out(self) -> PartialWeights:
-        """The update, but for the energy that was left out."""
+        """Return the update, an approximation up to the omitted energy."""
         products = {name: product(thin, self.wide[name]) for name, thin in self.thin.items()}
         return PartialWeights({**self.plain.arrays, **products}, self.plain.rows, self.plain.counts)
 
     @classmethod
     def factored(cls, update: PartialWeights, energy: float) -> Self:
-        """An update with each float32 matrix as its ``factors`` at ``energy``, where these are fewer numbers."""
+        """Factor each float32 matrix of an update at ``energy``, if the factors have fewer numbers."""
         plain, thin, wide = dict(update.arrays), {}, {}
         for name, value in update.arrays.items():
             found = factors(value, energy) if value.dim() == 2 and value.dtype == torch.float32 else None
@@ -115,7 +115,7 @@ class LowRankUpdate(Payload):
 
     def _check_factors(self, like: Weights) -> None:
         if self.thin.keys() != self.wide.keys() or self.thin.keys() & self.plain.arrays.keys():
-            raise ValueError("a low-rank update of which factors are missing, or sent twice")
+            raise ValueError("factors of the low-rank update are missing, or sent twice")
         for name, thin in self.thin.items():
             wide, expected = self.wide[name], list(like[name].shape) if name in like else []
             if expected and name in self.plain.rows:
@@ -123,22 +123,22 @@ class LowRankUpdate(Payload):
             odd = thin.dim() != 2 or wide.dim() != 2 or len(thin) != len(wide)
             if odd or [thin.shape[1], wide.shape[1]] != expected:
                 shapes = f"{list(thin.shape)} and {list(wide.shape)}"
-                raise ValueError(f"factors of {name} have shapes {shapes}, for {expected}")
+                raise ValueError(f"factors of {name} have shapes {shapes}, but the matrix has {expected}")
             if thin.dtype != torch.float32 or wide.dtype != torch.float32:
-                raise ValueError(f"factors of {name} are {thin.dtype} and {wide.dtype}")
+                raise ValueError(f"factors of {name} must be float32, not {thin.dtype} and {wide.dtype}")
             if len(thin) > most_rank(thin.shape[1], wide.shape[1]):
-                raise ValueError(f"factors of {name} have rank {len(thin)}, more than it can")
+                raise ValueError(f"factors of {name} have rank {len(thin)}, which is too large for the matrix")
 
 
 def most_rank(rows: int, columns: int) -> int:
-    """Largest rank at which both factors have fewer numbers than a matrix ``[rows, columns]``; 0 for none."""
+    """Return the largest rank at which both factors have fewer numbers than a matrix ``[rows, columns]``; 0 if none."""
     return (rows * columns - 1) // (rows + columns) if rows and columns else 0
 
 
 def rank_for_energy(singular_values: Tensor, energy: float) -> int:
-    """The least rank that keeps ``energy`` (0 to 1) of the squared singular values, which fall; at least 1.
+    """Return the smallest rank that keeps ``energy`` (0 to 1) of the squared singular values; at least 1.
 
-    With ``energy`` 1, as many as differ from zero.
+    With ``energy`` 1, it is the number of non-zero values. ``singular_values`` are in descending order.
     """
     squares = singular_values.double().square()
     total = float(squares.sum())
@@ -149,17 +149,19 @@ def rank_for_energy(singular_values: Tensor, energy: float) -> int:
 
 
 def factors(matrix: Tensor, energy: float, rank: int | None = None) -> tuple[Tensor, Tensor] | None:
-    """Factors ``[rank, rows]`` and ``[rank, columns]`` of a float32 matrix; None where they would not be fewer numbers.
+    """Return factors ``[rank, rows]`` and ``[rank, columns]`` of a float32 matrix; None if they have no fewer numbers.
 
-    Component by component, largest first, each with the root of its singular value in both factors, so that either can
-    be quantized row by row. energy: share of the squared singular values that is kept. rank: of the factors at most.
-    Rows and columns of zeros come back as zeros, exactly.
+    Components are in descending order, each with the root of its singular value in both factors, so that both can be
+    quantized row by row. Rows and columns of zeros remain exact zeros.
+
+    :param energy: share of the squared singular values that is kept
+    :param rank: maximum rank of the factors
     """
     rows, columns = matrix.shape
     try:
         left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
     except RuntimeError as error:  # LinAlgError, which torch does not export
-        raise TrainingError(f"an update without a singular value decomposition: {error}") from error
+        raise TrainingError(f"the singular value decomposition of an update failed: {error}") from error
     kept = rank_for_energy(singular_values, energy)
     kept = kept if rank is None else min(kept, rank)
     if kept > most_rank(rows, columns):
@@ -172,5 +174,5 @@ def factors(matrix: Tensor, energy: float, rank: int | None = None) -> tuple[Ten
 
 
 def product(thin: Tensor, wide: Tensor) -> Tensor:
-    """The matrix ``[rows, columns]`` of ``factors``."""
+    """Return the matrix ``[rows, columns]`` of ``factors``."""
     return thin.T @ wide

@@ -1,7 +1,5 @@
-"""What payloads of weights have in common: their records, their room and what they must look like.
-
-Weights and updates alike may have some tables in part (``PartialWeights``).
-"""
+"""Serialization and validation of payloads of weights and updates, which may have partial tables
+(``PartialWeights``)."""
 
 from collections.abc import Sequence
 
@@ -13,13 +11,13 @@ from fed_distill.payloads.base import Records, Room
 
 
 def like_updates(weights: Weights) -> Weights:
-    """What has the names, shapes and types of an update of all ``weights``: float32, and nothing of what is not
-    floating-point."""
+    """Return tensors with the names, shapes and types of an update of all ``weights``: float32, and only for
+    floating-point weights."""
     return {name: value.float() for name, value in weights.items() if value.is_floating_point()}
 
 
 def partial_records(sent: PartialWeights, names: Sequence[str]) -> dict[str, Weights]:
-    """The arrays, and of tables in part row numbers and counts as int32, as records of these three ``names``."""
+    """Return records with the three ``names``: arrays, and row numbers and counts of partial tables as int32."""
     arrays, *parts = names
     records: dict[str, Weights] = {arrays: sent.arrays}
     for name, numbers in zip(parts, (sent.rows, sent.counts), strict=True):
@@ -36,18 +34,18 @@ def partial_of(records: Records, names: Sequence[str]) -> PartialWeights:
 
 
 def partial_room(weights: Weights, names: Sequence[str]) -> Room:
-    """Room for ``weights``, whole or in part."""
+    """Return room for ``weights``, whole or partial."""
     arrays, rows, counts = names
     numbers = {name: 4 * len(value) for name, value in weights.items() if value.dim()}
     return {arrays: {name: value.nbytes for name, value in weights.items()}, rows: numbers, counts: numbers}
 
 
 def check_shapes(sent: PartialWeights, current: Weights) -> None:
-    """ValueError unless ``sent`` are some of ``current``, with their shapes and types; of a table in part, as many rows
-    as it names."""
+    """Raise ValueError unless ``sent`` is a subset of ``current`` with equal shapes and types; a partial table must
+    have as many rows as row numbers."""
     unknown = set(sent.arrays) - set(current)
     if unknown or not sent.arrays:
-        raise ValueError(f"weight {sorted(unknown)[0]!r} is unknown" if unknown else "it sent no weight")
+        raise ValueError(f"weight {sorted(unknown)[0]!r} is unknown" if unknown else "it has no weights")
     for name, value in sent.arrays.items():
         expected = list(current[name].shape)
         rows = sent.rows.get(name)
@@ -62,8 +60,8 @@ def check_shapes(sent: PartialWeights, current: Weights) -> None:
 
 
 def check_weights(sent: PartialWeights, current: Weights) -> None:
-    """ValueError unless ``sent`` fits ``current``, rows are sorted, distinct and in range, counts are there for
-    them alone and not negative, and all values are finite."""
+    """Raise ValueError unless ``sent`` fits ``current``, row numbers are sorted, distinct and in range, exactly these
+    rows have counts, which are not negative, and all values are finite."""
     check_shapes(sent, current)
     for name, value in sent.arrays.items():
         rows = sent.rows.get(name)
@@ -78,10 +76,10 @@ def check_weights(sent: PartialWeights, current: Weights) -> None:
             raise ValueError(f"{name} has values that are not finite")
     unknown = (set(sent.rows) | set(sent.counts)) - set(sent.arrays)
     if unknown:
-        raise ValueError(f"rows of {sorted(unknown)[0]!r} without its values")
+        raise ValueError(f"row numbers of {sorted(unknown)[0]!r} have no values")
     whole = set(sent.counts) - set(sent.rows)
     if whole:
-        raise ValueError(f"counts of {sorted(whole)[0]!r} without its rows")
+        raise ValueError(f"counts of {sorted(whole)[0]!r} have no row numbers")
 
 
 def _whole(numbers: Tensor) -> Tensor:

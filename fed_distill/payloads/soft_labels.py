@@ -1,4 +1,4 @@
-"""Class probabilities on the proxy set: the consensus on its way to merchants, a student's on its way back."""
+"""Class probabilities on the proxy set: the consensus in the downlink, a student's predictions in the uplink."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fed_distill.payloads.base import Context, Payload, Records, Room, powered, 
 class SoftLabels(Payload):
     """Probabilities of every proxy example.
 
-    :param probabilities: ``[proxy, classes]``, each row sums to 1.
+    :param probabilities: ``[proxy, classes]``, each row sums to 1
     """
 
     probabilities: Tensor
@@ -24,7 +24,7 @@ class SoftLabels(Payload):
     covered: ClassVar[str | None] = "computed by a student trained with DP-SGD, at no further cost"
 
     def to_records(self) -> Records:
-        """One array."""
+        """Return one array."""
         return {"soft_labels": {"soft_labels": self.probabilities}}
 
     @classmethod
@@ -34,32 +34,32 @@ class SoftLabels(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """A probability in double precision for each class of each example."""
+        """Return room for probabilities in double precision."""
         return {"soft_labels": {"soft_labels": 8 * context.proxy * context.classes}}
 
     def check_shape(self, context: Context) -> None:
-        """A row for each proxy example."""
+        """Check for a row for each proxy example."""
         check_rows(self.probabilities, context.proxy, context.classes)
 
     def validate(self, context: Context) -> None:
-        """A row of probabilities for each proxy example."""
+        """Check for a row of probabilities for each proxy example."""
         self.check_shape(context)
         check_probabilities(self.probabilities)
 
     def scaled(self, factor: float, context: Context) -> Self:
-        """softmax(factor * log p)."""
+        """Return softmax(factor * log p)."""
         return type(self)(powered(self.probabilities, factor))
 
 
 def check_rows(probabilities: Tensor, rows: int, classes: int) -> None:
-    """ValueError unless there are as many rows and classes."""
+    """Raise ValueError unless the shape is ``[rows, classes]``."""
     if tuple(probabilities.shape) != (rows, classes):
         raise ValueError(f"soft labels have shape {list(probabilities.shape)}, not {[rows, classes]}")
 
 
 def check_probabilities(values: Tensor) -> None:
-    """ValueError unless all rows are probabilities."""
+    """Raise ValueError unless all rows are probabilities."""
     if not values.is_floating_point() or not is_finite(values) or bool((values < 0.0).any()):
-        raise ValueError("soft labels are not finite, or negative, or no floating-point numbers")
+        raise ValueError("soft labels must be finite, non-negative floating-point numbers")
     if not rows_are_probabilities(values):
         raise ValueError("soft labels do not sum to 1")

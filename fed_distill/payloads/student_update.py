@@ -1,4 +1,4 @@
-"""How far a merchant's training moved the student that it was sent: what federated averaging takes the mean of."""
+"""A merchant's update of the student in the downlink, as in federated averaging."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from fed_distill.payloads.partial import (
 
 @dataclass(frozen=True)
 class StudentUpdate(PartialWeights, Payload):
-    """Trained weights less those of the downlink, in float32: whole or, of some tables, only the rows that a merchant's
-    examples touch. What is not sent, because students freeze it or do not touch it, has not moved."""
+    """Difference of the trained weights and those of the downlink, in float32; of some tables, only the rows that a
+    merchant's examples use. Weights and rows that are not sent, as they are frozen or unused, are unchanged."""
 
     name: ClassVar[str] = "update"
     records: ClassVar[tuple[str, ...]] = ("update", "rows", "counts")
@@ -31,11 +31,11 @@ class StudentUpdate(PartialWeights, Payload):
 
     @classmethod
     def of(cls, update: PartialWeights) -> Self:
-        """The same update as a payload."""
+        """Convert an update to a payload."""
         return cls(update.arrays, update.rows, update.counts)
 
     def to_records(self) -> Records:
-        """Values, and of tables sent in part row numbers and counts as int32."""
+        """Return values, and row numbers and counts of partial tables as int32."""
         return partial_records(self, self.records)
 
     @classmethod
@@ -45,29 +45,29 @@ class StudentUpdate(PartialWeights, Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """As large as the global student in single precision."""
+        """Return room for the global student in single precision."""
         return partial_room(like_updates(context.weights), cls.records)
 
     def check_shape(self, context: Context) -> None:
-        """All are updates of weights of the global student, and have their shapes."""
+        """Check for names and shapes of weights of the global student."""
         check_shapes(self, like_updates(context.weights))
 
     def validate(self, context: Context) -> None:
-        """Shapes as above, rows sorted, distinct and in range, all values finite."""
+        """Check shapes, that row numbers are sorted, distinct and in range, and that all values are finite."""
         check_weights(self, like_updates(context.weights))
 
     def scaled(self, factor: float, context: Context) -> Self:
-        """Times ``factor``."""
+        """Return it multiplied by ``factor``."""
         return replace(self, arrays=times(self.arrays, factor))
 
     def norm(self) -> float:
-        """Of all of it."""
+        """Return the norm over all arrays."""
         return norm_of(self.arrays.values())
 
     def structure(self) -> Hashable:
-        """Which weights there are, and which of them in part."""
+        """Return the names of the weights, and of the partial ones."""
         return frozenset(self.arrays), frozenset(self.rows)
 
     def with_counts(self, counts: Mapping[str, Tensor]) -> "StudentUpdate":
-        """The same with other counts of its rows."""
+        """Return a copy with other use counts of its rows."""
         return replace(self, counts=counts)

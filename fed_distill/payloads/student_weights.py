@@ -1,4 +1,4 @@
-"""Weights of the global student on their way to merchants, who answer with an update of them (``StudentUpdate``)."""
+"""Weights of the global student in the downlink; merchants send an update of them (``StudentUpdate``)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.payloads.base import Context, Payload, Records, Room
 from fed_distill.payloads.partial import check_shapes
 
-_DOWN_ONLY = "whole weights, which only a server sends: a merchant sends a StudentUpdate"
+_DOWN_ONLY = "only the server sends whole weights: a merchant must send a StudentUpdate"
 
 
 @dataclass(frozen=True)
 class StudentWeights(Payload):
     """All weights of a student.
 
-    :param arrays: by parameter name.
+    :param arrays: weights by parameter name
     """
 
     arrays: Weights
@@ -24,7 +24,7 @@ class StudentWeights(Payload):
     disclosure: ClassVar[str] = "weights of its trained student"
 
     def to_records(self) -> Records:
-        """One record of arrays."""
+        """Return one record of arrays."""
         return {"weights": self.arrays}
 
     @classmethod
@@ -34,17 +34,17 @@ class StudentWeights(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """As large as the global student."""
+        """Return room for the global student."""
         return {"weights": {name: value.nbytes for name, value in context.weights.items()}}
 
     def check_shape(self, context: Context) -> None:
-        """All weights are of the global student, and have its shapes and types."""
+        """Check for names, shapes and types of the global student's weights."""
         check_shapes(PartialWeights(self.arrays), context.weights)
 
     def validate(self, context: Context) -> NoReturn:
-        """No merchant may send it."""
+        """Reject it, as merchants must not send it."""
         raise ValueError(_DOWN_ONLY)
 
     def scaled(self, factor: float, context: Context) -> NoReturn:
-        """No merchant sends it."""
+        """Reject it, as merchants do not send it."""
         raise ValueError(_DOWN_ONLY)

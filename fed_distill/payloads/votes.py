@@ -1,4 +1,4 @@
-"""One vote a proxy example: the class that a merchant's student predicts."""
+"""One vote per proxy example: the class that a merchant's student predicts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor
 from fed_distill.payloads.base import Context, Payload, Records, Room
 
 _TYPES = (torch.int8, torch.int16, torch.int32, torch.int64)
-"""How class indices travel, in the first of these that holds them."""
+"""Types of class indices in messages; the first that holds all of them is used."""
 
 
 @dataclass(frozen=True)
 class Votes(Payload):
     """Predicted classes.
 
-    :param classes: class indices, int64 ``[proxy]``.
+    :param classes: class indices, int64 ``[proxy]``
     """
 
     classes: Tensor
@@ -27,7 +27,7 @@ class Votes(Payload):
     covered: ClassVar[str | None] = "computed by a student trained with DP-SGD, at no further cost"
 
     def to_records(self) -> Records:
-        """Class indices in the least integers that hold them all."""
+        """Return class indices in the smallest integer type that holds all of them."""
         votes = self.classes
         least, largest = (int(value) for value in votes.aminmax()) if votes.numel() else (0, 0)
         fitting = (kind for kind in _TYPES if torch.iinfo(kind).min <= least and largest <= torch.iinfo(kind).max)
@@ -43,22 +43,22 @@ class Votes(Payload):
 
     @classmethod
     def room(cls, context: Context) -> Room:
-        """A 64-bit number for each proxy example."""
+        """Return room for a 64-bit integer for each proxy example."""
         return {"votes": {"votes": 8 * context.proxy}}
 
     def check_shape(self, context: Context) -> None:
-        """A vote for each proxy example."""
+        """Check for a vote for each proxy example."""
         if tuple(self.classes.shape) != (context.proxy,):
             raise ValueError(f"votes have shape {list(self.classes.shape)}, not {[context.proxy]}")
         if self.classes.dtype != torch.int64:
             raise ValueError(f"votes are {self.classes.dtype}, not {torch.int64}")
 
     def validate(self, context: Context) -> None:
-        """A class for each proxy example."""
+        """Check for a valid class for each proxy example."""
         self.check_shape(context)
         if bool(((self.classes < 0) | (self.classes >= context.classes)).any()):
-            raise ValueError(f"votes name classes outside 0 to {context.classes - 1}")
+            raise ValueError(f"votes must be classes from 0 to {context.classes - 1}")
 
     def scaled(self, factor: float, context: Context) -> Self:
-        """Of votes, which have no size, the sign of the factor alone counts: class y becomes classes - 1 - y."""
+        """Return reversed votes for a negative factor: class y becomes classes - 1 - y."""
         return self if factor > 0.0 else type(self)(context.classes - 1 - self.classes)

@@ -1,1 +1,1 @@
-"""What travels between server and merchants: typed messages, and their encoding as Flower records."""
+"""Messages between server and merchants: types, and encoding as Flower records."""

@@ -1,4 +1,4 @@
-"""What ``[transport]`` must find in an experiment."""
+"""Check ``[transport]`` against the methods of an experiment."""
 
 from collections.abc import Collection, Mapping
 from typing import Protocol
@@ -13,7 +13,7 @@ from fed_distill.transport.messages import Kinds
 
 
 class Carries(Protocol):
-    """Of a method, what it sends and receives."""
+    """The declarations of a method for transport."""
 
     @property
     def sends(self) -> Kinds:
@@ -25,10 +25,11 @@ class Carries(Protocol):
 
 
 def check(experiment: Experiment, methods: Mapping[str, Carries]) -> None:
-    """ConfigError for chains that would code nothing, of a part that no federation on those terms sends or is sent, and
-    for a cache of soft labels where one sends those of some proxy examples only.
+    """Check that all chains of ``[transport]`` have an effect.
 
-    :param methods: of the experiment's federations, by title.
+    :param methods: methods of the experiment's federations, by title
+    :raises ConfigError: a chain is for payloads that no federation with it sends or receives, or soft labels are cached
+        although a method sends those of some proxy examples only
     """
     sends: dict[str, set[type[Payload]]] = {}
     receives: dict[str, set[type[Payload]]] = {}
@@ -43,20 +44,23 @@ def check(experiment: Experiment, methods: Mapping[str, Carries]) -> None:
         sent = sends.get(key, set())
         for part, kinds in CODED.items():
             if getattr(config, part) and not sent.intersection(kinds):
-                raise ConfigError(f"{key} codes {part}, which no method on its terms sends: drop {part} from it")
+                raise ConfigError(f"{key} compresses {part}, but none of its methods sends them: remove {part}")
             if getattr(config, f"downlink_{part}") and not receives.get(key, set()).intersection(kinds):
                 raise ConfigError(
-                    f"{key} codes {part} on their way to merchants, where no method on its terms sends any: drop "
-                    f"downlink_{part} from it"
+                    f"{key} compresses {part} in downlinks, but none of its methods sends them there: remove "
+                    f"downlink_{part}"
                 )
         if config.downlink_soft_labels and SelectedSoftLabels in sent:
-            raise ConfigError(f"{key} codes soft labels that merchants select by as the server does: drop it")
+            raise ConfigError(
+                f"downlink_soft_labels of {key} cannot be combined with methods that send `answered`: server and "
+                "merchants must select by identical labels. Remove it"
+            )
         if config.soft_label_cache is not None and (lacking := _uncacheable(sent)):
-            raise ConfigError(f"{key} caches soft labels, {lacking}: drop soft_label_cache from it")
+            raise ConfigError(f"{key} caches soft labels, {lacking}: remove soft_label_cache")
 
 
 def _uncacheable(sent: Collection[type[Payload]]) -> str:
-    """Why soft labels cannot be cached where merchants send these payloads; empty if they can."""
+    """Return why soft labels cannot be cached if merchants send these payloads; empty if they can."""
     if SelectedSoftLabels in sent:
-        return "and a method on its terms sends those of some proxy examples only"
-    return "" if SoftLabels in sent else "which no method on its terms sends"
+        return "but a method sends those of some proxy examples only"
+    return "" if SoftLabels in sent else "but no method sends them"

@@ -1,7 +1,6 @@
-"""What one round carries, typed: the downlink to a merchant and the uplink from it, each a few payloads.
+"""Typed messages of a round: the downlink to a merchant and the uplink from it, each with payloads.
 
-Which kinds there are is the method's business (``Method.sends``, ``Method.receives``), how they become bytes that of
-``transport.records``.
+The method declares their kinds (``Method.sends``, ``Method.receives``); ``transport.records`` serializes them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ Kinds = tuple[type[Payload], ...]
 
 
 class Carrier:
-    """Something that holds payloads, at most one of a kind."""
+    """Base class of messages, with at most one payload of each kind."""
 
     payloads: tuple[Payload, ...]
 
@@ -29,18 +28,18 @@ class Carrier:
 
     @property
     def kinds(self) -> frozenset[type[Payload]]:
-        """The kinds of payloads that are there."""
+        """The kinds of its payloads."""
         return frozenset(map(type, self.payloads))
 
     def get(self, kind: type[P]) -> P | None:
-        """The payload of a kind; None if there is none."""
+        """Return the payload of a kind; None if there is none."""
         return next((one for one in self.payloads if type(one) is kind), None)
 
     def need(self, kind: type[P]) -> P:
-        """The payload of a kind. TrainingError if there is none: the other side is not what its method says."""
+        """Return the payload of a kind; raise TrainingError if there is none."""
         found = self.get(kind)
         if found is None:
-            raise TrainingError(f"the {type(self).__name__.lower()} has no {kind.name}, which its method needs")
+            raise TrainingError(f"the {type(self).__name__.lower()} has no {kind.name}, which the method requires")
         return found
 
     def _with(self, payloads: Iterable[Payload]) -> tuple[Payload, ...]:
@@ -53,9 +52,9 @@ class Carrier:
 class Downlink(Carrier):
     """Server to merchant.
 
-    :param round: 1-based.
-    :param payloads: what all merchants get.
-    :param scalars: a method's own small numbers, by name.
+    :param round: number of the round, 1-based
+    :param payloads: payloads for all merchants
+    :param scalars: numbers of the method, by name
     """
 
     round: int
@@ -68,7 +67,7 @@ class Downlink(Carrier):
 
     @property
     def weights(self) -> Weights:
-        """Weights of the global student; empty if there are none."""
+        """Weights of the global student; empty without any."""
         sent = self.get(StudentWeights)
         return {} if sent is None else sent.arrays
 
@@ -77,10 +76,10 @@ class Downlink(Carrier):
 class Uplink(Carrier):
     """Merchant to server.
 
-    :param merchant: its name.
-    :param examples: training examples behind it (the weight of a mean).
-    :param payloads: what it sends.
-    :param metrics: what the merchant measured of itself (loss, accuracy on its own test set).
+    :param merchant: name of the merchant
+    :param examples: number of training examples, its weight in a mean
+    :param payloads: payloads to send
+    :param metrics: metrics of the merchant (loss, accuracy on its own test set)
     """
 
     merchant: str

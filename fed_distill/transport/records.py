@@ -1,7 +1,7 @@
-"""Messages to Flower records and back, with the bytes they take on the wire.
+"""Conversion of messages to Flower records and back, and their serialized size.
 
-Arrays travel as npy, numbers as Flower metric and config records: nothing is pickled. What comes from outside is
-checked before it is believed: names, shapes, row numbers, finite values; and its size before it is read.
+Arrays are sent as npy, numbers as Flower metric and config records, without pickle. Received content is validated:
+names, shapes, row numbers, finite values; and its size before it is read.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -22,25 +22,25 @@ from fed_distill.transport.arrays import layout_of, read_array
 from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
 MOST_EXAMPLES = 2**31
-"""Examples that a merchant may have at most: sums over merchants stay exact."""
+"""Maximum number of examples of a merchant, so that sums over merchants are exact."""
 LARGEST_METRIC = 1e9
-"""A merchant's loss or count beyond this is a lie or a fault; sums over merchants stay finite."""
+"""Maximum loss or count of a merchant, so that sums over merchants are finite."""
 HEADS = ("up", "refusal")
-"""Records of which each part of a reply has one, and which name its merchant."""
+"""Records with the merchant's name; each part of a reply has one of them."""
 MOST_METRICS = 100
-"""Metrics of a merchant at most."""
+"""Maximum number of metrics of a merchant."""
 RESERVED = ("coded", "metrics", "scalars", "shapes")
-"""Records that messages have beside those of payloads."""
+"""Records of messages beside those of payloads."""
 _UP, _DOWN = "up", "down"
 
 
 @dataclass(frozen=True)
 class RawMessage:
-    """A message whose arrays have been read, and whose payloads have not been made yet.
+    """A message with arrays that have been read, before its payloads are created.
 
-    :param tensors: by record, without its prefix, and by name in it.
-    :param numbers: whole numbers of its head, by name.
-    :param scalars: metrics, or a method's own numbers.
+    :param tensors: tensors by record, without its prefix, and name
+    :param numbers: integers of its head, by name
+    :param scalars: metrics, or numbers of the method
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -48,11 +48,11 @@ class RawMessage:
     scalars: dict[str, float]
 
     def payloads(self, kinds: Iterable[type[Payload]]) -> tuple[Payload, ...]:
-        """The payloads of those ``kinds`` that are there. ValueError for a record that is of none of them."""
+        """Return the payloads of these ``kinds``; raise ValueError for a record of none of them."""
         there = [kind for kind in kinds if kind.records[0] in self.tensors]
         odd = self.tensors.keys() - {name for kind in there for name in kind.records}
         if odd:
-            raise ValueError(f"{sorted(odd)[0]!r} is not among the records that belong there")
+            raise ValueError(f"{sorted(odd)[0]!r} is not an expected record")
         return tuple(
             kind.from_records({name: self.tensors[name] for name in kind.records if name in self.tensors}, self.numbers)
             for kind in there
@@ -60,15 +60,15 @@ class RawMessage:
 
 
 def to_array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors as npy arrays by name."""
+    """Convert tensors to npy arrays by name."""
     return ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in tensors.items()})
 
 
 def from_array_record(record: ArrayRecord, room: Mapping[str, int] | None = None) -> dict[str, Tensor]:
     """Inverse of ``to_array_record``; the tensors own their memory.
 
-    room: bytes of each array at most, by name. ValueError, before anything is allocated, for an array that is larger or
-    has no place there, and for one that is not what its header says (``arrays``).
+    :param room: maximum bytes of each array, by name
+    :raises ValueError: an array is larger, unexpected, or has an invalid header (``arrays``); nothing is allocated
     """
     if room is not None:
         check_room(record, room)
@@ -76,31 +76,31 @@ def from_array_record(record: ArrayRecord, room: Mapping[str, int] | None = None
 
 
 def check_room(record: ArrayRecord, room: Mapping[str, int]) -> None:
-    """ValueError for an array for which there is no ``room``, or too little."""
+    """Raise ValueError for an array without ``room``, or with too little."""
     for name, array in record.items():
         if name not in room:
-            raise ValueError(f"{name!r} is not among the arrays that belong there")
+            raise ValueError(f"{name!r} is not an expected array")
         if (size := layout_of(array).nbytes) > room[name]:
-            raise ValueError(f"{name} has {size} bytes, and {room[name]} at most belong there")
+            raise ValueError(f"{name} has {size} bytes, but at most {room[name]} are allowed")
 
 
 def room_for(kinds: Iterable[type[Payload]], context: Context) -> Room:
-    """How large the arrays of an uplink may be that holds payloads of ``kinds``."""
+    """Return the maximum sizes of arrays in an uplink with payloads of ``kinds``."""
     return {f"{_UP}.{name}": sizes for kind in kinds for name, sizes in kind.room(context).items()}
 
 
 def serialized_bytes(content: RecordDict) -> int:
-    """Bytes of the records as Flower puts them on the wire."""
+    """Return the size in bytes of the records as Flower serializes them."""
     return int(recorddict_to_proto(content).ByteSize())
 
 
 def to_bytes(content: RecordDict) -> bytes:
-    """The records as Flower puts them on the wire."""
+    """Serialize the records as Flower does."""
     return bytes(recorddict_to_proto(content).SerializeToString())
 
 
 def from_bytes(serialized: bytes) -> RecordDict:
-    """Inverse of ``to_bytes``; ValueError if these are no records."""
+    """Inverse of ``to_bytes``; raise ValueError for invalid bytes."""
     try:
         return recorddict_from_proto(SerializedRecords.FromString(serialized))
     except DecodeError as error:
@@ -108,7 +108,7 @@ def from_bytes(serialized: bytes) -> RecordDict:
 
 
 def encode_downlink(down: Downlink, coded: Collection[str] = ()) -> RecordDict:
-    """The records of a downlink, without those that are ``coded`` in another way."""
+    """Return the records of a downlink, without those that are ``coded`` separately."""
     content = RecordDict({_DOWN: ConfigRecord({"round": down.round, **_numbers(down)})})
     if down.scalars:
         content[f"{_DOWN}.scalars"] = MetricRecord(dict(down.scalars))
@@ -117,7 +117,7 @@ def encode_downlink(down: Downlink, coded: Collection[str] = ()) -> RecordDict:
 
 
 def read_downlink(content: RecordDict) -> RawMessage:
-    """What a downlink holds. KeyError, TypeError or ValueError if its head or an array cannot be read."""
+    """Read a downlink; raise KeyError, TypeError or ValueError if its head or an array is invalid."""
     numbers = {name: _whole(value) for name, value in content.config_records[_DOWN].items()}
     scalars = content.metric_records.get(f"{_DOWN}.scalars", MetricRecord())
     told = {name: float(_scalar(value)) for name, value in scalars.items()}
@@ -125,18 +125,21 @@ def read_downlink(content: RecordDict) -> RawMessage:
 
 
 def decode_downlink(content: RecordDict, kinds: Kinds) -> Downlink:
-    """Inverse of ``encode_downlink``, of payloads of these ``kinds``; TrainingError if a part is missing, is none of
-    these, or cannot be read."""
+    """Inverse of ``encode_downlink``.
+
+    :param kinds: allowed kinds of payloads
+    :raises TrainingError: a part is missing, has another kind, or cannot be read
+    """
     try:
         got = read_downlink(content)
         return Downlink(got.numbers["round"], got.payloads(kinds), got.scalars)
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the site
-        raise TrainingError(f"a downlink cannot be read: {type(error).__name__}: {error}") from error
+        raise TrainingError(f"the downlink cannot be read: {type(error).__name__}: {error}") from error
 
 
 def decode_starts(content: RecordDict) -> dict[str, Weights]:
-    """Weights that merchants begin with, by name of the student, which come beside a downlink as ``start.NAME``;
-    TrainingError if some cannot be read."""
+    """Read initial weights by student name, in records ``start.NAME`` beside a downlink; raise TrainingError if they
+    are invalid."""
     try:
         return {
             name.removeprefix("start."): from_array_record(record)
@@ -144,11 +147,11 @@ def decode_starts(content: RecordDict) -> dict[str, Weights]:
             if name.startswith("start.")
         }
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the site
-        raise TrainingError(f"weights to start from cannot be read: {type(error).__name__}: {error}") from error
+        raise TrainingError(f"the initial weights cannot be read: {type(error).__name__}: {error}") from error
 
 
 def encode_uplink(up: Uplink, coded: Collection[str] = ()) -> RecordDict:
-    """The records of one merchant's uplink, without those that are ``coded`` in another way."""
+    """Return the records of one merchant's uplink, without those that are ``coded`` separately."""
     content = RecordDict({_UP: ConfigRecord({"merchant": up.merchant, "examples": up.examples, **_numbers(up)})})
     if up.metrics:
         content[f"{_UP}.metrics"] = MetricRecord(dict(up.metrics))
@@ -157,8 +160,10 @@ def encode_uplink(up: Uplink, coded: Collection[str] = ()) -> RecordDict:
 
 
 def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, RawMessage]:
-    """The merchant that an uplink says it is of, and what it holds. Raises UplinkRejected if its head or an array
-    cannot be read, or if there is no ``room`` for it."""
+    """Read an uplink: its merchant and its content.
+
+    :raises UplinkRejected: its head or an array is invalid, or exceeds ``room``
+    """
     try:
         if room is not None:
             for name, record in content.array_records.items():
@@ -169,7 +174,7 @@ def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, Raw
             raise ValueError(f"{len(metrics)} metrics")
         merchant = head.pop("merchant")
         if not isinstance(merchant, str):
-            raise TypeError("a merchant's name that is no text")
+            raise TypeError("the merchant's name is not a string")
         numbers = {name: _whole(value) for name, value in head.items()}
         told = {name: float(_scalar(value)) for name, value in metrics.items()}
         return merchant, RawMessage(_read_arrays(content, _UP), numbers, told)
@@ -178,14 +183,17 @@ def read_uplink(content: RecordDict, room: Room | None = None) -> tuple[str, Raw
 
 
 def decode_uplink(content: RecordDict, kinds: Kinds, room: Room | None = None) -> Uplink:
-    """Inverse of ``encode_uplink``, of payloads of these ``kinds``; raises UplinkRejected if a part is missing, is none
-    of these, or cannot be read, or if there is no ``room`` for it."""
+    """Inverse of ``encode_uplink``.
+
+    :param kinds: allowed kinds of payloads
+    :raises UplinkRejected: a part is missing, has another kind, is invalid, or exceeds ``room``
+    """
     merchant, got = read_uplink(content, room)
     return uplink_of(merchant, got, kinds)
 
 
 def uplink_of(merchant: str, got: RawMessage, kinds: Kinds) -> Uplink:
-    """The uplink that was received; UplinkRejected if it holds another payload than of ``kinds``, or a broken one."""
+    """Convert a received message to an uplink; raise UplinkRejected for an invalid payload, or one not in ``kinds``."""
     try:
         return Uplink(merchant, got.numbers["examples"], got.payloads(kinds), got.scalars)
     except Exception as error:  # bytes from outside can break a reader in any way; none may stop the server
@@ -193,8 +201,8 @@ def uplink_of(merchant: str, got: RawMessage, kinds: Kinds) -> Uplink:
 
 
 def check_uplink(up: Uplink, context: Context) -> None:
-    """Raise UplinkRejected, naming the merchant and what is wrong, unless the uplink fits this round: a plausible
-    number of examples, plausible metrics, and payloads that are valid in ``context``."""
+    """Raise UplinkRejected, with the merchant and the reason, unless the uplink fits the round: a plausible number of
+    examples, plausible metrics, and payloads that are valid in ``context``."""
     if not 1 <= up.examples <= MOST_EXAMPLES:
         raise UplinkRejected(f"merchant {up.merchant}: {up.examples} training examples")
     _check_metrics(up.merchant, up.metrics)
@@ -229,7 +237,7 @@ def _arrays(sent: Carrier, prefix: str, coded: Collection[str]) -> dict[str, Any
 
 
 def _read_arrays(content: RecordDict, prefix: str) -> dict[str, dict[str, Tensor]]:
-    """All arrays of a message but those that are coded in another way (``{prefix}.coded``)."""
+    """Read all arrays of a message, except separately coded ones (``{prefix}.coded``)."""
     return {
         name.removeprefix(f"{prefix}."): from_array_record(record)
         for name, record in content.array_records.items()
@@ -238,12 +246,12 @@ def _read_arrays(content: RecordDict, prefix: str) -> dict[str, dict[str, Tensor
 
 
 def prefixed(content: RecordDict, prefix: str) -> dict[str, Any]:
-    """The same records under names that begin with ``prefix``, so that several fit into one message."""
+    """Return the records with names that begin with ``prefix``, so that several fit in one message."""
     return {f"{prefix}{name}": record for name, record in content.items()}
 
 
 def by_prefix(content: RecordDict) -> dict[str, RecordDict]:
-    """Inverse of ``prefixed``: the records of each prefix that ends with ``/``, in the order in which they came."""
+    """Inverse of ``prefixed``: the records of each prefix that ends with ``/``, in their original order."""
     parts: dict[str, dict[str, Any]] = {}
     for name, record in content.items():
         prefix, slash, rest = name.partition("/")
@@ -251,9 +259,11 @@ def by_prefix(content: RecordDict) -> dict[str, RecordDict]:
     return {prefix: RecordDict(records) for prefix, records in parts.items()}
 
 
-def by_merchant(content: RecordDict, asked: Collection[str]) -> tuple[dict[str, RecordDict], int]:
-    """What ``by_prefix`` finds, by the merchant that each part says that it is of: of each of ``asked`` the first part
-    that is there, and how many other parts there are, into which nobody looks."""
+def by_merchant(content: RecordDict, requested: Collection[str]) -> tuple[dict[str, RecordDict], int]:
+    """Group ``by_prefix`` by the merchant named in each part.
+
+    :return: the first part of each ``requested`` merchant, and the number of other parts, which are ignored
+    """
     prefixes: set[str] = set()
     merchants: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -262,7 +272,7 @@ def by_merchant(content: RecordDict, asked: Collection[str]) -> tuple[dict[str, 
         prefixes.add(prefix)
         if rest in HEADS and isinstance(record, ConfigRecord) and prefix not in merchants:
             merchant = record.get("merchant")
-            if isinstance(merchant, str) and merchant in asked and merchant not in parts:
+            if isinstance(merchant, str) and merchant in requested and merchant not in parts:
                 merchants[prefix], parts[merchant] = merchant, {}
     for name, record in content.items():
         prefix, _, rest = name.partition("/")
@@ -273,11 +283,11 @@ def by_merchant(content: RecordDict, asked: Collection[str]) -> tuple[dict[str, 
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise TypeError(f"a value of type {type(value).__name__} where a whole number belongs")
+        raise TypeError(f"expected an integer, not {type(value).__name__}")
     return value
 
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, list):
-        raise TypeError("a list where one number belongs")
+        raise TypeError("expected one number, not a list")
     return value

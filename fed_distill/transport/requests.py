@@ -1,4 +1,4 @@
-"""What the server asks of a site, beside the method's downlink, and how a site says no."""
+"""Requests of the server to a site, beside the method's downlink, and refusals of a site."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,26 +19,25 @@ JOIN = "query.join"
 TRAIN = "train.merchants"
 EVALUATE = "evaluate.merchants"
 ANSWER = "answer"
-"""Record of a reply that says ``to`` what request (``TrainRequest.title``): an old reply is no answer to a new one."""
+"""Record of a reply with the request in ``to`` (``TrainRequest.title``), so that old replies are detected."""
 PROTOCOL = 4
-"""Version of what servers and sites say to each other: requests, uplinks, refusals. Both must have the same."""
+"""Version of the protocol between server and sites: requests, uplinks, refusals. Both must have the same."""
 
 Cause = Literal["fault", "budget", "hours", "late", "absent"]
-"""Why a merchant did not take part."""
+"""Cause for a merchant's absence in a round."""
 
 
 @dataclass(frozen=True)
 class TrainRequest:
     """One round at one site.
 
-    arm: which federation or control of the experiment. merchants: who is meant. students: name of each one's
-    student. blueprints: how to build a student, by name (kind and settings as JSON), the global one first. rounds: in
-    how many rounds of the arm each merchant is asked in all, by which its privacy budget is spread. population:
-    merchants of the federation. learning_rate: of this round. test: whether each merchant also measures its trained
-    student on its own test set. known: the round of which the server has each one's soft labels, 0 for none; empty
-    where these are not cached. proxy: which of a site's proxy examples are used, as bits (``packed``); empty for all.
-    federation: names the very federation that the request is of, in a private arm: a resumed one has the same name, and
-    one that has other settings or data, or that is run again, another.
+    arm: federation or control of the experiment. merchants: requested merchants. students: name of each merchant's
+    student. blueprints: blueprints of students (kind and settings as JSON) by name, the global one first. rounds:
+    number of planned rounds of each merchant in the arm, over which its privacy budget is divided. population: number
+    of merchants in the federation. learning_rate: of this round. test: whether each merchant also evaluates its trained
+    student on its own test set. known: round of the server's cached soft labels of each merchant, 0 without any; empty
+    without a cache. proxy: mask of the used proxy examples, as bits (``packed``); empty: all. federation: identity of
+    the federation in a private arm: it is kept when a run is resumed, and differs for other settings, data or runs.
     """
 
     arm: str
@@ -55,33 +54,33 @@ class TrainRequest:
     federation: str = ""
 
     def title(self, round: int) -> str:
-        """What its answers in ``round`` must say that they answer."""
+        """Return the title of the request in ``round``, which replies must repeat."""
         return f"{self.arm}, seed {self.seed}, round {round}"
 
     @cached_property
     def places(self) -> Mapping[str, int]:
-        """Where each of ``merchants`` is among them: a request may be for very many, and each is looked up."""
+        """Index of each of ``merchants``, for fast look-up in large requests."""
         return {merchant: place for place, merchant in enumerate(self.merchants)}
 
     def student_of(self, merchant: str) -> str:
-        """Kind of student of one of ``merchants``."""
+        """Return the name of a merchant's student."""
         return self.students[self.places[merchant]]
 
     @property
     def global_blueprint(self) -> str:
-        """How to build the global student."""
+        """Blueprint of the global student."""
         return next(iter(self.blueprints.values()))
 
     def rounds_of(self, merchant: str) -> int:
-        """Planned rounds of one of ``merchants``."""
+        """Return the number of planned rounds of a merchant."""
         return self.rounds[self.places[merchant]]
 
     def known_of(self, merchant: str) -> int:
-        """Round of which the server has the soft labels of one of ``merchants``; 0 for none."""
+        """Return the round of the server's cached soft labels of a merchant; 0 without any."""
         return self.known[self.places[merchant]] if self.known else 0
 
     def part(self, places: Sequence[int]) -> "TrainRequest":
-        """The same request for the merchants at these places only."""
+        """Return the request for the merchants at these indices only."""
         return replace(
             self,
             merchants=tuple(self.merchants[place] for place in places),
@@ -112,23 +111,23 @@ class TrainRequest:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "TrainRequest":
-        """Inverse of ``to_record``; TrainingError for one that is incomplete or of other types: a seed that is a text
-        may be another seed to the ledger and the same to the noise."""
+        """Inverse of ``to_record``; raise TrainingError for missing values or other types. Types matter: a string as
+        seed could differ for the ledger, but not for the noise."""
         values: dict[str, Any] = {**_OPTIONAL, **record}
         for name, kind in _SINGLE.items():
             if type(values.get(name)) is not kind:
-                raise TrainingError(f"a request whose {name} is no {kind.__name__}")
+                raise TrainingError(f"{name} of the request must be of type {kind.__name__}")
         for name, kind in _SEVERAL.items():
             several = values.get(name)
             if not isinstance(several, list) or any(type(value) is not kind for value in several):
-                raise TrainingError(f"a request whose {name} are not of type {kind.__name__}")
+                raise TrainingError(f"{name} of the request must be a list of type {kind.__name__}")
         merchants = len(values["merchants"])
         if any(len(values[name]) != merchants for name in ("students", "rounds")):
-            raise TrainingError("a request without a student and a number of rounds for each of its merchants")
+            raise TrainingError("the request must have a student and a number of rounds for each merchant")
         if len(values["known"]) not in (0, merchants):
-            raise TrainingError("a request that knows soft labels of other merchants than it asks")
+            raise TrainingError("`known` of the request must have one round for each merchant")
         if len(values["blueprint_names"]) != len(values["blueprints"]):
-            raise TrainingError("a request with other names of students than descriptions")
+            raise TrainingError("the request must have one name for each blueprint")
         return cls(
             arm=values["arm"],
             seed=values["seed"],
@@ -158,44 +157,45 @@ _SEVERAL = {
 }
 """Types of a request's values on the wire."""
 _OPTIONAL: Mapping[str, Any] = {"known": [], "proxy": b"", "federation": ""}
-"""What a request need not say."""
+"""Optional values of a request."""
 
 
 def packed(chosen: npt.NDArray[np.bool_]) -> bytes:
-    """Eight to a byte."""
+    """Pack booleans to bits, eight per byte."""
     return np.packbits(chosen).tobytes()
 
 
 def unpacked(bits: bytes, size: int) -> npt.NDArray[np.bool_]:
-    """Inverse of ``packed``, ``[size]``. TrainingError unless there are as many bits, whole bytes aside."""
+    """Inverse of ``packed``, ``[size]``; raise TrainingError if the number of bytes does not fit."""
     if len(bits) != (size + 7) // 8:
         raise TrainingError(
-            f"the server chose in another proxy set than this site's, of {size} examples: run one experiment at both"
+            f"the server's proxy set differs from this site's of {size} examples: run the same experiment at both"
         )
     return np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=size).astype(np.bool_)
 
 
 def blueprint_of(model: TextModel) -> str:
-    """How to build an equal model with other weights: its kind and settings as JSON."""
+    """Return the blueprint of a model: its kind and settings as JSON."""
     return json.dumps({"kind": model.kind, "settings": dict(model.settings)}, sort_keys=True)
 
 
 def built_from(blueprint: str) -> TextModel:
-    """Inverse of ``blueprint_of``, with arbitrary weights. TrainingError for a text that describes no model."""
+    """Inverse of ``blueprint_of``, with arbitrary weights; raise TrainingError for an invalid blueprint."""
     try:
         description = json.loads(blueprint)
         kind, settings = description["kind"], description["settings"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise TrainingError("a request with a student that is not described as it should be") from error
+        raise TrainingError("the request has an invalid blueprint of a student") from error
     return rebuild(kind, settings)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A merchant that did not take part, and why.
+    """A merchant that did not participate, with the reason.
 
-    cause: a ``fault`` of its own or of what it sent; its privacy ``budget``, limits or rules; its site's ``hours``; too
-    ``late``; its site ``absent``. Only the first three are a site's to say.
+    cause: ``fault``: an error, or an invalid uplink; ``budget``: its privacy budget, limits or rules; ``hours``:
+    outside of its site's hours; ``late``: after the deadline; ``absent``: its site is offline. A site can report only
+    the first three.
     """
 
     merchant: str
@@ -204,7 +204,7 @@ class Refusal:
 
     @property
     def passing(self) -> bool:
-        """Whether the merchant may well take part if it is asked again later."""
+        """Whether the cause is temporary, so that the merchant may participate later."""
         return self.cause in ("hours", "late", "absent")
 
     def to_record(self) -> ConfigRecord:

@@ -130,7 +130,7 @@ def test_a_lie_is_of_the_form_that_the_server_checks(context, attack):
 
 
 def test_a_payload_that_cannot_be_scaled_is_a_refusal_and_no_crash(context):
-    with pytest.raises(UplinkRejected, match="merchant shop: whole weights, which only a server sends"):
+    with pytest.raises(UplinkRejected, match="merchant shop: only the server sends whole weights"):
         SignFlip().uplink(Uplink("shop", 20, (StudentWeights(START),)), context)
 
 

@@ -32,5 +32,5 @@ def test_another_seed_has_other_byzantine_merchants_and_everybody_is_one_about_a
 
 
 def test_somebody_must_be_honest():
-    with pytest.raises(ConfigError, match=r"byzantine\.fraction = 0\.3 leaves no honest one of 1 merchants"):
+    with pytest.raises(ConfigError, match=r"byzantine\.fraction = 0\.3 leaves no honest merchant of 1"):
         byzantine_merchants(attacked(0.3), ["only"], 0)

@@ -62,7 +62,7 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(entered, tmp_path):
     ("arguments", "message"),
     [
         (["--set", "federation.rounds=many"], "federation.rounds: Input should be a valid integer"),
-        (["--set", "federation.rounds"], "--set wants key=value, for example federation.rounds=3"),
+        (["--set", "federation.rounds"], "--set requires key=value, for example federation.rounds=3"),
         (["--set", "federation.method=fedavgg"], "unknown method 'fedavgg'; did you mean fedavg"),
         (["--set", "data.dataset=marktplace"], "unknown dataset 'marktplace'; did you mean marketplace"),
         (["--set", "data.task=translate"], "dataset 'marketplace' does not support data.task = 'translate'"),
@@ -98,7 +98,7 @@ def test_a_missing_file_is_named(entered, tmp_path):
         (None, "cannot read experiment {path}: Is a directory"),
         (b"name = 'sp\xe4t'", "{path} is not valid TOML: line 1 is not in UTF-8: save the file in UTF-8"),
         (b"name = ", "{path} is not valid TOML: Invalid value (at end of document)"),
-        (b"[[search]]", "{path} is no experiment, it has [[search]]: run it by `fed-distill tune`"),
+        (b"[[search]]", "{path} has [[search]] and is not an experiment: use `fed-distill tune`"),
     ],
 )
 @pytest.mark.parametrize("words", [["run"], ["config"], ["config", "--flower"], ["data", "describe"]], ids=" ".join)
@@ -120,7 +120,7 @@ def elsewhere(tmp_path):
 @pytest.mark.parametrize("options", [[], ["--tiny"], ["--set", "runtime.sites=2"]], ids=str)
 def test_merchants_that_are_elsewhere_are_not_simulated(entered, elsewhere, options):
     told = mistake(entered("run", elsewhere, *options))
-    assert told.startswith("error: data.clients = 'elsewhere' has its merchants at real sites, and none to simulate")
+    assert told.startswith("error: data.clients = 'elsewhere' has no merchants to simulate")
     assert "fed-distill sites run" in told
     assert not (elsewhere.parent / "runs").exists()
 

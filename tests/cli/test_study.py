@@ -100,7 +100,7 @@ def test_merchants_that_are_elsewhere_are_not_studied(command, file, tmp_path):
         code, out, errors = command(file, "--out", tmp_path / "out", "--set", "data.clients=elsewhere", *options)
         assert (code, out) == (2, "")
         (line,) = errors.strip().splitlines()
-        assert "data.clients = 'elsewhere' has its merchants at real sites, and none to simulate" in line
+        assert "data.clients = 'elsewhere' has no merchants to simulate" in line
         assert not (tmp_path / "out").exists()
 
 
@@ -160,7 +160,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
         (["--set", "federation.aggregator=fedavgg"], "cell method=fedavg, seed 0: unknown aggregator 'fedavgg'"),
         (["--set", "federation.options.eta=1"], "cell method=fedavg, seed 0: method 'fedavg' has no option 'eta'"),
         (["--only", "method=pate"], "--only: axis 'method' has no label 'pate'; it has: ['fedavg', 'fedmd']"),
-        (["--set", "privacy.unit=example"], "base: privacy: unit 'example' needs epsilon or noise_multiplier"),
+        (["--set", "privacy.unit=example"], "base: privacy: unit 'example' requires either epsilon or noise_multiplier"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_run(command, file, tmp_path, arguments, message):

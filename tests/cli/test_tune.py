@@ -97,7 +97,7 @@ def test_merchants_that_are_elsewhere_are_not_tuned(command, file, tmp_path):
         code, out, errors = command(file, "--out", tmp_path / "out", *settings, *options)
         assert (code, out) == (2, "")
         (line,) = errors.strip().splitlines()
-        assert "data.clients = 'elsewhere' has its merchants at real sites, and none to simulate" in line
+        assert "data.clients = 'elsewhere' has no merchants to simulate" in line
         assert not (tmp_path / "out").exists()
 
 

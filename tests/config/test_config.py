@@ -80,9 +80,9 @@ def test_a_path_in_the_users_home_is_read_as_in_a_shell(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"experiment": "name = "}, "experiment is no TOML"),
-        ({"set": "federation.rounds"}, "run config key set is not as in"),
-        ({"set": "x = 1\ny = 2"}, "run config key set is not as in"),
+        ({"experiment": "name = "}, "experiment is not valid TOML"),
+        ({"set": "federation.rounds"}, "run config key set must be like"),
+        ({"set": "x = 1\ny = 2"}, "run config key set must be like"),
         ({"set": "federation.round = 3"}, "federation.round"),
         ({"federation.rounds": 3}, r"unknown run config key 'federation\.rounds'"),
     ],
@@ -111,14 +111,17 @@ def write(tmp_path, text):
         ("seed = 99999999999999999999", "seed: Input should be less than or equal to 4611686018427387904"),
         ("repeats = 99999999999999999999", "repeats: Input should be less than or equal to"),
         ("[runtime]\nfolder = 3", r"runtime\.folder: Input should be a path"),
-        ("[base]\n[[axis]]\nkey = 'seed'", r"is no experiment, it has \[\[axis\]\]: run it by `fed-distill study`"),
-        ("[base]\n[[search]]\nkey = 'seed'", r"is no experiment, it has \[\[search\]\]: run it by `fed-distill tune`"),
+        ("[base]\n[[axis]]\nkey = 'seed'", r"has \[\[axis\]\] and is not an experiment: use `fed-distill study`"),
+        ("[base]\n[[search]]\nkey = 'seed'", r"has \[\[search\]\] and is not an experiment: use `fed-distill tune`"),
         ("name = 'two words'", "name: String should match"),
         ("controls = ['server', 'oracle']", r"controls\.2: Input should be 'server', 'local', 'pooled' or 'fedavg'"),
-        ("[data]\nvalid_share = 0.5\ntest_share = 0.5", r"data\.valid_share and data\.test_share leave nothing"),
+        (
+            "[data]\nvalid_share = 0.5\ntest_share = 0.5",
+            r"data\.valid_share and data\.test_share leave no training data",
+        ),
         ("[[compare]]\nlabel = 'a'\n[[compare]]\nruonds = 1", "table 2 of compare: unknown key ruonds"),
         ("[[compare]]\nrounds = 'x'", "table 1 of compare: rounds: Input should be a valid integer"),
-        ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': give one of them a `label`"),
+        ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': set a `label` for one of them"),
         ("[federation]\nlabel = 'pooled'", "'pooled', which is another row's name .* `label`"),
         ("[federation]\nmethod = 'local'", "'local', which is another row's name"),
         ("[federation]\nlabel = 'fedavg'", "'fedavg', which is another row's name .* `label`"),
@@ -127,7 +130,7 @@ def write(tmp_path, text):
         ("[training.server]\nclip_norm = nan", r"training\.server\.clip_norm: Input should be greater than 0"),
         (
             "[training.merchants]\nmomentum = 0.9",
-            r"training\.merchants: momentum is for optimizer sgd, adamw has its own: drop momentum",
+            r"training\.merchants: momentum requires optimizer sgd, not adamw: remove momentum",
         ),
         (
             "[training.merchants]\noptimizer = 'sgd'\nmomentum = 1.0",
@@ -136,22 +139,25 @@ def write(tmp_path, text):
         ("[byzantine]\nfraction = 1.0", r"byzantine\.fraction: Input should be less than 1"),
         (
             "controls = []\n[data]\nclients = 'elsewhere'\n[byzantine]\nfraction = 0.3",
-            r"byzantine is for simulations, and data\.clients = 'elsewhere' has real merchants",
+            r"\[byzantine\] is for simulations, but data\.clients = 'elsewhere' has real merchants",
         ),
         (
             "[federation]\nmethod = 'fedavg'\n[byzantine]\nfraction = 0.3",
-            "'fedavg' is the control of that name, which has no Byzantine merchants: give it a `label`",
+            "'fedavg' is also the control of that name, which has no Byzantine merchants: set another `label`",
         ),
         (
             "[federation]\nmethod = 'fedavg'\n[privacy]\nunit = 'example'\nepsilon = 1.0",
-            "'fedavg' is the control of that name, which is neither private nor coded: give it a `label`",
+            "'fedavg' is also the control of that name, which has neither privacy nor compression: set another `label`",
         ),
-        ("[[compare]]\nmethod = 'fedavg'\ntransport = { weights = ['sign'] }", "which is neither private nor coded"),
-        ("[[teacher.ensemble]]\nmodel = 'bert-small'", "ensemble has a teacher twice, which would count double"),
+        (
+            "[[compare]]\nmethod = 'fedavg'\ntransport = { weights = ['sign'] }",
+            "which has neither privacy nor compression",
+        ),
+        ("[[teacher.ensemble]]\nmodel = 'bert-small'", "ensemble has a teacher twice"),
         ("[[teacher.ensemble]]\nseed = 1\n[[teacher.ensemble]]\nseed = 1", "ensemble has a teacher twice"),
         (
             "[distill]\ntransfer = ['decisions', 'hints']\nfinal_temperature = 1.0",
-            r"final_temperature is of soft labels, (and|of which) transfer = \['decisions', 'hints'\]",
+            r"final_temperature requires soft labels, which transfer = \['decisions', 'hints'\] does not use",
         ),
         ("name = ", "is not valid TOML"),
     ],
@@ -218,7 +224,7 @@ def test_settings_are_toml_or_plain_text(text, key, value):
 
 @pytest.mark.parametrize("text", ["federation.rounds", "=3", "", ".rounds=3", "federation..rounds=3"])
 def test_a_setting_without_key_or_value_is_refused(text):
-    with pytest.raises(ConfigError, match="--set wants key=value"):
+    with pytest.raises(ConfigError, match="--set requires key=value"):
         parse_setting(text)
 
 
@@ -332,8 +338,8 @@ def test_the_fedavg_control_is_stopped_and_validated_as_the_federation_is():
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({"teacher": {"combine": "confidence"}}, "combine = 'confidence' is of several teachers"),
-        ({"teacher": {"combine": "similarity", "ensemble": [{"seed": 1}]}}, "without domains are the same"),
+        ({"teacher": {"combine": "confidence"}}, "combine = 'confidence' requires several teachers"),
+        ({"teacher": {"combine": "similarity", "ensemble": [{"seed": 1}]}}, "identical without domains"),
         (
             {
                 "distill": {"final_temperature": 1.0},
@@ -341,16 +347,16 @@ def test_the_fedavg_control_is_stopped_and_validated_as_the_federation_is():
                 "controls": ["server"],
                 "adaptation": {"enabled": False},
             },
-            "raise training.server.epochs",
+            "set training.server.epochs above 1",
         ),
-        ({"training": {"server": {"momentum": 0.9}}}, r"training\.server: momentum is for optimizer sgd, adamw has"),
-        ({"training": {"pooled": {"momentum": 0.9}}}, "training: pooled: momentum is for optimizer sgd, adamw has"),
-        ({"training": {"local": {"momentum": 0.9}}}, "training: local: momentum is for optimizer sgd, adamw has"),
-        ({"adaptation": {"momentum": 0.9}}, "adaptation: momentum is for optimizer sgd, adamw has its own"),
-        ({"teacher": {"ensemble": [{"momentum": 0.9}]}}, "teacher: momentum is for optimizer sgd, adamw has its own"),
+        ({"training": {"server": {"momentum": 0.9}}}, r"training\.server: momentum requires optimizer sgd, not adamw"),
+        ({"training": {"pooled": {"momentum": 0.9}}}, "training: pooled: momentum requires optimizer sgd, not adamw"),
+        ({"training": {"local": {"momentum": 0.9}}}, "training: local: momentum requires optimizer sgd, not adamw"),
+        ({"adaptation": {"momentum": 0.9}}, "adaptation: momentum requires optimizer sgd, not adamw"),
+        ({"teacher": {"ensemble": [{"momentum": 0.9}]}}, "teacher: momentum requires optimizer sgd, not adamw"),
         (
             {"privacy": {"unit": "example", "epsilon": 1.0, "training": {"momentum": 0.9}}},
-            r"privacy\.training: momentum is for optimizer sgd, adamw has its own",
+            r"privacy\.training: momentum requires optimizer sgd, not adamw",
         ),
     ],
 )
@@ -384,8 +390,8 @@ def test_private_federations_may_train_in_a_way_of_their_own():
 @pytest.mark.parametrize(
     ("privacy", "message"),
     [
-        ({"epsilon": 1.0}, "epsilon without a unit"),
-        ({"unit": "example"}, "needs epsilon or noise_multiplier: neither is set"),
+        ({"epsilon": 1.0}, "epsilon requires a unit"),
+        ({"unit": "example"}, "requires either epsilon or noise_multiplier: set one"),
         ({"unit": "example", "epsilon": 1.0, "noise_multiplier": 1.0}, "both are set, remove one"),
         ({"unit": "example", "epsilon": 0.0}, r"privacy\.epsilon"),
         ({"unit": "example", "epsilon": 1.0, "delta": 1.0}, r"privacy\.delta"),

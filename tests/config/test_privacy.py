@@ -47,10 +47,18 @@ def test_a_table_has_the_keys_of_its_unit_and_no_other(unit):
 @pytest.mark.parametrize(
     ("unit", "key", "message"),
     [
-        ("none", "batch_size", "batch_size without a unit: set privacy.unit to example or group"),
-        ("vote", "max_update_norm", "max_update_norm is of unit merchant, not of vote: drop it, or take that unit"),
-        ("merchant", "rows", "rows is of unit example or group, not of merchant: drop it, or take that unit"),
-        ("m:Own", "rows", "rows is of unit example or group: settings of a unit of your own are in privacy.options"),
+        ("none", "batch_size", "batch_size requires a unit: set privacy.unit to example or group"),
+        (
+            "vote",
+            "max_update_norm",
+            "max_update_norm belongs to unit merchant, not to vote: remove it, or change privacy.unit",
+        ),
+        (
+            "merchant",
+            "rows",
+            "rows belongs to unit example or group, not to merchant: remove it, or change privacy.unit",
+        ),
+        ("m:Own", "rows", "rows belongs to unit example or group: set options of a custom unit in privacy.options"),
         ("example", "options", "unknown key privacy.options"),
         ("example", "rowz", "unknown key privacy.rowz"),
     ],

@@ -48,7 +48,7 @@ def test_an_old_key_in_a_table_and_on_a_command_line_is_answered_by_the_new(old,
 def test_one_that_has_become_several_is_answered_by_all_of_them():
     with pytest.raises(ConfigError) as found:
         Experiment.parse({"training": {"schedule": "cosine"}})
-    told = "training.schedule is now training.merchants.schedule and training.server.schedule: set those that you mean"
+    told = "training.schedule is now training.merchants.schedule and training.server.schedule: set the ones you need"
     assert str(found.value) == f"experiment: {told}"
 
 

@@ -55,7 +55,7 @@ LIES = {
     "norm": (replaced("head.0.bias", lambda value: value + np.float32(1e6)), "its update has a norm of 2.83e+06, and"),
     "shape": (replaced("head.0.bias", lambda value: value[:-1]), "head.0.bias has shape [7], not [8]"),
     "examples": (with_too_many_examples, "training examples, but announced"),
-    "nothing": (without_update, "its uplink has other parts than most others have"),
+    "nothing": (without_update, "the parts of its uplink differ from those of most merchants"),
 }
 
 
@@ -79,8 +79,8 @@ def test_who_answers_as_another_is_told_as_its_site_and_as_a_merchant_that_is_mi
     folder, _ = simulate(tiny_experiment(tmp_path, CHANGES), app=deviating(as_somebody_else, 1, seen))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     reasons = [
-        "site 2 sent what it was not asked for; answers dropped: 1",
-        f"merchant {seen[0]}: site 2 sent nothing for it",
+        "site 2 sent unrequested answers; dropped: 1",
+        f"merchant {seen[0]}: site 2 sent no answer for it",
     ]
     assert [(line["merchants"], line["reasons"]) for line in lines] == [(4, reasons)] * 2
 

@@ -86,9 +86,9 @@ def test_merchants_of_later_chunks_are_taken_to_be_as_large_as_the_median():
 
 
 def test_each_merchant_that_is_cut_is_named_once(caplog):
-    told: set[str] = set()
+    logged: set[str] = set()
     for _ in range(3):
-        counts = Counts(SHARE, RATIO, told=told)
+        counts = Counts(SHARE, RATIO, logged=logged)
         uplinks = [sent("a", 10), sent("b", 12), sent("byzantine", MOST_EXAMPLES)]
         counts.learn(uplinks)
         cut = [counts.cut(uplink) for uplink in uplinks]
@@ -120,7 +120,7 @@ def test_counts_of_whole_tables_are_refused_before_anybody_is_measured_by_them()
     chunks = [Chunk((Uplink("byzantine", 10, (odd,)), sent("b", 10), sent("c", 10)))]
     intake = UplinkValidator(chunks, context, 3, 1, counts=Counts(SHARE, RATIO))
     assert [uplink.merchant for uplink in intake] == ["b", "c"]
-    assert intake.refusals[0].reason == "merchant byzantine: counts of 'bias' without its rows"
+    assert intake.refusals[0].reason == "merchant byzantine: counts of 'bias' have no row numbers"
 
 
 def test_who_uses_no_row_is_no_measure_for_who_does():

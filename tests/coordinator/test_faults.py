@@ -230,7 +230,7 @@ def test_too_few_for_too_long_end_the_run_which_goes_on_later_and_patiently(tiny
     whole = FaultyGrid(tiny_experiment(tmp_path / "whole", changes)).run()
     experiment = tiny_experiment(tmp_path / "few", changes)
     with pytest.raises(
-        TrainingError, match=r"did not answer within 0\.01 s; it was asked 2 times.*go on with --resume"
+        TrainingError, match=r"did not answer within 0\.01 s; all 2 attempts failed.*continue with --resume"
     ):
         SilentSite(experiment).run()
     patient = experiment.with_changes({"runtime.resume": True, "federation.retries": 5, "federation.deadline": 60.0})
@@ -243,9 +243,9 @@ def test_a_site_that_leaves_is_not_waited_for_and_comes_back_as_another_node(tin
     absent = two["answers"]["absent"]
     assert (one["merchants"], two["merchants"], three["merchants"]) == (5, 5 - absent, 5)
     assert 1 <= absent == len(two["reasons"]) == answers_of(folder)["absent"]
-    assert all(reason.endswith("its site is away") for reason in two["reasons"])
+    assert all(reason.endswith("its site is offline") for reason in two["reasons"])
     assert f"site {SECOND} is away" in caplog.text
-    assert f"site {LeavingSite.BACK} is back, with " in caplog.text
+    assert f"site {LeavingSite.BACK} is online again, with " in caplog.text
 
 
 def test_when_most_are_away_nobody_is_asked_until_they_are_back(tiny_experiment, tmp_path):
@@ -254,7 +254,7 @@ def test_when_most_are_away_nobody_is_asked_until_they_are_back(tiny_experiment,
     folder = LeavingSites(tiny_experiment(tmp_path / "away", changes)).run()
     _, two = lines_of(folder)
     assert len(two["retried"]) == 2
-    assert "merchants are there; merchant " in two["retried"][0]
+    assert "merchants are online; merchant " in two["retried"][0]
     assert student_of(folder) == student_of(whole)
 
 
@@ -301,7 +301,7 @@ def test_a_reply_of_an_earlier_round_is_rejected_and_survived(tiny_experiment, t
     one, two = lines_of(folder)
     assert one["merchants"] == 5
     assert two["merchants"] == 5 - two["answers"]["refused"] < 5
-    expected = "it was asked for fedavg-kd, seed 0, round 2, and its reply is to fedavg-kd, seed 0, round 1"
+    expected = "the request was fedavg-kd, seed 0, round 2, but its reply is to fedavg-kd, seed 0, round 1"
     assert [expected in reason for reason in two["reasons"]] == [True]
 
 
@@ -314,9 +314,7 @@ def other_protocol(reply):
 def test_a_site_of_another_version_is_left_out_by_name(tiny_experiment, tmp_path, caplog):
     folder = FaultyGrid(tiny_experiment(tmp_path, QUICK), tampered(other_protocol, kind=QUERY_MERCHANTS)).run()
     assert 3 <= lines_of(folder)[0]["merchants"] < 5
-    assert (
-        f"site {SECOND} speaks protocol {PROTOCOL - 1} and this server {PROTOCOL}: install fed-distill" in caplog.text
-    )
+    assert f"site {SECOND} has protocol {PROTOCOL - 1} and this server {PROTOCOL}: install fed-distill" in caplog.text
     assert "(fed-distill 0.0.1)" in caplog.text
 
 
@@ -326,7 +324,7 @@ def test_sites_of_other_versions_only_end_the_run_with_one_clear_line(tiny_exper
     def app(message, context):
         return other_protocol(inner(message, context))
 
-    with pytest.raises(DataError, match=f"no site has any merchant: site 2 speaks protocol {PROTOCOL - 1} and"):
+    with pytest.raises(DataError, match=f"no site has a merchant: site 2 has protocol {PROTOCOL - 1} and"):
         FaultyGrid(tiny_experiment(tmp_path, QUICK), app).run()
 
 
@@ -365,7 +363,7 @@ def test_a_full_disk_at_a_site_refuses_its_merchants_until_there_is_room(tiny_ex
         folder = grid.run()
     one, two = lines_of(folder)
     assert (one["merchants"], two["merchants"]) == (4, 5)
-    assert one["reasons"] == [f"merchant {poor}: its training failed; the site's log says more"]
+    assert one["reasons"] == [f"merchant {poor}: its training failed; see the site's log"]
     rounds = {merchant: [charge.round for charge in charges] for merchant, charges in charges_of(folder).items()}
     assert rounds.pop(poor) == [0, 2]  # what was not trained was not paid for
     assert set(map(tuple, rounds.values())) == {(0, 1, 2)}

@@ -82,8 +82,8 @@ def test_what_another_site_has_cannot_be_claimed_while_that_is_there(stage, capl
     stage.there, stage.has[NEW] = {NORTH, SOUTH, NEW}, ["a", "x"]
     assert roster.away() == frozenset()
     assert roster.node_of("a") == NORTH
-    assert f"site {NEW}: a is at another site too, and stays there" in caplog.text
-    assert f"site {NEW}: x not there when the run began" in caplog.text
+    assert f"site {NEW}: a also announced by its connected site, and stays there" in caplog.text
+    assert f"site {NEW}: x not online at the start of the run" in caplog.text
 
 
 def test_a_site_that_is_back_before_its_former_self_was_missed_has_its_merchants_then(stage):
@@ -112,15 +112,15 @@ def test_one_that_comes_back_with_another_proxy_set_stays_away(stage, caplog):
 
 
 USELESS = {
-    "proxy set": ({"public": "another"}, "(c) has other classes or another proxy set than the server: give it this"),
-    "no proxy set": ({"public": 7}, "(c) has other classes or another proxy set than the server: give it this"),
+    "proxy set": ({"public": "another"}, "(c) has other classes or another proxy set than the server: install this"),
+    "no proxy set": ({"public": 7}, "(c) has other classes or another proxy set than the server: install this"),
     "protocol": ({"protocol": 2}, f"speaks protocol 2 and this server {PROTOCOL}: install fed-distill"),
-    "no names": ({"names": "c"}, "did not answer with the names of its merchants"),
-    "numbers": ({"names": [1, 2], "examples": [1, 2]}, "did not answer with the names of its merchants"),
-    "sizes": ({"examples": [1, 2]}, "did not answer with the names and sizes of its merchants"),
-    "size": ({"examples": [True]}, "announced merchants whose numbers of examples are no such numbers"),
-    "unprintable": ({"names": ["\x1b[31mc"]}, "has no merchant that can take part"),
-    "twice": ({"names": ["c", "c"], "examples": [1, 2]}, "has no merchant that can take part"),
+    "no names": ({"names": "c"}, "sent an announcement without names of merchants"),
+    "numbers": ({"names": [1, 2], "examples": [1, 2]}, "sent an announcement without names of merchants"),
+    "sizes": ({"examples": [1, 2]}, "sent an announcement without names and sizes of merchants"),
+    "size": ({"examples": [True]}, "announced invalid numbers of examples of merchants"),
+    "unprintable": ({"names": ["\x1b[31mc"]}, "has no merchant that can participate"),
+    "twice": ({"names": ["c", "c"], "examples": [1, 2]}, "has no merchant that can participate"),
     "disk on fire": (None, "failed: RuntimeError: disk on fire"),
 }
 
@@ -141,9 +141,7 @@ def test_a_site_of_no_use_is_named_and_left_out_and_does_not_count_as_one_that_i
 
 def test_only_useless_sites_end_the_run_with_the_reasons_of_all(stage):
     stage.says = {NORTH: {"public": "another"}, SOUTH: {"protocol": 2}}
-    with pytest.raises(
-        DataError, match=r"no site has any merchant: site 2 \(a, b\) has other .*; site 3 speaks protocol"
-    ):
+    with pytest.raises(DataError, match=r"no site has a merchant: site 2 \(a, b\) has other .*; site 3 has protocol"):
         stage.roster(public="ours")
 
 
@@ -162,8 +160,8 @@ def test_names_that_cannot_be_printed_and_those_announced_twice_are_left_out_and
     long = "x" * 200
     stage.has[SOUTH] = ["c", "", "\u202ecod", "a\nb", long, long + "x", "d", "d", "Kühl 手机"]
     assert stage.roster().merchants == sorted(["a", "b", "c", long, "Kühl 手机"])
-    assert f"site {SOUTH}: d left out: it announces them twice" in caplog.text
-    odd = f"site {SOUTH}: ,  cod, a b and 1 more left out: a name has 1 to 200 characters, all of which can be printed"
+    assert f"site {SOUTH}: d excluded: announced twice" in caplog.text
+    odd = f"site {SOUTH}: ,  cod, a b and 1 more excluded: a name must have 1 to 200 printable characters"
     assert odd in caplog.messages
 
 
@@ -197,7 +195,7 @@ def test_who_had_a_merchant_at_first_has_it_again_when_it_comes_back(stage, capl
     roster.away()
     stage.there = {NORTH, NEW, SOUTH}
     assert (roster.away(), roster.node_of("a")) == (frozenset(), NORTH)
-    assert f"site {NEW}: a, b is at another site too, and stays there" in caplog.text
+    assert f"site {NEW}: a, b also announced by its connected site, and stays there" in caplog.text
 
 
 def test_a_site_is_told_by_its_name_and_by_its_number_too_where_that_is_not_enough(stage, caplog):

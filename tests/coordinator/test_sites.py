@@ -142,14 +142,14 @@ def test_a_run_waits_for_its_sites():
 def test_a_merchant_at_two_sites_takes_no_part_and_ends_no_run(caplog):
     assert make_sites({0: ["a", "b"], 1: ["b"], 2: ["c"]}).merchants == ["a", "c"]
     assert "b announced by site 2, site 3: a merchant belongs to one site" in caplog.text
-    with pytest.raises(DataError, match="no site has any merchant: b announced by site 2, site 3: a merchant belongs"):
+    with pytest.raises(DataError, match="no site has a merchant: b announced by site 2, site 3: a merchant belongs"):
         make_sites({0: ["b"], 1: ["b"]})
 
 
 def test_sites_without_merchants_are_said():
-    with pytest.raises(DataError, match="no site has any merchant: each site answered with none"):
+    with pytest.raises(DataError, match="no site has a merchant: all sites announced none"):
         make_sites({0: [], 1: []})
-    with pytest.raises(DataError, match=r"no site has any merchant: site 2 failed: .*disk on fire"):
+    with pytest.raises(DataError, match=r"no site has a merchant: site 2 failed: .*disk on fire"):
         make_sites({0: None})
 
 
@@ -244,8 +244,8 @@ def test_bytes_are_those_of_a_merchants_own_records(chunk):
     assert total.downlink_bytes == 2 * alone + serialized_bytes(RecordDict({"start.s": to_array_record(start)}))
 
 
-UNASKED = "site {} sent what it was not asked for; answers dropped: 1"
-NOTHING = "merchant {}: site {} sent nothing for it"
+UNASKED = "site {} sent unrequested answers; dropped: 1"
+NOTHING = "merchant {}: site {} sent no answer for it"
 REFUSED = RecordDict({"refusal": ConfigRecord({"merchant": "b", "reason": "budget spent"})})
 
 
@@ -306,14 +306,14 @@ def test_test_counts_are_collected_and_impossible_ones_left_out(caplog):
     counts = {0: {"a": [3, 4], "d": [5, 4]}, 1: {"c": [1, 1], "b": [0, 0]}, 2: None}
     found, untold = make_sites(counts=counts).evaluate(request("a", "b", "c", "d"), {"w": torch.zeros(1)})
     assert (found, untold) == ({"a": (3, 4)}, ["c", "d"])  # b has nothing to test on, and says so
-    assert "merchant d: [5, 4] is not (right, all)" in caplog.text
+    assert "merchant d: [5, 4] is not (correct, all)" in caplog.text
     assert UNASKED.format(3) in caplog.text
 
 
 @pytest.mark.parametrize("size", [1.5, -1, 2**40])
 def test_announced_sizes_that_are_no_numbers_of_examples_are_refused(monkeypatch, size):
     monkeypatch.setitem(globals(), "ANNOUNCED", size)
-    with pytest.raises(DataError, match="numbers of examples are no such numbers"):
+    with pytest.raises(DataError, match="invalid numbers of examples"):
         make_sites()
 
 
@@ -368,7 +368,7 @@ def test_a_site_that_tells_nothing_to_be_believed_leaves_its_cost_untold(lie, ca
     told[2] = {**LEDGERS, "merchants": 1, **lie} if lie else {"merchants": 1}
     found = make_sites(spent=told).spent("fedavg", 0)
     assert found == Spent(3, 1.5, 1e-5, 0.8, 0.9, 1, 1.5, 1.75)
-    assert "what site 4 tells of its ledgers cannot be read" in caplog.text
+    assert "the report of site 4 on its ledgers is invalid" in caplog.text
 
 
 def test_what_a_silent_site_has_cost_is_untold():

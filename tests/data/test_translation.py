@@ -115,7 +115,7 @@ def test_models_that_are_not_there_are_named(pair, tmp_path):
     [
         ({"translated": 0.5}, "go together"),
         ({"back_translation": ["there", "back"]}, "go together"),
-        ({"translated": 0.5, "back_translation": ["there"]}, "two models, there and back"),
+        ({"translated": 0.5, "back_translation": ["there"]}, "two models, to another language and back"),
     ],
 )
 def test_half_of_a_setting_is_refused(config, message):

@@ -74,5 +74,5 @@ def test_a_run_fits_into_what_its_sites_are_handed_and_a_second_one_does_not(
         for path in Ledgers(site / "state" / "ledgers").files():
             entries = Ledgers(site / "state" / "ledgers").read(path)
             assert limits.default.max_epsilon >= exposure(entry.charge for entry in entries) > 4.0
-    with pytest.raises(BudgetExceeded, match="no merchant may take part any more"):
+    with pytest.raises(BudgetExceeded, match="no merchant can participate any more"):
         run_over(planned.with_changes({"name": "second", "seed": 7}))

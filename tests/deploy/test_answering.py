@@ -180,7 +180,7 @@ def test_a_configuration_that_names_code_of_its_own_is_refused_and_nobody_is_ask
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     settings = {"classes": 2, "pair": True, "config": config, "max_length": 16}
     described = json.dumps({"kind": "fed_distill.models.transformer:Transformer", "settings": settings})
-    with pytest.raises(TrainingError, match="names code of its own"):
+    with pytest.raises(TrainingError, match="has custom code"):
         outlined(described)
 
 

@@ -245,7 +245,7 @@ def test_a_site_without_a_secret_takes_part_in_nothing_unless_it_is_a_rehearsal(
     path = deployment / "sites" / "north" / "site.toml"
     rehearsed = path.read_text(encoding="utf-8")
     path.write_text(rehearsed.replace("rehearsal = true", "rehearsal = false"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"site\.toml names no secret, .* add secret = \"noise.key\""):
+    with pytest.raises(ConfigError, match=r"site\.toml has no secret, .* add secret = \"noise.key\""):
         Manifest.read(path).read_secret()
     path.write_text(rehearsed, encoding="utf-8")
 

@@ -88,9 +88,9 @@ def test_who_has_nothing_to_train_on_is_left_out_unless_named(manifest_of, caplo
     alone = next(name for name in map("shop {}".format, range(50)) if not is_trained_on(manifest_of, name))
     manifest = manifest_of([*rows(40), f"query {alone},product,exact,{alone}"])
     assert list(manifest.read_data().merchants) == ["acme"]
-    assert f"has nothing to train on for 1 merchants, who are left out: {[alone]}" in caplog.text
+    assert f"has no training examples of 1 merchants, which are excluded: {[alone]}" in caplog.text
     named = manifest.model_copy(update={"data": manifest.data.model_copy(update={"merchants": ("acme", alone)})})
-    with pytest.raises(DataError, match=f"nothing to train on for merchant '{alone}'"):
+    with pytest.raises(DataError, match=f"no training examples of merchant '{alone}'"):
         named.read_data()
 
 
@@ -125,8 +125,8 @@ def test_without_a_merchant_column_all_rows_are_the_sites(manifest_of):
         ({"columns": {"titel": "anfrage"}}, "columns has no 'titel'"),
         ({"columns": {"text": "anfrage", "label": "note"}}, r"data\.columns\.pair"),
         ({"merchants": ("hooli",)}, "no rows of merchant 'hooli'"),
-        ({"path": "gone.csv"}, r"gone\.csv is no file: put the site's table there"),
-        ({"part": "laden"}, "row 1: part 'acme' is none of train, valid, test"),
+        ({"path": "gone.csv"}, r"gone\.csv is not a file: put the site's table there"),
+        ({"part": "laden"}, "row 1: part 'acme' must be one of train, valid, test"),
     ],
 )
 def test_a_wrong_mapping_is_named(manifest_of, change, message):
@@ -198,7 +198,7 @@ def test_what_the_rules_allow_passes():
         with pytest.raises(NotAllowed, match="rule hours"):
             rules.check("fedmd", 3, now)
     rules.check_size(2**20)
-    with pytest.raises(NotAllowed, match=r"rule max_update_mib: 1 MiB, and this is 1\.5 MiB"):
+    with pytest.raises(NotAllowed, match=r"rule max_update_mib: at most 1 MiB, not 1\.5 MiB"):
         rules.check_size(3 * 2**19)
 
 
@@ -221,5 +221,5 @@ def test_a_site_loads_no_words_and_no_model_that_the_server_named(deployment, ex
 def test_no_merchant_of_a_real_site_is_byzantine_whatever_the_server_asks(deployment, experiment):
     context = context_of(2, 1, experiment.with_changes({"byzantine.fraction": 0.3}).to_run_config())
     context.node_config = {"site": str(deployment / "sites" / "north" / "site.toml")}
-    with pytest.raises(ConfigError, match="no merchant of a real site deviates at the server's word"):
+    with pytest.raises(ConfigError, match="real sites reject it"):
         site_for(context)

@@ -207,8 +207,8 @@ def test_a_sites_json_log_holds_no_data_of_its_merchants(run_over, deployment, e
 
 
 def test_the_server_is_told_the_kind_of_an_error_and_nothing_that_it_quotes(caplog):
-    error = DataError("/srv/acme/train.csv, row 17: 'secret offer' is no class of relevance")
-    assert str(hidden(error)) == "DataError; the site's log and `fed-distill sites check` say more"
+    error = DataError("/srv/acme/train.csv, row 17: 'secret offer' is not a class of relevance")
+    assert str(hidden(error)) == "DataError; see the site's log and `fed-distill sites check`"
     (record,) = caplog.records
     assert record.exc_info[1] is error
     assert "secret offer" not in logs.JsonLines(private=True).format(record)

@@ -103,7 +103,7 @@ def test_a_site_that_refuses_names_its_rule_and_the_others_go_on(run_over, deplo
 def test_a_federation_that_every_site_refuses_is_no_result(run_over, deployment, experiment):
     for name in ("north", "south", "west"):
         allow(deployment, name, '"fedavg-kd", ', "")
-    refused = "round 1: no merchant may take part any more; merchant .* rule methods: .* not 'fedavg-kd'"
+    refused = "round 1: no merchant can participate any more; merchant .* rule methods: .* not 'fedavg-kd'"
     with pytest.raises(BudgetExceeded, match=refused):
         run_over(experiment)
 
@@ -120,7 +120,7 @@ def test_another_proxy_set_at_a_site_is_found_before_the_first_round(run_over, e
     other = experiment.with_changes({"data.proxy_size": experiment.data.proxy_size - 1})
     with pytest.raises(
         DataError,
-        match=r"another proxy set than the server: give it this experiment's proxy\.json",
+        match=r"another proxy set than the server: install this experiment's proxy\.json",
     ):
         run_over(other)
 
@@ -146,7 +146,7 @@ def test_a_server_without_any_merchants_rows_trains_with_sites_that_bring_their_
 
 
 def test_data_that_are_elsewhere_can_neither_be_pooled_nor_dealt(command, tiny_experiment, tmp_path):
-    with pytest.raises(ConfigError, match="leaves nothing to pool"):
+    with pytest.raises(ConfigError, match="requires the clients' data"):
         tiny_experiment(tmp_path, {"data.clients": "elsewhere"})
     file = tmp_path / "server.toml"
     changes = {"data.clients": "elsewhere", "controls": ["server"]}

@@ -257,7 +257,7 @@ def test_a_target_that_reads_no_soft_labels_is_known(kind):
         ({"transfer": ["hints", "hints"]}, "names hints twice"),
         ({"weights": {"hints": 1.0}}, "hints, which is not in transfer"),
         ({"transfer": []}, "transfer is empty"),
-        ({"transfer": [], "assistants": [{}], "hard_weight": 0.5}, "hard_weight below 1 asks for the teacher's labels"),
+        ({"transfer": [], "assistants": [{}], "hard_weight": 0.5}, "hard_weight below 1 requires the teacher's labels"),
         ({"hard_weight": 1.5}, "less than or equal to 1"),
     ],
 )

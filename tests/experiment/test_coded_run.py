@@ -185,26 +185,29 @@ def test_a_protected_update_is_coded_after_its_noise(tiny_experiment, simulate, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"transport.soft_labels": ["int8"]}, r"\[transport\] codes soft_labels, which no method on its terms sends"),
+        (
+            {"transport.soft_labels": ["int8"]},
+            r"\[transport\] compresses soft_labels, but none of its methods sends them",
+        ),
         (
             {"federation.method": "fedmd", "federation.options": {}, "federation.transport": {"weights": ["sign"]}},
-            "the transport of fedmd codes weights, which no method on its terms sends",
+            "the transport of fedmd compresses weights, but none of its methods sends them",
         ),
-        ({"transport.soft_label_cache": 0.1}, "caches soft labels, which no method on its terms sends"),
+        ({"transport.soft_label_cache": 0.1}, "caches soft labels, but no method sends them"),
         (
             {"federation.method": "fedavg", "federation.options": {}, "transport.downlink_soft_labels": ["int4"]},
-            r"\[transport\] codes soft_labels on their way to merchants, where no method .* drop downlink_soft_labels",
+            r"\[transport\] compresses soft_labels in downlinks, but none .* remove downlink_soft_labels",
         ),
         (
             {"federation.method": "fedmd", "federation.options": {}, "transport.downlink_weights": ["int8"]},
-            r"\[transport\] codes weights on their way to merchants, where no method .* drop downlink_weights",
+            r"\[transport\] compresses weights in downlinks, but none .* remove downlink_weights",
         ),
         (
             {
                 "federation": {"method": "selective-fd"},
                 "transport.soft_label_cache": 0.1,
             },
-            r"\[transport\] caches soft labels, and a method on its terms sends those of some proxy examples only",
+            r"\[transport\] caches soft labels, but a method sends those of some proxy examples only",
         ),
     ],
 )

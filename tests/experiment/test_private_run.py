@@ -80,7 +80,7 @@ def test_a_merchant_whose_budget_covers_a_part_of_the_run_leaves_it_to_the_other
 
 
 def test_a_federation_that_no_budget_covers_ends_before_its_first_round(limited, simulate):
-    with pytest.raises(BudgetExceeded, match="round 1: no merchant may take part any more"):
+    with pytest.raises(BudgetExceeded, match="round 1: no merchant can participate any more"):
         simulate(limited("[default]\nmax_epsilon = 6.0\n"))
 
 

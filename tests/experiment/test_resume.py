@@ -165,6 +165,6 @@ def test_a_real_federation_whose_name_was_lost_is_not_gone_on_from(tiny_experime
         path.unlink()
     else:
         path.write_text(path.read_text(encoding="utf-8").replace('"round": 1', '"round": 0'), encoding="utf-8")
-    told = "is of another federation than this" if damage == "lost" else r"released\.json cannot be used: its checksum"
+    told = "belongs to another federation" if damage == "lost" else r"released\.json cannot be used: its checksum"
     with pytest.raises(CheckpointError, match=told):
         simulate(experiment.with_changes({"runtime.resume": True}), secret=SECRET)

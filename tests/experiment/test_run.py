@@ -341,7 +341,7 @@ def test_a_torn_or_missing_result_says_what_to_delete(tiny_experiment, simulate,
     resumed = tiny_experiment(tmp_path, {**changes, "runtime.resume": True})
     kept = folder / "checkpoint" / "seed-0"
     (kept / "controls" / "server" / "outcome.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"server/outcome\.json is not valid JSON: .*; delete it to measure"):
+    with pytest.raises(CheckpointError, match=r"server/outcome\.json is not valid JSON: .*; delete it to repeat"):
         simulate(resumed)
     (kept / "controls" / "server" / "outcome.json").unlink()
     (kept / "federations" / "fedavg-kd" / "final.safetensors").unlink()

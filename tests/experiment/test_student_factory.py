@@ -177,4 +177,4 @@ def test_a_cache_that_cannot_be_written_is_reported_and_costs_no_training(run, m
     with caplog.at_level(logging.WARNING):
         trained, _ = run()
     assert trained
-    assert "is not kept for other runs" in caplog.text
+    assert "cannot be cached for other runs" in caplog.text

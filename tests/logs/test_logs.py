@@ -96,7 +96,7 @@ def test_in_text_an_error_is_not_said_twice(lines):
     ("error", "reason"),
     [
         (ValueError("cannot parse 'red shoe'"), None),
-        (DataError("row 3: 'red shoe' is no class"), None),
+        (DataError("row 3: 'red shoe' is not a class"), None),
         (FedDistillError("rule hours: 22:00-06:00"), "rule hours: 22:00-06:00"),
     ],
 )
@@ -174,7 +174,7 @@ def test_what_comes_from_outside_looks_like_no_other_line_and_moves_no_terminal(
     try:
         raise TrainingError(EVIL)
     except TrainingError as error:
-        logging.getLogger("clients").error("a message ended by an error", exc_info=error)
+        logging.getLogger("clients").error("a message failed", exc_info=error)
     for text in (caplog.text, caplog.messages[0]):
         assert all(sign.isprintable() or sign == "\n" for sign in text)
         assert r"x\x1b[2J\r" in text and r"nothing happened\u202e\x9b" in text

@@ -98,7 +98,7 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
     ("share", "level", "words"),
     [
         (0.5, "WARNING", "may not cover this run"),
-        (1.01, "WARNING", "may use up the budget"),
+        (1.01, "WARNING", "may exhaust the budget"),
         (5.0, "INFO", "covers this run"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_is_not_counted_twice(world, site_with, caplog):
     site = site_with(1.01 * run_exposure(site_with(1.0).experiment, 1, 1))
     list(site.train(world.request(merchant, rounds=3), world.down(1), {}))
     ((_, message),) = told(site, merchant, caplog)
-    assert "may use up" in message
+    assert "may exhaust" in message
     ((_, other),) = told(site_with(12.0, {"name": "second"}), merchant, caplog)
     assert "may not cover" in other
 

@@ -61,7 +61,7 @@ def test_what_a_file_does_not_name_is_closed(write, text):
     assert limits.of("a").max_epsilon == 8.0
     with pytest.raises(BudgetExceeded, match=r"a delta of 1\.1e-05 is above 1e-05"):
         limits.of("a").check_delta("a", 1.1e-5, 50)
-    with pytest.raises(NotAllowed, match=r"rule scores: .* scores = true allows it"):
+    with pytest.raises(NotAllowed, match=r"rule scores: .* scores = true allows them"):
         limits.rules.check_scores()
 
 

@@ -366,7 +366,7 @@ def test_a_refusal_tells_the_server_nothing_of_the_data_and_the_log_everything(w
     site = protected(**{"privacy.epsilon": 0.01})
     refused = answers(site, world.request(world.names[0]), world.down())[world.names[0]]
     assert refused.reason == (
-        f"merchant {world.names[0]}: its privacy budget or its limits do not allow this; the site's log says more"
+        f"merchant {world.names[0]}: its privacy budget or its limits do not allow this; see the site's log"
     )
     assert "epsilon" in caplog.text
 

@@ -115,7 +115,7 @@ def test_the_student_that_the_server_trains_alone_is_of_no_method(world, ruled):
 def test_weights_that_no_honest_server_sends_are_not_scored(world, ruled, value):
     name = next(iter(world.start))
     weights = {**world.start, name: torch.full_like(world.start[name], value)}
-    with pytest.raises(TrainingError, match="values that are not finite, or beyond"):
+    with pytest.raises(TrainingError, match="values that are not finite, or above"):
         ruled(Rules(scores=True)).evaluate(world.request(*world.names), weights)
 
 
@@ -156,7 +156,7 @@ def test_an_update_that_is_too_large_stays_at_the_site(world, ruled):
         (uplink,) = site.train(request, down, {})
         answer = site.coded(uplink, Codec(), request, down)
         assert isinstance(answer, Refusal) is not sent
-        assert sent or "rule max_update_mib: 0.001 MiB, and this is 0.0" in answer.reason
+        assert sent or "rule max_update_mib: at most 0.001 MiB, not 0.0" in answer.reason
 
 
 LARGE = {"kind": "two-tower", "settings": {"classes": 4, "pair": True, "rows": 10**9, "width": 4096}}
@@ -173,7 +173,7 @@ def test_a_request_for_too_much_work_is_refused_by_name_before_it_is_trained(wor
     name = world.names[0]
     site = ruled(Rules(max_steps=20), asked)
     (refused,) = site.train(world.request(name), world.down(), {})
-    assert isinstance(refused, Refusal) and "rule max_steps: 20 of one merchant in a round, not " in refused.reason
+    assert isinstance(refused, Refusal) and "rule max_steps: at most 20 per merchant and round, not " in refused.reason
     paid = [entry.charge.what for entry in site.protection.ledger("fedavg-kd", 0, name).entries()] if changes else []
     assert paid in ([], ["size"])
     (trained,) = ruled(Rules(max_steps=5000), asked).train(world.request(name), world.down(), {})
@@ -184,7 +184,7 @@ def test_a_student_that_is_too_large_is_refused_before_it_is_made(world, ruled):
     """16 TB: making it would end the process."""
     request = described(world.request(world.names[0]), LARGE)
     (refused,) = ruled(Rules(max_model_mib=256.0)).train(request, world.down(), {})
-    assert "rule max_model_mib: 256 MiB, and a student has 1.56e+07 MiB" in refused.reason
+    assert "rule max_model_mib: at most 256 MiB, but a student has 1.56e+07 MiB" in refused.reason
     nested = {"kind": "fed_distill.models.pair:Pair", "settings": {"shared": LARGE, "own": LARGE}}
     (refused,) = ruled(Rules(max_model_mib=256.0)).train(described(request, nested), world.down(), {})
     assert "rule max_model_mib" in refused.reason
@@ -201,10 +201,10 @@ def test_every_rule_of_a_site_is_closed_or_open_by_intent(field):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda request: replace(request, arm="other"), "a request for 'other', which is no part of"),
-        (lambda request: replace(request, merchants=("nobody",)), "merchant 'nobody', who is not at this site"),
-        (lambda request: replace(request, students=("lstm",)), "a student 'lstm' that it does not describe"),
-        (lambda request: replace(request, blueprints={"two-tower": "{"}), "a student that is not described"),
+        (lambda request: replace(request, arm="other"), "the request is for 'other', which is not an arm of"),
+        (lambda request: replace(request, merchants=("nobody",)), "merchant 'nobody', which is not at this site"),
+        (lambda request: replace(request, students=("lstm",)), "a student 'lstm', but has no blueprint for it"),
+        (lambda request: replace(request, blueprints={"two-tower": "{"}), "an invalid blueprint of a student"),
         (lambda request: described(request, {"kind": "os:system", "settings": {}}), "a student that cannot be built"),
         (lambda request: described(request, {**LARGE, "settings": {"rows": 16}}), "a student that cannot be built"),
     ],
@@ -221,8 +221,8 @@ def test_a_merchant_that_is_named_twice_and_weights_of_another_student_are_told(
     down = world.down()
     for weights, told in (
         ({**down.weights, "more": torch.zeros(1)}, "only one of them has 'more'"),
-        ({key: value.double() for key, value in down.weights.items()}, "its student wants"),
-        ({key: value[:1] for key, value in down.weights.items()}, "its student wants"),
+        ({key: value.double() for key, value in down.weights.items()}, "its student requires"),
+        ({key: value[:1] for key, value in down.weights.items()}, "its student requires"),
     ):
         with pytest.raises(TrainingError, match=told):
             list(site.train(world.request(name), down.having(StudentWeights(weights)), {}))

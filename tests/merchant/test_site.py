@@ -110,12 +110,12 @@ def test_a_refusal_quotes_no_error_that_may_name_a_path_or_a_row(world, monkeypa
 
     monkeypatch.setattr("fed_distill.merchant.site.Site._kept", torn)
     (answer,) = world.site().train(world.request(world.names[0]), world.down(), {})
-    assert answer.reason == f"merchant {world.names[0]}: CheckpointError; the site's log says more"
+    assert answer.reason == f"merchant {world.names[0]}: CheckpointError; see the site's log"
 
 
 @pytest.mark.parametrize("rate", [-1.0, 2e4, math.inf, math.nan])
 def test_a_rate_with_which_weights_may_overflow_is_refused(world, rate):
-    with pytest.raises(TrainingError, match=r"a learning rate of .*, not from 0 to 10000"):
+    with pytest.raises(TrainingError, match=r"the learning rate must be from 0 to 10000"):
         list(world.site().train(replace(world.request(world.names[0]), learning_rate=rate), world.down(), {}))
 
 

@@ -151,7 +151,7 @@ def test_a_cohort_says_that_it_cannot_stack_factors_and_trains_one_after_another
 def test_factors_alone_hide_an_examples_gradient(built):
     check_per_example(built("bert-mini", lora_rank=2))
     check_per_example(built("bert-mini", prefix_length=2))
-    with pytest.raises(ConfigError, match="take lora_rank or prefix_length"):
+    with pytest.raises(ConfigError, match="use lora_rank or prefix_length"):
         check_per_example(built("bert-mini", ia3=True))
 
 

@@ -62,7 +62,7 @@ def own(tmp_path, monkeypatch):
         ("two-towers", {}, "unknown student 'two-towers'; did you mean two-tower"),
         ("own_letters:Letters", {"letter": 3}, "no option 'letter'; it has: letters"),
         ("own_letters:not_a_model", {}, "neither a TextModel class nor a function"),
-        ("own_letters:anonymous", {}, "needs a kind and settings"),
+        ("own_letters:anonymous", {}, "must have a kind and settings"),
         ("own_letters:nn.Linear", {}, "has no 'nn.Linear'"),
     ],
 )

@@ -77,7 +77,7 @@ def test_layers_go_from_the_input_to_the_head(kind, options, expected, task):
 
 @pytest.mark.parametrize(
     ("patterns", "message"),
-    [(["bags.*"], r"no weight's name matches 'bags\.\*'; there are bag\.table"), (["*"], "leaves no weight to train")],
+    [(["bags.*"], r"no weight matches 'bags\.\*'; the weights are bag\.table"), (["*"], "freeze matches all weights")],
 )
 def test_patterns_that_cannot_be_meant_are_refused(student, task, patterns, message):
     with pytest.raises(ConfigError, match=message):
@@ -87,5 +87,5 @@ def test_patterns_that_cannot_be_meant_are_refused(student, task, patterns, mess
 def test_matched_names_the_key_whose_pattern_matches_nothing(student, task):
     two_tower = student("two-tower", task)
     assert matched(two_tower, ["bag.*", "*.importance"], "rates") == {"bag.table", "bag.importance"}
-    with pytest.raises(ConfigError, match=r"rates: no weight's name matches 'head'; there are bag\.table"):
+    with pytest.raises(ConfigError, match=r"rates: no weight matches 'head'; the weights are bag\.table"):
         matched(two_tower, ["bag.*", "head"], "rates")

@@ -195,9 +195,12 @@ def test_student_of_a_pretrained_folder_must_be_of_its_architecture(bert_folder,
     ("options", "message"),
     [
         ({"from_teacher": True}, "no teacher was given"),
-        ({"from_teacher": True, "path": "somewhere"}, "not both"),
-        ({"from_teacher": True, "width": 64}, "width comes from the pretrained model; drop it, or drop from_teacher"),
-        ({"path": "somewhere", "rows": 64}, "rows comes from the pretrained model; drop it, or drop path"),
+        ({"from_teacher": True, "path": "somewhere"}, "has from_teacher and path"),
+        (
+            {"from_teacher": True, "width": 64},
+            "width is determined by the pretrained model: remove it, or remove from_teacher",
+        ),
+        ({"path": "somewhere", "rows": 64}, "rows is determined by the pretrained model: remove it, or remove path"),
     ],
 )
 def test_contradictory_options_are_refused(options, message, student, task):
@@ -210,7 +213,7 @@ def test_only_a_bert_teacher_can_be_cut_and_only_to_fewer_layers(roberta_folder,
         student("bert-mini", task, load_teacher(TeacherConfig(model=roberta_folder), task), from_teacher=True)
     with pytest.raises(ConfigError, match="it is a TwoTower"):
         student("bert-mini", task, student("two-tower", task, rows=20), from_teacher=True)
-    with pytest.raises(ConfigError, match="cannot cut 6 layers from a teacher of 5"):
+    with pytest.raises(ConfigError, match="cannot select 6 layers from a teacher with 5"):
         teacher = load_teacher(TeacherConfig(model=bert_folder), task)
         student("bert-mini", task, teacher, from_teacher=True, layers=6)
 

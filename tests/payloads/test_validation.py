@@ -76,9 +76,9 @@ OF_OTHER_SHAPES = {
         update(thin=torch.ones(1, 10**6), wide=torch.ones(1, 10**6), rows=list(range(10**6))),
         "factors of table have shapes",
     ),
-    "factors of a vector": (update(names=("bias", "bias")), "factors are missing, or sent twice"),
+    "factors of a vector": (update(names=("bias", "bias")), "are missing, or sent twice"),
     "factors of what is unknown": (update(names=("door", "door")), "factors of door have shapes"),
-    "one factor": (update(names=("table", "bias")), "factors are missing"),
+    "one factor": (update(names=("table", "bias")), "are missing, or sent twice"),
     "factors in another precision": (
         update(thin=torch.ones(1, 3, dtype=torch.float64)),
         "factors of table are torch.float64 and torch.float32",
@@ -89,7 +89,7 @@ OF_OTHER_SHAPES = {
     "shape": (moved(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
     "table shape": (moved(table=torch.ones(3, 3)), r"table has shape \[3, 3\], not \[3, 2\]"),
     "fewer rows": (moved(table=torch.ones(2, 2)), r"table has shape \[2, 2\], not \[3, 2\]"),
-    "nothing": (StudentUpdate({}), "it sent no weight"),
+    "nothing": (StudentUpdate({}), "it has no weights"),
     "extra": (StudentUpdate({**CURRENT, "door": torch.ones(1)}), "weight 'door' is unknown"),
     "type": (moved(bias=torch.ones(3, dtype=torch.float64)), "bias is torch.float64, not torch.float32"),
     "too many rows": (moved(table=torch.ones(7, 2), rows=list(range(7))), "table has rows of the wrong shape"),
@@ -125,29 +125,32 @@ OF_OTHER_VALUES = {
     "row negative": (moved(rows=[-1, 2, 5]), "row numbers of table are out of range"),
     "rows unsorted": (moved(rows=[2, 0, 5]), "row numbers of table are out of range or not sorted"),
     "row twice": (moved(rows=[0, 2, 2]), "row numbers of table are out of range or not sorted"),
-    "rows alone": (StudentUpdate(dict(CURRENT), {"door": torch.tensor([0])}), "rows of 'door' without its values"),
+    "rows alone": (StudentUpdate(dict(CURRENT), {"door": torch.tensor([0])}), "row numbers of 'door' have no values"),
     "counts missing": (StudentUpdate(moved().arrays, moved().rows), "counts of table are missing"),
     "counts negative": (moved(counts=torch.tensor([1, -1, 1])), "counts of table are missing, negative"),
     "counts of other rows": (moved(counts=torch.tensor([1, 1])), "counts of table are missing, negative or of"),
     "counts of a table sent whole": (
         StudentUpdate(dict(CURRENT), {}, {"table": torch.ones(6, dtype=torch.int64)}),
-        "counts of 'table' without its rows",
+        "counts of 'table' have no row numbers",
     ),
     "label sum": (SoftLabels(torch.full(PROXY, 0.6)), "soft labels do not sum to 1"),
-    "label negative": (SoftLabels(torch.tensor([[1.5, -0.5]] * 4)), "soft labels are not finite, or negative"),
+    "label negative": (SoftLabels(torch.tensor([[1.5, -0.5]] * 4)), "soft labels must be finite, non-negative"),
     "label nan": (SoftLabels(torch.full(PROXY, NAN)), "soft labels are not finite"),
-    "label integers": (SoftLabels(torch.tensor([[1, 0]] * 4)), "no floating-point numbers"),
+    "label integers": (SoftLabels(torch.tensor([[1, 0]] * 4)), "non-negative floating-point numbers"),
     "some labels nan": (SelectedSoftLabels(torch.full((2, 2), NAN), SOME), "soft labels are not finite"),
     "some labels sum": (SelectedSoftLabels(torch.full((2, 2), 0.6), SOME), "soft labels do not sum to 1"),
-    "some labels integers": (SelectedSoftLabels(torch.tensor([[1, 0]] * 2), SOME), "no floating-point numbers"),
-    "vote for no class": (Votes(torch.tensor([0, 1, 2, 0])), "votes name classes outside 0 to 1"),
-    "vote negative": (Votes(torch.tensor([0, -1, 1, 0])), "votes name classes outside 0 to 1"),
-    "means as counts": (means(((1, 0), (0, 0))), "class means are of types torch.int64 and torch.bool"),
-    "numbers of examples": (means(present=[7, 0]), "class means are of types torch.float32 and torch.int64"),
-    "mean nan": (means(((NAN, 0.75), (0.0, 0.0))), "class means are not finite, or negative"),
-    "mean negative": (means(((1.25, -0.25), (0.0, 0.0))), "class means are not finite, or negative"),
+    "some labels integers": (
+        SelectedSoftLabels(torch.tensor([[1, 0]] * 2), SOME),
+        "non-negative floating-point numbers",
+    ),
+    "vote for no class": (Votes(torch.tensor([0, 1, 2, 0])), "votes must be classes from 0 to 1"),
+    "vote negative": (Votes(torch.tensor([0, -1, 1, 0])), "votes must be classes from 0 to 1"),
+    "means as counts": (means(((1, 0), (0, 0))), "class means have types torch.int64 and torch.bool"),
+    "numbers of examples": (means(present=[7, 0]), "class means have types torch.float32 and torch.int64"),
+    "mean nan": (means(((NAN, 0.75), (0.0, 0.0))), "class means are negative or not finite"),
+    "mean negative": (means(((1.25, -0.25), (0.0, 0.0))), "class means are negative or not finite"),
     "mean sum": (means(((0.5, 0.75), (0.0, 0.0))), "class means do not sum to 1"),
-    "mean of an absent class": (means(((0.25, 0.75), (0.5, 0.5))), "or to 0 where it has no examples"),
+    "mean of an absent class": (means(((0.25, 0.75), (0.5, 0.5))), "or to 0 for a class without examples"),
 }
 """What a merchant may not send, though its shapes fit."""
 
@@ -189,5 +192,5 @@ def test_factors_of_a_rank_that_saves_nothing_are_refused():
         return LowRankUpdate(PartialWeights({}), *factors)
 
     of_rank(17).validate(large)  # 17 * (40 + 30) < 40 * 30
-    with pytest.raises(ValueError, match="factors of table have rank 18, more than it can"):
+    with pytest.raises(ValueError, match="factors of table have rank 18, which is too large"):
         of_rank(18).validate(large)

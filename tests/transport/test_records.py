@@ -109,15 +109,15 @@ def test_a_message_holds_one_payload_of_a_kind():
     assert uplink().having(other, MEANS).payloads == (UPDATE, LABELS, other, MEANS)
     assert Downlink(1, (LABELS,)).having(UPDATE).payloads == (LABELS, UPDATE)
     assert (uplink().get(Votes), uplink().get(ClassMeans)) == (VOTES, None)
-    with pytest.raises(TrainingError, match="the uplink has no class_means, which its method needs"):
+    with pytest.raises(TrainingError, match="the uplink has no class_means, which the method requires"):
         uplink().need(ClassMeans)
-    with pytest.raises(TrainingError, match="the downlink has no soft_labels, which its method needs"):
+    with pytest.raises(TrainingError, match="the downlink has no soft_labels, which the method requires"):
         Downlink(1, (UPDATE,)).need(SoftLabels)
 
 
 NAN = float("nan")
 BAD_UPLINKS = {
-    "payload": (uplink(LABELS, Votes(torch.tensor([0, -1, 1, 0]))), "votes name classes outside 0 to 1"),
+    "payload": (uplink(LABELS, Votes(torch.tensor([0, -1, 1, 0]))), "votes must be classes from 0 to 1"),
     "payload of weights": (uplink(StudentUpdate({"door": torch.ones(1)})), "weight 'door' is unknown"),
     "no examples": (uplink(examples=0), "0 training examples"),
     "loss nan": (uplink(metrics={"loss": NAN}), "metric loss is nan"),
@@ -171,7 +171,7 @@ def test_a_mask_that_its_bytes_do_not_hold_cannot_be_read(size, bits):
     content = encode_uplink(uplink(SELECTED))
     content["up"]["proxy"] = size
     content["up.answered"]["bits"] = Array(np.array(bits, None if bits == [1.0] else np.uint8))
-    with pytest.raises(UplinkRejected, match=r"an uplink could not be read: ValueError: .* are no mask of"):
+    with pytest.raises(UplinkRejected, match=r"an uplink could not be read: ValueError: a mask of .* cannot have"):
         decode_uplink(over_the_wire(content), (SelectedSoftLabels,))
 
 
@@ -198,7 +198,7 @@ def test_a_downlink_with_missing_or_odd_records_is_a_training_error(record, chan
     content.pop(record, None)
     if change is not None:
         content[record] = change
-    with pytest.raises(TrainingError, match="a downlink cannot be read"):
+    with pytest.raises(TrainingError, match="the downlink cannot be read"):
         decode_downlink(over_the_wire(content), (StudentWeights, SoftLabels, ClassMeans, ControlVariate))
 
 
@@ -252,7 +252,7 @@ def test_there_is_room_for_what_fits_a_round():
     [
         (StudentUpdate({"bias": torch.ones(4)}), "bias has 16 bytes, and 12 at most"),
         (in_part(range(7), torch.ones(13)), "table has 52 bytes, and 48 at most"),
-        (StudentUpdate({"door": torch.ones(1)}), "'door' is not among the arrays"),
+        (StudentUpdate({"door": torch.ones(1)}), "'door' is not an expected array"),
         (in_part(range(7)), "table has 28 bytes, and 24 at most"),
         (SoftLabels(torch.ones(9, 2, dtype=torch.float64)), "soft_labels has 144 bytes, and 64 at most"),
         (Votes(torch.zeros(99, dtype=torch.int64)), "votes has 99 bytes, and 32 at most"),
@@ -260,7 +260,7 @@ def test_there_is_room_for_what_fits_a_round():
         (ClassMeans(torch.full((9, 9), 0.5), MEANS.present), "probabilities has 324 bytes, and 32 at most"),
         (ControlVariate({"bias": torch.ones(99)}), "bias has 396 bytes, and 12 at most"),
         (low_rank(rank=99), "table has 1188 bytes, and 48 at most"),
-        (low_rank(name="bias"), "'bias' is not among the arrays"),
+        (low_rank(name="bias"), "'bias' is not an expected array"),
     ],
 )
 def test_there_is_none_for_more_whatever_part_it_is_in(sent, what):
@@ -271,7 +271,7 @@ def test_there_is_none_for_more_whatever_part_it_is_in(sent, what):
 def test_there_is_none_for_soft_labels_where_nobody_is_asked_for_any():
     alone, only = encode_uplink(uplink(UPDATE)), (StudentUpdate,)
     assert decode_uplink(alone, only, room_for(only, CONTEXT)).kinds == {StudentUpdate}
-    with pytest.raises(UplinkRejected, match="'soft_labels' is not among the arrays"):
+    with pytest.raises(UplinkRejected, match="'soft_labels' is not an expected array"):
         decode_uplink(encode_uplink(uplink(UPDATE, LABELS)), only, room_for(only, CONTEXT))
 
 
@@ -279,7 +279,7 @@ def test_a_record_of_no_kind_that_is_declared_is_refused_even_if_it_is_empty():
     content = encode_uplink(uplink(UPDATE))
     content["up.votes"] = ArrayRecord()
     for room in (None, room_for((StudentUpdate,), CONTEXT)):
-        with pytest.raises(UplinkRejected, match="'votes' is not among the records that belong there"):
+        with pytest.raises(UplinkRejected, match="'votes' is not an expected record"):
             decode_uplink(over_the_wire(content), (StudentUpdate,), room)
 
 
@@ -287,11 +287,11 @@ def test_answers_of_some_examples_come_with_which_these_are():
     """A mask without answers, and answers to some without their mask."""
     content = encode_uplink(uplink(SELECTED))
     del content["up.soft_labels"]
-    with pytest.raises(UplinkRejected, match="'answered' is not among the records that belong there"):
+    with pytest.raises(UplinkRejected, match="'answered' is not an expected record"):
         decode_uplink(over_the_wire(content), (SelectedSoftLabels,))
     with pytest.raises(UplinkRejected, match="an uplink could not be read: KeyError: 'answered'"):
         decode_uplink(encode_uplink(uplink(LABELS)), (SelectedSoftLabels,))
-    with pytest.raises(UplinkRejected, match="'answered' is not among the records that belong there"):
+    with pytest.raises(UplinkRejected, match="'answered' is not an expected record"):
         decode_uplink(encode_uplink(uplink(SELECTED)), (SoftLabels,))
 
 

@@ -99,7 +99,7 @@ def test_whatever_a_record_says_it_is_a_request_or_refused(changes):
 
 @pytest.mark.parametrize("blueprint", ["", "{", "[]", "3", "null", '{"kind": "lstm"}', '"kind"', "[" * 10**5])
 def test_a_blueprint_that_describes_nothing_is_refused(blueprint):
-    with pytest.raises(TrainingError, match="a student that is not described as it should be"):
+    with pytest.raises(TrainingError, match="an invalid blueprint of a student"):
         built_from(blueprint)
 
 
@@ -140,7 +140,9 @@ def test_a_part_keeps_each_merchant_with_what_belongs_to_it():
 @given(hnp.arrays(np.bool_, st.integers(0, 40)))
 def test_a_choice_comes_back_and_none_of_another_set_is_taken(chosen):
     assert np.array_equal(unpacked(packed(chosen), len(chosen)), chosen)
-    with pytest.raises(TrainingError, match=f"another proxy set than this site's, of {len(chosen) + 8} examples"):
+    with pytest.raises(
+        TrainingError, match=f"the server's proxy set differs from this site's of {len(chosen) + 8} examples"
+    ):
         unpacked(packed(chosen), len(chosen) + 8)
 
 

@@ -1,4 +1,4 @@
-"""What makes messages smaller: stages by name, composed into chains, for updates of weights and for soft labels."""
+"""Compression of messages: stages by name, composed into chains, for updates of weights and for soft labels."""
 
 from fed_distill.registry import Registry
 

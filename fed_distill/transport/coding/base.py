@@ -1,8 +1,8 @@
-"""A chain of stages: each makes what is sent smaller, and hands the numbers that are left to the next.
+"""A chain of compression stages: each encodes a part of its input, and passes the remaining numbers to the next.
 
-A top-k stage, for example, writes which entries it keeps and hands their values on; an int8 stage after it writes
-these in 8 bits. What no stage has coded at the end is written as float32. Both ends build the same chain from the same
-experiment and know the shape of what comes, so that a message says neither how it is coded nor how large it is.
+For example, a top-k stage writes the positions of the kept entries and passes their values on; a following int8 stage
+writes these in 8 bits. Numbers that remain after the last stage are written as float32. Both ends build the same chain
+from the same experiment and have the shapes, so that a message contains neither its coding nor its shapes.
 """
 
 import math
@@ -19,34 +19,32 @@ from fed_distill.transport.coding.stream import Reader, Writer
 
 Shape = tuple[int, ...]
 Encode = Callable[[Tensor], None]
-"""Codes a float32 tensor with the stages that follow."""
+"""Encodes a float32 tensor with the following stages."""
 Decode = Callable[[Shape], Tensor]
-"""Reads a float32 tensor of a known shape, coded with the stages that follow."""
+"""Decodes a float32 tensor of a given shape, encoded with the following stages."""
 
 
 class Stage(Protocol):
-    """One step of a chain: a frozen dataclass whose fields are its options.
+    """One stage of a chain: a frozen dataclass whose fields are its options.
 
-    ``last``: it leaves no numbers to a stage after it. ``first``: it codes arrays, and a stage before it would leave
-    it none. Values are finite float32 tensors of two dimensions or more
-    from the caller, of any number from another stage, never empty. What a stage reads it checks: ValueError for what
-    its own ``encode`` cannot have written.
+    ``last``: it passes no numbers to a later stage. ``first``: it encodes whole arrays, which an earlier stage does not
+    pass on. Inputs are non-empty, finite float32 tensors: from the caller with at least two dimensions, from another
+    stage with any number. ``decode`` raises ValueError for bytes that ``encode`` cannot have written.
     """
 
     last: ClassVar[bool]
     first: ClassVar[bool]
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """Write ``value``; numbers that a later stage may code go to ``rest``. ``draw``: for random rounding."""
+        """Write ``value``; numbers for later stages are passed to ``rest``. ``draw``: for stochastic rounding."""
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """What the receiver makes of it, of ``shape``."""
+        """Read a tensor of ``shape``."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in the order in which they code. ConfigError if one follows that has nothing left, or nothing of its
-    kind, to code."""
+    """Stages in the order of encoding; raise ConfigError if a stage has no input in this order."""
 
     stages: tuple[Stage, ...] = ()
 
@@ -54,14 +52,14 @@ class Chain:
         for number, stage in enumerate(self.stages[:-1], 1):
             if stage.last:
                 raise ConfigError(
-                    f"transport: stage {number} ({type(stage).__name__}) leaves nothing to code for the stage after "
-                    "it: put it last"
+                    f"transport: stage {number} ({type(stage).__name__}) passes no numbers to the next stage: put it "
+                    "last"
                 )
         for number, stage in enumerate(self.stages[1:], 2):
             if stage.first:
                 raise ConfigError(
-                    f"transport: stage {number} ({type(stage).__name__}) codes whole arrays, and the stage before it "
-                    "leaves it none: put it first"
+                    f"transport: stage {number} ({type(stage).__name__}) encodes whole arrays, which the stage before "
+                    "it does not pass on: put it first"
                 )
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator) -> None:
@@ -75,7 +73,7 @@ class Chain:
         self.stages[0].encode(value, out, draw, lambda left: rest.encode(left, out, draw))
 
     def decode(self, shape: Shape, source: Reader) -> Tensor:
-        """Read a float32 tensor of ``shape``. ValueError if that is not what is there."""
+        """Read a float32 tensor of ``shape``; raise ValueError for invalid bytes."""
         count = math.prod(shape)
         if not count:
             return torch.zeros(shape)

@@ -1,8 +1,8 @@
-"""How the messages of one federation are coded: chains for updates, soft labels and the downlink, and their records.
+"""Compression of one federation's messages: chains for updates, soft labels and the downlink, and their records.
 
-What goes up are updates of the downlink, which the server adds to its own weights: these are exact even where the
-downlink is coded, so that what is too small for the downlink's steps still adds up over the rounds. Without any stage,
-messages are those of ``transport.records``, byte for byte.
+Uplinks have updates relative to the downlink, which the server adds to its own exact weights, even if the downlink is
+compressed: changes below the quantization step of the downlink accumulate over rounds. Without stages, messages are
+identical to those of ``transport.records``.
 """
 
 import math
@@ -39,27 +39,27 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import RawMessage
 
 CODED = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
-"""The kinds of payloads that a chain of ``[transport]`` codes, by its key there."""
+"""Kinds of payloads by key of ``[transport]``."""
 Known = Callable[[str], Tensor | None]
-"""The soft labels that the server has of a merchant; None for none."""
+"""Returns the server's cached soft labels of a merchant; None without any."""
 _UP, _DOWN, _SHAPES = "up.coded", "down.coded", "down.shapes"
 _TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
 _CODED_BYTES = 12
-"""Bytes of a number in a coded array at most, its place included."""
+"""Maximum bytes of a number in a compressed array, with its position."""
 _LARGEST = 2**40
-"""Numbers in one weight of a downlink at most: what is computed from its shape stays exact."""
+"""Maximum size of one weight of a downlink, so that computations with its shape are exact."""
 
 
 def _nothing(merchant: str) -> None:
-    """Of no merchant anything is known."""
+    """Return None for every merchant."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """What codes each part of a message; None for a part that travels as it is.
+    """Chains for each part of a message; None for a part without compression.
 
-    error_feedback: merchants keep what coding loses of their updates. cache: merchants send soft labels only of proxy
-    examples in which a probability changed by more than this; None for all of them.
+    error_feedback: whether merchants keep the compression error of their updates. cache: merchants send soft labels
+    only for proxy examples with a probability that changed by more than this; None: all.
     """
 
     weights: Chain | None = None
@@ -71,7 +71,7 @@ class Codec:
 
     @classmethod
     def of(cls, config: TransportConfig) -> Self:
-        """What an experiment asks for. ConfigError for a stage or option that there is not."""
+        """Build the codec of an experiment; raise ConfigError for an unknown stage or option."""
         labels = config.soft_labels or config.soft_label_cache is not None
         answers = config.downlink_soft_labels
         return cls(
@@ -85,11 +85,11 @@ class Codec:
 
     @property
     def keeps(self) -> bool:
-        """Whether merchants keep anything of an uplink for coding the next one."""
+        """Whether merchants keep state of an uplink for the next one."""
         return self.error_feedback or self.cache is not None
 
     def encode_downlink(self, down: Downlink, randomness: Randomness) -> RecordDict:
-        """The records of a downlink, the same for every merchant."""
+        """Return the records of a downlink, the same for every merchant."""
         shapes: dict[str, list[int] | list[str]] = {}
         coded: dict[str, Tensor] = {}
         if self.downlink_weights is not None and down.weights:
@@ -115,12 +115,14 @@ class Codec:
         proxy_shape: tuple[int, int] | None = None,
         student: Weights | None = None,
     ) -> Downlink:
-        """Inverse of ``encode_downlink``, of payloads of these ``kinds``, but for what coding loses. TrainingError if
-        it is not coded as agreed, holds another kind, or cannot be read.
+        """Inverse of ``encode_downlink``, up to compression errors.
 
-        proxy_shape: (proxy examples, classes) at this site. A few bytes may stand for many classes, so that coded soft
-        labels of another shape are refused before there is any memory for them. student: likewise the weights that the
-        global student of the request has, of which shapes alone count.
+        A few bytes can encode large tensors, so that shapes are validated before memory is allocated.
+
+        :param kinds: allowed kinds of payloads
+        :param proxy_shape: (proxy examples, classes) at this site
+        :param student: weights of the request's global student, for their shapes
+        :raises TrainingError: the downlink is not encoded as configured, has another kind, or cannot be read
         """
         if _DOWN not in content and self.downlink_weights is None and self.downlink_soft_labels is None:
             return records.decode_downlink(content, kinds)
@@ -131,36 +133,36 @@ class Codec:
             if any(chains.get(part) is None for part in coded) or any(
                 chain is not None and part in got.tensors for part, chain in chains.items()
             ):
-                raise ValueError("it is not as this site's experiment says: run the same one at both ends")
+                raise ValueError("its coding differs from this site's experiment: run the same experiment at both ends")
             if "weights" in coded and self.downlink_weights is not None:
                 like, source = _announced(content.config_records[_SHAPES]), Reader(coded["weights"])
                 if student is not None and not _alike(like, student):
-                    raise ValueError("it announces weights of another student than it describes")
+                    raise ValueError("its weights do not match the student of the request")
                 sent = read_weights(source, like, self.downlink_weights)
                 source.finish()
                 if sent.rows or sent.arrays.keys() != like.keys():
-                    raise ValueError("it announces weights of which it holds only a part")
+                    raise ValueError("it has only a part of the announced weights")
                 got.tensors["weights"] = {name: value.to(like[name].dtype) for name, value in sent.arrays.items()}
             if "soft_labels" in coded and self.downlink_soft_labels is not None:
                 source = Reader(coded["soft_labels"])
                 shape = _announced_labels(content.config_records[_SHAPES])
                 if proxy_shape is not None and shape != proxy_shape:
-                    raise ValueError(f"it announces soft labels of shape {list(shape)}, not {list(proxy_shape)}")
+                    raise ValueError(f"its soft labels have shape {list(shape)}, not {list(proxy_shape)}")
                 values = read_soft_labels(source, shape, self.downlink_soft_labels)
                 got.tensors["soft_labels"] = {"soft_labels": values}
                 source.finish()
             return Downlink(got.numbers["round"], got.payloads(kinds), got.scalars)
-        except Exception as error:  # as of what comes from a merchant: it must not stop the site
-            raise TrainingError(f"the coded downlink cannot be read: {error}") from error
+        except Exception as error:  # received bytes can raise any error, which must not stop the site
+            raise TrainingError(f"the compressed downlink cannot be read: {error}") from error
 
     def encode_uplink(
         self, up: Uplink, base: Weights, randomness: Randomness, kept: Kept | None = None
     ) -> tuple[RecordDict, Kept]:
-        """The records of an uplink, and what the merchant is to keep for its next one, if this codec ``keeps``.
+        """Return the records of an uplink, and the merchant's state for its next one, if this codec ``keeps`` any.
 
-        base: the weights that the merchant was sent, of which names, shapes and types alone count; empty for none.
-        kept: what it has kept; its soft labels only if the server has these too. UplinkRejected, naming the merchant,
-        for what cannot be coded.
+        :param base: weights of the downlink, for names, shapes and types; empty without weights
+        :param kept: state of the last uplink; soft labels only if the server has them too
+        :raises UplinkRejected: the uplink cannot be encoded; the message has the merchant's name
         """
         coded: dict[str, Tensor] = {}
         instead: set[str] = set()
@@ -193,12 +195,14 @@ class Codec:
         known: Known = _nothing,
         room: Room | None = None,
     ) -> Uplink:
-        """Inverse of ``encode_uplink``, of payloads of these ``kinds``, but for what coding loses.
+        """Inverse of ``encode_uplink``, up to compression errors. Memory is allocated for expected sizes only.
 
-        base: the global student's weights, as in ``encode_uplink``. proxy_shape: (proxy examples, classes). known: the
-        soft labels that a merchant sent last, which ``cache`` builds on. room: how large its arrays may be.
-        UplinkRejected for what is not coded as agreed, or of another kind; nothing larger than what was agreed is
-        allocated for it.
+        :param kinds: allowed kinds of payloads
+        :param base: the global student's weights, as in ``encode_uplink``
+        :param proxy_shape: (proxy examples, classes)
+        :param known: a merchant's last soft labels, for ``cache``
+        :param room: maximum sizes of its arrays
+        :raises UplinkRejected: the uplink is not encoded as configured, or has another kind
         """
         merchant, got = records.read_uplink(content, room)
         try:
@@ -208,7 +212,7 @@ class Codec:
         return records.uplink_of(merchant, got, kinds)
 
     def room_for(self, kinds: Kinds, context: Context) -> Room:
-        """How large the arrays of an uplink may be, coded or not, that holds payloads of ``kinds``."""
+        """Return the maximum sizes of arrays in an uplink with payloads of ``kinds``, compressed or not."""
         numbers = sum(value.numel() + (len(value) if value.dim() else 0) for value in context.weights.values())
         coded = {
             "weights": _CODED_BYTES * (numbers + len(context.weights)),
@@ -221,7 +225,7 @@ class Codec:
     ) -> tuple[Tensor, PartialWeights]:
         assert self.weights is not None
         if not base:
-            raise ValueError("its method sends an update without a downlink of weights, of which it would be one")
+            raise ValueError("its method sends an update, but the downlink has no weights")
         if not all(map(is_finite, update.arrays.values())):
             raise ValueError("its update is not finite: train at a lower learning rate")
         if self.error_feedback:
@@ -254,17 +258,17 @@ class Codec:
         proxy_shape: tuple[int, int] | None,
         known: Known,
     ) -> None:
-        """Put what is coded among the tensors that were received, as if it had not been."""
+        """Add decoded tensors to the received ones, as in a message without compression."""
         coded = _read_bytes(content, _UP) if _UP in content else {}
         chains = {"weights": self.weights, "soft_labels": self.soft_labels}
         first = {"weights": StudentUpdate.records[0], "soft_labels": SoftLabels.records[0]}
         plain = [part for part, chain in chains.items() if chain is not None and first[part] in got.tensors]
         odd = [part for part in coded if chains.get(part) is None]
         if plain or odd:
-            raise ValueError(f"{(plain + odd)[0]} are {'not ' if plain else ''}coded, against the experiment")
+            raise ValueError(f"{(plain + odd)[0]} are {'not ' if plain else ''}compressed, unlike in the experiment")
         if "weights" in coded and self.weights is not None:
             if not base:
-                raise ValueError("it has an update of weights, and was sent none")
+                raise ValueError("it has an update of weights, but the downlink has no weights")
             source = Reader(coded["weights"])
             update = StudentUpdate.of(read_weights(source, base, self.weights))
             got.tensors.update({name: dict(values) for name, values in update.to_records().items()})
@@ -274,7 +278,7 @@ class Codec:
             if self.cache is None:
                 values = read_soft_labels(source, shape, self.soft_labels)
             elif not whole:
-                raise ValueError("it has soft labels of some proxy examples, where a cache needs them of all")
+                raise ValueError("it has soft labels of some proxy examples, but soft_label_cache requires all")
             else:
                 values = read_changed(source, shape, self.soft_labels, known(merchant))
             source.finish()
@@ -282,7 +286,7 @@ class Codec:
 
 
 def _chain(entries: Sequence[str | dict[str, Any]], stages: Registry) -> Chain:
-    """Stages as an experiment lists them: by name, or as a table with ``stage`` and options."""
+    """Build a chain from stages by name, or as tables with ``stage`` and options."""
     built = []
     for entry in entries:
         options = {"stage": entry} if isinstance(entry, str) else dict(entry)
@@ -291,9 +295,9 @@ def _chain(entries: Sequence[str | dict[str, Any]], stages: Registry) -> Chain:
 
 
 def _answers(got: RawMessage, proxy_shape: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
-    """Shape of an uplink's soft labels, and whether they are of the whole proxy set."""
+    """Return the shape of an uplink's soft labels, and whether they cover the whole proxy set."""
     if proxy_shape is None:
-        raise ValueError("it has soft labels, and was not asked for any")
+        raise ValueError("it has soft labels, which were not requested")
     proxy, classes = proxy_shape
     if "answered" not in got.tensors:
         return (proxy, classes), True
@@ -304,7 +308,7 @@ def _answers(got: RawMessage, proxy_shape: tuple[int, int] | None) -> tuple[tupl
 
 
 def _announcement(weights: Weights) -> dict[str, list[int] | list[str]]:
-    """Names, types and shapes of weights, of which the bytes say nothing."""
+    """Return names, types and shapes of weights, which the bytes do not contain."""
     return {
         "names": list(weights),
         "types": [str(value.dtype).removeprefix("torch.") for value in weights.values()],
@@ -314,7 +318,7 @@ def _announcement(weights: Weights) -> dict[str, list[int] | list[str]]:
 
 
 def _announced(record: ConfigRecord) -> dict[str, Tensor]:
-    """Weights of the shapes that a downlink announces, without memory of their own."""
+    """Return weights of the shapes that a downlink announces, without allocated memory."""
     values: dict[str, Any] = dict(record)
     sizes = iter(values["sizes"])
     like = {}
@@ -329,7 +333,7 @@ def _announced(record: ConfigRecord) -> dict[str, Tensor]:
 
 
 def _announced_labels(record: ConfigRecord) -> tuple[int, int]:
-    """Shape of the soft labels that a downlink announces."""
+    """Return the shape of the soft labels that a downlink announces."""
     values: dict[str, Any] = dict(record)
     proxy, classes = values["soft_labels"]
     if proxy < 0 or classes < 1:

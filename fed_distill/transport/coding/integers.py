@@ -1,7 +1,7 @@
-"""Whole numbers in few bits, without loss: fixed widths, Golomb-Rice codes, and sorted numbers by their gaps.
+"""Lossless coding of integers: fixed widths, Golomb-Rice codes, and gaps of sorted numbers.
 
-Row numbers and the places of a sparse update are sorted, so their gaps are small, and a Golomb-Rice code takes within
-a few hundredths of a bit of what a geometric distribution of gaps needs (Golomb, "Run-length encodings", 1966; Rice,
+Row numbers and positions of a sparse update are sorted, so that their gaps are small. A Golomb-Rice code is within a
+few hundredths of a bit of the optimum for geometrically distributed gaps (Golomb, "Run-length encodings", 1966; Rice,
 1979; of sparse updates: Sattler et al., "Robust and communication-efficient federated learning from non-iid data",
 TNNLS 2020).
 """
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from fed_distill.transport.coding.stream import Reader, Writer
 
 LIMIT = 2**31
-"""Numbers are below this."""
+"""Exclusive upper bound of numbers."""
 _WIDEST = 31
 Integers = NDArray[np.int64]
 
 
 def write_fixed(out: Writer, values: NDArray[Any], width: int) -> None:
-    """Non-negative numbers below ``2**width``, ``width`` bits each."""
+    """Write non-negative numbers below ``2**width`` with ``width`` bits each."""
     flat = values.reshape(-1)
     bits = np.empty((len(flat), width), dtype=np.uint8)
     for place in range(width):
@@ -39,12 +39,12 @@ def read_fixed(source: Reader, count: int, width: int) -> Integers:
 
 
 def write_counts(out: Writer, values: Integers) -> None:
-    """Non-negative numbers below ``LIMIT``, the smaller the cheaper. ValueError for others.
+    """Write non-negative numbers below ``LIMIT`` with a Golomb-Rice code; raise ValueError for others.
 
-    The low ``width`` bits of each in fixed width, then the rest in unary (so many zeros and a one).
+    The low ``width`` bits of all numbers are followed by the quotients in unary (zeros and a one).
     """
     if len(values) and (int(values.min()) < 0 or int(values.max()) >= LIMIT):
-        raise ValueError(f"numbers between {values.min()} and {values.max()} do not fit: they must be 0 to {LIMIT - 1}")
+        raise ValueError(f"numbers must be from 0 to {LIMIT - 1}, not from {values.min()} to {values.max()}")
     width = _best_width(values)
     quotients = values >> width
     ends = np.cumsum(quotients + 1)
@@ -58,38 +58,38 @@ def write_counts(out: Writer, values: Integers) -> None:
 
 
 def read_counts(source: Reader, count: int, below: int = LIMIT) -> Integers:
-    """Inverse of ``write_counts``: ``[count]``. ValueError unless all are below ``below``, at most ``LIMIT``."""
+    """Inverse of ``write_counts``: ``[count]``; raise ValueError unless all are below ``below``, at most ``LIMIT``."""
     width, size = source.number(1), source.number(4)
-    # at the best width the quotients sum to 2 * count at most: else one bit more would save more than it costs
+    # at the optimal width the quotients sum to at most 2 * count: otherwise one more bit would reduce the size
     if width > _WIDEST or size > (3 * count + 7) // 8:
-        raise ValueError("its whole numbers are not coded as they should be")
+        raise ValueError("its integers are encoded incorrectly")
     unary = np.frombuffer(source.raw(size), dtype=np.uint8)
     ends = np.flatnonzero(np.unpackbits(unary, bitorder="little"))
     if len(ends) != count:
-        raise ValueError(f"it holds {len(ends)} whole numbers where {count} are due")
+        raise ValueError(f"it has {len(ends)} integers instead of {count}")
     quotients = np.diff(ends, prepend=-1) - 1
     if (quotients > below >> width).any():
-        raise ValueError(f"it holds whole numbers that are not below {below}")
+        raise ValueError(f"it has integers that are not below {below}")
     values: Integers = (quotients << width) | read_fixed(source, count, width)
     if (values >= below).any():
-        raise ValueError(f"it holds whole numbers that are not below {below}")
+        raise ValueError(f"it has integers that are not below {below}")
     return values
 
 
 def write_sorted(out: Writer, values: Integers) -> None:
-    """Distinct non-negative numbers in rising order, by their gaps. ValueError for others."""
+    """Write distinct non-negative numbers in ascending order by their gaps; raise ValueError for others."""
     write_counts(out, np.diff(values, prepend=-1) - 1)
 
 
 def read_sorted(source: Reader, count: int, below: int) -> Integers:
-    """Inverse of ``write_sorted``: ``[count]``. ValueError unless all are below ``below``, at most ``LIMIT``."""
+    """Inverse of ``write_sorted``: ``[count]``; raise ValueError unless all are below ``below``, at most ``LIMIT``."""
     values: Integers = np.cumsum(read_counts(source, count, below) + 1) - 1
     if count and int(values[-1]) >= below:
-        raise ValueError(f"it holds whole numbers that are not below {below}")
+        raise ValueError(f"it has integers that are not below {below}")
     return values
 
 
 def _best_width(values: Integers) -> int:
-    """How many low bits to keep apart so that all take the least: each number that many, one, and its quotient."""
+    """Return the width that minimises the total size: width, one bit and the quotient for each number."""
     sizes = [len(values) * (width + 1) + int((values >> width).sum()) for width in range(_WIDEST + 1)]
     return int(np.argmin(sizes))

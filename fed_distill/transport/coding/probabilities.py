@@ -1,4 +1,4 @@
-"""Stages for soft labels: probabilities of the classes, a row an example, which sum to 1 again at the receiver."""
+"""Stages for soft labels: rows of class probabilities, which the receiver normalises to sum to 1."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,13 +13,13 @@ from fed_distill.transport.coding.integers import read_fixed, write_fixed
 from fed_distill.transport.coding.stream import Reader, Writer
 
 _LEAST_LEFT = 1e-3
-"""What classes that are not sent share at least: rounding may leave them nothing, and logarithms are taken of it."""
+"""Minimum total probability of classes that are not sent, as logarithms of rounded zeros would be infinite."""
 
 
 class _Steps:
-    """Probabilities rounded to the nearest of ``2**bits - 1`` equal steps between 0 and 1, ``bits`` bits each.
+    """Probabilities rounded to ``2**bits - 1`` equal steps between 0 and 1, with ``bits`` bits each.
 
-    A probability is off by half a step at most before its row is made to sum to 1.
+    The error of a probability is at most half a step before its row is normalised.
     """
 
     bits: ClassVar[int]
@@ -28,39 +28,38 @@ class _Steps:
 
     @property
     def levels(self) -> int:
-        """Steps between 0 and 1."""
+        """Number of steps between 0 and 1."""
         return (1 << self.bits) - 1
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """``bits`` bits an entry, and no scale."""
+        """Write ``bits`` bits per entry, without a scale."""
         write_fixed(out, (value.clamp(0.0, 1.0) * self.levels).round().to(torch.int32).numpy(), self.bits)
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Whole numbers of steps; a quarter of one for 0, the middle of what was rounded to it: logarithms are taken of
-        it."""
+        """Read steps; 0 becomes a quarter of a step, the mean of values rounded to 0, for finite logarithms."""
         whole = torch.from_numpy(read_fixed(source, int(np.prod(shape)), self.bits))
         return (whole.float().clamp_min(0.25) / self.levels).reshape(shape)
 
 
 @dataclass(frozen=True)
 class Int8Probabilities(_Steps):
-    """A quarter of the bytes: a probability is off by 1/510 at most, before its row is made to sum to 1."""
+    """A quarter of the bytes; the error of a probability is at most 1/510 before its row is normalised."""
 
     bits: ClassVar[int] = 8
 
 
 @dataclass(frozen=True)
 class Int4Probabilities(_Steps):
-    """An eighth of the bytes: a probability is off by 1/30 at most, before its row is made to sum to 1."""
+    """An eighth of the bytes; the error of a probability is at most 1/30 before its row is normalised."""
 
     bits: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)
 class TopKProbabilities:
-    """The most probable classes of each example; the others share evenly what is left of the probability.
+    """The most probable classes of each example; the remaining probability is distributed uniformly over the others.
 
-    classes: how many are kept; all of them where a task has no more.
+    classes: maximum number of kept classes.
     """
 
     classes: PositiveInt = 1
@@ -68,7 +67,7 @@ class TopKProbabilities:
     first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """Which classes, rising, in the fewest whole bits each, and their probabilities ``[proxy, classes]``."""
+        """Write the classes in ascending order, with the minimum number of bits, and their probabilities."""
         every = value.shape[1]
         if self.classes >= every:
             rest(value)
@@ -78,25 +77,25 @@ class TopKProbabilities:
         rest(value.gather(1, chosen))
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Rows of probabilities, the even share of the rest among them."""
+        """Read rows of probabilities, with the remaining probability distributed uniformly."""
         examples, every = shape
         if self.classes >= every:
             return rest(shape)
         chosen = torch.from_numpy(read_fixed(source, examples * self.classes, _width(every)))
         chosen = chosen.reshape(examples, self.classes)
         if bool((chosen >= every).any()) or bool((chosen.diff(dim=1) <= 0).any()):
-            raise ValueError(f"it names classes twice, or outside 0 to {every - 1}")
+            raise ValueError(f"its classes must be distinct and from 0 to {every - 1}")
         kept = rest((examples, self.classes))
         left = (1.0 - kept.sum(dim=1, keepdim=True)).clamp_min(_LEAST_LEFT) / (every - self.classes)
         return left.expand(examples, every).scatter(1, chosen, kept)
 
 
 def normalized(values: Tensor) -> Tensor:
-    """Rows that sum to 1, of rows that were coded; one of zeros alone says nothing and becomes even."""
+    """Normalise decoded rows to sum to 1; a row of zeros becomes uniform."""
     sums = values.sum(dim=1, keepdim=True)
     return torch.where(sums == 0.0, 1.0 / max(values.shape[1], 1), values / torch.where(sums == 0.0, 1.0, sums))
 
 
 def _width(classes: int) -> int:
-    """Bits of a class number."""
+    """Return the number of bits of a class index."""
     return (classes - 1).bit_length()

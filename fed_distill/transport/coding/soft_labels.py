@@ -1,9 +1,9 @@
-"""A merchant's soft labels in bytes: all of them, or those only that changed since the server had them last.
+"""Serialization of a merchant's soft labels: all of them, or only changes since the last uplink.
 
-Merchants' answers settle over the rounds, and what has settled need not be sent again (soft-label caching: Azuma et
-al., "Soft-label caching and sharpening for communication-efficient federated distillation", 2025). There, labels expire
-after a number of rounds; here a label is sent when it moved, which the merchant sees, because it keeps what the server
-has received of it. Both sides decode the same bytes, so that both have the same.
+Predictions converge over the rounds, and unchanged ones need not be sent again (soft-label caching: Azuma et al.,
+"Soft-label caching and sharpening for communication-efficient federated distillation", 2025). In the paper, labels
+expire after a number of rounds; here a label is sent when it has changed relative to the merchant's copy of the
+server's cache. Both sides decode the same bytes, so that both copies are equal.
 """
 
 import torch
@@ -16,26 +16,26 @@ from fed_distill.transport.coding.stream import Reader, Writer
 
 _ALL, _CHANGED = range(2)
 _NO_DRAW = torch.Generator()
-"""Stages for soft labels round to the nearest."""
+"""Generator for stages, which is not used: stages for soft labels round to the nearest."""
 
 
 def write_soft_labels(values: Tensor, chain: Chain) -> bytes:
-    """Probabilities ``[proxy, classes]``, all of them."""
+    """Serialize all probabilities ``[proxy, classes]``."""
     out = Writer()
     chain.encode(values.detach().cpu().float().contiguous(), out, _NO_DRAW)
     return out.content()
 
 
 def read_soft_labels(source: Reader, shape: tuple[int, int], chain: Chain) -> Tensor:
-    """Inverse of ``write_soft_labels``, but for what ``chain`` loses: rows that sum to 1 again."""
+    """Inverse of ``write_soft_labels``, up to errors of ``chain``; rows sum to 1."""
     values = chain.decode(shape, source)
     return normalized(values) if chain.stages else values
 
 
 def write_changed(values: Tensor, chain: Chain, known: Tensor | None, tolerance: float) -> bytes:
-    """Probabilities, or only the rows in which one would arrive more than ``tolerance`` from what the server has.
+    """Serialize the rows with a decoded probability that differs by more than ``tolerance`` from the server's.
 
-    known: what it has, ``[proxy, classes]``; None for nothing.
+    :param known: the server's soft labels ``[proxy, classes]``; None to serialize all rows
     """
     out, data = Writer(), write_soft_labels(values, chain)
     arriving = read_soft_labels(Reader(data), _shape(values), chain)
@@ -53,20 +53,20 @@ def write_changed(values: Tensor, chain: Chain, known: Tensor | None, tolerance:
 
 
 def read_changed(source: Reader, shape: tuple[int, int], chain: Chain, known: Tensor | None) -> Tensor:
-    """All probabilities of the merchant, of which ``write_changed`` sent what was not ``known``.
+    """Inverse of ``write_changed``: all probabilities of the merchant, with unchanged rows from ``known``.
 
-    ValueError for what it cannot have written, or if it left out what is not known.
+    :raises ValueError: the bytes are invalid, or unknown rows are missing
     """
     kind = source.number(1)
     if kind == _ALL:
         return read_soft_labels(source, shape, chain)
     if kind != _CHANGED:
-        raise ValueError("it does not say whether all soft labels are there")
+        raise ValueError("its flag for complete soft labels is invalid")
     if known is None or tuple(known.shape) != shape:
-        raise ValueError("it leaves out soft labels that were never sent")
+        raise ValueError("it omits soft labels that were never sent")
     count = source.number(4)
     if count > shape[0]:
-        raise ValueError(f"it holds soft labels of {count} of {shape[0]} proxy examples")
+        raise ValueError(f"it has soft labels of {count} of {shape[0]} proxy examples")
     rows = torch.from_numpy(read_sorted(source, count, shape[0]))
     values = known.clone()
     values[rows] = read_soft_labels(source, (count, shape[1]), chain)

@@ -1,7 +1,7 @@
-"""The bytes of coded tensors, written and read in one fixed order, without any header of their own.
+"""Byte streams of encoded tensors in a fixed order, without headers.
 
-Both ends know which shapes to expect, so the bytes hold values alone: no names, shapes or types that a reader would
-have to believe. A reader gives no more than there is, and asks for the memory of what it gives only.
+Both ends have the shapes, so that the bytes contain values only, and a reader need not trust names, shapes or types. A
+reader allocates memory only for bytes that exist.
 """
 
 from typing import Any
@@ -17,33 +17,33 @@ class Writer:
         self._pieces: list[bytes] = []
 
     def raw(self, data: bytes) -> None:
-        """Bytes as they are."""
+        """Append raw bytes."""
         self._pieces.append(data)
 
     def number(self, value: int, size: int) -> None:
-        """A non-negative whole number in ``size`` bytes. OverflowError if it does not fit."""
+        """Append a non-negative integer in ``size`` bytes; raise OverflowError if it does not fit."""
         self._pieces.append(value.to_bytes(size, "little"))
 
     def array(self, values: NDArray[Any]) -> None:
-        """The values of an array in row-major order."""
+        """Append the values of an array in row-major order."""
         self._pieces.append(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
 
     def content(self) -> bytes:
-        """Everything written so far."""
+        """Return all bytes written so far."""
         return b"".join(self._pieces)
 
 
 class Reader:
-    """Gives back what a ``Writer`` collected. Raises ValueError where there is less, or more, than is asked for."""
+    """Reads the bytes of a ``Writer``; raises ValueError if there are too few or too many."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._place = memoryview(data), 0
 
     def raw(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
+        """Return the next ``size`` bytes."""
         left = len(self._data) - self._place
         if size > left:
-            raise ValueError(f"it ends too early: {size} bytes are due and {left} are left")
+            raise ValueError(f"it ends too early: {size} bytes are expected and {left} remain")
         self._place += size
         return bytes(self._data[self._place - size : self._place])
 
@@ -52,13 +52,13 @@ class Reader:
         return int.from_bytes(self.raw(size), "little")
 
     def array(self, dtype: DTypeLike, count: int) -> NDArray[Any]:
-        """The next ``count`` values of a type, ``[count]``; they own their memory."""
+        """Return the next ``count`` values of a type, ``[count]``, in their own memory."""
         kind = np.dtype(dtype)
         little = np.frombuffer(self.raw(count * kind.itemsize), dtype=kind.newbyteorder("<"))
         return little.astype(kind)
 
     def finish(self) -> None:
-        """Raise ValueError if anything is left."""
+        """Raise ValueError if bytes remain."""
         left = len(self._data) - self._place
         if left:
-            raise ValueError(f"{left} bytes are left over")
+            raise ValueError(f"it has {left} extra bytes")

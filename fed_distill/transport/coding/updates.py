@@ -1,8 +1,8 @@
-"""Stages for updates of weights. An update is how far training moved a weight, so its typical entry is near zero.
+"""Stages for updates of weights, whose entries are typically near zero.
 
-Matrices and larger arrays go through the chain; arrays of fewer dimensions (biases, norms, scalars) travel as float16
-in every chain: they are too few to be worth a loss. Rows that did not move stay where they were, exactly, in every
-stage: a table's row of padding among them.
+Matrices and larger arrays pass through the chain; arrays of fewer dimensions (biases, norms, scalars) are always sent
+as float16, as they are small. In every stage, rows without changes remain exactly unchanged, including a table's
+padding row.
 """
 
 from dataclasses import dataclass
@@ -33,20 +33,20 @@ class Float16:
     first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """Two bytes an entry."""
+        """Write two bytes per entry."""
         out.array(value.clamp(-_LARGEST_HALF, _LARGEST_HALF).half().numpy())
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Inverse of ``encode`` but for the rounding."""
+        """Inverse of ``encode``, up to rounding."""
         return torch.from_numpy(source.array(np.float16, int(np.prod(shape)))).float().reshape(shape)
 
 
 class _Quantized:
-    """Entries as whole multiples of a step, ``bits`` bits each, rounded up or down at random so that the mean is right.
+    """Entries as integer multiples of a step with ``bits`` bits each, and unbiased stochastic rounding.
 
-    The step is the row's largest magnitude over the number of steps on either side of zero, 127 or 7; the error of an
-    entry is below one step. Stochastic rounding as in Alistarh et al., "QSGD: communication-efficient SGD via gradient
-    quantization and encoding", NeurIPS 2017, section 3.1, with the largest magnitude in place of the norm.
+    The step is the row's largest magnitude divided by the number of steps on either side of zero, 127 or 7; the error
+    of an entry is below one step. Stochastic rounding as in Alistarh et al., "QSGD: communication-efficient SGD via
+    gradient quantization and encoding", NeurIPS 2017, section 3.1, with the largest magnitude in place of the norm.
     """
 
     bits: ClassVar[int]
@@ -55,11 +55,11 @@ class _Quantized:
 
     @property
     def levels(self) -> int:
-        """Steps on either side of zero."""
+        """Number of steps on either side of zero."""
         return (1 << (self.bits - 1)) - 1
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """A step of two bytes for each row, then ``bits`` bits an entry."""
+        """Write a step of two bytes per row, then ``bits`` bits per entry."""
         rows = _rows(value)
         steps = _write_scales(out, rows.abs().amax(dim=1) / self.levels)
         scaled = torch.where(steps > 0, rows / steps, 0.0)
@@ -67,43 +67,43 @@ class _Quantized:
         write_fixed(out, (whole.to(torch.int16) + self.levels).numpy(), self.bits)
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Steps times whole numbers."""
+        """Read steps times integers."""
         rows, columns = _row_shape(shape)
         steps = _read_scales(source, rows)
         whole = torch.from_numpy(read_fixed(source, rows * columns, self.bits)) - self.levels
         if bool((whole > self.levels).any()):
-            raise ValueError(f"it holds quantized values beyond {self.levels} steps")
+            raise ValueError(f"it has quantized values above {self.levels} steps")
         return (whole.reshape(rows, columns).float() * steps).reshape(shape)
 
 
 @dataclass(frozen=True)
 class Int8(_Quantized):
-    """A quarter of the bytes, and two a row: an entry is off by less than 1/127 of its row's largest; unbiased."""
+    """A quarter of the bytes, and two per row; the error is below 1/127 of the row's largest entry; unbiased."""
 
     bits: ClassVar[int] = 8
 
 
 @dataclass(frozen=True)
 class Int4(_Quantized):
-    """An eighth of the bytes, and two a row: an entry is off by less than 1/7 of its row's largest; unbiased."""
+    """An eighth of the bytes, and two per row; the error is below 1/7 of the row's largest entry; unbiased."""
 
     bits: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)
 class Sign:
-    """One bit an entry: each becomes its row's mean magnitude with its own sign. Biased: keep ``error_feedback`` on.
+    """One bit per entry: each becomes its row's mean magnitude with its own sign. Biased: keep ``error_feedback`` on.
 
     EF-signSGD's compressor (Karimireddy et al., "Error feedback fixes SignSGD and other gradient compression schemes",
-    ICML 2019, algorithm 1), a row at a time. Entries of zero stay zero; where a row that moved has any, each entry of
-    the array takes one bit more.
+    ICML 2019, algorithm 1), row by row. Zeros remain zero; if a changed row has any, each entry of the array takes one
+    more bit.
     """
 
     last: ClassVar[bool] = True
     first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """A scale of two bytes for each row, then a bit an entry, and if need be which entries are zero."""
+        """Write a scale of two bytes per row, a bit per entry, and if necessary a mask of zeros."""
         rows = _rows(value)
         moved = rows != 0
         sizes = rows.double().abs().sum(dim=1) / moved.sum(dim=1).clamp_min(1)
@@ -115,12 +115,12 @@ class Sign:
             write_fixed(out, moved.numpy(), 1)
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Scales times signs."""
+        """Read scales times signs."""
         rows, columns = _row_shape(shape)
         scales = _read_scales(source, rows)
         masked = source.number(1)
         if masked > 1:
-            raise ValueError("it does not say whether entries are zero")
+            raise ValueError("its flag for zero entries is invalid")
         values = (torch.from_numpy(read_fixed(source, rows * columns, 1)) * 2 - 1).reshape(rows, columns)
         if masked:
             values = values * torch.from_numpy(read_fixed(source, rows * columns, 1)).reshape(rows, columns)
@@ -129,13 +129,13 @@ class Sign:
 
 @dataclass(frozen=True)
 class TopK:
-    """The ``share`` of an array's entries with the largest magnitudes; the others are taken as unmoved.
+    """The ``share`` of an array's entries with the largest magnitudes; the others become zero.
 
     Sparsified updates (Aji and Heafield, EMNLP 2017; Stich et al., "Sparsified SGD with memory", NeurIPS 2018). Biased:
-    keep ``error_feedback`` on. An entry's error is at most the least magnitude that was kept. Entries that did not move
-    are never sent. Their places take about log2(e / share) bits each.
+    keep ``error_feedback`` on. An entry's error is at most the smallest kept magnitude. Zeros are never sent. A
+    position takes about log2(e / share) bits.
 
-    share: of an array's entries, in (0, 1], at least one.
+    share: share of an array's entries, in (0, 1]; at least one entry is kept.
     """
 
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
@@ -143,7 +143,7 @@ class TopK:
     first: ClassVar[bool] = False
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """How many, where, and their values."""
+        """Write the number, positions and values of the entries."""
         flat = value.reshape(-1)
         chosen = flat.abs().topk(self.most(flat.numel())).indices
         places = chosen[flat[chosen] != 0].sort().values
@@ -152,18 +152,18 @@ class TopK:
         rest(flat[places])
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """Zeros with the values in their places."""
+        """Read values into an array of zeros."""
         entries = int(np.prod(shape))
         count = source.number(4)
         if count > self.most(entries):
-            raise ValueError(f"it holds {count} of {entries} entries, more than the share of {self.share:g}")
+            raise ValueError(f"it has {count} of {entries} entries, more than the share of {self.share:g}")
         places = torch.from_numpy(read_sorted(source, count, entries))
         flat = torch.zeros(entries)
         flat[places] = rest((count,))
         return flat.reshape(shape)
 
     def most(self, entries: int) -> int:
-        """Entries that are sent at most."""
+        """Return the maximum number of sent entries."""
         return min(max(1, ceil(self.share * entries)), entries)
 
 
@@ -171,9 +171,9 @@ class TopK:
 class SVD:
     """The best low-rank approximation of a matrix (larger arrays by their first dimension), as two thin factors.
 
-    Biased: keep ``error_feedback`` on. Where factors would not be fewer numbers, the matrix itself is handed on.
+    Biased: keep ``error_feedback`` on. If the factors have no fewer numbers, the matrix itself is passed on.
 
-    energy: share of the squared singular values that is kept. rank: at most; none for what energy asks for.
+    energy: share of the squared singular values that is kept. rank: maximum rank; none: determined by energy only.
     """
 
     energy: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
@@ -182,7 +182,7 @@ class SVD:
     first: ClassVar[bool] = True
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
-        """The rank, 0 for the matrix itself, and the factors."""
+        """Write the rank, 0 for the matrix itself, and the factors."""
         rows = _rows(value)
         found = low_rank.factors(rows, self.energy, self.rank)
         if found is None:
@@ -195,19 +195,19 @@ class SVD:
         rest(wide)
 
     def decode(self, shape: Shape, source: Reader, rest: Decode) -> Tensor:
-        """The factors' product."""
+        """Read the product of the factors."""
         rows, columns = _row_shape(shape)
         rank = source.number(4)
         if not rank:
             return rest(shape)
         if rank > low_rank.most_rank(rows, columns):
-            raise ValueError(f"it holds factors of rank {rank} for a matrix {[rows, columns]}")
+            raise ValueError(f"it has factors of rank {rank} for a matrix {[rows, columns]}")
         thin = rest((rank, rows))
         return low_rank.product(thin, rest((rank, columns))).reshape(shape)
 
 
 def _row_shape(shape: Shape) -> tuple[int, int]:
-    """As a matrix: the first dimension by all others; fewer dimensions are one row."""
+    """Return the shape as a matrix: the first dimension by all others; fewer dimensions are one row."""
     if len(shape) < 2:
         return 1, int(np.prod(shape))
     return shape[0], int(np.prod(shape[1:]))
@@ -218,9 +218,9 @@ def _rows(value: Tensor) -> Tensor:
 
 
 def _write_scales(out: Writer, scales: Tensor) -> Tensor:
-    """Write non-negative scales ``[rows]`` as bfloat16, rounded up; give them as the receiver has them, ``[rows, 1]``.
+    """Write non-negative scales ``[rows]`` as bfloat16, rounded up, and return the rounded scales ``[rows, 1]``.
 
-    bfloat16 has the range of float32, so that no scale of a small update becomes zero.
+    bfloat16 has the range of float32, so that scales of small updates do not become zero.
     """
     bits = scales.contiguous().numpy().view(np.uint32)
     upper = np.minimum((bits >> 16) + ((bits & 0xFFFF) != 0), _LARGEST_SCALE).astype(np.uint16)
@@ -229,10 +229,10 @@ def _write_scales(out: Writer, scales: Tensor) -> Tensor:
 
 
 def _read_scales(source: Reader, count: int) -> Tensor:
-    """Inverse of ``_write_scales``. ValueError unless all are finite and not negative."""
+    """Inverse of ``_write_scales``; raise ValueError unless all are finite and not negative."""
     upper = source.array(np.uint16, count)
     if (upper > _LARGEST_SCALE).any():
-        raise ValueError("it holds scales that are negative or not finite")
+        raise ValueError("it has scales that are negative or not finite")
     return _as_scales(upper)
 
 

@@ -1,8 +1,9 @@
-"""A merchant's update, or the weights that it is sent, in bytes, and what of an update error feedback keeps for later.
+"""Serialization of updates and of weights in downlinks, and error feedback.
 
 Error feedback (Seide et al., "1-bit stochastic gradient descent", Interspeech 2014; Karimireddy et al., "Error feedback
-fixes SignSGD and other gradient compression schemes", ICML 2019, algorithm 2): what coding loses of an update is
-added to the merchant's next one, so that the sum of what arrives is the sum of the updates but for the last residual.
+fixes SignSGD and other gradient compression schemes", ICML 2019, algorithm 2): the compression error of an update
+is added to the merchant's next one, so that the sum of decoded updates differs from that of the updates only by the
+last residual.
 """
 
 import numpy as np
@@ -28,10 +29,11 @@ _ABSENT, _WHOLE, _IN_PART = range(3)
 
 
 def write_weights(out: Writer, update: PartialWeights, base: Weights, chain: Chain, randomness: Randomness) -> None:
-    """Write an update of ``base``, of which the reader has the names, shapes and types.
+    """Write an update of ``base``; the reader has its names, shapes and types.
 
-    Which of them there are, and which in part; then each one's row numbers and counts, without loss, and its values.
-    ``randomness``: whence stochastic rounding draws.
+    For each weight: whether it is present, or partial; lossless row numbers and counts; and its values.
+
+    :param randomness: seed of stochastic rounding
     """
     names = sorted(base)
     states = [_IN_PART if name in update.rows else _WHOLE if name in update.arrays else _ABSENT for name in names]
@@ -42,7 +44,7 @@ def write_weights(out: Writer, update: PartialWeights, base: Weights, chain: Cha
         if state == _IN_PART:
             rows = update.rows[name]
             if name not in update.counts:
-                raise ValueError(f"{name} is sent in part, without how often its rows are used")
+                raise ValueError(f"the partial table {name} has no use counts of its rows")
             out.number(len(rows), 4)
             write_sorted(out, rows.numpy())
             write_counts(out, update.counts[name].numpy())
@@ -54,7 +56,7 @@ def write_weights(out: Writer, update: PartialWeights, base: Weights, chain: Cha
 
 
 def read_weights(source: Reader, base: Weights, chain: Chain) -> PartialWeights:
-    """Inverse of ``write_weights``, but for what ``chain`` loses. ValueError for what it cannot have written."""
+    """Inverse of ``write_weights``, up to errors of ``chain``; raise ValueError for invalid bytes."""
     names = sorted(base)
     arrays: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
@@ -66,12 +68,12 @@ def read_weights(source: Reader, base: Weights, chain: Chain) -> PartialWeights:
         if state == _IN_PART:
             size = source.number(4)
             if not shape or size > shape[0]:
-                raise ValueError(f"it holds {size} rows of {name}, whose shape is {list(shape)}")
+                raise ValueError(f"it has {size} rows of {name}, whose shape is {list(shape)}")
             rows[name] = torch.from_numpy(read_sorted(source, size, shape[0]))
             counts[name] = torch.from_numpy(read_counts(source, size))
             shape = (size, *shape[1:])
         elif state != _WHOLE:
-            raise ValueError(f"it does not say whether {name} is there")
+            raise ValueError(f"its flag for the presence of {name} is invalid")
         if _coded(base[name]):
             arrays[name] = _chain_for(len(shape), chain).decode(shape, source)
         else:
@@ -81,7 +83,7 @@ def read_weights(source: Reader, base: Weights, chain: Chain) -> PartialWeights:
 
 
 def with_residual(update: PartialWeights, residual: PartialWeights) -> PartialWeights:
-    """``update`` and what was kept of earlier ones, of the rows that are sent now."""
+    """Add the residual of earlier updates to ``update``, for the rows that are sent now."""
     arrays = dict(update.arrays)
     for name, kept in residual.arrays.items():
         if name in arrays:
@@ -90,7 +92,12 @@ def with_residual(update: PartialWeights, residual: PartialWeights) -> PartialWe
 
 
 def residual_of(update: PartialWeights, received: PartialWeights, before: PartialWeights) -> PartialWeights:
-    """What the receiver lacks of ``update``, which has in it what was kept ``before``; of other rows what was kept."""
+    """Return the new residual: the compression error of ``update``, and the previous residual for other rows.
+
+    :param update: update with the residual ``before`` added
+    :param received: decoded update
+    :param before: previous residual
+    """
     arrays, rows = dict(before.arrays), dict(before.rows)
     for name, value in update.arrays.items():
         if not _coded(value):
@@ -106,8 +113,8 @@ def residual_of(update: PartialWeights, received: PartialWeights, before: Partia
 
 
 def _at(kept: Tensor, kept_rows: Tensor | None, rows: Tensor | None) -> Tensor:
-    """``kept``, which has the sorted ``kept_rows``, at ``rows``; 0 where it has none. None for an array that is whole:
-    a merchant sends the same arrays in part in all rounds."""
+    """Select ``rows`` of ``kept``, which has the sorted ``kept_rows``; missing rows are 0. Rows are None for a whole
+    array: a merchant sends the same partial tables in all rounds."""
     if kept_rows is None or rows is None:
         return kept
     found = torch.zeros(len(rows), *kept.shape[1:])
@@ -119,7 +126,7 @@ def _at(kept: Tensor, kept_rows: Tensor | None, rows: Tensor | None) -> Tensor:
 
 
 def _chain_for(dimensions: int, chain: Chain) -> Chain:
-    """Vectors and scalars are float16 in every chain that loses anything at all."""
+    """Return the chain for an array: float16 for vectors and scalars if ``chain`` is lossy."""
     return Chain((Float16(),)) if chain.stages and dimensions < 2 else chain
 
 

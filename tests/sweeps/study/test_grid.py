@@ -228,7 +228,7 @@ def test_a_key_that_an_axis_gives_to_a_unit_without_it_is_refused_and_not_droppe
         {"name": "size", "values": [{"label": "small", "privacy.epsilon": 1.0, "privacy.rows": 10}]},
     ]
     study = Study.parse({**tables, "axis": axis, "exclude": [], "seeds": 1})
-    with pytest.raises(ConfigError, match=r"unit=vote, size=small.*rows is of unit example or group, not of vote"):
+    with pytest.raises(ConfigError, match=r"unit=vote, size=small.*rows belongs to unit example or group, not to vote"):
         expand(study)
 
 

@@ -172,9 +172,9 @@ def test_a_coded_consensus_is_the_same_for_all_and_of_the_shape_that_is_announce
     torch.testing.assert_close(got.need(SoftLabels).probabilities.sum(dim=1), torch.ones(200))
     for forged in ([200, 5], [201, 4], [-200, -4], [200], [10**9, 10**9]):
         content["down.shapes"] = ConfigRecord({"soft_labels": forged})
-        with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
+        with pytest.raises(TrainingError, match="the compressed downlink cannot be read"):
             coding.decode_downlink(content, DOWN)
-    with pytest.raises(TrainingError, match="run the same one at both"):
+    with pytest.raises(TrainingError, match="run the same experiment at both"):
         coding.decode_downlink(encode_downlink(down), DOWN)
 
 
@@ -192,7 +192,7 @@ def test_a_cache_sends_what_the_server_does_not_have():
     got = coding.decode_uplink(over_the_wire(second), ALL, {}, PROXY, server.get)
     assert torch.equal(got.need(SoftLabels).probabilities, changed)
     for known in ({}, {"Nord": server["Nord"][:-1]}):
-        with pytest.raises(UplinkRejected, match=r"merchant Nord: .* leaves out soft labels that were never sent"):
+        with pytest.raises(UplinkRejected, match=r"merchant Nord: .* omits soft labels that were never sent"):
             coding.decode_uplink(over_the_wire(second), ALL, {}, PROXY, known.get)
 
 
@@ -203,7 +203,7 @@ def test_a_cache_is_for_soft_labels_of_all_proxy_examples():
     with pytest.raises(UplinkRejected, match=r"merchant Nord: .*soft_label_cache is for .* the whole proxy set"):
         coding.encode_uplink(some, {}, RANDOMNESS)
     forged, _ = codec(soft_labels=["int8"]).encode_uplink(some, {}, RANDOMNESS)
-    with pytest.raises(UplinkRejected, match="where a cache needs them of all"):
+    with pytest.raises(UplinkRejected, match="but soft_label_cache requires all"):
         coding.decode_uplink(forged, SELECTED, {}, PROXY)
 
 
@@ -232,14 +232,14 @@ def replaced(part, value, coding):
 CODED = codec(weights=["int8"], soft_labels=["int8"])
 PLAIN_UPLINK = encode_uplink(UPLINK)
 LIES = {
-    "plain": (CODED, PLAIN_UPLINK, "are not coded, against the experiment"),
-    "coded": (codec(), CODED.encode_uplink(UPLINK, BASE, RANDOMNESS)[0], "are coded, against the experiment"),
+    "plain": (CODED, PLAIN_UPLINK, "are not compressed, unlike in the experiment"),
+    "coded": (codec(), CODED.encode_uplink(UPLINK, BASE, RANDOMNESS)[0], "are compressed, unlike in the experiment"),
     "floats": (CODED, replaced("weights", np.zeros(9, np.float32), CODED), "float32 of shape .9., not bytes"),
     "matrix": (CODED, replaced("weights", np.zeros((9, 9), np.uint8), CODED), "not bytes"),
-    "short": (CODED, replaced("weights", np.zeros(9, np.uint8), CODED), "bytes are left over"),
-    "long": (CODED, replaced("soft_labels", np.zeros(801, np.uint8), CODED), "1 bytes are left over"),
+    "short": (CODED, replaced("weights", np.zeros(9, np.uint8), CODED), "extra bytes"),
+    "long": (CODED, replaced("soft_labels", np.zeros(801, np.uint8), CODED), "it has 1 extra bytes"),
     "few labels": (CODED, replaced("soft_labels", np.zeros(799, np.uint8), CODED), "ends too early"),
-    "another part": (CODED, replaced("votes", np.zeros(2, np.uint8), CODED), "votes are coded, against"),
+    "another part": (CODED, replaced("votes", np.zeros(2, np.uint8), CODED), "votes are compressed, unlike"),
 }
 
 
@@ -262,23 +262,25 @@ def test_an_update_that_is_not_finite_or_of_no_weights_never_leaves():
     broken = PartialWeights({"bias": torch.full((32,), float("inf"))})
     with pytest.raises(UplinkRejected, match="merchant Nord: its update is not finite"):
         CODED.encode_uplink(Uplink("Nord", 5, (StudentUpdate.of(broken),)), BASE, RANDOMNESS)
-    with pytest.raises(UplinkRejected, match="merchant Nord: its method sends an update without a downlink"):
+    with pytest.raises(
+        UplinkRejected, match="merchant Nord: its method sends an update, but the downlink has no weights"
+    ):
         CODED.encode_uplink(UPLINK, {}, RANDOMNESS)
 
 
 def test_weights_that_are_coded_for_a_method_without_any_are_rejected():
     coding, alone = codec(weights=["int8"]), Uplink("Nord", 5, (UPDATE,))
     content, _ = coding.encode_uplink(alone, BASE, RANDOMNESS)
-    with pytest.raises(UplinkRejected, match="'counts' is not among the records that belong there"):
+    with pytest.raises(UplinkRejected, match="'counts' is not an expected record"):
         coding.decode_uplink(over_the_wire(content), (SoftLabels,), BASE, PROXY)
 
 
 def test_a_downlink_that_is_not_coded_as_the_site_expects_is_refused():
     down = Downlink(1, (StudentWeights(BASE),))
     coding = codec(downlink_weights=["int8"])
-    with pytest.raises(TrainingError, match="run the same one at both"):
+    with pytest.raises(TrainingError, match="run the same experiment at both"):
         coding.decode_downlink(encode_downlink(down), DOWN)
-    with pytest.raises(TrainingError, match="run the same one at both"):
+    with pytest.raises(TrainingError, match="run the same experiment at both"):
         codec().decode_downlink(coding.encode_downlink(down, RANDOMNESS), DOWN)
 
 
@@ -295,7 +297,7 @@ def test_a_downlink_of_forged_shapes_is_refused_before_it_takes_memory(change):
     coding = codec(downlink_weights=["int8"])
     content = coding.encode_downlink(Downlink(1, (StudentWeights(BASE),)), RANDOMNESS)
     content["down.shapes"] = ConfigRecord({**content["down.shapes"], **change})
-    with pytest.raises(TrainingError, match="the coded downlink cannot be read"):
+    with pytest.raises(TrainingError, match="the compressed downlink cannot be read"):
         coding.decode_downlink(content, DOWN)
 
 
@@ -305,7 +307,7 @@ def test_a_downlink_of_which_a_part_only_is_there_takes_no_memory_for_the_rest()
     shapes = {"names": ["w"], "types": ["float32"], "dimensions": [2], "sizes": [2**30, 2**10]}
     content["down.shapes"] = ConfigRecord(shapes)
     content["down.coded"] = to_array_record({"weights": torch.zeros(1, dtype=torch.uint8)})
-    with pytest.raises(TrainingError, match="it announces weights of which it holds only a part"):
+    with pytest.raises(TrainingError, match="it has only a part of the announced weights"):
         codec(downlink_weights=["int8"]).decode_downlink(content, DOWN)
 
 
@@ -315,7 +317,7 @@ def test_coded_soft_labels_of_another_proxy_set_or_other_classes_are_refused_bef
     content = coding.encode_downlink(Downlink(1, (SoftLabels(LABELS),)), RANDOMNESS)
     assert coding.decode_downlink(content, DOWN, PROXY).need(SoftLabels).probabilities.shape == PROXY
     content["down.shapes"] = ConfigRecord({"soft_labels": [200, 2**30]})
-    with pytest.raises(TrainingError, match=r"it announces soft labels of shape \[200, 1073741824\], not \[200, 4\]"):
+    with pytest.raises(TrainingError, match=r"its soft labels have shape \[200, 1073741824\], not \[200, 4\]"):
         coding.decode_downlink(content, DOWN, PROXY)
 
 

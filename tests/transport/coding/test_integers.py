@@ -99,10 +99,10 @@ def test_numbers_out_of_range_are_not_read():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (written(write_counts, [1, 2]), "it holds 2 whole numbers where 3 are due"),
-        (b"\x20" + written(write_counts, [1, 2, 3])[1:], "not coded as they should be"),
-        (b"\x00\xff\xff\xff\xff", "not coded as they should be"),
-        (b"\x1f\x01\x00\x00\x00\x07", "ends too early: 12 bytes are due and 0 are left"),
+        (written(write_counts, [1, 2]), "it has 2 integers instead of 3"),
+        (b"\x20" + written(write_counts, [1, 2, 3])[1:], "encoded incorrectly"),
+        (b"\x00\xff\xff\xff\xff", "encoded incorrectly"),
+        (b"\x1f\x01\x00\x00\x00\x07", "ends too early: 12 bytes are expected and 0 remain"),
         (b"\x00", "ends too early"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_reader_gives_what_was_written_and_says_what_is_left():
     source = Reader(out.content())
     assert source.number(2) == 513
     assert source.array(np.float32, 2).tolist() == [1.5, -2.0]
-    with pytest.raises(ValueError, match="3 bytes are left over"):
+    with pytest.raises(ValueError, match="it has 3 extra bytes"):
         source.finish()
-    with pytest.raises(ValueError, match="ends too early: 4 bytes are due and 3 are left"):
+    with pytest.raises(ValueError, match="ends too early: 4 bytes are expected and 3 remain"):
         source.number(4)

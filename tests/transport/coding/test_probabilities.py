@@ -74,9 +74,9 @@ def test_a_row_that_was_rounded_to_nothing_becomes_even():
 @pytest.mark.parametrize(
     ("stages", "data", "message"),
     [
-        ((TopKProbabilities(2),), bytes([0b0000]) + bytes(8), "names classes twice"),
-        ((TopKProbabilities(2),), bytes([0b1100]) + bytes(8), "outside 0 to 2"),
-        ((TopKProbabilities(2),), bytes([0b0001]) + bytes(8), "names classes twice"),
+        ((TopKProbabilities(2),), bytes([0b0000]) + bytes(8), "its classes must be distinct"),
+        ((TopKProbabilities(2),), bytes([0b1100]) + bytes(8), "and from 0 to 2"),
+        ((TopKProbabilities(2),), bytes([0b0001]) + bytes(8), "its classes must be distinct"),
         ((Int8Probabilities(),), bytes(2), "ends too early"),
     ],
 )

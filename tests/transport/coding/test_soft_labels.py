@@ -70,7 +70,7 @@ def test_no_probability_is_ever_further_off_than_the_tolerance():
 
 
 LIES = {
-    "another kind": (b"\x02", labels(), "does not say whether all"),
+    "another kind": (b"\x02", labels(), "flag for complete soft labels is invalid"),
     "nothing is known": (b"\x01\0\0\0\0", None, "were never sent"),
     "known of another proxy set": (b"\x01\0\0\0\0", labels(29), "were never sent"),
     "too many rows": (b"\x01\x1f\0\0\0", labels(), "soft labels of 31 of 30 proxy examples"),

@@ -164,7 +164,7 @@ def test_empty_and_tiny_arrays_travel(through, chain, shape):
 
 
 def test_a_stage_after_one_that_leaves_nothing_is_refused():
-    with pytest.raises(ConfigError, match=r"stage 1 \(Int8\) leaves nothing to code .* put it last"):
+    with pytest.raises(ConfigError, match=r"stage 1 \(Int8\) passes no numbers .* put it last"):
         Chain((Int8(), TopK()))
 
 
@@ -199,12 +199,12 @@ FORGED = {
     "nan scale": ((Int8(),), nan_scales((2, 4), bytes(8)), "scales that are negative or not finite"),
     "infinite scale": ((Int8(),), b"\x80\x7f" * 2 + bytes(8), "scales that are negative or not finite"),
     "negative scale": ((Sign(),), b"\x80\xbf" * 2 + bytes(2), "scales that are negative or not finite"),
-    "beyond the last step": ((Int8(),), bytes(4) + b"\xff" * 8, "quantized values beyond 127 steps"),
+    "beyond the last step": ((Int8(),), bytes(4) + b"\xff" * 8, "quantized values above 127 steps"),
     "more entries than its share": ((TopK(0.5),), b"\x05\x00\x00\x00" + bytes(40), "it holds 5 of 8 entries"),
     "all entries": ((TopK(0.5),), b"\xff\xff\xff\xff", "entries, more than the share"),
     "a rank beyond all use": ((SVD(),), b"\x02\x00\x00\x00" + bytes(80), "factors of rank 2"),
     "too short": ((Int8(),), bytes(5), "ends too early"),
-    "an odd mask": ((Sign(),), bytes(4) + b"\x02" + bytes(2), "does not say whether entries are zero"),
+    "an odd mask": ((Sign(),), bytes(4) + b"\x02" + bytes(2), "flag for zero entries is invalid"),
 }
 
 

@@ -91,7 +91,7 @@ def test_rounding_is_drawn_from_the_seed_alone():
 
 def test_a_table_in_part_without_counts_is_refused():
     rows = torch.tensor([1])
-    with pytest.raises(ValueError, match="table is sent in part, without how often"):
+    with pytest.raises(ValueError, match="the partial table table has no use counts"):
         travel(PartialWeights({"table": torch.zeros(1, WIDTH)}, {"table": rows}), Chain())
 
 
@@ -134,7 +134,7 @@ def test_feedback_makes_up_for_what_one_bit_cannot_say():
 
 
 FORGED = {
-    "an unknown state": (b"\xff\xff", "does not say whether bias is there"),
+    "an unknown state": (b"\xff\xff", "flag for the presence of bias is invalid"),
     "a bias in part": (b"\x02\x00", r"rows of bias, whose shape is \[6\]"),
     "too many rows": (np.packbits([0] * 8 + [0, 1], bitorder="little").tobytes() + b"\x0d\0\0\0", "13 rows of table"),
     "nothing": (b"", "ends too early"),

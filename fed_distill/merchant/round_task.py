@@ -1,4 +1,4 @@
-"""What a round asks of a site's merchants: the plan, and where each one's training starts."""
+"""A round's work for a site's merchants: the plan, and the initial weights of each training."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from fed_distill.transport.requests import TrainRequest
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of all merchants of a request alike."""
+class RoundTask:
+    """The parts of a request that are common to all merchants."""
 
     request: TrainRequest
     down: Downlink
@@ -27,7 +27,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Participant:
-    """A merchant that trains in a round: by how many examples it counts, and as which release it was charged."""
+    """A merchant that trains in a round: its weight in examples, and the release that it was charged for."""
 
     learner: Learner
     size: int
@@ -35,32 +35,38 @@ class Participant:
 
 
 def planned(method: Method, down: Downlink, name: str) -> Plan:
-    """What a method plans for a downlink. TrainingError for a downlink that it cannot plan for, or a plan that takes
-    more than the method says its merchants keep."""
+    """Return the method's plan for a downlink.
+
+    :raises TrainingError: the downlink is incomplete, or the plan requires state that the method does not declare
+    """
     try:
         plan = method.plan(down)
     except (AssertionError, KeyError) as error:
-        raise TrainingError(f"a downlink without all that method {name} needs") from error
+        raise TrainingError(f"the downlink lacks payloads that method {name} requires") from error
     if plan.pair and method.keeps != "own_student":
-        raise TrainingError(f"method {name} plans a pair of students, which takes keeps = 'own_student'")
+        raise TrainingError(f"method {name} plans a pair of students, which requires keeps = 'own_student'")
     if plan.looks_back and method.keeps not in ("own_student", "last_student"):
-        raise TrainingError(f"method {name} compares with the student of before, which takes keeps = 'last_student'")
+        raise TrainingError(f"method {name} uses the previous student, which requires keeps = 'last_student'")
     return plan
 
 
 def starting_weights(
     method: Method, plan: Plan, down: Downlink, kept: Weights | None, first: Weights | None
 ) -> Weights:
-    """Where a merchant's training starts; ``first``: its own student's weights, if it has ``kept`` none yet."""
+    """Return the initial weights of a merchant's training.
+
+    :param kept: weights of the merchant's own student, None if it has none yet
+    :param first: initial weights of an own student
+    """
     if method.keeps != "own_student":
         if not down.weights:
-            raise TrainingError("a downlink without the weights that a merchant trains")
+            raise TrainingError("the downlink lacks the weights of the student")
         return down.weights
     own = first if kept is None else kept
     if own is None:
-        raise TrainingError("a merchant has kept no student of its own, and was sent none to start from")
+        raise TrainingError("the merchant has no student of its own, and the request has no initial weights for one")
     if not plan.pair:
         return own
     if not down.weights:
-        raise TrainingError("a downlink without the weights of the shared student")
+        raise TrainingError("the downlink lacks the weights of the shared student")
     return paired(down.weights, own)
