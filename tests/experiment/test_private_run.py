@@ -152,7 +152,7 @@ def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anythin
 ):
     privacy = {"unit": unit, "epsilon": 6.0}
     changes = {**PRIVATE, "privacy": privacy, "federation.method": "fd", "federation.options": {}}
-    with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends"):
+    with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover all payloads of method fd"):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()
 
