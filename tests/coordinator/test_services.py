@@ -1,4 +1,4 @@
-"""A method's services: a teacher that the server trains goes on from round to round, and stays fine-tuned for others."""
+"""A method's services: a teacher that the server trains goes on from round to round, and stays as it was for others."""
 
 from types import SimpleNamespace
 
