@@ -213,6 +213,18 @@ def test_soft_labels_that_are_not_finite_never_leave():
         codec(soft_labels=["int8"]).encode_uplink(broken, {}, RANDOMNESS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_coded_downlink_has_the_types_of_the_student(dtype):
+    """Else a site, which compares them with the student's, refuses it."""
+    coding, weights = codec(downlink_weights=["int8"]), {name: value.to(dtype) for name, value in BASE.items()}
+    weights["steps"] = BASE["steps"]
+    sent = coding.encode_downlink(Downlink(1, (StudentWeights(weights),)), RANDOMNESS)
+    got = coding.decode_downlink(over_the_wire(sent), DOWN).weights
+    assert {name: value.dtype for name, value in got.items()} == {
+        "table": dtype, "bias": dtype, "steps": torch.int64,
+    }  # fmt: skip
+
+
 def test_feedback_is_kept_only_where_it_is_asked_for():
     for coding, keeps in (
         (codec(weights=["sign"]), True),
