@@ -22,5 +22,5 @@ def byzantine_merchants(experiment: Experiment, merchants: Sequence[str], seed: 
             f"byzantine.fraction = {fraction:g} leaves no honest one of {len(names)} merchants: lower it, or give "
             "the data more merchants"
         )
-    chosen = seeds.numpy_stream(seed, "poisoned merchants").choice(len(names), size, replace=False)
+    chosen = seeds.numpy_stream(seed, "byzantine merchants").choice(len(names), size, replace=False)
     return frozenset(names[place] for place in chosen)
