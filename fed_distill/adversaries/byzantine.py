@@ -23,5 +23,5 @@ def byzantine_merchants(experiment: Experiment, merchants: Sequence[str], seed: 
             f"byzantine.fraction = {fraction:g} leaves no honest merchant of {len(names)}: decrease it, or use data "
             "with more merchants"
         )
-    chosen = seeds.numpy_stream(seed, "poisoned merchants").choice(len(names), size, replace=False)
+    chosen = seeds.numpy_stream(seed, "byzantine merchants").choice(len(names), size, replace=False)
     return frozenset(names[place] for place in chosen)

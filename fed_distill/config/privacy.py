@@ -46,6 +46,7 @@ class PrivacyConfig(ConfigTable):
                     f"unknown privacy unit {unit!r}; did you mean {', '.join(near)}? For a custom unit, give "
                     "its import path: my_package.my_module:MyName"
                 )
+            table = {key: value for key, value in table.items() if value is not None or key in cls.model_fields}
             for key in table.keys() - cls.model_fields.keys():
                 _check_unit_of(str(key), str(unit))
         return table

@@ -68,9 +68,13 @@ class InProcessGrid(Grid):
         for message in messages:
             message_id = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = message_id
-            self._queued[message_id] = message
+            self._queue(message_id, message)
             sent.append(message_id)
         return sent
+
+    def _queue(self, message_id: str, message: Message) -> None:
+        """Keep a message until its reply is pulled."""
+        self._queued[message_id] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Process these messages in the given order, each once, and return their replies."""

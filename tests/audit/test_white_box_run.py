@@ -78,4 +78,4 @@ def test_both_bounds_are_kept_beside_the_attacks(finished):
     brief = read_summary(folder)["privacy"]["audit"]["white_box"]
     assert (brief["steinke"], brief["f_dp"]) == tuple(found["white_box"][key]["epsilon"] for key in ("steinke", "f_dp"))
     assert f"{brief['f_dp']:.2f} (f-DP" in audit_bound(read_summary(folder))
-    assert f"{brief['promised']:.2f} is promised to one example." in audit_bound(read_summary(folder))
+    assert f"{brief['promised']:.2f} for one example." in audit_bound(read_summary(folder))

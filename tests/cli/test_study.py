@@ -160,7 +160,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
         (["--set", "federation.aggregator=fedavgg"], "cell method=fedavg, seed 0: unknown aggregator 'fedavgg'"),
         (["--set", "federation.options.eta=1"], "cell method=fedavg, seed 0: method 'fedavg' has no option 'eta'"),
         (["--only", "method=pate"], "--only: axis 'method' has no label 'pate'; it has: ['fedavg', 'fedmd']"),
-        (["--set", "privacy.unit=example"], "base: privacy: unit 'example' requires either epsilon or noise"),
+        (["--set", "privacy.unit=example"], "base: privacy: unit 'example' requires either epsilon"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_run(command, file, tmp_path, arguments, message):

@@ -340,7 +340,7 @@ def full_disk(monkeypatch, is_full):
     monkeypatch.setattr(os, "fsync", flush)
 
 
-@pytest.mark.parametrize("file", ["fedavg-kd.safetensors", "metrics.jsonl", "summary.json", "student"])
+@pytest.mark.parametrize("file", ["rounds.safetensors", "metrics.jsonl", "summary.json", "student"])
 def test_a_full_disk_at_the_server_stops_the_run_which_goes_on_when_there_is_room(
     tiny_experiment, tmp_path, monkeypatch, file
 ):
@@ -348,7 +348,7 @@ def test_a_full_disk_at_the_server_stops_the_run_which_goes_on_when_there_is_roo
     experiment = tiny_experiment(tmp_path / "full", QUICK)
     with monkeypatch.context() as patched:
         full_disk(patched, lambda path: file in path.removeprefix(str(tmp_path)))
-        with pytest.raises(CheckpointError, match=r"cannot be written, the disk is full: free some space"):
+        with pytest.raises(CheckpointError, match=r"cannot be written because the disk is full: free some space"):
             FaultyGrid(experiment).run()
     folder = FaultyGrid(experiment.with_changes({"runtime.resume": True})).run()
     assert student_of(folder) == student_of(whole)

@@ -1,11 +1,13 @@
 """Whose uplinks are merged, what is counted on the way, and when a round has too few."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.sites import Chunk
 from fed_distill.coordinator.uplink_validator import UplinkValidator, update_norm
 from fed_distill.errors import BudgetExceeded, TooFewAnswers, TrainingError
@@ -173,6 +175,25 @@ def test_an_update_far_longer_than_most_is_left_out(context):
     assert names(UplinkValidator([chunk(*uplinks)], context, 5, 1)) == ["a", "b", "c", "d", "e"]
     still = [moved("a", 0.0), moved("b", 0.0), moved("c", 1.0)]  # nobody moves: there is nothing to compare with
     assert names(UplinkValidator([chunk(*still)], context, 3, 1, max_norm_ratio=10.0)) == ["a", "b", "c"]
+
+
+def test_a_byzantine_merchant_of_the_first_chunk_does_not_raise_the_norm_that_is_usual(context):
+    """Of the mean, 2.5e8 + 1.5, an update of 1e9 would be no more than 10 times; the median of four is (2 + 3) / 2."""
+    uplinks = [moved("a", 1.0), moved("b", 2.0), moved("byzantine", 1e9), moved("c", 3.0)]
+    intake = UplinkValidator([chunk(*uplinks), chunk(moved("d", 24.9), moved("e", 25.1))], context, 6, 1, 0.5, 10.0)
+    assert names(intake) == ["a", "b", "c", "d"]
+    assert names(intake.refusals) == ["byzantine", "e"]
+
+
+def test_claims_of_the_first_chunk_are_measured_by_the_whole_round(context):
+    """Beside 40 and three more taken to be 40 each, 100 are below 0.6 of all, and above it beside 40 alone; 800 are 20
+    times the median."""
+    claims = {"a": 40, "b": 100, "c": 40, "d": 40, "e": 1000}
+    uplinks = [replace(good(name), examples=examples) for name, examples in claims.items()]
+    for chunks, kept in (([uplinks[:2], uplinks[2:]], [40, 100, 40, 40, 800]), ([uplinks[:2]], [40, 60])):
+        asked = sum(map(len, chunks))
+        found = UplinkValidator([chunk(*one) for one in chunks], context, asked, 1, counts=Counts(0.6, 20.0))
+        assert [uplink.examples for uplink in found] == kept
 
 
 def of_norm(name, norm):

@@ -152,7 +152,7 @@ def test_a_method_that_sends_more_than_its_unit_covers_is_refused_before_anythin
 ):
     privacy = {"unit": unit, "epsilon": 6.0}
     changes = {**PRIVATE, "privacy": privacy, "federation.method": "fd", "federation.options": {}}
-    with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover everything that method fd sends"):
+    with pytest.raises(ConfigError, match=f"privacy.unit = '{unit}' does not cover all payloads of method fd"):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()
 
@@ -174,6 +174,6 @@ def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_i
 
 def test_groups_by_a_second_text_need_one(tiny_experiment, simulate, tmp_path):
     changes = {**PRIVATE, "privacy.unit": "group", "privacy.group": "pair", "data.task": "category"}
-    with pytest.raises(ConfigError, match="by their second text, and task category has one text only"):
+    with pytest.raises(ConfigError, match="by their second text, and task category has one text"):
         simulate(tiny_experiment(tmp_path / "runs", changes))
     assert not (tmp_path / "runs").exists()

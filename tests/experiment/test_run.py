@@ -268,7 +268,7 @@ def test_a_finished_run_is_not_written_over(tiny_run, simulate):
 def test_a_changed_experiment_does_not_resume(tiny_run, simulate, outcome_of):
     before = outcome_of(tiny_run.result.folder)
     changed = tiny_run.experiment.with_changes({"runtime.resume": True, "training.merchants.learning_rate": 0.5})
-    with pytest.raises(CheckpointError, match=r"training\.learning_rate"):
+    with pytest.raises(CheckpointError, match=r"training\.merchants\.learning_rate"):
         simulate(changed)
     assert outcome_of(tiny_run.result.folder) == before
 

@@ -255,6 +255,21 @@ def test_the_norm_follows_the_quantile_by_hand():
     assert mean.state()["clip_norm"].item() == pytest.approx(2.0 * math.exp(-0.4 * (0.45 + 0.5 - 1.4)), rel=1e-12)
 
 
+def test_noise_grows_and_shrinks_with_the_norm_that_updates_are_clipped_to():
+    """The multiplier is that of Andrew et al., theorem 1: the whole noise less what the count takes."""
+    current = {"w": torch.zeros(100_000, dtype=torch.float64)}
+    for quantile in (1.0, 0.0):
+        rule = QuantileClipping(quantile, learning_rate=2.0, count_noise=5.0)
+        mean = private_mean(1.3, expected_merchants=20.0, clip_norm=0.7, adaptive=rule)
+        norms = []
+        for _ in range(3):
+            norms.append(mean.state()["clip_norm"].item())
+            noise = mean.average(current, [])["w"].numpy()
+            deviation = (1.3**-2 - 10.0**-2) ** -0.5 * norms[-1] / 20.0
+            assert np.std(noise) == pytest.approx(deviation, rel=4.0 / math.sqrt(2 * noise.size))
+        assert norms == sorted(norms, reverse=quantile == 0.0) and max(norms) > 2.0 * min(norms)
+
+
 def test_if_all_that_were_expected_come_the_rule_is_the_papers():
     rule = QuantileClipping()
     for within in range(9):  # of 8 merchants: sum of b_i over m, then the geometric update with 0.2 and 0.5

@@ -1,9 +1,11 @@
 """A site's own rules are read strictly and win over what is asked."""
 
+from datetime import time
+
 import pytest
 
-from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed
-from fed_distill.merchant.limits import Limits
+from fed_distill.errors import BudgetExceeded, ConfigError, NotAllowed, NotNow
+from fed_distill.merchant.limits import Limits, Rules
 
 RULES = """
 [default]
@@ -81,6 +83,22 @@ def test_a_unit_that_is_not_allowed_and_too_little_noise_are_refused_by_name(wri
     own.check_noise("Müller & Söhne", 1.0)
     with pytest.raises(BudgetExceeded, match=r"at least 1, not 0\.99"):
         own.check_noise("Müller & Söhne", 0.99)
+
+
+@pytest.mark.parametrize(
+    ("hours", "open_at", "closed_at"),
+    [
+        ("08:00-18:00", ["08:00", "12:00", "17:59"], ["07:59", "18:00", "23:00", "00:00"]),
+        ("22:00-06:00", ["22:00", "23:59", "00:00", "05:59"], ["21:59", "06:00", "12:00"]),
+    ],
+)
+def test_hours_begin_with_their_first_minute_and_end_before_their_last_also_over_midnight(hours, open_at, closed_at):
+    rules = Rules(hours=hours)
+    for now in open_at:
+        rules.check("fedavg", 1, time.fromisoformat(now))
+    for now in closed_at:
+        with pytest.raises(NotNow, match=f"rule hours: {hours}, and it is {now} there"):
+            rules.check("fedavg", 1, time.fromisoformat(now))
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,8 @@ def test_all_rounds_are_charged_before_a_merchant_trains_that_the_server_protect
 
 @pytest.mark.parametrize("unit", CENTRAL)
 def test_a_federation_is_paid_once_by_its_name_and_without_a_name_not_at_all(world, protected, unit):
-    noise = {"privacy.epsilon": None, "privacy.noise_multiplier": 5.0}
-    site, merchant = protected(**noise, **CENTRAL[unit]), world.names[0]
+    site = protected(**{**CENTRAL[unit], "privacy": {"unit": unit, "noise_multiplier": 5.0}})
+    merchant = world.names[0]
     arm = site.experiment.federation.title
     for name, number, paid in (("one", 1, 1), ("one", 2, 1), ("another", 1, 2), ("one", 1, 2), ("", 1, 2)):
         request = replace(world.request(merchant, arm=arm, rounds=2), federation=name)
@@ -263,7 +263,7 @@ def test_what_was_kept_without_this_noise_does_not_come_in_from_another_run(worl
     and a rate of 0, so that what is sent is that student's."""
     merchant, proxy = world.names[0], {"compare": [], "federation.method": "fedmd", "federation.options": {}}
     start = {"two-tower": world.start}
-    keeping = protected(**{**proxy, "privacy.unit": "none", "privacy.epsilon": None})
+    keeping = protected(**{**proxy, "privacy": {"unit": "none"}})
     kept = next(keeping.train(world.request(merchant, arm="fedmd"), world.consensus(1), start))
     later = protected(**{**proxy, "privacy.epsilon": None, "privacy.noise_multiplier": 1e4})
     request = replace(world.request(merchant, arm="fedmd", rounds=2), learning_rate=0.0)

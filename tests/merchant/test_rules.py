@@ -167,6 +167,17 @@ def described(request, *blueprints):
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE])
+def test_steps_on_the_proxy_set_are_work_too(world, ruled, changes):
+    """25 of them, and beside them a few on private examples: one epoch of some 20 in batches of 16."""
+    asked = {**changes, "federation.options": {"local_epochs": 1.0, "proxy_steps": 25}}
+    request, down = world.request(world.names[0]), world.down()
+    (refused,) = ruled(Rules(max_steps=25), asked).train(request, down, {})
+    assert isinstance(refused, Refusal) and "rule max_steps: 25 of one merchant in a round, not " in refused.reason
+    (trained,) = ruled(Rules(max_steps=40), asked).train(request, down, {})
+    assert not isinstance(trained, Refusal)
+
+
+@pytest.mark.parametrize("changes", [{}, PRIVATE])
 def test_a_request_for_too_much_work_is_refused_by_name_before_it_is_trained(world, ruled, changes):
     """30 epochs of a merchant with some 20 examples, in batches of 16: more than 20 steps, whatever its noised size."""
     asked = {**changes, "federation.options": {"local_epochs": 30.0, "proxy_steps": 1}}

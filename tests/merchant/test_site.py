@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fed_distill.config import TransportConfig
 from fed_distill.data.examples import MerchantData
 from fed_distill.errors import CheckpointError, ConfigError, TrainingError
 from fed_distill.merchant.opening import open_site
@@ -17,6 +18,7 @@ from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.training.submodel import completed
+from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.requests import Refusal
 
@@ -100,7 +102,7 @@ def test_a_loss_that_is_not_finite_is_a_refusal_that_names_merchant_and_remedy(w
     (answer,) = world.site().train(request, world.down(), {})
     assert answer.merchant == world.names[0]
     assert answer.reason.startswith(
-        f"{world.names[0]}: the loss of phase 1 is nan; lower training.merchants.learning_rate"
+        f"{world.names[0]}: the loss of phase 1 is nan; lower learning_rate or set clip_norm in [training.merchants]"
     )
 
 
@@ -268,7 +270,7 @@ def protected(world):
 
 
 def test_a_protected_site_trains_no_method_that_sends_class_means_whatever_the_server_asks(world, protected):
-    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover everything that method fd sends"):
+    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover all payloads of method fd"):
         trained(protected, world.request(world.names[0], arm="fd"), Downlink(1), {"two-tower": world.start})
 
 
@@ -282,3 +284,20 @@ def test_a_protected_merchant_computes_no_class_means_for_another_part(world, pr
     (answer,) = protected.train(request, world.consensus(1), {"two-tower": world.start})
     assert isinstance(answer, Refusal)
     assert "its training failed" in answer.reason
+
+
+@pytest.mark.parametrize(("known", "builds_on_the_first"), [(1, True), (0, False)])
+def test_soft_labels_are_sent_whole_again_where_the_server_never_got_the_last_ones(world, known, builds_on_the_first):
+    """With a tolerance of 1, no answer ever differs by more from the one before: only what the server lacks is sent."""
+    (name, *_), site, codec = world.names, world.site(), Codec.of(TransportConfig(soft_label_cache=1.0))
+    request, shape = world.request(name, arm="fedmd"), (len(world.data.proxy), len(world.data.task.classes))
+    sent = []
+    for number, has in ((1, 0), (2, known)):
+        asked, down = replace(request, known=(has,)), world.consensus(number)
+        uplink = trained(site, asked, down, {"two-tower": world.start})[name]
+        sent.append((uplink.need(SoftLabels).probabilities, site.coded(uplink, codec, asked, down)))
+    (first, _), (second, content) = sent
+    assert not torch.equal(first, second)
+    server = {name: first} if known else {}
+    got = codec.decode_uplink(content, (SoftLabels,), {}, shape, server.get)
+    assert torch.equal(got.need(SoftLabels).probabilities, first if builds_on_the_first else second)

@@ -80,9 +80,7 @@ def test_a_private_run_refuses_it_unless_it_says_why_training_covers_it(written,
     changes = {**QUICK, **PRIVATE, "federation.rounds": 1}
     written("own_entropy_bare", lambda source: COVERED.sub("", source))
     written("own_entropy_covered")
-    with pytest.raises(
-        ConfigError, match=r"does not cover everything that method own_entropy_bare:Watched sends: its "
-    ):
+    with pytest.raises(ConfigError, match=r"does not cover all payloads of method own_entropy_bare:Watched: its "):
         run(tiny_experiment(tmp_path / "bare", {**changes, "federation.method": "own_entropy_bare:Watched"}))
     assert not (tmp_path / "bare").exists()
     result = run(tiny_experiment(tmp_path / "covered", {**changes, "federation.method": "own_entropy_covered:Watched"}))

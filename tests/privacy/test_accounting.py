@@ -25,6 +25,7 @@ STRETCHES = {
     "much noise": [Spend(20.0, 0.2, 40)],
     "without sampling": [Spend(5.0, 1.0, 1)],
     "phases with other rates and noise": [Spend(1.26, 0.128, 40), Spend(2.0, 0.3, 5), Spend(10.0, 1.0, 40)],
+    "a noised size, all examples, then batches": [Spend(6.0, 1.0, 1), Spend(8.0, 1.0, 40), Spend(2.0, 0.3, 5)],
     "nearly everyone": [Spend(2.0, 0.95, 20)],
 }
 stretches = pytest.mark.parametrize("spends", STRETCHES.values(), ids=STRETCHES)

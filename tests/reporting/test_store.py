@@ -303,7 +303,7 @@ def test_what_a_killed_write_left_is_removed_on_resume(folder):
     RunStore.create(folder, EXPERIMENT).close()
     (folder / ".summary.json.12345678.tmp").write_text("{")
     RunStore.resume(folder, EXPERIMENT).close()
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "experiment.toml"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "checkpoint", "experiment.toml"]
 
 
 def test_the_student_is_replaced_as_a_whole(folder):

@@ -282,6 +282,16 @@ def test_a_merchants_sampling_rate_depends_on_its_number_of_examples(learner_of)
     assert (small.expected_batch, large.expected_batch, tiny.expected_batch) == (BATCH, BATCH, 3)
 
 
+@pytest.mark.parametrize(("noised", "steps"), [(10, 9), (16, 12), (80, 60)])  # of three epochs in batches of 4
+def test_steps_and_sampling_follow_the_noised_number_of_examples_which_is_what_was_charged(learner_of, noised, steps):
+    private = ExampleDP(noise_multiplier=1.0, max_grad_norm=1.0, examples=noised)
+    learner = learner_of(size=20, privacy=private)
+    segment = draw(Phase(hard_labels(), steps=400), 0, learner, BATCH)
+    assert sum(map(len, segment.batches)) / (400 * 20) == pytest.approx(BATCH / noised, rel=0.1)
+    assert segment.expected_batch == BATCH
+    assert len(draw(Phase(hard_labels(), epochs=3), 0, learner, BATCH).batches) == steps
+
+
 @every_student
 def test_without_noise_and_clipping_it_is_plain_training_on_all_examples(learner_of, name):
     learner = learner_of(name, privacy=ExampleDP(noise_multiplier=0.0, max_grad_norm=1e6))

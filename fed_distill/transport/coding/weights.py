@@ -50,7 +50,7 @@ def write_weights(out: Writer, update: PartialWeights, base: Weights, chain: Cha
             write_counts(out, update.counts[name].numpy())
         value = update.arrays[name]
         if _coded(value):
-            _chain_for(value.dim(), chain).encode(value, out, seeds.torch_stream(*randomness, name))
+            _chain_for(value.dim(), chain).encode(value.float(), out, seeds.torch_stream(*randomness, name))
         else:
             out.array(value.numpy())
 

@@ -213,6 +213,37 @@ def test_soft_labels_that_are_not_finite_never_leave():
         codec(soft_labels=["int8"]).encode_uplink(broken, {}, RANDOMNESS)
 
 
+def test_what_arrives_and_what_is_still_owed_are_the_sum_of_all_updates_whichever_rows_a_round_sends():
+    """As for error feedback in Karimireddy et al. 2019, algorithm 2: what is lost of a row waits for its next round."""
+    coding, kept = codec(weights=["sign"]), None
+    wanted, arrived = torch.zeros(5, 8), torch.zeros(5, 8)
+    base = {"table": torch.zeros(5, 8)}
+    for number, rows in enumerate(([0, 1, 2], [2, 3], [4], [0, 3])):
+        places = torch.tensor(rows)
+        change = drawn(len(rows), 8, seed=10 + number)
+        update = StudentUpdate({"table": change}, {"table": places}, {"table": torch.ones_like(places)})
+        content, kept = coding.encode_uplink(Uplink("Nord", 5, (update,)), base, (0, "arm", "Nord", number), kept)
+        sent = coding.decode_uplink(over_the_wire(content), (StudentUpdate,), base, None).need(StudentUpdate)
+        wanted[places] += change
+        arrived[places] += sent.arrays["table"]
+        owed = torch.zeros(5, 8)
+        owed[kept.residual.rows["table"]] = kept.residual.arrays["table"]
+        assert bool(owed.any())
+        torch.testing.assert_close(arrived + owed, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_coded_downlink_has_the_types_of_the_student(dtype):
+    """Else a site, which compares them with the student's, refuses it."""
+    coding, weights = codec(downlink_weights=["int8"]), {name: value.to(dtype) for name, value in BASE.items()}
+    weights["steps"] = BASE["steps"]
+    sent = coding.encode_downlink(Downlink(1, (StudentWeights(weights),)), RANDOMNESS)
+    got = coding.decode_downlink(over_the_wire(sent), DOWN).weights
+    assert {name: value.dtype for name, value in got.items()} == {
+        "table": dtype, "bias": dtype, "steps": torch.int64,
+    }  # fmt: skip
+
+
 def test_feedback_is_kept_only_where_it_is_asked_for():
     for coding, keeps in (
         (codec(weights=["sign"]), True),
