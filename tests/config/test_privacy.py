@@ -47,7 +47,11 @@ def test_a_table_has_the_keys_of_its_unit_and_no_other(unit):
 @pytest.mark.parametrize(
     ("unit", "key", "message"),
     [
-        ("none", "batch_size", "batch_size requires a unit: set privacy.unit to example or group"),
+        (
+            "none",
+            "batch_size",
+            "batch_size requires a unit: set privacy.unit to example or group, or remove batch_size",
+        ),
         (
             "vote",
             "max_update_norm",

@@ -96,7 +96,10 @@ def test_a_site_that_refuses_names_its_rule_and_the_others_go_on(run_over, deplo
     folder, _ = run_over(experiment)
     refused = sorted(Manifest.read(deployment / "sites" / "north" / "site.toml").read_data().merchants)
     for merchant in refused:
-        assert f"merchant {merchant}: not allowed by its site, rule max_rounds: at most 1 in a federation, not 2" in caplog.text
+        assert (
+            f"merchant {merchant}: not allowed by its site, rule max_rounds: at most 1 in a federation, not 2"
+            in caplog.text
+        )
     assert (folder / "report.html").is_file()
 
 

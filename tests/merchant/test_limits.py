@@ -39,7 +39,7 @@ def test_a_delta_that_promises_nothing_is_refused_in_any_case(write):
     with pytest.raises(BudgetExceeded, match=r"a delta of at most 0\.01, not 0\.02"):
         Limits.read(None).of("a").check_delta("a", 0.02, 100)
     own = Limits.read(write("[default]\nmax_delta = 1e-5")).of("a")
-    with pytest.raises(BudgetExceeded, match="above 1e-05"):
+    with pytest.raises(BudgetExceeded, match="at most 1e-05"):
         own.check_delta("a", 1e-4, 100)
 
 
@@ -97,7 +97,7 @@ def test_hours_begin_with_their_first_minute_and_end_before_their_last_also_over
     for now in open_at:
         rules.check("fedavg", 1, time.fromisoformat(now))
     for now in closed_at:
-        with pytest.raises(NotNow, match=f"rule hours: {hours}, and it is {now} there"):
+        with pytest.raises(NotNow, match=f"rule hours: {hours}, and the site's time is {now}"):
             rules.check("fedavg", 1, time.fromisoformat(now))
 
 

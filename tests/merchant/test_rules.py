@@ -216,8 +216,14 @@ def test_every_rule_of_a_site_is_closed_or_open_by_intent(field):
         (lambda request: replace(request, merchants=("nobody",)), "merchant 'nobody', which is not at this site"),
         (lambda request: replace(request, students=("lstm",)), "a student 'lstm', but has no blueprint for it"),
         (lambda request: replace(request, blueprints={"two-tower": "{"}), "an invalid blueprint of a student"),
-        (lambda request: described(request, {"kind": "os:system", "settings": {}}), "student of the request cannot be built"),
-        (lambda request: described(request, {**LARGE, "settings": {"rows": 16}}), "student of the request cannot be built"),
+        (
+            lambda request: described(request, {"kind": "os:system", "settings": {}}),
+            "student of the request cannot be built",
+        ),
+        (
+            lambda request: described(request, {**LARGE, "settings": {"rows": 16}}),
+            "student of the request cannot be built",
+        ),
     ],
 )
 def test_a_request_that_does_not_fit_together_is_told_so(world, limited, change, told):
