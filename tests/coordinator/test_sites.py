@@ -255,7 +255,7 @@ REFUSED = RecordDict({"refusal": ConfigRecord({"merchant": "b", "reason": "budge
         ({1: [Uplink("c", 1)]}, ["a", "c", "d"], [UNASKED.format(3), NOTHING.format("b", 3)]),
         ({1: [Uplink("ghost", 1)]}, ["a", "c", "d"], [UNASKED.format(3), NOTHING.format("b", 3)]),
         ({0: [Uplink("a", 1), Uplink("a", 2)]}, ["a", "b", "c"], [UNASKED.format(2), NOTHING.format("d", 2)]),
-        ({1: [Uplink("b", 3)]}, ["a", "c", "d"], ["merchant b: it claims 3 training examples, but announced 2"]),
+        ({1: [Uplink("b", 3)]}, ["a", "c", "d"], ["merchant b: it has 3 training examples, but announced 2"]),
         (
             {1: [RecordDict({"up": ConfigRecord({"merchant": "b"})})]},
             ["a", "c", "d"],
