@@ -177,7 +177,12 @@ def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_i
 
 @pytest.mark.parametrize(("unit", "depends"), [("none", True), ("example", False)])
 @pytest.mark.parametrize(
-    "deciding", [{"federation.patience": 1, "adaptation.enabled": False}, {}], ids=["stop", "adapt"]
+    "deciding",
+    [
+        {"federation.patience": 1, "adaptation.enabled": False},
+        {"federation.rounds": 1, "adaptation.learning_rate": 0.1},
+    ],
+    ids=["stop", "adapt"],
 )
 def test_what_a_private_run_releases_does_not_depend_on_merchants_validation_examples(
     tiny_experiment, simulate, tmp_path, monkeypatch, unit, depends, deciding
