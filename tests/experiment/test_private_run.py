@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
 from fed_distill.errors import BudgetExceeded, ConfigError
+from fed_distill.evaluation.metrics import SCORES
 from fed_distill.privacy.ledger import Ledgers
 
 PRIVATE = {
@@ -170,6 +173,39 @@ def test_the_server_distils_at_its_own_rate_whatever_that_of_private_merchants_i
     start = load_file(kept / "server" / "two-tower" / "final.safetensors")
     end = load_file(kept / "federations" / "pate" / "final.safetensors")
     assert max(float((end[name] - value).abs().max()) for name, value in start.items()) > 1e-3
+
+
+@pytest.mark.parametrize(("unit", "depends"), [("none", True), ("example", False)])
+@pytest.mark.parametrize(
+    "deciding",
+    [
+        {"federation.patience": 1, "adaptation.enabled": False},
+        {"federation.rounds": 1, "adaptation.learning_rate": 0.1},
+    ],
+    ids=["stop", "adapt"],
+)
+def test_what_a_private_run_releases_does_not_depend_on_merchants_validation_examples(
+    tiny_experiment, simulate, tmp_path, monkeypatch, unit, depends, deciding
+):
+    """Neither when it stops nor which stages of adaptation it keeps: with merchants' scores turned upside down the
+    student is the same, and without privacy another."""
+    privacy = {"unit": unit, "noise_multiplier": 0.5, "batch_size": 8} if unit == "example" else {"unit": unit}
+    changes = {"privacy": privacy, "controls": [], "federation.rounds": 4, "data.max_merchants": 3, **deciding}
+    students = []
+    for name in ("as it is", "upside down"):
+        folder, _ = simulate(tiny_experiment(tmp_path / name, changes))
+        students.append(load_file(folder / "checkpoint/seed-0/federations/fedavg-kd/final.safetensors"))
+        monkeypatch.setattr(Evaluator, "validation", upside_down(Evaluator.validation))
+    assert any(not torch.equal(value, students[1][name]) for name, value in students[0].items()) is depends
+
+
+def upside_down(validation):
+    """The same measurements with every score counted from 1 downwards."""
+
+    def measured(self, student):
+        return {name: 1.0 - value if name in SCORES else value for name, value in validation(self, student).items()}
+
+    return measured
 
 
 def test_groups_by_a_second_text_need_one(tiny_experiment, simulate, tmp_path):

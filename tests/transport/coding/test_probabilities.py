@@ -38,6 +38,13 @@ def test_a_probability_is_off_by_half_a_step(through, stage, bits, labels):
     assert size == math.ceil(labels.numel() * bits / 8)
 
 
+@pytest.mark.parametrize(("stage", "levels"), [(Int8Probabilities(), 255), (Int4Probabilities(), 15)])
+def test_no_probability_arrives_as_0_of_which_there_is_no_logarithm(through, stage, levels):
+    """What is below half a step arrives as the middle of that half; the others as the whole steps that they are."""
+    got, _ = through([stage], torch.tensor([[0.0, 0.4 / levels, 1 / levels, 1.0]]))
+    torch.testing.assert_close(got, torch.tensor([[0.25, 0.25, 1.0, levels]]) / levels)
+
+
 def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
     labels = torch.tensor([[0.5, 0.05, 0.3, 0.05, 0.1], [0.02, 0.9, 0.02, 0.05, 0.01]])
     got, size = through([TopKProbabilities(2)], labels)
