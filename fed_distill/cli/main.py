@@ -190,12 +190,13 @@ def _experiment(
     file: Path, settings: list[str] | None, name: str | None = None, resume: bool = False, tiny: bool = False
 ) -> "Experiment":
     from fed_distill.config import Experiment, parse_setting
+    from fed_distill.config.keys import leaf_keys
 
     chosen = dict(parse_setting(text) for text in settings or ())
     named = {} if name is None else {"name": name}
     resumed = {"runtime.resume": True} if resume else {}
     experiment = Experiment.read(file, {**chosen, **named, **resumed})
-    return experiment.tiny(chosen) if tiny else experiment
+    return experiment.tiny(leaf_keys(chosen)) if tiny else experiment
 
 
 def _print_registry(registry: "Registry") -> None:

@@ -67,6 +67,7 @@ def study(
     The same command continues a stopped study. Exit code 1: a cell has failed or is missing.
     """
     from fed_distill.config import parse_setting
+    from fed_distill.config.keys import leaf_keys
     from fed_distill.sweeps.cells import expand
     from fed_distill.sweeps.cells import only as chosen
     from fed_distill.sweeps.grid import Study
@@ -76,7 +77,7 @@ def study(
 
     changes = dict(parse_setting(text) for text in settings or ())
     given = Study.read(file, changes)
-    cells = expand(given, tiny, changes)
+    cells = expand(given, tiny, leaf_keys(changes))
     _check(cells)
     if only:
         cells = chosen(given, cells, only)

@@ -49,13 +49,14 @@ def tune(
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("tuning requires the package optuna: pip install 'fed-distill[tune]'")
     from fed_distill.config import parse_setting
+    from fed_distill.config.keys import leaf_keys
     from fed_distill.sweeps.places import Places
     from fed_distill.sweeps.space import Tuning
     from fed_distill.sweeps.tune_findings import write_findings
 
     changes = dict(parse_setting(text) for text in settings or ())
     given = Tuning.read(file, changes)
-    given = given.tiny(changes) if tiny else given
+    given = given.tiny(leaf_keys(changes)) if tiny else given
     _check(given, file)
     places = Places(out or given.base.runtime.folder / "tunings" / f"{given.name}{'-tiny' if tiny else ''}")
     if not report_only:

@@ -118,7 +118,7 @@ class Experiment(ConfigTable):
                 )
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
-            raise ValueError(f"two federations are called {sorted(twice)[0]!r}: set a `label` for one of them")
+            raise ValueError(f"two federations are called {sorted(twice)[0]!r}: set another `label` for one of them")
         if self.data.valid_share + self.data.test_share >= 1.0:
             raise ValueError("data.valid_share and data.test_share leave no training data: their sum must be below 1")
         if self.data.clients == "elsewhere" and "pooled" in self.controls:

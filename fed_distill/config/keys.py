@@ -1,5 +1,6 @@
 """Look up keys of an experiment by their dotted names."""
 
+from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -17,6 +18,15 @@ def has_key(dotted: str) -> bool:
         if dict in found:
             return True
     return bool(_inside(found, last))
+
+
+def leaf_keys(changes: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys that ``changes`` set; of a table that is given whole, the keys in it."""
+    found: list[str] = []
+    for key, value in changes.items():
+        inner = leaf_keys({f"{key}.{name}": one for name, one in value.items()}) if isinstance(value, Mapping) else []
+        found += inner or [key]
+    return found
 
 
 def is_table(dotted: str) -> bool:

@@ -28,15 +28,30 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
 """New keys by old key; several if the meaning of the old key was split."""
 
 
+NOTES: Mapping[str, str] = {
+    "adaptation.learning_rate_scale": "the rate itself, no longer a factor: multiply the old value by "
+    "training.server.learning_rate",
+}
+"""What else has changed about a key: what its value means."""
+
+REMOVED: Mapping[str, str] = {
+    "runtime.workers": "runtime.threads is the number of cores that training uses",
+}
+"""Keys without a successor, and what to use."""
+
+
 def check_renamed(tables: Mapping[str, Any], within: str = "") -> None:
-    """Reject renamed keys in an experiment's ``tables``.
+    """Reject renamed and removed keys in an experiment's ``tables``.
 
     :param within: dotted name of the table that ``tables`` are part of; empty for a whole experiment
     :raises ValueError: the first old key, with its new name
     """
     for old in _keys(tables, within):
         if old in RENAMED:
-            raise ValueError(f"{old} is now {_listed(RENAMED[old])}")
+            note = f", {NOTES[old]}" if old in NOTES else ""
+            raise ValueError(f"{old} is now {_listed(RENAMED[old])}{note}")
+        if old in REMOVED:
+            raise ValueError(f"{old} was removed: {REMOVED[old]}")
 
 
 def _keys(tables: Mapping[str, Any], within: str) -> Iterator[str]:

@@ -121,7 +121,7 @@ def write(tmp_path, text):
         ),
         ("[[compare]]\nlabel = 'a'\n[[compare]]\nruonds = 1", "table 2 of compare: unknown key ruonds"),
         ("[[compare]]\nrounds = 'x'", "table 1 of compare: rounds: Input should be a valid integer"),
-        ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': set a `label` for one of them"),
+        ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': set another `label` for one of them"),
         ("[federation]\nlabel = 'pooled'", "'pooled', which is another row's name .* `label`"),
         ("[federation]\nmethod = 'local'", "'local', which is another row's name"),
         ("[federation]\nlabel = 'fedavg'", "'fedavg', which is another row's name .* `label`"),

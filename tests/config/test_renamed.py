@@ -3,8 +3,8 @@
 import pytest
 
 from fed_distill.config import Experiment
-from fed_distill.config.keys import has_key
-from fed_distill.config.renamed import RENAMED
+from fed_distill.config.keys import has_key, leaf_keys
+from fed_distill.config.renamed import REMOVED, RENAMED
 from fed_distill.errors import ConfigError
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.space import Tuning
@@ -43,6 +43,33 @@ def test_an_old_key_in_a_table_and_on_a_command_line_is_answered_by_the_new(old,
         Experiment.parse(tables)
     with pytest.raises(ConfigError, match=message):
         Experiment.read(path, {old: value})
+
+
+def test_a_key_whose_value_means_something_else_says_so():
+    with pytest.raises(
+        ConfigError, match=r"adaptation\.learning_rate, .*multiply .* training\.server\.learning_rate$"
+    ):
+        Experiment.parse({"adaptation": {"learning_rate_scale": 0.3}})
+
+
+@pytest.mark.parametrize("old", REMOVED)
+def test_a_removed_key_names_what_there_is_instead(old):
+    table, _, key = old.partition(".")
+    assert not has_key(old) and has_key(REMOVED[old].split()[0])
+    with pytest.raises(ConfigError, match=f"{old} was removed: {REMOVED[old]}".replace(".", r"\.")):
+        Experiment.parse({table: {key: 2}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"federation": {"method": "fedmd"}, "seed": 1}, ["federation.method", "seed"]),
+        ({"teacher.options": {"layers": {"a": 1}, "width": 2}}, ["teacher.options.layers.a", "teacher.options.width"]),
+        ({"federation.options": {}}, ["federation.options"]),
+    ],
+)
+def test_a_table_sets_the_keys_in_it(changes, keys):
+    assert leaf_keys(changes) == keys
 
 
 def test_one_that_has_become_several_is_answered_by_all_of_them():
