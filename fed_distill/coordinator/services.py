@@ -12,11 +12,11 @@ from fed_distill.aggregation.base import Aggregator
 from fed_distill.config import Experiment, OptimizerConfig
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.students import ServerTraining
-from fed_distill.errors import ConfigError
+from fed_distill.errors import ConfigError, UplinkRejected
 from fed_distill.evaluation.metrics import Metrics
 from fed_distill.methods.base import GlobalState, Method, Service
 from fed_distill.models import TextModel
-from fed_distill.models.weights import Weights
+from fed_distill.models.weights import Weights, is_finite
 from fed_distill.seeds import Randomness
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
@@ -92,7 +92,14 @@ class RoundServices:
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
         """As ``Services.average``."""
         self._check("average")
-        return self.aggregator.average(current, up)
+        merged = self.aggregator.average(current, up)
+        for name, value in merged.items():
+            if not is_finite(value):
+                raise UplinkRejected(
+                    f"the aggregated weights {name} are not finite, though each update is: lower "
+                    "federation.max_norm_ratio, or train at a lower learning rate"
+                )
+        return merged
 
     def tally(self, votes: Tensor) -> Tensor:
         """As ``Services.tally``."""

@@ -46,9 +46,7 @@ def test_an_old_key_in_a_table_and_on_a_command_line_is_answered_by_the_new(old,
 
 
 def test_a_key_whose_value_means_something_else_says_so():
-    with pytest.raises(
-        ConfigError, match=r"adaptation\.learning_rate, .*multiply .* training\.server\.learning_rate$"
-    ):
+    with pytest.raises(ConfigError, match=r"adaptation\.learning_rate, .*multiply .* training\.server\.learning_rate$"):
         Experiment.parse({"adaptation": {"learning_rate_scale": 0.3}})
 
 

@@ -5,10 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.config.optimizer import OptimizerConfig
-from fed_distill.coordinator.services import Teacher
+from fed_distill.coordinator.services import RoundServices, Teacher
+from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState
+from fed_distill.methods.fedavg import FedAvg
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.plan import Plan
+from fed_distill.transport.messages import Uplink
 
 
 @pytest.fixture
@@ -40,3 +45,14 @@ def test_a_trained_teacher_goes_on_from_the_round_before_and_labels_as_it_is_now
 
 def labels(weights, server):
     return weights[server.name].unsqueeze(0)
+
+
+def test_finite_updates_whose_sum_is_not_finite_leave_the_student_as_it_was():
+    current = {"weight": torch.full((3,), 3e38)}
+    update = Uplink("hostile", 10, (StudentUpdate({"weight": torch.full((3,), 3e38)}),))
+    services = RoundServices(
+        method=FedAvg(), name="fedavg", aggregator=WeightedMean(), count=None, server=None, anew=None, student=None, teacher=None,
+        optimizer=OptimizerConfig(), randomness=(0, "fedavg", 1),
+    )  # fmt: skip
+    with pytest.raises(UplinkRejected, match="weight"):
+        services.average(current, [update])

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, current_process, get_context, parent_process, reduction
 from multiprocessing.process import BaseProcess
@@ -144,7 +145,8 @@ class _Child:
     def _lost(self) -> errors.TrainingError:
         self.process.join()
         code = self.process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        known = {one.value: one.name for one in signal.Signals}
+        how = f"was killed by {known.get(-code, f'signal {-code}')}" if code < 0 else f"ended with exit code {code}"
         return errors.TrainingError(
             f"a training process {how}. If memory ran out, decrease runtime.threads or runtime.cohort; "
             "continue with --resume"
@@ -160,19 +162,26 @@ def _serve(pipe: "connection.Connection[bytes, bytes]", work: Work, processes: i
     _limit_memory(processes)
     keep_freed_memory()
     reports = _Reports(pipe)
-    try:
-        while True:
+    while True:
+        try:
             number = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):  # the parent is gone
+            return
+        try:
             results = work(number, reports.steps)
             reports.flush()
             _give(pipe, results)
             del results
-    except (EOFError, OSError):  # the parent is gone
-        return
-    except errors.FedDistillError as error:
-        _send(pipe, kind="error", error=type(error).__name__, text=str(error))
-    except Exception:
-        _send(pipe, kind="error", error="", text=traceback.format_exc())
+        except BaseException as error:  # whatever ends this process, its parent has to say so
+            family = _family(error)
+            with suppress(OSError):
+                _send(pipe, kind="error", error=family, text=str(error) if family else traceback.format_exc())
+            return
+
+
+def _family(error: BaseException) -> str:
+    """Return the name of the nearest class in ``errors`` that ``error`` is of; empty if there is none."""
+    return next((one.__name__ for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one), "")
 
 
 def _limit_memory(processes: int) -> None:
@@ -243,7 +252,7 @@ def _read(one: Mapping[str, Any], memory: Tensor) -> Fitted | Failure:
 
 def _view(memory: Tensor, dtype: str, shape: Sequence[int], first: int) -> Tensor:
     kind: torch.dtype = getattr(torch, dtype)
-    return memory[first : first + math.prod(shape) * kind.itemsize].view(kind).view(*shape)
+    return memory[first : first + math.prod(shape) * kind.itemsize].view(kind).view(tuple(shape))
 
 
 class _Reports:

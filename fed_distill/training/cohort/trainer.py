@@ -181,7 +181,7 @@ class CohortTrainer:
         except CannotStack:
             on_steps(-taken)
             raise
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             if len(members) == 1 and together == 1:
@@ -245,5 +245,5 @@ def _can_be_tried(member: Prepared) -> bool:
     return drawn and all(bool(torch.isfinite(value).all()) for value in member.learner.weights.values())
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

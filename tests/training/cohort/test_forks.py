@@ -1,8 +1,10 @@
 """Cohorts side by side in forked processes: the same students, in the same order, whatever happens to a process."""
 
 import logging
+import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +16,16 @@ import torch
 
 from fed_distill.config import TrainerConfig
 from fed_distill.errors import ModelError, TrainingError
+from fed_distill.models.weights import PartialWeights
 from fed_distill.privacy.dp_sgd import ExampleDP
 from fed_distill.training.cohort import trainer as module
-from fed_distill.training.cohort.forks import can_fork
+from fed_distill.training.cohort.forks import can_fork, side_by_side
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.trainer import CohortTrainer
 from fed_distill.training.optimization import Pace
 from fed_distill.training.preparation import prepare
 from fed_distill.training.sequential import SequentialTrainer
-from fed_distill.training.trainer import Failure
+from fed_distill.training.trainer import Failure, Fitted
 
 PACE = Pace(1e-2)
 DP = ExampleDP(noise_multiplier=0.7, max_grad_norm=0.5)
@@ -108,7 +111,7 @@ def test_weights_outlive_their_process_and_may_be_written(small_student, merchan
     assert bool(torch.isfinite(value).all())
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory left"), CannotStack("odd")])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory left"), MemoryError(), CannotStack("odd")])
 def test_a_cohort_that_cannot_be_trained_beside_others_is_trained_after_them(
     monkeypatch, small_student, merchants, plans, distance, caplog, error
 ):
@@ -144,10 +147,17 @@ def test_a_loss_that_is_not_finite_fails_its_merchant_alone(small_student, merch
     assert broken.name in {one.name for one in failures}
 
 
+class OwnError(TrainingError):
+    """Of somebody's own method."""
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (RuntimeError("something else"), RuntimeError),
+        (FileNotFoundError(2, "No such file", "/data/lookup.bin"), RuntimeError),
+        (SystemExit("a library gave up"), RuntimeError),
+        (OwnError("own"), TrainingError),
         (ModelError("frozen in part"), ModelError),
         (TrainingError("across the batch"), TrainingError),
     ],
@@ -157,7 +167,32 @@ def test_an_error_there_is_an_error_here(monkeypatch, small_student, merchants, 
         raise error
 
     replaced(monkeypatch, run)
-    with pytest.raises(expected, match=str(error)):
+    with pytest.raises(expected, match=re.escape(str(error))):
+        fit(CohortTrainer(CONFIG), merchants(small_student("two-tower")), plans.turns)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64], ids=str)
+def test_weights_of_any_shape_and_type_come_back(shape, dtype):
+    sent = PartialWeights({"first": torch.ones(5).bool(), "weight": (7 * torch.rand(shape)).to(dtype)})
+
+    def work(number, on_steps):
+        return [Fitted("shop", sent, (0.5, math.inf), 3), Failure("other", "no examples")]
+
+    ((fitted, failure),) = side_by_side(work, 1, 1, lambda count: None)
+    assert (fitted.name, fitted.loss, fitted.steps) == ("shop", (0.5, math.inf), 3)
+    assert all(torch.equal(fitted.weights.arrays[name], value) for name, value in sent.arrays.items())
+    assert {name: value.dtype for name, value in fitted.weights.arrays.items()} == {
+        "first": torch.bool,
+        "weight": dtype,
+    }
+    assert failure == Failure("other", "no examples")
+
+
+def test_a_signal_without_a_name_is_named_by_its_number(monkeypatch, small_student, merchants, plans):
+    number = signal.SIGRTMIN + 2
+    replaced(monkeypatch, lambda cohort, train, on_steps: os.kill(os.getpid(), number))
+    with pytest.raises(TrainingError, match=f"signal {int(number)}"):
         fit(CohortTrainer(CONFIG), merchants(small_student("two-tower")), plans.turns)
 
 
@@ -178,7 +213,7 @@ def test_an_iteration_that_is_left_early_leaves_no_process(noted, small_student,
 LIMITED = """
 import resource
 from fed_distill.training.cohort.forks import side_by_side
-from fed_distill.training.trainer import Failure
+from fed_distill.training.trainer import Failure, Fitted
 
 GIB = 2**30
 resource.setrlimit(resource.RLIMIT_DATA, (4 * GIB, 4 * GIB))
