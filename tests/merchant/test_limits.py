@@ -97,7 +97,7 @@ def test_hours_begin_with_their_first_minute_and_end_before_their_last_also_over
     for now in open_at:
         rules.check("fedavg", 1, time.fromisoformat(now))
     for now in closed_at:
-        with pytest.raises(NotNow, match=f"rule hours: {hours}, and the site's time is {now}"):
+        with pytest.raises(NotNow, match=f"rule hours: {hours}.*{now}"):
             rules.check("fedavg", 1, time.fromisoformat(now))
 
 

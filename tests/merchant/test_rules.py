@@ -172,7 +172,7 @@ def test_steps_on_the_proxy_set_are_work_too(world, ruled, changes):
     asked = {**changes, "federation.options": {"local_epochs": 1.0, "proxy_steps": 25}}
     request, down = world.request(world.names[0]), world.down()
     (refused,) = ruled(Rules(max_steps=25), asked).train(request, down, {})
-    assert isinstance(refused, Refusal) and "rule max_steps: 25 of one merchant in a round, not " in refused.reason
+    assert isinstance(refused, Refusal) and "rule max_steps" in refused.reason
     (trained,) = ruled(Rules(max_steps=40), asked).train(request, down, {})
     assert not isinstance(trained, Refusal)
 
