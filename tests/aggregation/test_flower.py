@@ -346,7 +346,7 @@ def test_a_restored_aggregator_goes_on_bit_for_bit(current, make_uplinks, tmp_pa
 )
 def test_too_few_merchants_are_refused_with_the_number_that_is_needed(current, make_uplinks, name, options, needed):
     with pytest.raises(
-        ConfigError, match=rf"aggregator {name} .* needs {needed} merchants a round, and {needed - 1} sent"
+        ConfigError, match=rf"aggregator {name} .* requires {needed} merchants a round, but {needed - 1} sent"
     ):
         build(name, **options).average(current, make_uplinks(needed - 1))
     assert build(name, **options).average(current, make_uplinks(needed))["bias"].shape == (3,)

@@ -113,8 +113,8 @@ def test_models_that_are_not_there_are_named(pair, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"translated": 0.5}, "go together"),
-        ({"back_translation": ["there", "back"]}, "go together"),
+        ({"translated": 0.5}, "require each other"),
+        ({"back_translation": ["there", "back"]}, "require each other"),
         ({"translated": 0.5, "back_translation": ["there"]}, "two models, to another language and back"),
     ],
 )

@@ -304,8 +304,8 @@ def test_a_wrong_name_is_said_before_anything_is_written(tiny_experiment, simula
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.valid_share": 0.0}, "validation set is empty: raise data.valid_share"),
-        ({"data.test_share": 0.0}, "the common test set is empty: raise data.test_share"),
+        ({"data.valid_share": 0.0}, "validation set is empty: increase data.valid_share"),
+        ({"data.test_share": 0.0}, "the common test set is empty: increase data.test_share"),
     ],
 )
 def test_an_empty_part_is_said_before_anything_is_written(tiny_experiment, simulate, tmp_path, changes, message):

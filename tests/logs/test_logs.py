@@ -133,7 +133,7 @@ def test_a_run_is_told_in_lines_with_its_rounds_and_no_merchants_text(tiny_exper
     ]
     recorded = result.rounds["train_loss"].tolist()
     assert [line["facts"]["train_loss"] for line in rounds] == recorded
-    asked = [line for line in told if line["message"] == "asked for train.merchants"]
+    asked = [line for line in told if line["message"] == "received a message of type train.merchants"]
     assert [line["site"] for line in asked] == ["0", "1"] * 2
     assert told[-1]["message"] == "run finished" and told[-1]["facts"]["report"].endswith("/tiny/report.html")
     whole = json.dumps(told, ensure_ascii=False)

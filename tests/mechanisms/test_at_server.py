@@ -388,7 +388,7 @@ def test_an_older_checkpoint_is_not_gone_on_from(tiny_experiment, simulate, tmp_
         checkpoint.unlink()
         if older:
             shutil.copy(tmp_path / f"{older}", checkpoint)
-        with pytest.raises(CheckpointError, match=f"released round 3 and its checkpoint is of round {older}"):
+        with pytest.raises(CheckpointError, match=f"released round 3, but its checkpoint is of round {older}"):
             simulate(experiment.with_changes({"runtime.resume": True}), secret=SECRET)
 
 

@@ -200,7 +200,7 @@ def test_hostile_requests_are_refused_by_name_and_the_honest_one_is_answered(ask
 
 @pytest.mark.parametrize("asked", ["coded down"], indirect=True)
 @pytest.mark.parametrize(
-    ("key", "told"), [("sizes", "do not match the student of the request"), ("soft_labels", "soft labels of shape")]
+    ("key", "told"), [("sizes", "do not match the student of the request"), ("soft_labels", "soft labels have shape")]
 )
 def test_a_few_bytes_that_stand_for_gigabytes_are_refused_before_there_is_memory_for_them(asked, key, told):
     (name,) = (name for name, record in asked.content.config_records.items() if "soft_labels" in record)

@@ -187,7 +187,7 @@ def test_student_can_be_cut_from_a_pretrained_folder(bert_folder, student, task)
 
 
 def test_student_of_a_pretrained_folder_must_be_of_its_architecture(bert_folder, student, task):
-    with pytest.raises(ConfigError, match=r"'distilbert', option path: .* holds a bert"):
+    with pytest.raises(ConfigError, match=r"'distilbert', option path: .* contains a bert"):
         student("distilbert", task, path=bert_folder)
 
 

@@ -120,7 +120,9 @@ def test_there_is_room_for_the_largest_payload_to_the_last_byte(kind):
     for record, sizes in room.items():
         for name in content[record]:
             less = {**room, record: {**sizes, name: sizes[name] - 1}}
-            with pytest.raises(UplinkRejected, match=f"{name} has {sizes[name]} bytes, and {sizes[name] - 1} at most"):
+            with pytest.raises(
+                UplinkRejected, match=f"{name} has {sizes[name]} bytes, but at most {sizes[name] - 1} are"
+            ):
                 decode_uplink(content, (kind,), less)
 
 

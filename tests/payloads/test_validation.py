@@ -81,7 +81,7 @@ OF_OTHER_SHAPES = {
     "one factor": (update(names=("table", "bias")), "are missing, or sent twice"),
     "factors in another precision": (
         update(thin=torch.ones(1, 3, dtype=torch.float64)),
-        "factors of table are torch.float64 and torch.float32",
+        "factors of table must be float32, not torch.float64 and torch.float32",
     ),
     "update of another shape": (update(bias=torch.ones(4)), r"bias has shape \[4\], not \[3\]"),
     "update of another type": (update(bias=torch.ones(3).half()), "bias is torch.float16, not torch.float32"),
@@ -135,9 +135,9 @@ OF_OTHER_VALUES = {
     ),
     "label sum": (SoftLabels(torch.full(PROXY, 0.6)), "soft labels do not sum to 1"),
     "label negative": (SoftLabels(torch.tensor([[1.5, -0.5]] * 4)), "soft labels must be finite, non-negative"),
-    "label nan": (SoftLabels(torch.full(PROXY, NAN)), "soft labels are not finite"),
+    "label nan": (SoftLabels(torch.full(PROXY, NAN)), "soft labels must be finite"),
     "label integers": (SoftLabels(torch.tensor([[1, 0]] * 4)), "non-negative floating-point numbers"),
-    "some labels nan": (SelectedSoftLabels(torch.full((2, 2), NAN), SOME), "soft labels are not finite"),
+    "some labels nan": (SelectedSoftLabels(torch.full((2, 2), NAN), SOME), "soft labels must be finite"),
     "some labels sum": (SelectedSoftLabels(torch.full((2, 2), 0.6), SOME), "soft labels do not sum to 1"),
     "some labels integers": (
         SelectedSoftLabels(torch.tensor([[1, 0]] * 2), SOME),

@@ -131,7 +131,7 @@ def test_what_sees_an_example_several_times_is_not_trained_with_dp(small_student
     learners = merchants(small_student("lstm"), ExampleDP(1.0, 1.0))
     for trainer in (SequentialTrainer, CohortTrainer):
         found = trained(trainer(TrainerConfig(**WAYS["fgm"])), learners, plans.fedavg)
-        assert all(isinstance(one, Failure) and "cannot be trained with DP" in one.reason for one in found.values())
+        assert all(isinstance(one, Failure) and "not supported with DP" in one.reason for one in found.values())
 
 
 def test_a_student_without_dropout_cannot_be_compared_with_itself(small_student):

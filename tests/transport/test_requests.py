@@ -65,7 +65,7 @@ def test_a_request_of_other_types_or_lengths_is_refused(wrong):
     record = REQUEST.to_record()
     for name, value in wrong.items():
         record[name] = value
-    with pytest.raises(TrainingError, match="a request"):
+    with pytest.raises(TrainingError, match="the request"):
         TrainRequest.from_record(record)
 
 
@@ -73,7 +73,7 @@ def test_a_request_of_other_types_or_lengths_is_refused(wrong):
 def test_a_request_of_which_anything_is_missing_is_refused(name):
     record = REQUEST.to_record()
     del record[name]
-    with pytest.raises(TrainingError, match="a request"):
+    with pytest.raises(TrainingError, match="the request"):
         TrainRequest.from_record(record)
 
 

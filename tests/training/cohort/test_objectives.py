@@ -41,7 +41,7 @@ def test_a_loss_across_the_batch_sends_merchants_to_the_plain_trainer(small_stud
     fast, slow = (fit(trainer, learners, centred) for trainer in (CohortTrainer(CONFIG), SequentialTrainer(CONFIG)))
     assert all(distance(fast[name].weights.arrays, slow[name].weights.arrays) < 1e-6 for name in slow)
     assert [record.message for record in caplog.records] == [
-        "these merchants are trained one after another: an objective looks across the batch, which would mix merchants"
+        "the next merchants are trained one after another: an objective looks across the batch, which would mix merchants"
     ]
 
 

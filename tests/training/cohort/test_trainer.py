@@ -102,7 +102,7 @@ def test_when_memory_runs_out_cohorts_get_smaller_and_training_ends_the_same(
         assert after[0] <= before[0] and after[1] <= before[1]
         assert record.getMessage() == (
             f"memory ran out with {before[0]} merchants and {before[1]} examples of each at a time: "
-            f"going on with {after[0]} and {after[1]}"
+            f"continuing with {after[0]} and {after[1]}"
         )
     total = sum(prepare(one, plans.turns, config_of()).steps for one in learners)
     assert {one for _, one in told} == {total}
