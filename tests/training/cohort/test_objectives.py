@@ -40,9 +40,8 @@ def test_a_loss_across_the_batch_sends_merchants_to_the_plain_trainer(small_stud
     learners = merchants(small_student("two-tower"))
     fast, slow = (fit(trainer, learners, centred) for trainer in (CohortTrainer(CONFIG), SequentialTrainer(CONFIG)))
     assert all(distance(fast[name].weights.arrays, slow[name].weights.arrays) < 1e-6 for name in slow)
-    assert [record.message for record in caplog.records] == [
-        "the next merchants are trained one after another: an objective looks across the batch, which would mix merchants"
-    ]
+    (record,) = caplog.records
+    assert "trained one after another: an objective looks across the batch" in record.message
 
 
 def test_a_loss_across_the_batch_has_no_dp(small_student, merchants):
