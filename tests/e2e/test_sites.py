@@ -219,7 +219,7 @@ def check_what_north_tells(deployment, merchants):
         name = f'fed_distill_epsilon_spent{{merchant="{merchant}",site="north",unit="example"}}'
         assert float(samples[name]) == pytest.approx(spent)
     lines = [json.loads(line) for line in deployment.log("north").splitlines() if line.startswith("{")]
-    asked = [line for line in lines if line["message"] == "asked for train.merchants"]
+    asked = [line for line in lines if line["message"] == "received a message of type train.merchants"]
     assert len(asked) == ROUNDS and {(line["run"], line["site"]) for line in asked} == {("tiny", "north")}
 
 
