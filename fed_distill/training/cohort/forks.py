@@ -4,6 +4,9 @@ Threads that share the small kernels of a cohort synchronise often, and threads 
 interpreter lock. Processes avoid both. They are forked for each training: they start within milliseconds, share all
 unmodified memory (examples, initial weights, libraries), and receive learners without a copy. Trained weights are
 returned in shared memory, everything else as JSON through a pipe.
+
+As with the workers of torch's DataLoader, a lock that another thread holds at the moment of the fork stays locked in the
+child. Training takes no such lock; a custom student must not either, for example by logging to a handler with a queue.
 """
 
 import gc
