@@ -5,8 +5,8 @@ interpreter lock. Processes avoid both. They are forked for each training: they 
 unmodified memory (examples, initial weights, libraries), and receive learners without a copy. Trained weights are
 returned in shared memory, everything else as JSON through a pipe.
 
-As with the workers of torch's DataLoader, a lock that another thread holds at the moment of the fork stays locked in the
-child. Training takes no such lock; a custom student must not either, for example by logging to a handler with a queue.
+As with the workers of torch's DataLoader, a lock that another thread holds at the moment of the fork stays locked in
+the child. Training takes no such lock; a custom student must not either, such as by logging to a handler with a queue.
 """
 
 import gc
