@@ -76,12 +76,20 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
         valids.append(_together(source, row_blocks, split.public, "valid", config))
     if not merchants or config.test_domain is not None:  # then a merchant may have no training examples
         tests.append(_together(source, row_blocks, split.public, "test", config))
-    proxy_rows = row_blocks.of(split.public, "proxy" if config.proxy_domains else "train")
+    parties = split.public if config.proxy_from == "public" else tuple(sorted({*split.public, *split.clients}))
+    proxy, proxy_truth = proxy_set(
+        source,
+        row_blocks.of(parties, "proxy" if config.proxy_domains else "train"),
+        config,
+        proxy_source,
+        np.flatnonzero(np.isin(split.roles, (_ROLES.index("valid"), _ROLES.index("test")))),
+    )
     data = FederatedData(
         task=source.task,
         public=public,
         public_valid=_labelled(_together(source, row_blocks, split.public, "valid", config), "valid", config),
-        proxy=proxy_set(source, proxy_rows, config, proxy_source),
+        proxy=proxy,
+        proxy_truth=proxy_truth,
         merchants=merchants,
         valid=_stack(valids, public),
         test=_stack(tests, public),
