@@ -16,6 +16,7 @@ from torch import Tensor
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.data.proxy import least_sure
+from fed_distill.data.proxy_account import proxy_account
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
 from fed_distill.distill.features import features
 from fed_distill.distill.soft_labels import soft_labels
@@ -130,8 +131,9 @@ def _with_chosen(data: FederatedData, chosen: npt.NDArray[np.bool_]) -> Federate
     """Keep the ``chosen`` proxy examples, bool ``[proxy]``."""
     proxy = data.proxy.take(np.flatnonzero(chosen))
     truth = None if data.proxy_truth is None else data.proxy_truth[chosen]
+    selected = replace(data, proxy=proxy, proxy_truth=truth)
     examples = {**data.account["examples"], "proxy": len(proxy)}
-    return replace(data, proxy=proxy, proxy_truth=truth, account={**data.account, "examples": examples})
+    return replace(selected, account={**data.account, "examples": examples, "proxy": proxy_account(selected)})
 
 
 def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> TeacherEnsemble:

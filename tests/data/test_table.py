@@ -273,11 +273,11 @@ def test_histories_of_a_table_are_private(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ConfigError, r"neither is given: set data.options.public_columns = \['text', 'pair'\].*options.catalogue"),
+        ({}, ConfigError, r"neither is given: set data.options.public_columns = \['text', 'pair'\].*\.catalogue"),
         (
             {"public_columns": ["pair"]},
             ConfigError,
-            r"but public_columns = \['pair'\]: set data.options.public_columns",
+            r"but public_columns = \['pair'\]: set data.options.public_col",
         ),
         ({"catalogue": "missing.csv"}, DataError, r"missing.csv does not exist"),
         (
