@@ -4,8 +4,10 @@ Results are cached under fingerprints, so that other runs with the same teachers
 teachers act as one: their labels are combined, and hidden states are those of the first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -72,10 +74,7 @@ class TeacherEnsemble:
     def _labels(self, place: int, what: str, examples: Examples) -> Tensor:
         member, which = self.members[place], f" {place + 1} of {len(self.members)}" if len(self.members) > 1 else ""
         self.callbacks.on_stage(f"teacher{which}: labels for {what}", len(examples))
-        return soft_labels(member.model, member.name, examples, 1.0, self.cache, self._done)
-
-    def _done(self, done: int, total: int) -> None:
-        self.callbacks.on_step(done, {})
+        return soft_labels(member.model, member.name, examples, 1.0, self.cache, _reported(self.callbacks))
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,19 @@ def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Call
         ranked = ensemble.labels("the test ranking", data.ranking_test.examples)
         measured |= ranking(ranked.numpy(), data.ranking_test, data.task)
     return Teaching(ensemble, target, {**measured, "parameters": ensemble.parameters}, data, chosen)
+
+
+def _reported(callbacks: Callback) -> Callable[[int, int], None]:
+    """Return a function that reports the examples done, and how many a second since its last call."""
+    before, since = 0, perf_counter()
+
+    def report(done: int, total: int) -> None:
+        nonlocal before, since
+        now = perf_counter()
+        callbacks.on_step(done, {"examples/s": (done - before) / max(now - since, 1e-9)})
+        before, since = done, now
+
+    return report
 
 
 def _with_chosen(data: FederatedData, chosen: npt.NDArray[np.bool_]) -> FederatedData:

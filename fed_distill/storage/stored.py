@@ -27,18 +27,42 @@ def stored_array(path: Path, what: str, make: Callable[[], Tensor], check: Calla
     :param make: computes the tensor
     :param check: raises ValueError if a stored tensor is not the expected one
     """
-    if path.exists():
-        try:
-            return _read(path, check)
-        except (OSError, EOFError, ValueError) as error:
-            logger.warning("the stored %s in %s cannot be used and will be recomputed: %s", what, path, error)
-    made = make()
+    found = _usable(path, what, check)
+    if found is None:
+        _write(path, make())
+        found = _read(path, check)
+    return found
+
+
+def stored_part(path: Path, what: str, make: Callable[[], Tensor], check: Callable[[Tensor], None]) -> Tensor:
+    """Load or compute and store a part of an array, as `stored_array`.
+
+    Whoever completes the array deletes its parts, so another process that computes it must not rely on the file.
+    """
+    found = _usable(path, what, check)
+    if found is None:
+        found = make()
+        _write(path, found)
+    return found
+
+
+def _usable(path: Path, what: str, check: Callable[[Tensor], None]) -> Tensor | None:
+    """Load a stored tensor; None if there is none, or, with a warning, if it cannot be used."""
+    if not path.exists():
+        return None
+    try:
+        return _read(path, check)
+    except (OSError, EOFError, ValueError) as error:
+        logger.warning("the stored %s in %s cannot be used and will be recomputed: %s", what, path, error)
+        return None
+
+
+def _write(path: Path, made: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, made.numpy(), allow_pickle=False)
     content.write(checksum(content.getvalue(), path))
     write_atomic(path, content.getvalue())
-    return _read(path, check)
 
 
 def _read(path: Path, check: Callable[[Tensor], None]) -> Tensor:

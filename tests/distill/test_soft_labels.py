@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fed_distill import seeds
+from fed_distill.data.examples import Examples
 from fed_distill.distill import soft_labels as module
-from fed_distill.distill.soft_labels import soft_labels
+from fed_distill.distill.soft_labels import longest_first, soft_labels
 from fed_distill.errors import DataError, TrainingError
-from fed_distill.models import load_teacher
+from fed_distill.models import load_teacher, predict
 
 
 def quiet(done, total):
@@ -138,3 +139,114 @@ def test_empty_proxy_and_a_diverged_teacher_are_refused(teacher, public, tmp_pat
     with pytest.raises(TrainingError, match="proxy example 0 is not finite"):
         soft_labels(teacher, "t", public, 1.0, tmp_path, quiet)
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def many(count):
+    """Pairs of texts of widely differing lengths, in random order."""
+    rng = np.random.default_rng(0)
+    texts = tuple(" ".join(rng.choice(["lamp", "red", "灯", "kettle"], size=rng.integers(1, 12))) for _ in range(count))
+    zeros = np.zeros(count, dtype=np.int64)
+    return Examples(texts, None, zeros, zeros, ("m",) * count)
+
+
+def test_chunks_by_length_give_what_one_chunk_in_order_gives(teacher, tmp_path, monkeypatch):
+    proxy = many(90)
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    by_length = soft_labels(teacher, "t", proxy, 1.0, tmp_path, quiet)
+    in_order = predict(teacher, teacher.encode(proxy.texts, None))
+    torch.testing.assert_close(by_length, in_order, rtol=0.0, atol=1e-6)
+
+
+def test_chunks_pad_less(teacher, tmp_path, monkeypatch):
+    padded, forward = [], teacher.forward
+
+    def measuring(batch, hidden=False):
+        padded.append(batch["input_ids"].numel())
+        return forward(batch, hidden)
+
+    monkeypatch.setattr(teacher, "forward", measuring)
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    proxy = many(90)
+    soft_labels(teacher, "t", proxy, 1.0, tmp_path / "sorted", quiet)
+    by_length = sum(padded)
+    padded.clear()
+    monkeypatch.setattr(module, "longest_first", lambda examples: torch.arange(len(examples)))
+    soft_labels(teacher, "t", proxy, 1.0, tmp_path / "in order", quiet)
+    assert by_length < 0.85 * sum(padded)
+
+
+def test_lengths_count_both_texts_in_bytes():
+    zeros = np.zeros(4, dtype=np.int64)
+    texts, pairs = ("ab", "abcdef", "灯灯", "a"), ("cd", "", "c", "a")
+    assert longest_first(Examples(texts, pairs, zeros, zeros, ("m",) * 4)).tolist() == [2, 1, 0, 3]
+
+
+def test_a_killed_labelling_loses_at_most_one_chunk(counted, tmp_path, monkeypatch):
+    """Killed at every chunk in turn: chunks that were finished are neither computed again nor left on the disk."""
+    teacher, asked = counted
+    proxy = many(90)
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    whole = soft_labels(teacher, "t", proxy, 1.0, tmp_path / "whole", quiet).clone()
+    for finished in range(6):
+        asked.clear()
+
+        def kill(done, total, finished=finished):
+            if done > 16 * finished:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / str(finished)
+        with pytest.raises(KeyboardInterrupt):
+            soft_labels(teacher, "t", proxy, 1.0, folder, kill)
+        assert sum(asked) == min(16 * (finished + 1), 90)
+        labels = soft_labels(teacher, "t", proxy, 1.0, folder, quiet)
+        assert sum(asked) == 90
+        assert torch.equal(labels, whole)
+        assert [path.suffix for path in (folder / "soft_labels").iterdir()] == [".npy"]
+
+
+def test_a_damaged_chunk_is_reported_and_computed_again(counted, tmp_path, monkeypatch, caplog):
+    teacher, asked = counted
+    monkeypatch.setattr(module, "_CHUNK", 16)
+
+    def kill(done, total):
+        if done > 32:
+            raise KeyboardInterrupt
+
+    proxy = many(90)
+    with pytest.raises(KeyboardInterrupt):
+        soft_labels(teacher, "t", proxy, 1.0, tmp_path, kill)
+    _cut(sorted((tmp_path / "soft_labels").iterdir())[0])
+    with caplog.at_level(logging.WARNING):
+        soft_labels(teacher, "t", proxy, 1.0, tmp_path, quiet)
+    assert "will be recomputed" in caplog.text
+    assert sum(asked) == 90 + 16
+
+
+def test_another_process_may_delete_the_chunks_when_it_has_all(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    proxy = many(90)
+
+    def delete(done, total):
+        for part in (tmp_path / "soft_labels").glob("*.part"):
+            part.unlink()
+
+    labels = soft_labels(teacher, "t", proxy, 1.0, tmp_path, delete)
+    torch.testing.assert_close(labels, predict(teacher, teacher.encode(proxy.texts, None)), rtol=0.0, atol=1e-6)
+
+
+def test_the_first_example_that_is_not_finite_is_named_by_its_place_in_the_proxy_set(teacher, tmp_path, monkeypatch):
+    proxy = many(90)
+    bad = [7, 60]
+
+    def diverged(model, encoded, temperature):
+        labels = torch.full((16, 3), 1 / 3)
+        labels[-2:] = torch.nan
+        return labels
+
+    monkeypatch.setattr(module, "predict", diverged)
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    rest = [row for row in range(90) if row not in bad]
+    monkeypatch.setattr(module, "longest_first", lambda examples: torch.tensor([*rest[:14], *bad[::-1], *rest[14:]]))
+    with pytest.raises(TrainingError, match="proxy example 7 is not finite"):
+        soft_labels(teacher, "t", proxy, 1.0, tmp_path, quiet)
+    assert not list(tmp_path.rglob("*.part"))
