@@ -15,6 +15,7 @@ from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights, update_of
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
@@ -61,8 +62,12 @@ class Services(Protocol):
     def tally(self, votes: Tensor) -> Tensor:
         """Convert counts of votes ``[proxy, classes]`` to labels, int64 ``[proxy]``, negative for none."""
 
-    def distil(self, weights: Weights, plan: Plan) -> Weights:
-        """Continue training of the global student from ``weights`` with phases on the proxy set."""
+    def distil(self, weights: Weights, plan: Plan, stopping: EarlyStopping | None = None) -> Weights:
+        """Continue training of the global student from ``weights`` with phases on the proxy set.
+
+        :param stopping: with it, the plan's one phase is a maximum, and the weights with the best score on the server's
+            own validation examples are returned, never those that merchants' examples select
+        """
 
     def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """Re-initialise and distil the global student like the server's own, with other soft labels.

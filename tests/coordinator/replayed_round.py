@@ -173,7 +173,7 @@ class Round:
     def tally(self, votes):
         return counted_plainly(votes)
 
-    def distil(self, weights, plan):
+    def distil(self, weights, plan, stopping=None):
         """Instead of a student what it would have learned from."""
         return {**weights, **{f"of {phase.data}": phase.references["soft_labels"] for phase in plan.phases}}
 

@@ -16,6 +16,8 @@ from fed_distill.methods import METHODS
         ("fedavg-kd", "temperature", 0.0),
         ("fedprox", "proximal_mu", -0.1),
         ("feddf", "server_epochs", 0.0),
+        ("feddf", "patience", 0),
+        ("feddf", "check_every", 0),
         ("feddf", "teacher_share", 1.5),
         ("fedmd", "digest_epochs", 0.0),
         ("fedmd", "teacher_share", -0.5),
