@@ -1,0 +1,97 @@
+"""A generated proxy set: words of public texts in an order that occurs there, queries from titles."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.data.generated import generated
+from fed_distill.errors import DataError
+
+TITLES = (
+    "acme phone 64 gb black",
+    "acme phone 128 gb white",
+    "bolt tablet 64 gb white case",
+    "bolt phone case black",
+    "acme tablet 128 gb",
+    "nord camera 24 mm lens kit",
+    "nord lens 50 mm black",
+)
+QUERIES = ("acme phone", "phone 128", "bolt tablet case", "phone case", "tablet", "nord camera", "lens")
+
+
+def public(texts, pairs=None):
+    count = len(texts)
+    return Examples(texts, pairs, np.zeros(count, dtype=np.int64), np.arange(count), ("shop",) * count)
+
+
+def follows(texts):
+    """Words that begin a text, that follow each other, and that end one: a slow rendering of the model."""
+    return {pair for text in texts for pair in pairwise([None, *text.split(), None])}
+
+
+def test_titles_are_walks_over_words_that_follow_each_other_and_most_are_new():
+    made = generated(public(QUERIES, TITLES), 60, seed=3)
+    assert len(made) == 60 == len(set(made.pairs))
+    longest = max(len(title.split()) for title in TITLES)
+    for title in made.pairs:
+        steps = list(pairwise([None, *title.split(), None]))
+        assert len(title.split()) <= longest
+        cut = steps[:-1] if len(title.split()) == longest else steps
+        assert set(cut) <= follows(TITLES)
+    assert len(set(made.pairs) - set(TITLES)) > 30
+
+
+def test_queries_are_words_of_titles_as_many_as_queries_have():
+    made = generated(public(QUERIES, TITLES), 60, seed=3)
+    known = {len(query.split()) for query in QUERIES}
+    assert {len(query.split()) for query in made.texts} <= known
+    for place, (query, title) in enumerate(zip(made.texts, made.pairs, strict=True)):
+        shared = set(query.split()) & set(title.split())
+        if place % 3 == 0:  # of this title: its words in their order
+            words = iter(title.split())
+            assert all(word in words for word in query.split())
+        elif place % 3 == 1:
+            source = [one for one in made.pairs if set(query.split()) <= set(one.split())]
+            assert any(set(one.split()) & set(title.split()) for one in source)
+        else:
+            assert len(shared) <= len(query.split())
+    apart = [not set(query.split()) & set(title.split()) for query, title in zip(made.texts, made.pairs, strict=True)]
+    assert 0 < sum(apart) < 40
+
+
+def test_nothing_but_texts_is_taken_over():
+    made = generated(public(QUERIES, TITLES), 12, seed=0)
+    assert made.labels.tolist() == [UNLABELED] * 12
+    assert made.groups.tolist() == list(range(12))
+    assert set(made.merchants) == {"generated"}
+
+
+def test_the_same_seed_gives_the_same_examples_and_another_one_others():
+    one, same, other = (generated(public(QUERIES, TITLES), 20, seed=seed) for seed in (1, 1, 2))
+    assert (one.texts, one.pairs) == (same.texts, same.pairs)
+    assert one.pairs != other.pairs
+
+
+def test_single_texts_have_no_pairs():
+    made = generated(public(TITLES), 10, seed=0)
+    assert made.pairs is None
+    assert all(set(pairwise(text.split())) <= follows(TITLES) for text in made.texts)
+
+
+def test_texts_without_spaces_are_recombined_by_character():
+    made = generated(public(("质量很好", "很好用", "质量不好用")), 4, seed=0)
+    steps = {pair for text in ("质量很好", "很好用", "质量不好用") for pair in pairwise(text)}
+    assert all(set(pairwise(text)) <= steps for text in made.texts)
+    assert not any(" " in text for text in made.texts)
+
+
+def test_too_few_texts_give_fewer_examples():
+    made = generated(public(("only this",)), 10, seed=0)
+    assert made.texts == ("only this",)
+
+
+def test_without_texts_there_is_an_error_with_the_remedy():
+    with pytest.raises(DataError, match=r"without public texts: raise data\.public_share"):
+        generated(public((" ",)), 10, seed=0)
