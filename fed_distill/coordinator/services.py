@@ -78,6 +78,7 @@ class RoundServices:
     :param server: trains at the server; ``optimizer`` is that of the global student's steps
     :param student: the global student, to be trained
     :param score: score on the server's own validation examples, for early stopping
+    :param local_rate: learning rate of merchants' steps
     :param randomness: seed, arm and number of the round
     """
 
@@ -92,6 +93,7 @@ class RoundServices:
     optimizer: OptimizerConfig
     randomness: tuple[int, str, int]
     score: Callable[[TextModel], float]
+    local_rate: float
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
         """As ``Services.average``."""

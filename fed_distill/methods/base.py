@@ -54,7 +54,11 @@ class GlobalState:
 
 
 class Services(Protocol):
-    """Services of the server for a method's ``merge``; a method declares those that it ``uses``."""
+    """Services of the server for a method's ``merge``; a method declares those functions that it ``uses``."""
+
+    @property
+    def local_rate(self) -> float:
+        """Learning rate of merchants' steps in this round, without the scale of a phase."""
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
         """Return ``current`` plus the merchants' updates, aggregated by the configured aggregator."""

@@ -172,6 +172,10 @@ class Round:
 
     def tally(self, votes):
         return counted_plainly(votes)
+    @property
+    def local_rate(self):
+        return self.whole.learning_rate
+
 
     def distil(self, weights, plan, stopping=None):
         """Instead of a student what it would have learned from."""

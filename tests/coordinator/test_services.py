@@ -52,7 +52,7 @@ def labels(weights, server):
 def test_finite_updates_whose_sum_is_not_finite_leave_the_student_as_it_was():
     current = {"weight": torch.full((3,), 3e38)}
     update = Uplink("hostile", 10, (StudentUpdate({"weight": torch.full((3,), 3e38)}),))
-    unused = dict.fromkeys(("count", "anew", "server", "student", "teacher", "optimizer", "score"))
+    unused = dict.fromkeys(("count", "anew", "server", "student", "teacher", "optimizer", "score", "local_rate"))
     services = RoundServices(FedAvg(), "fedavg", WeightedMean(), randomness=(0, "fedavg", 1), **unused)
     with pytest.raises(UplinkRejected, match="weight"):
         services.average(current, [update])
@@ -80,7 +80,7 @@ def test_distillation_ends_after_patience_and_keeps_the_best_student_by_the_serv
     student = SimpleNamespace(load_state_dict=lambda weights: None)
     config = SimpleNamespace(server=SimpleNamespace(batch_size=10))
     server = SimpleNamespace(train=train, data=SimpleNamespace(proxy=range(60)), config=config)
-    unused = dict.fromkeys(("count", "anew", "teacher", "optimizer"))
+    unused = dict.fromkeys(("count", "anew", "teacher", "optimizer", "local_rate"))
     services = RoundServices(
         FedDF(), "feddf", WeightedMean(), server=server, student=student, randomness=(0, "a", 2), score=score, **unused
     )

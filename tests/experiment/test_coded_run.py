@@ -237,6 +237,14 @@ def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tin
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
+def test_control_variates_are_not_computed_from_coded_updates(tiny_experiment, tmp_path):
+    terms = {"federation.method": "scaffold", "federation.options": {}, "training.merchants.optimizer": "sgd"}
+    changes = {"controls": [], **terms, "transport": {"weights": ["int8"]}}
+    with pytest.raises(ConfigError, match="control variates at both ends from the same update: drop `weights`"):
+        check_settings(tiny_experiment(tmp_path, changes))
+    assert check_settings(tiny_experiment(tmp_path, {**changes, "transport": {"downlink_weights": ["int8"]}})) is None
+
+
 def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     """By its declaration, and by its first downlink, in which only what merchants have told before is missing."""
     weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}

@@ -13,6 +13,7 @@ from fed_distill.merchant.opening import open_site
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -249,12 +250,17 @@ def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
     assert any(not torch.equal(site.store.load(arm, 0, name, before=3)[key], value) for key, value in kept.items())
 
 
-def test_a_merchant_keeps_its_control_variate_and_sends_how_it_changed(world):
+def test_a_merchant_keeps_its_control_variate_which_the_server_can_compute(world):
+    """Without a global one, c_i+ - c_i = (x - y) / (K eta) and, in the second round, minus c."""
     name, site = world.names[0], world.site()
     request = world.request(name, arm="scaffold")
-    total = {}
-    for number in (1, 2):
-        changed = trained(site, request, world.down(number))[name].need(ControlVariate).arrays
+    total, c = {}, {key: torch.full_like(value, 0.01) for key, value in world.start.items()}
+    for number, control in ((1, {}), (2, c)):
+        down = world.down(number).having(ControlVariate(control)) if control else world.down(number)
+        up = trained(site, request, down)[name]
+        travelled = up.need(LocalSteps).steps * request.learning_rate
+        changed = {key: -value / travelled for key, value in up.need(StudentUpdate).arrays.items()}
+        changed = {key: value - control[key] if control else value for key, value in changed.items()}
         total = {key: total.get(key, 0.0) + value for key, value in changed.items()}
         kept = site.store.load("scaffold", 0, name, before=number + 1)
         assert kept.keys() == changed.keys()
@@ -276,9 +282,7 @@ def test_a_protected_site_trains_no_method_that_sends_class_means_whatever_the_s
 
 def test_a_protected_merchant_computes_no_class_means_for_another_part(world, protected, monkeypatch):
     monkeypatch.setattr(
-        FedMD,
-        "uplink",
-        lambda self, one, down: Uplink(one.merchant, one.examples, (SoftLabels(one.class_means().probabilities),)),
+        FedMD, "uplink", lambda self, one, down: Uplink(one.merchant, one.examples, (SoftLabels(private(one)),))
     )
     request = world.request(world.names[0], arm="fedmd")
     (answer,) = protected.train(request, world.consensus(1), {"two-tower": world.start})

@@ -13,6 +13,7 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.partial import like_updates
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
