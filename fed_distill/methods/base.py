@@ -15,6 +15,7 @@ from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights, update_of
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
@@ -91,8 +92,9 @@ class Trained:
     weights: trained weights of the federation's shared student, whole or the touched rows. received: that student's
     weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
     set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
-    class; not available with privacy, as it uses private examples after training. steps, learning_rate: number of steps
-    and the rate of each, without the scale of a phase.
+    class. prototypes: computes the means of its representations alike. Neither is available with privacy, as they use
+    private examples after training. steps, learning_rate: number of steps and the rate of each, without the scale of a
+    phase.
     """
 
     merchant: str
@@ -101,6 +103,7 @@ class Trained:
     received: Weights
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
+    prototypes: Callable[[], Prototypes]
     steps: int = 0
     learning_rate: float = 0.0
 

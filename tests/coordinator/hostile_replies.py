@@ -182,6 +182,8 @@ def add_part(draw, content):
         st.sampled_from(
             [
                 "up.control_variate",
+                "up.local_steps",
+                "up.prototypes",
                 "up.votes",
                 "up.answered",
                 "up.soft_labels",

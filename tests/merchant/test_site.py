@@ -15,6 +15,7 @@ from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.storage.merchant_store import MerchantStore
@@ -213,6 +214,29 @@ def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world,
     assert uplink.kinds == {ClassMeans}
 
 
+def test_prototypes_are_those_of_the_trained_student_on_its_own_examples(world):
+    """The hidden units of its head, one example at a time, with the student that the merchant keeps."""
+    name, site = world.names[0], world.site()
+    request = world.request(name, arm="fedproto")
+    sent = trained(site, request, Downlink(1), {"two-tower": world.start})[name]
+    own = site.holdings.merchants[name].train
+    world.student.load_state_dict(site.store.load("fedproto", 0, name, before=2))
+    by_class = {}
+    for text, pair, label in zip(own.texts, own.pairs, own.labels, strict=True):
+        with torch.no_grad():
+            units = world.student(world.student.encode([text], [pair]), hidden=True).hidden[-1][0, 0]
+        by_class.setdefault(int(label), []).append(units)
+    assert sent.kinds == {Prototypes}
+    assert sent.need(Prototypes).present.tolist() == [
+        label in by_class for label in range(len(world.data.task.classes))
+    ]
+    for label, rows in by_class.items():
+        expected = torch.stack(rows).mean(dim=0)
+        torch.testing.assert_close(sent.need(Prototypes).means[label], expected, atol=1e-5, rtol=1e-4)
+    later = Downlink(2, (sent.need(Prototypes),))  # goes on from its own student, without new weights
+    assert trained(site, request, later)[name].kinds == {Prototypes}
+
+
 def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at_a_restarted_site(world, tmp_path):
     name, site = world.names[0], world.site()
     request = world.request(name, arm="moon")
@@ -275,12 +299,16 @@ def protected(world):
     return open_site(world.experiment.with_changes(changes), 0, 1)
 
 
-def test_a_protected_site_trains_no_method_that_sends_class_means_whatever_the_server_asks(world, protected):
-    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover all payloads of method fd"):
-        trained(protected, world.request(world.names[0], arm="fd"), Downlink(1), {"two-tower": world.start})
+@pytest.mark.parametrize("arm", ["fd", "fedproto"])
+def test_a_protected_site_trains_no_method_that_sends_means_by_class_whatever_the_server_asks(world, protected, arm):
+    with pytest.raises(ConfigError, match=rf"privacy\.unit = 'example' does not cover all payloads of method {arm}"):
+        trained(protected, world.request(world.names[0], arm=arm), Downlink(1), {"two-tower": world.start})
 
 
-def test_a_protected_merchant_computes_no_class_means_for_another_part(world, protected, monkeypatch):
+@pytest.mark.parametrize(
+    "private", [lambda one: one.class_means().probabilities, lambda one: one.prototypes().means], ids=["means", "proto"]
+)
+def test_a_protected_merchant_computes_no_means_by_class_for_another_part(world, protected, monkeypatch, private):
     monkeypatch.setattr(
         FedMD, "uplink", lambda self, one, down: Uplink(one.merchant, one.examples, (SoftLabels(private(one)),))
     )

@@ -10,6 +10,7 @@ from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.training.early_stopping import EarlyStopping
@@ -93,6 +94,7 @@ def trained(state):
         lambda: ClassMeans(
             torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([1, 0, 1]) > 0
         ),
+        lambda: Prototypes(torch.tensor([[4.0, 2.0], [0.0, 0.0], [1.0, -1.0]]), torch.tensor([1, 0, 1]) > 0),
     )
 
 
