@@ -25,5 +25,6 @@ METHODS = Registry(
         "fedmkt": "fed_distill.methods.fedmkt:FedMKT",
         "fd": "fed_distill.methods.fd:FD",
         "fedproto": "fed_distill.methods.fedproto:FedProto",
+        "fedtgp": "fed_distill.methods.fedtgp:FedTGP",
     },
 )

@@ -64,8 +64,8 @@ class FedProto:
         return Uplink(trained.merchant, trained.examples, (trained.prototypes(),))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Average by class (a class that no merchant has keeps the previous mean), and train the global student."""
-        means = mean_prototypes(up, known(state))
+        """Merge the prototypes, and train the global student."""
+        means = self.merged(state, up)
         train = Phase(
             to_expected_prototypes(means, self.regularization),
             data="proxy",
@@ -75,6 +75,10 @@ class FedProto:
         )
         weights = server.distil(state.weights, Plan((train,)))
         return replace(state, round=state.round + 1, kept=vars(means), weights=weights)
+
+    def merged(self, state: GlobalState, up: Iterable[Uplink]) -> Prototypes:
+        """Average by class; a class that no merchant has keeps the previous mean."""
+        return mean_prototypes(up, known(state))
 
 
 def known(state: GlobalState) -> Prototypes | None:

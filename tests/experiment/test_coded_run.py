@@ -248,10 +248,11 @@ def test_control_variates_are_not_computed_from_coded_updates(tiny_experiment, t
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     """By its declaration, and by its first downlink, in which only what merchants have told before is missing."""
-    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "fedproto", "selective-fd"}
+    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "fedproto", "fedtgp", "selective-fd"}
     soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
     expected = [kind for kind, those in ((StudentWeights, weights), (SoftLabels, soft_labels)) if name in those]
-    later = {"fd": [ClassMeans], "fedproto": [Prototypes], "scaffold": [ControlVariate]}.get(name, [])
+    prototypes = {"fedproto": [Prototypes], "fedtgp": [Prototypes]}
+    later = {"fd": [ClassMeans], "scaffold": [ControlVariate], **prototypes}.get(name, [])
     method = METHODS.build(name, {})
     assert list(method.receives) == expected + later
     state = GlobalState(0, {"w": torch.ones(2)}, torch.ones(1, 1))

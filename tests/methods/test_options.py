@@ -40,6 +40,8 @@ from fed_distill.methods import METHODS
         ("scaffold", "local_steps", 0),
         ("scaffold", "weighting", "steps"),
         ("fedproto", "regularization", -0.1),
+        ("fedtgp", "server_steps", 0),
+        ("fedtgp", "margin_cap", 0.0),
         ("fedproto", "server_epochs", 0.0),
         ("fml", "alpha", 1.1),
         ("fml", "beta", -0.1),
