@@ -298,4 +298,4 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
     # means over private examples are computed after training, and whole weights no merchant sends
-    assert (kind.covered is None) == (kind in (ClassMeans, StudentWeights))
+    assert (kind.covered is None) == (kind in (ClassMeans, Prototypes, StudentWeights))
