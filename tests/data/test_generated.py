@@ -5,9 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fed_distill.config import DataConfig
+from fed_distill.data import load
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.data.generated import generated
-from fed_distill.errors import DataError
+from fed_distill.errors import ConfigError, DataError
 
 TITLES = (
     "acme phone 64 gb black",
@@ -90,6 +92,33 @@ def test_texts_without_spaces_are_recombined_by_character():
 def test_too_few_texts_give_fewer_examples():
     made = generated(public(("only this",)), 10, seed=0)
     assert made.texts == ("only this",)
+
+
+def config(**changes):
+    options = {"merchants": 8, "rows": 36, "ranking_queries": 12, "ranking_candidates": 6}
+    given = {"dataset": "marketplace", "min_rows": 20, "proxy_size": 150, "proxy_from": "generated", "options": options}
+    return DataConfig.model_validate({**given, **changes})
+
+
+@pytest.mark.parametrize("choice", ["random", "coverage"])
+def test_a_generated_proxy_set_has_the_servers_words_in_other_texts(choice):
+    data, own = (load(config(proxy_choice=choice, proxy_from=kind)) for kind in ("generated", "public"))
+    words = {word for text in (*data.public.texts, *data.public.pairs) for word in text.split()}
+    proxy = data.proxy
+    assert len(proxy) == 150 == len(set(zip(proxy.texts, proxy.pairs, strict=True)))
+    assert {word for text in (*proxy.texts, *proxy.pairs) for word in text.split()} <= words
+    assert len(set(proxy.pairs) - set(data.public.pairs)) > 75
+    assert set(proxy.merchants) == {"generated"}
+    assert min(proxy.groups) > max(data.public.groups)
+    assert data.proxy_truth is None
+    assert (data.test.texts, data.merchants.keys()) == (own.test.texts, own.merchants.keys())
+
+
+def test_what_cannot_be_generated_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"no histories of clicks: for task recommend, set it to 'catalogue'"):
+        load(config(task="recommend"))
+    with pytest.raises(ConfigError, match=r"data\.proxy_dataset and data\.proxy_from = 'generated' exclude each other"):
+        load(config(proxy_dataset="marketplace"))
 
 
 def test_without_texts_there_is_an_error_with_the_remedy():
