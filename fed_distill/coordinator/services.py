@@ -20,7 +20,7 @@ from fed_distill.models.weights import Weights, is_finite
 from fed_distill.seeds import Randomness
 from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
-from fed_distill.training.preparation import proxy_steps
+from fed_distill.training.preparation import public_steps
 from fed_distill.transport.messages import Uplink
 
 
@@ -118,7 +118,7 @@ class RoundServices:
         seed, arm, number = self.randomness
         if stopping is None:
             return self.server.train(self.student, weights, plan, (seed, arm, "server", number), self.optimizer)
-        steps = proxy_steps(plan, len(self.server.data.proxy), self.server.config.server.batch_size)
+        steps = public_steps(plan, "proxy", len(self.server.data.proxy), self.server.config.server.batch_size)
 
         def train(current: Weights, chunk: Plan, place: int) -> Weights:
             return self.server.train(self.student, current, chunk, (seed, arm, "server", number, place), self.optimizer)
