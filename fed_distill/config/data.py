@@ -62,10 +62,11 @@ class DataConfig(ConfigTable):
         description="test only on this domain (for example a category) and exclude its labels from training; none: all",
     )
     proxy_size: PositiveInt = Field(4000, description="maximum number of examples in the shared, unlabeled proxy set")
-    proxy_from: Literal["public", "catalogue"] = Field(
+    proxy_from: Literal["public", "catalogue", "generated"] = Field(
         "public",
         description="public: draw the proxy set from the public merchants' training rows; catalogue: from the titles "
-        "and queries of all merchants' training products, which anybody can see on a marketplace, without their labels",
+        "and queries of all merchants' training products, which anybody can see on a marketplace, without labels; "
+        "generated: recombine words of the public merchants' training texts, where merchants' titles are not public",
     )
     proxy_neighbours: Share = Field(
         0.75,

@@ -88,7 +88,7 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
         valids.append(_together(source, row_blocks, split.public, "valid", config))
     if not merchants or config.test_domain is not None:  # then a merchant may have no training examples
         tests.append(_together(source, row_blocks, split.public, "test", config))
-    parties = split.public if config.proxy_from == "public" else tuple(sorted({*split.public, *split.clients}))
+    parties = tuple(sorted({*split.public, *split.clients})) if config.proxy_from == "catalogue" else split.public
     proxy, proxy_truth = proxy_set(
         source,
         row_blocks.of(parties, "proxy" if config.proxy_domains else "train"),
