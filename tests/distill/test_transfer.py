@@ -304,7 +304,7 @@ def test_negatives_vary_within_an_example_and_between_examples():
 
 
 def test_a_proxy_set_of_one_query_has_no_negatives():
-    with pytest.raises(DataError, match="contrastive requires second texts of other queries.*candidates of 'tea'"):
+    with pytest.raises(DataError, match=r"contrastive requires second texts of other queries.*candidates of 'tea'"):
         partners(["contrastive"], dataclasses.replace(asked(["tea"] * 3), pairs=("a", "b", "c")), 0)
 
 
