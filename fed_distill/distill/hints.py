@@ -243,7 +243,8 @@ def _fields(encoded: Encoded, beside: str | None) -> dict[str, Tensor]:
 def _text_vectors(outputs: Outputs, texts: int) -> Tensor:
     """Return the vectors ``[batch, texts, width]`` of a student with ``towers``."""
     assert outputs.hidden is not None
-    return outputs.hidden[0].squeeze(1).unflatten(-1, (texts, -1))
+    beside = outputs.hidden[0]
+    return beside.reshape(len(beside), texts, -1)
 
 
 def _probed(student: TextModel, pair: bool) -> Outputs:

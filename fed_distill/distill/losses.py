@@ -101,8 +101,8 @@ def correlation_loss(logits: Tensor, probabilities: Tensor, temperature: float) 
     :param temperature: temperature T of the student's distribution q_T
     """
     q = torch.softmax(logits / temperature, dim=-1)
-    centred = [values - values.mean(dim=-1, keepdim=True) for values in (q, probabilities)]
-    return temperature**2 * (1.0 - torch.cosine_similarity(*centred, dim=-1))
+    centred_q, centred_p = (values - values.mean(dim=-1, keepdim=True) for values in (q, probabilities))
+    return temperature**2 * (1.0 - torch.cosine_similarity(centred_q, centred_p, dim=-1))
 
 
 def decision_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -240,7 +240,8 @@ def hard_and_soft_labels(temperature: float, hard_weight: float, standardize: bo
 
 def _divergence(probabilities: Tensor, log_q: Tensor) -> Tensor:
     """Return KL(p || q) ``[batch]`` for p and log q, both ``[batch, classes]``."""
-    return -(probabilities * log_q).sum(dim=-1) - torch.special.entr(probabilities).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return -(probabilities * log_q).sum(dim=-1) - entropy
 
 
 def _log_sum(log_q: Tensor, of: Tensor) -> Tensor:

@@ -99,8 +99,9 @@ class DistillationTarget:
     def true_labels(self, truth: Tensor) -> "DistillationTarget":
         """Return the target of the control ``oracle-proxy``: cross-entropy with the true classes, int64 ``[proxy]``."""
         certain = torch.nn.functional.one_hot(truth, len(self.task.classes)).to(self.soft_labels.dtype)
-        bare = self.config.model_copy(update={"transfer": list(PROBABILITIES), "weights": {}})
-        return replace(self, config=bare, features=None, partners={}, assistant=None).with_soft_labels(certain, 1.0)
+        plain = {"transfer": list(PROBABILITIES), "weights": {}, "standardize": False, "hard_weight": 1.0}
+        bare = replace(self, config=self.config.model_copy(update=plain), features=None, partners={}, embeddings=None)
+        return replace(bare, assistant=None).with_soft_labels(certain, 1.0)
 
     def below(self, assistant: Tensor) -> "DistillationTarget":
         """Return the target of a student below an assistant with class probabilities ``assistant`` ``[proxy,

@@ -12,19 +12,8 @@ from fed_distill.storage.checkpoints import read_checkpoint
 
 SMALL_LSTM = {"model": "lstm", "options": {"rows": 512, "width": 8}}
 PRIVATE = {"privacy__unit": "example", "privacy__epsilon": 50.0}
-ANY = (
-    "probabilities",
-    "decoupled",
-    "correlation",
-    "decisions",
-    "hints",
-    "hidden",
-    "relations",
-    "ranking",
-    "listwise",
-    "contrastive",
-)
-KINDS = {"lstm": (*ANY, "attention"), "two-tower": (*ANY, "embeddings")}
+ANY = ("probabilities", "decoupled", "correlation", "decisions", "hints", "hidden", "attention", "relations")
+KINDS = {"lstm": (*ANY, "ranking", "listwise", "contrastive"), "two-tower": ("probabilities", "embeddings")}
 
 
 @pytest.fixture
