@@ -142,7 +142,9 @@ class DistillConfig(ConfigTable):
         False, description="replace logits by their z-scores before the temperature (logit standardization)"
     )
     decoupled_beta: PositiveFloat = Field(
-        8.0, description="decoupled: weight of the divergence among the classes that are not the teacher's decision"
+        1.0,
+        description="decoupled: weight of the divergence among the classes that are not the teacher's decision; the "
+        "paper has 0.5 to 8",
     )
     list_temperature: PositiveFloat = Field(
         1.0, description="listwise: temperature of the scores, log-odds of the expected gain"

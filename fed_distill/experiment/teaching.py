@@ -24,6 +24,7 @@ from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, tea
 from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
 from fed_distill.evaluation.metrics import Metrics, classification, ranking
 from fed_distill.models import TextModel, load_teacher
+from fed_distill.models.transformer import Transformer
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.fingerprint import fingerprint
 
@@ -177,6 +178,10 @@ def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemb
         ensemble.callbacks.on_stage("teacher: sentence embeddings of the proxy set", None)
         with seeds.scope(experiment.data.seed, "teacher before fine-tuning"):
             untuned = load_teacher(experiment.teacher, data.task)
+        if isinstance(untuned, Transformer) and untuned.from_scratch:
+            ensemble.callbacks.on_message(
+                f"teacher {experiment.teacher.model} has no pretrained weights: its sentence embeddings are random"
+            )
         embedded = sentence_embeddings(untuned, first.name, data.proxy, ensemble.cache, lambda done, total: None)
     return DistillationTarget(
         config,

@@ -398,7 +398,7 @@ def test_a_target_that_reads_no_soft_labels_is_known(kind):
         ({"transfer": [], "assistants": [{}], "hard_weight": 0.5}, "hard_weight below 1 requires the teacher's labels"),
         ({"hard_weight": 1.5}, "less than or equal to 1"),
         ({"list_temperature": 2.0}, "list_temperature has no effect with transfer"),
-        ({"decoupled_beta": 2.0}, "decoupled_beta has no effect with transfer"),
+        ({"decoupled_beta": 8.0}, "decoupled_beta has no effect with transfer"),
         ({"transfer": ["decisions"], "standardize": True}, "standardize has no effect with transfer"),
         ({"transfer": ["hints"], "final_temperature": 2.0}, "final_temperature has no effect with transfer"),
     ],
