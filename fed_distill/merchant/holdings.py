@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.sparse as sparse
+import torch
+from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import DPSGDConfig, Experiment, FreezingConfig
@@ -15,6 +18,7 @@ from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
 from fed_distill.seeds import Part
 from fed_distill.text.encoded import Encoded
+from fed_distill.text.similarity import bags, largest_cosine
 from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, unpacked
 
 
@@ -27,6 +31,7 @@ class Holdings:
     proxy: Examples
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:
         """Return the student of a blueprint, with frozen weights; ``protected``: those of private training."""
@@ -57,6 +62,15 @@ class Holdings:
             return self._encode(student, f"train of {merchant}", examples)
         changed = augmented(examples, augmentation, seeds.numpy_stream(seed, *purpose, "augmentation"))
         return student.encode(changed.texts, changed.pairs)
+
+    def expertise(self, merchant: str, request: TrainRequest) -> Tensor:
+        """Return a merchant's expertise on the proxy set of a request: the largest lexical cosine of each proxy example
+        with a training example, in [0, 1], float32 ``[proxy]``."""
+        if request.proxy not in self._proxy_bags:
+            proxy = self.proxy_of(request)
+            self._proxy_bags[request.proxy] = bags(proxy.texts, proxy.pairs).astype(np.float32)
+        own = self.merchants[merchant].train
+        return torch.from_numpy(largest_cosine(self._proxy_bags[request.proxy], bags(own.texts, own.pairs)))
 
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         """Return (correct, all) test examples of a merchant for a student; (0, 0) without test examples."""

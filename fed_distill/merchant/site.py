@@ -51,6 +51,7 @@ from fed_distill.models.pair import OWN, pair_blueprint, part_of, shared_of
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
@@ -305,6 +306,7 @@ class Site:
             down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
             class_means=lambda: self._class_means(learner, request.arm),
+            expertise=lambda: self._expertise(learner.name, request),
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
@@ -334,6 +336,11 @@ class Site:
         """Return the mean predictions of the trained student by class; raise ConfigError in a private federation."""
         self.protection.mechanism(arm).check_covered(arm, (ClassMeans,))
         return ClassMeans.over(predict(learner.student, learner.private), learner.labels)
+
+    def _expertise(self, merchant: str, request: TrainRequest) -> Tensor:
+        """Return a merchant's expertise on the proxy set; raise ConfigError in a private federation."""
+        self.protection.mechanism(request.arm).check_covered(request.arm, (ExpertSoftLabels,))
+        return self.holdings.expertise(merchant, request)
 
     def receives(self, request: TrainRequest) -> Kinds:
         """Return the allowed payloads in the downlink of a request; raise TrainingError for an unknown arm."""

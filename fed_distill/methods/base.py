@@ -82,8 +82,9 @@ class Trained:
     weights: trained weights of the federation's shared student, whole or the touched rows. received: that student's
     weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
     set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
-    class; not available with privacy, as it uses private examples after training. steps, learning_rate: number of steps
-    and the rate of each, without the scale of a phase.
+    class. expertise: computes the largest cosine of each proxy example with a private example, in [0, 1], float32
+    ``[proxy]``. Neither of the two is available with privacy that does not cover it, as both use private examples after
+    training. steps, learning_rate: number of steps and the rate of each, without the scale of a phase.
     """
 
     merchant: str
@@ -92,6 +93,7 @@ class Trained:
     received: Weights
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
+    expertise: Callable[[], Tensor]
     steps: int = 0
     learning_rate: float = 0.0
 

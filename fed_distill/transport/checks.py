@@ -61,6 +61,6 @@ def check(experiment: Experiment, methods: Mapping[str, Carries]) -> None:
 
 def _uncacheable(sent: Collection[type[Payload]]) -> str:
     """Return why soft labels cannot be cached if merchants send these payloads; empty if they can."""
-    if SelectedSoftLabels in sent:
+    if any(issubclass(kind, SelectedSoftLabels) for kind in sent):
         return "but a method sends those of some proxy examples only"
     return "" if SoftLabels in sent else "but no method sends them"
