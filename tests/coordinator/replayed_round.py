@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "transport.soft_labels": [{"stage": "top-k", "classes": 2}, "int4"],
     },
     "some soft labels": {"federation.method": "selective-fd", "federation.options": {"max_entropy": 0.99}},
+    "soft labels of experts": {"federation.method": "expert-fd", "transport.soft_labels": ["int4"]},
     "class means": {"federation.method": "fd"},
     "votes": {"federation.method": "pate"},
 }

@@ -209,6 +209,10 @@ def test_a_protected_update_is_coded_after_its_noise(tiny_experiment, simulate, 
             },
             r"\[transport\] caches soft labels, but a method sends those of some proxy examples only",
         ),
+        (
+            {"federation": {"method": "expert-fd"}, "transport.soft_label_cache": 0.1},
+            r"\[transport\] caches soft labels, but a method sends those of some proxy examples only",
+        ),
     ],
 )
 def test_what_a_chain_or_cache_cannot_do_is_refused(tiny_experiment, tmp_path, changes, message):
@@ -239,8 +243,8 @@ def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tin
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     """By its declaration, and by its first downlink, in which only what merchants have told before is missing."""
-    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
-    soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
+    weights = set(METHODS) - {"cronus", "dsfl", "expert-fd", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
+    soft_labels = {"cronus", "dsfl", "expert-fd", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
     expected = [kind for kind, those in ((StudentWeights, weights), (SoftLabels, soft_labels)) if name in those]
     later = {"fd": [ClassMeans], "scaffold": [ControlVariate]}.get(name, [])
     method = METHODS.build(name, {})

@@ -24,7 +24,15 @@ def rounds_of(tiny_experiment, simulate, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("dsfl", {}), ("cronus", {}), ("selective-fd", {"max_entropy": 0.99}), ("fedet", {}), ("fedmkt", {}), ("fd", {})],
+    [
+        ("dsfl", {}),
+        ("cronus", {}),
+        ("selective-fd", {"max_entropy": 0.99}),
+        ("fedet", {}),
+        ("fedmkt", {}),
+        ("fd", {}),
+        ("expert-fd", {}),
+    ],
 )
 def test_every_merchant_is_merged_in_every_round(rounds_of, method, options):
     rounds = rounds_of(method, **options)
@@ -55,6 +63,12 @@ def test_answers_that_are_kept_back_are_not_sent(rounds_of):
     """40 proxy examples of 4 float32 probabilities: 640 bytes less than all of them for none, 480 for a quarter."""
     some, every = (rounds_of("selective-fd", answer_share=share)[0]["bytes"]["uplink"] for share in (0.25, 1.0))
     assert every - some == pytest.approx(480, abs=4)  # the shape in an npy header is a digit shorter
+
+
+def test_answers_of_experts_take_a_byte_and_a_bit_more_than_their_soft_labels(rounds_of):
+    """10 of 40 proxy examples: 160 bytes of soft labels, 10 of expertise, 5 of the mask and 3 npy headers."""
+    some, every = (rounds_of("expert-fd", answer_share=share)[0]["bytes"]["uplink"] for share in (0.25, 1.0))
+    assert every - some == pytest.approx(30 * 17, abs=5)
 
 
 def test_class_means_take_fewer_bytes_than_soft_labels(rounds_of):

@@ -13,6 +13,7 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.partial import like_updates
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
@@ -100,6 +101,11 @@ LARGEST = {
     SelectedSoftLabels: SelectedSoftLabels(
         torch.ones(PROXY, CLASSES, dtype=torch.float64), torch.ones(PROXY, dtype=torch.bool)
     ),
+    ExpertSoftLabels: ExpertSoftLabels(
+        torch.ones(PROXY, CLASSES, dtype=torch.float64),
+        torch.ones(PROXY, dtype=torch.bool),
+        torch.full((PROXY,), 255, dtype=torch.uint8),
+    ),
     Votes: Votes(torch.full((PROXY,), 2**40)),
     ClassMeans: ClassMeans(torch.ones(CLASSES, CLASSES, dtype=torch.float64), torch.ones(CLASSES, dtype=torch.bool)),
     ControlVariate: ControlVariate(IN_FULL),
@@ -159,6 +165,10 @@ TIMES_TWO = {
     ),
     SoftLabels: (SoftLabels(SHARES), SoftLabels(SHARPER)),
     SelectedSoftLabels: (SelectedSoftLabels(SHARES, SOME), SelectedSoftLabels(SHARPER, SOME)),
+    ExpertSoftLabels: (
+        ExpertSoftLabels(SHARES, SOME, rows(200, 7, of=torch.uint8)),
+        ExpertSoftLabels(SHARPER, SOME, rows(255, 14, of=torch.uint8)),
+    ),
     Votes: (Votes(rows(0, 1, 2, of=torch.int64)), Votes(rows(0, 1, 2, of=torch.int64))),
     ClassMeans: (means(SHARES), means(SHARPER)),
     ControlVariate: (
@@ -174,7 +184,8 @@ TIMES_TWO = {
         ),
     ),
 }
-"""A payload of each kind, and what twice as much of it is: updates doubled, probabilities squared and summing to 1."""
+"""A payload of each kind, and what twice as much of it is: updates doubled, probabilities squared and summing to 1, expertise
+doubled where it can be."""
 
 
 def close(one, other):
@@ -221,6 +232,7 @@ NORMS = {
     StudentUpdate: 31.0**0.5,  # 1 + 4 + 9 + 16 + 1
     SoftLabels: 0.0,
     SelectedSoftLabels: 0.0,
+    ExpertSoftLabels: 0.0,
     Votes: 0.0,
     ClassMeans: 0.0,
     ControlVariate: 14.0**0.5,  # 1 + 4 + 9
@@ -267,7 +279,7 @@ def test_names_are_unique_and_records_shared_only_by_kinds_that_stand_for_each_o
     names = Counter(kind.name for kind in KINDS)
     assert set(names.values()) == {1}
     records = Counter(record for kind in KINDS for record in kind.records)
-    assert [record for record, times in records.items() if times > 1] == ["soft_labels"]
+    assert [record for record, times in sorted(records.items()) if times > 1] == ["answered", "soft_labels"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -284,5 +296,5 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.disclosure.strip()
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
-    # means over private examples are computed after training, and whole weights no merchant sends
-    assert (kind.covered is None) == (kind in (ClassMeans, StudentWeights))
+    # means and expertise are computed from private examples after training, and whole weights no merchant sends
+    assert (kind.covered is None) == (kind in (ClassMeans, ExpertSoftLabels, StudentWeights))

@@ -12,6 +12,7 @@ from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
 from fed_distill.models.weights import PartialWeights, update_of, updated
 from fed_distill.payloads.base import Context
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -126,6 +127,17 @@ def test_soft_labels_of_some_proxy_examples_are_coded_in_their_order():
     got = uploaded(codec(soft_labels=["int8"]), some, SELECTED, {})
     check_uplink(got, CONTEXT)
     assert float((got.need(SelectedSoftLabels).probabilities - LABELS[answered]).abs().max()) < 0.01
+
+
+def test_soft_labels_of_an_expert_are_coded_and_its_expertise_is_sent_as_it_is():
+    answered = torch.arange(200) % 2 == 0
+    sent = ExpertSoftLabels(LABELS[answered], answered, torch.arange(100, dtype=torch.uint8))
+    got = uploaded(codec(soft_labels=["int4"]), Uplink("Nord", 5, (sent,)), (ExpertSoftLabels,), {})
+    check_uplink(got, CONTEXT)
+    got = got.need(ExpertSoftLabels)
+    assert torch.equal(got.levels, sent.levels)
+    assert torch.equal(got.answered, answered)
+    assert 0.01 < float((got.probabilities - LABELS[answered]).abs().max()) < 0.1
 
 
 def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
