@@ -277,9 +277,7 @@ class Auditing:
                 starts={name: self.start},
                 assigned=[name],
                 teacher_labels=self.teaching.labels,
-                distil_anew=StudentFactory(
-                    experiment, experiment.seed, self.teaching, server, self.callbacks
-                ).distilled_anew,
+                factory=StudentFactory(experiment, experiment.seed, self.teaching, server, self.callbacks),
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,

@@ -21,7 +21,7 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 __all__ = ["GlobalState", "Method", "Trained", "replace"]
 
 
-Service = Literal["average", "tally", "distil", "distil_anew", "train_teacher"]
+Service = Literal["average", "tally", "distil", "distil_anew", "distil_onwards", "train_teacher"]
 """Services of the server for a method's ``merge``; the names of the functions of ``Services``."""
 Keeps = Literal["nothing", "own_student", "last_student", "control_variate"]
 """State of a merchant between rounds, in its site's store: none; its own student, which it continues to train; the
@@ -69,6 +69,13 @@ class Services(Protocol):
 
         :param soft_labels: soft labels of the proxy set ``[proxy, classes]``, in place of the teacher's
         :param temperature: constant temperature; None for the teacher's
+        """
+
+    def distil_onwards(self, weights: Weights, soft_labels: Tensor) -> Weights:
+        """Distil the global student from ``weights``, otherwise as ``distil_anew``: with the server's labels, and for as
+        many epochs.
+
+        :param soft_labels: soft labels of the proxy set ``[proxy, classes]``, in place of the teacher's
         """
 
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:

@@ -8,7 +8,7 @@ is lower than its own; a merchant is trained on the large model's output only wh
 The paper's public set is labelled, the proxy set is not. Here the label for the teacher is the class of the consensus
 of merchants and teacher, and for a merchant the teacher's predicted class. A merchant's own cross-entropy is that of
 its student during training. The paper aligns tokens of two vocabularies; classes need no alignment. The global student
-is re-initialised and distilled from the selected merchant's soft labels, and elsewhere from the teacher's.
+is distilled from the selected merchant's soft labels, and elsewhere from the teacher's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,16 +36,16 @@ class FedMKT(FedMD):
     ``fedmd``; merchants distil from the teacher."""
 
     teacher_epochs: PositiveFloat = 1.0
-    uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "train_teacher")
+    uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "distil_onwards", "train_teacher")
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the current teacher's soft labels."""
         return Downlink(state.round + 1, (SoftLabels(state.teacher_labels),))
 
-    def plan(self, down: Downlink) -> Plan:
-        """Distil from the teacher where it is better, then train on private examples."""
-        digest, revisit = super().plan(down).phases
-        return Plan((replace(digest, objective=where_surer(soft_labels(self.temperature))), revisit))
+    def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
+        """Return the phase in which merchants distil from the teacher where it is better."""
+        objective = where_surer(soft_labels(self.temperature))
+        return tuple(replace(phase, objective=objective) for phase in super().digest(consensus))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Compute the consensus, select outputs, and train teacher and global student on them."""
@@ -55,7 +55,7 @@ class FedMKT(FedMD):
         chosen = best.of(label).to(teacher.dtype)
         better = _at(chosen, label) > _at(teacher, label)
         knowledge = torch.where(better.unsqueeze(1), chosen, teacher)
-        weights = server.distil_anew(knowledge)
+        weights = self.distilled(state, knowledge, server)
         if better.any():
             state = server.train_teacher(state, self._teacher_plan(knowledge, better.to(teacher.dtype)))
         return replace(state, round=state.round + 1, consensus=knowledge, weights=weights)

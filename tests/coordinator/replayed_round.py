@@ -181,6 +181,9 @@ class Round:
     def distil_anew(self, soft_labels, temperature=None):
         return {"labels": soft_labels}
 
+    def distil_onwards(self, weights, soft_labels):
+        return {"labels": soft_labels}
+
     def train_teacher(self, state, plan):
         return replace(state, teacher_weights={"labels": plan.phases[0].references["soft_labels"]})
 

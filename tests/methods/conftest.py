@@ -51,6 +51,9 @@ class Recording:
     def distil_anew(self, soft_labels, temperature=None):
         return {"w": soft_labels} if temperature is None else {"w": soft_labels, "at": torch.tensor(temperature)}
 
+    def distil_onwards(self, weights, soft_labels):
+        return {"w": soft_labels, "from": weights["w"]}
+
     def train_teacher(self, state, plan):
         self.teacher_plans.append(plan)
         return state

@@ -48,6 +48,17 @@ def test_the_global_student_learns_from_every_round(tiny_experiment, simulate, t
     assert any(not torch.equal(value, students[1][name]) for name, value in students[0].items())
 
 
+def test_a_student_that_goes_on_is_another_than_one_that_is_distilled_anew(tiny_experiment, simulate, tmp_path):
+    """From the last student also where soft labels are the same: those of the teacher alone."""
+    students = {}
+    for onwards in (False, True):
+        options = {"teacher_share": 1.0, "onwards": onwards, "pretrain_epochs": 2.0}
+        changes = {**BASE, "name": f"on-{onwards}", "federation.method": "fedmd", "federation.options": options}
+        folder, _ = simulate(tiny_experiment(tmp_path, changes))
+        students[onwards] = load_file(folder / "student" / "model.safetensors")
+    assert any(not torch.equal(value, students[True][name]) for name, value in students[False].items())
+
+
 def test_with_the_teacher_alone_the_global_student_is_the_servers_own(tiny_experiment, simulate, tmp_path):
     """To the bit: nothing but the soft labels distinguishes the two."""
     options = {"federation.method": "fedmd", "federation.options": {"teacher_share": 1.0}}

@@ -184,8 +184,8 @@ TIMES_TWO = {
         ),
     ),
 }
-"""A payload of each kind, and what twice as much of it is: updates doubled, probabilities squared and summing to 1, expertise
-doubled where it can be."""
+"""A payload of each kind, and what twice as much of it is: updates doubled, probabilities squared and summing to 1,
+expertise doubled where it can be."""
 
 
 def close(one, other):
