@@ -49,7 +49,6 @@ from fed_distill.methods import METHODS
 from fed_distill.models import TextModel, build_student
 from fed_distill.models.weights import Weights, updated
 from fed_distill.payloads.class_means import ClassMeans
-from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
@@ -218,7 +217,7 @@ class Auditing:
             return shares_from_presence(means.present.numpy(), public)
         if labels := uplink.get(SoftLabels):
             sent = labels.probabilities.numpy().astype(np.float64)
-        elif selected := uplink.get(SelectedSoftLabels) or uplink.get(ExpertSoftLabels):
+        elif selected := next((one for one in uplink.payloads if isinstance(one, SelectedSoftLabels)), None):
             sent = selected.probabilities.numpy().astype(np.float64)
             before = before[selected.answered.numpy()]
         elif votes := uplink.get(Votes):

@@ -17,6 +17,7 @@ from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
 from fed_distill.seeds import Part
+from fed_distill.text.density_ratio import kulsif
 from fed_distill.text.encoded import Encoded
 from fed_distill.text.similarity import bags, largest_cosine
 from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, unpacked
@@ -66,11 +67,12 @@ class Holdings:
     def expertise(self, merchant: str, request: TrainRequest) -> Tensor:
         """Return a merchant's expertise on the proxy set of a request: the largest lexical cosine of each proxy example
         with a training example, in [0, 1], float32 ``[proxy]``."""
-        if request.proxy not in self._proxy_bags:
-            proxy = self.proxy_of(request)
-            self._proxy_bags[request.proxy] = bags(proxy.texts, proxy.pairs).astype(np.float32)
-        own = self.merchants[merchant].train
-        return torch.from_numpy(largest_cosine(self._proxy_bags[request.proxy], bags(own.texts, own.pairs)))
+        return torch.from_numpy(largest_cosine(self._bags_of_proxy(request), self._bags_of(merchant)))
+
+    def density_ratio(self, merchant: str, request: TrainRequest) -> Tensor:
+        """Return the density of a merchant's training examples relative to that of the proxy set of a request, at each
+        proxy example, float64 ``[proxy]``."""
+        return torch.from_numpy(kulsif(self._bags_of(merchant), self._bags_of_proxy(request)))
 
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         """Return (correct, all) test examples of a merchant for a student; (0, 0) without test examples."""
@@ -79,6 +81,16 @@ class Holdings:
             return 0, 0
         answers = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
         return int(np.sum(answers == test.labels)), len(test)
+
+    def _bags_of(self, merchant: str) -> sparse.csr_array:
+        own = self.merchants[merchant].train
+        return bags(own.texts, own.pairs)
+
+    def _bags_of_proxy(self, request: TrainRequest) -> sparse.csr_array:
+        if request.proxy not in self._proxy_bags:
+            proxy = self.proxy_of(request)
+            self._proxy_bags[request.proxy] = bags(proxy.texts, proxy.pairs).astype(np.float32)
+        return self._proxy_bags[request.proxy]
 
     def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
         key = (blueprint_of(student), name)

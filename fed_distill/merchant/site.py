@@ -33,6 +33,7 @@ from fed_distill.merchant.arms import Arms
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
+from fed_distill.merchant.private_statistics import PrivateStatistics
 from fed_distill.merchant.request_validation import (
     check_fit,
     check_names,
@@ -50,8 +51,6 @@ from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, part_of, shared_of
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
-from fed_distill.payloads.class_means import ClassMeans
-from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
@@ -299,14 +298,16 @@ class Site:
         learner, request, down, method = part.learner, task.request, task.down, task.method
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
+        statistics = PrivateStatistics(self.protection.mechanism(request.arm), self.holdings, learner, request)
         trained = Trained(
             fitted.name,
             part.size,
             shared_of(fitted.weights) if task.plan.pair else fitted.weights,
             down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
-            class_means=lambda: self._class_means(learner, request.arm),
-            expertise=lambda: self._expertise(learner.name, request),
+            class_means=statistics.class_means,
+            expertise=statistics.expertise,
+            density_ratio=statistics.density_ratio,
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
@@ -331,16 +332,6 @@ class Site:
         if self.answers is not None and part.release is not None:
             self.answers.save(part.release, uplink)
         return uplink
-
-    def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
-        """Return the mean predictions of the trained student by class; raise ConfigError in a private federation."""
-        self.protection.mechanism(arm).check_covered(arm, (ClassMeans,))
-        return ClassMeans.over(predict(learner.student, learner.private), learner.labels)
-
-    def _expertise(self, merchant: str, request: TrainRequest) -> Tensor:
-        """Return a merchant's expertise on the proxy set; raise ConfigError in a private federation."""
-        self.protection.mechanism(request.arm).check_covered(request.arm, (ExpertSoftLabels,))
-        return self.holdings.expertise(merchant, request)
 
     def receives(self, request: TrainRequest) -> Kinds:
         """Return the allowed payloads in the downlink of a request; raise TrainingError for an unknown arm."""

@@ -72,8 +72,8 @@ class Services(Protocol):
         """
 
     def distil_onwards(self, weights: Weights, soft_labels: Tensor) -> Weights:
-        """Distil the global student from ``weights``, otherwise as ``distil_anew``: with the server's labels, and for as
-        many epochs.
+        """Distil the global student from ``weights``, otherwise as ``distil_anew``: with the server's labels, and for
+        as many epochs.
 
         :param soft_labels: soft labels of the proxy set ``[proxy, classes]``, in place of the teacher's
         """
@@ -90,8 +90,9 @@ class Trained:
     weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
     set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
     class. expertise: computes the largest cosine of each proxy example with a private example, in [0, 1], float32
-    ``[proxy]``. Neither of the two is available with privacy that does not cover it, as both use private examples after
-    training. steps, learning_rate: number of steps and the rate of each, without the scale of a phase.
+    ``[proxy]``. density_ratio: computes the density of its private examples relative to that of the proxy set, at each
+    proxy example, ``[proxy]``. These three use private examples after training, and are not available with privacy that
+    does not cover it. steps, learning_rate: number of steps and the rate of each, without the scale of a phase.
     """
 
     merchant: str
@@ -101,6 +102,7 @@ class Trained:
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
     expertise: Callable[[], Tensor]
+    density_ratio: Callable[[], Tensor]
     steps: int = 0
     learning_rate: float = 0.0
 

@@ -1,6 +1,6 @@
 """Lexical similarity of texts: cosines of their hashed words and character n-grams."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,16 @@ def largest_cosine(bags: sparse.csr_array, among: sparse.csr_array) -> npt.NDArr
     :param among: normalized counts ``[others, ROWS]``
     :returns: float32 ``[examples]``
     """
-    largest = np.zeros(bags.shape[0], dtype=np.float32)
     if not among.shape[0]:
-        return largest
+        return np.zeros(bags.shape[0], dtype=np.float32)
+    parts = [block.max(axis=1) for block in cosine_blocks(bags, among)]
+    return np.minimum(np.concatenate(parts), np.float32(1.0)) if parts else np.zeros(0, dtype=np.float32)
+
+
+def cosine_blocks(bags: sparse.csr_array, among: sparse.csr_array) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the cosines ``[examples, others]`` in blocks of examples that bound the memory, float32; ``among`` is not
+    empty."""
     bags, others = bags.astype(np.float32, copy=False), among.astype(np.float32, copy=False).T.tocsr()
     rows = max(_CELLS // among.shape[0], 1)
-    for start in range(0, len(largest), rows):
-        largest[start : start + rows] = (bags[start : start + rows] @ others).toarray().max(axis=1)
-    return np.minimum(largest, np.float32(1.0))
+    for start in range(0, bags.shape[0], rows):
+        yield (bags[start : start + rows] @ others).toarray()

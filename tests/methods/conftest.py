@@ -94,6 +94,7 @@ def trained(state):
             torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([1, 0, 1]) > 0
         ),
         lambda: torch.tensor([0.2, 1.0, 0.5]),
+        lambda: torch.tensor([0.0, 3.0, 0.7], dtype=torch.float64),
     )
 
 

@@ -31,6 +31,7 @@ def rounds_of(tiny_experiment, simulate, tmp_path_factory):
         ("fedet", {}),
         ("fedmkt", {}),
         ("fd", {}),
+        ("selective-fd-kulsif", {"max_entropy": 0.99}),
         ("expert-fd", {}),
     ],
 )

@@ -13,6 +13,7 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
 from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.partial import like_updates
@@ -101,6 +102,9 @@ LARGEST = {
     SelectedSoftLabels: SelectedSoftLabels(
         torch.ones(PROXY, CLASSES, dtype=torch.float64), torch.ones(PROXY, dtype=torch.bool)
     ),
+    DensitySelectedSoftLabels: DensitySelectedSoftLabels(
+        torch.ones(PROXY, CLASSES, dtype=torch.float64), torch.ones(PROXY, dtype=torch.bool)
+    ),
     ExpertSoftLabels: ExpertSoftLabels(
         torch.ones(PROXY, CLASSES, dtype=torch.float64),
         torch.ones(PROXY, dtype=torch.bool),
@@ -165,6 +169,7 @@ TIMES_TWO = {
     ),
     SoftLabels: (SoftLabels(SHARES), SoftLabels(SHARPER)),
     SelectedSoftLabels: (SelectedSoftLabels(SHARES, SOME), SelectedSoftLabels(SHARPER, SOME)),
+    DensitySelectedSoftLabels: (DensitySelectedSoftLabels(SHARES, SOME), DensitySelectedSoftLabels(SHARPER, SOME)),
     ExpertSoftLabels: (
         ExpertSoftLabels(SHARES, SOME, rows(200, 7, of=torch.uint8)),
         ExpertSoftLabels(SHARPER, SOME, rows(255, 14, of=torch.uint8)),
@@ -232,6 +237,7 @@ NORMS = {
     StudentUpdate: 31.0**0.5,  # 1 + 4 + 9 + 16 + 1
     SoftLabels: 0.0,
     SelectedSoftLabels: 0.0,
+    DensitySelectedSoftLabels: 0.0,
     ExpertSoftLabels: 0.0,
     Votes: 0.0,
     ClassMeans: 0.0,
@@ -296,5 +302,5 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.disclosure.strip()
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
-    # means and expertise are computed from private examples after training, and whole weights no merchant sends
-    assert (kind.covered is None) == (kind in (ClassMeans, ExpertSoftLabels, StudentWeights))
+    # means, expertise and selection by density are computed from private examples after training, and whole weights no merchant sends
+    assert (kind.covered is None) == (kind in (ClassMeans, DensitySelectedSoftLabels, ExpertSoftLabels, StudentWeights))

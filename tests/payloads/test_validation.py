@@ -7,6 +7,7 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
 from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
@@ -52,6 +53,7 @@ ACCEPTED = {
     "soft labels in half precision": SoftLabels(HALVES.half()),
     "answers to some examples": SelectedSoftLabels(torch.full((2, 2), 0.5), SOME),
     "answers to none": SelectedSoftLabels(torch.zeros(0, 2), torch.zeros(4, dtype=torch.bool)),
+    "answers by density": DensitySelectedSoftLabels(torch.full((2, 2), 0.5), SOME),
     "answers of an expert": ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, MOST),
     "answers of no expert": ExpertSoftLabels(torch.zeros(0, 2), torch.zeros(4, dtype=torch.bool), MOST[:0]),
     "votes": Votes(torch.tensor([0, 1, 1, 0])),
@@ -111,6 +113,10 @@ OF_OTHER_SHAPES = {
         r"soft labels have shape \[4, 2\], not \[2, 2\]",
     ),
     "answered of another proxy set": (SelectedSoftLabels(HALVES, SOME[:3]), r"answered has shape \[3\], not \[4\]"),
+    "fewer answers by density than said": (
+        DensitySelectedSoftLabels(torch.full((1, 2), 0.5), SOME),
+        r"soft labels have shape \[1, 2\], not \[2, 2\]",
+    ),
     "fewer expert answers than said": (
         ExpertSoftLabels(torch.full((1, 2), 0.5), SOME, MOST),
         r"soft labels have shape \[1, 2\], not \[2, 2\]",
@@ -171,6 +177,7 @@ OF_OTHER_VALUES = {
         SelectedSoftLabels(torch.tensor([[1, 0]] * 2), SOME),
         "non-negative floating-point numbers",
     ),
+    "labels by density nan": (DensitySelectedSoftLabels(torch.full((2, 2), NAN), SOME), "soft labels must be finite"),
     "expert labels nan": (ExpertSoftLabels(torch.full((2, 2), NAN), SOME, MOST), "soft labels must be finite"),
     "expert labels sum": (ExpertSoftLabels(torch.full((2, 2), 0.6), SOME, MOST), "soft labels do not sum to 1"),
     "vote for no class": (Votes(torch.tensor([0, 1, 2, 0])), "votes must be classes from 0 to 1"),

@@ -20,7 +20,6 @@ from fed_distill.config import TransportConfig
 from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights, is_finite
 from fed_distill.payloads.base import Context, Room
-from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels, answered_of
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -39,8 +38,8 @@ from fed_distill.transport.coding.weights import read_weights, residual_of, with
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import RawMessage
 
-CODED = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels, ExpertSoftLabels)}
-"""Kinds of payloads by key of ``[transport]``."""
+CODED = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
+"""Kinds of payloads by key of ``[transport]``; subclasses included."""
 Known = Callable[[str], Tensor | None]
 """Returns the server's cached soft labels of a merchant; None without any."""
 _UP, _DOWN, _SHAPES = "up.coded", "down.coded", "down.shapes"
@@ -174,7 +173,7 @@ class Codec:
                 data, residual = self._encode_update(update, base, randomness, kept.residual)
                 coded["weights"], kept = data, replace(kept, residual=residual)
                 instead |= {*StudentUpdate.records}
-            labels = up.get(SoftLabels) or up.get(SelectedSoftLabels) or up.get(ExpertSoftLabels)
+            labels = next((one for one in up.payloads if isinstance(one, SoftLabels | SelectedSoftLabels)), None)
             if self.soft_labels is not None and labels is not None:
                 whole = isinstance(labels, SoftLabels)
                 data, received = self._encode_soft_labels(labels.probabilities, whole, kept.soft_labels)
