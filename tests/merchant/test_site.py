@@ -221,7 +221,9 @@ def test_expertise_is_the_closeness_of_the_proxy_set_to_a_merchants_own_examples
     name, other = world.names[:2]
     copied = world.data.proxy.take(range(5))
     copied = replace(copied, labels=np.zeros(5, dtype=np.int64))
-    site = world.having(world.site(), {name: MerchantData(copied, copied), other: world.data.merchants[other]})
+    site = world.having(
+        world.site(), {name: MerchantData(name, copied, copied, copied), other: world.data.merchants[other]}
+    )
     uplinks = trained(site, world.request(name, other, arm="expert-fd"), world.consensus(1), {"two-tower": world.start})
     own, else_ = (uplinks[merchant].need(ExpertSoftLabels) for merchant in (name, other))
     most = math.ceil(0.2 * len(world.data.proxy))

@@ -302,5 +302,5 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.disclosure.strip()
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
-    # means, expertise and selection by density are computed from private examples after training, and whole weights no merchant sends
+    # means, expertise and density are computed from private examples after training; whole weights no merchant sends
     assert (kind.covered is None) == (kind in (ClassMeans, DensitySelectedSoftLabels, ExpertSoftLabels, StudentWeights))
