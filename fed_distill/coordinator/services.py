@@ -17,7 +17,7 @@ from fed_distill.evaluation.metrics import Metrics
 from fed_distill.methods.base import GlobalState, Method, Service
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights, is_finite
-from fed_distill.seeds import Part, Randomness
+from fed_distill.seeds import Randomness
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
 
@@ -28,7 +28,7 @@ class Distils(Protocol):
     def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``."""
 
-    def distilled_onwards(self, weights: Weights, soft_labels: Tensor, *purpose: Part) -> Weights:
+    def distilled_onwards(self, weights: Weights, soft_labels: Tensor, *purpose: str | int) -> Weights:
         """As ``Services.distil_onwards``; ``purpose``: names the randomness of this training."""
 
 

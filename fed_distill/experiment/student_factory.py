@@ -151,7 +151,7 @@ class StudentFactory:
         check_soft_label_transfer(self.experiment.distill)
         return self.trained(self.experiment.student.model, self.target.with_soft_labels(soft_labels, temperature))
 
-    def distilled_onwards(self, weights: Weights, soft_labels: Tensor, *purpose: seeds.Part) -> Weights:
+    def distilled_onwards(self, weights: Weights, soft_labels: Tensor, *purpose: str | int) -> Weights:
         """As ``Services.distil_onwards``; ``purpose`` names the randomness of this training.
 
         :raises ConfigError: ``[distill]`` uses no soft labels
@@ -177,7 +177,7 @@ class StudentFactory:
         target: DistillationTarget,
         epochs: float,
         progress: Progress | None,
-        *purpose: seeds.Part,
+        *purpose: str | int,
         upper: TextModel | None = None,
     ) -> Weights:
         """Train ``student`` from its own weights on all data of the server, and return the new weights.
