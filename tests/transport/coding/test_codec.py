@@ -140,6 +140,15 @@ def test_soft_labels_of_an_expert_are_coded_and_its_expertise_is_sent_as_it_is()
     assert 0.01 < float((got.probabilities - LABELS[answered]).abs().max()) < 0.1
 
 
+def test_an_expert_takes_three_bytes_an_answer_and_a_bit_a_proxy_example():
+    """A fifth of 24,000 proxy pairs of four classes: 4,800 times 2 bytes of soft labels and 1 of expertise."""
+    proxy, answers = 24_000, 4_800
+    expertise = torch.arange(proxy).flip(0) / proxy
+    sent = ExpertSoftLabels.most_expert(torch.full((proxy, 4), 0.25), expertise, answers)
+    content, _ = codec(soft_labels=["int4"]).encode_uplink(Uplink("Nord", 5, (sent,)), {}, RANDOMNESS)
+    assert 0 < serialized_bytes(content) - (3 * answers + proxy // 8) < 800
+
+
 def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
     coding = codec(downlink_weights=["int8"])
     content = coding.encode_downlink(
