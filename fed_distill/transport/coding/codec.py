@@ -38,7 +38,7 @@ from fed_distill.transport.coding.weights import read_weights, residual_of, with
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import RawMessage
 
-CODED = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
+CODED: dict[str, Kinds] = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
 """Kinds of payloads by key of ``[transport]``; subclasses included."""
 Known = Callable[[str], Tensor | None]
 """Returns the server's cached soft labels of a merchant; None without any."""
