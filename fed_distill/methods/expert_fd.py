@@ -42,7 +42,7 @@ class ExpertFD(FedMD):
     the higher it is, the more the most similar merchant dominates, and near 0 all that answer count alike. Other
     options: see ``fedmd``."""
 
-    answer_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    answer_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     concentration: Annotated[float, Field(gt=0.0, le=500.0)] = 20.0
     sends: ClassVar[Kinds] = (ExpertSoftLabels,)
 
