@@ -217,7 +217,7 @@ class Auditing:
             return shares_from_presence(means.present.numpy(), public)
         if labels := uplink.get(SoftLabels):
             sent = labels.probabilities.numpy().astype(np.float64)
-        elif selected := uplink.get(SelectedSoftLabels):
+        elif selected := next((one for one in uplink.payloads if isinstance(one, SelectedSoftLabels)), None):
             sent = selected.probabilities.numpy().astype(np.float64)
             before = before[selected.answered.numpy()]
         elif votes := uplink.get(Votes):
@@ -276,9 +276,7 @@ class Auditing:
                 starts={name: self.start},
                 assigned=[name],
                 teacher_labels=self.teaching.labels,
-                distil_anew=StudentFactory(
-                    experiment, experiment.seed, self.teaching, server, self.callbacks
-                ).distilled_anew,
+                factory=StudentFactory(experiment, experiment.seed, self.teaching, server, self.callbacks),
                 sites=Sites(self.make_grid(experiment, data)),
                 server=server,
                 evaluator=self._evaluator,

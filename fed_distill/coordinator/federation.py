@@ -15,7 +15,7 @@ from fed_distill.coordinator.counts import Counts
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.received import FOLDER, ReceivedSoftLabels
 from fed_distill.coordinator.released import Released
-from fed_distill.coordinator.services import DistilAnew, RoundServices, Teacher
+from fed_distill.coordinator.services import Distils, RoundServices, Teacher
 from fed_distill.coordinator.sites import Chunk, Sites, chunk_size
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.coordinator.uplink_validator import UplinkValidator
@@ -40,7 +40,7 @@ class Federation:
     """One federation on one seed, with everything that it requires.
 
     mechanism: privacy mechanism of the arm. students: models by name, the global one first; starts: the server's
-    weights for each. distil_anew: as in ``Services``. part: stored state between rounds. codec: compression of
+    weights for each. factory: distils the global student. part: stored state between rounds. codec: compression of
     messages. byzantine: merchants of a simulation that deviate from the protocol; their own scores are ignored.
     identity: identity of this federation in a private arm (``TrainRequest.federation``). secret: seeds the server's
     noise; empty in a simulation, which uses the run's seed. released: record of released rounds, with a secret and
@@ -58,7 +58,7 @@ class Federation:
     starts: Mapping[str, Weights]
     assigned: Sequence[str]
     teacher_labels: Tensor
-    distil_anew: DistilAnew
+    factory: Distils
     sites: Sites
     server: ServerTraining
     evaluator: Evaluator
@@ -149,7 +149,7 @@ class Federation:
             self.config.method,
             aggregator,
             self._tally(number),
-            self.distil_anew,
+            self.factory,
             self.server,
             self.students[self.global_student],
             self.teacher,

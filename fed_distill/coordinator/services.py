@@ -24,11 +24,14 @@ from fed_distill.training.preparation import public_steps
 from fed_distill.transport.messages import Uplink
 
 
-class DistilAnew(Protocol):
-    """``Services.distil_anew`` of one seed's students."""
+class Distils(Protocol):
+    """Distils one seed's global student like the server's own."""
 
-    def __call__(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
-        """Return weights of the global student, re-initialised and distilled."""
+    def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
+        """As ``Services.distil_anew``."""
+
+    def distilled_onwards(self, weights: Weights, soft_labels: Tensor, *purpose: str | int) -> Weights:
+        """As ``Services.distil_onwards``; ``purpose``: names the randomness of this training."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class RoundServices:
     :param name: name of the method, for errors
     :param aggregator: aggregator of weights
     :param count: converts this round's counts of votes to labels, with or without noise
-    :param anew: re-initialises and distils the global student
+    :param students: distils the global student like the server's own
     :param server: trains at the server; ``optimizer`` is that of the global student's steps
     :param student: the global student, to be trained
     :param score: score on the server's own validation examples, for early stopping
@@ -86,7 +89,7 @@ class RoundServices:
     name: str
     aggregator: Aggregator
     count: Callable[[Tensor], Tensor]
-    anew: DistilAnew
+    students: Distils
     server: ServerTraining
     student: TextModel
     teacher: Teacher
@@ -132,7 +135,13 @@ class RoundServices:
     def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``."""
         self._check("distil_anew")
-        return self.anew(soft_labels, temperature)
+        return self.students.distilled_anew(soft_labels, temperature)
+
+    def distil_onwards(self, weights: Weights, soft_labels: Tensor) -> Weights:
+        """As ``Services.distil_onwards``."""
+        self._check("distil_onwards")
+        _, arm, number = self.randomness
+        return self.students.distilled_onwards(weights, soft_labels, arm, number)
 
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
         """As ``Services.train_teacher``."""

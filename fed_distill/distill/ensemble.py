@@ -6,16 +6,13 @@ Weights are equal, by confidence, or by similarity of the example to a teacher's
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse as sparse
 import torch
 from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.data.examples import Examples
 from fed_distill.errors import DataError
-from fed_distill.text.hashing import bag_rows
-
-_ROWS = 2**15
+from fed_distill.text.similarity import bags
 
 
 def combined(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -45,8 +42,8 @@ def similarity(examples: Examples, trained_on: Sequence[Examples]) -> Tensor:
 
     Features are hashed words and n-grams; an example without any similarity has equal weights.
     """
-    own = _features(examples)
-    centroids = [np.asarray(_features(one).mean(axis=0)).ravel() for one in trained_on]
+    own = bags(examples.texts, examples.pairs)
+    centroids = [np.asarray(bags(one.texts, one.pairs).mean(axis=0)).ravel() for one in trained_on]
     cosines = [own @ (centroid / max(float(np.linalg.norm(centroid)), 1e-12)) for centroid in centroids]
     weights = torch.from_numpy(np.stack(cosines)).float()
     return torch.where(weights.sum(dim=0, keepdim=True) > 0, weights, 1.0)
@@ -74,13 +71,3 @@ def domains_of(public: Examples, valid: Examples, domains: int, seed: int) -> li
         )
         found.append((own, own_valid if len(own_valid) else valid))
     return found
-
-
-def _features(examples: Examples) -> sparse.csr_array:
-    """Return L2-normalized counts of hashed features of both texts, ``[n, rows]``."""
-    parts = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
-    rows = np.concatenate([bag_rows(texts, _ROWS) for texts in parts], axis=1)
-    example, place = np.nonzero(rows)
-    counts = sparse.csr_array((np.ones(len(example)), (example, rows[example, place])), shape=(len(examples), _ROWS))
-    lengths = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
-    return sparse.diags_array(1.0 / np.maximum(lengths, 1e-12)).tocsr() @ counts

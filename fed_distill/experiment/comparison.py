@@ -295,7 +295,7 @@ class Comparison:
             starts=starts,
             assigned=assigned,
             teacher_labels=self.teaching.labels,
-            distil_anew=self.factory.distilled_anew,
+            factory=self.factory,
             sites=self.sites,
             server=self.server,
             evaluator=self.evaluator,

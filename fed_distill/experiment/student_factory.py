@@ -151,6 +151,18 @@ class StudentFactory:
         check_soft_label_transfer(self.experiment.distill)
         return self.trained(self.experiment.student.model, self.target.with_soft_labels(soft_labels, temperature))
 
+    def distilled_onwards(self, weights: Weights, soft_labels: Tensor, *purpose: str | int) -> Weights:
+        """As ``Services.distil_onwards``; ``purpose`` names the randomness of this training.
+
+        :raises ConfigError: ``[distill]`` uses no soft labels
+        """
+        check_soft_label_transfer(self.experiment.distill)
+        name = self.experiment.student.model
+        student = self.student(name)
+        student.load_state_dict(dict(weights))
+        target, epochs = self.target.with_soft_labels(soft_labels, None), self.experiment.training.server.epochs
+        return self.distilled(student, target, epochs, None, "server", name, *purpose)
+
     def pretrain_on_domain(self, student: TextModel, name: str, progress: Progress | None = None) -> None:
         """Pretrain ``student`` with masked language modelling on the domain's texts, if configured."""
         config = self.experiment.student.masked

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.sparse as sparse
+import torch
+from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import DPSGDConfig, Experiment, FreezingConfig
@@ -15,7 +18,9 @@ from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
 from fed_distill.models.weights import Weights
 from fed_distill.seeds import Part
+from fed_distill.text.density_ratio import kulsif
 from fed_distill.text.encoded import Encoded
+from fed_distill.text.similarity import bags, largest_cosine
 from fed_distill.training.plan import Predicted, References
 from fed_distill.training.references import predicted
 from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, unpacked
@@ -30,6 +35,7 @@ class Holdings:
     proxy: Examples
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:
         """Return the student of a blueprint, with frozen weights; ``protected``: those of private training."""
@@ -81,6 +87,16 @@ class Holdings:
         changed = augmented(examples, augmentation, seeds.numpy_stream(seed, *purpose, "augmentation"))
         return student.encode(changed.texts, changed.pairs)
 
+    def expertise(self, merchant: str, request: TrainRequest) -> Tensor:
+        """Return a merchant's expertise on the proxy set of a request: the largest lexical cosine of each proxy example
+        with a training example, in [0, 1], float32 ``[proxy]``."""
+        return torch.from_numpy(largest_cosine(self._bags_of_proxy(request), self._bags_of(merchant)))
+
+    def density_ratio(self, merchant: str, request: TrainRequest) -> Tensor:
+        """Return the density of a merchant's training examples relative to that of the proxy set of a request, at each
+        proxy example, float64 ``[proxy]``."""
+        return torch.from_numpy(kulsif(self._bags_of(merchant), self._bags_of_proxy(request)))
+
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         """Return (correct, all) test examples of a merchant for a student; (0, 0) without test examples."""
         test = self.merchants[merchant].test
@@ -88,6 +104,16 @@ class Holdings:
             return 0, 0
         answers = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
         return int(np.sum(answers == test.labels)), len(test)
+
+    def _bags_of(self, merchant: str) -> sparse.csr_array:
+        own = self.merchants[merchant].train
+        return bags(own.texts, own.pairs)
+
+    def _bags_of_proxy(self, request: TrainRequest) -> sparse.csr_array:
+        if request.proxy not in self._proxy_bags:
+            proxy = self.proxy_of(request)
+            self._proxy_bags[request.proxy] = bags(proxy.texts, proxy.pairs).astype(np.float32)
+        return self._proxy_bags[request.proxy]
 
     def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
         key = (blueprint_of(student), name)

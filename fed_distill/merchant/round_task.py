@@ -4,16 +4,14 @@ from dataclasses import dataclass
 
 from fed_distill.config.training import UnlabeledConfig
 from fed_distill.distill.losses import PSEUDO_LABELS, pseudo_labels
-from fed_distill.errors import (
-    TrainingError,
-)
+from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.mechanisms.release import Release
 from fed_distill.methods.base import Method
 from fed_distill.models.pair import paired
 from fed_distill.models.weights import Weights
 from fed_distill.training.plan import Phase, Plan, Predicted
 from fed_distill.training.trainer import Learner
-from fed_distill.transport.messages import Downlink
+from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.requests import TrainRequest
 
 
@@ -96,3 +94,13 @@ def starting_weights(
     if not down.weights:
         raise TrainingError("the downlink lacks the weights of the shared student")
     return paired(down.weights, own)
+
+
+def check_declared(uplink: Uplink, method: Method, arm: str) -> None:
+    """Raise UplinkRejected, naming the merchant, if an uplink has payloads that its method does not declare."""
+    undeclared = {kind.name for kind in uplink.kinds - set(method.sends)}
+    if undeclared:
+        raise UplinkRejected(
+            f"merchant {uplink.merchant}: method {arm} sends {', '.join(sorted(undeclared))}, but its `sends` does not "
+            "declare it"
+        )

@@ -30,10 +30,10 @@ from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.arms import Arms
-from fed_distill.merchant.by_class import ByClass
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
+from fed_distill.merchant.private_statistics import PrivateStatistics
 from fed_distill.merchant.request_validation import (
     check_fit,
     check_names,
@@ -43,7 +43,7 @@ from fed_distill.merchant.request_validation import (
     outlined,
     weight_bytes,
 )
-from fed_distill.merchant.round_task import Participant, RoundTask, planned, starting_weights
+from fed_distill.merchant.round_task import Participant, RoundTask, check_declared, planned, starting_weights
 from fed_distill.merchant.scores import Scores
 from fed_distill.methods.base import HasControlVariate, Trained
 from fed_distill.models import predict
@@ -307,26 +307,25 @@ class Site:
         learner, request, down, method = part.learner, task.request, task.down, task.method
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
-        by_class = ByClass(learner, self.protection.mechanism(request.arm), request.arm, len(self.task.classes))
+        statistics = PrivateStatistics(
+            self.protection.mechanism(request.arm), self.holdings, learner, request, len(self.task.classes)
+        )
         trained = Trained(
             fitted.name,
             part.size,
             shared_of(fitted.weights) if task.plan.pair else fitted.weights,
             down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
-            class_means=by_class.predictions,
-            prototypes=by_class.representations,
+            class_means=statistics.class_means,
+            prototypes=statistics.prototypes,
+            expertise=statistics.expertise,
+            density_ratio=statistics.density_ratio,
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
         uplink, attack = method.uplink(trained, down), self._arms.attack(request.arm, request.seed, fitted.name)
         uplink = uplink if attack is None else attack.uplink(uplink, self._context(request, down.weights))
-        undeclared = {kind.name for kind in uplink.kinds - set(method.sends)}
-        if undeclared:
-            raise UplinkRejected(
-                f"merchant {fitted.name}: method {request.arm} sends {', '.join(sorted(undeclared))}, but its `sends` "
-                "does not declare it"
-            )
+        check_declared(uplink, method, request.arm)
         self._keep(trained, student, task)
         metrics = dict(uplink.metrics)
         if self.experiment.privacy.protects and not method.sends:

@@ -21,6 +21,8 @@ METHODS = Registry(
         "dsfl": "fed_distill.methods.dsfl:DSFL",
         "cronus": "fed_distill.methods.cronus:Cronus",
         "selective-fd": "fed_distill.methods.selective_fd:SelectiveFD",
+        "selective-fd-kulsif": "fed_distill.methods.selective_fd_kulsif:SelectiveFDKuLSIF",
+        "expert-fd": "fed_distill.methods.expert_fd:ExpertFD",
         "fedet": "fed_distill.methods.fedet:FedET",
         "fedmkt": "fed_distill.methods.fedmkt:FedMKT",
         "fd": "fed_distill.methods.fd:FD",

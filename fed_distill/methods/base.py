@@ -23,7 +23,7 @@ from fed_distill.transport.messages import Downlink, Kinds, Uplink
 __all__ = ["GlobalState", "Method", "Trained", "replace"]
 
 
-Service = Literal["average", "tally", "distil", "distil_anew", "train_teacher"]
+Service = Literal["average", "tally", "distil", "distil_anew", "distil_onwards", "train_teacher"]
 """Services of the server for a method's ``merge``; the names of the functions of ``Services``."""
 Keeps = Literal["nothing", "own_student", "last_student", "control_variate"]
 """State of a merchant between rounds, in its site's store: none; its own student, which it continues to train; the
@@ -81,6 +81,13 @@ class Services(Protocol):
         :param temperature: constant temperature; None for the teacher's
         """
 
+    def distil_onwards(self, weights: Weights, soft_labels: Tensor) -> Weights:
+        """Distil the global student from ``weights``, otherwise as ``distil_anew``: with the server's labels, and for
+        as many epochs.
+
+        :param soft_labels: soft labels of the proxy set ``[proxy, classes]``, in place of the teacher's
+        """
+
     def train_teacher(self, state: GlobalState, plan: Plan) -> GlobalState:
         """Continue training of the teacher by ``plan``; return ``state`` with its weights and proxy labels."""
 
@@ -92,9 +99,11 @@ class Trained:
     weights: trained weights of the federation's shared student, whole or the touched rows. received: that student's
     weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
     set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
-    class. prototypes: computes the means of its representations alike. Neither is available with privacy, as they use
-    private examples after training. steps, learning_rate: number of steps and the rate of each, without the scale of a
-    phase.
+    class. prototypes: computes the means of its representations alike. expertise: computes the largest cosine of each
+    proxy example with a private example, in [0, 1], float32 ``[proxy]``. density_ratio: computes the density of its
+    private examples relative to that of the proxy set, at each proxy example, ``[proxy]``. These four use private
+    examples after training, and are not available with privacy that does not cover it. steps, learning_rate: number of
+    steps and the rate of each, without the scale of a phase.
     """
 
     merchant: str
@@ -104,6 +113,8 @@ class Trained:
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
     prototypes: Callable[[], Prototypes]
+    expertise: Callable[[], Tensor]
+    density_ratio: Callable[[], Tensor]
     steps: int = 0
     learning_rate: float = 0.0
 

@@ -41,7 +41,7 @@ def check_declared(name: str, method: Method) -> None:
 def check(experiment: Experiment, federation: FederationConfig, method: Method) -> None:
     """Raise ConfigError unless the method has all declarations and the experiment meets its requirements."""
     check_declared(federation.method, method)
-    if "distil_anew" in method.uses:
+    if {"distil_anew", "distil_onwards"} & {*method.uses}:
         check_soft_label_transfer(experiment.distill)
     if experiment.student.by_merchant and method.keeps != "own_student":
         raise ConfigError(

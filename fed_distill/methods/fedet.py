@@ -44,6 +44,7 @@ class FedET(FedMD):
     diversity: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.05
     server_epochs: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    onwards: ClassVar[bool] = True  # type: ignore[misc]  # not an option: its loss trains the last global student
     uses: ClassVar[tuple[Service, ...]] = ("distil",)
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:

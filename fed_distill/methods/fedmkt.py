@@ -5,21 +5,27 @@ large model and merchants' small ones exchange logits on a public set. By the se
 large model is trained, per example, on the output of the merchant with the lowest cross-entropy with the label, if that
 is lower than its own; a merchant is trained on the large model's output only where that has the lower cross-entropy.
 
+The lowest of many cross-entropies is too low: the more merchants there are, the surer one of them is by chance, right
+or wrong (winner's curse). With ``choose = "mean"`` the teacher is compared with the merchants' mean instead, which is
+not selected from many.
+
 The paper's public set is labelled, the proxy set is not. Here the label for the teacher is the class of the consensus
-of merchants and teacher, and for a merchant the teacher's predicted class. A merchant's own cross-entropy is that of
-its student during training. The paper aligns tokens of two vocabularies; classes need no alignment. The global student
-is re-initialised and distilled from the selected merchant's soft labels, and elsewhere from the teacher's.
+of merchants and teacher, and for a merchant the teacher's predicted class. The paper adds the loss on the labels of the
+public set: ``label_epochs`` trains the teacher on the server's labelled examples before it distils. A merchant's own
+cross-entropy is that of its student during training. The paper aligns tokens of two vocabularies; classes need no
+alignment. The global student is distilled from the selected soft labels, and elsewhere from the teacher's.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fed_distill.config import PositiveFloat
-from fed_distill.distill.losses import soft_labels
+from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.base import GlobalState, Service, Services, replace
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.methods.selective_fd import weighted
@@ -31,40 +37,46 @@ from fed_distill.transport.messages import Downlink, Uplink
 
 @dataclass(frozen=True)
 class FedMKT(FedMD):
-    """teacher_epochs: epochs of the teacher on the selected examples of the proxy set per round, with
-    teacher.learning_rate. teacher_share: weight of the teacher in the consensus, in [0, 1]. Other options: see
-    ``fedmd``; merchants distil from the teacher."""
+    """choose: what the teacher is compared with, per example: ``best``, the merchant with the lowest cross-entropy, as
+    in the paper, or ``mean``, the merchants' mean. teacher_epochs: epochs of the teacher on the selected examples of
+    the proxy set per round, with teacher.learning_rate. label_epochs: epochs of the teacher on the server's labelled
+    examples, in rounds in which it distils. teacher_share: weight of the teacher in the consensus, in [0, 1]. Other
+    options: see ``fedmd``; merchants distil from the teacher."""
 
+    choose: Literal["best", "mean"] = "best"
     teacher_epochs: PositiveFloat = 1.0
-    uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "train_teacher")
+    label_epochs: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    uses: ClassVar[tuple[Service, ...]] = ("distil_anew", "distil_onwards", "train_teacher")
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the current teacher's soft labels."""
         return Downlink(state.round + 1, (SoftLabels(state.teacher_labels),))
 
-    def plan(self, down: Downlink) -> Plan:
-        """Distil from the teacher where it is better, then train on private examples."""
-        digest, revisit = super().plan(down).phases
-        return Plan((replace(digest, objective=where_surer(soft_labels(self.temperature))), revisit))
+    def digest(self, consensus: Tensor) -> tuple[Phase, ...]:
+        """Return the phase in which merchants distil from the teacher where it is better."""
+        objective = where_surer(soft_labels(self.temperature))
+        return tuple(replace(phase, objective=objective) for phase in super().digest(consensus))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
         """Compute the consensus, select outputs, and train teacher and global student on them."""
-        teacher, best = state.teacher_labels, SurestAnswers(*state.teacher_labels.shape)
-        merchants = self.agree(state, best.noting(up)).to(teacher.dtype)
+        teacher = state.teacher_labels
+        best = SurestAnswers(*teacher.shape) if self.choose == "best" else None
+        merchants = self.agree(state, up if best is None else best.noting(up)).to(teacher.dtype)
         label = (self.teacher_share * teacher + (1.0 - self.teacher_share) * merchants).argmax(dim=-1)
-        chosen = best.of(label).to(teacher.dtype)
+        chosen = merchants if best is None else best.of(label).to(teacher.dtype)
         better = _at(chosen, label) > _at(teacher, label)
         knowledge = torch.where(better.unsqueeze(1), chosen, teacher)
-        weights = server.distil_anew(knowledge)
+        weights = self.distilled(state, knowledge, server)
         if better.any():
             state = server.train_teacher(state, self._teacher_plan(knowledge, better.to(teacher.dtype)))
         return replace(state, round=state.round + 1, consensus=knowledge, weights=weights)
 
     def _teacher_plan(self, knowledge: Tensor, better: Tensor) -> Plan:
-        """Return one phase on the examples for which a merchant is ``better``."""
+        """Return phases on the server's labels, if any, and on the examples for which merchants are ``better``."""
         references = {"soft_labels": knowledge, "example_weights": better / better.mean()}
         learn = weighted(soft_labels(self.temperature))
-        return Plan((Phase(learn, data="proxy", epochs=self.teacher_epochs, references=references),))
+        distil = Phase(learn, data="proxy", epochs=self.teacher_epochs, references=references)
+        return Plan((Phase(hard_labels(), epochs=self.label_epochs), distil) if self.label_epochs else (distil,))
 
 
 class SurestAnswers:

@@ -4,9 +4,10 @@ Shao et al., "Selective knowledge sharing for privacy-preserving federated disti
 Communications 2024: a selector at each merchant omits proxy examples that are unlike its own data, and a selector at
 the server drops ambiguous consensus, that is, of high entropy. For the global student, dropped consensus is replaced by
 the server's teacher, which the paper does not have. The paper compares proxy examples with a merchant's data by a
-density-ratio estimator (KuLSIF). Here a merchant answers where its student is most confident: a weaker criterion, as
-students can be confident out of distribution, but computed from public examples, so that it costs no privacy. Other
-examples are not sent.
+density-ratio estimator (KuLSIF), as ``selective-fd-kulsif`` does. In ``selective-fd`` a merchant answers where its
+student is most confident: a weaker criterion, as students can be confident out of distribution, but computed from
+public examples, so that it costs no privacy. The paper answers where the ratio exceeds a threshold, here a merchant
+answers a fixed share of the proxy set, so that its bytes do not depend on its data. Other examples are not sent.
 """
 
 import math
@@ -43,11 +44,15 @@ class SelectiveFD(FedMD):
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send probabilities and indices of the proxy examples with the highest confidence."""
         probabilities = trained.predict_proxy()
-        confidence = probabilities.max(dim=-1).values
-        answers = math.ceil(self.answer_share * len(confidence))
-        answered = torch.zeros(len(confidence), dtype=torch.bool)
-        answered[confidence.sort(descending=True, stable=True).indices[:answers]] = True
+        answered = self.highest(probabilities.max(dim=-1).values)
         return Uplink(trained.merchant, trained.examples, (SelectedSoftLabels(probabilities[answered], answered),))
+
+    def highest(self, scores: Tensor) -> Tensor:
+        """Return a mask of the answered share of the proxy set, by ``scores`` ``[proxy]``, the first of ties."""
+        answers = math.ceil(self.answer_share * len(scores))
+        answered = torch.zeros(len(scores), dtype=torch.bool)
+        answered[scores.sort(descending=True, stable=True).indices[:answers]] = True
+        return answered
 
     def agree(self, state: GlobalState, up: Iterable[Uplink]) -> Tensor:
         """Return the mean over the merchants that answer an example; without answers, the teacher's soft labels if it
@@ -55,7 +60,7 @@ class SelectiveFD(FedMD):
         total = torch.zeros(state.teacher_labels.shape, dtype=torch.float64)
         counts = torch.zeros(len(total), dtype=torch.float64)
         for uplink in up:
-            if (sent := uplink.get(SelectedSoftLabels)) is not None:
+            for sent in (one for one in uplink.payloads if isinstance(one, SelectedSoftLabels)):
                 total[sent.answered] += sent.probabilities
                 counts += sent.answered
         if not counts.any():

@@ -1,6 +1,6 @@
 """Check ``[transport]`` against the methods of an experiment."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from fed_distill.config import Experiment
@@ -43,9 +43,9 @@ def check(experiment: Experiment, methods: Mapping[str, Carries]) -> None:
     for key, config in {"[transport]": experiment.transport, **tables}.items():
         sent = sends.get(key, set())
         for part, kinds in CODED.items():
-            if getattr(config, part) and not sent.intersection(kinds):
+            if getattr(config, part) and not _any_of(sent, kinds):
                 raise ConfigError(f"{key} compresses {part}, but none of its methods sends them: remove {part}")
-            if getattr(config, f"downlink_{part}") and not receives.get(key, set()).intersection(kinds):
+            if getattr(config, f"downlink_{part}") and not _any_of(receives.get(key, set()), kinds):
                 raise ConfigError(
                     f"{key} compresses {part} in downlinks, but none of its methods sends them there: remove "
                     f"downlink_{part}"
@@ -61,6 +61,11 @@ def check(experiment: Experiment, methods: Mapping[str, Carries]) -> None:
 
 def _uncacheable(sent: Collection[type[Payload]]) -> str:
     """Return why soft labels cannot be cached if merchants send these payloads; empty if they can."""
-    if SelectedSoftLabels in sent:
+    if _any_of(sent, (SelectedSoftLabels,)):
         return "but a method sends those of some proxy examples only"
     return "" if SoftLabels in sent else "but no method sends them"
+
+
+def _any_of(payloads: Iterable[type[Payload]], kinds: Kinds) -> bool:
+    """Whether one of the payloads is of one of the kinds, or of a subclass."""
+    return any(issubclass(payload, kinds) for payload in payloads)

@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "transport.soft_labels": [{"stage": "top-k", "classes": 2}, "int4"],
     },
     "some soft labels": {"federation.method": "selective-fd", "federation.options": {"max_entropy": 0.99}},
+    "soft labels of experts": {"federation.method": "expert-fd", "transport.soft_labels": ["int4"]},
     "class means": {"federation.method": "fd"},
     "prototypes": {"federation.method": "fedproto"},
     "steps": {"federation.method": "scaffold", "training.merchants.optimizer": "sgd"},
@@ -184,6 +185,9 @@ class Round:
         return {**weights, **{f"of {phase.data}": phase.references["soft_labels"] for phase in plan.phases}}
 
     def distil_anew(self, soft_labels, temperature=None):
+        return {"labels": soft_labels}
+
+    def distil_onwards(self, weights, soft_labels):
         return {"labels": soft_labels}
 
     def train_teacher(self, state, plan):

@@ -52,7 +52,7 @@ def labels(weights, server):
 def test_finite_updates_whose_sum_is_not_finite_leave_the_student_as_it_was():
     current = {"weight": torch.full((3,), 3e38)}
     update = Uplink("hostile", 10, (StudentUpdate({"weight": torch.full((3,), 3e38)}),))
-    unused = dict.fromkeys(("count", "anew", "server", "student", "teacher", "optimizer", "score", "local_rate"))
+    unused = dict.fromkeys(("count", "students", "server", "student", "teacher", "optimizer", "score", "local_rate"))
     services = RoundServices(FedAvg(), "fedavg", WeightedMean(), randomness=(0, "fedavg", 1), **unused)
     with pytest.raises(UplinkRejected, match="weight"):
         services.average(current, [update])

@@ -210,6 +210,10 @@ def test_a_protected_update_is_coded_after_its_noise(tiny_experiment, simulate, 
             },
             r"\[transport\] caches soft labels, but a method sends those of some proxy examples only",
         ),
+        (
+            {"federation": {"method": "expert-fd"}, "transport.soft_label_cache": 0.1},
+            r"\[transport\] caches soft labels, but a method sends those of some proxy examples only",
+        ),
     ],
 )
 def test_what_a_chain_or_cache_cannot_do_is_refused(tiny_experiment, tmp_path, changes, message):
@@ -248,8 +252,9 @@ def test_control_variates_are_not_computed_from_coded_updates(tiny_experiment, t
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     """By its declaration, and by its first downlink, in which only what merchants have told before is missing."""
-    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "fedproto", "fedtgp", "selective-fd"}
-    soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
+    by_labels = {"cronus", "dsfl", "expert-fd", "fedet", "fedmd", "fedmkt", "selective-fd", "selective-fd-kulsif"}
+    by_class = {"fd", "fedproto", "fedtgp"}
+    weights, soft_labels = set(METHODS) - by_labels - by_class, by_labels | {"fedavg-kd"}
     expected = [kind for kind, those in ((StudentWeights, weights), (SoftLabels, soft_labels)) if name in those]
     prototypes = {"fedproto": [Prototypes], "fedtgp": [Prototypes]}
     later = {"fd": [ClassMeans], "scaffold": [ControlVariate], **prototypes}.get(name, [])

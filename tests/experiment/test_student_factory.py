@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fed_distill.experiment import student_factory
+from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 
@@ -179,3 +180,22 @@ def test_a_cache_that_cannot_be_written_is_reported_and_costs_no_training(run, m
         trained, _ = run()
     assert trained
     assert "cannot be cached for other runs" in caplog.text
+
+
+def test_going_on_from_initial_weights_is_distilling_anew_and_from_others_it_is_not(run, monkeypatch):
+    students, anew = {}, StudentFactory.distilled_anew
+
+    def every_way(self, soft_labels, temperature=None):
+        initial = self.student(self.experiment.student.model).state_dict()
+        students["initial"] = self.distilled_onwards(initial, soft_labels)
+        students["anew"] = anew(self, soft_labels, temperature)
+        students["last"] = self.distilled_onwards(students["anew"], soft_labels)
+        students["in a later round"] = self.distilled_onwards(students["anew"], soft_labels, 2)
+        return students["anew"]
+
+    monkeypatch.setattr(StudentFactory, "distilled_anew", every_way)
+    run({"federation.method": "fedmd", "federation.options": {}})
+    tables = {name: weights["bag.table"] for name, weights in students.items()}
+    assert torch.equal(tables["initial"], tables["anew"])
+    assert not torch.equal(tables["last"], tables["anew"])
+    assert not torch.equal(tables["last"], tables["in a later round"])

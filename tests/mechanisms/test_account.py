@@ -12,6 +12,8 @@ from fed_distill.mechanisms.account import account as account_of
 from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
@@ -25,6 +27,8 @@ KINDS = (
     StudentUpdate,
     SoftLabels,
     SelectedSoftLabels,
+    DensitySelectedSoftLabels,
+    ExpertSoftLabels,
     Votes,
     ClassMeans,
     ControlVariate,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,13 +12,16 @@ from fed_distill.data.examples import MerchantData
 from fed_distill.errors import CheckpointError, ConfigError, TrainingError
 from fed_distill.merchant.opening import open_site
 from fed_distill.methods.fedmd import FedMD
+from fed_distill.models import predict
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.payloads.votes import Votes
 from fed_distill.storage.merchant_store import MerchantStore
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
@@ -237,6 +241,29 @@ def test_prototypes_are_those_of_the_trained_student_on_its_own_examples(world):
     assert trained(site, request, later)[name].kinds == {Prototypes}
 
 
+def test_expertise_is_the_closeness_of_the_proxy_set_to_a_merchants_own_examples_and_nobody_elses(world):
+    """Beside the same merchant, whose examples are the first ones of the proxy set."""
+    name, other = world.names[:2]
+    copied = world.data.proxy.take(range(5))
+    copied = replace(copied, labels=np.zeros(5, dtype=np.int64))
+    site = world.having(
+        world.site(), {name: MerchantData(name, copied, copied, copied), other: world.data.merchants[other]}
+    )
+    uplinks = trained(site, world.request(name, other, arm="expert-fd"), world.consensus(1), {"two-tower": world.start})
+    own, else_ = (uplinks[merchant].need(ExpertSoftLabels) for merchant in (name, other))
+    most = math.ceil(0.3 * len(world.data.proxy))
+    assert len(own.levels) == len(else_.levels) == most
+    assert own.answered[:5].all()
+    assert (own.levels[:5] == 255).all()
+    assert not (else_.levels == 255).any()
+    assert torch.equal(own.probabilities, predicted_by(world, site, name)[own.answered])
+
+
+def predicted_by(world, site, name):
+    world.student.load_state_dict(site.store.load("expert-fd", 0, name, before=2))
+    return predict(world.student, site.holdings.encoded_proxy(world.student, world.request(name)))
+
+
 def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at_a_restarted_site(world, tmp_path):
     name, site = world.names[0], world.site()
     request = world.request(name, arm="moon")
@@ -314,6 +341,18 @@ def test_a_protected_merchant_computes_no_means_by_class_for_another_part(world,
     )
     request = world.request(world.names[0], arm="fedmd")
     (answer,) = protected.train(request, world.consensus(1), {"two-tower": world.start})
+    assert isinstance(answer, Refusal)
+    assert "its training failed" in answer.reason
+
+
+def test_a_protected_site_computes_no_expertise_whatever_the_server_asks(world, protected, monkeypatch):
+    start = {"two-tower": world.start}
+    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover all payloads of method expert-fd"):
+        trained(protected, world.request(world.names[0], arm="expert-fd"), world.consensus(1), start)
+    monkeypatch.setattr(
+        FedMD, "uplink", lambda self, one, down: Uplink(one.merchant, 1, (Votes((255 * one.expertise()).long()),))
+    )
+    (answer,) = protected.train(world.request(world.names[0], arm="fedmd"), world.consensus(1), start)
     assert isinstance(answer, Refusal)
     assert "its training failed" in answer.reason
 

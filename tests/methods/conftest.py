@@ -55,6 +55,9 @@ class Recording:
     def distil_anew(self, soft_labels, temperature=None):
         return {"w": soft_labels} if temperature is None else {"w": soft_labels, "at": torch.tensor(temperature)}
 
+    def distil_onwards(self, weights, soft_labels):
+        return {"w": soft_labels, "from": weights["w"]}
+
     def train_teacher(self, state, plan):
         self.teacher_plans.append(plan)
         return state
@@ -95,6 +98,8 @@ def trained(state):
             torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([1, 0, 1]) > 0
         ),
         lambda: Prototypes(torch.tensor([[4.0, 2.0], [0.0, 0.0], [1.0, -1.0]]), torch.tensor([1, 0, 1]) > 0),
+        lambda: torch.tensor([0.2, 1.0, 0.5]),
+        lambda: torch.tensor([0.0, 3.0, 0.7], dtype=torch.float64),
     )
 
 

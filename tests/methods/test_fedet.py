@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from fed_distill.errors import UplinkRejected
+from fed_distill.errors import ConfigError, UplinkRejected
+from fed_distill.methods import METHODS
 from fed_distill.methods.base import replace
 from fed_distill.methods.fedet import FedET
 from fed_distill.payloads.soft_labels import SoftLabels
@@ -93,3 +94,8 @@ def test_certain_merchants_give_finite_numbers(state, server):
 def test_a_merge_without_soft_labels_is_refused(state, told, server):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
         FedET().merge(state, [replace(one, payloads=()) for one in told], server)
+
+
+def test_it_always_goes_on_from_the_last_global_student_which_is_no_option():
+    with pytest.raises(ConfigError, match="method 'fedet' has no option 'onwards'"):
+        METHODS.build("fedet", {"onwards": True})

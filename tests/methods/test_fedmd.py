@@ -59,3 +59,23 @@ def test_uplinks_are_taken_one_after_another(state, uplinks, server):
     once = FedMD().merge(state, iter(uplinks), server).consensus
     assert torch.equal(once, FedMD().merge(state, uplinks, server).consensus)
     assert all(torch.equal(up.need(SoftLabels).probabilities, labels) for up, labels in zip(uplinks, sent, strict=True))
+
+
+def test_the_global_student_is_distilled_anew_or_from_its_last_weights(state, uplinks, server):
+    anew, onwards = (FedMD(onwards=onwards).merge(state, uplinks, server) for onwards in (False, True))
+    assert set(anew.weights) == {"w"}
+    assert onwards.weights["from"] is state.weights["w"]
+    assert torch.equal(onwards.weights["w"], onwards.consensus)
+    assert torch.equal(onwards.consensus, anew.consensus)
+
+
+def test_merchants_pretrain_on_their_examples_alone_before_they_send_anything_and_digest_later(state, uplinks, server):
+    method, first = FedMD(pretrain_epochs=5, local_epochs=2), replace(state, round=0)
+    down = method.broadcast(first)
+    assert (down.round, down.payloads) == (1, ())
+    (pretrain,) = method.plan(down).phases
+    assert (pretrain.data, pretrain.epochs) == ("private", 5)
+    merged = method.merge(first, uplinks, server)
+    digest, revisit = method.plan(method.broadcast(merged)).phases
+    assert torch.equal(digest.references["soft_labels"], merged.consensus)
+    assert (revisit.data, revisit.epochs) == ("private", 2)

@@ -66,6 +66,29 @@ def test_the_teacher_loses_by_the_chosen_examples_alone(several, loss_of, server
     torch.testing.assert_close(loss_of(phase, logits), weights * apart)
 
 
+def test_the_mean_of_the_merchants_is_not_the_surest_of_them(several, server):
+    """By hand: of each example the mean, where it has less loss at the label than the teacher."""
+    state, told = several
+    merged = FedMKT(choose="mean", teacher_share=0.5).merge(state, iter(told), server)
+    mean = torch.stack([one.need(SoftLabels).probabilities for one in told]).mean(dim=0)
+    expected = []
+    for own, theirs in zip(state.teacher_labels, mean, strict=True):
+        label = int((own + theirs).argmax())
+        expected.append(theirs if theirs[label] > own[label] else own)
+    torch.testing.assert_close(merged.consensus, torch.stack(expected))
+    learned = (merged.consensus != state.teacher_labels).any(dim=1)
+    surest = FedMKT(teacher_share=0.5).merge(state, iter(told), server).consensus
+    assert 0 < learned.sum() < (surest != state.teacher_labels).any(dim=1).sum()
+
+
+def test_the_teacher_learns_the_servers_labels_before_it_distils(several, server):
+    state, told = several
+    FedMKT(label_epochs=2, teacher_epochs=3).merge(state, told, server)
+    labels, distil = server.teacher_plans[-1].phases
+    assert [(one.data, one.epochs) for one in (labels, distil)] == [("private", 2), ("proxy", 3)]
+    assert not labels.references
+
+
 def test_a_teacher_who_knows_everything_best_learns_nothing(several, server):
     state, told = several
     sure = torch.eye(CLASSES)[torch.arange(40) % CLASSES]

@@ -7,6 +7,8 @@ from torch.nn.functional import kl_div, log_softmax
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import replace
 from fed_distill.methods.selective_fd import SelectiveFD
+from fed_distill.methods.selective_fd_kulsif import SelectiveFDKuLSIF
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.transport.messages import Uplink
 
@@ -98,3 +100,15 @@ def test_where_all_is_ambiguous_only_private_examples_are_trained(state, answere
 def test_a_consensus_of_nobody_is_refused(state, uplinks, server):
     with pytest.raises(UplinkRejected, match="no merchant sent soft labels"):
         SelectiveFD().merge(state, uplinks, server)
+
+
+def test_by_density_a_merchant_answers_what_is_most_typical_of_its_data(state, trained, server):
+    """Of the conftest's merchant: the second example, then the third."""
+    method = SelectiveFDKuLSIF(answer_share=0.5)
+    up = method.uplink(trained, method.broadcast(state))
+    sent = up.need(DensitySelectedSoftLabels)
+    assert up.kinds == {*SelectiveFDKuLSIF.sends}
+    assert sent.answered.tolist() == [False, True, True]
+    assert torch.equal(sent.probabilities, trained.predict_proxy()[1:])
+    consensus = method.merge(state, [up], server).consensus
+    torch.testing.assert_close(consensus, torch.tensor([[1 / 3] * 3, [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))

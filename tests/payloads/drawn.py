@@ -16,6 +16,8 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
@@ -143,6 +145,14 @@ HONEST = {
     SelectedSoftLabels: MASKS.flatmap(
         lambda mask: st.builds(SelectedSoftLabels, probabilities(int(mask.sum())), st.just(mask))
     ),
+    DensitySelectedSoftLabels: MASKS.flatmap(
+        lambda mask: st.builds(DensitySelectedSoftLabels, probabilities(int(mask.sum())), st.just(mask))
+    ),
+    ExpertSoftLabels: MASKS.flatmap(
+        lambda mask: st.builds(
+            ExpertSoftLabels, probabilities(int(mask.sum())), st.just(mask), tensors(np.uint8, int(mask.sum()))
+        )
+    ),
     Votes: tensors(np.int64, PROXY, st.integers(0, CLASSES - 1)).map(Votes),
     ClassMeans: st.builds(
         lambda values, present: ClassMeans(values * present.unsqueeze(1), present),
@@ -179,6 +189,8 @@ ANY = {
     StudentWeights: WEIGHTS.map(StudentWeights),
     SoftLabels: st.builds(SoftLabels, LABELS),
     SelectedSoftLabels: st.builds(SelectedSoftLabels, LABELS, tensors(np.bool_, st.integers(0, 40))),
+    DensitySelectedSoftLabels: st.builds(DensitySelectedSoftLabels, LABELS, tensors(np.bool_, st.integers(0, 40))),
+    ExpertSoftLabels: st.builds(ExpertSoftLabels, LABELS, tensors(np.bool_, st.integers(0, 40)), TENSORS),
     Votes: tensors(np.int64, 3, st.integers(-(2**40), 2**40)).map(Votes),
     ClassMeans: st.builds(ClassMeans, tensors(np.float32, (2, 2)), tensors(np.bool_, 2)),
     ControlVariate: WEIGHTS.map(ControlVariate),
@@ -192,6 +204,9 @@ ANY = {
 @st.composite
 def several(draw):
     """Any payloads of several kinds, as one message may hold them: soft labels of all examples or of some."""
-    either = draw(st.sampled_from([SoftLabels, SelectedSoftLabels]))
-    kinds = draw(st.lists(st.sampled_from([kind for kind in KINDS if kind is not either]), unique=True))
+    exclusive = (SoftLabels, SelectedSoftLabels, DensitySelectedSoftLabels, ExpertSoftLabels)
+    one = draw(st.sampled_from(exclusive))
+    kinds = draw(
+        st.lists(st.sampled_from([kind for kind in KINDS if kind is one or kind not in exclusive]), unique=True)
+    )
     return tuple(draw(ANY[kind]) for kind in kinds)

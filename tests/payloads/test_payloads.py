@@ -13,6 +13,8 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.partial import like_updates
@@ -102,6 +104,14 @@ LARGEST = {
     SelectedSoftLabels: SelectedSoftLabels(
         torch.ones(PROXY, CLASSES, dtype=torch.float64), torch.ones(PROXY, dtype=torch.bool)
     ),
+    DensitySelectedSoftLabels: DensitySelectedSoftLabels(
+        torch.ones(PROXY, CLASSES, dtype=torch.float64), torch.ones(PROXY, dtype=torch.bool)
+    ),
+    ExpertSoftLabels: ExpertSoftLabels(
+        torch.ones(PROXY, CLASSES, dtype=torch.float64),
+        torch.ones(PROXY, dtype=torch.bool),
+        torch.full((PROXY,), 255, dtype=torch.uint8),
+    ),
     Votes: Votes(torch.full((PROXY,), 2**40)),
     ClassMeans: ClassMeans(torch.ones(CLASSES, CLASSES, dtype=torch.float64), torch.ones(CLASSES, dtype=torch.bool)),
     ControlVariate: ControlVariate(IN_FULL),
@@ -163,6 +173,11 @@ TIMES_TWO = {
     ),
     SoftLabels: (SoftLabels(SHARES), SoftLabels(SHARPER)),
     SelectedSoftLabels: (SelectedSoftLabels(SHARES, SOME), SelectedSoftLabels(SHARPER, SOME)),
+    DensitySelectedSoftLabels: (DensitySelectedSoftLabels(SHARES, SOME), DensitySelectedSoftLabels(SHARPER, SOME)),
+    ExpertSoftLabels: (
+        ExpertSoftLabels(SHARES, SOME, rows(200, 7, of=torch.uint8)),
+        ExpertSoftLabels(SHARPER, SOME, rows(255, 14, of=torch.uint8)),
+    ),
     Votes: (Votes(rows(0, 1, 2, of=torch.int64)), Votes(rows(0, 1, 2, of=torch.int64))),
     ClassMeans: (means(SHARES), means(SHARPER)),
     ControlVariate: (
@@ -183,7 +198,8 @@ TIMES_TWO = {
         ),
     ),
 }
-"""A payload of each kind, and what twice as much of it is: updates doubled, probabilities squared and summing to 1."""
+"""A payload of each kind, and what twice as much of it is: updates doubled, probabilities squared and summing to 1,
+expertise doubled where it can be."""
 
 
 def close(one, other):
@@ -230,6 +246,8 @@ NORMS = {
     StudentUpdate: 31.0**0.5,  # 1 + 4 + 9 + 16 + 1
     SoftLabels: 0.0,
     SelectedSoftLabels: 0.0,
+    DensitySelectedSoftLabels: 0.0,
+    ExpertSoftLabels: 0.0,
     Votes: 0.0,
     ClassMeans: 0.0,
     ControlVariate: 14.0**0.5,  # 1 + 4 + 9
@@ -280,7 +298,7 @@ def test_names_are_unique_and_records_shared_only_by_kinds_that_stand_for_each_o
     names = Counter(kind.name for kind in KINDS)
     assert set(names.values()) == {1}
     records = Counter(record for kind in KINDS for record in kind.records)
-    assert [record for record, times in records.items() if times > 1] == ["soft_labels"]
+    assert [record for record, times in sorted(records.items()) if times > 1] == ["answered", "soft_labels"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -297,5 +315,6 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.disclosure.strip()
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
-    # means over private examples are computed after training, and whole weights no merchant sends
-    assert (kind.covered is None) == (kind in (ClassMeans, Prototypes, StudentWeights))
+    # what is computed from private examples after training is not covered, and whole weights no merchant sends
+    uncovered = (ClassMeans, DensitySelectedSoftLabels, ExpertSoftLabels, Prototypes, StudentWeights)
+    assert (kind.covered is None) == (kind in uncovered)

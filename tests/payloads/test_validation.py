@@ -7,6 +7,8 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.density_selected_soft_labels import DensitySelectedSoftLabels
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.prototypes import Prototypes
@@ -22,6 +24,7 @@ PROXY = (4, 2)
 CONTEXT = Context(CURRENT, *PROXY)
 NAN, INF = float("nan"), float("inf")
 SOME = torch.tensor([True, False, False, True])
+MOST = torch.tensor([255, 0], dtype=torch.uint8)
 HALVES = torch.full(PROXY, 0.5)
 
 
@@ -56,6 +59,9 @@ ACCEPTED = {
     "soft labels in half precision": SoftLabels(HALVES.half()),
     "answers to some examples": SelectedSoftLabels(torch.full((2, 2), 0.5), SOME),
     "answers to none": SelectedSoftLabels(torch.zeros(0, 2), torch.zeros(4, dtype=torch.bool)),
+    "answers by density": DensitySelectedSoftLabels(torch.full((2, 2), 0.5), SOME),
+    "answers of an expert": ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, MOST),
+    "answers of no expert": ExpertSoftLabels(torch.zeros(0, 2), torch.zeros(4, dtype=torch.bool), MOST[:0]),
     "votes": Votes(torch.tensor([0, 1, 1, 0])),
     "class means": means(),
     "control variate": ControlVariate({"bias": torch.ones(3)}),
@@ -129,6 +135,34 @@ OF_OTHER_SHAPES = {
         r"soft labels have shape \[4, 2\], not \[2, 2\]",
     ),
     "answered of another proxy set": (SelectedSoftLabels(HALVES, SOME[:3]), r"answered has shape \[3\], not \[4\]"),
+    "fewer answers by density than said": (
+        DensitySelectedSoftLabels(torch.full((1, 2), 0.5), SOME),
+        r"soft labels have shape \[1, 2\], not \[2, 2\]",
+    ),
+    "fewer expert answers than said": (
+        ExpertSoftLabels(torch.full((1, 2), 0.5), SOME, MOST),
+        r"soft labels have shape \[1, 2\], not \[2, 2\]",
+    ),
+    "less expertise than answers": (
+        ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, MOST[:1]),
+        r"expertise is torch.uint8 of shape \[1\], not torch.uint8 of shape \[2\]",
+    ),
+    "expertise of all examples": (
+        ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, torch.zeros(4, dtype=torch.uint8)),
+        r"expertise is torch.uint8 of shape \[4\], not torch.uint8 of shape \[2\]",
+    ),
+    "expertise as a matrix": (
+        ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, MOST.reshape(2, 1)),
+        r"expertise is torch.uint8 of shape \[2, 1\], not",
+    ),
+    "expertise above 1 or nan": (
+        ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, torch.tensor([1.5, NAN])),
+        r"expertise is torch.float32 of shape \[2\], not torch.uint8",
+    ),
+    "expertise below 0": (
+        ExpertSoftLabels(torch.full((2, 2), 0.5), SOME, torch.tensor([-1, 1], dtype=torch.int8)),
+        r"expertise is torch.int8 of shape \[2\], not torch.uint8",
+    ),
     "means of more classes": (
         means(torch.eye(3).tolist()),
         r"class means have shapes \[3, 3\] and \[2\], not \[2, 2\] and \[2\]",
@@ -171,6 +205,9 @@ OF_OTHER_VALUES = {
         SelectedSoftLabels(torch.tensor([[1, 0]] * 2), SOME),
         "non-negative floating-point numbers",
     ),
+    "labels by density nan": (DensitySelectedSoftLabels(torch.full((2, 2), NAN), SOME), "soft labels must be finite"),
+    "expert labels nan": (ExpertSoftLabels(torch.full((2, 2), NAN), SOME, MOST), "soft labels must be finite"),
+    "expert labels sum": (ExpertSoftLabels(torch.full((2, 2), 0.6), SOME, MOST), "soft labels do not sum to 1"),
     "vote for no class": (Votes(torch.tensor([0, 1, 2, 0])), "votes must be classes from 0 to 1"),
     "vote negative": (Votes(torch.tensor([0, -1, 1, 0])), "votes must be classes from 0 to 1"),
     "means as counts": (means(((1, 0), (0, 0))), "class means have types torch.int64 and torch.bool"),

@@ -38,8 +38,8 @@ from fed_distill.transport.coding.weights import read_weights, residual_of, with
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import RawMessage
 
-CODED = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
-"""Kinds of payloads by key of ``[transport]``."""
+CODED: dict[str, Kinds] = {"weights": (StudentWeights, StudentUpdate), "soft_labels": (SoftLabels, SelectedSoftLabels)}
+"""Kinds of payloads by key of ``[transport]``; subclasses included."""
 Known = Callable[[str], Tensor | None]
 """Returns the server's cached soft labels of a merchant; None without any."""
 _UP, _DOWN, _SHAPES = "up.coded", "down.coded", "down.shapes"
@@ -173,7 +173,7 @@ class Codec:
                 data, residual = self._encode_update(update, base, randomness, kept.residual)
                 coded["weights"], kept = data, replace(kept, residual=residual)
                 instead |= {*StudentUpdate.records}
-            labels = up.get(SoftLabels) or up.get(SelectedSoftLabels)
+            labels = next((one for one in up.payloads if isinstance(one, SoftLabels | SelectedSoftLabels)), None)
             if self.soft_labels is not None and labels is not None:
                 whole = isinstance(labels, SoftLabels)
                 data, received = self._encode_soft_labels(labels.probabilities, whole, kept.soft_labels)

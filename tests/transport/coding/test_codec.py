@@ -12,6 +12,7 @@ from fed_distill.config import TransportConfig
 from fed_distill.errors import ConfigError, TrainingError, UplinkRejected
 from fed_distill.models.weights import PartialWeights, update_of, updated
 from fed_distill.payloads.base import Context
+from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -126,6 +127,26 @@ def test_soft_labels_of_some_proxy_examples_are_coded_in_their_order():
     got = uploaded(codec(soft_labels=["int8"]), some, SELECTED, {})
     check_uplink(got, CONTEXT)
     assert float((got.need(SelectedSoftLabels).probabilities - LABELS[answered]).abs().max()) < 0.01
+
+
+def test_soft_labels_of_an_expert_are_coded_and_its_expertise_is_sent_as_it_is():
+    answered = torch.arange(200) % 2 == 0
+    sent = ExpertSoftLabels(LABELS[answered], answered, torch.arange(100, dtype=torch.uint8))
+    got = uploaded(codec(soft_labels=["int4"]), Uplink("Nord", 5, (sent,)), (ExpertSoftLabels,), {})
+    check_uplink(got, CONTEXT)
+    got = got.need(ExpertSoftLabels)
+    assert torch.equal(got.levels, sent.levels)
+    assert torch.equal(got.answered, answered)
+    assert 0.01 < float((got.probabilities - LABELS[answered]).abs().max()) < 0.1
+
+
+def test_an_expert_takes_three_bytes_an_answer_and_a_bit_a_proxy_example():
+    """A fifth of 24,000 proxy pairs of four classes: 4,800 times 2 bytes of soft labels and 1 of expertise."""
+    proxy, answers = 24_000, 4_800
+    expertise = torch.arange(proxy).flip(0) / proxy
+    sent = ExpertSoftLabels.most_expert(torch.full((proxy, 4), 0.25), expertise, answers)
+    content, _ = codec(soft_labels=["int4"]).encode_uplink(Uplink("Nord", 5, (sent,)), {}, RANDOMNESS)
+    assert 0 < serialized_bytes(content) - (3 * answers + proxy // 8) < 800
 
 
 def test_a_downlink_is_coded_for_all_and_the_servers_own_weights_stay_exact():
