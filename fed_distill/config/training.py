@@ -1,5 +1,7 @@
 """Configuration of student training, at merchants and at the server."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -88,6 +90,15 @@ class ServerConfig(OptimizerConfig):
     temperature: PositiveFloat = Field(2.0, description="distillation temperature, also of the pooled control")
 
 
+class StudentControlConfig(OptimizerChanges):
+    """Training on the server's labels only: the control `student`, from which federations with start = 'labels' start.
+    Keys that are not set are as in [training.server]."""
+
+    epochs: PositiveFloat | None = Field(
+        None, description="epochs on the server's labels; none: as many steps as the control `server`"
+    )
+
+
 class PooledConfig(OptimizerChanges):
     """Control that trains the server's student on all data; keys that are not set are as in [training.server]."""
 
@@ -109,12 +120,19 @@ class TrainingConfig(SharedTrainingConfig):
 
     merchants: MerchantsConfig = Field(default_factory=MerchantsConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
+    student: StudentControlConfig = Field(default_factory=StudentControlConfig)
     pooled: PooledConfig = Field(default_factory=PooledConfig)
     local: LocalConfig = Field(default_factory=LocalConfig)
 
     @model_validator(mode="after")
     def _changes_go_together(self) -> Self:
-        for table, build in (("pooled", self.of_pooled), ("local", self.of_local)):
+        of_student = partial(self.student.over, self.server)
+        builders: dict[str, Callable[[], object]] = {
+            "student": of_student,
+            "pooled": self.of_pooled,
+            "local": self.of_local,
+        }
+        for table, build in builders.items():
             try:
                 build()
             except ValueError as error:

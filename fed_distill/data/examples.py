@@ -137,7 +137,9 @@ class FederatedData:
     public, public_valid: labelled examples of the server. proxy: unlabeled examples that all participants have.
     merchants: private tables of the clients by name (all in a simulation, the site's own at a site). valid, test:
     pooled validation and test examples of all merchants, for evaluation in a simulation. ranking_valid, ranking_test:
-    the ranking view, if the task has one. account: JSON-serializable account of cleaning and splitting.
+    the ranking view, if the task has one. account: JSON-serializable account of cleaning and splitting. proxy_truth:
+    true classes of the proxy set, int64 ``[proxy]``, ``UNLABELED`` where unknown, for the control ``oracle-proxy`` of a
+    simulation only; None if the source does not know them.
     """
 
     task: Task
@@ -150,3 +152,4 @@ class FederatedData:
     ranking_valid: Ranking | None = None
     ranking_test: Ranking | None = None
     account: Mapping[str, Any] = field(default_factory=dict)
+    proxy_truth: npt.NDArray[np.int64] | None = None
