@@ -31,6 +31,7 @@ from fed_distill.text.wordpiece import TokenSet, Vocabulary
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
 Matrix = Vector = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 _BATCH = 1024
 """Tokens that pass through the teacher at once; each is a sequence of about three."""
@@ -122,27 +123,32 @@ def static(
         dropout=dropout,
     )
     contextual = represent(teacher, teacher.tokens.alone(tokens.former), _BATCH).numpy()
-    embeddings = principal_components(contextual, width)
+    used = np.ones(len(contextual), dtype=np.bool_) if tokens.counts is None else tokens.counts > 0
+    embeddings = principal_components(contextual, used, width)
     probabilities = zipf(len(tokens.former)) if tokens.counts is None else tokens.counts / max(tokens.counts.sum(), 1)
     rows = torch.from_numpy(student.tokens.placed(np.arange(len(tokens.former))))
     with torch.no_grad():
-        student.bag.table[rows] = torch.from_numpy(embeddings * (SPREAD / embeddings.std())).float()
+        student.bag.table[rows] = torch.from_numpy(embeddings * (SPREAD / embeddings[used].std())).float()
         student.bag.importance[rows, 0] = torch.from_numpy(np.log(sif_weights(probabilities, sif))).float()
         student.bag.table[0] = student.bag.importance[0] = 0.0
     return student
 
 
-def principal_components(values: Matrix, width: int) -> Matrix:
-    """Project centred ``values`` ``[n, dimensions]`` to their first ``width`` principal components, ``[n, width]``.
+def principal_components(values: Matrix, fitted: Mask, width: int) -> Matrix:
+    """Project ``values`` ``[n, dimensions]`` to ``width`` principal components, ``[n, width]``.
 
-    :raises ConfigError: ``width`` is larger than n or the number of dimensions
+    :param fitted: rows that determine the centre and the components, bool ``[n]``: the tokens that the server's texts
+        use, and not single characters that are kept to spell unknown words
+    :raises ConfigError: ``width`` is larger than the number of these rows or of dimensions
     """
-    if width > min(values.shape):
+    most = min(int(fitted.sum()), values.shape[1])
+    if width > most:
         raise ConfigError(
-            f"student 'static': width {width} is more than the teacher's {values.shape[0]} tokens and "
-            f"{values.shape[1]} dimensions allow: set width to at most {min(values.shape)}"
+            f"student 'static': width {width} is too large for {int(fitted.sum())} tokens and {values.shape[1]} "
+            f"dimensions of the teacher: set width to at most {most}"
         )
-    projected: Matrix = PCA(width, svd_solver="full").fit_transform(values.astype(np.float64))
+    exact = values.astype(np.float64)
+    projected: Matrix = PCA(width, svd_solver="full").fit(exact[fitted]).transform(exact)
     return projected
 
 

@@ -141,8 +141,7 @@ def _renumbered(processor: Any, new: Mapping[int, int]) -> Any:
         moved = {name: {**one, "ids": [new[former] for former in one["ids"]]} for name, one in tokens.items()}
         return {**processor, "special_tokens": moved}
     if kind in ("BertProcessing", "RobertaProcessing"):
-        moved = {name: [processor[name][0], new[processor[name][1]]] for name in ("sep", "cls")}
-        return {**processor, **moved}
+        return processor | {name: [processor[name][0], new[processor[name][1]]] for name in ("sep", "cls")}
     if kind == "ByteLevel":
         return processor
     raise ConfigError(
