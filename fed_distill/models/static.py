@@ -6,7 +6,9 @@ weight. A text's vector is the weighted mean of its tokens' vectors; static embe
 quality of a sentence transformer (Aarsen and Reimers, "Train 400x faster static embedding models", 2025). Here they are
 only a start: table, weights and head are then trained as those of ``two-tower``.
 
-Weights follow smooth inverse frequency (Arora et al., ICLR 2017, eq. 5): a / (a + p) for a token of probability p.
+Weights follow smooth inverse frequency (Arora et al., ICLR 2017, eq. 5): a / (a + p) for a token of probability p. As
+in Model2Vec they multiply the rows, and ``importance`` starts at 1 for all tokens: else the gradient of a frequent
+token's row would be small too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,7 +89,7 @@ def static(
     width: Size = 64,
     head_width: Size = 64,
     vocabulary: Vocabulary = "catalogue",
-    sif: Positive = 1e-3,
+    sif: Positive = 1e-2,
     max_tokens: Size = 512,
     dropout: Share = 0.0,
 ) -> Static:
@@ -99,7 +101,8 @@ def static(
     :param width: number of principal components, and width of a text's vector
     :param head_width: number of hidden units of the head
     :param vocabulary: see ``text.wordpiece.Vocabulary``
-    :param sif: a of smooth inverse frequency
+    :param sif: a of smooth inverse frequency; larger than for a language's text (1e-3), as the frequent tokens of a
+        catalogue are brands and types of products
     :param max_tokens: maximum number of tokens of a text
     :param dropout: dropout rate of the head's input
     :raises ConfigError: the teacher has no tokenizer, or fewer tokens or dimensions than ``width``
@@ -123,14 +126,14 @@ def static(
         dropout=dropout,
     )
     contextual = represent(teacher, teacher.tokens.alone(tokens.former), _BATCH).numpy()
-    used = np.ones(len(contextual), dtype=np.bool_) if tokens.counts is None else tokens.counts > 0
-    embeddings = principal_components(contextual, used, width)
-    probabilities = zipf(len(tokens.former)) if tokens.counts is None else tokens.counts / max(tokens.counts.sum(), 1)
-    rows = torch.from_numpy(student.tokens.placed(np.arange(len(tokens.former))))
+    used = np.arange(len(contextual)) != padding if tokens.counts is None else tokens.counts > 0
+    probabilities = zipf(len(used)) if tokens.counts is None else tokens.counts / max(tokens.counts.sum(), 1)
+    embeddings = principal_components(contextual, used, width) * sif_weights(probabilities, sif)[:, None]
+    embeddings *= SPREAD / embeddings[used].std()
+    rows = torch.from_numpy(student.tokens.placed(np.arange(len(used))))
     with torch.no_grad():
-        student.bag.table[rows] = torch.from_numpy(embeddings * (SPREAD / embeddings[used].std())).float()
-        student.bag.importance[rows, 0] = torch.from_numpy(np.log(sif_weights(probabilities, sif))).float()
-        student.bag.table[0] = student.bag.importance[0] = 0.0
+        student.bag.table[rows] = torch.from_numpy(embeddings).float()
+        student.bag.table[0] = 0.0
     return student
 
 

@@ -4,7 +4,7 @@ from fed_distill import seeds
 from fed_distill.data.examples import Task
 from fed_distill.models import build_student
 
-WORDS = ("red phone", "blue shoe pro", "green kettle ultra maxi", "手机")
+WORDS = ("red phone", "blue shoe pro", "green kettle ultra maxi", "mini 手机", "kühl maximal")
 
 
 @pytest.fixture

@@ -55,27 +55,29 @@ def test_probabilities_of_zipfs_law():
     np.testing.assert_allclose(zipf(3), [6 / 11, 3 / 11, 2 / 11])
 
 
-def test_table_has_the_teachers_embeddings_of_single_tokens_in_fewer_dimensions(pruned, teacher):
-    """Principal components keep distances between the rows up to what the dropped ones had."""
-    tokens = vocabulary(pruned)
-    counted = pruned.bag.importance.squeeze(1).detach() < 0
-    used = [token for token, has in zip(tokens, counted.tolist(), strict=True) if has]
-    states = contextual(teacher, used)
+def similarities(rows):
+    """Products of rows, which rotations do not change, in units of their norm."""
+    products = rows.double() @ rows.double().T
+    return products / products.norm()
+
+
+def components(states, width):
+    """Principal components by a singular value decomposition, ``[tokens, width]``."""
     centred = (states - states.mean(dim=0)).double()
     u, scale, _ = torch.linalg.svd(centred, full_matrices=False)
-    expected = u[:, :8] * scale[:8]
-    table = pruned.bag.table.detach()[counted].double()
-    torch.testing.assert_close(table.std(correction=0), torch.tensor(0.1, dtype=torch.float64), rtol=1e-5, atol=0)
-    similar, wanted = table @ table.T, expected @ expected.T
-    torch.testing.assert_close(similar / similar.norm(), wanted / wanted.norm(), rtol=1e-3, atol=1e-6)
+    return u[:, :width] * scale[:width]
 
 
-def test_importance_is_the_logarithm_of_the_weight_by_frequency_in_the_texts(pruned):
+def test_table_has_the_teachers_embeddings_of_single_tokens_weighted_by_frequency(pruned, teacher):
     tokenizer = Tokenizer.from_str(pruned.settings["tokenizer"])
     pieces = [piece for text in TEXTS for piece in tokenizer.encode(text, add_special_tokens=False).tokens]
-    for place, token in enumerate(vocabulary(pruned)):
-        weight = 1e-3 / (1e-3 + pieces.count(token) / len(pieces))
-        assert pruned.bag.importance[place].exp().item() == pytest.approx(weight, rel=1e-5), token
+    used = sorted(set(pieces), key=tokenizer.token_to_id)
+    weights = torch.tensor([[1e-2 / (1e-2 + pieces.count(token) / len(pieces))] for token in used])
+    table = pruned.bag.table.detach()[[tokenizer.token_to_id(token) for token in used]]
+    assert table.std(correction=0).item() == pytest.approx(0.1, rel=1e-5)
+    expected = components(contextual(teacher, used), 8) * weights
+    torch.testing.assert_close(similarities(table), similarities(expected), rtol=1e-3, atol=1e-6)
+    assert not pruned.bag.importance.any()
 
 
 def test_without_texts_frequencies_follow_zipfs_law(student, task, teacher):
@@ -83,10 +85,11 @@ def test_without_texts_frequencies_follow_zipfs_law(student, task, teacher):
     rows = len(model.bag.table)
     assert rows == teacher.settings["config"]["vocab_size"]
     harmonic = sum(1 / rank for rank in range(1, rows + 1))
-    for place in (1, 2, 50):
-        expected = 0.5 / (0.5 + 1 / (place + 1) / harmonic)
-        assert model.bag.importance[place].exp().item() == pytest.approx(expected, rel=1e-5)
-    assert not model.bag.table[0].any() and not model.bag.importance[0].any()
+    weights = torch.tensor([[0.5 / (0.5 + 1 / rank / harmonic)] for rank in range(1, rows + 1)])
+    expected = components(contextual(teacher, vocabulary(model)[1:]), 8) * weights[1:]
+    table = model.bag.table.detach()
+    assert not table[0].any(), "padding"
+    torch.testing.assert_close(similarities(table[1:]), similarities(expected), rtol=1e-3, atol=1e-6)
 
 
 def test_texts_are_bags_of_their_tokens(pruned, teacher):
