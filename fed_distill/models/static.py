@@ -32,7 +32,8 @@ from fed_distill.text.wordpiece import TokenSet, Vocabulary
 
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
-Matrix = Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _BATCH = 1024
@@ -163,4 +164,5 @@ def sif_weights(probabilities: Vector, a: float) -> Vector:
 def zipf(tokens: int) -> Vector:
     """Return probabilities of Zipf's law for the ranks 1 ... ``tokens``: proportional to 1 / rank."""
     inverse = 1.0 / np.arange(1, tokens + 1)
-    return inverse / inverse.sum()
+    probabilities: Vector = inverse / inverse.sum()
+    return probabilities
