@@ -21,6 +21,7 @@ import torch
 from flwr.app import Message
 from flwr.common.serde import recorddict_to_proto
 from hypothesis import settings
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from fed_distill import seeds
 from fed_distill.config import Experiment
@@ -30,6 +31,7 @@ from fed_distill.experiment.run import run_experiment
 from fed_distill.merchant.app import build_app
 from fed_distill.models import build_student
 from fed_distill.models.base import TextModel
+from fed_distill.models.transformer import Transformer
 from fed_distill.reporting.callbacks import CallbackList
 from fed_distill.reporting.result import Result
 
@@ -83,6 +85,38 @@ def make_examples(task):
 def student(task) -> TextModel:
     with seeds.scope(0, "test student"):
         return build_student("two-tower", {"rows": 512, "width": 8, "head_width": 8}, task)
+
+
+@pytest.fixture(scope="session")
+def wordpiece_teacher():
+    """A function (task) -> a random BERT whose WordPiece tokenizer was trained on the words of the examples."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    config = {
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+
+    def make(task: Task) -> Transformer:
+        with seeds.scope(0, "wordpiece teacher"):
+            return Transformer(
+                len(task.classes), task.pair, config=config, max_length=64, tokenizer=tokenizer.to_str()
+            ).eval()
+
+    return make
 
 
 TINY = {

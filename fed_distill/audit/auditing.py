@@ -41,7 +41,7 @@ from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import CheckpointError, ConfigError
 from fed_distill.experiment.student_factory import StudentFactory, started
-from fed_distill.experiment.teaching import Teaching, prepare_teacher
+from fed_distill.experiment.teaching import Teaching, prepare_teacher, server_texts
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import Mechanism
 from fed_distill.mechanisms.lookup import mechanism_of
@@ -142,7 +142,8 @@ class Auditing:
         if config.by_merchant:
             raise ConfigError("an audit requires a single student model: student.by_merchant assigns several")
         with seeds.scope(self.experiment.seed, "student", config.model):
-            return build_student(config.model, config.options, self.data.task, self.teaching.teacher)
+            texts = server_texts(self.data)
+            return build_student(config.model, config.options, self.data.task, self.teaching.teacher, texts)
 
     def _released(self, examples: Examples) -> Predictor:
         """Return what the federation releases if its merchants have ``examples``."""

@@ -5,11 +5,12 @@ from fed_distill.adversaries import ATTACKS
 from fed_distill.aggregation import checks as aggregation
 from fed_distill.config import Experiment
 from fed_distill.data.augmentation import check_augmentation
-from fed_distill.data.examples import FederatedData, Task
+from fed_distill.data.examples import FederatedData
 from fed_distill.distill.masked import check_token_model
 from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import DataError
 from fed_distill.experiment.student_factory import known_truth
+from fed_distill.experiment.teaching import server_texts
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.methods import checks as methods
@@ -45,7 +46,7 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     :raises DataError: a part of the data is missing
     """
     check_parts(experiment, data)
-    check_models(experiment, data.task)
+    check_models(experiment, data)
     if "oracle-proxy" in experiment.controls:
         known_truth(data)
     for federation in experiment.federations():
@@ -69,10 +70,10 @@ def check_parts(experiment: Experiment, data: FederatedData) -> None:
         )
 
 
-def check_models(experiment: Experiment, task: Task) -> None:
+def check_models(experiment: Experiment, data: FederatedData) -> None:
     """Build the teacher and each student once, to report a wrong name or option before anything is written."""
     check_augmentation(experiment.training.augmentation)
-    mechanism = mechanism_of(experiment)
+    mechanism, task, texts = mechanism_of(experiment), data.task, server_texts(data)
     mechanism.check_task(task)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
@@ -80,11 +81,12 @@ def check_models(experiment: Experiment, task: Task) -> None:
         for model in teachers if experiment.teacher.masked.epochs else ():
             check_token_model(model)
         for name in experiment.student.models():
-            student = build_student(name, experiment.student.options_of(name), task, teacher)
+            student = build_student(name, experiment.student.options_of(name), task, teacher, texts)
             check_transfer(experiment.distill, task, student)
             check_robust(student, experiment.training)
             mechanism.check_student(student)
             if experiment.student.masked.epochs:
                 check_token_model(student)
         for assistant in experiment.distill.assistants:
-            check_robust(build_student(assistant.model, assistant.options, task, teacher), experiment.training)
+            model = build_student(assistant.model, assistant.options, task, teacher, texts)
+            check_robust(model, experiment.training)

@@ -4,10 +4,11 @@ Training is deterministic: the same target gives the same student. Assistants an
 are stored in the cache folder beside the teachers, so that cells of a study that differ at merchants only share them.
 """
 
+import copy
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import DistillationTarget, check_soft_label_transfer
 from fed_distill.errors import CheckpointError, DataError
-from fed_distill.experiment.teaching import Teaching, domain_texts
+from fed_distill.experiment.teaching import Teaching, domain_texts, server_texts
 from fed_distill.models import TextModel, build_student, predict
 from fed_distill.models.weights import Weights
 from fed_distill.reporting.callbacks import Callback
@@ -49,12 +50,18 @@ class StudentFactory:
     teaching: Teaching
     server: ServerTraining
     callbacks: Callback
+    _built: dict[str, TextModel] = field(default_factory=dict)
 
     def student(self, name: str) -> TextModel:
         """Build a student by name, deterministically for a seed."""
-        with seeds.scope(self.seed, "student", name):
-            options = self.experiment.student.options_of(name)
-            return build_student(name, options, self.server.data.task, self.teaching.teacher)
+        if name not in self._built:
+            with seeds.scope(self.seed, "student", name):
+                self._built[name] = self._build(name, self.experiment.student.options_of(name))
+        return copy.deepcopy(self._built[name])
+
+    def _build(self, name: str, options: Mapping[str, Any]) -> TextModel:
+        data = self.server.data
+        return build_student(name, options, data.task, self.teaching.teacher, server_texts(data))
 
     @property
     def target(self) -> DistillationTarget:
@@ -216,7 +223,7 @@ class StudentFactory:
 
         def build(assistant: AssistantConfig, place: int) -> TextModel:
             with seeds.scope(self.seed, "assistant", place):
-                return build_student(assistant.model, assistant.options, data.task, self.teaching.teacher)
+                return self._build(assistant.model, assistant.options)
 
         def train(
             model: TextModel,

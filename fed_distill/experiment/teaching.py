@@ -112,6 +112,12 @@ def domain_texts(data: FederatedData) -> Examples:
     return Examples.concatenate([data.public.unlabeled(), data.proxy.unlabeled()])
 
 
+def server_texts(data: FederatedData) -> list[str]:
+    """Return each distinct text of ``domain_texts`` once, from which students choose their vocabulary."""
+    examples = domain_texts(data)
+    return list(dict.fromkeys([*examples.texts, *(examples.pairs or ())]))
+
+
 def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Teaching:
     """Fine-tune the teachers on the public examples, select the proxy set with them if configured, label it, and
     evaluate the teachers."""

@@ -3,7 +3,7 @@
 From scratch they have no vocabulary, so that a merchant can rebuild them from settings and weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from fed_distill.models.adapters import Adapters
 from fed_distill.models.base import TextModel
 from fed_distill.models.pretrained import cut, pretrained
 from fed_distill.models.transformer import Transformer
+from fed_distill.text.wordpiece import Vocabulary
 
 Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]
@@ -39,6 +40,7 @@ def bert_mini(
     classes: int,
     pair: bool,
     teacher: TextModel | None,
+    texts: Sequence[str] | None,
     *,
     layers: Size = 2,
     width: Size | None = None,
@@ -48,18 +50,22 @@ def bert_mini(
     max_length: Length = 64,
     from_teacher: bool = False,
     path: str | None = None,
+    vocabulary: Vocabulary = "all",
     lora_rank: Size | None = None,
     ia3: bool = False,
     prefix_length: Size | None = None,
 ) -> Transformer:
     """BERT of ``layers`` layers: from scratch (width 128, heads 2, rows 8,192, dropout 0), with ``from_teacher``
-    cut from the teacher's evenly spaced layers, or with ``path`` cut from a pretrained BERT's.
+    cut from the teacher's evenly spaced layers, or with ``path`` cut from a pretrained BERT's. A BERT that was cut
+    has ``vocabulary`` of the tokens: all, ``"catalogue"`` or a number (see ``text.wordpiece``).
 
     With adapters, merchants train only these and the head: low-rank updates of ``lora_rank``, the factors
     of ``ia3``, or a prefix of ``prefix_length`` positions (see ``models.adapters``)."""
     adapters = Adapters(lora_rank, ia3, prefix_length)
     sizes = {"width": width, "heads": heads, "rows": rows, "dropout": dropout}
     if not from_teacher and path is None:
+        if vocabulary != "all":
+            raise ConfigError("student 'bert-mini' from scratch has no vocabulary: remove vocabulary, or set rows")
         scratch = _from_scratch("bert", classes, pair, max_length, layers, **_with_defaults(sizes))
         return scratch.with_adapters(adapters)
     _refuse_sizes("bert-mini", sizes, "from_teacher" if from_teacher else "path")
@@ -71,7 +77,7 @@ def bert_mini(
         if isinstance(source, Transformer):
             given = f"it is a {source.architecture}"
         raise ConfigError(f"student 'bert-mini' can only be cut from a BERT teacher (minilm, bert-small): {given}")
-    return cut(source, layers, max_length).with_adapters(adapters)
+    return cut(source, layers, max_length, vocabulary, texts).with_adapters(adapters)
 
 
 def distilbert(

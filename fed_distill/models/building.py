@@ -1,12 +1,12 @@
 """Models by name: build a student or teacher from checked options, rebuild it from its settings, load it from a folder.
 
 A registry entry is a TextModel class, or a function that returns a model with its own ``kind`` and ``settings``. The
-arguments ``classes``, ``pair``, ``teacher`` and (for teachers) ``max_length`` are set by the program; all others are
-the user's options, typed and with defaults.
+arguments ``classes``, ``pair``, (for students) ``teacher`` and ``texts`` and (for teachers) ``max_length`` are set by
+the program; all others are the user's options, typed and with defaults.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,12 +23,17 @@ STUDENTS = Registry(
     "student",
     {
         "two-tower": "fed_distill.models.two_tower:TwoTower",
+        "static": "fed_distill.models.static:static",
         "lstm": "fed_distill.models.lstm:LSTM",
         "bert-mini": "fed_distill.models.bert:bert_mini",
         "distilbert": "fed_distill.models.bert:distilbert",
         "mobilebert": "fed_distill.models.bert:mobilebert",
     },
-    built_in=("fed_distill.models.transformer:Transformer", "fed_distill.models.pair:Pair"),
+    built_in=(
+        "fed_distill.models.transformer:Transformer",
+        "fed_distill.models.static:Static",
+        "fed_distill.models.pair:Pair",
+    ),
 )
 TEACHERS = Registry(
     "teacher",
@@ -40,13 +45,21 @@ TEACHERS = Registry(
 _ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
 
 
-def build_student(name: str, options: Mapping[str, Any], task: Task, teacher: TextModel | None = None) -> TextModel:
+def build_student(
+    name: str,
+    options: Mapping[str, Any],
+    task: Task,
+    teacher: TextModel | None = None,
+    texts: Sequence[str] | None = None,
+) -> TextModel:
     """Build the student called ``name``; its weights are drawn from torch's global state (see ``seeds.scope``).
 
     :param teacher: teacher for options that copy its weights, such as ``from_teacher`` of bert-mini
+    :param texts: the server's texts, for options such as ``vocabulary`` that depend on them
     :raises ConfigError: unknown name or option, or a value of the wrong type
     """
-    return _build(STUDENTS, name, options, {"classes": len(task.classes), "pair": task.pair, "teacher": teacher})
+    given = {"classes": len(task.classes), "pair": task.pair, "teacher": teacher, "texts": texts}
+    return _build(STUDENTS, name, options, given)
 
 
 def load_teacher(config: TeacherConfig, task: Task) -> TextModel:
@@ -105,7 +118,8 @@ def _build(registry: Registry, name: str, options: Mapping[str, Any], given: Map
 
 
 def _described(model: TextModel, kind: str, settings: Mapping[str, Any]) -> TextModel:
-    model.kind, model.settings = kind, {key: value for key, value in settings.items() if key != "teacher"}
+    model.kind = kind
+    model.settings = {key: value for key, value in settings.items() if key not in ("teacher", "texts")}
     return model
 
 

@@ -4,6 +4,7 @@ Files are downloaded only if an option allows it; errors for missing files have 
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.transformer import Transformer
 from fed_distill.text.quiet import quiet
+from fed_distill.text.wordpiece import TokenSet, Vocabulary
 
 
 def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download: bool | None = False) -> Transformer:
@@ -66,22 +68,45 @@ def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
     return pretrained(classes, pair, max_length, str(Path(wheel.submodule_search_locations[0]) / "model"))
 
 
-def cut(teacher: Transformer, layers: int, max_length: int) -> Transformer:
-    """Build a BERT with the teacher's embeddings, head and ``layers`` evenly spaced layers, from first to last."""
+def cut(
+    teacher: Transformer,
+    layers: int,
+    max_length: int,
+    vocabulary: Vocabulary = "all",
+    texts: Sequence[str] | None = None,
+) -> Transformer:
+    """Build a BERT with the teacher's embeddings, head and ``layers`` evenly spaced layers, from first to last.
+
+    :param vocabulary: tokens to keep; for fewer than all, the teacher must have a WordPiece tokenizer
+    :param texts: the server's texts, which determine the tokens
+    :raises ConfigError: the teacher has fewer layers, or its vocabulary cannot be pruned
+    """
     config = dict(teacher.settings["config"])
     available = int(config["num_hidden_layers"])
     if layers > available:
         raise ConfigError(f"cannot select {layers} layers from a teacher with {available}")
     config["num_hidden_layers"] = layers
     chosen = np.linspace(0, available - 1, layers).round().astype(int).tolist()
+    tokenizer, rows = teacher.settings["tokenizer"], torch.arange(int(config["vocab_size"]))
+    if vocabulary != "all":
+        if tokenizer is None:
+            raise ConfigError(
+                f'vocabulary = {vocabulary!r} requires a teacher with a tokenizer (minilm): set vocabulary = "all"'
+            )
+        tokens = TokenSet.of(tokenizer, vocabulary, texts)
+        tokenizer, rows = tokens.tokenizer, torch.from_numpy(tokens.former)
+        config["vocab_size"] = len(rows)
+        config["pad_token_id"] = int(np.searchsorted(tokens.former, int(config.get("pad_token_id") or 0)))
     student = Transformer(
         teacher.settings["classes"],
         teacher.settings["pair"],
         config=config,
         max_length=min(max_length, int(config["max_position_embeddings"])),
-        tokenizer=teacher.settings["tokenizer"],
+        tokenizer=tokenizer,
     )
     weights = teacher.state_dict()
+    words = "network.bert.embeddings.word_embeddings.weight"
+    weights[words] = weights[words][rows]
     prefix = "network.bert.encoder.layer."
     for name in student.state_dict():
         source = name

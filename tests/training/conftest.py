@@ -28,6 +28,7 @@ from fed_distill.transport.messages import Downlink
 
 SMALL = {
     "two-tower": {"rows": 512, "width": 8, "head_width": 8},
+    "static": {"width": 8, "head_width": 8},
     "lstm": {"rows": 256, "width": 8},
     "bert-mini": {"rows": 256, "width": 16, "heads": 2},
     "distilbert": {"rows": 256, "width": 16, "heads": 2},
@@ -37,12 +38,13 @@ SIZES = (5, 50, 23, 31, 16)
 
 
 @pytest.fixture
-def small_student(task):
+def small_student(task, wordpiece_teacher, make_examples):
     """A function: a small student of a kind, always with the same weights."""
+    teacher, texts = wordpiece_teacher(task), make_examples(20).texts
 
     def make(kind, **options):
         with seeds.scope(0, "small student"):
-            return build_student(kind, {**SMALL[kind], **options}, task)
+            return build_student(kind, {**SMALL[kind], **options}, task, teacher, texts)
 
     return make
 

@@ -220,7 +220,7 @@ def member_of():
 
 
 @pytest.mark.parametrize("privacy", [None, DP], ids=["plain", "private"])
-@pytest.mark.parametrize("kind", ["two-tower", "lstm", "bert-mini", "distilbert", "mobilebert"])
+@pytest.mark.parametrize("kind", ["two-tower", "static", "lstm", "bert-mini", "distilbert", "mobilebert"])
 def test_every_student_can_be_stacked(kind, privacy, small_student, merchants, plans, member_of):
     """Else all tests of cohorts would compare the sequential trainer with itself."""
     options = {"dropout": 0.2} if "bert" in kind else {}
