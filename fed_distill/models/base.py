@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -61,12 +61,16 @@ class TextModel(nn.Module, ABC):
     ``tables`` maps each embedding parameter's name to the encoded fields whose integers index its rows.
     Row 0 of a table is padding: it is zero or never used.
     ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.
+    ``zero_shot`` says whether the model predicts the classes without fine-tuning, ``trainable`` whether it can be
+    fine-tuned, for teachers.
     """
 
     kind: str = ""
     settings: Mapping[str, Any] = {}
     tables: Mapping[str, tuple[str, ...]] = {}
     files: Mapping[str, str] = {}
+    zero_shot: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True
 
     @abstractmethod
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
@@ -75,6 +79,10 @@ class TextModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a collated batch."""
+
+    def covers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tensor:
+        """Return which of ``n`` examples the model has a prediction for, bool ``[n]``: all, unless it is a file."""
+        return torch.ones(len(texts), dtype=torch.bool)
 
     def narrowed(self, rows: Mapping[str, Tensor]) -> Self:
         """Return a copy with only the given sorted rows of its tables (including row 0), and equal other weights.
@@ -112,7 +120,10 @@ class TextModel(nn.Module, ABC):
         files = {setting: file for setting, file in self.files.items() if settings.get(setting)}
         for setting, file in files.items():
             (folder / file).write_text(settings.pop(setting), encoding="utf-8")
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        # copied, since safetensors rejects weights that share memory, such as tied embeddings
+        weights = {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_dict().items()
+        }
         (folder / "model.safetensors").write_bytes(save(weights))  # save_file does not report a full disk
         description = {"kind": self.kind, "settings": settings, "files": files}
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
