@@ -6,7 +6,7 @@ The network is not used, and nothing is left in that library's cache.
 import csv
 import tempfile
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -46,6 +46,7 @@ _OF_LABELS = ("category", "faq")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _EXACT = 2.0**53
 """From this value on, float64 cannot represent every integer."""
+_SETTINGS = "data.options.columns, a site under [data.columns]"
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """Messages of the library for a table without rows: text files, Parquet files."""
 
@@ -135,29 +136,7 @@ class Table:
 
     def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
         """Return the columns with a role, and ``more``, as lists; raise DataError, naming the file and the problem."""
-        if not self.path.is_file():
-            raise DataError(f"{self.path} " + ("is not a file" if self.path.exists() else "does not exist"))
-        if not self.path.stat().st_size:
-            raise DataError(f"{self.path} is empty")
-        wanted = sorted({name for name in (*asdict(self.named).values(), *more) if name})
-        # The library writes an Arrow copy; it is deleted at once.
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                with _quiet():
-                    table = _open(self.path, wanted, scratch)
-            except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
-                reason = str(error.__cause__ or error).strip()
-                if any(words in reason for words in _NO_ROWS):
-                    raise DataError(f"{self.path} has no rows") from error
-                raise DataError(f"cannot read {self.path}: {reason}") from error
-            _check_columns(self.path, wanted, table.column_names)
-            columns = {name: list(table[name]) for name in wanted}
-            del table
-        for name, values in columns.items():
-            _check_whole(self.path, name, values)
-        if not columns[self.named.text]:
-            raise DataError(f"{self.path} has no rows")
-        return columns
+        return read_columns(self.path, {name for name in (*asdict(self.named).values(), *more) if name})
 
     def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
         """Return the label column, mapped by ``labels``."""
@@ -180,6 +159,39 @@ class Table:
         return texts
 
 
+def read_columns(path: Path, names: Iterable[str], settings: str = _SETTINGS) -> dict[str, list[Any]]:
+    """Return columns of a file as lists of equal length, at least 1.
+
+    :param path: a .csv, .tsv, .parquet, .jsonl or .json file
+    :param names: names of columns, at least one
+    :param settings: where columns are named, for errors
+    :raises DataError: the file is missing, unreadable or empty, or has no column of a name
+    """
+    if not path.is_file():
+        raise DataError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty")
+    wanted = sorted(set(names))
+    # The library writes an Arrow copy; it is deleted at once.
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with _quiet():
+                table = _open(path, wanted, scratch, settings)
+        except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
+            reason = str(error.__cause__ or error).strip()
+            if any(words in reason for words in _NO_ROWS):
+                raise DataError(f"{path} has no rows") from error
+            raise DataError(f"cannot read {path}: {reason}") from error
+        _check_columns(path, wanted, table.column_names, settings)
+        columns = {name: list(table[name]) for name in wanted}
+        del table
+    for name, values in columns.items():
+        _check_whole(path, name, values)
+    if not columns[wanted[0]]:
+        raise DataError(f"{path} has no rows")
+    return columns
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress progress bars and log of the library, whose exceptions contain all that is needed."""
@@ -194,12 +206,12 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
+def _open(path: Path, wanted: list[str], scratch: str, settings: str) -> Dataset:
     suffix = path.suffix.lower()
     if suffix in _SEPARATORS:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             header = next(csv.reader(lines, delimiter=_SEPARATORS[suffix]), [])
-        _check_columns(path, wanted, header)
+        _check_columns(path, wanted, header, settings)
         header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
         # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
         table = Dataset.from_csv(
@@ -222,12 +234,12 @@ def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
     return table
 
 
-def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
+def _check_columns(path: Path, wanted: list[str], there: list[str], settings: str) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
         raise DataError(
             f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. "
-            "Name the columns under data.options.columns, a site under [data.columns]"
+            f"Name the columns under {settings}"
         )
 
 

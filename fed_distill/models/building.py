@@ -35,6 +35,7 @@ TEACHERS = Registry(
     {
         "minilm": "fed_distill.models.pretrained:minilm",
         "bert-small": "fed_distill.models.bert:bert_small",
+        "labels-file": "fed_distill.models.labels_file:LabelsFile",
     },
 )
 _ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
