@@ -120,10 +120,7 @@ class TextModel(nn.Module, ABC):
         files = {setting: file for setting, file in self.files.items() if settings.get(setting)}
         for setting, file in files.items():
             (folder / file).write_text(settings.pop(setting), encoding="utf-8")
-        # copied, since safetensors rejects weights that share memory, such as tied embeddings
-        weights = {
-            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_dict().items()
-        }
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         (folder / "model.safetensors").write_bytes(save(weights))  # save_file does not report a full disk
         description = {"kind": self.kind, "settings": settings, "files": files}
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -77,6 +77,9 @@ class CausalLM(TextModel):
         check_prompt(prompt, pair)
         self.network = network if network is not None else network_of(AutoModelForCausalLM, config)
         self.register_buffer("prior", torch.zeros(classes))
+        self._tied = _tied_of(self)
+        self.register_state_dict_post_hook(_drop_tied)
+        self.register_load_state_dict_pre_hook(_add_tied)
         self._selects = "logits_to_keep" in inspect.signature(self.network.forward).parameters
         self._prompt, self._pair, self._max_length = prompt, pair, max_length
         self._normalized = length_normalized
@@ -262,6 +265,25 @@ def check_prompt(prompt: str, pair: bool) -> None:
             raise ConfigError(f"option prompt: unknown placeholder {{{name}}}; this task has {listing}")
     if sorted({name for name, _, _ in fields}) != wanted:
         raise ConfigError(f"option prompt must contain {listing}")
+
+
+def _tied_of(model: TextModel) -> dict[str, str]:
+    """Return the names of weights that are other weights too, such as output embeddings, with the names of those."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(value)] for name, value in named if first.setdefault(id(value), name) != name}
+
+
+def _drop_tied(model: CausalLM, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Leave each weight once in a state dict: files reject weights that share memory."""
+    for name in model._tied:
+        weights.pop(prefix + name, None)
+
+
+def _add_tied(model: CausalLM, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for name, other in model._tied.items():
+        if prefix + other in weights:
+            weights.setdefault(prefix + name, weights[prefix + other])
 
 
 def _start_of(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ def test_all_rows_that_do_not_sum_to_one_are_counted(tmp_path):
 
 def test_an_unknown_class_is_named_with_its_row(tmp_path):
     path = write(NAMED, tmp_path / "labels.csv")
-    with pytest.raises(DataError, match=r"row 2: 'no' is no class; relevance has: exact, .*Map it with teacher.options"):
+    with pytest.raises(DataError, match=r"row 2: 'no' is no class; relevance has: exact, .*Map it with teacher"):
         read(path, columns={"label": "answer"})
     disagreeing = write([NAMED[0], {**NAMED[0], "answer": "irrelevant"}], tmp_path / "two.csv")
     with pytest.raises(DataError, match="row 2 has the text of row 1 and another label"):

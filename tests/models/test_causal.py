@@ -150,6 +150,7 @@ def test_a_saved_model_is_loaded_with_equal_predictions(folder, tmp_path):
         "tokenizer.json",
     }
     again = load_model(tmp_path / "saved")
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()} | {"prior"}  # tied weights once
     encoded = model.encode(QUERIES, PRODUCTS)
     assert torch.equal(again.encode(QUERIES, PRODUCTS)["input_ids"], encoded["input_ids"])
     assert torch.equal(predict(again, encoded), predict(model, encoded))
