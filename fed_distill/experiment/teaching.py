@@ -16,6 +16,7 @@ from torch import Tensor
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.data.proxy import least_sure
+from fed_distill.data.proxy_account import proxy_account
 from fed_distill.distill.coverage import covered
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
 from fed_distill.distill.features import features
@@ -153,7 +154,7 @@ def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Call
         chosen = np.zeros(len(covers), dtype=np.bool_)
         chosen[covers] = least_sure(labels.numpy(), experiment.data.proxy_size)
     if chosen is not None:
-        data = _with_proxy(data, data.proxy.take(np.flatnonzero(chosen)))
+        data = _with_chosen(data, chosen)
     target = _target(experiment, data, ensemble)
     return Teaching(ensemble, target, {**_measured(data, ensemble), "parameters": ensemble.parameters}, data, chosen)
 
@@ -179,9 +180,13 @@ def _covers(ensemble: TeacherEnsemble, what: str, examples: Examples) -> bool:
     return bool(covers.all())
 
 
-def _with_proxy(data: FederatedData, proxy: Examples) -> FederatedData:
+def _with_chosen(data: FederatedData, chosen: npt.NDArray[np.bool_]) -> FederatedData:
+    """Keep the ``chosen`` proxy examples, bool ``[proxy]``."""
+    proxy = data.proxy.take(np.flatnonzero(chosen))
+    truth = None if data.proxy_truth is None else data.proxy_truth[chosen]
+    selected = replace(data, proxy=proxy, proxy_truth=truth)
     examples = {**data.account["examples"], "proxy": len(proxy)}
-    return replace(data, proxy=proxy, account={**data.account, "examples": examples})
+    return replace(selected, account={**data.account, "examples": examples, "proxy": proxy_account(selected)})
 
 
 def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> TeacherEnsemble:
