@@ -78,8 +78,8 @@ class CausalLM(TextModel):
         self.network = network if network is not None else network_of(AutoModelForCausalLM, config)
         self.register_buffer("prior", torch.zeros(classes))
         self._tied = _tied_of(self)
-        self.register_state_dict_post_hook(_drop_tied)
-        self.register_load_state_dict_pre_hook(_add_tied)
+        self.register_state_dict_post_hook(_drop_tied)  # type: ignore[no-untyped-call]  # torch leaves both untyped
+        self.register_load_state_dict_pre_hook(_add_tied)  # type: ignore[no-untyped-call]  # see above
         self._selects = "logits_to_keep" in inspect.signature(self.network.forward).parameters
         self._prompt, self._pair, self._max_length = prompt, pair, max_length
         self._normalized = length_normalized
