@@ -96,7 +96,7 @@ def fine_tune(
     encoded_valid = teacher.encode(valid.texts, valid.pairs)
 
     per_epoch = math.ceil(len(public) / config.batch_size)
-    budget = Budget.of(config, per_epoch)
+    budget = TuningSteps.of(config, per_epoch)
     total = budget.steps
     optimizer = build_optimizer(teacher.named_parameters(), _undecayed(teacher), config)
     pace = replace(Pace.of(config), warmup_share=round(config.warmup_share * total) / total)  # whole steps
@@ -131,7 +131,7 @@ def fine_tune(
 
 
 @dataclass(frozen=True)
-class Budget:
+class TuningSteps:
     """Length of a fine-tuning.
 
     steps: number of optimizer steps. checks: steps after which the teacher is validated; the last step is one.
