@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fed_distill.registry import Registry
 
-_PROGRAM_GIVEN = {"classes", "pair", "teacher", "max_length"}
+_PROGRAM_GIVEN = {"classes", "pair", "teacher", "max_length", "task"}
 
 
 def option_rows(registry: Registry, name: str) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fed_distill.config.optimizer import GradientNorm, OptimizerChanges, OptimizerConfig, WeightDecay
-from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Seed, Share
+from fed_distill.config.tables import ConfigTable, Count, Epochs, PositiveFloat, PositiveInt, Seed, Share
 
 Transfer = Literal[
     "probabilities",
@@ -48,21 +48,35 @@ class EnsembleMember(OptimizerChanges):
     options: dict[str, Any] | None = Field(
         None, description="options of the model; none: as in [teacher], or the defaults of another model"
     )
-    epochs: PositiveInt | None = Field(None, description="epochs of fine-tuning; none: as in [teacher]")
+    epochs: Count | None = Field(None, description="epochs of fine-tuning; none: as in [teacher]; 0: none")
+    steps: Count | None = Field(None, description="steps of fine-tuning, instead of epochs; none: as in [teacher]")
     seed: Seed = Field(0, description="added to data.seed, for the initial head and the order of batches")
 
     @model_validator(mode="after")
     def _differs(self) -> Self:
         if not self.model_dump(exclude_defaults=True):
             raise ValueError("this teacher equals the first one: set another model or seed")
+        _check_one_budget(self.epochs, self.steps)
         return self
 
 
 class TeacherConfig(OptimizerConfig):
     """The server's model, fine-tuned once on the public examples."""
 
-    model: str = Field("bert-small", description="minilm, bert-small, a folder, a hub id, or an import path")
-    epochs: PositiveInt = Field(3, description="maximum number of epochs of fine-tuning")
+    model: str = Field(
+        "bert-small", description="minilm, bert-small, labels-file, a folder, a hub id, or an import path"
+    )
+    epochs: Count | None = Field(
+        None,
+        description="maximum number of epochs of fine-tuning; none: 3, or 0 for a model that predicts without "
+        "(a causal language model, a file); 0: no fine-tuning",
+    )
+    steps: Count | None = Field(
+        None, description="maximum number of optimizer steps of fine-tuning, instead of epochs; 0: no fine-tuning"
+    )
+    checks: PositiveInt | None = Field(
+        None, description="number of validations, spread evenly over the training; none: two an epoch, 20 with steps"
+    )
     learning_rate: PositiveFloat = Field(5e-5, description="peak learning rate, after warm-up")
     batch_size: PositiveInt = Field(32, description="examples in a batch")
     max_examples: PositiveInt = Field(20_000, description="maximum number of public examples used for fine-tuning")
@@ -71,7 +85,10 @@ class TeacherConfig(OptimizerConfig):
         0.01, description="weight decay of matrices; not applied to embedding tables, biases and norms"
     )
     clip_norm: GradientNorm = Field(1.0, description="maximum L2 norm of a gradient; inf: no clipping")
-    patience: PositiveInt = Field(2, description="validations without improvement before training stops")
+    patience: PositiveInt | None = Field(
+        None,
+        description="validations without improvement before training stops; none: 2, or no early stopping with steps",
+    )
     max_length: PositiveInt = Field(64, description="maximum number of tokens of a text or pair; the rest is truncated")
     masked: MaskedConfig = Field(default_factory=MaskedConfig)
     options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
@@ -89,6 +106,7 @@ class TeacherConfig(OptimizerConfig):
 
     @model_validator(mode="after")
     def _combines_several(self) -> Self:
+        _check_one_budget(self.epochs, self.steps)
         members = self.members()  # raises ValueError for inconsistent changes
         if any(one in members[:place] for place, one in enumerate(members)):
             raise ValueError("ensemble has a teacher twice: set another model or seed, or remove it")
@@ -108,13 +126,20 @@ class TeacherConfig(OptimizerConfig):
         alone = self.model_copy(update={"ensemble": [], "domains": 1, "combine": "mean"})
         found = [(alone, 0)]
         for member in self.ensemble:
-            own = {name: getattr(member, name) for name in ("model", "options", "epochs")}
+            own = {name: getattr(member, name) for name in ("model", "options", "epochs", "steps")}
             changes = {name: value for name, value in own.items() if value is not None}
+            if changes.keys() & {"epochs", "steps"}:  # either replaces the budget of [teacher]
+                changes = {"epochs": None, "steps": None, **changes}
             if member.model is not None:
                 changes.setdefault("options", {})
             changes |= dict(member.over(self))
             found.append((alone.model_copy(update=changes), member.seed))
         return found
+
+
+def _check_one_budget(epochs: int | None, steps: int | None) -> None:
+    if epochs is not None and steps is not None:
+        raise ValueError("epochs and steps are two budgets of one training: remove one")
 
 
 class AssistantConfig(ConfigTable):

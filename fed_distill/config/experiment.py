@@ -280,7 +280,7 @@ class Experiment(ConfigTable):
         Its name always ends in ``-tiny``, so that it does not share a folder with the whole experiment.
 
         :param kept: dotted keys that do not change, for example those that a user has set; either of the teacher's
-            ``model`` and ``options`` keeps both
+            ``model`` and ``options`` keeps both, as does either of its ``epochs`` and ``steps``
         """
         seeds = [{"seed": number} for number in range(1, len(self.teacher.ensemble) + 1)]
         assistants = [{**one.model_dump(mode="json"), "epochs": 1} for one in self.distill.assistants]
@@ -298,6 +298,7 @@ class Experiment(ConfigTable):
             "teacher.model": "bert-small",
             "teacher.options": {"layers": 1, "width": 32, "heads": 2},
             "teacher.epochs": 1,
+            "teacher.steps": None,
             "teacher.max_examples": 200,
             "teacher.ensemble": seeds,
             "distill.assistants": assistants,
@@ -307,8 +308,8 @@ class Experiment(ConfigTable):
             "federation.rounds": min(2, self.federation.rounds),
         }
         stays = {key for key in quick if any(_overlap(key, one) for one in kept)}
-        if stays & {"teacher.model", "teacher.options"}:
-            stays |= {"teacher.model", "teacher.options"}
+        for pair in ({"teacher.model", "teacher.options"}, {"teacher.epochs", "teacher.steps"}):
+            stays |= pair if stays & pair else set()
         changes = {key: value for key, value in quick.items() if key not in stays}
         return self.with_changes({"name": f"{self.name}-tiny", **changes})
 

@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LARGEST = 2**62
 """Maximum of whole numbers: they fit in the 64-bit integers of messages, also after additions to a seed."""
 PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

@@ -1,7 +1,8 @@
 """The server's teacher: fine-tuned on the public examples and cached on disk.
 
 By default fine-tuning follows BERT (Devlin et al. 2019, appendix A.3): AdamW, linear warm-up and decay, a few epochs.
-Batches have similar lengths, validation runs every half epoch, and early stopping keeps the best weights.
+Batches have similar lengths, and the best weights of several validations are kept. A teacher that predicts without
+fine-tuning (a causal language model, a file) is used as it is, unless epochs or steps are set.
 """
 
 import logging
@@ -9,7 +10,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,9 +23,10 @@ from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples, Task
 from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.masked import pretrain_on_domain
-from fed_distill.errors import CheckpointError, DataError, ModelError, TrainingError
+from fed_distill.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from fed_distill.evaluation.metrics import classification
 from fed_distill.models import TextModel, load_model, load_teacher, predict
+from fed_distill.models.building import is_trainable, is_zero_shot
 from fed_distill.models.prediction import lengths
 from fed_distill.storage.files import read_json, strict_json
 from fed_distill.storage.fingerprint import files_fingerprint, fingerprint, named_files, own_code
@@ -38,6 +42,13 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 VALIDATION_EXAMPLES = 2000
 """Maximum number of validation examples: enough to compare epochs, and cheaper than one."""
 
+EPOCHS, PATIENCE, CHECKS = 3, 2, 20
+"""Default epochs, and default patience with them; default number of validations with a budget of steps."""
+
+FEW = 100
+"""A validation set with fewer examples compares weights by loss first: the standard error of an accuracy is then 0.05
+or more, and a teacher's probabilities, which its students learn, are scored by the loss."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +57,7 @@ class FineTuned:
     """A teacher with its best weights.
 
     history: one row per validation (``epoch``, ``step``, ``train_loss`` since the last one, ``learning_rate``,
-    ``valid_loss``, ``valid_macro_f1``). best_epoch: epoch of the best weights.
+    ``valid_loss``, ``valid_macro_f1``); empty without fine-tuning. best_epoch: epoch of the best weights.
     """
 
     model: TextModel
@@ -63,7 +74,8 @@ def fine_tune(
     seed: int,
     progress: Progress,
 ) -> FineTuned:
-    """Fine-tune ``teacher`` in place and keep the weights with the best macro-F1 on ``valid``, then the lowest loss.
+    """Fine-tune ``teacher`` in place and keep the weights with the best macro-F1 on ``valid``, then the lowest loss;
+    if ``valid`` has fewer than `FEW` examples, the loss is compared first.
 
     :param teacher: model to train
     :param public: labelled training examples
@@ -84,58 +96,118 @@ def fine_tune(
     encoded_valid = teacher.encode(valid.texts, valid.pairs)
 
     per_epoch = math.ceil(len(public) / config.batch_size)
-    total = per_epoch * config.epochs
+    budget = TuningSteps.of(config, per_epoch)
+    total = budget.steps
     optimizer = build_optimizer(teacher.named_parameters(), _undecayed(teacher), config)
     pace = replace(Pace.of(config), warmup_share=round(config.warmup_share * total) / total)  # whole steps
-    checks = {max(1, round(half * per_epoch / 2)) for half in range(1, 2 * config.epochs + 1)}
     order = seeds.torch_stream(seed, "teacher", "order")
     sizes = lengths(encoded)
-    batches = (index for _ in range(config.epochs) for index in bucketed_batches(sizes, config.batch_size, order))
+    batches = (index for _ in count() for index in bucketed_batches(sizes, config.batch_size, order))
 
     history: list[dict[str, float]] = []
     best = 0
     best_weights: dict[str, Tensor] = {}
     losses: list[float] = []
     with seeds.scope(seed, "teacher", "dropout"):
-        for step, index in enumerate(batches, start=1):
+        for step, index in enumerate(islice(batches, total), start=1):
             rate = pace.after((step - 1) / total)  # of the step's start, as in BERT's own code: the first one has none
             set_rate(optimizer, rate)
             losses.append(_train_step(teacher, encoded, labels, index, optimizer, config, step))
             trained = {"train_loss": sum(losses) / len(losses), "learning_rate": rate}
-            if step not in checks:
+            if step not in budget.checks:
                 progress(step, total, trained)
                 continue
             losses.clear()
             measured = _validate(teacher, encoded_valid, valid, task)
             history.append({"epoch": step / per_epoch, "step": step, **trained, **measured})
             progress(step, total, history[-1])
-            if not best_weights or _better(history[-1], history[best]):
+            if not best_weights or _score(history[-1], len(valid)) > _score(history[best], len(valid)):
                 best = len(history) - 1
                 best_weights = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
-            elif len(history) - 1 - best >= config.patience:
+            elif budget.patience is not None and len(history) - 1 - best >= budget.patience:
                 break
     teacher.load_state_dict(best_weights)
     return FineTuned(teacher.eval(), history, history[best]["epoch"])
 
 
+@dataclass(frozen=True)
+class TuningSteps:
+    """Length of a fine-tuning.
+
+    steps: number of optimizer steps. checks: steps after which the teacher is validated; the last step is one.
+    patience: validations without improvement before training stops; None: all steps are made.
+    """
+
+    steps: int
+    checks: frozenset[int]
+    patience: int | None
+
+    @classmethod
+    def of(cls, config: TeacherConfig, per_epoch: int) -> Self:
+        """Return the budget of ``config`` with ``per_epoch`` steps in an epoch; see the defaults there."""
+        patience = config.patience
+        if config.steps is None:
+            epochs = EPOCHS if config.epochs is None else config.epochs
+            steps, checks, patience = per_epoch * epochs, 2 * epochs, patience or PATIENCE
+        else:
+            steps, checks = config.steps, CHECKS
+        checks = config.checks or checks
+        spread = frozenset(max(1, round(number * steps / checks)) for number in range(1, checks + 1))
+        return cls(steps, spread, patience)
+
+
+def is_fine_tuned(config: TeacherConfig) -> bool:
+    """Whether the teacher is fine-tuned: if epochs or steps are set, unless they are 0; by default unless it predicts
+    without."""
+    budget = config.epochs if config.steps is None else config.steps
+    return not is_zero_shot(config) if budget is None else budget > 0
+
+
+def check_fine_tuning(config: TeacherConfig) -> None:
+    """Raise ConfigError if a member of the ensemble cannot be fine-tuned and is, or has to be and is not, or if
+    ``domains`` has nothing to train on each domain."""
+    for member, _ in config.members():
+        name, tuned = member.model, is_fine_tuned(member)
+        if tuned and not is_trainable(member):
+            raise ConfigError(
+                f"teacher {name} cannot be fine-tuned: remove its epochs and steps, or set epochs = 0 if it has them "
+                "from [teacher]"
+            )
+        if not tuned and not is_zero_shot(member):
+            raise ConfigError(
+                f"teacher {name} cannot predict the classes without fine-tuning: set teacher.epochs or teacher.steps "
+                "above 0"
+            )
+        if not tuned and config.domains > 1:
+            raise ConfigError(
+                f"teacher.domains = {config.domains} fine-tunes every teacher on each domain, and {name} is not "
+                "fine-tuned: set teacher.domains = 1, or fine-tune it with epochs or steps"
+            )
+
+
 def teacher_fingerprint(
     config: TeacherConfig, task: Task, public: Examples, valid: Examples, domain: Examples, seed: int
 ) -> str:
-    """Return a fingerprint of all inputs of a fine-tuned teacher: configuration, files of a pretrained model or code of
-    an import path, data, seed and library versions."""
+    """Return a fingerprint of all inputs of a teacher: configuration, files of a pretrained model or of its options,
+    code of an import path and library versions; if it is fine-tuned, data and seed too."""
     folder, named = Path(config.model), named_files(config.options)
+    model = {
+        "pretrained": files_fingerprint(path for path in folder.iterdir() if path.is_file())
+        if folder.is_dir()
+        else own_code(config.model),
+        "classes": task.classes,
+        "versions": versions(),
+        **({"files": named} if named else {}),
+    }
+    if not is_fine_tuned(config):
+        return fingerprint(config=config.model_dump(mode="json", include={"model", "options", "max_length"}), **model)
     return fingerprint(
         config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
         domain=examples_fingerprint(domain.unlabeled()) if config.masked.epochs else None,
-        pretrained=files_fingerprint(path for path in folder.iterdir() if path.is_file())
-        if folder.is_dir()
-        else own_code(config.model),
-        classes=task.classes,
         public=examples_fingerprint(public),
         valid=examples_fingerprint(valid),
         seed=seed,
-        versions=versions(),
-        **({"files": named} if named else {}),
+        **model,
     )
 
 
@@ -156,11 +228,14 @@ def cached_teacher(
 ) -> tuple[FineTuned, str]:
     """Return the fine-tuned teacher and its fingerprint; train it unless it is in ``cache_dir``.
 
-    A stored teacher that cannot be read is reported in the log and trained again.
+    A stored teacher that cannot be read is reported in the log and trained again. A teacher without fine-tuning is
+    loaded from its own files each time, not stored.
 
     :param domain: texts for domain-adaptive pretraining (``masked.epochs``); their labels are not used
     """
     name = teacher_fingerprint(config, task, public, valid, domain, seed)
+    if not is_fine_tuned(config):
+        return FineTuned(load_teacher(config, task).eval(), [], 0.0), name
     folder = teacher_folder(cache_dir, name)
     if folder.exists():
         try:
@@ -235,5 +310,7 @@ def _validate(teacher: TextModel, encoded: Encoded, valid: Examples, task: Task)
     return {"valid_loss": loss, "valid_macro_f1": 0.0 if macro_f1 is None else macro_f1}
 
 
-def _better(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return (one["valid_macro_f1"], -one["valid_loss"]) > (other["valid_macro_f1"], -other["valid_loss"])
+def _score(measured: Mapping[str, float], examples: int) -> tuple[float, float]:
+    """Return a validation's score on so many examples; the higher is better."""
+    f1, loss = measured["valid_macro_f1"], measured["valid_loss"]
+    return (f1, -loss) if examples >= FEW else (-loss, f1)

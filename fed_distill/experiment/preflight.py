@@ -6,7 +6,9 @@ from fed_distill.aggregation import checks as aggregation
 from fed_distill.config import Experiment
 from fed_distill.data.augmentation import check_augmentation
 from fed_distill.data.examples import FederatedData
+from fed_distill.distill.coverage import check_labels_files
 from fed_distill.distill.masked import check_token_model
+from fed_distill.distill.teacher import check_fine_tuning
 from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import DataError
 from fed_distill.experiment.student_factory import known_truth
@@ -15,7 +17,7 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.methods import checks as methods
 from fed_distill.methods.base import Method
-from fed_distill.models import build_student, load_teacher
+from fed_distill.models import TextModel, build_student, load_teacher
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.robust import check_robust
 from fed_distill.transport import checks as transport
@@ -43,10 +45,10 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     it.
 
     :raises ConfigError: a setting does not fit the task
-    :raises DataError: a part of the data is missing
+    :raises DataError: a part of the data is missing, or a teacher's file has too few labels
     """
     check_parts(experiment, data)
-    check_models(experiment, data)
+    check_labels_files(experiment, check_models(experiment, data), data)
     if "oracle-proxy" in experiment.controls:
         known_truth(data)
     for federation in experiment.federations():
@@ -70,11 +72,13 @@ def check_parts(experiment: Experiment, data: FederatedData) -> None:
         )
 
 
-def check_models(experiment: Experiment, data: FederatedData) -> None:
-    """Build the teacher and each student once, to report a wrong name or option before anything is written."""
+def check_models(experiment: Experiment, data: FederatedData) -> list[TextModel]:
+    """Build each teacher and student once, to report a wrong name or option before anything is written; return the
+    teachers."""
     check_augmentation(experiment.training.augmentation)
     mechanism, task, texts = mechanism_of(experiment), data.task, server_texts(data)
     mechanism.check_task(task)
+    check_fine_tuning(experiment.teacher)
     with seeds.scope(experiment.seed, "check models"):
         teachers = [load_teacher(member, task) for member, _ in experiment.teacher.members()]
         teacher = teachers[0]
@@ -90,3 +94,4 @@ def check_models(experiment: Experiment, data: FederatedData) -> None:
         for assistant in experiment.distill.assistants:
             model = build_student(assistant.model, assistant.options, task, teacher, texts)
             check_robust(model, experiment.training)
+    return teachers

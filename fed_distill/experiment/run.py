@@ -21,6 +21,7 @@ from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.logs import observed
+from fed_distill.models.labels_file import LabelsFile
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.report import write_report
@@ -69,6 +70,8 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
         store.save_student(student.save)
         probabilities = evaluator.test_probabilities(student).numpy()
         store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
+        # a file of labels has no speed
+        measure_speed = experiment.runtime.measure_speed and not isinstance(teaching.teacher, LabelsFile)
         summary = summarize(
             experiment,
             data.task,
@@ -77,7 +80,7 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
             outcomes,
             merchants=len(sites.merchants),
             seconds=time.perf_counter() - began,
-            speed=speed(teaching.teacher, student, data.test) if experiment.runtime.measure_speed else None,
+            speed=speed(teaching.teacher, student, data.test) if measure_speed else None,
             account=data.account,
             records=store.records(),
             byzantine=byzantine,

@@ -20,16 +20,20 @@ from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.data.proxy import least_sure
 from fed_distill.data.proxy_account import proxy_account
+from fed_distill.distill.coverage import covered
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
 from fed_distill.distill.features import features, sentence_embeddings
 from fed_distill.distill.soft_labels import soft_labels
-from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, teacher_folder
+from fed_distill.distill.teacher import cached_teacher, is_fine_tuned, teacher_fingerprint, teacher_folder
 from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
 from fed_distill.evaluation.metrics import Metrics, classification, ranking
 from fed_distill.models import TextModel, load_teacher
 from fed_distill.models.transformer import Transformer
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.fingerprint import fingerprint
+
+_LEAST = 1e-6
+"""Least weight of a teacher on an example that it covers and others do not."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class TeacherEnsemble:
     """All teachers of a run and their combination; ``labels`` returns the combined labels."""
 
     members: tuple[Member, ...]
+    classes: int
     combine: str
     cache: Path
     callbacks: Callback
@@ -61,29 +66,49 @@ class TeacherEnsemble:
         """Number of weights of all teachers."""
         return sum(member.model.parameter_count() for member in self.members)
 
+    def covered(self, examples: Examples) -> npt.NDArray[np.bool_]:
+        """Return which examples at least one teacher has a prediction for, bool ``[n]``."""
+        return covered([member.model for member in self.members], examples).any(dim=0).numpy()
+
     def labels(self, what: str, examples: Examples) -> Tensor:
-        """Return combined probabilities ``[n, classes]``; ``what`` describes the examples in the progress."""
-        found = [self._labels(place, what, examples) for place in range(len(self.members))]
+        """Return combined probabilities ``[n, classes]``; ``what`` describes the examples in the progress.
+
+        A teacher has weight 0 on examples that it does not cover; each must be covered by one.
+        """
+        covers = covered([member.model for member in self.members], examples)
+        found = [self._labels(place, what, examples, covers[place]) for place in range(len(self.members))]
         if len(found) == 1:
             return found[0]
-        stacked = torch.stack(found)
+        stacked, weights = torch.stack(found), None
         if self.combine == "confidence":
-            return combined(stacked, confidence(stacked))
-        if self.combine == "similarity":
-            return combined(stacked, similarity(examples, [member.trained_on for member in self.members]))
-        return combined(stacked)
+            weights = confidence(stacked)
+        elif self.combine == "similarity":
+            weights = similarity(examples, [member.trained_on for member in self.members])
+        if not bool(covers.all()):
+            weights = covers if weights is None else weights.clamp_min(_LEAST) * covers
+        return combined(stacked, weights)
 
-    def _labels(self, place: int, what: str, examples: Examples) -> Tensor:
+    def _labels(self, place: int, what: str, examples: Examples, covers: Tensor) -> Tensor:
+        """Return one teacher's probabilities; rows that it does not cover are 0, if another teacher covers them."""
         member, which = self.members[place], f" {place + 1} of {len(self.members)}" if len(self.members) > 1 else ""
-        self.callbacks.on_stage(f"teacher{which}: labels for {what}", len(examples))
-        return soft_labels(member.model, member.name, examples, 1.0, self.cache, _reported(self.callbacks))
+        own = examples
+        if len(self.members) > 1 and not bool(covers.all()):
+            own = examples.take(np.flatnonzero(covers.numpy()))
+        self.callbacks.on_stage(f"teacher{which}: labels for {what}", len(own))
+        report = _reported(self.callbacks)
+        if len(own) == len(examples):
+            return soft_labels(member.model, member.name, own, 1.0, self.cache, report)
+        found = torch.zeros(len(examples), self.classes)
+        if len(own):
+            found[covers] = soft_labels(member.model, member.name, own, 1.0, self.cache, report)
+        return found
 
 
 @dataclass(frozen=True)
 class Teaching:
     """ensemble: the fine-tuned teachers. target: distillation target of students on the proxy set. metrics: on the
     common test set, with ``parameters``. data: with the selected proxy set. chosen: selected candidates, bool
-    ``[candidates]``, if the teachers select the proxy set."""
+    ``[candidates]``, if the teachers select the proxy set or do not cover it all."""
 
     ensemble: TeacherEnsemble
     target: DistillationTarget
@@ -120,18 +145,47 @@ def server_texts(data: FederatedData) -> list[str]:
 
 def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Callback) -> Teaching:
     """Fine-tune the teachers on the public examples, select the proxy set with them if configured, label it, and
-    evaluate the teachers."""
+    evaluate the teachers.
+
+    Proxy examples that no teacher covers (see ``distill.coverage``) are left out. Teachers that do not cover the whole
+    test set have no scores: on a part of it they could not be compared with a student's.
+    """
     ensemble, chosen = _fine_tuned(experiment, data, callbacks), None
+    covers = ensemble.covered(data.proxy)
+    if not covers.all():
+        chosen = covers
+        callbacks.on_message(
+            f"the teachers have labels for {covers.sum():,} of {len(covers):,} proxy examples; the others are left out"
+        )
     if experiment.data.proxy_choice == "uncertainty":
-        labels = ensemble.labels("the proxy set's candidates", data.proxy)
-        chosen = least_sure(labels.numpy(), experiment.data.proxy_size)
+        labels = ensemble.labels("the proxy set's candidates", data.proxy.take(np.flatnonzero(covers)))
+        chosen = np.zeros(len(covers), dtype=np.bool_)
+        chosen[covers] = least_sure(labels.numpy(), experiment.data.proxy_size)
+    if chosen is not None:
         data = _with_chosen(data, chosen)
     target = _target(experiment, data, ensemble)
-    measured = dict(classification(ensemble.labels("the test set", data.test).numpy(), data.test.labels, data.task))
-    if data.ranking_test is not None:
+    return Teaching(ensemble, target, {**_measured(data, ensemble), "parameters": ensemble.parameters}, data, chosen)
+
+
+def _measured(data: FederatedData, ensemble: TeacherEnsemble) -> Metrics:
+    """Return the teachers' metrics on the test set and the test ranking; none of a part that they do not cover."""
+    measured: dict[str, float | None] = {}
+    if _covers(ensemble, "the test set", data.test):
+        probabilities = ensemble.labels("the test set", data.test).numpy()
+        measured |= classification(probabilities, data.test.labels, data.task)
+    if data.ranking_test is not None and _covers(ensemble, "the test ranking", data.ranking_test.examples):
         ranked = ensemble.labels("the test ranking", data.ranking_test.examples)
         measured |= ranking(ranked.numpy(), data.ranking_test, data.task)
-    return Teaching(ensemble, target, {**measured, "parameters": ensemble.parameters}, data, chosen)
+    return measured
+
+
+def _covers(ensemble: TeacherEnsemble, what: str, examples: Examples) -> bool:
+    covers = ensemble.covered(examples)
+    if not covers.all():
+        ensemble.callbacks.on_message(
+            f"the teachers have labels for {covers.sum():,} of {len(covers):,} examples of {what} and no score on it"
+        )
+    return bool(covers.all())
 
 
 def _reported(callbacks: Callback) -> Callable[[int, int], None]:
@@ -166,7 +220,9 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
             which = f", {place} of {len(kinds)}" if len(kinds) > 1 else ""
             which += f", domain {number} of {len(domains)}" if len(domains) > 1 else ""
             made_of = kind, data.task, own, own_valid, domain_texts(data), experiment.data.seed + added
-            if teacher_folder(cache, teacher_fingerprint(*made_of)).exists():
+            if not is_fine_tuned(kind):
+                callbacks.on_message(f"teacher {kind.model}{which}: used without fine-tuning")
+            elif teacher_folder(cache, teacher_fingerprint(*made_of)).exists():
                 callbacks.on_message(f"teacher {kind.model}{which}: loaded from {cache}")
             else:
                 callbacks.on_stage(f"teacher {kind.model}{which}: fine-tuning", None)
@@ -176,7 +232,7 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
                 lambda done, total, metrics: callbacks.on_step(done, {"steps": total, **metrics}),
             )
             members.append(Member(tuned.model.eval(), name, own))
-    return TeacherEnsemble(tuple(members), config.combine, cache, callbacks)
+    return TeacherEnsemble(tuple(members), len(data.task.classes), config.combine, cache, callbacks)
 
 
 def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemble) -> DistillationTarget:

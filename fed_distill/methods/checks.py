@@ -6,6 +6,7 @@ from fed_distill.errors import ConfigError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods.base import HasControlVariate, Method, ValidatesConfig
+from fed_distill.models.building import is_trainable
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.records import RESERVED
 
@@ -55,6 +56,11 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
         )
     if "train_teacher" in method.uses and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
         raise ConfigError(f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains")
+    if "train_teacher" in method.uses and not is_trainable(experiment.teacher):
+        raise ConfigError(
+            f"method {federation.method} trains the teacher, and teacher {experiment.teacher.model} cannot be trained: "
+            "choose another method, or a teacher that is a model"
+        )
 
 
 def check_task(experiment: Experiment, federation: FederationConfig, method: Method, classes: int) -> None:

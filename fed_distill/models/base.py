@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -63,6 +63,8 @@ class TextModel(nn.Module, ABC):
     ``towers`` says that each text has a vector of its own, independent of the other text. The first hidden state is
     then these vectors side by side, ``[batch, 1, texts * width]``.
     ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.
+    ``zero_shot`` says whether the model predicts the classes without fine-tuning, ``trainable`` whether it can be
+    fine-tuned, for teachers.
     """
 
     kind: str = ""
@@ -70,6 +72,8 @@ class TextModel(nn.Module, ABC):
     tables: Mapping[str, tuple[str, ...]] = {}
     towers: bool = False
     files: Mapping[str, str] = {}
+    zero_shot: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True
 
     @abstractmethod
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
@@ -78,6 +82,10 @@ class TextModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a collated batch."""
+
+    def covers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tensor:
+        """Return which of ``n`` examples the model has a prediction for, bool ``[n]``: all, unless it is a file."""
+        return torch.ones(len(texts), dtype=torch.bool)
 
     def narrowed(self, rows: Mapping[str, Tensor]) -> Self:
         """Return a copy with only the given sorted rows of its tables (including row 0), and equal other weights.

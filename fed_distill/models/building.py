@@ -1,8 +1,8 @@
 """Models by name: build a student or teacher from checked options, rebuild it from its settings, load it from a folder.
 
 A registry entry is a TextModel class, or a function that returns a model with its own ``kind`` and ``settings``. The
-arguments ``classes``, ``pair``, (for students) ``teacher`` and ``texts`` and (for teachers) ``max_length`` are set by
-the program; all others are the user's options, typed and with defaults.
+arguments ``classes``, ``pair``, (for students) ``teacher`` and ``texts`` and (for teachers) ``max_length`` and ``task``
+are set by the program; all others are the user's options, typed and with defaults.
 """
 
 import inspect
@@ -40,9 +40,11 @@ TEACHERS = Registry(
     {
         "minilm": "fed_distill.models.pretrained:minilm",
         "bert-small": "fed_distill.models.bert:bert_small",
+        "labels-file": "fed_distill.models.labels_file:LabelsFile",
     },
 )
 _ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
+_CAUSAL = "fed_distill.models.causal:causal"
 
 
 def build_student(
@@ -64,11 +66,40 @@ def build_student(
 
 def load_teacher(config: TeacherConfig, task: Task) -> TextModel:
     """Build the teacher of ``config`` before fine-tuning: a built-in one, an import path, or the folder or hub id of a
-    Hugging Face sequence classifier. Raise ModelError if its files are missing."""
-    given = {"classes": len(task.classes), "pair": task.pair, "max_length": config.max_length}
+    Hugging Face model: with the option ``prompt`` a causal language model, else a sequence classifier.
+
+    :raises ConfigError: an option is invalid
+    :raises ModelError: its files are missing
+    :raises DataError: a file of labels is missing or invalid
+    """
+    given = {"classes": len(task.classes), "pair": task.pair, "max_length": config.max_length, "task": task}
+    name = _factory_of(config)
+    return _build(TEACHERS, name, config.options, given if name == config.model else {**given, "path": config.model})
+
+
+def is_zero_shot(config: TeacherConfig) -> bool:
+    """Whether the teacher of ``config`` predicts the classes without fine-tuning; see ``TextModel.zero_shot``."""
+    return bool(getattr(_type_of(config), "zero_shot", False))
+
+
+def is_trainable(config: TeacherConfig) -> bool:
+    """Whether the teacher of ``config`` can be fine-tuned; see ``TextModel.trainable``."""
+    return bool(getattr(_type_of(config), "trainable", True))
+
+
+def _factory_of(config: TeacherConfig) -> str:
+    """Return the name or import path of what builds the teacher of ``config``."""
     if config.model in TEACHERS or (":" in config.model and not Path(config.model).exists()):
-        return _build(TEACHERS, config.model, config.options, given)
-    return _build(TEACHERS, _ANY_PRETRAINED, config.options, {**given, "path": config.model})
+        return config.model
+    return _CAUSAL if "prompt" in config.options else _ANY_PRETRAINED
+
+
+def _type_of(config: TeacherConfig) -> Any:
+    """Return the class of the teacher of ``config``, or None if its function does not declare it."""
+    factory = TEACHERS.resolve(_factory_of(config))
+    if inspect.isclass(factory) or not callable(factory):
+        return factory
+    return get_type_hints(factory).get("return")
 
 
 def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.transformer import Transformer
@@ -27,36 +27,55 @@ def pretrained(classes: int, pair: bool, max_length: int, path: str, *, download
 
     :raises ModelError: the files are missing or invalid
     """
-    try:
-        with quiet():
-            network = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                num_labels=classes,
-                ignore_mismatched_sizes=True,
-                local_files_only=not download,
-                use_safetensors=True,
-                dtype=torch.float32,
-                attn_implementation="eager",
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=not download, use_fast=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        hint = "use a folder that contains it" + (
-            "" if download is not False else ", or set the option download = true"
-        )
-        raise ModelError(f"cannot load the pretrained model {path!r}; {hint}: {_first_line(error)}") from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or tokenizer.pad_token_id is None:
-        raise ModelError(f"the tokenizer of {path!r} must be a fast one (tokenizer.json) with a padding token")
+    network, tokenizer = read_pretrained(
+        AutoModelForSequenceClassification, path, download, num_labels=classes, ignore_mismatched_sizes=True
+    )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {path!r} must have a padding token")
     network.config.pad_token_id = tokenizer.pad_token_id
     longest = getattr(network.config, "max_position_embeddings", max_length)
     return Transformer(
         classes,
         pair,
-        config=_describe(network),
+        config=describe(network),
         max_length=min(max_length, longest, tokenizer.model_max_length),
-        tokenizer=backend.to_str(),
+        tokenizer=tokenizer.backend_tokenizer.to_str(),
         network=network,
     )
+
+
+def read_pretrained(
+    factory: Any, path: str, download: bool | None = False, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read the network, with ``factory``, and the fast tokenizer of the folder or hub id ``path``; code is never run.
+
+    :param factory: one of the Auto classes of transformers
+    :param download: as in ``pretrained``
+    :param options: further arguments of ``from_pretrained``
+    :raises ModelError: the files are missing or invalid
+    """
+    try:
+        with quiet():
+            network = factory.from_pretrained(
+                path,
+                local_files_only=not download,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                **options,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=not download, use_fast=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        hint = "use a folder that contains it" + (
+            "" if download is not False else ", or set the option download = true"
+        )
+        raise ModelError(f"cannot load the pretrained model {path!r}; {hint}: {_first_line(error)}") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"the tokenizer of {path!r} must be a fast one (tokenizer.json)")
+    return network, tokenizer
 
 
 def minilm(classes: int, pair: bool, max_length: int) -> Transformer:
@@ -117,8 +136,8 @@ def cut(
     return student
 
 
-def _describe(network: PreTrainedModel) -> dict[str, Any]:
-    """Return the configuration without keys that depend on its source."""
+def describe(network: PreTrainedModel) -> dict[str, Any]:
+    """Return the network's configuration without keys that depend on its source."""
     config = network.config.to_dict()
     dropped = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id", "num_labels")
     return {key: value for key, value in config.items() if key not in dropped and value is not None}

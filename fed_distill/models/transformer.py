@@ -61,7 +61,9 @@ class Transformer(TextModel):
             "max_length": max_length,
             "tokenizer": tokenizer,
         }
-        self.network = network if network is not None else _from_config(config, classes)
+        if network is None:
+            network = network_of(AutoModelForSequenceClassification, config, num_labels=classes)
+        self.network = network
         self._per_example = self.architecture in PER_EXAMPLE
         self._arguments = set(inspect.signature(self.network.forward).parameters)
         self._pad_id = int(config.get("pad_token_id") or 0)
@@ -119,14 +121,15 @@ class Transformer(TextModel):
         return Outputs(outputs.logits, tuple(outputs.hidden_states), used) if hidden else Outputs(outputs.logits)
 
 
-def _from_config(config: Mapping[str, Any], classes: int) -> PreTrainedModel:
-    """Build the network of a configuration from any source. Configurations with custom code are rejected, as
-    transformers would prompt on the terminal before running it."""
+def network_of(factory: Any, config: Mapping[str, Any], **changes: Any) -> PreTrainedModel:
+    """Build the network of a configuration from any source with ``factory``, one of the Auto classes of transformers.
+
+    Configurations with custom code are rejected, as transformers would prompt on the terminal before running it.
+    """
     if _names_code(config):
         raise ConfigError("a configuration with auto_map has custom code, which is never run: remove auto_map")
     options = {key: value for key, value in config.items() if key != "model_type"}
-    described = AutoConfig.for_model(config["model_type"], **{**options, "num_labels": classes})
-    factory: Any = AutoModelForSequenceClassification  # its class methods are untyped
+    described = AutoConfig.for_model(config["model_type"], **{**options, **changes})
     with quiet():
         network = factory.from_config(described, attn_implementation="eager", trust_remote_code=False)
         return cast(PreTrainedModel, network)

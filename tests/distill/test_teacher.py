@@ -11,8 +11,14 @@ from fed_distill import seeds
 from fed_distill.config import MaskedConfig, TeacherConfig
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.distill import teacher as module
-from fed_distill.distill.teacher import cached_teacher, fine_tune, teacher_fingerprint
-from fed_distill.errors import DataError, TrainingError
+from fed_distill.distill.teacher import (
+    cached_teacher,
+    check_fine_tuning,
+    fine_tune,
+    is_fine_tuned,
+    teacher_fingerprint,
+)
+from fed_distill.errors import ConfigError, DataError, TrainingError
 from fed_distill.models import load_teacher, predict
 from tests.distill.steps import OTHER_STEPS
 
@@ -49,6 +55,55 @@ def test_rate_warms_up_and_falls_along_a_line_and_validation_comes_every_half_ep
     assert rates == pytest.approx([0, 0.002, 0.004, 0.006, 0.008, 0.006, 0.004, 0.002])
     assert [row["epoch"] for row in tuned.history] == [0.5, 1.0, 1.5, 2.0]
     assert [step for step, _, metrics in seen if "valid_macro_f1" in metrics] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"steps": 30}, [2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 22, 24, 26, 27, 28, 30]),  # 1.5 apart
+        ({"steps": 7}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"steps": 10, "checks": 4}, [2, 5, 8, 10]),
+        ({"epochs": 3, "checks": 2}, [9, 18]),
+        ({"epochs": 2}, [3, 6, 9, 12]),
+        ({}, [3, 6, 9, 12, 15, 18]),
+    ],
+)
+def test_checks_are_spread_evenly_over_the_budget(config, task, public, valid, changes, steps):
+    """6 steps are an epoch; without patience a budget of steps is spent whole."""
+    table = {**config.model_dump(), "epochs": None, "patience": None if "steps" in changes else 99, **changes}
+    table |= {"learning_rate": 1e-12}  # nothing improves
+    seen = []
+    own = TeacherConfig.model_validate(table)
+    tuned = fine_tune(fresh(own, task), public, valid, task, own, 0, lambda *told: seen.append(told))
+    assert [row["step"] for row in tuned.history] == steps
+    assert [row["epoch"] for row in tuned.history] == pytest.approx([step / 6 for step in steps])
+    assert [(step, total) for step, total, _ in seen] == [(step, steps[-1]) for step in range(1, steps[-1] + 1)]
+
+
+@pytest.mark.parametrize(("examples", "kept"), [(99, 1), (100, 2)])
+def test_a_small_validation_set_compares_losses_first(config, task, public, valid, monkeypatch, examples, kept):
+    scores = iter([(0.5, 1.0), (0.6, 0.5), (0.7, 0.8), (0.6, 0.6)])
+    measured = ({"valid_macro_f1": f1, "valid_loss": loss} for f1, loss in scores)
+    monkeypatch.setattr(module, "_validate", lambda *_: next(measured))
+    many = valid.take([place % len(valid) for place in range(examples)])
+    config = config.model_copy(update={"epochs": 2})
+    assert fine_tune(fresh(config, task), public, many, task, config, 0, silent).best_epoch == (kept + 1) / 2
+
+
+def test_epochs_and_steps_are_one_budget():
+    with pytest.raises(ValueError, match="two budgets of one training: remove one"):
+        TeacherConfig(epochs=1, steps=10)
+    with pytest.raises(ValueError, match="two budgets of one training: remove one"):
+        TeacherConfig(ensemble=[{"epochs": 1, "steps": 10}])
+    both = TeacherConfig(steps=10, ensemble=[{"epochs": 2}, {"steps": 5}, {"seed": 1}])
+    assert [(one.epochs, one.steps) for one, _ in both.members()] == [(None, 10), (2, None), (None, 5), (None, 10)]
+
+
+def test_a_model_that_cannot_predict_without_fine_tuning_is_fine_tuned(config):
+    assert is_fine_tuned(config.model_copy(update={"epochs": None}))
+    for changes in ({"epochs": 0}, {"steps": 0, "epochs": None}):
+        with pytest.raises(ConfigError, match="bert-small cannot predict the classes without fine-tuning: set"):
+            check_fine_tuning(config.model_copy(update=changes))
 
 
 @pytest.mark.parametrize("change", OTHER_STEPS)
