@@ -7,8 +7,23 @@ from pydantic import Field, model_validator
 from fed_distill.config.optimizer import GradientNorm, OptimizerChanges, OptimizerConfig, WeightDecay
 from fed_distill.config.tables import ConfigTable, Epochs, PositiveFloat, PositiveInt, Seed, Share
 
-Transfer = Literal["probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise"]
+Transfer = Literal[
+    "probabilities",
+    "decoupled",
+    "correlation",
+    "decisions",
+    "hints",
+    "hidden",
+    "attention",
+    "embeddings",
+    "relations",
+    "ranking",
+    "listwise",
+    "contrastive",
+]
 PROBABILITIES: tuple[Transfer, ...] = ("probabilities",)
+SOFTENED: tuple[Transfer, ...] = ("probabilities", "decoupled", "correlation")
+"""Kinds of transfer that soften logits with the temperature."""
 
 
 class MaskedConfig(OptimizerConfig):
@@ -116,11 +131,23 @@ class DistillConfig(ConfigTable):
 
     transfer: list[Transfer] = Field(
         default_factory=lambda: list(PROBABILITIES),
-        description="kinds of transfer, whose losses are summed: probabilities, decisions, hints, hidden, attention, "
-        "relations, ranking, listwise; empty: distil the student from the last assistant only",
+        description="kinds of transfer, whose losses are summed: probabilities, decoupled (DKD), correlation (DIST), "
+        "decisions, hints, hidden, attention, embeddings, relations, ranking, listwise, contrastive; empty: distil the "
+        "student from the last assistant only",
     )
     weights: dict[Transfer, PositiveFloat] = Field(
         default_factory=dict, description="weight of each kind in the sum; default 1"
+    )
+    standardize: bool = Field(
+        False, description="replace logits by their z-scores before the temperature (logit standardization)"
+    )
+    decoupled_beta: PositiveFloat = Field(
+        1.0,
+        description="decoupled: weight of the divergence among the classes that are not the teacher's decision; the "
+        "paper has 0.5 to 8",
+    )
+    list_temperature: PositiveFloat = Field(
+        1.0, description="listwise: temperature of the scores, log-odds of the expected gain"
     )
     hard_weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         1.0,
@@ -149,12 +176,15 @@ class DistillConfig(ConfigTable):
                 "hard_weight below 1 requires the teacher's labels, which an empty transfer excludes: set hard_weight "
                 "= 1, or add a kind to transfer"
             )
-        if self.final_temperature is not None and not (
-            "probabilities" in self.transfer or self.assistants or self.hard_weight < 1.0
-        ):
-            raise ValueError(
-                f"final_temperature requires soft labels, which transfer = {self.transfer} does not use: remove it"
-            )
+        softened = set(self.transfer) & set(SOFTENED) or self.assistants or self.hard_weight < 1.0
+        for name, used in {
+            "final_temperature": softened,
+            "standardize": softened,
+            "decoupled_beta": "decoupled" in self.transfer,
+            "list_temperature": "listwise" in self.transfer,
+        }.items():
+            if not used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with transfer = {self.transfer}: remove it")
         idle = [kind for kind in self.weights if kind not in self.transfer]
         if idle:
             raise ValueError(f"weights has {idle[0]}, which is not in transfer: remove it, or add it to transfer")

@@ -155,6 +155,8 @@ class Federation:
             self.teacher,
             server.at_constant(round_learning_rate(server, number, self.config.rounds)),
             (self.seed, self.arm, number),
+            self.evaluator.public_score,
+            round_learning_rate(self.training, number, self.config.rounds),
         )
 
     def _tally(self, number: int) -> Callable[[Tensor], Tensor]:

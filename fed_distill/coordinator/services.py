@@ -18,7 +18,9 @@ from fed_distill.methods.base import GlobalState, Method, Service
 from fed_distill.models import TextModel
 from fed_distill.models.weights import Weights, is_finite
 from fed_distill.seeds import Randomness
+from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
+from fed_distill.training.preparation import public_steps
 from fed_distill.transport.messages import Uplink
 
 
@@ -75,6 +77,8 @@ class RoundServices:
     :param anew: re-initialises and distils the global student
     :param server: trains at the server; ``optimizer`` is that of the global student's steps
     :param student: the global student, to be trained
+    :param score: score on the server's own validation examples, for early stopping
+    :param local_rate: learning rate of merchants' steps
     :param randomness: seed, arm and number of the round
     """
 
@@ -88,6 +92,8 @@ class RoundServices:
     teacher: Teacher
     optimizer: OptimizerConfig
     randomness: tuple[int, str, int]
+    score: Callable[[TextModel], float]
+    local_rate: float
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
         """As ``Services.average``."""
@@ -106,11 +112,22 @@ class RoundServices:
         self._check("tally")
         return self.count(votes)
 
-    def distil(self, weights: Weights, plan: Plan) -> Weights:
-        """As ``Services.distil``."""
+    def distil(self, weights: Weights, plan: Plan, stopping: EarlyStopping | None = None) -> Weights:
+        """As ``Services.distil``. With ``stopping``, each chunk of steps starts with new moments of the optimizer."""
         self._check("distil")
         seed, arm, number = self.randomness
-        return self.server.train(self.student, weights, plan, (seed, arm, "server", number), self.optimizer)
+        if stopping is None:
+            return self.server.train(self.student, weights, plan, (seed, arm, "server", number), self.optimizer)
+        steps = public_steps(plan, "proxy", len(self.server.data.proxy), self.server.config.server.batch_size)
+
+        def train(current: Weights, chunk: Plan, place: int) -> Weights:
+            return self.server.train(self.student, current, chunk, (seed, arm, "server", number, place), self.optimizer)
+
+        def score(current: Weights) -> float:
+            self.student.load_state_dict(dict(current))
+            return self.score(self.student)
+
+        return stopping.train(weights, stopping.chunks(plan, steps), train, score)
 
     def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``."""

@@ -62,7 +62,8 @@ def labels_plan(config: TrainingConfig, data: FederatedData) -> Plan:
 def _of_labels(target: DistillationTarget, labelled: Tensor | None, epochs: float) -> Phase:
     if labelled is None:
         return Phase(hard_labels(), epochs=epochs)
-    objective = hard_and_soft_labels(target.temperature, target.config.hard_weight)
+    config = target.config
+    objective = hard_and_soft_labels(target.temperature, config.hard_weight, config.standardize)
     return Phase(objective, epochs=epochs, references={"soft_labels": labelled})
 
 
@@ -129,7 +130,7 @@ class ServerTraining:
         labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
         proxy = self._encode(student, "proxy", [self.data.proxy])
         if isinstance(student, FeatureStudent):
-            proxy, weights = student.with_partners(proxy), student.wrapped(weights)
+            proxy, weights = student.with_partners(proxy, self.data.proxy), student.wrapped(weights)
         learner = Learner(
             f"the server ({name})",
             student,

@@ -16,7 +16,9 @@ from scipy.sparse import csr_matrix
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import DATASETS, IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.data.generated import generated
 from fed_distill.data.public_catalogue import catalogue_examples
+from fed_distill.data.tasks import RECOMMEND
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import numpy_stream
 from fed_distill.text.hashing import bag_rows
@@ -35,8 +37,10 @@ def proxy_source(config: DataConfig) -> Source | None:
         return None
     if config.proxy_domains:
         raise ConfigError("data.proxy_dataset and data.proxy_domains exclude each other: remove one")
-    if config.proxy_from == "catalogue":
-        raise ConfigError("data.proxy_dataset and data.proxy_from = 'catalogue' exclude each other: remove one")
+    if config.proxy_from != "public":
+        raise ConfigError(
+            f"data.proxy_dataset and data.proxy_from = {config.proxy_from!r} exclude each other: remove one"
+        )
     dataset = DATASETS.build(config.proxy_dataset, config.proxy_options)
     changes = {"dataset": config.proxy_dataset, "options": config.proxy_options, "partition": "merchant"}
     source: Source = dataset.read(config.model_copy(update=changes))
@@ -62,6 +66,8 @@ def proxy_set(
     pool_size = config.proxy_size * (1 if config.proxy_choice == "random" else _POOL)
     if config.proxy_from == "catalogue":
         pool = catalogue_examples(source, rows, held_out, config, pool_size)
+    elif config.proxy_from == "generated":
+        pool = _generated(source, rows, pool_size, config.seed)
     elif other is None:
         pool = source.proxy(rows, pool_size, config.seed)
     elif other.task.pair != source.task.pair:
@@ -145,6 +151,17 @@ def _projected(texts: tuple[str, ...], seed: int, side: int) -> npt.NDArray[np.f
     return vectors
 
 
+def _generated(source: Source, rows: IntArray, size: int, seed: int) -> Examples:
+    """Generate examples from the texts of ``rows``, with groups that ``source`` does not have."""
+    if source.task == RECOMMEND:
+        raise ConfigError(
+            "data.proxy_from = 'generated' makes queries and titles, no histories of clicks: for task "
+            f"{source.task.name}, set it to 'catalogue' or 'public'"
+        )
+    made = generated(source.proxy(rows, size, seed), size, seed)
+    return replace(made, groups=made.groups + int(source.groups.max()) + 1)
+
+
 def _foreign(examples: Examples, source: Source, config: DataConfig) -> Examples:
     """Rename merchants and groups of another dataset, so that they differ from those of ``source``."""
     return replace(
@@ -160,6 +177,8 @@ def _origin(config: DataConfig) -> tuple[str, str]:
         return f"the rows of dataset {config.proxy_dataset!r}", "give that more rows under data.proxy_options"
     if config.proxy_from == "catalogue":
         return "the public texts of all merchants' training products", "use data with more products"
+    if config.proxy_from == "generated":
+        return "the words of the public merchants' training texts", "raise data.public_share"
     if config.proxy_domains:
         return f"the public merchants' rows of {', '.join(config.proxy_domains)}", "raise data.public_share"
     return "the public merchants' training rows", "raise data.public_share"

@@ -1,4 +1,4 @@
-"""The teacher's hidden features on the proxy set, computed once and cached on disk like its soft labels.
+"""The teacher's hidden features and sentence embeddings on the proxy set, computed once and cached on disk.
 
 Only small summaries are stored: the mean state of each layer, and its activation map at a few positions.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from fed_distill.models.prediction import lengths
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.storage.stored import stored_array
 from fed_distill.text.encoded import Encoded
+
+What = Literal["states", "maps", "sentences"]
 
 _BATCH = 256
 
@@ -52,13 +55,37 @@ def features(
     )
 
 
+def sentence_embeddings(
+    teacher: TextModel,
+    teacher_fingerprint: str,
+    proxy: Examples,
+    cache_dir: Path,
+    progress: Callable[[int, int], None],
+) -> Tensor:
+    """Return the embeddings of the texts of each proxy example, ``[proxy, texts, width]``, cached in ``cache_dir``.
+
+    An embedding is the mean of the teacher's last hidden states for one text alone (Sentence-BERT, Reimers and Gurevych
+    2019, section 3). Each distinct text is embedded once.
+
+    :param teacher: the teacher before fine-tuning on pairs, which makes its states of single texts arbitrary
+    :param teacher_fingerprint: part of the cache key
+    :raises TrainingError: they are not finite
+    """
+    sides = [proxy.texts] if proxy.pairs is None else [proxy.texts, proxy.pairs]
+    rows = {text: row for row, text in enumerate(dict.fromkeys(text for side in sides for text in side))}
+    nothing = np.zeros(len(rows), dtype=np.int64)
+    distinct = Examples(tuple(rows), None, nothing, nothing, ("",) * len(rows))
+    found = _stored(teacher, teacher_fingerprint, distinct, cache_dir, progress, "sentences")[:, 0]
+    return torch.stack([found[[rows[text] for text in side]] for side in sides], dim=1)
+
+
 def _stored(
     teacher: TextModel,
     teacher_fingerprint: str,
     proxy: Examples,
     cache_dir: Path,
     progress: Callable[[int, int], None],
-    what: Literal["states", "maps"],
+    what: What,
 ) -> Tensor:
     key = fingerprint(
         teacher=teacher_fingerprint, proxy=examples_fingerprint(proxy.unlabeled()), what=what, positions=POSITIONS
@@ -77,8 +104,9 @@ def _stored(
     return stored_array(cache_dir / "features" / f"{key}.npy", f"hidden {what}", make, check)
 
 
-def _computed(teacher: TextModel, encoded: Encoded, what: Literal["states", "maps"]) -> Tensor:
-    """Return the means or maps of all layers, float32 ``[examples, layers, ...]`` on the CPU."""
+def _computed(teacher: TextModel, encoded: Encoded, what: What) -> Tensor:
+    """Return the means or maps of all layers, or the means of the last one, float32 ``[examples, layers, ...]`` on the
+    CPU."""
     device = next(teacher.parameters()).device
     order = torch.argsort(lengths(encoded), stable=True)
     training = teacher.training
@@ -89,8 +117,8 @@ def _computed(teacher: TextModel, encoded: Encoded, what: Literal["states", "map
             for index in torch.split(order, _BATCH):
                 batch = {name: values.to(device) for name, values in teacher.collate(encoded, index).items()}
                 found = Layers.of(teacher(batch, hidden=True))
-                read = found.maps if what == "maps" else torch.stack(found.means, dim=1)
-                parts.append(read.float().cpu())
+                means = found.means[-1:] if what == "sentences" else found.means
+                parts.append((found.maps if what == "maps" else torch.stack(means, dim=1)).float().cpu())
     finally:
         teacher.train(training)
     ordered = torch.cat(parts)

@@ -1,17 +1,20 @@
-"""Feature-based distillation: hidden states, activation maps, relations and margins of teacher and student.
+"""Feature-based distillation: hidden states, activation maps, relations, scores and embeddings of teacher and student.
 
 An objective processes one example at a time and sees model outputs only. During training the student is therefore
 wrapped in a ``FeatureStudent``, which returns the features for each kind of transfer, with learned projections where
-widths differ, and handles pairs of examples as one example. The wrapper and projections are discarded afterwards.
+widths differ, and handles an example and its partners as one example. The wrapper and projections are discarded
+afterwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fed_distill.config import Transfer
+from fed_distill.data.examples import Examples
+from fed_distill.distill.losses import graded_log_odds
 from fed_distill.errors import ConfigError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.models.weights import Weights
@@ -20,13 +23,10 @@ from fed_distill.text.encoded import Encoded
 POSITIONS = 16
 """Number of segments of a text in activation maps: teacher and student have different tokenizers."""
 
-PAIRED: tuple[Transfer, ...] = ("relations", "ranking", "listwise")
-"""Kinds of transfer that compare an example with fixed partners: one, or the other candidates of a list."""
+PARTNERS: Mapping[Transfer, int] = {"relations": 1, "ranking": 1, "listwise": 3, "contrastive": 4}
+"""Number of fixed partners of an example for each kind of transfer that compares it with others."""
 
-LIST = 4
-"""Length of a list of candidates, including the example itself."""
-
-READ: tuple[Transfer, ...] = ("hints", "hidden", "attention", *PAIRED)
+READ: tuple[Transfer, ...] = ("hints", "hidden", "attention", "embeddings", *PARTNERS)
 """Kinds of transfer that require more than logits."""
 
 _OWN = "student."
@@ -95,21 +95,17 @@ def guided_layer(student: int) -> int:
     return (student - 1) // 2
 
 
-def expected_gain(probabilities: Tensor, gains: Sequence[float]) -> Tensor:
-    """Return the ranking score ``[batch]`` for class probabilities ``[batch, classes]``."""
-    return probabilities @ torch.tensor(gains, dtype=probabilities.dtype, device=probabilities.device)
-
-
 class FeatureStudent(TextModel):
     """Wraps a student during distillation; its ``Outputs.hidden`` has one entry for each of ``kinds``.
 
     hints ``[batch, 1, width]``: mean state of the guided layer, projected to the teacher's width. hidden ``[batch,
     layers, width]``: those of all layers. attention ``[batch, layers, POSITIONS]``: activation maps of all layers.
-    relations ``[batch, 1, 1]``: cosine of the last states of an example and its partner. ranking ``[batch, 1, 1]``:
-    difference of their scores. listwise ``[batch, 1, LIST]``: scores of the example and its partners.
+    embeddings ``[batch, texts, width]``: vectors of the texts, projected to the teacher's width. relations ``[batch, 1,
+    1]``: cosine of the last states of an example and its partner. ranking ``[batch, 1, 1]``: difference of their scores
+    (``graded_log_odds``). listwise, contrastive ``[batch, 1, 1 + partners]``: scores of the example and its partners.
 
-    Partners are stored as additional fields of an example, named by kind and number. An example without partners is its
-    own partner.
+    Partners are stored as additional fields of an example, named by kind and number: other examples of the proxy set,
+    or for contrastive the example's first text with other second texts. An example without partners is its own partner.
     """
 
     def __init__(
@@ -129,41 +125,56 @@ class FeatureStudent(TextModel):
         :param kinds: kinds of transfer
         :param pair: whether examples have a second text
         :param width: width of the teacher's states
-        :param gains: gains of the classes, for ranking and listwise
-        :param partners: for each paired kind, rows of the partners of each proxy example, int64 ``[proxy, partners]``
+        :param gains: gains of the classes, for ranking, listwise and contrastive
+        :param partners: for each kind in ``PARTNERS``, rows of the partners of each proxy example, int64 ``[proxy,
+            partners]``
         """
         super().__init__()
         self.student, self.kinds, self.gains, self.partners = student, tuple(kinds), tuple(gains), partners or {}
-        self.beside = [beside for kind in kinds if kind in PAIRED for beside in _partners_of(kind)]
+        self.beside = [beside for kind in kinds for beside in _partners_of(kind)]
         self.tables = {
             _OWN + table: (*fields, *(f"{beside}.{field}" for beside in self.beside for field in fields))
             for table, fields in student.tables.items()
         }
-        states = _probed(student, pair).states
+        probed = _probed(student, pair)
+        states = Layers.of(probed).states
         if "attention" in kinds and states[-1].shape[1] == 1:
             raise ConfigError(
                 f"distill.transfer: attention requires states per position, and {student.kind} has one vector per "
                 "text: remove it, or choose a student such as lstm or bert-mini"
+            )
+        if "embeddings" in kinds and not student.towers:
+            raise ConfigError(
+                f"distill.transfer: embeddings requires a vector of each text, and {student.kind} processes both texts "
+                "together: remove it, or choose a student such as two-tower"
             )
         widths = [one.shape[-1] for one in states]
         self.layers = len(widths)
         guided = widths[guided_layer(self.layers)]
         self.hint = nn.Linear(guided, width) if "hints" in kinds else None
         self.projections = nn.ModuleList(nn.Linear(own, width) for own in widths if "hidden" in kinds)
+        self.texts = 2 if pair else 1
+        own = _text_vectors(probed, self.texts).shape[-1] if "embeddings" in kinds else 0
+        self.embedding = nn.Linear(own, width) if own else None
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """Encode as the student does."""
         return self.student.encode(texts, pairs)
 
-    def with_partners(self, encoded: Encoded) -> Encoded:
+    def with_partners(self, encoded: Encoded, proxy: Examples) -> Encoded:
         """Add the fields of its partners to each example of the ``encoded`` proxy set."""
-        fields = {
-            f"{beside}.{name}": values[rows]
-            for kind, partners in self.partners.items()
-            for beside, rows in zip(_partners_of(kind), partners.T, strict=True)
-            for name, values in encoded.items()
-        }
-        return {**encoded, **fields}
+        fields = dict(encoded)
+        for kind, partners in self.partners.items():
+            for beside, rows in zip(_partners_of(kind), partners.T, strict=True):
+                fields |= {f"{beside}.{name}": values for name, values in self._partner(kind, encoded, proxy, rows)}
+        return fields
+
+    def _partner(self, kind: Transfer, encoded: Encoded, proxy: Examples, rows: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """Return the fields of one partner of each proxy example; ``rows`` as in ``partners``, int64 ``[proxy]``."""
+        if kind == "contrastive":
+            assert proxy.pairs is not None
+            return self.student.encode(proxy.texts, [proxy.pairs[row] for row in rows.tolist()]).items()
+        return [(name, values[rows]) for name, values in encoded.items()]
 
     def collate(self, encoded: Encoded, index: Tensor) -> dict[str, Tensor]:
         """Collate examples and partners as the student does."""
@@ -193,15 +204,17 @@ class FeatureStudent(TextModel):
         if kind == "hints":
             assert self.hint is not None
             return torch.stack([self.hint(layers.means[guided_layer(self.layers)])], dim=1)
+        if kind == "embeddings":
+            assert self.embedding is not None
+            vectors: Tensor = self.embedding(_text_vectors(outputs, self.texts))
+            return vectors
         others: list[Outputs] = [
             self.student(_fields(batch, beside) or _fields(batch, None), hidden=True) for beside in _partners_of(kind)
         ]
         if kind == "relations":
             return torch.cosine_similarity(layers.means[-1], Layers.of(others[0]).means[-1]).view(-1, 1, 1)
-        scores = torch.stack(
-            [expected_gain(one.logits.softmax(dim=-1), self.gains) for one in (outputs, *others)], dim=1
-        ).unsqueeze(1)
-        return scores if kind == "listwise" else scores[..., :1] - scores[..., 1:]
+        scores = torch.stack([graded_log_odds(one.logits, self.gains) for one in (outputs, *others)], dim=1)
+        return (scores[:, :1] - scores[:, 1:] if kind == "ranking" else scores).unsqueeze(1)
 
     def wrapped(self, weights: Weights) -> dict[str, Tensor]:
         """Convert the student's ``weights`` to this model's, with its initial projections."""
@@ -215,26 +228,34 @@ def unwrapped(weights: Weights) -> dict[str, Tensor]:
 
 
 def _partners_of(kind: Transfer) -> list[str]:
-    """Return the prefixes of the partners' fields for a paired kind: its name and their number."""
-    return [f"{kind} {number}" for number in range(1, LIST if kind == "listwise" else 2)]
+    """Return the prefixes of the partners' fields for a kind: its name and their number."""
+    return [f"{kind} {number}" for number in range(1, PARTNERS.get(kind, 0) + 1)]
 
 
 def _fields(encoded: Encoded, beside: str | None) -> dict[str, Tensor]:
     """Return the fields of the examples, or of one of their partners, under the student's names."""
     if beside is None:
-        return {name: values for name, values in encoded.items() if name.partition(" ")[0] not in PAIRED}
+        return {name: values for name, values in encoded.items() if name.partition(" ")[0] not in PARTNERS}
     start = f"{beside}."
     return {name.removeprefix(start): values for name, values in encoded.items() if name.startswith(start)}
 
 
-def _probed(student: TextModel, pair: bool) -> Layers:
-    """Return the student's layers on a short example."""
+def _text_vectors(outputs: Outputs, texts: int) -> Tensor:
+    """Return the vectors ``[batch, texts, width]`` of a student with ``towers``."""
+    assert outputs.hidden is not None
+    beside = outputs.hidden[0]
+    return beside.reshape(len(beside), texts, -1)
+
+
+def _probed(student: TextModel, pair: bool) -> Outputs:
+    """Return the student's outputs on a short example, with hidden states."""
     encoded = student.encode([_PROBE], [_PROBE] if pair else None)
     batch = student.collate(encoded, torch.zeros(1, dtype=torch.int64))
     training = student.training
     student.eval()
     try:
         with torch.no_grad():
-            return Layers.of(student(batch, hidden=True))
+            outputs: Outputs = student(batch, hidden=True)
+            return outputs
     finally:
         student.train(training)

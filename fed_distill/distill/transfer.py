@@ -1,10 +1,10 @@
 """Distillation targets on the proxy set: kinds of transfer, their weights, and the teacher's outputs for each.
 
-The losses of all kinds are added. Probabilities and decisions require logits only and work with any student; for the
-others the student is wrapped during training (``hints.FeatureStudent``).
+The losses of all kinds are added. Probabilities, decoupled, correlation and decisions require logits only and work with
+any student; for the others the student is wrapped during training (``hints.FeatureStudent``).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import DistillConfig, Transfer
-from fed_distill.config.distillation import PROBABILITIES
+from fed_distill.config.distillation import PROBABILITIES, SOFTENED
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill import losses
 from fed_distill.distill.features import Features
-from fed_distill.distill.hints import LIST, READ, FeatureStudent, expected_gain, guided_layer, layer_map
+from fed_distill.distill.hints import PARTNERS, READ, FeatureStudent, guided_layer, layer_map
+from fed_distill.distill.losses import graded_log_odds, log_probabilities
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.training.plan import Objective, Phase, References
@@ -27,16 +28,20 @@ FEATURES: tuple[Transfer, ...] = ("hints", "hidden", "attention", "relations")
 GRADED: tuple[Transfer, ...] = ("ranking", "listwise")
 """Kinds of transfer that compare the candidates of a query."""
 
-FROM_SOFT_LABELS: tuple[Transfer, ...] = ("probabilities", "decisions", *GRADED)
+FROM_SOFT_LABELS: tuple[Transfer, ...] = (*SOFTENED, "decisions", *GRADED, "contrastive")
 """Kinds of transfer that use soft labels, of the teacher or of merchants."""
 
-_LOSSES = {
+SMALLEST_PROBABILITY = 1e-6
+"""Smaller probabilities of a teacher are raised to it before their log-odds are the target of a score, so that a class
+that it excludes, as votes and coded labels do, does not give an unbounded score."""
+
+_LOSSES: Mapping[Transfer, Callable[[Tensor, Tensor], Tensor]] = {
     "hints": losses.hint_loss,
     "hidden": losses.hidden_loss,
     "attention": losses.attention_loss,
+    "embeddings": losses.embedding_loss,
     "relations": losses.relation_loss,
     "ranking": losses.margin_loss,
-    "listwise": losses.listwise_loss,
 }
 
 
@@ -46,7 +51,8 @@ class DistillationTarget:
 
     soft_labels: class probabilities of the teacher ``[proxy, classes]``. temperature: temperature of the soft labels;
     ``config.final_temperature`` is that at the end. features: the teacher's hidden features, if ``config`` transfers
-    any. partners: for each paired kind, partners of each proxy example, int64 ``[proxy, partners]``. assistant: class
+    any. partners: for each kind that has them, partners of each proxy example, int64 ``[proxy, partners]``. embeddings:
+    the teacher's embeddings of single texts ``[proxy, texts, width]``, if ``config`` transfers them. assistant: class
     probabilities of the level above the student, unless that is the teacher. assistant_weight: alpha of that level.
     """
 
@@ -56,6 +62,7 @@ class DistillationTarget:
     temperature: float
     features: Features | None = None
     partners: Mapping[Transfer, Tensor] = field(default_factory=dict)
+    embeddings: Tensor | None = None
     assistant: Tensor | None = None
     assistant_weight: float = 1.0
 
@@ -69,9 +76,10 @@ class DistillationTarget:
         read = [kind for kind in self.config.transfer if kind in READ]
         if not read:
             return student
-        width = 1 if self.features is None else self.features.states.shape[-1]
+        states = self.embeddings if self.features is None else self.features.states
+        width = 1 if states is None else states.shape[-1]
         with seeds.scope(seed, *purpose, "projections"):
-            return FeatureStudent(student, read, self.task.pair, width, self.task.gains or (), self.partners)
+            return FeatureStudent(student, read, self.task.pair, width, gains_of(self.task), self.partners)
 
     def at(self, done: float) -> "DistillationTarget":
         """Return the target after the share ``done`` of the training: the temperature is interpolated linearly between
@@ -91,8 +99,9 @@ class DistillationTarget:
     def true_labels(self, truth: Tensor) -> "DistillationTarget":
         """Return the target of the control ``oracle-proxy``: cross-entropy with the true classes, int64 ``[proxy]``."""
         certain = torch.nn.functional.one_hot(truth, len(self.task.classes)).to(self.soft_labels.dtype)
-        bare = self.config.model_copy(update={"transfer": list(PROBABILITIES), "weights": {}})
-        return replace(self, config=bare, features=None, partners={}, assistant=None).with_soft_labels(certain, 1.0)
+        plain = {"transfer": list(PROBABILITIES), "weights": {}, "standardize": False, "hard_weight": 1.0}
+        bare = replace(self, config=self.config.model_copy(update=plain), features=None, partners={}, embeddings=None)
+        return replace(bare, assistant=None).with_soft_labels(certain, 1.0)
 
     def below(self, assistant: Tensor) -> "DistillationTarget":
         """Return the target of a student below an assistant with class probabilities ``assistant`` ``[proxy,
@@ -122,17 +131,28 @@ class DistillationTarget:
         """Return the weighted sum of the losses of all kinds of transfer."""
         # Single-step distillation, the baseline of a chain, uses the teacher even if the chain excludes it.
         kinds = self.config.transfer or ([] if self.assistant is not None else list(PROBABILITIES))
-        temperature = self.temperature
-        if kinds == ["probabilities"] and not self.config.weights and self.assistant is None:
+        config, temperature = self.config, self.temperature
+        plain = not config.weights and not config.standardize and self.assistant is None
+        if kinds == ["probabilities"] and plain:
             return losses.soft_labels(temperature)
         weights = {kind: self.config.weights.get(kind, 1.0) for kind in kinds}
         places = {kind: place for place, kind in enumerate(kind for kind in kinds if kind in READ)}
         alpha = None if self.assistant is None else self.assistant_weight
 
         def objective(outputs: Outputs, references: References) -> Tensor:
-            terms = [weights[kind] * _loss(kind, outputs, references, temperature, places) for kind in kinds]
+            logits = losses.standardized(outputs.logits) if config.standardize else outputs.logits
+            terms = []
+            for kind in kinds:
+                if kind in SOFTENED:
+                    loss = _of_softened(kind, logits, references["soft_labels"], temperature, config)
+                elif kind == "decisions":
+                    loss = losses.decision_cross_entropy(outputs.logits, references["soft_labels"])
+                else:
+                    assert outputs.hidden is not None
+                    loss = _of_features(kind, outputs.hidden[places[kind]], references[kind], config)
+                terms.append(weights[kind] * loss)
             if alpha is not None:
-                followed = losses.softened_cross_entropy(outputs.logits, references["assistant"], temperature)
+                followed = losses.softened_cross_entropy(logits, references["assistant"], temperature)
                 terms.append(alpha * followed)
             return torch.stack(terms).sum(dim=0)
 
@@ -143,14 +163,19 @@ class DistillationTarget:
         found = {"soft_labels": self.soft_labels}
         if self.assistant is not None:
             found["assistant"] = self.assistant
+        if self.config.standardize:
+            found = {name: losses.standardized_probabilities(values) for name, values in found.items()}
         if not isinstance(prepared, FeatureStudent):
             return found
+        score = graded_log_odds(log_probabilities(self.soft_labels, SMALLEST_PROBABILITY), gains_of(self.task))
         if "ranking" in prepared.kinds:
-            score = expected_gain(self.soft_labels, prepared.gains)
             found["ranking"] = score - score[self.partners["ranking"][:, 0]]
         if "listwise" in prepared.kinds:
-            score = expected_gain(self.soft_labels, prepared.gains)
             found["listwise"] = torch.cat([score[:, None], score[self.partners["listwise"]]], dim=1)
+        if "contrastive" in prepared.kinds:
+            found["contrastive"] = score.sigmoid()
+        if self.embeddings is not None and "embeddings" in prepared.kinds:
+            found["embeddings"] = self.embeddings
         if self.features is None:
             return found
         states, maps = self.features.states, self.features.maps
@@ -166,17 +191,29 @@ class DistillationTarget:
         return found
 
 
-def _loss(
-    kind: Transfer, outputs: Outputs, references: References, temperature: float, places: Mapping[Transfer, int]
+def _of_softened(
+    kind: Transfer, logits: Tensor, probabilities: Tensor, temperature: float, config: DistillConfig
 ) -> Tensor:
-    if kind == "probabilities":
-        softened = losses.soften(references["soft_labels"], temperature)
-        return losses.distillation_kl(outputs.logits, softened, temperature)
-    if kind == "decisions":
-        return losses.decision_cross_entropy(outputs.logits, references["soft_labels"])
-    assert outputs.hidden is not None
-    target = references[kind]
-    return _LOSSES[kind](outputs.hidden[places[kind]].view(target.shape), target)
+    softened = losses.soften(probabilities, temperature)
+    if kind == "decoupled":
+        return losses.decoupled_kl(logits, softened, temperature, config.decoupled_beta)
+    if kind == "correlation":
+        return losses.correlation_loss(logits, softened, temperature)
+    return losses.distillation_kl(logits, softened, temperature)
+
+
+def _of_features(kind: Transfer, read: Tensor, target: Tensor, config: DistillConfig) -> Tensor:
+    if kind == "contrastive":
+        return losses.contrastive_loss(read[:, 0], target)
+    read = read.view(target.shape)
+    if kind == "listwise":
+        return losses.listwise_loss(read, target, config.list_temperature)
+    return _LOSSES[kind](read, target)
+
+
+def gains_of(task: Task) -> tuple[float, ...]:
+    """Return the gain of each class; without gains, 1 for the positive class and 0 for all others."""
+    return task.gains or tuple(float(name == task.positive) for name in task.classes)
 
 
 def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> None:
@@ -187,9 +224,33 @@ def check_transfer(config: DistillConfig, task: Task, student: TextModel) -> Non
             f"distill.transfer: {graded[0]} requires graded products of a query, which task {task.name} does not have: "
             "remove it"
         )
+    if "contrastive" in config.transfer and not task.pair:
+        raise ConfigError(
+            f"distill.transfer: contrastive compares pairs of texts, and task {task.name} has one text: remove it"
+        )
+    if len(task.classes) < 3:
+        _check_two_classes(config, task)
     read = [kind for kind in config.transfer if kind in READ]
     if read:
-        FeatureStudent(student, read, task.pair, width=1, gains=task.gains or ())
+        FeatureStudent(student, read, task.pair, width=1, gains=gains_of(task))
+
+
+def _check_two_classes(config: DistillConfig, task: Task) -> None:
+    """Raise ConfigError for settings that have no effect, or destroy the target, with two classes."""
+    without_effect = {
+        "transfer: decoupled": (
+            "decoupled" in config.transfer,
+            "there is one class beside the teacher's decision, so that it equals probabilities: use that",
+        ),
+        "transfer: correlation": (
+            "correlation" in config.transfer,
+            "a correlation over two classes is 1 or -1: remove it",
+        ),
+        "standardize": (config.standardize, "the z-scores of two logits are always 1 and -1: set it to false"),
+    }
+    for setting, (used, why) in without_effect.items():
+        if used:
+            raise ConfigError(f"distill.{setting} requires three classes, and task {task.name} has two; {why}")
 
 
 def check_soft_label_transfer(config: DistillConfig) -> None:
@@ -202,17 +263,21 @@ def check_soft_label_transfer(config: DistillConfig) -> None:
 
 
 def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer, Tensor]:
-    """Select the partners of each proxy example for each paired kind in ``kinds``, int64 ``[proxy, partners]``.
+    """Select the partners of each proxy example for each kind in ``kinds`` that has them, int64 ``[proxy, partners]``.
 
     relations: a random other example. ranking, listwise: the next candidates of the same query in random order,
-    repeated if there are too few. The only candidate of a query is its own partner and has no effect.
+    repeated if there are too few. The only candidate of a query is its own partner and has no effect. contrastive:
+    random examples whose second text is not a candidate of the same query; which of them is relevant all the same is
+    not known.
 
-    :raises DataError: all candidates are the only ones of their query
+    :raises DataError: all candidates are the only ones of their query, or all candidates are of one query
     """
     found: dict[Transfer, Tensor] = {}
     order = seeds.torch_stream(seed, "partners")
     if "relations" in kinds:
         found["relations"] = _next_of_all(torch.randperm(len(proxy), generator=order)).unsqueeze(1)
+    if "contrastive" in kinds:
+        found["contrastive"] = _other_candidates(proxy, seed)
     graded = [kind for kind in kinds if kind in GRADED]
     if not graded:
         return found
@@ -223,13 +288,37 @@ def partners(kinds: list[Transfer], proxy: Examples, seed: int) -> dict[Transfer
             "examples share a query: raise data.proxy_size or remove it"
         )
     for kind in graded:
-        beside = torch.empty(len(proxy), LIST - 1 if kind == "listwise" else 1, dtype=torch.int64)
+        beside = torch.empty(len(proxy), PARTNERS[kind], dtype=torch.int64)
         for rows in candidates:
             own = torch.tensor(rows)
             for place in range(beside.shape[1]):
                 beside[own, place] = own.roll(-1 - place % max(1, len(rows) - 1))
         found[kind] = beside
     return found
+
+
+def _other_candidates(proxy: Examples, seed: int) -> Tensor:
+    """Return rows whose second text is no candidate of the same query, drawn with replacement: int64 ``[proxy,
+    partners]``."""
+    assert proxy.pairs is not None
+    candidates: dict[str, set[str]] = {}
+    for text, pair in zip(proxy.texts, proxy.pairs, strict=True):
+        candidates.setdefault(text, set()).add(pair)
+    distinct = set(proxy.pairs)
+    for text, own in candidates.items():
+        if own == distinct:
+            raise DataError(
+                "distill.transfer: contrastive requires second texts of other queries, and all of the proxy set's are "
+                f"candidates of {text!r}: raise data.proxy_size or remove it"
+            )
+    order = seeds.torch_stream(seed, "partners", "contrastive")
+    drawn = torch.randint(len(proxy), (len(proxy), PARTNERS["contrastive"]), generator=order)
+    left = torch.ones_like(drawn, dtype=torch.bool)
+    while bool(left.any()):
+        for row, place in left.nonzero().tolist():
+            left[row, place] = proxy.pairs[int(drawn[row, place])] in candidates[proxy.texts[row]]
+        drawn[left] = torch.randint(len(proxy), (int(left.sum()),), generator=order)
+    return drawn
 
 
 def lone(proxy: Examples) -> int:

@@ -228,6 +228,7 @@ class Comparison:
                 personal = {name: adapted_to.get(name, value) for name, value in outcome.merchant_accuracy.items()}
             except BudgetExceeded as error:  # no site allows training without privacy
                 self.callbacks.on_message(f"personal adaptation of {arm} is skipped: {error}")
+        own = accuracies(self._honest(progress.personal_counts))
         part = self._part(kind, arm)
         part.write(part.final, weights, {})
         method = METHODS.build(federation.config.method, federation.config.options)
@@ -236,6 +237,7 @@ class Comparison:
             before_adaptation=before,
             adaptation=notes,
             personal_accuracy=personal,
+            own_accuracy={name: value for name, value in own.items() if name in outcome.merchant_counts},
             downlink_bytes=progress.downlink_bytes,
             uplink_bytes=progress.uplink_bytes,
             privacy=self._account(arm, method.sends),

@@ -15,17 +15,19 @@ import pooch
 import torch
 from torch import Tensor
 
+from fed_distill import seeds
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.data.proxy import least_sure
 from fed_distill.data.proxy_account import proxy_account
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
-from fed_distill.distill.features import features
+from fed_distill.distill.features import features, sentence_embeddings
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.teacher import cached_teacher, teacher_fingerprint, teacher_folder
 from fed_distill.distill.transfer import FEATURES, GRADED, DistillationTarget, lone, partners
 from fed_distill.evaluation.metrics import Metrics, classification, ranking
-from fed_distill.models import TextModel
+from fed_distill.models import TextModel, load_teacher
+from fed_distill.models.transformer import Transformer
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.fingerprint import fingerprint
 
@@ -188,6 +190,16 @@ def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemb
             ensemble.cache,
             lambda done, total: ensemble.callbacks.on_step(done, {}),
         )
+    embedded = None
+    if "embeddings" in config.transfer:
+        ensemble.callbacks.on_stage("teacher: sentence embeddings of the proxy set", None)
+        with seeds.scope(experiment.data.seed, "teacher before fine-tuning"):
+            untuned = load_teacher(experiment.teacher, data.task)
+        if isinstance(untuned, Transformer) and untuned.from_scratch:
+            ensemble.callbacks.on_message(
+                f"teacher {experiment.teacher.model} has no pretrained weights: its sentence embeddings are random"
+            )
+        embedded = sentence_embeddings(untuned, first.name, data.proxy, ensemble.cache, lambda done, total: None)
     return DistillationTarget(
         config,
         data.task,
@@ -195,4 +207,5 @@ def _target(experiment: Experiment, data: FederatedData, ensemble: TeacherEnsemb
         experiment.training.server.temperature,
         read,
         partners(config.transfer, data.proxy, experiment.data.seed),
+        embedded,
     )

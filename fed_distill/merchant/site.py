@@ -30,6 +30,7 @@ from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.release import Digests, Protection, Release
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.arms import Arms
+from fed_distill.merchant.by_class import ByClass
 from fed_distill.merchant.holdings import Holdings
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
@@ -50,7 +51,6 @@ from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, part_of, shared_of
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
-from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
@@ -307,13 +307,15 @@ class Site:
         learner, request, down, method = part.learner, task.request, task.down, task.method
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
+        by_class = ByClass(learner, self.protection.mechanism(request.arm), request.arm, len(self.task.classes))
         trained = Trained(
             fitted.name,
             part.size,
             shared_of(fitted.weights) if task.plan.pair else fitted.weights,
             down.weights,
             predict_proxy=lambda: predict(student, learner.proxy),
-            class_means=lambda: self._class_means(learner, request.arm),
+            class_means=by_class.predictions,
+            prototypes=by_class.representations,
             steps=fitted.steps,
             learning_rate=request.learning_rate,
         )
@@ -338,11 +340,6 @@ class Site:
         if self.answers is not None and part.release is not None:
             self.answers.save(part.release, uplink)
         return uplink
-
-    def _class_means(self, learner: Learner, arm: str) -> ClassMeans:
-        """Return the mean predictions of the trained student by class; raise ConfigError in a private federation."""
-        self.protection.mechanism(arm).check_covered(arm, (ClassMeans,))
-        return ClassMeans.over(predict(learner.student, learner.private), learner.labels)
 
     def receives(self, request: TrainRequest) -> Kinds:
         """Return the allowed payloads in the downlink of a request; raise TrainingError for an unknown arm."""

@@ -24,5 +24,7 @@ METHODS = Registry(
         "fedet": "fed_distill.methods.fedet:FedET",
         "fedmkt": "fed_distill.methods.fedmkt:FedMKT",
         "fd": "fed_distill.methods.fd:FD",
+        "fedproto": "fed_distill.methods.fedproto:FedProto",
+        "fedtgp": "fed_distill.methods.fedtgp:FedTGP",
     },
 )

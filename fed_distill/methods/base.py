@@ -15,6 +15,8 @@ from fed_distill.config import FederationConfig, TrainerConfig
 from fed_distill.errors import UplinkRejected
 from fed_distill.models.weights import PartialWeights, Weights, update_of
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.prototypes import Prototypes
+from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
@@ -53,7 +55,11 @@ class GlobalState:
 
 
 class Services(Protocol):
-    """Services of the server for a method's ``merge``; a method declares those that it ``uses``."""
+    """Services of the server for a method's ``merge``; a method declares those functions that it ``uses``."""
+
+    @property
+    def local_rate(self) -> float:
+        """Learning rate of merchants' steps in this round, without the scale of a phase."""
 
     def average(self, current: Weights, up: Iterable[Uplink]) -> Weights:
         """Return ``current`` plus the merchants' updates, aggregated by the configured aggregator."""
@@ -61,8 +67,12 @@ class Services(Protocol):
     def tally(self, votes: Tensor) -> Tensor:
         """Convert counts of votes ``[proxy, classes]`` to labels, int64 ``[proxy]``, negative for none."""
 
-    def distil(self, weights: Weights, plan: Plan) -> Weights:
-        """Continue training of the global student from ``weights`` with phases on the proxy set."""
+    def distil(self, weights: Weights, plan: Plan, stopping: EarlyStopping | None = None) -> Weights:
+        """Continue training of the global student from ``weights`` with phases on the proxy set.
+
+        :param stopping: with it, the plan's one phase is a maximum, and the weights with the best score on the server's
+            own validation examples are returned, never those that merchants' examples select
+        """
 
     def distil_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """Re-initialise and distil the global student like the server's own, with other soft labels.
@@ -82,8 +92,9 @@ class Trained:
     weights: trained weights of the federation's shared student, whole or the touched rows. received: that student's
     weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
     set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
-    class; not available with privacy, as it uses private examples after training. steps, learning_rate: number of steps
-    and the rate of each, without the scale of a phase.
+    class. prototypes: computes the means of its representations alike. Neither is available with privacy, as they use
+    private examples after training. steps, learning_rate: number of steps and the rate of each, without the scale of a
+    phase.
     """
 
     merchant: str
@@ -92,6 +103,7 @@ class Trained:
     received: Weights
     predict_proxy: Callable[[], Tensor]
     class_means: Callable[[], ClassMeans]
+    prototypes: Callable[[], Prototypes]
     steps: int = 0
     learning_rate: float = 0.0
 

@@ -48,6 +48,11 @@ def check(experiment: Experiment, federation: FederationConfig, method: Method) 
             "student.by_merchant needs a method whose merchants keep students of their own, such as fedmd; "
             f"{federation.method} shares one student's weights"
         )
+    if isinstance(method, HasControlVariate) and experiment.transport_of(federation.title).weights:
+        raise ConfigError(
+            f"method {federation.method} computes control variates at both ends from the same update: drop "
+            "`weights` in [transport], which changes it on the way"
+        )
     if "train_teacher" in method.uses and len(experiment.teacher.members()) * experiment.teacher.domains > 1:
         raise ConfigError(f"method {federation.method} teaches one teacher: drop teacher.ensemble and teacher.domains")
 

@@ -4,6 +4,12 @@ Lin et al., "Ensemble distillation for robust model fusion in federated learning
 the softmax of the mean of the merchants' logits. Merchants send their proxy probabilities beside their weights:
 log-probabilities are logits up to a constant per example, so the target is the paper's, and the server need not
 evaluate each merchant's student.
+
+In the paper, distillation ends when the validation score has not improved for 1,000 steps, after at most 10,000
+(section 4.1): ``patience`` = 1000 and a large ``server_epochs``. The score is on the server's own validation examples,
+and the best student is kept, which may be the average itself. Without ``patience`` all epochs are trained. Deviations:
+the optimizer's moments start anew at each score, the learning rate is constant within a round (the paper's follows a
+cosine), and merchants whose students are near chance are not dropped (the paper's "drop-worst").
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,24 +20,29 @@ import torch
 from pydantic import Field
 
 from fed_distill.aggregation.running import RunningMean
-from fed_distill.config import PositiveFloat
+from fed_distill.config import PositiveFloat, PositiveInt
 from fed_distill.distill.losses import soft_labels
 from fed_distill.methods.base import GlobalState, Service, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 
 
 @dataclass(frozen=True)
 class FedDF(FedAvg):
-    """server_epochs: epochs of ensemble distillation per round. temperature: of its loss. teacher_share: weight of the
-    server's teacher in the target, in [0, 1]; 0 is the paper's method."""
+    """server_epochs: epochs of ensemble distillation per round, with ``patience`` at most. temperature: of its loss.
+    teacher_share: weight of the server's teacher in the target, in [0, 1]; 0 is the paper's method. patience: steps
+    without a better validation score after which distillation ends; None for all epochs. check_every: steps between two
+    scores."""
 
     server_epochs: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    patience: PositiveInt | None = None
+    check_every: PositiveInt = 100
     uses: ClassVar[tuple[Service, ...]] = ("average", "distil")
     sends: ClassVar[Kinds] = (StudentUpdate, SoftLabels)
 
@@ -59,4 +70,5 @@ class FedDF(FedAvg):
             epochs=self.server_epochs,
             references={"soft_labels": target},
         )
-        return replace(merged, consensus=target, weights=server.distil(merged.weights, Plan((distil,))))
+        stopping = None if self.patience is None else EarlyStopping(self.patience, self.check_every)
+        return replace(merged, consensus=target, weights=server.distil(merged.weights, Plan((distil,)), stopping))

@@ -6,8 +6,14 @@ divided by the sum of both cross-entropies, here per example, as DP requires: di
 mentee's update is sent as low-rank factors, which keep a share of the squared singular values (energy) that increases
 by round along T(t) = T_start + (T_end - T_start) t.
 
-The paper's loss on hidden states requires students with matching layers and is omitted. Its server also factorizes the
-downlink, for merchants that keep a mentee: here they keep none, may miss rounds, and receive the full mentee.
+In the paper the mentor is larger than the mentee: here ``student.by_merchant`` names the mentors' model or models, and
+``student.model`` the mentee's. Without it both have the mentee's model and start.
+
+Deviations. The loss on hidden states requires students with matching layers and is omitted. The server also factorizes
+the downlink in the paper, for merchants that keep a mentee: here they keep none, may miss rounds, and receive the full
+mentee. The paper factorizes all matrices; without ``factor_tables``, the rows of embedding tables that a merchant's
+examples use are sent as they are: few rows of unrelated tokens have no common low rank, and those of rare tokens, which
+have little energy, would be lost first.
 """
 
 from collections.abc import Iterable
@@ -36,10 +42,12 @@ Energy = Annotated[float, Field(gt=0.0, le=1.0)]
 @dataclass(frozen=True)
 class FedKD(FedAvg):
     """local_epochs: epochs on a merchant's private examples per round. energy_start, energy_end: minimum share of an
-    update's energy in its factors, in the first and in the last round (T_start and T_end)."""
+    update's energy in its factors, in the first and in the last round (T_start and T_end). factor_tables: whether
+    embedding tables are sent as factors too, as in the paper, or as the rows that a merchant's examples use."""
 
     energy_start: Energy = 0.95
     energy_end: Energy = 0.98
+    factor_tables: bool = True
     keeps: ClassVar[Keeps] = "own_student"
     sends: ClassVar[Kinds] = (LowRankUpdate,)
 
@@ -57,7 +65,7 @@ class FedKD(FedAvg):
         """Send the mentee's update in factors."""
         if "energy" not in down.scalars:
             raise UplinkRejected(f"merchant {trained.merchant}: the server names no energy")
-        factored = LowRankUpdate.factored(trained.update, down.scalars["energy"])
+        factored = LowRankUpdate.factored(trained.update, down.scalars["energy"], self.factor_tables)
         return Uplink(trained.merchant, trained.examples, (factored,))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:

@@ -2,29 +2,39 @@
 
 Karimireddy et al., "SCAFFOLD: Stochastic controlled averaging for federated learning", ICML 2020, algorithm 1 with
 option II: a step is y - eta_l (g_i(y) - c_i + c); after K steps c_i+ = c_i - c + (x - y) / (K eta_l), and the server
-adds the sum of c_i+ - c_i, divided by the number N of all merchants, to c. As in the paper, merchants have equal weight
-for students and control variates, since the corrections c - c_i cancel only if both are averaged alike.
+adds the sum of c_i+ - c_i, divided by the number N of all merchants, to c. Students and control variates have the same
+weights, since the corrections c - c_i cancel only if both are averaged alike: equal weights for all merchants as in the
+paper, or by examples as in the ``fedavg`` control.
 
-A control without distillation. The correction changes all rows of tables, so that whole students are trained and sent,
-and control variates of the same size. It requires all answers: if an uplink is lost or rejected, the merchant has
-updated c_i but the server has not updated c, and they stay inconsistent.
+The paper sends y - x and c_i+ - c_i. The latter is (x - y) / (K eta_l) - c, which the server computes from the update,
+the number of steps and its own c and eta_l: half the uplink. Updates must arrive exactly, so that both ends have equal
+control variates, and lossy coding of them is rejected.
+
+The paper has equal K for all merchants (``local_steps``). With ``local_epochs``, a merchant takes more steps the more
+examples it has: c_i+ remains its mean gradient, but its update has a larger weight in the mean, so that the fixed point
+is that of another objective (Wang et al., "Tackling the objective inconsistency problem", NeurIPS 2020).
+
+A control without distillation. The correction changes all rows of tables, so that whole students are trained and sent.
+It requires all answers: if an uplink is lost or rejected, the merchant has updated c_i but the server has not updated
+c, and they stay inconsistent.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fed_distill.aggregation import SUBMODEL_AGGREGATORS
-from fed_distill.config import FederationConfig, TrainerConfig
+from fed_distill.config import FederationConfig, PositiveInt, TrainerConfig
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import ConfigError
 from fed_distill.methods.base import GlobalState, Keeps, Services, Trained, replace
 from fed_distill.methods.fedavg import FedAvg
-from fed_distill.models.weights import Weights
+from fed_distill.models.weights import PartialWeights, Weights
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.plan import Phase, Plan
@@ -33,10 +43,14 @@ from fed_distill.transport.messages import Carrier, Downlink, Kinds, Uplink
 
 @dataclass(frozen=True)
 class Scaffold(FedAvg):
-    """local_epochs: epochs on a merchant's private examples per round (K steps)."""
+    """local_epochs: epochs on a merchant's private examples per round. local_steps: steps instead of epochs, the same
+    number K for all merchants. weighting: weights of updates and control variates, equal or by examples; the latter
+    requires that all merchants take part in each round."""
 
+    local_steps: PositiveInt | None = None
+    weighting: Literal["merchants", "examples"] = "merchants"
     keeps: ClassVar[Keeps] = "control_variate"
-    sends: ClassVar[Kinds] = (StudentUpdate, ControlVariate)
+    sends: ClassVar[Kinds] = (StudentUpdate, LocalSteps)
     receives: ClassVar[Kinds] = (StudentWeights, ControlVariate)
 
     def check(self, federation: FederationConfig, training: TrainerConfig, classes: int) -> None:
@@ -52,6 +66,11 @@ class Scaffold(FedAvg):
             raise ConfigError(
                 f"method scaffold sends whole students, but {federation.aggregator} averages rows: use another one"
             )
+        if self.weighting == "examples" and federation.participation < 1.0:
+            raise ConfigError(
+                "method scaffold with weighting = 'examples' requires the examples of all merchants in each round: set "
+                "federation.participation = 1.0, or weighting = 'merchants'"
+            )
 
     def broadcast(self, state: GlobalState) -> Downlink:
         """Send the global student and c, once it exists."""
@@ -60,7 +79,8 @@ class Scaffold(FedAvg):
 
     def plan(self, down: Downlink) -> Plan:
         """Train on private labels with corrected steps."""
-        return Plan((Phase(hard_labels(), epochs=self.local_epochs, corrected=True),))
+        epochs = self.local_epochs if self.local_steps is None else None
+        return Plan((Phase(hard_labels(), epochs=epochs, steps=self.local_steps, corrected=True),))
 
     def correction(self, down: Downlink, kept: Weights | None) -> Weights:
         """Return c - c_i, each 0 at first."""
@@ -69,35 +89,57 @@ class Scaffold(FedAvg):
 
     def keep(self, trained: Trained, down: Downlink, kept: Weights | None) -> Weights:
         """Return c_i+."""
-        return {name: _of(kept or {}, name, change) + change for name, change in _change(trained, down).items()}
+        change = change_of(trained.update.arrays, trained.steps * trained.learning_rate, _sent(down))
+        return {name: _of(kept or {}, name, value) + value for name, value in change.items()}
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
-        """Send the update, y - x, and c_i+ - c_i."""
-        return super().uplink(trained, down).having(ControlVariate(_change(trained, down)))
+        """Send the update, y - x, and the number K of steps."""
+        return super().uplink(trained, down).having(LocalSteps.of(trained.steps))
 
     def merge(self, state: GlobalState, up: Iterable[Uplink], server: Services) -> GlobalState:
-        """Aggregate the weights with equal weight per merchant, and add the sum of changes divided by the number of all
-        merchants to c."""
+        """Aggregate the weights, and add the merchants' mean change of control variates, times their share of all
+        merchants, to c."""
         sums: dict[str, Tensor] = {}
+        merged_merchants = total = 0
 
         def received() -> Iterator[Uplink]:
+            nonlocal merged_merchants, total
             for uplink in up:
-                for name, change in _sent(uplink).items():
-                    sums[name] = _of(sums, name, change.double()) + change
-                yield replace(uplink, examples=1)
+                update, steps = uplink.get(StudentUpdate), uplink.get(LocalSteps)
+                if update is None or steps is None:
+                    continue
+                weight = uplink.examples if self.weighting == "examples" else 1
+                arrays = whole_update(update, state.weights)
+                for name, change in change_of(arrays, steps.steps * server.local_rate, state.kept).items():
+                    sums[name] = _of(sums, name, change.double()) + weight * change.double()
+                merged_merchants, total = merged_merchants + 1, total + weight
+                yield replace(uplink, examples=weight)
 
         merged = super().merge(state, received(), server)
+        share = merged_merchants / state.population / max(total, 1)
         moved = {
-            name: (_of(state.kept, name, total) + total / state.population).to(state.weights[name].dtype)
-            for name, total in sums.items()
+            name: (_of(state.kept, name, value) + value * share).to(state.weights[name].dtype)
+            for name, value in sums.items()
         }
         return replace(merged, kept={**state.kept, **moved})
 
 
-def _change(trained: Trained, down: Downlink) -> dict[str, Tensor]:
-    """Return c_i+ - c_i = (x - y) / (K eta_l) - c for every trained weight."""
-    travelled = trained.steps * trained.learning_rate
-    return {name: -moved / travelled - _of(_sent(down), name, moved) for name, moved in trained.update.arrays.items()}
+def change_of(update: Weights, travelled: float, control: Weights) -> dict[str, Tensor]:
+    """Return c_i+ - c_i = (x - y) / (K eta_l) - c for every trained weight.
+
+    :param update: y - x by weight
+    :param travelled: K eta_l, the number of steps times their learning rate
+    :param control: c; 0 for a weight that it lacks
+    """
+    return {name: -moved / travelled - _of(control, name, moved) for name, moved in update.items()}
+
+
+def whole_update(update: PartialWeights, weights: Weights) -> dict[str, Tensor]:
+    """Return an update of whole weights, 0 in the rows of tables that were not sent."""
+    whole = dict(update.arrays)
+    for name, rows in update.rows.items():
+        whole[name] = torch.zeros(weights[name].shape).index_copy(0, rows, update.arrays[name])
+    return whole
 
 
 def _sent(carrier: Carrier) -> Weights:

@@ -88,6 +88,11 @@ class Transformer(TextModel):
         """The Hugging Face model type: ``bert``, ``roberta`` ..."""
         return str(self.settings["config"]["model_type"])
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the model has hashed word pieces, for which there are no pretrained weights."""
+        return self.settings["tokenizer"] is None
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``input_ids`` and, for pairs, ``segments``: int64 ``[n, length]``, 0 for padding."""
         return self.tokens.encode(texts, pairs)

@@ -32,6 +32,8 @@ step of given size turns it."""
 class TwoTower(TextModel):
     """Hashed words and character n-grams, averaged to a vector; a multilayer perceptron over both vectors."""
 
+    towers = True
+
     def __init__(
         self,
         classes: int,

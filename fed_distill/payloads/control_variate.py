@@ -1,5 +1,4 @@
-"""Control variates of SCAFFOLD: the global one in the downlink, the change of a merchant's own one in the uplink
-(Karimireddy et al., ICML 2020)."""
+"""Control variates of SCAFFOLD (Karimireddy et al., ICML 2020): the global one in the downlink."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -103,11 +103,15 @@ class LowRankUpdate(Payload):
         return PartialWeights({**self.plain.arrays, **products}, self.plain.rows, self.plain.counts)
 
     @classmethod
-    def factored(cls, update: PartialWeights, energy: float) -> Self:
-        """Factor each float32 matrix of an update at ``energy``, if the factors have fewer numbers."""
+    def factored(cls, update: PartialWeights, energy: float, tables: bool = True) -> Self:
+        """Factor each float32 matrix of an update at ``energy``, if the factors have fewer numbers.
+
+        :param tables: whether tables of which only some rows are in the update are factored too
+        """
         plain, thin, wide = dict(update.arrays), {}, {}
         for name, value in update.arrays.items():
-            found = factors(value, energy) if value.dim() == 2 and value.dtype == torch.float32 else None
+            whole = tables or name not in update.rows
+            found = factors(value, energy) if whole and value.dim() == 2 and value.dtype == torch.float32 else None
             if found is not None:
                 thin[name], wide[name] = found
                 del plain[name]

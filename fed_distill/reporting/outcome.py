@@ -25,9 +25,11 @@ class Outcome:
     student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
     the merchants' students). merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global
     student (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to each merchant, if
-    configured. unheard: merchants without a result, because their site did not answer or does not send it.
-    before_adaptation: metrics before domain adaptation. validation: metrics on the common validation set, for the
-    controls' lines in learning curves. adaptation: one line per stage of the adaptation, reverted ones included.
+    configured. own_accuracy: the same for the students that merchants keep, each after its last round, with a method
+    whose merchants have students of their own; merchants that took part in no round are left out. unheard: merchants
+    without a result, because their site did not answer or does not send it. before_adaptation: metrics before domain
+    adaptation. validation: metrics on the common validation set, for the controls' lines in learning curves.
+    adaptation: one line per stage of the adaptation, reverted ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
     lines in ``metrics.jsonl`` (``storage.sealed.chained``).
@@ -42,6 +44,7 @@ class Outcome:
     merchant_accuracy: Mapping[str, float] = field(default_factory=dict)
     merchant_counts: Mapping[str, int] = field(default_factory=dict)
     personal_accuracy: Mapping[str, float] = field(default_factory=dict)
+    own_accuracy: Mapping[str, float] = field(default_factory=dict)
     unheard: list[str] = field(default_factory=list)
     before_adaptation: Metrics | None = None
     validation: Metrics | None = None
@@ -58,6 +61,8 @@ class Outcome:
             if accuracies and set(accuracies) != set(self.merchant_counts):
                 odd = sorted(set(accuracies) ^ set(self.merchant_counts))[0]
                 raise ValueError(f"{self.name}: merchant {odd!r} has only one of accuracy and number of test examples")
+        if unknown := sorted(set(self.own_accuracy) - set(self.merchant_counts)):
+            raise ValueError(f"{self.name}: the own student of merchant {unknown[0]!r} has no number of test examples")
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-serializable fields."""

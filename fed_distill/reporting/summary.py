@@ -182,6 +182,7 @@ def _row(
     return {
         **{name: _mean(values) for name, values in averaged.items()},
         "worst_merchant": _worst(_merchant_means(units), units[0].merchant_counts, private),
+        "own_students": _own_students(units, private),
         "protected": protected(units[0].name, units[0].kind, private),
         "rounds": units[0].rounds,
         "bytes": {
@@ -247,6 +248,13 @@ def _adaptation(units: Sequence[Outcome], private: bool) -> dict[str, Any] | Non
             "after": _mean_and_worst([unit.personal_accuracy for unit in personal], counts, private),
         },
     }
+
+
+def _own_students(units: Sequence[Outcome], private: bool) -> dict[str, Any] | None:
+    """Return accuracies of the students that merchants keep, each on its merchant's own test set; None without any."""
+    if not any(unit.own_accuracy for unit in units):
+        return None
+    return _mean_and_worst([unit.own_accuracy for unit in units], units[0].merchant_counts, private)
 
 
 def _privacy(units: Sequence[Outcome]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ REPORT_PAGE = """{% extends "page" %}
       {% if row.kind == "teacher" %}
       <td>–</td><td>–</td><td>–</td><td>–</td><td>–</td><td>–</td>
       {% else %}
-      <td>{{ row.values.merchant_accuracy | number(3) }}</td>
+      <td>{{ row.values.merchant_accuracy | number(3) }}{% if row.values.get("own_students") %}<small>own students {{ row.values.own_students.mean | number(3) }}</small>{% endif %}</td>
       <td>{% if row.values.worst_merchant %}{{ row.values.worst_merchant.accuracy | number(3) }}<small>{{ row.values.worst_merchant.merchant | truncate(18) }}</small>{% else %}–{% endif %}</td>
       <td>{{ value(row, "retention", "percent") }}</td>
       <td>{{ row.values.gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>

@@ -182,6 +182,8 @@ def add_part(draw, content):
         st.sampled_from(
             [
                 "up.control_variate",
+                "up.local_steps",
+                "up.prototypes",
                 "up.votes",
                 "up.answered",
                 "up.soft_labels",
@@ -193,7 +195,18 @@ def add_part(draw, content):
         st.sampled_from([name, "up.coded", "up.low_rank.update", "up.low_rank.thin", "up.rows", "up.counts", "up.odd"])
     )
     keys = st.sampled_from(
-        ["soft_labels", "votes", "bits", "probabilities", "present", "weights", "bag.table", "head.0.bias"]
+        [
+            "soft_labels",
+            "steps",
+            "means",
+            "votes",
+            "bits",
+            "probabilities",
+            "present",
+            "weights",
+            "bag.table",
+            "head.0.bias",
+        ]
     )
     sizes = st.lists(st.sampled_from([0, 1, 2, 3, 8, 40]), max_size=3)
     values = draw(st.dictionaries(keys, sizes.map(lambda shape: Array(np.ones(shape, np.float32))), max_size=3))

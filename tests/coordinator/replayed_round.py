@@ -55,6 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "some soft labels": {"federation.method": "selective-fd", "federation.options": {"max_entropy": 0.99}},
     "class means": {"federation.method": "fd"},
+    "prototypes": {"federation.method": "fedproto"},
+    "steps": {"federation.method": "scaffold", "training.merchants.optimizer": "sgd"},
     "votes": {"federation.method": "pate"},
 }
 
@@ -170,10 +172,14 @@ class Round:
         config = self.experiment.federation
         return AGGREGATORS.build(config.aggregator, config.aggregator_options).average(current, up)
 
+    @property
+    def local_rate(self):
+        return self.whole.learning_rate
+
     def tally(self, votes):
         return counted_plainly(votes)
 
-    def distil(self, weights, plan):
+    def distil(self, weights, plan, stopping=None):
         """Instead of a student what it would have learned from."""
         return {**weights, **{f"of {phase.data}": phase.references["soft_labels"] for phase in plan.phases}}
 

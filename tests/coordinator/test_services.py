@@ -8,11 +8,13 @@ import torch
 from fed_distill.aggregation.fedavg import WeightedMean
 from fed_distill.config.optimizer import OptimizerConfig
 from fed_distill.coordinator.services import RoundServices, Teacher
-from fed_distill.errors import UplinkRejected
+from fed_distill.errors import TrainingError, UplinkRejected
 from fed_distill.methods.base import GlobalState
 from fed_distill.methods.fedavg import FedAvg
+from fed_distill.methods.feddf import FedDF
 from fed_distill.payloads.student_update import StudentUpdate
-from fed_distill.training.plan import Plan
+from fed_distill.training.early_stopping import EarlyStopping
+from fed_distill.training.plan import Phase, Plan
 from fed_distill.transport.messages import Uplink
 
 
@@ -50,7 +52,45 @@ def labels(weights, server):
 def test_finite_updates_whose_sum_is_not_finite_leave_the_student_as_it_was():
     current = {"weight": torch.full((3,), 3e38)}
     update = Uplink("hostile", 10, (StudentUpdate({"weight": torch.full((3,), 3e38)}),))
-    unused = dict.fromkeys(("count", "anew", "server", "student", "teacher", "optimizer"))
+    unused = dict.fromkeys(("count", "anew", "server", "student", "teacher", "optimizer", "score", "local_rate"))
     services = RoundServices(FedAvg(), "fedavg", WeightedMean(), randomness=(0, "fedavg", 1), **unused)
     with pytest.raises(UplinkRejected, match="weight"):
         services.average(current, [update])
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "trained"),
+    [
+        ((0.1, 0.3, 0.2, 0.4, 0.1, 0.2), 3, 5),  # 3 checks of 4 steps; from the best one, 2 more with a patience of 8
+        ((0.5, 0.3, 0.5, 0.9), 0, 2),  # no better one: an equal score does not count
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 5, 5),  # 18 steps in all
+    ],
+)
+def test_distillation_ends_after_patience_and_keeps_the_best_student_by_the_servers_own_score(scores, kept, trained):
+    plans, number = [], []
+
+    def train(model, weights, plan, randomness, optimizer=None):
+        plans.append((plan.phases[0].steps, randomness))
+        return {"w": weights["w"] + 1}
+
+    def score(model):
+        number.append(None)
+        return scores[len(number) - 1]
+
+    student = SimpleNamespace(load_state_dict=lambda weights: None)
+    config = SimpleNamespace(server=SimpleNamespace(batch_size=10))
+    server = SimpleNamespace(train=train, data=SimpleNamespace(proxy=range(60)), config=config)
+    unused = dict.fromkeys(("count", "anew", "teacher", "optimizer", "local_rate"))
+    services = RoundServices(
+        FedDF(), "feddf", WeightedMean(), server=server, student=student, randomness=(0, "a", 2), score=score, **unused
+    )
+    plan = Plan((Phase(lambda outputs, references: outputs.logits, data="proxy", epochs=3.0),))  # 3 * 60 / 10 steps
+    best = services.distil({"w": torch.tensor(0)}, plan, EarlyStopping(patience=8, check_every=4))
+    assert int(best["w"]) == kept
+    assert plans == [(size, (0, "a", "server", 2, place)) for place, size in enumerate((4, 4, 4, 4, 2)[:trained])]
+
+
+def test_early_stopping_needs_to_know_which_phase_ends():
+    phase = Phase(lambda outputs, references: outputs.logits, data="proxy", steps=3)
+    with pytest.raises(TrainingError, match="plans of one phase, not of 2"):
+        EarlyStopping(1, 1).chunks(Plan((phase, phase)), 6)

@@ -1,5 +1,6 @@
 """The teacher's hidden states: computed once, kept as plain arrays, equal to what the teacher gives one by one."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
-from fed_distill.distill.features import features
+from fed_distill.distill.features import features, sentence_embeddings
 from fed_distill.distill.hints import POSITIONS
 from fed_distill.errors import TrainingError
 from fed_distill.models import load_teacher
@@ -68,3 +69,17 @@ def test_a_diverged_teacher_is_refused(teacher, public, tmp_path):
     with pytest.raises(TrainingError, match="proxy example 0 is not finite"):
         features(teacher, "t", public, tmp_path, quiet)
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_sentence_embeddings_are_means_of_last_states_of_each_text_alone(teacher, public, tmp_path, monkeypatch):
+    pairs = dataclasses.replace(public, pairs=public.texts[1:] + public.texts[:1])
+    found = sentence_embeddings(teacher, "t", pairs, tmp_path, quiet)
+    assert found.shape == (48, 2, 16)
+    for row in (0, 17, 47):
+        for place, text in enumerate((pairs.texts[row], pairs.pairs[row])):
+            with torch.no_grad():
+                hidden = teacher(teacher.encode([text], None), hidden=True).hidden
+            torch.testing.assert_close(found[row, place], hidden[-1][0].mean(dim=0), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(teacher, "forward", lambda *_, **__: pytest.fail("the teacher was asked again"))
+    assert torch.equal(sentence_embeddings(teacher, "t", pairs.unlabeled(), tmp_path, quiet), found)
+    assert torch.equal(sentence_embeddings(teacher, "t", public, tmp_path, quiet), found[:, :1])

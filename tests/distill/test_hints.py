@@ -13,10 +13,9 @@ from fed_distill import seeds
 from fed_distill.config import TrainerConfig
 from fed_distill.data.examples import Examples, Task
 from fed_distill.distill.hints import (
-    LIST,
+    PARTNERS,
     FeatureStudent,
     Layers,
-    expected_gain,
     guided_layer,
     layer_map,
     resampled,
@@ -39,14 +38,13 @@ SMALL = {
     "bert-mini": {"rows": 128, "width": 8, "heads": 2, "layers": 3},
 }
 WORDS = ("red", "blue", "green", "phone", "shoe", "kettle", "maxi", "mini")
-EVERY = {"two-tower": ("hints", "hidden", "relations", "ranking", "listwise")}
-ALL = ("hints", "hidden", "attention", "relations", "ranking", "listwise")
+EVERY = {"two-tower": ("hints", "hidden", "embeddings", "relations", "ranking", "listwise", "contrastive")}
+ALL = ("hints", "hidden", "attention", "relations", "ranking", "listwise", "contrastive")
 COUNT, WIDTH = 12, 5
 NEXT = torch.arange(COUNT).roll(1)
-PARTNERS = {
-    "relations": NEXT[:, None],
-    "ranking": NEXT[:, None],
-    "listwise": torch.stack([torch.arange(COUNT).roll(by) for by in range(1, LIST)], dim=1),
+BESIDE = {
+    kind: torch.stack([torch.arange(COUNT).roll(by) for by in range(1, count + 1)], dim=1)
+    for kind, count in PARTNERS.items()
 }
 
 
@@ -64,7 +62,13 @@ def small(kind):
 
 def taught(kind, kinds=None, partners=None):
     with seeds.scope(0, "projections"):
-        return FeatureStudent(small(kind), kinds or EVERY.get(kind, ALL), True, WIDTH, TASK.gains, partners or PARTNERS)
+        return FeatureStudent(small(kind), kinds or EVERY.get(kind, ALL), True, WIDTH, TASK.gains, partners or BESIDE)
+
+
+def raw_score(logits):
+    """The log-odds of the expected gain, of three classes with gains 1, 1/2 and 0."""
+    same, near, far = logits.softmax(dim=-1)
+    return ((same + near / 2) / (near / 2 + far)).log()
 
 
 def read(model, encoded, index):
@@ -136,11 +140,16 @@ def test_a_tower_has_no_positions_to_compare():
         taught("two-tower", ("attention",))
 
 
+def test_a_student_that_mixes_both_texts_has_no_vector_of_each():
+    with pytest.raises(ConfigError, match="embeddings requires a vector of each text, and lstm"):
+        taught("lstm", ("embeddings",))
+
+
 @pytest.mark.parametrize("kind", SMALL)
 def test_what_is_read_is_what_the_students_own_states_give(kind):
     model, examples = taught(kind), pairs(COUNT)
     encoded = model.encode(examples.texts, examples.pairs)
-    found = read(model, model.with_partners(encoded), torch.arange(COUNT))
+    found = read(model, model.with_partners(encoded, examples), torch.arange(COUNT))
     with torch.no_grad():
         alone = [
             model.student.eval()(model.student.collate(encoded, torch.tensor([row])), True) for row in range(COUNT)
@@ -153,16 +162,25 @@ def test_what_is_read_is_what_the_students_own_states_give(kind):
     torch.testing.assert_close(found["hints"][:, 0], model.hint(states[guided_layer(len(states))]))
     cosines = torch.from_numpy(cosine_similarity(states[-1].numpy()))
     torch.testing.assert_close(found["relations"].flatten(), cosines[torch.arange(COUNT), NEXT], atol=1e-5, rtol=0)
-    scores = torch.stack([one.logits[0].softmax(dim=-1) @ torch.tensor(TASK.gains) for one in alone])
+    scores = torch.stack([raw_score(one.logits[0]) for one in alone])
     torch.testing.assert_close(found["ranking"].flatten(), scores - scores[NEXT], atol=1e-5, rtol=0)
-    lists = torch.cat([scores[:, None], scores[PARTNERS["listwise"]]], dim=1)
+    lists = torch.cat([scores[:, None], scores[BESIDE["listwise"]]], dim=1)
     torch.testing.assert_close(found["listwise"][:, 0], lists, atol=1e-5, rtol=0)
+    for row, others in enumerate(BESIDE["contrastive"].tolist()):
+        mixed = model.student.encode([examples.texts[row]] * 4, [examples.pairs[other] for other in others])
+        with torch.no_grad():
+            logits = model.student(model.student.collate(mixed, torch.arange(4))).logits
+        expected = torch.stack([scores[row], *map(raw_score, logits)])
+        torch.testing.assert_close(found["contrastive"][row, 0], expected, atol=1e-5, rtol=0)
+    if kind == "two-tower":
+        vectors = torch.stack([model.student.vectors(encoded[name]) for name in ("text_ids", "pair_ids")], dim=1)
+        torch.testing.assert_close(found["embeddings"], model.embedding(vectors), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_an_examples_readings_do_not_depend_on_its_batch(kind):
     model, examples = taught(kind), pairs(COUNT)
-    encoded = model.with_partners(model.encode(examples.texts, examples.pairs))
+    encoded = model.with_partners(model.encode(examples.texts, examples.pairs), examples)
     together = read(model, encoded, torch.arange(COUNT))
     for row in (0, 7):
         for name, values in read(model, encoded, torch.tensor([row])).items():
@@ -193,11 +211,6 @@ def test_wrapping_adds_projections_and_unwrapping_leaves_the_students_own():
     assert unwrapped(wrapped).keys() == own.keys()
 
 
-def test_the_expected_gain_is_a_mean_of_gains():
-    found = expected_gain(torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]), TASK.gains)
-    torch.testing.assert_close(found, torch.tensor([0.45, 0.0]))
-
-
 def learners(model, count):
     """Owners of different examples who share a wrapped student and the proxy set."""
     proxy = pairs(COUNT, seed=99)
@@ -212,7 +225,7 @@ def learners(model, count):
                 start,
                 private=model.encode(examples.texts, examples.pairs),
                 labels=torch.from_numpy(examples.labels),
-                proxy=model.with_partners(model.encode(proxy.texts, proxy.pairs)),
+                proxy=model.with_partners(model.encode(proxy.texts, proxy.pairs), proxy),
                 randomness=(7, f"shop {number}"),
             )
         )

@@ -20,7 +20,7 @@ STUDIES = [
         "methods",
         "few_labels",
         "features",
-        "ranking",
+        "transfer",
         "domains",
         "german",
         "byzantine",

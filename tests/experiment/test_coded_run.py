@@ -13,6 +13,7 @@ from fed_distill.methods import METHODS
 from fed_distill.methods.base import GlobalState
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.requests import TRAIN
@@ -236,13 +237,22 @@ def test_a_chain_for_one_federation_on_its_terms_may_code_nothing_of_another(tin
     assert check_settings(tiny_experiment(tmp_path, {**changes, "compare": beside})) is None
 
 
+def test_control_variates_are_not_computed_from_coded_updates(tiny_experiment, tmp_path):
+    terms = {"federation.method": "scaffold", "federation.options": {}, "training.merchants.optimizer": "sgd"}
+    changes = {"controls": [], **terms, "transport": {"weights": ["int8"]}}
+    with pytest.raises(ConfigError, match="control variates at both ends from the same update: drop `weights`"):
+        check_settings(tiny_experiment(tmp_path, changes))
+    assert check_settings(tiny_experiment(tmp_path, {**changes, "transport": {"downlink_weights": ["int8"]}})) is None
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_of_every_method_it_is_known_what_its_merchants_are_sent(name):
     """By its declaration, and by its first downlink, in which only what merchants have told before is missing."""
-    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "selective-fd"}
+    weights = set(METHODS) - {"cronus", "dsfl", "fd", "fedet", "fedmd", "fedmkt", "fedproto", "fedtgp", "selective-fd"}
     soft_labels = {"cronus", "dsfl", "fedavg-kd", "fedet", "fedmd", "fedmkt", "selective-fd"}
     expected = [kind for kind, those in ((StudentWeights, weights), (SoftLabels, soft_labels)) if name in those]
-    later = {"fd": [ClassMeans], "scaffold": [ControlVariate]}.get(name, [])
+    prototypes = {"fedproto": [Prototypes], "fedtgp": [Prototypes]}
+    later = {"fd": [ClassMeans], "scaffold": [ControlVariate], **prototypes}.get(name, [])
     method = METHODS.build(name, {})
     assert list(method.receives) == expected + later
     state = GlobalState(0, {"w": torch.ones(2)}, torch.ones(1, 1))

@@ -12,7 +12,8 @@ from fed_distill.storage.checkpoints import read_checkpoint
 
 SMALL_LSTM = {"model": "lstm", "options": {"rows": 512, "width": 8}}
 PRIVATE = {"privacy__unit": "example", "privacy__epsilon": 50.0}
-KINDS = ("probabilities", "decisions", "hints", "hidden", "attention", "relations", "ranking", "listwise")
+ANY = ("probabilities", "decoupled", "correlation", "decisions", "hints", "hidden", "attention", "relations")
+KINDS = {"lstm": (*ANY, "ranking", "listwise", "contrastive"), "two-tower": ("probabilities", "embeddings")}
 
 
 @pytest.fixture
@@ -41,12 +42,15 @@ def taught(tmp_path):
     return read
 
 
-def test_every_kind_of_transfer_runs_and_each_teaches_something_else(summary_of, taught):
-    plain = {"student.model": "lstm", "student.options": SMALL_LSTM["options"]}
-    for kind in KINDS:
+@pytest.mark.parametrize("student", KINDS)
+def test_every_kind_of_transfer_runs_and_each_teaches_something_else(summary_of, taught, student):
+    options = {**SMALL_LSTM["options"], "head_width": 8} if student == "two-tower" else SMALL_LSTM["options"]
+    plain = {"student.model": student, "student.options": options}
+    for kind in KINDS[student]:
         summary_of(**plain, distill__transfer=[kind], name=kind)
-    summary_of(**plain, distill__transfer=list(KINDS), name="together")
-    found = [taught(name, "lstm") for name in (*KINDS, "together")]
+    summary_of(**plain, distill__transfer=list(KINDS[student]), name="together")
+    summary_of(**plain, distill__standardize=True, name="standardized")
+    found = [taught(name, student) for name in (*KINDS[student], "together", "standardized")]
     assert not any(torch.equal(one, other) for place, one in enumerate(found) for other in found[:place])
     assert all(bool(torch.isfinite(one).all()) for one in found)
 

@@ -12,14 +12,26 @@ from fed_distill.mechanisms.account import account as account_of
 from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.privacy.accounting import REPORTED_DELTAS
 
-KINDS = (StudentUpdate, SoftLabels, SelectedSoftLabels, Votes, ClassMeans, ControlVariate, LowRankUpdate)
+KINDS = (
+    StudentUpdate,
+    SoftLabels,
+    SelectedSoftLabels,
+    Votes,
+    ClassMeans,
+    ControlVariate,
+    LowRankUpdate,
+    LocalSteps,
+    Prototypes,
+)
 
 SPENT = Spent(3, 1.5, 1e-7, 0.8, 1.1, epsilon_5=1.2, epsilon_6=1.4)
 units = pytest.mark.parametrize("unit", ["example", "group", "merchant", "vote"])

@@ -15,7 +15,7 @@ from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, blueprint_of
 
-METHODS = ("fedmd", "fd", "moon", "fml", "fedkd", "scaffold")
+METHODS = ("fedmd", "fd", "fedproto", "moon", "fml", "fedkd", "scaffold")
 """Those that requests may be for, beside the experiment's own."""
 
 

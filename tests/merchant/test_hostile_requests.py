@@ -17,6 +17,7 @@ from fed_distill.merchant.limits import OPEN, Rules
 from fed_distill.merchant.opening import open_site
 from fed_distill.methods import METHODS
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.records import to_array_record
@@ -131,6 +132,7 @@ HONEST = {
     "soft labels alone": ({}, "fedmd"),
     "own students": ({}, "fml"),
     "control variates": ({}, "scaffold"),
+    "prototypes": ({}, "fedproto"),
 }
 
 
@@ -145,7 +147,9 @@ def asked(world, monkeypatch, request):
     InProcessGrid(app, experiment.to_run_config())  # which gives messages of this process a run
     method = METHODS.build(experiment.arms()[arm].method, {})
     zeros = ControlVariate({name: torch.zeros_like(value) for name, value in world.start.items()})
-    sent = world.down().having(zeros).payloads
+    classes, width = len(world.data.task.classes), world.student.head[0].out_features
+    prototypes = Prototypes(torch.zeros(classes, width), torch.ones(classes, dtype=torch.bool))
+    sent = world.down().having(zeros, prototypes).payloads
     down = Downlink(1, tuple(payload for payload in sent if type(payload) in method.receives))
     content = Codec.of(experiment.transport_of(arm)).encode_downlink(down, ("test",))
     content["request"] = world.request(*world.names[:2], arm=arm).to_record()

@@ -13,7 +13,9 @@ from fed_distill.merchant.opening import open_site
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.storage.merchant_store import MerchantStore
@@ -212,6 +214,29 @@ def test_class_means_are_those_of_the_trained_student_on_its_own_examples(world,
     assert uplink.kinds == {ClassMeans}
 
 
+def test_prototypes_are_those_of_the_trained_student_on_its_own_examples(world):
+    """The hidden units of its head, one example at a time, with the student that the merchant keeps."""
+    name, site = world.names[0], world.site()
+    request = world.request(name, arm="fedproto")
+    sent = trained(site, request, Downlink(1), {"two-tower": world.start})[name]
+    own = site.holdings.merchants[name].train
+    world.student.load_state_dict(site.store.load("fedproto", 0, name, before=2))
+    by_class = {}
+    for text, pair, label in zip(own.texts, own.pairs, own.labels, strict=True):
+        with torch.no_grad():
+            units = world.student(world.student.encode([text], [pair]), hidden=True).hidden[-1][0, 0]
+        by_class.setdefault(int(label), []).append(units)
+    assert sent.kinds == {Prototypes}
+    assert sent.need(Prototypes).present.tolist() == [
+        label in by_class for label in range(len(world.data.task.classes))
+    ]
+    for label, rows in by_class.items():
+        expected = torch.stack(rows).mean(dim=0)
+        torch.testing.assert_close(sent.need(Prototypes).means[label], expected, atol=1e-5, rtol=1e-4)
+    later = Downlink(2, (sent.need(Prototypes),))  # goes on from its own student, without new weights
+    assert trained(site, request, later)[name].kinds == {Prototypes}
+
+
 def test_a_merchant_compares_with_the_student_that_it_had_trained_before_also_at_a_restarted_site(world, tmp_path):
     name, site = world.names[0], world.site()
     request = world.request(name, arm="moon")
@@ -249,12 +274,17 @@ def test_of_a_pair_the_own_student_stays_and_the_shared_one_leaves(world, arm):
     assert any(not torch.equal(site.store.load(arm, 0, name, before=3)[key], value) for key, value in kept.items())
 
 
-def test_a_merchant_keeps_its_control_variate_and_sends_how_it_changed(world):
+def test_a_merchant_keeps_its_control_variate_which_the_server_can_compute(world):
+    """Without a global one, c_i+ - c_i = (x - y) / (K eta) and, in the second round, minus c."""
     name, site = world.names[0], world.site()
     request = world.request(name, arm="scaffold")
-    total = {}
-    for number in (1, 2):
-        changed = trained(site, request, world.down(number))[name].need(ControlVariate).arrays
+    total, c = {}, {key: torch.full_like(value, 0.01) for key, value in world.start.items()}
+    for number, control in ((1, {}), (2, c)):
+        down = world.down(number).having(ControlVariate(control)) if control else world.down(number)
+        up = trained(site, request, down)[name]
+        travelled = up.need(LocalSteps).steps * request.learning_rate
+        changed = {key: -value / travelled for key, value in up.need(StudentUpdate).arrays.items()}
+        changed = {key: value - control[key] if control else value for key, value in changed.items()}
         total = {key: total.get(key, 0.0) + value for key, value in changed.items()}
         kept = site.store.load("scaffold", 0, name, before=number + 1)
         assert kept.keys() == changed.keys()
@@ -269,16 +299,18 @@ def protected(world):
     return open_site(world.experiment.with_changes(changes), 0, 1)
 
 
-def test_a_protected_site_trains_no_method_that_sends_class_means_whatever_the_server_asks(world, protected):
-    with pytest.raises(ConfigError, match=r"privacy\.unit = 'example' does not cover all payloads of method fd"):
-        trained(protected, world.request(world.names[0], arm="fd"), Downlink(1), {"two-tower": world.start})
+@pytest.mark.parametrize("arm", ["fd", "fedproto"])
+def test_a_protected_site_trains_no_method_that_sends_means_by_class_whatever_the_server_asks(world, protected, arm):
+    with pytest.raises(ConfigError, match=rf"privacy\.unit = 'example' does not cover all payloads of method {arm}"):
+        trained(protected, world.request(world.names[0], arm=arm), Downlink(1), {"two-tower": world.start})
 
 
-def test_a_protected_merchant_computes_no_class_means_for_another_part(world, protected, monkeypatch):
+@pytest.mark.parametrize(
+    "private", [lambda one: one.class_means().probabilities, lambda one: one.prototypes().means], ids=["means", "proto"]
+)
+def test_a_protected_merchant_computes_no_means_by_class_for_another_part(world, protected, monkeypatch, private):
     monkeypatch.setattr(
-        FedMD,
-        "uplink",
-        lambda self, one, down: Uplink(one.merchant, one.examples, (SoftLabels(one.class_means().probabilities),)),
+        FedMD, "uplink", lambda self, one, down: Uplink(one.merchant, one.examples, (SoftLabels(private(one)),))
     )
     request = world.request(world.names[0], arm="fedmd")
     (answer,) = protected.train(request, world.consensus(1), {"two-tower": world.start})

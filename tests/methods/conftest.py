@@ -10,8 +10,10 @@ from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.models.base import Outputs
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.training.early_stopping import EarlyStopping
 from fed_distill.training.plan import Plan
 from fed_distill.transport.messages import Uplink
 
@@ -31,6 +33,7 @@ class Recording:
 
     answers: torch.Tensor | None = None
     plans: list[Plan] = field(default_factory=list)
+    stoppings: list[EarlyStopping | None] = field(default_factory=list)
     teacher_plans: list[Plan] = field(default_factory=list)
     counted: list[torch.Tensor] = field(default_factory=list)
 
@@ -44,8 +47,9 @@ class Recording:
         self.counted.append(votes)
         return counted_plainly(votes) if self.answers is None else self.answers
 
-    def distil(self, weights, plan):
+    def distil(self, weights, plan, stopping=None):
         self.plans.append(plan)
+        self.stoppings.append(stopping)
         return weights
 
     def distil_anew(self, soft_labels, temperature=None):
@@ -90,6 +94,7 @@ def trained(state):
         lambda: ClassMeans(
             torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.6]]), torch.tensor([1, 0, 1]) > 0
         ),
+        lambda: Prototypes(torch.tensor([[4.0, 2.0], [0.0, 0.0], [1.0, -1.0]]), torch.tensor([1, 0, 1]) > 0),
     )
 
 

@@ -31,7 +31,7 @@ FEDERATED = [name for name in METHODS if name not in ("local", "personal")]
 OPTIONS = {"selective-fd": {"max_entropy": 0.99}}
 """Of hardly trained students nearly everything is ambiguous."""
 PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.training.optimizer": "sgd"}
-COVERED = [name for name in FEDERATED if name != "fd"]
+COVERED = [name for name in FEDERATED if name not in ("fd", "fedproto", "fedtgp")]
 """Those that send nothing but what noise covers."""
 
 
@@ -117,9 +117,9 @@ def test_units_that_noise_one_part_refuse_methods_that_send_another(method, unit
             mechanism_of(experiment).check(experiment, federation, built.sends)
 
 
-def test_methods_that_send_no_weights_teach_the_global_student_anew_but_fedet():
-    """Which goes on from where it stands, on an objective of its own (Cho et al. 2022)."""
+def test_methods_that_send_no_weights_teach_the_global_student_anew_but_some():
+    """Which go on from where it stands, on objectives of their own (Cho et al. 2022; Tan et al. 2022)."""
     built = {name: METHODS.build(name, {}) for name in FEDERATED}
     anew = {name for name, method in built.items() if "distil_anew" in method.uses}
     without_weights = {name for name, method in built.items() if not {StudentUpdate, LowRankUpdate} & set(method.sends)}
-    assert anew == without_weights - {"fedet"}
+    assert anew == without_weights - {"fedet", "fedproto", "fedtgp"}

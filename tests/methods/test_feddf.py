@@ -9,6 +9,7 @@ from fed_distill.errors import UplinkRejected
 from fed_distill.methods.feddf import FedDF
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.training.early_stopping import EarlyStopping
 
 
 def with_logits(uplinks, logits):
@@ -51,6 +52,12 @@ def test_the_weights_are_the_aggregators(state, uplinks, server):
     merged = FedDF(server_epochs=3).merge(state, uplinks, server)
     assert (merged.round, merged.weights["w"].tolist()) == (5, [111.0, 222.0])
     assert server.plans[-1].phases[0].epochs == 3
+
+
+def test_distillation_may_end_when_the_score_no_longer_improves(state, uplinks, server):
+    FedDF(server_epochs=3).merge(state, uplinks, server)
+    FedDF(server_epochs=3, patience=1000, check_every=50).merge(state, uplinks, server)
+    assert server.stoppings == [None, EarlyStopping(1000, 50)]
 
 
 def test_weights_and_ensemble_come_from_one_pass(state, uplinks, server):

@@ -59,7 +59,7 @@ def trained(state):
             "bias": state.weights["bias"] + 1.0,
         }
         weights = PartialWeights(arrays, {"table": rows}, {"table": torch.ones_like(rows)})
-        return Trained(f"m{seed}", 5, weights, state.weights, None, None)
+        return Trained(f"m{seed}", 5, weights, state.weights, None, None, None)
 
     return make
 
@@ -110,6 +110,17 @@ def test_the_mentees_update_leaves_as_factors_that_keep_the_energy(state, traine
         moved = one.weights.arrays[name] - start
         lost = (update.thin[name].T @ update.wide[name] - moved).square().sum() / moved.square().sum()
         assert lost <= 1 - energy + 1e-6
+
+
+def test_rows_of_tables_may_be_sent_as_they_are(state, trained):
+    """Whatever energy is kept of matrices; a table that was trained whole is a matrix like others."""
+    method, one = FedKD(energy_start=0.9, energy_end=0.9, factor_tables=False), trained(1)
+    update = method.uplink(one, method.broadcast(state)).need(LowRankUpdate)
+    assert (set(update.plain.arrays), set(update.thin)) == ({"bias", "table"}, {"matrix"})
+    torch.testing.assert_close(update.plain.arrays["table"], one.weights.arrays["table"] - state.weights["table"][::2])
+    assert torch.equal(update.plain.rows["table"], torch.arange(0, 40, 2))
+    every = LowRankUpdate.factored(PartialWeights(one.update.arrays), 0.9, tables=False)
+    assert set(every.thin) == {"matrix", "table"}
 
 
 def test_merging_adds_the_mean_of_what_was_sent(state, trained):

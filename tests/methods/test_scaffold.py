@@ -1,5 +1,6 @@
 """SCAFFOLD against a plain rendering of its algorithm, on merchants whose gradients are known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,9 @@ from fed_distill.methods.fedavg import FedAvg
 from fed_distill.methods.scaffold import Scaffold
 from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.student_update import StudentUpdate
+from fed_distill.transport.messages import Uplink
 
 CURVATURES, OPTIMA = (1.0, 10.0, 3.0), ((4.0, 0.0), (-1.0, 2.0), (0.0, 5.0))
 EXAMPLES = (5, 500, 50)
@@ -42,16 +45,17 @@ def one_round(method, state, kept, merchants):
         correcting = isinstance(method, HasControlVariate)
         correction = method.correction(down, kept.get(merchant)) if correcting else {}
         y = down.weights["w"].clone()
-        for _ in range(STEPS):
+        steps = (method.local_steps or STEPS) if correcting else STEPS
+        for _ in range(steps):
             gradient = CURVATURES[merchant] * (y - torch.tensor(OPTIMA[merchant], dtype=torch.float64))
             y = y - RATE * (gradient + correction.get("w", 0.0))
         weights = PartialWeights({"w": y})
         name, start = str(merchant), down.weights
-        trained = Trained(name, EXAMPLES[merchant], weights, start, None, None, steps=STEPS, learning_rate=RATE)
+        trained = Trained(name, EXAMPLES[merchant], weights, start, None, None, None, steps=steps, learning_rate=RATE)
         up.append(method.uplink(trained, down))
         if correcting:
             kept[merchant] = method.keep(trained, down, kept.get(merchant))
-    return method.merge(state, iter(up), SimpleNamespace(average=mean))
+    return method.merge(state, iter(up), SimpleNamespace(average=mean, local_rate=RATE))
 
 
 def test_rounds_are_those_of_the_algorithm():
@@ -76,6 +80,51 @@ def test_rounds_are_those_of_the_algorithm():
             np.testing.assert_allclose(kept[merchant]["w"].numpy(), own[merchant], rtol=1e-5)
 
 
+def test_by_examples_students_and_control_variates_have_the_same_weights():
+    """Algorithm 1 with weights p_i = n_i / n in place of 1 / N in both sums: c is the weighted mean of all c_i."""
+    share = np.array(EXAMPLES)[:, None] / sum(EXAMPLES)
+    state, kept = start(), {}
+    for _ in range(3):
+        state = one_round(Scaffold(weighting="examples", local_steps=7), state, kept, [0, 1, 2])
+        own = np.stack([kept[merchant]["w"].numpy() for merchant in range(3)])
+        np.testing.assert_allclose(state.kept["w"].numpy(), (share * own).sum(axis=0), rtol=1e-5)
+    for _ in range(200):
+        state = one_round(Scaffold(weighting="examples"), state, kept, [0, 1, 2])
+    weights = share * np.array(CURVATURES)[:, None]
+    optimum = (weights * np.array(OPTIMA)).sum(axis=0) / weights.sum()  # of the mean loss over all examples
+    np.testing.assert_allclose(state.weights["w"].numpy(), optimum, atol=1e-5)
+
+
+def test_weights_by_examples_need_all_merchants_in_each_round():
+    plain, some = TrainerConfig(optimizer="sgd"), FederationConfig(aggregator="fedavg", participation=0.5)
+    Scaffold().check(some, plain, 4)
+    with pytest.raises(ConfigError, match=r"participation = 1\.0"):
+        Scaffold(weighting="examples").check(some, plain, 4)
+
+
+def test_only_the_update_and_the_number_of_steps_are_sent(state, trained):
+    up = Scaffold().uplink(replace(trained, steps=3, learning_rate=0.1), Scaffold().broadcast(state))
+    assert up.kinds == set(Scaffold.sends) == {StudentUpdate, LocalSteps}
+    assert up.need(LocalSteps).steps == 3
+
+
+def test_rows_that_are_not_sent_have_not_moved():
+    """An uplink that no honest merchant sends: K eta = 0.5, so the change is -2 times the update, minus c = 1."""
+    table, row = torch.zeros(3, 2), {"t": torch.tensor([1])}
+    state = GlobalState(1, {"t": table}, torch.ones(1, 2) / 2, kept={"t": torch.ones(3, 2)})
+    sent = Uplink("a", 1, (StudentUpdate({"t": torch.tensor([[3.0, 0.5]])}, row, row), LocalSteps.of(5)))
+    none = Uplink("b", 1, (sent.need(StudentUpdate),))
+    heard = []
+
+    def average(current, up):
+        heard.extend(uplink.merchant for uplink in up)
+        return current
+
+    merged = Scaffold().merge(state, [sent, none], SimpleNamespace(average=average, local_rate=0.1))
+    assert heard == ["a"]
+    assert merged.kept["t"].tolist() == [[0.0, 0.0], [-6.0, -1.0], [0.0, 0.0]]
+
+
 def test_it_finds_the_common_optimum_that_fedavg_misses():
     weights = np.array(CURVATURES)[:, None]
     optimum = (weights * np.array(OPTIMA)).sum(axis=0) / weights.sum()
@@ -91,7 +140,9 @@ def test_it_finds_the_common_optimum_that_fedavg_misses():
 
 def test_every_step_on_private_labels_is_corrected(state):
     (phase,) = Scaffold(local_epochs=2).plan(Scaffold().broadcast(state)).phases
-    assert (phase.data, phase.epochs, phase.corrected) == ("private", 2, True)
+    assert (phase.data, phase.epochs, phase.steps, phase.corrected) == ("private", 2, None, True)
+    (phase,) = Scaffold(local_steps=9).plan(Scaffold().broadcast(state)).phases
+    assert (phase.epochs, phase.steps) == (None, 9)
     assert Scaffold().broadcast(state).get(ControlVariate) is None
     assert Scaffold.keeps != "own_student"
 

@@ -16,7 +16,9 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -125,6 +127,14 @@ def probabilities(rows):
     return st.builds(lambda values, kind: (values / values.sum(dim=1, keepdim=True)).to(kind), positive, kinds)
 
 
+@st.composite
+def honest_prototypes(draw):
+    """Of some classes, in any width up to the table's rows."""
+    present = draw(tensors(np.bool_, CLASSES))
+    means = draw(floats(np.float32, CLASSES, draw(st.integers(1, 6))))
+    return Prototypes(torch.where(present.unsqueeze(1), means, 0.0), present)
+
+
 MASKS = tensors(np.bool_, PROXY)
 HONEST = {
     StudentUpdate: honest_update().map(StudentUpdate.of),
@@ -143,6 +153,8 @@ HONEST = {
     .map(lambda weights: ControlVariate({name: value for name, value in weights.items() if name != "steps"}))
     .filter(lambda one: one.arrays),
     LowRankUpdate: honest_factors(),
+    Prototypes: honest_prototypes(),
+    LocalSteps: st.integers(1, 2**31).map(LocalSteps.of),
 }
 """What an honest merchant may send, or a server, in the round of ``CONTEXT``, by kind."""
 
@@ -171,6 +183,8 @@ ANY = {
     ClassMeans: st.builds(ClassMeans, tensors(np.float32, (2, 2)), tensors(np.bool_, 2)),
     ControlVariate: WEIGHTS.map(ControlVariate),
     LowRankUpdate: st.builds(LowRankUpdate, any_partial(), WEIGHTS, WEIGHTS),
+    LocalSteps: TENSORS.map(LocalSteps),
+    Prototypes: st.builds(Prototypes, TENSORS, tensors(np.bool_, 2)),
 }
 """What a message can hold, whether it fits a round or not, by kind."""
 

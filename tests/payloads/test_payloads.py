@@ -13,8 +13,10 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import CountsRows, Payload
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
 from fed_distill.payloads.partial import like_updates
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -103,6 +105,8 @@ LARGEST = {
     Votes: Votes(torch.full((PROXY,), 2**40)),
     ClassMeans: ClassMeans(torch.ones(CLASSES, CLASSES, dtype=torch.float64), torch.ones(CLASSES, dtype=torch.bool)),
     ControlVariate: ControlVariate(IN_FULL),
+    LocalSteps: LocalSteps.of(2**31),
+    Prototypes: Prototypes(torch.ones(CLASSES, 6), torch.ones(CLASSES, dtype=torch.bool)),
     LowRankUpdate: LowRankUpdate(
         PartialWeights(like_updates(IN_FULL), ALL_ROWS, ALL_ROWS),
         {"table": torch.ones(4, 6), "half": torch.ones(2, 2)},
@@ -165,6 +169,11 @@ TIMES_TWO = {
         ControlVariate({"bias": rows(1, -2, 3)}),
         ControlVariate({"bias": rows(2, -4, 6)}),
     ),
+    Prototypes: (
+        Prototypes(rows((1, -2), (0, 0), (3, 9e5)), PRESENT),
+        Prototypes(rows((2, -4), (0, 0), (6, 1e6)), PRESENT),  # at most a million
+    ),
+    LocalSteps: (LocalSteps.of(3), LocalSteps.of(3)),  # it divides an update, which is doubled
     LowRankUpdate: (
         LowRankUpdate(
             PartialWeights({"bias": rows(1, 2, 3)}, LAST, LAST), {"table": rows((1, 2))}, {"table": rows((3, 4))}
@@ -224,6 +233,8 @@ NORMS = {
     Votes: 0.0,
     ClassMeans: 0.0,
     ControlVariate: 14.0**0.5,  # 1 + 4 + 9
+    LocalSteps: 0.0,
+    Prototypes: 0.0,
     LowRankUpdate: (14 + 5 * 25) ** 0.5,  # 1 + 4 + 9, and (1 + 4) (9 + 16) of the product
 }
 
@@ -245,6 +256,8 @@ def test_only_payloads_of_the_same_structure_are_merged():
     )
     assert update.structure() == LowRankUpdate(plain).structure()  # whether factors are fewer numbers is no difference
     assert update.structure() != LowRankUpdate(PartialWeights(plain.arrays)).structure()
+    narrow, wide = (Prototypes(torch.ones(3, width), PRESENT) for width in (2, 4))
+    assert narrow.structure() != wide.structure()
     assert SoftLabels(SHARES).structure() == SoftLabels(SHARPER).structure()
 
 
@@ -285,4 +298,4 @@ def test_a_kind_says_what_it_reveals_and_why_training_covers_it_if_it_does(kind)
     assert kind.covered is None or kind.covered.strip()
     assert kind.name.isidentifier()
     # means over private examples are computed after training, and whole weights no merchant sends
-    assert (kind.covered is None) == (kind in (ClassMeans, StudentWeights))
+    assert (kind.covered is None) == (kind in (ClassMeans, Prototypes, StudentWeights))

@@ -7,7 +7,9 @@ from fed_distill.models.weights import PartialWeights
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.class_means import ClassMeans
 from fed_distill.payloads.control_variate import ControlVariate
+from fed_distill.payloads.local_steps import LocalSteps
 from fed_distill.payloads.low_rank_update import LowRankUpdate
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.selected_soft_labels import SelectedSoftLabels
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
@@ -41,6 +43,10 @@ def update(thin=None, wide=None, bias=None, rows=(0, 2, 5), names=("table", "tab
     return LowRankUpdate(plain, {names[0]: thin}, {names[1]: wide})
 
 
+def prototypes(given=None, present=(True, True)):
+    return Prototypes(torch.ones(2, 2) if given is None else given, torch.tensor(present) > 0)
+
+
 ACCEPTED = {
     "update in part": moved(),
     "update whole": StudentUpdate(dict(CURRENT)),
@@ -54,6 +60,9 @@ ACCEPTED = {
     "class means": means(),
     "control variate": ControlVariate({"bias": torch.ones(3)}),
     "low-rank update": update(),
+    "steps": LocalSteps.of(2**31),
+    "prototypes": prototypes(),
+    "wide prototypes": prototypes(torch.ones(2, 6)),
 }
 
 
@@ -69,6 +78,19 @@ OF_OTHER_SHAPES = {
         ControlVariate({"bias": torch.ones(3, dtype=torch.int64)}),
         "bias is torch.int64, not torch.float32",
     ),
+    "prototypes of more classes": (prototypes(torch.ones(3, 2)), r"shapes \[3, 2\] and \[2\], not \[2, width\]"),
+    "prototypes of no width": (prototypes(torch.ones(2, 0)), r"shapes \[2, 0\] and \[2\]"),
+    "prototypes wider than any weight": (prototypes(torch.ones(2, 7)), "with a width of at most 6"),
+    "presence of more classes": (prototypes(present=[1, 1, 0]), r"shapes \[2, 2\] and \[3\]"),
+    "prototypes as counts": (
+        prototypes(torch.ones(2, 2, dtype=torch.int64)),
+        "prototypes have types torch.int64 and torch.bool",
+    ),
+    "steps one by one": (
+        LocalSteps(torch.tensor([1, 1])),
+        r"steps is torch.int64 \[2\], not torch.int64 \[1\]",
+    ),
+    "steps as a share": (LocalSteps(torch.tensor([1.0])), r"number of steps is torch.float32 \[1\]"),
     "control variate of what is unknown": (ControlVariate({"door": torch.ones(3)}), "weight 'door' is unknown"),
     "factors of other rows": (update(thin=torch.ones(1, 4)), r"factors of table have shapes \[1, 4\] and \[1, 2\]"),
     "factors of other ranks": (update(thin=torch.ones(2, 3)), r"factors of table have shapes \[2, 3\] and \[1, 2\]"),
@@ -116,6 +138,12 @@ OF_OTHER_SHAPES = {
 
 OF_OTHER_VALUES = {
     "control variate nan": (ControlVariate({"bias": torch.full((3,), NAN)}), "bias has values that are not"),
+    "prototype nan": (prototypes(torch.full((2, 2), NAN)), "prototypes have values that are not finite, or above"),
+    "prototype far away": (prototypes(torch.full((2, 2), -2e6)), "not finite, or above 1e\\+06"),
+    "prototype of an absent class": (prototypes(present=[True, False]), "a class without examples are not 0"),
+    "no step": (LocalSteps.of(0), "number of steps must be from 1 to 2147483648, not 0"),
+    "steps backwards": (LocalSteps.of(-4), "number of steps must be from 1 to 2147483648, not -4"),
+    "steps without end": (LocalSteps.of(2**31 + 1), "number of steps must be from 1 to 2147483648, not 2147483649"),
     "factors nan": (update(wide=torch.tensor([[1.0, NAN]])), "table has values that are not finite"),
     "update infinite": (update(bias=torch.tensor([1.0, INF, 1.0])), "bias has values that are not finite"),
     "update of a row too large": (update(rows=[0, 2, 6]), "row numbers of table are out of range"),

@@ -13,6 +13,7 @@ OUTCOME = Outcome(
     merchant_accuracy={"a": 0.5, "b": 1.0},
     merchant_counts={"a": 4, "b": 2},
     personal_accuracy={"a": 0.75, "b": 1.0},
+    own_accuracy={"b": 0.5},
     before_adaptation={"accuracy": 0.6, "auc": None},
     validation={"accuracy": 0.65, "auc": None},
     adaptation=["distillation: undone"],
@@ -51,3 +52,5 @@ def test_a_damaged_outcome_is_named_with_its_key(change, key):
 def test_accuracies_and_counts_are_of_the_same_merchants():
     with pytest.raises(ValueError, match="fedmd: merchant 'b'"):
         Outcome("fedmd", "federation", 0, {}, merchant_accuracy={"a": 1.0}, merchant_counts={"a": 1, "b": 2})
+    with pytest.raises(ValueError, match="fedmd: the own student of merchant 'b' has no number of test examples"):
+        Outcome("fedmd", "federation", 0, {}, merchant_counts={"a": 1}, own_accuracy={"a": 1.0, "b": 0.5})

@@ -12,6 +12,7 @@ from fed_distill.methods.fedet import consensus_and_diversity
 from fed_distill.methods.fedkd import FedKD
 from fed_distill.methods.fedmkt import FedMKT
 from fed_distill.methods.fedntd import FedNTD
+from fed_distill.methods.fedproto import to_expected_prototypes, to_prototypes
 from fed_distill.methods.fml import FML
 from fed_distill.methods.moon import MOON
 from fed_distill.methods.scaffold import Scaffold
@@ -19,6 +20,7 @@ from fed_distill.methods.selective_fd import weighted
 from fed_distill.models import build_student
 from fed_distill.models.pair import Pair
 from fed_distill.payloads.class_means import ClassMeans
+from fed_distill.payloads.prototypes import Prototypes
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.trainer import Learner
@@ -105,6 +107,11 @@ def plans():
             "disagreed": torch.arange(40) % 2.0,
         },
     )
+    prototypes = Prototypes(torch.linspace(-1.0, 1.0, 24).reshape(3, 8), torch.tensor([True, True, False]))
+    prototyped = Phase(to_prototypes(prototypes, 2.0), epochs=2, hidden=True)
+    expected = Phase(
+        to_expected_prototypes(prototypes, 0.5), data="proxy", epochs=1, references=references, hidden=True
+    )
     down = Downlink(1)
     proxy = Phase(soft_labels(2.0), data="proxy", steps=3, references=references, learning_rate_scale=0.5)
     return SimpleNamespace(
@@ -119,6 +126,7 @@ def plans():
         fedntd=FedNTD().plan(down),
         moon=MOON().plan(down),
         scaffold=Scaffold().plan(down),
+        fedproto=Plan((prototyped, expected)),
         fml=FML().plan(down),
         fedkd=FedKD().plan(down),
         turns=Plan((private, proxy, Phase(hard_labels(), steps=2), proxy)),

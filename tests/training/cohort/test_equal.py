@@ -21,7 +21,7 @@ from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Learner
 
 STUDENTS = ("two-tower", "lstm", "bert-mini", "distilbert", "mobilebert")
-METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "fedmkt", "turns")
+METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "fedproto", "fedmkt", "turns")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
