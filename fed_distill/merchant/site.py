@@ -27,10 +27,13 @@ from fed_distill.errors import (
 from fed_distill.logs import observed
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
-from fed_distill.mechanisms.release import Digests, Protection, Release
+from fed_distill.mechanisms.digests import Digests
+from fed_distill.mechanisms.label import ByLabel
+from fed_distill.mechanisms.release import Protection, Release
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.arms import Arms
 from fed_distill.merchant.holdings import Holdings
+from fed_distill.merchant.labels import RandomizedLabels
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
 from fed_distill.merchant.request_validation import (
@@ -260,6 +263,9 @@ class Site:
             self._check_steps(task, learner, learner.examples(), self._batch_size(request.arm))
             if isinstance(mechanism, AtServer):
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
+            if isinstance(mechanism, ByLabel):
+                examples = self.holdings.merchants[learner.name].train
+                learner = RandomizedLabels(self.protection, mechanism).learner(learner, examples, task)
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, task.down.round, digest, task.plan)

@@ -29,9 +29,10 @@ class Learner:
     randomness: (run seed, then what tells this training from all others, such as merchant and round). privacy: how
     its private phases are protected; None for not at all. groups: which group each private example belongs to, int64
     ``[examples]``, numbers 0..n-1, where groups are the members that ``privacy`` protects; None where examples are.
-    references: what it has predicted on its private examples for
-    the plan's phases, ``[examples, ...]``. correction: what corrected phases add to every gradient, by weight; weights
-    that are not in it are not corrected.
+    references: what it has predicted on its private examples for the plan's phases, ``[examples, ...]``.
+    label_probabilities: where ``labels`` are uncertain, the probabilities of the true ones ``[examples, classes]``, over
+    which the loss of private phases is averaged. correction: what corrected phases add to every gradient, by weight;
+    weights that are not in it are not corrected.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Learner:
     references: References = field(default_factory=dict)
     correction: Weights = field(default_factory=dict)
     groups: Tensor | None = None
+    label_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.groups is not None and not _numbers_all(self.groups, len(self.labels)):
