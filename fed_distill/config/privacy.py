@@ -237,8 +237,6 @@ class LabelPrivacy(LabelsConfig, ProtectedConfig):
         for name in ("noise_multiplier", "delta"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is for Gaussian noise, which unit 'label' does not add: set epsilon only")
-        if self.second_stage is not None and self.stages == 1:
-            raise ValueError("second_stage requires stages = 2: set it, or remove second_stage")
         return self
 
 

@@ -82,6 +82,8 @@ class ByLabel(Protecting):
                 f"privacy.unit = {self.name!r} hides labels only, and not the texts of training examples nor which of "
                 "them a merchant has: set privacy.texts_public = true if these are public, or another unit"
             )
+        if self.settings.stages == 1 and self.settings.second_stage is not None:
+            raise ConfigError("privacy.second_stage requires privacy.stages = 2: set it, or remove second_stage")
         if self.settings.stages > 1 and self.second_stage(federation.rounds) > federation.rounds:
             raise ConfigError(
                 f"privacy.stages = 2 begins its second stage in round {self.second_stage(federation.rounds)}, but "

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 from fed_distill.privacy.accounting import Spend
 
-MOVED_BY = {"example": 1.0, "group": 2.0, "merchant": 2.0, "vote": 1.0, "label": 1.0}
+MOVED_BY = {"example": 1.0, "group": 2.0, "label": 1.0, "merchant": 2.0, "vote": 1.0}
 """How far one example changes the noised value, in units of the release's own sensitivity, for built-in units. Charges
 of other units state it. (Unit ``label`` adds no noise to a value: its charges have a ``LabelSpend``.)"""
 MOVED_BY_LABEL = {**MOVED_BY, "example": 2.0}

@@ -30,7 +30,7 @@ class Learner:
     its private phases are protected; None for not at all. groups: which group each private example belongs to, int64
     ``[examples]``, numbers 0..n-1, where groups are the members that ``privacy`` protects; None where examples are.
     references: what it has predicted on its private examples for the plan's phases, ``[examples, ...]``.
-    label_probabilities: where ``labels`` are uncertain, the probabilities of the true ones ``[examples, classes]``, over
+    label_probabilities: where ``labels`` are uncertain, the probabilities of the true ones ``[examples, classes]``, by
     which the loss of private phases is averaged. correction: what corrected phases add to every gradient, by weight;
     weights that are not in it are not corrected.
     """
