@@ -40,7 +40,7 @@ from fed_distill.data import load
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.distill.losses import hard_labels
 from fed_distill.errors import CheckpointError, ConfigError
-from fed_distill.experiment.student_factory import StudentFactory
+from fed_distill.experiment.student_factory import StudentFactory, started
 from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import Mechanism
@@ -128,7 +128,7 @@ class Auditing:
     @cached_property
     def start(self) -> Weights:
         """The server's initial student of the federation."""
-        name = self.experiment.student.model
+        name = started(self.experiment.student.model, self.experiment.federation.start)
         part = RunPart(self.folder / CHECKPOINT, self.experiment.seed, "server", name)
         found = part.read(part.final)
         if found is None:

@@ -1,6 +1,7 @@
 """Experiment configuration: one class for each table of the file, one field with a description for each key."""
 
 from fed_distill.config.byzantine import ByzantineConfig
+from fed_distill.config.controls import CONTROLS
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import (
     AssistantConfig,
@@ -11,7 +12,7 @@ from fed_distill.config.distillation import (
     TeacherConfig,
     Transfer,
 )
-from fed_distill.config.experiment import CONTROLS, Experiment, parse_setting
+from fed_distill.config.experiment import Experiment, parse_setting
 from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
 from fed_distill.config.privacy import (

@@ -23,6 +23,16 @@ class DataConfig(ConfigTable):
         description="share of the public merchants' examples whose labels the server has, drawn at random; the proxy "
         "set is drawn from all their examples",
     )
+    client_labels: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="share of each client's training examples that are labelled, drawn at random, at least one; the "
+        "client keeps the others without labels",
+    )
+    cold_merchants: Share = Field(
+        0.0,
+        description="share of the clients that are held out whole: they do not train and are not in the catalogue, "
+        "and a test of their own measures merchants that join later",
+    )
     clients: Literal["here", "elsewhere"] = Field(
         "here",
         description="here: the clients are the dataset's non-public merchants; elsewhere: the clients are merchants of "
@@ -36,6 +46,16 @@ class DataConfig(ConfigTable):
         description="test only on this domain (for example a category) and exclude its labels from training; none: all",
     )
     proxy_size: PositiveInt = Field(4000, description="maximum number of examples in the shared, unlabeled proxy set")
+    proxy_from: Literal["public", "catalogue"] = Field(
+        "public",
+        description="public: draw the proxy set from the public merchants' training rows; catalogue: from the titles "
+        "and queries of all merchants' training products, which anybody can see on a marketplace, without their labels",
+    )
+    proxy_neighbours: Share = Field(
+        0.75,
+        description="share of a catalogue's pairs that are lexical neighbours, for tasks with two texts; the others "
+        "are random pairs",
+    )
     proxy_choice: Literal["random", "coverage", "uncertainty"] = Field(
         "random",
         description="random; coverage: greedy k-center selection over the texts; uncertainty: the examples with the "

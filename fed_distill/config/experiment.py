@@ -8,12 +8,13 @@ import tomllib
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from fed_distill.config.byzantine import ByzantineConfig
+from fed_distill.config.controls import DEFAULT_CONTROLS, ROWS, Control
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
 from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
@@ -33,11 +34,6 @@ from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.config.training import TrainerConfig, TrainingConfig
 from fed_distill.errors import ConfigError
 
-Control = Literal["server", "local", "pooled", "fedavg"]
-CONTROLS: tuple[Control, ...] = ("server", "local", "pooled", "fedavg")
-ROWS = ("teacher", "server", "local", "pooled")
-"""Rows in the tables of results, whose names a federation cannot have."""
-
 
 class Experiment(ConfigTable):
     """The complete configuration of a run. ``Experiment.read(path)`` reads a TOML file."""
@@ -51,7 +47,8 @@ class Experiment(ConfigTable):
     seed: Seed = Field(0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="number of seeds; tables show the mean and a 95 % interval")
     controls: list[Control] = Field(
-        default_factory=lambda: list(CONTROLS), description="baselines to compare with: server, local, pooled, fedavg"
+        default_factory=lambda: list(DEFAULT_CONTROLS),
+        description="baselines to compare with: student, server, local, pooled, fedavg, oracle-proxy",
     )
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
@@ -131,6 +128,11 @@ class Experiment(ConfigTable):
     @model_validator(mode="after")
     def _control_as_it_is(self) -> Self:
         named = "fedavg" in self.controls and self._compares("fedavg")
+        if named and self.arms()["fedavg"].start != "labels":
+            raise ValueError(
+                "a federation called 'fedavg' is also the control of that name, which has no teacher: set start = "
+                "'labels' for it, or another `label`, or remove 'fedavg' from controls"
+            )
         if named and (self.privacy.protects or self.transport_of("fedavg") != TransportConfig()):
             raise ValueError(
                 "a federation called 'fedavg' is also the control of that name, which has neither privacy nor "
@@ -182,7 +184,7 @@ class Experiment(ConfigTable):
         local_epochs = self.federation.options.get("local_epochs")
         plain = {} if local_epochs is None else {"local_epochs": local_epochs}
         if "fedavg" in self.controls:
-            arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, **kept))
+            arms.setdefault("fedavg", FederationConfig(method="fedavg", options=plain, start="labels", **kept))
         alone = {"local_epochs": self.training.local.epochs}
         if "local" in self.controls:
             arms["local"] = FederationConfig(method="local", options=alone, rounds=1, **intake)

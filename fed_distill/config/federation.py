@@ -1,6 +1,6 @@
 """Configuration of the method, its rounds, the coding of messages, and the adaptation after the last round."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,11 @@ class FederationConfig(ConfigTable):
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     aggregator: str = Field("fedavg", description="aggregator of weights: fedavg, fedsubavg, fedadam, fedmedian ...")
     aggregator_options: dict[str, Any] = Field(default_factory=dict, description="options of the aggregator")
+    start: Literal["teacher", "labels"] = Field(
+        "teacher",
+        description="initial global student: teacher: the control `server`, trained on the server's labels and the "
+        "teacher's soft labels; labels: the control `student`, trained on the server's labels only",
+    )
     rounds: PositiveInt = Field(10, description="maximum number of rounds")
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the merchants sampled in each round"

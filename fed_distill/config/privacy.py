@@ -195,7 +195,7 @@ class LabelsConfig(ConfigTable):
     texts_public: bool = Field(
         False,
         description="declares that the texts of all merchants' training examples are public, and which of them each "
-        "merchant has; required, because only their labels are hidden",
+        "merchant has, labelled or not; required, because only their labels are hidden",
     )
     stages: Literal[1, 2] = Field(
         1,

@@ -1,11 +1,13 @@
 """Configuration of student training, at merchants and at the server."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
-from fed_distill.config.tables import BatchSize, ConfigTable, Place, PositiveFloat, PositiveInt, Share
+from fed_distill.config.tables import BatchSize, ConfigTable, Epochs, Place, PositiveFloat, PositiveInt, Share
 
 
 class AugmentationConfig(ConfigTable):
@@ -88,6 +90,15 @@ class ServerConfig(OptimizerConfig):
     temperature: PositiveFloat = Field(2.0, description="distillation temperature, also of the pooled control")
 
 
+class StudentControlConfig(OptimizerChanges):
+    """Training on the server's labels only: the control `student`, from which federations with start = 'labels' start.
+    Keys that are not set are as in [training.server]."""
+
+    epochs: PositiveFloat | None = Field(
+        None, description="epochs on the server's labels; none: as many steps as the control `server`"
+    )
+
+
 class PooledConfig(OptimizerChanges):
     """Control that trains the server's student on all data; keys that are not set are as in [training.server]."""
 
@@ -104,17 +115,42 @@ class LocalConfig(OptimizerChanges):
     epochs: PositiveFloat = Field(2.0, description="epochs over a merchant's own examples")
 
 
+class UnlabeledConfig(ConfigTable):
+    """Training at merchants on their unlabeled examples (``data.client_labels``), after their labelled ones, on what
+    the merchant's student predicts for them before the round: pseudo-labels (FixMatch, Sohn et al., NeurIPS 2020)."""
+
+    epochs: Epochs = Field(
+        0.0, description="epochs over a merchant's unlabeled examples per round; 0: they are not used"
+    )
+    confidence: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.9, description="minimum probability of the predicted class for an example to be used"
+    )
+    pseudo_labels: Literal["hard", "soft"] = Field(
+        "hard",
+        description="target: the predicted class (FixMatch), or its probabilities (UDA, Xie et al. 2020). With "
+        "[training.augmentation], predictions are on the original text and training is on the augmented one",
+    )
+
+
 class TrainingConfig(SharedTrainingConfig):
     """Training of students: settings of all trainings, and one table for each training."""
 
     merchants: MerchantsConfig = Field(default_factory=MerchantsConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
+    student: StudentControlConfig = Field(default_factory=StudentControlConfig)
     pooled: PooledConfig = Field(default_factory=PooledConfig)
     local: LocalConfig = Field(default_factory=LocalConfig)
+    unlabeled: UnlabeledConfig = Field(default_factory=UnlabeledConfig)
 
     @model_validator(mode="after")
     def _changes_go_together(self) -> Self:
-        for table, build in (("pooled", self.of_pooled), ("local", self.of_local)):
+        of_student = partial(self.student.over, self.server)
+        builders: dict[str, Callable[[], object]] = {
+            "student": of_student,
+            "pooled": self.of_pooled,
+            "local": self.of_local,
+        }
+        for table, build in builders.items():
             try:
                 build()
             except ValueError as error:

@@ -50,9 +50,13 @@ def distillation_plan(
     return Plan(tuple(phases))
 
 
-def labels_plan(epochs: float, data: FederatedData) -> Plan:
-    """Return a plan on labels only, with as many steps as ``distillation_plan``: the control without a teacher."""
-    return Plan((Phase(hard_labels(), epochs=epochs * (1 + len(data.proxy) / len(data.public))),))
+def labels_plan(config: TrainingConfig, data: FederatedData) -> Plan:
+    """Return the plan of the control ``student``: the server's labels only, by default for as many steps as
+    ``distillation_plan``."""
+    epochs = config.student.epochs
+    if epochs is None:
+        epochs = config.server.epochs * (1 + len(data.proxy) / len(data.public))
+    return Plan((Phase(hard_labels(), epochs=epochs),))
 
 
 def _of_labels(target: DistillationTarget, labelled: Tensor | None, epochs: float) -> Phase:

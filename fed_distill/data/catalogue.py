@@ -18,6 +18,7 @@ from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import Examples, Ranking, Task
 from fed_distill.data.labeled import distinct, factorize, grow_keys
 from fed_distill.data.partition import assign
+from fed_distill.data.public_texts import PublicTexts, Texts
 from fed_distill.data.tasks import MATCHING, RELEVANCE
 from fed_distill.errors import DataError
 from fed_distill.seeds import numpy_stream
@@ -144,7 +145,7 @@ class Catalogue:
         return self._pairs(query_rows[keep], title_rows[keep], [merchant] * len(keep))
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """Make distinct unlabeled pairs of public queries and titles, of all grades and across public merchants."""
+        """Make distinct pairs of public queries and titles, of all grades and across public merchants."""
         rng = numpy_stream(seed, "proxy")
         queries, titles = factorize([self.queries[row] for row in rows]), factorize([self.titles[row] for row in rows])
         lefts, rights = int(queries.max(initial=-1)) + 1, int(titles.max(initial=-1)) + 1
@@ -162,7 +163,18 @@ class Catalogue:
         first_query = np.unique(queries, return_index=True)[1]
         first_title = np.unique(titles, return_index=True)[1]
         query_rows, title_rows = rows[first_query[keys // rights]], rows[first_title[keys % rights]]
-        return self._pairs(query_rows, title_rows, [self.names[owner] for owner in self.owners[title_rows]]).unlabeled()
+        return self._pairs(query_rows, title_rows, [self.names[owner] for owner in self.owners[title_rows]])
+
+    def public_texts(self, rows: IntArray, held_out: IntArray) -> PublicTexts:
+        """Return the queries and titles of ``rows`` that no offer of ``held_out`` has."""
+        queries, titles = (Texts.of_rows(of, rows, {of[row] for row in held_out}) for of in (self.queries, self.titles))
+        return PublicTexts(queries, titles)
+
+    def true_classes(self, rows: IntArray, text_rows: IntArray, pair_rows: IntArray | None) -> IntArray:
+        """Return the class of each pair of one offer's query and another's title."""
+        if pair_rows is None:
+            raise ValueError(f"task {self.task.name} has two texts")
+        return self.labels(text_rows, pair_rows)
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
         """Make the ranking view: queries for products with at least two offers, with candidates of all merchants.

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import Examples, Ranking, Task
+from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task
 from fed_distill.data.labeled import factorize
 from fed_distill.data.partition import assign
+from fed_distill.data.public_texts import PublicTexts, Texts
 from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.data.world import World
 from fed_distill.seeds import numpy_stream
@@ -95,7 +96,7 @@ class Clicks:
         )
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """Draw further histories of the public merchants' shoppers, without labels."""
+        """Draw further histories of the public merchants' shoppers."""
         if not len(rows):
             return self._draw(rows, 0, 0.5, numpy_stream(seed, "proxy"))
         rng = numpy_stream(seed, "proxy")
@@ -110,7 +111,15 @@ class Clicks:
             if len(set(keys)) >= size:
                 break
         first = np.sort(np.unique(factorize(keys), return_index=True)[1])
-        return Examples.concatenate(parts).take(np.sort(rng.permutation(first)[:size])).unlabeled()
+        return Examples.concatenate(parts).take(np.sort(rng.permutation(first)[:size]))
+
+    def public_texts(self, rows: IntArray, held_out: IntArray) -> PublicTexts:
+        """Return the titles of ``rows`` that no offer of ``held_out`` has; histories are private."""
+        return PublicTexts(None, Texts.of_rows(self.titles, rows, {self.titles[row] for row in held_out}))
+
+    def true_classes(self, rows: IntArray, text_rows: IntArray, pair_rows: IntArray | None) -> IntArray:
+        """Return `UNLABELED`: only a shopper of one's own clicks."""
+        return np.full(len(text_rows), UNLABELED, dtype=np.int64)
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
         """Return None: recommend is measured by macro-F1."""

@@ -19,7 +19,7 @@ name it in an experiment by import path, ``dataset = "my_package.my_data:Reviews
             )
 
 Use `LabeledRows` if rows are examples already and `Catalogue` to make graded pairs of offers; otherwise implement
-`Source`.
+`Source`, and `HasPublicTexts` for ``data.proxy_from = "catalogue"``.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,11 @@ class Source(Protocol):
         ...
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """Make at most ``size`` distinct unlabeled examples of the public merchants' ``rows``."""
+        """Make at most ``size`` distinct examples of the public merchants' ``rows``.
+
+        Their labels are the true classes where these are known, otherwise `UNLABELED`. They become
+        `FederatedData.proxy_truth`; the proxy set itself has no labels.
+        """
         ...
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:

@@ -55,6 +55,8 @@ def render(account: Mapping[str, Any]) -> str:
     note = "all local merchants" if elsewhere else f"{merchants['too_small']} of them too small to be clients"
     lines.append(_row("public (the server's)", merchants["public"], note))
     lines.append(_row("clients", merchants["clients"], _ELSEWHERE if elsewhere else ""))
+    if "cold" in merchants:
+        lines.append(_row("cold (held out whole)", merchants["cold"]))
     if "limited_to" in account and not elsewhere:
         lines.append(_row("clients kept (data.max_merchants)", account["limited_to"]["merchants"]))
     if merchants["single_class"]:
@@ -64,6 +66,7 @@ def render(account: Mapping[str, Any]) -> str:
     for label, counts in (("groups", account["groups"]), ("rows, public", account["rows"]["public"]), *clients):
         lines.append(f"  {label:<22}" + "".join(f"{counts[part]:>11,}" for part in ("train", "valid", "test")))
     lines += ["", *_class_table(account)]
+    lines += ["", *_proxy_lines(account["proxy"])]
     if "proxy_set" in account:
         lines += ["", f"The proxy set has {account['proxy_set']}"]
     lines += ["", "Ranking"]
@@ -79,6 +82,16 @@ def render(account: Mapping[str, Any]) -> str:
 
 def _row(label: str, count: int, note: str = "") -> str:
     return f"  {label:<33}{count:>11,}" + (f"   {note}" if note else "")
+
+
+def _proxy_lines(proxy: Mapping[str, Any]) -> list[str]:
+    known = f"{proxy['in_server_rows']:.1%} of them are in the server's labelled examples"
+    lines = ["Proxy set", _row("distinct texts", proxy["texts"], known)]
+    if "merchant_words" in proxy:
+        unknown = f"{proxy['unknown_to_server']:.1%} of them are not in the server's labelled examples;"
+        lines.append(_row("word types of the clients", proxy["merchant_words"], unknown))
+        lines.append(f"{'':<49}of these, {proxy['covered']:.1%} are in the proxy set")
+    return lines
 
 
 def _class_table(account: Mapping[str, Any]) -> list[str]:

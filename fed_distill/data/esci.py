@@ -65,6 +65,7 @@ class Esci:
             domains=_texts(rows["product_locale"]),
             config=config,
             ranking_queries=self.ranking_queries,
+            public_texts=True,
         )
 
     def _table(self, name: str, columns: list[str], only: tuple[str, str, object] | None) -> pd.DataFrame:

@@ -120,14 +120,38 @@ class Ranking:
     queries: npt.NDArray[np.int64]
 
 
+_NOTHING = Examples((), None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), ())
+
+
 @dataclass(frozen=True)
 class MerchantData:
-    """One merchant's private tables. ``test`` may be empty, ``train`` may not."""
+    """One merchant's private tables. ``test`` may be empty, ``train`` may not.
+
+    unlabeled: training examples without labels (``data.client_labels``), by default none.
+    """
 
     name: str
     train: Examples
     valid: Examples
     test: Examples
+    unlabeled: Examples = _NOTHING
+
+    def __post_init__(self) -> None:
+        if not len(self.unlabeled):
+            object.__setattr__(self, "unlabeled", self.train.take([]))
+
+
+@dataclass(frozen=True)
+class ColdMerchants:
+    """Merchants that are held out whole, to measure merchants that join after the training.
+
+    names: these merchants. test: their test examples. ranking: ranking view of their test products, with candidates of
+    theirs only; None if there is none.
+    """
+
+    names: tuple[str, ...]
+    test: Examples
+    ranking: Ranking | None
 
 
 @dataclass(frozen=True)
@@ -137,7 +161,10 @@ class FederatedData:
     public, public_valid: labelled examples of the server. proxy: unlabeled examples that all participants have.
     merchants: private tables of the clients by name (all in a simulation, the site's own at a site). valid, test:
     pooled validation and test examples of all merchants, for evaluation in a simulation. ranking_valid, ranking_test:
-    the ranking view, if the task has one. account: JSON-serializable account of cleaning and splitting.
+    the ranking view, if the task has one. account: JSON-serializable account of cleaning and splitting. cold: merchants
+    held out whole (``data.cold_merchants``), or None. proxy_truth: true class of each proxy example, int64 ``[proxy]``,
+    `UNLABELED` where unknown; None where the data do not say. It is for the control ``oracle-proxy`` of simulations
+    only: it is neither sent nor part of a fingerprint.
     """
 
     task: Task
@@ -150,3 +177,9 @@ class FederatedData:
     ranking_valid: Ranking | None = None
     ranking_test: Ranking | None = None
     account: Mapping[str, Any] = field(default_factory=dict)
+    cold: ColdMerchants | None = None
+    proxy_truth: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.proxy_truth is not None and self.proxy_truth.shape != (len(self.proxy),):
+            raise ValueError(f"proxy_truth has shape {self.proxy_truth.shape} for {len(self.proxy)} proxy examples")

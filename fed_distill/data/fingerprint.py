@@ -14,4 +14,10 @@ def federated_fingerprint(data: FederatedData) -> str:
     merchants = {
         name: (examples_fingerprint(one.train), one.train.groups.tolist()) for name, one in data.merchants.items()
     }
-    return fingerprint(proxy=examples_fingerprint(data.proxy), merchants=merchants)
+    unlabeled = {
+        name: (examples_fingerprint(one.unlabeled), one.unlabeled.groups.tolist())
+        for name, one in data.merchants.items()
+        if len(one.unlabeled)
+    }
+    more = {"unlabeled": unlabeled} if unlabeled else {}
+    return fingerprint(proxy=examples_fingerprint(data.proxy), merchants=merchants, **more)

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -9,10 +10,24 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import Examples, Ranking, Task
+from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task
 from fed_distill.data.partition import assign
-from fed_distill.errors import DataError
+from fed_distill.data.public_texts import PublicTexts, Texts
+from fed_distill.data.tasks import RECOMMEND
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import numpy_stream
+
+
+@dataclass(frozen=True)
+class CatalogueFile:
+    """Clean public texts of the server's own catalogue; which of them were in one row is not kept.
+
+    texts: first texts such as queries, or None for recommend. pairs: second texts, or None for tasks with one text.
+    """
+
+    path: Path
+    texts: tuple[str, ...] | None
+    pairs: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,7 @@ class LabeledRows:
 
     ranking_queries: maximum number of queries in the ranking view, for tasks with gains; a query needs candidates of at
     least two grades. domains: domain of each row ``[n]``, or None. group_names: original group keys, by number.
+    published: which texts are public, for data.proxy_from = "catalogue": all, those of a catalogue file, or none.
     """
 
     task: Task
@@ -34,6 +50,7 @@ class LabeledRows:
     ranking_queries: int = 400
     domains: tuple[str, ...] | None = None
     group_names: tuple[Hashable, ...] = ()
+    published: bool | CatalogueFile = False
 
     @classmethod
     def build(
@@ -47,6 +64,7 @@ class LabeledRows:
         groups: Sequence[Hashable] | None = None,
         ranking_queries: int = 400,
         domains: Sequence[str] | None = None,
+        public_texts: bool | CatalogueFile = False,
     ) -> Self:
         """Clean the rows and assign merchants.
 
@@ -55,6 +73,8 @@ class LabeledRows:
             the same query (relevance), second text (other tasks with two texts) or text form a group
         :param ranking_queries: maximum number of queries in the ranking view
         :param domains: domain of each row, if the data have domains
+        :param public_texts: declare that all merchants' texts (for recommend: second texts, as histories are private)
+            are public on the marketplace, or give its catalogue file, for data.proxy_from = "catalogue"
         :raises DataError: no row is left, or ``pairs`` does not match the task
         """
         if task.pair != (pairs is not None):
@@ -83,6 +103,7 @@ class LabeledRows:
             ranking_queries,
             None if domains is None else tuple(domains[row] for row in cleaned.rows),
             tuple(dict.fromkeys(keys)),
+            public_texts,
         )
 
     def examples(self, rows: IntArray, merchant: str, part: str, seed: int) -> Examples:
@@ -96,7 +117,7 @@ class LabeledRows:
         )
 
     def proxy(self, rows: IntArray, size: int, seed: int) -> Examples:
-        """Return public rows without labels; for tasks with pairs, add random pairs if there are too few."""
+        """Return public rows; for tasks with pairs, add random pairs if there are too few."""
         rng = numpy_stream(seed, "proxy")
         mixed = rng.permutation(rows)
         lefts = [self.texts[row] for row in mixed]
@@ -108,8 +129,53 @@ class LabeledRows:
             keys = grow_keys(keys, len(first_left), len(first_right), size, rng)
         left_at = first_left[keys[:size] // len(first_right)]
         right_at = first_right[keys[:size] % len(first_right)]
-        examples = self.examples(mixed[left_at], "", "train", seed).unlabeled()
-        return replace(examples, pairs=None if self.pairs is None else tuple(rights[at] for at in right_at))
+        return replace(
+            self.examples(mixed[left_at], "", "train", seed),
+            pairs=None if self.pairs is None else tuple(rights[at] for at in right_at),
+            labels=self.true_classes(rows, mixed[left_at], None if self.pairs is None else mixed[right_at]),
+        )
+
+    def public_texts(self, rows: IntArray, held_out: IntArray) -> PublicTexts:
+        """Return the declared texts of ``rows``, or the catalogue file's.
+
+        A text that is in ``held_out`` as well is excluded, except one of two texts that the split does not keep apart,
+        such as a product that is judged for several queries.
+
+        :raises ConfigError: nothing was declared
+        """
+        if not self.published:
+            raise ConfigError(
+                "data.proxy_from = 'catalogue': the dataset has not declared its texts public; if anybody can see the "
+                "texts of all merchants, set LabeledRows.build(..., public_texts=True), otherwise use "
+                "proxy_from = 'public'"
+            )
+        private_text = self.task == RECOMMEND
+        if isinstance(self.published, CatalogueFile):
+            first, second = (
+                None if of is None or given is None else Texts.of_file(given, of, rows, held_out)
+                for of, given in ((self.texts, self.published.texts), (self.pairs, self.published.pairs))
+            )
+            return PublicTexts(None if private_text else first, second, self.published.path)
+        if self.pairs is None:
+            return PublicTexts(Texts.of_rows(self.texts, rows, {self.texts[row] for row in held_out}), None)
+        return PublicTexts(None if private_text else Texts.of_rows(self.texts, rows), Texts.of_rows(self.pairs, rows))
+
+    def true_classes(self, rows: IntArray, text_rows: IntArray, pair_rows: IntArray | None) -> IntArray:
+        """Return the most frequent label in ``rows`` of each text or pair; of several, the first class."""
+        keys = factorize(self.texts)
+        asked = np.where(text_rows >= 0, keys[text_rows], -1)
+        if self.pairs is not None and pair_rows is not None:
+            seconds = factorize(self.pairs)
+            keys = keys * len(seconds) + seconds
+            asked = np.where((asked >= 0) & (pair_rows >= 0), asked * len(seconds) + seconds[pair_rows], -1)
+        rows = rows[self.labels[rows] != UNLABELED]
+        votes, counts = np.unique(np.stack([keys[rows], self.labels[rows]]), axis=1, return_counts=True)
+        best = np.lexsort((votes[1], -counts, votes[0]))
+        known, first = np.unique(votes[0][best], return_index=True)
+        if not len(known):
+            return np.full(len(asked), UNLABELED, dtype=np.int64)
+        place = np.searchsorted(known, asked).clip(max=len(known) - 1)
+        return np.where(known[place] == asked, votes[1][best][first][place], UNLABELED)
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
         """Return queries (distinct texts) with candidates of at least two grades."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from fed_distill.config import DataConfig
-from fed_distill.data.examples import Examples, FederatedData, MerchantData, Ranking
+from fed_distill.data.examples import ColdMerchants, Examples, FederatedData, MerchantData, Ranking
 from fed_distill.seeds import numpy_stream
 
 
@@ -24,6 +24,7 @@ def limited(data: FederatedData, config: DataConfig) -> FederatedData:
             _sample(merchant.train, config, f"train of {name}"),
             _sample(merchant.valid, config, f"valid of {name}"),
             _sample(merchant.test, config, f"test of {name}"),
+            _sample(merchant.unlabeled, config, f"unlabeled of {name}"),
         )
         for name, merchant in data.merchants.items()
         if name in kept
@@ -38,11 +39,16 @@ def limited(data: FederatedData, config: DataConfig) -> FederatedData:
         test=_sample(_of(data.test, kept) if kept and config.test_domain is None else data.test, config, "test"),
         ranking_valid=_whole_queries(data.ranking_valid, config),
         ranking_test=_whole_queries(data.ranking_test, config),
+        cold=None if data.cold is None else _limited_cold(data.cold, config),
         account={
             **data.account,
             "limited_to": {"merchants": len(merchants), "examples_per_table": config.max_examples},
         },
     )
+
+
+def _limited_cold(cold: ColdMerchants, config: DataConfig) -> ColdMerchants:
+    return replace(cold, test=_sample(cold.test, config, "cold"), ranking=_whole_queries(cold.ranking, config))
 
 
 def _of(examples: Examples, merchants: set[str]) -> Examples:

@@ -96,6 +96,7 @@ class Marketplace:
                 config,
                 merchants=questions.merchants,
                 domains=[departments[at] for at in world.department_of[questions.products]],
+                public_texts=True,
             )
         offers = self.offers(world)
         domains = [departments[at] for at in world.department_of[offers.products]]
@@ -111,6 +112,7 @@ class Marketplace:
                 merchants=offers.merchants,
                 groups=offers.products.tolist(),
                 domains=domains,
+                public_texts=True,
             )
         if config.task == "recommend":
             return Clicks.build(

@@ -86,6 +86,7 @@ class PriceRunner:
                 groups=[offer.cluster.casefold() for offer in offers],
                 domains=languages or [offer.category for offer in offers],
                 config=config,
+                public_texts=True,
             )
         return self._catalogue(offers, languages, config)
 

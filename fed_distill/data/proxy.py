@@ -15,7 +15,8 @@ from scipy.sparse import csr_matrix
 
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import DATASETS, IntArray, Source
-from fed_distill.data.examples import Examples
+from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.data.public_catalogue import catalogue_examples
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import numpy_stream
 from fed_distill.text.hashing import bag_rows
@@ -34,25 +35,34 @@ def proxy_source(config: DataConfig) -> Source | None:
         return None
     if config.proxy_domains:
         raise ConfigError("data.proxy_dataset and data.proxy_domains exclude each other: remove one")
+    if config.proxy_from == "catalogue":
+        raise ConfigError("data.proxy_dataset and data.proxy_from = 'catalogue' exclude each other: remove one")
     dataset = DATASETS.build(config.proxy_dataset, config.proxy_options)
     changes = {"dataset": config.proxy_dataset, "options": config.proxy_options, "partition": "merchant"}
     source: Source = dataset.read(config.model_copy(update=changes))
     return source
 
 
-def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source | None) -> Examples:
+def proxy_set(
+    source: Source, rows: IntArray, config: DataConfig, other: Source | None, held_out: IntArray
+) -> tuple[Examples, IntArray | None]:
     """Select the proxy set: ``config.proxy_size`` examples, or all if there are fewer.
 
     For ``uncertainty``, all candidates are returned; see `least_sure`.
 
     :param source: the dataset
-    :param rows: its public rows
+    :param rows: its public rows, or with ``proxy_from = "catalogue"`` all merchants' training rows
     :param config: size and selection of the proxy set
     :param other: dataset to select from instead of ``rows``, or None
+    :param held_out: rows of validation and test, whose products a catalogue must not contain
+    :returns: the examples without labels, and their true classes, int64 ``[proxy]``, or None where none is known
     :raises DataError: there are no examples, or ``other`` has a different number of texts per example
+    :raises ConfigError: the source does not say which of its texts are public
     """
     pool_size = config.proxy_size * (1 if config.proxy_choice == "random" else _POOL)
-    if other is None:
+    if config.proxy_from == "catalogue":
+        pool = catalogue_examples(source, rows, held_out, config, pool_size)
+    elif other is None:
         pool = source.proxy(rows, pool_size, config.seed)
     elif other.task.pair != source.task.pair:
         raise DataError(
@@ -65,8 +75,9 @@ def proxy_set(source: Source, rows: IntArray, config: DataConfig, other: Source 
         where, remedy = _origin(config)
         raise DataError(f"the proxy set is empty, as {where} give no example: {remedy}")
     if config.proxy_choice == "coverage":
-        return pool.take(np.sort(spread(features(pool, config.seed), min(config.proxy_size, len(pool)))))
-    return pool
+        pool = pool.take(np.sort(spread(features(pool, config.seed), min(config.proxy_size, len(pool)))))
+    known = (pool.labels != UNLABELED).any() and (other is None or other.task.classes == source.task.classes)
+    return pool.unlabeled(), pool.labels if known else None
 
 
 def shortfall(config: DataConfig, size: int) -> str:
@@ -147,6 +158,8 @@ def _origin(config: DataConfig) -> tuple[str, str]:
     """Return a description of the proxy set's source, and how to enlarge it."""
     if config.proxy_dataset is not None:
         return f"the rows of dataset {config.proxy_dataset!r}", "give that more rows under data.proxy_options"
+    if config.proxy_from == "catalogue":
+        return "the public texts of all merchants' training products", "use data with more products"
     if config.proxy_domains:
         return f"the public merchants' rows of {', '.join(config.proxy_domains)}", "raise data.public_share"
     return "the public merchants' training rows", "raise data.public_share"

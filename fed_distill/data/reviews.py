@@ -91,6 +91,7 @@ class ChineseReviews:
             merchants=self._merchants(reviews, config.seed) if known else None,
             domains=[review.category for review in reviews] if known else None,
             config=config,
+            public_texts=True,
         )
 
     def _merchants(self, reviews: list[Review], seed: int) -> list[str]:

@@ -19,8 +19,18 @@ import numpy as np
 
 from fed_distill.config import DataConfig
 from fed_distill.data.dataset import IntArray, Source
-from fed_distill.data.examples import UNLABELED, Examples, FederatedData, MerchantData, Ranking, Task, members
+from fed_distill.data.examples import (
+    UNLABELED,
+    ColdMerchants,
+    Examples,
+    FederatedData,
+    MerchantData,
+    Ranking,
+    Task,
+    members,
+)
 from fed_distill.data.proxy import proxy_set, shortfall
+from fed_distill.data.proxy_account import proxy_account
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import derive, numpy_stream
 
@@ -29,20 +39,24 @@ LOG = logging.getLogger("fed_distill.data")
 PARTS = ("train", "valid", "test")
 _ROLES = (*PARTS, "proxy", "unused")
 """Use of a row. ``proxy``: for the proxy set only."""
+_UNLABELED = ("proxy", "unlabeled")
+"""Tables without labels."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Result of the split.
 
-    roles: ``[rows]``, index into `PARTS`, or into `_ROLES` where domains are excluded. public, small, clients: sorted
-    merchant indices; the ``small`` ones have too few rows to be clients and are public too.
+    roles: ``[rows]``, index into `PARTS`, or into `_ROLES` where domains are excluded. public, small, clients, cold:
+    sorted merchant indices; the ``small`` ones have too few rows to be clients and are public too, and the ``cold``
+    ones, which would be clients, are held out whole.
     """
 
     roles: IntArray
     public: tuple[int, ...]
     small: tuple[int, ...]
     clients: tuple[int, ...]
+    cold: tuple[int, ...] = ()
 
 
 def federate(source: Source, config: DataConfig, proxy_source: Source | None = None) -> FederatedData:
@@ -62,32 +76,37 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
         raise DataError(
             "the public merchants have no training examples; raise data.public_share or lower data.test_share"
         )
-    merchants = {
-        source.names[index]: MerchantData(
-            source.names[index], *(_of_one(source, row_blocks, index, part, config) for part in PARTS)
-        )
-        for index in split.clients
-    }
+    merchants = {source.names[index]: _merchant(source, row_blocks, index, config) for index in split.clients}
     _check_classes(source.task, [public, *(merchant.train for merchant in merchants.values())])
     held_out = {part: np.flatnonzero(split.roles == _ROLES.index(part)) for part in ("valid", "test")}
+    joined = {part: rows[~np.isin(source.owners[rows], split.cold)] for part, rows in held_out.items()}
     tests = [merchant.test for merchant in merchants.values()]
     valids = [merchant.valid for merchant in merchants.values()]
     if not merchants:
         valids.append(_together(source, row_blocks, split.public, "valid", config))
     if not merchants or config.test_domain is not None:  # then a merchant may have no training examples
         tests.append(_together(source, row_blocks, split.public, "test", config))
-    proxy_rows = row_blocks.of(split.public, "proxy" if config.proxy_domains else "train")
+    parties = split.public if config.proxy_from == "public" else tuple(sorted({*split.public, *split.clients}))
+    proxy, proxy_truth = proxy_set(
+        source,
+        row_blocks.of(parties, "proxy" if config.proxy_domains else "train"),
+        config,
+        proxy_source,
+        np.concatenate(list(held_out.values())),
+    )
     data = FederatedData(
         task=source.task,
         public=public,
         public_valid=_labelled(_together(source, row_blocks, split.public, "valid", config), "valid", config),
-        proxy=proxy_set(source, proxy_rows, config, proxy_source),
+        proxy=proxy,
+        proxy_truth=proxy_truth,
         merchants=merchants,
         valid=_stack(valids, public),
         test=_stack(tests, public),
-        ranking_valid=source.ranking(held_out["valid"], "valid", config.seed),
-        ranking_test=source.ranking(held_out["test"], "test", config.seed),
+        ranking_valid=source.ranking(joined["valid"], "valid", config.seed),
+        ranking_test=source.ranking(joined["test"], "test", config.seed),
         account={},
+        cold=_cold(source, row_blocks, split, config),
     )
     return _with_account(data, source, split, row_blocks, config)
 
@@ -96,6 +115,11 @@ def split_rows(source: Source, config: DataConfig) -> Split:
     """Draw parts, roles and public merchants; with remote clients, all local merchants are public."""
     roles = _leave_out(source, draw_parts(source.groups, config), config)
     if config.clients == "elsewhere":
+        for key, unset in (("client_labels", 1.0), ("cold_merchants", 0.0)):
+            if getattr(config, key) != unset:
+                raise ConfigError(
+                    f"data.{key} is for simulations, but data.clients = 'elsewhere' has no local clients: remove it"
+                )
         return Split(roles, public=tuple(range(len(source.names))), small=(), clients=())
     training = np.bincount(source.owners[roles == 0], minlength=len(source.names))
     rows = np.bincount(source.owners[roles < len(PARTS)], minlength=len(source.names))
@@ -121,16 +145,31 @@ def split_rows(source: Source, config: DataConfig) -> Split:
     public = _spread(
         large[np.argsort(training[large], kind="stable")], public_count, numpy_stream(config.seed, "public")
     )
+    clients = np.setdiff1d(large, public)
+    by_size = clients[np.argsort(training[clients], kind="stable")]
+    if config.cold_merchants and len(clients) < 2:
+        raise DataError(
+            f"data.cold_merchants = {config.cold_merchants} would leave no client, as there is only one: "
+            "lower data.min_rows or data.public_share, or remove it"
+        )
+    cold_count = min(_count(config.cold_merchants, len(clients)), len(clients) - 1)
+    cold = _spread(by_size, cold_count, numpy_stream(config.seed, "cold merchants"))
     return Split(
         roles,
         public=tuple(sorted([*small.tolist(), *public])),
         small=tuple(small.tolist()),
-        clients=tuple(sorted(set(large.tolist()) - set(public))),
+        clients=tuple(np.setdiff1d(clients, cold).tolist()),
+        cold=tuple(sorted(cold)),
     )
 
 
+def _count(share: float, whole: int) -> int:
+    """Return the ``share`` of ``whole``, at least one unless either is 0."""
+    return max(round(share * whole), min(whole, 1)) if share else 0
+
+
 def _spread(by_size: IntArray, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw one merchant from each of ``count`` size classes, to reduce the variance of the server's share."""
+    """Draw one merchant from each of ``count`` size classes, to reduce the variance of the drawn merchants' share."""
     return [int(rng.choice(size_class)) for size_class in np.array_split(by_size, max(count, 1))[:count]]
 
 
@@ -208,6 +247,30 @@ def _of_one(source: Source, row_blocks: _RowBlocks, merchant: int, part: str, co
     return source.examples(row_blocks.of([merchant], part), source.names[merchant], part, config.seed)
 
 
+def _merchant(source: Source, row_blocks: _RowBlocks, merchant: int, config: DataConfig) -> MerchantData:
+    """Make the tables of a client; a share of its training examples keeps the labels."""
+    name = source.names[merchant]
+    train, valid, test = (_of_one(source, row_blocks, merchant, part, config) for part in PARTS)
+    if config.client_labels == 1.0:
+        return MerchantData(name, train, valid, test)
+    rng = numpy_stream(config.seed, "client labels", name)
+    order = rng.permutation(len(train))
+    known = np.zeros(len(train), dtype=np.bool_)
+    known[order[: _count(config.client_labels, len(train))]] = True
+    rest = train.take(np.flatnonzero(~known)).unlabeled()
+    return MerchantData(name, train.take(np.flatnonzero(known)), valid, test, rest)
+
+
+def _cold(source: Source, row_blocks: _RowBlocks, split: Split, config: DataConfig) -> ColdMerchants | None:
+    if not split.cold:
+        return None
+    return ColdMerchants(
+        tuple(source.names[index] for index in split.cold),
+        _together(source, row_blocks, split.cold, "test", config),
+        source.ranking(row_blocks.of(split.cold, "test"), "test", config.seed),
+    )
+
+
 def _together(
     source: Source, row_blocks: _RowBlocks, merchants: Sequence[int], part: str, config: DataConfig
 ) -> Examples:
@@ -218,7 +281,7 @@ def _labelled(examples: Examples, part: str, config: DataConfig) -> Examples:
     """Keep labels for a share of the public examples (at least one) and drop the other examples."""
     if config.public_labels == 1.0:
         return examples
-    count = max(min(len(examples), 1), round(config.public_labels * len(examples)))
+    count = _count(config.public_labels, len(examples))
     rng = numpy_stream(config.seed, "public labels", part)
     return examples.take(np.sort(rng.choice(len(examples), count, replace=False)))
 
@@ -257,6 +320,7 @@ def _with_account(
             "public": len(split.public),
             "too_small": len(split.small),
             "clients": len(split.clients),
+            **({"cold": len(split.cold)} if split.cold else {}),
             "single_class": single,
         },
         "client_rows": {source.names[index]: len(row_blocks.of([index], "train")) for index in split.clients},
@@ -267,8 +331,13 @@ def _with_account(
         "largest_group": {by: _largest_group(data, by) for by in _groupings(data.task)},
         "groups": {part: len(np.unique(source.groups[split.roles == index])) for index, part in enumerate(PARTS)},
         "examples": {name: sum(map(len, parts)) for name, parts in tables.items()},
-        "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name != "proxy"},
-        "ranking": {"valid": _ranking_account(data.ranking_valid), "test": _ranking_account(data.ranking_test)},
+        "classes": {name: class_counts(data.task, parts) for name, parts in tables.items() if name not in _UNLABELED},
+        "ranking": {
+            "valid": _ranking_account(data.ranking_valid),
+            "test": _ranking_account(data.ranking_test),
+            **({} if data.cold is None else {"cold": _ranking_account(data.cold.ranking)}),
+        },
+        "proxy": proxy_account(data),
         **({"proxy_set": short} if short else {}),
     }
     return FederatedData(**{**{name: getattr(data, name) for name in data.__dataclass_fields__}, "account": account})
@@ -279,8 +348,12 @@ def _tables(data: FederatedData) -> Iterator[tuple[str, list[Examples]]]:
     yield "public_valid", [data.public_valid]
     yield "proxy", [data.proxy]
     yield "train", [merchant.train for merchant in data.merchants.values()]
+    if any(len(merchant.unlabeled) for merchant in data.merchants.values()):
+        yield "unlabeled", [merchant.unlabeled for merchant in data.merchants.values()]
     yield "valid", [data.valid]
     yield "test", [data.test]
+    if data.cold is not None:
+        yield "cold", [data.cold.test]
 
 
 def _groupings(task: Task) -> tuple[Literal["group", "text", "pair"], ...]:

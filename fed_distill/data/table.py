@@ -6,11 +6,11 @@ The network is not used, and nothing is left in that library's cache.
 import csv
 import tempfile
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from datasets import (
     Dataset,
@@ -25,9 +25,10 @@ from datasets.utils import logging as library_log
 from pydantic import Field
 
 from fed_distill.config import DataConfig
+from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import Source
 from fed_distill.data.examples import UNLABELED, Task
-from fed_distill.data.labeled import LabeledRows
+from fed_distill.data.labeled import CatalogueFile, LabeledRows
 from fed_distill.data.tasks import (
     MATCHING,
     RECOMMEND,
@@ -38,14 +39,16 @@ from fed_distill.data.tasks import (
     label_reader,
     label_text,
 )
-from fed_distill.errors import DataError
+from fed_distill.errors import ConfigError, DataError
 
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
 """Tasks with one text whose classes are the labels in the file."""
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_TEXT_ROLES = ["text", "pair"]
 _EXACT = 2.0**53
 """From this value on, float64 cannot represent every integer."""
+_COLUMNS = "data.options.columns, a site under [data.columns]"
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """Messages of the library for a table without rows: text files, Parquet files."""
 
@@ -76,19 +79,29 @@ class Table:
 
     path: a .csv, .tsv, .parquet, .jsonl or .json (one object per line) file. columns: column names by role, see
     `Columns`. labels: class name of each label in the file. ranking_queries: maximum number of queries in the ranking
-    view.
+    view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose texts are public
+    for all merchants; catalogue: a file of public texts, in one of the formats above, with catalogue_columns as the
+    names of its columns by role (``text``, ``pair``), by default those in columns. A cell may be empty, and a query and
+    a title in one row need not belong together. For recommend, only ``pair`` is public.
     """
 
     path: Path
     columns: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     ranking_queries: Annotated[int, Field(ge=1)] = 400
+    catalogue: Path | None = None
+    catalogue_columns: dict[str, str] = field(default_factory=dict)
+    public_columns: tuple[Literal["text", "pair"], ...] = ()
 
     def __post_init__(self) -> None:
-        roles = [role.name for role in fields(Columns)]
-        unknown = sorted(set(self.columns) - set(roles))
-        if unknown:
-            raise ValueError(f"columns has no {unknown[0]!r}; it has: {', '.join(roles)}")
+        for option, roles in (("columns", [role.name for role in fields(Columns)]), ("catalogue_columns", _TEXT_ROLES)):
+            unknown = sorted(set(getattr(self, option)) - set(roles))
+            if unknown:
+                raise ValueError(f"{option} has no {unknown[0]!r}; it has: {', '.join(roles)}")
+        if self.catalogue is not None and self.public_columns:
+            raise ValueError("catalogue and public_columns both say which texts are public: remove one")
+        if self.catalogue is None and self.catalogue_columns:
+            raise ValueError("catalogue_columns requires catalogue: set it or remove the columns")
 
     @property
     def named(self) -> Columns:
@@ -131,33 +144,43 @@ class Table:
             groups=groups,
             ranking_queries=self.ranking_queries,
             domains=[label_text(value) for value in columns[self.named.domain]] if self.named.domain else None,
+            public_texts=self._public(task, config) if config.proxy_from == "catalogue" else False,
         )
+
+    def _public(self, task: Task, config: DataConfig) -> CatalogueFile | bool:
+        """Read the catalogue file, or return True if the public columns suffice for ``task``.
+
+        :raises ConfigError: neither is given, or a role is missing or too many
+        """
+        required = ["pair"] if task == RECOMMEND else _TEXT_ROLES if task.pair else ["text"]
+        if self.catalogue is None:
+            if set(self.public_columns) == set(required):
+                return True
+            given = f"public_columns = {list(self.public_columns)}" if self.public_columns else "neither is given"
+            histories = ", as histories are private" if task == RECOMMEND else ""
+            raise ConfigError(
+                f"data.proxy_from = 'catalogue' requires public texts for {task.name}, but {given}: set "
+                f"data.options.public_columns = {required}{histories}, if anybody can see these texts of all "
+                "merchants, or data.options.catalogue to a file of the server's own with the marketplace's public texts"
+            )
+        if config.proxy_domains:
+            raise ConfigError("data.proxy_domains: a catalogue file has no domains; remove them, or use public_columns")
+        named = {role: self.catalogue_columns.get(role, getattr(self.named, role)) for role in required}
+        columns = read_columns(self.catalogue, list(named.values()), "data.options.catalogue_columns")
+        found: dict[str, tuple[str, ...]] = {}
+        for role, name in named.items():
+            texts = texts_of(self.catalogue, columns, name)
+            found[role] = clean(texts, None, None, None, config.max_characters).texts
+            if not found[role]:
+                raise DataError(
+                    f"{self.catalogue}: column {name!r} has no text of at most {config.max_characters} "
+                    "characters (data.max_characters)"
+                )
+        return CatalogueFile(self.catalogue, found.get("text"), found.get("pair"))
 
     def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
         """Return the columns with a role, and ``more``, as lists; raise DataError, naming the file and the problem."""
-        if not self.path.is_file():
-            raise DataError(f"{self.path} " + ("is not a file" if self.path.exists() else "does not exist"))
-        if not self.path.stat().st_size:
-            raise DataError(f"{self.path} is empty")
-        wanted = sorted({name for name in (*asdict(self.named).values(), *more) if name})
-        # The library writes an Arrow copy; it is deleted at once.
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                with _quiet():
-                    table = _open(self.path, wanted, scratch)
-            except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
-                reason = str(error.__cause__ or error).strip()
-                if any(words in reason for words in _NO_ROWS):
-                    raise DataError(f"{self.path} has no rows") from error
-                raise DataError(f"cannot read {self.path}: {reason}") from error
-            _check_columns(self.path, wanted, table.column_names)
-            columns = {name: list(table[name]) for name in wanted}
-            del table
-        for name, values in columns.items():
-            _check_whole(self.path, name, values)
-        if not columns[self.named.text]:
-            raise DataError(f"{self.path} has no rows")
-        return columns
+        return read_columns(self.path, [*asdict(self.named).values(), *more])
 
     def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
         """Return the label column, mapped by ``labels``."""
@@ -172,12 +195,48 @@ class Table:
 
     def texts_of(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
         """Return one of ``columns`` as texts; raise DataError, naming the row, for a value of another type."""
-        texts: list[str | None] = []
-        for row, value in enumerate(columns[name], start=1):
-            if value is not None and not isinstance(value, (str, int, float)):
-                raise DataError(f"{self.path}, row {row}: column {name!r} holds a {type(value).__name__}, not text")
-            texts.append(label_text(value))
-        return texts
+        return texts_of(self.path, columns, name)
+
+
+def texts_of(path: Path, columns: dict[str, list[Any]], name: str) -> list[str | None]:
+    """Return one of ``columns`` of ``path`` as texts; raise DataError, naming the row, for a value of another type."""
+    texts: list[str | None] = []
+    for row, value in enumerate(columns[name], start=1):
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise DataError(f"{path}, row {row}: column {name!r} holds a {type(value).__name__}, not text")
+        texts.append(label_text(value))
+    return texts
+
+
+def read_columns(path: Path, names: Sequence[str], option: str = _COLUMNS) -> dict[str, list[Any]]:
+    """Return the columns ``names`` of a file as lists; empty names are ignored.
+
+    :param option: option that names the columns, for the message if one is missing
+    :raises DataError: the file cannot be read, or has no such column or no rows
+    """
+    if not path.is_file():
+        raise DataError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty")
+    wanted = sorted({name for name in names if name})
+    # The library writes an Arrow copy; it is deleted at once.
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with _quiet():
+                table = _open(path, wanted, scratch, option)
+        except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
+            reason = str(error.__cause__ or error).strip()
+            if any(words in reason for words in _NO_ROWS):
+                raise DataError(f"{path} has no rows") from error
+            raise DataError(f"cannot read {path}: {reason}") from error
+        _check_columns(path, wanted, table.column_names, option)
+        columns = {name: list(table[name]) for name in wanted}
+        del table
+    for name, values in columns.items():
+        _check_whole(path, name, values)
+    if not columns[wanted[0]]:
+        raise DataError(f"{path} has no rows")
+    return columns
 
 
 @contextmanager
@@ -194,12 +253,12 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
+def _open(path: Path, wanted: list[str], scratch: str, option: str) -> Dataset:
     suffix = path.suffix.lower()
     if suffix in _SEPARATORS:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             header = next(csv.reader(lines, delimiter=_SEPARATORS[suffix]), [])
-        _check_columns(path, wanted, header)
+        _check_columns(path, wanted, header, option)
         header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
         # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
         table = Dataset.from_csv(
@@ -222,12 +281,12 @@ def _open(path: Path, wanted: list[str], scratch: str) -> Dataset:
     return table
 
 
-def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
+def _check_columns(path: Path, wanted: list[str], there: list[str], option: str) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
         raise DataError(
             f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. "
-            "Name the columns under data.options.columns, a site under [data.columns]"
+            f"Name the columns under {option}"
         )
 
 

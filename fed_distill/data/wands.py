@@ -59,6 +59,7 @@ class Wands:
             domains=[name.split("/")[0].strip() for name in rows[_HIERARCHY]],
             config=config,
             ranking_queries=self.ranking_queries,
+            public_texts=True,
         )
 
     def _table(self, name: str, columns: list[str]) -> pd.DataFrame:

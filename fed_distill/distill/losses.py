@@ -125,3 +125,25 @@ def hard_and_soft_labels(temperature: float, hard_weight: float) -> Objective:
         return hard_weight * hard(outputs, references) + (1.0 - hard_weight) * soft(outputs, references)
 
     return objective
+
+
+PSEUDO_LABELS = "pseudo_labels"
+"""Reference of ``pseudo_labels``: probabilities ``[batch, classes]``."""
+
+
+def pseudo_labels(confidence: float, soft: bool) -> Objective:
+    """Return the objective on unlabeled examples: cross-entropy with what a student predicted for them, 0 where its
+    largest probability is below ``confidence``.
+
+    :param confidence: tau in FixMatch (Sohn et al., NeurIPS 2020, eq. 4), beta in UDA
+    :param soft: train on the predicted probabilities (UDA, Xie et al., NeurIPS 2020, section 2.4, without sharpening)
+        instead of the most probable class (FixMatch)
+    """
+
+    def objective(outputs: Outputs, references: References) -> Tensor:
+        predicted = references[PSEUDO_LABELS]
+        most, label = predicted.max(dim=-1)
+        loss = soft_cross_entropy(outputs.logits, predicted) if soft else cross_entropy(outputs.logits, label)
+        return torch.where(most >= confidence, loss, 0.0)
+
+    return objective

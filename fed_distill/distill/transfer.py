@@ -88,6 +88,12 @@ class DistillationTarget:
         config = self.config.model_copy(update={"final_temperature": None})
         return replace(self, config=config, soft_labels=soft_labels, temperature=temperature)
 
+    def true_labels(self, truth: Tensor) -> "DistillationTarget":
+        """Return the target of the control ``oracle-proxy``: cross-entropy with the true classes, int64 ``[proxy]``."""
+        certain = torch.nn.functional.one_hot(truth, len(self.task.classes)).to(self.soft_labels.dtype)
+        bare = self.config.model_copy(update={"transfer": list(PROBABILITIES), "weights": {}})
+        return replace(self, config=bare, features=None, partners={}, assistant=None).with_soft_labels(certain, 1.0)
+
     def below(self, assistant: Tensor) -> "DistillationTarget":
         """Return the target of a student below an assistant with class probabilities ``assistant`` ``[proxy,
         classes]``; without any transfer from the teacher, the assistant takes its place (Mirzadeh et al. 2020)."""

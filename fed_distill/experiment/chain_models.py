@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from fed_distill.config import Experiment
-from fed_distill.coordinator.students import labels_plan
 from fed_distill.experiment.student_factory import StudentFactory
 from fed_distill.models import TextModel
 
@@ -32,11 +31,8 @@ def chain_models(
         return model
 
     def no_teacher() -> TextModel:
-        model, server = fresh("without a teacher"), factory.server
-        weights = {key: value.clone() for key, value in model.state_dict().items()}
-        plan, randomness = labels_plan(epochs, server.data), (factory.seed, "server", name)
-        trained = server.train(model, weights, plan, randomness, progress=factory.step)
-        model.load_state_dict(dict(trained))
+        model = factory.student(name)
+        model.load_state_dict(dict(factory.start(name, "labels")[0]))
         return model
 
     def assistant(place: int) -> Callable[[], TextModel]:

@@ -24,12 +24,12 @@ from fed_distill.coordinator.services import Teacher
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining, distillation_plan
 from fed_distill.coordinator.uplink_validator import UplinkValidator
-from fed_distill.distill.adapt import AdaptationStage, Adapted, adapt, domain_stages
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.evaluation.metrics import Metrics
+from fed_distill.experiment.adaptation import adapted_to_domain
 from fed_distill.experiment.chain_models import chain_models
 from fed_distill.experiment.identities import Identities
-from fed_distill.experiment.student_factory import StudentFactory
+from fed_distill.experiment.student_factory import Start, StudentFactory, known_truth, started
 from fed_distill.experiment.teaching import Teaching
 from fed_distill.logs import observed
 from fed_distill.mechanisms.account import account
@@ -38,7 +38,6 @@ from fed_distill.mechanisms.base import Protecting
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.models import TextModel
-from fed_distill.models.freezing import frozen, layers_of
 from fed_distill.models.weights import Weights, updated
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.callbacks import Callback
@@ -81,10 +80,12 @@ class Comparison:
         :raises BudgetExceeded: merchants allow no round of the experiment's main federation
         """
         controls: dict[str, Callable[[], Outcome]] = {
-            "server": self._server,
+            "student": partial(self._server, "student", "labels"),
+            "server": partial(self._server, "server", "teacher"),
             "local": self._local,
             "pooled": self._pooled,
             "fedavg": partial(self._federation, "fedavg", "control"),
+            "oracle-proxy": self._oracle,
         }
         parts = {self._part("control", name): controls[name] for name in controls if name in self.experiment.controls}
         for federation in self.experiment.federations():
@@ -125,17 +126,17 @@ class Comparison:
         outcome.save(path)
         return outcome
 
-    def _start(self, name: str) -> Weights:
+    def _start(self, name: str, start: Start = "teacher") -> Weights:
         """Return the weights of one of the server's students, trained without merchants."""
-        return self._started(name)[0]
+        return self._started(name, start)[0]
 
-    def _started(self, name: str) -> tuple[Weights, float]:
+    def _started(self, name: str, start: Start) -> tuple[Weights, float]:
         """Return the weights of one of the server's students, and its training time in seconds."""
-        part = self._part("server", name)
+        part = self._part("server", started(name, start))
         found = part.read(part.final)
         if found is not None:
             return found[0], found[1]["seconds"]
-        weights, seconds = self.factory.start(name)
+        weights, seconds = self.factory.start(name, start)
         part.write(part.final, weights, {"seconds": seconds})
         return weights, seconds
 
@@ -153,9 +154,16 @@ class Comparison:
         metrics = {**self.evaluator.test(model), "parameters": model.parameter_count()}
         return Outcome(title, "level", self.seed, metrics, seconds=time.perf_counter() - began)
 
-    def _server(self) -> Outcome:
-        weights, seconds = self._started(self.experiment.student.model)
-        return self._outcome("server", "control", weights, time.perf_counter() - seconds)
+    def _server(self, control: str, start: Start) -> Outcome:
+        weights, seconds = self._started(self.experiment.student.model, start)
+        return self._outcome(control, "control", weights, time.perf_counter() - seconds)
+
+    def _oracle(self) -> Outcome:
+        """Distil the server's student from the proxy set's true labels, which bounds every method on soft labels."""
+        truth, began = known_truth(self.server.data), time.perf_counter()
+        self.callbacks.on_stage(f"seed {self.seed} · true labels on the proxy set", None)
+        weights = self.factory.on_true_labels(self.experiment.student.model, truth)
+        return self._outcome("oracle-proxy", "control", weights, began)
 
     def _pooled(self) -> Outcome:
         name = self.experiment.student.model
@@ -210,7 +218,7 @@ class Comparison:
         adaptation = self.experiment.adaptation
         if kind == "federation" and adaptation.enabled:
             before = self.evaluator.test(self._global_student(weights))
-            result = self._adapt(arm, weights)
+            result = adapted_to_domain(self.factory, self.evaluator, arm, weights)
             weights, notes = result.weights, list(result.notes)
         outcome = self._outcome(arm, kind, weights, began)
         personal = {}
@@ -245,38 +253,6 @@ class Comparison:
         config = self.experiment.promise
         return account(mechanism, config, spent, sends, personal, reproducible_noise=not self.secret)
 
-    def _adapt(self, arm: str, weights: Weights) -> Adapted:
-        """Adapt the global student to the domain on the server's data, with model selection on the validation set. For
-        a private federation it is the server's own, as results must not depend on merchants' validation examples."""
-        config = self.experiment.adaptation
-        student = self.factory.student(self.experiment.student.model)
-        target = self.factory.target.at(1.0)
-        prepared = target.prepared(student, self.seed, arm, "adapt")
-        layers = layers_of(student) if config.unfreeze else ()
-        stages = domain_stages(target.phase(prepared, config.epochs), layers)
-        optimizer = config.over(self.experiment.training.server)
-
-        def train(current: Weights, stage: AdaptationStage) -> Weights:
-            self.callbacks.on_stage(f"seed {self.seed} · {arm}: {stage.title}", None)
-            for number, part in enumerate(stage.parts):
-                purpose: tuple[str | int, ...] = (arm, "adapt", stage.title, *([number] if number else []))
-                with frozen(student, part.frozen):
-                    current = self.server.train(
-                        prepared, current, part.plan, (self.seed, *purpose), optimizer, self.factory.step
-                    )
-            return current
-
-        def validate(current: Weights) -> float:
-            student.load_state_dict(dict(current))
-            if self.experiment.protects(arm):
-                return self.evaluator.public_score(student)
-            return self.evaluator.validation_score(student)
-
-        adapted = adapt(weights, stages, train, validate)
-        for note in adapted.notes:
-            self.callbacks.on_message(note)
-        return adapted
-
     def _personal(self, arm: str, weights: Weights) -> dict[str, float]:
         """Adapt the global student at each merchant, and return accuracies on the merchants' own test sets."""
         federation = self._federation_of(personal_arm(arm))
@@ -304,10 +280,11 @@ class Comparison:
         released = None
         if self.secret and isinstance(mechanism, AtServer):
             released = Released(self.store.folder / RELEASED)
-        starts = {name: self._start(name) for name in models}
+        arm_config = self.experiment.arms()[arm]
+        starts = {name: self._start(name, arm_config.start) for name in models}
         return Federation(
             arm=arm,
-            config=self.experiment.arms()[arm],
+            config=arm_config,
             training=self.experiment.training_of(arm),
             privacy=self.experiment.privacy,
             mechanism=mechanism,

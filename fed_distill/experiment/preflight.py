@@ -9,6 +9,7 @@ from fed_distill.data.examples import FederatedData, Task
 from fed_distill.distill.masked import check_token_model
 from fed_distill.distill.transfer import check_transfer
 from fed_distill.errors import DataError
+from fed_distill.experiment.student_factory import known_truth
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.methods import METHODS
 from fed_distill.methods import checks as methods
@@ -45,6 +46,8 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     """
     check_parts(experiment, data)
     check_models(experiment, data.task)
+    if "oracle-proxy" in experiment.controls:
+        known_truth(data)
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         methods.check_task(experiment, federation, method, len(data.task.classes))

@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import AssistantConfig, Experiment
-from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan
-from fed_distill.data.examples import Examples
+from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan, labels_plan
+from fed_distill.data.examples import UNLABELED, Examples, FederatedData
 from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.chain import ChainLevel, levels
 from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import DistillationTarget, check_soft_label_transfer
-from fed_distill.errors import CheckpointError
+from fed_distill.errors import CheckpointError, DataError
 from fed_distill.experiment.teaching import Teaching, domain_texts
 from fed_distill.models import TextModel, build_student, predict
 from fed_distill.models.weights import Weights
@@ -35,6 +35,9 @@ from fed_distill.storage.versions import CACHE_VERSION, versions
 from fed_distill.training.choosing import chosen_device
 
 logger = logging.getLogger(__name__)
+
+Start = Literal["teacher", "labels"]
+"""``federation.start``: what the initial global student was trained on, besides the server's labels."""
 
 
 @dataclass
@@ -59,32 +62,35 @@ class StudentFactory:
         above = self.levels
         return self.teaching.target.below(above[-1].labels) if above else self.teaching.target
 
-    def start(self, name: str) -> tuple[Weights, float]:
+    def start(self, name: str, start: Start) -> tuple[Weights, float]:
         """Return the initial weights of federations for a student, and its training time in seconds.
+
+        :param start: ``federation.start``: trained on labels and the teacher's soft labels, or on labels only
 
         The student is loaded from the cache or trained. A cached student that cannot be read is logged and trained
         again; a failure to store it is logged too.
         """
-        path = self._kept(name)
+        path, what = self._kept(name, start), name if start == "teacher" else f"{name}, on labels only"
         try:
             found = read_checkpoint(path)
         except CheckpointError as error:
             logger.warning("the cached student in %s cannot be used and is trained again: %s", path, error)
             found = None
         if found is not None:
-            message = f"seed {self.seed}: the server's {name} is loaded from {path.parent}"
+            message = f"seed {self.seed}: the server's {what} is loaded from {path.parent}"
             self.callbacks.on_message(message)
             return found[0], found[1]["seconds"]
-        self.callbacks.on_stage(f"seed {self.seed} · the server's {name}", None)
+        self.callbacks.on_stage(f"seed {self.seed} · the server's {what}", None)
         began = time.perf_counter()
-        weights, seconds = self.trained(name, self.target, self.step), time.perf_counter() - began
+        weights = self.trained(name, self.target, self.step) if start == "teacher" else self.on_labels(name)
+        seconds = time.perf_counter() - began
         try:
             write_checkpoint(path, weights, {"seconds": seconds})
         except (OSError, CheckpointError) as error:
-            logger.warning("the server's %s cannot be cached for other runs: %s", name, error)
+            logger.warning("the server's %s cannot be cached for other runs: %s", what, error)
         return weights, seconds
 
-    def _kept(self, name: str) -> Path:
+    def _kept(self, name: str, start: Start) -> Path:
         config = self.experiment.student
         key = fingerprint(
             **self._depends_on,
@@ -93,6 +99,7 @@ class StudentFactory:
             name=[name, own_code(name)],
             options=[config.options_of(name), named_files(config.options_of(name))],
             masked=config.masked.model_dump(mode="json"),
+            start=start,
         )
         return self.teaching.ensemble.cache / "students" / f"{key}.safetensors"
 
@@ -120,6 +127,19 @@ class StudentFactory:
         student = self.student(name)
         self.pretrain_on_domain(student, name, progress)
         return self.distilled(student, target, self.experiment.training.server.epochs, progress, "server", name)
+
+    def on_labels(self, name: str) -> Weights:
+        """Pretrain a student if configured, train it on the server's labels only, and return its weights."""
+        student, config = self.student(name), self.experiment.training
+        self.pretrain_on_domain(student, name, self.step)
+        weights = {key: value.clone() for key, value in student.state_dict().items()}
+        plan, optimizer = labels_plan(config, self.server.data), config.student.over(config.server)
+        return self.server.train(student, weights, plan, (self.seed, "server", name), optimizer, self.step)
+
+    def on_true_labels(self, name: str, truth: Tensor) -> Weights:
+        """As ``trained``, with the proxy set's true classes, int64 ``[proxy]``, in place of soft labels."""
+        target = self.teaching.target.true_labels(truth)
+        return self.trained(name, target, self.step)
 
     def distilled_anew(self, soft_labels: Tensor, temperature: float | None = None) -> Weights:
         """As ``Services.distil_anew``; with the teacher's soft labels, it returns the initial weights of federations.
@@ -200,3 +220,21 @@ class StudentFactory:
             return soft_labels(model, name, data.proxy, 1.0, cache, lambda done, total: None)
 
         return levels(experiment.distill.assistants, self.teaching.target, depends_on, cache, build, train, label)
+
+
+def started(name: str, start: Start) -> str:
+    """Return the name of a server's student in the checkpoint: of its model, and of its start unless that is the
+    teacher."""
+    return name if start == "teacher" else f"{name}/{start}"
+
+
+def known_truth(data: FederatedData) -> Tensor:
+    """Return the proxy set's true classes, int64 ``[proxy]``; raise DataError where one is unknown."""
+    truth = data.proxy_truth
+    unknown = len(data.proxy) if truth is None else int((truth == UNLABELED).sum())
+    if truth is None or unknown:
+        raise DataError(
+            f"control 'oracle-proxy' requires the true labels of the proxy set, and {unknown} of {len(data.proxy)} "
+            "have none: remove it from controls, or use a dataset that grades every pair, such as marketplace"
+        )
+    return torch.from_numpy(truth)

@@ -16,6 +16,7 @@ from torch import Tensor
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.data.proxy import least_sure
+from fed_distill.data.proxy_account import proxy_account
 from fed_distill.distill.ensemble import combined, confidence, domains_of, similarity
 from fed_distill.distill.features import features
 from fed_distill.distill.soft_labels import soft_labels
@@ -117,7 +118,7 @@ def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Call
     if experiment.data.proxy_choice == "uncertainty":
         labels = ensemble.labels("the proxy set's candidates", data.proxy)
         chosen = least_sure(labels.numpy(), experiment.data.proxy_size)
-        data = _with_proxy(data, data.proxy.take(np.flatnonzero(chosen)))
+        data = _with_chosen(data, chosen)
     target = _target(experiment, data, ensemble)
     measured = dict(classification(ensemble.labels("the test set", data.test).numpy(), data.test.labels, data.task))
     if data.ranking_test is not None:
@@ -126,9 +127,13 @@ def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Call
     return Teaching(ensemble, target, {**measured, "parameters": ensemble.parameters}, data, chosen)
 
 
-def _with_proxy(data: FederatedData, proxy: Examples) -> FederatedData:
+def _with_chosen(data: FederatedData, chosen: npt.NDArray[np.bool_]) -> FederatedData:
+    """Keep the ``chosen`` proxy examples, bool ``[proxy]``."""
+    proxy = data.proxy.take(np.flatnonzero(chosen))
+    truth = None if data.proxy_truth is None else data.proxy_truth[chosen]
+    selected = replace(data, proxy=proxy, proxy_truth=truth)
     examples = {**data.account["examples"], "proxy": len(proxy)}
-    return replace(data, proxy=proxy, account={**data.account, "examples": examples})
+    return replace(selected, account={**data.account, "examples": examples, "proxy": proxy_account(selected)})
 
 
 def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback) -> TeacherEnsemble:

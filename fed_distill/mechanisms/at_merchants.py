@@ -57,6 +57,11 @@ class AtMerchants(Protecting):
                 "training.adversarial.attack = 'none' and training.r_drop = 0"
             )
 
+        if training.unlabeled.epochs:
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} covers labelled examples only: set training.unlabeled.epochs = 0"
+            )
+
     def _check_weighting(self, federation: FederationConfig) -> None:
         weighting = self.settings.weighting
         if weighting != "examples" and federation.aggregator_options.get("weight", weighting) != weighting:

@@ -13,8 +13,11 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
+from fed_distill.models.weights import Weights
 from fed_distill.seeds import Part
 from fed_distill.text.encoded import Encoded
+from fed_distill.training.plan import Predicted, References
+from fed_distill.training.references import predicted
 from fed_distill.transport.requests import TrainRequest, blueprint_of, built_from, unpacked
 
 
@@ -52,9 +55,29 @@ class Holdings:
 
     def encoded_train(self, student: TextModel, merchant: str, seed: Part, *purpose: Part) -> Encoded:
         """Return a merchant's training examples, encoded, and augmented with draws of ``seed`` and ``purpose``."""
-        examples, augmentation = self.merchants[merchant].train, self.experiment.training.augmentation
+        return self._varied(student, f"train of {merchant}", self.merchants[merchant].train, seed, *purpose)
+
+    def unlabeled(
+        self,
+        student: TextModel,
+        merchant: str,
+        wanted: Mapping[str, Predicted],
+        weights: Mapping[str, Weights],
+        seed: Part,
+        *purpose: Part,
+    ) -> tuple[Encoded, References]:
+        """Return a merchant's unlabeled examples, encoded and augmented as ``encoded_train``, and what students with
+        these ``weights`` predict for them as they are; nothing without examples, or if nothing is ``wanted``."""
+        name, examples = f"unlabeled of {merchant}", self.merchants[merchant].unlabeled
+        if not wanted or not len(examples):
+            return {}, {}
+        made = predicted(wanted, student, self._encode(student, name, examples), weights)
+        return self._varied(student, name, examples, seed, *purpose, "unlabeled"), made
+
+    def _varied(self, student: TextModel, name: str, examples: Examples, seed: Part, *purpose: Part) -> Encoded:
+        augmentation = self.experiment.training.augmentation
         if not augmentation.enabled:
-            return self._encode(student, f"train of {merchant}", examples)
+            return self._encode(student, name, examples)
         changed = augmented(examples, augmentation, seeds.numpy_stream(seed, *purpose, "augmentation"))
         return student.encode(changed.texts, changed.pairs)
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fed_distill.config.training import UnlabeledConfig
+from fed_distill.distill.losses import PSEUDO_LABELS, pseudo_labels
 from fed_distill.errors import (
     TrainingError,
 )
@@ -9,7 +11,8 @@ from fed_distill.mechanisms.release import Release
 from fed_distill.methods.base import Method
 from fed_distill.models.pair import paired
 from fed_distill.models.weights import Weights
-from fed_distill.training.plan import Plan
+from fed_distill.training.plan import Phase, Plan, Predicted
+from fed_distill.training.preparation import private_steps, public_steps
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest
@@ -24,6 +27,22 @@ class RoundTask:
     method: Method
     plan: Plan
 
+    @property
+    def labelled(self) -> Plan:
+        """The plan of a merchant without unlabeled examples."""
+        return Plan(tuple(phase for phase in self.plan.phases if phase.data != "unlabeled"), self.plan.pair)
+
+    def steps(self, learner: Learner, members: int, private_batch: int, batch: int) -> int:
+        """Return a merchant's number of optimizer steps in the round.
+
+        :param members: its number of members of the privacy unit
+        :param private_batch: expected batch size on private examples
+        :param batch: batch size on other examples
+        """
+        proxy, unlabeled = (len(next(iter(one.values()), ())) for one in (learner.proxy, learner.unlabeled))
+        steps = private_steps(self.plan, members, private_batch) + public_steps(self.plan, "proxy", proxy, batch)
+        return steps + (public_steps(self.plan, "unlabeled", unlabeled, batch) if unlabeled else 0)
+
 
 @dataclass(frozen=True)
 class Participant:
@@ -34,8 +53,8 @@ class Participant:
     release: Release | None = None
 
 
-def planned(method: Method, down: Downlink, name: str) -> Plan:
-    """Return the method's plan for a downlink.
+def planned(method: Method, down: Downlink, name: str, unlabeled: UnlabeledConfig) -> Plan:
+    """Return the method's plan for a downlink, with a phase on unlabeled examples if configured.
 
     :raises TrainingError: the downlink is incomplete, or the plan requires state that the method does not declare
     """
@@ -47,7 +66,26 @@ def planned(method: Method, down: Downlink, name: str) -> Plan:
         raise TrainingError(f"method {name} plans a pair of students, which requires keeps = 'own_student'")
     if plan.looks_back and method.keeps not in ("own_student", "last_student"):
         raise TrainingError(f"method {name} uses the previous student, which requires keeps = 'last_student'")
-    return plan
+    return with_unlabeled(plan, unlabeled, name)
+
+
+def with_unlabeled(plan: Plan, config: UnlabeledConfig, name: str) -> Plan:
+    """Return the plan with a phase on a merchant's unlabeled examples after its last private phase, if configured.
+
+    :raises TrainingError: the method's private phases cannot be followed by such a phase
+    """
+    if not config.epochs:
+        return plan
+    if plan.pair or any(phase.corrected for phase in plan.phases):
+        raise TrainingError(f"method {name} does not support training.unlabeled: set training.unlabeled.epochs = 0")
+    phase = Phase(
+        pseudo_labels(config.confidence, config.pseudo_labels == "soft"),
+        data="unlabeled",
+        epochs=config.epochs,
+        predicted={PSEUDO_LABELS: Predicted("start", "probabilities")},
+    )
+    place = max((place for place, one in enumerate(plan.phases, 1) if one.data == "private"), default=0)
+    return Plan((*plan.phases[:place], phase, *plan.phases[place:]))
 
 
 def starting_weights(

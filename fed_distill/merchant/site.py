@@ -58,7 +58,6 @@ from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
-from fed_distill.training.preparation import private_steps, proxy_steps
 from fed_distill.training.references import predicted
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
@@ -118,7 +117,8 @@ class Site:
         federation = self.experiment.arms()[request.arm]
         method = self._arms.method(request.arm)
         self.protection.mechanism(request.arm).check(self.experiment, federation, method.sends)
-        task = RoundTask(request, down, method, planned(method, down, federation.method))
+        plan = planned(method, down, federation.method, self.experiment.training.unlabeled)
+        task = RoundTask(request, down, method, plan)
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
         digests = Digests(self.experiment, request, down, own)
         parts: dict[str, Participant] = {}
@@ -134,7 +134,7 @@ class Site:
             else:
                 parts[merchant] = part
         learners = [part.learner for part in parts.values()]
-        plans = dict.fromkeys(parts, task.plan)
+        plans = {name: task.plan if one.learner.unlabeled else task.labelled for name, one in parts.items()}
         for fitted in self._trainer(request.arm).fit(learners, plans, Pace(request.learning_rate)):
             if isinstance(fitted, Failure):
                 yield self._refusal(fitted.name, TrainingError(fitted.reason), request.arm)
@@ -214,20 +214,25 @@ class Site:
         own = self.protection.own_randomness(request.seed)
         private = self.holdings.encoded_train(student, merchant, own, *randomness[1:])
         kept = self._kept(merchant, task)
-        weights = {"global": down.weights, "previous": kept or down.weights}
+        start = starting_weights(method, plan, down, kept, starts.get(kind))
+        weights = {"global": down.weights, "previous": kept or down.weights, "start": start}
+        wanted = plan.predicted("unlabeled")
+        unlabeled, pseudo = self.holdings.unlabeled(student, merchant, wanted, weights, own, *randomness[1:])
         examples = self.holdings.merchants[merchant].train
         labels = torch.from_numpy(examples.labels)
         attack = self._arms.attack(request.arm, request.seed, merchant)
         return Learner(
             merchant,
             student,
-            starting_weights(method, plan, down, kept, starts.get(kind)),
+            start,
             private=private,
             labels=labels if attack is None else attack.labels(labels, len(self.task.classes)),
             groups=mechanism.groups(examples),
             proxy=self.holdings.encoded_proxy(student, request),
             randomness=randomness,
-            references=predicted(plan, student, private, weights),
+            references=predicted(plan.predicted("private"), student, private, weights),
+            unlabeled=unlabeled,
+            unlabeled_references=pseudo,
             correction=method.correction(down, kept) if isinstance(method, HasControlVariate) else {},
         )
 
@@ -283,9 +288,7 @@ class Site:
 
         :param members: the merchant's number of members of the privacy unit, noised if it is private
         """
-        proxy = len(next(iter(learner.proxy.values()), ()))
-        steps = private_steps(task.plan, members, batch_size)
-        steps += proxy_steps(task.plan, proxy, self._batch_size(task.request.arm))
+        steps = task.steps(learner, members, batch_size, self._batch_size(task.request.arm))
         self.protection.limits.rules.check_steps(steps)
 
     def _kept_answer(self, release: Release, kinds: Kinds) -> tuple[Release, Uplink | None]:

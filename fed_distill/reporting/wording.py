@@ -15,10 +15,12 @@ METRIC_NAMES = {
 }
 ROW_NAMES = {
     "teacher": "teacher",
+    "student": "labels only, no teacher",
     "server": "server alone",
     "local": "each merchant alone",
     "pooled": "all data pooled",
     "fedavg": "FedAvg, no teacher",
+    "oracle-proxy": "true labels on the proxy set",
 }
 """Names of the teacher and the controls; a federation has its title."""
 

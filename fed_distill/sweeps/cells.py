@@ -165,6 +165,7 @@ def _controls(base: Experiment, cell: Experiment) -> Experiment:
     local_epochs = base.federation.options.get("local_epochs")
     federation = {
         "method": "fedavg",
+        "start": "labels",
         "options": {} if local_epochs is None else {"local_epochs": local_epochs},
         "rounds": base.federation.rounds if whole else 1,
         "participation": base.federation.participation if whole else 1.0,

@@ -14,6 +14,9 @@ from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs
 from fed_distill.text.encoded import Encoded
 
+Data = Literal["private", "unlabeled", "proxy"]
+"""Examples that a phase trains on."""
+
 References = Mapping[str, Tensor]
 """Targets of an objective, each row-aligned with the batch: ``labels``, ``soft_labels`` ..."""
 
@@ -36,14 +39,14 @@ def one_each(losses: Tensor, examples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A reference that each merchant computes before training, on its own private examples and without gradient.
+    """A reference that each merchant computes before training, on its own examples and without gradient.
 
-    by: the student of the downlink (``global``), or the merchant's student of its last round (``previous``; initially
-    the downlink's). what: probabilities ``[examples, classes]``, or representations
-    ``[examples, width]`` (``models.prediction.representation``).
+    by: the student of the downlink (``global``), the merchant's student of its last round (``previous``; initially the
+    downlink's), or the student from which its training starts (``start``). what: probabilities
+    ``[examples, classes]``, or representations ``[examples, width]`` (``models.prediction.representation``).
     """
 
-    by: Literal["global", "previous"]
+    by: Literal["global", "previous", "start"]
     what: Literal["probabilities", "representation"]
 
 
@@ -51,10 +54,11 @@ class Predicted:
 class Phase:
     """One phase of training.
 
-    data: examples to train on, the merchant's ``private`` ones or the shared ``proxy`` set.
+    data: examples to train on: the merchant's labelled ``private`` ones, its ``unlabeled`` ones (not with DP at the
+    merchant), or the shared ``proxy`` set.
     epochs or steps: duration; exactly one of them.
     references: tensors row-aligned with the whole proxy set (``[proxy, ...]``); a private phase has ``labels``.
-    predicted: further references of a private phase, which the merchant computes itself.
+    predicted: further references of a private or unlabeled phase, which the merchant computes itself.
     hidden: whether the objective uses hidden states, which are then in the outputs.
     proximal_mu: weight mu of the proximal term to the initial weights, mu/2 * ||w - w0||^2 (FedProx, Li et al. 2020,
     eq. 2); 0: none.
@@ -64,7 +68,7 @@ class Phase:
     """
 
     objective: Objective
-    data: Literal["private", "proxy"] = "private"
+    data: Data = "private"
     epochs: float | None = None
     steps: int | None = None
     references: References = field(default_factory=dict)
@@ -77,8 +81,8 @@ class Phase:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("a phase requires either epochs or steps: set exactly one")
-        if self.predicted and self.data != "private":
-            raise ValueError("`predicted` is for private phases: use `references` in a phase on the proxy set")
+        if self.predicted and self.data == "proxy":
+            raise ValueError("`predicted` is for a merchant's own examples: use `references` on the proxy set")
 
     def run(self, model: nn.Module, batch: Encoded) -> Outputs:
         """Return the outputs of ``model`` for a collated batch, with hidden states if the objective uses them."""
@@ -96,12 +100,12 @@ class Plan:
     phases: tuple[Phase, ...] = ()
     pair: bool = False
 
-    @property
-    def predicted(self) -> Mapping[str, Predicted]:
-        """References of all phases that the merchant computes itself."""
-        return {name: wanted for phase in self.phases for name, wanted in phase.predicted.items()}
+    def predicted(self, data: Data) -> Mapping[str, Predicted]:
+        """References that the merchant computes itself, of all phases on ``data``."""
+        phases = [phase for phase in self.phases if phase.data == data]
+        return {name: wanted for phase in phases for name, wanted in phase.predicted.items()}
 
     @property
     def looks_back(self) -> bool:
         """Whether a merchant must keep its trained student for the next round."""
-        return any(wanted.by == "previous" for wanted in self.predicted.values())
+        return any(wanted.by == "previous" for phase in self.phases for wanted in phase.predicted.values())

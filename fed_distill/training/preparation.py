@@ -19,7 +19,7 @@ from fed_distill.models.pair import plain_name
 from fed_distill.privacy.dp_sgd import ExampleDP, sampling_rate
 from fed_distill.seeds import Keystream
 from fed_distill.text.encoded import Encoded
-from fed_distill.training.plan import Phase, Plan, References
+from fed_distill.training.plan import Data, Phase, Plan, References
 from fed_distill.training.robust import passes, smoothed
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model
 from fed_distill.training.trainer import Fitted, Learner
@@ -141,7 +141,10 @@ def prepare(learner: Learner, plan: Plan, config: TrainerConfig) -> Prepared:
     if learner.privacy is not None and passes(config) > 1:
         raise TrainingError(f"{learner.name}: adversarial training and R-Drop are not supported with DP: remove them")
     for phase in plan.phases:
-        missing = phase.predicted.keys() - learner.references.keys() if phase.data == "private" else ()
+        if phase.data == "unlabeled" and learner.privacy is not None:
+            raise TrainingError(f"{learner.name}: phases on unlabeled examples are not supported with DP: remove them")
+        made = learner.unlabeled_references if phase.data == "unlabeled" else learner.references
+        missing = phase.predicted.keys() - made.keys()
         if missing:
             raise TrainingError(
                 f"{learner.name}: its plan requires the reference {sorted(missing)[0]!r}, which was not computed"
@@ -180,6 +183,9 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
         if learner.label_probabilities is not None:
             references = {**references, LABEL_PROBABILITIES: learner.label_probabilities}
         privacy = learner.privacy
+    elif phase.data == "unlabeled":
+        encoded = learner.unlabeled
+        references = {**phase.references, **{name: learner.unlabeled_references[name] for name in phase.predicted}}
     steps = _steps(phase, learner, batch_size)
     if privacy is not None:
         members = learner.members()
@@ -205,7 +211,10 @@ def steps_of(phase: Phase, members: int, batch_size: int) -> int:
 
 def _size(phase: Phase, learner: Learner) -> int:
     """Return the number of examples of a phase."""
-    return learner.examples() if phase.data == "private" else len(next(iter(learner.proxy.values())))
+    if phase.data == "private":
+        return learner.examples()
+    encoded = learner.unlabeled if phase.data == "unlabeled" else learner.proxy
+    return len(next(iter(encoded.values()), ()))
 
 
 def _steps(phase: Phase, learner: Learner, batch_size: int) -> int:
@@ -222,9 +231,9 @@ def private_steps(plan: Plan, members: int, batch_size: int) -> int:
     return sum(steps_of(phase, members, batch_size) for phase in plan.phases if phase.data == "private")
 
 
-def proxy_steps(plan: Plan, examples: int, batch_size: int) -> int:
-    """Return the number of steps of a plan on a proxy set with a number of ``examples``."""
-    return sum(steps_of(phase, examples, batch_size) for phase in plan.phases if phase.data == "proxy")
+def public_steps(plan: Plan, data: Data, examples: int, batch_size: int) -> int:
+    """Return the number of steps of a plan, without DP, on a number of ``examples`` of ``data``."""
+    return sum(steps_of(phase, examples, batch_size) for phase in plan.phases if phase.data == data)
 
 
 def _used(segment: Segment) -> Encoded:

@@ -25,14 +25,15 @@ class Learner:
     """An owner of examples and what it trains.
 
     student: the model; learners may share one, whose own weights are overwritten. weights: where training starts; they
-    are not changed. private: its encoded examples with int64 ``labels`` ``[examples]``. proxy: the encoded proxy set.
-    randomness: (run seed, then what tells this training from all others, such as merchant and round). privacy: how
-    its private phases are protected; None for not at all. groups: which group each private example belongs to, int64
+    are not changed. private: its encoded examples with int64 ``labels`` ``[examples]``. unlabeled: its encoded examples
+    without labels, for phases on them. proxy: the encoded proxy set. randomness: (run seed, then what tells this
+    training from all others, such as merchant and round). privacy: how its private phases are protected; None for not
+    at all. groups: which group each private example belongs to, int64
     ``[examples]``, numbers 0..n-1, where groups are the members that ``privacy`` protects; None where examples are.
     references: what it has predicted on its private examples for the plan's phases, ``[examples, ...]``.
-    label_probabilities: where ``labels`` are uncertain, the probabilities of the true ones ``[examples, classes]``, by
-    which the loss of private phases is averaged. correction: what corrected phases add to every gradient, by weight;
-    weights that are not in it are not corrected.
+    unlabeled_references: the same on its unlabeled examples. label_probabilities: where ``labels`` are uncertain, the
+    probabilities of the true ones ``[examples, classes]``, by which the loss of private phases is averaged.
+    correction: what corrected phases add to every gradient, by weight; weights that are not in it are not corrected.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Learner:
     references: References = field(default_factory=dict)
     correction: Weights = field(default_factory=dict)
     groups: Tensor | None = None
+    unlabeled: Encoded = field(default_factory=dict)
+    unlabeled_references: References = field(default_factory=dict)
     label_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from flwr.common.config import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_distill.config import Experiment, parse_setting
+from fed_distill.config import CONTROLS, Experiment, parse_setting
 from fed_distill.errors import ConfigError
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00", exclude_categories=["Cs", "Cc"]), max_size=12)
@@ -19,7 +19,7 @@ CHANGES = st.fixed_dictionaries(
     optional={
         "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
         "seed": st.integers(0, 2**40),
-        "controls": st.lists(st.sampled_from(["server", "local", "pooled", "fedavg"]), unique=True),
+        "controls": st.lists(st.sampled_from(CONTROLS), unique=True),
         "data.dataset": TEXTS,
         "data.max_merchants": st.integers(1, 1000),
         "data.public_share": st.floats(0.0, 0.9),
@@ -28,7 +28,7 @@ CHANGES = st.fixed_dictionaries(
         "training.server.clip_norm": st.floats(0.1, 10.0) | st.just(math.inf),
         "federation.label": st.one_of(TEXTS, st.sampled_from(["null", "[", "{x", '"', '"quoted"', "true", "1"])).filter(
             lambda text: (
-                text not in (".", "..", "server", "local", "pooled", "personal", "fedavg")
+                text not in (".", "..", *CONTROLS, "personal")
                 and not text.startswith(("server.", "control.", "federation."))
             )
         ),
@@ -114,7 +114,10 @@ def write(tmp_path, text):
         ("[base]\n[[axis]]\nkey = 'seed'", r"has \[\[axis\]\] and is not an experiment: use `fed-distill study`"),
         ("[base]\n[[search]]\nkey = 'seed'", r"has \[\[search\]\] and is not an experiment: use `fed-distill tune`"),
         ("name = 'two words'", "name: String should match"),
-        ("controls = ['server', 'oracle']", r"controls\.2: Input should be 'server', 'local', 'pooled' or 'fedavg'"),
+        (
+            "controls = ['server', 'oracle']",
+            r"controls\.2: Input should be 'student', 'server', 'local', 'pooled', 'fedavg' or 'oracle-proxy'",
+        ),
         (
             "[data]\nvalid_share = 0.5\ntest_share = 0.5",
             r"data\.valid_share and data\.test_share leave no training data",
@@ -142,15 +145,19 @@ def write(tmp_path, text):
             r"\[byzantine\] is for simulations, but data\.clients = 'elsewhere' has real merchants",
         ),
         (
-            "[federation]\nmethod = 'fedavg'\n[byzantine]\nfraction = 0.3",
+            "[federation]\nmethod = 'fedavg'",
+            "'fedavg' is also the control of that name, which has no teacher: set start = 'labels' for it, or another",
+        ),
+        (
+            "[federation]\nmethod = 'fedavg'\nstart = 'labels'\n[byzantine]\nfraction = 0.3",
             "'fedavg' is also the control of that name, which has no Byzantine merchants: set another `label`",
         ),
         (
-            "[federation]\nmethod = 'fedavg'\n[privacy]\nunit = 'example'\nepsilon = 1.0",
+            "[federation]\nmethod = 'fedavg'\nstart = 'labels'\n[privacy]\nunit = 'example'\nepsilon = 1.0",
             "'fedavg' is also the control of that name, which has neither privacy nor compression: set another `label`",
         ),
         (
-            "[[compare]]\nmethod = 'fedavg'\ntransport = { weights = ['sign'] }",
+            "[[compare]]\nmethod = 'fedavg'\nstart = 'labels'\ntransport = { weights = ['sign'] }",
             "which has neither privacy nor compression",
         ),
         ("[[teacher.ensemble]]\nmodel = 'bert-small'", "ensemble has a teacher twice"),
@@ -274,7 +281,8 @@ def test_arms_are_the_federations_and_the_controls_that_merchants_train():
 
 
 def test_a_federation_called_fedavg_is_its_own_control():
-    experiment = Experiment.parse({"federation": {"method": "fedavg", "rounds": 9}, "controls": ["fedavg"]})
+    tables = {"federation": {"method": "fedavg", "start": "labels", "rounds": 9}, "controls": ["fedavg"]}
+    experiment = Experiment.parse(tables)
     assert list(experiment.arms()) == ["fedavg"]
     assert experiment.arms()["fedavg"].rounds == 9
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fed_distill.config import DistillConfig
+from fed_distill.config import DistillConfig, TrainingConfig
 from fed_distill.coordinator.students import distillation_plan, labels_plan
 from fed_distill.data.examples import Task
 from fed_distill.distill.losses import distillation_kl, soften
@@ -58,5 +58,8 @@ def test_hard_weight_leaves_the_rest_to_the_teachers_labels_of_labelled_examples
 
 @pytest.mark.parametrize(("public", "proxy", "epochs"), [(100, 100, 6.0), (200, 50, 3.75)])
 def test_the_control_without_a_teacher_sees_as_many_examples(public, proxy, epochs):
-    (phase,) = labels_plan(3.0, SimpleNamespace(public=range(public), proxy=range(proxy))).phases
+    data = SimpleNamespace(public=range(public), proxy=range(proxy))
+    (phase,) = labels_plan(TrainingConfig(), data).phases
     assert (phase.data, phase.epochs) == ("private", epochs)
+    (phase,) = labels_plan(TrainingConfig.model_validate({"student": {"epochs": 2.5}}), data).phases
+    assert phase.epochs == 2.5

@@ -6,7 +6,6 @@ import pytest
 
 from fed_distill.config import DataConfig
 from fed_distill.data.catalogue import Catalogue, PairOptions
-from fed_distill.data.examples import UNLABELED
 from fed_distill.errors import DataError
 
 CONFIG = DataConfig()
@@ -117,7 +116,7 @@ def test_the_proxy_is_distinct_pairs_up_to_all_there_are(size: int) -> None:
     proxy = source.proxy(np.arange(72), size, 0)
     pairs = set(zip(proxy.texts, proxy.pairs or (), strict=True))
     assert len(pairs) == len(proxy) == size  # 24 queries x 72 titles = 1,728 pairs
-    assert set(proxy.labels.tolist()) == {UNLABELED}
+    assert proxy.labels.tolist() == [grade(*pair) for pair in zip(proxy.texts, proxy.pairs or (), strict=True)]
     if size == 300:
         assert set(Counter(grade(*pair) for pair in pairs)) == {0, 1, 2, 3}
 

@@ -136,7 +136,8 @@ def test_a_proxy_set_of_a_small_table_is_all_that_there_is_and_the_account_tells
 
 def test_no_proxy_set_at_all_is_refused() -> None:
     with pytest.raises(DataError, match=r"proxy set is empty.*data\.public_share"):
-        proxy_set(rows(EVEN), np.zeros(0, dtype=np.int64), CONFIG, None)
+        nothing = np.zeros(0, dtype=np.int64)
+        proxy_set(rows(EVEN), nothing, CONFIG, None, nothing)
 
 
 def test_no_client_left_says_which_key_to_lower() -> None:

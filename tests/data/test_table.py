@@ -210,3 +210,112 @@ def test_integer_and_missing_categories_are_read(tmp_path: Path) -> None:
     )
     assert data.account["cleaning"]["dropped"]["unknown label"] == 1
     assert all(int(text.split()[1]) % 3 == label for text, label in zip(data.test.texts, data.test.labels, strict=True))
+
+
+PUBLIC = {"proxy_from": "catalogue", "proxy_size": 100_000}
+
+
+def with_options(setting: DataConfig, **options: Any) -> DataConfig:
+    return setting.model_copy(update={"options": {**setting.options, **options}})
+
+
+def test_public_columns_give_the_texts_of_all_merchants_training_rows(tmp_path: Path) -> None:
+    setting = with_options(
+        config(write(graded_rows(), tmp_path / "rows.csv"), **PUBLIC), public_columns=["text", "pair"]
+    )
+    data = load(setting)
+    trained = [data.public, *(merchant.train for merchant in data.merchants.values())]
+    assert set(data.proxy.texts) == {text for part in trained for text in part.texts}
+    assert set(data.proxy.pairs or ()) == {text for part in trained for text in part.pairs or ()}
+    assert set(data.proxy.merchants) == {f"{shop:03d}" for shop in range(1, 7)}
+
+
+@pytest.mark.parametrize("clients", ["here", "elsewhere"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_a_catalogue_file_is_the_proxy_set_s_only_source(suffix: str, clients: str, tmp_path: Path) -> None:
+    own = write(graded_rows(), tmp_path / "rows.csv")
+    test = load(config(own)).test
+    lines = [{"asked": f"query {at}", "name": f" new   offer {at} "} for at in range(30)]
+    lines += [{"asked": test.texts[0], "name": (test.pairs or ())[0]}, {"asked": "", "name": "only a title"}]
+    catalogue = write(lines, tmp_path / f"catalogue{suffix}")
+    options = {"catalogue": str(catalogue), "catalogue_columns": {"text": "asked", "pair": "name"}}
+    data = load(with_options(config(own, clients=clients, **PUBLIC), **options))
+    assert set(data.proxy.pairs or ()) == {f"new offer {at}" for at in range(30)} | {"only a title"}
+    assert not set(data.proxy.texts) & {*data.test.texts, *data.valid.texts}
+    assert set(data.proxy.texts) == set(data.public.texts) & {f"query {at}" for at in range(30)}
+    assert set(data.proxy.merchants) == {""}
+    assert data.proxy_truth is None
+    assert not set(data.proxy.groups.tolist()) & set(data.test.groups.tolist())
+
+
+def test_a_catalogue_of_single_texts(tmp_path: Path) -> None:
+    rows = [{"title": f"{shop} {at}", "kind": "ab"[at % 2], "shop": str(shop)} for shop in range(4) for at in range(30)]
+    catalogue = write([{"title": f"new {at % 7}"} for at in range(20)], tmp_path / "catalogue.csv")
+    columns = {"text": "title", "label": "kind", "merchant": "shop"}
+    setting = config(write(rows, tmp_path / "rows.csv"), columns, task="category", **PUBLIC)
+    assert sorted(load(with_options(setting, catalogue=str(catalogue))).proxy.texts) == [f"new {at}" for at in range(7)]
+
+
+def test_histories_of_a_table_are_private(tmp_path: Path) -> None:
+    rows = [
+        {"history": f"seen {at} at {shop}", "offer": f"offer {at}", "click": at % 2, "shop": str(shop)}
+        for shop in range(4)
+        for at in range(30)
+    ]
+    columns = {"text": "history", "pair": "offer", "label": "click", "merchant": "shop"}
+    setting = config(write(rows, tmp_path / "rows.csv"), columns, task="recommend", **{**PUBLIC, "proxy_size": 40})
+    with pytest.raises(ConfigError, match=r"public_columns = \['pair'\], as histories are private"):
+        load(with_options(setting, public_columns=["text", "pair"]))
+    data = load(with_options(setting, public_columns=["pair"]))
+    assert all(title.startswith("offer ") for text in data.proxy.texts for title in text.split(" ; "))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, ConfigError, r"neither is given: set data.options.public_columns = \['text', 'pair'\].*\.catalogue"),
+        (
+            {"public_columns": ["pair"]},
+            ConfigError,
+            r"but public_columns = \['pair'\]: set data.options.public_col",
+        ),
+        ({"catalogue": "missing.csv"}, DataError, r"missing.csv does not exist"),
+        (
+            {"catalogue": "rows.csv", "public_columns": ["pair"]},
+            ConfigError,
+            "catalogue and public_columns both say which texts are public",
+        ),
+        ({"catalogue_columns": {"text": "a"}}, ConfigError, "catalogue_columns requires catalogue"),
+        (
+            {"catalogue": "rows.csv", "catalogue_columns": {"label": "a"}},
+            ConfigError,
+            "catalogue_columns has no 'label'; it has: text, pair",
+        ),
+        (
+            {"catalogue": "rows.csv", "catalogue_columns": {"text": "absent"}},
+            DataError,
+            r"rows.csv has no column 'absent'.*Name the columns under data.options.catalogue_columns",
+        ),
+        (
+            {"catalogue": "blank.csv"},
+            DataError,
+            r"blank.csv: column 'product' has no text of at most 512 characters",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_catalogue_is_named(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    setting = config(write(graded_rows(), tmp_path / "rows.csv"), **PUBLIC)
+    write([{"search term": "query", "product": " "}], tmp_path / "blank.csv")
+    if "catalogue" in options:
+        options = {**options, "catalogue": str(tmp_path / options["catalogue"])}
+    with pytest.raises(error, match=message):
+        load(with_options(setting, **options))
+
+
+def test_domains_and_a_catalogue_file_exclude_each_other(tmp_path: Path) -> None:
+    own = write(graded_rows(), tmp_path / "rows.csv")
+    setting = config(own, {**COLUMNS, "domain": "shop"}, proxy_domains=["001"], **PUBLIC)
+    with pytest.raises(ConfigError, match=r"data.proxy_domains: a catalogue file has no domains"):
+        load(with_options(setting, catalogue=str(own)))

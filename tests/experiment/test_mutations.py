@@ -143,7 +143,10 @@ class Case:
             if cached:
                 teaching = prepare_teacher(self.experiment, comparison.teaching.data, Callback())
                 found = {"teacher": bits(teaching.teacher.state_dict()), "says": teaching.labels.numpy().tobytes()}
-                found |= {"scores": teaching.metrics, "start": bits(comparison.factory.start(name)[0])}
+                found |= {
+                    "scores": teaching.metrics,
+                    "start": bits(comparison.factory.start(name, self.experiment.federation.start)[0]),
+                }
             found["outcomes"] = comparison.run()
             found["student"] = bits(comparison.final_weights(self.experiment.federation.title))
             return found | {"records": store.records()}

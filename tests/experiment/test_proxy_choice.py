@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from fed_distill.data import load
+from fed_distill.data.proxy_account import proxy_account
 from fed_distill.errors import DataError
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.merchant.app import build_app
@@ -40,6 +42,8 @@ def test_the_teacher_takes_the_quarter_that_it_is_least_sure_of(teachings):
     assert float(entropy(every.labels[taken]).min()) >= float(entropy(every.labels[~taken]).max()) - 1e-6
     assert chosen.data.account["examples"]["proxy"] == len(chosen.data.proxy)
     assert every.chosen is None
+    assert np.array_equal(chosen.data.proxy_truth, every.data.proxy_truth[chosen.chosen])
+    assert chosen.data.account["proxy"] == proxy_account(chosen.data)
 
 
 def test_all_sites_train_on_what_was_chosen(tiny_experiment, simulate, tmp_path):

@@ -105,10 +105,10 @@ def test_scores_are_those_of_the_stored_students(summary, recomputed, place, par
 
 
 def test_all_controls_are_compared_and_are_not_one_another(tiny_run, summary):
-    assert list(summary["controls"]) == ["server", "local", "pooled", "fedavg"]
+    assert list(summary["controls"]) == ["student", "server", "local", "pooled", "fedavg"]
     assert list(summary["federations"]) == ["fedavg-kd+fedsubavg", "fedmd"]
     rows = [*summary["controls"].values(), *summary["federations"].values()]
-    assert len({row["auc"] for row in rows}) == len(rows)
+    assert len({tuple(row[name] for name in SCORES) for row in rows}) == len(rows)
     examples = len(load(tiny_run.experiment.data).test)
     for row in rows:  # a number of right answers; of five students where each merchant has its own
         right = row["accuracy"] * examples * (5 if row is summary["controls"]["local"] else 1)
@@ -328,7 +328,7 @@ def test_a_table_without_a_ranking_is_refused_before_anything_is_trained(tiny_ex
 
 
 def test_a_federation_that_is_its_own_control_leaves_the_rounds_of_others(tiny_experiment, simulate, tmp_path):
-    changes = {"controls": ["fedavg"], "compare": [{"method": "fedavg"}], "federation.rounds": 1}
+    changes = {"controls": ["fedavg"], "compare": [{"method": "fedavg", "start": "labels"}], "federation.rounds": 1}
     folder, _ = simulate(tiny_experiment(tmp_path, changes))
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["federation"] for line in lines] == ["fedavg", "fedavg-kd"]

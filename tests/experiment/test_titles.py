@@ -58,7 +58,7 @@ def test_a_run_stopped_in_each_of_them_ends_as_one_that_was_not(whole, tiny_expe
 def test_each_has_a_folder_and_its_merchants_have_students_of_their_own(whole):
     kept = whole / "checkpoint" / "seed-0"
     assert {path.name: len([*path.iterdir()]) for path in kept.iterdir()} == {
-        "server": 1,
+        "server": 2,  # with and without a teacher
         "controls": 3,
         "federations": len(TITLES),
     }

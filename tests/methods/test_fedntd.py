@@ -39,7 +39,7 @@ def test_nothing_pulls_where_the_merchant_keeps_what_the_global_student_says(sta
 
 def test_merchants_ask_the_global_student_of_their_own_examples(state):
     plan = FedNTD().plan(FedNTD().broadcast(state))
-    (wanted,) = plan.predicted.values()
+    (wanted,) = plan.predicted("private").values()
     assert (wanted.by, wanted.what) == ("global", "probabilities")
     assert not plan.looks_back
 

@@ -50,7 +50,7 @@ def test_without_a_student_of_before_the_contrast_does_not_pull(state):
 
 def test_merchants_represent_their_own_examples_and_keep_their_student(state):
     plan = MOON().plan(MOON().broadcast(state))
-    assert set(plan.predicted.values()) == {
+    assert set(plan.predicted("private").values()) == {
         Predicted("global", "representation"),
         Predicted("previous", "representation"),
     }

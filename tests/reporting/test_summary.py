@@ -106,7 +106,7 @@ def test_the_control_fedavg_has_a_gap_and_the_yardsticks_have_none():
 
 
 def test_a_federation_called_like_a_control_is_kept_apart_from_it():
-    run = experiment(1, method="fedavg", aggregator="fedavg")
+    run = experiment(1, method="fedavg", aggregator="fedavg", start="labels")
     units = [unit("fedavg", "control", 0, 0.92), unit("fedavg", "federation", 0, 0.93)]
     summary = summarize(run, TASK, TEACHER, 1000, units, merchants=2, seconds=1.0)
     assert summary["controls"]["fedavg"]["ndcg@10"] == 0.92

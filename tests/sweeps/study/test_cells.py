@@ -45,8 +45,12 @@ def test_controls_are_trained_once_a_seed_without_privacy_and_named_by_every_cel
     assert len([cell for cell in cells if cell.role == "controls"]) == len(controls) == 3
     assert all(cell.controls == controls[cell.seed].fingerprint for cell in cells if cell.role == "cell")
     experiment = controls[0].experiment
-    assert experiment.controls == ["server", "local", "pooled"]
-    assert (experiment.federation.title, experiment.federation.rounds) == ("fedavg", 5)
+    assert experiment.controls == ["student", "server", "local", "pooled"]
+    assert (experiment.federation.title, experiment.federation.rounds, experiment.federation.start) == (
+        "fedavg",
+        5,
+        "labels",
+    )
     assert experiment.privacy.unit == "none"
     assert not experiment.adaptation.enabled
     assert cells[0].role == "controls"
@@ -230,6 +234,7 @@ def full():
                 "data.max_merchants": 9,
                 "data.max_examples": 900,
                 "training.merchants.clip_norm": 1.0,
+                "training.student.epochs": 2.0,
                 "controls": ["server", "local"],
                 "privacy": {"unit": "example", "epsilon": 3.0, "delta": 1e-3, "training": {"optimizer": "sgd"}},
             }

@@ -1,0 +1,48 @@
+"""Each control has what its name says, and nothing else."""
+
+import pytest
+from safetensors.torch import load_file
+
+from fed_distill.config import Experiment
+from fed_distill.errors import DataError
+
+QUICK = {"federation.rounds": 1, "adaptation.enabled": False, "controls": ["student", "server", "fedavg"]}
+
+
+@pytest.fixture
+def trained(tiny_experiment, simulate, tmp_path):
+    """A function: the weights of `student`, `server` and `fedavg` of a run with these changes, by name."""
+
+    def weights(name, changes=None):
+        folder, _ = simulate(tiny_experiment(tmp_path, {**QUICK, **(changes or {}), "name": name}))
+        kept = folder / "checkpoint" / "seed-0"
+        places = {"student": "server/two-tower%2Flabels", "server": "server/two-tower", "fedavg": "controls/fedavg"}
+        found = {row: load_file(kept / place / "final.safetensors") for row, place in places.items()}
+        return {row: {name: value.numpy().tobytes() for name, value in one.items()} for row, one in found.items()}
+
+    return weights
+
+
+def test_another_teacher_changes_the_server_and_neither_student_nor_fedavg(trained):
+    one, other = trained("one"), trained("other", {"teacher.learning_rate": 1e-3})
+    assert one["server"] != other["server"]
+    assert (one["student"], one["fedavg"]) == (other["student"], other["fedavg"])
+
+
+def test_the_student_of_labels_only_trains_as_long_as_it_is_told(trained):
+    one, longer = trained("one"), trained("longer", {"training.student.epochs": 40.0})
+    assert one["student"] != longer["student"]
+    assert one["fedavg"] != longer["fedavg"]  # which starts from it
+    assert one["server"] == longer["server"]
+
+
+def test_true_labels_of_the_proxy_set_are_required_before_anything_is_trained(tiny_experiment, simulate, tmp_path):
+    changes = {**QUICK, "controls": ["oracle-proxy"], "data.task": "recommend"}
+    with pytest.raises(DataError, match="'oracle-proxy' requires the true labels of the proxy set"):
+        simulate(tiny_experiment(tmp_path, changes))
+    assert not any(tmp_path.iterdir())
+
+
+def test_fedavg_is_the_only_arm_that_starts_without_a_teacher():
+    arms = Experiment().arms()
+    assert {name for name, arm in arms.items() if arm.start == "labels"} == {"fedavg"}
