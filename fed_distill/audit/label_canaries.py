@@ -101,7 +101,7 @@ class LabelAudit:
         with self._protection() as protection:
             site = RandomizedLabels(protection, one_stage)
             for round in range(1, federation.rounds + 1):
-                weights = {"logit": torch.tensor([1e-3 * round])}
+                weights = {"logit": torch.tensor([1e-3 * round / federation.rounds])}
                 learner = Learner(_MERCHANT, student, weights, student.encode(texts, None), labels, {}, (0,))
                 task = RoundTask(request, Downlink(round), method, Plan())
                 yield site.learner(learner, examples, task).labels

@@ -265,7 +265,7 @@ class Site:
         request = task.request
         mechanism = self.protection.mechanism(request.arm)
         if not isinstance(mechanism, AtMerchants):
-            self._check_steps(task, learner, learner.examples(), self._batch_size(request.arm))
+            self._check_steps(task, learner, learner.examples())
             if isinstance(mechanism, AtServer):
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             if isinstance(mechanism, ByLabel):
@@ -280,16 +280,14 @@ class Site:
             return answer
         return Participant(self.protection.paid(release), release.members, release)
 
-    def _batch_size(self, arm: str) -> int:
-        return self.experiment.training_of(arm).batch_size
-
-    def _check_steps(self, task: RoundTask, learner: Learner, members: int, batch_size: int) -> None:
+    def _check_steps(self, task: RoundTask, learner: Learner, members: int, private_batch: int | None = None) -> None:
         """Raise NotAllowed if a merchant would train for more steps than the site allows.
 
         :param members: the merchant's number of members of the privacy unit, noised if it is private
+        :param private_batch: batch size on private examples if it is another
         """
-        steps = task.steps(learner, members, batch_size, self._batch_size(task.request.arm))
-        self.protection.limits.rules.check_steps(steps)
+        batch = self.experiment.training_of(task.request.arm).batch_size
+        self.protection.limits.rules.check_steps(task.steps(learner, members, private_batch or batch, batch))
 
     def _kept_answer(self, release: Release, kinds: Kinds) -> tuple[Release, Uplink | None]:
         """Return the release for a request, and its stored answer if there is one.
