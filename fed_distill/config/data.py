@@ -7,6 +7,21 @@ from pydantic import Field
 from fed_distill.config.tables import LARGEST, ConfigTable, PositiveFloat, PositiveInt, Share
 
 
+class ClicksConfig(ConfigTable):
+    """Labels of merchants' training examples that are derived from simulated clicks instead of grades."""
+
+    sessions: Annotated[int, Field(ge=0)] = Field(
+        0, description="times that a query's products are shown; 0: labels are the grades"
+    )
+    bias: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        1.0, description="position bias: position k is seen with probability (1 / k)^bias"
+    )
+    noise: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="probability of a click on an irrelevant product that is seen"
+    )
+    corrected: bool = Field(True, description="account for the probability that a position is seen")
+
+
 class DataConfig(ConfigTable):
     """The dataset and its split between server, merchants, validation and test."""
 
@@ -38,6 +53,7 @@ class DataConfig(ConfigTable):
         description="here: the clients are the dataset's non-public merchants; elsewhere: the clients are merchants of "
         "real sites with their own data, and the whole dataset is public",
     )
+    clicks: ClicksConfig = Field(default_factory=ClicksConfig)
     min_rows: PositiveInt = Field(30, description="merchants with fewer rows are not clients; their rows are public")
     valid_share: Share = Field(0.1, description="share of the groups held out for validation")
     test_share: Share = Field(0.2, description="share of the groups held out for the test")

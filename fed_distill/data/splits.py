@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fed_distill.config import DataConfig
+from fed_distill.config.data import ClicksConfig
+from fed_distill.data.click_labels import labelled_by_clicks
 from fed_distill.data.dataset import IntArray, Source
 from fed_distill.data.examples import (
     UNLABELED,
@@ -115,7 +117,7 @@ def split_rows(source: Source, config: DataConfig) -> Split:
     """Draw parts, roles and public merchants; with remote clients, all local merchants are public."""
     roles = _leave_out(source, draw_parts(source.groups, config), config)
     if config.clients == "elsewhere":
-        for key, unset in (("client_labels", 1.0), ("cold_merchants", 0.0)):
+        for key, unset in (("client_labels", 1.0), ("cold_merchants", 0.0), ("clicks", ClicksConfig())):
             if getattr(config, key) != unset:
                 raise ConfigError(
                     f"data.{key} is for simulations, but data.clients = 'elsewhere' has no local clients: remove it"
@@ -251,6 +253,8 @@ def _merchant(source: Source, row_blocks: _RowBlocks, merchant: int, config: Dat
     """Make the tables of a client; a share of its training examples keeps the labels."""
     name = source.names[merchant]
     train, valid, test = (_of_one(source, row_blocks, merchant, part, config) for part in PARTS)
+    if config.clicks.sessions:
+        train = labelled_by_clicks(train, source.task, config.clicks, name, config.seed)
     if config.client_labels == 1.0:
         return MerchantData(name, train, valid, test)
     rng = numpy_stream(config.seed, "client labels", name)
