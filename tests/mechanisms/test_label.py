@@ -51,8 +51,10 @@ def test_texts_must_be_declared_public():
 
 
 def test_every_payload_is_covered():
-    checked(experiment(), (StudentUpdate, SoftLabels, ClassMeans))
-    mechanism("label").check_covered("fd", (ClassMeans,))
+    sends = (StudentUpdate, SoftLabels, ClassMeans)
+    checked(experiment(), sends)
+    mechanism("label").check_covered("fd", sends)
+    assert {mechanism("label").covers(kind) for kind in sends} == {"computed from randomized labels and public texts"}
 
 
 @pytest.mark.parametrize("key", ["noise_multiplier", "delta"])
