@@ -173,7 +173,7 @@ def test_without_the_stored_draw_an_equal_one_is_free_and_another_is_charged(wor
 def test_an_older_ledger_is_refused(world, protected, seen):
     merchant, kept = world.names[0], []
     for number in range(1, 4):
-        site = protected(name=f"run {number}")
+        site = protected(name=f"run-{number}")
         answers(site, request(world, merchant), moved(world, number))
         kept.append(site.protection.ledger("fedavg-kd", 0, merchant).path.read_bytes())
     site.protection.ledger("fedavg-kd", 0, merchant).path.write_bytes(kept[0])
@@ -224,7 +224,7 @@ def test_other_students_in_other_federations_are_charged_until_the_limit(world, 
     """An attack by priors: each federation's student has other candidates, so each is a release of its own."""
     merchant, drawn = world.names[0], []
     for number in range(1, 6):
-        site = protected(name=f"run {number}")
+        site = protected(name=f"run-{number}")
         answer = answers(site, request(world, merchant), moved(world, number))[merchant]
         if not isinstance(answer, Refusal):
             drawn.append(seen["fedavg-kd", merchant, number].labels)
