@@ -85,6 +85,19 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
+class PureDP:
+    """Mechanisms with (epsilon, 0)-DP; the parameter is epsilon."""
+
+    def curve(self, parameter: float) -> Curve:
+        """Return the curve of randomized response (Dong, Roth and Su 2022, proposition 2.5)."""
+        return lambda x: max(math.exp(-parameter) * x, 1.0 - math.exp(parameter) * (1.0 - x), 0.0)
+
+    def epsilon(self, parameter: float, delta: float) -> float:
+        """Return epsilon, which is the same at every delta up to 0."""
+        return parameter
+
+
+@dataclass(frozen=True)
 class SampledGaussian:
     """``steps`` Gaussian mechanisms with sampling probability ``rate`` < 1; the parameter is 1 / noise multiplier.
 

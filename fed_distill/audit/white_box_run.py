@@ -15,11 +15,13 @@ from torch import Tensor
 
 from fed_distill.audit.central_canaries import MeanAudit, VoteAudit
 from fed_distill.audit.gradient_canaries import CANARY_TRAINING, CanaryStudent, TrainerAudit
+from fed_distill.audit.label_canaries import LabelAudit
 from fed_distill.audit.white_box import CANARIES, WhiteBoxAudit
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.base import NoiseSource, Protecting, Terms
+from fed_distill.mechanisms.label import ByLabel
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.mechanisms.merchant import ByMerchant
 from fed_distill.mechanisms.vote import ByVote, VoteMechanism, queried
@@ -56,6 +58,10 @@ class WhiteBox:
         mechanism = mechanism_of(self.experiment, self._arm)
         if isinstance(mechanism, AtMerchants):
             return self._training(mechanism)
+        if isinstance(mechanism, ByLabel):
+            _, charges = self._dearest()
+            audit = LabelAudit(self.experiment, mechanism, composed(charges))
+            return audit.run(self.experiment.seed)
         if isinstance(mechanism, ByMerchant):
             return self._mean(mechanism)
         if isinstance(mechanism, ByVote):
@@ -94,12 +100,13 @@ class WhiteBox:
     def _dearest(self) -> tuple[str, list[Charge]]:
         """Return the merchant with the most expensive training, and its charges for training."""
         experiment, shared = self.experiment, self.experiment.privacy.ledger
-        own = self.folder / "checkpoint" / "ledgers" / f"seed-{experiment.seed}" / as_file_name(self._arm)
-        ledgers, key = Ledgers(own if shared is None else shared), (experiment.name, self._arm, experiment.seed)
+        local = self.folder / "checkpoint" / "ledgers" / f"seed-{experiment.seed}" / as_file_name(self._arm)
+        ledgers, key = Ledgers(local if shared is None else shared), (experiment.name, self._arm, experiment.seed)
         found: dict[str, list[Charge]] = {}
         for merchant in ledgers.merchants():
             charges = [entry.charge for entry in ledgers.of(merchant).entries()]
-            mine = [one for one in charges if (one.run, one.arm, one.seed) == key and one.what == "training"]
+            own = [one for one in charges if (one.run, one.arm, one.seed) == key]
+            mine = [one for one in own if one.what == "training" or one.label is not None]
             if mine:
                 found[merchant] = mine
         if not found:

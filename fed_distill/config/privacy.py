@@ -21,14 +21,16 @@ def is_protected(unit: str) -> bool:
 class PrivacyConfig(ConfigTable):
     """Keys of all privacy units, and of none.
 
-    The unit is what neighbouring datasets differ in: one ``example`` of a merchant, one ``group`` of its examples, or a
-    whole merchant (``merchant``: its update, ``vote``: its votes). Controls are trained without privacy.
+    The unit is what neighbouring datasets differ in: one ``example`` of a merchant, one ``group`` of its examples, the
+    ``label`` of one example, or a whole merchant (``merchant``: its update, ``vote``: its votes). Controls are trained
+    without privacy.
     """
 
     unit: str = Field(
         UNPROTECTED,
-        description="none; example, group: DP-SGD at merchants; merchant: noise on the mean update; vote: noise on "
-        "votes; or the import path of a custom unit, my_package.my_module:MyUnit",
+        description="none; example, group: DP-SGD at merchants; label: randomized labels, for public texts; merchant: "
+        "noise on the mean update; vote: noise on votes; or the import path of a custom unit, "
+        "my_package.my_module:MyUnit",
     )
     ledger: Place | None = Field(
         None, description="folder of privacy ledgers shared by runs; none: one ledger per seed and federation"
@@ -187,6 +189,29 @@ class VotesConfig(ConfigTable):
     )
 
 
+class LabelsConfig(ConfigTable):
+    """Randomized response on labels."""
+
+    texts_public: bool = Field(
+        False,
+        description="declares that the texts of all merchants' training examples are public, and which of them each "
+        "merchant has, labelled or not; required, because only their labels are hidden",
+    )
+    stages: Literal[1, 2] = Field(
+        1,
+        description="1: all labels of a merchant are randomized before its first round; 2: those of one half then, "
+        "and those of the other half later, with the predictions of a federated student as prior (LP-2ST)",
+    )
+    second_stage: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="with stages = 2: round of the second half; none: the middle of the federation"
+    )
+    targets: Literal["posterior", "labels"] = Field(
+        "posterior",
+        description="training targets: probabilities of the true label given the randomized one and the prior, or "
+        "the randomized labels themselves",
+    )
+
+
 class ExamplePrivacy(DPSGDConfig, ProtectedConfig):
     """DP-SGD at merchants, for one labelled example."""
 
@@ -197,6 +222,22 @@ class GroupPrivacy(GroupsConfig, ProtectedConfig):
     """DP-SGD at merchants, for a group of examples."""
 
     unit: Literal["group"] = "group"
+
+
+class LabelPrivacy(LabelsConfig, ProtectedConfig):
+    """Randomized response, for the label of one example."""
+
+    unit: Literal["label"] = "label"
+    epsilon: Annotated[float, Field(ge=0.01, allow_inf_nan=False)] | None = Field(
+        None, description="epsilon of each label, over all rounds of a federation; delta is 0"
+    )
+
+    @model_validator(mode="after")
+    def _pure(self) -> Self:
+        for name in ("noise_multiplier", "delta"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is for Gaussian noise, which unit 'label' does not add: set epsilon only")
+        return self
 
 
 class MerchantPrivacy(UpdatesConfig, ProtectedConfig):
@@ -222,6 +263,7 @@ UNITS: Mapping[str, type[PrivacyConfig]] = {
     "none": NoPrivacy,
     "example": ExamplePrivacy,
     "group": GroupPrivacy,
+    "label": LabelPrivacy,
     "merchant": MerchantPrivacy,
     "vote": VotePrivacy,
 }
@@ -242,6 +284,7 @@ Privacy = Annotated[
     Annotated[NoPrivacy, Tag("<NoPrivacy>")]
     | Annotated[ExamplePrivacy, Tag("<ExamplePrivacy>")]
     | Annotated[GroupPrivacy, Tag("<GroupPrivacy>")]
+    | Annotated[LabelPrivacy, Tag("<LabelPrivacy>")]
     | Annotated[MerchantPrivacy, Tag("<MerchantPrivacy>")]
     | Annotated[VotePrivacy, Tag("<VotePrivacy>")]
     | Annotated[OwnPrivacy, Tag("<OwnPrivacy>")],

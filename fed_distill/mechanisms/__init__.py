@@ -8,6 +8,7 @@ MECHANISMS = Registry(
         "none": "fed_distill.mechanisms.none:Unprotected",
         "example": "fed_distill.mechanisms.example:ByExample",
         "group": "fed_distill.mechanisms.group:ByGroup",
+        "label": "fed_distill.mechanisms.label:ByLabel",
         "merchant": "fed_distill.mechanisms.merchant:ByMerchant",
         "vote": "fed_distill.mechanisms.vote:ByVote",
     },

@@ -86,7 +86,10 @@ def account(
         "delta": spent.delta,
         "epsilon_at": {"1e-05": bounded(spent.epsilon_5), "1e-06": bounded(spent.epsilon_6)},
         "accountant": config.accountant,
-        "noise_multiplier": {"least": spent.noise_least, "most": spent.noise_most},
+        "noise_multiplier": {
+            "least": spent.noise_least if mechanism.gaussian else None,
+            "most": spent.noise_most if mechanism.gaussian else None,
+        },
         "merchants": spent.merchants,
         "untold_sites": spent.untold,
         "protects": mechanism.words.hides,

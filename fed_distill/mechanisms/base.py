@@ -153,6 +153,9 @@ class Protecting(Mechanism):
     """How far one example changes the noised value, in units of the release's own sensitivity, at least 1. The cost for
     one example follows from it, for any unit (``privacy.exposure``)."""
 
+    gaussian: ClassVar[bool] = True
+    """Whether it adds Gaussian noise, which has a noise multiplier."""
+
     @property
     @abstractmethod
     def words(self) -> Words:

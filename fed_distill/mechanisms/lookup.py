@@ -17,6 +17,7 @@ from fed_distill.mechanisms import MECHANISMS
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Mechanism, Protecting
+from fed_distill.mechanisms.label import ByLabel
 
 
 def mechanism(unit: str, settings: ConfigTable | Mapping[str, Any] | None = None) -> Mechanism:
@@ -33,7 +34,7 @@ def mechanism(unit: str, settings: ConfigTable | Mapping[str, Any] | None = None
         return built
     if unit not in MECHANISMS and unit in MECHANISMS.values():
         raise ConfigError(f"privacy.unit = {unit!r} is built in: set privacy.unit to its name")
-    if not (isinstance(factory, type) and issubclass(factory, AtMerchants | AtServer)):
+    if not (isinstance(factory, type) and issubclass(factory, AtMerchants | AtServer | ByLabel)):
         raise ConfigError(f"privacy.unit = {unit!r} must be a subclass of AtMerchants or AtServer")
     lacking = sorted(factory.__abstractmethods__) if inspect.isabstract(factory) else []
     if lacking:

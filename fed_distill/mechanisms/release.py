@@ -7,7 +7,6 @@ noise and charge, whatever the ledger contains. A site with a secret returns the
 (``fed_distill.merchant.answers``). A simulation has no secret; it derives noise from the run's seed and trains again.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -23,25 +22,18 @@ from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Mechanism, Protecting, Terms
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.mechanisms.policy import SitePolicy
-from fed_distill.models.weights import Weights
 from fed_distill.privacy.accounting import REPORTED_DELTAS, Spend
+from fed_distill.privacy.exposure import LabelSpend
 from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed, exposure
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.files import as_file_name
-from fed_distill.storage.fingerprint import fingerprint, hash_tensors
-from fed_distill.storage.versions import versions
-from fed_distill.text.encoded import Encoded
-from fed_distill.training.choosing import chosen_device
+from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.training.plan import Plan
 from fed_distill.training.trainer import Learner
-from fed_distill.transport.messages import Downlink
-from fed_distill.transport.requests import PROTOCOL, TrainRequest
+from fed_distill.transport.requests import TrainRequest
 
 Policy = TypeVar("Policy", bound=SitePolicy)
 """The site's own policy; this module only uses the interface ``SitePolicy``."""
-SUMMED_BY = {"trainer", "cohort", "threads"}
-"""Keys of ``[runtime]`` that change the order of summation: the difference between two answers with equal noise and
-different rounding reveals the rounded values, amplified by a high learning rate."""
 _SLACK = 1e-9
 _SMALLEST, _LARGEST = 1, 2**31
 """Minimum and maximum number of members of a privacy unit at a merchant. With a target epsilon a federation exposes an
@@ -140,7 +132,7 @@ class Protection(Generic[Policy]):
 
         Everything visible in the uplink is computed from the noised size.
 
-        :param digest: digest of the request (``Digests.of``)
+        :param digest: digest of the request (``digests.Digests.of``)
         :raises BudgetExceeded: the merchant's limits do not allow it
         """
         merchant, rounds, mechanism = learner.name, request.rounds_of(learner.name), self._paid_by_rounds
@@ -248,6 +240,15 @@ class Protection(Generic[Policy]):
         )
         self._charge(request, merchant, "all rounds", 0, agreed, spends, delta)
 
+    def charge_labels(self, request: TrainRequest, merchant: str, digest: str, spend: LabelSpend) -> None:
+        """Charge a merchant for a release of randomized labels, unless this arm was charged for it before.
+
+        :param digest: digest of all inputs of the release
+        :raises BudgetExceeded: the merchant's limits or the target epsilon of this federation do not allow it
+        """
+        what = f"labels of half {spend.part}" if spend.part else "labels"
+        self._charge(request, merchant, what, 0, digest, (), 0.0, spend)
+
     def _noised_size(self, learner: Learner, request: TrainRequest) -> int:
         """Return the noised number of members; its noise depends on their number and kind only, and it is charged once
         per federation."""
@@ -272,10 +273,11 @@ class Protection(Generic[Policy]):
         for merchant in merchants:
             paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
             noises = [spend.noise_multiplier for one in paid if one.what != "size" for spend in one.spends]
-            if noises:
+            if noises or any(one.label is not None for one in paid):
                 accountant, least = self.experiment.promise.accountant, min(one.delta for one in paid)
                 total, at_5, at_6 = (composed(paid, delta, accountant) for delta in (least, *REPORTED_DELTAS))
-                parts.append(Spent(1, total, least, min(noises), max(noises), epsilon_5=at_5, epsilon_6=at_6))
+                span = min(noises, default=0.0), max(noises, default=0.0)
+                parts.append(Spent(1, total, least, *span, epsilon_5=at_5, epsilon_6=at_6))
         return Spent.joined(parts)
 
     def _paid(self, ledger: Ledger, arm: str, seed: int) -> list[Charge]:
@@ -295,16 +297,24 @@ class Protection(Generic[Policy]):
         digest: str,
         spends: tuple[Spend, ...],
         delta: float,
+        label: LabelSpend | None = None,
     ) -> None:
         """Charge the merchant's ledger, unless this release was charged before."""
-        charge = self._priced(request, what, round, digest, spends, delta)
+        charge = self._priced(request, what, round, digest, spends, delta, label)
         ledger, target = self.ledger(request.arm, request.seed, merchant), self.experiment.promise.epsilon
         if target is not None:
             self._check_target(ledger, charge, target)
         ledger.charge(charge, self.limits.of(merchant).max_epsilon)
 
     def _priced(
-        self, request: TrainRequest, what: str, round: int, digest: str, spends: tuple[Spend, ...], delta: float
+        self,
+        request: TrainRequest,
+        what: str,
+        round: int,
+        digest: str,
+        spends: tuple[Spend, ...],
+        delta: float,
+        label: LabelSpend | None = None,
     ) -> Charge:
         return Charge(
             run=self.experiment.name,
@@ -317,6 +327,7 @@ class Protection(Generic[Policy]):
             spends=spends,
             delta=delta,
             moved_by=self._mechanism.stated_move,
+            label=label,
         )
 
     def _check_target(self, ledger: Ledger, charge: Charge, target: float) -> None:
@@ -336,63 +347,3 @@ def _rounded(size: int) -> int:
     """Round a noised size to five binary digits (at most 3.1 % off), so that few noise multipliers are computed."""
     step: int = 1 << max(0, size.bit_length() - 5)
     return round(size / step) * step
-
-
-class Digests:
-    """Computes hex digests of the requests to the merchants of one site; shared parts are hashed once.
-
-    own: the site's secret and the identity of its stored answers; empty in a simulation. With a secret, digests cover
-    all received bits, the order of summation, the software versions and the run: training again with another order or
-    program would use the same noise, and the difference of both answers would contain none. In a simulation, where the
-    seed determines the noise anyway, weights and soft labels are represented by their federation and round
-    (``TrainRequest.federation``), so that a run does not depend on rounding.
-    """
-
-    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, own: str = "") -> None:
-        self._exact = bool(own) or not request.federation
-        sums = experiment.runtime.model_dump(mode="json", include=SUMMED_BY)
-        sums["device"] = chosen_device(experiment.runtime.device).type
-        if own:
-            sums |= {"run": experiment.name, "versions": versions(), "protocol": PROTOCOL}
-        self._base = hashlib.sha256()
-        self._base.update(
-            fingerprint(
-                experiment=experiment.settings_of(request.arm),
-                arm=request.arm,
-                seed=request.seed,
-                rate=request.learning_rate,
-                test=request.test,
-                federation=request.federation,
-                round=down.round,
-                sums=sums if self._exact else {},
-                scalars=dict(down.scalars),
-            ).encode()
-        )
-        self._base.update(own.encode())  # another secret gives another release
-        for payload in down.payloads if self._exact else ():
-            for name, tensors in payload.to_records().items():
-                self._base.update(name.encode())
-                hash_tensors(self._base, tensors)
-        self._starts: dict[tuple[str, int], tuple[Weights, bytes]] = {}
-        self._proxies: dict[int, tuple[Encoded, bytes]] = {}
-
-    def of(self, blueprint: str, learner: Learner) -> str:
-        """Return the digest for a learner that trains the student of ``blueprint``."""
-        start = learner.weights
-        known = blueprint, id(start)
-        if known not in self._starts:
-            hashed = hashlib.sha256(blueprint.encode())
-            hash_tensors(hashed, start if self._exact else {})
-            self._starts[known] = start, hashed.digest()
-        whole = self._base.copy()
-        whole.update(self._starts[known][1])
-        if id(learner.proxy) not in self._proxies:
-            hashed = hashlib.sha256()
-            hash_tensors(hashed, learner.proxy)
-            self._proxies[id(learner.proxy)] = learner.proxy, hashed.digest()
-        whole.update(self._proxies[id(learner.proxy)][1])
-        groups = {} if learner.groups is None else {"groups": learner.groups}
-        hash_tensors(whole, {**learner.private, "labels": learner.labels, **groups})
-        for values in (learner.references, learner.correction) if self._exact else ():
-            hash_tensors(whole, values)
-        return whole.hexdigest()

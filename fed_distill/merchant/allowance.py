@@ -13,6 +13,7 @@ from fed_distill.distill.losses import hard_labels
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Protecting, Terms
+from fed_distill.mechanisms.label import ByLabel
 from fed_distill.mechanisms.lookup import mechanism_of, protected_by_merchants
 from fed_distill.methods import METHODS
 from fed_distill.privacy.accounting import Spend
@@ -74,9 +75,13 @@ def run_exposure(experiment: Experiment, merchants: int, proxy: int) -> float:
     """Return the maximum epsilon of an example in one run of a private ``experiment``, as the ledger computes it.
 
     It covers all seeds and all private federations, including compared ones. If the noise depends on a merchant's
-    size, it is the maximum over sizes from 32 to 8192; otherwise it depends on ``merchants`` and ``proxy``.
+    size, it is the maximum over sizes from 32 to 8192; otherwise it depends on ``merchants`` and ``proxy``. For
+    randomized labels it is their epsilon for each federation, which may have other priors.
     """
     mechanism = mechanism_of(experiment)
+    if isinstance(mechanism, ByLabel):
+        assert experiment.promise.epsilon is not None
+        return experiment.promise.epsilon * len(experiment.federations()) * experiment.repeats
     if isinstance(mechanism, AtServer):
         return exposure(_charges(experiment, mechanism, partial(_at_server, experiment, mechanism, merchants, proxy)))
     return exposure(costliest_charges(experiment))

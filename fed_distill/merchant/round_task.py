@@ -10,6 +10,7 @@ from fed_distill.methods.base import Method
 from fed_distill.models.pair import paired
 from fed_distill.models.weights import Weights
 from fed_distill.training.plan import Phase, Plan, Predicted
+from fed_distill.training.preparation import private_steps, public_steps
 from fed_distill.training.trainer import Learner
 from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.requests import TrainRequest
@@ -28,6 +29,17 @@ class RoundTask:
     def labelled(self) -> Plan:
         """The plan of a merchant without unlabeled examples."""
         return Plan(tuple(phase for phase in self.plan.phases if phase.data != "unlabeled"), self.plan.pair)
+
+    def steps(self, learner: Learner, members: int, private_batch: int, batch: int) -> int:
+        """Return a merchant's number of optimizer steps in the round.
+
+        :param members: its number of members of the privacy unit
+        :param private_batch: expected batch size on private examples
+        :param batch: batch size on other examples
+        """
+        proxy, unlabeled = (len(next(iter(one.values()), ())) for one in (learner.proxy, learner.unlabeled))
+        steps = private_steps(self.plan, members, private_batch) + public_steps(self.plan, "proxy", proxy, batch)
+        return steps + (public_steps(self.plan, "unlabeled", unlabeled, batch) if unlabeled else 0)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,13 @@ from fed_distill.errors import (
 from fed_distill.logs import observed
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
-from fed_distill.mechanisms.release import Digests, Protection, Release
+from fed_distill.mechanisms.digests import Digests
+from fed_distill.mechanisms.label import ByLabel
+from fed_distill.mechanisms.release import Protection, Release
 from fed_distill.merchant.answers import Answers
 from fed_distill.merchant.arms import Arms
 from fed_distill.merchant.holdings import Holdings
+from fed_distill.merchant.labels import RandomizedLabels
 from fed_distill.merchant.limits import Limits
 from fed_distill.merchant.metrics import Tally, rule_of
 from fed_distill.merchant.private_statistics import PrivateStatistics
@@ -55,7 +58,6 @@ from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.storage.merchant_store import MerchantStore, kept_as
 from fed_distill.training.choosing import build_trainer
 from fed_distill.training.optimization import Pace
-from fed_distill.training.preparation import private_steps, public_steps
 from fed_distill.training.references import predicted
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Failure, Fitted, Learner, Trainer
@@ -263,9 +265,12 @@ class Site:
         request = task.request
         mechanism = self.protection.mechanism(request.arm)
         if not isinstance(mechanism, AtMerchants):
-            self._check_steps(task, learner, learner.examples(), self._batch_size(request.arm))
+            self._check_steps(task, learner, learner.examples())
             if isinstance(mechanism, AtServer):
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
+            if isinstance(mechanism, ByLabel):
+                examples = self.holdings.merchants[learner.name].train
+                learner = RandomizedLabels(self.protection, mechanism).learner(learner, examples, task)
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, task.down.round, digest, task.plan)
@@ -275,21 +280,14 @@ class Site:
             return answer
         return Participant(self.protection.paid(release), release.members, release)
 
-    def _batch_size(self, arm: str) -> int:
-        return self.experiment.training_of(arm).batch_size
-
-    def _check_steps(self, task: RoundTask, learner: Learner, members: int, batch_size: int) -> None:
+    def _check_steps(self, task: RoundTask, learner: Learner, members: int, private_batch: int | None = None) -> None:
         """Raise NotAllowed if a merchant would train for more steps than the site allows.
 
         :param members: the merchant's number of members of the privacy unit, noised if it is private
+        :param private_batch: batch size on private examples if it is another
         """
-        proxy = len(next(iter(learner.proxy.values()), ()))
-        steps = private_steps(task.plan, members, batch_size)
-        steps += public_steps(task.plan, "proxy", proxy, self._batch_size(task.request.arm))
-        if learner.unlabeled:
-            unlabeled = len(next(iter(learner.unlabeled.values())))
-            steps += public_steps(task.plan, "unlabeled", unlabeled, self._batch_size(task.request.arm))
-        self.protection.limits.rules.check_steps(steps)
+        batch = self.experiment.training_of(task.request.arm).batch_size
+        self.protection.limits.rules.check_steps(task.steps(learner, members, private_batch or batch, batch))
 
     def _kept_answer(self, release: Release, kinds: Kinds) -> tuple[Release, Uplink | None]:
         """Return the release for a request, and its stored answer if there is one.

@@ -12,20 +12,60 @@ depends on how far one example can change the value to which noise is added:
   histogram changes by sqrt(2) if a vote changes. The cost is that of the release.
 
 So for groups and merchants the cost is that of adding or removing a member with half the noise multiplier.
+
+A release of randomized labels (``LabelSpend``) hides the label of an example, and not its presence. What remains hidden
+together with other releases is the label: changing it replaces the example's clipped gradient (``example``: twice the
+norm), or that of its group, its merchant's update or votes as above.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fed_distill.privacy.accounting import Spend
 
-MOVED_BY = {"example": 1.0, "group": 2.0, "merchant": 2.0, "vote": 1.0}
+MOVED_BY = {"example": 1.0, "group": 2.0, "label": 1.0, "merchant": 2.0, "vote": 1.0}
 """How far one example changes the noised value, in units of the release's own sensitivity, for built-in units. Charges
-of other units state it."""
+of other units state it. (Unit ``label`` adds no noise to a value: its charges have a ``LabelSpend``.)"""
+MOVED_BY_LABEL = {**MOVED_BY, "example": 2.0}
+"""The same for a change of the label of one example; for a custom unit, twice what it states, by removing the example
+and adding it with the other label."""
 
 
-def exposure_spends(unit: str, spends: Iterable[Spend], stated: float | None = None) -> tuple[Spend, ...]:
+@dataclass(frozen=True)
+class LabelSpend:
+    """The cost of releasing the labels of some examples by randomized response: (epsilon, 0)-DP for each label.
+
+    part: 0 for all examples; 1 or 2 for those in that half of a partition in which each example has a fixed place,
+    whatever the other examples are. Raises ValueError for values out of range.
+    """
+
+    epsilon: float
+    part: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be finite and above 0, not {self.epsilon}")
+        if self.part not in (0, 1, 2):
+            raise ValueError(f"part must be 0, 1 or 2, not {self.part}")
+
+
+def label_epsilon(spends: Iterable[LabelSpend]) -> float:
+    """Return the epsilon of any one label over distinct releases; 0 without any.
+
+    The sum over the releases that contain the label: those of all examples, and those of its half. So it is the larger
+    of two sums (parallel composition over the halves, McSherry 2009, theorem 4).
+    """
+    totals: dict[int, float] = defaultdict(float)
+    for spend in spends:
+        totals[spend.part] += spend.epsilon
+    return totals[0] + max(totals[1], totals[2])
+
+
+def exposure_spends(
+    unit: str, spends: Iterable[Spend], stated: float | None = None, of_label: bool = False
+) -> tuple[Spend, ...]:
     """Return the cost of a release for one example, under addition or removal of this example.
 
     With sampling rate q and noise sigma, in units of the clipping norm, let A be the release without the member, and B
@@ -46,10 +86,13 @@ def exposure_spends(unit: str, spends: Iterable[Spend], stated: float | None = N
     :param unit: privacy unit of the release
     :param spends: cost of the release for a member of ``unit``
     :param stated: for a custom unit, how far one example changes the noised value
+    :param of_label: return the cost for the label of an example, under a change of this label; the argument above is
+        the same, with B and B' for both labels
     :raises ValueError: see ``check_move``
     """
     check_move(unit, stated)
-    moved = MOVED_BY[unit] if stated is None else stated
+    known = MOVED_BY_LABEL if of_label else MOVED_BY
+    moved = known[unit] if stated is None else (2.0 if of_label else 1.0) * stated
     return tuple(replace(spend, noise_multiplier=spend.noise_multiplier / moved) for spend in spends)
 
 

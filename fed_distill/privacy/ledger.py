@@ -26,7 +26,7 @@ from typing import Any
 
 from fed_distill.errors import BudgetExceeded, LedgerError
 from fed_distill.privacy.accounting import DELTA, Accountant, Spend, epsilon, filtered
-from fed_distill.privacy.exposure import check_move, exposure_spends
+from fed_distill.privacy.exposure import LabelSpend, check_move, exposure_spends, label_epsilon
 from fed_distill.storage.files import as_file_name, make_folder, space_for, sync_folder, write_atomic
 
 _VERSION = 1
@@ -43,7 +43,8 @@ class Charge:
     merchant's vote, or a custom unit by import path. what: part of the uplink that it pays for, such as ``training`` or
     ``size``. request: hex digest of all inputs of the answer; equal requests have equal answers, noise included.
     spends: mechanisms of the release. delta: delta for the merchant's epsilon. moved_by: for a custom unit, how far one
-    example changes the noised value (``exposure_spends``). Raises ValueError for invalid values.
+    example changes the noised value (``exposure_spends``). label: for randomized labels, which have no spends, their
+    cost. Raises ValueError for invalid values.
     """
 
     run: str
@@ -56,11 +57,16 @@ class Charge:
     spends: tuple[Spend, ...]
     delta: float
     moved_by: float | None = None
+    label: LabelSpend | None = None
 
     def __post_init__(self) -> None:
         check_move(self.unit, self.moved_by)
         if not re.fullmatch(r"[0-9a-f]+", self.request):
             raise ValueError(f"request must be a hex digest, not {self.request!r}")
+        if self.label is not None:
+            if self.spends or self.delta:
+                raise ValueError("a charge for randomized labels has no other spends, and delta 0")
+            return
         if not self.spends:
             raise ValueError("a charge requires at least one spend")
         if not 0.0 < self.delta < 1.0:
@@ -71,7 +77,8 @@ class Charge:
         return self._release() == other._release()
 
     def _release(self) -> tuple[object, ...]:
-        return self.unit, self.run, self.arm, self.seed, self.round, self.what, self.request, self.spends, self.moved_by
+        named = self.unit, self.run, self.arm, self.seed, self.round, self.what
+        return *named, self.request, self.spends, self.moved_by, self.label
 
 
 @dataclass(frozen=True)
@@ -96,11 +103,13 @@ def composed(charges: Iterable[Charge], delta: float | None = None, accountant: 
     mine = tuple(charges)
     if len({charge.unit for charge in mine}) > 1:
         raise ValueError("charges of different privacy units are separate guarantees and cannot be composed")
-    if not mine:
-        return 0.0
+    spends = [spend for charge in mine for spend in charge.spends]
+    labels = label_epsilon(_label_spends(mine))
+    if not spends:
+        return labels
     if delta is None:
-        delta = min(charge.delta for charge in mine)
-    return epsilon([spend for charge in mine for spend in charge.spends], delta, accountant)
+        delta = min(charge.delta for charge in mine if charge.spends)
+    return labels + epsilon(spends, delta, accountant)
 
 
 def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
@@ -109,17 +118,36 @@ def exposure(charges: Iterable[Charge], delta: float | None = None) -> float:
     A release that hides a group or merchant consumes the budget of each of its examples: see ``exposure_spends``. The
     composition is ``filtered``, because the noise of a release may depend on earlier releases.
 
+    Randomized labels hide the label of an example and not its presence. With such a charge, the result is for the label
+    of an example instead, under a change of this label (see ``exposure_spends``), and the epsilons of the label are
+    added: they bound the privacy loss on every path, and so its Rényi divergences of every order.
+
     :param charges: charges of any units
     :param delta: None for the minimum of 1e-5 and the charges' deltas, so that a requester cannot reduce the cost by
         its choice of delta
     """
     mine = tuple(charges)
-    if not mine:
-        return 0.0
+    noised, labels = [charge for charge in mine if charge.spends], _label_spends(mine)
+    if not noised:
+        return label_epsilon(labels)
     if delta is None:
-        delta = min(DELTA, *(charge.delta for charge in mine))
-    spends = [spend for charge in mine for spend in exposure_spends(charge.unit, charge.spends, charge.moved_by)]
-    return filtered(spends, delta)
+        delta = _least_delta(noised)
+    spends = [
+        spend
+        for charge in noised
+        for spend in exposure_spends(charge.unit, charge.spends, charge.moved_by, of_label=bool(labels))
+    ]
+    return filtered(spends, delta) + label_epsilon(labels)
+
+
+def _label_spends(charges: Iterable[Charge]) -> list[LabelSpend]:
+    """Return the cost of each release of randomized labels, once for all arms and runs that use it."""
+    return list({(one.request, one.label): one.label for one in charges if one.label is not None}.values())
+
+
+def _least_delta(charges: Iterable[Charge]) -> float:
+    """Return the minimum of 1e-5 and the deltas of all charges with noise."""
+    return min([DELTA, *(charge.delta for charge in charges if charge.spends)])
 
 
 class Ledger:
@@ -145,7 +173,7 @@ class Ledger:
             entries, content = _recovered(self.path, self.merchant)
             self._check_newest(content)
             charges = [entry.charge for entry in entries]
-            delta = min(DELTA, charge.delta, *(former.delta for former in charges))
+            delta = _least_delta([charge, *charges])
             spent = exposure(charges, delta)
             if any(former.same_release(charge) for former in charges):
                 sync_folder(self.path.parent)  # the writer may have been killed before this step
@@ -303,7 +331,8 @@ def _entry(line: bytes, path: Path, number: int, previous: str) -> Entry:
             raise LedgerError(f"{path}, line {number}: written by another version of fed-distill; use that version")
         merchant, time = fields.pop("merchant"), fields.pop("time")
         spends = tuple(Spend(**spend) for spend in fields.pop("spends"))
-        return Entry(Charge(**fields, spends=spends), merchant, time, check)
+        label = LabelSpend(**fields.pop("label")) if "label" in fields else None
+        return Entry(Charge(**fields, spends=spends, label=label), merchant, time, check)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, number, f"its check is valid but its content is not ({error})") from error
 
@@ -326,6 +355,10 @@ def _line(charge: Charge, merchant: str, previous: str) -> bytes:
     }
     if charge.moved_by is None:
         del fields["moved_by"]
+    if charge.label is None:
+        del fields["label"]
+    else:
+        fields["label"] = {"epsilon": float(charge.label.epsilon), "part": int(charge.label.part)}
     body = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     return body[:-1] + f',"check":"{_check(previous, body)}"}}\n'.encode()
 

@@ -102,6 +102,13 @@ def privacy(summary: Mapping[str, Any]) -> str:
     if not block["merchants"]:
         return f"{kept}No merchant's budget or limits allowed any release: no merchant contributed. {pooled}"
     noise = block["noise_multiplier"]
+    if noise["least"] is None:
+        return kept + (
+            f"What is released hides {block['protects']}: labels were randomized before training, with ε = "
+            f"{block['epsilon']:.3g} at most and δ = 0, over all rounds and for each of {block['merchants']:,} "
+            f"merchants, by the ledgers that were charged before each release. {untold}Trusted: {block['trusted']}. "
+            f"{pooled}"
+        )
     if block["epsilon"] is None:
         return kept + (
             f"Noise was added to protect {block['protects']}, but so little (noise multipliers from "

@@ -23,6 +23,7 @@ from fed_distill.training.plan import Data, Phase, Plan, References
 from fed_distill.training.robust import passes, smoothed
 from fed_distill.training.submodel import Submodel, submodel_of, whole_model
 from fed_distill.training.trainer import Fitted, Learner
+from fed_distill.training.uncertain_labels import LABEL_PROBABILITIES, expected
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def prepare(learner: Learner, plan: Plan, config: TrainerConfig) -> Prepared:
         if _size(phase, learner) == 0:
             raise TrainingError(f"{learner.name} has no {phase.data} examples to train on")
     phases = tuple(_with_smoothing(phase, config.label_smoothing) for phase in plan.phases)
+    if learner.label_probabilities is not None:
+        phases = tuple(_with_uncertain_labels(phase) for phase in phases)
     partial = config.submodel and not any(phase.corrected for phase in plan.phases)
     return Prepared(learner, phases, config.batch_size, partial)
 
@@ -159,6 +162,10 @@ def _with_smoothing(phase: Phase, smoothing: float) -> Phase:
     if phase.data != "private" or smoothing == 0.0:
         return phase
     return replace(phase, objective=smoothed(phase.objective, smoothing))
+
+
+def _with_uncertain_labels(phase: Phase) -> Phase:
+    return phase if phase.data != "private" else replace(phase, objective=expected(phase.objective))
 
 
 def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segment:
@@ -173,6 +180,8 @@ def draw(phase: Phase, number: int, learner: Learner, batch_size: int) -> Segmen
     if phase.data == "private":
         made = {name: learner.references[name] for name in phase.predicted}
         encoded, references = learner.private, {**phase.references, **made, "labels": learner.labels}
+        if learner.label_probabilities is not None:
+            references = {**references, LABEL_PROBABILITIES: learner.label_probabilities}
         privacy = learner.privacy
     elif phase.data == "unlabeled":
         encoded = learner.unlabeled

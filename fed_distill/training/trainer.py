@@ -31,8 +31,9 @@ class Learner:
     at all. groups: which group each private example belongs to, int64
     ``[examples]``, numbers 0..n-1, where groups are the members that ``privacy`` protects; None where examples are.
     references: what it has predicted on its private examples for the plan's phases, ``[examples, ...]``.
-    unlabeled_references: the same on its unlabeled examples. correction: what corrected phases add to every gradient,
-    by weight; weights that are not in it are not corrected.
+    unlabeled_references: the same on its unlabeled examples. label_probabilities: where ``labels`` are uncertain, the
+    probabilities of the true ones ``[examples, classes]``, by which the loss of private phases is averaged.
+    correction: what corrected phases add to every gradient, by weight; weights that are not in it are not corrected.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Learner:
     groups: Tensor | None = None
     unlabeled: Encoded = field(default_factory=dict)
     unlabeled_references: References = field(default_factory=dict)
+    label_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.groups is not None and not _numbers_all(self.groups, len(self.labels)):

@@ -15,6 +15,7 @@ CHANGES = {"controls": ["server"], "adaptation.enabled": False, "privacy.epsilon
 UNITS = {
     "example": {"privacy.batch_size": 16},
     "group": {"privacy.batch_size": 16},
+    "label": {"privacy.texts_public": True},
     "merchant": {},
     "vote": {"federation.method": "pate", "federation.options": {}, "privacy.queries": 20},
 }

@@ -23,7 +23,7 @@ def test_one_example_replaces_its_group_s_or_merchant_s_contribution(unit, noise
 
 
 def test_an_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match=r"unit must be one of example, group, merchant, vote .* not 'none'"):
+    with pytest.raises(ValueError, match=r"unit must be one of example, group, label, merchant, vote .* not 'none'"):
         exposure_spends("none", [])
 
 

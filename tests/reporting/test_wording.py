@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fed_distill.config.privacy import ExamplePrivacy
+from fed_distill.config.privacy import ExamplePrivacy, LabelPrivacy
 from fed_distill.mechanisms.account import Spent, account
 from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.payloads.student_update import StudentUpdate
@@ -107,6 +107,15 @@ def test_privacy_claims_no_more_than_there_was(summary):
     assert "ε = 2.99 at most, δ = 1e-05 at most, over all rounds and for each of 5 merchants" in told
     assert "Noise multipliers: 0.8 to 1.25, counted by the PLD accountant" in told
     assert "Trusted: the merchant itself, which adds noise before anything leaves it" in told
+
+
+def test_randomized_labels_hide_labels_and_have_no_noise_multiplier(summary):
+    config, spent = LabelPrivacy(epsilon=1.0, texts_public=True), Spent(5, 1.0, 0.0)
+    summary["privacy"] = account(mechanism("label"), config, spent, (StudentUpdate,))
+    assert summary["privacy"]["noise_multiplier"] == {"least": None, "most": None}
+    told = privacy(summary)
+    assert "hides the label of any one training example of a merchant, but not its texts" in told
+    assert "ε = 1 at most and δ = 0" in told and "presence" not in told and "multiplier" not in told
 
 
 def test_byzantine_merchants_and_their_attack_are_named_by_seed(summary):

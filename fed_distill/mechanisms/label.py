@@ -1,0 +1,175 @@
+"""Unit ``label``: protects the label of one example whose texts are public, by randomized response with a prior.
+
+Ghazi, Golowich, Kumar, Manurangsi and Zhang, "Deep learning with label differential privacy", NeurIPS 2021. Each label
+is randomized once (``privacy.randomized_response``). All that a merchant trains and sends, in all rounds, is computed
+from the randomized labels and from public texts, so it is post-processing: any payload is covered, and rounds are free.
+
+The prior is what the merchant's initial student predicts for an example's texts, which is public: the student of the
+downlink of its first round or, for methods with own students, the initial one that the server sends. This is algorithm
+2 (RRWithPrior) with a prior from public data. With ``privacy.stages = 2``, half of the examples have this prior, and
+the other half that of the student of a later round, which was trained on the first half: LP-2ST (algorithm 3 with two
+stages; the paper's first stage has a uniform prior). The halves are disjoint, so that each label is randomized once.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fed_distill.config import Experiment, FederationConfig, LabelsConfig, PrivacyConfig
+from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.errors import ConfigError, TrainingError
+from fed_distill.mechanisms.base import Protecting, Words
+from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
+from fed_distill.payloads.base import Payload
+from fed_distill.privacy.exposure import MOVED_BY, LabelSpend
+from fed_distill.privacy.randomized_response import candidates, posterior, randomized
+from fed_distill.seeds import Keystream, Part
+from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.transport.messages import Kinds
+
+_COMPUTED = "computed from randomized labels and public texts"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Randomized labels of some examples.
+
+    digest: of everything that determines them, the site's secret included; equal digests have equal labels. prior,
+    among: prior and candidate labels ``[examples, classes]``. labels: int64 ``[examples]``.
+    """
+
+    digest: str
+    prior: Tensor
+    among: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ByLabel(Protecting):
+    """Randomized response on the labels of a merchant's training examples."""
+
+    settings: LabelsConfig = field(default_factory=LabelsConfig)
+    moved_by: ClassVar[float] = MOVED_BY["label"]
+    gaussian: ClassVar[bool] = False
+
+    @property
+    def words(self) -> Words:
+        """The guarantee for a label."""
+        return Words(
+            hides="the label of any one training example of a merchant, but not its texts",
+            trusted="the merchant itself, which randomizes its labels before it trains, and the supplier of the code "
+            "that it runs",
+            title="The label of one example",
+            promise="An observer of everything that a merchant sends, in all rounds, who knows all texts and all other "
+            "labels, can hardly tell which label any one example of that merchant has. That the merchant has this "
+            "example is not hidden.",
+            counts="a merchant's training examples",
+            assumption="Each label is randomized once, and the prior does not depend on it. Two data sets are "
+            "neighbours if the label of one example of one merchant differs; δ is 0.",
+        )
+
+    def covers(self, kind: type[Payload]) -> str | None:
+        """Cover every payload: labels are randomized before anything is computed from them."""
+        return _COMPUTED
+
+    def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
+        """Raise ConfigError unless texts are declared public, and each stage has a round."""
+        if not self.settings.texts_public:
+            raise ConfigError(
+                f"privacy.unit = {self.name!r} hides labels only, and not the texts of training examples nor which of "
+                "them a merchant has: set privacy.texts_public = true if these are public, or another unit"
+            )
+        if self.settings.stages == 1 and self.settings.second_stage is not None:
+            raise ConfigError("privacy.second_stage requires privacy.stages = 2: set it, or remove second_stage")
+        if self.settings.stages > 1 and self.second_stage(federation.rounds) > federation.rounds:
+            raise ConfigError(
+                f"privacy.stages = 2 begins its second stage in round {self.second_stage(federation.rounds)}, but "
+                f"federation {federation.title} has {federation.rounds}: lower privacy.second_stage, or set stages = 1"
+            )
+
+    def check_covered(self, method: str, sends: Kinds) -> None:
+        """Accept every method: see ``covers``."""
+
+    def second_stage(self, rounds: int) -> int:
+        """Return the round, from 1, in which the second half is randomized in a federation of ``rounds`` rounds."""
+        return self.settings.second_stage or max(2, rounds // 2 + 1)
+
+    def due(self, examples: Examples, round: int, rounds: int) -> list[tuple[int, Tensor]]:
+        """Return the parts of ``examples`` that a merchant trains on in a round.
+
+        The half of an example depends on its own texts only, so that it is the same whatever else the merchant has. A
+        merchant without examples in the first half trains on the second one from the beginning.
+
+        :returns: number of each part (0: all examples, in one stage) and its rows, int64
+        """
+        every = torch.arange(len(examples))
+        if self.settings.stages == 1:
+            return [(0, every)]
+        second = torch.tensor([_in_second_half(*texts) for texts in _texts(examples)], dtype=torch.bool)
+        halves = [(number, every[rows]) for number, rows in ((1, ~second), (2, second)) if bool(rows.any())]
+        return halves if round >= self.second_stage(rounds) else halves[:1]
+
+    def basis(self, examples: Examples, labels: Tensor, epsilon: float) -> str:
+        """Return a fingerprint of what is randomized: texts, labels ``[examples]`` and epsilon."""
+        if bool((labels == UNLABELED).any()):
+            raise TrainingError("a training example has no label: only labelled examples can be trained on privately")
+        return fingerprint(texts=list(_texts(examples)), labels=labels.tolist(), epsilon=epsilon)
+
+    def randomize(self, labels: Tensor, prior: Tensor, spend: LabelSpend, basis: str, own: Part, merchant: str) -> Draw:
+        """Randomize labels; a function of its arguments.
+
+        The random numbers depend on all that determines the distribution of the output: with other labels, texts,
+        candidates or epsilon they are independent, and this is another release.
+
+        :param labels: true labels, int64 ``[examples]``
+        :param prior: probabilities ``[examples, classes]``
+        :param spend: epsilon and part
+        :param basis: see ``basis``
+        :param own: the site's secret, or in a simulation the run's seed
+        :param merchant: name of the merchant
+        :raises TrainingError: the prior is not a distribution
+        """
+        prior = prior.double()
+        try:
+            prior = prior / prior.sum(dim=1, keepdim=True)
+            among = candidates(prior, spend.epsilon)
+        except ValueError as error:
+            raise TrainingError(f"the received student cannot be a prior of labels: {error}") from error
+        place: tuple[Part, ...] = (merchant, "labels", spend.part, basis, among.numpy().tobytes())
+        digest = hashlib.sha256(Keystream(own, *place, "digest").uniform(4).numpy().tobytes()).hexdigest()
+        drawn = randomized(labels, among, spend.epsilon, Keystream(own, *place, "noise"))
+        return Draw(digest, prior, among, drawn)
+
+    def targets(self, draw: Draw, epsilon: float) -> Tensor | None:
+        """Return the probabilities of the true labels ``[examples, classes]`` to train with; None: ``draw.labels``."""
+        if self.settings.targets == "labels":
+            return None
+        return posterior(draw.labels, draw.prior, draw.among, epsilon)
+
+    def disclose(
+        self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
+    ) -> list[Revealed]:
+        """List what leaves a merchant."""
+        return [
+            *(Revealed(kind.disclosure, _COMPUTED) for kind in sends),
+            Revealed("texts of its training examples", "not hidden: declared public by privacy.texts_public"),
+            Revealed("which examples it has, which are labelled, and how many", "not hidden"),
+            Revealed("which embedding rows it sends", "not hidden: those of its training texts"),
+            Revealed("training losses", _COMPUTED),
+            Revealed("its participation in a round, its refusals, the duration of training", "not hidden"),
+            *scores(config, personal),
+            validation(reproducible_noise),
+            noise("each site", reproducible_noise),
+        ]
+
+
+def _texts(examples: Examples) -> list[tuple[str, ...]]:
+    """Return the texts of each example."""
+    return list(zip(examples.texts, *([] if examples.pairs is None else [examples.pairs]), strict=True))
+
+
+def _in_second_half(*texts: str) -> bool:
+    return bool(hashlib.sha256(fingerprint(half=texts).encode()).digest()[0] & 1)

@@ -1,0 +1,103 @@
+"""Randomized labels at a site: drawn once, charged before they are used, and the same in all rounds of a federation.
+
+A prior is known in a merchant's first round only, so the draw is stored, beside the ledgers and not in a run's state,
+which users may delete. It is stored before it is charged, and charged before it is used: a process that is killed in
+between finds it and charges it. Without the file, an equal draw is computed again if the received student has the same
+candidates; else it is another release with a charge of its own. So the file saves budget, and nothing depends on it.
+
+Two federations of the same data whose priors have the same candidates use the same draw, charged once.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fed_distill.data.examples import Examples
+from fed_distill.mechanisms.label import ByLabel, Draw
+from fed_distill.mechanisms.release import Protection
+from fed_distill.merchant.limits import Limits
+from fed_distill.merchant.round_task import RoundTask
+from fed_distill.models import predict
+from fed_distill.privacy.exposure import LabelSpend
+from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
+from fed_distill.storage.files import as_file_name
+from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.training.trainer import Learner
+from fed_distill.transport.requests import TrainRequest
+
+LABELS = "labels"
+"""Folder of the draws beside the ledgers."""
+_REMEDY = "delete it; if the labels cannot be drawn equally again, they are charged again"
+
+
+@dataclass(frozen=True)
+class RandomizedLabels:
+    """The randomized labels of a site's merchants."""
+
+    protection: Protection[Limits]
+    mechanism: ByLabel
+
+    def learner(self, learner: Learner, examples: Examples, task: RoundTask) -> Learner:
+        """Return ``learner`` with randomized labels in place of its own, and only with examples that have any yet.
+
+        :param learner: with true labels
+        :param examples: its training examples
+        :param task: the round's task
+        :raises BudgetExceeded: the merchant's limits or the target epsilon do not allow the release
+        """
+        epsilon = self.protection.experiment.promise.epsilon
+        assert epsilon is not None
+        rounds = self.protection.experiment.arms()[task.request.arm].rounds
+        rows, labels, targets = [], [], []
+        for part, own in self.mechanism.due(examples, task.down.round, rounds):
+            draw = self._draw(learner, examples, own, task.request, LabelSpend(epsilon, part))
+            rows.append(own)
+            labels.append(draw.labels)
+            targets.append(self.mechanism.targets(draw, epsilon))
+        order = torch.argsort(torch.cat(rows))
+        place = torch.cat(rows)[order]
+        known = [one for one in targets if one is not None]
+        return replace(
+            learner,
+            private={name: values[place] for name, values in learner.private.items()},
+            references={name: values[place] for name, values in learner.references.items()},
+            labels=torch.cat(labels)[order],
+            label_probabilities=torch.cat(known)[order] if known else None,
+        )
+
+    def _draw(
+        self, learner: Learner, examples: Examples, rows: Tensor, request: TrainRequest, spend: LabelSpend
+    ) -> Draw:
+        """Return the charged draw of the examples in ``rows``, from the store or new."""
+        labels = learner.labels[rows]
+        basis = self.mechanism.basis(examples.take(rows.numpy()), labels, spend.epsilon)
+        path = self._path(request, learner.name, spend, basis)
+        draw = _read(path)
+        if draw is None:
+            learner.student.load_state_dict(dict(learner.weights))
+            prior = predict(learner.student, {name: values[rows] for name, values in learner.private.items()})
+            own = self.protection.own_randomness(request.seed)
+            draw = self.mechanism.randomize(labels, prior, spend, basis, own, learner.name)
+            tensors = {"prior": draw.prior, "among": draw.among, "labels": draw.labels}
+            write_checkpoint(path, tensors, {"digest": draw.digest})
+        self.protection.charge_labels(request, learner.name, draw.digest, spend)
+        return draw
+
+    def _path(self, request: TrainRequest, merchant: str, spend: LabelSpend, basis: str) -> Path:
+        """Return the file of a draw: of one federation, for the same data and epsilon."""
+        experiment = self.protection.experiment
+        ledgers = self.protection.folder if experiment.privacy.ledger is None else experiment.privacy.ledger
+        own = str(self.protection.own_randomness(request.seed))
+        of = fingerprint(basis=basis, federation=request.federation, own=own)
+        folder = ledgers / LABELS / as_file_name(experiment.name) / f"seed-{request.seed}" / as_file_name(request.arm)
+        return folder / as_file_name(merchant) / f"{spend.part}-{of}.safetensors"
+
+
+def _read(path: Path) -> Draw | None:
+    found = read_checkpoint(path, _REMEDY)
+    if found is None:
+        return None
+    tensors, values = found
+    return Draw(str(values["digest"]), tensors["prior"], tensors["among"], tensors["labels"])
