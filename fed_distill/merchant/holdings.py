@@ -89,11 +89,15 @@ class Holdings:
 
     def expertise(self, merchant: str, request: TrainRequest) -> Tensor:
         """Return a merchant's expertise on the proxy set of a request: the largest lexical cosine of each proxy example
-        with a training example, in [0, 1], float32 ``[proxy]``."""
-        return torch.from_numpy(largest_cosine(self._bags_of_proxy(request), self._bags_of(merchant)))
+        with one of its training examples, labelled or not, in [0, 1], float32 ``[proxy]``."""
+        own = self.merchants[merchant]
+        among = self._bags_of(merchant)
+        if len(own.unlabeled):
+            among = sparse.vstack([among, bags(own.unlabeled.texts, own.unlabeled.pairs)], format="csr")
+        return torch.from_numpy(largest_cosine(self._bags_of_proxy(request), among))
 
     def density_ratio(self, merchant: str, request: TrainRequest) -> Tensor:
-        """Return the density of a merchant's training examples relative to that of the proxy set of a request, at each
+        """Return the density of a merchant's labelled examples relative to that of the proxy set of a request, at each
         proxy example, float64 ``[proxy]``."""
         return torch.from_numpy(kulsif(self._bags_of(merchant), self._bags_of_proxy(request)))
 

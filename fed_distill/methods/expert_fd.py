@@ -11,8 +11,8 @@ et al., "Domain adaptation with multiple sources", NeurIPS 2008, section 3:
 
 for hypotheses p_k trained on densities D_k. Here D_k is a kernel density estimate over hashed words and character
 n-grams, with the von Mises-Fisher kernel exp(concentration * cosine), approximated by its largest term: one number in
-[0, 1] per example, the largest cosine with a training example of the merchant, which it computes and sends beside its
-soft labels. Merchants have equal weights.
+[0, 1] per example, the largest cosine with a training example of the merchant, labelled or not, which it computes and
+sends beside its soft labels. Merchants have equal weights.
 
 A merchant answers only the examples that it is most expert on: others would get a negligible weight. The server's
 teacher has a constant share, and labels alone what no merchant answers. Expertise cannot be verified: a Byzantine
