@@ -42,6 +42,7 @@ class FedMD:
     digest_epochs: PositiveFloat = 1.0
     local_epochs: PositiveFloat = 1.0
     pretrain_epochs: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    private_rate_scale: PositiveFloat = 1.0
     temperature: PositiveFloat = 1.0
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     onwards: bool = False
@@ -60,9 +61,9 @@ class FedMD:
     def plan(self, down: Downlink) -> Plan:
         """Train on the consensus, then on private examples; in the first round possibly on these alone."""
         if self._pretrains(down.round):
-            return Plan((Phase(hard_labels(), epochs=self.pretrain_epochs),))
+            return Plan((self._private(self.pretrain_epochs),))
         consensus = down.need(SoftLabels).probabilities
-        return Plan((*self.digest(consensus), Phase(hard_labels(), epochs=self.local_epochs)))
+        return Plan((*self.digest(consensus), self._private(self.local_epochs)))
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
         """Send probabilities on the proxy set; no weights."""
@@ -97,6 +98,9 @@ class FedMD:
     def lesson(self, state: GlobalState, consensus: Tensor) -> Tensor:
         """Return the global student's targets ``[proxy, classes]`` for a consensus: the consensus itself."""
         return consensus
+
+    def _private(self, epochs: float) -> Phase:
+        return Phase(hard_labels(), epochs=epochs, learning_rate_scale=self.private_rate_scale)
 
     def _pretrains(self, round: int) -> bool:
         return round == 1 and self.pretrain_epochs > 0.0

@@ -79,3 +79,13 @@ def test_merchants_pretrain_on_their_examples_alone_before_they_send_anything_an
     digest, revisit = method.plan(method.broadcast(merged)).phases
     assert torch.equal(digest.references["soft_labels"], merged.consensus)
     assert (revisit.data, revisit.epochs) == ("private", 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"pretrain_epochs": 2.0}])
+def test_private_examples_may_have_a_rate_of_their_own(options):
+    down = Downlink(1, () if options else (SoftLabels(torch.full((2, 3), 1 / 3)),))
+    phases = FedMD(private_rate_scale=0.1, **options).plan(down).phases
+    assert [(phase.data, phase.learning_rate_scale) for phase in phases] == [
+        *([] if options else [("proxy", 1.0)]),
+        ("private", 0.1),
+    ]
