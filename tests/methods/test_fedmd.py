@@ -6,6 +6,7 @@ import torch
 from fed_distill.methods.base import replace
 from fed_distill.methods.fedmd import FedMD
 from fed_distill.payloads.soft_labels import SoftLabels
+from fed_distill.transport.messages import Downlink
 
 
 def test_the_first_downlink_is_the_teachers_soft_labels(state):
