@@ -1,0 +1,225 @@
+"""Intervals against resampling, scipy, hand computation and simulations whose truth is known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fed_distill.evaluation.statistics import (
+    difference,
+    estimate,
+    holm,
+    ratio,
+    shrunk_accuracies,
+    worst_tenth,
+)
+
+QUERIES = "test queries"
+
+
+def drawn(rng, shape, data=0.0, training=0.0, query=0.2, rest=0.1):
+    """Draw scores of ``shape`` [data seeds, training seeds, queries] around 0 with these standard deviations."""
+    seeds, rows, columns = shape
+    return [
+        rng.normal(0, data)
+        + rng.normal(0, training, (rows, 1))
+        + rng.normal(0, query, (1, columns))
+        + rng.normal(0, rest, (rows, columns))
+        for _ in range(seeds)
+    ]
+
+
+def resampled(sample, draws, rng):
+    """Draw the hierarchical bootstrap's means, with each level's deviations rescaled by sqrt(n / (n - 1))."""
+
+    def scale(count):
+        return np.sqrt(count / (count - 1)) if count > 1 else 1.0
+
+    grand = np.mean([part.mean() for part in sample])
+    means = []
+    for _ in range(draws):
+        total = []
+        for part in (sample[place] for place in rng.integers(len(sample), size=len(sample))):
+            rows = part.mean(axis=1) - part.mean()
+            columns = part.mean(axis=0) - part.mean()
+            left = part - part.mean() - rows[:, None] - columns[None, :]
+            chosen = rng.integers(part.shape[0], size=part.shape[0])
+            asked = rng.integers(part.shape[1], size=part.shape[1])
+            low, high = scale(part.shape[0]), scale(part.shape[1])
+            within = low * rows[chosen].mean() + high * columns[asked].mean()
+            within += low * high * left[np.ix_(chosen, asked)].mean()
+            total.append(scale(len(sample)) * (part.mean() - grand) + within)
+        means.append(grand + np.mean(total))
+    return np.array(means)
+
+
+def test_one_training_seed_is_a_t_interval_over_the_queries():
+    scores = np.random.default_rng(0).uniform(size=(1, 60))
+    found = estimate([scores])
+    expected = stats.ttest_1samp(scores[0], 0.0)
+    interval = expected.confidence_interval(0.95)
+    assert (found.value - found.half_width, found.value + found.half_width) == pytest.approx(
+        (interval.low, interval.high)
+    )
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.covers == (QUERIES,)
+
+
+def test_a_metric_without_queries_is_a_t_interval_over_the_seeds():
+    values = [0.91, 0.93, 0.92]
+    assert estimate([np.array(values)[:, None]]).half_width == pytest.approx(4.302653 * 0.01 / 3**0.5, rel=1e-5)
+    assert estimate([np.array([[value]]) for value in values]).half_width == pytest.approx(0.0248414, rel=1e-5)
+    assert estimate([np.array([[value]]) for value in values]).covers == ("data seeds",)
+
+
+def test_a_single_value_has_no_interval():
+    found = estimate([np.array([[0.5]])])
+    assert (found.value, found.error, found.half_width, found.p_value, found.covers) == (0.5, None, None, None, ())
+
+
+def test_the_error_over_queries_is_that_of_scipys_bootstrap():
+    scores = np.random.default_rng(1).beta(8, 2, size=300)
+    found = estimate([scores[None, :]])
+    expected = stats.bootstrap((scores,), np.mean, n_resamples=4000, rng=np.random.default_rng(2))
+    unbiased = expected.standard_error * (300 / 299) ** 0.5
+    assert found.error == pytest.approx(unbiased, rel=0.05)
+    assert found.value - found.half_width == pytest.approx(expected.confidence_interval.low, abs=0.002)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 40), (3, 1, 40), (3, 2, 20), (2, 3, 1)])
+def test_the_error_is_that_of_drawn_resamples(shape):
+    sample = drawn(np.random.default_rng(3), shape, data=0.01, training=0.03)
+    assert estimate(sample).error == pytest.approx(resampled(sample, 3000, np.random.default_rng(4)).std(), rel=0.05)
+
+
+def test_the_variance_is_the_sum_of_the_levels_by_hand():
+    """Two data seeds of two training seeds and two queries; levels of one degree of freedom each."""
+    sample = [np.array([[0.0, 2.0], [4.0, 10.0]]), np.array([[1.0, 1.0], [1.0, 1.0]])]
+    # Means 4 and 1: data (4.5) / 2. Rows 1, 7: 18 / 2, columns 2, 6: 8 / 2, interaction +-1: 4 / 1 / 4; each / 2**2.
+    total = 2.25 + (9.0 + 4.0 + 1.0) / 4
+    freedom = total**2 / (2.25**2 / 1 + (9 / 4) ** 2 / 2 + (4 / 4) ** 2 / 2 + (1 / 4) ** 2 / 2)
+    whole = stats.t.ppf(0.975, freedom) * total**0.5
+    alone = stats.t.ppf(0.975, 1) * 2.25**0.5
+    assert whole < alone
+    assert estimate(sample).error == pytest.approx(total**0.5)
+    assert estimate(sample).half_width == pytest.approx(alone)
+    assert estimate(sample, 0.5).half_width == pytest.approx(stats.t.ppf(0.75, freedom) * total**0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spread"),
+    [
+        ((1, 1, 60), {}),
+        ((1, 3, 60), {"training": 0.02}),
+        ((1, 2, 60), {"training": 0.1}),
+        ((3, 1, 60), {"data": 0.05}),
+        ((2, 1, 60), {"data": 0.1}),
+        ((3, 3, 60), {"data": 0.05, "training": 0.02}),
+        ((3, 3, 60), {}),
+    ],
+)
+def test_intervals_cover_a_known_mean_at_least_as_often_as_they_say(shape, spread):
+    rng = np.random.default_rng(5)
+    repeats = 400
+    hits = sum(abs((found := estimate(drawn(rng, shape, **spread))).value) <= found.half_width for _ in range(repeats))
+    assert hits / repeats >= 0.95 - 2.6 * (0.95 * 0.05 / repeats) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 200), (1, 3, 200), (3, 1, 200)])
+def test_an_interval_excludes_zero_where_the_p_value_is_below_five_per_cent(shape):
+    rng = np.random.default_rng(6)
+    found = [estimate([part + 0.02 for part in drawn(rng, shape, data=0.005, training=0.01)]) for _ in range(300)]
+    excluded = [abs(one.value) > one.half_width for one in found]
+    assert any(excluded) and not all(excluded)
+    assert excluded == [one.p_value < 0.05 for one in found]
+
+
+def test_paired_differences_drop_what_both_rows_share():
+    rng = np.random.default_rng(7)
+    shared = drawn(rng, (1, 3, 100), query=0.3, rest=0.0)
+    ours = [part + 0.01 + rng.normal(0, 0.01, part.shape) for part in shared]
+    assert estimate(difference(ours, shared)).half_width < 0.1 * estimate(ours).half_width
+
+
+def test_rows_of_other_queries_cannot_be_paired():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        difference([np.zeros((1, 3))], [np.zeros((1, 4))])
+
+
+def test_equal_rows_have_no_difference():
+    row = drawn(np.random.default_rng(8), (1, 2, 10))
+    found = estimate(difference(row, row))
+    assert (found.value, found.half_width, found.p_value) == (0.0, 0.0, 1.0)
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_bootstrap():
+    rng = np.random.default_rng(9)
+    bottom = rng.normal(0.1, 0.2, 4000)
+    top = 0.6 * bottom + rng.normal(0, 0.05, 4000)
+    found = ratio([top[None, :]], [bottom[None, :]])
+    expected = stats.bootstrap(
+        (top, bottom), lambda a, b, axis: a.mean(axis) / b.mean(axis), paired=True, method="percentile",
+        n_resamples=4000, rng=np.random.default_rng(10),
+    ).confidence_interval  # fmt: skip
+    assert found.value == pytest.approx(top.mean() / bottom.mean())
+    assert found.half_width == pytest.approx((expected.high - expected.low) / 2, rel=0.06)
+
+
+def test_a_value_is_clear_of_noise_at_two_half_widths():
+    scores = np.array([[-1.0, 1.0] * 50])
+    half = estimate([scores]).half_width
+    assert estimate([scores + 2.01 * half]).is_clear
+    assert not estimate([scores + 1.99 * half]).is_clear
+    assert not estimate([scores - 3.0 * half]).is_clear
+    assert not estimate([np.array([[0.5]])]).is_clear
+
+
+def test_holm_against_the_values_of_r():
+    """p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")"""
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def test_holm_keeps_the_family_wise_error():
+    """All hypotheses true: one is rejected in about five per cent of the families."""
+    p_values = np.random.default_rng(11).uniform(size=(1500, 6))
+    wrong = sum(min(holm(dict(enumerate(row))).values()) <= 0.05 for row in p_values)
+    assert wrong / 1500 == pytest.approx(0.049, abs=0.02)  # 3.6 standard errors
+
+
+def test_shrinkage_by_hand():
+    """Two merchants of 10: m = 0.7, ANOVA sum 0.8, c = 10; ρ = (0.8 / 0.21 - 1) / 9, weight nρ / (nρ + 1 - ρ)."""
+    correlation = (0.8 / 0.21 - 1) / 9
+    weight = 10 * correlation / (10 * correlation + 1 - correlation)
+    found = shrunk_accuracies({"a": 0.5, "b": 0.9}, {"a": 10, "b": 10})
+    assert found == pytest.approx({"a": 0.7 - 0.2 * weight, "b": 0.7 + 0.2 * weight})
+
+
+def test_merchants_that_differ_by_chance_only_get_the_common_mean():
+    found = shrunk_accuracies({"a": 0.5, "b": 0.6, "c": 0.55}, {"a": 20, "b": 20, "c": 20})
+    assert list(found.values()) == pytest.approx([0.55] * 3)
+    assert shrunk_accuracies({"a": 1.0, "b": 1.0}, {"a": 5, "b": 9}) == {"a": 1.0, "b": 1.0}
+    assert shrunk_accuracies({"only": 0.4}, {"only": 7}) == pytest.approx({"only": 0.4})
+    assert shrunk_accuracies({}, {}) == {}
+
+
+def test_shrunk_accuracies_are_closer_to_known_true_ones():
+    rng = np.random.default_rng(12)
+    truth = rng.beta(16, 4, 400)
+    counts = rng.integers(5, 60, 400)
+    names = [str(place) for place in range(400)]
+    raw = rng.binomial(counts, truth) / counts
+    found = shrunk_accuracies(dict(zip(names, raw, strict=True)), dict(zip(names, counts.tolist(), strict=True)))
+    errors = [float(((np.array(one) - truth) ** 2).mean()) for one in (raw, list(found.values()))]
+    # The best possible estimate, with the true prior of 16 and 4:
+    best = float((((raw * counts + 16) / (counts + 20) - truth) ** 2).mean())
+    assert best <= errors[1] <= 1.03 * best < 0.7 * errors[0]
+
+
+def test_the_worst_tenth_is_not_ruled_by_the_smallest_merchant():
+    accuracies = {str(place): 0.8 + 0.002 * (place % 5) for place in range(40)} | {"tiny": 0.0}
+    counts = dict.fromkeys(accuracies, 300) | {"tiny": 2}
+    assert worst_tenth(accuracies, counts) > 0.75
+    assert worst_tenth({}, {}) is None
