@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
-from fed_distill.evaluation.metrics import Metrics, classification, headline, ranking
+from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
 from fed_distill.models import TextModel, predict
 from fed_distill.text.encoded import Encoded
 from fed_distill.transport.requests import blueprint_of
@@ -22,11 +23,15 @@ class Evaluator:
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
+        return self.test_by_query(student)[0]
+
+    def test_by_query(self, student: TextModel) -> tuple[Metrics, list[float]]:
+        """Return all metrics on the common test set, and nDCG@10 by query; empty without a ranking view."""
         return self._measure(student, "test", self._data.test, self._data.ranking_test)
 
     def validation(self, student: TextModel) -> Metrics:
         """Return all metrics on the common validation set."""
-        return self._measure(student, "valid", self._data.valid, self._data.ranking_valid)
+        return self._measure(student, "valid", self._data.valid, self._data.ranking_valid)[0]
 
     def validation_score(self, student: TextModel) -> float:
         """Return the headline metric on the common validation set."""
@@ -52,15 +57,18 @@ class Evaluator:
         """Return class probabilities on the common test set ``[test, classes]``."""
         return predict(student, self._encode(student, "test", self._data.test))
 
-    def _measure(self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None) -> Metrics:
+    def _measure(
+        self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None
+    ) -> tuple[Metrics, list[float]]:
         probabilities = predict(student, self._encode(student, part, examples)).numpy() if len(examples) else None
         if probabilities is None:
             raise DataError(f"the common {part} set is empty: increase data.{part}_share, or decrease data.min_rows")
         measured = dict(classification(probabilities, examples.labels, self._data.task))
-        if ranked is not None:
-            scores = predict(student, self._encode(student, f"ranking {part}", ranked.examples)).numpy()
-            measured |= ranking(scores, ranked, self._data.task)
-        return measured
+        if ranked is None:
+            return measured, []
+        scores = predict(student, self._encode(student, f"ranking {part}", ranked.examples)).numpy()
+        measured |= ranking(scores, ranked, self._data.task)
+        return measured, ndcg_by_query(scores, ranked, self._data.task)
 
     def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
         key = (blueprint_of(student), name)
@@ -72,6 +80,25 @@ class Evaluator:
 def mean_metrics(several: list[Metrics]) -> Metrics:
     """Return the mean of each metric over students; None if one lacks it."""
     return {name: _mean([metrics[name] for metrics in several]) for name in several[0]}
+
+
+class MeanByQuery:
+    """The mean of each query's score over students, without keeping all students' scores."""
+
+    def __init__(self) -> None:
+        self._total: npt.NDArray[np.float64] | None = None
+        self._count = 0
+
+    def add(self, scores: list[float]) -> None:
+        """Add one student's scores, of the same queries as those of all others."""
+        added = np.asarray(scores, dtype=np.float64)
+        self._total = added if self._total is None else self._total + added
+        self._count += 1
+
+    @property
+    def values(self) -> list[float]:
+        """The means; empty without students or queries."""
+        return [] if self._total is None else [float(value) for value in self._total / self._count]
 
 
 def accuracies(counts: Mapping[str, tuple[int, int]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import Examples, Ranking, Task
+from fed_distill.data.examples import Examples, Ranking, Task, most_queries
 from fed_distill.data.labeled import distinct, factorize, grow_keys
 from fed_distill.data.partition import assign
 from fed_distill.data.public_texts import PublicTexts, Texts
@@ -42,7 +42,7 @@ class PairOptions:
 
     pairs_per_row: int = 3
     max_pairs: int = 900
-    ranking_queries: int = 400
+    ranking_queries: int = 2000
     ranking_candidates: int = 50
     grade_skew: float = 0.0
 
@@ -196,7 +196,7 @@ class Catalogue:
         ]
         query_rows: list[int] = []
         found: list[IntArray] = []
-        for choice in rng.permutation(len(several))[: self.options.ranking_queries]:
+        for choice in rng.permutation(len(several))[: most_queries(part, self.options.ranking_queries)]:
             start, stop = several[choice]
             query_rows.append(int(order[rng.integers(start, stop)]))
             edges = [(int(begin[start]), int(end[start])) for begin, end in blocks]

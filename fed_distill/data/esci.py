@@ -40,7 +40,7 @@ class Esci:
     locales: tuple[Literal["us", "es", "jp"], ...] = ("us",)
     version: Literal["small", "large"] = "small"
     queries: Annotated[int, Field(ge=1)] | None = None
-    ranking_queries: Annotated[int, Field(ge=1)] = 400
+    ranking_queries: Annotated[int, Field(ge=1)] = 2000
 
     def __post_init__(self) -> None:
         if not self.locales:

@@ -109,6 +109,15 @@ def members(examples: Examples, by: Literal["group", "text", "pair"]) -> npt.NDA
     return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
 
 
+VALIDATION_QUERIES = 400
+"""Maximum number of queries in the ranking view of a validation set, which is scored after every round."""
+
+
+def most_queries(part: str, wanted: int) -> int:
+    """Return the maximum number of queries in the ranking view of ``part`` if ``wanted`` are to be tested on."""
+    return min(wanted, VALIDATION_QUERIES) if part == "valid" else wanted
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Queries with graded candidates.

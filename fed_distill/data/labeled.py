@@ -10,7 +10,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
-from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task
+from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task, most_queries
 from fed_distill.data.partition import assign
 from fed_distill.data.public_texts import PublicTexts, Texts
 from fed_distill.data.tasks import RECOMMEND
@@ -47,7 +47,7 @@ class LabeledRows:
     pairs: tuple[str, ...] | None
     labels: IntArray
     account: Mapping[str, Any] = field(default_factory=dict)
-    ranking_queries: int = 400
+    ranking_queries: int = 2000
     domains: tuple[str, ...] | None = None
     group_names: tuple[Hashable, ...] = ()
     published: bool | CatalogueFile = False
@@ -62,7 +62,7 @@ class LabeledRows:
         pairs: Sequence[str | None] | None = None,
         merchants: Sequence[str] | None = None,
         groups: Sequence[Hashable] | None = None,
-        ranking_queries: int = 400,
+        ranking_queries: int = 2000,
         domains: Sequence[str] | None = None,
         public_texts: bool | CatalogueFile = False,
     ) -> Self:
@@ -192,7 +192,10 @@ class LabeledRows:
         if not queries:
             return None
         rng = numpy_stream(seed, "ranking", part)
-        chosen = [rng.permutation(queries[at]) for at in rng.permutation(len(queries))[: self.ranking_queries]]
+        chosen = [
+            rng.permutation(queries[at])
+            for at in rng.permutation(len(queries))[: most_queries(part, self.ranking_queries)]
+        ]
         index = np.concatenate(chosen)
         return Ranking(
             self.examples(index, "", part, seed), np.repeat(np.arange(len(chosen)), [len(found) for found in chosen])

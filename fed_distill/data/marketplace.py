@@ -75,7 +75,7 @@ class Marketplace:
     world_seed: int = 0
     pairs_per_row: Annotated[int, Field(ge=1)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
-    ranking_queries: Annotated[int, Field(ge=1)] = 400
+    ranking_queries: Annotated[int, Field(ge=1)] = 2000
     ranking_candidates: Annotated[int, Field(ge=2)] = 50
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ class PriceRunner:
     domain: Literal["category", "language"] = "category"
     pairs_per_row: Annotated[int, Field(ge=3)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 900
-    ranking_queries: Annotated[int, Field(ge=1)] = 400
+    ranking_queries: Annotated[int, Field(ge=1)] = 2000
     ranking_candidates: Annotated[int, Field(ge=2)] = 50
 
     def read(self, config: DataConfig) -> Source:

@@ -88,7 +88,7 @@ class Table:
     path: Path
     columns: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
-    ranking_queries: Annotated[int, Field(ge=1)] = 400
+    ranking_queries: Annotated[int, Field(ge=1)] = 2000
     catalogue: Path | None = None
     catalogue_columns: dict[str, str] = field(default_factory=dict)
     public_columns: tuple[Literal["text", "pair"], ...] = ()

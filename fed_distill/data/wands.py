@@ -36,7 +36,7 @@ class Wands:
     """
 
     path: Path
-    ranking_queries: Annotated[int, Field(ge=1)] = 400
+    ranking_queries: Annotated[int, Field(ge=1)] = 2000
 
     def read(self, config: DataConfig) -> Source:
         """Read and join the three files; products without a class have no merchant and are dropped."""

@@ -15,7 +15,7 @@ from fed_distill.adversaries.byzantine import byzantine_merchants
 from fed_distill.config import Experiment
 from fed_distill.config.experiment import personal_arm
 from fed_distill.coordinator.attempts import patiently
-from fed_distill.coordinator.evaluation import Evaluator, accuracies, mean_metrics
+from fed_distill.coordinator.evaluation import Evaluator, MeanByQuery, accuracies, mean_metrics
 from fed_distill.coordinator.federation import Federation, round_learning_rate
 from fed_distill.coordinator.progress import FederationProgress
 from fed_distill.coordinator.released import RELEASED, Released
@@ -151,8 +151,9 @@ class Comparison:
         """Evaluate one model of the chain on the common test set."""
         began = time.perf_counter()
         model = trained()
-        metrics = {**self.evaluator.test(model), "parameters": model.parameter_count()}
-        return Outcome(title, "level", self.seed, metrics, seconds=time.perf_counter() - began)
+        metrics, per_query = self.evaluator.test_by_query(model)
+        metrics = {**metrics, "parameters": model.parameter_count()}
+        return Outcome(title, "level", self.seed, metrics, per_query=per_query, seconds=time.perf_counter() - began)
 
     def _server(self, control: str, start: Start) -> Outcome:
         weights, seconds = self._started(self.experiment.student.model, start)
@@ -186,22 +187,25 @@ class Comparison:
         request = federation.request(self.sites.merchants, rate, test=True)
         student = federation.students[federation.global_student]
 
-        def take() -> tuple[list[Metrics], UplinkValidator]:
+        def take() -> tuple[list[Metrics], list[float], UplinkValidator]:
             intake = federation.intake(request, method.broadcast(state), {}, state, 1)
-            measured = []
+            measured, by_query = [], MeanByQuery()
             for done, uplink in enumerate(intake, 1):
                 student.load_state_dict(updated(start, uplink.need(StudentUpdate)))
-                measured.append(self.evaluator.test(student))
+                metrics, per_query = self.evaluator.test_by_query(student)
+                measured.append(metrics)
+                by_query.add(per_query)
                 self.callbacks.on_step(done, {})
-            return measured, intake
+            return measured, by_query.values, intake
 
-        measured, intake = patiently(take, federation.config, [])
+        measured, per_query, intake = patiently(take, federation.config, [])
         counts = self._honest(intake.own_counts)
         return Outcome(
             name="local",
             kind="control",
             seed=self.seed,
             metrics=mean_metrics(measured),
+            per_query=per_query,
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
             seconds=time.perf_counter() - began,
@@ -339,11 +343,13 @@ class Comparison:
         counts = self._honest(found)
         if unreported:
             self.callbacks.on_message(f"{name}: sites of {len(unreported)} merchants did not report test scores")
+        metrics, per_query = self.evaluator.test_by_query(student)
         return Outcome(
             name=name,
             kind=kind,
             seed=self.seed,
-            metrics=self.evaluator.test(student),
+            metrics=metrics,
+            per_query=per_query,
             validation=self.evaluator.validation(student),
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},

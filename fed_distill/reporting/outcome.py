@@ -23,13 +23,14 @@ class Outcome:
 
     name: ``server``, ``local``, ``pooled``, ``fedavg``, a federation's title, or a level of the chain from teacher to
     student (with metrics only, ``parameters`` among them). metrics: on the common test set (for ``local`` the mean over
-    the merchants' students). merchant_accuracy: on each merchant's test set of merchant_counts rows, by the global
-    student (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to each merchant, if
-    configured. own_accuracy: the same for the students that merchants keep, each after its last round, with a method
-    whose merchants have students of their own; merchants that took part in no round are left out. unheard: merchants
-    without a result, because their site did not answer or does not send it. before_adaptation: metrics before domain
-    adaptation. validation: metrics on the common validation set, for the controls' lines in learning curves.
-    adaptation: one line per stage of the adaptation, reverted ones included.
+    the merchants' students). per_query: nDCG@10 of each query of the common test set that has a gain, for ``local`` the
+    mean likewise; empty without a ranking view. merchant_accuracy: on each merchant's test set of merchant_counts rows,
+    by the global student (for ``local`` by the merchant's own). personal_accuracy: the same for students adapted to
+    each merchant, if configured. own_accuracy: the same for the students that merchants keep, each after its last
+    round, with a method whose merchants have students of their own; merchants that took part in no round are left out.
+    unheard: merchants without a result, because their site did not answer or does not send it. before_adaptation:
+    metrics before domain adaptation. validation: metrics on the common validation set, for the controls' lines in
+    learning curves. adaptation: one line per stage of the adaptation, reverted ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
     lines in ``metrics.jsonl`` (``storage.sealed.chained``).
@@ -41,6 +42,7 @@ class Outcome:
     kind: Literal["control", "federation", "level"]
     seed: int
     metrics: Metrics
+    per_query: list[float] = field(default_factory=list)
     merchant_accuracy: Mapping[str, float] = field(default_factory=dict)
     merchant_counts: Mapping[str, int] = field(default_factory=dict)
     personal_accuracy: Mapping[str, float] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fed_distill.data.examples import Examples, members
+from fed_distill.data.examples import Examples, members, most_queries
 from fed_distill.errors import DataError
 
 
@@ -28,3 +28,9 @@ def test_a_part_of_a_table_is_numbered_without_gaps():
 def test_second_texts_of_a_task_that_has_none_are_refused():
     with pytest.raises(DataError, match=r'privacy\.group = "pair" needs a task with two texts: set it to "group" or'):
         members(table(pairs=None), "pair")
+
+
+def test_a_validation_set_has_fewer_queries_than_a_test_set_as_it_is_scored_every_round():
+    assert most_queries("test", 2000) == 2000
+    assert most_queries("valid", 2000) == 400
+    assert most_queries("valid", 20) == 20

@@ -10,6 +10,7 @@ OUTCOME = Outcome(
     kind="federation",
     seed=2,
     metrics={"accuracy": 0.7, "auc": None},
+    per_query=[0.25, 1.0],
     merchant_accuracy={"a": 0.5, "b": 1.0},
     merchant_counts={"a": 4, "b": 2},
     personal_accuracy={"a": 0.75, "b": 1.0},
