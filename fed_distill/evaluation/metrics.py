@@ -5,7 +5,7 @@ Classification metrics are scikit-learn's. The ranking metrics follow the KDD Cu
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,32 +67,40 @@ def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Tas
     :raises TrainingError: a probability is not finite
     :raises DataError: the task has no gains
     """
-    if task.gains is None:
-        raise DataError(f"task {task.name!r} has no gains, so it has no ranking view")
-    values = _checked(probabilities, len(ranking.examples), task)
-    gains_of_classes = np.asarray(task.gains, dtype=np.float64)
-    labels = ranking.examples.labels
-    gains = gains_of_classes[labels]
-    scores = values @ gains_of_classes
     ndcg: list[float] = []
     reciprocal: list[float] = []
     skipped = 0
-    for rows in _rows_by_query(ranking.queries):
-        order = rows[np.lexsort((gains[rows], -scores[rows]))]
-        ideal = _dcg(np.sort(gains[rows])[::-1])
-        if ideal > 0:
-            ndcg.append(_dcg(gains[order]) / ideal)
-        else:
+    for order, gains, exact in _ranked(probabilities, ranking, task):
+        found = _ndcg(order, gains)
+        if found is None:
             skipped += 1
-        exact = np.flatnonzero(labels[order] == task.positive_index)
-        if len(exact):
-            reciprocal.append(1.0 / (exact[0] + 1) if exact[0] < CUT else 0.0)
+        else:
+            ndcg.append(found)
+        at = np.flatnonzero(exact[order])
+        if len(at):
+            reciprocal.append(1.0 / (at[0] + 1) if at[0] < CUT else 0.0)
     return {
         "ndcg@10": _mean(ndcg),
         "mrr@10": _mean(reciprocal),
         "queries": len(ndcg),
         "skipped_queries": skipped,
     }
+
+
+def ndcg_by_query(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> list[float]:
+    """Return nDCG@10 of each query with a gain, in order of the queries' numbers: ``ranking``'s mean is over these.
+
+    Which queries are skipped depends on the true grades alone, so that the values of several models are paired.
+
+    Parameters and errors are those of ``ranking``.
+    """
+    found = [_ndcg(order, gains) for order, gains, _ in _ranked(probabilities, ranking, task)]
+    return [value for value in found if value is not None]
+
+
+def ndcg_weights(candidates: int) -> npt.NDArray[np.float64]:
+    """Return the discounts 1/log2(rank + 1) of the first ``CUT`` ranks of so many candidates."""
+    return 1.0 / np.log2(np.arange(min(candidates, CUT)) + 2)
 
 
 def classification_report(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], task: Task) -> str:
@@ -116,36 +124,6 @@ def headline(metrics: Mapping[str, float | None], task: Task) -> float | None:
             f"{task.headline} of task {task.name!r} was not computed: the dataset has no ranking view for this task"
         )
     return metrics[task.headline]
-
-
-def retention(student: float | None, teacher: float | None) -> float | None:
-    """Return student / teacher on one metric; None if either is unknown or the teacher's is 0."""
-    if student is None or not teacher:
-        return None
-    return student / teacher
-
-
-@dataclass(frozen=True)
-class GapClosed:
-    """The share of the gain from pooling that federation achieves.
-
-    value: 1 is as good as pooling, negative is worse than the best baseline; None if undefined. reason: why it is
-    undefined.
-    """
-
-    value: float | None
-    reason: str = ""
-
-
-def gap_closed(student: float | None, server: float | None, local: float | None, pooled: float | None) -> GapClosed:
-    """Return (student - baseline) / (pooled - baseline) on one metric, where baseline = max(server, local)."""
-    if student is None or server is None or local is None or pooled is None:
-        return GapClosed(None, "needs the student and the controls server, local and pooled on the same metric")
-    base = max(server, local)
-    if pooled <= base:
-        better = "the server alone" if server >= local else "each merchant alone"
-        return GapClosed(None, f"pooling all data ({pooled:.4f}) is no better than {better} ({base:.4f})")
-    return GapClosed((student - base) / (pooled - base))
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
@@ -197,6 +175,26 @@ def _checked(probabilities: npt.NDArray[np.floating], rows: int, task: Task) -> 
     return probabilities.astype(np.float64)
 
 
+def _ranked(
+    probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
+    """Yield the order of each query's candidates, their gains, and whether they are of the positive class."""
+    if task.gains is None:
+        raise DataError(f"task {task.name!r} has no gains, so it has no ranking view")
+    values = _checked(probabilities, len(ranking.examples), task)
+    gains_of_classes = np.asarray(task.gains, dtype=np.float64)
+    labels = ranking.examples.labels
+    gains, scores = gains_of_classes[labels], values @ gains_of_classes
+    for rows in _rows_by_query(ranking.queries):
+        yield np.lexsort((gains[rows], -scores[rows])), gains[rows], labels[rows] == task.positive_index
+
+
+def _ndcg(order: npt.NDArray[np.intp], gains: npt.NDArray[np.float64]) -> float | None:
+    """Return nDCG@10 of one query; None if no candidate has a gain."""
+    ideal = _dcg(np.sort(gains)[::-1])
+    return _dcg(gains[order]) / ideal if ideal > 0 else None
+
+
 def _rows_by_query(queries: npt.NDArray[np.int64]) -> list[npt.NDArray[np.intp]]:
     order = np.argsort(queries, kind="stable")
     starts = np.flatnonzero(np.diff(queries[order])) + 1
@@ -204,8 +202,7 @@ def _rows_by_query(queries: npt.NDArray[np.int64]) -> list[npt.NDArray[np.intp]]
 
 
 def _dcg(gains: npt.NDArray[np.float64]) -> float:
-    top = gains[:CUT]
-    return float((top / np.log2(np.arange(len(top)) + 2)).sum())
+    return float((gains[:CUT] * ndcg_weights(len(gains))).sum())
 
 
 def _mean(values: Sequence[float]) -> float | None:

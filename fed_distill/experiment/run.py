@@ -17,6 +17,7 @@ from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
 from fed_distill.data.public_part import PublicPart
 from fed_distill.evaluation.metrics import classification_report
+from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.experiment.teaching import prepare_teacher
@@ -24,6 +25,7 @@ from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.outcome import Outcome
+from fed_distill.reporting.query_scores import QUERY_SCORES, written
 from fed_distill.reporting.report import write_report
 from fed_distill.reporting.speed import speed
 from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
@@ -84,7 +86,9 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
             account=data.account,
             records=store.records(),
             byzantine=byzantine,
+            chance=chance_scores(data.test.labels.tolist(), data.ranking_test, data.task),
         )
+        store.write(QUERY_SCORES, written(outcomes))
         if (folder / SUMMARY).exists():  # a finished run was resumed: keep the results of audits
             summary["privacy"]["audit"] = read_audit(folder)
         store.write_summary(summary)

@@ -28,9 +28,14 @@ GLOSSARY = {
     "Gap closed": "Of what collecting everybody's data would gain over training without federation, the share that "
     "federation gained. 0 % is nothing, 100 % is as good as pooling.",
     "Worst merchant": "The merchant that the student serves least well, among those with enough test examples to tell.",
+    "Worst tenth": "The accuracy below which a tenth of the merchants are served. Accuracies of merchants with few "
+    "test examples are shrunk towards the mean first, so that luck does not count as bad service.",
+    "p": "The chance of a difference at least as large if there were none, raised for the number of rows compared "
+    "(Holm). Below 0.05 a difference is called significant.",
     "Uplink, downlink": "Bytes that a merchant sends, and receives, in one round, measured on the messages themselves.",
     "Domain adaptation": "Further training of the student on the server's own examples after the final round.",
     "Seed": "The number from which all chance in a run follows. Several seeds show how much of a result is luck.",
-    "± (95 % interval)": "Were the experiment repeated with new seeds, the mean would be expected within this range.",
+    "± (95 % interval)": "Were the experiment repeated with new seeds and queries, the mean would be expected within "
+    "this range. The text beside a table says which of them it covers.",
     "Differential privacy": "A proven bound on what can be learned of one example, or one merchant, from what is sent.",
 }

@@ -11,7 +11,8 @@ from typing import Any
 
 from fed_distill.errors import CheckpointError
 from fed_distill.privacy.disclosure import WHY, is_private
-from fed_distill.reporting import wording
+from fed_distill.reporting import headline, wording
+from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.reporting.page import render_page
 from fed_distill.reporting.store import EXPERIMENT, REPORT, read_records, read_summary
@@ -53,6 +54,11 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         metrics=_table_metrics(summary),
         metric_names=wording.METRIC_NAMES,
         verdict=wording.verdict(summary),
+        headline=headline.headline(summary),
+        adds={headline.ADDED[name]: headline.added(found) for name, found in summary["adds"].items()},
+        covers=headline.covers(summary),
+        references={name: wording.ROW_NAMES[name] for name in REFERENCES},
+        compared=headline.compared,
         privacy=wording.privacy(summary),
         promises=wording.promises(summary),
         unprotected=WHY if is_private(summary["privacy"]) else "",

@@ -7,23 +7,24 @@ covered by the guarantee are marked (``disclosure``).
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.data.examples import Task
-from fed_distill.evaluation.metrics import SCORES, GapClosed, gap_closed, interval, retention, worst_merchant
+from fed_distill.evaluation.metrics import SCORES, worst_merchant
+from fed_distill.evaluation.shares import YARDSTICKS, Share, gap_closed, retention
+from fed_distill.evaluation.statistics import Estimate, Sample, estimate, worst_tenth
 from fed_distill.mechanisms.at_merchants import AtMerchants
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.privacy.disclosure import coarse, is_private, protected, without_sizes
 from fed_distill.reporting.answers import answers
 from fed_distill.reporting.coding import beside_uncoded
+from fed_distill.reporting.differences import REFERENCES, added, column, family, sample_of
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.storage.versions import versions
 
 SCHEMA = 1
-YARDSTICKS = ("server", "local", "pooled")
-"""The controls that define ``gap_closed``."""
-AVERAGED = (*SCORES, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds")
 
 
 def summarize(
@@ -38,16 +39,22 @@ def summarize(
     account: Mapping[str, Any] | None = None,
     records: Sequence[Mapping[str, Any]] = (),
     byzantine: Mapping[int, Sequence[str]] | None = None,
+    chance: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a finished run, JSON-serializable.
 
-    ``retention`` and ``gap_closed`` are computed per seed and then averaged, so that their intervals are those of the
-    ratio; they are null if they are undefined for any seed. Accuracies by merchant are averaged over the seeds before
-    the worst merchant is selected.
+    ``interval`` has the half-widths of 95 % intervals, and ``interval_covers`` what those of the headline cover:
+    training seeds, test queries, or both (``evaluation.statistics``); those of other metrics cover training seeds only.
+    ``above`` has the paired differences of a row to the controls ``server`` and ``fedavg``, with p-values adjusted for
+    all rows of the run. ``adds`` is what the teacher and federation add (``differences.added``). ``retention`` and
+    ``gap_closed`` are ratios of means, null with a note where their denominator is not clear of noise
+    (``evaluation.shares``). Accuracies by merchant are averaged over the seeds before the worst merchant is selected;
+    ``worst_tenth`` is the 10th percentile of the accuracies shrunk towards their mean.
 
     :param experiment: the experiment
     :param task: the task
     :param teacher: the teacher's metrics on the common test set, and its ``parameters``
+    :param chance: scores of a model that has learned nothing, on the common test set (``shares.chance_scores``)
     :param student_parameters: number of weights of the student
     :param outcomes: of all controls and federations with all seeds; the main federation's become ``student``
     :param merchants: number of merchants
@@ -64,10 +71,19 @@ def summarize(
         raise ValueError(f"no outcome of the main federation {main!r} among {sorted(federations)}")
     private = is_private(_privacy(federations[main]))
     data = dict(account or {})
-    control_rows = {name: _row(units, controls, teacher, task, private) for name, units in controls.items()}
+    measure = _Measure(task, controls, teacher.get(task.headline), (chance or {}).get(task.headline), private)
+    all_rows = {("control", name): units for name, units in controls.items()}
+    all_rows |= {("federation", title): units for title, units in federations.items()}
+    above = {name: family(all_rows, ("control", name), task.headline) for name in REFERENCES}
+
+    def row(kind: str, name: str) -> dict[str, Any]:
+        differences = {reference: found.get((kind, name)) for reference, found in above.items()}
+        return {**measure.row(all_rows[kind, name]), "above": differences}
+
+    control_rows = {name: row("control", name) for name in controls}
     federation_rows = {
         title: {
-            **_row(units, controls, teacher, task, private),
+            **row("federation", title),
             "adaptation": _adaptation(units, private),
             "privacy": _with_groups(_privacy(units), experiment, data),
         }
@@ -94,11 +110,11 @@ def summarize(
         "teacher": {name: teacher.get(name) for name in ("parameters", *SCORES)},
         "student": {
             "parameters": student_parameters,
-            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant")},
+            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant", "worst_tenth")},
         },
         "controls": {
-            name: {key: value for key, value in row.items() if key not in ("interval", "by_seed")}
-            for name, row in control_rows.items()
+            name: {key: value for key, value in one.items() if key not in ("interval", "by_seed")}
+            for name, one in control_rows.items()
         },
         "retention": student["retention"],
         "gap_closed": student["gap_closed"],
@@ -107,10 +123,12 @@ def summarize(
         "federations": federation_rows,
         "intervals": {
             "student": student["interval"],
-            "controls": {name: row["interval"] for name, row in control_rows.items()},
+            "controls": {name: one["interval"] for name, one in control_rows.items()},
         },
+        "interval_covers": student["interval_covers"],
+        "adds": added(controls, federations[main], experiment.federation.start, task.headline),
         "adaptation": student["adaptation"],
-        "levels": {name: _level(units, teacher, task) for name, units in _by_name(outcomes, "level").items()},
+        "levels": {name: measure.level(units) for name, units in _by_name(outcomes, "level").items()},
         "speed": dict(speed) if speed is not None else None,
         "data": without_sizes(data) if private else data,
         "answers": answers(records),
@@ -154,68 +172,84 @@ def _by_name(outcomes: Sequence[Outcome], kind: str) -> dict[str, list[Outcome]]
     return {name: sorted(units, key=lambda unit: unit.seed) for name, units in found.items()}
 
 
-def _row(
-    units: Sequence[Outcome],
-    controls: Mapping[str, Sequence[Outcome]],
-    teacher: Mapping[str, float | None],
-    task: Task,
-    private: bool,
-) -> dict[str, Any]:
-    """Return one line of the comparison: means over the seeds, half-widths of their intervals, and values by seed.
+@dataclass(frozen=True)
+class _Measure:
+    """Computes the lines of the comparison. teacher, chance: headline scores of the teacher and of no model."""
 
-    protected: see ``disclosure.protected``; merchants' own test scores are never covered.
-    """
-    by_seed = []
-    notes = {}
-    for unit in units:
-        seed = _of_seed(unit, private)
-        seed["retention"] = retention(unit.metrics.get(task.headline), teacher.get(task.headline))
-        for name, metric in (("gap_closed", task.headline), ("gap_closed_auc", "auc")):
-            gap = _gap_closed(unit, controls, metric)
-            seed[name] = gap.value
-            if gap.reason:
-                notes[name] = f"seed {unit.seed}: {gap.reason}"
-        if unit.unheard:
-            notes["merchant_accuracy"] = f"seed {unit.seed}: {', '.join(unit.unheard)}"
-        by_seed.append(seed)
-    averaged = {name: [seed[name] for seed in by_seed] for name in AVERAGED}
-    return {
-        **{name: _mean(values) for name, values in averaged.items()},
-        "worst_merchant": _worst(_merchant_means(units), units[0].merchant_counts, private),
-        "own_students": _own_students(units, private),
-        "protected": protected(units[0].name, units[0].kind, private),
-        "rounds": units[0].rounds,
-        "bytes": {
-            "downlink_per_merchant_round": round(sum(unit.downlink_bytes for unit in units) / len(units)),
-            "uplink_per_merchant_round": round(sum(unit.uplink_bytes for unit in units) / len(units)),
-        },
-        "validation": _mean_metrics([unit.validation for unit in units]),
-        "interval": {name: _half_width(values) for name, values in averaged.items()},
-        "notes": notes,
-        "by_seed": by_seed,
-    }
+    task: Task
+    controls: Mapping[str, Sequence[Outcome]]
+    teacher: float | None
+    chance: float | None
+    private: bool
 
+    def row(self, units: Sequence[Outcome]) -> dict[str, Any]:
+        """Return means over the seeds, half-widths of their intervals, and values by seed.
 
-def _level(units: Sequence[Outcome], teacher: Mapping[str, float | None], task: Task) -> dict[str, Any]:
-    """Return a level of the chain from teacher to student: means over the seeds and half-widths of their intervals."""
-    kept = [retention(unit.metrics.get(task.headline), teacher.get(task.headline)) for unit in units]
-    measured = {name: [unit.metrics.get(name) for unit in units] for name in SCORES}
-    return {
-        "parameters": units[0].metrics["parameters"],
-        **{name: _mean(values) for name, values in measured.items()},
-        "retention": _mean(kept),
-        "interval": {name: _half_width(values) for name, values in {**measured, "retention": kept}.items()},
-    }
+        protected: see ``disclosure.protected``; merchants' own test scores are never covered.
+        """
+        by_seed = [_of_seed(unit, self.private) for unit in units]
+        found = {name: _estimated(sample_of(units, name)) for name in SCORES}
+        found |= {
+            name: _estimated(column([seed[name] for seed in by_seed])) for name in ("merchant_accuracy", "seconds")
+        }
+        shares = {
+            "retention": self._retention(units),
+            "gap_closed": self._gap_closed(units, self.task.headline),
+            "gap_closed_auc": self._gap_closed(units, "auc"),
+        }
+        notes = {name: share.reason for name, share in shares.items() if share.reason}
+        for unit in units:
+            if unit.unheard:
+                notes["merchant_accuracy"] = f"seed {unit.seed}: {', '.join(unit.unheard)}"
+        means, counts = _merchant_means(units), units[0].merchant_counts
+        tenth, headline = worst_tenth(means, counts), found[self.task.headline]
+        return {
+            **{name: one and one.value for name, one in found.items()},
+            **{name: share.value for name, share in shares.items()},
+            "worst_merchant": _worst(means, counts, self.private),
+            "worst_tenth": coarse(tenth) if self.private and tenth is not None else tenth,
+            "own_students": _own_students(units, self.private),
+            "protected": protected(units[0].name, units[0].kind, self.private),
+            "rounds": units[0].rounds,
+            "bytes": {
+                "downlink_per_merchant_round": round(sum(unit.downlink_bytes for unit in units) / len(units)),
+                "uplink_per_merchant_round": round(sum(unit.uplink_bytes for unit in units) / len(units)),
+            },
+            "validation": _mean_metrics([unit.validation for unit in units]),
+            "interval": {
+                **{name: one and one.half_width for name, one in found.items()},
+                **{name: share.half_width for name, share in shares.items()},
+            },
+            "interval_covers": list(headline.covers) if headline else [],
+            "notes": notes,
+            "by_seed": by_seed,
+        }
 
+    def level(self, units: Sequence[Outcome]) -> dict[str, Any]:
+        """Return a level of the chain from teacher to student: means over the seeds and half-widths."""
+        found = {name: _estimated(sample_of(units, name)) for name in SCORES}
+        kept = self._retention(units)
+        return {
+            "parameters": units[0].metrics["parameters"],
+            **{name: one and one.value for name, one in found.items()},
+            "retention": kept.value,
+            "interval": {**{name: one and one.half_width for name, one in found.items()}, "retention": kept.half_width},
+        }
 
-def _gap_closed(unit: Outcome, controls: Mapping[str, Sequence[Outcome]], metric: str) -> GapClosed:
-    """Return the gap closed relative to the controls with the same seed; empty for those controls."""
-    if unit.kind == "control" and unit.name in YARDSTICKS:
-        return GapClosed(None)
-    return gap_closed(
-        unit.metrics.get(metric),
-        **{name: _on_seed(controls.get(name, ()), unit.seed, metric) for name in YARDSTICKS},
-    )
+    def _retention(self, units: Sequence[Outcome]) -> Share:
+        return retention(sample_of(units, self.task.headline), self.teacher, self.chance)
+
+    def _gap_closed(self, units: Sequence[Outcome], metric: str) -> Share:
+        """Return the gap closed relative to the controls with the same seeds; empty for those controls."""
+        if units[0].kind == "control" and units[0].name in YARDSTICKS:
+            return Share(None)
+        seeds = [unit.seed for unit in units]
+        same = {
+            name: sample_of(own, metric)
+            for name, own in self.controls.items()
+            if name in YARDSTICKS and [unit.seed for unit in own] == seeds
+        }
+        return gap_closed(sample_of(units, metric), same)
 
 
 def _of_seed(unit: Outcome, private: bool) -> dict[str, Any]:
@@ -309,10 +343,6 @@ def _mean_metrics(of_seeds: Sequence[Mapping[str, float | None] | None]) -> dict
     return {name: _mean([metrics.get(name) for metrics in known]) for name in SCORES}
 
 
-def _on_seed(units: Sequence[Outcome], seed: int, metric: str) -> float | None:
-    return next((unit.metrics.get(metric) for unit in units if unit.seed == seed), None)
-
-
 def _known(values: Sequence[float | None]) -> list[float] | None:
     """Return the values, or None if one is undefined, because a mean over some seeds would be biased."""
     known = [value for value in values if value is not None]
@@ -321,9 +351,8 @@ def _known(values: Sequence[float | None]) -> list[float] | None:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = _known(values)
-    return None if known is None else interval(known)[0]
+    return None if known is None else sum(known) / len(known)
 
 
-def _half_width(values: Sequence[float | None]) -> float | None:
-    known = _known(values)
-    return None if known is None else interval(known)[1]
+def _estimated(sample: Sample | None) -> Estimate | None:
+    return None if sample is None else estimate(sample)

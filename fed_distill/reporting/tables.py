@@ -7,6 +7,8 @@ import pandas as pd
 
 from fed_distill.evaluation.metrics import SCORES
 from fed_distill.privacy.disclosure import WHY, is_private
+from fed_distill.reporting.differences import REFERENCES
+from fed_distill.reporting.headline import compared
 from fed_distill.reporting.wording import METRIC_NAMES, duration, number, percent, size
 
 STAR = " *"
@@ -18,7 +20,8 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
     Columns are ``name``, ``kind``, for a private run ``protected`` (see ``disclosure.protected``), and metrics with the
     headline first: means over the seeds in the units of ``summary.json``. ``<metric>_interval`` is the half-width of
-    the 95 % interval, missing for one seed.
+    the 95 % interval, missing where nothing is repeated. ``above_server`` and ``above_fedavg`` are paired differences
+    to these controls, ``above_server_p`` their p-values by Holm's correction over the rows.
     """
     rows = [_row("teacher", "teacher", summary["teacher"], {})]
     rows += [
@@ -32,10 +35,12 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
         "merchant_accuracy",
         "worst_merchant",
         "worst_merchant_accuracy",
+        "worst_tenth",
         "retention",
         "gap_closed",
         "gap_closed_auc",
     ]
+    columns += [f"above_{name}{part}" for name in REFERENCES for part in ("", "_interval", "_p")]
     columns += ["downlink_bytes", "uplink_bytes", "rounds", "seconds"]
     measured = [*metrics, "merchant_accuracy", "retention", "gap_closed", "gap_closed_auc", "seconds"]
     table = pd.DataFrame(rows, columns=[*columns, *(f"{name}_interval" for name in measured)])
@@ -65,20 +70,22 @@ def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Return the comparison as text with a header; ± is the half-width of the 95 % interval over the seeds.
+    """Return the comparison as text with a header; ± is the half-width of the 95 % interval, see ``headline.covers``.
 
     For a private run, a star marks rows and columns that are not covered by the guarantee.
     """
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
     mark = STAR if is_private(summary["privacy"]) else ""
-    header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}", "retention"]
+    header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}"]
+    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "retention"]
     header += ["gap closed", *(["in AUC"] if len(gaps) > 1 else []), "up / down a round", "time"]
     lines = [header]
     for row in comparison_table(summary).to_dict("records"):
         name = str(row["name"]) + (STAR if row.get("protected") is False else "")
         cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
+        cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, one)) for one in REFERENCES)]
         cells += [percent(_value(row, "retention"), 1), *(_with_interval(row, gap, percent) for gap in gaps)]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
         cells += [" / ".join(map(size, sent)) if any(sent) else "–", duration(_value(row, "seconds"))]
@@ -109,6 +116,24 @@ def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, A
         "downlink_bytes": sent.get("downlink_per_merchant_round"),
         "uplink_bytes": sent.get("uplink_per_merchant_round"),
         **{f"{key}_interval": value for key, value in intervals.items()},
+        **{
+            f"above_{name}{part}": found[key]
+            for name, found in row.get("above", {}).items()
+            if found is not None
+            for part, key in (("", "value"), ("_interval", "half_width"), ("_p", "p_adjusted"))
+        },
+    }
+
+
+def _above(row: Mapping[Any, Any], reference: str) -> dict[str, float | None] | None:
+    """Return the difference to a control as ``headline.compared`` takes it; None if there is none."""
+    name = f"above_{reference}"
+    if _value(row, name) is None:
+        return None
+    return {
+        "value": _value(row, name),
+        "half_width": _value(row, f"{name}_interval"),
+        "p_adjusted": _value(row, f"{name}_p"),
     }
 
 

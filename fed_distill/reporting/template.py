@@ -42,9 +42,11 @@ REPORT_PAGE = """{% extends "page" %}
 {% block title %}{{ summary.name }} · fed-distill report{% endblock %}
 {% block header %}
   <h1>{{ summary.task | capitalize }} on {{ summary.dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
-  <p class="verdict">{{ verdict }}</p>
+  <p class="verdict">{{ headline }} {{ verdict }}</p>
   {% if byzantine %}<p>{{ byzantine }}</p>{% endif %}
   <dl class="tiles">
+    {% for title, found in adds.items() %}{{ tile(title, found, "in " ~ metric, "") }}
+    {% endfor %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
     {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent), "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
@@ -59,24 +61,26 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="comparison">
   <h2>What each way of training gives</h2>
   <p>Every student below has the same size and is measured on the same test set, whose products or queries none of them has seen.
-  {% if summary.seeds | length > 1 %}Numbers are means over {{ summary.seeds | length }} seeds, ± is the half-width of their 95 % interval.{% else %}With one seed, differences may be due to chance.{% endif %}</p>
+  {% if summary.seeds | length > 1 %}Numbers are means over {{ summary.seeds | length }} seeds. {% endif %}{{ covers }} Metrics other than nDCG@10 have intervals over training seeds only. Differences are paired, and their p-values have Holm's correction over the rows of this table.</p>
   {% if overview %}{{ figure(overview, "Higher is better. The scale does not begin at zero, so read differences, not lengths.") }}{% endif %}
   <h3>All numbers</h3>
   <div class="scroll" tabindex="0" role="region" aria-label="Comparison table">
   <table>
     <thead><tr><th scope="col">Model</th>
       {% for name in metrics %}<th scope="col">{{ metric_names[name] }}</th>{% endfor %}
-      <th scope="col">Mean<br>merchant{{ " *" if unprotected }}</th><th scope="col">Worst<br>merchant{{ " *" if unprotected }}</th><th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
+      <th scope="col">Mean<br>merchant{{ " *" if unprotected }}</th><th scope="col">Worst<br>merchant{{ " *" if unprotected }}</th><th scope="col">Worst<br>tenth{{ " *" if unprotected }}</th>{% for name in references.values() %}<th scope="col">Above<br>{{ name }}</th>{% endfor %}<th scope="col">Retention</th><th scope="col">Gap<br>closed</th>
       <th scope="col">Bytes<br>a round</th><th scope="col">Time</th></tr></thead>
     <tbody>
     {% for row in rows %}
     <tr class="{{ row.kind }}"><th scope="row">{{ row.name }}<small>{{ row.note }}</small></th>
       {% for name in metrics %}<td{% if loop.first %} class="head"{% endif %}>{{ value(row, name) }}{{ half(row, name) }}</td>{% endfor %}
       {% if row.kind == "teacher" %}
-      <td>–</td><td>–</td><td>–</td><td>–</td><td>–</td><td>–</td>
+      <td>–</td><td>–</td><td>–</td>{% for name in references %}<td>–</td>{% endfor %}<td>–</td><td>–</td><td>–</td><td>–</td>
       {% else %}
       <td>{{ row.values.merchant_accuracy | number(3) }}{% if row.values.get("own_students") %}<small>own students {{ row.values.own_students.mean | number(3) }}</small>{% endif %}</td>
       <td>{% if row.values.worst_merchant %}{{ row.values.worst_merchant.accuracy | number(3) }}<small>{{ row.values.worst_merchant.merchant | truncate(18) }}</small>{% else %}–{% endif %}</td>
+      <td>{{ row.values.worst_tenth | number(3) }}</td>
+      {% for name in references %}<td>{{ compared(row.values.above[name]) }}</td>{% endfor %}
       <td>{{ value(row, "retention", "percent") }}</td>
       <td>{{ row.values.gap_closed | percent }}{% if row.half.get("gap_closed") is not none %}<small>± {{ row.half.gap_closed | percent }}</small>{% endif %}</td>
       {% if row.federated %}
@@ -91,7 +95,7 @@ REPORT_PAGE = """{% extends "page" %}
   {% if unprotected %}<p class="soft">* {{ unprotected }}</p>{% endif %}
   {% for row in rows if row.kind not in ("teacher",) and row.values.notes %}
   {% if loop.first %}<ul class="notes soft">{% endif %}
-  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants without a reply from their site, {{ note }}{% else %}gap closed{{ " in AUC" if name == "gap_closed_auc" }} is not defined on {{ note }}{% endif %}.</li>{% endfor %}
+  {% for name, note in row.values.notes.items() %}<li>{{ row.name }}: {% if name == "merchant_accuracy" %}not measured at merchants without a reply from their site, {{ note }}{% else %}{{ {"retention": "retention", "gap_closed": "gap closed", "gap_closed_auc": "gap closed in AUC"}[name] }} is not defined: {{ note }}{% endif %}.</li>{% endfor %}
   {% if loop.last %}</ul>{% endif %}
   {% endfor %}
 </section>

@@ -200,8 +200,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     gap, half = main["gap_closed"], main["interval"]["gap_closed"]
     if gap is None:
         reason = main["notes"].get("gap_closed", "")
-        if "no better than" in reason:
-            return f"{subject} {kept}. There was no gap to close: {reason.split(': ', 1)[1]}."
+        if reason.startswith(("pooling", "with one seed")):
+            return f"{subject} {kept}. There was no clear gap to close: {reason}."
         return f"{subject} {kept}. The share of the possible gain is unknown: {_needs(summary)}."
     gained = percent(gap) + (f"{NARROW}±{NARROW}{percent(half)}" if half is not None else "")
     if half is not None and abs(gap) <= half:

@@ -11,11 +11,10 @@ from fed_distill.errors import DataError, TrainingError
 from fed_distill.evaluation.metrics import (
     classification,
     classification_report,
-    gap_closed,
     headline,
     interval,
+    ndcg_by_query,
     ranking,
-    retention,
     worst_merchant,
 )
 
@@ -114,11 +113,15 @@ def test_ndcg_agrees_with_scikit_learn_where_nothing_ties(seed):
     mixed = random.permutation(150)
     view = candidates(labels.ravel()[mixed], np.repeat(np.arange(5), 30)[mixed])
     assert ranking(probabilities[mixed], view, GRADES)["ndcg@10"] == pytest.approx(expected)
+    each = [ndcg_score(gains[own][None], (probabilities @ gains).reshape(5, 30)[row][None], k=10)
+            for row, own in enumerate(labels)]  # fmt: skip
+    assert ndcg_by_query(probabilities[mixed], view, GRADES) == pytest.approx(each)
 
 
 def test_queries_without_a_relevant_candidate_are_skipped_and_counted():
     result = ranking(certain([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES)
     assert result == {"ndcg@10": 1.0, "mrr@10": 1.0, "queries": 1, "skipped_queries": 1}
+    assert ndcg_by_query(certain([3, 0, 0, 3]), candidates([3, 0, 0, 0], [1, 1, 2, 2]), GRADES) == [1.0]
 
 
 def test_a_query_without_an_exact_candidate_has_no_reciprocal_rank():
@@ -152,31 +155,6 @@ def test_the_headline_is_ndcg_for_graded_tasks_and_macro_f1_otherwise():
     assert headline(metrics, BINARY) == 0.7
     with pytest.raises(DataError, match=r"ndcg@10 .*no ranking view"):
         headline({"macro_f1": 0.7}, GRADES)
-
-
-def test_retention_is_the_ratio_to_the_teacher():
-    assert retention(0.9, 0.96) == pytest.approx(0.9375)
-    assert retention(0.9, None) is None
-    assert retention(0.9, 0.0) is None
-
-
-def test_gap_closed_counts_from_the_better_of_server_and_local():
-    assert gap_closed(0.96, 0.95, 0.94, 0.97).value == pytest.approx(0.5)
-    assert gap_closed(0.96, 0.90, 0.95, 0.97).value == pytest.approx(0.5)
-    assert gap_closed(0.94, 0.95, 0.95, 0.97).value == pytest.approx(-0.5)
-
-
-def test_gap_closed_is_undefined_where_pooling_is_worth_nothing():
-    result = gap_closed(0.96, 0.95, 0.94, 0.95)
-    assert result.value is None
-    assert result.reason == "pooling all data (0.9500) is no better than the server alone (0.9500)"
-    assert "each merchant alone" in gap_closed(0.96, 0.90, 0.94, 0.93).reason
-
-
-def test_gap_closed_without_a_control_says_what_it_needs():
-    result = gap_closed(0.96, 0.95, None, 0.97)
-    assert result.value is None
-    assert "server, local and pooled" in result.reason
 
 
 # Two-sided 95 % quantiles of Student's t, NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2.

@@ -69,9 +69,13 @@ def test_the_comparison_shows_the_summarys_numbers(run_folder, page):
         assert cell.replace("\u202f", " ") == f"{student[metric]:.4f}± {half[metric]:.4f}"
     assert row[5] == f"{student['merchant_accuracy']:.3f}"
     assert row[6].startswith(f"{student['worst_merchant']['accuracy']:.3f}")
-    assert row[7] == f"{100 * summary['retention']:.1f}\u202f%"
-    assert row[8].startswith(f"{100 * summary['gap_closed']:.0f}\u202f%±")
-    assert row[9].replace("\u202f", " ") == "↑ 611 kB↓ 1.2 MB"
+    assert row[7] == f"{student['worst_tenth']:.3f}"
+    above = summary["federations"][MAIN]["above"]
+    for cell, name in zip(row[8:10], ("server", "fedavg"), strict=True):
+        assert cell.startswith(f"+{above[name]['value']:.4f} ± {above[name]['half_width']:.4f}, p ")
+    assert row[10] == f"{100 * summary['retention']:.1f}\u202f%"
+    assert row[11].startswith(f"{100 * summary['gap_closed']:.0f}\u202f%±")
+    assert row[12].replace("\u202f", " ") == "↑ 611 kB↓ 1.2 MB"
 
 
 def test_everything_compared_is_in_the_table(page):
@@ -135,7 +139,7 @@ def test_the_report_can_be_written_again_and_is_the_same(run_folder):
 
 def test_one_seed_says_that_luck_cannot_be_told(one_seed_summary):
     html = render(one_seed_summary, [], "", "runs/one")
-    assert "With one seed, differences may be due to chance." in html
+    assert "With one seed, differences may be due to chance" in html
     Page(html)
 
 
@@ -145,7 +149,7 @@ def test_a_run_with_next_to_nothing_in_it_has_a_report(one_seed_summary):
         "adaptation": None,
         "worst_merchant": None,
         "gap_closed": None,
-        "notes": {"gap_closed": "seed 0: a reason"},
+        "notes": {"gap_closed": "a reason"},
     }
     bare = one_seed_summary | {
         "controls": {},
@@ -158,7 +162,7 @@ def test_a_run_with_next_to_nothing_in_it_has_a_report(one_seed_summary):
     }
     html = render(bare, [], "", "runs/bare")
     Page(html)
-    assert f"{MAIN}: gap closed is not defined on seed 0: a reason." in html
+    assert f"{MAIN}: gap closed is not defined: a reason." in html
     assert "Who gains" not in html and "Learning curves" not in html
 
 

@@ -86,14 +86,14 @@ def test_the_verdict_does_not_dress_up_a_loss(summary):
 def test_the_verdict_says_why_there_is_no_gap(summary):
     row = summary["federations"][MAIN]
     row["gap_closed"] = None
-    row["notes"] = {"gap_closed": "seed 0: pooling all data (0.9) is no better than the server alone (0.9)"}
+    row["notes"] = {"gap_closed": "pooling all data (0.9) is no better than the server alone (0.9)"}
     assert "pooling all data (0.9) is no better than the server alone (0.9)" in verdict(summary)
     assert len(shares(verdict(summary))) == 1
 
 
 def test_the_verdict_names_the_controls_that_were_not_run(summary):
     row = summary["federations"][MAIN]
-    row["gap_closed"], row["notes"] = None, {"gap_closed": "seed 0: needs the controls"}
+    row["gap_closed"], row["notes"] = None, {"gap_closed": "needs the controls"}
     del summary["controls"]["pooled"]
     assert "all data pooled" in verdict(summary) and "server alone" not in verdict(summary)
 

@@ -1,0 +1,86 @@
+"""Samples of a run's rows, and their paired differences, for ``summary.json``.
+
+A run has one data seed: its intervals cover training seeds, and for nDCG@10 test queries, but not another split of the
+data. That takes a study with ``data_seeds``.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fed_distill.evaluation.statistics import Estimate, Sample, difference, estimate, holm
+from fed_distill.reporting.outcome import Outcome
+
+REFERENCES = ("server", "fedavg")
+"""The controls that every row is compared with."""
+BY_QUERY = "ndcg@10"
+"""The metric that is a mean over queries."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def sample_of(units: Sequence[Outcome], metric: str) -> Sample | None:
+    """Return a row's scores, in order of the seeds; None if the metric is undefined for one of them."""
+    ordered = sorted(units, key=lambda unit: unit.seed)
+    if metric == BY_QUERY and ordered and all(unit.per_query for unit in ordered):
+        return [np.array([unit.per_query for unit in ordered], dtype=np.float64)]
+    return column([unit.metrics.get(metric) for unit in ordered])
+
+
+def column(values: Sequence[float | None]) -> Sample | None:
+    """Return one value for each training seed as a sample without queries; None if one is undefined, because a mean
+    over some seeds would be biased."""
+    known = [value for value in values if value is not None]
+    return [np.array(known, dtype=np.float64)[:, None]] if known and len(known) == len(values) else None
+
+
+def paired(ours: Sequence[Outcome], theirs: Sequence[Outcome], metric: str) -> Estimate | None:
+    """Estimate the mean difference of two rows; None if they were not measured on the same seeds."""
+    own, other = sample_of(ours, metric), sample_of(theirs, metric)
+    if own is None or other is None or {unit.seed for unit in ours} != {unit.seed for unit in theirs}:
+        return None
+    return estimate(difference(own, other))
+
+
+def family(rows: Mapping[Key, Sequence[Outcome]], reference: Key, metric: str) -> dict[Key, dict[str, Any]]:
+    """Compare every row with one of them. ``p_adjusted`` is Holm's over the family of these comparisons; rows without
+    a difference are left out."""
+    if reference not in rows:
+        return {}
+    found = {key: paired(units, rows[reference], metric) for key, units in rows.items() if key != reference}
+    known = {key: one for key, one in found.items() if one is not None}
+    adjusted = holm({key: one.p_value for key, one in known.items() if one.p_value is not None})
+    return {key: {**described(one), "p_adjusted": adjusted.get(key)} for key, one in known.items()}
+
+
+def described(found: Estimate) -> dict[str, Any]:
+    """Return an estimate as JSON: value, half-width of its 95 % interval, p-value and what the interval covers."""
+    return {
+        "value": found.value,
+        "half_width": found.half_width,
+        "p_value": found.p_value,
+        "covers": list(found.covers),
+    }
+
+
+def added(
+    controls: Mapping[str, Sequence[Outcome]], main: Sequence[Outcome], start: str, metric: str
+) -> dict[str, dict[str, Any] | None]:
+    """Return the run's headline: what the teacher adds, and what federation adds.
+
+    ``teacher`` is server - student. ``federation`` is the main federation minus the student that its merchants start
+    from, ``server`` or (``federation.start = "labels"``) ``student``. ``federation_without_teacher`` is fedavg -
+    student. None if a row of them was not measured.
+    """
+    first = "student" if start == "labels" else "server"
+    pairs = {
+        "teacher": (controls.get("server"), controls.get("student")),
+        "federation": (main, controls.get(first)),
+        "federation_without_teacher": (controls.get("fedavg"), controls.get("student")),
+    }
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, (ours, theirs) in pairs.items():
+        one = None if ours is None or theirs is None else paired(ours, theirs, metric)
+        found[name] = None if one is None else described(one)
+    return found

@@ -1,0 +1,67 @@
+"""A run's headline as text: what the teacher adds and what federation adds, with intervals."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, number, signed
+
+ADDED = {
+    "teacher": "The teacher adds",
+    "federation": "Federation adds",
+    "federation_without_teacher": "Federation without a teacher adds",
+}
+"""Titles of ``summary["adds"]``."""
+
+
+def added(found: Mapping[str, Any] | None) -> str:
+    """Format a difference with its interval; a dash if it was not measured."""
+    if found is None:
+        return UNKNOWN
+    half = found["half_width"]
+    return signed(found["value"]) + ("" if half is None else f" ± {number(half)}")
+
+
+def compared(found: Mapping[str, Any] | None) -> str:
+    """Format a paired difference with its interval and its adjusted p-value."""
+    if found is None or found["p_adjusted"] is None:
+        return added(found)
+    p_value = probability(found["p_adjusted"])
+    return f"{added(found)}, p {p_value if p_value.startswith('<') else f'= {p_value}'}"
+
+
+def probability(p_value: float) -> str:
+    """Format a p-value; small ones as ``< 0.001``."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def covers(summary: Mapping[str, Any]) -> str:
+    """State what the headline metric's intervals cover, in one sentence."""
+    covered = summary["interval_covers"]
+    if not covered:
+        return "With one seed, differences may be due to chance: there is no interval, as there is no ranking view."
+    missing = [] if "training seeds" in covered else ["other training seeds (there is one)"]
+    return (
+        f"± is the half-width of the 95 % interval over {' and '.join(covered)}; it does not cover "
+        f"{' or '.join([*missing, 'another split of the data'])}."
+    )
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Return one or two sentences: what the teacher adds and what federation adds in the headline metric."""
+    adds, metric = summary["adds"], METRIC_NAMES[summary["headline"]]
+    parts = []
+    if adds["teacher"] is not None:
+        parts.append(
+            f"The teacher adds {added(adds['teacher'])} {metric} ({ROW_NAMES['server']} minus "
+            f"{ROW_NAMES['student']}){_chance(adds['teacher'])}."
+        )
+    if adds["federation"] is not None:
+        parts.append(f"Federation adds {added(adds['federation'])}{_chance(adds['federation'])}.")
+    return " ".join(parts)
+
+
+def _chance(found: Mapping[str, Any]) -> str:
+    half = found["half_width"]
+    if half is None:
+        return ", which may be chance"
+    return ", which is within chance" if abs(found["value"]) <= half else ""

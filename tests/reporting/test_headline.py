@@ -1,0 +1,43 @@
+"""What the teacher and federation add, in words."""
+
+import pytest
+
+from fed_distill.reporting.headline import added, compared, covers, headline
+
+
+def found(value, half=0.004, p_adjusted=0.02):
+    return {"value": value, "half_width": half, "p_value": 0.01, "p_adjusted": p_adjusted}
+
+
+def test_a_difference_has_its_sign_its_interval_and_its_adjusted_p_value():
+    assert added(found(0.0123)) == "+0.0123 ± 0.0040"
+    assert compared(found(-0.0123)) == "−0.0123 ± 0.0040, p = 0.020"
+    assert compared(found(0.5, p_adjusted=1e-9)) == "+0.5000 ± 0.0040, p < 0.001"
+    assert compared(found(0.5, None, None)) == "+0.5000"
+    assert compared(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("half", "tail"), [(0.004, "."), (0.02, ", which is within chance."), (None, ", which may be chance.")]
+)
+def test_the_headline_is_what_the_teacher_and_federation_add(summary, half, tail):
+    summary["adds"] = {"teacher": found(0.03), "federation": found(0.011, half), "federation_without_teacher": None}
+    interval = "" if half is None else f" ± {half:.4f}"
+    assert headline(summary) == (
+        "The teacher adds +0.0300 ± 0.0040 nDCG@10 (server alone minus labels only, no teacher). "
+        f"Federation adds +0.0110{interval}{tail}"
+    )
+
+
+def test_what_was_not_measured_is_not_in_the_headline(summary):
+    summary["adds"] = dict.fromkeys(("teacher", "federation", "federation_without_teacher"))
+    assert headline(summary) == ""
+
+
+def test_what_an_interval_does_not_cover_is_said(summary):
+    summary["interval_covers"] = ["test queries"]
+    missing = "it does not cover other training seeds (there is one) or another split of the data."
+    assert covers(summary).endswith(f"over test queries; {missing}")
+    summary["interval_covers"] = ["training seeds", "test queries"]
+    both = "over training seeds and test queries; it does not cover another split of the data."
+    assert covers(summary).endswith(both)
