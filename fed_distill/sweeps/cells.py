@@ -22,7 +22,8 @@ class Cell:
 
     labels: label of the value of each axis; empty for a cell of controls. controls: fingerprint of the cell with the
     controls of this seed; None without controls, and for a cell of controls. attacks: attacks on the finished run; not
-    part of the fingerprint. problem: why it cannot be run; None if it can.
+    part of the fingerprint. data_seed: one of the study's ``data_seeds``; None if it has none. problem: why it cannot
+    be run; None if it can.
     """
 
     labels: Mapping[str, str]
@@ -31,6 +32,7 @@ class Cell:
     fingerprint: str
     controls: str | None = None
     attacks: Attacks | None = None
+    data_seed: int | None = None
     problem: str | None = None
 
     @property
@@ -41,35 +43,42 @@ class Cell:
     @property
     def title(self) -> str:
         """Description of the cell, such as ``method=fedmd, epsilon=8, seed 0``."""
-        return f"{_written(self.labels) or 'controls'}, seed {self.seed}"
+        data = "" if self.data_seed is None else f", data seed {self.data_seed}"
+        return f"{_written(self.labels) or 'controls'}{data}, seed {self.seed}"
 
 
 def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list[Cell]:
-    """Return all cells by seed: its controls first, then the grid with the first axis changing slowest.
+    """Return all cells by data seed and seed: their controls first, then the grid with the first axis changing slowest.
+
+    Attacks are on cells of the first data seed only.
 
     :param study: the study
-    :param tiny: use the tiny version of each experiment and one seed
-    :param kept: keys that ``tiny`` leaves unchanged, see ``Experiment.tiny``, and ``seeds``
+    :param tiny: use the tiny version of each experiment, one seed and one data seed
+    :param kept: keys that ``tiny`` leaves unchanged, see ``Experiment.tiny``, and ``seeds`` and ``data_seeds``
     :raises ConfigError: an experiment is invalid (the message names its cell), or all cells are excluded
     """
     combinations = list(_combinations(study))
     if not combinations:
         raise ConfigError(f"study {study.name}: exclude leaves no cell: remove some of its tables")
     cells: list[Cell] = []
-    for seed in range(study.base.seed, study.base.seed + (1 if tiny and "seeds" not in kept else study.seeds)):
+    seeds = range(study.base.seed, study.base.seed + (1 if tiny and "seeds" not in kept else study.seeds))
+    data_seeds: list[int | None] = [*study.data_seeds] or [None]
+    for data_seed, seed in product(data_seeds[:1] if tiny and "data_seeds" not in kept else data_seeds, seeds):
         known: set[str] = set()
-        attacks = study.audit if study.audit is not None and seed < study.base.seed + study.audit.seeds else None
+        attacked = study.audit is not None and seed < study.base.seed + study.audit.seeds and data_seed == data_seeds[0]
+        changes = {"seed": seed} if data_seed is None else {"seed": seed, "data.seed": data_seed}
         for choices in combinations:
             labels = {axis: choice.label for axis, choice in choices.items()}
-            experiment = _experiment(study, labels, choices, seed, kept if tiny else None)
+            experiment = _experiment(study, labels, choices, changes, kept if tiny else None)
             controls = None
             if study.base.controls:
                 of_seed = _controls(study.base.tiny(kept) if tiny else study.base, experiment)
                 controls = fingerprint_of(of_seed)
                 if controls not in known:
                     known.add(controls)
-                    cells.append(Cell({}, seed, of_seed, controls))
-            cells.append(Cell(labels, seed, experiment, fingerprint_of(experiment), controls, attacks))
+                    cells.append(Cell({}, seed, of_seed, controls, data_seed=data_seed))
+            attacks = study.audit if attacked else None
+            cells.append(Cell(labels, seed, experiment, fingerprint_of(experiment), controls, attacks, data_seed))
     return cells
 
 
@@ -137,21 +146,26 @@ def _combinations(study: Study) -> Iterator[dict[str, Choice]]:
 
 
 def _experiment(
-    study: Study, labels: Mapping[str, str], choices: Mapping[str, Choice], seed: int, kept: Collection[str] | None
+    study: Study,
+    labels: Mapping[str, str],
+    choices: Mapping[str, Choice],
+    seeds: Mapping[str, int],
+    kept: Collection[str] | None,
 ) -> Experiment:
-    """Build the experiment of a cell. ``kept``: keys that the tiny version leaves unchanged; None for the full one."""
+    """Build the experiment of a cell. ``seeds``: its ``seed``, and ``data.seed`` if the study lists some. ``kept``:
+    keys that the tiny version leaves unchanged; None for the full one."""
     changes = {key: value for choice in choices.values() for key, value in choice.changes.items()}
     try:
         experiment = varied(study.base, changes)
-        return _alone(experiment if kept is None else experiment.tiny(kept), seed)
+        return _alone(experiment if kept is None else experiment.tiny(kept), seeds)
     except ConfigError as error:
         problem = str(error).removeprefix("experiment: ")
         raise ConfigError(f"study {study.name}, cell {_written(labels)}: {problem}") from error
 
 
-def _alone(experiment: Experiment, seed: int) -> Experiment:
-    """Return a single federation with one seed, without controls and comparisons."""
-    return experiment.with_changes({"seed": seed, "repeats": 1, "controls": [], "compare": []})
+def _alone(experiment: Experiment, seeds: Mapping[str, int]) -> Experiment:
+    """Return a single federation with these seeds, without controls and comparisons."""
+    return experiment.with_changes({**seeds, "repeats": 1, "controls": [], "compare": []})
 
 
 def _controls(base: Experiment, cell: Experiment) -> Experiment:

@@ -10,24 +10,29 @@ from typing import Any
 import pandas as pd
 
 from fed_distill.config import CONTROLS
-from fed_distill.evaluation.metrics import SCORES, gap_closed, interval
+from fed_distill.evaluation.metrics import SCORES
+from fed_distill.evaluation.statistics import estimate, holm
+from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.store import read_summary
-from fed_distill.reporting.summary import YARDSTICKS
 from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.gains import gains
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
+from fed_distill.sweeps.samples import NO_QUERIES, OWN, QueryTable, above, gap_of, sample_of
 
 FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
 """Columns with the bounds of white-box audits, by title."""
 MEASURES = (
-    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
-    "run.seconds", "audit.auc", "audit.epsilon_lower_bound", *WHITE_BOX.values(),
+    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "retention", "gap_closed",
+    "gap_closed_auc", "above_server", "above_fedavg", "gain", "gain_auc", "downlink_bytes", "uplink_bytes",
+    "sent_bytes", "total_bytes", "seconds", "run.seconds", "audit.auc", "audit.epsilon_lower_bound",
+    *WHITE_BOX.values(),
     *(f"control.{name}" for name in CONTROLS), *(f"control_auc.{name}" for name in CONTROLS),
 )  # fmt: skip
-"""Columns that are averaged over the seeds of a combination."""
+"""Columns that are averaged over the data seeds and seeds of a combination."""
+GAPS = {"gap_closed": ("control", OWN), "gap_closed_auc": ("control_auc", "auc")}
+"""For each ratio: prefix of the controls' columns, and column of the student."""
 DESCRIBED = (
     "run.headline", "run.rounds", "run.merchants", "run.examples", "run.parameters", "worst_merchant", "privacy.unit",
     "run.versions",
@@ -41,12 +46,15 @@ BETWEEN = " | "
 """Separator of list items in one cell."""
 
 
-def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.DataFrame:
+def results_table(
+    study: Study, cells: Sequence[Cell], places: Places, queries: QueryTable = NO_QUERIES
+) -> pd.DataFrame:
     """Return one row per cell, controls included (``role``).
 
     Axes contain labels. ``score`` is the headline metric, named in ``run.headline``. ``control.X`` is that of control X
-    with the same seed, ``control_auc.X`` its AUC, ``above_server`` the difference to the server alone, ``gain`` and
-    ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed`` uses those controls. Bytes
+    with the same seed, ``control_auc.X`` its AUC, ``above_server`` and ``above_fedavg`` the differences to
+    these controls, ``gain`` and ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed``
+    uses those controls, and is missing where their scores by query do not show that pooling is worth something. Bytes
     are serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
     ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
     ``audit.*`` are the summary's, flattened.
@@ -66,17 +74,23 @@ def results_table(study: Study, cells: Sequence[Cell], places: Places) -> pd.Dat
     absent = [name for name in (*DESCRIBED, *MEASURES, *LARGEST) if name not in table]
     table = table.assign(**dict.fromkeys(absent, None)).astype(dict.fromkeys((*MEASURES, *LARGEST), "float64"))
     table = table.assign(gain=gains(study, table, "score"), gain_auc=gains(study, table, "auc"))
+    for name, columns in GAPS.items():
+        gaps = [gap_of(table.iloc[[at]], *columns, queries).value for at in range(len(table))]
+        table[name] = pd.Series(gaps, index=table.index, dtype="float64")
     first = [*_head(study, cells[0], places, None), *DESCRIBED, *MEASURES]
     return table[[*first, *sorted(str(name) for name in table if name not in first)]]
 
 
-def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
+def combinations_table(study: Study, results: pd.DataFrame, queries: QueryTable = NO_QUERIES) -> pd.DataFrame:
     """Return one row per combination of the axes, in the study's order.
 
     ``seeds`` of ``of`` cells are finished. For each of ``MEASURES`` there is the mean over these, missing if one is
     missing (a mean over some would be biased; for attacks, it is over the attacked cells), and ``<name>_interval``, the
-    half-width of its 95 % interval, missing for one seed. ``series`` names the combination without the axis of the
-    privacy budget.
+    half-width of its 95 % interval by hierarchical bootstrap over data seeds, seeds and, for the headline nDCG@10 and
+    its differences to controls, test queries; missing where nothing is repeated. ``covers`` names what the headline's
+    covers. ``above_server_p`` and ``above_fedavg_p`` are p-values of the paired differences, with Holm's correction
+    over the combinations of the study. ``gap_closed`` is a ratio of means. ``series`` names the combination without
+    the axis of the privacy budget.
     """
     names = [axis.name for axis in study.axes]
     budget = study.budget_axis
@@ -91,9 +105,18 @@ def combinations_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
         row |= {name: _largest(done[name]) for name in LARGEST}
         for name in MEASURES:
             values = done[name].dropna() if name.startswith("audit.") else done[name]
-            row[name], row[f"{name}_interval"] = _mean(values)
-        rows.append(row)
-    numbers = [*LARGEST, *MEASURES, *(f"{name}_interval" for name in MEASURES)]
+            row[name], row[f"{name}_interval"] = _mean(done.loc[values.index], name, queries)
+        rows.append(row | _compared(done, queries))
+    for name in REFERENCES:
+        known = {at: row[f"above_{name}_p"] for at, row in enumerate(rows) if row[f"above_{name}_p"] is not None}
+        for at, p_value in holm(known).items():
+            rows[at][f"above_{name}_p"] = p_value
+    numbers = [
+        *LARGEST,
+        *MEASURES,
+        *(f"{name}_interval" for name in MEASURES),
+        *(f"above_{one}_p" for one in REFERENCES),
+    ]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
 
 
@@ -124,6 +147,7 @@ def _head(study: Study, cell: Cell, places: Places, summary: Mapping[str, Any] |
         "role": cell.role,
         **{axis.name: cell.labels.get(axis.name) for axis in study.axes},
         "seed": cell.seed,
+        "data_seed": cell.data_seed,
         "fingerprint": cell.fingerprint,
         "status": FINISHED if summary is not None else MISSING if reason is None else FAILED,
         "reason": reason,
@@ -139,21 +163,20 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     audit = {key: value for key, value in (privacy.pop("audit", None) or {}).items() if key != "threat_models"}
     federation = summary["federations"][summary["federation"]]
     rounds = federation["rounds"]
-    scores = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
-    score, server = student[headline], scores["server"]
-    gaps = {
-        key: gap_closed(student[metric], *(controls.get(name, {}).get(metric) for name in YARDSTICKS)).value
-        for key, metric in (("gap_closed", headline), ("gap_closed_auc", "auc"))
-    }
+    scores: dict[str, Any] = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
+    score = student[headline]
     return {
         "run.headline": headline,
         "score": score,
         **{name: student[name] for name in (*SCORES, "merchant_accuracy")},
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
+        "worst_tenth": student.get("worst_tenth"),
         "retention": summary["retention"],
-        **gaps,
-        "above_server": None if score is None or server is None else score - server,
+        **{
+            f"above_{name}": None if score is None or scores[name] is None else score - scores[name]
+            for name in REFERENCES
+        },
         "downlink_bytes": down,
         "uplink_bytes": up,
         "sent_bytes": rounds * up,
@@ -197,6 +220,24 @@ def _largest(values: pd.Series) -> float | None:
     return max(known) if known and len(known) == len(values) else None
 
 
-def _mean(values: pd.Series) -> tuple[float | None, float | None]:
-    known = [float(value) for value in values if not pd.isna(value)]
-    return interval(known) if known and len(known) == len(values) else (None, None)
+def _mean(rows: pd.DataFrame, column: str, queries: QueryTable) -> tuple[float | None, float | None]:
+    sample = sample_of(rows, column, queries if column == OWN or column.startswith("control.") else None)
+    if sample is None:
+        return None, None
+    found = estimate(sample)
+    return found.value, found.half_width
+
+
+def _compared(done: pd.DataFrame, queries: QueryTable) -> dict[str, Any]:
+    """Return a combination's differences to controls and gaps closed, whose intervals are not those of a column."""
+    scores = sample_of(done, OWN, queries)
+    row: dict[str, Any] = {"covers": BETWEEN.join(estimate(scores).covers) if scores is not None else ""}
+    for name in REFERENCES:
+        found = above(done, name, queries)
+        if found is not None:
+            row |= {f"above_{name}": found.value, f"above_{name}_interval": found.half_width}
+        row[f"above_{name}_p"] = found.p_value if found is not None else None
+    for name, (prefix, own) in GAPS.items():
+        share = gap_of(done, prefix, own, queries)
+        row |= {name: share.value, f"{name}_interval": share.half_width}
+    return row

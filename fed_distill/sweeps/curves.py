@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from fed_distill.config import is_protected
-from fed_distill.evaluation.metrics import interval
+from fed_distill.evaluation.statistics import estimate
+from fed_distill.sweeps.samples import QueryTable, sample_of
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,26 @@ def curves(combinations: pd.DataFrame, measure: str) -> list[Curve]:
     return found
 
 
-def levels(results: pd.DataFrame, names: Mapping[str, str], of: str = "control") -> list[ControlLevel]:
-    """Return the means over the seeds of the measured controls in ``names`` (displayed name by control).
+def levels(
+    results: pd.DataFrame, names: Mapping[str, str], of: str = "control", queries: QueryTable | None = None
+) -> list[ControlLevel]:
+    """Return the means over data seeds and seeds of the measured controls in ``names`` (displayed name by control).
 
     Empty if controls differ between cells of one seed, since there is no common level then.
 
     :param of: ``control`` for the headline metric, ``control_auc`` for the AUC
+    :param queries: scores by query for the headline metric
     """
     rows = results[results["role"] == "controls"]
-    if rows["seed"].duplicated().any():
+    if rows[["data_seed", "seed"]].duplicated().any():
         return []
-    values = {shown: [float(value) for value in rows[f"{of}.{name}"].dropna()] for name, shown in names.items()}
-    return [ControlLevel(shown, *interval(found)) for shown, found in values.items() if found]
+    found = []
+    for name, shown in names.items():
+        sample = sample_of(rows.dropna(subset=[f"{of}.{name}"]), f"{of}.{name}", queries)
+        if sample is not None:
+            level = estimate(sample)
+            found.append(ControlLevel(shown, level.value, level.half_width))
+    return found
 
 
 def offers(combinations: pd.DataFrame) -> list[Tradeoff]:

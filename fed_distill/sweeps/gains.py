@@ -17,7 +17,7 @@ def gains(study: Study, results: pd.DataFrame, column: str) -> pd.Series:
     if study.baseline is None:
         return none
     axis, label = study.baseline
-    keys = [results[name] for name in (*_others(study), "seed")]
+    keys = [results[name] for name in (*_others(study), *(["data_seed"] if study.data_seeds else []), "seed")]
     is_cell = results["role"] == "cell"
     own = is_cell & (results[axis] == label)
     places = list(zip(*keys, strict=True))

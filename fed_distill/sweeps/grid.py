@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fed_distill.config import UNPROTECTED, Experiment, is_protected
 from fed_distill.config.keys import is_table
 from fed_distill.config.renamed import check_renamed
+from fed_distill.config.tables import LARGEST
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 
@@ -36,10 +37,11 @@ DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
 }
 """For each key that selects a part: keys that are reset to these values if another part is selected."""
 COLUMNS = (
-    "role", "seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10",
+    "role", "seed", "data_seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10",
+    "mrr@10", "covers",
     "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "above_server", "gain", "gain_auc", "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds",
-    "series", "seeds", "of",
+    "worst_tenth", "above_server", "above_server_p", "above_fedavg", "above_fedavg_p", "gain", "gain_auc",
+    "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "series", "seeds", "of",
 )  # fmt: skip
 """Columns without a dot in the tables of results, in addition to the axes."""
 
@@ -147,6 +149,11 @@ class Study(_Table):
         "its repeats and compare do not count, its controls are trained once for each seed"
     )
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="seeds of each cell, from the base's seed on")
+    data_seeds: list[Annotated[int, Field(ge=0, le=LARGEST)]] = Field(
+        default_factory=list,
+        description="values of data.seed: each cell is run on each of these splits with each of its `seeds`; empty: "
+        "the base's only, so that intervals do not cover the choice of the test set",
+    )
     audit: Attacks | None = Field(None, description="attack the cells; none for no attack")
     axes: list[Axis] = Field(alias="axis", min_length=1, description="the axes; the first one changes slowest")
     exclude: list[dict[str, str | list[str]]] = Field(
@@ -188,7 +195,15 @@ class Study(_Table):
                         f"it has: {', '.join(known[axis])}"
                     )
         self._check_baseline(known)
+        self._check_data_seeds()
         return self
+
+    def _check_data_seeds(self) -> None:
+        if len(set(self.data_seeds)) < len(self.data_seeds):
+            raise ValueError("data_seeds: a seed is listed twice: remove it")
+        varied_by = [axis.name for axis in self.axes if axis.may_change("data.seed")]
+        if self.data_seeds and varied_by:
+            raise ValueError(f"axis {varied_by[0]!r} and data_seeds both change data.seed: keep one of them")
 
     def _check_baseline(self, known: Mapping[str, Sequence[str]]) -> None:
         if self.baseline is None:
@@ -221,11 +236,12 @@ class Study(_Table):
         :param tables: content of a study file
         :param source: name of the file, for error messages
         :param folder: folder of the base's ``file``
-        :param overrides: dotted keys of the base experiment, or ``name``, ``title`` and ``seeds`` of the study
+        :param overrides: dotted keys of the base experiment, or ``name``, ``title``, ``seeds`` and ``data_seeds`` of
+            the study
         :raises ConfigError: a table is invalid
         """
         changes = dict(overrides or {})
-        own = {key: changes.pop(key) for key in ("name", "title", "seeds") if key in changes}
+        own = {key: changes.pop(key) for key in ("name", "title", "seeds", "data_seeds") if key in changes}
         base = read_base(tables.get("base"), source, folder, changes)
         try:
             return cls.model_validate({**tables, **own, "base": base})

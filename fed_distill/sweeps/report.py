@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fed_distill.config import CONTROLS
+from fed_distill.evaluation.statistics import LEVELS
 from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.reporting.page import render_page
 from fed_distill.reporting.spreadsheets import to_csv
@@ -18,13 +19,14 @@ from fed_distill.reporting.wording import ROW_NAMES
 from fed_distill.storage.files import write_atomic
 from fed_distill.sweeps import findings
 from fed_distill.sweeps.cells import Cell
-from fed_distill.sweeps.collect import FAILED, FINISHED, combinations_table, results_table
+from fed_distill.sweeps.collect import BETWEEN, FAILED, FINISHED, combinations_table, results_table
 from fed_distill.sweeps.curves import levels
 from fed_distill.sweeps.gains import gains_cells
 from fed_distill.sweeps.gallery import Chart, draw_charts
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, promises
+from fed_distill.sweeps.samples import QueryTable
 from fed_distill.sweeps.table import summary_cells
 from fed_distill.sweeps.template import STUDY_PAGE
 
@@ -32,7 +34,7 @@ PARQUET, CSV, SUMMARY, TOML, FIGURES = "results.parquet", "results.csv", "summar
 WORDS = (
     "Teacher", "Student", "Merchant", "Proxy set", "Federated learning", "Round", "Server alone", "Each merchant alone",
     "All data pooled", "FedAvg, no teacher", "nDCG@10", "AUC", "Accuracy", "Macro-F1", "Retention", "Gap closed",
-    "Worst merchant", "Seed", "± (95 % interval)", "Differential privacy",
+    "Worst merchant", "Worst tenth", "p", "Seed", "± (95 % interval)", "Differential privacy",
 )  # fmt: skip
 MORE_WORDS = {
     "ε (epsilon)": "The strength of a privacy guarantee: how much may be learned about one unit of data. Smaller is "
@@ -71,14 +73,15 @@ def write_findings(study: Study, cells: Sequence[Cell], places: Places, command:
     :raises CheckpointError: the summary of a finished run is damaged
     """
     places.folder.mkdir(parents=True, exist_ok=True)
-    results = results_table(study, cells, places)
-    combinations = combinations_table(study, results)
+    queries = QueryTable.read(cells, places, study.base.controls)
+    results = results_table(study, cells, places, queries)
+    combinations = combinations_table(study, results, queries)
     write_atomic(places.folder / PARQUET, results.to_parquet(index=False))
     write_atomic(places.folder / CSV, to_csv(results))
     write_atomic(places.folder / SUMMARY, to_csv(combinations))
     write_atomic(places.folder / TOML, study.to_toml())
     charts = draw_charts(results, combinations, places.folder / FIGURES)
-    table = summary_cells(study, results, combinations)
+    table = summary_cells(study, results, combinations, queries)
     gains = gains_cells(study, combinations)
     page = _render(study, cells, results, combinations, table, gains, charts, command)
     write_atomic(places.folder / REPORT, page)
@@ -112,6 +115,7 @@ def _render(
         unfinished=_unfinished(results),
         problems=_problems(cells, results),
         seeds=list(dict.fromkeys(cell.seed for cell in cells)),
+        covers=_covers(combinations),
         controls=list(wanted.values()),
         controls_shown=len(levels(results, wanted)),
         cells=len(cells),
@@ -123,6 +127,13 @@ def _render(
         assumptions=ASSUMPTIONS,
         versions=[str(line) for line in results["run.versions"].dropna().unique()],
     )
+
+
+def _covers(combinations: pd.DataFrame) -> str:
+    """Return what the headline's intervals cover in all combinations, in words; "" if nothing."""
+    known = [set(text.split(BETWEEN)) for text in combinations["covers"] if text]
+    shared = set.intersection(*known) if known else set()
+    return " and ".join(level for level in LEVELS if level in shared)
 
 
 def _unfinished(results: pd.DataFrame) -> str:

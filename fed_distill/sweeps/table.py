@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from fed_distill.config import CONTROLS
+from fed_distill.reporting.differences import REFERENCES
+from fed_distill.reporting.headline import probability
 from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, duration, number, percent, signed, size
 from fed_distill.sweeps.collect import WHITE_BOX
 from fed_distill.sweeps.curves import epsilon_of, levels
 from fed_distill.sweeps.findings import epsilon_text
 from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.samples import NO_QUERIES, QueryTable, control_above
 
 
-def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFrame) -> list[list[str]]:
-    """Return the header, then a line per control and combination; ± is the half-width of the 95 % interval.
+def summary_cells(
+    study: Study, results: pd.DataFrame, combinations: pd.DataFrame, queries: QueryTable = NO_QUERIES
+) -> list[list[str]]:
+    """Return the header, then a line per control and combination; ± is the half-width of the 95 % interval, and p of a
+    paired difference to a control is adjusted by Holm's correction (``collect.combinations_table``).
 
     A control that differs between cells of one seed, such as the server's student, is a column instead of a line.
     Columns without any value are omitted.
@@ -23,21 +29,30 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
     axes = [axis.name for axis in study.axes]
     header = [*axes, "cells", "ε", "δ", METRIC_NAMES.get(metric, metric), "AUC"]
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
-    header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant"]
+    header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
+    header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant", "worst tenth"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
         level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
     }
+    keys = {shown: name for name, shown in names.items()}
     lines = [
         [
             level.name,
             *[""] * (len(axes) + 2),
             _with_interval(level.value, level.half_width),
             aucs.get(level.name, UNKNOWN),
-            *[UNKNOWN] * 14,
+            UNKNOWN,
+            UNKNOWN,
+            *(
+                text
+                for reference in REFERENCES
+                for text in (_control_above(results, keys[level.name], reference, queries), UNKNOWN)
+            ),
+            *[UNKNOWN] * (len(header) - len(axes) - 7 - 2 * len(REFERENCES)),
         ]
-        for level in levels(results, names)
+        for level in levels(results, names, queries=queries)
     ]
     shared = bool(lines)
     for row in combinations.to_dict("records"):
@@ -54,9 +69,18 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
                     UNKNOWN if shared else _with_interval(row[f"{name}.server"], row[f"{name}.server_interval"])
                     for name in ("control", "control_auc")
                 ),
+                *(
+                    text
+                    for name in REFERENCES
+                    for text in (
+                        _with_interval(row[f"above_{name}"], row[f"above_{name}_interval"], signed),
+                        UNKNOWN if math.isnan(row[f"above_{name}_p"]) else probability(row[f"above_{name}_p"]),
+                    )
+                ),
                 _with_interval(row["gain"], row["gain_interval"], signed),
                 _with_interval(row["gain_auc"], row["gain_auc_interval"], signed),
                 number(_known(row["worst_merchant_accuracy"]), 3),
+                number(_known(row["worst_tenth"]), 3),
                 percent(_known(row["retention"]), 1),
                 percent(_known(row["gap_closed"])),
                 number(_known(row["audit.auc"]), 3),
@@ -69,6 +93,13 @@ def summary_cells(study: Study, results: pd.DataFrame, combinations: pd.DataFram
         )
     kept = [place for place, title in enumerate(header) if title in axes or _has_values(lines, place)]
     return [[line[place] for place in kept] for line in [header, *lines]]
+
+
+def _control_above(results: pd.DataFrame, control: str, reference: str, queries: QueryTable) -> str:
+    """Return a control's paired difference to another one; that of ``student`` to ``server`` is what a teacher adds,
+    with a minus."""
+    found = control_above(results, control, reference, queries)
+    return UNKNOWN if found is None else _with_interval(found.value, found.half_width, signed)
 
 
 def markdown(lines: Sequence[Sequence[str]], axes: int) -> str:

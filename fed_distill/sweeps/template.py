@@ -34,7 +34,7 @@ STUDY_PAGE = """{% extends "page" %}
 {% block findings %}
 <section id="compared">
   <h2>What was compared</h2>
-  <p>Every combination of the following was trained on {{ seeds | length }} seed{{ "s" if seeds | length > 1 }}{% if study.exclude %}, but for those that the study leaves out{% endif %}:
+  <p>Every combination of the following was trained on {{ seeds | length }} seed{{ "s" if seeds | length > 1 }}{% if study.data_seeds | length > 1 %} for each of {{ study.data_seeds | length }} splits of the data{% endif %}{% if study.exclude %}, but for those that the study leaves out{% endif %}:
   one small student across merchants who keep their data, distilled from {{ study.base.teacher.model }} on {{ study.base.data.dataset }} ({{ study.base.data.task }}), unless the list says otherwise.</p>
   <dl class="facts">
   {% for axis in study.axes %}<dt>{{ axis.name }}</dt><dd>{% for choice in axis.choices %}{{ "∞ (no privacy)" if choice.label == "inf" else choice.label }}{{ ", " if not loop.last }}{% endfor %}</dd>
@@ -58,7 +58,7 @@ STUDY_PAGE = """{% extends "page" %}
 
 <section id="numbers">
   <h2>All numbers</h2>
-  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if seeds | length > 1 %} over {{ seeds | length }} seeds{% endif %}. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal, seed by seed.{% endif %}</p>
+  <p>Means over the seeds; ± is the half-width of the 95 % interval{% if covers %}, that of the headline metric over {{ covers }}, of others over seeds{% endif %}. Differences to a control are paired, and their p-values have Holm's correction over the rows that are compared with it. ε and δ are the largest that any seed has spent.{% if study.baseline %} A gain is a difference to {{ study.baseline[0] }} “{{ study.baseline[1] }}” with all else equal, seed by seed.{% endif %}</p>
   {{ numbers("Table of results", table, study.axes | length, range(1, controls_shown + 1)) }}
   {% if gains %}
   <h3>What each {{ study.baseline[0] }} adds to “{{ study.baseline[1] }}”</h3>

@@ -11,7 +11,7 @@ import threading
 
 from fed_distill.errors import DataError
 
-SERVER, LOCAL, POOLED = 0.90, 0.89, 0.97
+STUDENT, SERVER, LOCAL, POOLED = 0.85, 0.90, 0.89, 0.97
 METHODS = {"fedavg": 0.94, "fedavg-kd": 0.95, "fedmd": 0.92}
 SEEDS = (0.001, -0.001, 0.003)
 AUDIT = {"auc": 0.7, "epsilon_lower_bound": 0.4, "attacks": {"loss": {"tpr_at_1pct": 0.02}}}
@@ -34,7 +34,7 @@ def row(score):
 
 def summary(experiment):
     score, luck, privacy = quality(experiment), SEEDS[experiment.seed % len(SEEDS)], experiment.privacy
-    controls = {"server": SERVER + luck, "local": LOCAL + luck, "pooled": POOLED + luck}
+    controls = {"student": STUDENT + luck, "server": SERVER + luck, "local": LOCAL + luck, "pooled": POOLED + luck}
     promise = {
         "unit": privacy.unit,
         "epsilon": None,

@@ -142,19 +142,21 @@ def test_units_deltas_counts_assumptions_and_trusted_parties_are_told(page):
 
 
 def test_the_table_has_controls_and_every_combination(page):
-    rows = [row for row in page.rows if len(row) == 16]
+    rows = [row for row in page.rows if len(row) == 20]
     assert rows[0][:8] == ["method", "unit", "epsilon", "cells", "ε", "δ", "nDCG@10", "AUC"]
-    assert [row[0] for row in rows[1:5]] == [
-        "server alone", "each merchant alone", "all data pooled", "FedAvg, no teacher",
+    assert [row[0] for row in rows[1:6]] == [
+        "labels only, no teacher", "server alone", "each merchant alone", "all data pooled", "FedAvg, no teacher",
     ]  # fmt: skip
-    assert rows[1][6:8] == ["0.9010 ± 0.0050", "0.9110 ± 0.0050"]
+    assert rows[1][8] == "−0.0500 ± 0.0000"
+    assert rows[2][6:8] == ["0.9010 ± 0.0050", "0.9110 ± 0.0050"]
     (row,) = [row for row in rows if row[:3] == ["fedmd", "example", "8"]]
     shown = [cell.replace("\u202f", " ") for cell in row[3:]]
     assert shown == [
-        "3 of 3", "8", "3.0e-04", "0.9143 ± 0.0050", "0.9243 ± 0.0050", "0.514", "95.2 %", "19 %", "0.580", "0.40",
+        "3 of 3", "8", "3.0e-04", "0.9143 ± 0.0050", "0.9243 ± 0.0050", "+0.0133 ± 0.0000",
+        "< 0.001", "−0.0267 ± 0.0000", "< 0.001", "0.514", "95.2 %", "19 %", "0.580", "0.40",
         "250 kB", "500 kB", "50 s",
     ]  # fmt: skip
-    assert [row[2] for row in rows[5:]] == ["1", "8", "∞"] * 3
+    assert [row[2] for row in rows[6:]] == ["1", "8", "∞"] * 3
 
 
 def test_figures_words_and_how_to_repeat_are_there(page):
@@ -228,7 +230,7 @@ def test_the_table_is_markdown_too(whole):
     lines = markdown(whole.found.table, axes=3).splitlines()
     assert lines[0].startswith("| method | unit | epsilon | cells |")
     assert lines[1].startswith("| --- | --- | --- | ---: |")
-    assert len(lines) == 2 + 4 + 9
+    assert len(lines) == 2 + 5 + 9
     assert markdown([["a|b", "c"], ["1", "2"]], axes=1) == "| a\\|b | c |\n| --- | ---: |\n| 1 | 2 |\n"
 
 
