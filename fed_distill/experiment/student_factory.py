@@ -28,6 +28,7 @@ from fed_distill.distill.transfer import DistillationTarget, check_soft_label_tr
 from fed_distill.errors import CheckpointError, DataError
 from fed_distill.experiment.teaching import Teaching, domain_texts, server_texts
 from fed_distill.models import TextModel, build_student, predict
+from fed_distill.models.building import rebuild
 from fed_distill.models.weights import Weights
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
@@ -136,8 +137,14 @@ class StudentFactory:
         return self.distilled(student, target, self.experiment.training.server.epochs, progress, "server", name)
 
     def on_labels(self, name: str) -> Weights:
-        """Pretrain a student if configured, train it on the server's labels only, and return its weights."""
+        """Pretrain a student if configured, train it on the server's labels only, and return its weights.
+
+        A student that starts from weights of the teacher starts from random ones here.
+        """
         student, config = self.student(name), self.experiment.training
+        if student.of_teacher:
+            drawn = rebuild(student.kind, student.settings, (self.seed, "student", name, "without the teacher"))
+            student.load_state_dict(drawn.state_dict())
         self.pretrain_on_domain(student, name, self.step)
         weights = {key: value.clone() for key, value in student.state_dict().items()}
         plan, optimizer = labels_plan(config, self.server.data), config.student.over(config.server)

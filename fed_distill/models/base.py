@@ -60,6 +60,8 @@ class TextModel(nn.Module, ABC):
     model; ``build_student`` fills them in.
     ``tables`` maps each embedding parameter's name to the encoded fields whose integers index its rows.
     Row 0 of a table is padding: it is zero or never used.
+    ``of_teacher`` says that its initial weights are copied or computed from the teacher's; controls without a teacher
+    draw them anew.
     ``towers`` says that each text has a vector of its own, independent of the other text. The first hidden state is
     then these vectors side by side, ``[batch, 1, texts * width]``.
     ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.
@@ -71,6 +73,7 @@ class TextModel(nn.Module, ABC):
     settings: Mapping[str, Any] = {}
     tables: Mapping[str, tuple[str, ...]] = {}
     towers: bool = False
+    of_teacher: bool = False
     files: Mapping[str, str] = {}
     zero_shot: ClassVar[bool] = False
     trainable: ClassVar[bool] = True

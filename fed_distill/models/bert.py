@@ -77,7 +77,9 @@ def bert_mini(
         if isinstance(source, Transformer):
             given = f"it is a {source.architecture}"
         raise ConfigError(f"student 'bert-mini' can only be cut from a BERT teacher (minilm, bert-small): {given}")
-    return cut(source, layers, max_length, vocabulary, texts).with_adapters(adapters)
+    student = cut(source, layers, max_length, vocabulary, texts).with_adapters(adapters)
+    student.of_teacher = from_teacher
+    return student
 
 
 def distilbert(

@@ -18,6 +18,7 @@ from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.base import TextModel, read_model_files
 from fed_distill.registry import Registry
+from fed_distill.seeds import Randomness
 
 STUDENTS = Registry(
     "student",
@@ -102,8 +103,9 @@ def _type_of(config: TeacherConfig) -> Any:
     return get_type_hints(factory).get("return")
 
 
-def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:
-    """Build the model with ``TextModel.kind`` and ``settings`` and arbitrary weights; load a state dict into it.
+def rebuild(kind: str, settings: Mapping[str, Any], randomness: Randomness = (0, "rebuild")) -> TextModel:
+    """Build the model with ``TextModel.kind`` and ``settings`` and weights drawn from ``randomness``, to be trained or
+    overwritten.
 
     :raises ModelError: ``kind`` is not a TextModel class, as stored names must not call anything else, or the settings
         are invalid
@@ -112,7 +114,7 @@ def rebuild(kind: str, settings: Mapping[str, Any]) -> TextModel:
         factory = STUDENTS.resolve(kind)
         if not (inspect.isclass(factory) and issubclass(factory, TextModel)):
             raise ModelError(f"{kind!r} is not the name of a TextModel class")
-        with seeds.scope(0, "rebuild"):
+        with seeds.scope(*randomness):
             model = factory(**settings)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"cannot rebuild a model of kind {kind!r}: {error}") from error

@@ -135,6 +135,7 @@ def static(
     with torch.no_grad():
         student.bag.table[rows] = torch.from_numpy(embeddings).float()
         student.bag.table[0] = 0.0
+    student.of_teacher = True
     return student
 
 

@@ -16,7 +16,8 @@ def trained(tiny_experiment, simulate, tmp_path):
     def weights(name, changes=None):
         folder, _ = simulate(tiny_experiment(tmp_path, {**QUICK, **(changes or {}), "name": name}))
         kept = folder / "checkpoint" / "seed-0"
-        places = {"student": "server/two-tower%2Flabels", "server": "server/two-tower", "fedavg": "controls/fedavg"}
+        model = (changes or {}).get("student.model", "two-tower")
+        places = {"student": f"server/{model}%2Flabels", "server": f"server/{model}", "fedavg": "controls/fedavg"}
         found = {row: load_file(kept / place / "final.safetensors") for row, place in places.items()}
         return {row: {name: value.numpy().tobytes() for name, value in one.items()} for row, one in found.items()}
 
@@ -29,6 +30,14 @@ def test_another_teacher_changes_the_server_and_neither_student_nor_fedavg(train
     assert (one["student"], one["fedavg"]) == (other["student"], other["fedavg"])
 
 
+def test_a_student_cut_from_the_teacher_starts_from_random_weights_in_both(trained):
+    """Another teacher's layers and embeddings would give other weights."""
+    changes = {"student.model": "bert-mini", "student.options": {"layers": 1, "from_teacher": True}}
+    one, other = (trained(name, {**changes, "teacher.epochs": epochs}) for name, epochs in (("one", 1), ("other", 2)))
+    assert one["server"] != other["server"]
+    assert (one["student"], one["fedavg"]) == (other["student"], other["fedavg"])
+
+
 def test_the_student_of_labels_only_trains_as_long_as_it_is_told(trained):
     one, longer = trained("one"), trained("longer", {"training.student.epochs": 40.0})
     assert one["student"] != longer["student"]
@@ -37,7 +46,7 @@ def test_the_student_of_labels_only_trains_as_long_as_it_is_told(trained):
 
 
 def test_true_labels_of_the_proxy_set_are_required_before_anything_is_trained(tiny_experiment, simulate, tmp_path):
-    changes = {**QUICK, "controls": ["oracle-proxy"], "data.task": "recommend"}
+    changes = {**QUICK, "controls": ["oracle-proxy"], "data.task": "recommend", "data.proxy_from": "catalogue"}
     with pytest.raises(DataError, match="'oracle-proxy' requires the true labels of the proxy set"):
         simulate(tiny_experiment(tmp_path, changes))
     assert not any(tmp_path.iterdir())
