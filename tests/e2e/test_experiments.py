@@ -18,7 +18,7 @@ STUDIES = [
         "privacy_marketplace",
         "privacy_audit",
         "methods",
-        "few_labels",
+        "catalogue",
         "features",
         "transfer",
         "domains",
