@@ -33,6 +33,11 @@ class Evaluator:
         """Return all metrics on the common validation set."""
         return self._measure(student, "valid", self._data.valid, self._data.ranking_valid)[0]
 
+    def cold(self, student: TextModel) -> Metrics | None:
+        """Return all metrics on cold-start merchants' test examples (``data.cold_merchants``); None without any."""
+        cold = self._data.cold
+        return None if cold is None else self._measure(student, "cold", cold.test, cold.ranking)[0]
+
     def validation_score(self, student: TextModel) -> float:
         """Return the headline metric on the common validation set."""
         return self.score(self.validation(student))
@@ -62,7 +67,8 @@ class Evaluator:
     ) -> tuple[Metrics, list[float]]:
         probabilities = predict(student, self._encode(student, part, examples)).numpy() if len(examples) else None
         if probabilities is None:
-            raise DataError(f"the common {part} set is empty: increase data.{part}_share, or decrease data.min_rows")
+            share = "test" if part == "cold" else part
+            raise DataError(f"the common {part} set is empty: increase data.{share}_share, or decrease data.min_rows")
         measured = dict(classification(probabilities, examples.labels, self._data.task))
         if ranked is None:
             return measured, []

@@ -351,6 +351,7 @@ class Comparison:
             metrics=metrics,
             per_query=per_query,
             validation=self.evaluator.validation(student),
+            cold=self.evaluator.cold(student),
             merchant_accuracy=accuracies(counts),
             merchant_counts={merchant: count for merchant, (_, count) in counts.items()},
             unheard=unreported,

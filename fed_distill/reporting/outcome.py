@@ -30,7 +30,8 @@ class Outcome:
     round, with a method whose merchants have students of their own; merchants that took part in no round are left out.
     unheard: merchants without a result, because their site did not answer or does not send it. before_adaptation:
     metrics before domain adaptation. validation: metrics on the common validation set, for the controls' lines in
-    learning curves. adaptation: one line per stage of the adaptation, reverted ones included.
+    learning curves. cold: metrics on the test examples of cold-start merchants, if there are any. adaptation: one line
+    per stage of the adaptation, reverted ones included.
     downlink_bytes, uplink_bytes: mean serialized size per merchant and round. privacy: guarantee and cost
     (``mechanisms.account``); None without privacy. seconds: duration. rounds: number of rounds. lines: hash of its
     lines in ``metrics.jsonl`` (``storage.sealed.chained``).
@@ -50,6 +51,7 @@ class Outcome:
     unheard: list[str] = field(default_factory=list)
     before_adaptation: Metrics | None = None
     validation: Metrics | None = None
+    cold: Metrics | None = None
     adaptation: list[str] = field(default_factory=list)
     downlink_bytes: float = 0.0
     uplink_bytes: float = 0.0

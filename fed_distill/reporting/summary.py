@@ -110,7 +110,7 @@ def summarize(
         "teacher": {name: teacher.get(name) for name in ("parameters", *SCORES)},
         "student": {
             "parameters": student_parameters,
-            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant", "worst_tenth")},
+            **{name: student[name] for name in (*SCORES, "merchant_accuracy", "worst_merchant", "worst_tenth", "cold")},
         },
         "controls": {
             name: {key: value for key, value in one.items() if key not in ("interval", "by_seed")}
@@ -216,6 +216,7 @@ class _Measure:
                 "uplink_per_merchant_round": round(sum(unit.uplink_bytes for unit in units) / len(units)),
             },
             "validation": _mean_metrics([unit.validation for unit in units]),
+            "cold": _mean_metrics([unit.cold for unit in units]),
             "interval": {
                 **{name: one and one.half_width for name, one in found.items()},
                 **{name: share.half_width for name, share in shares.items()},

@@ -21,14 +21,17 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     Columns are ``name``, ``kind``, for a private run ``protected`` (see ``disclosure.protected``), and metrics with the
     headline first: means over the seeds in the units of ``summary.json``. ``<metric>_interval`` is the half-width of
     the 95 % interval, missing where nothing is repeated. ``above_server`` and ``above_fedavg`` are paired differences
-    to these controls, ``above_server_p`` their p-values by Holm's correction over the rows.
+    to these controls, ``above_server_p`` their p-values by Holm's correction over the rows. ``cold`` is the headline
+    metric on cold-start merchants.
     """
-    rows = [_row("teacher", "teacher", summary["teacher"], {})]
+    headline = summary["headline"]
+    rows = [_row("teacher", "teacher", summary["teacher"], {}, headline)]
     rows += [
-        _row(name, "control", row, summary["intervals"]["controls"][name]) for name, row in summary["controls"].items()
+        _row(name, "control", row, summary["intervals"]["controls"][name], headline)
+        for name, row in summary["controls"].items()
     ]
-    rows[1:1] = [_row(title, "level", row, row["interval"]) for title, row in summary["levels"].items()]
-    rows += [_row(title, "federation", row, row["interval"]) for title, row in summary["federations"].items()]
+    rows[1:1] = [_row(title, "level", row, row["interval"], headline) for title, row in summary["levels"].items()]
+    rows += [_row(title, "federation", row, row["interval"], headline) for title, row in summary["federations"].items()]
     metrics = _headline_first(summary)
     columns = ["name", "kind", *(["protected"] if is_private(summary["privacy"]) else []), *metrics]
     columns += [
@@ -36,6 +39,7 @@ def comparison_table(summary: Mapping[str, Any]) -> pd.DataFrame:
         "worst_merchant",
         "worst_merchant_accuracy",
         "worst_tenth",
+        "cold",
         "retention",
         "gap_closed",
         "gap_closed_auc",
@@ -80,12 +84,17 @@ def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}"]
     header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "retention"]
     header += ["gap closed", *(["in AUC"] if len(gaps) > 1 else []), "up / down a round", "time"]
+    table = comparison_table(summary)
+    is_cold = bool(table["cold"].notna().any())
+    if is_cold:
+        header.insert(header.index("retention"), "cold start")
     lines = [header]
-    for row in comparison_table(summary).to_dict("records"):
+    for row in table.to_dict("records"):
         name = str(row["name"]) + (STAR if row.get("protected") is False else "")
         cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
         cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, one)) for one in REFERENCES)]
+        cells += [number(_value(row, "cold"))] if is_cold else []
         cells += [percent(_value(row, "retention"), 1), *(_with_interval(row, gap, percent) for gap in gaps)]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
         cells += [" / ".join(map(size, sent)) if any(sent) else "–", duration(_value(row, "seconds"))]
@@ -104,7 +113,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n" + note
 
 
-def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Any]:
+def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, Any], headline: str) -> dict[str, Any]:
     worst = row.get("worst_merchant") or {}
     sent = row.get("bytes", {})
     return {
@@ -113,6 +122,7 @@ def _row(name: str, kind: str, row: Mapping[str, Any], intervals: Mapping[str, A
         "kind": kind,
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
+        "cold": (row.get("cold") or {}).get(headline),
         "downlink_bytes": sent.get("downlink_per_merchant_round"),
         "uplink_bytes": sent.get("uplink_per_merchant_round"),
         **{f"{key}_interval": value for key, value in intervals.items()},

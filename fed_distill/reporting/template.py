@@ -77,7 +77,7 @@ REPORT_PAGE = """{% extends "page" %}
       {% if row.kind == "teacher" %}
       <td>–</td><td>–</td><td>–</td>{% for name in references %}<td>–</td>{% endfor %}<td>–</td><td>–</td><td>–</td><td>–</td>
       {% else %}
-      <td>{{ row.values.merchant_accuracy | number(3) }}{% if row.values.get("own_students") %}<small>own students {{ row.values.own_students.mean | number(3) }}</small>{% endif %}</td>
+      <td>{{ row.values.merchant_accuracy | number(3) }}{% if row.values.get("own_students") %}<small>own students {{ row.values.own_students.mean | number(3) }}</small>{% endif %}{% if row.values.get("cold") %}<small>cold start {{ row.values.cold[summary.headline] | number(4) }}</small>{% endif %}</td>
       <td>{% if row.values.worst_merchant %}{{ row.values.worst_merchant.accuracy | number(3) }}<small>{{ row.values.worst_merchant.merchant | truncate(18) }}</small>{% else %}–{% endif %}</td>
       <td>{{ row.values.worst_tenth | number(3) }}</td>
       {% for name in references %}<td>{{ compared(row.values.above[name]) }}</td>{% endfor %}

@@ -24,7 +24,7 @@ FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
 """Columns with the bounds of white-box audits, by title."""
 MEASURES = (
-    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "retention", "gap_closed",
+    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "cold", "retention", "gap_closed",
     "gap_closed_auc", "above_server", "above_fedavg", "gain", "gain_auc", "downlink_bytes", "uplink_bytes",
     "sent_bytes", "total_bytes", "seconds", "run.seconds", "audit.auc", "audit.epsilon_lower_bound",
     *WHITE_BOX.values(),
@@ -172,6 +172,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
         "worst_tenth": student.get("worst_tenth"),
+        "cold": (student.get("cold") or {}).get(headline),
         "retention": summary["retention"],
         **{
             f"above_{name}": None if score is None or scores[name] is None else score - scores[name]

@@ -31,6 +31,7 @@ def summary_cells(
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant", "worst tenth"]
+    header += ["cold start"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
     aucs = {
@@ -81,6 +82,7 @@ def summary_cells(
                 _with_interval(row["gain_auc"], row["gain_auc_interval"], signed),
                 number(_known(row["worst_merchant_accuracy"]), 3),
                 number(_known(row["worst_tenth"]), 3),
+                number(_known(row["cold"])),
                 percent(_known(row["retention"]), 1),
                 percent(_known(row["gap_closed"])),
                 number(_known(row["audit.auc"]), 3),
