@@ -9,21 +9,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from fed_distill.privacy.disclosure import WHY, is_private
+from fed_distill.reporting.headline import headline
 from fed_distill.reporting.store import REPORT, read_summary
 from fed_distill.reporting.tables import STAR, comparison_cells
 
 _DISPENSABLE = (
     "accuracy", "above fedavg", "worst tenth", "macro-F1", "merchants: mean", "retention", "up / down a round", "time",
-    "AUC",
+    "above server", "AUC",
 )  # fmt: skip
 """Columns that a narrow terminal omits, in this order; the headline metric is never omitted."""
 
 
 def show(folder: Path, note: str = "", console: Console | None = None) -> None:
-    """Print the comparison of the finished run in ``folder``, a ``note`` if there is one, and the report's path."""
+    """Print the comparison of the finished run in ``folder``, what the teacher and federation add, a ``note`` if there
+    is one, and the report's path."""
     console = console or Console()
     summary = read_summary(folder)
     console.print(_comparison(summary, console.width))
+    if adds := headline(summary):
+        console.print(adds, highlight=False)
     if is_private(summary["privacy"]):
         console.print(f"* {WHY}", highlight=False)
     if note:
