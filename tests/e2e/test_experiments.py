@@ -28,7 +28,7 @@ STUDIES = [
 ]
 TUNINGS = [ROOT / "experiments" / "tune.toml"]
 EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - {*STUDIES, *TUNINGS})
-NEEDS_DOWNLOAD = {"pricerunner.toml", "transport.toml", "chain.toml"}
+NEEDS_DOWNLOAD = {"pricerunner.toml", "scarce_labels.toml", "transport.toml", "chain.toml"}
 
 pytestmark = pytest.mark.e2e
 
