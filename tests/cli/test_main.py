@@ -283,7 +283,7 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_p
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert "its results are meaningless" in out
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["rounds"], list(summary["controls"])) == (2, ["server", "local", "pooled", "fedavg"])
+    assert (summary["rounds"], list(summary["controls"])) == (2, ["student", "server", "local", "pooled", "fedavg"])
 
     (folder / "report.html").unlink()
     code, out, _ = entered("report", str(folder), "--markdown")

@@ -164,7 +164,7 @@ def write(tmp_path, text):
         ("[[teacher.ensemble]]\nseed = 1\n[[teacher.ensemble]]\nseed = 1", "ensemble has a teacher twice"),
         (
             "[distill]\ntransfer = ['decisions', 'hints']\nfinal_temperature = 1.0",
-            r"final_temperature requires soft labels, which transfer = \['decisions', 'hints'\] does not use",
+            r"final_temperature has no effect with transfer = \['decisions', 'hints'\]: remove it",
         ),
         ("name = ", "is not valid TOML"),
     ],

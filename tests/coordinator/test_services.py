@@ -80,7 +80,7 @@ def test_distillation_ends_after_patience_and_keeps_the_best_student_by_the_serv
     student = SimpleNamespace(load_state_dict=lambda weights: None)
     config = SimpleNamespace(server=SimpleNamespace(batch_size=10))
     server = SimpleNamespace(train=train, data=SimpleNamespace(proxy=range(60)), config=config)
-    unused = dict.fromkeys(("count", "anew", "teacher", "optimizer", "local_rate"))
+    unused = dict.fromkeys(("count", "students", "teacher", "optimizer", "local_rate"))
     services = RoundServices(
         FedDF(), "feddf", WeightedMean(), server=server, student=student, randomness=(0, "a", 2), score=score, **unused
     )

@@ -57,7 +57,7 @@ def test_the_noise_of_training_is_drawn_from_the_sites_secret_which_is_never_sen
 ):
     """All else that noise is drawn from is made equal, as somebody would guess it who knows the run, its seed and the
     request: one full batch, sizes without noise, and the same digest whatever the secret."""
-    monkeypatch.setattr("fed_distill.mechanisms.release.Digests.of", lambda *_: "ab" * 32)
+    monkeypatch.setattr("fed_distill.mechanisms.digests.Digests.of", lambda *_: "ab" * 32)
     monkeypatch.setattr(
         "fed_distill.mechanisms.release.Protection._noised_size", lambda _, learner, __: learner.members()
     )

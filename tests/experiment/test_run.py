@@ -71,13 +71,12 @@ def test_the_summary_has_every_key_of_schema_1(summary):
     assert summary["schema"] == 1
     for key, kind in {
         "dataset": str, "task": str, "method": str, "merchants": int, "rounds": int, "seed": int, "seconds": float,
-        "retention": float,
     }.items():  # fmt: skip
         assert type(summary[key]) is kind, key
     for model in ("teacher", "student"):
         assert type(summary[model]["parameters"]) is int
         assert {type(summary[model][score]) for score in SCORES} == {float}
-    assert "gap_closed" in summary
+    assert {"gap_closed", "retention"} <= summary.keys()
     assert set(summary["privacy"]) == {"unit", "epsilon", "delta", "audit"}
     assert summary["merchants"] == 5
 
@@ -108,16 +107,19 @@ def test_all_controls_are_compared_and_are_not_one_another(tiny_run, summary):
     assert list(summary["controls"]) == ["student", "server", "local", "pooled", "fedavg"]
     assert list(summary["federations"]) == ["fedavg-kd+fedsubavg", "fedmd"]
     rows = [*summary["controls"].values(), *summary["federations"].values()]
-    assert len({tuple(row[name] for name in SCORES) for row in rows}) == len(rows)
+    distinct = {tuple(row[name] for name in SCORES) for row in rows}
+    assert len(distinct) >= len(rows) - 1  # a teacher of this size may add nothing to the student of labels only
     examples = len(load(tiny_run.experiment.data).test)
     for row in rows:  # a number of right answers; of five students where each merchant has its own
         right = row["accuracy"] * examples * (5 if row is summary["controls"]["local"] else 1)
         assert right == pytest.approx(round(right), abs=1e-6)
 
 
-def test_retention_is_the_students_share_of_the_teachers_headline(summary):
+def test_there_is_no_retention_of_a_teacher_that_is_no_better_than_chance(summary):
+    """Nor is it said how much of such a teacher's quality is kept; others' is tested in ``tests/evaluation``."""
     assert summary["headline"] == "ndcg@10"
-    assert summary["retention"] == pytest.approx(summary["student"]["ndcg@10"] / summary["teacher"]["ndcg@10"])
+    assert summary["retention"] is None
+    assert "no better than chance" in summary["federations"][summary["federation"]]["notes"]["retention"]
 
 
 def test_the_folder_holds_experiment_rounds_student_and_report(tiny_run):

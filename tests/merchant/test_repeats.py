@@ -273,7 +273,7 @@ def test_an_answer_in_another_protocol_is_another_release(make, monkeypatch):
     """What travels is computed otherwise: of the same noise the difference of both would be of rounding alone."""
     world = make("example", SECRET)
     first, paid = world.ask(), len(world.paid())
-    monkeypatch.setattr(fed_distill.mechanisms.release, "PROTOCOL", PROTOCOL - 1)
+    monkeypatch.setattr(fed_distill.mechanisms.digests, "PROTOCOL", PROTOCOL - 1)
     second = world.ask()
     assert len(world.paid()) == paid + 1
     assert abs(correlation(update_of(first), update_of(second))) < 0.1

@@ -180,8 +180,8 @@ def test_a_larger_delta_does_not_make_earlier_charges_look_cheaper(three):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unit": "person"}, "unit must be one of example, group, merchant, vote"),
-        ({"unit": "person", "moved_by": 2.0}, "unit must be one of example, group, merchant, vote"),
+        ({"unit": "person"}, "unit must be one of example, group, label, merchant, vote"),
+        ({"unit": "person", "moved_by": 2.0}, "unit must be one of example, group, label, merchant, vote"),
         ({"unit": "own:Unit"}, "custom unit require moved_by"),
         ({"unit": "own:Unit", "moved_by": 0.5}, "moved_by must be finite and at least 1"),
         ({"unit": "own:Unit", "moved_by": math.inf}, "moved_by must be finite and at least 1"),

@@ -100,7 +100,9 @@ def test_what_merchants_predict_themselves(kind, method, privacy, small_student,
     learners = []
     for one in merchants(small_student(kind), privacy):
         before = {name: value * 1.1 for name, value in one.weights.items()}
-        references = predicted(plan, one.student, one.private, {"global": one.weights, "previous": before})
+        references = predicted(
+            plan.predicted("private"), one.student, one.private, {"global": one.weights, "previous": before}
+        )
         learners.append(dataclasses.replace(one, references=references))
     assert_equal_training(learners, plan, distance, optimizer="sgd")
 
