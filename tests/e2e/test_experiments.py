@@ -19,6 +19,8 @@ STUDIES = [
         "privacy_audit",
         "methods",
         "catalogue",
+        "cold_start",
+        "clicks",
         "features",
         "transfer",
         "domains",
