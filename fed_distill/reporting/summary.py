@@ -241,8 +241,8 @@ class _Measure:
         return retention(sample_of(units, self.task.headline), self.teacher, self.chance)
 
     def _gap_closed(self, units: Sequence[Outcome], metric: str) -> Share:
-        """Return the gap closed relative to the controls with the same seeds; empty for those controls."""
-        if units[0].kind == "control" and units[0].name in YARDSTICKS:
+        """Return the gap closed relative to the controls with the same seeds; empty for controls without federation."""
+        if units[0].kind == "control" and units[0].name != "fedavg":
             return Share(None)
         seeds = [unit.seed for unit in units]
         same = {

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.cli.main import app
-from fed_distill.config import Experiment
+from fed_distill.config import CONTROLS, Experiment
 from fed_distill.data import DATASETS
 from fed_distill.methods import METHODS
 from fed_distill.models import STUDENTS, TEACHERS
@@ -208,7 +208,7 @@ def test_relative_paths_are_absolute_in_a_flower_run_config(entered, tmp_path, m
         "runtime.cache": "~/cache",
         "privacy.limits": "../limits.toml",
         "data.dataset": "table",
-        "data.options.path": "data/sales.csv",
+        "data.options": "{path = 'data/sales.csv'}",
     }
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
@@ -283,7 +283,7 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_p
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert "its results are meaningless" in out
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["rounds"], list(summary["controls"])) == (2, ["student", "server", "local", "pooled", "fedavg"])
+    assert (summary["rounds"], list(summary["controls"])) == (2, list(CONTROLS))
 
     (folder / "report.html").unlink()
     code, out, _ = entered("report", str(folder), "--markdown")
