@@ -71,8 +71,7 @@ def test_levels_are_reported_beside_one_step_and_no_teacher(summary_of, tmp_path
     assert levels["student"]["ndcg@10"] == summary["controls"]["server"]["ndcg@10"]
     assert levels["student in one step"] != levels["student"]
     assert levels["student without a teacher"] != levels["student in one step"]
-    for level in levels.values():
-        assert level["retention"] == pytest.approx(level["ndcg@10"] / summary["teacher"]["ndcg@10"])
+    assert {level["retention"] for level in levels.values()} == {None}  # of a teacher that is no better than chance
     assert (
         levels["student"]["parameters"] == summary["student"]["parameters"] != levels["assistant 2: lstm"]["parameters"]
     )

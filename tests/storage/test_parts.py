@@ -8,6 +8,7 @@ import torch
 
 from fed_distill.errors import CheckpointError
 from fed_distill.storage.parts import RunPart, check_layout, mark_layout
+from fed_distill.storage.versions import CHECKPOINT_LAYOUT
 
 WEIGHTS = {"a": torch.tensor([1.0, 2.0])}
 KINDS = ("server", "control", "federation", "level")
@@ -47,7 +48,7 @@ def test_a_folder_that_another_version_laid_out_is_refused(tmp_path):
     mark_layout(state)
     check_layout(state)
     (marked,) = state.iterdir()
-    for content in ("1\n", "3\n", ""):
+    for content in (f"{CHECKPOINT_LAYOUT - 1}\n", f"{CHECKPOINT_LAYOUT + 1}\n", ""):
         marked.write_text(content)
         with pytest.raises(CheckpointError, match="another version of fed-distill"):
             check_layout(state)
