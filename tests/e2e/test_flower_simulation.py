@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_flowers_simulation_gives_the_same_student_as_the_in_process_runtime(superlink, tmp_path, distance):
-    base = Experiment.read(ROOT / "experiments" / "quickstart.toml").tiny()
+    base = Experiment.read(ROOT / "experiments" / "marketplace.toml").tiny()
     common = {"runtime.cache": str(tmp_path / "cache"), "runtime.callbacks": [], "runtime.threads": 1}
     here = run(base.with_changes({"runtime.folder": str(tmp_path / "here"), **common}))
     config = tmp_path / "run_config.toml"

@@ -109,7 +109,7 @@ def test_a_cluster_of_two_nodes_trains_on_both_and_gives_the_student_of_the_in_p
     notes = tmp_path / "notes"
     notes.mkdir()
     common = {"runtime.cache": str(tmp_path / "cache"), "runtime.callbacks": [], "runtime.threads": 1, "controls": []}
-    base = Experiment.read(ROOT / "experiments" / "quickstart.toml").tiny().with_changes(common)
+    base = Experiment.read(ROOT / "experiments" / "marketplace.toml").tiny().with_changes(common)
     method = {"federation.method": "noting:Noting", "federation.options": {"proxy_steps": 4, "local_epochs": 1}}
     here = run(base.with_changes({"runtime.folder": str(tmp_path / "here"), **method}))
     there = base.with_changes(
