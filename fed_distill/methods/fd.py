@@ -5,7 +5,7 @@ non-IID private data", 2018, algorithm 1 (FD): a merchant sends the mean of its 
 examples of each class, and the server averages them; a merchant's loss is the cross-entropy with the label plus gamma
 times the cross-entropy with the mean of that label's class. Means are over all merchants that have the class; the paper
 excludes a merchant's own mean from its target, a difference that vanishes with many merchants. They are computed from
-private examples after training, so no privacy unit covers them, and ``fd`` is rejected in a private run.
+private examples after training, so no privacy unit but ``label`` covers them: ``fd`` is rejected under the others.
 
 The paper has no global student. Here the server re-initialises and distils one from the teacher's soft labels on the
 proxy set mapped through the class means: sum over c of p_teacher(c | x) times the mean of class c. A class without a

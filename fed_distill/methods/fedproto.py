@@ -9,7 +9,7 @@ Deviations, the first two as in the authors' code: prototypes have equal weights
 where eq. 6 weights them by examples, whose number by class would have to be sent; the distance is that of each example
 to the prototype of its label, the squared one divided by the width, where eq. 7 compares means; merchants classify by
 their heads, which the cross-entropy trains, where the paper takes the nearest prototype. Prototypes are computed from
-private examples after training, so no privacy unit covers them, and ``fedproto`` is rejected in a private run.
+private examples after training, so no privacy unit but ``label`` covers them: others reject ``fedproto``.
 
 The paper has no global student. Here the server is one more participant, whose examples are the proxy set: the global
 student continues on the teacher's soft labels, and its representations are pulled to the merchants' prototypes by the
