@@ -7,8 +7,8 @@ proxy set reveals the merchants' assortment, which is public already. Never in i
 rows that join a query with a title, and the products of validation and test. Where titles are not public, for example
 before a launch or with negotiated offers, do not use it.
 
-A catalogue *file* of a table is taken whole but for validation and test texts: with it, texts of cold-start merchants and
-of a test domain can be in the proxy set.
+A catalogue *file* of a table is taken whole but for validation and test texts: with it, texts of cold-start merchants
+and of a test domain can be in the proxy set.
 
 A proxy set of single texts is the distinct texts. A pair is made of a query and a title, from their letters alone:
 
