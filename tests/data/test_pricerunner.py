@@ -185,7 +185,7 @@ def test_the_published_file_is_split_as_its_readme_counts() -> None:
     assert account["merchants"]["all"] == 306
     assert account["merchants"]["public"] + account["merchants"]["clients"] == 306
     assert account["examples"]["proxy"] == 8000
-    assert account["ranking"]["test"]["queries"] == 400
+    assert account["ranking"]["test"]["queries"] == 1462
     assert max(Counter(data.test.merchants).values()) <= 900
     train = {group for merchant in data.merchants.values() for group in merchant.train.groups.tolist()}
     assert not (train | set(data.public.groups.tolist())) & set(data.test.groups.tolist())
