@@ -142,7 +142,7 @@ class Auditing:
         if config.by_merchant:
             raise ConfigError("an audit requires a single student model: student.by_merchant assigns several")
         with seeds.scope(self.experiment.seed, "student", config.model):
-            texts = server_texts(self.data)
+            texts = server_texts(self.data, self.teaching.candidates)
             return build_student(config.model, config.options, self.data.task, self.teaching.teacher, texts)
 
     def _released(self, examples: Examples) -> Predictor:

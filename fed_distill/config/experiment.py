@@ -303,6 +303,7 @@ class Experiment(ConfigTable):
             "teacher.ensemble": seeds,
             "distill.assistants": assistants,
             "training.server.epochs": 1 if self.distill.final_temperature is None else 2,
+            "training.student.epochs": 1,
             "training.pooled.epochs": 1,
             "training.local.epochs": 1,
             "federation.rounds": min(2, self.federation.rounds),

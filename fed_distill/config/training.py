@@ -94,17 +94,16 @@ class StudentControlConfig(OptimizerChanges):
     """Training on the server's labels only: the control `student`, from which federations with start = 'labels' start.
     Keys that are not set are as in [training.server]."""
 
-    epochs: PositiveFloat | None = Field(
-        None, description="epochs on the server's labels; none: as many steps as the control `server`"
-    )
+    epochs: PositiveFloat = Field(10.0, description="epochs on the server's labels")
 
 
 class PooledConfig(OptimizerChanges):
-    """Control that trains the server's student on all data; keys that are not set are as in [training.server]."""
+    """Control that trains the server's student, after the teacher's soft labels, on everybody's labels; keys that are
+    not set are as in [training.server]."""
 
     learning_rate: PositiveFloat = Field(5e-3, description="peak learning rate, after warm-up")
     batch_size: BatchSize | None = Field(None, description="examples in a batch; none: as in [training.server]")
-    epochs: PositiveFloat = Field(4.0, description="epochs on labels and on soft labels of the teacher, alternating")
+    epochs: PositiveFloat = Field(5.0, description="epochs on everybody's labels")
 
 
 class LocalConfig(OptimizerChanges):

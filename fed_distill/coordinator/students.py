@@ -44,22 +44,17 @@ def distillation_plan(
     while left > 0:
         share = min(1.0, left)
         now = target.at(len(phases) / 2 / last)
-        phases.append(_of_labels(now, labelled, share))
+        phases.append(labels_phase(now, labelled, share))
         phases.append(replace(distil, objective=now.objective(), epochs=share))
         left -= share
     return Plan(tuple(phases))
 
 
-def labels_plan(config: TrainingConfig, data: FederatedData) -> Plan:
-    """Return the plan of the control ``student``: the server's labels only, by default for as many steps as
-    ``distillation_plan``."""
-    epochs = config.student.epochs
-    if epochs is None:
-        epochs = config.server.epochs * (1 + len(data.proxy) / len(data.public))
-    return Plan((Phase(hard_labels(), epochs=epochs),))
+def labels_phase(target: DistillationTarget, labelled: Tensor | None, epochs: float) -> Phase:
+    """Return the phase on labelled examples: their labels, mixed with soft labels if ``hard_weight`` is below 1.
 
-
-def _of_labels(target: DistillationTarget, labelled: Tensor | None, epochs: float) -> Phase:
+    labelled: as for ``distillation_plan``.
+    """
     if labelled is None:
         return Phase(hard_labels(), epochs=epochs)
     config = target.config

@@ -152,7 +152,7 @@ class LabeledRows:
         private_text = self.task == RECOMMEND
         if isinstance(self.published, CatalogueFile):
             first, second = (
-                None if of is None or given is None else Texts.of_file(given, of, rows, held_out)
+                None if of is None or given is None else Texts.of_file(given, of, rows)
                 for of, given in ((self.texts, self.published.texts), (self.pairs, self.published.pairs))
             )
             return PublicTexts(None if private_text else first, second, self.published.path)

@@ -7,8 +7,8 @@ proxy set reveals the merchants' assortment, which is public already. Never in i
 rows that join a query with a title, and the products of validation and test. Where titles are not public, for example
 before a launch or with negotiated offers, do not use it.
 
-A catalogue *file* of a table is taken whole but for validation and test texts: with it, texts of cold-start merchants
-and of a test domain can be in the proxy set.
+Of a catalogue *file*, texts are left out that the table has outside the training rows of all participants: those of
+validation, test, a test domain and cold-start merchants.
 
 A proxy set of single texts is the distinct texts. A pair is made of a query and a title, from their letters alone:
 

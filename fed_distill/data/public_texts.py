@@ -30,17 +30,19 @@ class Texts:
         return cls._of(first, set(first) - excluded)
 
     @classmethod
-    def of_file(cls, values: Iterable[str], texts: Sequence[str], rows: IntArray, held_out: IntArray) -> Self:
+    def of_file(cls, values: Iterable[str], texts: Sequence[str], rows: IntArray) -> Self:
         """Return the distinct ``values`` of a catalogue file, with the first of ``rows`` that has the text.
+
+        Texts of all other rows, such as those of validation, test, a test domain and cold-start merchants, are excluded
+        unless ``rows`` have them too.
 
         :param values: texts of the file
         :param texts: text of each row of the source
-        :param rows: training rows
-        :param held_out: rows of validation and test; their texts are excluded unless training rows have them too
+        :param rows: training rows of all participants
         """
         known = cls.of_rows(texts, rows)
         first = dict(zip(known.values, known.rows.tolist(), strict=True))
-        return cls._of(first, set(values) - ({texts[row] for row in held_out.tolist()} - set(first)))
+        return cls._of(first, set(values) - (set(texts) - set(first)))
 
     @classmethod
     def _of(cls, first: dict[str, int], chosen: AbstractSet[str]) -> Self:

@@ -22,7 +22,7 @@ from fed_distill.coordinator.released import RELEASED, Released
 from fed_distill.coordinator.rounds import federate
 from fed_distill.coordinator.services import Teacher
 from fed_distill.coordinator.sites import Sites
-from fed_distill.coordinator.students import ServerTraining, distillation_plan
+from fed_distill.coordinator.students import ServerTraining, labels_phase
 from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.evaluation.metrics import Metrics
@@ -45,6 +45,7 @@ from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.store import RunStore
 from fed_distill.storage.merchant_store import kept_as
 from fed_distill.storage.parts import CHECKPOINT, Kind, RunPart
+from fed_distill.training.plan import Plan
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest, blueprint_of
@@ -168,12 +169,11 @@ class Comparison:
 
     def _pooled(self) -> Outcome:
         name = self.experiment.student.model
-        start, target, began = self._start(name), self.factory.target, time.perf_counter()
-        prepared = target.prepared(self.factory.student(name), self.seed, "pooled")
+        start, student, began = self._start(name), self.factory.student(name), time.perf_counter()
         labelled = self.factory.labelled(self.server.everybody())
-        plan = distillation_plan(target, prepared, self.experiment.training.pooled.epochs, labelled)
+        phase = labels_phase(self.factory.target, labelled, self.experiment.training.pooled.epochs)
         self.callbacks.on_stage(f"seed {self.seed} · pooled", None)
-        weights = self.server.train_pooled(prepared, start, plan, (self.seed, "pooled"), self.factory.step)
+        weights = self.server.train_pooled(student, start, Plan((phase,)), (self.seed, "pooled"), self.factory.step)
         return self._outcome("pooled", "control", weights, began)
 
     def _local(self) -> Outcome:

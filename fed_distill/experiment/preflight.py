@@ -76,7 +76,7 @@ def check_models(experiment: Experiment, data: FederatedData) -> list[TextModel]
     """Build each teacher and student once, to report a wrong name or option before anything is written; return the
     teachers."""
     check_augmentation(experiment.training.augmentation)
-    mechanism, task, texts = mechanism_of(experiment), data.task, server_texts(data)
+    mechanism, task, texts = mechanism_of(experiment), data.task, server_texts(data, data.proxy)
     mechanism.check_task(task)
     check_fine_tuning(experiment.teacher)
     with seeds.scope(experiment.seed, "check models"):

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import AssistantConfig, Experiment
-from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan, labels_plan
+from fed_distill.coordinator.students import Progress, ServerTraining, distillation_plan
 from fed_distill.data.examples import UNLABELED, Examples, FederatedData
 from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.distill.chain import ChainLevel, levels
+from fed_distill.distill.losses import hard_labels
 from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import DistillationTarget, check_soft_label_transfer
@@ -35,6 +36,7 @@ from fed_distill.storage.checkpoints import read_checkpoint, write_checkpoint
 from fed_distill.storage.fingerprint import fingerprint, named_files, own_code
 from fed_distill.storage.versions import CACHE_VERSION, versions
 from fed_distill.training.choosing import chosen_device
+from fed_distill.training.plan import Phase, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +63,8 @@ class StudentFactory:
         return copy.deepcopy(self._built[name])
 
     def _build(self, name: str, options: Mapping[str, Any]) -> TextModel:
-        data = self.server.data
-        return build_student(name, options, data.task, self.teaching.teacher, server_texts(data))
+        data, texts = self.server.data, server_texts(self.server.data, self.teaching.candidates)
+        return build_student(name, options, data.task, self.teaching.teacher, texts)
 
     @property
     def target(self) -> DistillationTarget:
@@ -121,6 +123,7 @@ class StudentFactory:
             "task": [data.task.classes, data.task.pair, data.task.gains],
             "public": examples_fingerprint(data.public),
             "proxy": examples_fingerprint(data.proxy.unlabeled()),
+            "candidates": examples_fingerprint(self.teaching.candidates),
             "partners": self.experiment.data.seed,
             "training": [training, named_files(training)],
             "seed": self.seed,
@@ -147,7 +150,8 @@ class StudentFactory:
             student.load_state_dict(drawn.state_dict())
         self.pretrain_on_domain(student, name, self.step)
         weights = {key: value.clone() for key, value in student.state_dict().items()}
-        plan, optimizer = labels_plan(config, self.server.data), config.student.over(config.server)
+        plan = Plan((Phase(hard_labels(), epochs=config.student.epochs),))
+        optimizer = config.student.over(config.server)
         return self.server.train(student, weights, plan, (self.seed, "server", name), optimizer, self.step)
 
     def on_true_labels(self, name: str, truth: Tensor) -> Weights:
@@ -181,7 +185,7 @@ class StudentFactory:
         """Pretrain ``student`` with masked language modelling on the domain's texts, if configured."""
         config = self.experiment.student.masked
         if config.epochs:
-            texts, randomness = domain_texts(self.server.data), (self.seed, "server", name)
+            texts, randomness = domain_texts(self.server.data, self.teaching.candidates), (self.seed, "server", name)
             report = progress or (lambda done, total: None)
             pretrain_on_domain(student, texts, config, randomness, report)
 

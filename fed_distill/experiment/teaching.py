@@ -108,12 +108,14 @@ class TeacherEnsemble:
 class Teaching:
     """ensemble: the fine-tuned teachers. target: distillation target of students on the proxy set. metrics: on the
     common test set, with ``parameters``. data: with the selected proxy set. chosen: selected candidates, bool
-    ``[candidates]``, if the teachers select the proxy set or do not cover it all."""
+    ``[candidates]``, if the teachers select the proxy set or do not cover it all. candidates: all candidates without
+    labels, from which students choose their vocabulary, so that those without a teacher do not depend on it."""
 
     ensemble: TeacherEnsemble
     target: DistillationTarget
     metrics: Metrics
     data: FederatedData
+    candidates: Examples
     chosen: npt.NDArray[np.bool_] | None = None
 
     @property
@@ -132,14 +134,14 @@ def cache_folder(experiment: Experiment) -> Path:
     return experiment.runtime.cache or Path(pooch.os_cache("fed-distill"))
 
 
-def domain_texts(data: FederatedData) -> Examples:
-    """Return the server's texts of the domain, without labels: public texts and the proxy set."""
-    return Examples.concatenate([data.public.unlabeled(), data.proxy.unlabeled()])
+def domain_texts(data: FederatedData, candidates: Examples) -> Examples:
+    """Return the server's texts of the domain, without labels: public texts and the proxy set's ``candidates``."""
+    return Examples.concatenate([data.public.unlabeled(), candidates.unlabeled()])
 
 
-def server_texts(data: FederatedData) -> list[str]:
+def server_texts(data: FederatedData, candidates: Examples) -> list[str]:
     """Return each distinct text of ``domain_texts`` once, from which students choose their vocabulary."""
-    examples = domain_texts(data)
+    examples = domain_texts(data, candidates)
     return list(dict.fromkeys([*examples.texts, *(examples.pairs or ())]))
 
 
@@ -150,7 +152,7 @@ def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Call
     Proxy examples that no teacher covers (see ``distill.coverage``) are left out. Teachers that do not cover the whole
     test set have no scores: on a part of it they could not be compared with a student's.
     """
-    ensemble, chosen = _fine_tuned(experiment, data, callbacks), None
+    ensemble, candidates, chosen = _fine_tuned(experiment, data, callbacks), data.proxy.unlabeled(), None
     covers = ensemble.covered(data.proxy)
     if not covers.all():
         chosen = covers
@@ -164,7 +166,8 @@ def prepare_teacher(experiment: Experiment, data: FederatedData, callbacks: Call
     if chosen is not None:
         data = _with_chosen(data, chosen)
     target = _target(experiment, data, ensemble)
-    return Teaching(ensemble, target, {**_measured(data, ensemble), "parameters": ensemble.parameters}, data, chosen)
+    metrics = {**_measured(data, ensemble), "parameters": ensemble.parameters}
+    return Teaching(ensemble, target, metrics, data, candidates, chosen)
 
 
 def _measured(data: FederatedData, ensemble: TeacherEnsemble) -> Metrics:
@@ -219,7 +222,7 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
         for place, (kind, added) in enumerate(kinds, 1):
             which = f", {place} of {len(kinds)}" if len(kinds) > 1 else ""
             which += f", domain {number} of {len(domains)}" if len(domains) > 1 else ""
-            made_of = kind, data.task, own, own_valid, domain_texts(data), experiment.data.seed + added
+            made_of = kind, data.task, own, own_valid, domain_texts(data, data.proxy), experiment.data.seed + added
             if not is_fine_tuned(kind):
                 callbacks.on_message(f"teacher {kind.model}{which}: used without fine-tuning")
             elif teacher_folder(cache, teacher_fingerprint(*made_of)).exists():

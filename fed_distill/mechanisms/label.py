@@ -9,16 +9,21 @@ downlink of its first round or, for methods with own students, the initial one t
 2 (RRWithPrior) with a prior from public data. With ``privacy.stages = 2``, half of the examples have this prior, and
 the other half that of the student of a later round, which was trained on the first half: LP-2ST (algorithm 3 with two
 stages; the paper's first stage has a uniform prior). The halves are disjoint, so that each label is randomized once.
+
+Examples with equal texts have one label, their most frequent one, and one draw: with a draw for each copy, a label that
+a merchant has n times would cost n times epsilon.
 """
 
 import hashlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fed_distill.config import Experiment, FederationConfig, LabelsConfig, PrivacyConfig
+from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.errors import ConfigError, TrainingError
 from fed_distill.mechanisms.base import Protecting, Words
@@ -67,7 +72,8 @@ class ByLabel(Protecting):
             "labels, can hardly tell which label any one example of that merchant has. That the merchant has this "
             "example is not hidden.",
             counts="a merchant's training examples",
-            assumption="Each label is randomized once, and the prior does not depend on it. Two data sets are "
+            assumption="Each label is randomized once, examples of one merchant with equal texts have one label, and "
+            "the prior does not depend on it. Two data sets are "
             "neighbours if the label of one example of one merchant differs; δ is 0.",
         )
 
@@ -112,10 +118,24 @@ class ByLabel(Protecting):
         halves = [(number, every[rows]) for number, rows in ((1, ~second), (2, second)) if bool(rows.any())]
         return halves if round >= self.second_stage(rounds) else halves[:1]
 
-    def basis(self, examples: Examples, labels: Tensor, epsilon: float) -> str:
-        """Return a fingerprint of what is randomized: texts, labels ``[examples]`` and epsilon."""
+    def distinct(self, examples: Examples, labels: Tensor) -> tuple[IntArray, IntArray, Tensor]:
+        """Return the distinct texts of ``examples``.
+
+        :param labels: true labels, int64 ``[examples]``
+        :returns: the first row of each ``[texts]``, the text of each example ``[examples]``, and the most frequent
+            label of each text, int64 ``[texts]``; of several, the first class
+        :raises TrainingError: an example has no label
+        """
         if bool((labels == UNLABELED).any()):
             raise TrainingError("a training example has no label: only labelled examples can be trained on privately")
+        number = {texts: at for at, texts in enumerate(dict.fromkeys(_texts(examples)))}
+        of = np.asarray([number[texts] for texts in _texts(examples)], dtype=np.int64)
+        votes = np.zeros((len(number), int(labels.max()) + 1 if len(labels) else 0), dtype=np.int64)
+        np.add.at(votes, (of, labels.numpy()), 1)
+        return np.unique(of, return_index=True)[1], of, torch.from_numpy(votes.argmax(axis=1))
+
+    def basis(self, examples: Examples, labels: Tensor, epsilon: float) -> str:
+        """Return a fingerprint of what is randomized: texts, labels ``[examples]`` and epsilon."""
         return fingerprint(texts=list(_texts(examples)), labels=labels.tolist(), epsilon=epsilon)
 
     def randomize(self, labels: Tensor, prior: Tensor, spend: LabelSpend, basis: str, own: Part, merchant: str) -> Draw:

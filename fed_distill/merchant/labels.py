@@ -52,10 +52,11 @@ class RandomizedLabels:
         rounds = self.protection.experiment.arms()[task.request.arm].rounds
         rows, labels, targets = [], [], []
         for part, own in self.mechanism.due(examples, task.down.round, rounds):
-            draw = self._draw(learner, examples, own, task.request, LabelSpend(epsilon, part))
+            draw, of = self._draw(learner, examples, own, task.request, LabelSpend(epsilon, part))
+            probabilities = self.mechanism.targets(draw, epsilon)
             rows.append(own)
-            labels.append(draw.labels)
-            targets.append(self.mechanism.targets(draw, epsilon))
+            labels.append(draw.labels[of])
+            targets.append(None if probabilities is None else probabilities[of])
         order = torch.argsort(torch.cat(rows))
         place = torch.cat(rows)[order]
         known = [one for one in targets if one is not None]
@@ -69,9 +70,11 @@ class RandomizedLabels:
 
     def _draw(
         self, learner: Learner, examples: Examples, rows: Tensor, request: TrainRequest, spend: LabelSpend
-    ) -> Draw:
-        """Return the charged draw of the examples in ``rows``, from the store or new."""
-        labels = learner.labels[rows]
+    ) -> tuple[Draw, Tensor]:
+        """Return the charged draw for the distinct texts in ``rows``, from the store or new, and the text of each row,
+        int64 ``[rows]``."""
+        first, of, labels = self.mechanism.distinct(examples.take(rows.numpy()), learner.labels[rows])
+        rows = rows[torch.from_numpy(first)]
         basis = self.mechanism.basis(examples.take(rows.numpy()), labels, spend.epsilon)
         path = self._path(request, learner.name, spend, basis)
         draw = _read(path)
@@ -83,7 +86,7 @@ class RandomizedLabels:
             tensors = {"prior": draw.prior, "among": draw.among, "labels": draw.labels}
             write_checkpoint(path, tensors, {"digest": draw.digest})
         self.protection.charge_labels(request, learner.name, draw.digest, spend)
-        return draw
+        return draw, torch.from_numpy(of)
 
     def _path(self, request: TrainRequest, merchant: str, spend: LabelSpend, basis: str) -> Path:
         """Return the file of a draw: of one federation, for the same data and epsilon."""

@@ -1,12 +1,9 @@
 """What the server's student is taught, in which order, for how long, and at which temperature."""
 
-from types import SimpleNamespace
-
-import pytest
 import torch
 
-from fed_distill.config import DistillConfig, TrainingConfig
-from fed_distill.coordinator.students import distillation_plan, labels_plan
+from fed_distill.config import DistillConfig
+from fed_distill.coordinator.students import distillation_plan
 from fed_distill.data.examples import Task
 from fed_distill.distill.losses import distillation_kl, soften
 from fed_distill.distill.transfer import DistillationTarget
@@ -54,12 +51,3 @@ def test_hard_weight_leaves_the_rest_to_the_teachers_labels_of_labelled_examples
     found = first.objective(Outputs(LOGITS), {**first.references, "labels": truth})
     hard = torch.nn.functional.cross_entropy(LOGITS, truth, reduction="none")
     torch.testing.assert_close(found, 0.25 * hard + 0.75 * distillation_kl(LOGITS, soften(said, 4.0), 4.0))
-
-
-@pytest.mark.parametrize(("public", "proxy", "epochs"), [(100, 100, 6.0), (200, 50, 3.75)])
-def test_the_control_without_a_teacher_sees_as_many_examples(public, proxy, epochs):
-    data = SimpleNamespace(public=range(public), proxy=range(proxy))
-    (phase,) = labels_plan(TrainingConfig(), data).phases
-    assert (phase.data, phase.epochs) == ("private", epochs)
-    (phase,) = labels_plan(TrainingConfig.model_validate({"student": {"epochs": 2.5}}), data).phases
-    assert phase.epochs == 2.5

@@ -256,6 +256,26 @@ def test_a_catalogue_of_single_texts(tmp_path: Path) -> None:
     assert sorted(load(with_options(setting, catalogue=str(catalogue))).proxy.texts) == [f"new {at}" for at in range(7)]
 
 
+def test_a_catalogue_file_leaves_out_cold_merchants_and_a_test_domain(tmp_path: Path) -> None:
+    shared = [{"title": f"in all shops {at}", "kind": "ab"[at % 2]} for at in range(30)]
+    rows = [
+        {**row, "shop": str(shop), "land": "far" if at >= 55 else "near"}
+        for shop in range(6)
+        for at, row in enumerate([*shared, *({"title": f"{shop} {at}", "kind": "ab"[at % 2]} for at in range(30))])
+    ]
+    catalogue = write([{"title": row["title"]} for row in rows], tmp_path / "catalogue.csv")
+    columns = {"text": "title", "label": "kind", "merchant": "shop", "domain": "land"}
+    changes = PUBLIC | {"cold_merchants": 0.2, "test_domain": "far"}
+    setting = config(write(rows, tmp_path / "rows.csv"), columns, task="category", **changes)
+    data = load(with_options(setting, catalogue=str(catalogue)))
+    assert data.cold is not None
+    cold = data.cold.names[0].lstrip("0")
+    offered = set(data.proxy.texts)
+    assert {f"in all shops {at}" for at in range(30)} & offered
+    assert not {text for text in offered if text.split()[0] == cold}
+    assert not {text for text in offered if text.split()[0].isdigit() and int(text.split()[1]) >= 25}
+
+
 def test_histories_of_a_table_are_private(tmp_path: Path) -> None:
     rows = [
         {"history": f"seen {at} at {shop}", "offer": f"offer {at}", "click": at % 2, "shop": str(shop)}

@@ -38,6 +38,19 @@ def test_a_student_cut_from_the_teacher_starts_from_random_weights_in_both(train
     assert (one["student"], one["fedavg"]) == (other["student"], other["fedavg"])
 
 
+def test_nor_does_a_teacher_that_selects_the_proxy_set(trained):
+    """Pretraining is on the texts of all candidates."""
+    changes = {
+        "data.proxy_choice": "uncertainty",
+        "student.model": "bert-mini",
+        "student.options": {"layers": 1, "width": 16, "heads": 2},
+        "student.masked": {"epochs": 1},
+    }
+    one, other = (trained(name, {**changes, "teacher.epochs": epochs}) for name, epochs in (("one", 1), ("other", 2)))
+    assert one["server"] != other["server"]
+    assert (one["student"], one["fedavg"]) == (other["student"], other["fedavg"])
+
+
 def test_the_student_of_labels_only_trains_as_long_as_it_is_told(trained):
     one, longer = trained("one"), trained("longer", {"training.student.epochs": 40.0})
     assert one["student"] != longer["student"]

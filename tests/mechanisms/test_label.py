@@ -154,7 +154,7 @@ def test_a_student_that_predicts_nothing_is_no_prior():
 
 def test_an_example_without_a_label_is_refused():
     with pytest.raises(TrainingError, match="has no label"):
-        ByLabel("label").basis(examples(2), torch.tensor([0, UNLABELED]), 1.0)
+        ByLabel("label").distinct(examples(2), torch.tensor([0, UNLABELED]))
 
 
 def charge(request, part=0, **changes):

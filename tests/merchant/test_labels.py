@@ -89,6 +89,29 @@ def test_all_rounds_have_the_labels_of_the_first_and_cost_nothing_more(world, pr
     assert (spent.epsilon, spent.epsilon_6, spent.delta, spent.merchants) == (1.0, 1.0, 0.0, len(world.names))
 
 
+def test_equal_texts_have_one_label_and_one_draw(world, protected, seen):
+    """Five copies with a draw each would tell the label of their texts at five times the charged epsilon."""
+    merchant = world.names[0]
+    train = world.data.merchants[merchant].train
+    copies = train.take(np.repeat(np.arange(len(train)), 5))
+    copies = replace(copies, labels=copies.labels.copy())
+    copies.labels[4::5] = (copies.labels[4::5] + 1) % len(world.data.task.classes)  # a minority disagrees
+    told = {}
+    for name, examples in (("once", train), ("copies", copies)):
+        of_merchant = replace(world.data.merchants[merchant], train=examples)
+        data = replace(world.data, merchants={**world.data.merchants, merchant: of_merchant})
+        site = protected(data=data, name=name)
+        answers(site, request(world, merchant), world.down())
+        told[name] = seen["fedavg-kd", merchant, 1]
+        assert {one.label.epsilon for one in charges(site, merchant)} == {1.0}
+    assert len({one.request for one in charges(site, merchant)}) == 1  # the same release
+    labels, expected = told["copies"].labels, told["once"]
+    pairs = list(zip(train.texts, train.pairs or train.texts, strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert torch.equal(labels, expected.labels.repeat_interleave(5))
+    assert torch.equal(told["copies"].label_probabilities, expected.label_probabilities.repeat_interleave(5, dim=0))
+
+
 def test_labels_are_charged_before_they_are_used(world, protected, seen, monkeypatch):
     order, charge = [], Protection.charge_labels
     monkeypatch.setattr(
