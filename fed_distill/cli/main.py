@@ -134,6 +134,27 @@ def describe(
     sys.stdout.write(describe_data(load(experiment.data), out) + "\n")
 
 
+@data_app.command(epilog="Example: fed-distill data proxy experiments/quickstart.toml --out proxy.csv")
+def proxy(
+    file: File,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="a .csv file, which is replaced")] = Path("proxy.csv"),
+) -> None:
+    """Write the texts of the proxy set to a table, to be labelled by people or by a language model.
+
+    With columns of probabilities or of labels it is what the teacher "labels-file" reads. If the teacher selects the
+    proxy set (data.proxy_choice = "uncertainty"), these are its candidates.
+    """
+    from fed_distill.config import Experiment, parse_setting
+    from fed_distill.data import load
+    from fed_distill.data.label_table import write_texts
+
+    experiment = Experiment.read(file, dict(parse_setting(text) for text in settings or ()))
+    examples = load(experiment.data).proxy
+    write_texts(out, examples)
+    sys.stdout.write(f"{len(examples):,} examples of the proxy set: {out}\n")
+
+
 @data_app.command("list", epilog="Example: fed-distill data list")
 def list_datasets() -> None:
     """List the built-in datasets and their options."""

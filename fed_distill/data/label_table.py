@@ -4,6 +4,8 @@ Such tables hold what a large language model or annotators said. Texts are norma
 that they match the examples of an experiment: white space is collapsed and personal data is masked.
 """
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fed_distill.data.examples import UNLABELED, Task
+from fed_distill.data.examples import UNLABELED, Examples, Task
 from fed_distill.data.table import read_columns
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
+from fed_distill.storage.files import write_atomic
 from fed_distill.text.cleaning import mask
 
 ROLES = ("text", "pair", "label")
@@ -67,6 +70,23 @@ def read_labels(
         table = read_columns(path, [*texts, *wanted], _SETTINGS)
         probabilities = _from_numbers(path, [table[name] for name in wanted], wanted)
     return _indexed(path, [table[name] for name in texts], texts, probabilities)
+
+
+def write_texts(path: Path, examples: Examples) -> None:
+    """Write the texts of examples as a CSV file that `read_labels` reads with its default columns, once it has labels.
+
+    :param path: a file that is replaced
+    :param examples: ``n`` examples; the columns are ``text`` and, for pairs, ``pair``
+    :raises ConfigError: ``path`` does not end in .csv
+    :raises CheckpointError: the disk is full
+    """
+    if path.suffix != ".csv":
+        raise ConfigError(f"{path}: texts are written as .csv: give the file that ending")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["text"] if examples.pairs is None else ["text", "pair"])
+    rows.writerows(zip(examples.texts, *([] if examples.pairs is None else [examples.pairs]), strict=True))
+    write_atomic(path, text.getvalue())
 
 
 def _check_options(task: Task, columns: Mapping[str, str], labels: Mapping[str, str], confidence: float | None) -> None:

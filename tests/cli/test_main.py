@@ -26,7 +26,16 @@ def wide_terminal(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
 
 
-COMMANDS = [["run"], ["config"], ["report"], ["methods"], ["models"], ["data", "describe"], ["data", "list"]]
+COMMANDS = [
+    ["run"],
+    ["config"],
+    ["report"],
+    ["methods"],
+    ["models"],
+    ["data", "describe"],
+    ["data", "proxy"],
+    ["data", "list"],
+]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -271,6 +280,27 @@ def test_a_dataset_is_described_with_account_and_picture(entered, tmp_path):
     (picture,) = tmp_path.iterdir()
     assert picture.suffix in (".png", ".svg")
     assert picture.stat().st_size > 1000
+
+
+def test_a_proxy_set_is_written_labelled_by_somebody_and_read_as_a_teacher(entered, tmp_path):
+    small = [
+        "--set", "data.options={merchants=8, rows=60}", "--set", "data.proxy_size=50", "--set", "data.min_rows=10",
+        "--set", "data.public_labels=1.0", "--set", "data.client_labels=1.0",
+    ]  # fmt: skip
+    pairs = tmp_path / "pairs.csv"
+    code, out, errors = entered("data", "proxy", QUICKSTART, *small, "--out", str(pairs))
+    assert (code, out, errors) == (0, f"50 examples of the proxy set: {pairs}\n", "")
+    header, *rows = pairs.read_text(encoding="utf-8").splitlines()
+    assert header == "text,pair" and len(rows) == 50
+    answers = tmp_path / "answers.csv"
+    answers.write_text("\n".join([f"{header},answer", *(f"{row},exact" for row in rows)]), encoding="utf-8")
+    options = f'{{path="{answers}", columns={{text="text", pair="pair", label="answer"}}}}'
+    teacher = ["--set", "teacher.model=labels-file", "--set", f"teacher.options={options}", "--set", "teacher.steps=0"]
+    places = ["--set", f"runtime.folder={tmp_path / 'runs'}", "--set", f"runtime.cache={tmp_path / 'cache'}"]
+    rest = ["--set", "federation.rounds=1", "--set", "compare=[]", "--set", "controls=['server']"]
+    code, out, errors = entered("run", QUICKSTART, *small, *teacher, *places, *rest)
+    assert code == 0 and "labels for the proxy set: 50 of 50" in errors and "are left out" not in errors
+    assert entered("data", "proxy", QUICKSTART, *small, "--out", "pairs.parquet")[0] == 2
 
 
 def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_path):
