@@ -14,10 +14,13 @@ n-grams, with the von Mises-Fisher kernel exp(concentration * cosine), approxima
 [0, 1] per example, the largest cosine with a training example of the merchant, labelled or not, which it computes and
 sends beside its soft labels. Merchants have equal weights.
 
-A merchant answers only the examples that it is most expert on: others would get a negligible weight. The server's
-teacher has a constant share, and labels alone what no merchant answers. Expertise cannot be verified: a Byzantine
-merchant that claims most of it determines the merchants' share of ``answer_share`` of the proxy set, but not the
-teacher's.
+A merchant answers only the examples that it is most expert on: others would get a negligible weight. The teacher
+labels what no merchant answers and, with ``teacher_share``, has a constant share of all labels. Expertise cannot be
+verified: a Byzantine merchant that claims most of it determines ``answer_share`` of the proxy set but for the teacher's
+share.
+
+The defaults are for one round from the server's student: many epochs at a low rate, so that a student that has few
+labels remains near the start. They were chosen on PriceRunner's validation products.
 """
 
 import math
@@ -29,6 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fed_distill.config import PositiveFloat
 from fed_distill.errors import UplinkRejected
 from fed_distill.methods.base import GlobalState, Trained
 from fed_distill.methods.fedmd import FedMD
@@ -42,8 +46,11 @@ class ExpertFD(FedMD):
     the higher it is, the more the most similar merchant dominates, and near 0 all that answer count alike. Other
     options: see ``fedmd``."""
 
-    answer_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    concentration: Annotated[float, Field(gt=0.0, le=500.0)] = 20.0
+    pretrain_epochs: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 20.0
+    private_rate_scale: PositiveFloat = 0.1
+    teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    answer_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    concentration: Annotated[float, Field(gt=0.0, le=500.0)] = 10.0
     sends: ClassVar[Kinds] = (ExpertSoftLabels,)
 
     def uplink(self, trained: Trained, down: Downlink) -> Uplink:
