@@ -19,6 +19,7 @@ STUDIES = [
         "privacy_audit",
         "methods",
         "catalogue",
+        "quickstart_seeds",
         "cold_start",
         "clicks",
         "features",
