@@ -205,6 +205,11 @@ class LabelsConfig(ConfigTable):
     second_stage: Annotated[int, Field(ge=2)] | None = Field(
         None, description="with stages = 2: round of the second half; none: the middle of the federation"
     )
+    prior_temperature: PositiveFloat = Field(
+        1.0,
+        description="temperature of the student's predictions that are the prior. A student that is too sure of a "
+        "class releases it whatever the label is; above 1, it does so less often",
+    )
     targets: Literal["posterior", "labels"] = Field(
         "posterior",
         description="training targets: probabilities of the true label given the randomized one and the prior, or "

@@ -80,7 +80,8 @@ class RandomizedLabels:
         draw = _read(path)
         if draw is None:
             learner.student.load_state_dict(dict(learner.weights))
-            prior = predict(learner.student, {name: values[rows] for name, values in learner.private.items()})
+            texts = {name: values[rows] for name, values in learner.private.items()}
+            prior = predict(learner.student, texts, temperature=self.mechanism.settings.prior_temperature)
             own = self.protection.own_randomness(request.seed)
             draw = self.mechanism.randomize(labels, prior, spend, basis, own, learner.name)
             tensors = {"prior": draw.prior, "among": draw.among, "labels": draw.labels}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.labels import LABELS, RandomizedLabels
@@ -87,6 +88,25 @@ def test_all_rounds_have_the_labels_of_the_first_and_cost_nothing_more(world, pr
         assert not np.array_equal(rounds[0].labels.numpy(), truth)
     spent = site.protection.spent("fedavg-kd", 0, world.names)
     assert (spent.epsilon, spent.epsilon_6, spent.delta, spent.merchants) == (1.0, 1.0, 0.0, len(world.names))
+
+
+def test_a_temperature_evens_out_the_prior(world, protected, seen, tmp_path):
+    merchant, among = world.names[0], {}
+    for temperature in (0.05, 1.0, 1e6):
+        changes = {"privacy.ledger": str(tmp_path / f"{temperature}")}
+        site = protected(**changes, **{"privacy.prior_temperature": temperature})
+        answers(site, request(world, merchant), world.down())
+        folder = site.protection.experiment.privacy.ledger / LABELS
+        (stored,) = folder.rglob("*.safetensors")
+        tensors = load_file(stored)
+        among[temperature] = tensors["among"].double().sum(dim=1).mean()
+        if temperature == 1e6:
+            classes = len(world.data.task.classes)
+            torch.testing.assert_close(
+                tensors["prior"], torch.full_like(tensors["prior"], 1 / classes), atol=1e-4, rtol=0
+            )
+            assert among[temperature] == classes
+    assert among[0.05] < among[1.0] <= among[1e6]
 
 
 def test_equal_texts_have_one_label_and_one_draw(world, protected, seen):
