@@ -75,6 +75,11 @@ class Static(Towers):
         }
         self.tokens = PretrainedTokens(tokenizer, pad_id, max_tokens)
 
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """See ``TextModel``."""
+        return {**self.tokens.specification, "special_tokens": False}
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``text_ids`` and, for pairs, ``pair_ids``: int32 ``[n, tokens]`` without special tokens, 0 for padding."""
         fields = {"text_ids": texts} if pairs is None else {"text_ids": texts, "pair_ids": pairs}
