@@ -82,11 +82,12 @@ def load_saved_student(folder: Path) -> tuple[TextModel, StudentDescription]:
     """Load what ``save_student`` wrote; raise ModelError if it is missing, damaged, or not of one model and task."""
     description = StudentDescription.read(folder)
     model, task = load_model(folder), description.task
-    classes, pair = (model.settings.get(name) for name in ("classes", "pair"))
+    classes = model.settings.get("classes", len(task.classes))  # a custom model may have neither
+    pair = model.settings.get("pair", task.pair)
     if classes != len(task.classes) or pair != task.pair:
         texts = {True: "two texts", False: "one text"}
         raise ModelError(
-            f"{folder / MODEL} has {classes} classes of {texts.get(bool(pair))}, and {folder / DESCRIPTION} has "
+            f"{folder / MODEL} has {classes} classes of {texts[bool(pair)]}, and {folder / DESCRIPTION} has "
             f"{len(task.classes)} classes of {texts[task.pair]}: these files are not of one student; copy both from "
             "the same run"
         )

@@ -49,8 +49,8 @@ _CARD = """\
 ---
 # {{ name }}
 
-A student `{{ student }}` with {{ parameters }} weights. {{ purpose }} [fed-distill](https://pypi.org/project/fed-distill/) \
-trained it across {{ merchants }} merchants, which kept their data, with the method `{{ method }}` and a teacher of \
+A student `{{ student }}` with {{ parameters }} weights. {{ purpose }} fed-distill
+trained it across {{ merchants }} merchants, which kept their data, with the method `{{ method }}` and a teacher of
 {{ teacher_parameters }} weights.
 
 ## Use
@@ -72,17 +72,15 @@ they were left out in training; e-mail addresses, phone numbers and card numbers
 
 ## Training data
 
-Data set: `{{ dataset }}`{{ source }}. Task: `{{ task }}`. Merchants: {{ merchants }}{{ byzantine }}. No text of the test
-set was in the training data of anybody.
+Data set: `{{ dataset }}`{{ source }}. Task: `{{ task }}`. Merchants: {{ merchants }}{{ byzantine }}. The test set was
+split off by groups, such as products, before anything was trained.
 
 ## Evaluation
 
 {{ verdict }} {{ headline }}
 
 {{ table }}
-{{ covers }} *teacher* is the large model, *student* the same student from the server's labels alone, *server* with the
-teacher's soft labels too, *local* each merchant alone, *pooled* all data in one place, *fedavg* federated averaging
-without a teacher; this student is the row in bold named **{{ federation }}**.{{ seeds }}
+{{ covers }} This student is the row **{{ federation }}**; the others are {{ rows }}.{{ seeds }}
 
 ### For whom it does worst
 
@@ -102,8 +100,8 @@ Unit: {{ unit }}. Epsilon spent: {{ epsilon }}{{ delta }}.
 
 ## Repeat
 
-`fed-distill run {{ experiment_file }}` with the settings below, on {{ versions }}. Paths in them are of the machine that
-trained it.
+`fed-distill run {{ experiment_file }}` with the settings below, on {{ versions }}. Paths in them are of the machine
+that trained it.
 
 ````toml
 {{ toml }}````
@@ -146,6 +144,7 @@ def model_card(
         table=markdown_table(summary),
         covers=covers(summary),
         federation=summary["federation"],
+        rows=_rows(summary),
         seeds=_seeds(summary),
         worst=_worst(summary),
         unit=f"`{summary['privacy']['unit']}`" if is_private(summary["privacy"]) else "none",
@@ -194,7 +193,9 @@ def _call(task: Task) -> str:
         return 'order, scores = student.rank("a query", ["a title", "another title"])'
     if task.name == "recommend":
         return 'order, scores = student.recommend(["a clicked title"], ["a candidate", "another candidate"])'
-    return f'student.predict(["a text"]{", pairs=['another text']" if task.pair else ""})  # class probabilities'
+    if task.pair:
+        return 'student.predict(["a text"], pairs=["another text"])  # class probabilities'
+    return 'student.predict(["a text"])  # class probabilities'
 
 
 def _classes(task: Task) -> str:
@@ -231,6 +232,12 @@ def _byzantine(summary: Mapping[str, Any]) -> str:
     return f", of which {wording.percent(attack['fraction'])} were Byzantine in a simulation (`{attack['attack']}`)"
 
 
+def _rows(summary: Mapping[str, Any]) -> str:
+    controls = [f"the control *{name}* ({wording.ROW_NAMES[name]})" for name in summary["controls"]]
+    compared = [f"*{title}* (compared)" for title in summary["federations"] if title != summary["federation"]]
+    return ", ".join(["the *teacher*", *controls, *compared])
+
+
 def _seeds(summary: Mapping[str, Any]) -> str:
     seeds = summary["seeds"]
     if len(seeds) == 1:
@@ -242,11 +249,12 @@ def _worst(summary: Mapping[str, Any]) -> str:
     student = summary["student"]
     if student["worst_merchant"] is None:
         return "Not measured: no merchant has a test set of its own, or no site sends its scores."
+    uncovered = " The privacy guarantee does not cover these figures." if is_private(summary["privacy"]) else ""
     return (
         f"Accuracy on a merchant's own test examples: {wording.number(student['merchant_accuracy'], 3)} on average, "
         f"{wording.number(student['worst_tenth'], 3)} at the tenth percentile, and "
         f"{wording.number(student['worst_merchant']['accuracy'], 3)} for the worst-served merchant of those with "
-        "enough examples."
+        f"enough examples.{uncovered}"
     )
 
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fed_distill.data.cleaning import clean_served, clean_text
-from fed_distill.data.examples import Task
 from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.errors import DataError, ModelError
 from fed_distill.models.base import TextModel
