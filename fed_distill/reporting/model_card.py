@@ -49,7 +49,7 @@ _CARD = """\
 ---
 # {{ name }}
 
-A student `{{ student }}` with {{ parameters }} weights. {{ purpose }} fed-distill
+A `{{ student }}` student with {{ parameters }} weights. {{ purpose }} fed-distill
 trained it across {{ merchants }} merchants, which kept their data, with the method `{{ method }}` and a teacher of
 {{ teacher_parameters }} weights.
 
@@ -72,7 +72,7 @@ they were left out in training; e-mail addresses, phone numbers and card numbers
 
 ## Training data
 
-Data set: `{{ dataset }}`{{ source }}. Task: `{{ task }}`. Merchants: {{ merchants }}{{ byzantine }}. The test set was
+Data set: `{{ dataset }}`{{ source }}. Task: `{{ task }}`. Merchants: {{ merchants }}{{ byzantine }}.{{ server }} The test set was
 split off by groups, such as products, before anything was trained.
 
 ## Evaluation
@@ -100,8 +100,8 @@ Unit: {{ unit }}. Epsilon spent: {{ epsilon }}{{ delta }}.
 
 ## Repeat
 
-`fed-distill run {{ experiment_file }}` with the settings below, on {{ versions }}. Paths in them are of the machine
-that trained it.
+Save these settings as `{{ experiment_file }}` and call `fed-distill run {{ experiment_file }}`. Paths in them are of the machine
+that trained it, with {{ versions }}.
 
 ````toml
 {{ toml }}````
@@ -139,6 +139,7 @@ def model_card(
         source=_source(summary),
         task=task.name,
         byzantine=_byzantine(summary),
+        server=_server(summary),
         verdict=wording.verdict(summary),
         headline=headline(summary),
         table=markdown_table(summary),
@@ -206,7 +207,8 @@ def _classes(task: Task) -> str:
 
 def _transformers(model: TextModel) -> str:
     if not is_huggingface(model):
-        return "It cannot be loaded by transformers: its network is not one of theirs, or has adapters."
+        why = "it has adapters" if isinstance(model, Transformer) else "its network is not one of theirs"
+        return f"The library transformers cannot load it: {why}."
     loaded = "`AutoModelForSequenceClassification.from_pretrained` loads the same network from this folder"
     if isinstance(model, Transformer) and model.from_scratch:
         return (
@@ -223,6 +225,16 @@ def _source(summary: Mapping[str, Any]) -> str:
     source = summary["data"].get("source") or {}
     named = [str(source[key]) for key in ("name", "license") if source.get(key)]
     return f" ({'; '.join(named)})" if named else ""
+
+
+def _server(summary: Mapping[str, Any]) -> str:
+    counts = summary["data"].get("examples")
+    if counts is None:
+        return ""
+    return (
+        f" The server has {wording.count(counts['public'])} labelled examples and a proxy set of "
+        f"{wording.count(counts['proxy'])}."
+    )
 
 
 def _byzantine(summary: Mapping[str, Any]) -> str:

@@ -80,11 +80,15 @@ def test_its_settings_repeat_the_experiment_without_folders_of_the_machine(card,
     assert Experiment.parse(settings) == sample.experiment
 
 
+def test_the_server_s_tables_are_counted(card, private_summary):
+    assert "The server has 14,210 labelled examples and a proxy set of 4,000." in card(private_summary)
+
+
 def test_how_it_is_used_fits_the_student(card, summary, task):
     text = card(summary)
     assert "student.rank(" in text
     assert "student.embed(" in text
-    assert "It cannot be loaded by transformers" in text
+    assert "transformers cannot load it: its network is not one of theirs" in text
     small = {"rows": 64, "width": 8, "layers": 1}
     bert = card(summary, "bert-mini", small)
     assert "student.embed(" not in bert
