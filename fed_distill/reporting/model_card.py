@@ -72,8 +72,8 @@ they were left out in training; e-mail addresses, phone numbers and card numbers
 
 ## Training data
 
-Data set: `{{ dataset }}`{{ source }}. Task: `{{ task }}`. Merchants: {{ merchants }}{{ byzantine }}.{{ server }} The test set was
-split off by groups, such as products, before anything was trained.
+Data set: `{{ dataset }}`{{ source }}. Task: `{{ task }}`. Merchants: {{ merchants }}{{ byzantine }}.{{ server }} The
+test set was split off by groups, such as products, before anything was trained.
 
 ## Evaluation
 
@@ -100,8 +100,8 @@ Unit: {{ unit }}. Epsilon spent: {{ epsilon }}{{ delta }}.
 
 ## Repeat
 
-Save these settings as `{{ experiment_file }}` and call `fed-distill run {{ experiment_file }}`. Paths in them are of the machine
-that trained it, with {{ versions }}.
+Save these settings as `{{ experiment_file }}` and call `fed-distill run {{ experiment_file }}`. Paths in them are
+of the machine that trained it, with {{ versions }}.
 
 ````toml
 {{ toml }}````
