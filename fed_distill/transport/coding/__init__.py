@@ -19,6 +19,7 @@ SOFT_LABEL_STAGES = Registry(
         "float16": "fed_distill.transport.coding.updates:Float16",
         "int8": "fed_distill.transport.coding.probabilities:Int8Probabilities",
         "int4": "fed_distill.transport.coding.probabilities:Int4Probabilities",
+        "log-int4": "fed_distill.transport.coding.probabilities:LogInt4Probabilities",
         "top-k": "fed_distill.transport.coding.probabilities:TopKProbabilities",
     },
 )

@@ -13,6 +13,7 @@ from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.probabilities import (
     Int4Probabilities,
     Int8Probabilities,
+    LogInt4Probabilities,
     TopKProbabilities,
     normalized,
 )
@@ -45,6 +46,20 @@ def test_no_probability_arrives_as_0_of_which_there_is_no_logarithm(through, sta
     torch.testing.assert_close(got, torch.tensor([[0.25, 0.25, 1.0, levels]]) / levels)
 
 
+@given(labels=LABELS)
+def test_a_logarithm_is_off_by_a_quarter_where_it_is_above_the_least(through, labels):
+    got, size = through([LogInt4Probabilities()], labels)
+    off = (got.double().log() - labels.double().clamp_min(math.exp(-7.5)).log()).abs()
+    assert float(off.max()) <= 0.25 + 1e-5
+    assert size == math.ceil(labels.numel() * 4 / 8)
+
+
+def test_logarithms_arrive_in_half_nats(through):
+    sent = torch.tensor([[1.0, math.exp(-0.6), math.exp(-3.2), math.exp(-7.4), 1e-9, 0.0]])
+    got, _ = through([LogInt4Probabilities()], sent)
+    torch.testing.assert_close(got.log(), torch.tensor([[0.0, -0.5, -3.0, -7.5, -7.5, -7.5]]))
+
+
 def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
     labels = torch.tensor([[0.5, 0.05, 0.3, 0.05, 0.1], [0.02, 0.9, 0.02, 0.05, 0.01]])
     got, size = through([TopKProbabilities(2)], labels)
@@ -55,7 +70,7 @@ def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
 
 @given(LABELS, st.integers(1, 10))
 def test_rows_are_probabilities_again_in_any_chain(through, labels, classes):
-    for last in ([], [Float16()], [Int8Probabilities()], [Int4Probabilities()]):
+    for last in ([], [Float16()], [Int8Probabilities()], [Int4Probabilities()], [LogInt4Probabilities()]):
         got = normalized(through([TopKProbabilities(classes), *last], labels)[0])
         assert got.shape == labels.shape
         assert bool((got >= 0).all())
