@@ -1,5 +1,7 @@
 """A served student gives what its evaluation gave, for texts that are cleaned like its training data."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, ndcg_score, roc_auc_score
@@ -188,6 +190,16 @@ def test_a_run_and_its_student_s_folder_are_the_same_student(tiny_run):
     run, folder = load_student(str(tiny_run.result.folder)), load_student(tiny_run.result.student)
     np.testing.assert_array_equal(run.embed(TITLES), folder.embed(TITLES))
     assert run.task == folder.task
+
+
+def test_resuming_a_finished_run_describes_a_student_of_an_earlier_version(tiny_run, simulate, tmp_path):
+    shutil.copytree(tiny_run.result.folder, tmp_path / "tiny")
+    (tmp_path / "tiny" / "student" / DESCRIPTION).unlink()
+    with pytest.raises(ModelError, match=r"write it again with fed-distill run .*tiny/experiment.toml --resume"):
+        load_student(tmp_path / "tiny")
+    simulate(tiny_run.experiment.with_changes({"runtime.folder": str(tmp_path), "runtime.resume": True}))
+    again, before = load_student(tmp_path / "tiny"), load_student(tiny_run.result.folder)
+    np.testing.assert_array_equal(again.predict(TITLES, TITLES), before.predict(TITLES, TITLES))
 
 
 @pytest.mark.parametrize(
