@@ -50,8 +50,7 @@ _CARD = """\
 # {{ name }}
 
 A `{{ student }}` student with {{ parameters }} weights. {{ purpose }} fed-distill
-trained it across {{ merchants }} merchants, which kept their data, with the method `{{ method }}` and a teacher of
-{{ teacher_parameters }} weights.
+trained it across {{ merchants }} merchants, which kept their data, with the method `{{ method }}` and {{ teacher }}.
 
 ## Use
 
@@ -129,7 +128,7 @@ def model_card(
         purpose=_PURPOSES.get(task.name, f"It classifies texts for the task `{task.name}`."),
         merchants=wording.count(summary["merchants"]),
         method=summary["method"],
-        teacher_parameters=wording.count(summary["teacher"]["parameters"]),
+        teacher=_teacher(summary["teacher"]["parameters"]),
         call=_call(task),
         towers=isinstance(model, Towers),
         classes=_classes(task),
@@ -151,7 +150,7 @@ def model_card(
         unit=f"`{summary['privacy']['unit']}`" if is_private(summary["privacy"]) else "none",
         epsilon=_epsilon(summary["privacy"]),
         delta=_delta(summary["privacy"]),
-        privacy=" ".join([wording.privacy(summary), *wording.promises(summary)]),
+        privacy=" ".join([wording.privacy(summary).strip(), *wording.promises(summary)]),
         limits=_limits(summary, main),
         experiment_file=EXPERIMENT,
         versions=", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
@@ -187,6 +186,12 @@ def _metadata(summary: Mapping[str, Any], task: Task) -> str:
         model_name=summary["name"], library_name=_LIBRARY, pipeline_tag=pipeline, tags=tags, eval_results=results
     )
     return data.to_yaml().strip()
+
+
+def _teacher(parameters: float | None) -> str:
+    if not parameters:
+        return "a file of labels in place of a teacher"
+    return f"a teacher of {wording.count(parameters)} weights"
 
 
 def _call(task: Task) -> str:
@@ -273,7 +278,9 @@ def _worst(summary: Mapping[str, Any]) -> str:
 def _epsilon(privacy: Mapping[str, Any]) -> str:
     if not is_private(privacy):
         return "none"
-    return "unbounded" if privacy["epsilon"] is None else f"{privacy['epsilon']:.4g}"
+    if privacy["epsilon"] is None:
+        return "unbounded"
+    return f"{math.ceil(1000 * privacy['epsilon']) / 1000:.3f}"  # rounded up: a guarantee is not understated
 
 
 def _delta(privacy: Mapping[str, Any]) -> str:

@@ -66,8 +66,9 @@ def test_without_privacy_nothing_was_spent_and_a_limit_says_so(card, summary):
 def test_a_private_run_states_unit_and_epsilon(card, private_summary):
     text = card(private_summary)
     privacy = private_summary["privacy"]
-    spent = f"Unit: `example`. Epsilon spent: {privacy['epsilon']:.4g} at delta {privacy['delta']:.3g}."
-    assert spent in section(text, "Privacy")
+    found = re.search(r"Unit: `example`\. Epsilon spent: ([\d.]+) at delta (\S+)\.\n", section(text, "Privacy"))
+    assert privacy["epsilon"] <= float(found[1]) < privacy["epsilon"] + 0.001
+    assert float(found[2]) == privacy["delta"]
     assert "differential-privacy" in ModelCard(text).data.tags
     assert "no differential privacy" not in section(text, "Limits")
     assert "does not cover these figures" in section(text, "For whom it does worst")
@@ -78,6 +79,19 @@ def test_its_settings_repeat_the_experiment_without_folders_of_the_machine(card,
     assert "anna" not in text
     settings = tomllib.loads(re.search(r"````toml\n(.*?)````", text, re.DOTALL)[1])
     assert Experiment.parse(settings) == sample.experiment
+
+
+def test_epsilon_is_rounded_up(card, private_summary):
+    private_summary["privacy"]["epsilon"] = 3.9601
+    assert "Epsilon spent: 3.961 at delta" in card(private_summary)
+    private_summary["privacy"]["epsilon"] = None
+    assert "Epsilon spent: unbounded at delta" in card(private_summary)
+
+
+def test_a_teacher_without_weights_is_a_file(card, summary):
+    assert "and a teacher of 22,713,988 weights." in card(summary)
+    summary["teacher"]["parameters"] = 0
+    assert "and a file of labels in place of a teacher." in card(summary)
 
 
 def test_the_server_s_tables_are_counted(card, private_summary):
