@@ -1,6 +1,7 @@
 """fed-distill: federated distillation for e-commerce search and recommendation.
 
 ``run(Experiment.read("experiments/quickstart.toml"))`` does what ``fed-distill run`` does, and returns tables.
+``load_student("runs/quickstart")`` loads the student that a run has trained.
 """
 
 from importlib import import_module
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
     from fed_distill.payloads.base import Payload
     from fed_distill.reporting.callbacks import Callback
     from fed_distill.reporting.result import Result
+    from fed_distill.serving.student import Student, load_student
 
-__all__ = ["Callback", "Dataset", "Experiment", "Method", "Payload", "Result", "TextModel", "run"]
+__all__ = [
+    "Callback",
+    "Dataset",
+    "Experiment",
+    "Method",
+    "Payload",
+    "Result",
+    "Student",
+    "TextModel",
+    "load_student",
+    "run",
+]
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -26,7 +39,9 @@ _PLACES = {
     "Method": "fed_distill.methods.base",
     "Payload": "fed_distill.payloads.base",
     "Result": "fed_distill.reporting.result",
+    "Student": "fed_distill.serving.student",
     "TextModel": "fed_distill.models.base",
+    "load_student": "fed_distill.serving.student",
     "run": "fed_distill.experiment.simulation",
 }
 

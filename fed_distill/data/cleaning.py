@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fed_distill.data.examples import UNLABELED
-from fed_distill.text.cleaning import mask
+from fed_distill.errors import DataError
+from fed_distill.text.cleaning import collapse, mask
 
 LOG = logging.getLogger("fed_distill.data")
 
@@ -60,7 +61,7 @@ def clean(
     for row, raw in enumerate(texts):
         merchant = "" if merchants is None else merchants[row]
         fields = (raw,) if pairs is None else (raw, pairs[row])
-        found = tuple(" ".join((text or "").split()) for text in fields)
+        found = tuple(collapse(text or "") for text in fields)
         unknown = labels is not None and labels[row] == UNLABELED
         if merchants is not None and not merchant:
             dropped["no merchant"] += 1
@@ -97,3 +98,36 @@ def clean(
         "unlabeled_merchants": silent,
     }
     return Cleaned(tuple(rows), tuple(kept), None if kept_pairs is None else tuple(kept_pairs), account)
+
+
+def clean_served(texts: Sequence[str], name: str, max_characters: int, separator: str | None = None) -> list[str]:
+    """Return ``texts`` as ``clean`` would keep them, for prediction; nothing is dropped.
+
+    Parameters and errors are those of ``clean_text``; an error has the position of the text too.
+    """
+    if isinstance(texts, str):
+        raise DataError(f"{name} must be a list of strings, not one string: write [{name}]")
+    return [clean_text(text, f"{name}[{place}]", max_characters, separator) for place, text in enumerate(texts)]
+
+
+def clean_text(text: str, name: str, max_characters: int, separator: str | None = None) -> str:
+    """Return ``text`` as ``clean`` would keep it.
+
+    :param name: name of the argument, for errors
+    :param max_characters: longest text in the student's training data
+    :param separator: of the parts of a text that was joined of several; each part is limited
+    :raises DataError: the text is not a string, empty, or longer than any in the training data
+    """
+    if not isinstance(text, str):
+        raise DataError(f"{name} must be a string, not {type(text).__name__}")
+    collapsed = collapse(text)
+    if not collapsed:
+        raise DataError(f"{name} is empty: leave it out")
+    parts = [collapsed] if separator is None else collapsed.split(separator)
+    longest = max(map(len, parts))
+    if longest > max_characters:
+        raise DataError(
+            f"{name} has {longest:,} characters{' in one part' if len(parts) > 1 else ''}, and texts of the training "
+            f"data have at most {max_characters:,} (data.max_characters): shorten it"
+        )
+    return (separator or "").join(map(mask, parts))

@@ -19,7 +19,7 @@ from fed_distill.data.table import read_columns
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.storage.files import write_atomic
-from fed_distill.text.cleaning import mask
+from fed_distill.text.cleaning import collapse, mask
 
 ROLES = ("text", "pair", "label")
 """Roles of columns. Without a column for ``label``, each class has a column of its probabilities."""
@@ -173,4 +173,4 @@ def _indexed(
 
 
 def _key(text: str, pair: str) -> tuple[str, str]:
-    return mask(" ".join(text.split())), mask(" ".join(pair.split()))
+    return mask(collapse(text)), mask(collapse(pair))

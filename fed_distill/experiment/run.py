@@ -23,7 +23,9 @@ from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
+from fed_distill.models.student_folder import StudentDescription, save_student
 from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.model_card import CARD, model_card
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.query_scores import QUERY_SCORES, written
 from fed_distill.reporting.report import write_report
@@ -69,7 +71,6 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
         callbacks.on_stage("report", None)
         student = first.factory.student(experiment.student.model)
         student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
-        store.save_student(student.save)
         probabilities = evaluator.test_probabilities(student).numpy()
         store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
         # a file of labels has no speed
@@ -91,6 +92,14 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
         store.write(QUERY_SCORES, written(outcomes))
         if (folder / SUMMARY).exists():  # a finished run was resumed: keep the results of audits
             summary["privacy"]["audit"] = read_audit(folder)
+        described = StudentDescription(data.task, experiment.data.max_characters)
+
+        def save(into: Path) -> None:
+            save_student(into, student, described)
+            card = model_card(summary, experiment, data.task, student, described.max_characters)
+            (into / CARD).write_text(card, encoding="utf-8")
+
+        store.save_student(save)
         store.write_summary(summary)
         write_report(folder)
         callbacks.on_end(summary)

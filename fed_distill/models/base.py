@@ -65,6 +65,8 @@ class TextModel(nn.Module, ABC):
     ``towers`` says that each text has a vector of its own, independent of the other text. The first hidden state is
     then these vectors side by side, ``[batch, 1, texts * width]``.
     ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.
+    ``unsaved_prefix`` begins the name of every weight, and is left out in a saved model, so that the library of the
+    module inside reads its own names.
     ``zero_shot`` says whether the model predicts the classes without fine-tuning, ``trainable`` whether it can be
     fine-tuned, for teachers.
     """
@@ -75,12 +77,19 @@ class TextModel(nn.Module, ABC):
     towers: bool = False
     of_teacher: bool = False
     files: Mapping[str, str] = {}
+    unsaved_prefix: str = ""
     zero_shot: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
 
     @abstractmethod
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """Turn ``n`` texts (and their pairs) into row-aligned tensors."""
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """How ``encode`` turns texts into integers, JSON-ready, for programs in other languages: ``algorithm`` and its
+        parameters. A model of another package is its own documentation."""
+        return {"algorithm": self.kind}
 
     @abstractmethod
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
@@ -126,9 +135,11 @@ class TextModel(nn.Module, ABC):
         files = {setting: file for setting, file in self.files.items() if settings.get(setting)}
         for setting, file in files.items():
             (folder / file).write_text(settings.pop(setting), encoding="utf-8")
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        (folder / "model.safetensors").write_bytes(save(weights))  # save_file does not report a full disk
-        description = {"kind": self.kind, "settings": settings, "files": files}
+        prefix = self.unsaved_prefix
+        weights = {name.removeprefix(prefix): value.contiguous() for name, value in self.state_dict().items()}
+        content = save(weights, {"format": "pt"})  # save_file does not report a full disk
+        (folder / "model.safetensors").write_bytes(content)
+        description = {"kind": self.kind, "settings": settings, "files": files, "unsaved_prefix": prefix}
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -146,7 +157,9 @@ def read_model_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tenso
         settings = dict(description["settings"])
         for setting, file in description["files"].items():
             settings[setting] = (folder / file).read_text(encoding="utf-8")
-        return str(description["kind"]), settings, load_file(folder / "model.safetensors")
+        prefix = str(description.get("unsaved_prefix", ""))  # a model of an earlier version has whole names
+        weights = {prefix + name: value for name, value in load_file(folder / "model.safetensors").items()}
+        return str(description["kind"]), settings, weights
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} is not a saved model (model.json, model.safetensors and the files named in it): {error}"

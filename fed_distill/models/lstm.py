@@ -4,8 +4,8 @@ Text and pair form one sequence with a separator, as for transformers, so that s
 Pooling by a learned query follows Yang et al. 2016 (sec. 2.2).
 """
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -46,6 +46,11 @@ class LSTM(TextModel):
         self.attention = nn.Linear(2 * width, 1)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = nn.Linear(2 * width, classes)
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """See ``TextModel``."""
+        return self.tokens.specification
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``input_ids`` and, for pairs, ``segments``: int64 ``[n, length]``, 0 for padding."""

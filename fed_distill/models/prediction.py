@@ -25,14 +25,14 @@ def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperatu
 
     The model runs in evaluation mode on its device, without gradients; its mode is restored afterwards.
     """
-    return _by_batches(
+    return by_batches(
         model, encoded, batch_size, lambda batch: torch.softmax(model(batch).logits.float() / temperature, dim=-1)
     )
 
 
 def represent(model: TextModel, encoded: Encoded, batch_size: int = 256) -> Tensor:
     """Return the ``representation`` of each example, ``[examples, width]``, computed as in ``predict``."""
-    return _by_batches(model, encoded, batch_size, lambda batch: representation(model(batch, hidden=True)).float())
+    return by_batches(model, encoded, batch_size, lambda batch: representation(model(batch, hidden=True)).float())
 
 
 def representation(outputs: Outputs) -> Tensor:
@@ -51,9 +51,13 @@ def representation(outputs: Outputs) -> Tensor:
     return (last * used).sum(dim=1) / used.sum(dim=1).clamp_min(1.0)
 
 
-def _by_batches(
+def by_batches(
     model: TextModel, encoded: Encoded, batch_size: int, compute: Callable[[dict[str, Tensor]], Tensor]
 ) -> Tensor:
+    """Return the rows that ``compute`` gives for collated batches, on the CPU, in the order of ``encoded``.
+
+    The model runs as in ``predict``.
+    """
     device = next(model.parameters()).device
     order = torch.argsort(lengths(encoded), stable=True)
     training = model.training

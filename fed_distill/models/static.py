@@ -12,7 +12,7 @@ token's row would be small too.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,11 @@ class Static(Towers):
             "dropout": dropout,
         }
         self.tokens = PretrainedTokens(tokenizer, pad_id, max_tokens)
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """See ``TextModel``."""
+        return {**self.tokens.specification, "special_tokens": False}
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``text_ids`` and, for pairs, ``pair_ids``: int32 ``[n, tokens]`` without special tokens, 0 for padding."""

@@ -76,6 +76,7 @@ class Transformer(TextModel):
         names = [name for name, parameter in self.named_parameters() if parameter is words]
         self.tables = {} if self._pad_id else dict.fromkeys(names, ("input_ids",))
         self.prefix: Prefix | None = None
+        self.unsaved_prefix = "network."
         self.with_adapters(Adapters(lora_rank, ia3, prefix_length))
 
     def with_adapters(self, adapters: Adapters) -> Self:
@@ -83,6 +84,7 @@ class Transformer(TextModel):
         if adapters.settings:
             self.prefix = add_adapters(self.network, adapters)
             self.settings = {**self.settings, **adapters.settings}
+            self.unsaved_prefix = ""
         return self
 
     @property
@@ -91,9 +93,19 @@ class Transformer(TextModel):
         return str(self.settings["config"]["model_type"])
 
     @property
+    def has_segments(self) -> bool:
+        """Whether the network distinguishes the tokens of a text from those of its pair (``token_type_ids``)."""
+        return "token_type_ids" in self._arguments and getattr(self.network.config, "type_vocab_size", 2) > 1
+
+    @property
     def from_scratch(self) -> bool:
         """Whether the model has hashed word pieces, for which there are no pretrained weights."""
         return self.settings["tokenizer"] is None
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """See ``TextModel``."""
+        return self.tokens.specification
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``input_ids`` and, for pairs, ``segments``: int64 ``[n, length]``, 0 for padding."""
@@ -104,7 +116,7 @@ class Transformer(TextModel):
         ids = batch["input_ids"]
         used = ids > 0
         inputs: dict[str, Tensor] = {}
-        if "token_type_ids" in self._arguments and getattr(self.network.config, "type_vocab_size", 2) > 1:
+        if self.has_segments:
             segments = batch.get("segments")
             inputs["token_type_ids"] = torch.zeros_like(ids) if segments is None else (segments - 1).clamp_min(0)
         if self._per_example:

@@ -1,7 +1,7 @@
 """The edge student over one hashed table of words and character n-grams, which needs no vocabulary."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from pydantic import Field
 from fed_distill.config import Share
 from fed_distill.models.towers import Towers
 from fed_distill.text.encoded import Encoded
-from fed_distill.text.hashing import bag_rows
+from fed_distill.text.hashing import bag_rows, bag_specification
 
 Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]
@@ -41,6 +41,11 @@ class TwoTower(Towers):
         """
         super().__init__(classes, pair, rows, width, head_width, dropout)
         self.rows, self.ngrams, self.max_features = rows, ngrams, max_features
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """See ``TextModel``."""
+        return bag_specification(self.rows, self.ngrams, self.max_features)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``text_ids`` and, for pairs, ``pair_ids``: int32 ``[n, features]``, 0 for padding."""

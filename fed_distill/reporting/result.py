@@ -43,5 +43,5 @@ class Result:
 
     @property
     def student(self) -> Path:
-        """Folder of the global student, for ``fed_distill.models.load_model``."""
+        """Folder of the global student, for ``fed_distill.load_student``."""
         return self.folder / STUDENT

@@ -1,4 +1,4 @@
-"""Mask personal data in texts.
+"""Clean texts: collapse white space and mask personal data.
 
 Personal data are e-mail addresses, phone numbers and payment card numbers (ISO/IEC 7812: issuer prefix, length and Luhn
 check digit); each is replaced by a word in brackets. Product titles are full of long numbers, so the patterns ask for
@@ -46,6 +46,11 @@ _ISSUERS = {
     16: re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|6(?:011|4[4-9]|5|2)|35(?:2[89]|[3-8])"),
     19: re.compile(r"4|62"),
 }
+
+
+def collapse(text: str) -> str:
+    """Replace each run of white space by one blank, and remove it at both ends."""
+    return " ".join(text.split())
 
 
 def mask(text: str, counts: Counter[str] | None = None) -> str:

@@ -8,10 +8,11 @@ Bojanowski et al., "Enriching word vectors with subword information", TACL 2017,
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ _WORD_START, _WORD_END = 0x110000, 0x110001
 _BASE = 0x9E3779B97F4A7C15
 _CHUNK = 4096
 _WORD, _UNIGRAM, _BIGRAM, _PIECE, _CONTINUATION = 101, 102, 103, 104, 105
+_SALT = 0xD1342543DE82EF95
 
 
 def normalize(text: str) -> str:
@@ -75,6 +77,41 @@ def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
     :returns: int32 ``[texts, pieces]``, padded with 0
     """
     return _stack([_pieces(chunk, rows, max_pieces) for chunk in _chunks(texts)], len(texts))
+
+
+def bag_specification(rows: int, ngrams: Sequence[int], max_features: int) -> dict[str, Any]:
+    """Return the parameters and constants of ``bag_rows``, JSON-ready; ``docs/student.md`` has the algorithm."""
+    return {
+        "algorithm": "hashed words and n-grams",
+        **_specification(rows, {"word": _WORD, "ideograph": _UNIGRAM, "ideographs": _BIGRAM}),
+        "ngrams": list(ngrams),
+        "max_features": max_features,
+        "word_start": _WORD_START,
+        "word_end": _WORD_END,
+    }
+
+
+def piece_specification(rows: int, max_length: int) -> dict[str, Any]:
+    """Return the parameters and constants of ``piece_rows`` in sequences of ``max_length`` with special tokens."""
+    return {
+        "algorithm": "hashed word pieces",
+        **_specification(rows, {"piece": _PIECE, "continuation": _CONTINUATION}),
+        "max_length": max_length,
+        "special": {"padding": PAD, "cls": CLS, "sep": SEP},
+        "whole_piece": WHOLE_PIECE,
+        "cut_piece": CUT_PIECE,
+    }
+
+
+def _specification(rows: int, salts: Mapping[str, int]) -> dict[str, Any]:
+    """64-bit constants are hexadecimal, as many readers of JSON have no integers of that size."""
+    return {
+        "rows": rows,
+        "unicode": unicodedata.unidata_version,
+        "base": hex(_BASE),
+        "salt_factor": hex(_SALT),
+        "salts": dict(salts),
+    }
 
 
 @cache
@@ -182,7 +219,7 @@ def _window(codes: Codes, size: int) -> Codes:
 
 def _row(values: Codes, salt: Codes | int, rows: int) -> Rows:
     """Mix the values (finalizer of splitmix64) and scale them to 1 ... rows - 1."""
-    mixed = values + np.asarray(salt, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
+    mixed = values + np.asarray(salt, dtype=np.uint64) * np.uint64(_SALT)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed = mixed ^ (mixed >> np.uint64(31))

@@ -4,10 +4,10 @@ Models trained from scratch use hashed word pieces, so that merchants need no vo
 own tokenizer as the text of a ``tokenizer.json``, which is part of the model's settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from operator import itemgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fed_distill.errors import ModelError
 from fed_distill.text.encoded import Encoded
-from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows
+from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows, piece_specification
 
 
 class Tokens(Protocol):
@@ -29,6 +29,10 @@ class Tokens(Protocol):
 
     special: frozenset[int]
     mask: int
+
+    @property
+    def specification(self) -> Mapping[str, Any]:
+        """The algorithm and its parameters, JSON-ready (``docs/student.md``)."""
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """Encode ``n`` texts or pairs, truncated to the maximum length of this tokenizer."""
@@ -49,6 +53,11 @@ class HashedTokens:
         :param max_length: maximum number of tokens, [CLS] and [SEP] included
         """
         self.rows, self.max_length = rows, max_length
+
+    @property
+    def specification(self) -> Mapping[str, Any]:
+        """See ``Tokens``."""
+        return piece_specification(self.rows, self.max_length)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """See ``Tokens``."""
@@ -96,7 +105,7 @@ class PretrainedTokens:
             raise ModelError(f"the model's tokenizer.json cannot be read: {error}") from error
         self._tokenizer.enable_truncation(max_length)
         self._tokenizer.no_padding()
-        self._pad_id = pad_id
+        self._pad_id, self.max_length = pad_id, max_length
         added = self._tokenizer.get_added_tokens_decoder()
         special = {token for token, one in added.items() if one.special} | {pad_id}
         masks = [token for token, one in added.items() if one.content in ("[MASK]", "<mask>")]
@@ -106,6 +115,16 @@ class PretrainedTokens:
     def __deepcopy__(self, memo: dict[int, object]) -> "PretrainedTokens":
         """Return this object: copies of a model share its tokenizer, which is immutable."""
         return self
+
+    @property
+    def specification(self) -> Mapping[str, Any]:
+        """See ``Tokens``."""
+        return {
+            "algorithm": "tokenizer.json",
+            "max_length": self.max_length,
+            "special_tokens": True,
+            "swapped_ids": [0, self._pad_id],
+        }
 
     def _placed(self, token: int) -> int:
         return 0 if token == self._pad_id else self._pad_id if token == 0 else token

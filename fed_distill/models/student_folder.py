@@ -1,0 +1,110 @@
+"""The folder of a trained student: everything that is needed to use it, in this program or another.
+
+``student.json`` has the task, the cleaning and encoding of texts, examples with expected values, and versions;
+``model.json``, ``model.safetensors`` and the files named in it are those of ``TextModel.save``. A student that is a
+Hugging Face classifier also has the files by which transformers loads it (``huggingface``). ``docs/student.md`` has the
+format.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from fed_distill.data.examples import Task
+from fed_distill.data.tasks import HISTORY_SEPARATOR
+from fed_distill.errors import CheckpointError, ModelError
+from fed_distill.models.base import TextModel
+from fed_distill.models.building import load_model
+from fed_distill.models.huggingface import write_huggingface
+from fed_distill.models.prediction import predict
+from fed_distill.storage.files import read_json, strict_json
+from fed_distill.storage.versions import versions
+
+FORMAT = 1
+"""Version of ``student.json``. Increase it with any change by which an earlier program would misread a student."""
+DESCRIPTION = "student.json"
+MODEL = "model.json"
+
+_TEXTS = (
+    ("usb-c hub 7in1", "Anker 555 USB-C Hub (8-in-1)"),
+    ("Kühlschrank A+++ weiß", "BOSCH KGN36 Kühl-/Gefrierkombination 60 cm, weiss"),
+    ("手机壳 iphone15", "适用苹果15手机壳 硅胶 ＭａｇＳａｆｅ"),
+    ("☕ café ﬁlter", "Melitta Café-Filter 1×4, 80 Stück"),
+)
+"""Texts and pairs whose encoding and class probabilities are stored, so that another program can check its own: letters
+with marks, ligatures, full-width forms, ideographs, digits and symbols."""
+
+
+@dataclass(frozen=True)
+class StudentDescription:
+    """What a student was trained for. max_characters: longest text (of a history: longest title) in its data."""
+
+    task: Task
+    max_characters: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``student.json``; raise ModelError if it is missing, damaged, or of a newer format."""
+        path = folder / DESCRIPTION
+        try:
+            content = read_json(path)
+            number = content["format"]
+            if number != FORMAT:
+                raise ModelError(
+                    f"{path} has format {number!r}, and this version of fed-distill reads format {FORMAT}: install "
+                    f"fed-distill {content.get('versions', {}).get('fed-distill', 'of a later version')}"
+                )
+            task = TypeAdapter(Task).validate_python(content["task"])
+            return cls(task, TypeAdapter(int).validate_python(content["text"]["max_characters"]))
+        except (CheckpointError, ValidationError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path} is not a student's description: {error}") from error
+
+
+def save_student(folder: Path, model: TextModel, description: StudentDescription) -> None:
+    """Write ``model`` with its description into ``folder``, which must be empty."""
+    model.save(folder)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "task": asdict(description.task),
+        "text": {"max_characters": description.max_characters, "history_separator": HISTORY_SEPARATOR},
+        "encoding": dict(model.encoding),
+        "examples": examples(model, description.task.pair),
+        "versions": versions(),
+    }
+    text = strict_json(content, DESCRIPTION, indent=1)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    write_huggingface(folder, model, description.task)
+
+
+def load_saved_student(folder: Path) -> tuple[TextModel, StudentDescription]:
+    """Load what ``save_student`` wrote; raise ModelError if it is missing, damaged, or not of one model and task."""
+    description = StudentDescription.read(folder)
+    model, task = load_model(folder), description.task
+    classes = model.settings.get("classes", len(task.classes))  # a custom model may have neither
+    pair = model.settings.get("pair", task.pair)
+    if classes != len(task.classes) or pair != task.pair:
+        texts = {True: "two texts", False: "one text"}
+        raise ModelError(
+            f"{folder / MODEL} has {classes} classes of {texts[bool(pair)]}, and {folder / DESCRIPTION} has "
+            f"{len(task.classes)} classes of {texts[task.pair]}: these files are not of one student; copy both from "
+            "the same run"
+        )
+    return model, description
+
+
+def examples(model: TextModel, pair: bool) -> list[dict[str, Any]]:
+    """Return a few texts with their encoding, by field without a batch dimension, and their class probabilities."""
+    found = []
+    for text, other in _TEXTS:
+        encoded = model.encode([text], [other] if pair else None)
+        found.append(
+            {
+                "text": text,
+                **({"pair": other} if pair else {}),
+                "encoded": {name: values[0].tolist() for name, values in encoded.items()},
+                "probabilities": predict(model, encoded)[0].tolist(),
+            }
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Use of a trained student: predictions, rankings and vectors."""
