@@ -7,6 +7,8 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from fed_distill.errors import ConfigError, NotAllowed
 
 _allowed: frozenset[str] | None = None
+_narrowed: ContextVar[tuple[frozenset[str], str] | None] = ContextVar("narrowed", default=None)
+"""Import paths allowed by ``only_imports``, and what lists them."""
 
 
 def allow_imports(paths: Iterable[str] | None) -> None:
@@ -27,6 +31,22 @@ def allow_imports(paths: Iterable[str] | None) -> None:
     """
     global _allowed
     _allowed = None if paths is None else frozenset(paths)
+
+
+@contextmanager
+def only_imports(paths: Iterable[str], where: str) -> Iterator[None]:
+    """Restrict imports by name in a block as ``allow_imports`` does, besides its restriction.
+
+    For names in files of others: a student's folder names classes.
+
+    :param paths: allowed import paths
+    :param where: what lists them, for error messages
+    """
+    token = _narrowed.set((frozenset(paths), where))
+    try:
+        yield
+    finally:
+        _narrowed.reset(token)
 
 
 class Registry(Mapping[str, str]):
@@ -65,7 +85,7 @@ class Registry(Mapping[str, str]):
 
         :param name: built-in name or import path
         :raises ConfigError: the name is unknown or was renamed, or the import fails
-        :raises NotAllowed: the import path is not allowed (``allow_imports``)
+        :raises NotAllowed: the import path is not allowed (``allow_imports``, ``only_imports``)
         """
         if name in self._renamed:
             raise ConfigError(f"{self.kind} {name!r} was renamed: use {self._renamed[name]!r}")
@@ -76,8 +96,10 @@ class Registry(Mapping[str, str]):
                 f"unknown {self.kind} {name!r}; did you mean {', '.join(near)}? "
                 f"A custom {self.kind} is named by import path: my_package.my_module:MyName"
             )
-        if _allowed is not None and path not in self._built_in | _allowed:
-            raise NotAllowed(f"rule imports: {self.kind} {name!r} is neither built in nor listed there")
+        rule = None if _allowed is None else (_allowed, "rule imports")
+        for allowed, where in filter(None, (rule, _narrowed.get())):
+            if path not in self._built_in | allowed:
+                raise NotAllowed(f"{where}: {self.kind} {name!r} is neither built in nor listed there")
         module_name, _, attribute = path.partition(":")
         try:
             module = _import(module_name)
@@ -117,9 +139,9 @@ class Registry(Mapping[str, str]):
 
 
 def _import(module_name: str) -> Any:
-    """Import a module, also from the working folder unless ``allow_imports`` restricts imports."""
+    """Import a module, also from the working folder unless imports are restricted."""
     here = str(Path.cwd())
-    if _allowed is not None or here in sys.path or "" in sys.path:
+    if _allowed is not None or _narrowed.get() is not None or here in sys.path or "" in sys.path:
         return importlib.import_module(module_name)
     sys.path.append(here)
     try:

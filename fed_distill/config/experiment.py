@@ -82,7 +82,7 @@ class Experiment(ConfigTable):
         if self.distill.final_temperature is None or self.adaptation.enabled:  # adaptation uses the final temperature
             return self
         epochs = [self.training.server.epochs, *(assistant.epochs for assistant in self.distill.assistants)]
-        if max([*epochs, *([self.training.pooled.epochs] if "pooled" in self.controls else [])]) <= 1:
+        if max(epochs) <= 1:
             raise ValueError(
                 "distill.final_temperature requires several epochs: set training.server.epochs above 1, or replace it "
                 "by training.server.temperature"

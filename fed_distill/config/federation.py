@@ -24,13 +24,13 @@ class TransportConfig(ConfigTable):
     )
     soft_labels: list[StageTable] = Field(
         default_factory=list,
-        description="stages for soft labels in uplinks: top-k, then log-int4, int4, int8 or float16",
+        description="stages for soft labels in uplinks: log-int4, or top-k, then int4, int8 or float16",
     )
     downlink_weights: list[StageTable] = Field(
         default_factory=list, description="stages for the global student: int4, int8 or float16"
     )
     downlink_soft_labels: list[StageTable] = Field(
-        default_factory=list, description="stages for the consensus: top-k, then log-int4, int4, int8 or float16"
+        default_factory=list, description="stages for the consensus: log-int4, or top-k, then int4, int8 or float16"
     )
     error_feedback: bool = Field(
         True, description="merchants keep the compression error of an update and add it to the next update"

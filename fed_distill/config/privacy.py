@@ -205,7 +205,7 @@ class LabelsConfig(ConfigTable):
     second_stage: Annotated[int, Field(ge=2)] | None = Field(
         None, description="with stages = 2: round of the second half; none: the middle of the federation"
     )
-    prior_temperature: PositiveFloat = Field(
+    prior_temperature: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
         1.0,
         description="temperature of the student's predictions that are the prior. A student that is too sure of a "
         "class releases it whatever the label is; above 1, it does so less often",

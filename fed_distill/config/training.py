@@ -87,7 +87,7 @@ class ServerConfig(OptimizerConfig):
 
     batch_size: BatchSize = Field(128, description="examples in a batch")
     epochs: PositiveFloat = Field(3.0, description="epochs of the server's student before the first round")
-    temperature: PositiveFloat = Field(2.0, description="distillation temperature, also of the pooled control")
+    temperature: PositiveFloat = Field(2.0, description="distillation temperature")
 
 
 class StudentControlConfig(OptimizerChanges):

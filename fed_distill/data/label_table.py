@@ -86,6 +86,7 @@ def write_texts(path: Path, examples: Examples) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["text"] if examples.pairs is None else ["text", "pair"])
     rows.writerows(zip(examples.texts, *([] if examples.pairs is None else [examples.pairs]), strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.getvalue())
 
 

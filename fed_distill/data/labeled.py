@@ -12,8 +12,8 @@ from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task, most_queries
 from fed_distill.data.partition import assign
-from fed_distill.data.public_texts import PublicTexts, Texts
-from fed_distill.data.tasks import RECOMMEND
+from fed_distill.data.public_texts import PublicTexts, Texts, comparable
+from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import numpy_stream
 
@@ -139,7 +139,9 @@ class LabeledRows:
         """Return the declared texts of ``rows``, or the catalogue file's.
 
         A text that is in ``held_out`` as well is excluded, except one of two texts that the split does not keep apart,
-        such as a product that is judged for several queries.
+        such as a product that is judged for several queries. Of a catalogue file, a text is excluded that occurs in
+        other rows than ``rows`` (those of held-out merchants and domains too) and not in these, whatever its case and
+        punctuation.
 
         :raises ConfigError: nothing was declared
         """
@@ -151,14 +153,24 @@ class LabeledRows:
             )
         private_text = self.task == RECOMMEND
         if isinstance(self.published, CatalogueFile):
+            other = np.setdiff1d(np.arange(len(self.texts)), rows)
+            excluded = self._comparable(other) - self._comparable(rows)
             first, second = (
-                None if of is None or given is None else Texts.of_file(given, of, rows)
+                None if of is None or given is None else Texts.of_file(given, of, rows, excluded)
                 for of, given in ((self.texts, self.published.texts), (self.pairs, self.published.pairs))
             )
             return PublicTexts(None if private_text else first, second, self.published.path)
         if self.pairs is None:
             return PublicTexts(Texts.of_rows(self.texts, rows, {self.texts[row] for row in held_out}), None)
         return PublicTexts(None if private_text else Texts.of_rows(self.texts, rows), Texts.of_rows(self.pairs, rows))
+
+    def _comparable(self, rows: IntArray) -> set[str]:
+        """Return all texts of ``rows``, of both columns and of each click in a history, as ``comparable`` texts."""
+        columns = [self.texts] if self.pairs is None else [self.texts, self.pairs]
+        texts = {column[row] for column in columns for row in rows.tolist()}
+        if self.task == RECOMMEND:
+            texts = {title for text in texts for title in text.split(HISTORY_SEPARATOR)}
+        return {comparable(text) for text in texts}
 
     def true_classes(self, rows: IntArray, text_rows: IntArray, pair_rows: IntArray | None) -> IntArray:
         """Return the most frequent label in ``rows`` of each text or pair; of several, the first class."""

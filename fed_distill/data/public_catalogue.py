@@ -8,7 +8,8 @@ rows that join a query with a title, and the products of validation and test. Wh
 before a launch or with negotiated offers, do not use it.
 
 Of a catalogue *file*, texts are left out that the table has outside the training rows of all participants: those of
-validation, test, a test domain and cold-start merchants.
+validation, test, a test domain and cold-start merchants. With merchants elsewhere the server has its own rows only, and
+texts that are held out at sites can be in the proxy set.
 
 A proxy set of single texts is the distinct texts. A pair is made of a query and a title, from their letters alone:
 

@@ -1,5 +1,6 @@
 """The texts of a dataset that are public on a marketplace, for ``data.proxy_from = "catalogue"``."""
 
+import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -9,6 +10,13 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 
 from fed_distill.data.dataset import IntArray, Source
+from fed_distill.text.hashing import normalize
+
+
+def comparable(text: str) -> str:
+    """Return the words of a text, which are equal for texts that differ in case, form of letters and punctuation."""
+    normal = normalize(text)
+    return " ".join(re.findall(r"\w+", normal)) or normal
 
 
 @dataclass(frozen=True)
@@ -30,19 +38,17 @@ class Texts:
         return cls._of(first, set(first) - excluded)
 
     @classmethod
-    def of_file(cls, values: Iterable[str], texts: Sequence[str], rows: IntArray) -> Self:
+    def of_file(cls, values: Iterable[str], texts: Sequence[str], rows: IntArray, excluded: AbstractSet[str]) -> Self:
         """Return the distinct ``values`` of a catalogue file, with the first of ``rows`` that has the text.
-
-        Texts of all other rows, such as those of validation, test, a test domain and cold-start merchants, are excluded
-        unless ``rows`` have them too.
 
         :param values: texts of the file
         :param texts: text of each row of the source
         :param rows: training rows of all participants
+        :param excluded: texts that are left out, from ``comparable``
         """
         known = cls.of_rows(texts, rows)
         first = dict(zip(known.values, known.rows.tolist(), strict=True))
-        return cls._of(first, set(values) - (set(texts) - set(first)))
+        return cls._of(first, {value for value in values if comparable(value) not in excluded})
 
     @classmethod
     def _of(cls, first: dict[str, int], chosen: AbstractSet[str]) -> Self:

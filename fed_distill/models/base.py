@@ -86,7 +86,7 @@ class TextModel(nn.Module, ABC):
         """Turn ``n`` texts (and their pairs) into row-aligned tensors."""
 
     @property
-    def encoding(self) -> Mapping[str, Any]:
+    def text_encoding(self) -> Mapping[str, Any]:
         """How ``encode`` turns texts into integers, JSON-ready, for programs in other languages: ``algorithm`` and its
         parameters. A model of another package is its own documentation."""
         return {"algorithm": self.kind}
@@ -156,11 +156,13 @@ def read_model_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tenso
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         settings = dict(description["settings"])
         for setting, file in description["files"].items():
+            if Path(file).name != file:
+                raise ValueError(f"file {file!r} is outside the folder")
             settings[setting] = (folder / file).read_text(encoding="utf-8")
         prefix = str(description.get("unsaved_prefix", ""))  # a model of an earlier version has whole names
         weights = {prefix + name: value for name, value in load_file(folder / "model.safetensors").items()}
         return str(description["kind"]), settings, weights
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ModelError(
             f"{folder} is not a saved model (model.json, model.safetensors and the files named in it): {error}"
         ) from error

@@ -116,7 +116,9 @@ def rebuild(kind: str, settings: Mapping[str, Any], randomness: Randomness = (0,
             raise ModelError(f"{kind!r} is not the name of a TextModel class")
         with seeds.scope(*randomness):
             model = factory(**settings)
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # settings from a file can fail in any way
         raise ModelError(f"cannot rebuild a model of kind {kind!r}: {error}") from error
     return _described(model, kind, settings)
 

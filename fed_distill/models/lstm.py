@@ -48,7 +48,7 @@ class LSTM(TextModel):
         self.head = nn.Linear(2 * width, classes)
 
     @property
-    def encoding(self) -> Mapping[str, Any]:
+    def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
         return self.tokens.specification
 

@@ -76,7 +76,7 @@ class Static(Towers):
         self.tokens = PretrainedTokens(tokenizer, pad_id, max_tokens)
 
     @property
-    def encoding(self) -> Mapping[str, Any]:
+    def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
         return {**self.tokens.specification, "special_tokens": False}
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter
 
 from fed_distill.data.examples import Task
 from fed_distill.data.tasks import HISTORY_SEPARATOR
@@ -57,8 +57,12 @@ class StudentDescription:
                     f"fed-distill {content.get('versions', {}).get('fed-distill', 'of a later version')}"
                 )
             task = TypeAdapter(Task).validate_python(content["task"])
-            return cls(task, TypeAdapter(int).validate_python(content["text"]["max_characters"]))
-        except (CheckpointError, ValidationError, KeyError, TypeError, AttributeError) as error:
+            if len(set(task.classes)) < len(task.classes) or task.positive not in task.classes:
+                raise ValueError(f"classes {task.classes} must be distinct, with {task.positive!r} among them")
+            if task.gains is not None and len(task.gains) != len(task.classes):
+                raise ValueError(f"{len(task.gains)} gains of {len(task.classes)} classes")
+            return cls(task, TypeAdapter(PositiveInt).validate_python(content["text"]["max_characters"]))
+        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{path} is not a student's description: {error}") from error
 
 
@@ -69,7 +73,7 @@ def save_student(folder: Path, model: TextModel, description: StudentDescription
         "format": FORMAT,
         "task": asdict(description.task),
         "text": {"max_characters": description.max_characters, "history_separator": HISTORY_SEPARATOR},
-        "encoding": dict(model.encoding),
+        "encoding": dict(model.text_encoding),
         "examples": examples(model, description.task.pair),
         "versions": versions(),
     }

@@ -103,7 +103,7 @@ class Transformer(TextModel):
         return self.settings["tokenizer"] is None
 
     @property
-    def encoding(self) -> Mapping[str, Any]:
+    def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
         return self.tokens.specification
 

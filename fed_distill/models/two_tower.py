@@ -43,7 +43,7 @@ class TwoTower(Towers):
         self.rows, self.ngrams, self.max_features = rows, ngrams, max_features
 
     @property
-    def encoding(self) -> Mapping[str, Any]:
+    def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
         return bag_specification(self.rows, self.ngrams, self.max_features)
 

@@ -7,6 +7,7 @@ it does and for whom, its privacy and its limits. All figures are those of ``sum
 import math
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -99,8 +100,8 @@ Unit: {{ unit }}. Epsilon spent: {{ epsilon }}{{ delta }}.
 
 ## Repeat
 
-Save these settings as `{{ experiment_file }}` and call `fed-distill run {{ experiment_file }}`. Paths in them are
-of the machine that trained it, with {{ versions }}.
+Save these settings as `{{ experiment_file }}` and call `fed-distill run {{ experiment_file }}`, with {{ versions }}. Of
+files and folders only the names are given.
 
 ````toml
 {{ toml }}````
@@ -119,7 +120,10 @@ def model_card(
     :param max_characters: longest text in its data
     """
     main = summary["federations"][summary["federation"]]
-    settings = experiment.model_dump(mode="json", exclude_none=True, exclude={"runtime"})
+    dumped = experiment.model_dump(
+        mode="json", exclude_none=True, exclude={"runtime": True, "privacy": {"ledger", "limits"}}
+    )
+    settings = _without_folders(dumped)
     return _template().render(
         metadata=_metadata(summary, task),
         name=summary["name"],
@@ -156,6 +160,15 @@ def model_card(
         versions=", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
         toml=tomli_w.dumps(settings),
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """Return settings in which an absolute path, which may name a person, is its last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 @cache
@@ -284,7 +297,9 @@ def _epsilon(privacy: Mapping[str, Any]) -> str:
 
 
 def _delta(privacy: Mapping[str, Any]) -> str:
-    return f" at delta {privacy['delta']:.3g}" if is_private(privacy) and privacy["delta"] is not None else ""
+    return (
+        f" at delta {wording.at_most(privacy['delta'])}" if is_private(privacy) and privacy["delta"] is not None else ""
+    )
 
 
 def _limits(summary: Mapping[str, Any], main: Mapping[str, Any]) -> list[str]:

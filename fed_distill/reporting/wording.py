@@ -1,6 +1,7 @@
 """Numbers and findings as text, for the report, the README table and the terminal."""
 
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from fed_distill.mechanisms.lookup import recalled
@@ -41,6 +42,13 @@ def signed(value: float, digits: int = 4) -> str:
 def plus_minus(half_width: float | None, digits: int = 4) -> str:
     """Format the half-width of an interval; "" if there is none."""
     return "" if half_width is None else f"±{NARROW}{half_width:.{digits}f}"
+
+
+def at_most(value: float, digits: int = 3) -> str:
+    """Format an epsilon or a delta, rounded up to significant digits: a guarantee must not be overstated."""
+    exact = Decimal(repr(value))
+    unit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    return f"{float(exact.quantize(unit, rounding=ROUND_CEILING)):.{digits}g}"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
@@ -105,7 +113,7 @@ def privacy(summary: Mapping[str, Any]) -> str:
     if noise["least"] is None:
         return kept + (
             f"What is released hides {block['protects']}: labels were randomized before training, with ε = "
-            f"{block['epsilon']:.3g} at most and δ = 0, over all rounds and for each of {block['merchants']:,} "
+            f"{at_most(block['epsilon'])} at most and δ = 0, over all rounds and for each of {block['merchants']:,} "
             f"merchants, by the ledgers that were charged before each release. {untold}Trusted: {block['trusted']}. "
             f"{pooled}"
         )
@@ -117,7 +125,7 @@ def privacy(summary: Mapping[str, Any]) -> str:
         )
     return kept + (
         f"What is released hides the presence of {block['protects']}: differential privacy with ε = "
-        f"{block['epsilon']:.3g} at most, δ = {block['delta']:.3g} at most, over all rounds and for each of "
+        f"{at_most(block['epsilon'])} at most, δ = {at_most(block['delta'])} at most, over all rounds and for each of "
         f"{block['merchants']:,} merchants, by the ledgers that were charged before each release. Noise multipliers: "
         f"{_span(noise['least'], noise['most'])}, counted by the {block['accountant'].upper()} accountant. "
         f"{untold}Trusted: {block['trusted']}. {pooled}"
@@ -132,7 +140,7 @@ def promises(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if block.get("epsilon_at"):
         known = [(delta, value) for delta, value in block["epsilon_at"].items() if value is not None]
-        at = ", ".join(f"{value:.3g} at δ = {delta}" for delta, value in known)
+        at = ", ".join(f"{at_most(value)} at δ = {delta}" for delta, value in known)
         found += [f"For comparison between runs: ε = {at}."] if known else []
     mechanism = recalled(block["unit"])
     if mechanism is not None:

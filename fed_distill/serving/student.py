@@ -19,6 +19,7 @@ from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import by_batches, predict
 from fed_distill.models.student_folder import DESCRIPTION, MODEL, StudentDescription, load_saved_student
 from fed_distill.models.towers import Towers
+from fed_distill.registry import only_imports
 from fed_distill.reporting.store import EXPERIMENT, STUDENT
 
 _CHUNK = 8192
@@ -142,9 +143,14 @@ class Student:
         return _by_chunks(len(texts), len(self.classes), compute)
 
 
-def load_student(path: Path | str) -> Student:
+def load_student(path: Path | str, imports: Sequence[str] = ()) -> Student:
     """Load a student from the folder of a run (``runs/NAME``) or from its folder ``student``.
 
+    Nothing in the folder is unpickled, and no code is imported that the folder names, except built-in students and
+    ``imports``.
+
+    :param path: folder
+    :param imports: import paths of custom students that may be loaded: ``package.module:Name``
     :raises ModelError: there is no student, it is damaged, or it was written by another version; the message has the
         remedy
     """
@@ -152,7 +158,8 @@ def load_student(path: Path | str) -> Student:
     inside = path / STUDENT
     for folder in (path, inside):
         if (folder / DESCRIPTION).is_file():
-            return Student(*load_saved_student(folder))
+            with only_imports(imports, "load_student(imports=...)"):
+                return Student(*load_saved_student(folder))
     if (path / MODEL).is_file() or (inside / MODEL).is_file():
         experiments = [folder / EXPERIMENT for folder in (path, path.parent) if (folder / EXPERIMENT).is_file()]
         experiment = experiments[0] if experiments else f"RUN/{EXPERIMENT}"

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,8 @@ def test_a_catalogue_file_leaves_out_cold_merchants_and_a_test_domain(tmp_path: 
         for shop in range(6)
         for at, row in enumerate([*shared, *({"title": f"{shop} {at}", "kind": "ab"[at % 2]} for at in range(30))])
     ]
-    catalogue = write([{"title": row["title"]} for row in rows], tmp_path / "catalogue.csv")
+    written = [row["title"] for row in rows] + [f"-{str(row['title']).replace(' ', ', ')}!" for row in rows]
+    catalogue = write([{"title": title} for title in written], tmp_path / "catalogue.csv")
     columns = {"text": "title", "label": "kind", "merchant": "shop", "domain": "land"}
     changes = PUBLIC | {"cold_merchants": 0.2, "test_domain": "far"}
     setting = config(write(rows, tmp_path / "rows.csv"), columns, task="category", **changes)
@@ -272,8 +274,27 @@ def test_a_catalogue_file_leaves_out_cold_merchants_and_a_test_domain(tmp_path: 
     cold = data.cold.names[0].lstrip("0")
     offered = set(data.proxy.texts)
     assert {f"in all shops {at}" for at in range(30)} & offered
-    assert not {text for text in offered if text.split()[0] == cold}
-    assert not {text for text in offered if text.split()[0].isdigit() and int(text.split()[1]) >= 25}
+    numbers = [[int(number) for number in re.findall(r"\d+", text)] for text in offered if "all" not in text]
+    assert numbers and not [one for one in numbers if one[0] == int(cold)]
+    assert not [one for one in numbers if one[1] >= 25]
+
+
+def test_a_title_that_is_held_out_in_one_column_is_not_in_the_catalogue_by_the_other(tmp_path: Path) -> None:
+    """Both texts of a matching pair are titles."""
+    rows = [
+        {"one": f"left {shop} {at}", "other": f"right {shop} {at}", "same": at % 2, "shop": str(shop)}
+        for shop in range(4)
+        for at in range(30)
+    ]
+    turned = [{"one": row["other"], "other": row["one"]} for row in rows]
+    catalogue = write([*turned, {"one": "new left", "other": "new right"}], tmp_path / "catalogue.csv")
+    columns = {"text": "one", "pair": "other", "label": "same", "merchant": "shop"}
+    setting = config(write(rows, tmp_path / "rows.csv"), columns, task="matching", **PUBLIC)
+    data = load(with_options(setting, catalogue=str(catalogue)))
+    trained = [data.public, *(merchant.train for merchant in data.merchants.values())]
+    known = {text for part in trained for text in (*part.texts, *(part.pairs or ()))}
+    assert {*data.proxy.texts, *(data.proxy.pairs or ())} <= known | {"new left", "new right"}
+    assert not known.isdisjoint(data.proxy.texts)
 
 
 def test_histories_of_a_table_are_private(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_saved_student_is_the_same_and_its_examples_are_what_it_predicts(name,
 
 
 def test_encodings_have_the_parameters_of_their_models(student):
-    found = {name: student(name, SENTIMENT, **OPTIONS[name]).encoding for name in OPTIONS}
+    found = {name: student(name, SENTIMENT, **OPTIONS[name]).text_encoding for name in OPTIONS}
     assert {name: one["algorithm"] for name, one in found.items()} == {
         "two-tower": "hashed words and n-grams",
         "static": "tokenizer.json",
@@ -58,7 +58,7 @@ def test_encodings_have_the_parameters_of_their_models(student):
 def test_a_hash_of_the_specification_is_that_of_the_encoding(student):
     """One word of three letters, by the algorithm of ``docs/student.md`` in plain integers."""
     model = student("two-tower", SENTIMENT, **OPTIONS["two-tower"])
-    spec, wrap = model.encoding, (1 << 64) - 1
+    spec, wrap = model.text_encoding, (1 << 64) - 1
     base, factor = int(spec["base"], 16), int(spec["salt_factor"], 16)
 
     def row(codes, salt, first_power):
@@ -83,7 +83,22 @@ def test_a_newer_format_is_rejected_with_the_version_that_reads_it(student, tmp_
         load_saved_student(tmp_path)
 
 
-@pytest.mark.parametrize("broken", [{"task": None}, {"task": {"name": "x"}}, {"text": {}}, {"format": None}])
+TASK = {"name": "x", "classes": ["a", "b"], "pair": False, "positive": "a"}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"task": None},
+        {"task": {"name": "x"}},
+        {"task": {**TASK, "positive": "c"}},
+        {"task": {**TASK, "classes": ["a", "a"]}},
+        {"task": {**TASK, "gains": [1.0, 0.5, 0.0]}},
+        {"text": {}},
+        {"text": {"max_characters": 0}},
+        {"format": None},
+    ],
+)
 def test_an_incomplete_description_is_rejected(student, tmp_path, broken):
     save_student(tmp_path, student("two-tower", SENTIMENT), StudentDescription(SENTIMENT, 300))
     change(tmp_path, "student.json", **broken)
@@ -107,6 +122,25 @@ def test_files_of_two_students_are_rejected(student, tmp_path, settings, message
         (tmp_path / name).replace(tmp_path / "student" / name)
     with pytest.raises(ModelError, match=message):
         load_saved_student(tmp_path / "student")
+
+
+@pytest.mark.parametrize("file", ["../outside.txt", "/etc/hostname", "folder/inside.txt"])
+def test_a_file_outside_the_folder_is_not_read(student, tmp_path, file):
+    folder = tmp_path / "student"
+    save_student(folder, student("two-tower", SENTIMENT), StudentDescription(SENTIMENT, 300))
+    (tmp_path / "outside.txt").write_text("secret")
+    change(folder, "model.json", files={"classes": file})
+    with pytest.raises(ModelError, match="outside the folder"):
+        load_saved_student(folder)
+
+
+@pytest.mark.parametrize("settings", [{"rows": "many"}, {"rows": 0}, {"width": None}, {"nobody": 1}])
+def test_settings_that_cannot_be_built_are_rejected(student, tmp_path, settings):
+    save_student(tmp_path, student("two-tower", SENTIMENT), StudentDescription(SENTIMENT, 300))
+    described = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))["settings"]
+    change(tmp_path, "model.json", settings=described | settings)
+    with pytest.raises(ModelError, match="cannot rebuild"):
+        load_saved_student(tmp_path)
 
 
 def test_a_model_of_an_earlier_version_is_read_with_its_whole_names(student, tmp_path):

@@ -81,6 +81,20 @@ def test_its_settings_repeat_the_experiment_without_folders_of_the_machine(card,
     assert Experiment.parse(settings) == sample.experiment
 
 
+def test_of_other_folders_only_the_last_part_is_told(card, summary):
+    text = card(
+        summary, changes={"teacher.model": "/home/anna/models/small-bert", "data.options.path": "/home/anna/x.csv"}
+    )
+    assert "anna" not in text
+    assert 'model = "small-bert"' in text and 'path = "x.csv"' in text
+
+
+def test_delta_is_rounded_up(card, private_summary):
+    private_summary["privacy"] |= {"epsilon": 2.0049, "delta": 1.2349e-6}
+    text = card(private_summary)
+    assert "2.005 at delta 1.24e-06" in text and "ε = 2.01 at most, δ = 1.24e-06 at most" in " ".join(text.split())
+
+
 def test_epsilon_is_rounded_up(card, private_summary):
     private_summary["privacy"]["epsilon"] = 3.9601
     assert "Epsilon spent: 3.961 at delta" in card(private_summary)

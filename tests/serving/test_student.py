@@ -1,6 +1,8 @@
 """A served student gives what its evaluation gave, for texts that are cleaned like its training data."""
 
+import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from fed_distill.data.cleaning import clean
 from fed_distill.data.tasks import RECOMMEND, SENTIMENT
 from fed_distill.errors import DataError, ModelError
 from fed_distill.models import build_student, load_model
-from fed_distill.models.student_folder import DESCRIPTION, StudentDescription
+from fed_distill.models.student_folder import DESCRIPTION, StudentDescription, save_student
 from fed_distill.serving import student as serving
 from fed_distill.serving.student import Student
 
@@ -218,6 +220,36 @@ def test_a_folder_without_a_student_says_what_to_do(tmp_path, files, message):
         (folder / name).write_text("")
     with pytest.raises(ModelError, match=message):
         load_student(folder)
+
+
+@pytest.mark.parametrize("place", ["the student's own", "a pair's part"])
+def test_no_code_is_imported_that_a_folder_names(student, tmp_path, monkeypatch, place):
+    """Neither from the working folder, which may be the student's, nor an installed module."""
+    description = StudentDescription(student.task, 60)
+    save_student(tmp_path, student.model, description)
+    (tmp_path / "hostile.py").write_text("from pathlib import Path\nPath('ran').write_text('code of the folder')\n")
+    written = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
+    settings = {"kind": "hostile:Model", "settings": {}}
+    pair = {"kind": "fed_distill.models.pair:Pair", "settings": {"shared": settings, "own": settings}}
+    hostile = settings if place == "the student's own" else pair
+    (tmp_path / "model.json").write_text(json.dumps({**written, **hostile}), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"load_student\(imports=...\): student 'hostile:Model' is neither built in"):
+        load_student(tmp_path)
+    assert not (tmp_path / "ran").exists() and "hostile" not in sys.modules
+
+
+def test_a_custom_student_is_loaded_if_its_import_path_is_given(tmp_path, monkeypatch):
+    (tmp_path / "own_student.py").write_text(
+        "from fed_distill.models.two_tower import TwoTower\nclass Own(TwoTower): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = served(SENTIMENT, "own_student:Own")
+    save_student(tmp_path / "student", made.model, StudentDescription(SENTIMENT, 60))
+    with pytest.raises(ModelError, match="neither built in nor listed"):
+        load_student(tmp_path / "student")
+    loaded = load_student(tmp_path / "student", imports=["own_student:Own"])
+    np.testing.assert_array_equal(loaded.predict(["red phone"]), made.predict(["red phone"]))
 
 
 def test_a_damaged_description_is_named(tmp_path):

@@ -59,11 +59,11 @@ class Int4Probabilities(_Steps):
 class LogInt4Probabilities:
     """An eighth of the bytes; a probability is off by a factor of at most e^0.25 before its row is normalised, and one
     below e^-7.5 = 0.0006 arrives as that. Small probabilities, of which int4 makes one, are what a temperature above 1
-    transfers."""
+    transfers. Only whole rows can be normalised, so that it does not follow top-k."""
 
     step: ClassVar[float] = 0.5
     last: ClassVar[bool] = True
-    first: ClassVar[bool] = False
+    first: ClassVar[bool] = True
 
     def encode(self, value: Tensor, out: Writer, draw: torch.Generator, rest: Encode) -> None:
         """Write each entry's negative logarithm in half nats, with 4 bits."""

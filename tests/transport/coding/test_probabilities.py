@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fed_distill.errors import ConfigError
 from fed_distill.transport.coding.base import Chain
 from fed_distill.transport.coding.probabilities import (
     Int4Probabilities,
@@ -60,6 +61,12 @@ def test_logarithms_arrive_in_half_nats(through):
     torch.testing.assert_close(got.log(), torch.tensor([[0.0, -0.5, -3.0, -7.5, -7.5, -7.5]]))
 
 
+def test_what_top_k_leaves_over_cannot_be_told_from_logarithms():
+    """0.8 would arrive as 1, and nothing would be left for the other classes."""
+    with pytest.raises(ConfigError, match="encodes whole arrays"):
+        Chain((TopKProbabilities(1), LogInt4Probabilities()))
+
+
 def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
     labels = torch.tensor([[0.5, 0.05, 0.3, 0.05, 0.1], [0.02, 0.9, 0.02, 0.05, 0.01]])
     got, size = through([TopKProbabilities(2)], labels)
@@ -70,7 +77,7 @@ def test_top_k_keeps_the_most_probable_and_shares_out_the_rest(through):
 
 @given(LABELS, st.integers(1, 10))
 def test_rows_are_probabilities_again_in_any_chain(through, labels, classes):
-    for last in ([], [Float16()], [Int8Probabilities()], [Int4Probabilities()], [LogInt4Probabilities()]):
+    for last in ([], [Float16()], [Int8Probabilities()], [Int4Probabilities()]):
         got = normalized(through([TopKProbabilities(classes), *last], labels)[0])
         assert got.shape == labels.shape
         assert bool((got >= 0).all())
