@@ -73,7 +73,7 @@ def test_a_study_is_a_grid_of_runs_that_can_be_made(path, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     cells = int(done.stdout.split(" cells")[0].split()[-1])
-    assert cells >= 4
+    assert cells >= 3  # two values of an axis, and their controls
     assert "to run" in done.stdout
 
 
