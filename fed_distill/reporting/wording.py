@@ -46,7 +46,7 @@ def plus_minus(half_width: float | None, digits: int = 4) -> str:
 
 def at_most(value: float, digits: int = 3) -> str:
     """Format an epsilon or a delta, rounded up to significant digits: a guarantee must not be overstated."""
-    exact = Decimal(repr(value))
+    exact = Decimal(repr(float(value)))
     unit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
     return f"{float(exact.quantize(unit, rounding=ROUND_CEILING)):.{digits}g}"
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from fed_distill.config.privacy import ExamplePrivacy, LabelPrivacy
@@ -9,6 +10,7 @@ from fed_distill.mechanisms.account import Spent, account
 from fed_distill.mechanisms.lookup import mechanism
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.reporting.wording import (
+    at_most,
     byzantine,
     count,
     duration,
@@ -129,3 +131,11 @@ def test_byzantine_merchants_and_their_attack_are_named_by_seed(summary):
 def test_a_run_from_before_there_were_attacks_says_nothing_of_them(summary):
     del summary["byzantine"]
     assert byzantine(summary) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.0049, "2.01"), (2.0, "2"), (1e-5, "1e-05"), (1.2349e-6, "1.24e-06"), (0.0, "0"), (12345.6, "1.24e+04")],
+)
+def test_a_guarantee_is_rounded_up(value, shown):
+    assert at_most(value) == at_most(np.float64(value)) == shown
