@@ -95,6 +95,11 @@ def load_saved_student(folder: Path) -> tuple[TextModel, StudentDescription]:
             f"{len(task.classes)} classes of {texts[task.pair]}: these files are not of one student; copy both from "
             "the same run"
         )
+    broken = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
+    if broken:
+        raise ModelError(
+            f"{folder}: weights {broken[0]!r} are not finite, so that every score would be NaN: train it again"
+        )
     return model, description
 
 

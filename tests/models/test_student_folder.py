@@ -143,6 +143,16 @@ def test_settings_that_cannot_be_built_are_rejected(student, tmp_path, settings)
         load_saved_student(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_rejected(student, tmp_path):
+    model = student("two-tower", SENTIMENT)
+    save_student(tmp_path, model, StudentDescription(SENTIMENT, 300))
+    name, value = next(iter(model.state_dict().items()))
+    value.view(-1)[0] = float("nan")
+    model.save(tmp_path)
+    with pytest.raises(ModelError, match=f"'{name}' are not finite"):
+        load_saved_student(tmp_path)
+
+
 def test_a_model_of_an_earlier_version_is_read_with_its_whole_names(student, tmp_path):
     from safetensors.torch import save_file
 
