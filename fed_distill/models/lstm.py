@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fed_distill.config import Share
 from fed_distill.models.base import Outputs, TextModel
-from fed_distill.text.encoded import Encoded
+from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.tokens import HashedTokens
 
 Size = Annotated[int, Field(ge=1)]
@@ -54,7 +54,7 @@ class LSTM(TextModel):
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``input_ids`` and, for pairs, ``segments``: int64 ``[n, length]``, 0 for padding."""
-        return self.tokens.encode(texts, pairs)
+        return as_tensors(self.tokens.encode(texts, pairs))
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a batch; hidden states are the embeddings and both directions' states."""

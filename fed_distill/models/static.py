@@ -26,7 +26,7 @@ from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import represent
 from fed_distill.models.towers import SPREAD, Towers
 from fed_distill.models.transformer import Transformer
-from fed_distill.text.encoded import Encoded
+from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.tokens import PretrainedTokens
 from fed_distill.text.wordpiece import TokenSet, Vocabulary
 
@@ -83,7 +83,7 @@ class Static(Towers):
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``text_ids`` and, for pairs, ``pair_ids``: int32 ``[n, tokens]`` without special tokens, 0 for padding."""
         fields = {"text_ids": texts} if pairs is None else {"text_ids": texts, "pair_ids": pairs}
-        return {name: self.tokens.bags(values) for name, values in fields.items()}
+        return as_tensors({name: self.tokens.bags(values) for name, values in fields.items()})
 
 
 def static(
@@ -131,7 +131,7 @@ def static(
         max_tokens=max_tokens,
         dropout=dropout,
     )
-    contextual = represent(teacher, teacher.tokens.alone(tokens.former), _BATCH).numpy()
+    contextual = represent(teacher, as_tensors(teacher.tokens.alone(tokens.former)), _BATCH).numpy()
     used = np.arange(len(contextual)) != padding if tokens.counts is None else tokens.counts > 0
     probabilities = zipf(len(used)) if tokens.counts is None else tokens.counts / max(tokens.counts.sum(), 1)
     embeddings = principal_components(contextual, used, width) * sif_weights(probabilities, sif)[:, None]

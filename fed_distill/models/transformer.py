@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from fed_distill.errors import ConfigError
 from fed_distill.models.adapters import Adapters, Prefix, add_adapters
 from fed_distill.models.base import Outputs, TextModel
-from fed_distill.text.encoded import Encoded
+from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.quiet import quiet
 from fed_distill.text.tokens import HashedTokens, PretrainedTokens, Tokens
 
@@ -109,7 +109,7 @@ class Transformer(TextModel):
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``input_ids`` and, for pairs, ``segments``: int64 ``[n, length]``, 0 for padding."""
-        return self.tokens.encode(texts, pairs)
+        return as_tensors(self.tokens.encode(texts, pairs))
 
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a batch; hidden states are the embeddings and every layer's output."""

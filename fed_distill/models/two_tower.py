@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from fed_distill.config import Share
 from fed_distill.models.towers import Towers
-from fed_distill.text.encoded import Encoded
+from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.hashing import bag_rows, bag_specification
 
 Size = Annotated[int, Field(ge=1)]
@@ -50,7 +49,6 @@ class TwoTower(Towers):
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """``text_ids`` and, for pairs, ``pair_ids``: int32 ``[n, features]``, 0 for padding."""
         fields = {"text_ids": texts} if pairs is None else {"text_ids": texts, "pair_ids": pairs}
-        return {
-            name: torch.from_numpy(bag_rows(values, self.rows, self.ngrams, self.max_features))
-            for name, values in fields.items()
-        }
+        return as_tensors(
+            {name: bag_rows(values, self.rows, self.ngrams, self.max_features) for name, values in fields.items()}
+        )

@@ -10,13 +10,14 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from fed_distill.errors import ModelError
-from fed_distill.text.encoded import Encoded
 from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows, piece_specification
+
+Fields = Mapping[str, npt.NDArray[np.signedinteger[Any]]]
+"""Row-aligned arrays of encoded texts by field, each ``[n, ...]``; zero is padding. A model makes tensors of them."""
 
 
 class Tokens(Protocol):
@@ -34,7 +35,7 @@ class Tokens(Protocol):
     def specification(self) -> Mapping[str, Any]:
         """The algorithm and its parameters, JSON-ready (``docs/student.md``)."""
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Fields:
         """Encode ``n`` texts or pairs, truncated to the maximum length of this tokenizer."""
 
 
@@ -59,7 +60,7 @@ class HashedTokens:
         """See ``Tokens``."""
         return piece_specification(self.rows, self.max_length)
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Fields:
         """See ``Tokens``."""
         first = piece_rows(texts, self.rows, self.max_length)
         kept = first.astype(bool).sum(axis=1)
@@ -69,7 +70,7 @@ class HashedTokens:
             _place(ids, first, kept, np.ones_like(kept))
             ids[:, 0] = CLS
             ids[np.arange(len(ids)), kept + 1] = SEP
-            return {"input_ids": torch.from_numpy(ids)}
+            return {"input_ids": ids}
         second = piece_rows(pairs, self.rows, self.max_length)
         kept_pair = second.astype(bool).sum(axis=1)
         budget = self.max_length - 3
@@ -85,7 +86,7 @@ class HashedTokens:
         ids[np.arange(len(ids)), kept + kept_pair + 2] = SEP
         of_pair = np.arange(ids.shape[1]) > kept[:, None] + 1
         segments = np.where(ids > 0, np.where(of_pair, 2, 1), 0)
-        return {"input_ids": torch.from_numpy(ids), "segments": torch.from_numpy(segments)}
+        return {"input_ids": ids, "segments": segments}
 
 
 class PretrainedTokens:
@@ -133,7 +134,7 @@ class PretrainedTokens:
         """Return the ids of tokens of the tokenizer as they are encoded, with 0 for padding."""
         return np.where(ids == self._pad_id, 0, np.where(ids == 0, self._pad_id, ids))
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Fields:
         """See ``Tokens``."""
         batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encodings = self._tokenizer.encode_batch_fast(batch)
@@ -144,18 +145,18 @@ class PretrainedTokens:
             segments[row, : len(encoding.ids)] = np.asarray(encoding.type_ids) + 1
         used = segments > 0
         ids = np.where(used, self.placed(ids), 0)
-        encoded = {"input_ids": torch.from_numpy(ids)}
-        return encoded if pairs is None else {**encoded, "segments": torch.from_numpy(segments)}
+        encoded = {"input_ids": ids}
+        return encoded if pairs is None else {**encoded, "segments": segments}
 
-    def bags(self, texts: Sequence[str]) -> Tensor:
+    def bags(self, texts: Sequence[str]) -> Matrix:
         """Return the tokens of each text without special tokens, int32 ``[n, tokens]``, padded with 0."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = np.zeros((len(encodings), max((len(one.ids) for one in encodings), default=0) or 1), dtype=np.int32)
         for row, encoding in enumerate(encodings):
             ids[row, : len(encoding.ids)] = self.placed(np.asarray(encoding.ids, dtype=np.int64))
-        return torch.from_numpy(ids)
+        return ids
 
-    def alone(self, tokens: Rows) -> Encoded:
+    def alone(self, tokens: Rows) -> Fields:
         """Encode each of the ``tokens`` (ids of the tokenizer) as a text of its own, ``[CLS] token [SEP]``."""
         probe = self._tokenizer.encode("a")
         around = [(token, bool(special)) for token, special in zip(probe.ids, probe.special_tokens_mask, strict=True)]
@@ -163,7 +164,7 @@ class PretrainedTokens:
         after = [token for token, _ in takewhile(itemgetter(1), reversed(around))][::-1]
         columns = [np.full_like(tokens, token) for token in before], [np.full_like(tokens, token) for token in after]
         ids = np.stack([*columns[0], tokens, *columns[1]], axis=1)
-        return {"input_ids": torch.from_numpy(self.placed(ids))}
+        return {"input_ids": self.placed(ids)}
 
 
 def _place(ids: Rows, pieces: Matrix, kept: Rows, start: Rows) -> None:
