@@ -16,6 +16,7 @@ from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
 from fed_distill.data.public_part import PublicPart
+from fed_distill.data.student_description import StudentDescription
 from fed_distill.evaluation.metrics import classification_report
 from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
@@ -23,7 +24,7 @@ from fed_distill.experiment.preflight import check_settings, check_with_data
 from fed_distill.experiment.teaching import prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
-from fed_distill.models.student_folder import StudentDescription, save_student
+from fed_distill.models.student_folder import save_student
 from fed_distill.reporting.callbacks import Callback
 from fed_distill.reporting.model_card import CARD, model_card
 from fed_distill.reporting.outcome import Outcome

@@ -6,25 +6,20 @@ Hugging Face classifier also has the files by which transformers loads it (``hug
 format.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import PositiveInt, TypeAdapter
-
-from fed_distill.data.examples import Task
+from fed_distill.data.student_description import DESCRIPTION, FORMAT, StudentDescription
 from fed_distill.data.tasks import HISTORY_SEPARATOR
-from fed_distill.errors import CheckpointError, ModelError
+from fed_distill.errors import ModelError
 from fed_distill.models.base import TextModel
 from fed_distill.models.building import load_model
 from fed_distill.models.huggingface import write_huggingface
 from fed_distill.models.prediction import predict
-from fed_distill.storage.files import read_json, strict_json
+from fed_distill.storage.files import strict_json
 from fed_distill.storage.versions import versions
 
-FORMAT = 1
-"""Version of ``student.json``. Increase it with any change by which an earlier program would misread a student."""
-DESCRIPTION = "student.json"
 MODEL = "model.json"
 
 _TEXTS = (
@@ -35,35 +30,6 @@ _TEXTS = (
 )
 """Texts and pairs whose encoding and class probabilities are stored, so that another program can check its own: letters
 with marks, ligatures, full-width forms, ideographs, digits and symbols."""
-
-
-@dataclass(frozen=True)
-class StudentDescription:
-    """What a student was trained for. max_characters: longest text (of a history: longest title) in its data."""
-
-    task: Task
-    max_characters: int
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read ``student.json``; raise ModelError if it is missing, damaged, or of a newer format."""
-        path = folder / DESCRIPTION
-        try:
-            content = read_json(path)
-            number = content["format"]
-            if number != FORMAT:
-                raise ModelError(
-                    f"{path} has format {number!r}, and this version of fed-distill reads format {FORMAT}: install "
-                    f"fed-distill {content.get('versions', {}).get('fed-distill', 'of a later version')}"
-                )
-            task = TypeAdapter(Task).validate_python(content["task"])
-            if len(set(task.classes)) < len(task.classes) or task.positive not in task.classes:
-                raise ValueError(f"classes {task.classes} must be distinct, with {task.positive!r} among them")
-            if task.gains is not None and len(task.gains) != len(task.classes):
-                raise ValueError(f"{len(task.gains)} gains of {len(task.classes)} classes")
-            return cls(task, TypeAdapter(PositiveInt).validate_python(content["text"]["max_characters"]))
-        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{path} is not a student's description: {error}") from error
 
 
 def save_student(folder: Path, model: TextModel, description: StudentDescription) -> None:

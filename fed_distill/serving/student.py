@@ -1,45 +1,34 @@
-"""A trained student in Python: class probabilities, rankings, recommendations and text vectors.
+"""A trained student in Python, computed by torch.
 
-Texts are cleaned like the training data (``data.cleaning``), so that a text that is served equals one that was trained
-on. Calls are in batches, on one device, without gradients, and give equal results for equal arguments.
+Calls are in batches, on one device, without gradients, and give equal results for equal arguments.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from fed_distill.data.cleaning import clean_served, clean_text
-from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
-from fed_distill.errors import DataError, ModelError
+from fed_distill.data.student_description import DESCRIPTION, StudentDescription
+from fed_distill.errors import ModelError
 from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import by_batches, predict
-from fed_distill.models.student_folder import DESCRIPTION, MODEL, StudentDescription, load_saved_student
+from fed_distill.models.student_folder import MODEL, load_saved_student
 from fed_distill.models.towers import Towers
 from fed_distill.registry import only_imports
 from fed_distill.reporting.store import EXPERIMENT, STUDENT
+from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
 
 _CHUNK = 8192
 """Texts that are encoded at once: their tokens are held in memory."""
 _BATCH = 256
 """Texts in one forward pass."""
 
-Probabilities = npt.NDArray[np.float32]
-Vectors = npt.NDArray[np.float32]
 
-
-class Ranked(NamedTuple):
-    """order: positions of the ``n`` titles from best to worst, int64 ``[n]``; of equal scores, the first title is
-    first. scores: score of each title in the order given, float64 ``[n]``."""
-
-    order: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float64]
-
-
-class Student:
+class Student(Scorer):
     """A trained student and its task; ``load_student`` loads one.
 
     model: the network, in evaluation mode. task: name, classes, gains.
@@ -50,97 +39,49 @@ class Student:
     """
 
     def __init__(self, model: TextModel, description: StudentDescription) -> None:
-        self.model, self.task = model.eval(), description.task
-        self._max_characters = description.max_characters
+        self.model = model.eval()
+        super().__init__(TorchScoring(self.model, len(description.task.classes)), description)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the columns of ``predict``."""
-        return self.task.classes
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Probabilities:
-        """Return class probabilities, float32 ``[n, classes]``.
+class TorchScoring:
+    """Computes a student by torch; see ``Scoring``."""
 
-        :param texts: first texts ``[n]``: queries, histories (titles joined by ``HISTORY_SEPARATOR``), titles, reviews
-        :param pairs: second texts ``[n]``, exactly if the task has two texts
-        :raises DataError: ``pairs`` are missing, superfluous or of another number; or a text is not a string, empty, or
-            longer than those of the training data
-        """
-        if (pairs is not None) != self.task.pair:
-            raise DataError(
-                f"task {self.task.name!r} has pairs of texts: pass pairs, one for each text"
-                if self.task.pair
-                else f"task {self.task.name!r} has one text: leave pairs out"
-            )
-        if pairs is not None and len(pairs) != len(texts):
-            raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
-        separator = HISTORY_SEPARATOR if self.task.name == RECOMMEND.name else None
-        cleaned = self._clean(texts, "texts", separator)
-        return self._probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
+    def __init__(self, model: TextModel, classes: int) -> None:
+        self._model, self._classes = model, classes
+        self.kind = model.kind
+        self.width = model.width if isinstance(model, Towers) else None
 
-    def rank(self, query: str, titles: Sequence[str]) -> Ranked:
-        """Rank ``titles`` for ``query`` by expected gain, ``sum_c p_c * gain_c``, the score by which the evaluation
-        ranks.
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
+        """See ``Scoring``."""
 
-        :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
-        """
-        if self.task.gains is None:
-            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
-            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
-        cleaned = clean_text(query, "query", self._max_characters)
-        probabilities = self._probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
-        return _ranked(probabilities.astype(np.float64) @ np.asarray(self.task.gains, dtype=np.float64))
+        def compute(rows: slice) -> Tensor:
+            encoded = self._model.encode(texts[rows], None if pairs is None else pairs[rows])
+            return predict(self._model, encoded, _BATCH)
 
-    def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
-        """Rank ``titles`` for a shopper by the probability of "recommend".
+        return _by_chunks(len(texts), self._classes, compute)
 
-        :param history: titles of the last clicks, oldest first
-        :param titles: candidates ``[n]``
-        :raises DataError: the student is of another task, the history is empty, or a text is unusable (see ``predict``)
-        """
-        if self.task.name != RECOMMEND.name:
-            raise DataError(
-                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
-                + ("rank" if self.task.gains else "predict")
-            )
-        if not len(history):
-            raise DataError("history is empty: pass the titles of the last clicks")
-        joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
-        probabilities = self._probabilities([joined] * len(titles), self._clean(titles, "titles"))
-        return _ranked(probabilities[:, self.task.positive_index].astype(np.float64))
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return the vector of each text, float32 ``[n, width]``, of length 1; 0 for a text without any feature.
-
-        The students ``two-tower`` and ``static`` have one tower for both texts, so that queries and titles are embedded
-        alike. Vectors of titles can be stored; the cosine of two vectors is one of the inputs of the head, which
-        ``rank`` uses, and not itself a trained score.
-
-        :raises DataError: the student has no towers, or a text is unusable (see ``predict``)
-        """
-        model = self.model
-        if not isinstance(model, Towers):
-            raise DataError(
-                f"a student {model.kind!r} has no vector of a single text: embed requires 'two-tower' or 'static'"
-            )
-        cleaned = self._clean(texts, "texts")
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """See ``Scoring``."""
+        model = cast(Towers, self._model)
         return _by_chunks(
-            len(cleaned),
+            len(texts),
             model.width,
             lambda rows: by_batches(
-                model, model.encode(cleaned[rows], None), _BATCH, lambda batch: model.vectors(batch["text_ids"])
+                model, model.encode(texts[rows], None), _BATCH, lambda batch: model.vectors(batch["text_ids"])
             ),
         )
 
-    def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
-        return clean_served(texts, name, self._max_characters, separator)
+    def compared(self, vectors: Vectors, pair_vectors: Vectors) -> Probabilities:
+        """See ``Scoring``."""
+        model = cast(Towers, self._model)
+        device = next(model.parameters()).device
 
-    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         def compute(rows: slice) -> Tensor:
-            encoded = self.model.encode(texts[rows], None if pairs is None else pairs[rows])
-            return predict(self.model, encoded, _BATCH)
+            sides = (torch.tensor(one[rows], device=device) for one in (vectors, pair_vectors))
+            return torch.softmax(model.score(*sides), dim=-1).cpu()
 
-        return _by_chunks(len(texts), len(self.classes), compute)
+        with torch.no_grad():
+            return _by_chunks(len(pair_vectors), self._classes, compute)
 
 
 def load_student(path: Path | str, imports: Sequence[str] = ()) -> Student:
@@ -172,10 +113,6 @@ def load_student(path: Path | str, imports: Sequence[str] = ()) -> Student:
             f"the run in {path} has no student yet: finish it with fed-distill run {path / EXPERIMENT} --resume"
         )
     raise ModelError(f"{path} is neither the folder of a student ({DESCRIPTION}) nor that of a run ({EXPERIMENT})")
-
-
-def _ranked(scores: npt.NDArray[np.float64]) -> Ranked:
-    return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
 
 
 def _by_chunks(count: int, width: int, compute: Callable[[slice], Tensor]) -> npt.NDArray[np.float32]:

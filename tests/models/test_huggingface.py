@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from fed_distill.data.student_description import StudentDescription
 from fed_distill.data.tasks import SENTIMENT
-from fed_distill.models.student_folder import StudentDescription, save_student
+from fed_distill.models.student_folder import save_student
 
 TEXTS = ["red phone", "blue shoe pro kühl", "green kettle ultra maxi " * 9]
 PAIRS = ["mini 手机", "maxi red blue shoe", "pro"]

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from fed_distill.data.student_description import StudentDescription
 from fed_distill.data.tasks import RELEVANCE, SENTIMENT
 from fed_distill.errors import ModelError
-from fed_distill.models.student_folder import StudentDescription, load_saved_student, save_student
+from fed_distill.models.student_folder import load_saved_student, save_student
 from fed_distill.storage.versions import versions
 
 OPTIONS = {

@@ -12,10 +12,11 @@ from fed_distill import load_student, seeds
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
 from fed_distill.data.cleaning import clean
+from fed_distill.data.student_description import DESCRIPTION, StudentDescription
 from fed_distill.data.tasks import RECOMMEND, SENTIMENT
 from fed_distill.errors import DataError, ModelError
 from fed_distill.models import build_student, load_model
-from fed_distill.models.student_folder import DESCRIPTION, StudentDescription, save_student
+from fed_distill.models.student_folder import save_student
 from fed_distill.serving import student as serving
 from fed_distill.serving.student import Student
 

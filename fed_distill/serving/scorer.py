@@ -1,0 +1,166 @@
+"""What a trained student does for a caller: class probabilities, rankings, recommendations and text vectors.
+
+Texts are cleaned like the training data (``data.cleaning``), so that a text that is served equals one that was trained
+on. What computes the network is a ``Scoring``: torch (``serving.student``) or onnxruntime (``serving.runtime``).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fed_distill.data.cleaning import clean_served, clean_text
+from fed_distill.data.student_description import StudentDescription
+from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.errors import DataError
+
+Probabilities = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+
+
+class Ranked(NamedTuple):
+    """order: positions of the ``n`` titles from best to worst, int64 ``[n]``; of equal scores, the first title is
+    first. scores: score of each title in the order given, float64 ``[n]``."""
+
+    order: npt.NDArray[np.int64]
+    scores: Scores
+
+
+class Scoring(Protocol):
+    """The network of a student, for texts that are cleaned already.
+
+    kind: name of the student, as ``two-tower``. width: width of a text's vector; None without towers.
+    """
+
+    kind: str
+    width: int | None
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
+        """Return class probabilities, float32 ``[n, classes]``."""
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return the vector of each text, float32 ``[n, width]``; called for students with towers only."""
+
+    def compared(self, vectors: Vectors, pair_vectors: Vectors) -> Probabilities:
+        """Return class probabilities of texts by their vectors, each ``[n, width]``; called for students with towers
+        and tasks of two texts only."""
+
+
+class Scorer:
+    """A trained student and its task, whatever computes its network.
+
+    task: name, classes, gains.
+    """
+
+    def __init__(self, scoring: Scoring, description: StudentDescription) -> None:
+        self._scoring, self.task = scoring, description.task
+        self._max_characters = description.max_characters
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of ``predict``."""
+        return self.task.classes
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Probabilities:
+        """Return class probabilities, float32 ``[n, classes]``.
+
+        :param texts: first texts ``[n]``: queries, histories (titles joined by ``HISTORY_SEPARATOR``), titles, reviews
+        :param pairs: second texts ``[n]``, exactly if the task has two texts
+        :raises DataError: ``pairs`` are missing, superfluous or of another number; or a text is not a string, empty, or
+            longer than those of the training data
+        """
+        if (pairs is not None) != self.task.pair:
+            raise DataError(
+                f"task {self.task.name!r} has pairs of texts: pass pairs, one for each text"
+                if self.task.pair
+                else f"task {self.task.name!r} has one text: leave pairs out"
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
+        separator = HISTORY_SEPARATOR if self.task.name == RECOMMEND.name else None
+        cleaned = self._clean(texts, "texts", separator)
+        return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
+
+    def rank(self, query: str, titles: Sequence[str]) -> Ranked:
+        """Rank ``titles`` for ``query`` by expected gain, ``sum_c p_c * gain_c``, the score by which the evaluation
+        ranks.
+
+        :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
+        """
+        if self.task.gains is None:
+            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
+            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        cleaned = clean_text(query, "query", self._max_characters)
+        return self._ranked(self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles")))
+
+    def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
+        """Rank ``titles`` for a shopper by the probability of "recommend".
+
+        :param history: titles of the last clicks, oldest first
+        :param titles: candidates ``[n]``
+        :raises DataError: the student is of another task, the history is empty, or a text is unusable (see ``predict``)
+        """
+        if self.task.name != RECOMMEND.name:
+            raise DataError(
+                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
+                + ("rank" if self.task.gains else "predict")
+            )
+        if not len(history):
+            raise DataError("history is empty: pass the titles of the last clicks")
+        joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
+        return self._ranked(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles")))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return the vector of each text, float32 ``[n, width]``, of length 1; 0 for a text without any feature.
+
+        The students ``two-tower`` and ``static`` have one tower for both texts, so that queries and titles are embedded
+        alike. Vectors of titles can be stored, and ``score_vectors`` ranks by them; the cosine of two vectors is one of
+        the inputs of the head, and not itself a trained score.
+
+        :raises DataError: the student has no towers, or a text is unusable (see ``predict``)
+        """
+        self._check_towers("embed")
+        return self._scoring.vectors(self._clean(texts, "texts"))
+
+    def score_vectors(self, query_vector: Vectors, title_vectors: Vectors) -> Scores:
+        """Return the score of each title, float64 ``[n]``: that of ``rank`` or ``recommend``, by vectors of ``embed``.
+
+        :param query_vector: vector of the query or of the joined history, ``[width]``
+        :param title_vectors: vectors of the titles, ``[n, width]``
+        :raises DataError: the student has no towers, its task has no score of a pair, or a vector has another width
+        """
+        width = self._check_towers("score_vectors")
+        if self.task.gains is None and self.task.name != RECOMMEND.name:
+            raise DataError(f"task {self.task.name!r} has no score of a title for a query: use predict")
+        titles = np.asarray(title_vectors, dtype=np.float32)
+        query = np.asarray(query_vector, dtype=np.float32)
+        if query.shape != (width,) or titles.ndim != 2 or titles.shape[1] != width:
+            raise DataError(
+                f"vectors of shapes {query.shape} and {titles.shape} must be ({width},) and (n, {width}): pass those "
+                "of embed"
+            )
+        return self._scores(self._scoring.compared(np.broadcast_to(query, titles.shape), titles))
+
+    def _check_towers(self, name: str) -> int:
+        """Return the width of a text's vector; raise DataError, naming the method, without towers."""
+        if self._scoring.width is None:
+            raise DataError(
+                f"a student {self._scoring.kind!r} has no vector of a single text: {name} requires 'two-tower' or "
+                "'static'"
+            )
+        return self._scoring.width
+
+    def _scores(self, probabilities: Probabilities) -> Scores:
+        exact = probabilities.astype(np.float64)
+        if self.task.gains is None:
+            return exact[:, self.task.positive_index]
+        return exact @ np.asarray(self.task.gains, dtype=np.float64)
+
+    def _ranked(self, probabilities: Probabilities) -> Ranked:
+        scores = self._scores(probabilities)
+        return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
+
+    def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
+        return clean_served(texts, name, self._max_characters, separator)
