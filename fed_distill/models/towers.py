@@ -16,7 +16,8 @@ from fed_distill.text.encoded import Encoded
 SPREAD = 0.1
 """Initial standard deviation of the table. As a text's vector is normalised, it only determines the angle by which a
 step of given size turns it."""
-_SMALLEST = 1e-6
+SMALLEST = 1e-6
+"""Smallest divisor of a text's vector: a text without features keeps the zero vector."""
 
 
 class Towers(TextModel):
@@ -40,7 +41,7 @@ class Towers(TextModel):
         It is the mean of the rows, weighted by exp(importance) and normalised to length 1. A text without features has
         the zero vector.
         """
-        return F.normalize(self.bag(ids), dim=-1, eps=_SMALLEST)
+        return F.normalize(self.bag(ids), dim=-1, eps=SMALLEST)
 
     def score(self, text: Tensor, pair: Tensor) -> Tensor:
         """Return logits ``[batch, classes]`` of two texts' vectors."""

@@ -1,0 +1,145 @@
+"""``export.json`` and the files of an exported student, read with distrust. ``docs/student.md`` has the format.
+
+A folder names no file to open: the names of graphs are fixed, and a link that leads out of the folder is refused.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from fed_distill.data.student_description import DESCRIPTION
+from fed_distill.errors import ModelError
+
+EXPORT = "export.json"
+CONFORMANCE = "conformance.json"
+EXPORT_FORMAT = 1
+"""Version of ``export.json``. Increase it with any change by which an earlier program would misread an export."""
+VARIANTS = ("float32", "float16", "int8", "pruned")
+VECTORS, HEAD, CLASSIFIER = "vectors.onnx", "head.onnx", "classifier.onnx"
+
+GraphName = Literal["vectors.onnx", "head.onnx", "classifier.onnx"]
+VariantName = Literal["float32", "float16", "int8", "pruned"]
+_MOST_JSON = 1 << 26
+"""Largest JSON file that is read, bytes; the texts of a tokenizer have a few million."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GraphFile(_Strict):
+    """Size and SHA-256 of a file, by which damage is found. They do not say who wrote it."""
+
+    bytes: PositiveInt
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Measured(_Strict):
+    """What a variant costs and gives, measured when it was written.
+
+    p50_ms, p99_ms: time to rank 100 titles for a query on one core, encoding included. difference: largest absolute
+    difference of a class probability to the trained student's, over the texts of ``conformance.json``. quality:
+    headline metric on the run's test data; None if it was not measured.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    difference: float
+    quality: float | None = None
+
+
+class Variant(_Strict):
+    """One variant: its graphs, how they were made, and what was measured."""
+
+    files: dict[GraphName, GraphFile]
+    settings: dict[str, Any]
+    measured: Measured
+
+    @property
+    def size(self) -> int:
+        """Bytes of all graphs."""
+        return sum(file.bytes for file in self.files.values())
+
+
+class Tensor(_Strict):
+    """Element type and shape of an input or output; a name is a dimension of any size."""
+
+    type: str
+    shape: list[NonNegativeInt | str]
+
+
+class Graph(_Strict):
+    """Inputs and outputs of a graph by name; they are alike in all variants."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class ExportDescription(_Strict):
+    """Content of ``export.json``.
+
+    kind: name of the student. width: width of a text's vector; None without towers. metric, metric_of_student: headline
+    metric, and its value for the trained student; None if it was not measured.
+    """
+
+    format: Literal[1]
+    kind: str
+    width: PositiveInt | None
+    graphs: dict[GraphName, Graph]
+    metric: str
+    metric_of_student: float | None
+    variants: dict[VariantName, Variant]
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``export.json``; raise ModelError if it is missing, damaged, or of another format."""
+        try:
+            found = cls.model_validate_json(read_inside(folder, EXPORT, _MOST_JSON))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "content"
+            raise ModelError(
+                f"{folder / EXPORT} is not an export's description of format {EXPORT_FORMAT}: {where}: {first['msg']}; "
+                "export the student again with fed-distill export"
+            ) from error
+        wanted = {CLASSIFIER} if found.width is None else {VECTORS, HEAD}
+        for name, files in (("graphs", found.graphs), *((key, one.files) for key, one in found.variants.items())):
+            if set(files) != wanted:
+                raise ModelError(f"{folder / EXPORT}: {name} has {sorted(files)}, and must have {sorted(wanted)}")
+        return found
+
+    def graph(self, folder: Path, variant: str, name: GraphName) -> bytes:
+        """Read a graph; raise ModelError if it is missing, outside of ``folder``, or not as it was written."""
+        expected = self.variants[variant].files[name]  # type: ignore[index]
+        content = read_inside(folder, f"{variant}/{name}", expected.bytes)
+        if len(content) != expected.bytes or hashlib.sha256(content).hexdigest() != expected.sha256:
+            raise ModelError(f"{folder / variant / name} is damaged: copy it again, or export the student again")
+        return content
+
+
+def read_inside(folder: Path, name: str, most: int) -> bytes:
+    """Return the content of the file ``name`` of ``folder``, of at most ``most`` bytes.
+
+    :raises ModelError: it is missing, larger, or a link that leads out of the folder
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"{path} leads out of the folder of the export: copy the file itself")
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; export the student again") from error
+    if len(content) > most:
+        raise ModelError(f"{path} has more than the {most:,} bytes expected: export the student again")
+    return content
+
+
+def check_inside(folder: Path, names: tuple[str, ...] = (DESCRIPTION, "tokenizer.json")) -> None:
+    """Raise ModelError if one of the student's own files is too large or leads out of ``folder``."""
+    for name in names:
+        if (folder / name).exists():
+            read_inside(folder, name, _MOST_JSON)
