@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fed_distill.cli.audit import audit
+from fed_distill.cli.export import export
 from fed_distill.cli.ledger import ledger_app
 from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(sites_app, name="sites")
 app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
+app.command(epilog="Example: fed-distill export runs/quickstart --to exported")(export)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
 Settings = Annotated[

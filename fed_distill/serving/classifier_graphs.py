@@ -138,7 +138,9 @@ def _traced(model: TextModel, pair: bool) -> ModelProto:
     encoded = model.encode(["red shoe", "a kettle"], ["blue shoe, size 4", "cup"] if pair else None)
     names = INPUTS[: 2 if pair else 1]
     if tuple(encoded) != names:
-        raise ModelError(f"a student {model.kind!r} has inputs {', '.join(encoded)}: only {', '.join(names)} can be exported")
+        raise ModelError(
+            f"a student {model.kind!r} has inputs {', '.join(encoded)}: only {', '.join(names)} can be exported"
+        )
     shape = {0: "n", 1: "length"}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(

@@ -50,12 +50,19 @@ class Measured(_Strict):
     quality: float | None = None
 
 
+class Trained(_Strict):
+    """The trained student, to compare with: bytes of its weights, and the same measurements with torch."""
+
+    bytes: PositiveInt
+    measured: Measured
+
+
 class Variant(_Strict):
-    """One variant: its graphs, how they were made, and what was measured."""
+    """One variant: its graphs, how they were made, and what was measured (None while it is written)."""
 
     files: dict[GraphName, GraphFile]
     settings: dict[str, Any]
-    measured: Measured
+    measured: Measured | None = None
 
     @property
     def size(self) -> int:
@@ -63,7 +70,7 @@ class Variant(_Strict):
         return sum(file.bytes for file in self.files.values())
 
 
-class Tensor(_Strict):
+class TensorType(_Strict):
     """Element type and shape of an input or output; a name is a dimension of any size."""
 
     type: str
@@ -73,15 +80,15 @@ class Tensor(_Strict):
 class Graph(_Strict):
     """Inputs and outputs of a graph by name; they are alike in all variants."""
 
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
+    inputs: dict[str, TensorType]
+    outputs: dict[str, TensorType]
 
 
 class ExportDescription(_Strict):
     """Content of ``export.json``.
 
-    kind: name of the student. width: width of a text's vector; None without towers. metric, metric_of_student: headline
-    metric, and its value for the trained student; None if it was not measured.
+    kind: name of the student. width: width of a text's vector; None without towers. metric: name of the headline
+    metric in ``quality``. trained: the student before the export (None while it is written).
     """
 
     format: Literal[1]
@@ -89,7 +96,7 @@ class ExportDescription(_Strict):
     width: PositiveInt | None
     graphs: dict[GraphName, Graph]
     metric: str
-    metric_of_student: float | None
+    trained: Trained | None = None
     variants: dict[VariantName, Variant]
     versions: dict[str, str]
 

@@ -63,6 +63,11 @@ class Scorer:
         """Names of the classes, in the order of the columns of ``predict``."""
         return self.task.classes
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether each text has a vector of its own, which ``embed`` gives."""
+        return self._scoring.width is not None
+
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Probabilities:
         """Return class probabilities, float32 ``[n, classes]``.
 

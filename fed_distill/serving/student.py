@@ -95,12 +95,17 @@ def load_student(path: Path | str, imports: Sequence[str] = ()) -> Student:
     :raises ModelError: there is no student, it is damaged, or it was written by another version; the message has the
         remedy
     """
-    path = Path(path)
+    folder = student_folder(Path(path))
+    with only_imports(imports, "load_student(imports=...)"):
+        return Student(*load_saved_student(folder))
+
+
+def student_folder(path: Path) -> Path:
+    """Return the student's folder in ``path``: itself, or its folder ``student``; errors are those of ``load_student``."""
     inside = path / STUDENT
     for folder in (path, inside):
         if (folder / DESCRIPTION).is_file():
-            with only_imports(imports, "load_student(imports=...)"):
-                return Student(*load_saved_student(folder))
+            return folder
     if (path / MODEL).is_file() or (inside / MODEL).is_file():
         experiments = [folder / EXPERIMENT for folder in (path, path.parent) if (folder / EXPERIMENT).is_file()]
         experiment = experiments[0] if experiments else f"RUN/{EXPERIMENT}"
