@@ -36,6 +36,7 @@ from fed_distill.serving.exported_folder import (
     ExportDescription,
     Graph,
     GraphFile,
+    GraphName,
     Measured,
     TensorType,
     Trained,
@@ -136,7 +137,7 @@ def _data_of(folder: Path, run: Path) -> FederatedData:
 
 def _graphs(
     model: TextModel, task: Task, names: Sequence[VariantName]
-) -> Iterator[tuple[str, dict[str, "ModelProto"]]]:
+) -> Iterator[tuple[VariantName, dict[GraphName, "ModelProto"]]]:
     """Yield each variant's name and graphs."""
     if isinstance(model, Towers):
         from fed_distill.serving.tower_graphs import head_graph, vectors_graph
@@ -156,11 +157,11 @@ def _graphs(
 def _write_variants(target: Path, student: Student, names: Sequence[VariantName]) -> ExportDescription:
     """Write the graphs of each variant, and return their description without measurements."""
     model = student.model
-    variants: dict[str, Any] = {}
-    graphs: dict[str, Graph] = {}
+    variants: dict[VariantName, Variant] = {}
+    graphs: dict[GraphName, Graph] = {}
     for name, protos in _graphs(model, student.task, names):
         (target / name).mkdir()
-        files = {}
+        files: dict[GraphName, GraphFile] = {}
         for file, proto in protos.items():
             content = proto.SerializeToString(deterministic=True)
             (target / name / file).write_bytes(content)

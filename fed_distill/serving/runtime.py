@@ -1,7 +1,7 @@
 """Run an exported student by onnxruntime and NumPy, without torch.
 
-What a folder says is checked before it is used (``exported_folder``). An ONNX graph has no code of its own, and may name
-a file with its weights: onnxruntime is given the folder of the variant for these, and reads none outside of it.
+What a folder says is checked before it is used (``exported_folder``). An ONNX graph has no code, but may name a file with its
+weights: onnxruntime is given the variant's folder for these, and reads none outside of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -101,7 +101,7 @@ def load_student(path: Path | str, imports: Sequence[str] = ()) -> Student:
 
 
 def student_folder(path: Path) -> Path:
-    """Return the student's folder in ``path``: itself, or its folder ``student``; errors are those of ``load_student``."""
+    """Return the student's folder, ``path`` or its folder ``student``; errors are those of ``load_student``."""
     inside = path / STUDENT
     for folder in (path, inside):
         if (folder / DESCRIPTION).is_file():

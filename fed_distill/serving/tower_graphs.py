@@ -1,7 +1,7 @@
 """ONNX graphs of the students with towers: one that gives a text's vector, and the head that compares two vectors.
 
-They are written down operator by operator instead of traced: the vector of a text is a sum of table rows, for which five
-operators suffice. A row is stored times exp of its importance, so that a feature is looked up once.
+They are written down operator by operator instead of traced: the vector of a text is a sum of table rows, for which
+five operators suffice. A row is stored times exp of its importance, so that a feature is looked up once.
 
 Smaller tables: ``float16``; ``int8``, codes with one float16 scale a row, ``row = scale * code`` with the largest entry
 at 127 (symmetric quantization, Jacob et al., CVPR 2018, eq. 1, for each row); and ``pruned``, int8 without the rows of
