@@ -77,11 +77,9 @@ def _lstm(model: LSTM, pair: bool) -> ModelProto:
     directions = (model.forwards, model.backwards)
     values: Arrays = {
         "words": _array(model.words.weight),
-        "w": np.stack([_gates(_array(one.weight_ih_l0)) for one in directions]),
-        "r": np.stack([_gates(_array(one.weight_hh_l0)) for one in directions]),
-        "b": np.stack(
-            [np.concatenate([_gates(_array(one.bias_ih_l0)), _gates(_array(one.bias_hh_l0))]) for one in directions]
-        ),
+        "w": np.stack([_gates(one, "weight_ih_l0") for one in directions]),
+        "r": np.stack([_gates(one, "weight_hh_l0") for one in directions]),
+        "b": np.stack([np.concatenate([_gates(one, f"bias_{of}_l0") for of in ("ih", "hh")]) for one in directions]),
         "attention": _array(model.attention.weight).T.copy(),
         "attention_bias": _array(model.attention.bias),
         "head": _array(model.head.weight),
@@ -111,9 +109,9 @@ def _lstm(model: LSTM, pair: bool) -> ModelProto:
     return filled(text, values)
 
 
-def _gates(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Reorder torch's gates (input, forget, cell, output) as ONNX's (input, output, forget, cell)."""
-    given, forget, cell, output = np.split(values, 4)
+def _gates(network: nn.LSTM, name: str) -> npt.NDArray[np.float32]:
+    """Return a weight, from torch's gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
+    given, forget, cell, output = np.split(_array(network.get_parameter(name)), 4)
     return np.concatenate([given, output, forget, cell])
 
 

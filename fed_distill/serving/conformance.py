@@ -49,7 +49,7 @@ def conformance(student: Student, description: StudentDescription) -> dict[str, 
     vectors = student.embed(texts) if student.has_vectors else None
     examples = []
     for place, text in enumerate(texts):
-        one = {"text": text, "cleaned": cleaned[place]}
+        one: dict[str, Any] = {"text": text, "cleaned": cleaned[place]}
         if pairs is not None and cleaned_pairs is not None:
             one |= {"pair": pairs[place], "cleaned_pair": cleaned_pairs[place]}
         encoded = student.model.encode([cleaned[place]], None if cleaned_pairs is None else [cleaned_pairs[place]])

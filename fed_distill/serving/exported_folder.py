@@ -113,8 +113,9 @@ class ExportDescription(_Strict):
                 "export the student again with fed-distill export"
             ) from error
         wanted = {CLASSIFIER} if found.width is None else {VECTORS, HEAD}
-        for name, files in (("graphs", found.graphs), *((key, one.files) for key, one in found.variants.items())):
-            if set(files) != wanted:
+        named = {"graphs": set(found.graphs), **{name: set(one.files) for name, one in found.variants.items()}}
+        for name, files in named.items():
+            if files != wanted:
                 raise ModelError(f"{folder / EXPORT}: {name} has {sorted(files)}, and must have {sorted(wanted)}")
         return found
 

@@ -1,7 +1,7 @@
 """Run an exported student by onnxruntime and NumPy, without torch.
 
-What a folder says is checked before it is used (``exported_folder``). An ONNX graph has no code, but may name a file with its
-weights: onnxruntime is given the variant's folder for these, and reads none outside of it.
+What a folder says is checked before it is used (``exported_folder``). An ONNX graph has no code, but may name
+a file with its weights: onnxruntime is given the variant's folder for these, and reads none outside of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +113,7 @@ class OnnxGraph:
         """Return the output, float32 ``[n, width]``; raise ModelError if the graph fails or gives another shape."""
         count = len(next(iter(inputs.values())))
         try:
-            (output,) = self._session.run(None, dict(inputs))
+            output: npt.NDArray[np.float32] = self._session.run(None, dict(inputs))[0]
         except Exception as error:  # onnxruntime's errors have no common base
             raise ModelError(f"{self._path} does not fit student.json: {_first_line(error)}") from error
         if output.shape != (count, self.width) or output.dtype != np.float32:
@@ -142,7 +142,7 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     check_inside(folder)
     student = StudentDescription.read(folder)
     classes = len(student.task.classes)
-    graphs = {
+    graphs: dict[str, OnnxGraph] = {
         name: OnnxGraph(
             name,
             description.graph(folder, variant, name),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from onnx import ModelProto, checker, numpy_helper, parser
 
 from fed_distill.models.towers import SMALLEST, Towers
@@ -82,8 +83,8 @@ def head_graph(model: Towers, pair: bool) -> ModelProto:
 
 def merged_table(model: Towers) -> Table:
     """Return the table with each row times exp of its importance, float32 ``[rows, width]``; row 0 is 0."""
-    bag = model.bag
-    table: Table = (bag.table * bag.importance.exp()).detach().float().cpu().numpy()
+    weights = torch.exp(model.bag.importance)
+    table: Table = (model.bag.table * weights).detach().float().cpu().numpy()
     table[0] = 0.0
     return table
 
@@ -108,9 +109,11 @@ def pruned_rows(table: Table, share: float) -> tuple[Table, npt.NDArray[np.unsig
     """
     norms = np.linalg.norm(table[1:], axis=1)
     kept = np.sort(np.argsort(-norms, kind="stable")[: len(norms) - int(share * len(norms))]) + 1
+    row_of: npt.NDArray[np.unsignedinteger[Any]]
     row_of = np.zeros(len(table), dtype=np.uint16 if len(kept) < 1 << 16 else np.uint32)
     row_of[kept] = np.arange(1, len(kept) + 1)
-    return table[np.concatenate([[0], kept])], row_of
+    remaining: Table = table[np.concatenate([[0], kept])]
+    return remaining, row_of
 
 
 def filled(text: str, values: Arrays) -> ModelProto:

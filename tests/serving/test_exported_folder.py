@@ -1,0 +1,147 @@
+"""A damaged or hostile export is refused with one clear error, and nothing outside of its folder is read."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from fed_distill.errors import ConfigError, ModelError
+from fed_distill.serving.runtime import load_exported
+
+
+@pytest.fixture
+def export(exported, tmp_path):
+    """A copy of an export, to be changed."""
+    return shutil.copytree(exported("two-tower")[1], tmp_path / "export")
+
+
+def rewrite(export, change):
+    """Change ``export.json`` and the hashes in it, as one who can write the folder would."""
+    content = json.loads((export / "export.json").read_text(encoding="utf-8"))
+    change(content)
+    (export / "export.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def replace_graph(export, name, data):
+    """Replace a graph of float32, with its size and hash."""
+    (export / "float32" / name).write_bytes(data)
+    found = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite(export, lambda content: content["variants"]["float32"]["files"].update({name: found}))
+
+
+def test_a_flipped_bit_and_a_cut_file_are_found(export):
+    path = export / "float32" / "vectors.onnx"
+    whole = path.read_bytes()
+    for broken in (whole[:-1], whole + b"x", whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], b""):
+        path.write_bytes(broken)
+        with pytest.raises(ModelError, match=r"vectors\.onnx"):
+            load_exported(export)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"vectors\.onnx cannot be read"):
+        load_exported(export)
+    load_exported(export, "int8")
+
+
+@pytest.mark.parametrize("name", ["export.json", "student.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", "{" * 10_000, '{"format": 2}', '"\\ud800"', "\x00"])
+def test_descriptions_that_are_none_are_refused(name, content, export):
+    (export / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=name):
+        load_exported(export)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content["variants"]["float32"]["files"].update({"../x.onnx": {}}), "vectors.onnx"),
+        (lambda content: content["variants"].update({"..": content["variants"]["int8"]}), "float32"),
+        (lambda content: content["variants"]["float32"]["files"].pop("head.onnx"), "must have"),
+        (lambda content: content["graphs"].pop("head.onnx"), "must have"),
+        (lambda content: content.update(width=None), "must have"),
+        (lambda content: content.update(width=9), "gives float32"),
+        (lambda content: content.update(code="import os"), "code"),
+    ],
+)
+def test_names_and_sizes_are_those_of_the_format(change, problem, export):
+    rewrite(export, change)
+    with pytest.raises(ModelError, match=problem):
+        load_exported(export).embed(["red"])
+
+
+@pytest.mark.parametrize("name", ["float32/vectors.onnx", "student.json", "export.json"])
+def test_a_link_out_of_the_folder_is_not_followed(name, export, tmp_path):
+    (export / name).rename(tmp_path / "outside")
+    (export / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ModelError, match="leads out of the folder"):
+        load_exported(export)
+
+
+def with_weights_in(location, graph):
+    """The same graph, which names a file for its table."""
+    model = onnx.ModelProto()
+    model.ParseFromString(graph)
+    table = next(one for one in model.graph.initializer if one.name == "table")
+    content = table.raw_data
+    table.ClearField("raw_data")
+    table.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": "0", "length": str(len(content))}.items():
+        table.external_data.add(key=key, value=value)
+    return model.SerializeToString(), content
+
+
+@pytest.mark.parametrize("location", ["{out}/secret", "../../secret", "../../export/../secret", "secret", "link"])
+def test_a_graph_reads_no_file_outside_of_the_folder(location, export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    graph, weights = with_weights_in(location.format(out=tmp_path), (export / "float32/vectors.onnx").read_bytes())
+    (tmp_path / "secret").write_bytes(weights)
+    (export / "float32" / "link").symlink_to(tmp_path / "secret")
+    replace_graph(export, "vectors.onnx", graph)
+    with pytest.raises(ModelError, match=r"vectors\.onnx cannot be loaded"):
+        load_exported(export)
+
+
+def test_graphs_of_another_student_are_refused(export, exported):
+    other = exported("two-tower, one text")[1] / "float32" / "head.onnx"
+    replace_graph(export, "head.onnx", other.read_bytes())
+    with pytest.raises(ModelError, match=r"head\.onnx does not fit"):
+        load_exported(export).predict(["red"], ["blue"])
+
+
+def test_a_table_with_fewer_rows_than_the_encoding_is_refused(export):
+    model = onnx.ModelProto()
+    model.ParseFromString((export / "float32" / "vectors.onnx").read_bytes())
+    table = next(one for one in model.graph.initializer if one.name == "table")
+    table.CopyFrom(onnx.numpy_helper.from_array(np.zeros((2, 8), dtype=np.float32), "table"))
+    replace_graph(export, "vectors.onnx", model.SerializeToString())
+    with pytest.raises(ModelError, match=r"vectors\.onnx does not fit"):
+        load_exported(export).embed(["red phone"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("base", "0x1", "encoding.base"),
+        ("rows", -1, "encoding.rows"),
+        ("ngrams", [99], "encoding.ngrams"),
+        ("algorithm", "os:system", "os:system"),
+        ("algorithm", "tokenizer.json", "swapped_ids"),
+    ],
+)
+def test_an_encoding_that_this_program_does_not_have_is_refused(key, value, problem, export):
+    path = export / "student.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["encoding"][key] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match=problem):
+        load_exported(export)
+
+
+def test_arguments_are_checked(export):
+    with pytest.raises(ConfigError, match="no variant 'float8'; it has: float32, float16, int8, pruned"):
+        load_exported(export, "float8")
+    with pytest.raises(ConfigError, match="threads"):
+        load_exported(export, threads=0)
