@@ -52,7 +52,7 @@ def _table(found: "ExportDescription") -> Table:
     for name, size, measured in (*rows, *((name, one.size, one.measured) for name, one in found.variants.items())):
         share = "–" if whole is None else f"{100 * size / whole.bytes:.0f} %"
         table.add_row(name, f"{size / 1e6:.2f}", share, *_cells(measured))
-    table.caption = "ms: one query with 100 titles on one core; max difference: of a class probability"
+    table.caption = "ms: time on one core for a query with 100 titles; max difference: of a class probability"
     table.caption_justify = "left"
     return table
 

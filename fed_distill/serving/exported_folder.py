@@ -5,7 +5,7 @@ A folder names no file to open: the names of graphs are fixed, and a link that l
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -16,11 +16,13 @@ EXPORT = "export.json"
 CONFORMANCE = "conformance.json"
 EXPORT_FORMAT = 1
 """Version of ``export.json``. Increase it with any change by which an earlier program would misread an export."""
-VARIANTS = ("float32", "float16", "int8", "pruned")
-VECTORS, HEAD, CLASSIFIER = "vectors.onnx", "head.onnx", "classifier.onnx"
 
 GraphName = Literal["vectors.onnx", "head.onnx", "classifier.onnx"]
+VECTORS: GraphName = "vectors.onnx"
+HEAD: GraphName = "head.onnx"
+CLASSIFIER: GraphName = "classifier.onnx"
 VariantName = Literal["float32", "float16", "int8", "pruned"]
+VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 _MOST_JSON = 1 << 26
 """Largest JSON file that is read, bytes; the texts of a tokenizer have a few million."""
 
@@ -39,7 +41,7 @@ class GraphFile(_Strict):
 class Measured(_Strict):
     """What a variant costs and gives, measured when it was written.
 
-    p50_ms, p99_ms: time to rank 100 titles for a query on one core, encoding included. difference: largest absolute
+    p50_ms, p99_ms: time on one core to rank 100 titles for a query, encoding included. difference: largest absolute
     difference of a class probability to the trained student's, over the texts of ``conformance.json``. quality:
     headline metric on the run's test data; None if it was not measured.
     """
