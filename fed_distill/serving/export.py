@@ -121,7 +121,7 @@ def _chosen(model: TextModel, variants: Sequence[str] | None) -> list[VariantNam
             f"a student {model.kind!r} cannot be exported: only built-in ones can, two-tower, static, lstm, and the "
             "BERT family"
         )
-    known: list[VariantName] = [name for name in get_args(VariantName) if name != "pruned" or isinstance(model, Towers)]
+    known: list[VariantName] = [name for name in VARIANTS if name != "pruned" or isinstance(model, Towers)]
     unknown = sorted(set(variants or ()) - set(known))
     if unknown:
         raise ConfigError(f"a student {model.kind!r} has no variant {unknown[0]!r}; it has: {', '.join(known)}")

@@ -115,7 +115,8 @@ class ExportDescription(_Strict):
                 "export the student again with fed-distill export"
             ) from error
         wanted = {CLASSIFIER} if found.width is None else {VECTORS, HEAD}
-        named = {"graphs": set(found.graphs), **{name: set(one.files) for name, one in found.variants.items()}}
+        named: dict[str, set[GraphName]] = {"graphs": set(found.graphs)}
+        named.update((name, set(one.files)) for name, one in found.variants.items())
         for name, files in named.items():
             if files != wanted:
                 raise ModelError(f"{folder / EXPORT}: {name} has {sorted(files)}, and must have {sorted(wanted)}")

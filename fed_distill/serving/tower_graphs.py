@@ -22,8 +22,8 @@ Table = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 
 PRUNED_SHARE = 0.25
-"""Share of the rows that ``pruned`` removes: a text has dozens of features, so that those of the smallest norm hardly turn
-its vector. Twice this share costs 1.5 points of nDCG@10 on PriceRunner (docs/student.md)."""
+"""Share of the rows that ``pruned`` removes: a text has dozens of features, so that those of the smallest norm hardly
+turn its vector. Twice this share costs 1.5 points of nDCG@10 on PriceRunner (docs/student.md)."""
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 _SUMS = {
     "float32": "rows = Gather(table, {ids})  sum = ReduceSum<keepdims=0>(rows, one)",
@@ -64,16 +64,15 @@ def head_graph(model: Towers, pair: bool) -> ModelProto:
     """Return the graph ``text`` and, for pairs, ``pair``, float32 ``[n, width]`` -> ``probabilities`` ``[n, classes]``.
 
     It is ``Towers.score`` with a softmax."""
-    first, _, last = model.head
     values: Arrays = {
-        name: parameter.detach().float().cpu().numpy()
-        for name, parameter in (("w1", first.weight), ("b1", first.bias), ("w2", last.weight), ("b2", last.bias))
+        name: model.head.get_parameter(key).detach().float().cpu().numpy()
+        for name, key in (("w1", "0.weight"), ("b1", "0.bias"), ("w2", "2.weight"), ("b2", "2.bias"))
     }
     values["product_scale"] = np.array([model.width**0.5], dtype=np.float32)
     if pair:
         values |= {"one": np.array([1]), "distance_scale": np.array([model.width**0.25], dtype=np.float32)}
     inputs = ", ".join(f"float[n, {model.width}] {name}" for name in (("text", "pair") if pair else ("text",)))
-    text = f"""{HEADER} head ({inputs}) => (float[n, {last.out_features}] probabilities)
+    text = f"""{HEADER} head ({inputs}) => (float[n, {len(values["b2"])}] probabilities)
     {{
         {_COMPARED if pair else "compared = Mul(text, product_scale)"}
         sums = Gemm<transB=1>(compared, w1, b1)  units = Relu(sums)
