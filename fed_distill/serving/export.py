@@ -32,6 +32,7 @@ from fed_distill.serving.exported_folder import (
     EXPORT,
     EXPORT_FORMAT,
     HEAD,
+    VARIANTS,
     VECTORS,
     ExportDescription,
     Graph,
