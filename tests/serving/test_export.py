@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fed_distill import load_student
 from fed_distill.data import load
-from fed_distill.data.tasks import RELEVANCE
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.evaluation.metrics import ranking
-from fed_distill.models import build_student
+from fed_distill.models import TextModel
 from fed_distill.serving import export as exporting
 from fed_distill.serving.export import export_student
 from fed_distill.serving.exported_folder import VARIANTS
@@ -45,6 +45,19 @@ def test_each_variant_is_close_to_the_trained_student(kind, variant, exported):
         ranked, right = found.rank(TEXTS[0], TEXTS), student.rank(TEXTS[0], TEXTS)
         np.testing.assert_allclose(ranked.scores, right.scores, atol=2 * CLOSE[variant])
     assert found.predict([], [] if student.task.pair else None).shape == (0, len(student.classes))
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_pruned_student_is_the_trained_one_without_its_rows_of_small_norm(kind, exported):
+    folder, export = exported(kind)
+    student, found = load_student(folder), load_exported(export, "pruned")
+    bag = student.model.bag
+    with torch.no_grad():
+        norms = (bag.table * bag.importance.exp()).norm(dim=1)[1:]
+        fewest = sorted(range(len(norms)), key=lambda row: norms[row])[: int(0.25 * len(norms))]
+        bag.table[1 + torch.tensor(fewest)] = 0.0
+    expected = student.predict(TEXTS, pairs_of(student))
+    np.testing.assert_allclose(found.predict(TEXTS, pairs_of(student)), expected, atol=CLOSE["int8"])
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -157,9 +170,15 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(exported, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_custom_student_is_refused(exported, tmp_path):
-    from fed_distill.serving.export import _chosen
+def test_a_custom_student_is_refused():
+    class Own(TextModel):
+        kind = "own.module:Own"
 
-    model = build_student("two-tower", {}, RELEVANCE)
-    assert _chosen(model, None) == list(VARIANTS)
-    assert _chosen(model, ["int8"]) == ["float32", "int8"]
+        def encode(self, texts, pairs):
+            raise AssertionError
+
+        def forward(self, batch, hidden=False):
+            raise AssertionError
+
+    with pytest.raises(ModelError, match=r"'own\.module:Own' cannot be exported"):
+        exporting._chosen(Own(), None)
