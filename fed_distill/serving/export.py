@@ -40,7 +40,7 @@ from fed_distill.serving.exported_folder import (
     GraphName,
     Measured,
     TensorType,
-    Trained,
+    TrainedStudent,
     Variant,
     VariantName,
 )
@@ -94,7 +94,7 @@ def export_student(
         longest = description.max_characters
         measured = {name: _measured(load_exported(target, name), longest, expected, data) for name in written.variants}
         with _one_thread():
-            trained = Trained(bytes=weights, measured=_measured(student, longest, expected, data))
+            trained = TrainedStudent(bytes=weights, measured=_measured(student, longest, expected, data))
         complete = {
             name: variant.model_copy(update={"measured": measured[name]}) for name, variant in written.variants.items()
         }

@@ -52,7 +52,7 @@ class Measured(_Strict):
     quality: float | None = None
 
 
-class Trained(_Strict):
+class TrainedStudent(_Strict):
     """The trained student, to compare with: bytes of its weights, and the same measurements with torch."""
 
     bytes: PositiveInt
@@ -98,7 +98,7 @@ class ExportDescription(_Strict):
     width: PositiveInt | None
     graphs: dict[GraphName, Graph]
     metric: str
-    trained: Trained | None = None
+    trained: TrainedStudent | None = None
     variants: dict[VariantName, Variant]
     versions: dict[str, str]
 
