@@ -122,9 +122,9 @@ class ExportDescription(_Strict):
                 raise ModelError(f"{folder / EXPORT}: {name} has {sorted(files)}, and must have {sorted(wanted)}")
         return found
 
-    def graph(self, folder: Path, variant: str, name: GraphName) -> bytes:
+    def graph(self, folder: Path, variant: VariantName, name: GraphName) -> bytes:
         """Read a graph; raise ModelError if it is missing, outside of ``folder``, or not as it was written."""
-        expected = self.variants[variant].files[name]  # type: ignore[index]
+        expected = self.variants[variant].files[name]
         content = read_inside(folder, f"{variant}/{name}", expected.bytes)
         if len(content) != expected.bytes or hashlib.sha256(content).hexdigest() != expected.sha256:
             raise ModelError(f"{folder / variant / name} is damaged: copy it again, or export the student again")

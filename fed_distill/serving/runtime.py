@@ -135,7 +135,8 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     """
     folder = Path(path)
     description = ExportDescription.read(folder)
-    if variant not in description.variants:
+    chosen = next((name for name in description.variants if name == variant), None)
+    if chosen is None:
         raise ConfigError(f"{folder} has no variant {variant!r}; it has: {', '.join(description.variants)}")
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
@@ -145,7 +146,7 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     graphs: dict[str, OnnxGraph] = {
         name: OnnxGraph(
             name,
-            description.graph(folder, variant, name),
+            description.graph(folder, chosen, name),
             description.width if name == VECTORS and description.width else classes,
             folder / variant,
             threads,
