@@ -25,6 +25,7 @@ from fed_distill.audit.roc import FloatArray
 from fed_distill.audit.white_box import WhiteBoxAudit
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples
+from fed_distill.data.tasks import RELEVANCE
 from fed_distill.mechanisms.label import ByLabel
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.labels import RandomizedLabels
@@ -98,8 +99,9 @@ class LabelAudit:
         request = TrainRequest(
             federation.title, self.experiment.seed, (_MERCHANT,), ("",), {}, (federation.rounds,), 1, federation="audit"
         )
+        gains = (0.0, 1.0) if self.experiment.data.task == RELEVANCE.name else None
         with self._protection() as protection:
-            site = RandomizedLabels(protection, one_stage)
+            site = RandomizedLabels(protection, one_stage, gains)
             for round in range(1, federation.rounds + 1):
                 weights = {"logit": torch.tensor([1e-3 * round / federation.rounds])}
                 learner = Learner(_MERCHANT, student, weights, student.encode(texts, None), labels, {}, (0,))

@@ -14,15 +14,17 @@ from fed_distill.privacy.randomized_response import randomized
 from fed_distill.seeds import Keystream
 
 
-def audited(epsilon, rounds=3, canaries=4000):
+def audited(epsilon, rounds=3, canaries=4000, task="relevance"):
     table = {"unit": "label", "epsilon": epsilon, "texts_public": True}
-    experiment = Experiment.parse({"privacy": table, "federation": {"rounds": rounds}})
+    experiment = Experiment.parse({"privacy": table, "federation": {"rounds": rounds}, "data": {"task": task}})
     return LabelAudit(experiment, mechanism_of(experiment), epsilon).run(1, canaries=canaries)
 
 
+@pytest.mark.parametrize("task", ["relevance", "recommend"])
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0])
-def test_the_right_mechanism_passes_and_the_bounds_are_close(epsilon):
-    found = audited(epsilon)
+def test_the_right_mechanism_passes_and_the_bounds_are_close(epsilon, task):
+    """With gains (randomized response on bins) and without."""
+    found = audited(epsilon, task=task)
     assert not found.exceeded and found.releases == 3
     assert 0.8 * epsilon - 0.05 < found.steinke.epsilon <= epsilon
 
@@ -39,7 +41,7 @@ def test_the_bound_is_that_of_clopper_and_pearson():
 
 def test_truth_that_is_kept_too_often_is_found(monkeypatch):
     monkeypatch.setattr(
-        label, "randomized", lambda own, among, epsilon, coins: randomized(own, among, 1.5 * epsilon, coins)
+        label, "randomized", lambda own, outputs, epsilon, coins: randomized(own, outputs, 1.5 * epsilon, coins)
     )
     assert audited(1.0).exceeded
 
@@ -55,7 +57,7 @@ def test_labels_that_are_randomized_again_in_each_round_are_found(monkeypatch):
     monkeypatch.setattr(
         label,
         "randomized",
-        lambda own, among, epsilon, coins: randomized(own, among, epsilon, Keystream("fresh", next(calls))),
+        lambda own, outputs, epsilon, coins: randomized(own, outputs, epsilon, Keystream("fresh", next(calls))),
     )
     assert audited(1.0).exceeded
 
