@@ -101,11 +101,15 @@ class StudentFactory:
         return weights, seconds
 
     def _kept(self, name: str, start: Start) -> Path:
+        """Return the cache file of a student. On labels only, it depends on no assistant, so that none is trained."""
         config = self.experiment.student
+        taught: dict[str, Any] = {}
+        if start == "teacher":
+            taught["levels"] = [level.name for level in self.levels]
+            taught["distill"] = self.experiment.distill.model_dump(mode="json")
         key = fingerprint(
             **self._depends_on,
-            levels=[level.name for level in self.levels],
-            distill=self.experiment.distill.model_dump(mode="json"),
+            **taught,
             name=[name, own_code(name)],
             options=[config.options_of(name), named_files(config.options_of(name))],
             masked=config.masked.model_dump(mode="json"),
