@@ -213,11 +213,13 @@ def _experiment(
 ) -> "Experiment":
     from fed_distill.config import Experiment, parse_setting
     from fed_distill.config.keys import leaf_keys
+    from fed_distill.experiment.names import check_names
 
     chosen = dict(parse_setting(text) for text in settings or ())
     named = {} if name is None else {"name": name}
     resumed = {"runtime.resume": True} if resume else {}
     experiment = Experiment.read(file, {**chosen, **named, **resumed})
+    check_names(experiment)
     return experiment.tiny(leaf_keys(chosen)) if tiny else experiment
 
 

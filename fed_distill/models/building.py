@@ -20,6 +20,7 @@ from fed_distill.models.base import TextModel, read_model_files
 from fed_distill.models.weights import Weights
 from fed_distill.registry import Registry
 from fed_distill.seeds import Randomness
+from fed_distill.validation import described
 
 STUDENTS = Registry(
     "student",
@@ -187,5 +188,5 @@ def _checked(title: str, factory: Callable[..., Any], options: Mapping[str, Any]
         checked = form(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{title}, option {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(described(f"{title}, option {'.'.join(map(str, first['loc']))}", first)) from error
     return {key: getattr(checked, key) for key in known}
