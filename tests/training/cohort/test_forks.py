@@ -248,6 +248,7 @@ def test_processes_end_with_a_parent_that_is_killed():
         parent.kill()
     while any(map(_runs, children)):  # the limit is that of every test
         time.sleep(0.05)
+    assert parent.returncode == -signal.SIGKILL
 
 
 def _runs(process):
