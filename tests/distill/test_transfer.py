@@ -396,7 +396,7 @@ def test_a_target_that_reads_no_soft_labels_is_known(kind):
         ({"weights": {"hints": 1.0}}, "hints, which is not in transfer"),
         ({"transfer": []}, "transfer is empty"),
         ({"transfer": [], "assistants": [{}], "hard_weight": 0.5}, "hard_weight below 1 requires the teacher's labels"),
-        ({"hard_weight": 1.5}, "at most 1"),
+        ({"hard_weight": 1.5}, "less than or equal to 1"),
         ({"list_temperature": 2.0}, "list_temperature has no effect with transfer"),
         ({"decoupled_beta": 8.0}, "decoupled_beta has no effect with transfer"),
         ({"transfer": ["decisions"], "standardize": True}, "standardize has no effect with transfer"),
