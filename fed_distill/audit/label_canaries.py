@@ -111,7 +111,7 @@ class LabelAudit:
             federation.title, self.experiment.seed, (_MERCHANT,), ("",), {}, (federation.rounds,), 1, federation="audit"
         )
         with self._protection() as protection:
-            site = RandomizedLabels(protection, one_stage)
+            site = RandomizedLabels(protection, one_stage, None)  # two classes: gains give the same outputs
             for round in range(1, federation.rounds + 1):
                 weights = {"logit": torch.tensor([1e-3 * round / federation.rounds])}
                 learner = Learner(_MERCHANT, student, weights, student.encode(texts, None), labels, {}, (0,))

@@ -362,7 +362,7 @@ def test_nothing_to_merge_is_said(current, name):
     ("name", "options", "message"),
     [
         ("fedtrimmedavg", {"beta": 0.5}, "aggregator 'fedtrimmedavg': `beta` must be in the range"),
-        ("krum", {"num_malicious_nodes": -1}, "aggregator 'krum', option num_malicious_nodes must be at least 0, not -1"),
+        ("krum", {"num_malicious_nodes": -1}, "aggregator 'krum', option num_malicious_nodes must be at least 0"),
         ("fedadam", {"eta": "big"}, "aggregator 'fedadam', option eta must be a number"),
         ("fedadam", {"eta": -1.0}, "aggregator 'fedadam', option eta must be greater than 0"),
         ("fedyogi", {"beta_1": 1.0}, "aggregator 'fedyogi', option beta_1 must be less than 1"),
