@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fed_distill.errors import ConfigError, NotAllowed
+from fed_distill.validation import described
 
 _allowed: frozenset[str] | None = None
 _narrowed: ContextVar[tuple[frozenset[str], str] | None] = ContextVar("narrowed", default=None)
@@ -80,6 +81,17 @@ class Registry(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def check(self, name: str) -> None:
+        """Raise ConfigError if ``name`` is unknown or was renamed; import paths are accepted, and not followed."""
+        if name in self._renamed:
+            raise ConfigError(f"{self.kind} {name!r} was renamed: use {self._renamed[name]!r}")
+        if ":" not in self._entries.get(name, name):
+            near = difflib.get_close_matches(name, self._entries, n=3) or sorted(self._entries)
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}; did you mean {', '.join(near)}? "
+                f"A custom {self.kind} is named by import path: my_package.my_module:MyName"
+            )
+
     def resolve(self, name: str) -> Any:
         """Import and return the object called ``name``.
 
@@ -87,15 +99,8 @@ class Registry(Mapping[str, str]):
         :raises ConfigError: the name is unknown or was renamed, or the import fails
         :raises NotAllowed: the import path is not allowed (``allow_imports``, ``only_imports``)
         """
-        if name in self._renamed:
-            raise ConfigError(f"{self.kind} {name!r} was renamed: use {self._renamed[name]!r}")
+        self.check(name)
         path = self._entries.get(name, name)
-        if ":" not in path:
-            near = difflib.get_close_matches(name, self._entries, n=3) or sorted(self._entries)
-            raise ConfigError(
-                f"unknown {self.kind} {name!r}; did you mean {', '.join(near)}? "
-                f"A custom {self.kind} is named by import path: my_package.my_module:MyName"
-            )
         rule = None if _allowed is None else (_allowed, "rule imports")
         for allowed, where in filter(None, (rule, _narrowed.get())):
             if path not in self._built_in | allowed:
@@ -135,7 +140,7 @@ class Registry(Mapping[str, str]):
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f", option {part}" for part in first["loc"][:1])
-            raise ConfigError(f"{self.kind} {name!r}{where}: {first['msg'].removeprefix('Value error, ')}") from error
+            raise ConfigError(described(f"{self.kind} {name!r}{where}", first)) from error
 
 
 def _import(module_name: str) -> Any:

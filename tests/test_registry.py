@@ -99,8 +99,8 @@ def test_options_are_converted_and_defaults_kept(ovens):
     [
         ({"degree": 1}, "oven 'oven' has no option 'degree'; it has: degrees, share$"),
         ({"given": "x"}, "oven 'oven' has no option 'given'"),
-        ({"degrees": "hot"}, "oven 'oven', option degrees: Input should be a valid integer"),
-        ({"share": -1}, "oven 'oven', option share: Input should be greater than or equal to 0"),
+        ({"degrees": "hot"}, "oven 'oven', option degrees must be a whole number"),
+        ({"share": -1}, "oven 'oven', option share must be at least 0"),
         ({"degrees": 301}, "oven 'oven': no oven is hotter than 300"),
     ],
 )

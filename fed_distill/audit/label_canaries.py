@@ -3,9 +3,11 @@
 The attacker sees the labels that a merchant trains with in every round, which is more than it sends, and plays the
 server: each round has another student, and so another prior. A canary has two possible labels, both likely by every
 prior, so that its released label is as informative as epsilon allows. Drawing, storing and charging are production
-code. A canary is guessed by the label that it has in most rounds: labels that are randomized again in each round, too
-little or predictably give more correct guesses than epsilon allows. For independent canaries and delta = 0, Steinke's
-bound is a one-sided Clopper-Pearson bound on the probability of a correct guess, q <= e^epsilon / (e^epsilon + 1).
+code. Every second canary has several examples of equal texts and label, which are to be randomized once. A canary is
+guessed by the label that its examples have most often over all rounds: labels that are randomized again in each round
+or for each example, too little or predictably give more correct guesses than epsilon allows. For independent canaries
+and delta = 0, Steinke's bound is a one-sided Clopper-Pearson bound on the probability of a correct guess, q <=
+e^epsilon / (e^epsilon + 1).
 """
 
 import tempfile
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from fed_distill import seeds
 from fed_distill.audit.f_dp import PureDP, best_curve_bound
+from fed_distill.audit.membership import IntArray
 from fed_distill.audit.one_run import best_bound
 from fed_distill.audit.roc import FloatArray
 from fed_distill.audit.white_box import WhiteBoxAudit
@@ -40,6 +43,8 @@ from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest
 
 CANARIES = 20_000
+COPIES = 5
+"""Number of examples of every second canary; odd, so that each has a most frequent label."""
 _MERCHANT = "canaries"
 
 
@@ -75,7 +80,10 @@ class LabelAudit:
         """
         truth = seeds.numpy_stream(seed, "label canaries", canaries).random(canaries) < 0.5
         releases = list(self._released(torch.from_numpy(truth.astype(np.int64))))
-        scores: FloatArray = sum((2.0 * one.double().numpy() - 1.0 for one in releases), np.zeros(canaries))
+        copies = _copies(canaries)
+        scores: FloatArray = np.zeros(canaries)
+        for one in releases:
+            np.add.at(scores, copies, 2.0 * one.double().numpy() - 1.0)
         positive = int((scores > 0.0).sum())
         choices = [(positive, canaries - positive)]
         steinke = best_bound(scores, truth, choices, 0.0, confidence)
@@ -89,9 +97,13 @@ class LabelAudit:
         )
 
     def _released(self, labels: Tensor) -> Iterator[Tensor]:
-        """Yield the labels that a merchant with ``labels`` trains with in each round."""
-        student, count = PriorStudent(), len(labels)
-        texts = tuple(f"canary {number}" for number in range(count))
+        """Yield the labels of all examples (``_copies``) that a merchant trains with in each round.
+
+        :param labels: labels of the canaries, int64 ``[canaries]``
+        """
+        copies = _copies(len(labels))
+        student, count, labels = PriorStudent(), len(copies), labels[torch.from_numpy(copies)]
+        texts = tuple(f"canary {number}" for number in copies)
         examples = Examples(texts, None, labels.numpy(), np.arange(count), (_MERCHANT,) * count)
         federation = self.experiment.federation
         method = METHODS.build(federation.method, federation.options)
@@ -114,3 +126,9 @@ class LabelAudit:
             privacy = self.experiment.privacy.model_copy(update={"ledger": None})
             experiment = self.experiment.model_copy(update={"privacy": privacy})
             yield Protection(experiment, Path(folder), OPEN)
+
+
+def _copies(canaries: int) -> IntArray:
+    """Return the canary of each example: one of each canary with an even number, then the others ``COPIES`` times."""
+    numbers = np.arange(canaries)
+    return np.concatenate([numbers[::2], np.tile(numbers[1::2], COPIES)])

@@ -61,10 +61,11 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment in this process and write its report."""
+    experiment = _experiment(file, settings, name, resume, tiny)
+    _announce(experiment)
     from fed_distill.experiment.simulation import run as simulate
     from fed_distill.reporting.terminal import show
 
-    experiment = _experiment(file, settings, name, resume, tiny)
     try:
         result = simulate(experiment)
     except KeyboardInterrupt:
@@ -214,12 +215,21 @@ def _experiment(
 ) -> "Experiment":
     from fed_distill.config import Experiment, parse_setting
     from fed_distill.config.keys import leaf_keys
+    from fed_distill.experiment.names import check_names
 
     chosen = dict(parse_setting(text) for text in settings or ())
     named = {} if name is None else {"name": name}
     resumed = {"runtime.resume": True} if resume else {}
     experiment = Experiment.read(file, {**chosen, **named, **resumed})
+    check_names(experiment)
     return experiment.tiny(leaf_keys(chosen)) if tiny else experiment
+
+
+def _announce(experiment: "Experiment") -> None:
+    """Print that a run starts, before imports and data that take seconds, where its progress is printed."""
+    if "progress" in experiment.runtime.callbacks and experiment.runtime.logs != "json":
+        text = f"run {experiment.name}: loading libraries and the data ({experiment.data.dataset})"
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_registry(registry: "Registry") -> None:

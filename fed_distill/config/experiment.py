@@ -168,7 +168,7 @@ class Experiment(ConfigTable):
             try:
                 result.append(FederationConfig.model_validate({**inherited, **override}))
             except ValidationError as error:
-                raise ValueError(f"table {number} of compare: {first_problem(error)}") from error
+                raise ValueError(f"table {number} of compare: {first_problem(error, FederationConfig)}") from error
         return result
 
     def arms(self) -> dict[str, FederationConfig]:
@@ -249,7 +249,7 @@ class Experiment(ConfigTable):
         try:
             return cls.model_validate(tables)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from error
+            raise ConfigError(f"{source}: {first_problem(error, cls)}") from error
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:

@@ -45,6 +45,7 @@ from fed_distill.transport.requests import (
     TrainRequest,
     packed,
 )
+from fed_distill.transport.values import check_values
 
 CHUNK_BYTES = 2 * 2**30
 """Bytes of students' weights in one chunk of answers, about the memory for them at the server and in a site's reply."""
@@ -152,10 +153,11 @@ class Sites:
         :param received: cache of merchants' soft labels, if they are cached
         :param deadline: seconds to wait for replies; None: no limit
         :param away: merchants whose site is offline, if that was just updated
-        :param weights: weights of the global student if ``down`` has none, to bound the size of uplinks
+        :raises TrainingError: a part of the downlink is not finite; nothing was sent
         """
         away = self._roster.away() if away is None else away
         until = Deadline(deadline)
+        check_values(down, _kinds(starts), f"{request.title(down.round)}: ")
         request = replace(request, proxy=self._proxy)
         content = codec.encode_downlink(down, (request.seed, request.arm, "server", down.round, "coding"))
         context = context or Context(down.weights, 0, 0)
@@ -196,7 +198,9 @@ class Sites:
         :return: (correct, all) test examples by merchant with test examples, and the merchants whose sites did not
             report them
         """
-        content = encode_downlink(Downlink(0, (StudentWeights(weights),)))
+        down = Downlink(0, (StudentWeights(weights),))
+        check_values(down, {}, f"{request.arm}, seed {request.seed}, evaluation at merchants: ")
+        content = encode_downlink(down)
         parts = self._by_node(request)
         requested = {node: part.merchants for node, part in parts.items()}
         contents = {node: RecordDict({**content, "request": part.to_record()}) for node, part in parts.items()}

@@ -49,6 +49,7 @@ def clean(
     :param labels: class indices ``[n]``, or None if they are made later
     :param merchants: names ``[n]``, or None if a partitioner assigns merchants
     :param max_characters: longest text that is kept
+    :raises DataError: a merchant's name is not valid Unicode; the message has its row
     """
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
@@ -58,6 +59,7 @@ def clean(
     seen: set[tuple[str, ...]] = set()
     unlabeled: Counter[str] = Counter()
     labeled: set[str] = set()
+    _check_names(merchants or ())
     for row, raw in enumerate(texts):
         merchant = "" if merchants is None else merchants[row]
         fields = (raw,) if pairs is None else (raw, pairs[row])
@@ -98,6 +100,17 @@ def clean(
         "unlabeled_merchants": silent,
     }
     return Cleaned(tuple(rows), tuple(kept), None if kept_pairs is None else tuple(kept_pairs), account)
+
+
+def _check_names(merchants: Sequence[str]) -> None:
+    for name in dict.fromkeys(merchants):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"row {merchants.index(name) + 1}: the merchant's name {name!r} has half of a surrogate pair, which is "
+                "no character and cannot name a file: correct the name in the data"
+            ) from error
 
 
 def clean_served(texts: Sequence[str], name: str, max_characters: int, separator: str | None = None) -> list[str]:

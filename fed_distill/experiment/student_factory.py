@@ -26,7 +26,7 @@ from fed_distill.distill.losses import hard_labels
 from fed_distill.distill.masked import pretrain_on_domain
 from fed_distill.distill.soft_labels import soft_labels
 from fed_distill.distill.transfer import DistillationTarget, check_soft_label_transfer
-from fed_distill.errors import CheckpointError, DataError
+from fed_distill.errors import CheckpointError, ConfigError, DataError
 from fed_distill.experiment.teaching import Teaching, domain_texts, server_texts
 from fed_distill.models import TextModel, build_student, predict
 from fed_distill.models.building import rebuild
@@ -59,12 +59,13 @@ class StudentFactory:
         """Build a student by name, deterministically for a seed."""
         if name not in self._built:
             with seeds.scope(self.seed, "student", name):
-                self._built[name] = self._build(name, self.experiment.student.options_of(name))
+                options = self.experiment.student.options_of(name)
+                self._built[name] = self._build(name, options, self.teaching.teacher)
         return copy.deepcopy(self._built[name])
 
-    def _build(self, name: str, options: Mapping[str, Any]) -> TextModel:
+    def _build(self, name: str, options: Mapping[str, Any], teacher: TextModel | None) -> TextModel:
         data, texts = self.server.data, server_texts(self.server.data, self.teaching.candidates)
-        return build_student(name, options, data.task, self.teaching.teacher, texts)
+        return build_student(name, options, data.task, teacher, texts)
 
     @property
     def target(self) -> DistillationTarget:
@@ -101,11 +102,15 @@ class StudentFactory:
         return weights, seconds
 
     def _kept(self, name: str, start: Start) -> Path:
+        """Return the cache file of a student. On labels only, it depends on no assistant, so that none is trained."""
         config = self.experiment.student
+        taught: dict[str, Any] = {}
+        if start == "teacher":
+            taught["levels"] = [level.name for level in self.levels]
+            taught["distill"] = self.experiment.distill.model_dump(mode="json")
         key = fingerprint(
             **self._depends_on,
-            levels=[level.name for level in self.levels],
-            distill=self.experiment.distill.model_dump(mode="json"),
+            **taught,
             name=[name, own_code(name)],
             options=[config.options_of(name), named_files(config.options_of(name))],
             masked=config.masked.model_dump(mode="json"),
@@ -143,16 +148,39 @@ class StudentFactory:
         """Pretrain a student if configured, train it on the server's labels only, and return its weights.
 
         A student that starts from weights of the teacher starts from random ones here.
+
+        :raises ConfigError: see ``without_teacher``
         """
-        student, config = self.student(name), self.experiment.training
-        if student.of_teacher:
-            drawn = rebuild(student.kind, student.settings, (self.seed, "student", name, "without the teacher"))
-            student.load_state_dict(drawn.state_dict())
+        student, config = self.without_teacher(name), self.experiment.training
         self.pretrain_on_domain(student, name, self.step)
         weights = {key: value.clone() for key, value in student.state_dict().items()}
         plan = Plan((Phase(hard_labels(), epochs=config.student.epochs),))
         optimizer = config.student.over(config.server)
         return self.server.train(student, weights, plan, (self.seed, "server", name), optimizer, self.step)
+
+    def without_teacher(self, name: str) -> TextModel:
+        """Build a student by name as ``student`` does, with random weights in place of the teacher's.
+
+        A student with ``of_teacher`` is rebuilt from its settings; any other is built again without a teacher, so that
+        one that copies the teacher's weights without saying so does not. What cannot be prevented is custom code that
+        reads the teacher's weights from a file, or keeps them from an earlier call.
+
+        :raises ConfigError: a student without ``of_teacher`` cannot be built without a teacher, or becomes another
+        """
+        student = self.student(name)
+        if student.of_teacher:
+            drawn = rebuild(student.kind, student.settings, (self.seed, "student", name, "without the teacher"))
+            student.load_state_dict(drawn.state_dict())
+            return student
+        remedy = "set of_teacher = True on the model, whose weights are then drawn anew where there is no teacher"
+        try:
+            with seeds.scope(self.seed, "student", name):
+                alone = self._build(name, self.experiment.student.options_of(name), None)
+        except Exception as error:  # custom code that expects a teacher can fail in any way
+            raise ConfigError(f"student {name!r} cannot be built without a teacher ({error}): {remedy}") from error
+        if (alone.kind, alone.settings) != (student.kind, student.settings):
+            raise ConfigError(f"student {name!r} has other settings if there is no teacher: {remedy}")
+        return alone
 
     def on_true_labels(self, name: str, truth: Tensor) -> Weights:
         """As ``trained``, with the proxy set's true classes, int64 ``[proxy]``, in place of soft labels."""
@@ -234,7 +262,7 @@ class StudentFactory:
 
         def build(assistant: AssistantConfig, place: int) -> TextModel:
             with seeds.scope(self.seed, "assistant", place):
-                return self._build(assistant.model, assistant.options)
+                return self._build(assistant.model, assistant.options, self.teaching.teacher)
 
         def train(
             model: TextModel,

@@ -23,7 +23,7 @@ from fed_distill.privacy.accounting import DELTA
 
 def _known(unit: str) -> str:
     if unit not in MECHANISMS and ":" not in unit:
-        raise ValueError(f"Input should be {', '.join(map(repr, MECHANISMS))}, or the import path of another unit")
+        raise ValueError(f"the unit must be {', '.join(map(repr, MECHANISMS))}, or the import path of another unit")
     return unit
 
 
@@ -183,7 +183,7 @@ class Limits(BaseModel):
         try:
             return cls.model_validate(read_toml(path, "the limits in"))
         except ValidationError as error:
-            raise ConfigError(f"{path}: {first_problem(error)}") from error
+            raise ConfigError(f"{path}: {first_problem(error, cls)}") from error
 
 
 OPEN = Limits(

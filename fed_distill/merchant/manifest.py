@@ -101,7 +101,7 @@ class Manifest(_Table):
         try:
             return cls.model_validate({**read_toml(path, "the site in"), "folder": path.absolute().parent})
         except ValidationError as error:
-            raise ConfigError(f"{path}: {first_problem(error)}") from error
+            raise ConfigError(f"{path}: {first_problem(error, cls)}") from error
 
     @property
     def ledgers(self) -> Path:

@@ -1,40 +1,29 @@
 """Validation of requests: reject inconsistent ones, and values so large that an answer could reveal single examples."""
 
-from collections.abc import Collection, Iterable, Mapping
-
-import torch
-from torch import Tensor
+from collections.abc import Collection, Mapping
 
 from fed_distill.errors import ModelError, NotAllowed, TrainingError
 from fed_distill.models import TextModel
+from fed_distill.models.outline import without_memory
 from fed_distill.models.weights import Weights
 from fed_distill.payloads.base import Context
 from fed_distill.transport.messages import Downlink
 from fed_distill.transport.requests import TrainRequest, built_from
+from fed_distill.transport.values import check_values
 
-LARGEST_WEIGHT = 1e6
-"""Maximum magnitude of a value in a downlink."""
 LARGEST_RATE = 1e4
 """Maximum learning rate: above it weights may overflow, and an overflow would depend on single examples."""
 
 
 def check_request(request: TrainRequest, down: Downlink, starts: Mapping[str, Weights]) -> None:
     """Raise TrainingError for a request with values out of range, whose answer could reveal single examples."""
-    records = [*starts.values(), *(one for payload in down.payloads for one in payload.to_records().values())]
     if down.round < 1:
         raise TrainingError(f"the downlink has round {down.round}: rounds start at 1")
-    check_values(value for record in records for value in record.values())
+    check_values(down, starts)
     if not 0.0 <= request.learning_rate <= LARGEST_RATE:
         raise TrainingError(f"the learning rate must be from 0 to {LARGEST_RATE:g}, not {request.learning_rate}")
     if request.population < 1 or any(rounds < 1 for rounds in request.rounds):
         raise TrainingError("the request must have positive numbers of merchants and of rounds for each")
-
-
-def check_values(sent: Iterable[Tensor]) -> None:
-    """Raise TrainingError unless all values from the server are finite and at most ``LARGEST_WEIGHT``."""
-    for value in sent:
-        if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGEST_WEIGHT:
-            raise TrainingError(f"the downlink has values that are not finite, or above {LARGEST_WEIGHT:g}")
 
 
 def check_names(request: TrainRequest, merchants: Collection[str], arms: Collection[str] | None = None) -> None:
@@ -58,13 +47,13 @@ def check_names(request: TrainRequest, merchants: Collection[str], arms: Collect
 
 
 def outlined(blueprint: str) -> TextModel:
-    """Build the student of a blueprint on torch's ``meta`` device, without memory for its weights.
+    """Build the student of a blueprint without memory for its weights (``without_memory``).
 
     :raises TrainingError: the blueprint is invalid
     :raises NotAllowed: the site does not allow the import
     """
     try:
-        with torch.device("meta"):
+        with without_memory():
             return built_from(blueprint)
     except (NotAllowed, TrainingError):
         raise

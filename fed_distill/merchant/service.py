@@ -42,4 +42,4 @@ class Service(BaseModel):
         try:
             return cls.model_validate(read_toml(path, "the site in"))
         except ValidationError as error:
-            raise ConfigError(f"{path}: {first_problem(error)}") from error
+            raise ConfigError(f"{path}: {first_problem(error, cls)}") from error

@@ -42,7 +42,6 @@ from fed_distill.merchant.request_validation import (
     check_names,
     check_request,
     check_shapes,
-    check_values,
     outlined,
     weight_bytes,
 )
@@ -66,6 +65,7 @@ from fed_distill.transport.coding.kept import Kept
 from fed_distill.transport.messages import Downlink, Kinds, Uplink
 from fed_distill.transport.records import serialized_bytes
 from fed_distill.transport.requests import Cause, Refusal, TrainRequest, blueprint_of
+from fed_distill.transport.values import check_values
 
 _log = logging.getLogger(__name__)
 
@@ -369,7 +369,7 @@ class Site:
             reported
         :raises TrainingError: the request or the weights are invalid, as in ``train``
         """
-        check_values(weights.values())
+        check_values(Downlink(0, (StudentWeights(weights),)), {})
         check_names(request, self.holdings.merchants)
         merchants = self._scores.scorable(request, request.merchants)
         if not merchants:

@@ -54,14 +54,16 @@ class TextModel(nn.Module, ABC):
     """A text or text-pair classifier.
 
     A custom model is a subclass with ``encode`` and ``forward``, whose constructor takes ``classes`` (their number),
-    ``pair`` (whether examples have a second text) and typed options as keyword arguments.
+    ``pair`` (whether examples have a second text) and typed options as keyword arguments. A student's constructor also
+    runs on torch's ``meta`` device, where tensors have no values, so that sizes from others are compared before memory
+    is allocated: it must not read values of tensors that it creates.
 
     ``kind`` is the registry name or import path, ``settings`` the JSON-ready keyword arguments that rebuild the
     model; ``build_student`` fills them in.
     ``tables`` maps each embedding parameter's name to the encoded fields whose integers index its rows.
     Row 0 of a table is padding: it is zero or never used.
     ``of_teacher`` says that its initial weights are copied or computed from the teacher's; controls without a teacher
-    draw them anew.
+    draw them anew. A model without it is built for these controls without a teacher.
     ``towers`` says that each text has a vector of its own, independent of the other text. The first hidden state is
     then these vectors side by side, ``[batch, 1, texts * width]``.
     ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.

@@ -17,8 +17,10 @@ from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.base import TextModel, read_model_files
+from fed_distill.models.weights import Weights
 from fed_distill.registry import Registry
 from fed_distill.seeds import Randomness
+from fed_distill.validation import described
 
 STUDENTS = Registry(
     "student",
@@ -103,6 +105,10 @@ def _type_of(config: TeacherConfig) -> Any:
     return get_type_hints(factory).get("return")
 
 
+MOST_CLASSES = 100_000
+"""Maximum number of classes of a rebuilt model: configurations of transformers hold a name for each."""
+
+
 def rebuild(kind: str, settings: Mapping[str, Any], randomness: Randomness = (0, "rebuild")) -> TextModel:
     """Build the model with ``TextModel.kind`` and ``settings`` and weights drawn from ``randomness``, to be trained or
     overwritten.
@@ -114,6 +120,8 @@ def rebuild(kind: str, settings: Mapping[str, Any], randomness: Randomness = (0,
         factory = STUDENTS.resolve(kind)
         if not (inspect.isclass(factory) and issubclass(factory, TextModel)):
             raise ModelError(f"{kind!r} is not the name of a TextModel class")
+        if settings.get("classes", 0) > MOST_CLASSES:
+            raise ModelError(f"{settings['classes']:,} classes are more than {MOST_CLASSES:,}")
         with seeds.scope(*randomness):
             model = factory(**settings)
     except ModelError:
@@ -126,6 +134,11 @@ def rebuild(kind: str, settings: Mapping[str, Any], randomness: Randomness = (0,
 def load_model(folder: Path) -> TextModel:
     """Load what ``TextModel.save`` wrote; raise ModelError with ``folder`` if it is missing or damaged."""
     kind, settings, weights = read_model_files(Path(folder))
+    return with_weights(folder, kind, settings, weights)
+
+
+def with_weights(folder: Path, kind: str, settings: Mapping[str, Any], weights: Weights) -> TextModel:
+    """Build the model of ``read_model_files(folder)``; raise ModelError with ``folder`` if its parts do not fit."""
     try:
         model = rebuild(kind, settings)
         model.load_state_dict(weights)
@@ -175,5 +188,5 @@ def _checked(title: str, factory: Callable[..., Any], options: Mapping[str, Any]
         checked = form(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{title}, option {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(described(f"{title}, option {'.'.join(map(str, first['loc']))}", first)) from error
     return {key: getattr(checked, key) for key in known}

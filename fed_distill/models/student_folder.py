@@ -13,9 +13,10 @@ from typing import Any
 from fed_distill.data.student_description import DESCRIPTION, FORMAT, StudentDescription
 from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import ModelError
-from fed_distill.models.base import TextModel
-from fed_distill.models.building import load_model
+from fed_distill.models.base import TextModel, read_model_files
+from fed_distill.models.building import with_weights
 from fed_distill.models.huggingface import write_huggingface
+from fed_distill.models.outline import check_shapes
 from fed_distill.models.prediction import predict
 from fed_distill.storage.files import strict_json
 from fed_distill.storage.versions import versions
@@ -49,11 +50,15 @@ def save_student(folder: Path, model: TextModel, description: StudentDescription
 
 
 def load_saved_student(folder: Path) -> tuple[TextModel, StudentDescription]:
-    """Load what ``save_student`` wrote; raise ModelError if it is missing, damaged, or not of one model and task."""
+    """Load what ``save_student`` wrote, with no more memory than its files and their model need.
+
+    :raises ModelError: it is missing, damaged, or not of one model and task
+    """
     description = StudentDescription.read(folder)
-    model, task = load_model(folder), description.task
-    classes = model.settings.get("classes", len(task.classes))  # a custom model may have neither
-    pair = model.settings.get("pair", task.pair)
+    kind, settings, weights = read_model_files(folder)
+    task = description.task
+    classes = settings.get("classes", len(task.classes))  # a custom model may have neither
+    pair = settings.get("pair", task.pair)
     if classes != len(task.classes) or pair != task.pair:
         texts = {True: "two texts", False: "one text"}
         raise ModelError(
@@ -61,6 +66,13 @@ def load_saved_student(folder: Path) -> tuple[TextModel, StudentDescription]:
             f"{len(task.classes)} classes of {texts[task.pair]}: these files are not of one student; copy both from "
             "the same run"
         )
+    try:
+        check_shapes(kind, settings, weights)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}: {MODEL} and model.safetensors are not of one student: {error}; copy both from the same run"
+        ) from error
+    model = with_weights(folder, kind, settings, weights)
     broken = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
     if broken:
         raise ModelError(

@@ -9,7 +9,7 @@ from fed_distill.evaluation.metrics import SCORES
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.headline import compared
-from fed_distill.reporting.wording import METRIC_NAMES, duration, number, percent, size
+from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, duration, number, percent, size
 
 STAR = " *"
 """Marks figures without protection in a private run."""
@@ -76,30 +76,28 @@ def merchants_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 def comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
     """Return the comparison as text with a header; ± is the half-width of the 95 % interval, see ``headline.covers``.
 
-    For a private run, a star marks rows and columns that are not covered by the guarantee.
+    For a private run, a star marks rows and columns that are not covered by the guarantee. Columns without a value in
+    any row are left out, such as the gap closed in AUC where pooling is not above the server's student in AUC.
     """
     metrics = [name for name in _headline_first(summary) if name != "mrr@10"]
     gaps = ["gap_closed", *(["gap_closed_auc"] if summary["headline"] == "ndcg@10" else [])]
     mark = STAR if is_private(summary["privacy"]) else ""
     header = ["", *(METRIC_NAMES[name] for name in metrics), f"merchants: mean{mark}", f"worst{mark}"]
-    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "retention"]
-    header += ["gap closed", *(["in AUC"] if len(gaps) > 1 else []), "up / down a round", "time"]
-    table = comparison_table(summary)
-    is_cold = bool(table["cold"].notna().any())
-    if is_cold:
-        header.insert(header.index("retention"), "cold start")
+    header += [f"worst tenth{mark}", *(f"above {name}" for name in REFERENCES), "cold start", "retention"]
+    header += [*("gap closed", "gap closed in AUC")[: len(gaps)], "up / down a round", "time"]
     lines = [header]
-    for row in table.to_dict("records"):
+    for row in comparison_table(summary).to_dict("records"):
         name = str(row["name"]) + (STAR if row.get("protected") is False else "")
         cells = [name, *(_with_interval(row, metric, number) for metric in metrics)]
         cells += [number(_value(row, key), 3) for key in ("merchant_accuracy", "worst_merchant_accuracy")]
         cells += [number(_value(row, "worst_tenth"), 3), *(compared(_above(row, one)) for one in REFERENCES)]
-        cells += [number(_value(row, "cold"))] if is_cold else []
-        cells += [percent(_value(row, "retention"), 1), *(_with_interval(row, gap, percent) for gap in gaps)]
+        cells += [number(_value(row, "cold")), percent(_value(row, "retention"), 1)]
+        cells += [_with_interval(row, gap, percent) for gap in gaps]
         sent = [_value(row, key) for key in ("uplink_bytes", "downlink_bytes")]
-        cells += [" / ".join(map(size, sent)) if any(sent) else "–", duration(_value(row, "seconds"))]
+        cells += [" / ".join(map(size, sent)) if any(sent) else UNKNOWN, duration(_value(row, "seconds"))]
         lines.append(cells)
-    return lines
+    filled = [place for place in range(len(header)) if any(line[place] != UNKNOWN for line in lines[1:])]
+    return [[line[place] for place in filled] for line in lines]
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
@@ -160,8 +158,8 @@ def _value(row: Mapping[Any, Any], key: str) -> float | None:
 
 
 def _with_interval(row: Mapping[Any, Any], key: str, written: Any) -> str:
-    half = _value(row, f"{key}_interval")
-    return str(written(_value(row, key))) + ("" if half is None else f" ± {written(half)}")
+    value, half = _value(row, key), _value(row, f"{key}_interval")
+    return str(written(value)) + ("" if value is None or half is None else f" ± {written(half)}")
 
 
 def _line(cells: Sequence[str]) -> str:

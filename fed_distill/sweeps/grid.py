@@ -246,7 +246,7 @@ class Study(_Table):
         try:
             return cls.model_validate({**tables, **own, "base": base})
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from error
+            raise ConfigError(f"{source}: {first_problem(error, cls)}") from error
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:

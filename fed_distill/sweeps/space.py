@@ -230,7 +230,7 @@ class Tuning(_Table):
         try:
             tuning = cls.model_validate({**tables, **own, "base": base})
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from error
+            raise ConfigError(f"{source}: {first_problem(error, cls)}") from error
         try:
             for title, experiment in tuning.probes():
                 _check_public(title, experiment)

@@ -1,4 +1,4 @@
-"""Clean texts: collapse white space and mask personal data.
+"""Clean texts: collapse white space, replace what is not a character, and mask personal data.
 
 Personal data are e-mail addresses, phone numbers and payment card numbers (ISO/IEC 7812: issuer prefix, length and Luhn
 check digit); each is replaced by a word in brackets. Product titles are full of long numbers, so the patterns ask for
@@ -48,9 +48,21 @@ _ISSUERS = {
 }
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
 def collapse(text: str) -> str:
-    """Replace each run of white space by one blank, and remove it at both ends."""
-    return " ".join(text.split())
+    """Replace each run of white space by one blank, and remove it at both ends.
+
+    Half of a surrogate pair, which JSON can hold as ``\\ud800``, is no character and cannot be written to a file. It
+    becomes U+FFFD, the replacement character.
+    """
+    collapsed = " ".join(text.split())
+    try:
+        collapsed.encode()
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", collapsed)
+    return collapsed
 
 
 def mask(text: str, counts: Counter[str] | None = None) -> str:

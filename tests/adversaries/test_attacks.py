@@ -138,5 +138,5 @@ def test_attacks_are_built_by_name_with_checked_options():
     assert ATTACKS.build("scaled", {"scale": 4.0}) == Scaled(4.0)
     with pytest.raises(ConfigError, match="unknown attack 'sign-flop'; did you mean sign-flip"):
         ATTACKS.build("sign-flop", {})
-    with pytest.raises(ConfigError, match="attack 'sign-flip', option scale: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="attack 'sign-flip', option scale must be greater than 0"):
         ATTACKS.build("sign-flip", {"scale": 0.0})

@@ -362,11 +362,11 @@ def test_nothing_to_merge_is_said(current, name):
     ("name", "options", "message"),
     [
         ("fedtrimmedavg", {"beta": 0.5}, "aggregator 'fedtrimmedavg': `beta` must be in the range"),
-        ("krum", {"num_malicious_nodes": -1}, "aggregator 'krum', option num_malicious_nodes: Input should be greater"),
-        ("fedadam", {"eta": "big"}, "aggregator 'fedadam', option eta: Input should be a valid number"),
-        ("fedadam", {"eta": -1.0}, "aggregator 'fedadam', option eta: Input should be greater than 0"),
-        ("fedyogi", {"beta_1": 1.0}, "aggregator 'fedyogi', option beta_1: Input should be less than 1"),
-        ("fedadagrad", {"tau": 0.0}, "aggregator 'fedadagrad', option tau: Input should be greater than 0"),
+        ("krum", {"num_malicious_nodes": -1}, "aggregator 'krum', option num_malicious_nodes must be at least 0"),
+        ("fedadam", {"eta": "big"}, "aggregator 'fedadam', option eta must be a number"),
+        ("fedadam", {"eta": -1.0}, "aggregator 'fedadam', option eta must be greater than 0"),
+        ("fedyogi", {"beta_1": 1.0}, "aggregator 'fedyogi', option beta_1 must be less than 1"),
+        ("fedadagrad", {"tau": 0.0}, "aggregator 'fedadagrad', option tau must be greater than 0"),
         ("fedavg", {"eta": 1.0}, "aggregator 'fedavg' has no option 'eta'; it has: weight"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from fed_distill.audit.f_dp import PureDP
@@ -17,7 +18,7 @@ from fed_distill.seeds import Keystream
 def audited(epsilon, rounds=3, canaries=4000, task="relevance"):
     table = {"unit": "label", "epsilon": epsilon, "texts_public": True}
     experiment = Experiment.parse({"privacy": table, "federation": {"rounds": rounds}, "data": {"task": task}})
-    return LabelAudit(experiment, mechanism_of(experiment), epsilon).run(1, canaries=canaries)
+    return LabelAudit(experiment, mechanism_of(experiment), epsilon).run(2, canaries=canaries)
 
 
 @pytest.mark.parametrize("task", ["relevance", "recommend"])
@@ -60,6 +61,18 @@ def test_labels_that_are_randomized_again_in_each_round_are_found(monkeypatch):
         lambda own, outputs, epsilon, coins: randomized(own, outputs, epsilon, Keystream("fresh", next(calls))),
     )
     assert audited(1.0).exceeded
+
+
+def test_labels_that_are_randomized_for_each_copy_of_a_text_are_found(monkeypatch):
+    """At epsilon = 1 a label is kept with probability 0.731, and most of five with 0.875: epsilon 1.94."""
+
+    def each_row(mechanism, examples, labels):
+        rows = np.arange(len(examples))
+        return rows, rows, labels
+
+    monkeypatch.setattr(label.ByLabel, "distinct", each_row)
+    found = audited(1.0)
+    assert found.exceeded and found.steinke.epsilon > 1.2
 
 
 def test_the_curve_is_that_of_randomized_response():

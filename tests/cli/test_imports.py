@@ -55,3 +55,27 @@ def test_looking_at_experiments_and_datasets_and_verifying_ledgers_imports_nothi
     for command, (code, shown, imported) in zip(commands, shown_in_turn(*commands), strict=True):
         assert code == 0, shown
         assert not set(imported) & set(HEAVY), command
+
+
+AT_THE_IMPORT = f"""
+import sys, types
+from fed_distill.cli.main import main
+
+class Simulation(types.ModuleType):
+    def __getattr__(self, name):
+        if name == "run":
+            print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+            sys.exit()
+        raise AttributeError(name)
+
+sys.modules["fed_distill.experiment.simulation"] = Simulation("simulation")
+main()
+"""
+
+
+@pytest.mark.parametrize("logs", ["text", "json"])
+def test_a_run_says_what_it_does_before_it_imports_what_trains(logs):
+    words = ["run", "experiments/quickstart.toml", "--set", f"runtime.logs={logs}"]
+    done = subprocess.run([sys.executable, "-c", AT_THE_IMPORT, *words], capture_output=True, text=True, cwd=ROOT)
+    said = ["run quickstart: loading libraries and the data (marketplace)"] if logs == "text" else []
+    assert done.stderr.splitlines() == [*said, "[]"]

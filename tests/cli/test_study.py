@@ -155,7 +155,7 @@ def test_an_interrupt_says_how_to_go_on(command, file, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "seeds=none"], "seeds: Input should be a valid integer"),
+        (["--set", "seeds=none"], "seeds must be a whole number"),
         (["--set", "federation.ruonds=1"], "base: unknown key federation.ruonds"),
         (["--set", "federation.aggregator=fedavgg"], "cell method=fedavg, seed 0: unknown aggregator 'fedavgg'"),
         (["--set", "federation.options.eta=1"], "cell method=fedavg, seed 0: method 'fedavg' has no option 'eta'"),

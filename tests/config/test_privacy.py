@@ -64,7 +64,7 @@ def test_a_table_has_the_keys_of_its_unit_and_no_other(unit):
         ),
         ("m:Own", "rows", "rows belongs to unit example or group: set options of a custom unit in privacy.options"),
         ("example", "options", "unknown key privacy.options"),
-        ("example", "rowz", "unknown key privacy.rowz"),
+        ("example", "rowz", "unknown key privacy.rowz; did you mean privacy.rows?"),
     ],
 )
 def test_a_key_of_another_unit_is_refused_by_its_name(unit, key, message):
@@ -76,7 +76,7 @@ def test_a_key_of_another_unit_is_refused_by_its_name(unit, key, message):
 def test_a_unit_that_there_is_not_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"privacy: unknown privacy unit 'exmaple'; did you mean example\?"):
         parsed("exmaple", max_grad_norm=1.0)
-    with pytest.raises(ConfigError, match=r"privacy\.unit: Input should be a valid string"):
+    with pytest.raises(ConfigError, match=r"privacy\.unit must be a string"):
         Experiment.parse({"privacy": {"unit": 3, "epsilon": 1.0}})
 
 

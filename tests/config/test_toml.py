@@ -1,9 +1,10 @@
 """A mistake in a user's file is one line: the file, the key counted as people count, and what is wrong with it."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
@@ -33,14 +34,13 @@ class Outer(BaseModel):
     [
         ({"inner": [{"even": 2}, {"odd": 1}]}, "unknown key inner.2.odd"),
         ({"inner": [{"even": 1}]}, "inner.1.even: 1 is odd: take an even number"),
-        ({}, "inner: Field required"),
-        ({"inner": [3]}, "inner.1: Input should be a table"),
-        ({"inner": [], "place": 3}, "place: Input should be a path"),
-        ({"inner": [], "name": "a/b"}, "name: String should match pattern '^[a-z]*$', not 'a/b'"),
+        ({}, "inner is missing"),
+        ({"inner": [3]}, "inner.1 must be a table, not 3"),
+        ({"inner": [], "place": 3}, "place must be a path, not 3"),
+        ({"inner": [], "name": "a/b"}, "name must be text that matches '^[a-z]*$', not 'a/b'"),
         (
             {"inner": [], "name": 2026},
-            "name: Input should be a valid string: write it in quotes (on a command line within others: "
-            "'name=\"2026\"')",
+            "name must be a string, not 2026: write it in quotes (on a command line within others: 'name=\"2026\"')",
         ),
     ],
 )
@@ -48,6 +48,52 @@ def test_the_first_problem_is_said_after_its_key(tables, problem):
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate(tables)
     assert first_problem(caught.value) == problem
+
+
+class Short(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    size: Literal["small"] = "small"
+    width: Annotated[int, Field(ge=1)] | None = None
+
+
+class Long(Short):
+    length: float = Field(1.0, gt=0)
+    flag: bool = False
+
+
+class Choices(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    each: list[Short] = []
+    one: Annotated[
+        Annotated[Short, Tag("<Short>")] | Annotated[Long, Tag("<Long>")],
+        Discriminator(lambda table: "<Long>" if "long" in str(table) else "<Short>"),
+    ] = Short()
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"eahc": []}, "unknown key eahc; did you mean each?"),
+        ({"each": [{}, {"wdith": 1}]}, "unknown key each.2.wdith; did you mean each.2.width?"),
+        ({"one": {"wdith": "long"}}, "unknown key one.wdith; did you mean one.width?"),
+        ({"one": {"lenght": "long"}}, "unknown key one.lenght; did you mean one.length?"),
+        ({"one": {"lenght": 1}}, "unknown key one.lenght"),
+        ({"nothing_like_it": 1}, "unknown key nothing_like_it"),
+        ({"each": [{"width": "two"}]}, "each.1.width must be a whole number, not 'two'"),
+        ({"each": [{"width": 2.5}]}, "each.1.width must be a whole number, not 2.5"),
+        ({"each": [{"width": 0}]}, "each.1.width must be at least 1, not 0"),
+        ({"each": [{"size": "long"}]}, "each.1.size must be 'small', not 'long'"),
+        ({"each": {}}, "each must be a list"),
+        ({"one": {"length": "long"}}, "one.length must be a number, not 'long'"),
+        ({"one": {"flag": "long"}}, "one.flag must be true or false, not 'long'"),
+    ],
+)
+def test_a_problem_is_said_in_the_words_of_the_file_and_the_nearest_key_is_suggested(tables, problem):
+    with pytest.raises(ValidationError) as caught:
+        Choices.model_validate(tables)
+    assert first_problem(caught.value, Choices) == problem
 
 
 def test_a_file_is_read_as_utf_8(tmp_path):

@@ -7,13 +7,15 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fed_distill.coordinator.sites import CHUNK_BYTES, Chunk, Sites, chunk_size
-from fed_distill.errors import DataError
+from fed_distill.config import TransportConfig
+from fed_distill.coordinator.sites import CHUNK_BYTES, PLAIN, Chunk, Sites, chunk_size
+from fed_distill.errors import DataError, TrainingError
 from fed_distill.experiment.grid import InProcessGrid
 from fed_distill.mechanisms.account import Spent
 from fed_distill.payloads.base import Context
 from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_weights import StudentWeights
+from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink
 from fed_distill.transport.records import (
     encode_downlink,
@@ -379,3 +381,18 @@ def test_what_a_silent_site_has_cost_is_untold():
 def test_noise_that_protects_nobody_costs_without_end():
     told = {0: {**LEDGERS, "epsilon": math.inf}, 1: {**LEDGERS, "merchants": 1}, 2: dict.fromkeys(LEDGERS, 0)}
     assert make_sites(spent=told).spent("fedavg", 0).epsilon == math.inf
+
+
+@pytest.mark.parametrize("codec", [PLAIN, Codec.of(TransportConfig(downlink_soft_labels=("int8",)))])
+def test_a_downlink_that_is_not_finite_is_named_with_its_round_and_not_sent(codec):
+    sites, pushed = make_sites(), []
+    grid_of(sites).push_messages = pushed.append
+    down = Downlink(3, (SoftLabels(torch.tensor([[0.5, 0.5], [0.5, math.nan]])),))
+    with pytest.raises(TrainingError, match=r"^fedavg, seed 0, round 3: soft_labels 'soft_labels' of the downlink"):
+        sites.train(request("a", "b"), down, {}, codec=codec)
+    starts = {"a": {"s": {"w": torch.tensor([math.inf])}}}
+    with pytest.raises(TrainingError, match=r"^fedavg, seed 0, round 4: initial weights of student 's', 'w', of the"):
+        sites.train(request("a", "b"), Downlink(4), starts, codec=codec)
+    with pytest.raises(TrainingError, match=r"^fedavg, seed 0, evaluation at merchants: weights 'w' of the downlink"):
+        sites.evaluate(request("a", "b"), {"w": torch.tensor([math.nan])})
+    assert not pushed

@@ -1,11 +1,15 @@
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_distill.data.cleaning import REASONS, clean
-from fed_distill.data.examples import UNLABELED
+from fed_distill.data.cleaning import REASONS, clean, clean_text
+from fed_distill.data.examples import UNLABELED, Examples
+from fed_distill.data.label_table import write_texts
+from fed_distill.errors import DataError
 from fed_distill.text.cleaning import luhn, mask
 
 
@@ -115,3 +119,18 @@ def test_exactly_one_check_digit_fits(digits: str) -> None:
 @given(st.text(max_size=60))
 def test_masking_twice_changes_nothing_more(text: str) -> None:
     assert mask(mask(text)) == mask(text)
+
+
+def test_half_of_a_surrogate_pair_becomes_the_replacement_character(tmp_path: Path) -> None:
+    """What Unicode prescribes for it (chapter 3.9, conformance C10); the smiley is a whole pair in UTF-16."""
+    cleaned = clean(["red \ud800 phone", "\udfff", "a \U0001f600"], None, None, None, 40)
+    assert cleaned.texts == ("red \ufffd phone", "\ufffd", "a \U0001f600")
+    assert clean_text("red \ud800 phone", "text", 40) == cleaned.texts[0], "as a text that is served"
+    rows = np.arange(3)
+    write_texts(tmp_path / "proxy.csv", Examples(cleaned.texts, None, rows, rows, ("",) * 3))
+    assert (tmp_path / "proxy.csv").read_text(encoding="utf-8").splitlines() == ["text", *cleaned.texts]
+
+
+def test_a_merchants_name_that_is_not_unicode_is_named_with_its_row() -> None:
+    with pytest.raises(DataError, match=r"row 2: the merchant's name 'b\\ud800' has half of a surrogate pair"):
+        clean(["red", "blue"], None, None, ["a", "b\ud800"], 40)

@@ -97,5 +97,5 @@ def test_an_unknown_dataset_names_its_neighbours() -> None:
 
 
 def test_a_proxy_of_size_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data.proxy_size: .*greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"data.proxy_size must be at least 1"):
         Experiment.parse({"data": {"proxy_size": 0}})

@@ -151,7 +151,7 @@ def test_a_kept_student_keeps_the_time_of_its_training(run, students, tmp_path):
     write_checkpoint(students()[0], weights, {"seconds": 1000.0})
     run({"controls": ["server"], "name": "timed"})
     summary = json.loads((tmp_path / "runs" / "timed" / "summary.json").read_text(encoding="utf-8"))
-    assert 1000.0 <= summary["controls"]["server"]["seconds"] < 1100.0
+    assert summary["controls"]["server"]["seconds"] >= 1000.0
 
 
 @pytest.mark.parametrize("change", [{"student.masked.epochs": 0.5}, {"student.masked.learning_rate": 1e-2}])

@@ -117,7 +117,7 @@ def test_its_settings_are_its_options(unit_of, module, options):
     ("module", "options", "message"),
     [
         ("by_label", {"max_update_norm": 1.0}, r"unknown key privacy\.options\.max_update_norm"),
-        ("by_label", {"max_grad_norm": 0.0}, r"privacy\.options\.max_grad_norm: Input should be greater"),
+        ("by_label", {"max_grad_norm": 0.0}, r"privacy\.options\.max_grad_norm must be at least"),
         ("without_sampling", {"max_grad_norm": 1.0}, r"unknown key privacy\.options\.max_grad_norm"),
     ],
 )

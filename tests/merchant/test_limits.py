@@ -105,7 +105,7 @@ def test_hours_begin_with_their_first_minute_and_end_before_their_last_also_over
     ("text", "message"),
     [
         ("[default]\nmax_epsilom = 1", r"unknown key default\.max_epsilom"),
-        ("[default]\nmax_epsilon = -1", r"default\.max_epsilon: Input should be greater than 0"),
+        ("[default]\nmax_epsilon = -1", r"default\.max_epsilon must be greater than 0"),
         ('[merchants.a]\nunits = ["all"]', r"merchants\.a\.units\.1"),
         ("[default", "is not valid TOML"),
     ],

@@ -56,7 +56,7 @@ from fed_distill.methods import METHODS
     ],
 )
 def test_an_option_out_of_range_is_named(method, option, value):
-    with pytest.raises(ConfigError, match=f"method '{method}', option {option}: Input should be"):
+    with pytest.raises(ConfigError, match=f"method '{method}', option {option} must be"):
         METHODS.build(method, {option: value})
 
 

@@ -55,8 +55,8 @@ def own(tmp_path, monkeypatch):
     [
         ("two-tower", {"row": 5}, r"'two-tower' has no option 'row'; it has: .*rows"),
         ("two-tower", {"classes": 5}, "no option 'classes'"),
-        ("two-tower", {"rows": 2}, "option rows: .*greater than or equal to 16"),
-        ("lstm", {"width": "wide"}, "option width: .*integer"),
+        ("two-tower", {"rows": 2}, "option rows must be at least 16"),
+        ("lstm", {"width": "wide"}, "option width must be a whole number, not"),
         ("bert-mini", {"teacher": 1}, "no option 'teacher'"),
         ("bert-mini", {"width": 30, "heads": 4}, "multiple of 4"),
         ("two-towers", {}, "unknown student 'two-towers'; did you mean two-tower"),

@@ -82,8 +82,8 @@ def test_its_fingerprint_changes_with_its_content_and_not_with_data_that_it_does
 
 def test_options_are_checked(config, single):
     for options, message in (
-        ({}, "option path: Field required"),
-        ({"min_coverage": 1.5}, "option min_coverage: .*less than or equal to 1"),
+        ({}, "option path is missing"),
+        ({"min_coverage": 1.5}, "option min_coverage must be at most 1"),
         ({"task": "category"}, "has no option 'task'; it has: columns, confidence, labels, min_coverage, path"),
     ):
         own = {**(config.options if options else {}), **options}

@@ -5,7 +5,13 @@ import math
 import pytest
 
 from fed_distill.reporting.store import read_records
-from fed_distill.reporting.tables import comparison_table, markdown_table, merchants_table, rounds_table
+from fed_distill.reporting.tables import (
+    comparison_cells,
+    comparison_table,
+    markdown_table,
+    merchants_table,
+    rounds_table,
+)
 
 MAIN = "fedavg-kd+fedsubavg"
 
@@ -83,6 +89,23 @@ def test_the_markdown_table_writes_the_summarys_numbers(summary):
     assert "611\u202fkB / 1.2\u202fMB" in main
     teacher = next(line for line in lines if line.startswith("| teacher"))
     assert "0.9660 |" in teacher
+
+
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [("gap_closed_auc", "gap closed in AUC"), ("gap_closed", "gap closed"), ("retention", "retention")],
+)
+def test_a_column_without_a_value_in_any_row_is_left_out(summary, key, title):
+    """One value in one row keeps it."""
+    places = [*summary["controls"].values(), *summary["federations"].values()]
+    for row in places:
+        row[key] = None
+    header, *rows = comparison_cells(summary)
+    assert title not in header and {len(row) for row in rows} == {len(header)}
+    places[-1][key] = 0.5
+    header, *rows = comparison_cells(summary)
+    values = [row[header.index(title)] for row in rows]
+    assert values.count("–") == len(values) - 1 and values[-1].startswith("50")
 
 
 def test_levels_of_a_chain_stand_below_the_teacher(summary):

@@ -179,7 +179,7 @@ def test_a_matrix_of_what_another_stage_left_is_refused(stage):
     [("top-k", "share", 0.0), ("top-k", "share", 1.1), ("svd", "energy", 0.0), ("svd", "rank", 0)],
 )
 def test_options_out_of_range_are_named(stage, option, value):
-    with pytest.raises(ConfigError, match=f"weight stage '{stage}', option {option}: Input should be"):
+    with pytest.raises(ConfigError, match=f"weight stage '{stage}', option {option} must be"):
         UPDATE_STAGES.build(stage, {option: value})
 
 
