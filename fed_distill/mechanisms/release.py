@@ -276,7 +276,7 @@ class Protection(Generic[Policy]):
         limit.check_delta(merchant, delta, size)  # after the charge, because a refusal reveals the size
         return size
 
-    def noised_texts(self, learner: Learner, request: TrainRequest, total: Tensor, members: int) -> Tensor:
+    def noised_texts(self, merchant: str, request: TrainRequest, total: Tensor, members: int) -> Tensor:
         """Return a merchant's sum of text features with noise, charged once per federation.
 
         The noise depends on every bit of the sum, so that two sums never share it.
@@ -285,7 +285,7 @@ class Protection(Generic[Policy]):
         :param members: noised number of members
         :raises BudgetExceeded: the merchant's limits or the target epsilon of this federation do not allow it
         """
-        mechanism, merchant = self._paid_by_rounds, learner.name
+        mechanism = self._paid_by_rounds
         spend = mechanism.expertise_spend()
         self.limits.of(merchant).check_noise(merchant, spend.noise_multiplier)
         what = {"unit": mechanism.name, "group": mechanism.kind(), "noise": spend.noise_multiplier}

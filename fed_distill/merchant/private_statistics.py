@@ -63,7 +63,7 @@ class PrivateStatistics:
         if not isinstance(mechanism, AtMerchants):
             return self.holdings.expertise(learner.name, self.request)
         total = text_sum(self.holdings.bags_of(learner.name), learner.groups)
-        noised = self.protection.noised_texts(learner, self.request, total, self.members)
+        noised = self.protection.noised_texts(learner.name, self.request, total, self.members)
         noise = mechanism.expertise_spend().noise_multiplier
         return closeness(noised, self.members, noise, self.holdings.bags_of_proxy(self.request))
 
