@@ -10,11 +10,13 @@ import torch
 
 from fed_distill.mechanisms import release
 from fed_distill.mechanisms.release import Protection
+from fed_distill.merchant.allowance import run_exposure
 from fed_distill.merchant.limits import Limit, Limits, Rules
 from fed_distill.merchant.opening import open_site
 from fed_distill.merchant.private_statistics import PrivateStatistics
 from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.privacy.accounting import Spend, epsilon
+from fed_distill.privacy.ledger import exposure
 from fed_distill.privacy.text_sum import text_sum
 from fed_distill.text.similarity import bags
 from fed_distill.transport.requests import Refusal
@@ -207,6 +209,15 @@ def test_a_site_that_does_not_allow_it_pays_and_sends_nothing(site_of, ask, char
     refused = ask(site_of(limits=REFUSING[rule], **noise))
     assert isinstance(refused, Refusal) and refused.cause == "budget"
     assert charges(site_of(**noise)) == before
+
+
+def test_the_limit_of_a_generated_site_file_covers_expertise(world, site_of, ask, charges):
+    """Whose noise of 0.5 costs more than everything else."""
+    loud = {"privacy.noise_multiplier": 50.0, "privacy.expertise_noise": 0.5}
+    own = {"federation.method": ARM, "federation.options": {"pretrain_epochs": 1.0}, "compare": []}
+    site = site_of(**loud, **own)
+    assert not isinstance(ask(site), Refusal)
+    assert 8.0 < exposure(charges(site)) <= run_exposure(site.experiment, 1, 1) < 20.0
 
 
 def test_a_budget_that_covers_training_alone_pays_and_sends_nothing(site_of, ask, charges):
