@@ -153,6 +153,11 @@ class DPSGDConfig(FreezingConfig):
         20.0,
         description="standard deviation of the noise on a merchant's number of examples (groups)",
     )
+    expertise_noise: PositiveFloat = Field(
+        10.0,
+        description="with methods that send expertise: standard deviation of the noise on the sum of a merchant's text "
+        "features, to which an example (group) contributes a vector of norm at most 1",
+    )
 
 
 class GroupsConfig(DPSGDConfig):

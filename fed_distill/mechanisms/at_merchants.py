@@ -1,7 +1,9 @@
 """Mechanisms with noise added by each merchant: DP-SGD, by example or by groups of examples.
 
 Once per federation, a merchant releases its noised number of members (setting ``size_noise``); sampling rates, steps
-and noise follow from this number, not from the exact one. Each round's private steps are then charged.
+and noise follow from this number, not from the exact one. Methods that send how close texts are to a merchant's own
+compute it from a noised sum of text features (setting ``expertise_noise``), which is released once per federation too.
+Each round's private steps are then charged.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +25,13 @@ from fed_distill.transport.messages import Kinds
 
 TRUSTED = "the merchant itself, which adds noise before anything leaves it, and the supplier of the code that it runs"
 """Trusted parties if merchants add the noise."""
+SIZE, EXPERTISE = "size", "expertise"
+ONCE = SIZE, EXPERTISE
+"""What a merchant is charged for once per federation, beside training."""
+_FROM_NOISED_SUM = (
+    "computed by a student trained with DP-SGD; which examples, and how close they are, from a sum of text features "
+    "with noise, drawn once per federation and counted in epsilon"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,13 @@ class AtMerchants(Protecting):
     """Whether a member of the privacy unit is a group of examples."""
 
     def covers(self, kind: type[Payload]) -> str | None:
-        """Cover all payloads that are computed from trained weights."""
+        """Cover all payloads that are computed from trained weights, and for built-in units those ``from_texts``.
+
+        The sum of text features (``privacy.text_sum``) moves by at most 1 with a member, and by at most 2 with an
+        example of a group, which is ``moved_by`` of the built-in units. That of a custom unit may be smaller.
+        """
+        if kind.from_texts:
+            return _FROM_NOISED_SUM if self.stated_move is None else None
         return kind.covered
 
     def check(self, experiment: Experiment, federation: FederationConfig, sends: Kinds) -> None:
@@ -102,16 +117,26 @@ class AtMerchants(Protecting):
         """Return the cost of releasing the number of members, once per federation."""
         return Spend(self.settings.size_noise, 1.0, 1)
 
-    def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int) -> tuple[Spend, float]:
-        """Return cost and delta of one of ``rounds`` rounds for a merchant with ``members`` members."""
+    def expertise_spend(self) -> Spend:
+        """Return the cost of releasing the sum of text features, once per federation."""
+        return Spend(self.settings.expertise_noise, 1.0, 1)
+
+    def spends_once(self, sends: Kinds) -> dict[str, Spend]:
+        """Return the cost of each release that is made ``ONCE`` by merchants that send payloads of these kinds."""
+        found = {SIZE: self.size_spend()}
+        return {**found, EXPERTISE: self.expertise_spend()} if any(kind.from_texts for kind in sends) else found
+
+    def price(self, experiment: Experiment, plan: Plan, members: int, rounds: int, sends: Kinds) -> tuple[Spend, float]:
+        """Return cost and delta of one of ``rounds`` rounds, for a merchant with ``members`` members that sends
+        payloads of these kinds."""
         config, batch_size = experiment.promise, self.expected_batch(experiment)
         rate, delta = sampling_rate(members, batch_size), self.delta(config, members)
         steps = private_steps(plan, members, batch_size)
         if config.noise_multiplier is not None:
             return Spend(config.noise_multiplier, rate, steps), delta
         assert config.epsilon is not None
-        told = (self.size_spend(),)
-        found = noise_for(config.epsilon, delta, rate, steps * rounds, told, config.accountant)
+        once = self.spends_once(sends).values()
+        found = noise_for(config.epsilon, delta, rate, steps * rounds, once, config.accountant)
         return Spend(found, rate, steps), delta
 
     def learner_privacy(self, spend: Spend, members: int) -> ExampleDP:
@@ -126,6 +151,14 @@ class AtMerchants(Protecting):
         if any(kind.tells_rows for kind in sends):
             parts.append(
                 Revealed("which embedding rows it sends, and how often they are used", "those of the public proxy set")
+            )
+        if any(kind.from_texts for kind in sends):
+            parts.append(
+                Revealed(
+                    "the sum of its labelled examples' text features",
+                    f"used with noise of standard deviation {self.settings.expertise_noise:g} per feature, drawn once "
+                    "per federation, counted in epsilon; what it sends is computed from the noised sum",
+                )
             )
         return [
             *parts,

@@ -7,22 +7,26 @@ noise and charge, whatever the ledger contains. A site with a secret returns the
 (``fed_distill.merchant.answers``). A simulation has no secret; it derives noise from the run's seed and trains again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from torch import Tensor
+
 from fed_distill.config import UNPROTECTED, Experiment
 from fed_distill.errors import BudgetExceeded, TrainingError
 from fed_distill.mechanisms.account import Spent
-from fed_distill.mechanisms.at_merchants import AtMerchants
+from fed_distill.mechanisms.at_merchants import EXPERTISE, ONCE, SIZE, AtMerchants
 from fed_distill.mechanisms.at_server import AtServer
 from fed_distill.mechanisms.base import Mechanism, Protecting, Terms
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.mechanisms.policy import SitePolicy
 from fed_distill.privacy.accounting import REPORTED_DELTAS, Spend
+from fed_distill.privacy.dp_sgd import add_noise
 from fed_distill.privacy.exposure import LabelSpend
 from fed_distill.privacy.ledger import Charge, Ledger, Ledgers, composed, exposure
 from fed_distill.seeds import Keystream, Part
@@ -30,6 +34,7 @@ from fed_distill.storage.files import as_file_name
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.training.plan import Plan
 from fed_distill.training.trainer import Learner
+from fed_distill.transport.messages import Kinds
 from fed_distill.transport.requests import TrainRequest
 
 Policy = TypeVar("Policy", bound=SitePolicy)
@@ -127,27 +132,31 @@ class Protection(Generic[Policy]):
         shared = self.experiment.privacy.ledger
         return [] if shared is None else [entry.charge for entry in Ledgers(shared).of(merchant).entries()]
 
-    def release(self, learner: Learner, request: TrainRequest, round: int, digest: str, plan: Plan) -> Release:
+    def release(
+        self, learner: Learner, request: TrainRequest, round: int, digest: str, plan: Plan, sends: Kinds
+    ) -> Release:
         """Prepare a merchant's release in answer to a request, after charging the release of its size.
 
         Everything visible in the uplink is computed from the noised size.
 
         :param digest: digest of the request (``digests.Digests.of``)
+        :param sends: kinds of payloads in the uplink
         :raises BudgetExceeded: the merchant's limits do not allow it
         """
         merchant, rounds, mechanism = learner.name, request.rounds_of(learner.name), self._paid_by_rounds
-        limit = self.limits.of(merchant)
+        limit, once = self.limits.of(merchant), mechanism.spends_once(sends)
+        for told in once.values():
+            limit.check_noise(merchant, told.noise_multiplier)
         begun = limit.max_epsilon is None or self._has_begun(request, merchant)
         if not begun:
             sizes = (_SMALLEST,) if self.experiment.promise.epsilon is not None else (_SMALLEST, _LARGEST)
-            self._check_whole(
-                request, merchant, [mechanism.price(self.experiment, plan, size, rounds) for size in sizes]
-            )
+            prices = [mechanism.price(self.experiment, plan, size, rounds, sends) for size in sizes]
+            self._check_whole(request, merchant, once, prices)
         members = self._noised_size(learner, request)
-        spend, delta = mechanism.price(self.experiment, plan, members, rounds)
+        spend, delta = mechanism.price(self.experiment, plan, members, rounds, sends)
         limit.check_noise(merchant, spend.noise_multiplier)
         if not begun:
-            self._check_whole(request, merchant, [(spend, delta)])
+            self._check_whole(request, merchant, once, [(spend, delta)])
         return Release(
             learner,
             request,
@@ -163,7 +172,9 @@ class Protection(Generic[Policy]):
         paid = self._paid(self.ledger(request.arm, request.seed, merchant), request.arm, request.seed)
         return any(one.what == "training" for one in paid)
 
-    def _check_whole(self, request: TrainRequest, merchant: str, prices: Sequence[tuple[Spend, float]]) -> None:
+    def _check_whole(
+        self, request: TrainRequest, merchant: str, once: Mapping[str, Spend], prices: Sequence[tuple[Spend, float]]
+    ) -> None:
         """Raise BudgetExceeded if the merchant's limit does not cover all rounds at any of ``prices``.
 
         A merchant that would have to stop during a federation is not charged for its first rounds. See
@@ -172,12 +183,11 @@ class Protection(Generic[Policy]):
         rounds, most = request.rounds_of(merchant), self.limits.of(merchant).max_epsilon
         assert most is not None
         before = [entry.charge for entry in self.ledger(request.arm, request.seed, merchant).entries()]
-        size = self._paid_by_rounds.size_spend()
         whole = [
             exposure(
                 [
-                    *(one for one in before if one.what != "size" or not self._is_of(one, request.arm, request.seed)),
-                    self._planned(request, (size, replace(spend, steps=spend.steps * rounds)), delta),
+                    *(one for one in before if one.what not in once or not self._is_of(one, request.arm, request.seed)),
+                    self._planned(request, (*once.values(), replace(spend, steps=spend.steps * rounds)), delta),
                 ]
             )
             for spend, delta in prices
@@ -256,23 +266,41 @@ class Protection(Generic[Policy]):
         spend = mechanism.size_spend()
         noise = spend.noise_multiplier
         limit, members = self.limits.of(merchant), learner.members()
-        limit.check_noise(merchant, noise)
         what = {"unit": mechanism.name, "group": mechanism.kind()}
         digest = fingerprint(members=members, noise=noise, **what)
         place = request.arm, merchant, "size noise", digest
         drawn = float(Keystream(self.own_randomness(request.seed), *place).normal(1))
         size = _rounded(max(1, round(members + noise * drawn)))
         delta = mechanism.delta(config, size)
-        self._charge(request, merchant, "size", 0, digest, (spend,), delta)
+        self._charge(request, merchant, SIZE, 0, digest, (spend,), delta)
         limit.check_delta(merchant, delta, size)  # after the charge, because a refusal reveals the size
         return size
+
+    def noised_texts(self, merchant: str, request: TrainRequest, total: Tensor, members: int) -> Tensor:
+        """Return a merchant's sum of text features with noise, charged once per federation.
+
+        The noise depends on every bit of the sum, so that two sums never share it.
+
+        :param total: sum with L2 sensitivity 1 (``privacy.text_sum``), float64 ``[features]``
+        :param members: noised number of members
+        :raises BudgetExceeded: the merchant's limits or the target epsilon of this federation do not allow it
+        """
+        mechanism = self._paid_by_rounds
+        spend = mechanism.expertise_spend()
+        self.limits.of(merchant).check_noise(merchant, spend.noise_multiplier)
+        what = {"unit": mechanism.name, "group": mechanism.kind(), "noise": spend.noise_multiplier}
+        digest = fingerprint(total=hashlib.sha256(total.numpy().data).hexdigest(), **what)
+        stream = Keystream(self.own_randomness(request.seed), request.arm, merchant, "expertise noise", digest)
+        delta = mechanism.delta(self.experiment.promise, members)
+        self._charge(request, merchant, EXPERTISE, 0, digest, (spend,), delta)
+        return add_noise(total, spend.noise_multiplier, stream)
 
     def spent(self, arm: str, seed: int, merchants: Iterable[str]) -> Spent:
         """Return the cost of the arm for ``merchants`` so far, according to their ledgers."""
         parts = []
         for merchant in merchants:
             paid = self._paid(self.ledger(arm, seed, merchant), arm, seed)
-            noises = [spend.noise_multiplier for one in paid if one.what != "size" for spend in one.spends]
+            noises = [spend.noise_multiplier for one in paid if one.what not in ONCE for spend in one.spends]
             if noises or any(one.label is not None for one in paid):
                 accountant, least = self.experiment.promise.accountant, min(one.delta for one in paid)
                 total, at_5, at_6 = (composed(paid, delta, accountant) for delta in (least, *REPORTED_DELTAS))

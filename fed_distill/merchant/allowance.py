@@ -131,9 +131,9 @@ def _at_merchant(
     """Return the price of all rounds for a merchant with ``size`` members of the unit, with its noised size."""
     method = METHODS.build(federation.method, federation.options)
     plan = Plan((Phase(hard_labels(), epochs=getattr(method, "local_epochs", 1.0)),))
-    spend, delta = mechanism.price(experiment, plan, size, federation.rounds)
+    spend, delta = mechanism.price(experiment, plan, size, federation.rounds, method.sends)
     whole = replace(spend, steps=spend.steps * federation.rounds)
-    return (mechanism.size_spend(), whole), delta
+    return (*mechanism.spends_once(method.sends).values(), whole), delta
 
 
 def _rounded_up(value: float) -> float:

@@ -91,15 +91,15 @@ class Holdings:
         """Return a merchant's expertise on the proxy set of a request: the largest lexical cosine of each proxy example
         with one of its training examples, labelled or not, in [0, 1], float32 ``[proxy]``."""
         own = self.merchants[merchant]
-        among = self._bags_of(merchant)
+        among = self.bags_of(merchant)
         if len(own.unlabeled):
             among = sparse.vstack([among, bags(own.unlabeled.texts, own.unlabeled.pairs)], format="csr")
-        return torch.from_numpy(largest_cosine(self._bags_of_proxy(request), among))
+        return torch.from_numpy(largest_cosine(self.bags_of_proxy(request), among))
 
     def density_ratio(self, merchant: str, request: TrainRequest) -> Tensor:
         """Return the density of a merchant's labelled examples relative to that of the proxy set of a request, at each
         proxy example, float64 ``[proxy]``."""
-        return torch.from_numpy(kulsif(self._bags_of(merchant), self._bags_of_proxy(request)))
+        return torch.from_numpy(kulsif(self.bags_of(merchant), self.bags_of_proxy(request)))
 
     def count_right(self, student: TextModel, merchant: str) -> tuple[int, int]:
         """Return (correct, all) test examples of a merchant for a student; (0, 0) without test examples."""
@@ -109,11 +109,13 @@ class Holdings:
         answers = predict(student, self._encode(student, f"test of {merchant}", test)).argmax(dim=-1).numpy()
         return int(np.sum(answers == test.labels)), len(test)
 
-    def _bags_of(self, merchant: str) -> sparse.csr_array:
+    def bags_of(self, merchant: str) -> sparse.csr_array:
+        """Return the lexical features of a merchant's labelled training examples, see ``text.similarity.bags``."""
         own = self.merchants[merchant].train
         return bags(own.texts, own.pairs)
 
-    def _bags_of_proxy(self, request: TrainRequest) -> sparse.csr_array:
+    def bags_of_proxy(self, request: TrainRequest) -> sparse.csr_array:
+        """Return the lexical features of the proxy set of a request."""
         if request.proxy not in self._proxy_bags:
             proxy = self.proxy_of(request)
             self._proxy_bags[request.proxy] = bags(proxy.texts, proxy.pairs).astype(np.float32)

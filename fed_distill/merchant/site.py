@@ -274,9 +274,10 @@ class Site:
                 learner = randomized.learner(learner, examples, task)
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
-        release = self.protection.release(learner, request, task.down.round, digest, task.plan)
+        sends = task.method.sends
+        release = self.protection.release(learner, request, task.down.round, digest, task.plan, sends)
         self._check_steps(task, learner, release.members, self.protection.batch_size)
-        release, answer = self._kept_answer(release, task.method.sends)
+        release, answer = self._kept_answer(release, sends)
         if answer is not None:
             return answer
         return Participant(self.protection.paid(release), release.members, release)
@@ -307,7 +308,7 @@ class Site:
         student = learner.student
         student.load_state_dict(completed(fitted.weights, learner.weights))
         statistics = PrivateStatistics(
-            self.protection.mechanism(request.arm), self.holdings, learner, request, len(self.task.classes)
+            self.protection, self.holdings, learner, request, len(self.task.classes), part.size
         )
         trained = Trained(
             fitted.name,

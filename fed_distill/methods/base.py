@@ -99,11 +99,11 @@ class Trained:
     weights: trained weights of the federation's shared student, whole or the touched rows. received: that student's
     weights in the downlink; empty without it. predict_proxy: computes the trained student's probabilities on the proxy
     set ``[proxy, classes]``. class_means: computes the means of its probabilities over the private examples of each
-    class. prototypes: computes the means of its representations alike. expertise: computes the largest cosine of each
-    proxy example with a private example, in [0, 1], float32 ``[proxy]``. density_ratio: computes the density of its
-    private examples relative to that of the proxy set, at each proxy example, ``[proxy]``. These four use private
-    examples after training, and are not available with privacy that does not cover it. steps, learning_rate: number of
-    steps and the rate of each, without the scale of a phase.
+    class. prototypes: computes the means of its representations alike. expertise: computes how close each proxy example
+    is to its private examples, in [0, 1], float32 ``[proxy]``; from a noised sum of them, if privacy covers that.
+    density_ratio: computes the density of its private examples relative to that of the proxy set, at each proxy
+    example, ``[proxy]``. These four use private examples after training, and are not available with privacy that does
+    not cover it. steps, learning_rate: number of steps and the rate of each, without the scale of a phase.
     """
 
     merchant: str

@@ -14,6 +14,10 @@ n-grams, with the von Mises-Fisher kernel exp(concentration * cosine), approxima
 [0, 1] per example, the largest cosine with a training example of the merchant, labelled or not, which it computes and
 sends beside its soft labels. Merchants have equal weights.
 
+With privacy by ``example`` or ``group``, D_k(x) is instead the root of the mean cosine with a merchant's labelled
+examples, computed from a noised sum of their features that it releases once (``privacy.text_sum``). So is the choice of
+what it answers: from the largest cosines, both would reveal its texts.
+
 A merchant answers only the examples that it is most expert on: others would get a negligible weight. The teacher
 labels what no merchant answers and, with ``teacher_share``, has a constant share of all labels. Expertise cannot be
 verified: a Byzantine merchant that claims most of it determines ``answer_share`` of the proxy set but for the teacher's

@@ -41,14 +41,17 @@ class Payload(ABC):
     ``name`` is unique among the kinds that a method sends. ``records`` are the names of all its possible records; a
     message has this kind if and only if it has the first of them. ``disclosure`` describes what it discloses about a
     merchant. ``covered`` explains why DP-SGD at the merchant covers it; None if it is computed from private examples
-    after training, which no mechanism covers: private runs with such a payload are rejected. ``tells_rows``: whether it
-    discloses the rows of embedding tables that a merchant's examples use.
+    after training: private runs with such a payload are rejected. ``from_texts``: whether what is computed from private
+    examples after training is how close other texts are to theirs, which a mechanism may cover by computing it from a
+    noised sum (``privacy.text_sum``). ``tells_rows``: whether it discloses the rows of embedding tables that a
+    merchant's examples use.
     """
 
     name: ClassVar[str]
     records: ClassVar[tuple[str, ...]]
     disclosure: ClassVar[str]
     covered: ClassVar[str | None] = None
+    from_texts: ClassVar[bool] = False
     tells_rows: ClassVar[bool] = False
 
     @abstractmethod

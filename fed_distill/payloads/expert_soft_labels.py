@@ -29,6 +29,7 @@ class ExpertSoftLabels(SelectedSoftLabels):
         "reveals its assortment"
     )
     covered: ClassVar[str | None] = None
+    from_texts: ClassVar[bool] = True
 
     @classmethod
     def most_expert(cls, probabilities: Tensor, expertise: Tensor, most: int) -> Self:

@@ -164,6 +164,21 @@ def test_what_is_computed_on_private_examples_is_covered_by_no_unit(unit):
         mechanism(unit).check_covered("fd", (ClassMeans,))
 
 
+@pytest.mark.parametrize("unit", ["example", "group"])
+def test_expertise_is_covered_where_a_noised_sum_is_paid_for_and_said_so(unit):
+    mechanism(unit).check(Experiment(privacy=config(unit)), FederationConfig(method="expert-fd"), (ExpertSoftLabels,))
+    listed = revealed(config(unit, expertise_noise=7.5), (ExpertSoftLabels,))
+    assert "drawn once per federation and counted in epsilon" in how(listed, "how close each of these is to its own")
+    assert "deviation 7.5" in how(listed, "text features")
+    assert not any("text features" in one.what for one in revealed(config(unit), (SoftLabels,)))
+
+
+@pytest.mark.parametrize("unit", ["merchant", "vote"])
+def test_expertise_is_refused_where_the_server_adds_the_noise(unit):
+    with pytest.raises(ConfigError, match=r"how close each of these is to its own texts.* without noise"):
+        mechanism(unit).check_covered("expert-fd", (ExpertSoftLabels,))
+
+
 def test_without_privacy_every_payload_is_disclosed_as_not_protected():
     listed = mechanism("none").disclose(NoPrivacy(), KINDS)
     assert len({one.what for one in listed}) == len(KINDS)

@@ -12,6 +12,7 @@ from fed_distill.merchant.allowance import run_exposure
 from fed_distill.merchant.budgets import tell_budgets
 from fed_distill.merchant.limits import Limit, Limits
 from fed_distill.merchant.opening import open_site
+from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.privacy.accounting import Spend, filtered
 from fed_distill.privacy.ledger import exposure
 from fed_distill.training.plan import Phase, Plan
@@ -80,7 +81,7 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
     changes = {f"privacy.{key}": value for key, value in {**free, **price}.items()}
     site, merchant, looked_at = site_with(8.0, changes), world.names[0], []
 
-    def look(protection, request, name, prices):
+    def look(protection, request, name, once, prices):
         looked_at.append([(spend, request.rounds_of(name)) for spend, _ in prices])
         raise BudgetExceeded("looked")
 
@@ -90,7 +91,7 @@ def test_who_could_pay_at_some_size_is_not_refused_before_the_size_is_charged(wo
     least = min(filtered([size, replace(spend, steps=spend.steps * rounds)], 1e-5) for spend, rounds in looked_at[0])
     plan = Plan((Phase(hard_labels(), epochs=1.0),))
     for members in (1, 10, 100, 10_000, 1_000_000):
-        spend, delta = mechanism_of(site.experiment).price(site.experiment, plan, members, 3)
+        spend, delta = mechanism_of(site.experiment).price(site.experiment, plan, members, 3, (StudentUpdate,))
         assert least <= filtered([size, replace(spend, steps=spend.steps * 3)], min(delta, 1e-5)) + 1e-6
 
 

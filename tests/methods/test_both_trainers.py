@@ -31,7 +31,7 @@ FEDERATED = [name for name in METHODS if name not in ("local", "personal")]
 OPTIONS = {name: {"max_entropy": 0.99} for name in ("selective-fd", "selective-fd-kulsif")}
 """Of hardly trained students nearly everything is ambiguous."""
 PRIVATE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.training.optimizer": "sgd"}
-COVERED = [name for name in FEDERATED if name not in ("fd", "fedproto", "fedtgp", "expert-fd", "selective-fd-kulsif")]
+COVERED = [name for name in FEDERATED if name not in ("fd", "fedproto", "fedtgp", "selective-fd-kulsif")]
 """Those that send nothing but what noise covers."""
 
 
