@@ -4,12 +4,14 @@ Texts are cleaned like the training data (``data.cleaning``), so that a text tha
 on. Calls are in batches, on one device, without gradients, and give equal results for equal arguments.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from fed_distill.data.cleaning import clean_served, clean_text
@@ -21,6 +23,7 @@ from fed_distill.models.student_folder import DESCRIPTION, MODEL, StudentDescrip
 from fed_distill.models.towers import Towers
 from fed_distill.registry import only_imports
 from fed_distill.reporting.store import EXPERIMENT, STUDENT
+from fed_distill.storage.fingerprint import fingerprint, hash_tensors
 
 _CHUNK = 8192
 """Texts that are encoded at once: their tokens are held in memory."""
@@ -84,12 +87,10 @@ class Student:
 
         :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
         """
-        if self.task.gains is None:
-            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
-            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        gains = self._gains()
         cleaned = clean_text(query, "query", self._max_characters)
         probabilities = self._probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
-        return _ranked(probabilities.astype(np.float64) @ np.asarray(self.task.gains, dtype=np.float64))
+        return _ranked(probabilities.astype(np.float64) @ gains)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend".
@@ -118,11 +119,7 @@ class Student:
 
         :raises DataError: the student has no towers, or a text is unusable (see ``predict``)
         """
-        model = self.model
-        if not isinstance(model, Towers):
-            raise DataError(
-                f"a student {model.kind!r} has no vector of a single text: embed requires 'two-tower' or 'static'"
-            )
+        model = self._towers()
         cleaned = self._clean(texts, "texts")
         return _by_chunks(
             len(cleaned),
@@ -131,6 +128,52 @@ class Student:
                 model, model.encode(cleaned[rows], None), _BATCH, lambda batch: model.vectors(batch["text_ids"])
             ),
         )
+
+    vectors = embed
+    """The name that an index uses, which exported students have too (``serving.index.VectorStudent``)."""
+
+    def score_vectors(self, query_vector: Vectors, title_vectors: Vectors) -> npt.NDArray[np.float64]:
+        """Return the scores of ``rank`` by vectors that ``embed`` gave, float64 ``[n]``.
+
+        :param query_vector: ``[width]``
+        :param title_vectors: ``[n, width]``
+        :raises DataError: the student has no towers, or its task no gains
+        """
+        model, gains = self._towers(), self._gains()
+        device = model.bag.table.device
+        query = torch.from_numpy(query_vector).to(device)
+
+        def compute(rows: slice) -> Tensor:
+            titles = torch.from_numpy(title_vectors[rows]).to(device)
+            with torch.no_grad():
+                return torch.softmax(model.score(query.expand_as(titles), titles).float(), dim=-1).cpu()
+
+        return _by_chunks(len(title_vectors), len(self.classes), compute).astype(np.float64) @ gains
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the network and its weights, which stored vectors of its texts belong to."""
+        model, weights = self.model, hashlib.sha256()
+        hash_tensors(weights, model.state_dict())
+        return fingerprint(kind=model.kind, settings=dict(model.settings), weights=weights.hexdigest())
+
+    @property
+    def max_characters(self) -> int:
+        """Longest text (of a history: longest title) that the student accepts."""
+        return self._max_characters
+
+    def _towers(self) -> Towers:
+        if not isinstance(self.model, Towers):
+            raise DataError(
+                f"a student {self.model.kind!r} has no vector of a single text: vectors require 'two-tower' or 'static'"
+            )
+        return self.model
+
+    def _gains(self) -> npt.NDArray[np.float64]:
+        if self.task.gains is None:
+            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
+            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        return np.asarray(self.task.gains, dtype=np.float64)
 
     def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
         return clean_served(texts, name, self._max_characters, separator)

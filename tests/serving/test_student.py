@@ -184,7 +184,7 @@ def test_a_student_of_another_task_says_what_to_use(clicks):
 
 def test_a_student_without_towers_has_no_vectors(task):
     lstm = served(task, "lstm", {"rows": 64, "width": 4})
-    with pytest.raises(DataError, match="a student 'lstm' has no vector of a single text: embed requires 'two-tower'"):
+    with pytest.raises(DataError, match="a student 'lstm' has no vector of a single text: vectors require 'two-tower'"):
         lstm.embed(["a"])
 
 
