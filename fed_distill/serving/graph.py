@@ -62,6 +62,8 @@ class Graph:
     def read(cls, path: Path, size: int, width: int) -> Self:
         """Map what ``write`` wrote into memory; raise DataError if it is not of ``size`` vectors of ``width``."""
         library = _library()
+        with path.open("rb"):
+            pass  # raises FileNotFoundError, which usearch does not
         try:
             graph = library.Index.restore(str(path), view=True)
         except Exception as error:  # usearch raises nothing narrower

@@ -117,7 +117,7 @@ class ProductIndex:
         """
         _check_distinct(products)
         width = student.vectors([]).shape[1]
-        student.score_vectors(np.zeros(width, np.float32), np.zeros((0, width), np.float32))  # raises if it has no score
+        student.score_vectors(np.zeros(width, np.float32), np.zeros((0, width), np.float32))  # raises without a score
         vectors = np.empty((len(products), width), dtype=np.float32)
         for start in range(0, len(products), _CHUNK):
             titles = [product.title for product in products[start : start + _CHUNK]]
