@@ -79,6 +79,11 @@ class Graph:
         self._graph.save(str(path))
 
     @property
+    def bytes(self) -> int:
+        """Memory of the graph and its copies of the vectors."""
+        return int(self._graph.memory_usage)
+
+    @property
     def expansion(self) -> int:
         """Candidates that a search keeps, ef of the paper: more raise recall and time."""
         return int(self._graph.expansion_search)

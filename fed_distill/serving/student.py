@@ -87,7 +87,7 @@ class Student:
 
         :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
         """
-        gains = self._gains()
+        gains = self.gains
         cleaned = clean_text(query, "query", self._max_characters)
         probabilities = self._probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
         return _ranked(probabilities.astype(np.float64) @ gains)
@@ -139,7 +139,7 @@ class Student:
         :param title_vectors: ``[n, width]``
         :raises DataError: the student has no towers, or its task no gains
         """
-        model, gains = self._towers(), self._gains()
+        model, gains = self._towers(), self.gains
         device = model.bag.table.device
         query = torch.from_numpy(query_vector).to(device)
 
@@ -169,7 +169,9 @@ class Student:
             )
         return self.model
 
-    def _gains(self) -> npt.NDArray[np.float64]:
+    @property
+    def gains(self) -> npt.NDArray[np.float64]:
+        """Gain of each class, float64 ``[classes]``; raise DataError if the task has none."""
         if self.task.gains is None:
             other = "recommend" if self.task.name == RECOMMEND.name else "predict"
             raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
