@@ -35,7 +35,7 @@ from fed_distill.text.encoded import Encoded
 from fed_distill.text.tokens import TokenWord
 from fed_distill.text.words import Span, gap_spans, word_spans
 
-_STEPS = 256
+_STEPS = 4096
 """Points on the line at first; doubled while contributions miss the score by more than the tolerance."""
 _MOST_STEPS = 2**16
 _TOLERANCE = 2e-5

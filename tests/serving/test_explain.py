@@ -24,7 +24,7 @@ QUERY, TITLE = "red maxi phone 手机", "Ultra-phone, maxi ½ blue 手机壳"
 SMALL = {"rows": 512, "width": 8, "head_width": 8}
 OPTIONS = {
     "two-tower": SMALL,
-    "static": {"width": 8, "head_width": 8},
+    "static": {"width": 8, "head_width": 8, "vocabulary": "all"},
     "lstm": {"rows": 512, "width": 8},
     "bert-mini": {"rows": 512, "width": 8, "layers": 1},
     "distilbert": {"rows": 512, "width": 8, "layers": 1},
