@@ -22,8 +22,8 @@ from fed_distill.config import Experiment
 from fed_distill.data import load
 from fed_distill.data.examples import Examples
 from fed_distill.models.two_tower import TwoTower
-from fed_distill.serving.graph import EXPANSION_SEARCH, Graph
-from fed_distill.serving.index import CANDIDATES, ProductIndex, Segment
+from fed_distill.serving.graph import EXPANSION_SEARCH, NeighbourGraph
+from fed_distill.serving.index import CANDIDATES, ProductBlock, ProductIndex
 from fed_distill.serving.nearest import Rows, Vectors, nearest, recall
 from fed_distill.serving.student import Student
 
@@ -86,7 +86,7 @@ def timed(search: Callable[[Vectors], Rows], queries: Vectors) -> tuple[list[Row
     return found, len(queries) / (time.process_time() - began)
 
 
-def measured(student: Student, vectors: Vectors, graph: Graph, queries: Vectors) -> list[Measured]:
+def measured(student: Student, vectors: Vectors, graph: NeighbourGraph, queries: Vectors) -> list[Measured]:
     """Return a row for each way of searching, exact ones first."""
     began = time.process_time()
     exact = [one.rows for one in nearest(vectors, queries, BEST)]
@@ -101,7 +101,7 @@ def measured(student: Student, vectors: Vectors, graph: Graph, queries: Vectors)
     held = size + graph.bytes / 1e6
     for expansion in EXPANSIONS:
         graph.expansion = expansion
-        segment = Segment(vectors, np.ones(len(vectors), dtype=np.bool_), _Unnamed(), _Unnamed(), graph)
+        segment = ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), _Unnamed(), _Unnamed(), graph)
         found, rate = timed(lambda query, segment=segment: segment.candidates(query, BEST), queries)
         rows.append(Measured(f"usearch, ef = {expansion}", recall(found, exact), rate, held))
     graph.expansion = EXPANSION_SEARCH
@@ -145,7 +145,7 @@ def main() -> None:
     queries = student.embed(np.random.default_rng(given.seed).permutation(asked)[: given.queries].tolist())
     vectors = composed(student, titles, given.products, given.seed)
     began, cpu = time.perf_counter(), time.process_time()
-    graph = Graph.build(vectors)
+    graph = NeighbourGraph.build(vectors)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - began
     print(f"{len(vectors):,} products from {len(titles):,} titles, {len(queries):,} queries")
     print(

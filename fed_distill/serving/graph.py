@@ -27,7 +27,7 @@ _CHUNK = 8192
 _WIDER = 4
 
 
-class Graph:
+class NeighbourGraph:
     """A graph over the rows of a matrix of unit vectors, which it holds as 16-bit floats (``bfloat16``)."""
 
     def __init__(self, graph: Any, size: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.errors import DataError
-from fed_distill.serving.graph import Graph
+from fed_distill.serving.graph import NeighbourGraph
 from fed_distill.serving.nearest import Mask, Nearest, Rows, Vectors, candidates, ranked
 
 Engine = Literal["exact", "usearch"]
@@ -50,7 +50,7 @@ class Hit(NamedTuple):
 class VectorStudent(Protocol):
     """A student with a vector for each text: ``Student`` of a two-tower or static model, or an exported one."""
 
-    def vectors(self, texts: Sequence[str]) -> Vectors:
+    def embed(self, texts: Sequence[str]) -> Vectors:
         """Return vectors of length 1, or 0 for a text without any feature, float32 ``[n, width]``."""
 
     def score_vectors(self, query_vector: Vectors, title_vectors: Vectors) -> npt.NDArray[np.float64]:
@@ -59,7 +59,7 @@ class VectorStudent(Protocol):
 
 
 @dataclass(frozen=True)
-class Segment:
+class ProductBlock:
     """Products in order: vectors float32 ``[n, width]``, alive bool ``[n]`` (False: deleted), ids and titles of at
     least ``n`` rows, graph of the vectors, if any."""
 
@@ -67,7 +67,7 @@ class Segment:
     alive: Mask
     ids: Sequence[str]
     titles: Sequence[str]
-    graph: Graph | None = None
+    graph: NeighbourGraph | None = None
 
     def candidates(self, query: Vectors, k: int) -> Rows:
         """Return rows that include the ``k`` nearest, or about these with a graph, ascending."""
@@ -89,13 +89,13 @@ class ProductIndex:
     [Hit(id='17', title='Anker 555 USB-C Hub', similarity=0.81, score=0.93)]
     """
 
-    def __init__(self, student: VectorStudent, base: Segment) -> None:
+    def __init__(self, student: VectorStudent, base: ProductBlock) -> None:
         """Use ``build`` or ``index_files.load_index``. base: products of distinct ids."""
         self._student = student
         self._engine: Engine = "exact" if base.graph is None else "usearch"
         self._writing = threading.RLock()
         self._rows: dict[str, int] | None = None
-        """Row of each product that is not deleted, over both segments; built at the first change."""
+        """Row of each product that is not deleted, over both blocks; built at the first change."""
         self._start(base)
 
     @classmethod
@@ -116,23 +116,25 @@ class ProductIndex:
         :raises ConfigError: usearch is not installed
         """
         _check_distinct(products)
-        width = student.vectors([]).shape[1]
+        width = student.embed([]).shape[1]
         student.score_vectors(np.zeros(width, np.float32), np.zeros((0, width), np.float32))  # raises without a score
         vectors = np.empty((len(products), width), dtype=np.float32)
         for start in range(0, len(products), _CHUNK):
             titles = [product.title for product in products[start : start + _CHUNK]]
-            vectors[start : start + len(titles)] = student.vectors(titles)
+            vectors[start : start + len(titles)] = student.embed(titles)
             if progress is not None:
                 progress("embed", len(titles))
         graph = None
         if engine == "usearch":
-            graph = Graph.build(vectors, threads, None if progress is None else lambda count: progress("graph", count))
+            graph = NeighbourGraph.build(
+                vectors, threads, None if progress is None else lambda count: progress("graph", count)
+            )
         ids, titles = [product.id for product in products], [product.title for product in products]
-        return cls(student, Segment(vectors, np.ones(len(products), dtype=np.bool_), ids, titles, graph))
+        return cls(student, ProductBlock(vectors, np.ones(len(products), dtype=np.bool_), ids, titles, graph))
 
     def __len__(self) -> int:
         """Return the number of products."""
-        return sum(int(segment.alive.sum()) for segment in self._snapshot)
+        return sum(int(block.alive.sum()) for block in self._snapshot)
 
     def __contains__(self, id: object) -> bool:
         with self._writing:
@@ -152,7 +154,7 @@ class ProductIndex:
         :param candidates: number of nearest products that the head scores; at least ``k`` are
         :raises DataError: the query is empty or too long, or ``k`` is not positive
         """
-        return self.search_vector(self._student.vectors([query])[0], k, candidates)
+        return self.search_vector(self._student.embed([query])[0], k, candidates)
 
     def search_vector(self, query: Vectors, k: int = 10, candidates: int = CANDIDATES) -> list[Hit]:
         """Do as ``search`` for the vector of a query, ``[width]``."""
@@ -169,7 +171,7 @@ class ProductIndex:
             for at in best
         ]
 
-    def snapshot(self) -> tuple[Segment, ...]:
+    def snapshot(self) -> tuple[ProductBlock, ...]:
         """Return what a search would work on now, which no later change alters."""
         return self._snapshot
 
@@ -207,27 +209,27 @@ class ProductIndex:
             base, added = self._snapshot
             if base.alive.all() and not len(added.vectors):
                 return
-            products = [segment.product(row) for segment in self._snapshot for row in np.flatnonzero(segment.alive)]
-            vectors = np.concatenate([segment.vectors[segment.alive] for segment in self._snapshot])
-            graph = Graph.build(vectors, threads) if self.engine == "usearch" else None
+            products = [block.product(row) for block in self._snapshot for row in np.flatnonzero(block.alive).tolist()]
+            vectors = np.concatenate([block.vectors[block.alive] for block in self._snapshot])
+            graph = NeighbourGraph.build(vectors, threads) if self.engine == "usearch" else None
             ids, titles = [product.id for product in products], [product.title for product in products]
-            self._start(Segment(vectors, np.ones(len(vectors), dtype=np.bool_), ids, titles, graph))
+            self._start(ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), ids, titles, graph))
 
-    def _start(self, base: Segment) -> None:
+    def _start(self, base: ProductBlock) -> None:
         """Make ``base`` the only products. Rows after it are appended to ``_buffer`` and two lists; a snapshot has
         their first rows, which do not change."""
         self._buffer = np.empty((0, base.vectors.shape[1]), dtype=np.float32)
-        added = Segment(self._buffer, np.empty(0, dtype=np.bool_), [], [])
+        added = ProductBlock(self._buffer, np.empty(0, dtype=np.bool_), [], [])
         self._ids: list[str] = []
         self._titles: list[str] = []
         self._rows = None
-        self._snapshot: tuple[Segment, Segment] = (base, replace(added, ids=self._ids, titles=self._titles))
+        self._snapshot: tuple[ProductBlock, ProductBlock] = (base, replace(added, ids=self._ids, titles=self._titles))
 
     def _put(self, products: Sequence[Product], new: bool) -> None:
         if not products:
             return
         _check_distinct(products)
-        vectors = self._student.vectors([product.title for product in products])
+        vectors = self._student.embed([product.title for product in products])
         with self._writing:
             if new:
                 present = [product.id for product in products if product.id in self._lookup()]
@@ -256,9 +258,9 @@ class ProductIndex:
             larger[:used] = self._buffer[:used]
             self._buffer = larger
 
-    def _publish(self, snapshot: tuple[Segment, Segment]) -> None:
+    def _publish(self, snapshot: tuple[ProductBlock, ProductBlock]) -> None:
         self._snapshot = snapshot
-        rows = sum(len(segment.vectors) for segment in snapshot)
+        rows = sum(len(block.vectors) for block in snapshot)
         if self.engine == "exact" and 2 * len(self) < rows:
             self.compact()
 
@@ -277,22 +279,22 @@ class ProductIndex:
         return row
 
 
-def nearest_rows(segments: Sequence[Segment], query: Vectors, k: int) -> Nearest:
-    """Return the ``k`` nearest rows, counted over all segments; none for a zero vector."""
+def nearest_rows(blocks: Sequence[ProductBlock], query: Vectors, k: int) -> Nearest:
+    """Return the ``k`` nearest rows, counted over all blocks; none for a zero vector."""
     rows, vectors, first = [], [], 0
-    for segment in segments if query.any() else ():
-        found = segment.candidates(query, k)
+    for block in blocks if query.any() else ():
+        found = block.candidates(query, k)
         rows.append(first + found)
-        vectors.append(segment.vectors[found])
-        first += len(segment.vectors)
+        vectors.append(block.vectors[found])
+        first += len(block.vectors)
     if not rows:
         return Nearest(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float64))
     return ranked(np.concatenate(vectors), np.concatenate(rows), query, k)
 
 
-def _without(segments: tuple[Segment, Segment], rows: Sequence[int]) -> tuple[Segment, Segment]:
-    """Return the segments with ``rows``, counted over both, marked as deleted."""
-    base, added = segments
+def _without(blocks: tuple[ProductBlock, ProductBlock], rows: Sequence[int]) -> tuple[ProductBlock, ProductBlock]:
+    """Return the blocks with ``rows``, counted over both, marked as deleted."""
+    base, added = blocks
     masks = base.alive.copy(), added.alive.copy()
     for row in rows:
         if row < len(base.vectors):
@@ -302,8 +304,8 @@ def _without(segments: tuple[Segment, Segment], rows: Sequence[int]) -> tuple[Se
     return replace(base, alive=masks[0]), replace(added, alive=masks[1])
 
 
-def _vectors(segments: tuple[Segment, Segment], rows: Rows) -> Vectors:
-    base, added = segments
+def _vectors(blocks: tuple[ProductBlock, ProductBlock], rows: Rows) -> Vectors:
+    base, added = blocks
     first = len(base.vectors)
     found = np.empty((len(rows), base.vectors.shape[1]), dtype=np.float32)
     in_base = rows < first
@@ -312,8 +314,8 @@ def _vectors(segments: tuple[Segment, Segment], rows: Rows) -> Vectors:
     return found
 
 
-def _product(segments: tuple[Segment, Segment], row: int) -> Product:
-    base, added = segments
+def _product(blocks: tuple[ProductBlock, ProductBlock], row: int) -> Product:
+    base, added = blocks
     return base.product(row) if row < len(base.vectors) else added.product(row - len(base.vectors))
 
 

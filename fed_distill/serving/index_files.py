@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from fed_distill.errors import CheckpointError, DataError
-from fed_distill.serving.graph import Graph
-from fed_distill.serving.index import ProductIndex, Segment, VectorStudent
+from fed_distill.serving.graph import NeighbourGraph
+from fed_distill.serving.index import ProductBlock, ProductIndex, VectorStudent
 from fed_distill.storage.files import make_folder, read_json, space_for, strict_json, sync_folder, write_atomic
 
 FORMAT = 1
@@ -112,7 +112,7 @@ def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductInde
     for _ in range(_ATTEMPTS):
         content = _read_description(path, digest)
         try:
-            return ProductIndex(student, _read_segment(folder, content))
+            return ProductIndex(student, _read_block(folder, content))
         except FileNotFoundError as error:  # another process may have replaced the index
             missing = error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -139,7 +139,7 @@ def _read_description(path: Path, digest: str) -> dict[str, Any]:
     return content
 
 
-def _read_segment(folder: Path, content: dict[str, Any]) -> Segment:
+def _read_block(folder: Path, content: dict[str, Any]) -> ProductBlock:
     size, width, files = int(content["products"]), int(content["width"]), content["files"]
     for name in files.values():
         if Path(name).name != name:
@@ -148,16 +148,16 @@ def _read_segment(folder: Path, content: dict[str, Any]) -> Segment:
     if vectors.shape != (size, width) or vectors.dtype != np.float32:
         raise ValueError(f"{files['vectors']} has {vectors.dtype} {list(vectors.shape)}")
     ids, titles = _read_products(folder / files["products"], size)
-    graph = Graph.read(folder / files["graph"], size, width) if content["engine"] == "usearch" else None
-    return Segment(vectors, np.ones(size, dtype=np.bool_), ids, titles, graph)
+    graph = NeighbourGraph.read(folder / files["graph"], size, width) if content["engine"] == "usearch" else None
+    return ProductBlock(vectors, np.ones(size, dtype=np.bool_), ids, titles, graph)
 
 
-def _write_products(path: Path, segment: Segment) -> None:
+def _write_products(path: Path, block: ProductBlock) -> None:
     schema = pa.schema([("id", pa.large_string()), ("title", pa.large_string())])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for start in range(0, len(segment.vectors), _BATCH):
-            rows = slice(start, min(start + _BATCH, len(segment.vectors)))
-            columns = [list(segment.ids[rows]), list(segment.titles[rows])]
+        for start in range(0, len(block.vectors), _BATCH):
+            rows = slice(start, min(start + _BATCH, len(block.vectors)))
+            columns = [list(block.ids[rows]), list(block.titles[rows])]
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 

@@ -31,7 +31,9 @@ def read_products(path: Path, id_column: str, title_column: str, max_characters:
     columns = read_columns(path, [id_column, title_column], "--id-column and --title-column")
     ids, titles = texts_of(path, columns, id_column), texts_of(path, columns, title_column)
     rows: dict[str, int] = {}
-    products, skipped, first = [], Counter[str](), []
+    products: list[Product] = []
+    skipped: Counter[str] = Counter()
+    first: list[str] = []
     for row, (id, title) in enumerate(zip(ids, titles, strict=True), start=1):
         if not id:
             raise DataError(f"{path}, row {row}: column {id_column!r} is empty: give each product an id")

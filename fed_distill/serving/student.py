@@ -129,9 +129,6 @@ class Student:
             ),
         )
 
-    vectors = embed
-    """The name that an index uses, which exported students have too (``serving.index.VectorStudent``)."""
-
     def score_vectors(self, query_vector: Vectors, title_vectors: Vectors) -> npt.NDArray[np.float64]:
         """Return the scores of ``rank`` by vectors that ``embed`` gave, float64 ``[n]``.
 

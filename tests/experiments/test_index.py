@@ -8,7 +8,7 @@ from fed_distill import seeds
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import StudentDescription
-from fed_distill.serving.graph import Graph
+from fed_distill.serving.graph import NeighbourGraph
 from fed_distill.serving.student import Student
 
 TITLES = ["red kettle maxi", "blue phone 12", "green shoe", "ultra mini phone pro"]
@@ -37,7 +37,7 @@ def test_composed_titles_differ_and_repeat_by_seed(student):
 
 def test_every_way_of_searching_has_a_row(student):
     vectors = composed(student, TITLES, 500, seed=0)
-    rows = measured(student, vectors, Graph.build(vectors), student.embed(TITLES))
+    rows = measured(student, vectors, NeighbourGraph.build(vectors), student.embed(TITLES))
     assert [row.recall for row in rows[:2]] == [1.0, 1.0]
     assert all(row.rate > 0 and 0 <= row.recall <= 1 for row in rows)
     assert rows[2].megabytes > rows[0].megabytes == 500 * 8 * 4 / 1e6

@@ -28,7 +28,7 @@ class Fixed:
     def __init__(self, table):
         self.table = table
 
-    def vectors(self, texts):
+    def embed(self, texts):
         return np.array([self.table[text] for text in texts], dtype=np.float32).reshape(len(texts), 2)
 
     def score_vectors(self, query, titles):
@@ -127,7 +127,7 @@ def test_a_student_without_gains_is_rejected_before_anything_is_embedded(searchi
     class Embeds:
         score_vectors = searching.score_vectors
 
-        def vectors(self, texts):
+        def embed(self, texts):
             assert not texts
             return searching.embed(texts)
 
@@ -179,11 +179,11 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def holds(self):
         assert len(self.index) == len(self.expected)
-        query = self.student.vectors(["a"])[0]
+        query = self.student.embed(["a"])[0]
         found = nearest_rows(self.index.snapshot(), query, 100).rows.tolist()
         first = len(self.index.snapshot()[0].vectors)
         held = [self.index.snapshot()[row >= first].product(row - first * (row >= first)) for row in found]
-        similarity = {title: round(float(self.student.vectors([title])[0] @ query), 5) for title in "abcdef"}
+        similarity = {title: round(float(self.student.embed([title])[0] @ query), 5) for title in "abcdef"}
         # stable, so that of equal titles the one added first is first
         order = sorted(self.expected, key=lambda id: -similarity[self.expected[id]])
         assert [product.id for product in held] == order

@@ -122,7 +122,7 @@ from fed_distill.serving import index_files
 from fed_distill.serving.index import Product, ProductIndex
 
 class Ones:
-    def vectors(self, texts):
+    def embed(self, texts):
         return np.ones((len(texts), 1), dtype=np.float32)
 
     def score_vectors(self, query, titles):
