@@ -35,8 +35,8 @@ _CHUNK = 65536
 
 
 class Measured(NamedTuple):
-    """One way of searching. rate: searches in a second of CPU time. recall: of the ten nearest. megabytes: what it
-    holds."""
+    """One way of searching. recall: of the ten nearest among those found. rate: searches in a second of CPU time.
+    megabytes: what it holds."""
 
     name: str
     recall: float
@@ -99,13 +99,13 @@ def measured(student: Student, vectors: Vectors, graph: NeighbourGraph, queries:
         Measured(f"exact, {len(queries):,} queries together", 1.0, together, size),
     ]
     held = size + graph.bytes / 1e6
+    block = ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), _Unnamed(), _Unnamed(), graph)
     for expansion in EXPANSIONS:
         graph.expansion = expansion
-        segment = ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), _Unnamed(), _Unnamed(), graph)
-        found, rate = timed(lambda query, segment=segment: segment.candidates(query, BEST), queries)
+        found, rate = timed(lambda query: block.candidates(query, BEST), queries)
         rows.append(Measured(f"usearch, ef = {expansion}", recall(found, exact), rate, held))
     graph.expansion = EXPANSION_SEARCH
-    index = ProductIndex(student, segment)
+    index = ProductIndex(student, block)
     found, rate = timed(
         lambda query: np.array([int(hit.id) for hit in index.search_vector(query, CANDIDATES)]), queries
     )
@@ -128,7 +128,7 @@ class _Unnamed(Sequence[str]):
     def __len__(self) -> int:
         return 2**31
 
-    def __getitem__(self, at: object) -> str:  # type: ignore[override]  # slices are not asked for
+    def __getitem__(self, at: object) -> str:
         return str(at)
 
 

@@ -51,10 +51,11 @@ def index(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fed_distill.serving.index import ProductIndex
-    from fed_distill.serving.index_files import save_index
+    from fed_distill.serving.index_files import check_folder, save_index
     from fed_distill.serving.products_file import read_products
     from fed_distill.serving.student import load_student
 
+    check_folder(to)
     model = load_student(student)
     file = read_products(catalogue, id_column, title_column, model.max_characters)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -158,7 +158,9 @@ def _word_vectors(model: Towers, words: Sequence[FeatureWord]) -> Tensor:
     if not words:
         return torch.zeros(1, model.width)[:0]
     sums = torch.cat([model.bag(word.rows[None]) for word in words])
-    return sums / sums.sum(dim=0).norm().clamp_min(1e-6)
+    length = torch.linalg.vector_norm(sums.sum(dim=0)).clamp_min(1e-6)
+    parts: Tensor = sums / length
+    return parts
 
 
 def _mean_gradients(model: Towers, gains: Tensor, query: Tensor, title: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class NeighbourGraph:
         :param progress: called with the number of vectors of each chunk that has been added
         :raises ConfigError: usearch is not installed
         """
-        graph = _library().Index(
+        graph = require_usearch().Index(
             ndim=vectors.shape[1],
             metric="ip",
             dtype="bf16",
@@ -61,7 +61,7 @@ class NeighbourGraph:
     @classmethod
     def read(cls, path: Path, size: int, width: int) -> Self:
         """Map what ``write`` wrote into memory; raise DataError if it is not of ``size`` vectors of ``width``."""
-        library = _library()
+        library = require_usearch()
         with path.open("rb"):
             pass  # raises FileNotFoundError, which usearch does not
         try:
@@ -108,7 +108,8 @@ class NeighbourGraph:
             count = min(count * _WIDER, self._size)
 
 
-def _library() -> Any:
+def require_usearch() -> Any:
+    """Return the module ``usearch.index``; raise ConfigError if it is not installed."""
     try:
         import usearch.index
     except ImportError as error:

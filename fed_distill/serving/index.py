@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.errors import DataError
-from fed_distill.serving.graph import NeighbourGraph
+from fed_distill.serving.graph import NeighbourGraph, require_usearch
 from fed_distill.serving.nearest import Mask, Nearest, Rows, Vectors, candidates, ranked
 
 Engine = Literal["exact", "usearch"]
@@ -116,6 +116,8 @@ class ProductIndex:
         :raises ConfigError: usearch is not installed
         """
         _check_distinct(products)
+        if engine == "usearch":
+            require_usearch()
         width = student.embed([]).shape[1]
         student.score_vectors(np.zeros(width, np.float32), np.zeros((0, width), np.float32))  # raises without a score
         vectors = np.empty((len(products), width), dtype=np.float32)
@@ -198,8 +200,8 @@ class ProductIndex:
                 del self._lookup()[id]
             self._publish(snapshot)
 
-    def compact(self, threads: int = 1) -> None:
-        """Remove deleted rows and, with ``usearch``, build the graph of all products anew.
+    def compact(self, threads: int = 1) -> ProductBlock:
+        """Remove deleted rows and, with ``usearch``, build the graph of all products anew; return all products.
 
         The engine ``exact`` does so by itself when more than half of its rows are deleted. With ``usearch`` it takes as
         long as building the index: call it in a thread when many products have been added or deleted. Searches go on
@@ -208,12 +210,14 @@ class ProductIndex:
         with self._writing:
             base, added = self._snapshot
             if base.alive.all() and not len(added.vectors):
-                return
+                return base
             products = [block.product(row) for block in self._snapshot for row in np.flatnonzero(block.alive).tolist()]
             vectors = np.concatenate([block.vectors[block.alive] for block in self._snapshot])
             graph = NeighbourGraph.build(vectors, threads) if self.engine == "usearch" else None
             ids, titles = [product.id for product in products], [product.title for product in products]
-            self._start(ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), ids, titles, graph))
+            compacted = ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), ids, titles, graph)
+            self._start(compacted)
+            return compacted
 
     def _start(self, base: ProductBlock) -> None:
         """Make ``base`` the only products. Rows after it are appended to ``_buffer`` and two lists; a snapshot has

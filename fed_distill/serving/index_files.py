@@ -66,8 +66,7 @@ def save_index(index: ProductIndex, folder: Path, digest: str) -> int:
     :raises DataError: the folder has other files, or another process writes an index into it
     :raises CheckpointError: the disk is full
     """
-    index.compact()
-    base = index.snapshot()[0]
+    base = index.compact()
     with _only_writer(folder), space_for(folder, "build the index again"):
         number = uuid.uuid4().hex[:8]
         kinds = [kind for kind in _KINDS if kind != "graph" or base.graph is not None]
@@ -99,6 +98,16 @@ def save_index(index: ProductIndex, folder: Path, digest: str) -> int:
             if path.name not in files.values():
                 path.unlink()
         return sum((folder / name).stat().st_size for name in (INDEX, *files.values()))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DataError if ``folder`` is a file, or has files that are not an index's, which a save would mix with."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: choose a new folder for the index")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    other = sorted(names - {path.name for path in _content(folder)} - {INDEX})
+    if other:
+        raise DataError(f"{folder} has other files than an index ({other[0]}): choose a new folder")
 
 
 def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductIndex:
@@ -180,11 +189,9 @@ def _content(folder: Path) -> list[Path]:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """Create ``folder`` and lock it; raise DataError if it has files that are not an index's, or is locked."""
+    """Create ``folder`` and lock it; raise DataError as ``check_folder``, or if another process has locked it."""
+    check_folder(folder)
     make_folder(folder)
-    other = sorted({path.name for path in folder.iterdir()} - {path.name for path in _content(folder)} - {INDEX})
-    if other:
-        raise DataError(f"{folder} has other files than an index ({other[0]}): choose a new folder")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -41,6 +41,15 @@ def test_a_catalogue_becomes_an_index_that_is_searched(entered, catalogue, tiny_
     assert index.search("bravik 7 toaster", 1)[0].score == pytest.approx(best.scores.max(), abs=1e-6)
 
 
+def test_an_unusable_folder_is_an_error_before_anything_is_embedded(entered, catalogue, tiny_run, tmp_path):
+    code, _, err = entered("index", catalogue, "--student", tiny_run.result.folder, "--to", tmp_path)
+    assert code == 2
+    assert "has other files than an index (catalogue.csv)" in err
+    code, _, err = entered("index", catalogue, "--student", tiny_run.result.folder, "--to", catalogue)
+    assert code == 2
+    assert "is a file: choose a new folder" in err
+
+
 def test_a_repeated_id_is_an_error_that_names_the_rows(entered, catalogue, tiny_run, tmp_path):
     with catalogue.open("a") as file:
         file.write("7,again\n")

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fed_distill.errors import DataError
+from fed_distill.errors import ConfigError, DataError
 from fed_distill.serving.index import Product, ProductIndex, nearest_rows
 from fed_distill.serving.recall import first_stage_recall, graph_recall
 
@@ -134,6 +134,16 @@ def test_a_student_without_gains_is_rejected_before_anything_is_embedded(searchi
     object.__setattr__(searching.task, "gains", None)
     with pytest.raises(DataError, match="no gains"):
         ProductIndex.build(Embeds(), products(TITLES))
+
+
+def test_usearch_that_is_not_installed_is_named_before_anything_is_embedded(searching, monkeypatch):
+    class Embeds:
+        def embed(self, texts):
+            raise AssertionError("nothing is embedded")
+
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(ConfigError, match=r"pip install 'fed-distill\[index\]', or use engine 'exact'"):
+        ProductIndex.build(Embeds(), products(TITLES), "usearch")
 
 
 class Changes(RuleBasedStateMachine):
