@@ -207,13 +207,12 @@ class LabelsConfig(ConfigTable):
     )
     prior_temperature: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
         1.0,
-        description="temperature of the student's predictions that are the prior. A student that is too sure of a "
-        "class releases it whatever the label is; above 1, it does so less often",
+        description="temperature of the student's predictions that are the prior: above 1 if it is too sure",
     )
     targets: Literal["posterior", "labels"] = Field(
         "posterior",
-        description="training targets: probabilities of the true label given the randomized one and the prior, or "
-        "the randomized labels themselves",
+        description="training targets of a round: probabilities of the true label, given the randomized one and what "
+        "the round's received student predicts, or the randomized labels themselves",
     )
 
 

@@ -1,20 +1,27 @@
 """Unit ``label``: protects the label of one example whose texts are public, by randomized response with a prior.
 
-Ghazi, Golowich, Kumar, Manurangsi and Zhang, "Deep learning with label differential privacy", NeurIPS 2021. Each label
-is randomized once (``privacy.randomized_response``). All that a merchant trains and sends, in all rounds, is computed
-from the randomized labels and from public texts, so it is post-processing: any payload is covered, and rounds are free.
+Ghazi, Golowich, Kumar, Manurangsi and Zhang, "Deep learning with label differential privacy", NeurIPS 2021; for labels
+with gains Ghazi et al., "Regression with label differential privacy", ICLR 2023. Each label is randomized once
+(``privacy.randomized_response``). All that a merchant trains and sends, in all rounds, is computed from the randomized
+labels and from public texts, so it is post-processing: any payload is covered, and rounds are free.
 
 The prior is what the merchant's initial student predicts for an example's texts, which is public: the student of the
-downlink of its first round or, for methods with own students, the initial one that the server sends. This is algorithm
-2 (RRWithPrior) with a prior from public data. With ``privacy.stages = 2``, half of the examples have this prior, and
-the other half that of the student of a later round, which was trained on the first half: LP-2ST (algorithm 3 with two
-stages; the paper's first stage has a uniform prior). The halves are disjoint, so that each label is randomized once.
+downlink of its first round or, for methods with own students, the initial one that the server sends. This is
+RRWithPrior or RRonBins with a prior from public data. With ``privacy.stages = 2``, half of the examples have this
+prior, and the other half that of the student of a later round, which was trained on the first half: LP-2ST (algorithm 3
+with two stages; the paper's first stage has a uniform prior). The halves are disjoint: each label is randomized once.
+
+Both papers train on what was released. Here the targets of a round are the probabilities of the true label given the
+released one, with the predictions of the round's received student as prior: one step of expectation maximization for
+the channel's likelihood (Dempster, Laird and Rubin 1977), of which forward correction is the gradient (Patrini et al.,
+CVPR 2017, theorem 2).
 
 Examples with equal texts have one label, their most frequent one, and one draw: with a draw for each copy, a label that
 a merchant has n times would cost n times epsilon.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,7 +37,7 @@ from fed_distill.mechanisms.base import Protecting, Words
 from fed_distill.mechanisms.revealed import Revealed, noise, scores, validation
 from fed_distill.payloads.base import Payload
 from fed_distill.privacy.exposure import MOVED_BY, LabelSpend
-from fed_distill.privacy.randomized_response import candidates, posterior, randomized
+from fed_distill.privacy.randomized_response import bins, candidates, posterior, randomized
 from fed_distill.seeds import Keystream, Part
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.transport.messages import Kinds
@@ -42,13 +49,13 @@ _COMPUTED = "computed from randomized labels and public texts"
 class Draw:
     """Randomized labels of some examples.
 
-    digest: of everything that determines them, the site's secret included; equal digests have equal labels. prior,
-    among: prior and candidate labels ``[examples, classes]``. labels: int64 ``[examples]``.
+    digest: of everything that determines them, the site's secret included; equal digests have equal labels. outputs:
+    the class that is released for each class, int64 ``[examples, classes]``, see ``privacy.randomized_response``.
+    labels: int64 ``[examples]``.
     """
 
     digest: str
-    prior: Tensor
-    among: Tensor
+    outputs: Tensor
     labels: Tensor
 
 
@@ -138,11 +145,20 @@ class ByLabel(Protecting):
         """Return a fingerprint of what is randomized: texts, labels ``[examples]`` and epsilon."""
         return fingerprint(texts=list(_texts(examples)), labels=labels.tolist(), epsilon=epsilon)
 
-    def randomize(self, labels: Tensor, prior: Tensor, spend: LabelSpend, basis: str, own: Part, merchant: str) -> Draw:
+    def randomize(
+        self,
+        labels: Tensor,
+        prior: Tensor,
+        spend: LabelSpend,
+        basis: str,
+        own: Part,
+        merchant: str,
+        gains: Sequence[float] | None = None,
+    ) -> Draw:
         """Randomize labels; a function of its arguments.
 
         The random numbers depend on all that determines the distribution of the output: with other labels, texts,
-        candidates or epsilon they are independent, and this is another release.
+        outputs or epsilon they are independent, and this is another release.
 
         :param labels: true labels, int64 ``[examples]``
         :param prior: probabilities ``[examples, classes]``
@@ -150,24 +166,32 @@ class ByLabel(Protecting):
         :param basis: see ``basis``
         :param own: the site's secret, or in a simulation the run's seed
         :param merchant: name of the merchant
-        :raises TrainingError: the prior is not a distribution
+        :param gains: gain of each class: RRonBins; None: RRWithPrior
+        :raises TrainingError: the prior is NaN
         """
-        prior = prior.double()
-        try:
-            prior = prior / prior.sum(dim=1, keepdim=True)
-            among = candidates(prior, spend.epsilon)
-        except ValueError as error:
-            raise TrainingError(f"the received student cannot be a prior of labels: {error}") from error
-        place: tuple[Part, ...] = (merchant, "labels", spend.part, basis, among.numpy().tobytes())
+        prior = _distribution(prior)
+        if gains is None:
+            outputs = candidates(prior, spend.epsilon)
+        else:
+            outputs = bins(prior, torch.tensor(gains, dtype=torch.float64), spend.epsilon)
+        place: tuple[Part, ...] = (merchant, "labels", spend.part, basis, outputs.numpy().tobytes())
         digest = hashlib.sha256(Keystream(own, *place, "digest").uniform(4).numpy().tobytes()).hexdigest()
-        drawn = randomized(labels, among, spend.epsilon, Keystream(own, *place, "noise"))
-        return Draw(digest, prior, among, drawn)
+        drawn = randomized(labels, outputs, spend.epsilon, Keystream(own, *place, "noise"))
+        return Draw(digest, outputs, drawn)
 
-    def targets(self, draw: Draw, epsilon: float) -> Tensor | None:
-        """Return the probabilities of the true labels ``[examples, classes]`` to train with; None: ``draw.labels``."""
-        if self.settings.targets == "labels":
-            return None
-        return posterior(draw.labels, draw.prior, draw.among, epsilon)
+    @property
+    def trains_on_posterior(self) -> bool:
+        """Whether training targets are probabilities of the true label; otherwise they are the randomized labels."""
+        return self.settings.targets == "posterior"
+
+    def targets(self, draw: Draw, prior: Tensor, epsilon: float) -> Tensor:
+        """Return the probabilities of the true labels to train with, ``[examples, classes]``.
+
+        :param draw: the released labels
+        :param prior: predictions of the round's received student ``[examples, classes]``
+        :param epsilon: epsilon of a label
+        """
+        return posterior(draw.labels, _distribution(prior), draw.outputs, epsilon)
 
     def disclose(
         self, config: PrivacyConfig, sends: Kinds, personal: bool = False, *, reproducible_noise: bool = True
@@ -184,6 +208,14 @@ class ByLabel(Protecting):
             validation(reproducible_noise),
             noise("each site", reproducible_noise),
         ]
+
+
+def _distribution(prior: Tensor) -> Tensor:
+    """Return float32 probabilities ``[examples, classes]`` as float64 that sum to 1; raise TrainingError if NaN."""
+    prior = prior.double()
+    if not bool(prior.isfinite().all()):
+        raise TrainingError("the received student cannot be a prior of labels: it predicts NaN")
+    return prior / prior.sum(dim=1, keepdim=True)
 
 
 def _texts(examples: Examples) -> list[tuple[str, ...]]:

@@ -29,15 +29,21 @@ from fed_distill.transport.requests import TrainRequest
 
 LABELS = "labels"
 """Folder of the draws beside the ledgers."""
+_FORMAT = 2
+"""Version of a draw's file. With another one, labels are drawn and charged again."""
 _REMEDY = "delete it; if the labels cannot be drawn equally again, they are charged again"
 
 
 @dataclass(frozen=True)
 class RandomizedLabels:
-    """The randomized labels of a site's merchants."""
+    """The randomized labels of a site's merchants.
+
+    gains: gain of each class, None for a task without.
+    """
 
     protection: Protection[Limits]
     mechanism: ByLabel
+    gains: tuple[float, ...] | None
 
     def learner(self, learner: Learner, examples: Examples, task: RoundTask) -> Learner:
         """Return ``learner`` with randomized labels in place of its own, and only with examples that have any yet.
@@ -52,49 +58,60 @@ class RandomizedLabels:
         rounds = self.protection.experiment.arms()[task.request.arm].rounds
         rows, labels, targets = [], [], []
         for part, own in self.mechanism.due(examples, task.down.round, rounds):
-            draw, of = self._draw(learner, examples, own, task.request, LabelSpend(epsilon, part))
-            probabilities = self.mechanism.targets(draw, epsilon)
+            first, of, true = self.mechanism.distinct(examples.take(own.numpy()), learner.labels[own])
+            distinct, of_row = own[torch.from_numpy(first)], torch.from_numpy(of)
+            prior = self._prior(learner, distinct)
+            draw = self._draw(learner.name, examples, distinct, true, prior, task.request, LabelSpend(epsilon, part))
             rows.append(own)
-            labels.append(draw.labels[of])
-            targets.append(None if probabilities is None else probabilities[of])
+            labels.append(draw.labels[of_row])
+            targets.append(self.mechanism.targets(draw, prior, epsilon)[of_row])
         order = torch.argsort(torch.cat(rows))
         place = torch.cat(rows)[order]
-        known = [one for one in targets if one is not None]
         return replace(
             learner,
             private={name: values[place] for name, values in learner.private.items()},
             references={name: values[place] for name, values in learner.references.items()},
             labels=torch.cat(labels)[order],
-            label_probabilities=torch.cat(known)[order] if known else None,
+            label_probabilities=torch.cat(targets)[order] if self.mechanism.trains_on_posterior else None,
         )
 
+    def _prior(self, learner: Learner, rows: Tensor) -> Tensor:
+        """Return what the round's received student predicts for ``rows``, ``[rows, classes]``."""
+        learner.student.load_state_dict(dict(learner.weights))
+        texts = {name: values[rows] for name, values in learner.private.items()}
+        return predict(learner.student, texts, temperature=self.mechanism.settings.prior_temperature)
+
     def _draw(
-        self, learner: Learner, examples: Examples, rows: Tensor, request: TrainRequest, spend: LabelSpend
-    ) -> tuple[Draw, Tensor]:
-        """Return the charged draw for the distinct texts in ``rows``, from the store or new, and the text of each row,
-        int64 ``[rows]``."""
-        first, of, labels = self.mechanism.distinct(examples.take(rows.numpy()), learner.labels[rows])
-        rows = rows[torch.from_numpy(first)]
+        self,
+        merchant: str,
+        examples: Examples,
+        rows: Tensor,
+        labels: Tensor,
+        prior: Tensor,
+        request: TrainRequest,
+        spend: LabelSpend,
+    ) -> Draw:
+        """Return the charged draw for ``rows``, of distinct texts, from the store or new.
+
+        :param labels: true labels, int64 ``[rows]``
+        :param prior: probabilities ``[rows, classes]``, if it is a new one
+        """
         basis = self.mechanism.basis(examples.take(rows.numpy()), labels, spend.epsilon)
-        path = self._path(request, learner.name, spend, basis)
+        path = self._path(request, merchant, spend, basis)
         draw = _read(path)
         if draw is None:
-            learner.student.load_state_dict(dict(learner.weights))
-            texts = {name: values[rows] for name, values in learner.private.items()}
-            prior = predict(learner.student, texts, temperature=self.mechanism.settings.prior_temperature)
             own = self.protection.own_randomness(request.seed)
-            draw = self.mechanism.randomize(labels, prior, spend, basis, own, learner.name)
-            tensors = {"prior": draw.prior, "among": draw.among, "labels": draw.labels}
-            write_checkpoint(path, tensors, {"digest": draw.digest})
-        self.protection.charge_labels(request, learner.name, draw.digest, spend)
-        return draw, torch.from_numpy(of)
+            draw = self.mechanism.randomize(labels, prior, spend, basis, own, merchant, self.gains)
+            write_checkpoint(path, {"outputs": draw.outputs, "labels": draw.labels}, {"digest": draw.digest})
+        self.protection.charge_labels(request, merchant, draw.digest, spend)
+        return draw
 
     def _path(self, request: TrainRequest, merchant: str, spend: LabelSpend, basis: str) -> Path:
         """Return the file of a draw: of one federation, for the same data and epsilon."""
         experiment = self.protection.experiment
         ledgers = self.protection.folder if experiment.privacy.ledger is None else experiment.privacy.ledger
         own = str(self.protection.own_randomness(request.seed))
-        of = fingerprint(basis=basis, federation=request.federation, own=own)
+        of = fingerprint(basis=basis, federation=request.federation, own=own, format=_FORMAT)
         folder = ledgers / LABELS / as_file_name(experiment.name) / f"seed-{request.seed}" / as_file_name(request.arm)
         return folder / as_file_name(merchant) / f"{spend.part}-{of}.safetensors"
 
@@ -104,4 +121,4 @@ def _read(path: Path) -> Draw | None:
     if found is None:
         return None
     tensors, values = found
-    return Draw(str(values["digest"]), tensors["prior"], tensors["among"], tensors["labels"])
+    return Draw(str(values["digest"]), tensors["outputs"], tensors["labels"])

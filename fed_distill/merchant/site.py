@@ -270,7 +270,8 @@ class Site:
                 self.protection.join(request, learner.name, len(self.holdings.proxy_of(request)))
             if isinstance(mechanism, ByLabel):
                 examples = self.holdings.merchants[learner.name].train
-                learner = RandomizedLabels(self.protection, mechanism).learner(learner, examples, task)
+                randomized = RandomizedLabels(self.protection, mechanism, self.task.gains)
+                learner = randomized.learner(learner, examples, task)
             return Participant(learner, learner.examples())
         digest = digests.of(blueprint_of(learner.student), learner)
         release = self.protection.release(learner, request, task.down.round, digest, task.plan)

@@ -1,5 +1,6 @@
 """Randomized labels at a site: charged before anything is computed from them, once, and the same in all rounds."""
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.labels import LABELS, RandomizedLabels
 from fed_distill.merchant.limits import Limit, Limits
 from fed_distill.merchant.opening import open_site
+from fed_distill.models import predict
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.student_weights import StudentWeights
 from fed_distill.training.cohort.trainer import CohortTrainer
@@ -83,30 +85,54 @@ def test_all_rounds_have_the_labels_of_the_first_and_cost_nothing_more(world, pr
         assert (one.what, one.round, one.label.epsilon, one.spends, one.delta) == ("labels", 0, 1.0, (), 0.0)
         rounds = [seen["fedavg-kd", merchant, number] for number in range(1, 5)]
         assert all(torch.equal(one.labels, rounds[0].labels) for one in rounds)
-        assert all(torch.equal(one.label_probabilities, rounds[0].label_probabilities) for one in rounds)
+        assert not any(torch.equal(one.label_probabilities, rounds[0].label_probabilities) for one in rounds[1:])
         truth = world.data.merchants[merchant].train.labels
         assert not np.array_equal(rounds[0].labels.numpy(), truth)
     spent = site.protection.spent("fedavg-kd", 0, world.names)
     assert (spent.epsilon, spent.epsilon_6, spent.delta, spent.merchants) == (1.0, 1.0, 0.0, len(world.names))
 
 
+def test_targets_are_the_posterior_under_the_received_student(world, protected, seen, tmp_path):
+    """A slow twin for each row, from the stored outputs: prior times 1, or e for the classes that are released as the
+    label was."""
+    merchant, gains = world.names[0], world.data.task.gains
+    site = protected()
+    for number in (1, 2):
+        answers(site, request(world, merchant), moved(world, number))
+    (stored,) = site.protection.experiment.privacy.ledger.rglob("*.safetensors")
+    outputs, made = load_file(stored)["outputs"], seen["fedavg-kd", merchant, 2]
+    made.student.load_state_dict(dict(made.weights))
+    prior = predict(made.student, made.private)
+    assert gains is not None and len(outputs) == len(prior)  # no equal texts
+    for row in range(len(prior)):
+        assert len(set(outputs[row].tolist())) == 2  # at epsilon 1, whatever the prior
+        odds = [math.e if one == made.labels[row] else 1.0 for one in outputs[row].tolist()]
+        joint = prior[row].numpy() * np.array(odds)
+        np.testing.assert_allclose(made.label_probabilities[row].numpy(), joint / joint.sum(), rtol=1e-4)
+
+
 def test_a_temperature_evens_out_the_prior(world, protected, seen, tmp_path):
-    merchant, among = world.names[0], {}
+    merchant, largest = world.names[0], {}
     for temperature in (0.05, 1.0, 1e6):
         changes = {"privacy.ledger": str(tmp_path / f"{temperature}")}
         site = protected(**changes, **{"privacy.prior_temperature": temperature})
         answers(site, request(world, merchant), world.down())
-        folder = site.protection.experiment.privacy.ledger / LABELS
-        (stored,) = folder.rglob("*.safetensors")
-        tensors = load_file(stored)
-        among[temperature] = tensors["among"].double().sum(dim=1).mean()
-        if temperature == 1e6:
-            classes = len(world.data.task.classes)
-            torch.testing.assert_close(
-                tensors["prior"], torch.full_like(tensors["prior"], 1 / classes), atol=1e-4, rtol=0
-            )
-            assert among[temperature] == classes
-    assert among[0.05] < among[1.0] <= among[1e6]
+        largest[temperature] = seen["fedavg-kd", merchant, 1].label_probabilities.max(dim=1).values.mean().item()
+    assert largest[0.05] > largest[1.0] > largest[1e6]
+    assert largest[1e6] <= math.e / (math.e + 1)
+
+
+def test_a_task_without_gains_has_randomized_response_with_a_prior(world, protected, seen):
+    """Unlikely classes have no output of their own (-1), and of a sure prior nothing is asked."""
+    merchant = world.names[0]
+    data = replace(world.data, task=replace(world.data.task, gains=None))
+    site = protected(data=data, **{"privacy.prior_temperature": 0.2})
+    answers(site, request(world, merchant), world.down())
+    (stored,) = site.protection.experiment.privacy.ledger.rglob("*.safetensors")
+    outputs = load_file(stored)["outputs"]
+    assert bool((outputs == -1).any())
+    own = outputs >= 0
+    assert torch.equal(outputs[own], torch.arange(outputs.shape[1]).expand_as(outputs)[own])
 
 
 def test_equal_texts_have_one_label_and_one_draw(world, protected, seen):

@@ -1,4 +1,4 @@
-"""Randomized response with a prior: the paper's probabilities, exactly epsilon-DP, and the most useful that is."""
+"""Randomized response with a prior: the papers' probabilities, exactly epsilon-DP, and the most useful that are."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from fed_distill.privacy.randomized_response import RESOLUTION, candidates, output_weights, posterior, randomized
+from fed_distill.privacy.randomized_response import RESOLUTION, bins, candidates, output_weights, posterior, randomized
 from fed_distill.seeds import Keystream
 
 getcontext().prec = 60
@@ -23,11 +23,12 @@ def prior(*rows):
     return torch.tensor(np.array(rows), dtype=torch.float64)
 
 
-def channel(row, epsilon):
+def channel(row, epsilon, gains=None):
     """Integer weights [true label][output] for one prior."""
     classes = len(row)
     several = prior(row).expand(classes, classes).contiguous()
-    return output_weights(torch.arange(classes), candidates(several, epsilon), epsilon).tolist()
+    outputs = candidates(several, epsilon) if gains is None else bins(several, torch.tensor(gains), epsilon)
+    return output_weights(torch.arange(classes), outputs, epsilon).tolist()
 
 
 def shares(row, epsilon):
@@ -59,11 +60,13 @@ PRIORS = st.lists(st.integers(0, 1000), min_size=2, max_size=7).filter(sum)
 EPSILONS = st.floats(0.01, 45.0)
 
 
+@pytest.mark.parametrize("binned", [False, True])
 @given(PRIORS, EPSILONS)
 @settings(deadline=None, max_examples=300)
-def test_no_output_is_more_likely_by_more_than_e_to_the_epsilon(counts, epsilon):
+def test_no_output_is_more_likely_by_more_than_e_to_the_epsilon(binned, counts, epsilon):
     """Over all pairs of labels and all outputs, in exact arithmetic."""
-    found = channel([count / sum(counts) for count in counts], epsilon)
+    gains = [0.5**rank for rank in range(len(counts))] if binned else None
+    found = channel([count / sum(counts) for count in counts], epsilon, gains)
     most = Fraction(Decimal(epsilon).exp())
     for weights in found:
         assert sum(weights) == WHOLE == RESOLUTION
@@ -92,12 +95,49 @@ def test_no_private_mechanism_keeps_more_labels(counts, epsilon):
     assert kept == pytest.approx(best, abs=1e-7)
 
 
+def left_over(known, gains, bin_of, epsilon):
+    """Expected variance of the gain once the output of randomized response on bins is known."""
+    left = 0.0
+    for output in set(bin_of):
+        chances = [math.exp(epsilon) if one == output else 1.0 for one in bin_of]
+        joint = known * np.array(chances) / (math.exp(epsilon) + len(set(bin_of)) - 1)
+        if joint.sum() > 0:
+            mean = joint @ gains / joint.sum()
+            left += joint @ (gains - mean) ** 2
+    return left
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=4).filter(sum), st.permutations(range(4)), EPSILONS)
+@settings(deadline=None, max_examples=25)
+def test_no_other_bins_tell_more_of_the_gain(counts, ranks, epsilon):
+    """A slow twin: all partitions of the classes, runs of gains or not."""
+    known = np.array(counts) / sum(counts)
+    gains = np.array([0.4**rank for rank in ranks[: len(counts)]])
+    found = bins(prior(known), torch.from_numpy(gains), epsilon)[0].tolist()
+    best = min(
+        left_over(known, gains, one, epsilon) for one in itertools.product(range(len(counts)), repeat=len(counts))
+    )
+    assert left_over(known, gains, found, epsilon) <= best + 1e-9
+    assert len(set(found)) > 1
+
+
+def test_a_bin_is_released_as_its_most_likely_class():
+    """Prior (0.5, 0.1, 0.3, 0.1), gains (1, 0.1, 0.01, 0): whether it is class 0 tells most of the gain; of the other
+    three, class 2 is the likeliest."""
+    known = prior([0.5, 0.1, 0.3, 0.1])
+    assert bins(known, torch.tensor([1.0, 0.1, 0.01, 0.0]), 1.0).tolist() == [[0, 2, 2, 2]]
+
+
+def test_even_of_a_sure_prior_bins_ask_something():
+    assert channel([0.0, 1.0, 0.0], math.log(3), [1.0, 0.5, 0.0])[1].count(0) == 1
+
+
 def test_labels_are_drawn_with_these_probabilities():
     """200,000 draws for each true label, within five standard deviations."""
     count, epsilon = 200_000, math.log(3)
     for label, weights in enumerate(channel([0.6, 0.3, 0.1], epsilon)):
-        among = candidates(prior([0.6, 0.3, 0.1]), epsilon).expand(count, 3)
-        drawn = randomized(torch.full((count,), label), among, epsilon, Keystream("secret", label))
+        outputs = candidates(prior([0.6, 0.3, 0.1]), epsilon).expand(count, 3)
+        drawn = randomized(torch.full((count,), label), outputs, epsilon, Keystream("secret", label))
         found = torch.bincount(drawn, minlength=3) / count
         for share, weight in zip(found.tolist(), weights, strict=True):
             expected = weight / WHOLE
@@ -115,12 +155,12 @@ def test_the_posterior_is_that_of_bayes():
 def test_the_mean_posterior_over_outputs_is_the_prior():
     """As it must be if labels follow the prior: averaging over what is released gives back what was known."""
     known, epsilon = [0.5, 0.2, 0.2, 0.1], 1.0
-    among = candidates(prior(known), epsilon)
+    outputs = candidates(prior(known), epsilon)
     marginal = np.array(known) @ np.array(shares(known, epsilon))
-    outputs = torch.arange(4)[among[0]]
-    several = prior(known).expand(len(outputs), 4)
-    each = posterior(outputs, several, among.expand(len(outputs), 4), epsilon)
-    np.testing.assert_allclose(marginal[outputs.numpy()] @ each.numpy(), known, atol=1e-6)
+    released = outputs[0][outputs[0] >= 0]
+    several = prior(known).expand(len(released), 4)
+    each = posterior(released, several, outputs.expand(len(released), 4), epsilon)
+    np.testing.assert_allclose(marginal[released.numpy()] @ each.numpy(), known, atol=1e-6)
 
 
 @pytest.mark.parametrize(
