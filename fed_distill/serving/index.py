@@ -13,8 +13,10 @@ each product, and amortized copies of the d vectors.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, compress
 from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -71,10 +73,17 @@ class ProductBlock:
 
     def candidates(self, query: Vectors, k: int) -> Rows:
         """Return rows that include the ``k`` nearest, or about these with a graph, ascending."""
-        alive = None if self.alive.all() else self.alive
         if self.graph is not None:
-            return self.graph.candidates(query, k, alive)
-        return candidates(self.vectors, query[None], k, alive)[0]
+            return self.graph.candidates(query, k, self._mask)
+        return candidates(self.vectors, query[None], k, self._mask)[0]
+
+    @cached_property
+    def _mask(self) -> Mask | None:
+        return None if self.alive.all() else self.alive
+
+    def of_alive(self, texts: Sequence[str]) -> Iterator[str]:
+        """Yield those of its ``ids`` or ``titles`` whose product is not deleted."""
+        return compress(texts, self.alive.tolist())
 
     def product(self, row: int) -> Product:
         """Return the product in a row."""
@@ -211,10 +220,10 @@ class ProductIndex:
             base, added = self._snapshot
             if base.alive.all() and not len(added.vectors):
                 return base
-            products = [block.product(row) for block in self._snapshot for row in np.flatnonzero(block.alive).tolist()]
             vectors = np.concatenate([block.vectors[block.alive] for block in self._snapshot])
             graph = NeighbourGraph.build(vectors, threads) if self.engine == "usearch" else None
-            ids, titles = [product.id for product in products], [product.title for product in products]
+            ids = [id for block in self._snapshot for id in block.of_alive(block.ids)]
+            titles = [title for block in self._snapshot for title in block.of_alive(block.titles)]
             compacted = ProductBlock(vectors, np.ones(len(vectors), dtype=np.bool_), ids, titles, graph)
             self._start(compacted)
             return compacted
@@ -270,10 +279,9 @@ class ProductIndex:
 
     def _lookup(self) -> dict[str, int]:
         if self._rows is None:
-            base, added = self._snapshot
-            self._rows = {base.ids[row]: row for row in np.flatnonzero(base.alive).tolist()}
-            first = len(base.vectors)
-            self._rows |= {added.ids[row]: first + row for row in np.flatnonzero(added.alive).tolist()}
+            ids = chain.from_iterable(block.of_alive(block.ids) for block in self._snapshot)
+            rows = np.flatnonzero(np.concatenate([block.alive for block in self._snapshot]))
+            self._rows = dict(zip(ids, rows.tolist(), strict=True))
         return self._rows
 
     def _known(self, id: str) -> int:

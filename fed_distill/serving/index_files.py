@@ -124,7 +124,15 @@ def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductInde
             return ProductIndex(student, _read_block(folder, content))
         except FileNotFoundError as error:  # another process may have replaced the index
             missing = error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        except (
+            OSError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            pa.ArrowException,
+        ) as error:
             raise DataError(f"{folder} is not an intact index: {error}; build it again: fed-distill index") from error
     raise DataError(f"{folder} is not an intact index: {missing}; build it again: fed-distill index") from missing
 
@@ -133,7 +141,7 @@ def _read_description(path: Path, digest: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_json(path)
         number, student = content["format"], content["student"]
-    except (CheckpointError, KeyError, TypeError) as error:
+    except (CheckpointError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{path.parent} is not an index of products: {error}; build it: fed-distill index") from error
     if number != FORMAT:
         raise DataError(

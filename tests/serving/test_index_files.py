@@ -105,6 +105,24 @@ def test_a_description_names_no_file_elsewhere(searching, tmp_path, name):
         load_index(tmp_path / "index", searching, "digest")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"format": 1, "student": "digest", "products": Infinity, "width": 8, "files": {}}',
+        '{"format": 1, "student": "digest", "products": 50, "width": 8, "files": []}',
+        '{"format": 1, "student": "digest", "products": 50, "width": 8, "files": {"vectors": 7}}',
+    ],
+)
+def test_a_description_that_is_none_is_an_error(searching, tmp_path, content):
+    save_index(ProductIndex.build(searching, PRODUCTS), tmp_path / "index", "digest")
+    (tmp_path / "index" / INDEX).write_text(content)
+    with pytest.raises(DataError, match=r"is not an (intact )?index"):
+        load_index(tmp_path / "index", searching, "digest")
+
+
 def test_a_graph_of_other_vectors_is_an_error(searching, tmp_path):
     save_index(ProductIndex.build(searching, PRODUCTS, "usearch"), tmp_path / "one", "digest")
     save_index(ProductIndex.build(searching, PRODUCTS[:9], "usearch"), tmp_path / "two", "digest")
