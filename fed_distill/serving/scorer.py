@@ -31,11 +31,16 @@ class Ranked(NamedTuple):
 class Scoring(Protocol):
     """The network of a student, for texts that are cleaned already.
 
-    kind: name of the student, as ``two-tower``. width: width of a text's vector; None without towers.
+    kind: name of the student, as ``two-tower``. width: width of a text's vector; None without towers. digest:
+    fingerprint of the trained network, to which stored vectors of its texts belong.
     """
 
     kind: str
     width: int | None
+
+    @property
+    def digest(self) -> str:
+        """Return the fingerprint."""
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """Return class probabilities, float32 ``[n, classes]``."""
@@ -62,6 +67,24 @@ class Scorer:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the columns of ``predict``."""
         return self.task.classes
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the trained network, to which stored vectors of its texts belong."""
+        return self._scoring.digest
+
+    @property
+    def max_characters(self) -> int:
+        """Longest text (of a history: longest title) that the student accepts."""
+        return self._max_characters
+
+    @property
+    def gains(self) -> Scores:
+        """Gain of each class, float64 ``[classes]``; raise DataError if the task has none."""
+        if self.task.gains is None:
+            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
+            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        return np.asarray(self.task.gains, dtype=np.float64)
 
     @property
     def has_vectors(self) -> bool:
@@ -94,11 +117,10 @@ class Scorer:
 
         :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
         """
-        if self.task.gains is None:
-            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
-            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        gains = self.gains
         cleaned = clean_text(query, "query", self._max_characters)
-        return self._ranked(self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles")))
+        probabilities = self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
+        return _ranked(probabilities.astype(np.float64) @ gains)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend".
@@ -115,7 +137,7 @@ class Scorer:
         if not len(history):
             raise DataError("history is empty: pass the titles of the last clicks")
         joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
-        return self._ranked(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles")))
+        return _ranked(self._scores(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles"))))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each text, float32 ``[n, width]``, of length 1; 0 for a text without any feature.
@@ -159,13 +181,11 @@ class Scorer:
 
     def _scores(self, probabilities: Probabilities) -> Scores:
         exact = probabilities.astype(np.float64)
-        if self.task.gains is None:
-            return exact[:, self.task.positive_index]
-        return exact @ np.asarray(self.task.gains, dtype=np.float64)
-
-    def _ranked(self, probabilities: Probabilities) -> Ranked:
-        scores = self._scores(probabilities)
-        return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
+        return exact[:, self.task.positive_index] if self.task.gains is None else exact @ self.gains
 
     def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
         return clean_served(texts, name, self._max_characters, separator)
+
+
+def _ranked(scores: Scores) -> Ranked:
+    return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
