@@ -19,6 +19,7 @@ from fed_distill.serving.exported_folder import (
     VECTORS,
     ExportDescription,
     GraphName,
+    VariantName,
     check_inside,
 )
 from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
@@ -41,7 +42,7 @@ class ExportedStudent(Scorer):
     """
 
     def __init__(
-        self, scoring: "OnnxScoring", student: StudentDescription, description: ExportDescription, variant: str
+        self, scoring: "OnnxScoring", student: StudentDescription, description: ExportDescription, variant: VariantName
     ) -> None:
         super().__init__(scoring, student)
         self.description, self.variant = description, variant
@@ -155,7 +156,7 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     }
     encode = encoder_of(read_encoding(folder), folder)
     return ExportedStudent(
-        OnnxScoring(graphs, encode, description.kind, description.width), student, description, variant
+        OnnxScoring(graphs, encode, description.kind, description.width), student, description, chosen
     )
 
 

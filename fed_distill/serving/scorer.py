@@ -59,6 +59,16 @@ class Scorer:
         self._max_characters = description.max_characters
 
     @property
+    def scoring(self) -> Scoring:
+        """The network, for texts that are cleaned already."""
+        return self._scoring
+
+    @property
+    def max_characters(self) -> int:
+        """Longest text (of a history: longest title) that the student accepts."""
+        return self._max_characters
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the columns of ``predict``."""
         return self.task.classes
@@ -76,14 +86,7 @@ class Scorer:
         :raises DataError: ``pairs`` are missing, superfluous or of another number; or a text is not a string, empty, or
             longer than those of the training data
         """
-        if (pairs is not None) != self.task.pair:
-            raise DataError(
-                f"task {self.task.name!r} has pairs of texts: pass pairs, one for each text"
-                if self.task.pair
-                else f"task {self.task.name!r} has one text: leave pairs out"
-            )
-        if pairs is not None and len(pairs) != len(texts):
-            raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
+        self.check_fields(texts, pairs)
         separator = HISTORY_SEPARATOR if self.task.name == RECOMMEND.name else None
         cleaned = self._clean(texts, "texts", separator)
         return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
@@ -94,11 +97,9 @@ class Scorer:
 
         :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
         """
-        if self.task.gains is None:
-            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
-            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        self.check_gains()
         cleaned = clean_text(query, "query", self._max_characters)
-        return self._ranked(self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles")))
+        return self.ranked(self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles")))
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend".
@@ -107,15 +108,9 @@ class Scorer:
         :param titles: candidates ``[n]``
         :raises DataError: the student is of another task, the history is empty, or a text is unusable (see ``predict``)
         """
-        if self.task.name != RECOMMEND.name:
-            raise DataError(
-                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
-                + ("rank" if self.task.gains else "predict")
-            )
-        if not len(history):
-            raise DataError("history is empty: pass the titles of the last clicks")
+        self.check_history(history)
         joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
-        return self._ranked(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles")))
+        return self.ranked(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles")))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each text, float32 ``[n, width]``, of length 1; 0 for a text without any feature.
@@ -148,6 +143,33 @@ class Scorer:
             )
         return self._scores(self._scoring.compared(np.broadcast_to(query, titles.shape), titles))
 
+    def check_fields(self, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        """Raise DataError if ``pairs`` are missing, superfluous, or of another number than ``texts``."""
+        if (pairs is not None) != self.task.pair:
+            raise DataError(
+                f"task {self.task.name!r} has pairs of texts: pass pairs, one for each text"
+                if self.task.pair
+                else f"task {self.task.name!r} has one text: leave pairs out"
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
+
+    def check_gains(self) -> None:
+        """Raise DataError if the task has no gains to rank by."""
+        if self.task.gains is None:
+            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
+            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+
+    def check_history(self, history: Sequence[str]) -> None:
+        """Raise DataError if the task is not to recommend, or there is no history."""
+        if self.task.name != RECOMMEND.name:
+            raise DataError(
+                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
+                + ("rank" if self.task.gains else "predict")
+            )
+        if not len(history):
+            raise DataError("history is empty: pass the titles of the last clicks")
+
     def _check_towers(self, name: str) -> int:
         """Return the width of a text's vector; raise DataError, naming the method, without towers."""
         if self._scoring.width is None:
@@ -163,7 +185,8 @@ class Scorer:
             return exact[:, self.task.positive_index]
         return exact @ np.asarray(self.task.gains, dtype=np.float64)
 
-    def _ranked(self, probabilities: Probabilities) -> Ranked:
+    def ranked(self, probabilities: Probabilities) -> Ranked:
+        """Return the ranking of titles by their class probabilities, ``[n, classes]``."""
         scores = self._scores(probabilities)
         return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
 
