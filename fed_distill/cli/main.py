@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fed_distill.cli.audit import audit
+from fed_distill.cli.explain import explain
 from fed_distill.cli.export import export
+from fed_distill.cli.index import index
 from fed_distill.cli.ledger import ledger_app
 from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study
@@ -189,6 +191,10 @@ def models() -> None:
 
 app.command(epilog="Example: fed-distill study experiments/privacy_marketplace.toml --set seeds=1")(study)
 app.command(epilog="Example: fed-distill tune experiments/tune.toml --set trials=40")(tune)
+app.command(epilog="Example: fed-distill index catalogue.csv --student runs/quickstart --to index")(index)
+app.command(epilog="Example: fed-distill explain runs/quickstart --query 'usb c hub' --title 'Anker 555 USB-C Hub'")(
+    explain
+)
 
 
 def main() -> None:

@@ -171,6 +171,7 @@ def _write_variants(target: Path, student: Student, names: Sequence[VariantName]
         variants[name] = Variant(files=files, settings=_settings(model, name))
     return ExportDescription(
         format=EXPORT_FORMAT,
+        student=student.digest,
         kind=model.kind,
         width=model.width if isinstance(model, Towers) else None,
         graphs=graphs,

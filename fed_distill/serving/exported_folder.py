@@ -89,11 +89,13 @@ class Graph(_Strict):
 class ExportDescription(_Strict):
     """Content of ``export.json``.
 
-    kind: name of the student. width: width of a text's vector; None without towers. metric: name of the headline
-    metric in ``quality``. trained: the student before the export (None while it is written).
+    student: digest of the trained student. kind: its name. width: width of a text's vector; None without towers.
+    metric: name of the headline metric in ``quality``. trained: the student before the export (None while it is
+    written).
     """
 
     format: Literal[1]
+    student: str
     kind: str
     width: PositiveInt | None
     graphs: dict[GraphName, Graph]

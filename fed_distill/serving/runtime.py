@@ -51,9 +51,14 @@ class ExportedStudent(Scorer):
 class OnnxScoring:
     """Computes a student by onnxruntime; see ``Scoring``."""
 
-    def __init__(self, graphs: Mapping[str, "OnnxGraph"], encode: Encoder, kind: str, width: int | None) -> None:
+    def __init__(
+        self, graphs: Mapping[str, "OnnxGraph"], encode: Encoder, description: ExportDescription, variant: str
+    ) -> None:
         self._graphs, self._encode = graphs, encode
-        self.kind, self.width = kind, width
+        self.kind, self.width = description.kind, description.width
+        self.digest = description.student  # smaller numbers hardly turn a vector, and a missing row does
+        if variant == "pruned":
+            self.digest += "-pruned"
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """See ``Scoring``. With towers, a text that occurs again is embedded once."""
@@ -155,9 +160,7 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
         for name in description.graphs
     }
     encode = encoder_of(read_encoding(folder), folder)
-    return ExportedStudent(
-        OnnxScoring(graphs, encode, description.kind, description.width), student, description, chosen
-    )
+    return ExportedStudent(OnnxScoring(graphs, encode, description, chosen), student, description, chosen)
 
 
 def _session(content: bytes, folder: Path, threads: int) -> "InferenceSession":

@@ -31,11 +31,16 @@ class Ranked(NamedTuple):
 class Scoring(Protocol):
     """The network of a student, for texts that are cleaned already.
 
-    kind: name of the student, as ``two-tower``. width: width of a text's vector; None without towers.
+    kind: name of the student, as ``two-tower``. width: width of a text's vector; None without towers. digest:
+    fingerprint of the trained network, to which stored vectors of its texts belong.
     """
 
     kind: str
     width: int | None
+
+    @property
+    def digest(self) -> str:
+        """Return the fingerprint."""
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """Return class probabilities, float32 ``[n, classes]``."""
@@ -64,14 +69,27 @@ class Scorer:
         return self._scoring
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of ``predict``."""
+        return self.task.classes
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the trained network, to which stored vectors of its texts belong."""
+        return self._scoring.digest
+
+    @property
     def max_characters(self) -> int:
         """Longest text (of a history: longest title) that the student accepts."""
         return self._max_characters
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the columns of ``predict``."""
-        return self.task.classes
+    def gains(self) -> Scores:
+        """Gain of each class, float64 ``[classes]``; raise DataError if the task has none."""
+        if self.task.gains is None:
+            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
+            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
+        return np.asarray(self.task.gains, dtype=np.float64)
 
     @property
     def has_vectors(self) -> bool:
@@ -97,9 +115,10 @@ class Scorer:
 
         :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
         """
-        self.check_gains()
+        gains = self.gains
         cleaned = clean_text(query, "query", self._max_characters)
-        return self.ranked(self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles")))
+        probabilities = self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
+        return ranked(probabilities.astype(np.float64) @ gains)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend".
@@ -110,7 +129,7 @@ class Scorer:
         """
         self.check_history(history)
         joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
-        return self.ranked(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles")))
+        return ranked(self.scores(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles"))))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each text, float32 ``[n, width]``, of length 1; 0 for a text without any feature.
@@ -141,7 +160,7 @@ class Scorer:
                 f"vectors of shapes {query.shape} and {titles.shape} must be ({width},) and (n, {width}): pass those "
                 "of embed"
             )
-        return self._scores(self._scoring.compared(np.broadcast_to(query, titles.shape), titles))
+        return self.scores(self._scoring.compared(np.broadcast_to(query, titles.shape), titles))
 
     def check_fields(self, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         """Raise DataError if ``pairs`` are missing, superfluous, or of another number than ``texts``."""
@@ -153,12 +172,6 @@ class Scorer:
             )
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
-
-    def check_gains(self) -> None:
-        """Raise DataError if the task has no gains to rank by."""
-        if self.task.gains is None:
-            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
-            raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
 
     def check_history(self, history: Sequence[str]) -> None:
         """Raise DataError if the task is not to recommend, or there is no history."""
@@ -179,16 +192,15 @@ class Scorer:
             )
         return self._scoring.width
 
-    def _scores(self, probabilities: Probabilities) -> Scores:
+    def scores(self, probabilities: Probabilities) -> Scores:
+        """Return the score of each title, float64 ``[n]``, by the class probabilities of its pair, ``[n, classes]``."""
         exact = probabilities.astype(np.float64)
-        if self.task.gains is None:
-            return exact[:, self.task.positive_index]
-        return exact @ np.asarray(self.task.gains, dtype=np.float64)
-
-    def ranked(self, probabilities: Probabilities) -> Ranked:
-        """Return the ranking of titles by their class probabilities, ``[n, classes]``."""
-        scores = self._scores(probabilities)
-        return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)
+        return exact[:, self.task.positive_index] if self.task.gains is None else exact @ self.gains
 
     def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
         return clean_served(texts, name, self._max_characters, separator)
+
+
+def ranked(scores: Scores) -> Ranked:
+    """Return the ranking of titles by their scores, ``[n]``."""
+    return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)

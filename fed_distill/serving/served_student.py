@@ -16,7 +16,7 @@ from fed_distill.errors import DataError, ModelError
 from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, Pairs
 from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, VariantName, read_inside
 from fed_distill.serving.runtime import ExportedStudent, load_exported
-from fed_distill.serving.scorer import Probabilities, Ranked, Vectors
+from fed_distill.serving.scorer import Probabilities, Ranked, Vectors, ranked
 from fed_distill.serving.service_config import LimitsTable
 from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.text.encoders import TOKENIZER
@@ -112,14 +112,16 @@ class ServedStudent:
 
     async def rank(self, query: str, titles: Sequence[str]) -> Ranked:
         """Do as ``Scorer.rank``; errors are those of ``predict``."""
-        self.student.check_gains()
+        gains = self.student.gains
         cleaned = clean_text(query, "query", self.student.max_characters)
-        return await self._ranked(cleaned, titles)
+        found = await self._compared(cleaned, titles)
+        return ranked(found.astype(np.float64) @ gains)
 
     async def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Do as ``Scorer.recommend``; errors are those of ``predict``."""
         self.student.check_history(history)
-        return await self._ranked(HISTORY_SEPARATOR.join(self._clean(history, "history")), titles)
+        joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
+        return ranked(self.student.scores(await self._compared(joined, titles)))
 
     async def vector(self, query: str) -> Vectors:
         """Return the vector of a query, float32 ``[width]``; errors are those of ``predict``."""
@@ -129,9 +131,8 @@ class ServedStudent:
             )
         return await self._towers.vector(clean_text(query, "query", self.student.max_characters))
 
-    async def _ranked(self, text: str, titles: Sequence[str]) -> Ranked:
-        cleaned = self._clean(titles, "titles")
-        return self.student.ranked(await self._scoring.probabilities(Pairs([text], cleaned)))
+    async def _compared(self, text: str, titles: Sequence[str]) -> Probabilities:
+        return await self._scoring.probabilities(Pairs([text], self._clean(titles, "titles")))
 
     def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
         return clean_served(texts, name, self.student.max_characters, separator)

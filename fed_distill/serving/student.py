@@ -3,7 +3,9 @@
 Calls are in batches, on one device, without gradients, and give equal results for equal arguments.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +23,7 @@ from fed_distill.models.towers import Towers
 from fed_distill.registry import only_imports
 from fed_distill.reporting.store import EXPERIMENT, STUDENT
 from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
+from fed_distill.storage.fingerprint import fingerprint, hash_tensors
 
 _CHUNK = 8192
 """Texts that are encoded at once: their tokens are held in memory."""
@@ -50,6 +53,13 @@ class TorchScoring:
         self._model, self._classes = model, classes
         self.kind = model.kind
         self.width = model.width if isinstance(model, Towers) else None
+
+    @cached_property
+    def digest(self) -> str:
+        """See ``Scoring``."""
+        model, weights = self._model, hashlib.sha256()
+        hash_tensors(weights, model.state_dict())
+        return fingerprint(kind=model.kind, settings=dict(model.settings), weights=weights.hexdigest())
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """See ``Scoring``."""

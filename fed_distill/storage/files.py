@@ -34,7 +34,7 @@ def as_file_name(name: str) -> str:
 
 
 @contextmanager
-def space_for(path: Path) -> Iterator[None]:
+def space_for(path: Path, remedy: str = "continue with --resume") -> Iterator[None]:
     """Raise CheckpointError, naming ``path`` and a remedy, if its disk or quota is full."""
     try:
         yield
@@ -42,7 +42,7 @@ def space_for(path: Path) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise CheckpointError(
-            f"{path} cannot be written because the disk is full: free some space and continue with --resume"
+            f"{path} cannot be written because the disk is full: free some space and {remedy}"
         ) from error
 
 

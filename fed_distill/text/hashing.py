@@ -115,7 +115,7 @@ def _specification(rows: int, salts: Mapping[str, int]) -> dict[str, Any]:
 
 
 @cache
-def _kinds() -> npt.NDArray[np.uint8]:
+def code_kinds() -> npt.NDArray[np.uint8]:
     """Return the kind of every code point, uint8 ``[0x110000]``."""
     of_category = {"L": LETTER, "M": LETTER, "N": DIGIT}
     kinds = np.zeros(0x110000, dtype=np.uint8)
@@ -146,7 +146,7 @@ class _Characters:
         normalized = [normalize(text) for text in texts]
         lengths = np.fromiter(map(len, normalized), dtype=np.int64, count=len(normalized))
         codes = np.frombuffer("".join(normalized).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        kinds = _kinds()[codes]
+        kinds = code_kinds()[codes]
         kept = np.flatnonzero(kinds)
         owner = np.repeat(np.arange(len(texts)), lengths)[kept]
         after_gap = np.ones(len(kept), dtype=np.bool_)

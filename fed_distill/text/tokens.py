@@ -7,14 +7,24 @@ own tokenizer as the text of a ``tokenizer.json``, which is part of the model's 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from fed_distill.errors import ModelError
 from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows, piece_specification
+from fed_distill.text.words import word_spans
+
+
+class TokenWord(NamedTuple):
+    """The word that a token is, or is part of. text: 0, or 1 in the pair. start, stop: span of its characters."""
+
+    text: int
+    start: int
+    stop: int
+
 
 Fields = Mapping[str, npt.NDArray[np.signedinteger[Any]]]
 """Row-aligned arrays of encoded texts by field, each ``[n, ...]``; zero is padding. A model makes tensors of them."""
@@ -37,6 +47,9 @@ class Tokens(Protocol):
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Fields:
         """Encode ``n`` texts or pairs, truncated to the maximum length of this tokenizer."""
+
+    def words(self, text: str, pair: str | None) -> "list[TokenWord | None]":
+        """Return the word of each token of an encoded text or pair; None for tokens that are not of a text."""
 
 
 class HashedTokens:
@@ -87,6 +100,23 @@ class HashedTokens:
         of_pair = np.arange(ids.shape[1]) > kept[:, None] + 1
         segments = np.where(ids > 0, np.where(of_pair, 2, 1), 0)
         return {"input_ids": ids, "segments": segments}
+
+    def words(self, text: str, pair: str | None) -> list[TokenWord | None]:
+        """See ``Tokens``."""
+        encoded = self.encode([text], None if pair is None else [pair])
+        kept = [int(encoded["input_ids"].shape[1]) - 2]
+        if pair is not None:
+            kept = [int((encoded["segments"] == segment).sum()) - special for segment, special in ((1, 2), (2, 1))]
+        found: list[TokenWord | None] = [None]
+        for number, (of_text, count) in enumerate(zip((text, pair or ""), kept, strict=False)):
+            spans = word_spans(of_text)
+            pieces = piece_rows([of_text[start:stop] for start, stop in spans], self.rows, self.max_length)
+            counts = np.count_nonzero(pieces, axis=1)
+            words = [
+                TokenWord(number, *span) for span, length in zip(spans, counts, strict=True) for _ in range(length)
+            ]
+            found += [*words[:count], None]
+        return found
 
 
 class PretrainedTokens:
@@ -148,6 +178,14 @@ class PretrainedTokens:
         encoded = {"input_ids": ids}
         return encoded if pairs is None else {**encoded, "segments": segments}
 
+    def words(self, text: str, pair: str | None) -> list[TokenWord | None]:
+        """See ``Tokens``."""
+        return _words(self._tokenizer.encode(text) if pair is None else self._tokenizer.encode(text, pair))
+
+    def bag_words(self, text: str) -> list[TokenWord | None]:
+        """Return the word of each token of ``bags``."""
+        return _words(self._tokenizer.encode(text, add_special_tokens=False))
+
     def bags(self, texts: Sequence[str]) -> Matrix:
         """Return the tokens of each text without special tokens, int32 ``[n, tokens]``, padded with 0."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -165,6 +203,14 @@ class PretrainedTokens:
         columns = [np.full_like(tokens, token) for token in before], [np.full_like(tokens, token) for token in after]
         ids = np.stack([*columns[0], tokens, *columns[1]], axis=1)
         return {"input_ids": self.placed(ids)}
+
+
+def _words(encoding: Encoding) -> list[TokenWord | None]:
+    found: list[TokenWord | None] = []
+    for text, word in zip(encoding.sequence_ids, encoding.word_ids, strict=True):
+        span = None if text is None or word is None else encoding.word_to_chars(word, text)
+        found.append(None if text is None or span is None else TokenWord(text, *span))
+    return found
 
 
 def _place(ids: Rows, pieces: Matrix, kept: Rows, start: Rows) -> None:

@@ -10,6 +10,7 @@ from fed_distill.data.tasks import RELEVANCE, SENTIMENT
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import save_student
 from fed_distill.serving.export import export_student
+from fed_distill.serving.student import Student
 
 KINDS = {
     "two-tower": ("two-tower", {"rows": 512, "width": 8, "head_width": 8, "max_features": 40}, RELEVANCE),
@@ -48,3 +49,11 @@ def exported(tmp_path_factory, wordpiece_teacher):
         return made[kind]
 
     return get
+
+
+@pytest.fixture
+def searching(task):
+    """A two-tower student of pairs with gains."""
+    with seeds.scope(0, "served student"):
+        model = build_student("two-tower", {"rows": 512, "width": 8, "head_width": 8}, task)
+    return Student(model, StudentDescription(task, 60))

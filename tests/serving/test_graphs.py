@@ -34,7 +34,7 @@ def test_rows_of_the_smallest_norm_are_removed():
     np.testing.assert_array_equal(pruned_rows(TABLE, 0.0)[0], TABLE)
 
 
-@pytest.mark.parametrize(("variant", "most"), [("float16", 0.51), ("int8", 0.27), ("pruned", 0.16)])
+@pytest.mark.parametrize(("variant", "most"), [("float16", 0.51), ("int8", 0.27), ("pruned", 0.21)])
 def test_a_smaller_variant_is_as_small_as_it_should_be(variant, most, task):
     from fed_distill.models import build_student
 
