@@ -3,10 +3,11 @@
 Types are strict: a number is no text. Texts have further limits that depend on the student (``data.max_characters``).
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
+from fed_distill.serving.index import CANDIDATES
 from fed_distill.serving.service_config import MOST_TITLES
 
 _CHARACTERS = 10_000
@@ -51,12 +52,19 @@ class ScoreAnswer(BaseModel):
 
 
 class RankRequest(ApiRequest):
-    """Titles that are ranked for a query."""
+    """Titles, or products of the index, that are ranked for a query."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "titles": _TITLES}})
 
     query: Text
-    titles: Texts
+    titles: Texts | None = None
+    products: ProductIds | None = Field(None, description="ids of products in the index, instead of titles")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.titles is None) == (self.products is None):
+            raise ValueError("send either titles or products")
+        return self
 
 
 class RecommendRequest(ApiRequest):
@@ -73,6 +81,63 @@ class RankAnswer(BaseModel):
 
     order: list[int]
     scores: list[float]
+
+
+class SearchRequest(ApiRequest):
+    """A search in the index."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "k": 10}})
+
+    query: Text
+    k: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="number of products that are returned")
+    candidates: Annotated[int, Field(ge=1, le=MOST_TITLES)] = Field(
+        CANDIDATES, description="number of nearest products that the head scores; at least k are"
+    )
+
+
+class FoundProduct(BaseModel):
+    """A product; see ``index.Hit``."""
+
+    id: str
+    title: str
+    similarity: float
+    score: float
+
+
+class SearchAnswer(BaseModel):
+    """hits: products from best to worst."""
+
+    hits: list[FoundProduct]
+
+
+class ExplainRequest(ApiRequest):
+    """A query and a title whose score is explained."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "title": _TITLES[0]}})
+
+    query: Text
+    title: Text
+
+
+class WordAnswer(BaseModel):
+    """A word, its characters from ``start`` to before ``stop``, and what it adds to the score."""
+
+    text: str
+    start: int
+    stop: int
+    contribution: float
+
+
+class ExplainAnswer(BaseModel):
+    """The score, that of texts without words, contributions of words, and the numerical error of their sum."""
+
+    query: str
+    title: str
+    score: float
+    baseline: float
+    query_words: list[WordAnswer]
+    title_words: list[WordAnswer]
+    residual: float
 
 
 class ReadyAnswer(BaseModel):

@@ -72,19 +72,27 @@ class BatchedTowers:
 
     async def probabilities(self, pairs: Pairs) -> Probabilities:
         """Return class probabilities, float32 ``[n, classes]``; raise Overloaded."""
-        return await self._compute(pairs.texts, pairs.pairs or (), pairs.rows, compare=True)
+        vectors, missing = self._looked_up([*pairs.texts, *(pairs.pairs or ())])
+        return await self._compute(VectorPairs(vectors, len(pairs.texts), missing, compare=True))
+
+    async def compared(self, text: str, vectors: Vectors) -> Probabilities:
+        """Return class probabilities of a text and each of ``vectors``, ``[n, width]``; raise Overloaded."""
+        first, missing = self._looked_up([text])
+        return await self._compute(VectorPairs(np.concatenate([first, vectors]), 1, missing, compare=True))
 
     async def vector(self, text: str) -> Vectors:
         """Return the vector of a text, float32 ``[width]``; raise Overloaded."""
-        row: Vectors = (await self._compute([text], (), 1, compare=False))[0]
+        vectors, missing = self._looked_up([text])
+        row: Vectors = (await self._compute(VectorPairs(vectors, 1, missing, compare=False)))[0]
         return row
 
-    async def _compute(self, texts: Sequence[str], pairs: Sequence[str], rows: int, compare: bool) -> Probabilities:
-        wanted = [*texts, *pairs]
-        vectors, missing = self._cache.get(wanted)
-        self._metrics.cached(len(wanted) - len(missing), len(missing))
-        job = VectorPairs(vectors, len(texts), {place: wanted[place] for place in missing}, compare)
-        computed = await self.batcher.compute(job, max(rows, len(missing)))
+    def _looked_up(self, texts: Sequence[str]) -> tuple[Vectors, dict[int, str]]:
+        vectors, missing = self._cache.get(texts)
+        self._metrics.cached(len(texts) - len(missing), len(missing))
+        return vectors, {place: texts[place] for place in missing}
+
+    async def _compute(self, job: VectorPairs) -> Probabilities:
+        computed = await self.batcher.compute(job, len(job.vectors))
         if computed.fresh:
             self._cache.put(list(computed.fresh), list(computed.fresh.values()))
         return computed.rows

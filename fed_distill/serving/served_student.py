@@ -1,11 +1,13 @@
 """A student in service: an export that was checked on this machine, with its cache and its batches."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,13 +16,20 @@ from fed_distill.data.student_description import DESCRIPTION
 from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.errors import DataError, ModelError
 from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, Pairs
-from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, VariantName, read_inside
+from fed_distill.serving.explainer import Explainer
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, read_inside
+from fed_distill.serving.index import Hit, ProductIndex
+from fed_distill.serving.index_files import load_index
 from fed_distill.serving.runtime import ExportedStudent, load_exported
-from fed_distill.serving.scorer import Probabilities, Ranked, Vectors, ranked
-from fed_distill.serving.service_config import LimitsTable
+from fed_distill.serving.scorer import Probabilities, Ranked, ranked
+from fed_distill.serving.service_config import LimitsTable, StudentTable
 from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.text.encoders import TOKENIZER
 
+if TYPE_CHECKING:
+    from fed_distill.serving.explain import Explanation
+
+Found = TypeVar("Found")
 _MOST_JSON = 1 << 26
 _ROUNDING = 1e-5
 """By which a variant's difference on this machine may exceed the one that was measured when it was exported."""
@@ -28,22 +37,33 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class LoadedStudent:
-    """An export whose probabilities are those of ``conformance.json``. version: of its files and its variant."""
+    """An export whose probabilities are those of ``conformance.json``, its index and its explainer, if any.
+
+    version: of its files and its variant.
+    """
 
     student: ExportedStudent
     version: str
+    index: ProductIndex | None
+    explainer: Explainer | None
 
 
-def load_checked(folder: Path, variant: VariantName, threads: int) -> LoadedStudent:
+def load_checked(table: StudentTable, threads: int) -> LoadedStudent:
     """Load an export and check that it computes here what it computed when it was written.
 
     :raises ConfigError: onnxruntime is not installed, or there is no such variant
+    :raises DataError: the index is damaged, or of another student
     :raises ModelError: a file is missing, damaged or of another student, or probabilities differ
     """
-    version = student_version(folder, variant)
-    student = load_exported(folder, variant, threads)
+    folder = table.student
+    version = student_version(folder, table.variant)
+    student = load_exported(folder, table.variant, threads)
     _check_conformance(folder, student)
-    return LoadedStudent(student, version)
+    index = None if table.index is None else load_index(table.index, student, student.digest)
+    if index is not None:
+        index.vectors(())  # finds the rows of its products now, not in a request
+    explainer = None if table.trained is None else Explainer.load(table.trained, student)
+    return LoadedStudent(student, version, index, explainer)
 
 
 def student_version(folder: Path, variant: str) -> str:
@@ -94,6 +114,8 @@ class ServedStudent:
         by_vectors = self._towers if self.student.task.pair else None
         self._scoring = by_vectors or BatchedClassifier(scoring, executor, limits, metrics)
 
+        self._index, self._explainer, self._executor = loaded.index, loaded.explainer, executor
+
     @property
     def waiting(self) -> int:
         """Rows that wait for a batch."""
@@ -123,13 +145,41 @@ class ServedStudent:
         joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
         return ranked(self.student.scores(await self._compared(joined, titles)))
 
-    async def vector(self, query: str) -> Vectors:
-        """Return the vector of a query, float32 ``[width]``; errors are those of ``predict``."""
-        if self._towers is None:
-            raise DataError(
-                f"a student {self.student.scoring.kind!r} has no vector of a single text, which a search needs"
-            )
-        return await self._towers.vector(clean_text(query, "query", self.student.max_characters))
+    async def rank_products(self, query: str, products: Sequence[str]) -> Ranked:
+        """Rank products of the index by their ids; errors are those of ``search``, and DataError for an unknown id."""
+        index, towers, gains = *self._searched(), self.student.gains
+        cleaned = clean_text(query, "query", self.student.max_characters)
+        vectors = await self._in_thread(index.vectors, products)
+        found = await towers.compared(cleaned, vectors)
+        return ranked(found.astype(np.float64) @ gains)
+
+    async def search(self, query: str, k: int, candidates: int) -> list[Hit]:
+        """Do as ``ProductIndex.search``.
+
+        :raises DataError: there is no index, or the query is too long
+        :raises Overloaded: too much is waiting
+        """
+        index, towers = self._searched()
+        vector = await towers.vector(clean_text(query, "query", self.student.max_characters))
+        return await self._in_thread(index.search_vector, vector, k, candidates)
+
+    async def explain(self, query: str, title: str) -> "Explanation":
+        """Do as ``serving.explain.explain``.
+
+        :raises DataError: there is no trained student, or a text is too long
+        :raises Overloaded: too much is waiting
+        """
+        if self._explainer is None:
+            raise DataError("this service cannot explain: set service.trained to the run of its student")
+        return await self._explainer.explain(query, title)
+
+    def _searched(self) -> tuple[ProductIndex, BatchedTowers]:
+        if self._index is None or self._towers is None:
+            raise DataError("this service has no index: set service.index to the folder of fed-distill index")
+        return self._index, self._towers
+
+    async def _in_thread(self, function: Callable[..., Found], *arguments: Any) -> Found:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def _compared(self, text: str, titles: Sequence[str]) -> Probabilities:
         return await self._scoring.probabilities(Pairs([text], self._clean(titles, "titles")))

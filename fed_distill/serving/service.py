@@ -20,6 +20,9 @@ from fed_distill.serving.api_keys import KeyRing
 from fed_distill.serving.api_models import (
     ApiRequest,
     ErrorAnswer,
+    ExplainAnswer,
+    ExplainRequest,
+    FoundProduct,
     HealthAnswer,
     RankAnswer,
     RankRequest,
@@ -28,6 +31,9 @@ from fed_distill.serving.api_models import (
     ReloadAnswer,
     ScoreAnswer,
     ScoreRequest,
+    SearchAnswer,
+    SearchRequest,
+    WordAnswer,
 )
 from fed_distill.serving.batching import Overloaded
 from fed_distill.serving.gate import Gate, Refused, Rules
@@ -43,6 +49,8 @@ _RULES: Rules = {
     "/score": "score",
     "/rank": "rank",
     "/recommend": "recommend",
+    "/search": "search",
+    "/explain": "explain",
     "/metrics": "metrics",
     "/admin/reload": "admin",
     "/health": None,
@@ -134,10 +142,15 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
 
     @app.post("/rank", response_model=RankAnswer, responses=_ERRORS)
     async def rank(asked: RankRequest, request: Request) -> Response:
-        """Rank titles for a query by expected gain."""
-        check_count("titles", asked.titles)
+        """Rank titles, or products of the index, for a query by expected gain."""
+        check_count("titles", asked.titles or [])
+        check_count("products", asked.products or [])
         student = await chosen(asked, request)
-        return _answer(_ranking(await student.rank(asked.query, asked.titles)), student)
+        if asked.products is not None:
+            found = await student.rank_products(asked.query, asked.products)
+        else:
+            found = await student.rank(asked.query, asked.titles or [])
+        return _answer(_ranking(found), student)
 
     @app.post("/recommend", response_model=RankAnswer, responses=_ERRORS)
     async def recommend(asked: RecommendRequest, request: Request) -> Response:
@@ -146,6 +159,25 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         check_count("titles", asked.titles)
         student = await chosen(asked, request)
         return _answer(_ranking(await student.recommend(asked.history, asked.titles)), student)
+
+    @app.post("/search", response_model=SearchAnswer, responses=_ERRORS)
+    async def search(asked: SearchRequest, request: Request) -> Response:
+        """Search the index: the nearest products by their vectors, ranked by expected gain."""
+        student = await chosen(asked, request)
+        found = await student.search(asked.query, asked.k, asked.candidates)
+        return _answer(SearchAnswer(hits=[FoundProduct(**hit._asdict()) for hit in found]), student)
+
+    @app.post("/explain", response_model=ExplainAnswer, responses=_ERRORS)
+    async def explain(asked: ExplainRequest, request: Request) -> Response:
+        """Tell what each word of a query and a title adds to their score."""
+        student = await chosen(asked, request)
+        found = await student.explain(asked.query, asked.title)
+        words = {
+            name: [WordAnswer(**word._asdict()) for word in getattr(found, name)]
+            for name in ("query_words", "title_words")
+        }
+        numbers = {name: getattr(found, name) for name in ("query", "title", "score", "baseline", "residual")}
+        return _answer(ExplainAnswer(**numbers, **words), student)
 
 
 def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics) -> None:

@@ -23,11 +23,20 @@ Scope = Literal["score", "rank", "recommend", "search", "explain", "metrics", "a
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
-class ServiceTable(ConfigTable):
-    """What is served, and where."""
+class StudentTable(ConfigTable):
+    """A student and what belongs to it."""
 
     student: Place = Field(description="folder that fed-distill export wrote")
     variant: VariantName = Field("float32", description="variant of the export")
+    index: Place | None = Field(None, description="folder that fed-distill index wrote with this student, for /search")
+    trained: Place | None = Field(
+        None, description="folder of the run that trained this student, for /explain, which computes with torch"
+    )
+
+
+class ServiceTable(StudentTable):
+    """What is served, and where."""
+
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address requires keys or open")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port; 0: any free port")
     threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="threads of onnxruntime for a batch")
@@ -41,11 +50,9 @@ class ServiceTable(ConfigTable):
     access_log: bool = Field(True, description="log method, route, status, duration and key name of each request")
 
 
-class CanaryTable(ConfigTable):
+class CanaryTable(StudentTable):
     """A second student that answers a share of the requests."""
 
-    student: Place = Field(description="folder that fed-distill export wrote")
-    variant: VariantName = Field("float32", description="variant of the export")
     share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.05, description="share of sessions, or of bodies of requests without a session"
     )
@@ -130,15 +137,18 @@ def read_serve_config(folder: Path) -> ServeConfig:
         )
     found = _validated(path, read_toml(path, "service settings"))
     tables = {"service": found.service, "canary": found.canary}
-    changes = {
-        name: table.model_copy(update={"student": folder / table.student}) for name, table in tables.items() if table
-    }
-    return found.model_copy(update=changes)
+    return found.model_copy(update={name: _placed(table, folder) for name, table in tables.items() if table})
 
 
 def validated_text(path: Path, text: str) -> ServeConfig:
     """Validate the ``text`` of a ``serve.toml`` before it is written; errors are those of ``read_serve_config``."""
     return _validated(path, tomllib.loads(text))
+
+
+def _placed(table: StudentTable, folder: Path) -> StudentTable:
+    """Return the table with its folders in ``folder``, unless they are absolute."""
+    places = {name: getattr(table, name) for name in ("student", "index", "trained")}
+    return table.model_copy(update={name: folder / place for name, place in places.items() if place is not None})
 
 
 def _validated(path: Path, content: dict[str, Any]) -> ServeConfig:

@@ -12,13 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from fed_distill.data.student_description import DESCRIPTION
 from fed_distill.errors import ConfigError
 from fed_distill.serving.api_keys import KeyRing
-from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, VariantName
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT
+from fed_distill.serving.index_files import INDEX
 from fed_distill.serving.served_student import LoadedStudent, ServedStudent, load_checked
-from fed_distill.serving.service_config import SERVE, CanaryTable, ServeConfig, ServiceTable, read_serve_config
+from fed_distill.serving.service_config import SERVE, ServeConfig, StudentTable, read_serve_config
 from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.text.cleaning import mask
+from fed_distill.text.encoders import TOKENIZER
 
 Role = Literal["student", "canary"]
 Signature = tuple[tuple[int, ...], ...]
@@ -80,8 +83,8 @@ class Students:
     def load(self) -> None:
         """Load the students before the service starts; errors are those of ``load_checked``."""
         for role, table in self._tables().items():
-            self._seen[role] = _files_signature(table.student, table.variant)
-            self._put(role, load_checked(table.student, table.variant, self._config.service.threads))
+            self._seen[role] = _files_signature(table)
+            self._put(role, load_checked(table, self._config.service.threads))
 
     async def watch(self) -> None:
         """Reload what has changed, until cancelled."""
@@ -93,7 +96,7 @@ class Students:
         """Load students and keys that have changed, or all with ``force``, and return ``problems``."""
         async with self._loading:
             for role, table in self._tables().items():
-                signature = await asyncio.to_thread(_files_signature, table.student, table.variant)
+                signature = await asyncio.to_thread(_files_signature, table)
                 if force or signature != self._seen.get(role):
                     self._seen[role] = signature
                     await self._reload_student(role, table)
@@ -108,13 +111,13 @@ class Students:
         """End the threads, after what they compute."""
         self._executor.shutdown(wait=True)
 
-    def _tables(self) -> dict[Role, ServiceTable | CanaryTable]:
-        tables: dict[Role, ServiceTable | CanaryTable] = {"student": self._config.service}
+    def _tables(self) -> dict[Role, StudentTable]:
+        tables: dict[Role, StudentTable] = {"student": self._config.service}
         return tables if self._config.canary is None else {**tables, "canary": self._config.canary}
 
-    async def _reload_student(self, role: Role, table: ServiceTable | CanaryTable) -> None:
+    async def _reload_student(self, role: Role, table: StudentTable) -> None:
         try:
-            loaded = await asyncio.to_thread(load_checked, table.student, table.variant, self._config.service.threads)
+            loaded = await asyncio.to_thread(load_checked, table, self._config.service.threads)
         except Exception as error:  # whatever is in the folder, the student before it stays
             self._refused(role, error)
         else:
@@ -131,14 +134,11 @@ class Students:
 
     def _put(self, role: Role, loaded: LoadedStudent) -> None:
         old = self._served.get(role)
-        if old is None or old.version != loaded.version:
-            service = self._config.service
-            self._served[role] = ServedStudent(
-                loaded, self._executor, self._config.limits, service.cached_vectors, self._metrics
-            )
-            if old is not None:
-                self._metrics.student(role, old.version, old.student.variant, serving=False)
-            self._metrics.student(role, loaded.version, loaded.student.variant, serving=True)
+        cached = self._config.service.cached_vectors
+        self._served[role] = ServedStudent(loaded, self._executor, self._config.limits, cached, self._metrics)
+        if old is not None:
+            self._metrics.student(role, old.version, old.student.variant, serving=False)
+        self._metrics.student(role, loaded.version, loaded.student.variant, serving=True)
         self._loaded(role, loaded.version)
 
     def _loaded(self, what: str, version: str) -> None:
@@ -152,10 +152,13 @@ class Students:
         _log.warning("%s refused, the one before stays: %s", what, mask(str(error)))
 
 
-def _files_signature(folder: Path, variant: VariantName) -> Signature:
-    """Return what changes when a file of an export does: a copy that is not complete is refused, and tried again."""
-    names = (EXPORT, CONFORMANCE, "student.json", "tokenizer.json")
-    return _signature((*(folder / name for name in names), *sorted((folder / variant).glob("*.onnx"))))
+def _files_signature(table: StudentTable) -> Signature:
+    """Return what changes when a file of a student does: a copy that is not complete is refused, and tried again."""
+    paths = [table.student / name for name in (EXPORT, CONFORMANCE, DESCRIPTION, TOKENIZER)]
+    paths += sorted((table.student / table.variant).glob("*.onnx"))
+    if table.index is not None:
+        paths.append(table.index / INDEX)
+    return _signature(tuple(paths))
 
 
 def _signature(paths: tuple[Path, ...]) -> Signature:
