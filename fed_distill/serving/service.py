@@ -234,7 +234,7 @@ def _add_errors(app: FastAPI) -> None:
 def _problem(problem: ErrorDetails) -> str:
     """Describe what is wrong with a body, without any value of it."""
     where = ".".join(map(str, problem["loc"][1:]))
-    if problem["type"] == "json_invalid" or not where:
+    if problem["type"] == "json_invalid" or (not where and problem["type"] != "value_error"):
         return "the body must be a JSON object, sent with Content-Type: application/json"
     shown = problem.copy()
     shown["input"] = None

@@ -16,7 +16,7 @@ from fed_distill.serving.student import load_student
 from tests.serving.services import TITLES, config_of, serving
 
 
-@pytest.mark.parametrize("kind", ["two-tower", "static", "lstm", "bert-mini"])
+@pytest.mark.parametrize("kind", ["two-tower", "lstm"])
 def test_scores_and_rankings_are_those_of_the_student(kind, exported):
     trained, export = exported(kind)
     student = load_student(trained)
@@ -131,7 +131,7 @@ def test_what_a_service_does_not_have_is_said(exported):
 
 def test_an_index_of_another_student_is_refused_at_the_start(indexed, exported, tmp_path):
     _, _, index = indexed
-    app = build_service(config_of(exported("static")[1], index=index))
+    app = build_service(config_of(exported("recommending")[1], index=index))
     with pytest.raises(Exception, match="of another student"):
         app.state.students.load()
 
