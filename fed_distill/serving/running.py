@@ -54,9 +54,8 @@ def run_service(folder: Path, port: int | None = None) -> None:
         host, used = listener.getsockname()[:2]
         _log.info("serving %s on http://%s:%d", students.versions["student"], host, used)
         sys.setswitchinterval(_SWITCH_SECONDS)
-        uvicorn_run = _served(server, listener, students)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(uvicorn_run)
+            runner.run(_served(server, listener, students))
 
 
 async def _served(server: uvicorn.Server, listener: socket.socket, students: Students) -> None:
@@ -68,6 +67,9 @@ async def _served(server: uvicorn.Server, listener: socket.socket, students: Stu
         task.add_done_callback(reloads.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn handles them, and raises them again when it has ended: the process then ends as asked, with code 0.
+        signal.signal(stop, lambda *_: None)
     await server.serve(sockets=[listener])
 
 
