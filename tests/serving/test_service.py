@@ -177,6 +177,8 @@ def test_known_titles_are_looked_up(exported):
         for _ in range(3):
             client.post("/rank", json={"query": "usb hub", "titles": TITLES})
         lines = client.get("/metrics").text.splitlines()
-    counts = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("fed_distill_vector_lookups")}
+    counts = {
+        line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("fed_distill_vector_lookups")
+    }
     assert counts['fed_distill_vector_lookups_total{result="miss"}'] == 5
     assert counts['fed_distill_vector_lookups_total{result="hit"}'] == 10

@@ -69,7 +69,9 @@ def test_a_wrong_body_is_invalid(client, body):
     refused(client.post("/rank", content=body, headers=JSON), 422, "invalid")
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "a\u00a0b", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "a\u00a0b", ""]
+)
 def test_what_a_web_page_can_send_without_a_preflight_is_refused(client, kind):
     headers = {"content-type": kind.encode("latin-1")}
     refused(client.post("/rank", content=json.dumps(GOOD), headers=headers), 422, "invalid")
@@ -133,7 +135,9 @@ def test_a_client_that_has_gone_gets_nothing(exported):
     assert asked(app, {"type": "http.disconnect"}) == []
 
 
-@pytest.mark.parametrize("path", ["/../etc/passwd", "/rank/..%2f..%2fetc", "//rank", "/rank/", "/%00", "/health%0d%0aX: 1"])
+@pytest.mark.parametrize(
+    "path", ["/../etc/passwd", "/rank/..%2f..%2fetc", "//rank", "/rank/", "/%00", "/health%0d%0aX: 1"]
+)
 def test_other_paths_do_not_exist(client, path):
     refused(client.get(path), 404, "not_found")
 
@@ -148,7 +152,9 @@ def test_no_origin_is_allowed(client):
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", "10.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", "10.0.0.1"]
+)
 def test_a_page_under_another_name_cannot_use_a_service_without_keys(client, host):
     refused(client.post("/rank", json=GOOD, headers={"host": host}), 403, "forbidden")
 
@@ -224,7 +230,9 @@ def test_logs_have_no_text_no_key_and_no_query_string(exported, caplog):
         client.app.state.students.current().predict = None  # an error that nobody has foreseen
         broken = client.post("/score", json={"texts": ["sekretA"], "pairs": ["sekretB"]}, headers=headers)
     refused(broken, 500, "internal")
-    ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith(("fed_distill", "uvicorn")))
+    ours = "\n".join(
+        record.getMessage() for record in caplog.records if record.name.startswith(("fed_distill", "uvicorn"))
+    )
     assert "POST /rank 200" in ours
     assert "POST /rank 422" in ours
     assert "POST other 404" in ours
@@ -252,7 +260,9 @@ ANY_JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = ("texts", "pairs", "query", "titles", "products", "history", "session", "k", "candidates", "title")
-NEAR = st.dictionaries(st.sampled_from(FIELDS), st.lists(st.text(max_size=8), max_size=3) | st.text(max_size=8) | ANY_JSON)
+NEAR = st.dictionaries(
+    st.sampled_from(FIELDS), st.lists(st.text(max_size=8), max_size=3) | st.text(max_size=8) | ANY_JSON
+)
 PATHS = st.sampled_from(["/score", "/rank", "/recommend", "/search", "/explain"])
 
 

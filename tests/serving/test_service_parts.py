@@ -53,10 +53,12 @@ def test_a_rate_is_kept_over_time_and_survives_other_keys():
     assert [ring.find(b"k").wait(now) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "shop.example", "localhost.example", "127.0.0.1.example"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.1.2.3", "shop.example", "localhost.example", "127.0.0.1.example"]
+)
 def test_other_machines_are_served_by_keys_or_by_an_explicit_word(host):
     service = {"student": "x", "host": host}
-    with pytest.raises(ConfigError, match="service.open = true"):
+    with pytest.raises(ConfigError, match=r"service\.open = true"):
         ServeConfig.model_validate({"service": service}).check_access()
     ServeConfig.model_validate({"service": {**service, "open": True}}).check_access()
     ServeConfig.model_validate({"service": service, "key": [table().model_dump()]}).check_access()

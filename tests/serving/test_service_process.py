@@ -81,7 +81,9 @@ def test_it_answers_and_logs_no_text(service):
 
 def test_slow_and_endless_requests_are_ended(service):
     _, address, _, key = service
-    head = f"POST /rank HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n".encode()
+    head = (
+        f"POST /rank HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n".encode()
+    )
     for sent, status in {
         b"": b"",
         b"POST /rank HTTP/1.1\r\nHost: x\r\nX-Slow: ": b"",
@@ -92,7 +94,10 @@ def test_slow_and_endless_requests_are_ended(service):
         head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}": b"HTTP/1.1 400",
         head + b"Content-Length: -2\r\n\r\n{}": b"HTTP/1.1 400",
     }.items():
-        with socket.create_connection(address) as connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        with (
+            socket.create_connection(address) as connection,
+            contextlib.suppress(ConnectionResetError, BrokenPipeError),
+        ):
             connection.settimeout(60)
             connection.sendall(sent)
             assert answer_of(connection).startswith(status), sent[:80]
@@ -114,7 +119,7 @@ def test_a_stop_lets_a_request_in_progress_finish(exported):
     with served(exported("two-tower")[1]) as (process, address, _):
         with socket.create_connection(address) as connection:
             connection.settimeout(60)
-            head = f"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            head = "POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:5])
             url = f"http://{address[0]}:{address[1]}/metrics"
             while "in_flight_requests 2.0" not in httpx.get(url, headers={"host": "localhost"}).text:
