@@ -107,7 +107,7 @@ def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
         keys=keys,
         limits=config.limits,
         metrics=metrics,
-        local_only=config.loopback and not keys.required,
+        local_only=config.loopback and not (keys.required or config.service.open),
         access_log=config.service.access_log,
     )
     _add_errors(app)

@@ -40,7 +40,7 @@ class ServiceTable(StudentTable):
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address requires keys or open")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port; 0: any free port")
     threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="threads of onnxruntime for a batch")
-    open: bool = Field(False, description="serve without keys on an address that other machines reach")
+    open: bool = Field(False, description="serve anybody without a key: on any address, and under any host name")
     watch_seconds: Annotated[float, Field(gt=0.0, le=3600.0)] = Field(
         2.0, description="seconds between looks at the student's files and at the keys in this file"
     )

@@ -24,7 +24,7 @@ def client(exported):
         yield found
 
 
-def refused(answer, status, error):
+def assert_refused(answer, status, error):
     """Assert the status and the shape of an error."""
     assert (answer.status_code, answer.json()["error"]) == (status, error), answer.text
     assert set(answer.json()) == {"error", "detail"}
@@ -66,7 +66,7 @@ def refused(answer, status, error):
     ],
 )
 def test_a_wrong_body_is_invalid(client, body):
-    refused(client.post("/rank", content=body, headers=JSON), 422, "invalid")
+    assert_refused(client.post("/rank", content=body, headers=JSON), 422, "invalid")
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_a_wrong_body_is_invalid(client, body):
 )
 def test_what_a_web_page_can_send_without_a_preflight_is_refused(client, kind):
     headers = {"content-type": kind.encode("latin-1")}
-    refused(client.post("/rank", content=json.dumps(GOOD), headers=headers), 422, "invalid")
+    assert_refused(client.post("/rank", content=json.dumps(GOOD), headers=headers), 422, "invalid")
 
 
 def test_of_a_key_that_occurs_twice_the_last_counts(client):
     body = b'{"query": 1, "titles": ["x"], "query": "a"}'
     assert client.post("/rank", content=body, headers=JSON).status_code == 200
-    refused(client.post("/rank", content=body.replace(b'"a"', b"2"), headers=JSON), 422, "invalid")
+    assert_refused(client.post("/rank", content=body.replace(b'"a"', b"2"), headers=JSON), 422, "invalid")
 
 
 def test_control_characters_are_cleaned_as_in_training(client):
@@ -92,15 +92,15 @@ def test_control_characters_are_cleaned_as_in_training(client):
 
 def test_a_large_body_is_refused_however_it_is_sent(client):
     large = json.dumps({"query": "x" * 1_000_000, "titles": ["y"]}).encode()
-    refused(client.post("/rank", content=large, headers=JSON), 413, "too_large")
+    assert_refused(client.post("/rank", content=large, headers=JSON), 413, "too_large")
 
     def chunks():
         yield from (large[start : start + 1000] for start in range(0, len(large), 1000))
 
-    refused(client.post("/rank", content=chunks(), headers=JSON), 413, "too_large")
+    assert_refused(client.post("/rank", content=chunks(), headers=JSON), 413, "too_large")
     for length in ("-1", "1e3", "9" * 30, "0x10", ""):
         answer = client.post("/rank", content=b"{}", headers={**JSON, "content-length": length})
-        refused(answer, 413, "too_large")
+        assert_refused(answer, 413, "too_large")
 
 
 def asked(app, *messages, headers=((b"host", b"localhost"),)):
@@ -139,12 +139,12 @@ def test_a_client_that_has_gone_gets_nothing(exported):
     "path", ["/../etc/passwd", "/rank/..%2f..%2fetc", "//rank", "/rank/", "/%00", "/health%0d%0aX: 1"]
 )
 def test_other_paths_do_not_exist(client, path):
-    refused(client.get(path), 404, "not_found")
+    assert_refused(client.get(path), 404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "TRACE", "INVENTED"])
 def test_other_methods_are_refused(client, method):
-    refused(client.request(method, "/rank"), 405, "method_not_allowed")
+    assert_refused(client.request(method, "/rank"), 405, "method_not_allowed")
 
 
 def test_no_origin_is_allowed(client):
@@ -156,12 +156,17 @@ def test_no_origin_is_allowed(client):
     "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", "10.0.0.1"]
 )
 def test_a_page_under_another_name_cannot_use_a_service_without_keys(client, host):
-    refused(client.post("/rank", json=GOOD, headers={"host": host}), 403, "forbidden")
+    assert_refused(client.post("/rank", json=GOOD, headers={"host": host}), 403, "forbidden")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080"])
 def test_this_machine_can_use_it(client, host):
     assert client.post("/rank", json=GOOD, headers={"host": host}).status_code == 200
+
+
+def test_an_open_service_behind_a_proxy_has_any_name(exported):
+    with serving(config_of(exported("two-tower")[1], open=True)) as opened:
+        assert opened.post("/rank", json=GOOD, headers={"host": "shop.example"}).status_code == 200
 
 
 KEY = "fdk_test-key"
@@ -192,7 +197,7 @@ def guarded(exported):
 )
 def test_without_a_valid_key_nothing_is_read(guarded, header):
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
-    answer = refused(guarded.post("/rank", content=b"{", headers=headers), 401, "unauthorized")
+    answer = assert_refused(guarded.post("/rank", content=b"{", headers=headers), 401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
@@ -204,17 +209,17 @@ def test_a_key_elsewhere_does_not_count(guarded):
         guarded.get("/metrics"),
         guarded.post("/admin/reload"),
     ):
-        refused(answer, 401, "unauthorized")
+        assert_refused(answer, 401, "unauthorized")
 
 
 def test_a_key_has_scopes_and_a_rate(guarded):
     headers = {"authorization": f"bearer {KEY}"}
     for path in ("/score", "/search", "/explain", "/recommend", "/admin/reload"):
-        refused(guarded.post(path, json=GOOD, headers=headers), 403, "forbidden")
-    refused(guarded.get("/metrics", headers=headers), 403, "forbidden")
+        assert_refused(guarded.post(path, json=GOOD, headers=headers), 403, "forbidden")
+    assert_refused(guarded.get("/metrics", headers=headers), 403, "forbidden")
     statuses = [guarded.post("/rank", json=GOOD, headers=headers).status_code for _ in range(40)]
     assert statuses == [200] * 40
-    answer = refused(guarded.post("/rank", json=GOOD, headers=headers), 429, "rate_limited")
+    answer = assert_refused(guarded.post("/rank", json=GOOD, headers=headers), 429, "rate_limited")
     assert int(answer.headers["retry-after"]) > 900_000
     assert guarded.get("/health").status_code == guarded.get("/ready").status_code == 200
 
@@ -229,7 +234,7 @@ def test_logs_have_no_text_no_key_and_no_query_string(exported, caplog):
         client.post("/sekret7", headers={"authorization": "Bearer sekret8", "user-agent": "sekret9"})
         client.app.state.students.current().predict = None  # an error that nobody has foreseen
         broken = client.post("/score", json={"texts": ["sekretA"], "pairs": ["sekretB"]}, headers=headers)
-    refused(broken, 500, "internal")
+    assert_refused(broken, 500, "internal")
     ours = "\n".join(
         record.getMessage() for record in caplog.records if record.name.startswith(("fed_distill", "uvicorn"))
     )

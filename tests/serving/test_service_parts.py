@@ -66,7 +66,9 @@ def test_other_machines_are_served_by_keys_or_by_an_explicit_word(host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_is_served_without_keys(host):
-    ServeConfig.model_validate({"service": {"student": "x", "host": host}}).check_access()
+    config = ServeConfig.model_validate({"service": {"student": "x", "host": host}})
+    config.check_access()
+    assert config.loopback
 
 
 @pytest.mark.parametrize(

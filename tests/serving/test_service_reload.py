@@ -82,6 +82,7 @@ def test_a_student_that_is_mended_comes_into_service(export):
         until(lambda: client.get("/ready").json()["refused"])
         path.write_bytes(whole)
         until(lambda: not client.get("/ready").json()["refused"])
+        assert client.post("/rank", json=BODY).status_code == 200
 
 
 def test_a_canary_answers_its_share_and_a_session_keeps_its_student(export, exported):
