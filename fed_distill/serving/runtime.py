@@ -19,6 +19,7 @@ from fed_distill.serving.exported_folder import (
     VECTORS,
     ExportDescription,
     GraphName,
+    VariantName,
     check_inside,
 )
 from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
@@ -41,7 +42,7 @@ class ExportedStudent(Scorer):
     """
 
     def __init__(
-        self, scoring: "OnnxScoring", student: StudentDescription, description: ExportDescription, variant: str
+        self, scoring: "OnnxScoring", student: StudentDescription, description: ExportDescription, variant: VariantName
     ) -> None:
         super().__init__(scoring, student)
         self.description, self.variant = description, variant
@@ -175,9 +176,9 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
         for name in description.graphs
     }
     encoding = read_encoding(folder)
-    scoring = OnnxScoring(graphs, encoder_of(encoding, folder), description, variant)
+    scoring = OnnxScoring(graphs, encoder_of(encoding, folder), description, chosen)
     scoring.check(student.task.pair, None if encoding["algorithm"] == TOKENIZER else encoding["rows"])
-    return ExportedStudent(scoring, student, description, variant)
+    return ExportedStudent(scoring, student, description, chosen)
 
 
 def _session(content: bytes, folder: Path, threads: int) -> "InferenceSession":
