@@ -34,6 +34,7 @@ from fed_distill.serving.exported_folder import (
     HEAD,
     VARIANTS,
     VECTORS,
+    WEB,
     ExportDescription,
     Graph,
     GraphFile,
@@ -48,7 +49,7 @@ from fed_distill.serving.measuring import latencies, percentiles, quality_on_tes
 from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.scorer import Scorer
 from fed_distill.serving.student import Student, load_student, student_folder
-from fed_distill.serving.web_export import WEB, check_web, write_web
+from fed_distill.serving.web_export import check_web, write_web
 from fed_distill.storage.files import make_folder, replace_folder, strict_json
 from fed_distill.storage.versions import versions
 from fed_distill.text.encoders import TOKENIZER, encoder_of

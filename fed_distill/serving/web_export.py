@@ -11,14 +11,12 @@ import numpy.typing as npt
 from fed_distill.data.student_description import DESCRIPTION
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.two_tower import TwoTower
+from fed_distill.serving.exported_folder import WEB_WEIGHTS
 from fed_distill.serving.student import Student
 from fed_distill.storage.files import read_json, strict_json
 from fed_distill.storage.versions import versions
 from fed_distill.text.javascript import mask_patterns, unicode_tables
 
-WEB = "web"
-"""Folder of an export."""
-WEIGHTS = "weights.bin"
 WEB_FORMAT = 1
 """Version of the web export. Increase it with any change by which an earlier ``student.js`` would misread one."""
 WebVariant = Literal["int8", "float32"]
@@ -57,7 +55,7 @@ def write_web(to: Path, student: Student, folder: Path, variant: WebVariant) -> 
         described[name] = {"type": values.dtype.name, "shape": list(values.shape), "offset": offset}
         content.append(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes())
         offset += len(content[-1])
-    (to / WEIGHTS).write_bytes(b"".join(content))
+    (to / WEB_WEIGHTS).write_bytes(b"".join(content))
     trained = read_json(folder / DESCRIPTION)
     header = {
         "format": WEB_FORMAT,

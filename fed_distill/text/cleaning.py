@@ -37,8 +37,8 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("phone", re.compile(r"(?<![\w-])1[3-9]\d([ -])\d{4}\1\d{4}(?![\w-])")),
 )
-"""What is masked, in this order: kind and pattern. A card also needs an issuer's prefix and a check digit, and a phone 7
-to 15 digits."""
+"""What is masked, in this order: kind and pattern. A card also needs an issuer's prefix and a check digit, and a phone
+7 to 15 digits."""
 PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,2}){7}")
 """Occurs in every text in which something is masked."""
 ISSUERS = {
