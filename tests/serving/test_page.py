@@ -198,7 +198,7 @@ def test_a_chosen_product_shows_what_each_word_adds(open_page, student):
     page = open_page()
     search(page)
     page.get_by_role("button", name="Anker 555 USB-C Hub").click()
-    region = page.get_by_role("region", name="Why this score?")
+    region = page.get_by_role("group", name="Why this score?")
     region.locator(".word").first.wait_for()
     expected = explain(student[0], QUERY, TITLES[0])
     words = [*expected.query_words, *expected.title_words]
@@ -287,6 +287,10 @@ def test_errors_say_what_the_service_says(open_page):
     search(page)
     assert page.get_by_role("alert").inner_text() == "The service gave no reason. (HTTP 502)"
     page.unroute("**/search")
+    page.route("**/search", lambda route: route.fulfill(status=200, body="<html>log in</html>"))
+    search(page)
+    assert "The answer is not the service's" in page.get_by_role("alert").inner_text()
+    page.unroute("**/search")
     page.route("**/search", lambda route: route.abort())
     search(page)
     assert "could not be sent" in page.get_by_role("alert").inner_text()
@@ -301,6 +305,21 @@ def test_errors_say_what_the_service_says(open_page):
     first.click()
     first.click()
     page.locator(".word").first.wait_for()
+
+
+def test_without_a_student_for_browsers_the_page_says_so_and_tries_again(open_page):
+    page = open_page()
+    page.route("**/student.json", lambda route: route.fulfill(status=404, body="{}"))
+    page.get_by_label("Rank in the browser").check()
+    page.get_by_label("Query").fill(QUERY)
+    page.get_by_role("button", name="Rank").click()
+    page.get_by_role("alert").wait_for()
+    assert "has no student for browsers" in page.get_by_role("alert").inner_text()
+    assert "HTTP 404" in page.get_by_role("alert").inner_text()
+    page.unroute("**/student.json")
+    page.get_by_role("button", name="Rank").click()
+    page.get_by_text("Enter titles to rank.").wait_for()
+    assert not page.get_by_role("alert").is_visible()
 
 
 def test_an_answer_that_was_overtaken_is_not_shown(open_page):

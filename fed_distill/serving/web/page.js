@@ -80,7 +80,7 @@ function explained(line, text, title, id, signal) {
   const why = element("div", "why");
   why.id = id;
   why.hidden = true;
-  why.setAttribute("role", "region");
+  why.setAttribute("role", "group");
   why.setAttribute("aria-label", "Why this score?");
   why.ariaLive = "polite";
   line.ariaExpanded = "false";

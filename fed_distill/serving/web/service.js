@@ -36,8 +36,11 @@ export async function post(route, content, key, signal) {
     if (signal.aborted) throw error;
     throw new ServiceError("unreachable", `The request could not be sent: ${error.message}`);
   }
-  if (response.ok) return response.json();
-  throw await refusal(response);
+  if (!response.ok) throw await refusal(response);
+  return response.json().catch((error) => {
+    if (signal.aborted) throw error;
+    throw new ServiceError("unreadable", `The answer is not the service's: ${error.message}`);
+  });
 }
 
 /** Return the error of an answer, { error, detail }, or of one that has another form, as those of proxies do. */
