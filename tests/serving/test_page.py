@@ -1,13 +1,16 @@
 """The search page in a browser: search, explanation, ranking in the browser, keyboard, narrow screens, hostile titles.
 
-Requires a Chromium, which ``FED_DISTILL_CHROMIUM`` names unless it is on the path, and the package playwright.
+Requires a Chromium, which ``FED_DISTILL_CHROMIUM`` names unless it is on the path, and ``fed-distill[browser-test]``.
 """
 
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -17,6 +20,7 @@ from fastapi.testclient import TestClient
 
 from fed_distill import seeds
 from fed_distill.data.student_description import StudentDescription
+from fed_distill.data.tasks import RELEVANCE
 from fed_distill.errors import ConfigError
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import save_student
@@ -33,22 +37,15 @@ QUERY = "usb-c hub"
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory, task_of_module):
+def student(tmp_path_factory):
     """A two-tower student whose weights are drawn, and its export for the browser."""
     folder = tmp_path_factory.mktemp("page")
     with seeds.scope(0, "student of the page"):
-        model = build_student("two-tower", {"rows": 512, "width": 8, "head_width": 8}, task_of_module)
-    save_student(folder / "student", model, StudentDescription(task_of_module, 120))
+        model = build_student("two-tower", {"rows": 512, "width": 8, "head_width": 8}, RELEVANCE)
+    save_student(folder / "student", model, StudentDescription(RELEVANCE, 120))
     loaded = load_student(folder / "student")
     write_web(folder / "web", loaded, folder / "student", "float32")
     return loaded, folder / "web"
-
-
-@pytest.fixture(scope="module")
-def task_of_module():
-    from fed_distill.data.tasks import RELEVANCE
-
-    return RELEVANCE
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +109,15 @@ def test_the_students_files_are_served_and_nothing_else(application, tmp_path):
         mount_page(FastAPI(), tmp_path)
 
 
+def test_the_page_imports_no_torch():
+    code = (
+        "import sys; from fed_distill.serving.page import page_files; print('torch' in sys.modules, len(page_files()))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == ["False", str(len(page_files()))]
+
+
 @pytest.fixture(scope="module")
 def address(application):
     """Where the application listens."""
@@ -140,7 +146,9 @@ def chromium():
     path = os.environ.get("FED_DISTILL_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if path is None:
         pytest.skip("no Chromium is on the path: install one, or name it by FED_DISTILL_CHROMIUM")
-    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install 'fed-distill[browser-test]'"
+    )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--no-zygote"])
         yield browser

@@ -16,7 +16,8 @@ from fed_distill.data.student_description import StudentDescription
 from fed_distill.errors import ConfigError, DataError, ModelError
 from fed_distill.models import build_student
 from fed_distill.serving.conformance import TOLERANCE
-from fed_distill.serving.exported_folder import CONFORMANCE
+from fed_distill.serving.export import export_student
+from fed_distill.serving.exported_folder import CONFORMANCE, WEB, WEB_FILES
 from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.student import Student
 from fed_distill.serving.web_export import check_web, write_web
@@ -203,3 +204,16 @@ def test_only_two_tower_students_and_two_variants_are_written(searching, task):
     with pytest.raises(ConfigError, match="no variant 'float16'; it has: int8, float32"):
         check_web(searching, "float16")
     assert check_web(searching, "int8") == "int8"
+
+
+def test_an_export_has_a_folder_for_the_browser_if_asked(exported, web, tmp_path):
+    folder, without = exported("two-tower")
+    export_student(folder, tmp_path / "export", ["float32"], quality=False, web="float32")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "export" / WEB).iterdir()}
+    assert files == {path.name: path.read_bytes() for path in web().iterdir()}
+    assert set(files) == set(WEB_FILES)
+    assert load_exported(tmp_path / "export").digest == load_exported(without).digest
+    assert not (without / WEB).exists()
+    with pytest.raises(ConfigError, match="no variant 'float16'"):
+        export_student(folder, tmp_path / "other", ["float32"], quality=False, web="float16")
+    assert not (tmp_path / "other").exists()

@@ -154,7 +154,7 @@ export class Student {
   /** Return the head's class probabilities for two vectors (`Towers.score`), or for one. */
   #probabilities(text, pair) {
     const { w1, b1, w2, b2 } = this.#tensors;
-    const compared = pair ? this.#compared(text, pair) : text.map((value) => Math.sqrt(this.#width) * value);
+    const compared = pair ? this.#compared(text, pair) : Float64Array.from(text, (one) => this.#width ** 0.5 * one);
     const units = linear(w1, b1, compared).map((value) => Math.max(value, 0));
     const logits = linear(w2, b2, units);
     const largest = Math.max(...logits);
@@ -165,23 +165,30 @@ export class Student {
 
   #compared(text, pair) {
     const width = this.#width;
+    const productScale = width ** 0.5;
+    const distanceScale = width ** 0.25;
     const found = new Float64Array(2 * width + 1);
+    let cosine = 0;
     for (let place = 0; place < width; place++) {
       const product = text[place] * pair[place];
-      found[place] = width ** 0.5 * product;
-      found[width + place] = width ** 0.25 * Math.abs(text[place] - pair[place]);
-      found[2 * width] += product;
+      found[place] = productScale * product;
+      found[width + place] = distanceScale * Math.abs(text[place] - pair[place]);
+      cosine += product;
     }
+    found[2 * width] = cosine;
     return found;
   }
 }
 
 /** Return weights [outputs, inputs] times an input, plus a bias [outputs]. */
 function linear(weights, bias, input) {
-  return Float64Array.from(bias, (value, output) => {
-    let sum = value;
-    const start = output * input.length;
-    for (let place = 0; place < input.length; place++) sum += weights[start + place] * input[place];
-    return sum;
-  });
+  const found = new Float64Array(bias.length);
+  const width = input.length;
+  for (let output = 0; output < found.length; output++) {
+    let sum = bias[output];
+    const start = output * width;
+    for (let place = 0; place < width; place++) sum += weights[start + place] * input[place];
+    found[output] = sum;
+  }
+  return found;
 }
