@@ -113,7 +113,9 @@ async function rankHere(signal) {
     loaded = await student;
   } catch (error) {
     student = undefined;
-    throw new ServiceError(error.message, "The service has no student for browsers, or refuses the access key");
+    if (error.status === undefined) throw error;
+    const detail = "The service has no student for browsers, or refuses the access key";
+    throw new ServiceError(`HTTP ${error.status}`, detail);
   }
   if (signal.aborted) return;
   const lines = titles.value.split("\n").filter((line) => line.trim());

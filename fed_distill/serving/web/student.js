@@ -20,16 +20,20 @@ const ARRAYS = { float32: Float32Array, int8: Int8Array };
  * @param {string | URL} folder address of the folder, with a slash at its end
  * @param {RequestInit} [request] of both requests, for example headers
  * @returns {Promise<Student>}
- * @throws {Error} a file cannot be loaded, or is not of a student of this format
+ * @throws {Error} a file cannot be loaded (with the HTTP `status`), or is not of a student of this format
  */
 export async function loadStudent(folder, request) {
   const load = async (name) => {
     const response = await fetch(new URL(name, folder), request);
-    if (!response.ok) throw new Error(`${name} cannot be loaded: HTTP ${response.status}`);
-    return response;
+    if (response.ok) return response;
+    const { status } = response;
+    throw Object.assign(new Error(`${name} cannot be loaded: HTTP ${status}`), { status });
   };
-  const description = await (await load("student.json")).json();
-  return new Student(description, await (await load("weights.bin")).arrayBuffer());
+  const [description, weights] = await Promise.all([
+    load("student.json").then((response) => response.json()),
+    load("weights.bin").then((response) => response.arrayBuffer()),
+  ]);
+  return new Student(description, weights);
 }
 
 /** A student and its task. */
