@@ -38,8 +38,8 @@ def explain(
     console = Console()
     console.print(table)
     console.print(
-        f"score {found.score:.4f} = {found.baseline:.4f} (without words) + {sum(w.contribution for w in words):.4f} "
-        f"(words) + {found.residual:.4f} (numerical error)",
+        f"score {found.score:.4f} = {found.baseline:.4f} (without words) {sum(w.contribution for w in words):+.4f} "
+        f"(words) {found.residual:+.1e} (numerical error)",
         soft_wrap=True,
         highlight=False,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from fed_distill.config.optimizer import OptimizerChanges
-from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, Place, PositiveFloat, PositiveInt
+from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, NoiseStd, Place, PositiveFloat, PositiveInt
 
 UNPROTECTED = "none"
 """The unit without privacy. Every other unit names a mechanism of ``mechanisms.MECHANISMS``."""
@@ -77,9 +77,7 @@ class ProtectedConfig(PrivacyConfig):
     """
 
     epsilon: PositiveFloat | None = Field(None, description="maximum epsilon of a federation, over all its rounds")
-    noise_multiplier: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
-        None, description="fixed noise multiplier, instead of a target epsilon"
-    )
+    noise_multiplier: NoiseStd | None = Field(None, description="fixed noise multiplier, instead of a target epsilon")
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None,
         description="delta of the guarantee; none: the smaller of 1e-5 and n^-1.1, where n is the merchant's noised "
@@ -149,11 +147,11 @@ class DPSGDConfig(FreezingConfig):
         description="with aggregator fedavg: weights of merchants in the mean; examples-squared minimizes the noise if "
         "each step uses all examples (see batch_size)",
     )
-    size_noise: PositiveFloat = Field(
+    size_noise: NoiseStd = Field(
         20.0,
         description="standard deviation of the noise on a merchant's number of examples (groups)",
     )
-    expertise_noise: PositiveFloat = Field(
+    expertise_noise: NoiseStd = Field(
         10.0,
         description="with methods that send expertise: standard deviation of the noise on the sum of a merchant's text "
         "features, to which an example (group) contributes a vector of norm at most 1",

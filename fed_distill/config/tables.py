@@ -23,6 +23,7 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 ClippingNorm = Annotated[float, Field(ge=1e-6, le=1e6)]
+NoiseStd = Annotated[float, Field(gt=0.0, le=1e9)]
 """L2 norm for clipping, in the range where float32 is sufficiently exact."""
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Place = Annotated[Path, AfterValidator(_at_home)]

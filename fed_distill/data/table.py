@@ -4,6 +4,7 @@ The network is not used, and nothing is left in that library's cache.
 """
 
 import csv
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -256,8 +257,7 @@ def _quiet() -> Iterator[None]:
 def _open(path: Path, wanted: list[str], scratch: str, option: str) -> Dataset:
     suffix = path.suffix.lower()
     if suffix in _SEPARATORS:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            header = next(csv.reader(lines, delimiter=_SEPARATORS[suffix]), [])
+        header = _header(path, _SEPARATORS[suffix])
         _check_columns(path, wanted, header, option)
         header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
         # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
@@ -281,7 +281,33 @@ def _open(path: Path, wanted: list[str], scratch: str, option: str) -> Dataset:
     return table
 
 
+def _header(path: Path, separator: str) -> list[str]:
+    """Return the column names of a text file whose rows have no more fields; pandas would shift longer ones.
+
+    :raises DataError: a row has more fields than the header, or a quoted field has no end
+    """
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.reader(lines, delimiter=separator)
+            header = next(reader, [])
+            for row, fields_of_row in enumerate(reader, start=1):
+                if len(fields_of_row) > len(header):
+                    raise DataError(
+                        f"{path}, row {row} (line {reader.line_num}): {len(fields_of_row)} fields, and the header has "
+                        f"{len(header)}: quote texts that contain {separator!r}, or name all columns"
+                    )
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}, line {reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+    return header
+
+
 def _check_columns(path: Path, wanted: list[str], there: list[str], option: str) -> None:
+    double = [name for name in wanted if there.count(name) > 1]
+    if double:
+        raise DataError(f"{path} has {there.count(double[0])} columns {double[0]!r}: rename all but one")
     missing = [name for name in wanted if name not in there]
     if missing:
         raise DataError(

@@ -167,13 +167,16 @@ class ByLabel(Protecting):
         :param own: the site's secret, or in a simulation the run's seed
         :param merchant: name of the merchant
         :param gains: gain of each class: RRonBins; None: RRWithPrior
-        :raises TrainingError: the prior is NaN
+        :raises TrainingError: the prior is NaN, or a gain not finite
         """
         prior = _distribution(prior)
-        if gains is None:
-            outputs = candidates(prior, spend.epsilon)
-        else:
-            outputs = bins(prior, torch.tensor(gains, dtype=torch.float64), spend.epsilon)
+        try:
+            if gains is None:
+                outputs = candidates(prior, spend.epsilon)
+            else:
+                outputs = bins(prior, torch.tensor(gains, dtype=torch.float64), spend.epsilon)
+        except ValueError as error:
+            raise TrainingError(f"labels cannot be randomized: {error}") from error
         place: tuple[Part, ...] = (merchant, "labels", spend.part, basis, outputs.numpy().tobytes())
         digest = hashlib.sha256(Keystream(own, *place, "digest").uniform(4).numpy().tobytes()).hexdigest()
         drawn = randomized(labels, outputs, spend.epsilon, Keystream(own, *place, "noise"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.data.examples import Examples
+from fed_distill.errors import BudgetExceeded
 from fed_distill.mechanisms.label import ByLabel, Draw
 from fed_distill.mechanisms.release import Protection
 from fed_distill.merchant.limits import Limits
@@ -102,8 +103,13 @@ class RandomizedLabels:
         if draw is None:
             own = self.protection.own_randomness(request.seed)
             draw = self.mechanism.randomize(labels, prior, spend, basis, own, merchant, self.gains)
-            write_checkpoint(path, {"outputs": draw.outputs, "labels": draw.labels}, {"digest": draw.digest})
-        self.protection.charge_labels(request, merchant, draw.digest, spend)
+            tensors = {"outputs": draw.outputs, "labels": draw.labels}
+            write_checkpoint(path, tensors, {"digest": draw.digest}, private=True)
+        try:
+            self.protection.charge_labels(request, merchant, draw.digest, spend)
+        except BudgetExceeded:
+            path.unlink(missing_ok=True)  # many refused draws would together tell the labels to whoever reads them
+            raise
         return draw
 
     def _path(self, request: TrainRequest, merchant: str, spend: LabelSpend, basis: str) -> Path:

@@ -26,7 +26,11 @@ RESOLUTION = 2**53
 """Sum of the integer weights of a distribution."""
 _MARGIN = 4
 """Added to the weight of a wrong output, more than the error of its computation in float64."""
+_LEAST_EPSILON = 1e-3
+"""With a smaller one, and very many classes, rounding could exceed e^epsilon."""
 _MOST_CLASSES = 2**20
+_MOST_BINNED = 64
+"""Classes with gains: the search for bins is of cubic size in them."""
 
 
 def candidates(prior: Tensor, epsilon: float) -> Tensor:
@@ -60,9 +64,11 @@ def bins(prior: Tensor, gains: Tensor, epsilon: float) -> Tensor:
     :param prior: probabilities ``[examples, classes]``, float64
     :param gains: gain of each class ``[classes]``
     :param epsilon: epsilon of a label
-    :raises ValueError: see ``candidates``
+    :raises ValueError: see ``candidates``; or a gain is not finite or above 1e6, or there are more than 64 classes
     """
     _check(prior, epsilon)
+    if not bool((gains.abs() <= 1e6).all()) or len(gains) > _MOST_BINNED:
+        raise ValueError(f"gains must be at most {_MOST_BINNED} finite numbers up to 1e6, not {gains.tolist()[:9]}")
     order = torch.argsort(gains, descending=True, stable=True)
     shares, classes = prior[:, order], prior.shape[1]
     mass = F.pad(shares.cumsum(dim=1), (1, 0))
@@ -142,12 +148,13 @@ def posterior(released: Tensor, prior: Tensor, outputs: Tensor, epsilon: float) 
 
 def _possible(outputs: Tensor) -> Tensor:
     """Return which classes are released for some label, bool ``[examples, classes]``."""
-    return (outputs.unsqueeze(2) == torch.arange(outputs.shape[1])).any(dim=1)
+    rows, classes = outputs.shape
+    return torch.zeros(rows, classes + 1, dtype=torch.bool).scatter_(1, outputs + 1, True)[:, 1:]
 
 
 def _check(prior: Tensor, epsilon: float) -> None:
-    if not (math.isfinite(epsilon) and epsilon > 0.0):
-        raise ValueError(f"epsilon must be positive and finite, not {epsilon}")
+    if not _LEAST_EPSILON <= epsilon < math.inf:
+        raise ValueError(f"epsilon must be finite and at least {_LEAST_EPSILON:g}, not {epsilon}")
     if prior.dim() != 2 or not 2 <= prior.shape[1] <= _MOST_CLASSES or prior.dtype != torch.float64:
         raise ValueError(f"a prior must be float64 [examples, classes], not {prior.dtype} {list(prior.shape)}")
     sums = prior.sum(dim=1)

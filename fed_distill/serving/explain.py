@@ -157,7 +157,8 @@ def _word_vectors(model: Towers, words: Sequence[FeatureWord]) -> Tensor:
     """Return the part of the text's unit vector of each word, ``[words, width]``."""
     if not words:
         return torch.zeros(1, model.width)[:0]
-    sums = torch.cat([model.bag(word.rows[None]) for word in words])
+    nothing = torch.zeros(1, model.width)  # of a word whose features were all beyond the text's maximum
+    sums = torch.cat([model.bag(word.rows[None]) if len(word.rows) else nothing for word in words])
     length = torch.linalg.vector_norm(sums.sum(dim=0)).clamp_min(1e-6)
     parts: Tensor = sums / length
     return parts

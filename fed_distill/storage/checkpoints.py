@@ -23,12 +23,15 @@ _HEAD = "checkpoint"
 AGAIN = "delete it to train this part again"
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], private: bool = False
+) -> None:
     """Replace the checkpoint at ``path``.
 
     :param path: file to write
     :param tensors: tensors by name
     :param values: JSON-serializable values
+    :param private: make the file readable for its owner only
     :raises CheckpointError: the disk is full; the previous checkpoint is unchanged
     """
     with space_for(path):
@@ -36,7 +39,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     told = json.loads(strict_json(values, str(path)))
     head = strict_json({KEY: _checksum(path, plain, told), "values": told}, str(path))
-    write_atomic(path, save(plain, metadata={_HEAD: head}))  # one entry: safetensors writes several in any order
+    content = save(plain, metadata={_HEAD: head})  # one entry: safetensors writes several in any order
+    write_atomic(path, content, private)
 
 
 def read_checkpoint(path: Path, remedy: str = AGAIN) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -6,6 +6,7 @@ overflow, and under differential privacy an overflow would depend on single exam
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fed_distill.errors import TrainingError
@@ -14,6 +15,9 @@ from fed_distill.transport.messages import Downlink
 
 LARGEST_VALUE = 1e6
 """Maximum magnitude of a value in a downlink."""
+_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types whose values need no check; other types, such as complex numbers, are rejected."""
 
 
 def check_values(down: Downlink, starts: Mapping[str, Weights], where: str = "") -> None:
@@ -49,7 +53,9 @@ def _unusable(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _usable(value: Tensor) -> bool:
-    if not value.is_floating_point() or not value.numel():
+    if value.dtype not in _CHECKED:
+        return value.dtype in _WHOLE
+    if not value.numel():
         return True
     low, high = map(float, value.aminmax())  # NaN if any value is
     return low >= -LARGEST_VALUE and high <= LARGEST_VALUE

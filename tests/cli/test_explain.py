@@ -15,7 +15,7 @@ def test_a_table_of_words_and_their_sum_are_printed(entered, tiny_run):
     rows = [line.split()[:3] for line in out.splitlines()[1:-1]]
     expected = [("query", word) for word in found.query_words] + [("title", word) for word in found.title_words]
     assert rows == [[name, word.text, f"{word.contribution:+.4f}"] for name, word in expected]
-    assert out.splitlines()[-1].startswith(f"score {found.score:.4f} = {found.baseline:.4f} (without words) + ")
+    assert out.splitlines()[-1].startswith(f"score {found.score:.4f} = {found.baseline:.4f} (without words) ")
 
 
 @pytest.mark.parametrize(("query", "message"), [(" ", "query is empty"), ("x" * 10_000, "shorten it")])

@@ -143,7 +143,14 @@ def test_an_unknown_column_role_is_refused(tmp_path: Path) -> None:
         ("rows.csv", "", "rows.csv is empty"),
         ("rows.csv", "search term,product,grade,shop,term_id\n", "rows.csv has no rows"),
         ("rows.csv", 'search term,product,grade,shop,term_id\n"a,b\n', r"cannot read .*rows.csv"),
-        ("rows.csv", "search term,product,grade,shop,term_id\na,b,c,d,e\nf,g,h,i,j,k\n", r"rows.csv: .*line 3, saw 6"),
+        (
+            "rows.csv",
+            "search term,product,grade,shop,term_id\na,b,c,d,e\nf,g,h,i,j,k\n",
+            r"rows.csv, row 2 \(line 3\): 6 fields, and the header has 5: quote texts that contain ','",
+        ),
+        # All rows too long: pandas would take the first column for an index, and shift all others.
+        ("rows.csv", "search term,product,grade,shop,term_id\na,b,c,d,e,f\n", r"rows.csv, row 1 \(line 2\): 6 fields"),
+        ("rows.csv", "product,product,search term,grade,shop,term_id\na,b,c,d,e,f\n", "has 2 columns 'product'"),
         ("rows.jsonl", "{not json\n", r"cannot read .*rows.jsonl"),
         ("rows.jsonl", '{"search term": "a"}\n[1, 2]\n', r"cannot read .*rows.jsonl"),
         ("rows.parquet", "no parquet", r"cannot read .*rows.parquet"),

@@ -18,6 +18,7 @@ STUDIES = [
         "privacy_marketplace",
         "privacy_audit",
         "methods",
+        "carry_over",
         "catalogue",
         "quickstart_seeds",
         "cold_start",

@@ -298,6 +298,8 @@ def test_other_students_in_other_federations_are_charged_until_the_limit(world, 
         if not isinstance(answer, Refusal):
             drawn.append(seen["fedavg-kd", merchant, number].labels)
     assert len(drawn) == 3 and len(charges(site, merchant)) == 3  # at 1 each, of max_epsilon = 3
+    files = list((site.protection.experiment.privacy.ledger / LABELS).rglob("*.safetensors"))
+    assert len(files) == 3 and {file.stat().st_mode & 0o777 for file in files} == {0o600}  # refused draws are deleted
     assert site.protection.ledger("fedavg-kd", 0, merchant).epsilon("label") == 3.0
 
 

@@ -163,9 +163,22 @@ def test_the_mean_posterior_over_outputs_is_the_prior():
     np.testing.assert_allclose(marginal[released.numpy()] @ each.numpy(), known, atol=1e-6)
 
 
+@pytest.mark.parametrize("gains", [[1.0, math.nan], [1.0, math.inf], [1.0, 1e300], [0.0] * 65])
+def test_gains_that_no_bins_can_be_found_for_are_refused(gains):
+    with pytest.raises(ValueError, match="gains must be at most 64 finite numbers"):
+        bins(prior([1 / len(gains)] * len(gains)), torch.tensor(gains), 1.0)
+
+
 @pytest.mark.parametrize(
     ("row", "epsilon"),
-    [([0.5, 0.6], 1.0), ([1.5, -0.5], 1.0), ([math.nan, 1.0], 1.0), ([0.5, 0.5], 0.0), ([0.5, 0.5], math.inf)],
+    [
+        ([0.5, 0.6], 1.0),
+        ([1.5, -0.5], 1.0),
+        ([math.nan, 1.0], 1.0),
+        ([0.5, 0.5], 0.0),
+        ([0.5, 0.5], 1e-9),
+        ([0.5, 0.5], math.inf),
+    ],
 )
 def test_what_is_no_prior_or_no_epsilon_is_refused(row, epsilon):
     with pytest.raises(ValueError, match=r"prior|epsilon"):

@@ -104,6 +104,13 @@ def test_features_of_words_are_those_of_the_text_each_once(text, most):
     assert of_words == sorted(kept[kept > 0].tolist())
 
 
+def test_a_word_beyond_the_longest_text_contributes_nothing(task):
+    with seeds.scope(0, "explained student"):
+        model = build_student("two-tower", {**SMALL, "max_features": 20}, task)
+    found = explain(Student(model, StudentDescription(task, 400)), "usb " * 30 + "hub", "hub")
+    assert len(found.query_words) == 31 and found.query_words[-1].contribution == 0.0
+
+
 @pytest.mark.parametrize("name", ["lstm", "bert-mini", "distilbert"])
 def test_contributions_of_tokens_add_up_too(make, name):
     student = make(name)

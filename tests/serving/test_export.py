@@ -11,12 +11,14 @@ import torch
 
 from fed_distill import load_student
 from fed_distill.data import load
-from fed_distill.errors import ConfigError, ModelError
+from fed_distill.errors import ConfigError, DataError, ModelError
 from fed_distill.evaluation.metrics import ranking
 from fed_distill.models import TextModel
 from fed_distill.serving import export as exporting
 from fed_distill.serving.export import export_student
 from fed_distill.serving.exported_folder import VARIANTS
+from fed_distill.serving.index import Product, ProductIndex
+from fed_distill.serving.index_files import load_index, save_index
 from fed_distill.serving.runtime import load_exported
 
 ALL = ("two-tower", "two-tower, one text", "static", "lstm", "lstm, one text", "bert-mini")
@@ -45,6 +47,20 @@ def test_each_variant_is_close_to_the_trained_student(kind, variant, exported):
         ranked, right = found.rank(TEXTS[0], TEXTS), student.rank(TEXTS[0], TEXTS)
         np.testing.assert_allclose(ranked.scores, right.scores, atol=2 * CLOSE[variant])
     assert found.predict([], [] if student.task.pair else None).shape == (0, len(student.classes))
+
+
+def test_an_index_of_the_trained_student_serves_its_exports_but_not_the_pruned_one(exported, tmp_path):
+    """Rounded rows hardly turn a vector; a row that is missing does."""
+    folder, export = exported("two-tower")
+    student = load_student(folder)
+    assert {load_exported(export, name).digest for name in CLOSE} == {student.digest}
+    index = ProductIndex.build(load_exported(export, "int8"), [Product(str(n), text) for n, text in enumerate(TEXTS)])
+    save_index(index, tmp_path / "index", student.digest)
+    found = load_index(tmp_path / "index", load_exported(export), load_exported(export).digest)
+    assert [hit.id for hit in found.search(TEXTS[0], 1)] == [hit.id for hit in index.search(TEXTS[0], 1)]
+    pruned = load_exported(export, "pruned")
+    with pytest.raises(DataError, match="of another student"):
+        load_index(tmp_path / "index", pruned, pruned.digest)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -89,6 +105,8 @@ def test_results_do_not_depend_on_batches(kind, exported, monkeypatch):
 def test_scoring_imports_neither_torch_nor_onnx(kind, exported):
     code = """
 import json, sys
+from fed_distill.serving.index import Product, ProductIndex
+from fed_distill.serving.index_files import load_index, save_index
 from fed_distill.serving.runtime import load_exported
 student = load_exported(sys.argv[1], "int8")
 scores = student.rank("red phone", ["blue shoe", "red phone pro"]).scores

@@ -132,7 +132,7 @@ def test_a_student_without_gains_is_rejected_before_anything_is_embedded(searchi
             return searching.embed(texts)
 
     object.__setattr__(searching.task, "gains", None)
-    with pytest.raises(DataError, match="no gains"):
+    with pytest.raises(DataError, match="has no score of a title"):
         ProductIndex.build(Embeds(), products(TITLES))
 
 

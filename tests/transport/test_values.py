@@ -43,3 +43,9 @@ def test_soft_labels_initial_weights_and_numbers_are_checked_too(value):
         check_values(sound(), {"lstm": {"w": torch.tensor([0.0, value])}})
     with pytest.raises(TrainingError, match=r"^number 'rate' of the downlink"):
         check_values(Downlink(1, (), {"rate": value}), {})
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_types_that_no_student_has_are_rejected(dtype):
+    with pytest.raises(TrainingError, match="weights 'b' of the downlink"):
+        check_values(sound().having(StudentWeights({"b": torch.zeros(2).to(dtype)})), {})
