@@ -290,7 +290,12 @@ def test_errors_say_what_the_service_says(open_page):
     page.get_by_label("Access key").fill("wrong")
     search(page)
     assert page.get_by_role("alert").inner_text() == "send a valid access key (unauthorized)"
-    page.get_by_label("Access key").fill(KEY)
+    page.get_by_label("Access key").fill("手 1")
+    search(page)
+    assert "ASCII characters and no blanks" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Access key").fill(f" {KEY} ")
+    search(page)
+    assert not page.get_by_role("alert").is_visible()
     page.route("**/search", lambda route: route.fulfill(status=502, body="<html>bad gateway</html>"))
     search(page)
     assert page.get_by_role("alert").inner_text() == "The service gave no reason. (HTTP 502)"

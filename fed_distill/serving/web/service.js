@@ -8,9 +8,14 @@ export class ServiceError extends Error {
   }
 }
 
-/** Return the headers of a request with an access key, which may be empty. */
+/**
+ * Return the headers of a request with an access key, which may be empty.
+ * @throws {ServiceError} the key cannot be one
+ */
 export function authorization(key) {
-  return key ? { Authorization: `Bearer ${key}` } : {};
+  const pasted = key.trim();
+  if (/[^!-~]/.test(pasted)) throw new ServiceError("invalid key", "An access key has ASCII characters and no blanks.");
+  return pasted ? { Authorization: `Bearer ${pasted}` } : {};
 }
 
 /**
@@ -19,14 +24,15 @@ export function authorization(key) {
  * @param {object} content
  * @param {string} key access key, or ""
  * @param {AbortSignal} signal
- * @throws {ServiceError} the service refuses the request, or cannot be reached
+ * @throws {ServiceError} the service refuses the request or cannot be reached, or the key cannot be one
  */
 export async function post(route, content, key, signal) {
+  const headers = { "Content-Type": "application/json", ...authorization(key) };
   let response;
   try {
     response = await fetch(new URL(route, document.baseURI), {
       method: "POST",
-      headers: { "Content-Type": "application/json", ...authorization(key) },
+      headers,
       body: JSON.stringify(content),
       credentials: "omit",
       cache: "no-store",
