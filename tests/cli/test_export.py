@@ -45,4 +45,4 @@ def test_quality_that_was_not_measured_is_a_dash(monkeypatch, tmp_path):
     monkeypatch.setattr(exporting, "export_student", lambda *given: asked.append(given) or description(None))
     done = CliRunner().invoke(app, ["export", "runs/a", "--to", str(tmp_path), "--no-quality"])
     assert next(line for line in done.output.splitlines() if line.startswith("int8")).split()[-1] == "–"
-    assert asked == [(Path("runs/a"), tmp_path, None, False)]
+    assert asked == [(Path("runs/a"), tmp_path, None, False, None)]
