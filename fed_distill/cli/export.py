@@ -32,12 +32,20 @@ def export(
     quality: Annotated[
         bool, typer.Option("--quality/--no-quality", help="measure each variant on the run's test data")
     ] = True,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIANT",
+            help="also write the folder web/ for JavaScript (of two-tower students), with int8 or float32 weights",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a student as ONNX graphs that run without torch, and show what each variant costs and gives."""
     from fed_distill.serving.export import export_student
 
     names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
-    found = export_student(run, to, names, quality)
+    found = export_student(run, to, names, quality, web)
     console = Console()
     console.print(_table(found))
     console.print(f"export: {escape(str(to))}", soft_wrap=True)

@@ -34,6 +34,7 @@ from fed_distill.serving.exported_folder import (
     HEAD,
     VARIANTS,
     VECTORS,
+    WEB,
     ExportDescription,
     Graph,
     GraphFile,
@@ -48,6 +49,7 @@ from fed_distill.serving.measuring import latencies, percentiles, quality_on_tes
 from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.scorer import Scorer
 from fed_distill.serving.student import Student, load_student, student_folder
+from fed_distill.serving.web_export import check_web, write_web
 from fed_distill.storage.files import leads_out, make_folder, replace_folder, strict_json
 from fed_distill.storage.versions import versions
 from fed_distill.text.encoders import TOKENIZER, encoder_of
@@ -60,13 +62,14 @@ _CARD, _WEIGHTS = "README.md", "model.safetensors"
 
 
 def export_student(
-    run: Path, to: Path, variants: Sequence[str] | None = None, quality: bool = True
+    run: Path, to: Path, variants: Sequence[str] | None = None, quality: bool = True, web: str | None = None
 ) -> ExportDescription:
     """Write the student of ``run`` to the new folder ``to``, atomically, and measure each variant.
 
     :param run: folder of a run, or of a student if ``quality`` is False
     :param variants: names of variants; None for all that the student has
     :param quality: whether to measure the headline metric on the run's test data
+    :param web: variant of the folder ``web``, which JavaScript reads (``web_export``); None for no such folder
     :raises ConfigError: packages are missing, ``to`` is not empty or in the student's folder, a variant is unknown, or
         the run has no experiment
     :raises ModelError: the student cannot be loaded or exported, or its float32 variant is not equal to it
@@ -80,6 +83,7 @@ def export_student(
         raise ConfigError(f"{to} is inside the student's own folder {folder}: choose a folder outside of it")
     student, description = load_student(folder), StudentDescription.read(folder)
     names = _chosen(student.model, variants)
+    web_variant = None if web is None else check_web(student, web)
     encoder_of(student.model.text_encoding, folder)
     data = _data_of(folder, run) if quality else None
     found: list[ExportDescription] = []
@@ -93,6 +97,8 @@ def export_student(
         written = _write_variants(target, student, names)
         _write(target, written)
         _check_equal(target, expected)
+        if web_variant is not None:
+            write_web(target / WEB, student, folder, web_variant)
         weights = (folder / _WEIGHTS).stat().st_size
         longest = description.max_characters
         measured = {name: _measured(load_exported(target, name), longest, expected, data) for name in written.variants}

@@ -19,6 +19,11 @@ CONFORMANCE = "conformance.json"
 EXPORT_FORMAT = 1
 """Version of ``export.json``. Increase it with any change by which an earlier program would misread an export."""
 
+WEB = "web"
+"""Folder of an export for JavaScript; ``web_export`` writes it."""
+WEB_WEIGHTS = "weights.bin"
+WEB_FILES = (DESCRIPTION, WEB_WEIGHTS)
+
 GraphName = Literal["vectors.onnx", "head.onnx", "classifier.onnx"]
 VECTORS: GraphName = "vectors.onnx"
 HEAD: GraphName = "head.onnx"

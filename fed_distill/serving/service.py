@@ -36,7 +36,9 @@ from fed_distill.serving.api_models import (
     WordAnswer,
 )
 from fed_distill.serving.batching import Overloaded
+from fed_distill.serving.exported_folder import WEB
 from fed_distill.serving.gate import Gate, Refused, Rules
+from fed_distill.serving.page import mount_page, page_files, student_paths
 from fed_distill.serving.scorer import Ranked
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
@@ -56,7 +58,10 @@ _RULES: Rules = {
     "/health": None,
     "/ready": None,
     "/openapi.json": None,
+    **dict.fromkeys(page_files()),
+    **dict.fromkeys(student_paths(), "rank"),
 }
+"""The scope that each route requires of a key; None: none."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -113,6 +118,8 @@ def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
     _add_errors(app)
     _add_routes(app, students, config.limits, metrics)
     _add_state(app, students, metrics)
+    web = config.service.student / WEB
+    mount_page(app, web if web.is_dir() else None)
     return app
 
 

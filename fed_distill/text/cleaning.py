@@ -12,7 +12,7 @@ from collections.abc import Callable
 _DIGITS = r"(?:[ ./-]?\(?\d{1,5}\)?)"
 
 
-_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
+PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("email", re.compile(r"(?<![\w.+-])[\w.%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])")),
     (
         "card",
@@ -37,15 +37,17 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("phone", re.compile(r"(?<![\w-])1[3-9]\d([ -])\d{4}\1\d{4}(?![\w-])")),
 )
-_PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,2}){7}")
-
-
-_ISSUERS = {
+"""What is masked, in this order: kind and pattern. A card also needs an issuer's prefix and a check digit, and a phone
+7 to 15 digits."""
+PERHAPS = re.compile(r"@|(?:\d[ ./()-]{0,2}){7}")
+"""Occurs in every text in which something is masked."""
+ISSUERS = {
     14: re.compile(r"3(?:0[0-5]|[689])"),
     15: re.compile(r"3[47]"),
     16: re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|6(?:011|4[4-9]|5|2)|35(?:2[89]|[3-8])"),
     19: re.compile(r"4|62"),
 }
+"""Prefixes of issuers of cards, by the number of a card's digits."""
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -67,10 +69,10 @@ def collapse(text: str) -> str:
 
 def mask(text: str, counts: Counter[str] | None = None) -> str:
     """Replace personal data in ``text`` by ``[email]``, ``[card]`` or ``[phone]``; add what was found to ``counts``."""
-    if not _PERHAPS.search(text):
+    if not PERHAPS.search(text):
         return text
     tally: Counter[str] = Counter() if counts is None else counts
-    for kind, pattern in _PATTERNS:
+    for kind, pattern in PATTERNS:
         text = pattern.sub(_replacer(kind, tally), text)
     return text
 
@@ -90,7 +92,7 @@ def _replacer(kind: str, tally: Counter[str]) -> Callable[[re.Match[str]], str]:
 
 
 def _is_card(digits: str) -> bool:
-    issuer = _ISSUERS.get(len(digits))
+    issuer = ISSUERS.get(len(digits))
     return issuer is not None and issuer.match(digits) is not None and luhn(digits)
 
 

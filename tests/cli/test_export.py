@@ -31,12 +31,13 @@ def description(quality):
 def test_a_row_has_size_share_latency_difference_and_quality(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(exporting, "export_student", lambda *given: asked.append(given) or description(0.94321))
-    done = CliRunner().invoke(app, ["export", "runs/a", "--to", str(tmp_path), "--variants", "int8, float16"])
+    arguments = ["export", "runs/a", "--to", str(tmp_path), "--variants", "int8, float16", "--web", "int8"]
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line.strip()}
     assert rows["int8"] == ["int8", "2.50", "25", "%", "1.25", "3.75", "4.0e-03", "0.9432"]
     assert rows["trained"][2:5] == ["10.00", "100", "%"]
-    assert asked == [(Path("runs/a"), tmp_path, ["int8", "float16"], True)]
+    assert asked == [(Path("runs/a"), tmp_path, ["int8", "float16"], True, "int8")]
 
 
 def test_quality_that_was_not_measured_is_a_dash(monkeypatch, tmp_path):
@@ -44,4 +45,4 @@ def test_quality_that_was_not_measured_is_a_dash(monkeypatch, tmp_path):
     monkeypatch.setattr(exporting, "export_student", lambda *given: asked.append(given) or description(None))
     done = CliRunner().invoke(app, ["export", "runs/a", "--to", str(tmp_path), "--no-quality"])
     assert next(line for line in done.output.splitlines() if line.startswith("int8")).split()[-1] == "–"
-    assert asked == [(Path("runs/a"), tmp_path, None, False)]
+    assert asked == [(Path("runs/a"), tmp_path, None, False, None)]
