@@ -17,6 +17,8 @@ _SAMPLE = 200
 _FULL = 20_000_000
 """Most evaluations of the head to measure the recall of the first stage; fewer titles are searched for otherwise."""
 _BEST = 10
+_THREADS = 256
+"""Most threads: usearch has memory for each one."""
 
 
 class SearchEngine(StrEnum):
@@ -40,12 +42,13 @@ def index(
     ] = SearchEngine.EXACT,
     id_column: Annotated[str, typer.Option(help="column of unique ids")] = "id",
     title_column: Annotated[str, typer.Option(help="column of titles")] = "title",
-    threads: Annotated[int, typer.Option(min=1, help="threads that build the graph of usearch")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=_THREADS, help="threads that build the graph of usearch")] = 1,
 ) -> None:
     """Embed the titles of a catalogue, so that they can be searched.
 
     Rows whose title is empty or longer than the student's training data are skipped and counted; a missing or repeated
-    id is an error. An interrupted command leaves the former index, and starts anew when it is repeated.
+    id is an error. Titles without any feature, such as punctuation, are kept and counted: no search finds them. An
+    interrupted command leaves the former index, and starts anew when it is repeated.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -76,6 +79,9 @@ def index(
     if file.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(file.skipped.items()))
         lines.append(f"skipped titles: {reasons}; first: {'; '.join(file.first_skipped)}")
+    empty = int((~built.snapshot()[0].vectors.any(axis=1)).sum())
+    if empty:
+        lines.append(f"titles without a word that the student reads, which no search finds: {empty:,}")
     sys.stdout.write("\n".join([*lines, *_recalls(built, model)]) + "\n")
 
 
@@ -87,8 +93,11 @@ def _recalls(built: "ProductIndex", model: "Student") -> list[str]:
     from fed_distill.serving.recall import first_stage_recall, graph_recall
 
     products = built.snapshot()[0]
-    rows = np.unique(np.linspace(0, len(products.vectors) - 1, _SAMPLE).astype(np.int64))
-    queries = products.vectors[rows]
+    searchable = np.flatnonzero(products.vectors.any(axis=1))
+    if not len(searchable):
+        return ["recall: not measured, as no title can be found"]
+    places = np.unique(np.linspace(0, len(searchable) - 1, _SAMPLE).astype(np.int64))
+    queries = products.vectors[searchable[places]]
     lines = []
     if built.engine == "usearch":
         found = graph_recall(products, queries, _BEST, CANDIDATES)

@@ -18,6 +18,7 @@ from fed_distill.cli.explain import explain
 from fed_distill.cli.export import export
 from fed_distill.cli.index import index
 from fed_distill.cli.ledger import ledger_app
+from fed_distill.cli.serve import serve
 from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study
 from fed_distill.cli.tune import tune
@@ -42,6 +43,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(sites_app, name="sites")
 app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
 app.command(epilog="Example: fed-distill export runs/quickstart --to exported")(export)
+app.command(epilog="Example: fed-distill serve exported")(serve)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
 Settings = Annotated[

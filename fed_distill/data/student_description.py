@@ -17,6 +17,8 @@ from fed_distill.storage.files import read_json
 FORMAT = 1
 """Version of ``student.json``. Increase it with any change by which an earlier program would misread a student."""
 DESCRIPTION = "student.json"
+_LARGEST_GAIN = 1e6
+"""Largest magnitude of a class's gain: expected gains of float32 probabilities stay finite and comparable."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class StudentDescription:
                 raise ValueError(f"classes {task.classes} must be distinct, with {task.positive!r} among them")
             if task.gains is not None and len(task.gains) != len(task.classes):
                 raise ValueError(f"{len(task.gains)} gains of {len(task.classes)} classes")
+            if not all(abs(gain) <= _LARGEST_GAIN for gain in task.gains or ()):  # not of NaN either
+                raise ValueError(f"gains {task.gains} must be finite, and of magnitude {_LARGEST_GAIN:.0e} at most")
             return cls(task, TypeAdapter(PositiveInt).validate_python(content["text"]["max_characters"]))
         except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{path} is not a student's description: {error}") from error

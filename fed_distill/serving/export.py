@@ -50,7 +50,7 @@ from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.scorer import Scorer
 from fed_distill.serving.student import Student, load_student, student_folder
 from fed_distill.serving.web_export import check_web, write_web
-from fed_distill.storage.files import make_folder, replace_folder, strict_json
+from fed_distill.storage.files import leads_out, make_folder, replace_folder, strict_json
 from fed_distill.storage.versions import versions
 from fed_distill.text.encoders import TOKENIZER, encoder_of
 
@@ -70,7 +70,8 @@ def export_student(
     :param variants: names of variants; None for all that the student has
     :param quality: whether to measure the headline metric on the run's test data
     :param web: variant of the folder ``web``, which JavaScript reads (``web_export``); None for no such folder
-    :raises ConfigError: packages are missing, ``to`` is not empty, a variant is unknown, or the run has no experiment
+    :raises ConfigError: packages are missing, ``to`` is not empty or in the student's folder, a variant is unknown, or
+        the run has no experiment
     :raises ModelError: the student cannot be loaded or exported, or its float32 variant is not equal to it
     :raises DataError: the run's data cannot be loaded
     """
@@ -78,6 +79,8 @@ def export_student(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not empty: choose another folder, or delete it")
     folder = student_folder(run)
+    if not leads_out(to, folder):
+        raise ConfigError(f"{to} is inside the student's own folder {folder}: choose a folder outside of it")
     student, description = load_student(folder), StudentDescription.read(folder)
     names = _chosen(student.model, variants)
     web_variant = None if web is None else check_web(student, web)

@@ -4,6 +4,7 @@ A folder names no file to open: the names of graphs are fixed, and a link that l
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from fed_distill.data.student_description import DESCRIPTION
 from fed_distill.errors import ModelError
+from fed_distill.storage.files import leads_out
 
 EXPORT = "export.json"
 CONFORMANCE = "conformance.json"
@@ -30,6 +32,10 @@ VariantName = Literal["float32", "float16", "int8", "pruned"]
 VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 _MOST_JSON = 1 << 26
 """Largest JSON file that is read, bytes; the texts of a tokenizer have a few million."""
+_MOST_GRAPH = (1 << 31) - 1
+"""Largest graph, bytes: protobuf, and thus ONNX, has no larger messages."""
+_WIDEST = 1 << 16
+"""Largest width of a text's vector."""
 
 
 class _Strict(BaseModel):
@@ -39,7 +45,7 @@ class _Strict(BaseModel):
 class GraphFile(_Strict):
     """Size and SHA-256 of a file, by which damage is found. They do not say who wrote it."""
 
-    bytes: PositiveInt
+    bytes: Annotated[int, Field(ge=1, le=_MOST_GRAPH)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -102,7 +108,7 @@ class ExportDescription(_Strict):
     format: Literal[1]
     student: str
     kind: str
-    width: PositiveInt | None
+    width: Annotated[int, Field(ge=1, le=_WIDEST)] | None
     graphs: dict[GraphName, Graph]
     metric: str
     trained: TrainedStudent | None = None
@@ -141,17 +147,20 @@ class ExportDescription(_Strict):
 def read_inside(folder: Path, name: str, most: int) -> bytes:
     """Return the content of the file ``name`` of ``folder``, of at most ``most`` bytes.
 
-    :raises ModelError: it is missing, larger, or a link that leads out of the folder
+    :raises ModelError: it is missing, larger, no regular file, or a link that leads out of the folder
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if leads_out(path, folder):
         raise ModelError(f"{path} leads out of the folder of the export: copy the file itself")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is not a regular file: export the student again")
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size  # a read allocates all that it is asked for
+            content = file.read(size) if size <= most else None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; export the student again") from error
-    if len(content) > most:
+    if content is None:
         raise ModelError(f"{path} has more than the {most:,} bytes expected: export the student again")
     return content
 

@@ -156,6 +156,12 @@ class ProductIndex:
         """How the nearest vectors are found: ``exact`` or ``usearch``."""
         return self._engine
 
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        """Return the vectors of products, float32 ``[n, width]``; raise DataError if an id is not in the index."""
+        with self._writing:
+            rows = np.array([self._known(id) for id in ids], dtype=np.int64)
+            return _vectors(self._snapshot, rows)
+
     def search(self, query: str, k: int = 10, candidates: int = CANDIDATES) -> list[Hit]:
         """Return the best ``k`` products for ``query`` by expected gain, best first.
 

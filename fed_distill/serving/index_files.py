@@ -3,34 +3,62 @@
 ``index.json`` (format, engine, width, number of products, the student's digest) names the files of the newest content:
 ``vectors-N.npy`` (float32 ``[n, width]``), ``products-N.arrow`` (Arrow IPC file with the columns ``id`` and ``title``)
 and, of the engine ``usearch``, ``graph-N.usearch``. New content has files of new names; replacing ``index.json``, which
-is one atomic rename, makes it the index. Nothing is pickled. NumPy and Arrow check what they read, usearch does not
-promise to: read graphs only from folders that you trust.
+is one atomic rename, makes it the index. Nothing is pickled. Vectors and products are read with distrust: they must be
+as written here, uncompressed, so that they are mapped and need no memory beyond their files. usearch does not promise
+to check what it reads: read graphs only from folders that you trust.
 """
 
 import fcntl
 import os
+import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fed_distill.errors import CheckpointError, DataError
 from fed_distill.serving.graph import NeighbourGraph
-from fed_distill.serving.index import ProductBlock, ProductIndex, VectorStudent
-from fed_distill.storage.files import make_folder, read_json, space_for, strict_json, sync_folder, write_atomic
+from fed_distill.serving.index import Engine, ProductBlock, ProductIndex, VectorStudent
+from fed_distill.serving.nearest import Vectors
+from fed_distill.storage.files import (
+    leads_out,
+    make_folder,
+    read_json,
+    space_for,
+    strict_json,
+    sync_folder,
+    write_atomic,
+)
 
 FORMAT = 1
 """Version of the folder. Increase it with any change by which an earlier program would misread an index."""
 INDEX = "index.json"
+_SCHEMA = pa.schema([("id", pa.large_string()), ("title", pa.large_string())])
+_MAGIC = b"ARROW1\0\0"
+"""First bytes of an Arrow file; messages follow."""
 _BATCH = 65536
+_UNIT = 1e-3
+"""Largest difference of the squared length of a unit vector from 1."""
 _ATTEMPTS = 3
 """Attempts to read an index that is replaced meanwhile."""
 _KINDS = {"vectors": "npy", "products": "arrow", "graph": "usearch"}
+
+
+class _Description(BaseModel):
+    """Content of ``index.json``, apart from ``format`` and ``student``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    engine: Engine
+    products: NonNegativeInt
+    width: PositiveInt
+    files: dict[Literal["vectors", "products", "graph"], Annotated[str, Field(min_length=1)]]
 
 
 class ArrowTexts(Sequence[str]):
@@ -121,7 +149,11 @@ def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductInde
     for _ in range(_ATTEMPTS):
         content = _read_description(path, digest)
         try:
-            return ProductIndex(student, _read_block(folder, content))
+            description = _Description.model_validate(content)
+            width = student.embed([]).shape[1]
+            if description.width != width:
+                raise ValueError(f"width is {description.width}, and the student's vectors have {width}")
+            return ProductIndex(student, _read_block(folder, description))
         except FileNotFoundError as error:  # another process may have replaced the index
             missing = error
         except (
@@ -131,6 +163,7 @@ def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductInde
             LookupError,
             TypeError,
             AttributeError,
+            struct.error,
             pa.ArrowException,
         ) as error:
             raise DataError(f"{folder} is not an intact index: {error}; build it again: fed-distill index") from error
@@ -138,12 +171,14 @@ def load_index(folder: Path, student: VectorStudent, digest: str) -> ProductInde
 
 
 def _read_description(path: Path, digest: str) -> dict[str, Any]:
+    if leads_out(path, path.parent):
+        raise DataError(f"{path} leads out of the folder of the index: copy the file itself")
     try:
         content: dict[str, Any] = read_json(path)
         number, student = content["format"], content["student"]
     except (CheckpointError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{path.parent} is not an index of products: {error}; build it: fed-distill index") from error
-    if number != FORMAT:
+    if type(number) is not int or number != FORMAT:
         raise DataError(
             f"{path} has format {number!r}, and this version of fed-distill reads format {FORMAT}: build the index "
             "again with fed-distill index"
@@ -156,36 +191,103 @@ def _read_description(path: Path, digest: str) -> dict[str, Any]:
     return content
 
 
-def _read_block(folder: Path, content: dict[str, Any]) -> ProductBlock:
-    size, width, files = int(content["products"]), int(content["width"]), content["files"]
-    for name in files.values():
-        if Path(name).name != name:
+def _read_block(folder: Path, description: _Description) -> ProductBlock:
+    size, width, paths = description.products, description.width, {}
+    kinds = [kind for kind in _KINDS if kind != "graph" or description.engine == "usearch"]
+    if sorted(description.files) != sorted(kinds):
+        raise ValueError(f"files has {sorted(description.files)}, and engine {description.engine!r} {sorted(kinds)}")
+    for kind, name in description.files.items():
+        path = folder / name
+        if Path(name).name != name or leads_out(path, folder):
             raise ValueError(f"file {name!r} is outside the folder")
-    vectors = np.load(folder / files["vectors"], mmap_mode="r" if size else None, allow_pickle=False)
-    if vectors.shape != (size, width) or vectors.dtype != np.float32:
-        raise ValueError(f"{files['vectors']} has {vectors.dtype} {list(vectors.shape)}")
-    ids, titles = _read_products(folder / files["products"], size)
-    graph = NeighbourGraph.read(folder / files["graph"], size, width) if content["engine"] == "usearch" else None
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{name!r} is not a file")
+        paths[kind] = path
+    vectors = _read_vectors(paths["vectors"], size, width)
+    ids, titles = _read_products(paths["products"], size)
+    graph = NeighbourGraph.read(paths["graph"], size, width) if "graph" in paths else None
     return ProductBlock(vectors, np.ones(size, dtype=np.bool_), ids, titles, graph)
 
 
+def _read_vectors(path: Path, size: int, width: int) -> Vectors:
+    """Map the vectors, float32 ``[size, width]``; raise ValueError if the file has others."""
+    with path.open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # the parser of headers raises nothing narrower
+            raise ValueError(f"{path.name} has no header of NumPy: {error}") from error
+        start, end = file.tell(), os.fstat(file.fileno()).st_size
+    if version != (1, 0) or fortran or dtype != np.dtype("<f4") or shape != (size, width):
+        raise ValueError(f"{path.name} has {dtype} {list(shape)}")
+    if end - start != 4 * size * width:
+        raise ValueError(f"{path.name} has {end - start:,} bytes of vectors, and must have {4 * size * width:,}")
+    if not size:
+        return np.empty((0, width), dtype=np.float32)
+    vectors: Vectors = np.memmap(path, dtype=np.float32, mode="r", offset=start, shape=(size, width))
+    for first in range(0, size, _BATCH):
+        rows = vectors[first : first + _BATCH]
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.einsum("nw,nw->n", rows, rows)
+            wrong = np.flatnonzero(~((lengths == 0) | (np.abs(lengths - 1) <= _UNIT)))
+        if len(wrong):
+            raise ValueError(f"row {first + int(wrong[0])} of {path.name} is not a vector of length 1 or 0")
+    return vectors
+
+
 def _write_products(path: Path, block: ProductBlock) -> None:
-    schema = pa.schema([("id", pa.large_string()), ("title", pa.large_string())])
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         for start in range(0, len(block.vectors), _BATCH):
             rows = slice(start, min(start + _BATCH, len(block.vectors)))
             columns = [list(block.ids[rows]), list(block.titles[rows])]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
 
 def _read_products(path: Path, size: int) -> tuple[ArrowTexts, ArrowTexts]:
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    for name in ("id", "title"):
-        column = table.column(name)
-        if not pa.types.is_large_string(column.type) or len(column) != size or column.null_count:
-            raise ValueError(f"{path.name}: column {name!r} is not {size:,} strings")
+    """Map the ids and titles; raise ValueError if the file is not as ``_write_products`` writes it.
+
+    Its messages are read one by one, in order, as each must be checked before Arrow would decompress it.
+    """
+    source = pa.memory_map(str(path))
+    if source.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError(f"{path.name} is not an Arrow file")
+    messages = iter(pa.ipc.MessageReader.open_stream(source))
+    first = next(messages, None)
+    if first is None or first.type != "schema" or not pa.ipc.read_schema(first).equals(_SCHEMA, check_metadata=True):
+        raise ValueError(f"{path.name} has other columns than id and title, two texts")
+    batches = []
+    for message in messages:
+        if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+            raise ValueError(f"{path.name} is compressed, or has other content than rows")
+        batches.append(pa.ipc.read_record_batch(message, _SCHEMA))
+    table = pa.Table.from_batches(batches, _SCHEMA)
     table.validate(full=True)
+    for name in _SCHEMA.names:
+        if len(table) != size or table.column(name).null_count:
+            raise ValueError(f"{path.name}: column {name!r} is not {size:,} strings")
+    if pc.count_distinct(table.column("id")).as_py() != size:
+        raise ValueError(f"{path.name} has an id twice")
     return ArrowTexts(table.column("id")), ArrowTexts(table.column("title"))
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Return whether the buffers of a record batch are compressed, which PyArrow does not tell.
+
+    :param metadata: a ``Message`` of Arrow's Message.fbs, which Arrow has verified. Its field 2, ``header``, is a table
+        ``RecordBatch``, and field 3 of this, ``compression``, is absent if there is none
+    """
+    message: int = struct.unpack_from("<I", metadata, 0)[0]
+    header = message + _field(metadata, message, 2)
+    batch: int = header + struct.unpack_from("<I", metadata, header)[0]
+    return _field(metadata, batch, 3) != 0
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Return the offset of a field in a table of FlatBuffers, from the table's start; 0 if it is absent."""
+    offsets = table - struct.unpack_from("<i", data, table)[0]
+    (size,) = struct.unpack_from("<H", data, offsets)
+    place = 4 + 2 * number
+    return int(struct.unpack_from("<H", data, offsets + place)[0]) if place < size else 0
 
 
 def _content(folder: Path) -> list[Path]:

@@ -19,10 +19,11 @@ from fed_distill.serving.exported_folder import (
     VECTORS,
     ExportDescription,
     GraphName,
+    VariantName,
     check_inside,
 )
 from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
-from fed_distill.text.encoders import Encoder, encoder_of
+from fed_distill.text.encoders import TOKENIZER, Encoder, encoder_of
 from fed_distill.text.tokens import Fields
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ExportedStudent(Scorer):
     """
 
     def __init__(
-        self, scoring: "OnnxScoring", student: StudentDescription, description: ExportDescription, variant: str
+        self, scoring: "OnnxScoring", student: StudentDescription, description: ExportDescription, variant: VariantName
     ) -> None:
         super().__init__(scoring, student)
         self.description, self.variant = description, variant
@@ -58,6 +59,22 @@ class OnnxScoring:
         self.digest = description.student  # smaller numbers hardly turn a vector, and a missing row does
         if variant == "pruned":
             self.digest += "-pruned"
+
+    def check(self, pair: bool, rows: int | None) -> None:
+        """Run each graph once, on one text; raise ModelError if it fails or gives another shape.
+
+        :param pair: whether the task has pairs
+        :param rows: size of the table that features are hashed to, whose last row is looked up; None: not hashed
+        """
+        fields = dict(self._encode(["a"], ["a"] if pair else None))
+        key = "input_ids" if self.width is None else "text_ids"
+        if rows is not None:
+            fields[key] = np.full_like(fields[key], rows - 1)
+        if self.width is None:
+            self._graphs[CLASSIFIER].run(fields)
+            return
+        vectors = self._graphs[VECTORS].run({"ids": fields[key]})
+        self._head(text=vectors, **({"pair": vectors} if pair else {}))
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """See ``Scoring``. With towers, a text that occurs again is embedded once."""
@@ -158,8 +175,10 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
         )
         for name in description.graphs
     }
-    encode = encoder_of(read_encoding(folder), folder)
-    return ExportedStudent(OnnxScoring(graphs, encode, description, variant), student, description, variant)
+    encoding = read_encoding(folder)
+    scoring = OnnxScoring(graphs, encoder_of(encoding, folder), description, chosen)
+    scoring.check(student.task.pair, None if encoding["algorithm"] == TOKENIZER else encoding["rows"])
+    return ExportedStudent(scoring, student, description, chosen)
 
 
 def _session(content: bytes, folder: Path, threads: int) -> "InferenceSession":

@@ -64,6 +64,11 @@ class Scorer:
         self._max_characters = description.max_characters
 
     @property
+    def scoring(self) -> Scoring:
+        """The network, for texts that are cleaned already."""
+        return self._scoring
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the columns of ``predict``."""
         return self.task.classes
@@ -99,14 +104,7 @@ class Scorer:
         :raises DataError: ``pairs`` are missing, superfluous or of another number; or a text is not a string, empty, or
             longer than those of the training data
         """
-        if (pairs is not None) != self.task.pair:
-            raise DataError(
-                f"task {self.task.name!r} has pairs of texts: pass pairs, one for each text"
-                if self.task.pair
-                else f"task {self.task.name!r} has one text: leave pairs out"
-            )
-        if pairs is not None and len(pairs) != len(texts):
-            raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
+        self.check_fields(texts, pairs)
         separator = HISTORY_SEPARATOR if self.task.name == RECOMMEND.name else None
         cleaned = self._clean(texts, "texts", separator)
         return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
@@ -120,7 +118,7 @@ class Scorer:
         gains = self.gains
         cleaned = clean_text(query, "query", self._max_characters)
         probabilities = self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
-        return _ranked(probabilities.astype(np.float64) @ gains)
+        return ranked(probabilities.astype(np.float64) @ gains)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
         """Rank ``titles`` for a shopper by the probability of "recommend".
@@ -129,15 +127,9 @@ class Scorer:
         :param titles: candidates ``[n]``
         :raises DataError: the student is of another task, the history is empty, or a text is unusable (see ``predict``)
         """
-        if self.task.name != RECOMMEND.name:
-            raise DataError(
-                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
-                + ("rank" if self.task.gains else "predict")
-            )
-        if not len(history):
-            raise DataError("history is empty: pass the titles of the last clicks")
+        self.check_history(history)
         joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
-        return _ranked(self._scores(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles"))))
+        return ranked(self.scores(self._scoring.probabilities([joined] * len(titles), self._clean(titles, "titles"))))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return the vector of each text, float32 ``[n, width]``, of length 1; 0 for a text without any feature.
@@ -168,7 +160,28 @@ class Scorer:
                 f"vectors of shapes {query.shape} and {titles.shape} must be ({width},) and (n, {width}): pass those "
                 "of embed"
             )
-        return self._scores(self._scoring.compared(np.broadcast_to(query, titles.shape), titles))
+        return self.scores(self._scoring.compared(np.broadcast_to(query, titles.shape), titles))
+
+    def check_fields(self, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        """Raise DataError if ``pairs`` are missing, superfluous, or of another number than ``texts``."""
+        if (pairs is not None) != self.task.pair:
+            raise DataError(
+                f"task {self.task.name!r} has pairs of texts: pass pairs, one for each text"
+                if self.task.pair
+                else f"task {self.task.name!r} has one text: leave pairs out"
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
+
+    def check_history(self, history: Sequence[str]) -> None:
+        """Raise DataError if the task is not to recommend, or there is no history."""
+        if self.task.name != RECOMMEND.name:
+            raise DataError(
+                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
+                + ("rank" if self.task.gains else "predict")
+            )
+        if not len(history):
+            raise DataError("history is empty: pass the titles of the last clicks")
 
     def _check_towers(self, name: str) -> int:
         """Return the width of a text's vector; raise DataError, naming the method, without towers."""
@@ -179,7 +192,8 @@ class Scorer:
             )
         return self._scoring.width
 
-    def _scores(self, probabilities: Probabilities) -> Scores:
+    def scores(self, probabilities: Probabilities) -> Scores:
+        """Return the score of each title, float64 ``[n]``, by the class probabilities of its pair, ``[n, classes]``."""
         exact = probabilities.astype(np.float64)
         return exact[:, self.task.positive_index] if self.task.gains is None else exact @ self.gains
 
@@ -187,5 +201,6 @@ class Scorer:
         return clean_served(texts, name, self._max_characters, separator)
 
 
-def _ranked(scores: Scores) -> Ranked:
+def ranked(scores: Scores) -> Ranked:
+    """Return the ranking of titles by their scores, ``[n]``."""
     return Ranked(np.argsort(-scores, kind="stable").astype(np.int64), scores)

@@ -33,6 +33,14 @@ def as_file_name(name: str) -> str:
     return f"{quoted[:_LONGEST_NAME]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether ``path`` is, or is under, a link that leads out of ``folder``, or a name that cannot be one."""
+    try:
+        return not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null character
+        return True
+
+
 @contextmanager
 def space_for(path: Path, remedy: str = "continue with --resume") -> Iterator[None]:
     """Raise CheckpointError, naming ``path`` and a remedy, if its disk or quota is full."""

@@ -9,6 +9,8 @@ from fed_distill.text.hashing import bag_rows, bag_specification, piece_specific
 from fed_distill.text.tokens import Fields, HashedTokens, PretrainedTokens
 
 TOKENIZER = "tokenizer.json"
+_LARGEST = (1 << 31) - 1
+"""Largest number of rows or features: rows are int32."""
 
 Encoder = Callable[[Sequence[str], Sequence[str] | None], Fields]
 """Encodes texts, or texts and their pairs. For one vector a text, the fields are ``text_ids`` and ``pair_ids``, else
@@ -29,8 +31,12 @@ def encoder_of(specification: Mapping[str, Any], folder: Path) -> Encoder:
     if algorithm == bag_specification(1, (), 1)["algorithm"]:
         rows, longest = (_number(specification, key) for key in ("rows", "max_features"))
         ngrams = specification.get("ngrams")
-        if not isinstance(ngrams, list) or not all(isinstance(size, int) and 2 <= size <= 8 for size in ngrams):
-            raise ModelError(f"encoding.ngrams must be lengths of 2 to 8 characters, not {ngrams!r}")
+        if (
+            not isinstance(ngrams, list)
+            or not all(type(size) is int and 2 <= size <= 8 for size in ngrams)
+            or len(set(ngrams)) < len(ngrams)
+        ):
+            raise ModelError(f"encoding.ngrams must be distinct lengths of 2 to 8 characters, not {str(ngrams)[:80]}")
         _check_constants(specification, bag_specification(rows, ngrams, longest))
         return _apart(lambda texts: bag_rows(texts, rows, ngrams, longest))
     if algorithm == piece_specification(1, 1)["algorithm"]:
@@ -66,8 +72,8 @@ def _apart(encode: Callable[[Sequence[str]], Any]) -> Encoder:
 
 def _number(specification: Mapping[str, Any], key: str) -> int:
     value = specification.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"encoding.{key} must be a positive integer, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise ModelError(f"encoding.{key} must be a positive integer of at most {_LARGEST:,}, not {value!r}")
     return value
 
 

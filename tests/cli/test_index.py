@@ -60,3 +60,30 @@ def test_a_repeated_id_is_an_error_that_names_the_rows(entered, catalogue, tiny_
     assert code == 2
     assert "row 33: id '7' is that of row 8" in err
     assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--id-column", "", "--title-column", ""], "--id-column is empty"),
+        (["--id-column", "sku", "--title-column", ""], "--title-column is empty"),
+        (["--threads", "100000000"], "1<=x<=256"),
+    ],
+)
+def test_empty_columns_and_threads_without_bound_are_errors(entered, catalogue, tiny_run, tmp_path, options, problem):
+    folder = tmp_path / "index"
+    code, _, err = entered("index", catalogue, "--student", tiny_run.result.folder, "--to", folder, *options)
+    assert code == 2
+    assert problem in err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("title", "recall"), [("toaster", "1.000 (1 titles)"), ("...", "recall: not measured")])
+def test_titles_that_no_search_finds_are_counted(entered, tiny_run, tmp_path, title, recall):
+    path = tmp_path / "catalogue.csv"
+    path.write_text(f"id,title\n1,!!!\n2,???\n3,{title}\n")
+    code, out, err = entered("index", path, "--student", tiny_run.result.folder, "--to", tmp_path / "index")
+    assert code == 0, err
+    assert f"which no search finds: {2 + (title == '...')}" in out
+    assert out.startswith("3 products")
+    assert recall in out

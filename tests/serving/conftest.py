@@ -6,7 +6,7 @@ import torch
 
 from fed_distill import seeds
 from fed_distill.data.student_description import StudentDescription
-from fed_distill.data.tasks import RELEVANCE, SENTIMENT
+from fed_distill.data.tasks import RECOMMEND, RELEVANCE, SENTIMENT
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import save_student
 from fed_distill.serving.export import export_student
@@ -18,6 +18,7 @@ KINDS = {
     "static": ("static", {"width": 8, "vocabulary": "all"}, RELEVANCE),
     "lstm": ("lstm", {"rows": 512, "width": 8}, RELEVANCE),
     "lstm, one text": ("lstm", {"rows": 512, "width": 8}, SENTIMENT),
+    "recommending": ("two-tower", {"rows": 512, "width": 8, "head_width": 8}, RECOMMEND),
     "bert-mini": ("bert-mini", {"rows": 512, "width": 16, "layers": 1}, RELEVANCE),
 }
 

@@ -200,3 +200,10 @@ def test_a_custom_student_is_refused():
 
     with pytest.raises(ModelError, match=r"'own\.module:Own' cannot be exported"):
         exporting._chosen(Own(), None)
+
+
+def test_an_export_is_not_written_into_the_student(exported):
+    student = exported("two-tower")[0]
+    with pytest.raises(ConfigError, match="inside the student's own folder"):
+        export_student(student, student / "in", quality=False)
+    assert not (student / "in").exists()

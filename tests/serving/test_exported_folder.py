@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from fed_distill.errors import ConfigError, ModelError
+from fed_distill.serving.exported_folder import ExportDescription, read_inside
 from fed_distill.serving.runtime import load_exported
 
 
@@ -63,13 +65,56 @@ def test_descriptions_that_are_none_are_refused(name, content, export):
         (lambda content: content["graphs"].pop("head.onnx"), "must have"),
         (lambda content: content.update(width=None), "must have"),
         (lambda content: content.update(width=9), "gives float32"),
+        (lambda content: content.update(width=10**10), "width"),
         (lambda content: content.update(code="import os"), "code"),
+        *(
+            (
+                lambda content, bytes=bytes: content["variants"]["float32"]["files"]["vectors.onnx"].update(
+                    bytes=bytes
+                ),
+                problem,
+            )
+            for bytes, problem in ((10**11, "bytes"), (2**31 - 1, "is damaged"))
+        ),
     ],
 )
 def test_names_and_sizes_are_those_of_the_format(change, problem, export):
     rewrite(export, change)
     with pytest.raises(ModelError, match=problem):
-        load_exported(export).embed(["red"])
+        load_exported(export)
+
+
+def test_a_file_is_not_read_when_it_is_larger_than_expected_nor_when_it_is_none(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_inside(tmp_path, "file", 10**18) == b"12345"  # nothing of this size is allocated
+    with pytest.raises(ModelError, match="more than the 4 bytes"):
+        read_inside(tmp_path, "file", 4)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelError, match="not a regular file"):
+        read_inside(tmp_path, "pipe", 4)
+
+
+@pytest.mark.parametrize("gain", ["NaN", "Infinity", "-Infinity", "1e308", "-1e7"])
+def test_gains_are_finite_and_not_huge(gain, export):
+    path = export / "student.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    count = len(content["task"]["gains"])
+    content["task"]["gains"] = "GAINS"
+    path.write_text(json.dumps(content).replace('"GAINS"', f"[{', '.join([gain] * count)}]"), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"gains .* must be finite|NaN|Infinity"):
+        load_exported(export)
+
+
+@pytest.mark.parametrize("kind", ["two-tower", "lstm", "lstm, one text", "bert-mini"])
+def test_a_table_has_the_rows_of_the_encoding(kind, exported, tmp_path):
+    export = shutil.copytree(exported(kind)[1], tmp_path / "export")
+    path = export / "student.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["encoding"]["rows"] += 1
+    path.write_text(json.dumps(content), encoding="utf-8")
+    for variant in ExportDescription.read(export).variants:
+        with pytest.raises(ModelError, match=r"\.onnx does not fit student\.json"):
+            load_exported(export, variant)
 
 
 @pytest.mark.parametrize("name", ["float32/vectors.onnx", "student.json", "export.json"])
@@ -108,7 +153,7 @@ def test_graphs_of_another_student_are_refused(export, exported):
     other = exported("two-tower, one text")[1] / "float32" / "head.onnx"
     replace_graph(export, "head.onnx", other.read_bytes())
     with pytest.raises(ModelError, match=r"head\.onnx does not fit"):
-        load_exported(export).predict(["red"], ["blue"])
+        load_exported(export)
 
 
 def test_a_table_with_fewer_rows_than_the_encoding_is_refused(export):
@@ -118,7 +163,7 @@ def test_a_table_with_fewer_rows_than_the_encoding_is_refused(export):
     table.CopyFrom(onnx.numpy_helper.from_array(np.zeros((2, 8), dtype=np.float32), "table"))
     replace_graph(export, "vectors.onnx", model.SerializeToString())
     with pytest.raises(ModelError, match=r"vectors\.onnx does not fit"):
-        load_exported(export).embed(["red phone"])
+        load_exported(export)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +171,10 @@ def test_a_table_with_fewer_rows_than_the_encoding_is_refused(export):
     [
         ("base", "0x1", "encoding.base"),
         ("rows", -1, "encoding.rows"),
+        ("rows", 10**30, "encoding.rows"),
+        ("rows", 10**9, r"vectors\.onnx does not fit"),
+        ("max_features", 10**30, "encoding.max_features"),
+        ("ngrams", [3] * 3000, "encoding.ngrams must be distinct"),
         ("ngrams", [99], "encoding.ngrams"),
         ("algorithm", "os:system", "os:system"),
         ("algorithm", "tokenizer.json", "swapped_ids"),

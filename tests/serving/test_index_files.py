@@ -4,12 +4,14 @@ import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fed_distill.errors import DataError
@@ -218,3 +220,114 @@ def test_readers_always_find_one_whole_index_while_it_is_replaced(searching, tmp
     stop.set()
     reader.join()
     assert sizes and sizes <= {5, 50}
+
+
+def change(folder, **values):
+    """Change ``index.json``; return the paths of the files that it names."""
+    content = json.loads((folder / INDEX).read_text()) | values
+    (folder / INDEX).write_text(json.dumps(content))
+    return {kind: folder / name for kind, name in content["files"].items()} if content["files"] else {}
+
+
+def put_products(path, columns, **options):
+    batch = pa.record_batch([pa.array(texts, pa.large_string()) for texts in columns.values()], names=list(columns))
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, batch.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+TEXTS = [str(number) for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "problem"),
+    [
+        ({"id": TEXTS, "title": TEXTS, "extra": ["a" * 100_000] * 50}, {"compression": "zstd"}, "other columns"),
+        ({"title": TEXTS, "id": TEXTS}, {}, "other columns"),
+        ({"id": TEXTS, "title": ["a" * 100_000] * 50}, {"compression": "zstd"}, "is compressed"),
+        ({"id": TEXTS, "title": ["a" * 100_000] * 50}, {"compression": "lz4"}, "is compressed"),
+        ({"id": ["7"] * 50, "title": TEXTS}, {}, "has an id twice"),
+        ({"id": TEXTS[1:], "title": TEXTS[1:]}, {}, "is not 50 strings"),
+        ({"id": TEXTS, "title": [None, *TEXTS[1:]]}, {}, "is not 50 strings"),
+    ],
+)
+def test_products_are_refused_before_they_take_memory(searching, tmp_path, columns, options, problem):
+    save_index(ProductIndex.build(searching, PRODUCTS), tmp_path, "digest")
+    put_products(change(tmp_path)["products"], columns, **options)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=problem):
+        load_index(tmp_path, searching, "digest")
+    assert pa.total_allocated_bytes() - before < 100_000
+
+
+def npy(shape, body=b"", descr="<f4", fortran=False):
+    header = f"{{'descr': {descr!r}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + body
+
+
+UNIT = np.eye(50, 8, dtype="<f4")
+
+
+def with_row(value):
+    vectors = UNIT.copy()
+    vectors[20] = value
+    return npy((50, 8), vectors.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "products"),
+    [
+        (npy((2**31, 8)), 0),
+        (npy((0, 2**40)), 0),
+        (npy((50, 8)), 50),
+        (npy((50, 8), UNIT.tobytes() + b"x"), 50),
+        (npy((50, 8), UNIT.tobytes(), fortran=True), 50),
+        (npy((50, 8), UNIT.tobytes(), descr=">f4"), 50),
+        (npy((50, 8), UNIT.tobytes(), descr="|O"), 50),
+        (b"\x93NUMPY\x02\x00" + struct.pack("<I", 9000) + b"(" * 8999 + b"\n", 50),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 8999 + b"\n", 50),
+        (b"PK\x03\x04" + b"x" * 100, 50),
+        *((with_row(value), 50) for value in (np.nan, np.inf, 3e38, 0.1)),
+    ],
+)
+def test_vectors_are_checked_before_they_are_mapped(searching, tmp_path, content, products):
+    save_index(ProductIndex.build(searching, PRODUCTS[:products]), tmp_path, "digest")
+    path = change(tmp_path)["vectors"]
+    path.write_bytes(npy((50, 8), UNIT.tobytes()) if products else npy((0, 8)))
+    assert len(load_index(tmp_path, searching, "digest")) == products  # vectors of length 1 and 0 are fine
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is not an intact index: "):
+        load_index(tmp_path, searching, "digest")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"engine": []},
+        {"engine": "usearch"},
+        {"format": True},
+        {"products": "50"},
+        {"products": True},
+        {"width": 9},
+        {"width": 8.0},
+        {"files": {}},
+    ],
+)
+def test_a_description_has_the_types_of_the_format(searching, tmp_path, values):
+    save_index(ProductIndex.build(searching, PRODUCTS), tmp_path, "digest")
+    change(tmp_path, **values)
+    with pytest.raises(DataError, match=r"is not an intact index|has format True"):
+        load_index(tmp_path, searching, "digest")
+
+
+@pytest.mark.parametrize("kind", ["index", "vectors", "products", "graph"])
+def test_a_link_out_of_the_folder_is_not_followed(searching, tmp_path, kind):
+    folder = tmp_path / "index"
+    save_index(ProductIndex.build(searching, PRODUCTS, "usearch"), folder, "digest")
+    path = {**change(folder), "index": folder / INDEX}[kind]
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"outside the folder|leads out of the folder"):
+        load_index(folder, searching, "digest")

@@ -1,0 +1,87 @@
+"""``fed-distill serve``: serve an exported student over HTTP, and make the keys of its users.
+
+Slow imports are inside the command.
+"""
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fed_distill.errors import ConfigError
+
+
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="folder with serve.toml, or an export", show_default=False)
+    ],
+    init: Annotated[bool, typer.Option("--init", help="write DIR/serve.toml and print its first key")] = False,
+    student: Annotated[
+        Path | None, typer.Option(metavar="EXPORT", help="with --init: folder that fed-distill export wrote")
+    ] = None,
+    new_key: Annotated[
+        str | None, typer.Option("--add-key", metavar="NAME", help="add a key to DIR/serve.toml and print it")
+    ] = None,
+    scopes: Annotated[
+        str, typer.Option(help="with --add-key: what the key is for, separated by commas; also metrics, admin")
+    ] = "score,rank,recommend,search,explain",
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="with --add-key: when it ends, for example 2027-01-31T00:00Z")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the file's; 0: any free port")] = None,
+    logs: Annotated[str, typer.Option(metavar="text|json", help="form of the lines on stderr")] = "text",
+) -> None:
+    """Serve a student over HTTP until stopped, or write its settings and keys."""
+    from fed_distill.serving.service_files import add_key, write_serve_file
+
+    if init:
+        if student is None:
+            raise ConfigError("--init writes settings for an export: add --student EXPORT")
+        _print_key(write_serve_file(folder, student), "operator")
+    elif new_key is not None:
+        chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+        _print_key(add_key(folder, new_key, chosen, _time(expires)), new_key)
+    else:
+        _log_as(logs)
+        _run(folder, port)
+
+
+def _run(folder: Path, port: int | None) -> None:
+    try:
+        from fed_distill.serving.running import run_service
+    except ImportError as error:
+        raise ConfigError(f"serving requires the package {error.name}: pip install 'fed-distill[serve]'") from error
+    run_service(folder, port)
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"--expires {text!r} is not a time: write it as 2027-01-31T00:00Z") from error
+    if found.tzinfo is None:
+        raise ConfigError(f"--expires {text!r} has no time zone: write {text}Z")
+    return found
+
+
+def _print_key(key: str, name: str) -> None:
+    """Print a key to stdout, alone, so that a script can take it; the rest is for people."""
+    sys.stderr.write(f"key {name}, which is not stored and not shown again:\n")
+    sys.stdout.write(key + "\n")
+
+
+def _log_as(style: str) -> None:
+    from fed_distill.logs import log_as
+
+    if style == "json":
+        log_as("json", private=True)
+    elif style == "text":
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logging.getLogger("fed_distill").setLevel(logging.INFO)
+    else:
+        raise ConfigError(f"--logs must be text or json, not {style!r}")

@@ -1,0 +1,169 @@
+"""Requests and answers of the service, with their limits and examples.
+
+Types are strict: a number is no text. Texts have further limits that depend on the student (``data.max_characters``).
+"""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from fed_distill.serving.index import CANDIDATES
+from fed_distill.serving.service_config import MOST_TITLES
+
+_CHARACTERS = 10_000
+"""Characters of a text that no student exceeds; longer ones are refused before they are cleaned."""
+Text = Annotated[str, StringConstraints(min_length=1, max_length=_CHARACTERS)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TITLES)]
+ProductIds = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(min_length=1, max_length=MOST_TITLES)
+]
+Session = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+_QUERY = "usb-c hub 7in1"
+_TITLES: list[JsonValue] = ["Anker 555 USB-C Hub (8-in-1), 100W PD", "HDMI cable 2 m"]
+
+
+class ApiRequest(BaseModel):
+    """What all requests have.
+
+    session: names a shopper's session without naming the shopper; it always gets the same student. Without one, equal
+    requests get the same student.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    session: Session | None = Field(None, description="session of a shopper, which keeps its student")
+
+
+class ScoreRequest(ApiRequest):
+    """Texts, or pairs of texts, whose class probabilities are wanted."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"texts": [_QUERY], "pairs": _TITLES[:1]}})
+
+    texts: Texts = Field(description="first texts: queries, histories, titles or reviews")
+    pairs: Texts | None = Field(None, description="second texts, one for each text, if the task has pairs")
+
+
+class ScoreAnswer(BaseModel):
+    """probabilities: of each text, in the order of ``classes``."""
+
+    classes: list[str]
+    probabilities: list[list[float]]
+
+
+class RankRequest(ApiRequest):
+    """Titles, or products of the index, that are ranked for a query."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "titles": _TITLES}})
+
+    query: Text
+    titles: Texts | None = None
+    products: ProductIds | None = Field(None, description="ids of products in the index, instead of titles")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.titles is None) == (self.products is None):
+            raise ValueError("send either titles or products")
+        return self
+
+
+class RecommendRequest(ApiRequest):
+    """Titles that are ranked for a shopper."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"history": _TITLES[:1], "titles": _TITLES}})
+
+    history: Texts = Field(description="titles of the last clicks, oldest first")
+    titles: Texts
+
+
+class RankAnswer(BaseModel):
+    """order: positions of the titles from best to worst. scores: of the titles in the order of the request."""
+
+    order: list[int]
+    scores: list[float]
+
+
+class SearchRequest(ApiRequest):
+    """A search in the index."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "k": 10}})
+
+    query: Text
+    k: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="number of products that are returned")
+    candidates: Annotated[int, Field(ge=1, le=MOST_TITLES)] = Field(
+        CANDIDATES, description="number of nearest products that the head scores; at least k are"
+    )
+
+
+class FoundProduct(BaseModel):
+    """A product; see ``index.Hit``."""
+
+    id: str
+    title: str
+    similarity: float
+    score: float
+
+
+class SearchAnswer(BaseModel):
+    """hits: products from best to worst."""
+
+    hits: list[FoundProduct]
+
+
+class ExplainRequest(ApiRequest):
+    """A query and a title whose score is explained."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "title": _TITLES[0]}})
+
+    query: Text
+    title: Text
+
+
+class WordAnswer(BaseModel):
+    """A word, its characters from ``start`` to before ``stop``, and what it adds to the score."""
+
+    text: str
+    start: int
+    stop: int
+    contribution: float
+
+
+class ExplainAnswer(BaseModel):
+    """The score, that of texts without words, contributions of words, and the numerical error of their sum."""
+
+    query: str
+    title: str
+    score: float
+    baseline: float
+    query_words: list[WordAnswer]
+    title_words: list[WordAnswer]
+    residual: float
+
+
+class ReadyAnswer(BaseModel):
+    """ready: whether requests are answered. students: version by role. refused: what could not be reloaded; the log
+    has the reasons."""
+
+    ready: bool
+    students: dict[str, str]
+    refused: list[str]
+
+
+class HealthAnswer(BaseModel):
+    """status: ``ok`` while the process lives."""
+
+    status: str = "ok"
+
+
+class ReloadAnswer(BaseModel):
+    """students: version by role. problems: why a student or the keys were refused."""
+
+    students: dict[str, str]
+    problems: dict[str, str]
+
+
+class ErrorAnswer(BaseModel):
+    """error: one of the codes in the documentation. detail: one line for a person."""
+
+    error: str
+    detail: str

@@ -1,0 +1,188 @@
+"""A student in service: an export that was checked on this machine, with its cache and its batches."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fed_distill.data.cleaning import clean_served, clean_text
+from fed_distill.data.student_description import DESCRIPTION
+from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.errors import DataError, ModelError
+from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, Pairs
+from fed_distill.serving.explainer import Explainer
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, read_inside
+from fed_distill.serving.index import Hit, ProductIndex
+from fed_distill.serving.index_files import load_index
+from fed_distill.serving.runtime import ExportedStudent, load_exported
+from fed_distill.serving.scorer import Probabilities, Ranked, ranked
+from fed_distill.serving.service_config import LimitsTable, StudentTable
+from fed_distill.serving.service_metrics import ServiceMetrics
+from fed_distill.text.encoders import TOKENIZER
+
+if TYPE_CHECKING:
+    from fed_distill.serving.explain import Explanation
+
+Found = TypeVar("Found")
+_MOST_JSON = 1 << 26
+_ROUNDING = 1e-5
+"""By which a variant's difference on this machine may exceed the one that was measured when it was exported."""
+
+
+@dataclass(frozen=True)
+class LoadedStudent:
+    """An export whose probabilities are those of ``conformance.json``, its index and its explainer, if any.
+
+    version: of its files and its variant.
+    """
+
+    student: ExportedStudent
+    version: str
+    index: ProductIndex | None
+    explainer: Explainer | None
+
+
+def load_checked(table: StudentTable, threads: int) -> LoadedStudent:
+    """Load an export and check that it computes here what it computed when it was written.
+
+    :raises ConfigError: onnxruntime is not installed, or there is no such variant
+    :raises DataError: the index is damaged, or of another student
+    :raises ModelError: a file is missing, damaged or of another student, or probabilities differ
+    """
+    folder = table.student
+    version = student_version(folder, table.variant)
+    student = load_exported(folder, table.variant, threads)
+    _check_conformance(folder, student)
+    index = None if table.index is None else load_index(table.index, student, student.digest)
+    if index is not None:
+        index.vectors(())  # finds the rows of its products now, not in a request
+    explainer = None if table.trained is None else Explainer.load(table.trained, student)
+    return LoadedStudent(student, version, index, explainer)
+
+
+def student_version(folder: Path, variant: str) -> str:
+    """Return twelve hexadecimal digits that name the content of an export; graphs count by their hashes in it."""
+    digest = hashlib.sha256(variant.encode())
+    for name in (EXPORT, DESCRIPTION, TOKENIZER):
+        if name != TOKENIZER or (folder / name).exists():
+            digest.update(hashlib.sha256(read_inside(folder, name, _MOST_JSON)).digest())
+    return digest.hexdigest()[:12]
+
+
+def _check_conformance(folder: Path, student: ExportedStudent) -> None:
+    path = folder / CONFORMANCE
+    try:
+        content = json.loads(read_inside(folder, CONFORMANCE, _MOST_JSON))
+        examples, allowed = content["examples"], float(content["tolerance"])
+        texts = [one["text"] for one in examples]
+        pairs = [one["pair"] for one in examples] if student.task.pair else None
+        expected = np.array([one["probabilities"] for one in examples], dtype=np.float64)
+        if not texts or expected.shape != (len(texts), len(student.classes)):
+            raise ValueError(f"{len(texts)} texts have probabilities of shape {expected.shape}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged: {error}; export the student again") from error
+    measured = student.description.variants[student.variant].measured
+    if student.variant != "float32" and measured is not None:
+        allowed = measured.difference + _ROUNDING
+    try:
+        found = student.predict(texts, pairs)
+    except DataError as error:
+        raise ModelError(f"{path} is damaged: {error}; export the student again") from error
+    difference = float(np.abs(found - expected).max())
+    if not difference <= allowed:
+        raise ModelError(
+            f"{folder}: probabilities of variant {student.variant} differ from {CONFORMANCE} by {difference:.1e}, more "
+            f"than {allowed:.1e}: export the student again"
+        )
+
+
+class ServedStudent:
+    """Answers concurrent requests with one student. version: names it in answers and metrics."""
+
+    def __init__(
+        self, loaded: LoadedStudent, executor: Executor, limits: LimitsTable, cached: int, metrics: ServiceMetrics
+    ) -> None:
+        self.student, self.version = loaded.student, loaded.version
+        scoring, width = self.student.scoring, self.student.scoring.width
+        self._towers = None if width is None else BatchedTowers(scoring, width, executor, limits, cached, metrics)
+        by_vectors = self._towers if self.student.task.pair else None
+        self._scoring = by_vectors or BatchedClassifier(scoring, executor, limits, metrics)
+
+        self._index, self._explainer, self._executor = loaded.index, loaded.explainer, executor
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a batch."""
+        return self._scoring.batcher.waiting
+
+    async def predict(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
+        """Do as ``Scorer.predict``.
+
+        :raises DataError: as ``Scorer.predict``
+        :raises Overloaded: too much is waiting
+        """
+        self.student.check_fields(texts, pairs)
+        separator = HISTORY_SEPARATOR if self.student.task.name == RECOMMEND.name else None
+        cleaned = self._clean(texts, "texts", separator)
+        return await self._scoring.probabilities(Pairs(cleaned, None if pairs is None else self._clean(pairs, "pairs")))
+
+    async def rank(self, query: str, titles: Sequence[str]) -> Ranked:
+        """Do as ``Scorer.rank``; errors are those of ``predict``."""
+        gains = self.student.gains
+        cleaned = clean_text(query, "query", self.student.max_characters)
+        found = await self._compared(cleaned, titles)
+        return ranked(found.astype(np.float64) @ gains)
+
+    async def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
+        """Do as ``Scorer.recommend``; errors are those of ``predict``."""
+        self.student.check_history(history)
+        joined = HISTORY_SEPARATOR.join(self._clean(history, "history"))
+        return ranked(self.student.scores(await self._compared(joined, titles)))
+
+    async def rank_products(self, query: str, products: Sequence[str]) -> Ranked:
+        """Rank products of the index by their ids; errors are those of ``search``, and DataError for an unknown id."""
+        index, towers, gains = *self._searched(), self.student.gains
+        cleaned = clean_text(query, "query", self.student.max_characters)
+        vectors = await self._in_thread(index.vectors, products)
+        found = await towers.compared(cleaned, vectors)
+        return ranked(found.astype(np.float64) @ gains)
+
+    async def search(self, query: str, k: int, candidates: int) -> list[Hit]:
+        """Do as ``ProductIndex.search``.
+
+        :raises DataError: there is no index, or the query is too long
+        :raises Overloaded: too much is waiting
+        """
+        index, towers = self._searched()
+        vector = await towers.vector(clean_text(query, "query", self.student.max_characters))
+        return await self._in_thread(index.search_vector, vector, k, candidates)
+
+    async def explain(self, query: str, title: str) -> "Explanation":
+        """Do as ``serving.explain.explain``.
+
+        :raises DataError: there is no trained student, or a text is too long
+        :raises Overloaded: too much is waiting
+        """
+        if self._explainer is None:
+            raise DataError("this service cannot explain: set service.trained to the run of its student")
+        return await self._explainer.explain(query, title)
+
+    def _searched(self) -> tuple[ProductIndex, BatchedTowers]:
+        if self._index is None or self._towers is None:
+            raise DataError("this service has no index: set service.index to the folder of fed-distill index")
+        return self._index, self._towers
+
+    async def _in_thread(self, function: Callable[..., Found], *arguments: Any) -> Found:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def _compared(self, text: str, titles: Sequence[str]) -> Probabilities:
+        return await self._scoring.probabilities(Pairs([text], self._clean(titles, "titles")))
+
+    def _clean(self, texts: Sequence[str], name: str, separator: str | None = None) -> list[str]:
+        return clean_served(texts, name, self.student.max_characters, separator)

@@ -1,0 +1,260 @@
+"""The HTTP service of a student: ``build_service`` makes the application. ``docs/serving.md`` describes its use.
+
+Routes answer by the student that ``Students`` chooses; ``Gate`` has checked who asks before a route is called.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+
+from fed_distill.errors import DataError
+from fed_distill.serving.api_keys import KeyRing
+from fed_distill.serving.api_models import (
+    ApiRequest,
+    ErrorAnswer,
+    ExplainAnswer,
+    ExplainRequest,
+    FoundProduct,
+    HealthAnswer,
+    RankAnswer,
+    RankRequest,
+    ReadyAnswer,
+    RecommendRequest,
+    ReloadAnswer,
+    ScoreAnswer,
+    ScoreRequest,
+    SearchAnswer,
+    SearchRequest,
+    WordAnswer,
+)
+from fed_distill.serving.batching import Overloaded
+from fed_distill.serving.exported_folder import WEB
+from fed_distill.serving.gate import Gate, Refused, Rules
+from fed_distill.serving.page import mount_page, page_files, student_paths
+from fed_distill.serving.scorer import Ranked
+from fed_distill.serving.served_student import ServedStudent
+from fed_distill.serving.service_config import LimitsTable, ServeConfig
+from fed_distill.serving.service_metrics import ServiceMetrics
+from fed_distill.serving.students import Students
+from fed_distill.validation import described
+
+VERSION_HEADER = "X-Student-Version"
+_RULES: Rules = {
+    "/score": "score",
+    "/rank": "rank",
+    "/recommend": "recommend",
+    "/search": "search",
+    "/explain": "explain",
+    "/metrics": "metrics",
+    "/admin/reload": "admin",
+    "/health": None,
+    "/ready": None,
+    "/openapi.json": None,
+    **dict.fromkeys(page_files()),
+    **dict.fromkeys(student_paths(), "rank"),
+}
+"""The scope that each route requires of a key; None: none."""
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in {
+        401: "no valid key",
+        403: "the key has no such scope",
+        408: "the body did not arrive in time",
+        413: "the body is too large",
+        422: "a value is wrong, or does not fit the student",
+        429: "the key's rate is used up",
+        503: "no student is loaded, or too much is waiting",
+    }.items()
+}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
+    """Return the application; it loads its students when it starts, and is not ready until then.
+
+    :param config: content of ``serve.toml``
+    :param folder: folder of that file, whose keys are read again when it changes
+    :raises ConfigError: anybody on the network could use the service, or a package is missing
+    """
+    config.check_access()
+    metrics, keys = ServiceMetrics(), KeyRing(config.key)
+    students = Students(config, folder, keys, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(students.watch())
+        yield
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        students.close()
+
+    app = FastAPI(
+        title="fed-distill",
+        description="Scores, rankings and recommendations of a student.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.students = students
+    app.add_middleware(
+        Gate,
+        rules=_RULES,
+        keys=keys,
+        limits=config.limits,
+        metrics=metrics,
+        local_only=config.loopback and not (keys.required or config.service.open),
+        access_log=config.service.access_log,
+    )
+    _add_errors(app)
+    _add_routes(app, students, config.limits, metrics)
+    _add_state(app, students, metrics)
+    web = config.service.student / WEB
+    mount_page(app, web if web.is_dir() else None)
+    return app
+
+
+def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: ServiceMetrics) -> None:
+    async def chosen(asked: ApiRequest, request: Request) -> ServedStudent:
+        session = b""
+        if students.has_canary:
+            session = await request.body() if asked.session is None else asked.session.encode()
+        student = students.chosen(session)
+        if student is None:
+            raise Refused(503, "not_ready", "no student is loaded yet: see /ready", {"Retry-After": "1"})
+        metrics.answered(student.version)
+        return student
+
+    def check_count(name: str, texts: list[str]) -> None:
+        if len(texts) > limits.titles:
+            raise Refused(422, "invalid", f"{name} has {len(texts):,} texts: send at most {limits.titles:,}")
+
+    @app.post("/score", response_model=ScoreAnswer, responses=_ERRORS)
+    async def score(asked: ScoreRequest, request: Request) -> Response:
+        """Return class probabilities of texts, or of pairs of texts."""
+        check_count("texts", asked.texts)
+        student = await chosen(asked, request)
+        found = await student.predict(asked.texts, asked.pairs)
+        classes = list(student.student.classes)
+        return _answer(ScoreAnswer(classes=classes, probabilities=found.tolist()), student)
+
+    @app.post("/rank", response_model=RankAnswer, responses=_ERRORS)
+    async def rank(asked: RankRequest, request: Request) -> Response:
+        """Rank titles, or products of the index, for a query by expected gain."""
+        check_count("titles", asked.titles or [])
+        check_count("products", asked.products or [])
+        student = await chosen(asked, request)
+        if asked.products is not None:
+            found = await student.rank_products(asked.query, asked.products)
+        else:
+            found = await student.rank(asked.query, asked.titles or [])
+        return _answer(_ranking(found), student)
+
+    @app.post("/recommend", response_model=RankAnswer, responses=_ERRORS)
+    async def recommend(asked: RecommendRequest, request: Request) -> Response:
+        """Rank titles for a shopper by the probability that they are recommended."""
+        check_count("history", asked.history)
+        check_count("titles", asked.titles)
+        student = await chosen(asked, request)
+        return _answer(_ranking(await student.recommend(asked.history, asked.titles)), student)
+
+    @app.post("/search", response_model=SearchAnswer, responses=_ERRORS)
+    async def search(asked: SearchRequest, request: Request) -> Response:
+        """Search the index: the nearest products by their vectors, ranked by expected gain."""
+        student = await chosen(asked, request)
+        found = await student.search(asked.query, asked.k, asked.candidates)
+        return _answer(SearchAnswer(hits=[FoundProduct(**hit._asdict()) for hit in found]), student)
+
+    @app.post("/explain", response_model=ExplainAnswer, responses=_ERRORS)
+    async def explain(asked: ExplainRequest, request: Request) -> Response:
+        """Tell what each word of a query and a title adds to their score."""
+        student = await chosen(asked, request)
+        found = await student.explain(asked.query, asked.title)
+        words = {
+            name: [WordAnswer(**word._asdict()) for word in getattr(found, name)]
+            for name in ("query_words", "title_words")
+        }
+        numbers = {name: getattr(found, name) for name in ("query", "title", "score", "baseline", "residual")}
+        return _answer(ExplainAnswer(**numbers, **words), student)
+
+
+def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics) -> None:
+    @app.get("/health")
+    async def health() -> HealthAnswer:
+        """Tell that the process lives."""
+        return HealthAnswer()
+
+    @app.get("/ready", response_model=ReadyAnswer, responses={503: {"model": ReadyAnswer}})
+    async def ready() -> Response:
+        """Tell whether requests are answered, and by which students."""
+        answer = ReadyAnswer(ready=students.ready, students=dict(students.versions), refused=sorted(students.problems))
+        return Response(
+            answer.model_dump_json(), status_code=200 if students.ready else 503, media_type="application/json"
+        )
+
+    @app.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """Return metrics in Prometheus' text format."""
+        metrics.waiting.set(students.waiting)
+        return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+
+    @app.post("/admin/reload", responses=_ERRORS)
+    async def reload() -> ReloadAnswer:
+        """Load the students and keys again; one that is refused leaves the one before in service."""
+        problems = await students.reload(force=True)
+        return ReloadAnswer(students=dict(students.versions), problems=problems)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _refusal(Refused(422, "invalid", _problem(error.errors()[0])))
+
+    @app.exception_handler(DataError)
+    async def unfit(request: Request, error: DataError) -> Response:
+        return _refusal(Refused(422, "invalid", str(error)))
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> Response:
+        return _refusal(Refused(503, "overloaded", "too much is waiting: try again", {"Retry-After": "1"}))
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return _refusal(error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        # FastAPI answers 400 to a body that its parser cannot read, such as one nested too deeply.
+        status = 422 if error.status_code == 400 else error.status_code
+        return _refusal(Refused(status, _CODES.get(status, "invalid"), str(error.detail), error.headers))
+
+
+def _problem(problem: ErrorDetails) -> str:
+    """Describe what is wrong with a body, without any value of it."""
+    where = ".".join(map(str, problem["loc"][1:]))
+    if problem["type"] == "json_invalid" or (not where and problem["type"] != "value_error"):
+        return "the body must be a JSON object, sent with Content-Type: application/json"
+    shown = problem.copy()
+    shown["input"] = None
+    return described(where, shown)
+
+
+def _refusal(refused: Refused) -> Response:
+    return Response(refused.body(), refused.status, refused.headers, "application/json")
+
+
+def _answer(content: BaseModel, student: ServedStudent) -> Response:
+    return Response(content.model_dump_json(), 200, {VERSION_HEADER: student.version}, "application/json")
+
+
+def _ranking(found: Ranked) -> RankAnswer:
+    return RankAnswer(order=found.order.tolist(), scores=found.scores.tolist())

@@ -1,0 +1,72 @@
+"""Write ``serve.toml`` and add keys to it. A key is returned once; the file has its hash."""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import get_args
+
+from fed_distill.errors import ConfigError
+from fed_distill.serving.api_keys import key_hash, new_key
+from fed_distill.serving.exported_folder import ExportDescription
+from fed_distill.serving.service_config import SERVE, Scope, validated_text
+from fed_distill.storage.files import make_folder, write_atomic
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+USE: tuple[Scope, ...] = ("score", "rank", "recommend", "search", "explain")
+"""Scopes of a key unless told otherwise: all but those of an operator."""
+
+
+def write_serve_file(folder: Path, student: Path) -> str:
+    """Write ``serve.toml`` for the export ``student`` into ``folder``, with a key of all scopes, and return the key.
+
+    :raises ConfigError: there is a file already
+    :raises ModelError: ``student`` is not an export
+    """
+    path = folder / SERVE
+    if path.exists():
+        raise ConfigError(f"{path} exists: add a key with fed-distill serve {folder} --add-key NAME, or edit it")
+    ExportDescription.read(student)
+    make_folder(folder)
+    place = os.path.relpath(student.resolve(), folder.resolve())
+    text = (
+        "# Settings of fed-distill serve; docs/serving.md has them all. Keys are read again when this file changes.\n"
+        f'[service]\nstudent = {json.dumps(place)}\nvariant = "float32"\nhost = "127.0.0.1"\nport = 8080\n'
+    )
+    text, key = _with_key(path, text, "operator", SCOPES, None)
+    write_atomic(path, text, private=True)
+    return key
+
+
+def add_key(folder: Path, name: str, scopes: Sequence[str] = USE, expires: datetime | None = None) -> str:
+    """Add a key to ``serve.toml`` of ``folder`` and return it.
+
+    :param expires: with a time zone; None: never
+    :raises ConfigError: there is no file, it is invalid, or the name is taken or invalid
+    """
+    path = folder / SERVE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: write it with fed-distill serve {folder} --init") from error
+    text, key = _with_key(path, text, name, scopes, expires)
+    write_atomic(path, text, private=True)
+    return key
+
+
+def _with_key(path: Path, text: str, name: str, scopes: Sequence[str], expires: datetime | None) -> tuple[str, str]:
+    """Return the file with a key more, checked as it will be read, and the key."""
+    key = new_key()
+    lines = [
+        "[[key]]",
+        f"name = {json.dumps(name)}",
+        f'sha256 = "{key_hash(key)}"',
+        f"scopes = {json.dumps(list(scopes))}",
+        "rate = 100.0",
+        "burst = 200",
+        *([] if expires is None else [f"expires = {expires.isoformat()}"]),
+    ]
+    changed = "\n".join([text.rstrip("\n"), "", *lines, ""])
+    validated_text(path, changed)
+    return changed, key

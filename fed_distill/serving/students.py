@@ -1,0 +1,173 @@
+"""The students in service, and their replacement without a dropped request.
+
+A new student is loaded and checked beside the old one, and becomes the current one by one assignment. Requests hold the
+student they began with, which is released when the last of them ends. A student that is refused changes nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from fed_distill.data.student_description import DESCRIPTION
+from fed_distill.errors import ConfigError
+from fed_distill.serving.api_keys import KeyRing
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT
+from fed_distill.serving.index_files import INDEX
+from fed_distill.serving.served_student import LoadedStudent, ServedStudent, load_checked
+from fed_distill.serving.service_config import SERVE, ServeConfig, StudentTable, read_serve_config
+from fed_distill.serving.service_metrics import ServiceMetrics
+from fed_distill.text.cleaning import mask
+from fed_distill.text.encoders import TOKENIZER
+
+Role = Literal["student", "canary"]
+Signature = tuple[tuple[int, ...], ...]
+
+_log = logging.getLogger(__name__)
+
+
+class Students:
+    """The current student and the canary, and the loop that watches their folders and the keys.
+
+    problems: by role or ``keys``, why the newest version was refused; empty if none was.
+    """
+
+    def __init__(self, config: ServeConfig, folder: Path | None, keys: KeyRing, metrics: ServiceMetrics) -> None:
+        """folder: with ``serve.toml``; None if there is none."""
+        self._config, self._keys, self._metrics = config, keys, metrics
+        self._file = None if folder is None else folder / SERVE
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="scoring")
+        self._served: dict[Role, ServedStudent] = {}
+        self._seen: dict[str, Signature] = {}
+        self._loading = asyncio.Lock()
+        self.problems: dict[str, str] = {}
+        if self._file is not None:
+            self._seen["keys"] = _signature((self._file,))
+
+    @property
+    def versions(self) -> Mapping[Role, str]:
+        """Version of each student in service."""
+        return {role: student.version for role, student in self._served.items()}
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a student to answer with."""
+        return "student" in self._served
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a batch."""
+        return sum(student.waiting for student in self._served.values())
+
+    def current(self) -> ServedStudent | None:
+        """Return the current student."""
+        return self._served.get("student")
+
+    def chosen(self, session: bytes) -> ServedStudent | None:
+        """Return the student for a session, the same as long as shares and students stay."""
+        canary = self._config.canary
+        if canary is not None and "canary" in self._served:
+            place = int.from_bytes(hashlib.sha256(session).digest()[:8]) / 2**64
+            if place < canary.share:
+                return self._served["canary"]
+        return self._served.get("student")
+
+    @property
+    def has_canary(self) -> bool:
+        """Whether requests are shared with a canary."""
+        return self._config.canary is not None
+
+    def load(self) -> None:
+        """Load the students before the service starts; errors are those of ``load_checked``."""
+        for role, table in self._tables().items():
+            self._seen[role] = _files_signature(table)
+            self._put(role, load_checked(table, self._config.service.threads))
+
+    async def watch(self) -> None:
+        """Reload what has changed, until cancelled."""
+        while True:
+            await self.reload()
+            await asyncio.sleep(self._config.service.watch_seconds)
+
+    async def reload(self, force: bool = False) -> dict[str, str]:
+        """Load students and keys that have changed, or all with ``force``, and return ``problems``."""
+        async with self._loading:
+            for role, table in self._tables().items():
+                signature = await asyncio.to_thread(_files_signature, table)
+                if force or signature != self._seen.get(role):
+                    self._seen[role] = signature
+                    await self._reload_student(role, table)
+            if self._file is not None:
+                signature = await asyncio.to_thread(_signature, (self._file,))
+                if force or signature != self._seen.get("keys"):
+                    self._seen["keys"] = signature
+                    await self._reload_keys(self._file.parent)
+        return dict(self.problems)
+
+    def close(self) -> None:
+        """End the threads, after what they compute."""
+        self._executor.shutdown(wait=True)
+
+    def _tables(self) -> dict[Role, StudentTable]:
+        tables: dict[Role, StudentTable] = {"student": self._config.service}
+        return tables if self._config.canary is None else {**tables, "canary": self._config.canary}
+
+    async def _reload_student(self, role: Role, table: StudentTable) -> None:
+        try:
+            loaded = await asyncio.to_thread(load_checked, table, self._config.service.threads)
+        except Exception as error:  # whatever is in the folder, the student before it stays
+            self._refused(role, error)
+        else:
+            self._put(role, loaded)
+
+    async def _reload_keys(self, folder: Path) -> None:
+        try:
+            config = await asyncio.to_thread(read_serve_config, folder)
+        except ConfigError as error:
+            self._refused("keys", error)
+        else:
+            self._keys.replace(config.key)
+            self._loaded("keys", f"{len(config.key)}")
+
+    def _put(self, role: Role, loaded: LoadedStudent) -> None:
+        old = self._served.get(role)
+        cached = self._config.service.cached_vectors
+        self._served[role] = ServedStudent(loaded, self._executor, self._config.limits, cached, self._metrics)
+        if old is not None:
+            self._metrics.student(role, old.version, old.student.variant, serving=False)
+        self._metrics.student(role, loaded.version, loaded.student.variant, serving=True)
+        self._loaded(role, loaded.version)
+
+    def _loaded(self, what: str, version: str) -> None:
+        self.problems.pop(what, None)
+        self._metrics.reloaded(what, "loaded")
+        _log.info("%s loaded: %s", what, version)
+
+    def _refused(self, what: str, error: Exception) -> None:
+        self.problems[what] = mask(str(error))
+        self._metrics.reloaded(what, "refused")
+        _log.warning("%s refused, the one before stays: %s", what, mask(str(error)))
+
+
+def _files_signature(table: StudentTable) -> Signature:
+    """Return what changes when a file of a student does: a copy that is not complete is refused, and tried again."""
+    paths = [table.student / name for name in (EXPORT, CONFORMANCE, DESCRIPTION, TOKENIZER)]
+    paths += sorted((table.student / table.variant).glob("*.onnx"))
+    if table.index is not None:
+        paths.append(table.index / INDEX)
+    return _signature(tuple(paths))
+
+
+def _signature(paths: tuple[Path, ...]) -> Signature:
+    found: list[tuple[int, ...]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            found.append((0,))
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)

@@ -1,0 +1,147 @@
+"""The command in a process of its own: real sockets, signals and slow clients."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from fed_distill.serving.service_files import write_serve_file
+from tests.serving.services import TITLES
+
+BODY = {"query": "usb hub", "titles": TITLES}
+
+
+@contextlib.contextmanager
+def served(folder):
+    """Run ``fed-distill serve`` on a free port; yield the process, its address and a list of its log lines."""
+    command = [sys.executable, "-m", "fed_distill.cli.main", "serve", str(folder), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            lines, address = [], None
+            for line in process.stderr:
+                lines.append(line)
+                if found := re.search(r"http://([\d.]+):(\d+)", line):
+                    address = found[1], int(found[2])
+                    break
+            assert address, "".join(lines)
+            reader = threading.Thread(target=lambda: lines.extend(process.stderr))
+            reader.start()
+            yield process, address, lines
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            reader.join()
+        finally:
+            process.kill()
+
+
+def answer_of(connection):
+    """All bytes until the server closes the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.fixture(scope="module")
+def service(exported, tmp_path_factory):
+    """A running service with a key, and short times."""
+    folder = tmp_path_factory.mktemp("service") / "service"
+    key = write_serve_file(folder, exported("two-tower")[1])
+    path = folder / "serve.toml"
+    path.write_text(path.read_text().replace("[[key]]", "[limits]\nbody_seconds = 0.5\nconnections = 60\n\n[[key]]"))
+    with served(folder) as (process, address, lines):
+        yield process, address, lines, key
+
+
+def test_it_answers_and_logs_no_text(service):
+    _, (host, port), lines, key = service
+    url = f"http://{host}:{port}"
+    headers = {"authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=url) as client:
+        assert client.post("/rank?q=sekret", json={**BODY, "query": "sekret"}, headers=headers).status_code == 200
+        assert client.post("/rank", json=BODY).status_code == 401
+        large = client.post("/rank", content=b"x" * 3_000_000, headers=headers)
+        assert large.status_code == 413
+        assert "server" not in large.headers
+        assert client.get("/ready").json()["ready"]
+    text = "".join(lines)
+    assert "sekret" not in text
+    assert key not in text
+
+
+def test_slow_and_endless_requests_are_ended(service):
+    _, address, _, key = service
+    head = (
+        f"POST /rank HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n".encode()
+    )
+    for sent, status in {
+        b"": b"",
+        b"POST /rank HTTP/1.1\r\nHost: x\r\nX-Slow: ": b"",
+        head + b"Content-Length: 50\r\n\r\n{": b"HTTP/1.1 408",
+        head + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{": b"HTTP/1.1 408",
+        b"GET /health HTTP/1.1\r\nX: " + b"a" * 1_000_000: b"HTTP/1.1 431",
+        b"not http at all\r\n\r\n": b"HTTP/1.1 400",
+        head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}": b"HTTP/1.1 400",
+        head + b"Content-Length: -2\r\n\r\n{}": b"HTTP/1.1 400",
+    }.items():
+        with (
+            socket.create_connection(address) as connection,
+            contextlib.suppress(ConnectionResetError, BrokenPipeError),
+        ):
+            connection.settimeout(60)
+            connection.sendall(sent)
+            assert answer_of(connection).startswith(status), sent[:80]
+
+
+def test_idle_connections_leave_room_again(service):
+    _, address, _, key = service
+    idle = [socket.create_connection(address) for _ in range(80)]
+    for connection in idle:
+        connection.settimeout(60)
+        assert answer_of(connection) == b""  # closed after the time for headers
+        connection.close()
+    url = f"http://{address[0]}:{address[1]}/rank"
+    assert httpx.post(url, json=BODY, headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_a_stop_lets_a_request_in_progress_finish(exported):
+    content = json.dumps(BODY).encode()
+    with served(exported("two-tower")[1]) as (process, address, _):
+        with socket.create_connection(address) as connection:
+            connection.settimeout(60)
+            head = "POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:5])
+            url = f"http://{address[0]}:{address[1]}/metrics"
+            while "in_flight_requests 2.0" not in httpx.get(url, headers={"host": "localhost"}).text:
+                pass  # the request has begun, beside this one
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            connection.sendall(content[5:])
+            assert answer_of(connection).startswith(b"HTTP/1.1 200")
+        assert process.wait(60) == 0
+
+
+def test_mistakes_are_one_line_and_exit_2(exported, tmp_path):
+    export = exported("two-tower")[1]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, problem in (
+            ([str(tmp_path / "none")], "has neither serve.toml nor export.json"),
+            ([str(export), "--port", port], "cannot listen on 127.0.0.1"),
+            ([str(tmp_path), "--init"], "add --student"),
+        ):
+            command = [sys.executable, "-m", "fed_distill.cli.main", "serve", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 2, done.stderr
+            assert problem in done.stderr
+            assert "Traceback" not in done.stderr
