@@ -64,7 +64,8 @@ def test_a_supernode_that_has_given_up_is_an_error(started, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[server", "is not valid TOML"), ('name = "a"\nserver = 1', "server"), ("", "server is missing")]
+    ("text", "message"),
+    [("[server", "is not valid TOML"), ('name = "a"\nserver = 1', "server"), ("", "server is missing")],
 )
 def test_a_file_that_is_none_of_a_site_is_named(started, text, message):
     assert message in started(text, lambda: None)
