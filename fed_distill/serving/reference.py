@@ -121,15 +121,16 @@ class FeatureCounter:
     """Counts the features of texts, and those that are unseen. Ids that an empty text has too, such as [CLS], are no
     features."""
 
-    def __init__(self, encode: Encoder, seen: Mask) -> None:
-        """seen: whether each id is seen, bool ``[rows]``; ids beyond are not."""
-        self._encode, self._seen = encode, seen
+    def __init__(self, encode: Encoder, seen: Mask, hashed: bool) -> None:
+        """seen: whether each id is seen, bool ``[rows]``; ids beyond are not. hashed: whether several features may
+        have one id."""
+        self._encode, self._seen, self._hashed = encode, seen, hashed
         self._special = np.unique(feature_ids(encode, [""]))
 
     @property
     def ceiling(self) -> float:
-        """Share of unseen rows: the share of unseen features of texts whose features are all new and hashed."""
-        return 1.0 - float(self._seen.mean()) if len(self._seen) else 1.0
+        """Share of unseen features to expect of texts whose features are all new: some are hashed to seen rows."""
+        return 1.0 - float(self._seen.mean()) if self._hashed and len(self._seen) else 1.0
 
     def count(self, texts: Sequence[str]) -> tuple[Counts, Counts]:
         """Return the number of features of each cleaned text, and of its unseen features, each int64 ``[n]``."""

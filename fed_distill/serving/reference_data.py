@@ -44,7 +44,7 @@ def build_reference(
     """
     held, queries, ranked = _held_out(data)
     seen = seen_rows(encode, _texts_of(data.public, data.proxy), unknown)
-    counter = FeatureCounter(encode, seen)
+    counter = FeatureCounter(encode, seen, hashed=True)
     parts: dict[Part, Sequence[str]] = {"text": queries}
     if ranked.pairs is not None:
         parts["pair"] = ranked.pairs

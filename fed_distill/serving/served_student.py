@@ -74,7 +74,9 @@ def _reference(folder: Path, student: ExportedStudent) -> tuple[Reference, Featu
     if found is None:
         _log.info("%s has no %s: its drift is not measured; export it again with the run's data", folder, REFERENCE)
         return None
-    return found, FeatureCounter(encoder_of(read_encoding(folder), folder), found.seen_rows)
+    encoding = read_encoding(folder)
+    hashed = encoding["algorithm"] != TOKENIZER
+    return found, FeatureCounter(encoder_of(encoding, folder), found.seen_rows, hashed)
 
 
 def student_version(folder: Path, variant: str) -> str:

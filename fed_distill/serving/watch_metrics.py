@@ -37,7 +37,7 @@ class DriftMetrics:
             gauge, "reference_unseen_share", "Unseen share on held-out data", part, multiprocess_mode="livemax"
         )
         self._ceiling = made(
-            gauge, "unseen_ceiling", "Unseen share of texts that are new in all", ("role",), multiprocess_mode="livemax"
+            gauge, "unseen_ceiling", "Unseen share of features that are all new", part, multiprocess_mode="livemax"
         )
         self._shown: dict[str, set[str]] = {}
 
@@ -57,8 +57,8 @@ class DriftMetrics:
 
     def reference(self, role: str, shares: Mapping[str, float], ceiling: float) -> None:
         """Show what a role's student is compared with. shares: unseen share by part."""
-        self._ceiling.labels(role).set(ceiling)
         for part, share in shares.items():
+            self._ceiling.labels(role, part).set(ceiling)
             self._reference.labels(role, part).set(share)
 
 

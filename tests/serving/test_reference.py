@@ -8,6 +8,7 @@ import pytest
 from fed_distill.data import load
 from fed_distill.data.examples import Examples, FederatedData, MerchantData
 from fed_distill.errors import ModelError
+from fed_distill.serving import export as exporting
 from fed_distill.serving.export import export_student
 from fed_distill.serving.exported_folder import ExportDescription
 from fed_distill.serving.reference import FeatureCounter, Histogram, Reference, feature_ids, load_reference
@@ -76,7 +77,7 @@ def test_features_are_counted_like_a_slow_twin(kind, exported):
     encoder = encoder_of(specification, folder)
     unknown = unknown_token(specification, folder)
     public = ["red phone pro", "blue shoe"]
-    counter = FeatureCounter(encoder, seen_rows(encoder, public, unknown))
+    counter = FeatureCounter(encoder, seen_rows(encoder, public, unknown), hashed=True)
     texts = ["red shoe", "green kettle 手机", "blue shoe", "red phone pro", "kettle"]
     special = set(feature_ids(encoder, [""]).ravel().tolist()) | {0}
     known = set(feature_ids(encoder, public).ravel().tolist()) - special - {unknown}
@@ -92,11 +93,13 @@ def test_the_unknown_token_is_unseen(exported):
     specification = json.loads((folder / "student.json").read_text())["encoding"]
     encoder, unknown = encoder_of(specification, folder), unknown_token(specification, folder)
     assert set(feature_ids(encoder, ["𒀀"])[0].tolist()) == {unknown}
-    counter = FeatureCounter(encoder, seen_rows(encoder, ["phone 𒀀"], unknown))
+    counter = FeatureCounter(encoder, seen_rows(encoder, ["phone 𒀀"], unknown), hashed=False)
+    assert counter.ceiling == 1.0
     assert [one.tolist() for one in counter.count(["𒀀"])] == [[1], [1]]
 
 
-def test_an_export_with_the_data_of_its_run_has_a_reference(tiny_run, tmp_path):
+def test_an_export_with_the_data_of_its_run_has_a_reference(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "latencies", lambda *_: [1.0])
     run, data = tiny_run.result.folder, load(tiny_run.experiment.data)
     description = export_student(run, tmp_path / "export", ["int8"])
     content = (tmp_path / "export" / "reference.json").read_text()
@@ -124,7 +127,8 @@ def test_an_export_of_an_earlier_version_has_none(exported):
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "leads out"])
-def test_a_damaged_reference_is_refused(damage, tiny_run, tmp_path):
+def test_a_damaged_reference_is_refused(damage, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "latencies", lambda *_: [1.0])
     folder = tmp_path / "export"
     description = export_student(tiny_run.result.folder, folder, ["float32"])
     path = folder / "reference.json"
