@@ -30,7 +30,11 @@ def export(
         ),
     ] = None,
     quality: Annotated[
-        bool, typer.Option("--quality/--no-quality", help="measure each variant on the run's test data")
+        bool,
+        typer.Option(
+            "--quality/--no-quality",
+            help="measure each variant on the run's test data, and write what traffic is compared with",
+        ),
     ] = True,
     web: Annotated[
         str | None,
