@@ -33,7 +33,7 @@ def export(
         bool,
         typer.Option(
             "--quality/--no-quality",
-            help="measure each variant on the run's test data, and write what traffic is compared with",
+            help="measure each variant on the run's test data, and describe these data, with which traffic is compared",
         ),
     ] = True,
     web: Annotated[
