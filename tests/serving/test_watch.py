@@ -141,7 +141,7 @@ def test_a_student_and_a_canary_have_windows_of_their_own(shop):
         assert min(values()) > 0
 
 
-def test_scores_histories_and_searches_are_watched_in_their_routes(shop):
+def test_scores_are_watched_in_their_route(shop):
     export, data = shop
     body = next(like_training(data))
     count = len(body["titles"])
