@@ -79,23 +79,26 @@ class StudentDrift:
         self.student, self.features = student, features
         self.shares: dict[str, float] = {part: one.unseen_share for part, one in reference.texts.items()}
         self._window = DriftWindow(histograms(reference, student.student.variant), seconds)
-        separated = student.student.task.name == RECOMMEND.name
-        self._separators = {"text": HISTORY_SEPARATOR if separated else None, "pair": None}
+        self._separator = HISTORY_SEPARATOR if student.student.task.name == RECOMMEND.name else None
 
     def count(self, watched: Watched, now: float) -> dict[str, tuple[int, int]]:
         """Count texts and scores, and return the features and unseen features of each part. now: of a monotonic clock.
 
         :raises DataError: a text is not one that the student would answer
         """
+        longest, first = self.student.student.max_characters, len(watched.texts)
+        cleaned = [
+            *clean_served(watched.texts, "text", longest, self._separator),
+            *clean_served(watched.pairs, "pair", longest),
+        ]
+        features, unseen = self.features.count(cleaned)
+        lengths = np.fromiter(map(len, cleaned), dtype=np.int64, count=len(cleaned))
         values: dict[str, npt.ArrayLike] = {f"{watched.route}_score": watched.scores}
         counted: dict[str, tuple[int, int]] = {}
-        for part, texts in (("text", watched.texts), ("pair", watched.pairs)):
-            if texts:
-                longest = self.student.student.max_characters
-                cleaned = clean_served(texts, part, longest, self._separators[part])
-                features, unseen = self.features.count(cleaned)
-                values |= {f"{part}_length": [len(text) for text in cleaned], f"{part}_features": features}
-                counted[part] = int(features.sum()), int(unseen.sum())
+        for part, rows in (("text", slice(first)), ("pair", slice(first, None))):
+            if len(lengths[rows]):
+                values |= {f"{part}_length": lengths[rows], f"{part}_features": features[rows]}
+                counted[part] = int(features[rows].sum()), int(unseen[rows].sum())
         self._window.add(values, now)
         return counted
 
