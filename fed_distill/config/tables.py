@@ -1,7 +1,7 @@
 """Base class of an experiment's tables, and types of their values."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ def _at_home(path: Path) -> Path:
 
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Precision of matrix products; tf32: that of float32 matrices on devices that have TF32, float32 on others."""
 LARGEST = 2**62
 """Maximum of whole numbers: they fit in the 64-bit integers of messages, also after additions to a seed."""
 PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
