@@ -16,6 +16,7 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
+from fed_distill.models.prediction import Prepared, predict_prepared, prepare
 from fed_distill.models.weights import Weights
 from fed_distill.seeds import Part
 from fed_distill.text.density_ratio import kulsif
@@ -35,6 +36,7 @@ class Holdings:
     proxy: Examples
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    _prepared_proxy: dict[tuple[str, bytes], Prepared] = field(default_factory=dict)
     _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:
@@ -58,6 +60,13 @@ class Holdings:
     def encoded_proxy(self, student: TextModel, request: TrainRequest) -> Encoded:
         """Return the proxy set of a request, encoded for the student."""
         return self._encode(student, f"proxy {request.proxy.hex()}", self.proxy_of(request))
+
+    def predict_proxy(self, student: TextModel, request: TrainRequest) -> Tensor:
+        """Return a student's class probabilities on the proxy set of a request, float32 ``[proxy, classes]``."""
+        key = (blueprint_of(student), request.proxy)
+        if key not in self._prepared_proxy:
+            self._prepared_proxy[key] = prepare(student, self.encoded_proxy(student, request))
+        return predict_prepared(student, self._prepared_proxy[key])
 
     def encoded_train(self, student: TextModel, merchant: str, seed: Part, *purpose: Part) -> Encoded:
         """Return a merchant's training examples, encoded, and augmented with draws of ``seed`` and ``purpose``."""
