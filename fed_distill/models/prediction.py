@@ -52,7 +52,7 @@ def prepare(model: TextModel, encoded: Encoded, batch_size: int = 256) -> Prepar
     order = torch.argsort(lengths(encoded), stable=True)
     apart = [name for name in model.vectors_of if name in encoded] if len(order) else []
     joint = {name: values for name, values in encoded.items() if name not in apart}
-    parts = order.split(batch_size)
+    parts = torch.split(order, batch_size)
     distinct = {name: _distinct(encoded[name], order, batch_size) for name in apart}
     return Prepared(order, tuple(model.collate(joint, index) for index in parts), distinct)
 
@@ -62,8 +62,8 @@ def _distinct(values: Tensor, order: Tensor, batch_size: int) -> Distinct:
     by_length = torch.argsort(rows.ne(0).sum(dim=1), stable=True)
     place = torch.empty_like(by_length)
     place[by_length] = torch.arange(len(by_length))
-    batches = tuple(trimmed(rows[index]) for index in by_length.split(batch_size))
-    return Distinct(batches, place[which][order].split(batch_size))
+    batches = tuple(trimmed(rows[index]) for index in torch.split(by_length, batch_size))
+    return Distinct(batches, torch.split(place[which][order], batch_size))
 
 
 def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperature: float = 1.0) -> Tensor:
