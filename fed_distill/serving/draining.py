@@ -1,4 +1,4 @@
-"""uvicorn's server with a drain: after SIGTERM the service says that it is not ready, and still answers for some seconds.
+"""uvicorn's server with a drain: after SIGTERM the service says that it is not ready, and goes on for some seconds.
 
 A balancer that asks ``/ready`` takes the service out in this time, so that no request meets a closed port. Answers
 close their connections meanwhile, so that clients which keep theirs open the next one elsewhere.

@@ -48,7 +48,7 @@ def supervise(config: ServeConfig, folder: Path | None, listener: socket.socket,
     :raises ServiceError: a worker cannot start, or workers end again and again
     """
     try:
-        shared = tempfile.TemporaryDirectory(prefix="fed-distill-")
+        shared = tempfile.TemporaryDirectory(prefix="fed-distill-serve-")
     except OSError as error:
         raise ConfigError(
             f"service.workers = {config.service.workers} requires a folder for temporary files: {error}; make /tmp "
