@@ -88,6 +88,11 @@ class _Worker:
             # After a pause of the whole machine or container this process may be the first to go on.
             return await asyncio.wait_for(self.reader.read(64), 2 * BEAT_SECONDS)
 
+    def terminate(self) -> None:
+        """End a worker that does not serve yet, and so does not hear what it is told."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+
     async def end(self) -> int:
         """Return the exit code, negative for a signal; a worker that has not stopped is killed."""
         self.channel.close()
@@ -166,7 +171,7 @@ class _Supervisor:
         pid = worker.process.pid
         self._workers[pid] = worker
         if self._stopping.is_set():
-            worker.process.terminate()
+            worker.terminate()
         try:
             await worker.watch(self._hear)
         finally:
@@ -216,7 +221,7 @@ class _Supervisor:
         self._tell(DRAIN)
         for worker in self._workers.values():
             if not worker.ready:
-                worker.process.terminate()
+                worker.terminate()
 
     def _stop_now(self) -> None:
         self._stop()

@@ -63,12 +63,11 @@ def served(folder, *options, command=COMMAND, environment=None):
 
 
 def alive(process):
-    """Whether a process exists."""
+    """Whether a process runs; one that has ended and that nobody waits for does not."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return stat_of(process) not in "ZX"
+    except OSError:
         return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,15 +1,18 @@
 """Several workers on one port: real processes, which are paused to choose who answers, and killed."""
 
+import asyncio
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from fed_distill.serving import supervisor
 from fed_distill.serving.api_keys import key_hash
 from fed_distill.serving.supervisor import MOST_ENDED
 from tests.serving.processes import COMMAND, alive, paused, served
@@ -168,3 +171,22 @@ def test_what_cannot_start_says_why_once(export, tmp_path, mistake):
     assert done.returncode == 2, done.stderr
     assert all(part in " ".join(done.stderr.split()) for part in expected), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_worker_without_a_sign_of_life_is_given_up_after_a_second_look(monkeypatch, late):
+    """The supervisor itself may have been paused, with a sign of life unread."""
+    monkeypatch.setattr(supervisor, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "BEAT_SECONDS", 0.0 if not late else 100.0)
+    heard = []
+
+    async def watch():
+        reader = asyncio.StreamReader()
+        worker = supervisor._Worker(1, SimpleNamespace(pid=1), reader, None, ready=True)
+        if late:
+            asyncio.get_running_loop().call_later(0.05, reader.feed_data, b".")
+            asyncio.get_running_loop().call_later(0.1, reader.feed_eof)
+        await worker.watch(lambda _, told: heard.append(told))
+
+    asyncio.run(watch())
+    assert heard == ([b"."] if late else [])
