@@ -6,7 +6,6 @@ Routes answer by the student that ``Students`` chooses; ``Gate`` has checked who
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from fed_distill.serving.scorer import Ranked
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
 from fed_distill.serving.service_metrics import ServiceMetrics
-from fed_distill.serving.shared_rates import SharedTokens
+from fed_distill.serving.shared_rates import shared_buckets
 from fed_distill.serving.students import Students
 from fed_distill.validation import described
 
@@ -89,7 +88,7 @@ def build_service(config: ServeConfig, folder: Path | None = None, rates: Path |
     """
     config.check_access()
     metrics = ServiceMetrics()
-    keys = KeyRing(config.key, bucket=OwnTokens.full if rates is None else partial(SharedTokens.of, rates))
+    keys = KeyRing(config.key, bucket=OwnTokens.full if rates is None else shared_buckets(rates))
     students = Students(config, folder, keys, metrics)
 
     @contextlib.asynccontextmanager

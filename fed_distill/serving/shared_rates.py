@@ -9,8 +9,8 @@ import fcntl
 import os
 import struct
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 from fed_distill.serving.api_keys import OwnTokens
 from fed_distill.serving.service_config import KeyTable
@@ -26,11 +26,6 @@ class SharedTokens:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         weakref.finalize(self, os.close, self._file)
 
-    @classmethod
-    def of(cls, folder: Path, table: KeyTable) -> Self:
-        """Return the bucket of a key in ``folder``."""
-        return cls(folder / table.sha256)
-
     def wait(self, table: KeyTable, now: float) -> float:
         """Take a token, as ``Tokens`` describes."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -42,3 +37,8 @@ class SharedTokens:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         return waiting
+
+
+def shared_buckets(folder: Path) -> Callable[[KeyTable, float], SharedTokens]:
+    """Return what makes the bucket of a key in ``folder``, for ``KeyRing``."""
+    return lambda table, now: SharedTokens(folder / table.sha256)

@@ -60,13 +60,14 @@ def supervise(config: ServeConfig, folder: Path | None, listener: socket.socket,
 
 @dataclass
 class _Worker:
-    """A worker that runs. ready: whether it accepts requests."""
+    """A worker that runs. ready: whether it accepts requests. silent: whether it was given up."""
 
     place: int
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     channel: asyncio.StreamWriter
     ready: bool = False
+    silent: bool = False
 
     async def watch(self, told: Callable[[Self, bytes], None]) -> None:
         """Hand on what the worker tells until it ends; kill it when its event loop has stopped."""
@@ -75,6 +76,9 @@ class _Worker:
                 content = await self._read(SILENT_SECONDS if self.ready else None)
             except TimeoutError:
                 _log.error("worker %d, process %d, does not respond and is killed", self.place, self.process.pid)
+                self.silent = True
+                return
+            except ConnectionError:  # it ended with something unread that it was told
                 return
             if not content:
                 return
@@ -90,16 +94,21 @@ class _Worker:
 
     def terminate(self) -> None:
         """End a worker that does not serve yet, and so does not hear what it is told."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        self._signal(signal.SIGTERM)
 
     async def end(self) -> int:
-        """Return the exit code, negative for a signal; a worker that has not stopped is killed."""
+        """Return the exit code, negative for a signal; a worker that has not ended is killed."""
         self.channel.close()
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
-        return await self.process.wait()
+        try:
+            return await asyncio.wait_for(self.process.wait(), 0.0 if self.silent else _GRACE_SECONDS)
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            return await self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Not by the process object, whose own look whether it has ended takes the exit code from asyncio.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
 
 class _Supervisor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fed_distill.serving.api_keys import KeyRing, OwnTokens, key_hash
 from fed_distill.serving.service_config import KeyTable
-from fed_distill.serving.shared_rates import SharedTokens
+from fed_distill.serving.shared_rates import SharedTokens, shared_buckets
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -42,10 +42,7 @@ def test_a_clock_that_was_read_earlier_gives_nothing_back(tmp_path):
 
 
 def test_a_key_has_its_bucket_by_its_hash_and_keeps_it_when_it_is_removed_and_added(tmp_path):
-    def bucket(one, now):
-        return SharedTokens.of(tmp_path, one)
-
-    ring = KeyRing([table(rate=0.001, burst=1)], bucket=bucket)
+    ring = KeyRing([table(rate=0.001, burst=1)], bucket=shared_buckets(tmp_path))
     assert ring.find(b"k").wait(50.0) == 0.0
     ring.replace([])
     ring.replace([table(rate=0.001, burst=1)])
