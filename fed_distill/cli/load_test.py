@@ -6,7 +6,7 @@ Slow imports are inside the command.
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -51,17 +51,18 @@ def load_test(
 
     Latency counts from the planned time. With --retry, a request has failed if its second attempt has.
     """
-    if arrivals != "poisson" and arrivals != "constant":
-        raise ConfigError(f"--arrivals must be poisson or constant, not {arrivals!r}")
     try:
-        from fed_distill.serving.load import LoadPlan, run_load, warmed
+        from fed_distill.serving.load import Arrivals, LoadPlan, run_load, warmed
     except ImportError as error:
         raise ConfigError(f"load-test requires the package {error.name}: pip install 'fed-distill[serve]'") from error
+    if arrivals not in get_args(Arrivals):
+        raise ConfigError(f"--arrivals must be poisson or constant, not {arrivals!r}")
+    chosen: Arrivals = arrivals  # type: ignore[assignment] # one of its values
     plan = LoadPlan(
         rate=rate,
         seconds=seconds,
         titles=titles,
-        arrivals=arrivals,
+        arrivals=chosen,
         distinct=None if new_titles else distinct,
         queries=_lines(queries),
         connections=connections,

@@ -195,7 +195,7 @@ def _bodies(plan: LoadPlan, count: int) -> tuple[Iterator[bytes], float]:
     queries = plan.queries or [" ".join(draw.choice(words, 3)) for _ in range(_QUERIES)]
 
     def body(titles: Sequence[str]) -> bytes:
-        return json.dumps({"query": queries[draw.integers(len(queries))], "titles": titles}).encode()
+        return json.dumps({"query": queries[int(draw.integers(len(queries)))], "titles": titles}).encode()
 
     if plan.distinct is None:
         mark, numbers = secrets.token_hex(4), itertools.count()

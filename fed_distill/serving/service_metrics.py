@@ -35,7 +35,7 @@ class ServiceMetrics:
         self._batches = made(histogram, "batch_rows", "Pairs or texts in a batch", buckets=_ROWS)
         self._lookups = made(counter, "vector_lookups_total", "Texts looked up in the vector cache", ("result",))
         self._hits, self._misses = (self._lookups.labels(result) for result in ("hit", "miss"))
-        live = {"multiprocess_mode": "livesum"}
+        live: dict[str, Any] = {"multiprocess_mode": "livesum"}
         self.in_flight = made(gauge, "in_flight_requests", "Requests that are being answered", **live)
         self.waiting = made(gauge, "queued_rows", "Pairs or texts that wait for the next batch", **live)
         which = ("role", "version", "variant")
