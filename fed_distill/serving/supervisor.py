@@ -116,7 +116,7 @@ class _Supervisor:
         self, config: ServeConfig, folder: Path | None, listener: socket.socket, logs: LogStyle, shared: Path
     ) -> None:
         self._config, self._listener = config, listener
-        self._shared, self._metrics = shared, shared / "metrics"
+        self._metrics = shared / "metrics"
         self._workers: dict[int, _Worker] = {}
         self._ends: deque[float] = deque()
         self._served = False
