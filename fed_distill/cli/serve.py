@@ -6,7 +6,7 @@ Slow imports are inside the command.
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -48,15 +48,16 @@ def serve(
 
 
 def _run(folder: Path, port: int | None, logs: str) -> None:
-    if logs != "text" and logs != "json":
-        raise ConfigError(f"--logs must be text or json, not {logs!r}")
     try:
         from fed_distill.serving.running import run_service
-        from fed_distill.serving.service_logs import log_service
+        from fed_distill.serving.service_logs import LogStyle, log_service
     except ImportError as error:
         raise ConfigError(f"serving requires the package {error.name}: pip install 'fed-distill[serve]'") from error
-    log_service(logs)
-    run_service(folder, port, logs)
+    if logs not in get_args(LogStyle):
+        raise ConfigError(f"--logs must be text or json, not {logs!r}")
+    style = cast(LogStyle, logs)
+    log_service(style)
+    run_service(folder, port, style)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -1,6 +1,7 @@
 """Several workers on one port: real processes, which are paused to choose who answers, and killed."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ BURST = 12
 def write(folder, export, *, keys="", **service):
     """A serve.toml for two workers that do not watch files."""
     settings = {"student": str(export), "workers": 2, "watch_seconds": 3600, **service}
-    lines = [f"{name} = {value!r}" for name, value in settings.items()]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     folder.mkdir(exist_ok=True)
     (folder / "serve.toml").write_text("\n".join(["[service]", *lines, keys]))
     return folder
@@ -151,6 +152,7 @@ def test_workers_end_when_their_supervisor_is_killed(export, tmp_path):
     folder.mkdir()
     with served(write(tmp_path / "service", export), "--port", "0", environment={"TMPDIR": str(folder)}) as service:
         service.process.kill()
+        assert service.process.wait(100) == -signal.SIGKILL
         until(lambda: not any(map(alive, service.workers)))
         with socket.create_server(service.address):
             pass
