@@ -32,7 +32,7 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class Tokens(Protocol):
+class TokenBucket(Protocol):
     """The token bucket of one key."""
 
     def wait(self, table: KeyTable, now: float) -> float:
@@ -45,7 +45,7 @@ class Tokens(Protocol):
 
 
 @dataclass
-class OwnTokens:
+class OwnBucket:
     """A bucket of this process: the tokens that are left at the time ``at`` of the monotonic clock."""
 
     tokens: float
@@ -57,7 +57,7 @@ class OwnTokens:
         return cls(float(table.burst), now)
 
     def wait(self, table: KeyTable, now: float) -> float:
-        """Take a token, as ``Tokens`` describes."""
+        """Take a token, as ``TokenBucket`` describes."""
         self.tokens = min(table.burst, self.tokens + (now - self.at) * table.rate)
         self.at = now
         if self.tokens >= 1.0:
@@ -71,7 +71,7 @@ class ApiKey:
     """A key and its bucket."""
 
     table: KeyTable
-    tokens: Tokens
+    bucket: TokenBucket
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class ApiKey:
 
     def wait(self, now: float) -> float:
         """Take a token and return 0; without one left, return the seconds until there is one."""
-        return self.tokens.wait(self.table, now)
+        return self.bucket.wait(self.table, now)
 
 
 @dataclass
@@ -97,7 +97,7 @@ class KeyRing:
     tables: Iterable[KeyTable]
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    bucket: Callable[[KeyTable, float], Tokens] = OwnTokens.full
+    bucket: Callable[[KeyTable, float], TokenBucket] = OwnBucket.full
     required: bool = field(init=False)
     _keys: tuple[ApiKey, ...] = field(init=False, default=())
 
@@ -111,7 +111,7 @@ class KeyRing:
         keys = []
         for table in tables:
             old = before.get(table.sha256)
-            keys.append(ApiKey(table, self.bucket(table, at) if old is None else old.tokens))
+            keys.append(ApiKey(table, self.bucket(table, at) if old is None else old.bucket))
         self._keys = tuple(keys)
 
     def find(self, presented: bytes) -> ApiKey | None:

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from fed_distill.errors import DataError
-from fed_distill.serving.api_keys import KeyRing, OwnTokens
+from fed_distill.serving.api_keys import KeyRing, OwnBucket
 from fed_distill.serving.api_models import (
     ApiRequest,
     ErrorAnswer,
@@ -88,7 +88,7 @@ def build_service(config: ServeConfig, folder: Path | None = None, rates: Path |
     """
     config.check_access()
     metrics = ServiceMetrics()
-    keys = KeyRing(config.key, bucket=OwnTokens.full if rates is None else shared_buckets(rates))
+    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates))
     students = Students(config, folder, keys, metrics)
 
     @contextlib.asynccontextmanager

@@ -12,13 +12,13 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from fed_distill.serving.api_keys import OwnTokens
+from fed_distill.serving.api_keys import OwnBucket
 from fed_distill.serving.service_config import KeyTable
 
 _STATE = struct.Struct("<dd")
 
 
-class SharedTokens:
+class SharedBucket:
     """The bucket of a key in a file. The monotonic clock is the same for all processes of a machine."""
 
     def __init__(self, path: Path) -> None:
@@ -27,11 +27,11 @@ class SharedTokens:
         weakref.finalize(self, os.close, self._file)
 
     def wait(self, table: KeyTable, now: float) -> float:
-        """Take a token, as ``Tokens`` describes."""
+        """Take a token, as ``TokenBucket`` describes."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             content = os.pread(self._file, _STATE.size, 0)
-            bucket = OwnTokens(*_STATE.unpack(content)) if content else OwnTokens.full(table, now)
+            bucket = OwnBucket(*_STATE.unpack(content)) if content else OwnBucket.full(table, now)
             waiting = bucket.wait(table, max(now, bucket.at))  # another worker may have looked at the clock later
             os.pwrite(self._file, _STATE.pack(bucket.tokens, bucket.at), 0)
         finally:
@@ -39,6 +39,6 @@ class SharedTokens:
         return waiting
 
 
-def shared_buckets(folder: Path) -> Callable[[KeyTable, float], SharedTokens]:
+def shared_buckets(folder: Path) -> Callable[[KeyTable, float], SharedBucket]:
     """Return what makes the bucket of a key in ``folder``, for ``KeyRing``."""
-    return lambda table, now: SharedTokens(folder / table.sha256)
+    return lambda table, now: SharedBucket(folder / table.sha256)

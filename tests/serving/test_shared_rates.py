@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_distill.serving.api_keys import KeyRing, OwnTokens, key_hash
+from fed_distill.serving.api_keys import KeyRing, OwnBucket, key_hash
 from fed_distill.serving.service_config import KeyTable
-from fed_distill.serving.shared_rates import SharedTokens, shared_buckets
+from fed_distill.serving.shared_rates import SharedBucket, shared_buckets
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -28,16 +28,16 @@ def table(**more):
 )
 def test_several_holders_take_from_one_bucket(tmp_path_factory, steps, rate, burst):
     path = tmp_path_factory.mktemp("rates") / "bucket"
-    holders, twin, chosen, now = [SharedTokens(path) for _ in range(3)], None, table(rate=rate, burst=burst), 100.0
+    holders, twin, chosen, now = [SharedBucket(path) for _ in range(3)], None, table(rate=rate, burst=burst), 100.0
     for holder, pause in steps:
         now += pause
-        twin = twin or OwnTokens.full(chosen, now)
+        twin = twin or OwnBucket.full(chosen, now)
         assert holders[holder].wait(chosen, now) == twin.wait(chosen, now)
 
 
 def test_a_clock_that_was_read_earlier_gives_nothing_back(tmp_path):
     chosen = table(rate=1.0, burst=2)
-    bucket = SharedTokens(tmp_path / "bucket")
+    bucket = SharedBucket(tmp_path / "bucket")
     assert [bucket.wait(chosen, now) for now in (10.0, 9.0, 10.0)] == [0.0, 0.0, 1.0]
 
 
@@ -51,7 +51,7 @@ def test_a_key_has_its_bucket_by_its_hash_and_keeps_it_when_it_is_removed_and_ad
 
 
 def take(path, tries, granted):
-    bucket, chosen = SharedTokens(path), table(rate=1e-6, burst=500)
+    bucket, chosen = SharedBucket(path), table(rate=1e-6, burst=500)
     granted.put(sum(bucket.wait(chosen, time.monotonic()) == 0.0 for _ in range(tries)))
 
 
@@ -76,7 +76,7 @@ def hold(path, held):
 
 def test_a_holder_that_is_killed_leaves_no_lock(tmp_path):
     path, chosen, held = tmp_path / "bucket", table(rate=1.0, burst=1), SPAWN.Event()
-    bucket = SharedTokens(path)
+    bucket = SharedBucket(path)
     process = SPAWN.Process(target=hold, args=(path, held))
     process.start()
     held.wait()
