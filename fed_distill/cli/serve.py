@@ -3,11 +3,10 @@
 Slow imports are inside the command.
 """
 
-import logging
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -45,16 +44,20 @@ def serve(
         chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
         _print_key(add_key(folder, new_key, chosen, _time(expires)), new_key)
     else:
-        _log_as(logs)
-        _run(folder, port)
+        _run(folder, port, logs)
 
 
-def _run(folder: Path, port: int | None) -> None:
+def _run(folder: Path, port: int | None, logs: str) -> None:
     try:
         from fed_distill.serving.running import run_service
+        from fed_distill.serving.service_logs import LogStyle, log_service
     except ImportError as error:
         raise ConfigError(f"serving requires the package {error.name}: pip install 'fed-distill[serve]'") from error
-    run_service(folder, port)
+    if logs not in get_args(LogStyle):
+        raise ConfigError(f"--logs must be text or json, not {logs!r}")
+    style = cast(LogStyle, logs)
+    log_service(style)
+    run_service(folder, port, style)
 
 
 def _time(text: str | None) -> datetime | None:
@@ -73,15 +76,3 @@ def _print_key(key: str, name: str) -> None:
     """Print a key to stdout, alone, so that a script can take it; the rest is for people."""
     sys.stderr.write(f"key {name}, which is not stored and not shown again:\n")
     sys.stdout.write(key + "\n")
-
-
-def _log_as(style: str) -> None:
-    from fed_distill.logs import log_as
-
-    if style == "json":
-        log_as("json", private=True)
-    elif style == "text":
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-        logging.getLogger("fed_distill").setLevel(logging.INFO)
-    else:
-        raise ConfigError(f"--logs must be text or json, not {style!r}")

@@ -89,6 +89,8 @@ class Gate:
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status, exchange.started = message["status"], True
+                if scope["app"].state.draining:  # so that a client which keeps its connection opens the next elsewhere
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         self._in_flight += 1

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from fed_distill.errors import DataError
-from fed_distill.serving.api_keys import KeyRing
+from fed_distill.serving.api_keys import KeyRing, OwnBucket
 from fed_distill.serving.api_models import (
     ApiRequest,
     ErrorAnswer,
@@ -43,6 +43,7 @@ from fed_distill.serving.scorer import Ranked
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
 from fed_distill.serving.service_metrics import ServiceMetrics
+from fed_distill.serving.shared_rates import shared_buckets
 from fed_distill.serving.students import Students
 from fed_distill.validation import described
 
@@ -77,15 +78,17 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
+def build_service(config: ServeConfig, folder: Path | None = None, rates: Path | None = None) -> FastAPI:
     """Return the application; it loads its students when it starts, and is not ready until then.
 
     :param config: content of ``serve.toml``
     :param folder: folder of that file, whose keys are read again when it changes
+    :param rates: folder in which the workers of a service share the rates of keys; None: there is one process
     :raises ConfigError: anybody on the network could use the service, or a package is missing
     """
     config.check_access()
-    metrics, keys = ServiceMetrics(), KeyRing(config.key)
+    metrics = ServiceMetrics()
+    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates))
     students = Students(config, folder, keys, metrics)
 
     @contextlib.asynccontextmanager
@@ -105,7 +108,9 @@ def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.students = students
+    app.state.students, app.state.metrics = students, metrics
+    app.state.draining = False  # True: a stop has been asked for, and a balancer should send requests elsewhere
+    app.state.reload_others = lambda: None  # a worker tells the other workers of its service
     app.add_middleware(
         Gate,
         rules=_RULES,
@@ -196,10 +201,9 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics) -> Non
     @app.get("/ready", response_model=ReadyAnswer, responses={503: {"model": ReadyAnswer}})
     async def ready() -> Response:
         """Tell whether requests are answered, and by which students."""
-        answer = ReadyAnswer(ready=students.ready, students=dict(students.versions), refused=sorted(students.problems))
-        return Response(
-            answer.model_dump_json(), status_code=200 if students.ready else 503, media_type="application/json"
-        )
+        serving = students.ready and not app.state.draining
+        answer = ReadyAnswer(ready=serving, students=dict(students.versions), refused=sorted(students.problems))
+        return Response(answer.model_dump_json(), status_code=200 if serving else 503, media_type="application/json")
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -210,6 +214,7 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics) -> Non
     @app.post("/admin/reload", responses=_ERRORS)
     async def reload() -> ReloadAnswer:
         """Load the students and keys again; one that is refused leaves the one before in service."""
+        app.state.reload_others()
         problems = await students.reload(force=True)
         return ReloadAnswer(students=dict(students.versions), problems=problems)
 

@@ -81,7 +81,14 @@ class Students:
         return self._config.canary is not None
 
     def load(self) -> None:
-        """Load the students before the service starts; errors are those of ``load_checked``."""
+        """Load the students before the service starts; errors are those of ``load_checked``.
+
+        Keys are read too: a worker that starts later must not accept a key that was removed since the service began.
+
+        :raises ConfigError: ``serve.toml`` is no longer valid
+        """
+        if self._file is not None:
+            self._keys.replace(read_serve_config(self._file.parent).key)
         for role, table in self._tables().items():
             self._seen[role] = _files_signature(table)
             self._put(role, load_checked(table, self._config.service.threads))
