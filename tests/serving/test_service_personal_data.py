@@ -22,7 +22,7 @@ MAIL, PHONE, CARD = "jane.doe@example.org", "+49 170 1234567", "4111 1111 1111 1
 TEXT = f"{MAIL} {PHONE} {CARD}"
 FRAGMENTS = ("jane.doe", "jane%2Edoe", "170 1234567", "1701234567", "4111 1111", "4111111111111111")
 KEY = "fdk_test-key"
-_CLIENT = ("httpx", "httpcore", "asyncio")
+_CLIENT = ("httpx", "httpcore")
 
 BODIES = {
     "/score": [{"texts": [TEXT], "pairs": [TEXT]}, {"texts": TEXT}, {"texts": [TEXT], "pairs": [TEXT] * 2}],
