@@ -1,7 +1,8 @@
 """A site's data, and cached students and encoded texts: its merchants' examples and the proxy set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import scipy.sparse as sparse
@@ -12,6 +13,7 @@ from fed_distill import seeds
 from fed_distill.config import DPSGDConfig, Experiment, FreezingConfig
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, MerchantData
+from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
@@ -56,6 +58,11 @@ class Holdings:
         if not request.proxy:
             return self.proxy
         return self.proxy.take(np.flatnonzero(unpacked(request.proxy, len(self.proxy))))
+
+    def texts_of(self, request: TrainRequest) -> Callable[[str], str]:
+        """Return a function: name of a merchant -> fingerprint of its labelled examples and the request's proxy set."""
+        proxy = cache(lambda: examples_fingerprint(self.proxy_of(request).unlabeled()))
+        return lambda merchant: examples_fingerprint(self.merchants[merchant].train) + proxy()
 
     def encoded_proxy(self, student: TextModel, request: TrainRequest) -> Encoded:
         """Return the proxy set of a request, encoded for the student."""

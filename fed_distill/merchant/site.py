@@ -119,7 +119,7 @@ class Site:
         plan = planned(method, down, federation.method, self.experiment.training.unlabeled)
         task = RoundTask(request, down, method, plan)
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
-        digests = Digests(self.experiment, request, down, own)
+        digests = Digests(self.experiment, request, down, own, self.holdings.texts_of(request))
         parts: dict[str, Participant] = {}
         for merchant in request.merchants:
             try:

@@ -10,7 +10,7 @@ from fed_distill.serving.batching import Overloaded
 from fed_distill.serving.scorer import Scorer
 
 if TYPE_CHECKING:
-    from fed_distill.serving.explain import Explanation
+    from fed_distill.models.word_contributions import Explanation
     from fed_distill.serving.student import Student
 
 _MOST_WAITING = 16

@@ -21,13 +21,13 @@ from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, read_inside
 from fed_distill.serving.index import Hit, ProductIndex
 from fed_distill.serving.index_files import load_index
 from fed_distill.serving.runtime import ExportedStudent, load_exported
-from fed_distill.serving.scorer import Probabilities, Ranked, ranked
+from fed_distill.serving.scorer import Probabilities, Ranked, Vectors, ranked
 from fed_distill.serving.service_config import LimitsTable, StudentTable
 from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.text.encoders import TOKENIZER
 
 if TYPE_CHECKING:
-    from fed_distill.serving.explain import Explanation
+    from fed_distill.models.word_contributions import Explanation
 
 Found = TypeVar("Found")
 _MOST_JSON = 1 << 26
@@ -102,6 +102,14 @@ def _check_conformance(folder: Path, student: ExportedStudent) -> None:
         )
 
 
+def _vectors_of(index: ProductIndex, products: Sequence[str]) -> Vectors:
+    """Return the vectors of products; the error names the place of an unknown id, as the id itself may be personal."""
+    unknown = [place for place, id in enumerate(products) if id not in index]
+    if unknown:
+        raise DataError(f"products[{unknown[0]}] is not in the index: leave it out")
+    return index.vectors(products)
+
+
 class ServedStudent:
     """Answers concurrent requests with one student. version: names it in answers and metrics."""
 
@@ -149,7 +157,7 @@ class ServedStudent:
         """Rank products of the index by their ids; errors are those of ``search``, and DataError for an unknown id."""
         index, towers, gains = *self._searched(), self.student.gains
         cleaned = clean_text(query, "query", self.student.max_characters)
-        vectors = await self._in_thread(index.vectors, products)
+        vectors = await self._in_thread(_vectors_of, index, products)
         found = await towers.compared(cleaned, vectors)
         return ranked(found.astype(np.float64) @ gains)
 

@@ -17,6 +17,11 @@ from fed_distill.errors import ModelError
 from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows, piece_specification
 from fed_distill.text.words import word_spans
 
+SHORTEST, LONGEST = 8, 1 << 16
+"""Bounds of the maximum number of tokens: special tokens and at least one of each text; more than any model reads."""
+FEWEST_ROWS = SEP + 2
+"""Rows of hashed word pieces: the reserved ones, and one for pieces."""
+
 
 class TokenWord(NamedTuple):
     """The word that a token is, or is part of. text: 0, or 1 in the pair. start, stop: span of its characters."""
@@ -65,7 +70,11 @@ class HashedTokens:
 
         :param rows: number of ids, the three reserved ones included
         :param max_length: maximum number of tokens, [CLS] and [SEP] included
+        :raises ModelError: one of them is out of bounds
         """
+        if rows < FEWEST_ROWS:
+            raise ModelError(f"hashed word pieces need at least {FEWEST_ROWS} rows, not {rows:,}")
+        _check_length(max_length, SHORTEST)
         self.rows, self.max_length = rows, max_length
 
     @property
@@ -128,8 +137,9 @@ class PretrainedTokens:
         :param description: text of a ``tokenizer.json``
         :param pad_id: id of the padding token in ``description``
         :param max_length: maximum number of tokens
-        :raises ModelError: ``description`` is not a valid tokenizer
+        :raises ModelError: ``description`` is not a valid tokenizer, or ``max_length`` is out of bounds
         """
+        _check_length(max_length, 1)
         try:
             self._tokenizer = Tokenizer.from_str(description)
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -203,6 +213,11 @@ class PretrainedTokens:
         columns = [np.full_like(tokens, token) for token in before], [np.full_like(tokens, token) for token in after]
         ids = np.stack([*columns[0], tokens, *columns[1]], axis=1)
         return {"input_ids": self.placed(ids)}
+
+
+def _check_length(max_length: int, least: int) -> None:
+    if not least <= max_length <= LONGEST:
+        raise ModelError(f"the maximum number of tokens must be {least} to {LONGEST:,}, not {max_length:,}")
 
 
 def _words(encoding: Encoding) -> list[TokenWord | None]:

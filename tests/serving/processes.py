@@ -141,3 +141,12 @@ def balanced(urls):
             left.cancel()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+def answer_of(connection):
+    """All bytes until the server closes the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)

@@ -151,7 +151,7 @@ def test_the_description_has_examples_that_work(exported):
     with serving(config_of(exported("two-tower")[1])) as client:
         described = client.get("/openapi.json").json()
         for path, name in {"/rank": "RankRequest", "/score": "ScoreRequest"}.items():
-            example = described["components"]["schemas"][name]["example"]
+            example = described["components"]["schemas"][name]["examples"][0]
             assert client.post(path, json=example).status_code == 200
         assert {"/score", "/rank", "/recommend", "/search", "/explain"} <= set(described["paths"])
         for page in ("/docs", "/redoc"):

@@ -11,19 +11,10 @@ import httpx
 import pytest
 
 from fed_distill.serving.service_files import write_serve_file
-from tests.serving.processes import served
+from tests.serving.processes import answer_of, served
 from tests.serving.services import TITLES
 
 BODY = {"query": "usb hub", "titles": TITLES}
-
-
-def answer_of(connection):
-    """All bytes until the server closes the connection."""
-    parts = []
-    with contextlib.suppress(ConnectionResetError):
-        while part := connection.recv(65536):
-            parts.append(part)
-    return b"".join(parts)
 
 
 @pytest.fixture(scope="module")
