@@ -79,7 +79,7 @@ def fine_tune_encoder(
     model.eval().save_pretrained(str(to), create_model_card=False)
 
 
-def export_encoder(source: Path, to: Path, examples: Sequence[str]) -> None:
+def export_encoder(source: Path, examples: Sequence[str], to: Path) -> None:
     """Write a sentence encoder with mean pooling as ``encoder.onnx`` beside its ``tokenizer.json``.
 
     It is exported by torch: sentence-transformers' own ``backend="onnx"`` requires optimum-onnx, whose version 0.1
