@@ -99,8 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--speed", action="store_true", help="measure only speed and memory again")
     parser.add_argument("--seconds", type=float, default=20.0, help="maximum CPU seconds of each measurement of speed")
     given = parser.parse_args(arguments)
-    if not (given.speed and (given.work / MODELS).exists()):
+    if not given.speed:
         prepare(given.runs, given.work, given.encoder)
+    elif not (given.work / MODELS).exists():
+        parser.error(f"{given.work} has no models yet: run the command without --speed first")
     found = [(Model.read(one["model"]), one["queries"]) for one in read_json(given.work / MODELS)]
     speeds = measure(given.work, [model for model, _ in found], given.speed, given.seconds)
     print(table([Row(model, queries, speeds[model.name]) for model, queries in found]))
