@@ -111,13 +111,18 @@ class Model:
         return asdict(self)
 
     @property
-    def bytes(self) -> int:
-        """Size of the weights, or the graphs of the variant, and of ``tokenizer.json`` if there is one."""
+    def files(self) -> list[Path]:
+        """The weights, or the graphs of the variant, and ``tokenizer.json`` if there is one."""
         folder = Path(self.path)
         files = [one for one in folder.iterdir() if one.is_file()]
         if self.variant is not None:
             files = [*(one for one in files if one.name == TOKENIZER), *(folder / self.variant).iterdir()]
-        return sum(one.stat().st_size for one in files if one.name.endswith(_WEIGHTS))
+        return [one for one in files if one.name.endswith(_WEIGHTS)]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(one.stat().st_size for one in self.files)
 
     def ranker(self) -> Ranker:
         """Load the model, to be computed by one thread."""

@@ -30,7 +30,7 @@ from fed_distill.serving.export import export_student
 from fed_distill.serving.exported_folder import ExportDescription
 from fed_distill.serving.student import load_student
 from fed_distill.storage.files import read_json, replace_folder, strict_json, write_atomic
-from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.storage.fingerprint import files_fingerprint, fingerprint
 from fed_distill.storage.parts import CHECKPOINT, RunPart
 
 LABELS, TEACHER, MERCHANTS = "labels", "labels, teacher", "labels, teacher, merchants"
@@ -96,7 +96,6 @@ def open_setting(runs: Sequence[Path], work: Path, encoder: Path | None) -> Sett
         teacher=teaching.ensemble.name,
         distill=first.distill.model_dump(mode="json"),
         training=first.training.model_dump(mode="json"),
-        students=[load_student(run).digest for run in runs],
     )
     work.mkdir(parents=True, exist_ok=True)
     if (work / "setting.json").exists() and read_json(work / "setting.json") != key:
@@ -109,9 +108,10 @@ def own_models(setting: Setting) -> Iterator[Model]:
     """Build the run's students (trained, exported in each variant, and before they met merchants) and its teacher."""
     for run in setting.runs:
         experiment = Experiment.read(run / EXPERIMENT)
-        kind = experiment.student.model
+        kind, student = experiment.student.model, load_student(run)
+        own = f"{kind}-{student.digest[:8]}"
         yield Model(f"{kind}, torch", MERCHANTS, "student", str(run / STUDENT))
-        exported = setting.work / "exported" / kind
+        exported = setting.work / "exported" / own
         if not exported.exists():
             print(f"exporting {kind}", flush=True)
             export_student(run, exported, quality=False)
@@ -119,9 +119,8 @@ def own_models(setting: Setting) -> Iterator[Model]:
             yield Model(f"{kind}, ONNX {variant}", MERCHANTS, "exported", str(exported), variant)
         part = RunPart(run / CHECKPOINT, experiment.seed, "server", started(kind, "teacher"))
         if (found := part.read(part.final)) is not None:
-            server = load_student(run).model
-            server.load_state_dict(found[0])
-            path = setting.made(f"{kind}-server", partial(setting.saved, server))
+            student.model.load_state_dict(found[0])
+            path = setting.made(f"{own}-server", partial(setting.saved, student.model))
             yield Model(f"{kind}, server alone", TEACHER, "student", path)
     teacher = setting.made("teacher", partial(setting.saved, setting.teaching.teacher))
     yield Model(f"teacher: {setting.experiment.teacher.model} cross-encoder", LABELS, "student", teacher)
@@ -207,7 +206,7 @@ def _titles(setting: Setting) -> list[str]:
 def _kept(setting: Setting, part: str, model: Model, ranking: Ranking | None) -> list[float]:
     """Return nDCG@10 by query, measured once for the model's files."""
     assert ranking is not None
-    key = fingerprint(path=str(Path(model.path).resolve()), variant=model.variant, kind=model.kind)
+    key = fingerprint(files=files_fingerprint(model.files), kind=model.kind)
     file = setting.work / part / f"{key}.json"
     if not file.exists():
         print(f"{part} queries: {model.name}", flush=True)
