@@ -53,7 +53,7 @@ def fine_tune_encoder(
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.losses import CoSENTLoss
+    from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
     model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
     model.max_seq_length = min(LONGEST, model.max_seq_length or LONGEST)

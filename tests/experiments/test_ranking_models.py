@@ -140,7 +140,7 @@ def test_the_teacher_is_distilled_to_a_vector_of_each_token(wordpiece_teacher, t
 def encoder(wordpiece_teacher, task, tmp_path):
     """The folder of a tiny sentence encoder of sentence-transformers with mean pooling."""
     package = pytest.importorskip("sentence_transformers", reason="pip install 'fed-distill[bench]'")
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     (tmp_path / "bert").mkdir()
     save_student(tmp_path / "bert", wordpiece_teacher(task), StudentDescription(task, 512))
