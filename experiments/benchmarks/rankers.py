@@ -81,7 +81,8 @@ class ByCosine:
         """See ``Ranker``; vectors have length 1, or 0 for a text without a known token."""
         vectors = self._encode(texts).astype(np.float32, copy=False)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+        unit: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return unit
 
     def compare(self, query: Vectors, titles: Vectors) -> Scores:
         """See ``Ranker``."""
