@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build what is missing, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs on the same data, the reference first")
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/ranking_models"), help="folder of everything that is built")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/ranking_models"), help="folder to build in")
     parser.add_argument("--encoder", type=Path, help="sentence encoder instead of the MiniLM of fed-distill[minilm]")
     parser.add_argument("--speed", action="store_true", help="measure only speed and memory again")
     parser.add_argument("--seconds", type=float, default=20.0, help="maximum CPU seconds of each measurement of speed")
