@@ -5,7 +5,7 @@ own tokenizer as the text of a ``tokenizer.json``, which is part of the model's 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from tokenizers import Encoding, Tokenizer
 
 from fed_distill.errors import ModelError
 from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows, piece_specification
+from fed_distill.text.word_memo import memo_for
 from fed_distill.text.words import word_spans
 
 SHORTEST, LONGEST = 8, 1 << 16
@@ -147,6 +148,7 @@ class PretrainedTokens:
         self._tokenizer.enable_truncation(max_length)
         self._tokenizer.no_padding()
         self._pad_id, self.max_length = pad_id, max_length
+        self._memo = memo_for(description, self._bag)
         added = self._tokenizer.get_added_tokens_decoder()
         special = {token for token, one in added.items() if one.special} | {pad_id}
         masks = [token for token, one in added.items() if one.content in ("[MASK]", "<mask>")]
@@ -198,10 +200,19 @@ class PretrainedTokens:
 
     def bags(self, texts: Sequence[str]) -> Matrix:
         """Return the tokens of each text without special tokens, int32 ``[n, tokens]``, padded with 0."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = np.zeros((len(encodings), max((len(one.ids) for one in encodings), default=0) or 1), dtype=np.int32)
-        for row, encoding in enumerate(encodings):
-            ids[row, : len(encoding.ids)] = self.placed(np.asarray(encoding.ids, dtype=np.int64))
+        found = [None if self._memo is None else self._memo.tokens(text) for text in texts]
+        whole = [text for text, tokens in zip(texts, found, strict=True) if tokens is None]
+        others = iter(self._tokenizer.encode_batch_fast(whole, add_special_tokens=False))
+        bags = [next(others).ids if tokens is None else tokens[: self.max_length] for tokens in found]
+        lengths = np.array([len(tokens) for tokens in bags], dtype=np.int64)
+        ids = np.zeros((len(bags), int(lengths.max(initial=0)) or 1), dtype=np.int32)
+        flat = np.fromiter(chain.from_iterable(bags), dtype=np.int64, count=int(lengths.sum()))
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = self.placed(flat)
+        return ids
+
+    def _bag(self, word: str) -> list[int]:
+        """Return the ids of a word in the tokenizer."""
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
         return ids
 
     def alone(self, tokens: Rows) -> Fields:
