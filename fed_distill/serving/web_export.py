@@ -73,16 +73,14 @@ def write_web(to: Path, student: Student, folder: Path, variant: WebVariant) -> 
 
 def _tensors(student: Student, variant: WebVariant) -> Tensors:
     """Return the weights by name, float32 first, so that each begins at a multiple of four bytes."""
-    from fed_distill.serving.tower_graphs import int8_rows, merged_table  # requires onnx
+    from fed_distill.serving.tower_graphs import BLOCK, head_weights, int8_rows, merged_table  # requires onnx
 
     model = student.model
     assert isinstance(model, TwoTower)
-    head: Tensors = {
-        name: model.head.get_parameter(key).detach().float().cpu().numpy()
-        for name, key in (("w1", "0.weight"), ("b1", "0.bias"), ("w2", "2.weight"), ("b2", "2.bias"))
-    }
+    head: Tensors = dict(head_weights(model))
     table = merged_table(model)
     if variant == "float32":
         return {**head, "table": table}
     codes, scales = int8_rows(table)
-    return {**head, "scale": scales.astype(np.float32), "table": codes}
+    rounded = {name: values.astype(np.float16).astype(np.float32) for name, values in head.items()}
+    return {**rounded, "scale": np.repeat(scales, BLOCK)[: len(codes)].astype(np.float32), "table": codes}
