@@ -36,7 +36,8 @@ def export(
         str | None,
         typer.Option(
             metavar="VARIANT",
-            help="also write the folder web/ for JavaScript (of two-tower students), with int8 or float32 weights",
+            help="also write the folder web/ for JavaScript (of two-tower and static students), with int8 or float32 "
+            "weights",
             show_default=False,
         ),
     ] = None,
