@@ -138,7 +138,7 @@ def int4_rows(table: Table) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float
     half = (table.shape[1] + 1) // 2
     low, high = codes[:, :half], np.full((len(table), half), _OFFSET, dtype=np.uint8)
     high[:, : table.shape[1] - half] = codes[:, half:]
-    return low | high << 4, scales
+    return low | high << np.uint8(4), scales
 
 
 def _codes(table: Table, scales: npt.NDArray[np.float16], most: int) -> Table:
