@@ -50,7 +50,9 @@ def test_an_int8_student_equals_the_exported_one_of_that_variant(kind, exported,
     np.testing.assert_allclose(vectors, student.embed(texts), rtol=0, atol=TOLERANCE)
     expected = student.rank(texts[0], texts)
     np.testing.assert_allclose(ranked["scores"], expected.scores, rtol=0, atol=TOLERANCE)
-    assert ranked["order"] == expected.order.tolist()  # of equal titles, the first is first
+    order = ranked["order"]  # words that are unknown make titles whose scores differ by rounding alone
+    assert np.all(np.diff(expected.scores[order]) <= 2 * TOLERANCE)
+    assert all(order.index(place) < order.index(place + 5) for place in range(5))  # of equal titles, the first is first
 
 
 PERSONAL = (
