@@ -16,6 +16,7 @@ from fed_distill.errors import ConfigError, ModelError
 from fed_distill.serving.exported_folder import (
     CLASSIFIER,
     HEAD,
+    OF_TOWERS,
     VECTORS,
     ExportDescription,
     GraphName,
@@ -58,9 +59,9 @@ class OnnxScoring:
     ) -> None:
         self._graphs, self._encode = graphs, encode
         self.kind, self.width = description.kind, description.width
-        self.digest = description.student  # smaller numbers hardly turn a vector, and a missing row does
-        if variant == "pruned":
-            self.digest += "-pruned"
+        self.digest = description.student
+        if variant in OF_TOWERS:
+            self.digest += f"-{variant}"
 
     def check(self, pair: bool, rows: int | None, characters: int) -> None:
         """Run each graph on a short text and on the longest; raise ModelError if one fails or gives another shape.
@@ -154,7 +155,7 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     """Load a student that ``fed-distill export`` wrote. Nothing in the folder is run but its ONNX graphs.
 
     :param path: folder with ``export.json``
-    :param variant: ``float32``, ``float16``, ``int8`` or ``pruned``, if it was exported
+    :param variant: ``float32``, ``float16``, ``int8``, ``int4`` or ``pruned``, if it was exported
     :param threads: threads of onnxruntime for one call
     :raises ConfigError: onnxruntime is not installed, or there is no such variant
     :raises ModelError: a file is missing, damaged, or not of this student
