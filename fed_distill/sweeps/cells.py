@@ -13,7 +13,9 @@ from typing import Any
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
-from fed_distill.sweeps.grid import NO_PRIVACY, Attacks, Choice, Study, varied
+from fed_distill.sweeps.axes import Choice
+from fed_distill.sweeps.grid import Attacks, Study
+from fed_distill.sweeps.variation import NO_PRIVACY, varied
 
 
 @dataclass(frozen=True)

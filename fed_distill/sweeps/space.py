@@ -26,8 +26,10 @@ from fed_distill.config.renamed import check_renamed
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
+from fed_distill.sweeps.axes import OF_THE_STUDY, Axis, Choice, label_of
 from fed_distill.sweeps.cells import fingerprint_of
-from fed_distill.sweeps.grid import OF_THE_STUDY, Axis, Choice, label_of, read_base, varied
+from fed_distill.sweeps.grid import read_base
+from fed_distill.sweeps.variation import varied
 
 if TYPE_CHECKING:
     from optuna import Trial
