@@ -15,6 +15,7 @@ from fed_distill.config.tables import LARGEST
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.sweeps.axes import Axis, SweepTable, dotted_keys, label_of
+from fed_distill.sweeps.row_tuning import TUNED_CONTROLS, RowTuning
 from fed_distill.sweeps.variation import varied
 
 
@@ -40,6 +41,9 @@ class Study(SweepTable):
         default_factory=list,
         description="values of data.seed: each cell is run on each of these splits with each of its `seeds`; empty: "
         "the base's only, so that intervals do not cover the choice of the test set",
+    )
+    tuning: RowTuning | None = Field(
+        None, description="equally many trials for each row, before its cells; none: the settings are those of the file"
     )
     audit: Attacks | None = Field(None, description="attack the cells; none for no attack")
     axes: list[Axis] = Field(alias="axis", min_length=1, description="the axes; the first one changes slowest")
@@ -83,7 +87,56 @@ class Study(SweepTable):
                     )
         self._check_baseline(known)
         self._check_data_seeds()
+        self._check_tuning(known)
         return self
+
+    def _check_tuning(self, known: Mapping[str, Sequence[str]]) -> None:
+        tuning = self.tuning
+        if tuning is None:
+            return
+        if tuning.axis not in known:
+            raise ValueError(f"tuning: unknown axis {tuning.axis!r}; axes: {', '.join(known)}")
+        unknown = [label for label in tuning.rows if label not in known[tuning.axis]]
+        if unknown:
+            raise ValueError(f"tuning.rows: axis {tuning.axis!r} has no value {unknown[0]!r}")
+        absent = [name for name in tuning.controls if name not in self.base.controls]
+        if absent:
+            raise ValueError(
+                f"tuning.controls: the base has no control {absent[0]!r}: add it to controls, or remove it"
+            )
+        untuned = [name for name in TUNED_CONTROLS if name in self.base.controls and name not in tuning.controls]
+        if untuned:
+            raise ValueError(
+                f"tuning: rows are compared with the control {untuned[0]!r}, which has no trials: add its keys as "
+                f"tuning.controls.{untuned[0]}, or remove it from the base's controls"
+            )
+        of_server = tuning.keys("control", "server") if "server" in tuning.controls else []
+        of_rows = [key for label in known[tuning.axis] for key in tuning.keys("row", label)]
+        for axis in self.axes:
+            searched = of_server if axis.name == tuning.axis else [*of_server, *of_rows]
+            both = [key for key in searched if axis.may_change(key)]
+            if both:
+                raise ValueError(f"axis {axis.name!r} and tuning both change {both[0]}: keep one of them")
+
+    @property
+    def reported_seeds(self) -> list[int]:
+        """Training seeds of the cells."""
+        return list(range(self.base.seed, self.base.seed + self.seeds))
+
+    @property
+    def reported_data_seeds(self) -> list[int]:
+        """Data seeds of the cells."""
+        return [*self.data_seeds] or [self.base.data.seed]
+
+    @property
+    def trial_seeds(self) -> dict[str, int]:
+        """Seeds of the trials of ``tuning``, as changes of an experiment."""
+        given = (self.tuning.seed, self.tuning.data_seed) if self.tuning is not None else (None, None)
+        seed, data_seed = given
+        return {
+            "seed": max(self.reported_seeds) + 1 if seed is None else seed,
+            "data.seed": max(self.reported_data_seeds) + 1 if data_seed is None else data_seed,
+        }
 
     def _check_data_seeds(self) -> None:
         if len(set(self.data_seeds)) < len(self.data_seeds):
@@ -124,11 +177,12 @@ class Study(SweepTable):
         :param source: name of the file, for error messages
         :param folder: folder of the base's ``file``
         :param overrides: dotted keys of the base experiment, or ``name``, ``title``, ``seeds`` and ``data_seeds`` of
-            the study
+            the study, or ``trials``, ``seed`` and ``data_seed`` of its tuning as ``tuning.trials``
         :raises ConfigError: a table is invalid
         """
         changes = dict(overrides or {})
         own = {key: changes.pop(key) for key in ("name", "title", "seeds", "data_seeds") if key in changes}
+        own |= _with_tuning(tables.get("tuning"), changes, source)
         base = read_base(tables.get("base"), source, folder, changes)
         try:
             return cls.model_validate({**tables, **own, "base": base})
@@ -137,13 +191,36 @@ class Study(SweepTable):
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file and apply ``overrides``, see ``parse``."""
-        return cls.parse(read_toml(path, "study"), str(path), Path(path).parent, overrides)
+        """Read a TOML file and apply ``overrides``, see ``parse``.
+
+        A file with ``extends = "other.toml"`` has the tables and keys of that study, in the same folder, that are not
+        its own.
+        """
+        tables, folder = dict(read_toml(path, "study")), Path(path).parent
+        extended = tables.pop("extends", None)
+        if extended is not None:
+            if not isinstance(extended, str) or Path(extended).name != extended:
+                raise ConfigError(f"{path}: extends must be the name of a study's file in the same folder")
+            others = read_toml(folder / extended, "study")
+            if "extends" in others:
+                raise ConfigError(f"{path}: {extended} extends another study itself: extend that one")
+            tables = {**others, **tables}
+        return cls.parse(tables, str(path), folder, overrides)
 
     def to_toml(self) -> str:
         """Return the complete study as self-contained TOML, with the base experiment and its defaults."""
         tables = self.model_dump(mode="python", by_alias=True, exclude_none=True, exclude={"base"})
         return tomli_w.dumps({**tables, "base": self.base.model_dump(mode="json", exclude_none=True)})
+
+
+def _with_tuning(table: Any, changes: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the ``tuning`` table with the settings of it in ``changes``, which are removed there; empty without."""
+    keys = {f"tuning.{key}": key for key in ("trials", "seed", "data_seed") if f"tuning.{key}" in changes}
+    if not keys:
+        return {}
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source}: {min(keys)} is set, but the study has no [tuning] table: add it to the file")
+    return {"tuning": {**table, **{key: changes.pop(dotted) for dotted, key in keys.items()}}}
 
 
 def _labels(table: Mapping[str, Any]) -> dict[str, Any]:
