@@ -99,6 +99,9 @@ class Study(SweepTable):
         unknown = [label for label in tuning.rows if label not in known[tuning.axis]]
         if unknown:
             raise ValueError(f"tuning.rows: axis {tuning.axis!r} has no value {unknown[0]!r}")
+        idle = [label for label in known[tuning.axis] if not tuning.space("row", label)]
+        if idle:
+            raise ValueError(f"tuning: {idle[0]!r} has nothing to search: add `search` for all rows, or its own keys")
         absent = [name for name in tuning.controls if name not in self.base.controls]
         if absent:
             raise ValueError(

@@ -26,7 +26,9 @@ class RowTuning(SweepTable):
     trials: Annotated[int, Field(ge=2)] = Field(
         description="trials of each row and of each tuned control; the first one has the file's own settings"
     )
-    search: list[Dimension] = Field(min_length=1, description="the keys that are searched in every row")
+    search: list[Dimension] = Field(
+        default_factory=list, description="the keys that are searched in every row; empty if all `rows` have their own"
+    )
     rows: dict[str, list[Dimension]] = Field(
         default_factory=dict, description="label of a row -> further keys, which only its method has"
     )

@@ -69,17 +69,19 @@ def _value(value: Any) -> str:
 
 def _sentences(plan: TuningPlan) -> list[str]:
     study, tuning, seeds = plan.study, plan.tuning, plan.study.trial_seeds
+    shared = tuning.keys("row", "")
     found = [
-        f"Each row had {plan.trials} trials, the first with the file's own settings, the others drawn at random from "
-        f"{_keys(tuning.keys('row', ''))}; the best one on validation examples is used for the row's cells. No trial "
-        f"has test examples. All trials are in {TRIALS}."
+        f"Each row had {plan.trials} trials, the first with the file's own settings, the others drawn at random. "
+        "The best one on validation examples has the settings of the row's cells. No trial has test examples. All "
+        f"trials are in {TRIALS}.",
+        *([f"Keys of all rows: {', '.join(shared)}."] if shared else []),
     ]
     own = [
-        f"{label} {_keys(sorted(set(tuning.keys('row', label)) - set(tuning.keys('row', ''))))}"
+        f"{label} {', '.join(key for key in tuning.keys('row', label) if key not in shared)}"
         for label in plan.labels
         if label in tuning.rows
     ]
-    own += [f"control {name} {_keys(tuning.keys('control', name))} only" for name in tuning.controls]
+    own += [f"control {name} {', '.join(tuning.keys('control', name))} only" for name in tuning.controls]
     if own:
         found.append(f"Keys of their own: {'; '.join(own)}.")
     found.append(_seeds(seeds["seed"], study.reported_seeds, "training seed", ""))
@@ -102,7 +104,3 @@ def _seeds(used: int, reported: Sequence[int], what: str, unless: str) -> str:
         return f"The {what} of the trials, {used}, is none of the cells'.{unless}"
     shared = "the only one" if len(reported) == 1 else "one"
     return f"The {what} of the trials, {used}, is also {shared} of the cells'.{unless if len(reported) > 1 else ''}"
-
-
-def _keys(keys: Sequence[str]) -> str:
-    return ", ".join(keys)
