@@ -102,14 +102,15 @@ def check_equal(planned: Mapping[Row, Sequence[str]], log: TrialLog) -> None:
         more = len(ran[row] - set(cells))
         if more:
             raise CheckpointError(
-                f"{log.path} has {more} trials of {row} with other settings than the file's [tuning] table draws, so "
-                "that its rows were not tried equally often: use another --out"
+                f"{log.path} has {more} trial{'s' if more > 1 else ''} of {row} with other settings than the file's "
+                "[tuning] table draws, so that its rows were not tried equally often: use another --out"
             )
     counts = {row: len(ran[row] & set(cells)) for row, cells in planned.items()}
-    short = [row for row, cells in planned.items() if counts[row] < len(cells)]
+    short = [
+        f"{row} has {counts[row]} of {len(cells)} trials" for row, cells in planned.items() if counts[row] < len(cells)
+    ]
     if short:
         raise CheckpointError(
-            f"{log.path}: {short[0]} has {counts[short[0]]} of {len(planned[short[0]])} trials"
-            f"{f', and {len(short) - 1} other rows have too few' if len(short) > 1 else ''}; rows are compared after "
-            "equally many trials: continue the study without --report-only"
+            f"{log.path}: {', '.join(short)}; rows are compared after equally many trials: continue the study without "
+            "--report-only"
         )

@@ -145,7 +145,7 @@ def test_a_row_that_was_tried_more_often_is_refused(tune, small):
     more = {**line, "trial": 3, "score": 0.99, "cell": "0" * 32}
     with plan.log.path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(more) + "\n")
-    with pytest.raises(CheckpointError, match=r"has 1 trials of fedmd with other settings .* use another --out"):
+    with pytest.raises(CheckpointError, match=r"has 1 trial of fedmd with other settings .* use another --out"):
         plan.chosen()
 
 
@@ -174,7 +174,7 @@ def test_more_trials_keep_the_first_ones(tune, small):
     _, three = tune(small)
     assert three.counts() == {KD: 3, MD: 3}
     assert three.log.path.read_text(encoding="utf-8").startswith(first)
-    with pytest.raises(CheckpointError, match="has 1 trials of fedavg-kd with other settings"):
+    with pytest.raises(CheckpointError, match="has 1 trial of fedavg-kd with other settings"):
         two.chosen()  # of three trials that were run, two are not to be shown as all
 
 
