@@ -88,7 +88,7 @@ def study(
     places = Places(out or given.base.runtime.folder / "studies" / f"{given.name}{'-tiny' if tiny else ''}")
     plan = plan_of(given, cells, places, tiny, kept)
     if plan is not None:
-        _check([trial.cell for trial in plan.planned(plan.stages()[0])])
+        _check([trial.cell for trial in plan.preview()])
     resources = _resources(given, parallel)
     if plan is not None and not report_only and not dry_run:
         _tune(given, plan, places, resources)

@@ -90,6 +90,14 @@ class TuningPlan:
         by_row = [self._trials(row, server) for row in stage]
         return [trials[number] for number in range(self.trials) for trials in by_row]
 
+    def preview(self) -> list[RowTrial]:
+        """Return the trials of all rows as they are if the server keeps the file's settings, to check them before the
+        first one is run.
+
+        :raises ConfigError: see ``planned``
+        """
+        return [trial for row in self.rows for trial in self._trials(row, AS_IN_THE_FILE)]
+
     def results(self) -> dict[Row, list[Logged]]:
         """Return each row's trials in order.
 

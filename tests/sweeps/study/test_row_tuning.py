@@ -290,9 +290,14 @@ def test_a_key_is_changed_by_an_axis_or_by_the_tuning(small):
 
 def test_a_space_without_enough_settings_is_named(small, tmp_path):
     small["tuning"]["trials"] = 4
-    plan = planned(small, tmp_path)
     with pytest.raises(ConfigError, match=r"fedavg-kd: its space has 3 distinct settings, .* for 4 trials"):
-        plan.planned(plan.stages()[0])
+        planned(small, tmp_path).preview()
+
+
+def test_mistakes_in_rows_are_found_before_the_server_is_tuned(tables, tmp_path):
+    tables["tuning"]["rows"] = {"fedmd": [{"key": "federation.rounds", "values": [-1, -2]}]}
+    with pytest.raises(ConfigError, match=r"cell method=fedmd: .*rounds"):
+        planned(tables, tmp_path).preview()
 
 
 def test_a_factor_of_what_is_not_set_is_named(small, tmp_path):
