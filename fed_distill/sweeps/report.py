@@ -30,7 +30,7 @@ from fed_distill.sweeps.row_trials import TuningPlan
 from fed_distill.sweeps.samples import QueryTable
 from fed_distill.sweeps.table import summary_cells
 from fed_distill.sweeps.template import STUDY_PAGE
-from fed_distill.sweeps.tuning_table import NAME_COLUMNS, TuningAccount
+from fed_distill.sweeps.tuning_table import TuningAccount
 
 PARQUET, CSV, SUMMARY, TOML, FIGURES = "results.parquet", "results.csv", "summary.csv", "study.toml", "figures"
 WORDS = (
@@ -66,7 +66,7 @@ class StudyFindings:
 
     def tables(self, axes: int) -> list[tuple[Sequence[Sequence[str]], int]]:
         """Return the non-empty tables of a study with ``axes`` axes, each with its number of name columns."""
-        tuning = [(self.tuning.table, NAME_COLUMNS)] if self.tuning is not None else []
+        tuning = [(self.tuning.table, self.tuning.words)] if self.tuning is not None else []
         return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else []), *tuning]
 
 

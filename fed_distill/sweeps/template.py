@@ -71,7 +71,7 @@ STUDY_PAGE = """{% extends "page" %}
   <h2>How the settings were chosen</h2>
   {% for sentence in tuning.sentences %}<p>{{ sentence }}</p>
   {% endfor %}
-  {{ numbers("Table of trials", tuning.table, 3, []) }}
+  {{ numbers("Table of trials", tuning.table, tuning.words, []) }}
 </section>
 {% endif %}
 

@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fed_distill.config import CONTROLS
 from fed_distill.reporting.wording import METRIC_NAMES, ROW_NAMES, UNKNOWN, duration, number
 from fed_distill.sweeps.row_trials import TuningPlan, best_of
 from fed_distill.sweeps.trial_log import TRIALS, Logged
 
-NAME_COLUMNS = 1
-"""Columns of the table that are names."""
-
 
 @dataclass(frozen=True)
 class TuningAccount:
     """sentences: how it was tuned. table: header, then a line for each row: number of trials, the best one's settings,
-    and the scores on validation examples of the file's settings and of the best ones."""
+    and the scores on validation examples of the file's settings and of the best ones. words: its first columns, which
+    are no numbers."""
 
     sentences: Sequence[str]
     table: Sequence[Sequence[str]]
+    words: ClassVar[int] = 3
 
     @classmethod
     def of(cls, plan: TuningPlan) -> "TuningAccount":
@@ -28,7 +27,7 @@ class TuningAccount:
         :raises CheckpointError: its rows do not have equally many trials, namely those that were planned
         """
         results = plan.results()
-        metric = next(iter(results.values()))[0].metric
+        metric = next(one.metric for trials in results.values() for one in trials if one.score is not None)
         shown = METRIC_NAMES.get(metric, metric)
         header = [plan.tuning.axis, "trials", "best settings", f"{shown}, file's settings", f"{shown}, best", "time"]
         lines = []
@@ -50,17 +49,13 @@ class TuningAccount:
 
 def _settings(best: Logged, file: Logged) -> str:
     """Return the values of all searched keys, and after those that differ from the file's, the file's."""
-    if best.trial == file.trial:
-        return f"as in the file: {', '.join(f'{_short(key)} {_value(value)}' for key, value in file.settings.items())}"
+    short = {key: key.rpartition(".")[2] for key in file.settings}
+    names = short if len(set(short.values())) == len(short) else {key: key for key in short}
     parts = []
     for key, value in best.settings.items():
         before = file.settings[key]
-        parts.append(f"{_short(key)} {_value(value)}" + ("" if value == before else f" (file: {_value(before)})"))
-    return ", ".join(parts)
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+        parts.append(f"{names[key]} {_value(value)}" + ("" if value == before else f" (file: {_value(before)})"))
+    return ("as in the file: " if best.trial == file.trial else "") + ", ".join(parts)
 
 
 def _value(value: Any) -> str:

@@ -227,7 +227,7 @@ def test_the_report_tells_how_the_settings_were_chosen(tune, tables, write_cells
     cells, places = expand(study, chosen=plan.chosen()), Places(tmp_path / "fair")
     write_cells(cells, places)
     found = write_findings(study, cells, places, "again", plan)
-    assert found.tables(1)[-1] == (found.tuning.table, 1)
+    assert found.tables(1)[-1] == (found.tuning.table, 3)
     assert [line[:5] for line in found.tuning.table] == [
         ["method", "trials", "best settings", "nDCG@10, file's settings", "nDCG@10, best"],
         ["control: server alone", "3", "learning_rate 0.006 (file: 0.003)", "0.7000", "0.8000"],
