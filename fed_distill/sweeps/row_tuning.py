@@ -54,7 +54,7 @@ class RowTuning(SweepTable):
             check_distinct([*self.search, *own])
         for own in self.controls.values():
             check_distinct(own)
-        empty = [name for name, own in {**self.rows, **self.controls}.items() if not own]
+        empty = [name for name, own in [*self.rows.items(), *self.controls.items()] if not own]
         if empty:
             raise ValueError(f"{empty[0]!r} has an empty space: list its keys, or remove it")
         return self

@@ -27,7 +27,7 @@ class TuningAccount:
         :raises CheckpointError: its rows do not have equally many trials, namely those that were planned
         """
         results = plan.results()
-        metric = next(one.metric for trials in results.values() for one in trials if one.score is not None)
+        metric = next((one.metric for trials in results.values() for one in trials if one.score is not None), "")
         shown = METRIC_NAMES.get(metric, metric)
         header = [plan.tuning.axis, "trials", "best settings", f"{shown}, file's settings", f"{shown}, best", "time"]
         lines = []
