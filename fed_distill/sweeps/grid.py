@@ -184,7 +184,9 @@ class Study(SweepTable):
         :raises ConfigError: a table is invalid
         """
         changes = dict(overrides or {})
-        own = {key: changes.pop(key) for key in ("name", "title", "seeds", "data_seeds") if key in changes}
+        own: dict[str, Any] = {
+            key: changes.pop(key) for key in ("name", "title", "seeds", "data_seeds") if key in changes
+        }
         own |= _with_tuning(tables.get("tuning"), changes, source)
         base = read_base(tables.get("base"), source, folder, changes)
         try:
