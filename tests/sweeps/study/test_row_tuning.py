@@ -260,13 +260,16 @@ def test_a_seed_that_cells_share_is_said(tune, small, write_cells, tmp_path):
     [
         ({"axis": "unit"}, "unknown axis 'unit'; axes: method"),
         ({"trials": 1}, "must be at least 2, not 1"),
-        ({"rows": {"fedprox": [RATE]}}, "axis 'method' has no value 'fedprox'"),
+        (
+            {"rows": {"fedprox": [{"key": "federation.rounds", "values": [1, 2]}]}},
+            "axis 'method' has no value 'fedprox'",
+        ),
         ({"rows": {"fedmd": [RATE]}}, "two searches have the name 'learning_rate'"),
         ({"rows": {"fedmd": []}}, "'fedmd' has an empty space"),
         ({"search": []}, "'fedavg-kd' has nothing to search"),
         ({"controls": {"server": [RATE]}}, "compared with the control 'fedavg', which has no trials"),
         ({"search": [{"key": "runtime.threads", "values": [1, 2]}]}, "runtime.threads cannot be varied"),
-        ({"search": [{"key": "training.merchants.learning_rate", "factors": [1, 0]}]}, "must be above 0"),
+        ({"search": [{"key": "training.merchants.learning_rate", "factors": [1, 0]}]}, "must be greater than 0, not 0"),
         ({"search": [{"key": "training.merchants.learning_rate", "factors": [2, 2]}]}, "a factor is listed twice"),
     ],
 )
