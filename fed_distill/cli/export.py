@@ -30,7 +30,11 @@ def export(
         ),
     ] = None,
     quality: Annotated[
-        bool, typer.Option("--quality/--no-quality", help="measure each variant on the run's test data")
+        bool,
+        typer.Option(
+            "--quality/--no-quality",
+            help="measure each variant on the run's test data, and describe these data, with which traffic is compared",
+        ),
     ] = True,
     web: Annotated[
         str | None,

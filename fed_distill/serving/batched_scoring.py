@@ -7,14 +7,24 @@ the head for all pairs of the batch; without towers, a batch is one run of the c
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from fed_distill.serving.batching import MicroBatcher
 from fed_distill.serving.scorer import Probabilities, Scoring, Vectors
 from fed_distill.serving.service_config import LimitsTable
-from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.serving.vector_cache import VectorCache
+
+
+class BatchMetrics(Protocol):
+    """Where batches and lookups are counted."""
+
+    def batch(self, rows: int) -> None:
+        """Count a batch."""
+
+    def cached(self, hits: int, misses: int) -> None:
+        """Count lookups of vectors."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class BatchedTowers:
         executor: Executor,
         limits: LimitsTable,
         cached: int,
-        metrics: ServiceMetrics,
+        metrics: BatchMetrics,
     ) -> None:
         self._scoring, self._metrics = scoring, metrics
         self._cache = VectorCache(cached, width)
@@ -119,7 +129,7 @@ class BatchedTowers:
 class BatchedClassifier:
     """Scores texts or pairs by a student without towers, or of a task with one text."""
 
-    def __init__(self, scoring: Scoring, executor: Executor, limits: LimitsTable, metrics: ServiceMetrics) -> None:
+    def __init__(self, scoring: Scoring, executor: Executor, limits: LimitsTable, metrics: BatchMetrics) -> None:
         self._scoring = scoring
         self.batcher = MicroBatcher[Pairs, Probabilities](
             self._run, executor, limits.batch_rows, limits.queued_rows, metrics.batch

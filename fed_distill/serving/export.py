@@ -6,7 +6,7 @@ An export is checked before it is kept: its float32 variant equals the trained s
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from fed_distill.serving.exported_folder import (
     EXPORT_FORMAT,
     HEAD,
     OF_TOWERS,
+    REFERENCE,
     VARIANTS,
     VECTORS,
     WEB,
@@ -47,13 +48,14 @@ from fed_distill.serving.exported_folder import (
     VariantName,
 )
 from fed_distill.serving.measuring import latencies, percentiles, quality_on_test
+from fed_distill.serving.reference_data import build_reference
 from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.scorer import Scorer
 from fed_distill.serving.student import Student, load_student, student_folder
 from fed_distill.serving.web_export import check_web, write_web
 from fed_distill.storage.files import leads_out, make_folder, replace_folder, strict_json
 from fed_distill.storage.versions import versions
-from fed_distill.text.encoders import TOKENIZER, encoder_of
+from fed_distill.text.encoders import TOKENIZER, encoder_of, unknown_token
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,7 +71,8 @@ def export_student(
 
     :param run: folder of a run, or of a student if ``quality`` is False
     :param variants: names of variants; None for all that the student has
-    :param quality: whether to measure the headline metric on the run's test data
+    :param quality: whether to measure the headline metric on the run's test data, and to write the reference of its
+        texts and scores (``reference.json``)
     :param web: variant of the folder ``web``, which JavaScript reads (``web_export``); None for no such folder
     :raises ConfigError: packages are missing, ``to`` is not empty or in the student's folder, a variant is unknown, or
         the run has no experiment
@@ -108,7 +111,8 @@ def export_student(
         complete = {
             name: variant.model_copy(update={"measured": measured[name]}) for name, variant in written.variants.items()
         }
-        found.append(written.model_copy(update={"variants": complete, "trained": trained}))
+        reference = None if data is None else _write_reference(target, student, data, written.variants)
+        found.append(written.model_copy(update={"variants": complete, "trained": trained, "reference": reference}))
         _write(target, found[0])
 
     make_folder(to.parent)
@@ -188,6 +192,16 @@ def _write_variants(target: Path, student: Student, names: Sequence[VariantName]
         variants=variants,
         versions={**versions(), **{name: version(name) for name in _REQUIRED}},
     )
+
+
+def _write_reference(target: Path, student: Student, data: FederatedData, names: Iterable[VariantName]) -> GraphFile:
+    """Write ``reference.json`` and return its size and hash."""
+    encoding = student.model.text_encoding
+    scorers = {name: load_exported(target, name) for name in names}
+    found = build_reference(data, encoder_of(encoding, target), unknown_token(encoding, target), scorers)
+    content = (strict_json(found.model_dump(mode="json"), REFERENCE, indent=1) + "\n").encode()
+    (target / REFERENCE).write_bytes(content)
+    return GraphFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _settings(model: TextModel, name: VariantName) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fed_distill.storage.files import leads_out
 
 EXPORT = "export.json"
 CONFORMANCE = "conformance.json"
+REFERENCE = "reference.json"
 EXPORT_FORMAT = 1
 """Version of ``export.json``. Increase it with any change by which an earlier program would misread an export."""
 
@@ -105,7 +106,7 @@ class ExportDescription(_Strict):
 
     student: digest of the trained student. kind: its name. width: width of a text's vector; None without towers.
     metric: name of the headline metric in ``quality``. trained: the student before the export (None while it is
-    written).
+    written). reference: ``reference.json``; None if the export has none.
     """
 
     format: Literal[1]
@@ -115,6 +116,7 @@ class ExportDescription(_Strict):
     graphs: dict[GraphName, Graph]
     metric: str
     trained: TrainedStudent | None = None
+    reference: GraphFile | None = None
     variants: dict[VariantName, Variant]
     versions: dict[str, str]
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -12,25 +13,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fed_distill.data.cleaning import clean_served, clean_text
-from fed_distill.data.student_description import DESCRIPTION
+from fed_distill.data.student_description import DESCRIPTION, read_encoding
 from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.errors import DataError, ModelError
-from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, Pairs
+from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, BatchMetrics, Pairs
 from fed_distill.serving.explainer import Explainer
-from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, read_inside
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, REFERENCE, read_inside
 from fed_distill.serving.index import Hit, ProductIndex
 from fed_distill.serving.index_files import load_index
+from fed_distill.serving.reference import FeatureCounter, Reference, load_reference
 from fed_distill.serving.runtime import ExportedStudent, load_exported
 from fed_distill.serving.scorer import Probabilities, Ranked, Vectors, ranked
 from fed_distill.serving.service_config import LimitsTable, StudentTable
-from fed_distill.serving.service_metrics import ServiceMetrics
-from fed_distill.text.encoders import TOKENIZER
+from fed_distill.text.encoders import TOKENIZER, encoder_of
 
 if TYPE_CHECKING:
     from fed_distill.models.word_contributions import Explanation
 
 Found = TypeVar("Found")
 _MOST_JSON = 1 << 26
+_log = logging.getLogger(__name__)
 _ROUNDING = 1e-5
 """By which a variant's difference on this machine may exceed the one that was measured when it was exported."""
 
@@ -39,13 +41,14 @@ _ROUNDING = 1e-5
 class LoadedStudent:
     """An export whose probabilities are those of ``conformance.json``, its index and its explainer, if any.
 
-    version: of its files and its variant.
+    version: of its files and its variant. reference: what traffic is compared with, and how its features are counted.
     """
 
     student: ExportedStudent
     version: str
     index: ProductIndex | None
     explainer: Explainer | None
+    reference: tuple[Reference, FeatureCounter] | None
 
 
 def load_checked(table: StudentTable, threads: int) -> LoadedStudent:
@@ -63,7 +66,17 @@ def load_checked(table: StudentTable, threads: int) -> LoadedStudent:
     if index is not None:
         index.vectors(())  # finds the rows of its products now, not in a request
     explainer = None if table.trained is None else Explainer.load(table.trained, student)
-    return LoadedStudent(student, version, index, explainer)
+    return LoadedStudent(student, version, index, explainer, _reference(folder, student))
+
+
+def _reference(folder: Path, student: ExportedStudent) -> tuple[Reference, FeatureCounter] | None:
+    found = load_reference(folder, student.description)
+    if found is None:
+        _log.info("%s has no %s: its drift is not measured; export it again with the run's data", folder, REFERENCE)
+        return None
+    encoding = read_encoding(folder)
+    hashed = encoding["algorithm"] != TOKENIZER
+    return found, FeatureCounter(encoder_of(encoding, folder), found.seen_rows, hashed)
 
 
 def student_version(folder: Path, variant: str) -> str:
@@ -111,12 +124,13 @@ def _vectors_of(index: ProductIndex, products: Sequence[str]) -> Vectors:
 
 
 class ServedStudent:
-    """Answers concurrent requests with one student. version: names it in answers and metrics."""
+    """Answers concurrent requests with one student. version: names it in answers and metrics. reference: what its
+    traffic is compared with, if its export says so."""
 
     def __init__(
-        self, loaded: LoadedStudent, executor: Executor, limits: LimitsTable, cached: int, metrics: ServiceMetrics
+        self, loaded: LoadedStudent, executor: Executor, limits: LimitsTable, cached: int, metrics: BatchMetrics
     ) -> None:
-        self.student, self.version = loaded.student, loaded.version
+        self.student, self.version, self.reference = loaded.student, loaded.version, loaded.reference
         scoring, width = self.student.scoring, self.student.scoring.width
         self._towers = None if width is None else BatchedTowers(scoring, width, executor, limits, cached, metrics)
         by_vectors = self._towers if self.student.task.pair else None

@@ -46,6 +46,7 @@ from fed_distill.serving.service_config import LimitsTable, ServeConfig
 from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.serving.shared_rates import shared_buckets
 from fed_distill.serving.students import Students
+from fed_distill.serving.watch import Watch
 from fed_distill.validation import described
 
 _RULES: Rules = {
@@ -78,14 +79,17 @@ def build_service(config: ServeConfig, folder: Path | None = None, rates: Path |
     metrics = ServiceMetrics()
     keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates))
     students = Students(config, folder, keys, metrics)
+    watch = Watch(config, students, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(students.watch())
+        tasks = [asyncio.create_task(students.watch()), asyncio.create_task(watch.run())]
         yield
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        watch.close()
         students.close()
 
     app = FastAPI(
@@ -110,15 +114,15 @@ def build_service(config: ServeConfig, folder: Path | None = None, rates: Path |
         access_log=config.service.access_log,
     )
     _add_errors(app)
-    _add_routes(app, students, config.limits, metrics)
-    _add_state(app, students, metrics)
+    _add_routes(app, students, config.limits, metrics, watch)
+    _add_state(app, students, metrics, watch)
     web = config.service.student / WEB
     mount_page(app, web if web.is_dir() else None)
     describe(app, _RULES, config.limits, keys.required, local_only)
     return app
 
 
-def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: ServiceMetrics) -> None:
+def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: ServiceMetrics, watch: Watch) -> None:
     async def chosen(asked: ApiRequest, request: Request) -> ServedStudent:
         session = b""
         if students.has_canary:
@@ -139,6 +143,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         check_count("texts", asked.texts)
         student = await chosen(asked, request)
         found = await student.predict(asked.texts, asked.pairs)
+        watch.scored(student, asked, found)
         classes = list(student.student.classes)
         return _answer(ScoreAnswer(classes=classes, probabilities=found.tolist()), student)
 
@@ -152,6 +157,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
             found = await student.rank_products(asked.query, asked.products)
         else:
             found = await student.rank(asked.query, asked.titles or [])
+        watch.ranked(student, asked, found)
         return _answer(_ranking(found), student)
 
     @app.post("/recommend", response_model=RankAnswer)
@@ -160,13 +166,16 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         check_count("history", asked.history)
         check_count("titles", asked.titles)
         student = await chosen(asked, request)
-        return _answer(_ranking(await student.recommend(asked.history, asked.titles)), student)
+        found = await student.recommend(asked.history, asked.titles)
+        watch.recommended(student, asked, found)
+        return _answer(_ranking(found), student)
 
     @app.post("/search", response_model=SearchAnswer)
     async def search(asked: SearchRequest, request: Request) -> Response:
         """Search the index: the nearest products by their vectors, ranked by expected gain."""
         student = await chosen(asked, request)
         found = await student.search(asked.query, asked.k, asked.candidates)
+        watch.searched(student, asked, found)
         return _answer(SearchAnswer(hits=[FoundProduct(**hit._asdict()) for hit in found]), student)
 
     @app.post("/explain", response_model=ExplainAnswer)
@@ -182,7 +191,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         return _answer(ExplainAnswer(**numbers, **words), student)
 
 
-def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics) -> None:
+def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch: Watch) -> None:
     @app.get("/health")
     async def health() -> HealthAnswer:
         """Tell that the process lives."""
@@ -199,6 +208,7 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics) -> Non
     async def prometheus() -> Response:
         """Return metrics in Prometheus' text format."""
         metrics.waiting.set(students.waiting)
+        watch.show()
         return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
 
     @app.post("/admin/reload")

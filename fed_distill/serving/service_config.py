@@ -64,6 +64,28 @@ class CanaryTable(StudentTable):
     )
 
 
+class ShadowTable(StudentTable):
+    """A second student that is asked in the background, and answers nobody."""
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.05, description="share of the requests to /rank, /recommend and /search"
+    )
+    queue: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        100, description="requests that wait for the shadow; further ones are dropped"
+    )
+
+
+class DriftTable(ConfigTable):
+    """How traffic is compared with the data of the run."""
+
+    window_seconds: Annotated[float, Field(ge=10.0, le=7 * 86400.0)] = Field(
+        900.0, description="seconds of traffic that are compared"
+    )
+    requests_per_second: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
+        10.0, description="requests that are watched, at random if there are more; 0: none"
+    )
+
+
 class LimitsTable(ConfigTable):
     """What one request, and all of them together, may take."""
 
@@ -101,6 +123,8 @@ class ServeConfig(ConfigTable):
 
     service: ServiceTable
     canary: CanaryTable | None = None
+    shadow: ShadowTable | None = None
+    drift: DriftTable = Field(default_factory=DriftTable)
     limits: LimitsTable = Field(default_factory=LimitsTable)
     key: list[KeyTable] = Field(default_factory=list)
 
@@ -142,7 +166,7 @@ def read_serve_config(folder: Path) -> ServeConfig:
             f"{folder} has neither {SERVE} nor {EXPORT}: write one with fed-distill serve {folder} --init"
         )
     found = _validated(path, read_toml(path, "service settings"))
-    tables = {"service": found.service, "canary": found.canary}
+    tables = {"service": found.service, "canary": found.canary, "shadow": found.shadow}
     return found.model_copy(update={name: _placed(table, folder) for name, table in tables.items() if table})
 
 

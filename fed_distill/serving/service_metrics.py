@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from fed_distill.endpoint import library
+from fed_distill.serving.watch_metrics import DriftMetrics, ShadowMetrics
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -42,6 +43,8 @@ class ServiceMetrics:
         self._students = made(gauge, "student_info", "Workers that serve the student; 0: none any more", which, **live)
         self._reloads = made(counter, "reloads_total", "Students and keys loaded or refused", ("what", "result"))
         self._answers = made(counter, "answers_total", "Answers by version of the student", ("version",))
+        self.drift = DriftMetrics(made, counter, gauge)
+        self.shadow = ShadowMetrics(made, counter, histogram)
         self._by_route: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     def request(self, route: str, status: int, seconds: float) -> None:

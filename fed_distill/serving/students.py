@@ -20,19 +20,21 @@ from fed_distill.serving.index_files import INDEX
 from fed_distill.serving.served_student import LoadedStudent, ServedStudent, load_checked
 from fed_distill.serving.service_config import SERVE, ServeConfig, StudentTable, read_serve_config
 from fed_distill.serving.service_metrics import ServiceMetrics
+from fed_distill.serving.shadow import Unmetered
 from fed_distill.text.cleaning import mask
 from fed_distill.text.encoders import TOKENIZER
 
-Role = Literal["student", "canary"]
+Role = Literal["student", "canary", "shadow"]
 Signature = tuple[tuple[int, ...], ...]
 
 _log = logging.getLogger(__name__)
 
 
 class Students:
-    """The current student and the canary, and the loop that watches their folders and the keys.
+    """The current student, the canary and the shadow, and the loop that watches their folders and the keys.
 
-    problems: by role or ``keys``, why the newest version was refused; empty if none was.
+    problems: by role or ``keys``, why the newest version was refused; empty if none was. shadow_executor: thread of the
+    shadow, so that it does not hold up those that answer.
     """
 
     def __init__(self, config: ServeConfig, folder: Path | None, keys: KeyRing, metrics: ServiceMetrics) -> None:
@@ -40,6 +42,7 @@ class Students:
         self._config, self._keys, self._metrics = config, keys, metrics
         self._file = None if folder is None else folder / SERVE
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="scoring")
+        self.shadow_executor = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._served: dict[Role, ServedStudent] = {}
         self._seen: dict[str, Signature] = {}
         self._loading = asyncio.Lock()
@@ -59,12 +62,21 @@ class Students:
 
     @property
     def waiting(self) -> int:
-        """Rows that wait for a batch."""
-        return sum(student.waiting for student in self._served.values())
+        """Rows that wait for a batch of an answer."""
+        return sum(student.waiting for student in self.answering.values())
+
+    @property
+    def answering(self) -> Mapping[Role, ServedStudent]:
+        """The students that answer requests."""
+        return {role: student for role, student in self._served.items() if role != "shadow"}
 
     def current(self) -> ServedStudent | None:
         """Return the current student."""
         return self._served.get("student")
+
+    def shadow(self) -> ServedStudent | None:
+        """Return the student that is asked in the background."""
+        return self._served.get("shadow")
 
     def chosen(self, session: bytes) -> ServedStudent | None:
         """Return the student for a session, the same as long as shares and students stay."""
@@ -116,11 +128,17 @@ class Students:
 
     def close(self) -> None:
         """End the threads, after what they compute."""
-        self._executor.shutdown(wait=True)
+        for executor in (self._executor, self.shadow_executor):
+            executor.shutdown(wait=True)
 
     def _tables(self) -> dict[Role, StudentTable]:
-        tables: dict[Role, StudentTable] = {"student": self._config.service}
-        return tables if self._config.canary is None else {**tables, "canary": self._config.canary}
+        config = self._config
+        tables: dict[Role, StudentTable | None] = {
+            "student": config.service,
+            "canary": config.canary,
+            "shadow": config.shadow,
+        }
+        return {role: table for role, table in tables.items() if table is not None}
 
     async def _reload_student(self, role: Role, table: StudentTable) -> None:
         try:
@@ -142,7 +160,8 @@ class Students:
     def _put(self, role: Role, loaded: LoadedStudent) -> None:
         old = self._served.get(role)
         cached = self._config.service.cached_vectors
-        self._served[role] = ServedStudent(loaded, self._executor, self._config.limits, cached, self._metrics)
+        executor, metrics = (self.shadow_executor, Unmetered()) if role == "shadow" else (self._executor, self._metrics)
+        self._served[role] = ServedStudent(loaded, executor, self._config.limits, cached, metrics)
         if old is not None:
             self._metrics.student(role, old.version, old.student.variant, serving=False)
         self._metrics.student(role, loaded.version, loaded.student.variant, serving=True)

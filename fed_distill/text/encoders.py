@@ -50,7 +50,20 @@ def encoder_of(specification: Mapping[str, Any], folder: Path) -> Encoder:
     )
 
 
+def unknown_token(specification: Mapping[str, Any], folder: Path) -> int | None:
+    """Return the id by which texts are encoded where the tokenizer knows no token; None if there is none.
+
+    Parameters and errors are those of ``encoder_of``.
+    """
+    return _pretrained(specification, folder).unknown if specification.get("algorithm") == TOKENIZER else None
+
+
 def _tokenizer(specification: Mapping[str, Any], folder: Path) -> Encoder:
+    tokens = _pretrained(specification, folder)
+    return tokens.encode if specification.get("special_tokens") else _apart(tokens.bags)
+
+
+def _pretrained(specification: Mapping[str, Any], folder: Path) -> PretrainedTokens:
     swapped = specification.get("swapped_ids")
     if not isinstance(swapped, list) or len(swapped) != 2 or not isinstance(swapped[1], int):
         raise ModelError(f"encoding.swapped_ids must be two token ids, not {swapped!r}")
@@ -58,11 +71,8 @@ def _tokenizer(specification: Mapping[str, Any], folder: Path) -> Encoder:
         text = (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / TOKENIZER} cannot be read: {error}") from error
-    special = bool(specification.get("special_tokens"))
-    tokens = PretrainedTokens(
-        text, swapped[1], _number(specification, "max_length", SHORTEST if special else 1, LONGEST)
-    )
-    return tokens.encode if special else _apart(tokens.bags)
+    shortest = SHORTEST if specification.get("special_tokens") else 1
+    return PretrainedTokens(text, swapped[1], _number(specification, "max_length", shortest, LONGEST))
 
 
 def _apart(encode: Callable[[Sequence[str]], Any]) -> Encoder:

@@ -172,6 +172,13 @@ class PretrainedTokens:
     def _placed(self, token: int) -> int:
         return 0 if token == self._pad_id else self._pad_id if token == 0 else token
 
+    @property
+    def unknown(self) -> int | None:
+        """Id of the token that stands for what the tokenizer does not know; None if it encodes every text."""
+        token = getattr(self._tokenizer.model, "unk_token", "<unk>")  # a Unigram model has it, and does not tell
+        number = None if token is None else self._tokenizer.token_to_id(token)
+        return None if number is None else self._placed(number)
+
     def placed(self, ids: Rows) -> Rows:
         """Return the ids of tokens of the tokenizer as they are encoded, with 0 for padding."""
         return np.where(ids == self._pad_id, 0, np.where(ids == 0, self._pad_id, ids))

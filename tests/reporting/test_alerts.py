@@ -9,6 +9,7 @@ import yaml
 from fed_distill.endpoint import as_text
 from fed_distill.merchant.metrics import SiteMetrics
 from fed_distill.reporting.run_metrics import RunMetrics
+from fed_distill.serving.service_metrics import ServiceMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOREIGN = {"up", "node_filesystem_avail_bytes", "node_filesystem_size_bytes"}
@@ -19,9 +20,9 @@ RULES = [rule for group in GROUPS for rule in group["rules"]]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Names of all metrics of a server and a site."""
+    """Names of all metrics of a server, a site and a service."""
     site = SiteMetrics(tmp_path_factory.mktemp("metrics"), "north", tmp_path_factory.mktemp("ledgers"), lambda _: None)
-    text = as_text(RunMetrics()._registry) + as_text(site.registry())
+    text = as_text(RunMetrics()._registry) + as_text(site.registry()) + ServiceMetrics().text()
     return {
         name
         for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text.decode(), re.MULTILINE)
@@ -29,12 +30,17 @@ def exported(tmp_path_factory):
     }
 
 
+def series(named):
+    """The metrics of which these series are: a histogram has several."""
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_a_rule_asks_for_metrics_that_there_are(rule, exported):
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     assert rule["annotations"]["summary"] and rule["annotations"]["action"]
     named = set(re.findall(r"\b(?:fed_distill|node)_\w+|\bup\b", rule["expr"]))
-    assert named and named <= exported | FOREIGN
+    assert named and series(named) <= exported | FOREIGN
 
 
 def test_every_alert_that_was_asked_for_is_there():

@@ -12,10 +12,11 @@ from fed_distill.serving.service_config import ServeConfig
 TITLES = ["Anker 555 USB-C Hub", "red kettle 2 l", "hdmi cable", "usb hub 7in1"]
 
 
-def config_of(export, canary=None, limits=None, keys=(), **service):
+def config_of(export, canary=None, shadow=None, drift=None, limits=None, keys=(), **service):
     """Settings that look at files often, so that a test need not wait."""
-    tables = {"service": {"student": export, "watch_seconds": 0.02, **service}, "limits": limits or {}, "key": keys}
-    return ServeConfig.model_validate(tables if canary is None else {**tables, "canary": canary})
+    tables = {"service": {"student": export, "watch_seconds": 0.02, **service}, "limits": limits, "key": keys}
+    tables |= {"canary": canary, "shadow": shadow, "drift": drift}
+    return ServeConfig.model_validate({name: table for name, table in tables.items() if table is not None})
 
 
 @contextmanager
