@@ -10,7 +10,7 @@ from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
 from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
 from fed_distill.models import TextModel
-from fed_distill.models.prediction import Prepared, predict_prepared, prepare
+from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
 
 
@@ -19,7 +19,7 @@ class Evaluator:
 
     def __init__(self, data: FederatedData) -> None:
         self._data = data
-        self._prepared: dict[tuple[str, str], Prepared] = {}
+        self._prepared: dict[tuple[str, str], PreparedExamples] = {}
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
@@ -76,7 +76,7 @@ class Evaluator:
         measured |= ranking(scores, ranked, self._data.task)
         return measured, ndcg_by_query(scores, ranked, self._data.task)
 
-    def _prepare(self, student: TextModel, name: str, examples: Examples) -> Prepared:
+    def _prepare(self, student: TextModel, name: str, examples: Examples) -> PreparedExamples:
         key = (blueprint_of(student), name)
         if key not in self._prepared:
             self._prepared[key] = prepare(student, student.encode(examples.texts, examples.pairs))

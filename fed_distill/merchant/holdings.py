@@ -18,7 +18,7 @@ from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
-from fed_distill.models.prediction import Prepared, predict_prepared, prepare
+from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.models.weights import Weights
 from fed_distill.seeds import Part
 from fed_distill.text.density_ratio import kulsif
@@ -38,7 +38,7 @@ class Holdings:
     proxy: Examples
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
-    _prepared_proxy: dict[tuple[str, bytes], Prepared] = field(default_factory=dict)
+    _prepared_proxy: dict[tuple[str, bytes], PreparedExamples] = field(default_factory=dict)
     _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:

@@ -26,7 +26,7 @@ class Distinct:
     """Distinct rows of one encoded field, which occur in several examples.
 
     batches: the distinct rows ``[batch, length]``, by length. rows: their positions for the examples of each batch of
-    ``Prepared``, int64 ``[batch]``.
+    ``PreparedExamples``, int64 ``[batch]``.
     """
 
     batches: tuple[Tensor, ...]
@@ -34,7 +34,7 @@ class Distinct:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedExamples:
     """Encoded examples, ready for prediction by every model that encodes alike.
 
     order: position of each example in the order of lengths, int64 ``[examples]``. batches: collated examples in that
@@ -47,14 +47,14 @@ class Prepared:
     distinct: Mapping[str, Distinct]
 
 
-def prepare(model: TextModel, encoded: Encoded, batch_size: int = 256) -> Prepared:
+def prepare(model: TextModel, encoded: Encoded, batch_size: int = 256) -> PreparedExamples:
     """Sort and collate encoded examples for ``predict_prepared``; to predict once, use ``predict``."""
     order = torch.argsort(lengths(encoded), stable=True)
     apart = [name for name in model.vectors_of if name in encoded] if len(order) else []
     joint = {name: values for name, values in encoded.items() if name not in apart}
     parts = torch.split(order, batch_size)
     distinct = {name: _distinct(encoded[name], order, batch_size) for name in apart}
-    return Prepared(order, tuple(model.collate(joint, index) for index in parts), distinct)
+    return PreparedExamples(order, tuple(model.collate(joint, index) for index in parts), distinct)
 
 
 def _distinct(values: Tensor, order: Tensor, batch_size: int) -> Distinct:
@@ -74,7 +74,7 @@ def predict(model: TextModel, encoded: Encoded, batch_size: int = 256, temperatu
     return predict_prepared(model, prepare(model, encoded, batch_size), temperature)
 
 
-def predict_prepared(model: TextModel, prepared: Prepared, temperature: float = 1.0) -> Tensor:
+def predict_prepared(model: TextModel, prepared: PreparedExamples, temperature: float = 1.0) -> Tensor:
     """Return what ``predict`` returns for the examples that were prepared."""
     return by_batches(model, prepared, lambda batch: torch.softmax(model(batch).logits.float() / temperature, dim=-1))
 
@@ -101,7 +101,7 @@ def representation(outputs: Outputs) -> Tensor:
     return (last * used).sum(dim=1) / used.sum(dim=1).clamp_min(1.0)
 
 
-def by_batches(model: TextModel, prepared: Prepared, compute: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+def by_batches(model: TextModel, prepared: PreparedExamples, compute: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
     """Return the rows that ``compute`` gives for collated batches, on the CPU, in the order of the encoded examples.
 
     The fields ``model.vectors_of`` of a batch are vectors, which are computed once for each distinct text. The model

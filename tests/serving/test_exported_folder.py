@@ -212,7 +212,7 @@ def test_word_pieces_have_bounds(key, value, problem, exported, tmp_path):
 
 
 def test_arguments_are_checked(export):
-    with pytest.raises(ConfigError, match="no variant 'float8'; it has: float32, float16, int8, pruned"):
+    with pytest.raises(ConfigError, match="no variant 'float8'; it has: float32, float16, int8, int4, pruned"):
         load_exported(export, "float8")
     with pytest.raises(ConfigError, match="threads"):
         load_exported(export, threads=0)

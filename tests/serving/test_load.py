@@ -56,7 +56,8 @@ def answering(answer):
         left = asyncio.all_tasks(loop)
         for one in left:
             one.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
         loop.close()
 
     thread = threading.Thread(target=serve)
