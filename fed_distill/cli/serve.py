@@ -30,6 +30,9 @@ def serve(
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="with --add-key: when it ends, for example 2027-01-31T00:00Z")
     ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="with --add-key: requests a second; twice as many may come at once")
+    ] = 100.0,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the file's; 0: any free port")] = None,
     logs: Annotated[str, typer.Option(metavar="text|json", help="form of the lines on stderr")] = "text",
 ) -> None:
@@ -42,7 +45,7 @@ def serve(
         _print_key(write_serve_file(folder, student), "operator")
     elif new_key is not None:
         chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-        _print_key(add_key(folder, new_key, chosen, _time(expires)), new_key)
+        _print_key(add_key(folder, new_key, chosen, _time(expires), rate), new_key)
     else:
         _run(folder, port, logs)
 

@@ -184,6 +184,8 @@ def _files_signature(table: StudentTable) -> Signature:
     paths += sorted((table.student / table.variant).glob("*.onnx"))
     if table.index is not None:
         paths.append(table.index / INDEX)
+    if table.trained is not None:
+        paths += [table.trained / place / DESCRIPTION for place in ("", "student")]
     return _signature(tuple(paths))
 
 

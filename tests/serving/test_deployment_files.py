@@ -127,9 +127,6 @@ def test_kubernetes_names_what_the_service_has(settings):
     assert container["readinessProbe"]["httpGet"]["path"] == "/ready"  # which the drain turns
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"  # which it does not
     assert container["ports"] == [{"name": "http", "containerPort": config.service.port}]
-    notes = pod["metadata"]["annotations"]
-    assert notes["prometheus.io/port"] == str(config.service.port)
-    assert notes["prometheus.io/path"] in routes
     longest = config.service.drain_seconds + config.limits.stop_seconds
     assert pod["spec"]["terminationGracePeriodSeconds"] > longest
     # The drain outlasts the time in which the readiness probe notices it.

@@ -6,9 +6,12 @@ import threading
 import pytest
 
 from fed_distill.serving.api_keys import key_hash
+from fed_distill.serving.index import Product, ProductIndex
+from fed_distill.serving.index_files import save_index
 from fed_distill.serving.service import VERSION_HEADER
 from fed_distill.serving.service_config import read_serve_config
 from fed_distill.serving.service_files import add_key, write_serve_file
+from fed_distill.serving.student import load_student
 from tests.serving.services import TITLES, config_of, replace_export, serving, until
 
 BODY = {"query": "usb hub", "titles": TITLES}
@@ -139,3 +142,37 @@ def test_an_operator_reloads_by_a_request(export, tmp_path, exported):
         shutil.rmtree(export)
         answer = client.post("/admin/reload", headers={"authorization": "Bearer k"}).json()
         assert "export" in answer["problems"]["student"]
+
+
+def test_a_release_of_export_index_and_run_is_switched_by_one_rename(exported, tmp_path):
+    """``current`` links to a folder with all three; a rename of another link to it switches them together."""
+    for name, kind in (("first", "two-tower"), ("second", "static")):
+        trained, export = exported(kind)
+        shutil.copytree(trained, tmp_path / name / "run")
+        shutil.copytree(export, tmp_path / name / "exported")
+        student = load_student(trained)
+        save_index(ProductIndex.build(student, [Product("1", TITLES[0])]), tmp_path / name / "index", student.digest)
+    current = tmp_path / "current"
+    current.symlink_to("first")
+    config = config_of(current / "exported", index=current / "index", trained=current / "run")
+    with serving(config) as client:
+        first = versions(client)["student"]
+        (tmp_path / "next").symlink_to("second")
+        (tmp_path / "next").rename(current)
+        until(lambda: versions(client)["student"] != first)
+        explained = client.post("/explain", json={"query": "usb hub", "title": TITLES[0]})
+        found = client.post("/search", json={"query": "usb hub", "k": 1})
+        assert (explained.status_code, found.status_code) == (200, 200)
+        score = load_student(exported("static")[0]).rank("usb hub", TITLES[:1]).scores[0]
+        assert explained.json()["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_run_that_is_mended_is_noticed(exported, export, tmp_path):
+    """The run of another student is refused; the right one in its place is loaded without anything else changing."""
+    run = shutil.copytree(exported("two-tower")[0], tmp_path / "run")
+    with serving(config_of(export, trained=run)) as client:
+        replace_export(export, exported("static")[1])
+        until(lambda: client.get("/ready").json()["refused"] == ["student"])
+        replace_export(run, exported("static")[0])
+        until(lambda: not client.get("/ready").json()["refused"])
+        assert client.post("/explain", json={"query": "usb hub", "title": TITLES[0]}).status_code == 200
