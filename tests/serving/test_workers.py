@@ -1,6 +1,8 @@
 """Several workers on one port: real processes, which are paused to choose who answers, and killed."""
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -13,8 +15,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from fed_distill.errors import ServiceError
 from fed_distill.serving import supervisor
 from fed_distill.serving.api_keys import key_hash
+from fed_distill.serving.shared_folder import SharedFolder
 from fed_distill.serving.supervisor import MOST_ENDED
 from tests.serving.processes import COMMAND, alive, paused, served
 from tests.serving.services import TITLES, replace_export, until
@@ -145,6 +149,44 @@ def test_a_crash_loop_ends_the_service(export, tmp_path):
     assert f"workers ended {MOST_ENDED + 1} times within 60 seconds, the last one by SIGKILL" in text
     assert "Traceback" not in text
     assert not any(map(alive, service.workers))
+
+
+def test_a_worker_starts_although_the_shared_folder_was_removed(export, tmp_path):
+    """By a program that removes old temporary files."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with served(write(tmp_path / "service", export), "--port", "0", environment={"TMPDIR": str(folder)}) as service:
+        (shared,) = folder.glob("fed-distill-serve-*")
+        shutil.rmtree(shared)
+        os.kill(service.workers[0], signal.SIGKILL)
+        until(lambda: "".join(service.lines).count("student loaded") == 3)
+        assert shared.stat().st_mode & 0o777 == 0o700
+        with paused(service.workers[1]):
+            assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+    assert not shared.exists()
+
+
+def test_a_folder_that_took_the_place_of_the_shared_one_is_not_used():
+    shared = SharedFolder("{}")
+    shared.path.rename(shared.path.with_suffix(".moved"))
+    shared.path.mkdir()
+    (shared.path / "settings.json").write_text("forged")
+    with pytest.raises(ServiceError, match="was replaced, perhaps by another user"):
+        shared.complete()
+    shared.close()
+    assert (shared.path / "settings.json").read_text() == "forged"
+    shutil.rmtree(shared.path)
+    shutil.rmtree(shared.path.with_suffix(".moved"))
+
+
+def test_the_shared_folder_is_locked_against_programs_that_clean_up():
+    """systemd-tmpfiles leaves alone what it cannot lock."""
+    with contextlib.closing(SharedFolder("{}")) as shared:
+        file = os.open(shared.path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(file)
+        assert shared.settings.stat().st_mode & 0o777 == 0o600
 
 
 def test_workers_end_when_their_supervisor_is_killed(export, tmp_path):
