@@ -32,6 +32,8 @@ from fed_distill.serving.worker import BEAT_SECONDS, DRAIN, READY, RELOAD
 MOST_ENDED = 5
 """Workers that may end by themselves within ``WITHIN_SECONDS``; with one more the service ends."""
 WITHIN_SECONDS = 60.0
+LONGEST_PAUSE = 30.0
+"""Seconds until a worker that could not load the student or settings is tried again, while others serve."""
 SILENT_SECONDS = 30.0
 """A worker that has not given a sign of life for so long is killed."""
 _GRACE_SECONDS = 5.0
@@ -146,6 +148,7 @@ class _Supervisor:
 
     async def _keep(self, place: int) -> None:
         """Run one worker after the other in a place, until the service stops."""
+        pause = shortest = min(1.0, LONGEST_PAUSE)
         while not self._stopping.is_set():
             try:
                 code, ready = await self._run_one(place)
@@ -158,6 +161,16 @@ class _Supervisor:
             if not (ready or self._served):
                 self._fail(f"worker {place} ended {how} before it served: its error is above")
                 return
+            if code > 0 and not ready and any(worker.ready for worker in self._workers.values()):
+                # What is in the folders now cannot be loaded; the others go on with what they loaded before.
+                _log.error(
+                    "worker %d ended %s before it served; it is started again in %.0f seconds", place, how, pause
+                )
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = shortest
             _log.error("worker %d ended %s and is started again", place, how)
             now = time.monotonic()
             self._ends.append(now)

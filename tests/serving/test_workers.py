@@ -18,6 +18,7 @@ import pytest
 from fed_distill.errors import ServiceError
 from fed_distill.serving import supervisor
 from fed_distill.serving.api_keys import key_hash
+from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.shared_folder import SharedFolder
 from fed_distill.serving.supervisor import MOST_ENDED
 from tests.serving.processes import COMMAND, alive, paused, served
@@ -25,6 +26,7 @@ from tests.serving.services import TITLES, replace_export, until
 
 BODY = {"query": "usb hub", "titles": TITLES}
 BURST = 12
+SETTINGS = {"service": {"student": "export", "workers": 2}}
 
 
 def write(folder, export, *, keys="", **service):
@@ -149,6 +151,43 @@ def test_a_crash_loop_ends_the_service(export, tmp_path):
     assert f"workers ended {MOST_ENDED + 1} times within 60 seconds, the last one by SIGKILL" in text
     assert "Traceback" not in text
     assert not any(map(alive, service.workers))
+
+
+def test_a_worker_that_cannot_load_a_broken_student_is_tried_again_while_others_serve(export, tmp_path):
+    whole = (export / "export.json").read_text()
+    with served(write(tmp_path / "service", export), "--port", "0") as service:
+        (export / "export.json").write_text("{}")
+        os.kill(service.workers[0], signal.SIGKILL)
+        until(lambda: "".join(service.lines).count("ended with exit code 2 before it served") == 2)
+        assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+        (export / "export.json").write_text(whole)
+        until(lambda: "".join(service.lines).count("loaded") == 3)
+        with paused(service.workers[1]):
+            assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_ends_before_a_worker_serves_stop_the_service_if_no_other_serves(monkeypatch, tmp_path, others):
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.0)
+
+    async def keep():
+        with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(SharedFolder("{}")) as shared:
+            found = supervisor._Supervisor(ServeConfig.model_validate(SETTINGS), None, listener, "text", shared)
+            found._served, found._workers = True, {1: SimpleNamespace(ready=others, channel=None)}
+            ends = iter(range(3 * MOST_ENDED))
+
+            async def run_one(place):
+                if next(ends, None) is None:
+                    found._stopping.set()
+                return 2, False
+
+            monkeypatch.setattr(found, "_run_one", run_one)
+            monkeypatch.setattr(found, "_stop_now", found._stopping.set)
+            await found._keep(2)
+            return found._problem
+
+    problem = asyncio.run(keep())
+    assert problem is None if others else f"workers ended {MOST_ENDED + 1} times" in str(problem)
 
 
 def test_a_worker_starts_although_the_shared_folder_was_removed(export, tmp_path):
