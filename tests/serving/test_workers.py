@@ -190,6 +190,31 @@ def test_ends_before_a_worker_serves_stop_the_service_if_no_other_serves(monkeyp
     assert problem is None if others else f"workers ended {MOST_ENDED + 1} times" in str(problem)
 
 
+def test_sigterm_to_all_processes_at_once_drains_as_one_to_the_supervisor_does(export, tmp_path):
+    """As systemd stops a service, unless told otherwise."""
+    with served(write(tmp_path / "service", export, drain_seconds=500.0), "--port", "0") as service:
+        for process in (*service.workers, service.process.pid):
+            os.kill(process, signal.SIGTERM)
+        for other in service.workers:
+            with paused(other):
+                until(lambda: httpx.get(f"{service.url}/ready", timeout=100).status_code == 503)
+                assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+        assert service.process.poll() is None
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(100) == 0
+        assert not any(map(alive, service.workers))
+
+
+def test_sighup_to_all_processes_at_once_reloads_and_ends_no_worker(export, tmp_path):
+    """As a terminal that is closed sends it, and systemctl kill."""
+    with served(write(tmp_path / "service", export), "--port", "0") as service:
+        for process in (*service.workers, service.process.pid):
+            os.kill(process, signal.SIGHUP)
+        until(lambda: "".join(service.lines).count("student loaded") == 4)
+        assert len(service.workers) == 2
+        assert all(map(alive, service.workers))
+
+
 def test_a_worker_starts_although_the_shared_folder_was_removed(export, tmp_path):
     """By a program that removes old temporary files."""
     folder = tmp_path / "tmp"
