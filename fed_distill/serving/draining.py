@@ -45,11 +45,17 @@ class DrainingServer(uvicorn.Server):
 
     def drain(self) -> None:
         """Begin to drain; again: stop now. Requests in progress are answered in either case."""
-        if self._until is not None or not self._seconds:
+        if self._until is None:
+            self.begin_drain()
+        else:
             self.should_exit = True
-            return
-        self._app.state.draining = True
-        self._until = time.monotonic() + self._seconds
+
+    def begin_drain(self) -> None:
+        """Begin to drain; nothing if it has begun."""
+        if self._until is None:
+            self._app.state.draining = True
+            self._until = time.monotonic() + self._seconds
+            self.should_exit = not self._seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM and SIGINT, in uvicorn's place."""

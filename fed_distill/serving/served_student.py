@@ -96,6 +96,8 @@ def _check_conformance(folder: Path, student: ExportedStudent) -> None:
         texts = [one["text"] for one in examples]
         pairs = [one["pair"] for one in examples] if student.task.pair else None
         expected = np.array([one["probabilities"] for one in examples], dtype=np.float64)
+        if not 0.0 <= allowed <= 1.0:  # any probabilities would be within it
+            raise ValueError(f"tolerance is {allowed:g}")
         if not texts or expected.shape != (len(texts), len(student.classes)):
             raise ValueError(f"{len(texts)} texts have probabilities of shape {expected.shape}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

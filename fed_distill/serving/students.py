@@ -151,10 +151,10 @@ class Students:
     async def _reload_keys(self, folder: Path) -> None:
         try:
             config = await asyncio.to_thread(read_serve_config, folder)
-        except ConfigError as error:
+            self._keys.replace(config.key)
+        except (ConfigError, OSError) as error:  # no bucket can be made for a new key
             self._refused("keys", error)
         else:
-            self._keys.replace(config.key)
             self._loaded("keys", f"{len(config.key)}")
 
     def _put(self, role: Role, loaded: LoadedStudent) -> None:

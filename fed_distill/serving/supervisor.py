@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,11 +26,14 @@ from fed_distill.errors import ConfigError, ServiceError
 from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.service_logs import LogStyle
 from fed_distill.serving.service_metrics import WORKERS_FOLDER
+from fed_distill.serving.shared_folder import SharedFolder
 from fed_distill.serving.worker import BEAT_SECONDS, DRAIN, READY, RELOAD
 
 MOST_ENDED = 5
 """Workers that may end by themselves within ``WITHIN_SECONDS``; with one more the service ends."""
 WITHIN_SECONDS = 60.0
+LONGEST_PAUSE = 30.0
+"""Seconds until a worker that could not load the student or settings is tried again, while others serve."""
 SILENT_SECONDS = 30.0
 """A worker that has not given a sign of life for so long is killed."""
 _GRACE_SECONDS = 5.0
@@ -48,14 +50,14 @@ def supervise(config: ServeConfig, folder: Path | None, listener: socket.socket,
     :raises ServiceError: a worker cannot start, or workers end again and again
     """
     try:
-        shared = tempfile.TemporaryDirectory(prefix="fed-distill-serve-")
+        shared = SharedFolder(config.model_dump_json())
     except OSError as error:
         raise ConfigError(
             f"service.workers = {config.service.workers} requires a folder for temporary files: {error}; make /tmp "
             "writable or set TMPDIR"
         ) from error
-    with shared as name:
-        asyncio.run(_Supervisor(config, folder, listener, logs, Path(name)).run())
+    with contextlib.closing(shared):
+        asyncio.run(_Supervisor(config, folder, listener, logs, shared).run())
 
 
 @dataclass
@@ -113,22 +115,17 @@ class _Worker:
 
 class _Supervisor:
     def __init__(
-        self, config: ServeConfig, folder: Path | None, listener: socket.socket, logs: LogStyle, shared: Path
+        self, config: ServeConfig, folder: Path | None, listener: socket.socket, logs: LogStyle, shared: SharedFolder
     ) -> None:
-        self._config, self._listener = config, listener
-        self._metrics = shared / "metrics"
+        self._config, self._listener, self._shared = config, listener, shared
         self._workers: dict[int, _Worker] = {}
         self._ends: deque[float] = deque()
         self._served = False
         self._stopping = asyncio.Event()
         self._problem: ServiceError | None = None
-        rates, settings = shared / "rates", shared / "settings.json"
-        for made in (rates, self._metrics):
-            made.mkdir()
-        settings.write_text(config.model_dump_json(), encoding="utf-8")
         # -P: no module of the current folder takes the place of one of the package's.
-        self._command = [sys.executable, "-P", "-m", "fed_distill.serving.worker", "--settings", str(settings)]
-        self._command += ["--rates", str(rates), "--logs", logs, "--listener", str(listener.fileno())]
+        self._command = [sys.executable, "-P", "-m", "fed_distill.serving.worker", "--settings", str(shared.settings)]
+        self._command += ["--rates", str(shared.rates), "--logs", logs, "--listener", str(listener.fileno())]
         self._command += [] if folder is None else ["--folder", str(folder)]
 
     async def run(self) -> None:
@@ -151,10 +148,11 @@ class _Supervisor:
 
     async def _keep(self, place: int) -> None:
         """Run one worker after the other in a place, until the service stops."""
+        pause = shortest = min(1.0, LONGEST_PAUSE)
         while not self._stopping.is_set():
             try:
                 code, ready = await self._run_one(place)
-            except OSError as error:  # no memory or no process left for another
+            except (OSError, ServiceError) as error:  # no memory or no process left for another
                 self._fail(f"worker {place} cannot be started: {error}")
                 return
             if self._stopping.is_set():
@@ -163,6 +161,16 @@ class _Supervisor:
             if not (ready or self._served):
                 self._fail(f"worker {place} ended {how} before it served: its error is above")
                 return
+            if code > 0 and not ready and any(worker.ready for worker in self._workers.values()):
+                # What is in the folders now cannot be loaded; the others go on with what they loaded before.
+                _log.error(
+                    "worker %d ended %s before it served; it is started again in %.0f seconds", place, how, pause
+                )
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = shortest
             _log.error("worker %d ended %s and is started again", place, how)
             now = time.monotonic()
             self._ends.append(now)
@@ -187,10 +195,11 @@ class _Supervisor:
             del self._workers[pid]
             code = await worker.end()
             # Gauges of the dead leave the sums; its counters stay in them.
-            importlib.import_module("prometheus_client.multiprocess").mark_process_dead(pid, str(self._metrics))
+            importlib.import_module("prometheus_client.multiprocess").mark_process_dead(pid, str(self._shared.metrics))
         return code, worker.ready
 
     async def _start(self, place: int) -> _Worker:
+        self._shared.complete()
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -201,7 +210,7 @@ class _Supervisor:
                 pass_fds=(self._listener.fileno(), theirs.fileno()),
                 env={
                     **os.environ,
-                    WORKERS_FOLDER: str(self._metrics),
+                    WORKERS_FOLDER: str(self._shared.metrics),
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 },
             )

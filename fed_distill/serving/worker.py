@@ -2,6 +2,9 @@
 
 It accepts connections from the socket that all workers share, and obeys the supervisor through a channel. When the
 channel closes, the supervisor is gone, and the worker stops as for SIGTERM.
+
+Signals often reach all processes of a service at once: those of a terminal, and systemd's at a stop. The supervisor
+then acts on them, so that here SIGINT and SIGHUP do nothing, and SIGTERM does not count as the supervisor's first word.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 
 from fed_distill.errors import FedDistillError
 from fed_distill.serving.draining import DrainingServer
@@ -28,7 +32,8 @@ BEAT_SECONDS = 1.0
 
 def main() -> None:
     """Serve until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal: the supervisor tells what to do
+    for left_to_supervisor in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(left_to_supervisor, signal.SIG_IGN)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="ServeConfig of the service, JSON")
     parser.add_argument("--listener", type=int, required=True, help="file number of the socket that listens")
@@ -47,7 +52,7 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     channel = socket.socket(fileno=chosen.channel)
-    server = DrainingServer(app, config, lambda: channel.sendall(READY))
+    server = _Server(app, config, lambda: channel.sendall(READY))
     app.state.reload_others = lambda: channel.send(RELOAD)
     with (
         socket.socket(fileno=chosen.listener) as listener,
@@ -55,6 +60,13 @@ def main() -> None:
         asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
     ):
         runner.run(_served(server, listener, channel, students))
+
+
+class _Server(DrainingServer):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM and SIGINT, in uvicorn's place."""
+        if sig == signal.SIGTERM:
+            self.begin_drain()
 
 
 async def _served(server: DrainingServer, listener: socket.socket, channel: socket.socket, students: Students) -> None:
@@ -69,12 +81,14 @@ async def _obey(server: DrainingServer, channel: socket.socket, students: Studen
     """Do what the supervisor says."""
     loop = asyncio.get_running_loop()
     channel.setblocking(False)
+    drain = server.begin_drain
     while told := await loop.sock_recv(channel, 1):
         if told == RELOAD:
             await students.reload(force=True)
         elif told == DRAIN:
-            server.drain()
-    server.drain()
+            drain()
+            drain = server.drain
+    server.begin_drain()
 
 
 async def _live(server: DrainingServer, channel: socket.socket) -> None:

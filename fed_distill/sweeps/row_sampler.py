@@ -9,9 +9,8 @@ from fed_distill.reporting.wording import METRIC_NAMES, number
 from fed_distill.sweeps.cells import Cell
 from fed_distill.sweeps.dimensions import Metric
 from fed_distill.sweeps.places import Places
-from fed_distill.sweeps.row_trials import RowTrial
+from fed_distill.sweeps.row_trials import RowTrial, score_of
 from fed_distill.sweeps.sampler import Ending, GridSampler
-from fed_distill.sweeps.trial import validation_score
 from fed_distill.sweeps.trial_log import Logged, TrialLog
 
 
@@ -60,8 +59,7 @@ class RowTrialSampler:
     def _record(self, cell: Cell) -> tuple[str, float]:
         summary = read_summary(self._places.run(cell.fingerprint))
         row = next(one.row for one in self._trials if one.cell.fingerprint == cell.fingerprint)
-        control = row.name if row.kind == "control" and row.name != "fedavg" else None  # that is its run's federation
-        metric, score = validation_score(summary, self._objective, control)
+        metric, score = score_of(row, summary, self._objective)
         if score is None:
             raise CheckpointError(f"{cell.title}: its validation examples have no {metric}: choose another objective")
         self._append(cell, metric, score, "", float(summary["seconds"]))

@@ -10,6 +10,7 @@ from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.errors import CheckpointError, ConfigError
+from fed_distill.reporting.store import read_summary
 from fed_distill.sweeps.cells import (
     AS_IN_THE_FILE,
     Cell,
@@ -24,7 +25,7 @@ from fed_distill.sweeps.dimensions import drawn
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.row_tuning import TUNED_CONTROLS, RowTuning
-from fed_distill.sweeps.trial import check_unprotected, trial_of
+from fed_distill.sweeps.trial import check_unprotected, trial_of, validation_score
 from fed_distill.sweeps.trial_log import Logged, Row, TrialLog, check_equal
 from fed_distill.sweeps.variation import resolved, value_of
 
@@ -134,7 +135,25 @@ class TuningPlan:
             planned[trial.row].append(trial)
         check_equal({row: [one.cell.fingerprint for one in trials] for row, trials in planned.items()}, self.log)
         logged = {(one.row, one.cell): one for one in self.log.read()}
-        return {row: [(one, logged[row, one.cell.fingerprint]) for one in trials] for row, trials in planned.items()}
+        found = {row: [(one, logged[row, one.cell.fingerprint]) for one in trials] for row, trials in planned.items()}
+        for tried in found.values():
+            for trial, line in tried:
+                self._check_score(trial, line)
+        return found
+
+    def _check_score(self, trial: RowTrial, logged: Logged) -> None:
+        """Raise CheckpointError if the log has another score than the trial's run, where that is still there."""
+        places = Places(self.log.path.parent)
+        if not places.is_finished(trial.cell.fingerprint):
+            return
+        summary = read_summary(places.run(trial.cell.fingerprint))
+        metric, score = score_of(trial.row, summary, self.tuning.objective)
+        if (metric, score) != (logged.metric, logged.score):
+            raise CheckpointError(
+                f"{self.log.path} has {logged.metric} = {logged.score} for trial {trial.number} of {trial.row}, and "
+                f"its run has {metric} = {score}: restore a copy of the log or, if tuning.objective was changed, use "
+                "another --out"
+            )
 
     def _best(self, stage: Sequence[Row]) -> dict[Row, Mapping[str, Any]]:
         """Return the changes of the best trial of each row."""
@@ -211,6 +230,12 @@ def plan_of(
     axis = study.tuning.axis
     labels = list(dict.fromkeys(cell.labels[axis] for cell in cells if cell.labels))
     return TuningPlan(study, study.tuning, TrialLog(places.folder), labels, tiny, kept)
+
+
+def score_of(row: Row, summary: Mapping[str, Any], objective: str | None) -> tuple[str, float | None]:
+    """Return the objective of a trial of ``row`` and its score on validation examples; None if unknown."""
+    control = row.name if row.kind == "control" and row.name != "fedavg" else None  # that is its run's federation
+    return validation_score(summary, objective, control)
 
 
 def best_of(trials: Sequence[Logged], log: TrialLog) -> Logged:

@@ -5,6 +5,7 @@ more often than others cannot be hidden: ``check_equal`` refuses it.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +46,11 @@ class Logged:
     reason: str
     seconds: float | None
     cell: str
+
+    def __post_init__(self) -> None:
+        known = self.score is None or (isinstance(self.score, int | float) and math.isfinite(self.score))
+        if not known or not isinstance(self.trial, int):
+            raise ValueError("score and trial must be numbers")
 
     @property
     def row(self) -> Row:
@@ -89,15 +95,25 @@ class TrialLog:
 
 
 def check_equal(planned: Mapping[Row, Sequence[str]], log: TrialLog) -> None:
-    """Raise CheckpointError unless each row has exactly its planned trials.
+    """Raise CheckpointError unless each row has exactly its planned trials, once each and scored alike.
 
     :param planned: fingerprints of the trials of each row
     :param log: the trials that were run
     """
     ran: dict[Row, set[str]] = {row: set() for row in planned}
+    metrics: set[str] = set()
     for trial in log.read():
-        if trial.row in ran:
-            ran[trial.row].add(trial.cell)
+        if trial.row not in ran:
+            continue
+        if trial.cell in ran[trial.row]:
+            raise CheckpointError(f"{log.path} has trial {trial.trial} of {trial.row} twice: restore a copy of it")
+        ran[trial.row].add(trial.cell)
+        metrics |= {trial.metric} if trial.score is not None else set()
+    if len(metrics) > 1:
+        raise CheckpointError(
+            f"{log.path} has scores of {' and of '.join(sorted(metrics))}, which cannot be compared: use one "
+            "tuning.objective, or another --out"
+        )
     for row, cells in planned.items():
         more = len(ran[row] - set(cells))
         if more:

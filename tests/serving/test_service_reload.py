@@ -1,5 +1,6 @@
 """A new student, a canary and new keys come into service while requests are answered."""
 
+import re
 import shutil
 import threading
 
@@ -55,7 +56,7 @@ def test_no_request_fails_while_a_new_student_comes(export, exported):
     assert f'student_info{{role="student",variant="float32",version="{first}"}}' not in metrics
 
 
-@pytest.mark.parametrize("damage", ["graph", "conformance", "none"])
+@pytest.mark.parametrize("damage", ["graph", "conformance", "tolerance", "difference", "none"])
 def test_a_bad_student_is_refused_and_the_old_one_goes_on(export, damage, caplog):
     with serving(config_of(export)) as client:
         first = client.post("/rank", json=BODY)
@@ -64,6 +65,14 @@ def test_a_bad_student_is_refused_and_the_old_one_goes_on(export, damage, caplog
         elif damage == "conformance":  # every probability is said to be 0
             path = export / "conformance.json"
             path.write_text(path.read_text().replace('"probabilities": [\n    0.', '"probabilities": [\n    -0.'))
+        elif damage == "tolerance":
+            path = export / "conformance.json"
+            path.write_text(path.read_text().replace('"tolerance": 1e-05', '"tolerance": Infinity'))
+            assert "Infinity" in path.read_text()
+        elif damage == "difference":  # which other variants are allowed
+            path = export / "export.json"
+            path.write_text(re.sub(r'"difference": [\d.e-]+', '"difference": Infinity', path.read_text()))
+            assert "Infinity" in path.read_text()
         else:
             export.rename(export.with_name("elsewhere"))  # at once: half a removal would be refused first
         until(lambda: client.get("/ready").json()["refused"] == ["student"])

@@ -1,5 +1,6 @@
 """The token bucket that workers share: one bucket, however many processes take from it."""
 
+import asyncio
 import fcntl
 import multiprocessing
 import os
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_distill.serving.api_keys import KeyRing, OwnBucket, key_hash
-from fed_distill.serving.service_config import KeyTable
+from fed_distill.serving.service import build_service
+from fed_distill.serving.service_config import KeyTable, read_serve_config
+from fed_distill.serving.service_files import add_key, write_serve_file
 from fed_distill.serving.shared_rates import SharedBucket, shared_buckets
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -83,3 +86,23 @@ def test_a_holder_that_is_killed_leaves_no_lock(tmp_path):
     process.kill()
     assert bucket.wait(chosen, 1.0) == 0.0
     process.join()
+
+
+def test_keys_for_which_no_bucket_can_be_made_are_refused_and_looked_at_again(exported, tmp_path):
+    """An error would end the loop that watches the files, and a key that is removed later would stay valid."""
+    folder, rates = tmp_path / "service", tmp_path / "rates"
+    write_serve_file(folder, exported("two-tower")[1])
+    rates.mkdir()
+    students = build_service(read_serve_config(folder), folder, rates).state.students
+    rates.rename(tmp_path / "moved")
+    add_key(folder, "later")
+
+    async def reloads():
+        refused = await students.reload(force=True)
+        (tmp_path / "moved").rename(rates)
+        return refused, await students.reload(force=True)
+
+    refused, later = asyncio.run(reloads())
+    students.close()
+    assert "No such file" in refused["keys"]
+    assert later == {}

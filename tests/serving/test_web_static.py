@@ -143,3 +143,13 @@ def test_a_tokenizer_that_javascript_does_not_run_is_refused():
     other.add_tokens([AddedToken("usb-c", normalized=True)])
     with pytest.raises(ModelError, match="added token 'usb-c' has options"):
         wordpiece_tables(other.to_str())
+
+
+@needs_node
+def test_a_vocabulary_of_many_languages_fits_into_javascript(tmp_path):
+    """A call of a function with as many arguments would exceed the engine's stack; LaBSE's has 501,153 pieces."""
+    whole = json.loads(tokenizer().to_str())
+    known = whole["model"]["vocab"]
+    known |= {f"piece{number}": len(known) + number for number in range(200_000)}
+    folder, student = written(tmp_path, json.dumps(whole))
+    assert check(folder, student, ["piece199999 usb"]) == 1

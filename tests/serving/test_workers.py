@@ -1,6 +1,8 @@
 """Several workers on one port: real processes, which are paused to choose who answers, and killed."""
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -13,14 +15,18 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from fed_distill.errors import ServiceError
 from fed_distill.serving import supervisor
 from fed_distill.serving.api_keys import key_hash
+from fed_distill.serving.service_config import ServeConfig
+from fed_distill.serving.shared_folder import SharedFolder
 from fed_distill.serving.supervisor import MOST_ENDED
 from tests.serving.processes import COMMAND, alive, paused, served
 from tests.serving.services import TITLES, replace_export, until
 
 BODY = {"query": "usb hub", "titles": TITLES}
 BURST = 12
+SETTINGS = {"service": {"student": "export", "workers": 2}}
 
 
 def write(folder, export, *, keys="", **service):
@@ -145,6 +151,106 @@ def test_a_crash_loop_ends_the_service(export, tmp_path):
     assert f"workers ended {MOST_ENDED + 1} times within 60 seconds, the last one by SIGKILL" in text
     assert "Traceback" not in text
     assert not any(map(alive, service.workers))
+
+
+def test_a_worker_that_cannot_load_a_broken_student_is_tried_again_while_others_serve(export, tmp_path):
+    whole = (export / "export.json").read_text()
+    with served(write(tmp_path / "service", export), "--port", "0") as service:
+        (export / "export.json").write_text("{}")
+        os.kill(service.workers[0], signal.SIGKILL)
+        until(lambda: "".join(service.lines).count("ended with exit code 2 before it served") == 2)
+        assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+        (export / "export.json").write_text(whole)
+        until(lambda: "".join(service.lines).count("loaded") == 3)
+        with paused(service.workers[1]):
+            assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_ends_before_a_worker_serves_stop_the_service_if_no_other_serves(monkeypatch, tmp_path, others):
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.0)
+
+    async def keep():
+        with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(SharedFolder("{}")) as shared:
+            found = supervisor._Supervisor(ServeConfig.model_validate(SETTINGS), None, listener, "text", shared)
+            found._served, found._workers = True, {1: SimpleNamespace(ready=others, channel=None)}
+            ends = iter(range(3 * MOST_ENDED))
+
+            async def run_one(place):
+                if next(ends, None) is None:
+                    found._stopping.set()
+                return 2, False
+
+            monkeypatch.setattr(found, "_run_one", run_one)
+            monkeypatch.setattr(found, "_stop_now", found._stopping.set)
+            await found._keep(2)
+            return found._problem
+
+    problem = asyncio.run(keep())
+    assert problem is None if others else f"workers ended {MOST_ENDED + 1} times" in str(problem)
+
+
+def test_sigterm_to_all_processes_at_once_drains_as_one_to_the_supervisor_does(export, tmp_path):
+    """As systemd stops a service, unless told otherwise."""
+    with served(write(tmp_path / "service", export, drain_seconds=500.0), "--port", "0") as service:
+        for process in (*service.workers, service.process.pid):
+            os.kill(process, signal.SIGTERM)
+        for other in service.workers:
+            with paused(other):
+                until(lambda: httpx.get(f"{service.url}/ready", timeout=100).status_code == 503)
+                assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+        assert service.process.poll() is None
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(100) == 0
+        assert not any(map(alive, service.workers))
+
+
+def test_sighup_to_all_processes_at_once_reloads_and_ends_no_worker(export, tmp_path):
+    """As a terminal that is closed sends it, and systemctl kill."""
+    with served(write(tmp_path / "service", export), "--port", "0") as service:
+        for process in (*service.workers, service.process.pid):
+            os.kill(process, signal.SIGHUP)
+        until(lambda: "".join(service.lines).count("student loaded") == 4)
+        assert len(service.workers) == 2
+        assert all(map(alive, service.workers))
+
+
+def test_a_worker_starts_although_the_shared_folder_was_removed(export, tmp_path):
+    """By a program that removes old temporary files."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with served(write(tmp_path / "service", export), "--port", "0", environment={"TMPDIR": str(folder)}) as service:
+        (shared,) = folder.glob("fed-distill-serve-*")
+        shutil.rmtree(shared)
+        os.kill(service.workers[0], signal.SIGKILL)
+        until(lambda: "".join(service.lines).count("student loaded") == 3)
+        assert shared.stat().st_mode & 0o777 == 0o700
+        with paused(service.workers[1]):
+            assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+    assert not shared.exists()
+
+
+def test_a_folder_that_took_the_place_of_the_shared_one_is_not_used():
+    shared = SharedFolder("{}")
+    shared.path.rename(shared.path.with_suffix(".moved"))
+    shared.path.mkdir()
+    (shared.path / "settings.json").write_text("forged")
+    with pytest.raises(ServiceError, match="was replaced, perhaps by another user"):
+        shared.complete()
+    shared.close()
+    assert (shared.path / "settings.json").read_text() == "forged"
+    shutil.rmtree(shared.path)
+    shutil.rmtree(shared.path.with_suffix(".moved"))
+
+
+def test_the_shared_folder_is_locked_against_programs_that_clean_up():
+    """systemd-tmpfiles leaves alone what it cannot lock."""
+    with contextlib.closing(SharedFolder("{}")) as shared:
+        file = os.open(shared.path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(file)
+        assert shared.settings.stat().st_mode & 0o777 == 0o600
 
 
 def test_workers_end_when_their_supervisor_is_killed(export, tmp_path):

@@ -39,7 +39,8 @@ export class WordPieces {
     this.#unknown = tables.unknown;
     this.#prefix = tables.prefix;
     this.#longestWord = tables.longest_word;
-    this.#longestPiece = Math.max(...Array.from(this.#vocabulary.keys(), (piece) => piece.length));
+    this.#longestPiece = 0;
+    for (const piece of this.#vocabulary.keys()) this.#longestPiece = Math.max(this.#longestPiece, piece.length);
     this.#kinds = kindsOf(tables.kinds);
     this.#lowercase = new Map(Object.entries(tables.lowercase));
     const parts = tables.undecomposed ? new RegExp(`[^${tables.undecomposed}]+`, "gu") : /[^]+/g;

@@ -3,6 +3,7 @@
 import copy
 import json
 import multiprocessing
+import shutil
 
 import pytest
 import tomli_w
@@ -163,6 +164,49 @@ def test_another_space_in_the_same_folder_is_refused(tune, small):
     small["tuning"]["search"] = [{**RATE, "factors": [0.25, 1, 4]}]
     _, plan = tune(small)
     with pytest.raises(CheckpointError, match="has 2 trials of fedavg-kd with other settings"):
+        plan.chosen()
+
+
+@pytest.mark.parametrize(("trials", "runs"), [(2, True), (3, True), (3, False)])
+def test_another_objective_in_the_same_folder_is_refused(tune, small, trials, runs, tmp_path):
+    """Scores of another metric would choose, or of two: those in the log and those of trials that are added."""
+    small["tuning"]["trials"] = 2
+    tune(small)
+    if not runs:
+        shutil.rmtree(tmp_path / "fair" / "cells")
+    small["tuning"] |= {"trials": trials, "objective": "auc"}
+    _, plan = tune(small)
+    with pytest.raises(CheckpointError, match=r"objective.* another --out"):
+        plan.chosen()
+
+
+def test_a_score_that_was_changed_in_the_log_is_refused(tune, small):
+    _, plan = tune(small)
+    text = plan.log.path.read_text(encoding="utf-8")
+    last = json.loads(text.splitlines()[-1])
+    plan.log.path.write_text(text.replace(json.dumps(last["score"]), "0.99"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"has ndcg@10 = 0\.99 for trial \d of .*, and its run has ndcg@10 = 0\."):
+        plan.chosen()
+
+
+def test_a_trial_that_is_in_the_log_twice_is_refused(tune, small, tmp_path):
+    """The later line would count, also if the runs are no longer there."""
+    _, plan = tune(small)
+    shutil.rmtree(tmp_path / "fair" / "cells")
+    first = json.loads(plan.log.path.read_text(encoding="utf-8").splitlines()[0])
+    with plan.log.path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**first, "score": 0.99}) + "\n")
+    with pytest.raises(CheckpointError, match="has trial 0 of fedavg-kd twice"):
+        plan.chosen()
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", '"0.99"'])
+def test_a_score_that_is_no_number_is_a_damaged_line(tune, small, score):
+    _, plan = tune(small)
+    lines = plan.log.path.read_text(encoding="utf-8").splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "score": "?"}).replace('"?"', score)
+    plan.log.path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="line 2 is not a trial"):
         plan.chosen()
 
 
