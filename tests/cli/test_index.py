@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fed_distill import load_exported, load_student
-from fed_distill.errors import ModelError
+from fed_distill.errors import DataError
 from fed_distill.serving.index_files import load_index
 
 
@@ -98,7 +98,7 @@ def test_a_variant_of_an_export_has_an_index_of_its_own(entered, catalogue, tiny
     assert code == 0, err
     student = load_exported(export, "int4")
     assert load_index(tmp_path / "i", student, student.digest).search("bravik 7 toaster", 1)
-    with pytest.raises(ModelError, match="of another student"):
+    with pytest.raises(DataError, match="of another student"):
         load_index(tmp_path / "i", student, load_exported(export, "int8").digest)
     code, _, err = entered("index", catalogue, "--student", tiny_run.result.folder, "--variant", "int4", "--to", export)
     assert code == 2
