@@ -102,7 +102,7 @@ class TextModel(nn.Module, ABC):
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Return the vectors ``[n, width]`` of rows ``[n, length]`` of a field of ``vectors_of``."""
-        raise NotImplementedError(f"{type(self).__name__} names {self.vectors_of} in vectors_of: define vectors, too")
+        raise ModelError(f"{type(self).__name__} names {self.vectors_of} in vectors_of: define vectors, too")
 
     def covers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tensor:
         """Return which of ``n`` examples the model has a prediction for, bool ``[n]``: all, unless it is a file."""
