@@ -1,7 +1,8 @@
 """fed-distill: federated distillation for e-commerce search and recommendation.
 
 ``run(Experiment.read("experiments/quickstart.toml"))`` does what ``fed-distill run`` does, and returns tables.
-``load_student("runs/quickstart")`` loads the student that a run has trained.
+``load_student("runs/quickstart")`` loads the student that a run has trained, and ``load_exported("exported")`` one that
+``fed-distill export`` wrote, without torch.
 """
 
 from importlib import import_module
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fed_distill.payloads.base import Payload
     from fed_distill.reporting.callbacks import Callback
     from fed_distill.reporting.result import Result
+    from fed_distill.serving.runtime import load_exported
     from fed_distill.serving.student import Student, load_student
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Result",
     "Student",
     "TextModel",
+    "load_exported",
     "load_student",
     "run",
 ]
@@ -41,6 +44,7 @@ _PLACES = {
     "Result": "fed_distill.reporting.result",
     "Student": "fed_distill.serving.student",
     "TextModel": "fed_distill.models.base",
+    "load_exported": "fed_distill.serving.runtime",
     "load_student": "fed_distill.serving.student",
     "run": "fed_distill.experiment.simulation",
 }

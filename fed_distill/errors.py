@@ -21,6 +21,10 @@ class ModelError(FedDistillError):
     """A teacher or student cannot be found, loaded or built."""
 
 
+class ServiceError(FedDistillError):
+    """Workers of the service cannot start, or end again and again."""
+
+
 class TrainingError(FedDistillError):
     """Training went wrong in a way that continuing would hide, such as a loss that is not finite."""
 

@@ -11,7 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fed_distill.serving.explain import WordContribution
+    from fed_distill.models.word_contributions import WordContribution
 
 _BAR = 20
 

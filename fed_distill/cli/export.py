@@ -24,8 +24,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="float32, float16, int8, pruned (of students with towers), separated by commas; float32 is always "
-            "written. Default: all",
+            help="float32, float16, int8, int4 and pruned (both of students with towers), separated by commas; "
+            "float32 is always written. Default: all",
             show_default=False,
         ),
     ] = None,
@@ -40,7 +40,8 @@ def export(
         str | None,
         typer.Option(
             metavar="VARIANT",
-            help="also write the folder web/ for JavaScript (of two-tower students), with int8 or float32 weights",
+            help="also write the folder web/ for JavaScript (of two-tower and static students), with int8 or float32 "
+            "weights",
             show_default=False,
         ),
     ] = None,

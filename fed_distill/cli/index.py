@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fed_distill.errors import ConfigError
+
 if TYPE_CHECKING:
     from fed_distill.serving.index import ProductIndex
-    from fed_distill.serving.student import Student
+    from fed_distill.serving.scorer import Scorer
 
 _SAMPLE = 200
 """Titles that are searched for, to measure recall."""
@@ -34,7 +36,8 @@ def index(
         typer.Argument(metavar="CATALOGUE", help="a .csv, .tsv, .parquet, .jsonl or .json file", show_default=False),
     ],
     student: Annotated[
-        Path, typer.Option(help="folder of a run or of its student: two-tower or static", show_default=False)
+        Path,
+        typer.Option(help="folder of a run, of its student or of an export: two-tower or static", show_default=False),
     ],
     to: Annotated[Path, typer.Option(help="folder of the index, which is replaced atomically", show_default=False)],
     engine: Annotated[
@@ -43,6 +46,7 @@ def index(
     id_column: Annotated[str, typer.Option(help="column of unique ids")] = "id",
     title_column: Annotated[str, typer.Option(help="column of titles")] = "title",
     threads: Annotated[int, typer.Option(min=1, max=_THREADS, help="threads that build the graph of usearch")] = 1,
+    variant: Annotated[str | None, typer.Option(help="variant of an export; default: float32")] = None,
 ) -> None:
     """Embed the titles of a catalogue, so that they can be searched.
 
@@ -56,10 +60,9 @@ def index(
     from fed_distill.serving.index import ProductIndex
     from fed_distill.serving.index_files import check_folder, save_index
     from fed_distill.serving.products_file import read_products
-    from fed_distill.serving.student import load_student
 
     check_folder(to)
-    model = load_student(student)
+    model = _loaded(student, variant)
     file = read_products(catalogue, id_column, title_column, model.max_characters)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     began = time.perf_counter()
@@ -85,7 +88,24 @@ def index(
     sys.stdout.write("\n".join([*lines, *_recalls(built, model)]) + "\n")
 
 
-def _recalls(built: "ProductIndex", model: "Student") -> list[str]:
+def _loaded(folder: Path, variant: str | None) -> "Scorer":
+    """Load a variant of an export, or a trained student."""
+    from fed_distill.serving.exported_folder import EXPORT
+
+    if (folder / EXPORT).exists():
+        from fed_distill.serving.runtime import load_exported
+
+        return load_exported(folder, variant or "float32")
+    if variant is not None:
+        raise ConfigError(
+            f"--variant requires an export, and {folder} has no {EXPORT}: write one with fed-distill export"
+        )
+    from fed_distill.serving.student import load_student
+
+    return load_student(folder)
+
+
+def _recalls(built: "ProductIndex", model: "Scorer") -> list[str]:
     """Return lines on the recall of searches for titles of the catalogue."""
     import numpy as np
 

@@ -3,11 +3,10 @@
 Slow imports are inside the command.
 """
 
-import logging
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -31,6 +30,9 @@ def serve(
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="with --add-key: when it ends, for example 2027-01-31T00:00Z")
     ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="with --add-key: requests a second; twice as many may come at once")
+    ] = 100.0,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the file's; 0: any free port")] = None,
     logs: Annotated[str, typer.Option(metavar="text|json", help="form of the lines on stderr")] = "text",
 ) -> None:
@@ -43,18 +45,22 @@ def serve(
         _print_key(write_serve_file(folder, student), "operator")
     elif new_key is not None:
         chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-        _print_key(add_key(folder, new_key, chosen, _time(expires)), new_key)
+        _print_key(add_key(folder, new_key, chosen, _time(expires), rate), new_key)
     else:
-        _log_as(logs)
-        _run(folder, port)
+        _run(folder, port, logs)
 
 
-def _run(folder: Path, port: int | None) -> None:
+def _run(folder: Path, port: int | None, logs: str) -> None:
     try:
         from fed_distill.serving.running import run_service
+        from fed_distill.serving.service_logs import LogStyle, log_service
     except ImportError as error:
         raise ConfigError(f"serving requires the package {error.name}: pip install 'fed-distill[serve]'") from error
-    run_service(folder, port)
+    if logs not in get_args(LogStyle):
+        raise ConfigError(f"--logs must be text or json, not {logs!r}")
+    style = cast(LogStyle, logs)
+    log_service(style)
+    run_service(folder, port, style)
 
 
 def _time(text: str | None) -> datetime | None:
@@ -73,15 +79,3 @@ def _print_key(key: str, name: str) -> None:
     """Print a key to stdout, alone, so that a script can take it; the rest is for people."""
     sys.stderr.write(f"key {name}, which is not stored and not shown again:\n")
     sys.stdout.write(key + "\n")
-
-
-def _log_as(style: str) -> None:
-    from fed_distill.logs import log_as
-
-    if style == "json":
-        log_as("json", private=True)
-    elif style == "text":
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-        logging.getLogger("fed_distill").setLevel(logging.INFO)
-    else:
-        raise ConfigError(f"--logs must be text or json, not {style!r}")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from fed_distill.sweeps.cells import Cell
     from fed_distill.sweeps.grid import Study
     from fed_distill.sweeps.places import Places
+    from fed_distill.sweeps.row_trials import TuningPlan
     from fed_distill.sweeps.runner import Resources
+    from fed_distill.sweeps.sampler import Sampler
 
 SIMULATE, ATTACK = "fed_distill.experiment.simulation:run", "fed_distill.audit.finished_run:audit_run"
 STOPPED, INCOMPLETE = 130, 1
@@ -73,25 +75,36 @@ def study(
     from fed_distill.sweeps.grid import Study
     from fed_distill.sweeps.places import Places
     from fed_distill.sweeps.report import write_findings
+    from fed_distill.sweeps.row_trials import plan_of
     from fed_distill.sweeps.table import markdown as as_markdown
 
     changes = dict(parse_setting(text) for text in settings or ())
+    kept = leaf_keys(changes)
     given = Study.read(file, changes)
-    cells = expand(given, tiny, leaf_keys(changes))
+    cells = expand(given, tiny, kept)
     _check(cells)
     if only:
         cells = chosen(given, cells, only)
     places = Places(out or given.base.runtime.folder / "studies" / f"{given.name}{'-tiny' if tiny else ''}")
+    plan = plan_of(given, cells, places, tiny, kept)
+    if plan is not None:
+        _check([trial.cell for trial in plan.preview()])
+    resources = _resources(given, parallel)
+    if plan is not None and not report_only and not dry_run:
+        _tune(given, plan, places, resources)
+    if plan is not None and (plan.has_all_trials or not dry_run):
+        cells = expand(given, tiny, kept, plan.chosen())
+        cells = chosen(given, cells, only) if only else cells
     if dry_run:
-        Console().print(_listing(cells, places))
+        Console().print(_listing(cells, places, plan))
         return
     if not report_only:
-        _run(given, cells, places, _resources(given, parallel))
+        _run(given, cells, places, resources)
     part = "".join(f" --only {shlex.quote(text)}" for text in only or ())
     if tiny:
         part = " --tiny" + "".join(f" --set {shlex.quote(text)}" for text in settings or ()) + part
     again = f"fed-distill study {places.folder / 'study.toml'} --out {places.folder}{part}"
-    found = write_findings(given, cells, places, again)
+    found = write_findings(given, cells, places, again, plan)
     if markdown:
         sys.stdout.write("\n".join(as_markdown(table, names) for table, names in found.tables(len(given.axes))))
     else:
@@ -127,15 +140,29 @@ def _resources(given: "Study", parallel: int | None) -> "Resources":
     return Resources.of(given.base, len(os.sched_getaffinity(0)), parallel, gpu)
 
 
+def _tune(given: "Study", plan: "TuningPlan", places: "Places", resources: "Resources") -> None:
+    """Run the missing trials, those of the server first; raise CheckpointError if a trial of it failed."""
+    from fed_distill.sweeps.row_sampler import RowTrialSampler
+
+    for stage in plan.stages():
+        sampler = RowTrialSampler(plan.planned(stage), places, plan.log, plan.tuning.objective)
+        _sweep(f"study {given.name}: trials of {', '.join(map(str, stage))}", "trial", sampler, places, resources)
+
+
 def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "Resources") -> None:
-    from fed_distill.sweeps.progress import SweepProgress
-    from fed_distill.sweeps.runner import Runner
     from fed_distill.sweeps.sampler import GridSampler
 
-    progress = SweepProgress()
-    progress.say(f"study {given.name}: folder {places.folder}")
+    _sweep(f"study {given.name}: folder {places.folder}", "cell", GridSampler(cells, places), places, resources)
+
+
+def _sweep(title: str, noun: str, sampler: "Sampler", places: "Places", resources: "Resources") -> None:
+    from fed_distill.sweeps.progress import SweepProgress
+    from fed_distill.sweeps.runner import Runner
+
+    progress = SweepProgress(noun=noun)
+    progress.say(title)
     try:
-        Runner(places, GridSampler(cells, places), SIMULATE, resources, progress, ATTACK).run()
+        Runner(places, sampler, SIMULATE, resources, progress, ATTACK).run()
     except KeyboardInterrupt:
         progress.close()
         progress.say("stopped; continue with the same command")
@@ -144,18 +171,27 @@ def _run(given: "Study", cells: Sequence["Cell"], places: "Places", resources: "
         progress.close()
 
 
-def _listing(cells: Sequence["Cell"], places: "Places") -> Table:
+def _listing(cells: Sequence["Cell"], places: "Places", plan: "TuningPlan | None" = None) -> Table:
+    """List the trials of each row and the cells, whose settings and fingerprints are not known before all trials."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("fingerprint", "state"):
         table.add_column(title, no_wrap=True)
     table.add_column("cell", overflow="fold")
+    counts = {} if plan is None else plan.counts()
+    waiting = plan is not None and not plan.has_all_trials
+    for row, count in counts.items():
+        table.add_row("", f"{count} finished", escape(f"trials of {row}"))
     seen: set[str] = set()
     for cell in cells:
         finished = "finished" if places.is_finished(cell.fingerprint) else "to run"
         state = "equal to one above" if cell.fingerprint in seen else finished
         seen.add(cell.fingerprint)
-        table.add_row(cell.fingerprint[:8], state, escape(cell.title))
+        shown = ("", "after the trials") if waiting else (cell.fingerprint[:8], state)
+        table.add_row(*shown, escape(cell.title))
     table.caption = f"{len(cells):,} cells, {len(seen):,} of them distinct; {places.folder}"
+    if plan is not None:
+        total = plan.trials * len(counts)
+        table.caption = f"{total:,} trials, {sum(counts.values()):,} of them finished; {table.caption}"
     table.caption_justify = "left"
     return table
 

@@ -122,17 +122,7 @@ def _conclude(found: "TuningFindings", places: "Places") -> None:
     if found.best is None:
         console.print(f"no trial is complete: {escape(_why(found))}", soft_wrap=True)
         return
-    from fed_distill.reporting.wording import METRIC_NAMES, number
-
-    base, best = found.test
-    metric = METRIC_NAMES.get(found.objective, found.objective)
-    console.print(
-        f"on the test set, which is not used for selection: {metric} {number(base)} for the base, {number(best)} for "
-        f"trial {found.best.number}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    console.print(f"best settings: {escape(str(found.toml))}", soft_wrap=True)
+    console.print(f"best settings: {escape(str(found.toml))}; fed-distill run has their test scores", soft_wrap=True)
     console.print(f"figures: {escape(str(places.folder / 'figures'))}", soft_wrap=True)
 
 

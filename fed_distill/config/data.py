@@ -57,6 +57,11 @@ class DataConfig(ConfigTable):
     min_rows: PositiveInt = Field(30, description="merchants with fewer rows are not clients; their rows are public")
     valid_share: Share = Field(0.1, description="share of the groups held out for validation")
     test_share: Share = Field(0.2, description="share of the groups held out for the test")
+    scored_on: Literal["test", "validation"] = Field(
+        "test",
+        description="examples of the final scores; validation: test examples are dropped when the data are read, as in "
+        "all trials of a tuning, so that no setting can be chosen by them",
+    )
     test_domain: str | None = Field(
         None,
         description="test only on this domain (for example a category) and exclude its labels from training; none: all",

@@ -40,6 +40,11 @@ class RuntimeConfig(ConfigTable):
         "otherwise the number of threads; none: all cores",
     )
     measure_speed: bool = Field(True, description="measure the speed of teacher and student for the report")
+    disagreements: Annotated[int, Field(ge=0, le=100)] = Field(
+        10,
+        description="number of proxy examples in the report on which teacher and student disagree most, with their "
+        "texts; 0: none",
+    )
     callbacks: list[str] = Field(
         default_factory=lambda: ["progress", "tensorboard"],
         description="callbacks of a run: progress, tensorboard, wandb, log, prometheus, or import paths of custom ones",

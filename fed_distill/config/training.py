@@ -7,7 +7,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
-from fed_distill.config.tables import BatchSize, ConfigTable, Epochs, Place, PositiveFloat, PositiveInt, Share
+from fed_distill.config.tables import (
+    BatchSize,
+    ConfigTable,
+    Epochs,
+    Place,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    Share,
+)
 
 
 class AugmentationConfig(ConfigTable):
@@ -65,9 +74,7 @@ class SharedTrainingConfig(ConfigTable):
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig)
     submodel: bool = Field(True, description="train and send only the embedding rows that a merchant's data use")
-    precision: Literal["float32", "tf32", "bfloat16"] = Field(
-        "float32", description="precision of matrix products in a cohort; weights are float32"
-    )
+    precision: Precision = Field("float32", description="precision of matrix products in a cohort; weights are float32")
 
 
 class TrainerConfig(SharedTrainingConfig, OptimizerConfig):

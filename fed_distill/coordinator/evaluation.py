@@ -9,8 +9,8 @@ from torch import Tensor
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
 from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
-from fed_distill.models import TextModel, predict
-from fed_distill.text.encoded import Encoded
+from fed_distill.models import TextModel
+from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
 
 
@@ -19,7 +19,7 @@ class Evaluator:
 
     def __init__(self, data: FederatedData) -> None:
         self._data = data
-        self._encoded: dict[tuple[str, str], Encoded] = {}
+        self._prepared: dict[tuple[str, str], PreparedExamples] = {}
 
     def test(self, student: TextModel) -> Metrics:
         """Return all metrics on the common test set."""
@@ -52,7 +52,7 @@ class Evaluator:
     def public_score(self, student: TextModel) -> float:
         """Return macro-F1 on the server's own validation examples, which is independent of merchants' data."""
         examples = self._data.public_valid
-        probabilities = predict(student, self._encode(student, "public validation", examples)).numpy()
+        probabilities = predict_prepared(student, self._prepare(student, "public validation", examples)).numpy()
         value = classification(probabilities, examples.labels, self._data.task)["macro_f1"]
         if value is None:
             raise DataError("the public validation set gives no macro-F1: increase data.valid_share")
@@ -60,27 +60,27 @@ class Evaluator:
 
     def test_probabilities(self, student: TextModel) -> Tensor:
         """Return class probabilities on the common test set ``[test, classes]``."""
-        return predict(student, self._encode(student, "test", self._data.test))
+        return predict_prepared(student, self._prepare(student, "test", self._data.test))
 
     def _measure(
         self, student: TextModel, part: str, examples: Examples, ranked: Ranking | None
     ) -> tuple[Metrics, list[float]]:
-        probabilities = predict(student, self._encode(student, part, examples)).numpy() if len(examples) else None
-        if probabilities is None:
+        if not len(examples):
             share = "test" if part == "cold" else part
             raise DataError(f"the common {part} set is empty: increase data.{share}_share, or decrease data.min_rows")
+        probabilities = predict_prepared(student, self._prepare(student, part, examples)).numpy()
         measured = dict(classification(probabilities, examples.labels, self._data.task))
         if ranked is None:
             return measured, []
-        scores = predict(student, self._encode(student, f"ranking {part}", ranked.examples)).numpy()
+        scores = predict_prepared(student, self._prepare(student, f"ranking {part}", ranked.examples)).numpy()
         measured |= ranking(scores, ranked, self._data.task)
         return measured, ndcg_by_query(scores, ranked, self._data.task)
 
-    def _encode(self, student: TextModel, name: str, examples: Examples) -> Encoded:
+    def _prepare(self, student: TextModel, name: str, examples: Examples) -> PreparedExamples:
         key = (blueprint_of(student), name)
-        if key not in self._encoded:
-            self._encoded[key] = student.encode(examples.texts, examples.pairs)
-        return self._encoded[key]
+        if key not in self._prepared:
+            self._prepared[key] = prepare(student, student.encode(examples.texts, examples.pairs))
+        return self._prepared[key]
 
 
 def mean_metrics(several: list[Metrics]) -> Metrics:

@@ -9,6 +9,7 @@ from fed_distill.data.examples import FederatedData
 from fed_distill.data.limits import limited
 from fed_distill.data.proxy import proxy_source
 from fed_distill.data.splits import federate
+from fed_distill.data.without_test import without_test
 
 __all__ = ["DATASETS", "Dataset", "Source", "load"]
 
@@ -20,4 +21,5 @@ def load(config: DataConfig) -> FederatedData:
     :raises DataError: data are missing or unsuitable
     """
     dataset: Dataset = DATASETS.build(config.dataset, config.options)
-    return limited(federate(dataset.read(config), config, proxy_source(config)), config)
+    data = limited(federate(dataset.read(config), config, proxy_source(config)), config)
+    return data if config.scored_on == "test" else without_test(data)

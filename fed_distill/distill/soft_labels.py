@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fed_distill.config.tables import Precision
 from fed_distill.data.examples import Examples
 from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.models import TextModel, predict
+from fed_distill.models.precision import autocast, products
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.storage.stored import stored_array, stored_part
 from fed_distill.text.encoded import Encoded
@@ -31,15 +33,17 @@ def soft_labels(
     temperature: float,
     cache_dir: Path,
     progress: Callable[[int, int], None],
+    precision: Precision = "float32",
 ) -> Tensor:
     """Return the teacher's class probabilities on the proxy set, float32 ``[proxy, classes]``, cached on disk.
 
     :param teacher: the teacher
-    :param teacher_fingerprint: part of the cache key
+    :param teacher_fingerprint: part of the cache key; it must cover ``precision``
     :param proxy: the proxy set
     :param temperature: softmax temperature
     :param cache_dir: folder of the cache
     :param progress: called with (examples done, total examples) after each chunk
+    :param precision: of the teacher's matrix products
     :raises DataError: the proxy set is empty
     :raises TrainingError: the teacher's output is not finite
     """
@@ -53,7 +57,9 @@ def soft_labels(
 
     def label(rows: Tensor) -> Tensor:
         chunk = proxy.take(rows.numpy())
-        return checked_finite(predict(teacher, teacher.encode(chunk.texts, chunk.pairs), temperature=temperature), rows)
+        with products(precision), autocast(precision, next(teacher.parameters()).device):
+            found = predict(teacher, teacher.encode(chunk.texts, chunk.pairs), temperature=temperature)
+        return checked_finite(found, rows)
 
     def make() -> Tensor:
         order, done, parts = longest_first(proxy), 0, []

@@ -27,6 +27,7 @@ from fed_distill.errors import CheckpointError, ConfigError, DataError, ModelErr
 from fed_distill.evaluation.metrics import classification
 from fed_distill.models import TextModel, load_model, load_teacher, predict
 from fed_distill.models.building import is_trainable, is_zero_shot
+from fed_distill.models.precision import autocast, products
 from fed_distill.models.prediction import lengths
 from fed_distill.storage.files import read_json, strict_json
 from fed_distill.storage.fingerprint import files_fingerprint, fingerprint, named_files, own_code
@@ -108,7 +109,7 @@ def fine_tune(
     best = 0
     best_weights: dict[str, Tensor] = {}
     losses: list[float] = []
-    with seeds.scope(seed, "teacher", "dropout"):
+    with seeds.scope(seed, "teacher", "dropout"), products(config.precision):
         for step, index in enumerate(islice(batches, total), start=1):
             rate = pace.after((step - 1) / total)  # of the step's start, as in BERT's own code: the first one has none
             set_rate(optimizer, rate)
@@ -118,7 +119,8 @@ def fine_tune(
                 progress(step, total, trained)
                 continue
             losses.clear()
-            measured = _validate(teacher, encoded_valid, valid, task)
+            with autocast(config.precision, next(teacher.parameters()).device):
+                measured = _validate(teacher, encoded_valid, valid, task)
             history.append({"epoch": step / per_epoch, "step": step, **trained, **measured})
             progress(step, total, history[-1])
             if not best_weights or _score(history[-1], len(valid)) > _score(history[best], len(valid)):
@@ -198,11 +200,12 @@ def teacher_fingerprint(
         "classes": task.classes,
         "versions": versions(),
         **({"files": named} if named else {}),
+        **({"precision": config.precision} if config.precision != "float32" else {}),
     }
     if not is_fine_tuned(config):
         return fingerprint(config=config.model_dump(mode="json", include={"model", "options", "max_length"}), **model)
     return fingerprint(
-        config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine"}),
+        config=config.model_dump(mode="json", exclude={"ensemble", "domains", "combine", "precision"}),
         domain=examples_fingerprint(domain.unlabeled()) if config.masked.epochs else None,
         public=examples_fingerprint(public),
         valid=examples_fingerprint(valid),
@@ -291,7 +294,9 @@ def _train_step(
     device = next(teacher.parameters()).device
     teacher.train()
     batch = {name: values.to(device) for name, values in teacher.collate(encoded, index).items()}
-    loss = torch.nn.functional.cross_entropy(teacher(batch).logits.float(), labels[index].to(device))
+    with autocast(config.precision, device):
+        logits = teacher(batch).logits.float()
+    loss = torch.nn.functional.cross_entropy(logits, labels[index].to(device))
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(f"the teacher's loss is {value} at step {step}: lower teacher.learning_rate")

@@ -26,6 +26,8 @@ from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
 from fed_distill.models.student_folder import save_student
 from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.disagreements import DISAGREEMENTS, disagreements
+from fed_distill.reporting.disagreements import written as texts_written
 from fed_distill.reporting.model_card import CARD, model_card
 from fed_distill.reporting.outcome import Outcome
 from fed_distill.reporting.query_scores import QUERY_SCORES, written
@@ -101,7 +103,13 @@ def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secr
             (into / CARD).write_text(card, encoding="utf-8")
 
         store.save_student(save)
-        store.write_summary(summary)
-        write_report(folder)
+        listed = experiment.runtime.disagreements
+        if listed:
+            found = disagreements(student, data.task, data.proxy, teaching.labels, listed)
+            store.write(DISAGREEMENTS, texts_written(found))
+        else:
+            (folder / DISAGREEMENTS).unlink(missing_ok=True)  # of a run that was resumed with other settings
+        write_report(folder, summary)
+        store.write_summary(summary)  # last: a run with a summary is finished
         callbacks.on_end(summary)
     return folder

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import Experiment
+from fed_distill.config.tables import Precision
 from fed_distill.data.examples import Examples, FederatedData
 from fed_distill.data.proxy import least_sure
 from fed_distill.data.proxy_account import proxy_account
@@ -38,11 +39,13 @@ _LEAST = 1e-6
 
 @dataclass(frozen=True)
 class Member:
-    """One teacher. trained_on: public examples of its fine-tuning. name: its fingerprint."""
+    """One teacher. trained_on: public examples of its fine-tuning. name: its fingerprint. precision: of matrix products
+    in labelling."""
 
     model: TextModel
     name: str
     trained_on: Examples
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ class TeacherEnsemble:
         self.callbacks.on_stage(f"teacher{which}: labels for {what}", len(own))
         report = _reported(self.callbacks)
         if len(own) == len(examples):
-            return soft_labels(member.model, member.name, own, 1.0, self.cache, report)
+            return soft_labels(member.model, member.name, own, 1.0, self.cache, report, member.precision)
         found = torch.zeros(len(examples), self.classes)
         if len(own):
-            found[covers] = soft_labels(member.model, member.name, own, 1.0, self.cache, report)
+            found[covers] = soft_labels(member.model, member.name, own, 1.0, self.cache, report, member.precision)
         return found
 
 
@@ -234,7 +237,7 @@ def _fine_tuned(experiment: Experiment, data: FederatedData, callbacks: Callback
                 *made_of,
                 lambda done, total, metrics: callbacks.on_step(done, {"steps": total, **metrics}),
             )
-            members.append(Member(tuned.model.eval(), name, own))
+            members.append(Member(tuned.model.eval(), name, own, kind.precision))
     return TeacherEnsemble(tuple(members), len(data.task.classes), config.combine, cache, callbacks)
 
 

@@ -1,6 +1,7 @@
 """Digests of requests: equal ones have equal answers, noise included, and are charged once."""
 
 import hashlib
+from collections.abc import Callable
 
 from fed_distill.config import Experiment
 from fed_distill.models.weights import Weights
@@ -22,13 +23,19 @@ class Digests:
 
     own: the site's secret and the identity of its stored answers; empty in a simulation. With a secret, digests cover
     all received bits, the order of summation, the software versions and the run: training again with another order or
-    program would use the same noise, and the difference of both answers would contain none. In a simulation, where the
-    seed determines the noise anyway, weights and soft labels are represented by their federation and round
-    (``TrainRequest.federation``), so that a run does not depend on rounding.
+    program would use the same noise, and the difference of both answers would contain none. They also cover the texts
+    themselves, as a method may send statistics of them that their encoding does not determine.
+
+    In a simulation, where the seed determines the noise anyway, weights and soft labels are represented by their
+    federation and round (``TrainRequest.federation``), so that a run does not depend on rounding.
     """
 
-    def __init__(self, experiment: Experiment, request: TrainRequest, down: Downlink, own: str = "") -> None:
+    def __init__(
+        self, experiment: Experiment, request: TrainRequest, down: Downlink, own: str, texts: Callable[[str], str]
+    ) -> None:
+        """texts: fingerprint of a merchant's own texts and those of the proxy set, by the merchant's name."""
         self._exact = bool(own) or not request.federation
+        self._texts = texts if own else lambda merchant: ""
         sums = experiment.runtime.model_dump(mode="json", include=SUMMED_BY)
         sums["device"] = chosen_device(experiment.runtime.device).type
         if own:
@@ -65,6 +72,7 @@ class Digests:
             self._starts[known] = start, hashed.digest()
         whole = self._base.copy()
         whole.update(self._starts[known][1])
+        whole.update(self._texts(learner.name).encode())
         if id(learner.proxy) not in self._proxies:
             hashed = hashlib.sha256()
             hash_tensors(hashed, learner.proxy)

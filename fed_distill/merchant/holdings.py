@@ -1,7 +1,8 @@
 """A site's data, and cached students and encoded texts: its merchants' examples and the proxy set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import scipy.sparse as sparse
@@ -12,10 +13,12 @@ from fed_distill import seeds
 from fed_distill.config import DPSGDConfig, Experiment, FreezingConfig
 from fed_distill.data.augmentation import augmented
 from fed_distill.data.examples import Examples, MerchantData
+from fed_distill.data.fingerprint import examples_fingerprint
 from fed_distill.mechanisms.lookup import mechanism_of
 from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.freezing import freeze, freeze_base, matched
+from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.models.weights import Weights
 from fed_distill.seeds import Part
 from fed_distill.text.density_ratio import kulsif
@@ -35,6 +38,7 @@ class Holdings:
     proxy: Examples
     _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    _prepared_proxy: dict[tuple[str, bytes], PreparedExamples] = field(default_factory=dict)
     _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:
@@ -55,9 +59,21 @@ class Holdings:
             return self.proxy
         return self.proxy.take(np.flatnonzero(unpacked(request.proxy, len(self.proxy))))
 
+    def texts_of(self, request: TrainRequest) -> Callable[[str], str]:
+        """Return a function: name of a merchant -> fingerprint of its labelled examples and the request's proxy set."""
+        proxy = cache(lambda: examples_fingerprint(self.proxy_of(request).unlabeled()))
+        return lambda merchant: examples_fingerprint(self.merchants[merchant].train) + proxy()
+
     def encoded_proxy(self, student: TextModel, request: TrainRequest) -> Encoded:
         """Return the proxy set of a request, encoded for the student."""
         return self._encode(student, f"proxy {request.proxy.hex()}", self.proxy_of(request))
+
+    def predict_proxy(self, student: TextModel, request: TrainRequest) -> Tensor:
+        """Return a student's class probabilities on the proxy set of a request, float32 ``[proxy, classes]``."""
+        key = (blueprint_of(student), request.proxy)
+        if key not in self._prepared_proxy:
+            self._prepared_proxy[key] = prepare(student, self.encoded_proxy(student, request))
+        return predict_prepared(student, self._prepared_proxy[key])
 
     def encoded_train(self, student: TextModel, merchant: str, seed: Part, *purpose: Part) -> Encoded:
         """Return a merchant's training examples, encoded, and augmented with draws of ``seed`` and ``purpose``."""

@@ -1,6 +1,7 @@
 """A round's work for a site's merchants: the plan, and the initial weights of each training."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fed_distill.config.training import UnlabeledConfig
 from fed_distill.distill.losses import PSEUDO_LABELS, pseudo_labels
@@ -25,9 +26,9 @@ class RoundTask:
     method: Method
     plan: Plan
 
-    @property
+    @cached_property
     def labelled(self) -> Plan:
-        """The plan of a merchant without unlabeled examples."""
+        """The plan of merchants without unlabeled examples: one object, as merchants of one plan train together."""
         return Plan(tuple(phase for phase in self.plan.phases if phase.data != "unlabeled"), self.plan.pair)
 
     def steps(self, learner: Learner, members: int, private_batch: int, batch: int) -> int:

@@ -48,7 +48,6 @@ from fed_distill.merchant.request_validation import (
 from fed_distill.merchant.round_task import Participant, RoundTask, check_declared, planned, starting_weights
 from fed_distill.merchant.scores import Scores
 from fed_distill.methods.base import HasControlVariate, Trained
-from fed_distill.models import predict
 from fed_distill.models.base import TextModel
 from fed_distill.models.pair import OWN, pair_blueprint, part_of, shared_of
 from fed_distill.models.weights import Weights
@@ -120,7 +119,7 @@ class Site:
         plan = planned(method, down, federation.method, self.experiment.training.unlabeled)
         task = RoundTask(request, down, method, plan)
         own = "" if self.answers is None else self.protection.secret + self.answers.identity
-        digests = Digests(self.experiment, request, down, own)
+        digests = Digests(self.experiment, request, down, own, self.holdings.texts_of(request))
         parts: dict[str, Participant] = {}
         for merchant in request.merchants:
             try:
@@ -315,7 +314,7 @@ class Site:
             part.size,
             shared_of(fitted.weights) if task.plan.pair else fitted.weights,
             down.weights,
-            predict_proxy=lambda: predict(student, learner.proxy),
+            predict_proxy=lambda: self.holdings.predict_proxy(student, request),
             class_means=statistics.class_means,
             prototypes=statistics.prototypes,
             expertise=statistics.expertise,

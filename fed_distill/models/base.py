@@ -66,6 +66,8 @@ class TextModel(nn.Module, ABC):
     draw them anew. A model without it is built for these controls without a teacher.
     ``towers`` says that each text has a vector of its own, independent of the other text. The first hidden state is
     then these vectors side by side, ``[batch, 1, texts * width]``.
+    ``vectors_of`` names the encoded fields for which ``vectors`` computes a vector of each row, independent of other
+    fields; ``forward`` takes either. Predictions compute the vectors of texts that recur once.
     ``files`` maps a setting that is a whole file's text (a tokenizer) to the name of that file in a saved model.
     ``unsaved_prefix`` begins the name of every weight, and is left out in a saved model, so that the library of the
     module inside reads its own names.
@@ -77,6 +79,7 @@ class TextModel(nn.Module, ABC):
     settings: Mapping[str, Any] = {}
     tables: Mapping[str, tuple[str, ...]] = {}
     towers: bool = False
+    vectors_of: tuple[str, ...] = ()
     of_teacher: bool = False
     files: Mapping[str, str] = {}
     unsaved_prefix: str = ""
@@ -96,6 +99,10 @@ class TextModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a collated batch."""
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Return the vectors ``[n, width]`` of rows ``[n, length]`` of a field of ``vectors_of``."""
+        raise ModelError(f"{type(self).__name__} names {self.vectors_of} in vectors_of: define vectors, too")
 
     def covers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tensor:
         """Return which of ``n`` examples the model has a prediction for, bool ``[n]``: all, unless it is a file."""
@@ -120,7 +127,7 @@ class TextModel(nn.Module, ABC):
 
     def collate(self, encoded: Encoded, index: Tensor) -> dict[str, Tensor]:
         """Select the examples ``index`` and remove trailing columns that are padding in all of them."""
-        return {name: _trim(values[index]) for name, values in encoded.items()}
+        return {name: trimmed(values[index]) for name, values in encoded.items()}
 
     def parameter_count(self) -> int:
         """Number of weights."""
@@ -145,7 +152,9 @@ class TextModel(nn.Module, ABC):
         (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def _trim(values: Tensor) -> Tensor:
+def trimmed(values: Tensor) -> Tensor:
+    """Return padded integers ``[n, length]`` without the columns at the end that are padding in all rows; return other
+    values as they are."""
     if values.dim() != 2 or values.is_floating_point():
         return values
     used = values.ne(0).any(dim=0).nonzero()

@@ -13,11 +13,12 @@ from fed_distill.models.adapters import Adapters
 from fed_distill.models.base import TextModel
 from fed_distill.models.pretrained import cut, pretrained
 from fed_distill.models.transformer import Transformer
+from fed_distill.text.tokens import LONGEST, SHORTEST
 from fed_distill.text.wordpiece import Vocabulary
 
 Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]
-Length = Annotated[int, Field(ge=8)]
+Length = Annotated[int, Field(ge=SHORTEST, le=LONGEST)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fed_distill.config import Share
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.text.encoded import Encoded, as_tensors
-from fed_distill.text.tokens import HashedTokens
+from fed_distill.text.tokens import LONGEST, SHORTEST, HashedTokens
 
 Size = Annotated[int, Field(ge=1)]
 Rows = Annotated[int, Field(ge=16)]
-Length = Annotated[int, Field(ge=8)]
+Length = Annotated[int, Field(ge=SHORTEST, le=LONGEST)]
 
 
 class LSTM(TextModel):

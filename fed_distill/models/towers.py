@@ -24,6 +24,8 @@ class Towers(TextModel):
     """A bag of table rows for each text, and a multilayer perceptron over both vectors; a subclass encodes texts as
     ``text_ids`` and, for pairs, ``pair_ids``: row numbers ``[n, features]``, 0 for padding."""
 
+    vectors_of = ("text_ids", "pair_ids")
+
     def __init__(self, classes: int, pair: bool, rows: int, width: int, head_width: int, dropout: float) -> None:
         """Parameters as of the subclasses."""
         super().__init__()
@@ -65,7 +67,8 @@ class Towers(TextModel):
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a batch; hidden states are the texts' vectors side by side and the head's hidden units, each
         ``[batch, 1, ...]``."""
-        vectors = [self.vectors(batch[name]) for name in ("text_ids", "pair_ids") if name in batch]
+        fields = [batch[name] for name in self.vectors_of if name in batch]
+        vectors = [field if field.is_floating_point() else self.vectors(field) for field in fields]
         read = self.compared(*vectors) if len(vectors) == 2 else self.width**0.5 * vectors[0]
         read = self.dropout(read)
         if not hidden:

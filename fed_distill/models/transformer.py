@@ -18,10 +18,7 @@ from fed_distill.models.adapters import Adapters, Prefix, add_adapters
 from fed_distill.models.base import Outputs, TextModel
 from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.quiet import quiet
-from fed_distill.text.tokens import HashedTokens, PretrainedTokens, Tokens
-
-SHORTEST = 8
-"""Minimum number of tokens of a text or pair: special tokens and at least one of each text."""
+from fed_distill.text.tokens import SHORTEST, HashedTokens, PretrainedTokens, Tokens
 
 PER_EXAMPLE = ("bert", "distilbert", "mobilebert")
 """Architectures whose forward pass is prepared for per-example gradients."""
@@ -63,6 +60,9 @@ class Transformer(TextModel):
         }
         if network is None:
             network = network_of(AutoModelForSequenceClassification, config, num_labels=classes)
+        positions = getattr(network.config, "max_position_embeddings", None)
+        if isinstance(positions, int) and 0 < positions < max_length:
+            raise ConfigError(f"max_length is {max_length:,} tokens, and the network has {positions:,} positions")
         self.network = network
         self._per_example = self.architecture in PER_EXAMPLE
         self._arguments = set(inspect.signature(self.network.forward).parameters)
@@ -140,7 +140,8 @@ def network_of(factory: Any, config: Mapping[str, Any], **changes: Any) -> PreTr
     """
     if _names_code(config):
         raise ConfigError("a configuration with auto_map has custom code, which is never run: remove auto_map")
-    options = {key: value for key, value in config.items() if key != "model_type"}
+    # The names of classes are the task's; a configuration may have any number of others.
+    options = {key: value for key, value in config.items() if key not in ("model_type", "id2label", "label2id")}
     described = AutoConfig.for_model(config["model_type"], **{**options, **changes})
     with quiet():
         network = factory.from_config(described, attn_implementation="eager", trust_remote_code=False)

@@ -1,7 +1,7 @@
 """The report of a run: a self-contained HTML file, generated from the run's folder.
 
 Styles and charts are inline, so that it can be opened without a network. Its inputs are ``experiment.toml``,
-``metrics.jsonl`` and ``summary.json``.
+``metrics.jsonl``, ``summary.json`` and, if it has one, ``disagreements.json``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from fed_distill.errors import CheckpointError
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import headline, wording
 from fed_distill.reporting.differences import REFERENCES
+from fed_distill.reporting.disagreements import Disagreements, read_disagreements
 from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.reporting.page import render_page
 from fed_distill.reporting.store import EXPERIMENT, REPORT, read_records, read_summary
@@ -22,20 +23,31 @@ from fed_distill.storage.files import write_atomic
 Record = Mapping[str, Any]
 
 
-def write_report(folder: Path) -> Path:
-    """Write ``report.html`` of a finished run; raise CheckpointError if its summary or experiment is missing."""
-    summary = read_summary(folder)
+def write_report(folder: Path, summary: Record | None = None) -> Path:
+    """Write ``report.html`` of a run; raise CheckpointError if its summary or experiment is missing.
+
+    :param summary: of a run that has none yet; None: that in its folder
+    """
+    summary = read_summary(folder) if summary is None else summary
     try:
         experiment = (folder / EXPERIMENT).read_text(encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot read {folder / EXPERIMENT}: {error.strerror}") from error
     path = folder / REPORT
-    write_atomic(path, render(summary, read_records(folder), experiment, str(folder)))
+    page = render(summary, read_records(folder), experiment, str(folder), read_disagreements(folder))
+    write_atomic(path, page)
     return path
 
 
-def render(summary: Record, records: Sequence[Record], experiment: str, folder: str) -> str:
-    """Render the report. experiment: the run's TOML. folder: the run's folder, for the command that repeats it."""
+def render(
+    summary: Record, records: Sequence[Record], experiment: str, folder: str, disagreeing: Disagreements | None = None
+) -> str:
+    """Render the report.
+
+    :param experiment: the run's TOML
+    :param folder: the run's folder, for the command that repeats it
+    :param disagreeing: examples on which teacher and student disagree, if the run lists any
+    """
     from fed_distill.reporting import run_charts  # imports matplotlib, which is slow
 
     metric = wording.METRIC_NAMES[summary["headline"]]
@@ -69,6 +81,7 @@ def render(summary: Record, records: Sequence[Record], experiment: str, folder: 
         curves=run_charts.learning(summary, records, metric, series),
         spread=run_charts.merchants(summary, series),
         winners=_winners(summary),
+        disagreeing=disagreeing,
         traffic=run_charts.traffic(summary, {row.name: row.values for row in rows if row.federated}, metric, series),
     )
 

@@ -135,6 +135,26 @@ REPORT_PAGE = """{% extends "page" %}
 </section>
 {% endif %}
 
+{% if disagreeing %}
+<section id="disagreements">
+  <h2>Where teacher and student disagree</h2>
+  <p>Of {{ disagreeing.compared | count }} {% if disagreeing.compared < disagreeing.proxy %}of {{ disagreeing.proxy | count }} {% endif %}proxy examples, teacher and student have the same most probable class for {{ disagreeing.agree | percent(1) }}; the mean Jensen-Shannon divergence of their probabilities is {{ disagreeing.mean | number(3) }} bits. Below are the {{ disagreeing.examples | length | count }} of the largest divergence (1 bit: nothing in common). Either of both may be wrong. The texts are those of the proxy set, which every site holds.</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Disagreements of teacher and student">
+  <table>
+    <thead><tr><th scope="col">Divergence,<br>bits</th><th scope="col">Teacher</th><th scope="col">Student</th><th scope="col">Texts and, of the student's score, the words that add or take most</th></tr></thead>
+    <tbody>
+    {% for one in disagreeing.examples %}
+    <tr><th scope="row">{{ one.divergence | number(3) }}</th>
+      {% for found in (one.teacher, one.student) %}{% set best = found.index(found | max) %}<td class="label">{{ disagreeing.classes[best] }}<small>{{ found[best] | percent }}</small></td>
+      {% endfor %}
+      <td class="text">{% for text in (one.text, one.pair) if text is not none %}{{ text }}{% if one.words and one.words[loop.index0] %}<small>{% for word in one.words[loop.index0] %}{{ "%+.3f" | format(word.contribution) }} {{ word.text }}{{ ", " if not loop.last }}{% endfor %}</small>{% elif not loop.last %}<br>{% endif %}{% endfor %}</td></tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  </div>
+</section>
+{% endif %}
+
 {% if traffic %}
 <section id="bytes">
   <h2>What it costs to send</h2>

@@ -125,7 +125,7 @@ def round_facts(record: Mapping[str, Any]) -> str:
     valid = record.get("valid", {})
     metric = next((name for name in ("ndcg@10", "macro_f1", "accuracy") if valid.get(name) is not None), None)
     if metric is not None:
-        facts.append(f"{METRIC_NAMES[metric]} {valid[metric]:.4f}")
+        facts.append(f"validation {METRIC_NAMES[metric]} {valid[metric]:.4f}")
     return " · ".join(facts)
 
 

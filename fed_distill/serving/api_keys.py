@@ -2,6 +2,7 @@
 
 A key has 256 random bits, so that a plain SHA-256 of it cannot be searched; slow password hashes are for secrets that
 people choose. Rates are token buckets: a request takes a token, and ``rate`` tokens a second return, up to ``burst``.
+Where several processes serve, ``shared_rates`` keeps the tokens for all of them.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol, Self
 
 from fed_distill.serving.service_config import KeyTable, Scope
 
@@ -30,13 +32,46 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-@dataclass
-class ApiKey:
-    """A key with the tokens that it has left at the time ``at`` of the monotonic clock."""
+class TokenBucket(Protocol):
+    """The token bucket of one key."""
 
-    table: KeyTable
+    def wait(self, table: KeyTable, now: float) -> float:
+        """Take a token and return 0; without one left, return the seconds until there is one.
+
+        :param table: rate and burst in force
+        :param now: seconds of the monotonic clock
+        """
+        ...
+
+
+@dataclass
+class OwnBucket:
+    """A bucket of this process: the tokens that are left at the time ``at`` of the monotonic clock."""
+
     tokens: float
     at: float
+
+    @classmethod
+    def full(cls, table: KeyTable, now: float) -> Self:
+        """Return the bucket of a key that has not been used."""
+        return cls(float(table.burst), now)
+
+    def wait(self, table: KeyTable, now: float) -> float:
+        """Take a token, as ``TokenBucket`` describes."""
+        self.tokens = min(table.burst, self.tokens + (now - self.at) * table.rate)
+        self.at = now
+        if self.tokens >= 1.0:
+            self.tokens -= 1.0
+            return 0.0
+        return (1.0 - self.tokens) / table.rate
+
+
+@dataclass
+class ApiKey:
+    """A key and its bucket."""
+
+    table: KeyTable
+    bucket: TokenBucket
 
     @property
     def name(self) -> str:
@@ -49,17 +84,12 @@ class ApiKey:
 
     def wait(self, now: float) -> float:
         """Take a token and return 0; without one left, return the seconds until there is one."""
-        self.tokens = min(self.table.burst, self.tokens + (now - self.at) * self.table.rate)
-        self.at = now
-        if self.tokens >= 1.0:
-            self.tokens -= 1.0
-            return 0.0
-        return (1.0 - self.tokens) / self.table.rate
+        return self.bucket.wait(self.table, now)
 
 
 @dataclass
 class KeyRing:
-    """The keys in force. clock: seconds, monotonic. now: time of day, for expiry.
+    """The keys in force. clock: seconds, monotonic. now: time of day, for expiry. bucket: makes the bucket of a key.
 
     required: whether a request must have a key; it does not change, so that a file without keys locks everybody out.
     """
@@ -67,6 +97,7 @@ class KeyRing:
     tables: Iterable[KeyTable]
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    bucket: Callable[[KeyTable, float], TokenBucket] = OwnBucket.full
     required: bool = field(init=False)
     _keys: tuple[ApiKey, ...] = field(init=False, default=())
 
@@ -80,7 +111,7 @@ class KeyRing:
         keys = []
         for table in tables:
             old = before.get(table.sha256)
-            keys.append(ApiKey(table, float(table.burst) if old is None else old.tokens, at if old is None else old.at))
+            keys.append(ApiKey(table, self.bucket(table, at) if old is None else old.bucket))
         self._keys = tuple(keys)
 
     def find(self, presented: bytes) -> ApiKey | None:

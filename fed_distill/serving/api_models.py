@@ -3,7 +3,7 @@
 Types are strict: a number is no text. Texts have further limits that depend on the student (``data.max_characters``).
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
@@ -17,6 +17,21 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TITLES)]
 ProductIds = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(min_length=1, max_length=MOST_TITLES)
 ]
+ErrorCode = Literal[
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "method_not_allowed",
+    "timeout",
+    "too_large",
+    "invalid",
+    "rate_limited",
+    "overloaded",
+    "not_ready",
+    "internal",
+]
+MOST_DETAIL = 300
+"""Characters of an error's line."""
 Session = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 _QUERY = "usb-c hub 7in1"
@@ -38,7 +53,7 @@ class ApiRequest(BaseModel):
 class ScoreRequest(ApiRequest):
     """Texts, or pairs of texts, whose class probabilities are wanted."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"texts": [_QUERY], "pairs": _TITLES[:1]}})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": [_QUERY], "pairs": _TITLES[:1]}]})
 
     texts: Texts = Field(description="first texts: queries, histories, titles or reviews")
     pairs: Texts | None = Field(None, description="second texts, one for each text, if the task has pairs")
@@ -54,7 +69,12 @@ class ScoreAnswer(BaseModel):
 class RankRequest(ApiRequest):
     """Titles, or products of the index, that are ranked for a query."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "titles": _TITLES}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": _QUERY, "titles": _TITLES}],
+            "oneOf": [{"required": [name], "properties": {name: {"type": "array"}}} for name in ("titles", "products")],
+        }
+    )
 
     query: Text
     titles: Texts | None = None
@@ -70,7 +90,7 @@ class RankRequest(ApiRequest):
 class RecommendRequest(ApiRequest):
     """Titles that are ranked for a shopper."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"history": _TITLES[:1], "titles": _TITLES}})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"history": _TITLES[:1], "titles": _TITLES}]})
 
     history: Texts = Field(description="titles of the last clicks, oldest first")
     titles: Texts
@@ -86,7 +106,7 @@ class RankAnswer(BaseModel):
 class SearchRequest(ApiRequest):
     """A search in the index."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "k": 10}})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": _QUERY, "k": 10}]})
 
     query: Text
     k: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="number of products that are returned")
@@ -113,7 +133,7 @@ class SearchAnswer(BaseModel):
 class ExplainRequest(ApiRequest):
     """A query and a title whose score is explained."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUERY, "title": _TITLES[0]}})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": _QUERY, "title": _TITLES[0]}]})
 
     query: Text
     title: Text
@@ -163,7 +183,9 @@ class ReloadAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """error: one of the codes in the documentation. detail: one line for a person."""
+    """error: for programs. detail: one line for a person, without any value of the request."""
 
-    error: str
-    detail: str
+    model_config = ConfigDict(extra="forbid")
+
+    error: ErrorCode
+    detail: Annotated[str, StringConstraints(max_length=MOST_DETAIL, pattern=r"^[^\r\n]*$")]

@@ -10,7 +10,7 @@ from fed_distill.serving.batching import Overloaded
 from fed_distill.serving.scorer import Scorer
 
 if TYPE_CHECKING:
-    from fed_distill.serving.explain import Explanation
+    from fed_distill.models.word_contributions import Explanation
     from fed_distill.serving.student import Student
 
 _MOST_WAITING = 16
@@ -37,8 +37,11 @@ class Explainer:
         from fed_distill.serving.student import load_student
 
         student = load_student(trained)
-        if student.digest != served.digest.removesuffix("-pruned"):
-            raise ModelError(f"{trained} is not the student that is served: set service.trained to its run")
+        if student.digest != served.digest.partition("-")[0]:  # a variant that changes vectors much has a suffix
+            raise ModelError(
+                f"{trained} is not the student that is served: service.trained must be the run of the "
+                "export; if a link leads to both, switch the link"
+            )
         explain(student, "a", "b")  # of a student that cannot be explained, the error comes now
         return cls(student)
 

@@ -32,6 +32,7 @@ from fed_distill.serving.exported_folder import (
     EXPORT,
     EXPORT_FORMAT,
     HEAD,
+    OF_TOWERS,
     REFERENCE,
     VARIANTS,
     VECTORS,
@@ -135,7 +136,7 @@ def _chosen(model: TextModel, variants: Sequence[str] | None) -> list[VariantNam
             f"a student {model.kind!r} cannot be exported: only built-in ones can, two-tower, static, lstm, and the "
             "BERT family"
         )
-    known: list[VariantName] = [name for name in VARIANTS if name != "pruned" or isinstance(model, Towers)]
+    known: list[VariantName] = [name for name in VARIANTS if name not in OF_TOWERS or isinstance(model, Towers)]
     unknown = sorted(set(variants or ()) - set(known))
     if unknown:
         raise ConfigError(f"a student {model.kind!r} has no variant {unknown[0]!r}; it has: {', '.join(known)}")
@@ -156,9 +157,8 @@ def _graphs(
     if isinstance(model, Towers):
         from fed_distill.serving.tower_graphs import head_graph, vectors_graph
 
-        head = head_graph(model, task.pair)
         for name in names:
-            yield name, {VECTORS: vectors_graph(model, name), HEAD: head}
+            yield name, {VECTORS: vectors_graph(model, name), HEAD: head_graph(model, task.pair, name)}
     else:
         from fed_distill.serving.classifier_graphs import classifier_graph, float16_storage, int8_quantized
 
@@ -207,10 +207,12 @@ def _write_reference(target: Path, student: Student, data: FederatedData, names:
 def _settings(model: TextModel, name: VariantName) -> dict[str, Any]:
     """Return how a variant was made, for people."""
     if isinstance(model, Towers):
-        from fed_distill.serving.tower_graphs import PRUNED_SHARE
+        from fed_distill.serving.tower_graphs import BLOCK, PRUNED_SHARE
 
-        rows = {"float32": "float32", "float16": "float16"}.get(name, "int8 with one float16 scale a row")
-        return {"table": rows, **({"removed_share": PRUNED_SHARE} if name == "pruned" else {})}
+        int8 = f"int8 with one float16 scale for {BLOCK} rows"
+        table = {"int8": int8, "pruned": int8, "int4": "int4 with one float16 scale a row"}.get(name, name)
+        made: dict[str, Any] = {"table": table, "head": "float32" if name == "float32" else "float16"}
+        return {**made, "removed_share": PRUNED_SHARE} if name == "pruned" else made
     if name == "int8":
         return {"weights": "int8", "activations": "quantized by batch"}
     return {"weights": name}

@@ -29,8 +29,11 @@ GraphName = Literal["vectors.onnx", "head.onnx", "classifier.onnx"]
 VECTORS: GraphName = "vectors.onnx"
 HEAD: GraphName = "head.onnx"
 CLASSIFIER: GraphName = "classifier.onnx"
-VariantName = Literal["float32", "float16", "int8", "pruned"]
+VariantName = Literal["float32", "float16", "int8", "int4", "pruned"]
 VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
+OF_TOWERS: tuple[VariantName, ...] = ("int4", "pruned")
+"""Variants that only students with towers have. Their vectors differ from the trained student's by so much that an
+index of its vectors is not of theirs."""
 _MOST_JSON = 1 << 26
 """Largest JSON file that is read, bytes; the texts of a tokenizer have a few million."""
 _MOST_GRAPH = (1 << 31) - 1
@@ -40,7 +43,7 @@ _WIDEST = 1 << 16
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GraphFile(_Strict):

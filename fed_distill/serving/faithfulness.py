@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.models.prediction import predict
-from fed_distill.serving.explain import Explanation, WordContribution, explain
+from fed_distill.models.word_contributions import Explanation, WordContribution
+from fed_distill.serving.explain import explain
 from fed_distill.serving.student import Student
 
 Values = npt.NDArray[np.float64]

@@ -5,6 +5,7 @@ whole. What a request said is never logged: a line has method, route, status, du
 """
 
 import asyncio
+import codecs
 import json
 import logging
 import time
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fed_distill.serving import service_config
 from fed_distill.serving.api_keys import ApiKey, KeyRing
+from fed_distill.serving.api_models import MOST_DETAIL, ErrorCode
 from fed_distill.serving.service_config import LimitsTable
 from fed_distill.serving.service_metrics import ServiceMetrics
 
@@ -24,6 +26,7 @@ ACCESS = logging.getLogger("fed_distill.serving.access")
 _log = logging.getLogger(__name__)
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_NOT_UTF_8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 OTHER = "other"
 """Label of routes that do not exist, and of methods that are not HTTP's, which anybody could invent."""
 
@@ -34,14 +37,14 @@ Rules = Mapping[str, service_config.Scope | None]
 class Refused(Exception):
     """A request that is answered by an error."""
 
-    def __init__(self, status: int, error: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, error: ErrorCode, detail: str, headers: Mapping[str, str] | None = None) -> None:
         """error: code for programs. detail: one line for people, without anything of the request's texts."""
         super().__init__(detail)
         self.status, self.error, self.detail, self.headers = status, error, detail, dict(headers or {})
 
     def body(self) -> bytes:
         """Return the answer's content."""
-        return json.dumps({"error": self.error, "detail": " ".join(self.detail.split())[:300]}).encode()
+        return json.dumps({"error": self.error, "detail": " ".join(self.detail.split())[:MOST_DETAIL]}).encode()
 
 
 class _Gone(Exception):
@@ -89,6 +92,8 @@ class Gate:
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status, exchange.started = message["status"], True
+                if scope["app"].state.draining:  # so that a client which keeps its connection opens the next elsewhere
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         self._in_flight += 1
@@ -116,6 +121,8 @@ class Gate:
         headers = exchange.scope["headers"]
         self._admit(exchange, headers)
         body = await self._read(headers, receive)
+        if body.startswith(_NOT_UTF_8) or 0 in body[:4]:  # Python would read it all the same, and proxies would not
+            raise Refused(422, "invalid", "the body must be JSON in UTF-8 (RFC 8259, section 8.1)")
         told = False
 
         async def whole() -> Message:

@@ -78,7 +78,7 @@ def mount_page(app: FastAPI, student: Path | None = None) -> None:
     @app.get(STUDENT + "{name}", include_in_schema=False)
     def student_file(name: str) -> FileResponse:
         if name not in WEB_FILES:
-            raise HTTPException(404, f"the student has no file {name!r}")
+            raise HTTPException(404, "the student has no such file")
         return FileResponse(student / name, headers=HEADERS)
 
 

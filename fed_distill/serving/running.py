@@ -1,64 +1,62 @@
-"""Run the service in this process until it is stopped: SIGTERM or Ctrl-C ends it after the requests in progress, SIGHUP
-reloads students and keys."""
+"""Run the service until it is stopped, in this process or, with several workers, under its supervision.
+
+SIGTERM ends it after the drain and the requests in progress, Ctrl-C without the drain; SIGHUP reloads students and
+keys.
+"""
 
 import asyncio
 import contextlib
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import uvicorn
-
 from fed_distill.errors import ConfigError
-from fed_distill.serving.http_protocol import bounded_protocol
+from fed_distill.serving.draining import DrainingServer
 from fed_distill.serving.service import build_service
 from fed_distill.serving.service_config import SERVE, ServeConfig, read_serve_config
+from fed_distill.serving.service_logs import LogStyle
 from fed_distill.serving.students import Students
+from fed_distill.serving.supervisor import supervise
 
-_SWITCH_SECONDS = 0.0005
-"""After which a thread gives way to another: with Python's 5 ms, the thread that scores delays the one that answers."""
 _log = logging.getLogger(__name__)
 
 
-def run_service(folder: Path, port: int | None = None) -> None:
+def run_service(folder: Path, port: int | None = None, logs: LogStyle = "text") -> None:
     """Serve the student of ``folder`` until stopped.
 
     :param folder: with ``serve.toml``, or an export
     :param port: instead of the file's
+    :param logs: form of the workers' log lines
     :raises ConfigError: settings are wrong, the address cannot be used, or a package is missing
     :raises ModelError: a student cannot be loaded
+    :raises ServiceError: workers cannot start, or end again and again
     """
     config = read_serve_config(folder)
     if port is not None:
         config = config.model_copy(update={"service": config.service.model_copy(update={"port": port})})
-    app = build_service(config, folder if (folder / SERVE).exists() else None)
+    keys = folder if (folder / SERVE).exists() else None
+    if config.service.workers > 1:
+        config.check_access()
+        with _listening(config) as listener:
+            supervise(config, keys, listener, logs)
+        return
+    app = build_service(config, keys)
     students: Students = app.state.students
     students.load()
     with _listening(config) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=bounded_protocol(config.limits.body_seconds),
-                ws="none",
-                access_log=False,  # its lines have query strings
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=config.limits.connections,
-                timeout_graceful_shutdown=config.limits.stop_seconds,
-            )
-        )
         host, used = listener.getsockname()[:2]
-        _log.info("serving %s on http://%s:%d", students.versions["student"], host, used)
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        server = DrainingServer(
+            app,
+            config,
+            lambda: _log.info("serving %s on http://%s:%d", students.versions["student"], host, used),
+        )
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_served(server, listener, students))
 
 
-async def _served(server: uvicorn.Server, listener: socket.socket, students: Students) -> None:
+async def _served(server: DrainingServer, listener: socket.socket, students: Students) -> None:
     reloads: set[asyncio.Task[dict[str, str]]] = set()
 
     def reload() -> None:

@@ -16,6 +16,7 @@ from fed_distill.errors import ConfigError, ModelError
 from fed_distill.serving.exported_folder import (
     CLASSIFIER,
     HEAD,
+    OF_TOWERS,
     VECTORS,
     ExportDescription,
     GraphName,
@@ -33,6 +34,8 @@ _CHUNK = 8192
 """Texts that are encoded at once."""
 _BATCH = 256
 """Texts in one run of a graph."""
+_LONGEST_CHECKED = 10_000
+"""Characters of the longest text that graphs are checked with."""
 
 
 class ExportedStudent(Scorer):
@@ -56,25 +59,27 @@ class OnnxScoring:
     ) -> None:
         self._graphs, self._encode = graphs, encode
         self.kind, self.width = description.kind, description.width
-        self.digest = description.student  # smaller numbers hardly turn a vector, and a missing row does
-        if variant == "pruned":
-            self.digest += "-pruned"
+        self.digest = description.student
+        if variant in OF_TOWERS:
+            self.digest += f"-{variant}"
 
-    def check(self, pair: bool, rows: int | None) -> None:
-        """Run each graph once, on one text; raise ModelError if it fails or gives another shape.
+    def check(self, pair: bool, rows: int | None, characters: int) -> None:
+        """Run each graph on a short text and on the longest; raise ModelError if one fails or gives another shape.
 
         :param pair: whether the task has pairs
         :param rows: size of the table that features are hashed to, whose last row is looked up; None: not hashed
+        :param characters: length of the longest text; of ideographs, as each is a token
         """
-        fields = dict(self._encode(["a"], ["a"] if pair else None))
         key = "input_ids" if self.width is None else "text_ids"
-        if rows is not None:
-            fields[key] = np.full_like(fields[key], rows - 1)
-        if self.width is None:
-            self._graphs[CLASSIFIER].run(fields)
-            return
-        vectors = self._graphs[VECTORS].run({"ids": fields[key]})
-        self._head(text=vectors, **({"pair": vectors} if pair else {}))
+        for text in ("a", "\u4e00" * min(characters, _LONGEST_CHECKED)):
+            fields = dict(self._encode([text], [text] if pair else None))
+            if rows is not None:
+                fields[key] = np.full_like(fields[key], rows - 1)
+            if self.width is None:
+                self._graphs[CLASSIFIER].run(fields)
+                continue
+            vectors = self._graphs[VECTORS].run({"ids": fields[key]})
+            self._head(text=vectors, **({"pair": vectors} if pair else {}))
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """See ``Scoring``. With towers, a text that occurs again is embedded once."""
@@ -150,7 +155,7 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     """Load a student that ``fed-distill export`` wrote. Nothing in the folder is run but its ONNX graphs.
 
     :param path: folder with ``export.json``
-    :param variant: ``float32``, ``float16``, ``int8`` or ``pruned``, if it was exported
+    :param variant: ``float32``, ``float16``, ``int8``, ``int4`` or ``pruned``, if it was exported
     :param threads: threads of onnxruntime for one call
     :raises ConfigError: onnxruntime is not installed, or there is no such variant
     :raises ModelError: a file is missing, damaged, or not of this student
@@ -177,7 +182,8 @@ def load_exported(path: Path | str, variant: str = "float32", threads: int = 1) 
     }
     encoding = read_encoding(folder)
     scoring = OnnxScoring(graphs, encoder_of(encoding, folder), description, chosen)
-    scoring.check(student.task.pair, None if encoding["algorithm"] == TOKENIZER else encoding["rows"])
+    rows = None if encoding["algorithm"] == TOKENIZER else encoding["rows"]
+    scoring.check(student.task.pair, rows, student.max_characters)
     return ExportedStudent(scoring, student, description, chosen)
 
 

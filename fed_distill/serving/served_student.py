@@ -23,12 +23,12 @@ from fed_distill.serving.index import Hit, ProductIndex
 from fed_distill.serving.index_files import load_index
 from fed_distill.serving.reference import FeatureCounter, Reference, load_reference
 from fed_distill.serving.runtime import ExportedStudent, load_exported
-from fed_distill.serving.scorer import Probabilities, Ranked, ranked
+from fed_distill.serving.scorer import Probabilities, Ranked, Vectors, ranked
 from fed_distill.serving.service_config import LimitsTable, StudentTable
 from fed_distill.text.encoders import TOKENIZER, encoder_of
 
 if TYPE_CHECKING:
-    from fed_distill.serving.explain import Explanation
+    from fed_distill.models.word_contributions import Explanation
 
 Found = TypeVar("Found")
 _MOST_JSON = 1 << 26
@@ -96,6 +96,8 @@ def _check_conformance(folder: Path, student: ExportedStudent) -> None:
         texts = [one["text"] for one in examples]
         pairs = [one["pair"] for one in examples] if student.task.pair else None
         expected = np.array([one["probabilities"] for one in examples], dtype=np.float64)
+        if not 0.0 <= allowed <= 1.0:  # any probabilities would be within it
+            raise ValueError(f"tolerance is {allowed:g}")
         if not texts or expected.shape != (len(texts), len(student.classes)):
             raise ValueError(f"{len(texts)} texts have probabilities of shape {expected.shape}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -113,6 +115,14 @@ def _check_conformance(folder: Path, student: ExportedStudent) -> None:
             f"{folder}: probabilities of variant {student.variant} differ from {CONFORMANCE} by {difference:.1e}, more "
             f"than {allowed:.1e}: export the student again"
         )
+
+
+def _vectors_of(index: ProductIndex, products: Sequence[str]) -> Vectors:
+    """Return the vectors of products; the error names the place of an unknown id, as the id itself may be personal."""
+    unknown = [place for place, id in enumerate(products) if id not in index]
+    if unknown:
+        raise DataError(f"products[{unknown[0]}] is not in the index: leave it out")
+    return index.vectors(products)
 
 
 class ServedStudent:
@@ -163,7 +173,7 @@ class ServedStudent:
         """Rank products of the index by their ids; errors are those of ``search``, and DataError for an unknown id."""
         index, towers, gains = *self._searched(), self.student.gains
         cleaned = clean_text(query, "query", self.student.max_characters)
-        vectors = await self._in_thread(index.vectors, products)
+        vectors = await self._in_thread(_vectors_of, index, products)
         found = await towers.compared(cleaned, vectors)
         return ranked(found.astype(np.float64) @ gains)
 

@@ -7,19 +7,19 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
 from fed_distill.errors import DataError
-from fed_distill.serving.api_keys import KeyRing
+from fed_distill.serving.api_keys import KeyRing, OwnBucket
 from fed_distill.serving.api_models import (
     ApiRequest,
-    ErrorAnswer,
+    ErrorCode,
     ExplainAnswer,
     ExplainRequest,
     FoundProduct,
@@ -38,16 +38,17 @@ from fed_distill.serving.api_models import (
 from fed_distill.serving.batching import Overloaded
 from fed_distill.serving.exported_folder import WEB
 from fed_distill.serving.gate import Gate, Refused, Rules
+from fed_distill.serving.openapi import VERSION_HEADER, describe
 from fed_distill.serving.page import mount_page, page_files, student_paths
 from fed_distill.serving.scorer import Ranked
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
 from fed_distill.serving.service_metrics import ServiceMetrics
+from fed_distill.serving.shared_rates import shared_buckets
 from fed_distill.serving.students import Students
 from fed_distill.serving.watch import Watch
 from fed_distill.validation import described
 
-VERSION_HEADER = "X-Student-Version"
 _RULES: Rules = {
     "/score": "score",
     "/rank": "rank",
@@ -63,30 +64,20 @@ _RULES: Rules = {
     **dict.fromkeys(student_paths(), "rank"),
 }
 """The scope that each route requires of a key; None: none."""
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text}
-    for status, text in {
-        401: "no valid key",
-        403: "the key has no such scope",
-        408: "the body did not arrive in time",
-        413: "the body is too large",
-        422: "a value is wrong, or does not fit the student",
-        429: "the key's rate is used up",
-        503: "no student is loaded, or too much is waiting",
-    }.items()
-}
-_CODES = {404: "not_found", 405: "method_not_allowed"}
+_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
+def build_service(config: ServeConfig, folder: Path | None = None, rates: Path | None = None) -> FastAPI:
     """Return the application; it loads its students when it starts, and is not ready until then.
 
     :param config: content of ``serve.toml``
     :param folder: folder of that file, whose keys are read again when it changes
+    :param rates: folder in which the workers of a service share the rates of keys; None: there is one process
     :raises ConfigError: anybody on the network could use the service, or a package is missing
     """
     config.check_access()
-    metrics, keys = ServiceMetrics(), KeyRing(config.key)
+    metrics = ServiceMetrics()
+    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates))
     students = Students(config, folder, keys, metrics)
     watch = Watch(config, students, metrics)
 
@@ -109,14 +100,17 @@ def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.students = students
+    app.state.students, app.state.metrics = students, metrics
+    app.state.draining = False  # True: a stop has been asked for, and a balancer should send requests elsewhere
+    app.state.reload_others = lambda: None  # a worker tells the other workers of its service
+    local_only = config.loopback and not (keys.required or config.service.open)
     app.add_middleware(
         Gate,
         rules=_RULES,
         keys=keys,
         limits=config.limits,
         metrics=metrics,
-        local_only=config.loopback and not (keys.required or config.service.open),
+        local_only=local_only,
         access_log=config.service.access_log,
     )
     _add_errors(app)
@@ -124,6 +118,7 @@ def build_service(config: ServeConfig, folder: Path | None = None) -> FastAPI:
     _add_state(app, students, metrics, watch)
     web = config.service.student / WEB
     mount_page(app, web if web.is_dir() else None)
+    describe(app, _RULES, config.limits, keys.required, local_only)
     return app
 
 
@@ -142,7 +137,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         if len(texts) > limits.titles:
             raise Refused(422, "invalid", f"{name} has {len(texts):,} texts: send at most {limits.titles:,}")
 
-    @app.post("/score", response_model=ScoreAnswer, responses=_ERRORS)
+    @app.post("/score", response_model=ScoreAnswer)
     async def score(asked: ScoreRequest, request: Request) -> Response:
         """Return class probabilities of texts, or of pairs of texts."""
         check_count("texts", asked.texts)
@@ -152,7 +147,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         classes = list(student.student.classes)
         return _answer(ScoreAnswer(classes=classes, probabilities=found.tolist()), student)
 
-    @app.post("/rank", response_model=RankAnswer, responses=_ERRORS)
+    @app.post("/rank", response_model=RankAnswer)
     async def rank(asked: RankRequest, request: Request) -> Response:
         """Rank titles, or products of the index, for a query by expected gain."""
         check_count("titles", asked.titles or [])
@@ -165,7 +160,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         watch.ranked(student, asked, found)
         return _answer(_ranking(found), student)
 
-    @app.post("/recommend", response_model=RankAnswer, responses=_ERRORS)
+    @app.post("/recommend", response_model=RankAnswer)
     async def recommend(asked: RecommendRequest, request: Request) -> Response:
         """Rank titles for a shopper by the probability that they are recommended."""
         check_count("history", asked.history)
@@ -175,7 +170,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         watch.recommended(student, asked, found)
         return _answer(_ranking(found), student)
 
-    @app.post("/search", response_model=SearchAnswer, responses=_ERRORS)
+    @app.post("/search", response_model=SearchAnswer)
     async def search(asked: SearchRequest, request: Request) -> Response:
         """Search the index: the nearest products by their vectors, ranked by expected gain."""
         student = await chosen(asked, request)
@@ -183,7 +178,7 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         watch.searched(student, asked, found)
         return _answer(SearchAnswer(hits=[FoundProduct(**hit._asdict()) for hit in found]), student)
 
-    @app.post("/explain", response_model=ExplainAnswer, responses=_ERRORS)
+    @app.post("/explain", response_model=ExplainAnswer)
     async def explain(asked: ExplainRequest, request: Request) -> Response:
         """Tell what each word of a query and a title adds to their score."""
         student = await chosen(asked, request)
@@ -205,21 +200,21 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch:
     @app.get("/ready", response_model=ReadyAnswer, responses={503: {"model": ReadyAnswer}})
     async def ready() -> Response:
         """Tell whether requests are answered, and by which students."""
-        answer = ReadyAnswer(ready=students.ready, students=dict(students.versions), refused=sorted(students.problems))
-        return Response(
-            answer.model_dump_json(), status_code=200 if students.ready else 503, media_type="application/json"
-        )
+        serving = students.ready and not app.state.draining
+        answer = ReadyAnswer(ready=serving, students=dict(students.versions), refused=sorted(students.problems))
+        return Response(answer.model_dump_json(), status_code=200 if serving else 503, media_type="application/json")
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Return metrics in Prometheus' text format."""
         metrics.waiting.set(students.waiting)
         watch.show()
         return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
 
-    @app.post("/admin/reload", responses=_ERRORS)
+    @app.post("/admin/reload")
     async def reload() -> ReloadAnswer:
         """Load the students and keys again; one that is refused leaves the one before in service."""
+        app.state.reload_others()
         problems = await students.reload(force=True)
         return ReloadAnswer(students=dict(students.versions), problems=problems)
 
@@ -249,10 +244,12 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _problem(problem: ErrorDetails) -> str:
-    """Describe what is wrong with a body, without any value of it."""
+    """Describe what is wrong with a body, without anything that it says."""
     where = ".".join(map(str, problem["loc"][1:]))
     if problem["type"] == "json_invalid" or (not where and problem["type"] != "value_error"):
         return "the body must be a JSON object, sent with Content-Type: application/json"
+    if problem["type"] == "extra_forbidden":  # the key's name is the client's, and may be personal
+        return "the body has a key that this route does not have: see /openapi.json"
     shown = problem.copy()
     shown["input"] = None
     return described(where, shown)

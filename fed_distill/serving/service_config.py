@@ -39,10 +39,16 @@ class ServiceTable(StudentTable):
 
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address requires keys or open")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port; 0: any free port")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes that answer on the port; limits, cached vectors and batches are those of each"
+    )
     threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="threads of onnxruntime for a batch")
     open: bool = Field(False, description="serve anybody without a key: on any address, and under any host name")
     watch_seconds: Annotated[float, Field(gt=0.0, le=3600.0)] = Field(
         2.0, description="seconds between looks at the student's files and at the keys in this file"
+    )
+    drain_seconds: Annotated[float, Field(ge=0.0, le=600.0)] = Field(
+        0.0, description="seconds after SIGTERM in which requests are still answered while /ready is 503 already"
     )
     cached_vectors: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         100_000, description="texts whose vectors are kept, the least recently used leave first (two-tower, static)"

@@ -1,6 +1,7 @@
 """Write ``serve.toml`` and add keys to it. A key is returned once; the file has its hash."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,6 +17,8 @@ from fed_distill.storage.files import make_folder, write_atomic
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USE: tuple[Scope, ...] = ("score", "rank", "recommend", "search", "explain")
 """Scopes of a key unless told otherwise: all but those of an operator."""
+RATE = 100.0
+"""Requests a second of a key unless told otherwise."""
 
 
 def write_serve_file(folder: Path, student: Path) -> str:
@@ -29,20 +32,23 @@ def write_serve_file(folder: Path, student: Path) -> str:
         raise ConfigError(f"{path} exists: add a key with fed-distill serve {folder} --add-key NAME, or edit it")
     ExportDescription.read(student)
     make_folder(folder)
-    place = os.path.relpath(student.resolve(), folder.resolve())
+    place = os.path.relpath(os.path.abspath(student), folder.resolve())  # a link stays one: it may be switched
     text = (
         "# Settings of fed-distill serve; docs/serving.md has them all. Keys are read again when this file changes.\n"
         f'[service]\nstudent = {json.dumps(place)}\nvariant = "float32"\nhost = "127.0.0.1"\nport = 8080\n'
     )
-    text, key = _with_key(path, text, "operator", SCOPES, None)
+    text, key = _with_key(path, text, "operator", SCOPES, None, RATE)
     write_atomic(path, text, private=True)
     return key
 
 
-def add_key(folder: Path, name: str, scopes: Sequence[str] = USE, expires: datetime | None = None) -> str:
+def add_key(
+    folder: Path, name: str, scopes: Sequence[str] = USE, expires: datetime | None = None, rate: float = RATE
+) -> str:
     """Add a key to ``serve.toml`` of ``folder`` and return it.
 
     :param expires: with a time zone; None: never
+    :param rate: requests a second; twice as many may come at once
     :raises ConfigError: there is no file, it is invalid, or the name is taken or invalid
     """
     path = folder / SERVE
@@ -50,12 +56,14 @@ def add_key(folder: Path, name: str, scopes: Sequence[str] = USE, expires: datet
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: write it with fed-distill serve {folder} --init") from error
-    text, key = _with_key(path, text, name, scopes, expires)
+    text, key = _with_key(path, text, name, scopes, expires, rate)
     write_atomic(path, text, private=True)
     return key
 
 
-def _with_key(path: Path, text: str, name: str, scopes: Sequence[str], expires: datetime | None) -> tuple[str, str]:
+def _with_key(
+    path: Path, text: str, name: str, scopes: Sequence[str], expires: datetime | None, rate: float
+) -> tuple[str, str]:
     """Return the file with a key more, checked as it will be read, and the key."""
     key = new_key()
     lines = [
@@ -63,8 +71,8 @@ def _with_key(path: Path, text: str, name: str, scopes: Sequence[str], expires: 
         f"name = {json.dumps(name)}",
         f'sha256 = "{key_hash(key)}"',
         f"scopes = {json.dumps(list(scopes))}",
-        "rate = 100.0",
-        "burst = 200",
+        f"rate = {rate}",
+        f"burst = {max(1, math.ceil(2 * rate))}",
         *([] if expires is None else [f"expires = {expires.isoformat()}"]),
     ]
     changed = "\n".join([text.rstrip("\n"), "", *lines, ""])

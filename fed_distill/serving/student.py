@@ -17,7 +17,7 @@ from torch import Tensor
 from fed_distill.data.student_description import DESCRIPTION, StudentDescription
 from fed_distill.errors import ModelError
 from fed_distill.models.base import TextModel
-from fed_distill.models.prediction import by_batches, predict
+from fed_distill.models.prediction import by_batches, predict, prepare
 from fed_distill.models.student_folder import MODEL, load_saved_student
 from fed_distill.models.towers import Towers
 from fed_distill.registry import only_imports
@@ -77,7 +77,7 @@ class TorchScoring:
             len(texts),
             model.width,
             lambda rows: by_batches(
-                model, model.encode(texts[rows], None), _BATCH, lambda batch: model.vectors(batch["text_ids"])
+                model, prepare(model, model.encode(texts[rows], None), _BATCH), lambda batch: batch["text_ids"]
             ),
         )
 

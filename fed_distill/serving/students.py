@@ -93,7 +93,14 @@ class Students:
         return self._config.canary is not None
 
     def load(self) -> None:
-        """Load the students before the service starts; errors are those of ``load_checked``."""
+        """Load the students before the service starts; errors are those of ``load_checked``.
+
+        Keys are read too: a worker that starts later must not accept a key that was removed since the service began.
+
+        :raises ConfigError: ``serve.toml`` is no longer valid
+        """
+        if self._file is not None:
+            self._keys.replace(read_serve_config(self._file.parent).key)
         for role, table in self._tables().items():
             self._seen[role] = _files_signature(table)
             self._put(role, load_checked(table, self._config.service.threads))
@@ -144,10 +151,10 @@ class Students:
     async def _reload_keys(self, folder: Path) -> None:
         try:
             config = await asyncio.to_thread(read_serve_config, folder)
-        except ConfigError as error:
+            self._keys.replace(config.key)
+        except (ConfigError, OSError) as error:  # no bucket can be made for a new key
             self._refused("keys", error)
         else:
-            self._keys.replace(config.key)
             self._loaded("keys", f"{len(config.key)}")
 
     def _put(self, role: Role, loaded: LoadedStudent) -> None:
@@ -177,6 +184,8 @@ def _files_signature(table: StudentTable) -> Signature:
     paths += sorted((table.student / table.variant).glob("*.onnx"))
     if table.index is not None:
         paths.append(table.index / INDEX)
+    if table.trained is not None:
+        paths += [table.trained / place / DESCRIPTION for place in ("", "student")]
     return _signature(tuple(paths))
 
 

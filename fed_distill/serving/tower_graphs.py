@@ -3,10 +3,11 @@
 They are written down operator by operator instead of traced: the vector of a text is a sum of table rows, for which
 five operators suffice. A row is stored times exp of its importance, so that a feature is looked up once.
 
-Smaller tables: ``float16``; ``int8``, codes with one float16 scale a row, ``row = scale * code`` with the largest entry
-at 127 (symmetric quantization, Jacob et al., CVPR 2018, eq. 1, for each row); and ``pruned``, int8 without the rows of
-the smallest norm (magnitude pruning, Han et al., NeurIPS 2015, for rows instead of weights). Arithmetic is in float32.
-Heads are stored in float32: they are less than a hundredth of a student.
+Smaller tables are ``float16`` or codes times a float16 scale, ``row = scale * code`` (symmetric quantization, Jacob et
+al., CVPR 2018, eq. 1 with zero-point 0): ``int8``, with one scale for ``BLOCK`` rows, whose largest entry has code 127;
+``int4``, two codes a byte and one scale a row, whose largest entry has code 7; and ``pruned``, int8 without the rows of
+the smallest norm (magnitude pruning, Han et al., NeurIPS 2015, for rows instead of weights). They store the head's
+weights as float16. Arithmetic is in float32.
 """
 
 from typing import Any
@@ -24,13 +25,24 @@ Arrays = dict[str, npt.NDArray[Any]]
 PRUNED_SHARE = 0.25
 """Share of the rows that ``pruned`` removes: a text has dozens of features, so that those of the smallest norm hardly
 turn its vector. Twice this share costs 1.5 points of nDCG@10 on PriceRunner (docs/student.md)."""
+BLOCK = 8
+"""Consecutive rows that share a scale in ``int8``. With a scale a row, a table of width 64 would be more than a quarter
+of its float32 size; with a scale a column, one row of large norm would make all others coarse."""
+_OFFSET = 8
+"""What is added to a code of four bits, so that it is stored without a sign: ONNX shifts unsigned integers only."""
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 _SUMS = {
     "float32": "rows = Gather(table, {ids})  sum = ReduceSum<keepdims=0>(rows, one)",
     "float16": "short = Gather(table, {ids})  rows = Cast<to=1>(short)  sum = ReduceSum<keepdims=0>(rows, one)",
     "int8": """short = Gather(table, {ids})  codes = Cast<to=1>(short)
-        short_scales = Gather(scale, {ids})  scales = Cast<to=1>(short_scales)
+        blocks = Div({ids}, block)  short_scales = Gather(scale, blocks)  scales = Cast<to=1>(short_scales)
         sum = Einsum<equation="nf,nfw->nw">(scales, codes)""",
+    "int4": """bytes = Gather(table, {ids})  short_scales = Gather(scale, {ids})  scales = Cast<to=1>(short_scales)
+        low_bits = BitwiseAnd(bytes, low_half)  low = Cast<to=1>(low_bits)
+        high_bits = BitShift<direction="RIGHT">(bytes, half_byte)  high = Cast<to=1>(high_bits)
+        low_sum = Einsum<equation="nf,nfw->nw">(scales, low)  high_sum = Einsum<equation="nf,nfw->nw">(scales, high)
+        shifted = Concat<axis=1>(low_sum, high_sum)  total = ReduceSum<keepdims=1>(scales, one)
+        shift = Mul(total, offset)  padded = Sub(shifted, shift)  sum = Slice(padded, zero, width, one)""",
 }
 _COMPARED = """product = Mul(text, pair)  scaled_product = Mul(product, product_scale)
         difference = Sub(text, pair)  distance = Abs(difference)  scaled_distance = Mul(distance, distance_scale)
@@ -41,7 +53,7 @@ _COMPARED = """product = Mul(text, pair)  scaled_product = Mul(product, product_
 def vectors_graph(model: Towers, storage: str) -> ModelProto:
     """Return the graph ``ids`` int32 ``[n, features]`` -> ``vectors`` float32 ``[n, width]``.
 
-    :param storage: ``float32``, ``float16``, ``int8`` or ``pruned``
+    :param storage: ``float32``, ``float16``, ``int8``, ``int4`` or ``pruned``
     """
     table, first, ids = merged_table(model), "", "ids"
     values: Arrays = {"one": np.array([1]), "smallest": np.array([SMALLEST], dtype=np.float32)}
@@ -50,6 +62,12 @@ def vectors_graph(model: Towers, storage: str) -> ModelProto:
         table, values["row_of"] = pruned_rows(table, PRUNED_SHARE)
     if storage == "int8":
         values["table"], values["scale"] = int8_rows(table)
+        values["block"] = np.array([BLOCK], dtype=np.int32)
+    elif storage == "int4":
+        values["table"], values["scale"] = int4_rows(table)
+        values |= {"low_half": np.array([15], dtype=np.uint8), "half_byte": np.array([4], dtype=np.uint8)}
+        values |= {"offset": np.array([_OFFSET], dtype=np.float32), "zero": np.array([0])}
+        values["width"] = np.array([model.width])
     else:
         values["table"] = table.astype(storage)
     text = f"""{HEADER} vectors (int32[n, features] ids) => (float[n, {model.width}] vectors)
@@ -60,20 +78,23 @@ def vectors_graph(model: Towers, storage: str) -> ModelProto:
     return filled(text, values)
 
 
-def head_graph(model: Towers, pair: bool) -> ModelProto:
+def head_graph(model: Towers, pair: bool, storage: str) -> ModelProto:
     """Return the graph ``text`` and, for pairs, ``pair``, float32 ``[n, width]`` -> ``probabilities`` ``[n, classes]``.
 
-    It is ``Towers.score`` with a softmax."""
-    values: Arrays = {
-        name: model.head.get_parameter(key).detach().float().cpu().numpy()
-        for name, key in (("w1", "0.weight"), ("b1", "0.bias"), ("w2", "2.weight"), ("b2", "2.bias"))
-    }
+    It is ``Towers.score`` with a softmax. storage: ``float32``, or another for weights as float16."""
+    weights = head_weights(model)
+    values: Arrays = dict(weights)
+    cast = ""
+    if storage != "float32":  # onnxruntime casts constants once, when it loads the graph
+        values |= {f"short_{name}": values.pop(name).astype(np.float16) for name in weights}
+        cast = "  ".join(f"{name} = Cast<to=1>(short_{name})" for name in weights)
     values["product_scale"] = np.array([model.width**0.5], dtype=np.float32)
     if pair:
         values |= {"one": np.array([1]), "distance_scale": np.array([model.width**0.25], dtype=np.float32)}
     inputs = ", ".join(f"float[n, {model.width}] {name}" for name in (("text", "pair") if pair else ("text",)))
-    text = f"""{HEADER} head ({inputs}) => (float[n, {len(values["b2"])}] probabilities)
+    text = f"""{HEADER} head ({inputs}) => (float[n, {len(weights["b2"])}] probabilities)
     {{
+        {cast}
         {_COMPARED if pair else "compared = Mul(text, product_scale)"}
         sums = Gemm<transB=1>(compared, w1, b1)  units = Relu(sums)
         logits = Gemm<transB=1>(units, w2, b2)  probabilities = Softmax<axis=1>(logits)
@@ -89,16 +110,44 @@ def merged_table(model: Towers) -> Table:
     return table
 
 
-def int8_rows(table: Table) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
-    """Return int8 codes ``[rows, width]`` and float16 scales ``[rows]`` with ``scale * code`` close to ``table``.
+def head_weights(model: Towers) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the head's weights: ``w1`` ``[units, inputs]``, ``b1``, ``w2`` ``[classes, units]`` and ``b2``."""
+    return {
+        name: model.head.get_parameter(key).detach().float().cpu().numpy()
+        for name, key in (("w1", "0.weight"), ("b1", "0.bias"), ("w2", "2.weight"), ("b2", "2.bias"))
+    }
 
-    A row of zeros has scale 0. An entry is off by at most half a scale, which is the row's largest entry / 127."""
+
+def int8_rows(table: Table) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """Return int8 codes ``[rows, width]`` and float16 scales, one for ``BLOCK`` rows, ``[ceil(rows / BLOCK)]``.
+
+    Scale times code is close to ``table``: off by at most half a scale, which is the block's largest entry / 127. A
+    block of zeros has scale 0."""
     largest = np.abs(table).max(axis=1)
-    scales = (largest / 127).astype(np.float16)
+    scales = (np.maximum.reduceat(largest, np.arange(0, len(table), BLOCK)) / 127).astype(np.float16)
+    return _codes(table, np.repeat(scales, BLOCK)[: len(table)], 127).astype(np.int8), scales
+
+
+def int4_rows(table: Table) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+    """Return codes of four bits in bytes ``[rows, ceil(width / 2)]``, and float16 scales ``[rows]``.
+
+    Scale times code is close to ``table``: off by at most half a scale, which is the row's largest entry / 7. Codes are
+    stored plus 8, those of the first half of the columns in the lower bits; an odd width is filled up with code 0."""
+    scales = (np.abs(table).max(axis=1) / 7).astype(np.float16)
+    codes = (_codes(table, scales, 7) + _OFFSET).astype(np.uint8)
+    half = (table.shape[1] + 1) // 2
+    low, high = codes[:, :half], np.full((len(table), half), _OFFSET, dtype=np.uint8)
+    high[:, : table.shape[1] - half] = codes[:, half:]
+    return low | high << np.uint8(4), scales
+
+
+def _codes(table: Table, scales: npt.NDArray[np.float16], most: int) -> Table:
+    """Return the whole numbers of at most ``most`` whose products with ``scales`` ``[rows]`` are closest to ``table``;
+    0 where the scale is 0."""
     exact = scales.astype(np.float32)
     divisors = np.where(exact > 0, exact, np.float32(np.inf))
-    codes = np.rint(table / divisors[:, None]).clip(-127, 127).astype(np.int8)
-    return codes, scales
+    codes: Table = np.rint(table / divisors[:, None]).clip(-most, most)
+    return codes
 
 
 def pruned_rows(table: Table, share: float) -> tuple[Table, npt.NDArray[np.unsignedinteger[Any]]]:

@@ -6,14 +6,16 @@ a cell of their own.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
-from fed_distill.sweeps.grid import NO_PRIVACY, Attacks, Choice, Study, varied
+from fed_distill.sweeps.axes import Choice
+from fed_distill.sweeps.grid import Attacks, Study
+from fed_distill.sweeps.variation import NO_PRIVACY, resolved, varied
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,35 @@ class Cell:
         return f"{_written(self.labels) or 'controls'}{data}, seed {self.seed}"
 
 
-def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list[Cell]:
+@dataclass(frozen=True)
+class Chosen:
+    """Changes that the trials of a study have chosen, by label of the tuned ``axis`` and by control; a change may be a
+    ``Factor``. Those of the control ``server`` hold for all cells, which start from its student."""
+
+    axis: str = ""
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def over(self, experiment: Experiment, labels: Mapping[str, str]) -> Experiment:
+        """Return the experiment of a cell with what was chosen for the server and for the row with these labels."""
+        for changes in (self.controls.get("server"), self.rows.get(labels.get(self.axis, ""))):
+            if changes:
+                experiment = varied(experiment, resolved(experiment, changes))
+        return experiment
+
+    def over_controls(self, experiment: Experiment) -> Experiment:
+        """Return the experiment of a cell of controls, which has the server's settings already, with those of the
+        other controls."""
+        for changes in (changes for name, changes in self.controls.items() if name != "server"):
+            experiment = varied(experiment, resolved(experiment, changes))
+        return experiment
+
+
+AS_IN_THE_FILE = Chosen()
+"""Nothing was chosen by trials."""
+
+
+def expand(study: Study, tiny: bool = False, kept: Collection[str] = (), chosen: Chosen = AS_IN_THE_FILE) -> list[Cell]:
     """Return all cells by data seed and seed: their controls first, then the grid with the first axis changing slowest.
 
     Attacks are on cells of the first data seed only.
@@ -55,9 +85,10 @@ def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list
     :param study: the study
     :param tiny: use the tiny version of each experiment, one seed and one data seed
     :param kept: keys that ``tiny`` leaves unchanged, see ``Experiment.tiny``, and ``seeds`` and ``data_seeds``
+    :param chosen: what trials have chosen
     :raises ConfigError: an experiment is invalid (the message names its cell), or all cells are excluded
     """
-    combinations = list(_combinations(study))
+    combinations = list(combinations_of(study))
     if not combinations:
         raise ConfigError(f"study {study.name}: exclude leaves no cell: remove some of its tables")
     cells: list[Cell] = []
@@ -69,10 +100,10 @@ def expand(study: Study, tiny: bool = False, kept: Collection[str] = ()) -> list
         changes = {"seed": seed} if data_seed is None else {"seed": seed, "data.seed": data_seed}
         for choices in combinations:
             labels = {axis: choice.label for axis, choice in choices.items()}
-            experiment = _experiment(study, labels, choices, changes, kept if tiny else None)
+            experiment = experiment_of(study, choices, changes, kept if tiny else None, chosen)
             controls = None
             if study.base.controls:
-                of_seed = _controls(study.base.tiny(kept) if tiny else study.base, experiment)
+                of_seed = chosen.over_controls(controls_of(study.base.tiny(kept) if tiny else study.base, experiment))
                 controls = fingerprint_of(of_seed)
                 if controls not in known:
                     known.add(controls)
@@ -138,37 +169,40 @@ def distinct(cells: Sequence[Cell]) -> dict[str, Cell]:
     return found
 
 
-def _combinations(study: Study) -> Iterator[dict[str, Choice]]:
+def combinations_of(study: Study) -> Iterator[dict[str, Choice]]:
+    """Yield the choice of each axis for every combination that is not excluded, in order."""
     for choices in product(*(axis.choices for axis in study.axes)):
         named = {axis.name: choice for axis, choice in zip(study.axes, choices, strict=True)}
         if not study.excludes({axis: choice.label for axis, choice in named.items()}):
             yield named
 
 
-def _experiment(
+def experiment_of(
     study: Study,
-    labels: Mapping[str, str],
     choices: Mapping[str, Choice],
     seeds: Mapping[str, int],
     kept: Collection[str] | None,
+    chosen: Chosen,
 ) -> Experiment:
     """Build the experiment of a cell. ``seeds``: its ``seed``, and ``data.seed`` if the study lists some. ``kept``:
     keys that the tiny version leaves unchanged; None for the full one."""
+    labels = {axis: choice.label for axis, choice in choices.items()}
     changes = {key: value for choice in choices.values() for key, value in choice.changes.items()}
     try:
         experiment = varied(study.base, changes)
-        return _alone(experiment if kept is None else experiment.tiny(kept), seeds)
+        experiment = chosen.over(experiment if kept is None else experiment.tiny(kept), labels)
+        return alone(experiment, seeds)
     except ConfigError as error:
         problem = str(error).removeprefix("experiment: ")
         raise ConfigError(f"study {study.name}, cell {_written(labels)}: {problem}") from error
 
 
-def _alone(experiment: Experiment, seeds: Mapping[str, int]) -> Experiment:
+def alone(experiment: Experiment, seeds: Mapping[str, int]) -> Experiment:
     """Return a single federation with these seeds, without controls and comparisons."""
     return experiment.with_changes({**seeds, "repeats": 1, "controls": [], "compare": []})
 
 
-def _controls(base: Experiment, cell: Experiment) -> Experiment:
+def controls_of(base: Experiment, cell: Experiment) -> Experiment:
     """Return the experiment with the controls of ``cell``: no privacy, and the base's rounds and merchants' training.
 
     Its federation is plain FedAvg, which is the control of that name; if the base does not list it, the run has a

@@ -24,11 +24,13 @@ FINISHED, FAILED, MISSING = "finished", "failed", "not run"
 WHITE_BOX = {"ε at least (Steinke)": "audit.white_box.steinke", "ε at least (f-DP)": "audit.white_box.f_dp"}
 """Columns with the bounds of white-box audits, by title."""
 MEASURES = (
-    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "cold", "retention", "gap_closed",
-    "gap_closed_auc", "above_server", "above_fedavg", "gain", "gain_auc", "downlink_bytes", "uplink_bytes",
-    "sent_bytes", "total_bytes", "seconds", "run.seconds", "audit.auc", "audit.epsilon_lower_bound",
+    "score", *SCORES, "merchant_accuracy", "worst_merchant_accuracy", "worst_tenth", "cold", "cold_above_server",
+    "retention", "gap_closed", "gap_closed_auc", "above_server", "above_fedavg", "gain", "gain_auc",
+    "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "run.seconds",
+    "audit.auc", "audit.epsilon_lower_bound",
     *WHITE_BOX.values(),
     *(f"control.{name}" for name in CONTROLS), *(f"control_auc.{name}" for name in CONTROLS),
+    *(f"control_cold.{name}" for name in CONTROLS),
 )  # fmt: skip
 """Columns that are averaged over the data seeds and seeds of a combination."""
 GAPS = {"gap_closed": ("control", OWN), "gap_closed_auc": ("control_auc", "auc")}
@@ -52,8 +54,9 @@ def results_table(
     """Return one row per cell, controls included (``role``).
 
     Axes contain labels. ``score`` is the headline metric, named in ``run.headline``. ``control.X`` is that of control X
-    with the same seed, ``control_auc.X`` its AUC, ``above_server`` and ``above_fedavg`` the differences to
-    these controls, ``gain`` and ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed``
+    with the same seed, ``control_auc.X`` its AUC, ``control_cold.X`` its score on cold-start merchants,
+    ``above_server`` and ``above_fedavg`` the differences to these controls, ``cold_above_server`` that on cold-start
+    merchants, ``gain`` and ``gain_auc`` the difference to the study's baseline with the same seed. ``gap_closed``
     uses those controls, and is missing where their scores by query do not show that pooling is worth something. Bytes
     are serialized messages of one merchant: per round down and up, and over all rounds up (``sent_bytes``) and both.
     ``seconds`` is the time of the federation and its adaptation, ``run.seconds`` that of the cell. ``privacy.*`` and
@@ -165,6 +168,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     rounds = federation["rounds"]
     scores: dict[str, Any] = {name: controls.get(name, {}).get(headline) for name in CONTROLS}
     score = student[headline]
+    cold = {name: (controls.get(name, {}).get("cold") or {}).get(headline) for name in CONTROLS}
+    own_cold = (student.get("cold") or {}).get(headline)
     return {
         "run.headline": headline,
         "score": score,
@@ -172,7 +177,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
         "worst_tenth": student.get("worst_tenth"),
-        "cold": (student.get("cold") or {}).get(headline),
+        "cold": own_cold,
+        "cold_above_server": None if own_cold is None or cold["server"] is None else own_cold - cold["server"],
         "retention": summary["retention"],
         **{
             f"above_{name}": None if score is None or scores[name] is None else score - scores[name]
@@ -192,6 +198,7 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         **flattened(audit, "audit"),
         **{f"control.{name}": value for name, value in scores.items()},
         **{f"control_auc.{name}": controls.get(name, {}).get("auc") for name in CONTROLS},
+        **{f"control_cold.{name}": value for name, value in cold.items()},
         "run.versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
     }
 

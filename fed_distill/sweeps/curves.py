@@ -105,7 +105,8 @@ def levels(
 
     Empty if controls differ between cells of one seed, since there is no common level then.
 
-    :param of: ``control`` for the headline metric, ``control_auc`` for the AUC
+    :param of: ``control`` for the headline metric, ``control_auc`` for the AUC, ``control_cold`` for the headline
+        metric on cold-start merchants
     :param queries: scores by query for the headline metric
     """
     rows = results[results["role"] == "controls"]

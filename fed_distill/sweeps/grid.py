@@ -1,137 +1,25 @@
 """A study file: a base experiment, axes, exclusions and the number of seeds.
 
-It is validated like an experiment, so that a grid of a hundred runs fails at its first mistake instead of overnight. An
-axis is a list of values of one key, or of named tables that change several keys.
+It is validated like an experiment, so that a grid of a hundred runs fails at its first mistake instead of overnight.
 """
 
-import copy
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from fed_distill.config import UNPROTECTED, Experiment, is_protected
-from fed_distill.config.keys import is_table
-from fed_distill.config.renamed import check_renamed
+from fed_distill.config import Experiment
 from fed_distill.config.tables import LARGEST
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
-
-EPSILON, NOISE = "privacy.epsilon", "privacy.noise_multiplier"
-NO_PRIVACY: dict[str, Any] = {"unit": UNPROTECTED}
-"""The ``[privacy]`` table of an experiment without privacy."""
-OF_THE_STUDY = ("name", "seed", "repeats", "controls", "compare")
-"""Keys of an experiment that no axis may change, in addition to those of ``[runtime]``: they are set by the study or
-the base."""
-DEPENDENT: Mapping[str, tuple[tuple[str, Any], ...]] = {
-    "data.dataset": (("data.options", {}),),
-    "teacher.model": (("teacher.options", {}),),
-    "student.model": (("student.options", {}),),
-    "byzantine.attack": (("byzantine.options", {}),),
-    "federation.method": (("federation.options", {}), ("federation.label", "")),
-    "federation.aggregator": (("federation.aggregator_options", {}), ("federation.label", "")),
-}
-"""For each key that selects a part: keys that are reset to these values if another part is selected."""
-COLUMNS = (
-    "role", "seed", "data_seed", "fingerprint", "status", "reason", "score", "accuracy", "macro_f1", "auc", "ndcg@10",
-    "mrr@10", "covers",
-    "merchant_accuracy", "worst_merchant", "worst_merchant_accuracy", "retention", "gap_closed", "gap_closed_auc",
-    "worst_tenth", "cold", "above_server", "above_server_p", "above_fedavg", "above_fedavg_p", "gain", "gain_auc",
-    "downlink_bytes", "uplink_bytes", "sent_bytes", "total_bytes", "seconds", "series", "seeds", "of",
-)  # fmt: skip
-"""Columns without a dot in the tables of results, in addition to the axes."""
+from fed_distill.sweeps.axes import Axis, SweepTable, dotted_keys, label_of
+from fed_distill.sweeps.row_tuning import TUNED_CONTROLS, RowTuning
+from fed_distill.sweeps.variation import varied
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One value of an axis: its label in tables and figures, and the keys of the experiment that it changes."""
-
-    label: str
-    changes: Mapping[str, Any]
-
-    @property
-    def unit(self) -> str | None:
-        """Privacy unit that it selects, if any; an infinite ε means no privacy."""
-        return UNPROTECTED if self.changes.get(EPSILON) == math.inf else self.changes.get("privacy.unit")
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, validate_by_name=True)
-
-
-class Axis(_Table):
-    """One dimension of the grid."""
-
-    name: str = Field(
-        "", pattern=r"^[A-Za-z0-9 _-]*$", description="name in tables and figures; default: the key's last part"
-    )
-    key: str | None = Field(None, description="key of the experiment that plain values are for, as privacy.epsilon")
-    values: list[Any] = Field(
-        min_length=1, description='numbers or texts for `key`, or tables { label = "...", "some.key" = ..., ... }'
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, tables: Any) -> Any:
-        if isinstance(tables, Mapping) and not tables.get("name"):
-            key = tables.get("key")
-            if not isinstance(key, str):
-                raise ValueError("an axis requires a `name`, or a `key` to be named after")
-            return {**tables, "name": key.rpartition(".")[2]}
-        return tables
-
-    @model_validator(mode="after")
-    def _usable(self) -> Self:
-        if self.name in COLUMNS or self.name.endswith("_interval"):
-            raise ValueError(f"axis {self.name!r}: the results have a column of this name: choose another name")
-        labels = [choice.label for choice in self.choices]
-        twice = [label for label in labels if labels.count(label) > 1]
-        if twice:
-            raise ValueError(f"axis {self.name!r}: two values have the label {twice[0]!r}: rename one")
-        for key in (key for choice in self.choices for key in choice.changes):
-            check_renamed({key: None})
-            if key in OF_THE_STUDY or key.startswith("runtime."):
-                raise ValueError(f"axis {self.name!r}: {key} cannot be varied: set it in the study or in its base")
-        return self
-
-    def may_change(self, key: str | None) -> bool:
-        """Whether one of its values changes this key of the experiment."""
-        return any(key in choice.changes for choice in self.choices)
-
-    @property
-    def choices(self) -> list[Choice]:
-        """The values as labelled changes."""
-        return [self._choice(value) for value in self.values]
-
-    @property
-    def is_budget(self) -> bool:
-        """Whether it varies the privacy budget only."""
-        keys = {key for choice in self.choices for key in choice.changes}
-        units = {choice.unit for choice in self.choices} - {None, UNPROTECTED}
-        return bool(keys & {EPSILON, NOISE}) and all(key.startswith("privacy.") for key in keys) and len(units) <= 1
-
-    def _choice(self, value: Any) -> Choice:
-        if isinstance(value, Mapping):
-            changes = dict(value)
-            label = changes.pop("label", None)
-            if not isinstance(label, str) or not label:
-                raise ValueError(f'axis {self.name!r}: a table among the values requires a label = "..."')
-            return Choice(label, _dotted(changes))
-        if not isinstance(value, (bool, int, float, str)):
-            raise ValueError(
-                f"axis {self.name!r}: {value!r} is neither a number nor a text: use a table with a label, "
-                f'{{ label = "...", "{self.key or "some.key"}" = ... }}'
-            )
-        if self.key is None:
-            raise ValueError(f"axis {self.name!r}: {value!r} requires the axis to have a `key`: add it")
-        return Choice(label_of(value), {self.key: value})
-
-
-class Attacks(_Table):
+class Attacks(SweepTable):
     """Attacks on the finished runs of cells, see ``fed-distill audit``; each costs several runs."""
 
     seeds: Annotated[int, Field(ge=1)] = Field(1, description="cells of so many seeds are attacked, from the first on")
@@ -139,7 +27,7 @@ class Attacks(_Table):
     canaries: Annotated[int, Field(ge=20)] = Field(400, description="canaries put into the largest merchant's data")
 
 
-class Study(_Table):
+class Study(SweepTable):
     """A grid of experiments. ``Study.read(path)`` reads a TOML file; ``cells.expand`` returns its cells."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name of the study's folder")
@@ -153,6 +41,9 @@ class Study(_Table):
         default_factory=list,
         description="values of data.seed: each cell is run on each of these splits with each of its `seeds`; empty: "
         "the base's only, so that intervals do not cover the choice of the test set",
+    )
+    tuning: RowTuning | None = Field(
+        None, description="equally many trials for each row, before its cells; none: the settings are those of the file"
     )
     audit: Attacks | None = Field(None, description="attack the cells; none for no attack")
     axes: list[Axis] = Field(alias="axis", min_length=1, description="the axes; the first one changes slowest")
@@ -196,7 +87,59 @@ class Study(_Table):
                     )
         self._check_baseline(known)
         self._check_data_seeds()
+        self._check_tuning(known)
         return self
+
+    def _check_tuning(self, known: Mapping[str, Sequence[str]]) -> None:
+        tuning = self.tuning
+        if tuning is None:
+            return
+        if tuning.axis not in known:
+            raise ValueError(f"tuning: unknown axis {tuning.axis!r}; axes: {', '.join(known)}")
+        unknown = [label for label in tuning.rows if label not in known[tuning.axis]]
+        if unknown:
+            raise ValueError(f"tuning.rows: axis {tuning.axis!r} has no value {unknown[0]!r}")
+        idle = [label for label in known[tuning.axis] if not tuning.space("row", label)]
+        if idle:
+            raise ValueError(f"tuning: {idle[0]!r} has nothing to search: add `search` for all rows, or its own keys")
+        absent = [name for name in tuning.controls if name not in self.base.controls]
+        if absent:
+            raise ValueError(
+                f"tuning.controls: the base has no control {absent[0]!r}: add it to controls, or remove it"
+            )
+        untuned = [name for name in TUNED_CONTROLS if name in self.base.controls and name not in tuning.controls]
+        if untuned:
+            raise ValueError(
+                f"tuning: rows are compared with the control {untuned[0]!r}, which has no trials: add its keys as "
+                f"tuning.controls.{untuned[0]}, or remove it from the base's controls"
+            )
+        of_server = tuning.keys("control", "server") if "server" in tuning.controls else []
+        of_rows = [key for label in known[tuning.axis] for key in tuning.keys("row", label)]
+        for axis in self.axes:
+            searched = of_server if axis.name == tuning.axis else [*of_server, *of_rows]
+            both = [key for key in searched if axis.may_change(key)]
+            if both:
+                raise ValueError(f"axis {axis.name!r} and tuning both change {both[0]}: keep one of them")
+
+    @property
+    def reported_seeds(self) -> list[int]:
+        """Training seeds of the cells."""
+        return list(range(self.base.seed, self.base.seed + self.seeds))
+
+    @property
+    def reported_data_seeds(self) -> list[int]:
+        """Data seeds of the cells."""
+        return [*self.data_seeds] or [self.base.data.seed]
+
+    @property
+    def trial_seeds(self) -> dict[str, int]:
+        """Seeds of the trials of ``tuning``, as changes of an experiment."""
+        given = (self.tuning.seed, self.tuning.data_seed) if self.tuning is not None else (None, None)
+        seed, data_seed = given
+        return {
+            "seed": max(self.reported_seeds) + 1 if seed is None else seed,
+            "data.seed": max(self.reported_data_seeds) + 1 if data_seed is None else data_seed,
+        }
 
     def _check_data_seeds(self) -> None:
         if len(set(self.data_seeds)) < len(self.data_seeds):
@@ -237,11 +180,14 @@ class Study(_Table):
         :param source: name of the file, for error messages
         :param folder: folder of the base's ``file``
         :param overrides: dotted keys of the base experiment, or ``name``, ``title``, ``seeds`` and ``data_seeds`` of
-            the study
+            the study, or ``trials``, ``seed`` and ``data_seed`` of its tuning as ``tuning.trials``
         :raises ConfigError: a table is invalid
         """
         changes = dict(overrides or {})
-        own = {key: changes.pop(key) for key in ("name", "title", "seeds", "data_seeds") if key in changes}
+        own: dict[str, Any] = {
+            key: changes.pop(key) for key in ("name", "title", "seeds", "data_seeds") if key in changes
+        }
+        own |= _with_tuning(tables.get("tuning"), changes, source)
         base = read_base(tables.get("base"), source, folder, changes)
         try:
             return cls.model_validate({**tables, **own, "base": base})
@@ -250,8 +196,21 @@ class Study(_Table):
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file and apply ``overrides``, see ``parse``."""
-        return cls.parse(read_toml(path, "study"), str(path), Path(path).parent, overrides)
+        """Read a TOML file and apply ``overrides``, see ``parse``.
+
+        A file with ``extends = "other.toml"`` has the tables and keys of that study, in the same folder, that are not
+        its own.
+        """
+        tables, folder = dict(read_toml(path, "study")), Path(path).parent
+        extended = tables.pop("extends", None)
+        if extended is not None:
+            if not isinstance(extended, str) or Path(extended).name != extended:
+                raise ConfigError(f"{path}: extends must be the name of a study's file in the same folder")
+            others = read_toml(folder / extended, "study")
+            if "extends" in others:
+                raise ConfigError(f"{path}: {extended} extends another study itself: extend that one")
+            tables = {**others, **tables}
+        return cls.parse(tables, str(path), folder, overrides)
 
     def to_toml(self) -> str:
         """Return the complete study as self-contained TOML, with the base experiment and its defaults."""
@@ -259,39 +218,14 @@ class Study(_Table):
         return tomli_w.dumps({**tables, "base": self.base.model_dump(mode="json", exclude_none=True)})
 
 
-def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """Return a validated copy with ``changes`` (dotted keys).
-
-    Options belong to the selected part: if the part changes, they are reset unless ``changes`` contains new ones.
-    ``privacy.epsilon = inf`` and ``privacy.unit = "none"`` reset all privacy settings, so that cells that differ in
-    nothing else are equal. Another privacy unit drops keys of the base that it does not have; such a key in ``changes``
-    is an error.
-
-    :raises ConfigError: a key is invalid
-    """
-    own = copy.deepcopy(dict(changes))  # nested tables are modified below
-    full = {key: value for key, value in own.items() if not key.startswith("privacy.")}
-    full |= _privacy({key: value for key, value in own.items() if key.startswith("privacy.")})
-    for key, dependents in DEPENDENT.items():
-        if key in own and own[key] != _value(experiment, key):
-            full = copy.deepcopy(dict(dependents)) | full
-    return experiment.with_changes(full)
-
-
-def _privacy(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes to ``[privacy]``: an infinite ε is no privacy; a new ε and a fixed noise replace each other."""
-    if changes.get(EPSILON) == math.inf or not is_protected(changes.get("privacy.unit", "")):
-        return {"privacy": dict(NO_PRIVACY)}
-    given = [key for key in (EPSILON, NOISE) if key in changes]
-    replaced = {NOISE if key == EPSILON else EPSILON: None for key in given} if len(given) == 1 else {}
-    return {**replaced, **changes}
-
-
-def label_of(value: bool | int | float | str) -> str:
-    """Return the label of a plain value: ``8`` for 8 and 8.0, ``inf`` for infinity."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _with_tuning(table: Any, changes: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the ``tuning`` table with the settings of it in ``changes``, which are removed there; empty without."""
+    keys = {f"tuning.{key}": key for key in ("trials", "seed", "data_seed") if f"tuning.{key}" in changes}
+    if not keys:
+        return {}
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source}: {min(keys)} is set, but the study has no [tuning] table: add it to the file")
+    return {"tuning": {**table, **{key: changes.pop(dotted) for dotted, key in keys.items()}}}
 
 
 def _labels(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,26 +254,10 @@ def read_base(given: Any, source: str, folder: Path, overrides: Mapping[str, Any
     file = tables.pop("file", None)
     if file is not None and not isinstance(file, str):
         raise ConfigError(f"{source}: base.file must be the path of an experiment's TOML file")
-    changes = _dotted(tables)
+    changes = dotted_keys(tables)
     try:
         experiment = Experiment() if file is None else Experiment.read(folder / file)
         alone = experiment.with_changes({"compare": [], "repeats": 1})
         return varied(varied(alone, changes), overrides)
     except ConfigError as error:
         raise ConfigError(f"{source}, base: {str(error).removeprefix('experiment: ')}") from error
-
-
-def _dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of an experiment as dotted keys; a table of options is a value."""
-    dotted: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, Mapping) and is_table(key):
-            dotted.update(_dotted({f"{key}.{name}": child for name, child in value.items()}))
-        else:
-            dotted[key] = value
-    return dotted
-
-
-def _value(experiment: Experiment, dotted: str) -> Any:
-    table, _, key = dotted.partition(".")
-    return getattr(getattr(experiment, table), key)

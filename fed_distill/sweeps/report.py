@@ -26,9 +26,11 @@ from fed_distill.sweeps.gallery import Chart, draw_charts
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.promises import ASSUMPTIONS, promises
+from fed_distill.sweeps.row_trials import TuningPlan
 from fed_distill.sweeps.samples import QueryTable
 from fed_distill.sweeps.table import summary_cells
 from fed_distill.sweeps.template import STUDY_PAGE
+from fed_distill.sweeps.tuning_table import TuningAccount
 
 PARQUET, CSV, SUMMARY, TOML, FIGURES = "results.parquet", "results.csv", "summary.csv", "study.toml", "figures"
 WORDS = (
@@ -54,24 +56,30 @@ MORE_WORDS = {
 @dataclass(frozen=True)
 class StudyFindings:
     """The written findings. complete: whether all cells and attacks are finished. table: ``summary_cells``. gains:
-    ``gains_cells``."""
+    ``gains_cells``. tuning: how the settings were chosen; None without trials."""
 
     report: Path
     complete: bool
     table: Sequence[Sequence[str]]
     gains: Sequence[Sequence[str]]
+    tuning: TuningAccount | None = None
 
     def tables(self, axes: int) -> list[tuple[Sequence[Sequence[str]], int]]:
         """Return the non-empty tables of a study with ``axes`` axes, each with its number of name columns."""
-        return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else [])]
+        tuning = [(self.tuning.table, self.tuning.words)] if self.tuning is not None else []
+        return [(self.table, axes), *([(self.gains, axes - 1)] if self.gains else []), *tuning]
 
 
-def write_findings(study: Study, cells: Sequence[Cell], places: Places, command: str) -> StudyFindings:
+def write_findings(
+    study: Study, cells: Sequence[Cell], places: Places, command: str, plan: TuningPlan | None = None
+) -> StudyFindings:
     """Write ``results.parquet``, ``results.csv``, ``summary.csv``, ``study.toml``, ``figures/`` and ``report.html``.
 
     :param command: command that continues the study, for the report
-    :raises CheckpointError: the summary of a finished run is damaged
+    :param plan: the trials of a study with a ``[tuning]`` table
+    :raises CheckpointError: the summary of a finished run is damaged, or rows were not tried equally often
     """
+    tuning = None if plan is None else TuningAccount.of(plan)
     places.folder.mkdir(parents=True, exist_ok=True)
     queries = QueryTable.read(cells, places, study.base.controls)
     results = results_table(study, cells, places, queries)
@@ -83,9 +91,9 @@ def write_findings(study: Study, cells: Sequence[Cell], places: Places, command:
     charts = draw_charts(results, combinations, places.folder / FIGURES)
     table = summary_cells(study, results, combinations, queries)
     gains = gains_cells(study, combinations)
-    page = _render(study, cells, results, combinations, table, gains, charts, command)
+    page = _render(study, cells, results, combinations, table, gains, charts, command, tuning)
     write_atomic(places.folder / REPORT, page)
-    return StudyFindings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains)
+    return StudyFindings(places.folder / REPORT, all(places.is_done(cell) for cell in cells), table, gains, tuning)
 
 
 def _render(
@@ -97,6 +105,7 @@ def _render(
     gains: Sequence[Sequence[str]],
     charts: Sequence[Chart],
     command: str,
+    tuning: TuningAccount | None,
 ) -> str:
     wanted: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS if name in study.base.controls}
     finished = int((results["status"] == FINISHED).sum())
@@ -123,6 +132,7 @@ def _render(
         figures=charts,
         table=table,
         gains=gains,
+        tuning=tuning,
         promises=promises(results),
         assumptions=ASSUMPTIONS,
         versions=[str(line) for line in results["run.versions"].dropna().unique()],

@@ -31,12 +31,14 @@ def summary_cells(
     header += [ROW_NAMES["server"], f"{ROW_NAMES['server']}: AUC"]
     header += [title for name in REFERENCES for title in (f"above {name}", f"p ({name})")]
     header += [f"gain over {study.baseline[1] if study.baseline else ''}", "in AUC", "worst merchant", "worst tenth"]
-    header += ["cold start"]
+    header += ["cold start", "cold start above server"]
     header += ["retention", "gap closed", "attack AUC", "ε at least (text)", *WHITE_BOX, "sent", "in all", "time"]
     names: dict[str, str] = {name: ROW_NAMES[name] for name in CONTROLS}
-    aucs = {
-        level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, "control_auc")
-    }
+    aucs, colds = (
+        {level.name: _with_interval(level.value, level.half_width) for level in levels(results, names, of)}
+        for of in ("control_auc", "control_cold")
+    )
+    after = len(header) - header.index("cold start") - 1
     keys = {shown: name for name, shown in names.items()}
     lines = [
         [
@@ -51,7 +53,9 @@ def summary_cells(
                 for reference in REFERENCES
                 for text in (_control_above(results, keys[level.name], reference, queries), UNKNOWN)
             ),
-            *[UNKNOWN] * (len(header) - len(axes) - 7 - 2 * len(REFERENCES)),
+            *[UNKNOWN] * (len(header) - len(axes) - 8 - 2 * len(REFERENCES) - after),
+            colds.get(level.name, UNKNOWN),
+            *[UNKNOWN] * after,
         ]
         for level in levels(results, names, queries=queries)
     ]
@@ -82,7 +86,8 @@ def summary_cells(
                 _with_interval(row["gain_auc"], row["gain_auc_interval"], signed),
                 number(_known(row["worst_merchant_accuracy"]), 3),
                 number(_known(row["worst_tenth"]), 3),
-                number(_known(row["cold"])),
+                _with_interval(row["cold"], row["cold_interval"]),
+                _with_interval(row["cold_above_server"], row["cold_above_server_interval"], signed),
                 percent(_known(row["retention"]), 1),
                 percent(_known(row["gap_closed"])),
                 number(_known(row["audit.auc"]), 3),

@@ -66,6 +66,15 @@ STUDY_PAGE = """{% extends "page" %}
   {% endif %}
 </section>
 
+{% if tuning %}
+<section id="tuning">
+  <h2>How the settings were chosen</h2>
+  {% for sentence in tuning.sentences %}<p>{{ sentence }}</p>
+  {% endfor %}
+  {{ numbers("Table of trials", tuning.table, tuning.words, []) }}
+</section>
+{% endif %}
+
 <section id="promises">
   <h2>What is promised, to whom, and on which assumptions</h2>
   {% if promises %}

@@ -16,6 +16,7 @@ from fed_distill.sweeps.cells import Cell, fingerprint_of
 from fed_distill.sweeps.places import Places
 from fed_distill.sweeps.sampler import Ending
 from fed_distill.sweeps.space import Tuning
+from fed_distill.sweeps.trial import validation_score
 from fed_distill.sweeps.trials import State, Trials, best_of
 
 DATABASE = "trials.db"
@@ -135,10 +136,7 @@ def base_cell(tuning: Tuning) -> Cell:
 
 def scored(tuning: Tuning, places: Places, cell: Cell) -> tuple[str, float | None]:
     """Return the objective of a finished run and its mean over the seeds on the validation set."""
-    summary = read_summary(places.run(cell.fingerprint))
-    objective = tuning.objective or summary["headline"]
-    validation = summary["federations"][summary["federation"]]["validation"] or {}
-    return objective, validation.get(objective)
+    return validation_score(read_summary(places.run(cell.fingerprint)), tuning.objective)
 
 
 def _written(objective: str, score: float | None) -> str:

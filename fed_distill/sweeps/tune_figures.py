@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from fed_distill.reporting import charts
-from fed_distill.sweeps.space import Range, Tuning, Values
+from fed_distill.sweeps.dimensions import AnyDimension, Range
+from fed_distill.sweeps.space import Tuning
 from fed_distill.sweeps.trials import Tried
 
 DONE, STOPPED, BEST = charts.COLORS[0], charts.NEUTRAL, charts.COLORS[1]
@@ -78,9 +79,9 @@ def settings_figure(tuning: Tuning, tried: Sequence[Tried], base: float, metric:
     return figure
 
 
-def _scale(axes: Axes, dimension: Range | Values) -> Callable[[Any], float]:
+def _scale(axes: Axes, dimension: AnyDimension) -> Callable[[Any], float]:
     """Set the scale of ``axes`` for a search; return the position of a value."""
-    if isinstance(dimension, Values):
+    if not isinstance(dimension, Range):
         labels = [choice.label for choice in dimension.choices]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.5, len(labels) - 0.5)

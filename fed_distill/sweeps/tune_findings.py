@@ -1,7 +1,7 @@
 """The findings of a tuning: the best settings as an experiment, a table of all trials, and figures.
 
-The inputs are Optuna's file and the runs' summaries, so that it can be written at any time. The test set is used here
-only, once for the base and the best trial, and not for selection.
+The inputs are Optuna's file and the runs' summaries, so that it can be written at any time. There are no test scores in
+it, because trials have no test examples (``trial.trial_of``): a run of ``best.toml`` has them.
 """
 
 import csv
@@ -14,7 +14,6 @@ from typing import Any
 from fed_distill.errors import CheckpointError
 from fed_distill.reporting.charts import write_figure
 from fed_distill.reporting.spreadsheets import as_cell
-from fed_distill.reporting.store import read_summary
 from fed_distill.reporting.wording import METRIC_NAMES, UNKNOWN, number
 from fed_distill.storage.files import strict_json, write_atomic
 from fed_distill.sweeps.places import Places
@@ -28,14 +27,13 @@ BEST, TRIALS, SUMMARY, TOML, FIGURES = "best.toml", "trials.csv", "summary.json"
 
 @dataclass(frozen=True)
 class TuningFindings:
-    """The findings. best: None without complete trials. test: the objective on the test set, of base and best trial."""
+    """The findings. base: score of the unchanged base. best: None without complete trials."""
 
     objective: str
     base: float
     best: Tried | None
     tried: Sequence[Tried]
     importance: Mapping[str, float]
-    test: tuple[float | None, float | None]
     toml: Path
 
     def lines(self) -> list[list[str]]:
@@ -65,11 +63,7 @@ def write_findings(tuning: Tuning, places: Places) -> TuningFindings:
     trials = Trials(places.folder / DATABASE, tuning)
     tried, importance = trials.ended(), trials.importance()
     best = best_of(tried)
-    test = tuple(
-        None if name is None else _test(places, name, objective)
-        for name in (base.fingerprint, best.cell if best is not None else None)
-    )
-    found = TuningFindings(objective, score or 0.0, best, tried, importance, (test[0], test[1]), places.folder / BEST)
+    found = TuningFindings(objective, score or 0.0, best, tried, importance, places.folder / BEST)
     write_atomic(places.folder / TOML, tuning.to_toml())
     write_atomic(places.folder / TRIALS, _table(tuning, tried))
     write_atomic(places.folder / SUMMARY, strict_json(_summary(tuning, found), SUMMARY, indent=2) + "\n")
@@ -111,14 +105,13 @@ def _summary(tuning: Tuning, found: TuningFindings) -> dict[str, Any]:
         "trials": {
             state: sum(one.state == state for one in found.tried) for state in ("complete", "stopped", "failed")
         },
-        "base": {"validation": found.base, "test": found.test[0]},
+        "base": {"validation": found.base},
         "best": None
         if best is None
         else {
             "trial": best.number,
             "settings": best.parameters,
             "validation": best.score,
-            "test": found.test[1],
         },
         "importance": dict(found.importance),
     }
@@ -131,12 +124,6 @@ def _header(tuning: Tuning, found: TuningFindings) -> str:
         f"# Trial {found.best.number} of the tuning {tuning.name}: {metric} {number(found.best.score)} on the "
         f"validation set, where the base has {number(found.base)}.\n"
     )
-
-
-def _test(places: Places, cell: str, objective: str) -> float | None:
-    summary = read_summary(places.run(cell))
-    value: float | None = summary["student"].get(objective)
-    return value
 
 
 def _shown(value: Any) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 
 from fed_distill.errors import ModelError
 from fed_distill.text.hashing import bag_rows, bag_specification, piece_specification
-from fed_distill.text.tokens import Fields, HashedTokens, PretrainedTokens
+from fed_distill.text.tokens import FEWEST_ROWS, LONGEST, SHORTEST, Fields, HashedTokens, PretrainedTokens
 
 TOKENIZER = "tokenizer.json"
-_LARGEST = (1 << 31) - 1
-"""Largest number of rows or features: rows are int32."""
+_MOST_ROWS = (1 << 31) - 1
+"""Largest number of rows: they are int32."""
 
 Encoder = Callable[[Sequence[str], Sequence[str] | None], Fields]
 """Encodes texts, or texts and their pairs. For one vector a text, the fields are ``text_ids`` and ``pair_ids``, else
@@ -29,7 +29,8 @@ def encoder_of(specification: Mapping[str, Any], folder: Path) -> Encoder:
     if algorithm == TOKENIZER:
         return _tokenizer(specification, folder)
     if algorithm == bag_specification(1, (), 1)["algorithm"]:
-        rows, longest = (_number(specification, key) for key in ("rows", "max_features"))
+        rows = _number(specification, "rows", 2, _MOST_ROWS)
+        longest = _number(specification, "max_features", 1, LONGEST)
         ngrams = specification.get("ngrams")
         if (
             not isinstance(ngrams, list)
@@ -40,7 +41,8 @@ def encoder_of(specification: Mapping[str, Any], folder: Path) -> Encoder:
         _check_constants(specification, bag_specification(rows, ngrams, longest))
         return _apart(lambda texts: bag_rows(texts, rows, ngrams, longest))
     if algorithm == piece_specification(1, 1)["algorithm"]:
-        rows, longest = (_number(specification, key) for key in ("rows", "max_length"))
+        rows = _number(specification, "rows", FEWEST_ROWS, _MOST_ROWS)
+        longest = _number(specification, "max_length", SHORTEST, LONGEST)
         _check_constants(specification, piece_specification(rows, longest))
         return HashedTokens(rows, longest).encode
     raise ModelError(
@@ -69,7 +71,8 @@ def _pretrained(specification: Mapping[str, Any], folder: Path) -> PretrainedTok
         text = (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / TOKENIZER} cannot be read: {error}") from error
-    return PretrainedTokens(text, swapped[1], _number(specification, "max_length"))
+    shortest = SHORTEST if specification.get("special_tokens") else 1
+    return PretrainedTokens(text, swapped[1], _number(specification, "max_length", shortest, LONGEST))
 
 
 def _apart(encode: Callable[[Sequence[str]], Any]) -> Encoder:
@@ -82,10 +85,10 @@ def _apart(encode: Callable[[Sequence[str]], Any]) -> Encoder:
     return both
 
 
-def _number(specification: Mapping[str, Any], key: str) -> int:
+def _number(specification: Mapping[str, Any], key: str, least: int, most: int) -> int:
     value = specification.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-        raise ModelError(f"encoding.{key} must be a positive integer of at most {_LARGEST:,}, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ModelError(f"encoding.{key} must be an integer of {least:,} to {most:,}, not {value!r:.80}")
     return value
 
 

@@ -5,7 +5,7 @@ own tokenizer as the text of a ``tokenizer.json``, which is part of the model's 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,13 @@ from tokenizers import Encoding, Tokenizer
 
 from fed_distill.errors import ModelError
 from fed_distill.text.hashing import CLS, PAD, SEP, Matrix, Rows, piece_rows, piece_specification
+from fed_distill.text.word_memo import memo_for
 from fed_distill.text.words import word_spans
+
+SHORTEST, LONGEST = 8, 1 << 16
+"""Bounds of the maximum number of tokens: special tokens and at least one of each text; more than any model reads."""
+FEWEST_ROWS = SEP + 2
+"""Rows of hashed word pieces: the reserved ones, and one for pieces."""
 
 
 class TokenWord(NamedTuple):
@@ -65,7 +71,11 @@ class HashedTokens:
 
         :param rows: number of ids, the three reserved ones included
         :param max_length: maximum number of tokens, [CLS] and [SEP] included
+        :raises ModelError: one of them is out of bounds
         """
+        if rows < FEWEST_ROWS:
+            raise ModelError(f"hashed word pieces need at least {FEWEST_ROWS} rows, not {rows:,}")
+        _check_length(max_length, SHORTEST)
         self.rows, self.max_length = rows, max_length
 
     @property
@@ -128,8 +138,9 @@ class PretrainedTokens:
         :param description: text of a ``tokenizer.json``
         :param pad_id: id of the padding token in ``description``
         :param max_length: maximum number of tokens
-        :raises ModelError: ``description`` is not a valid tokenizer
+        :raises ModelError: ``description`` is not a valid tokenizer, or ``max_length`` is out of bounds
         """
+        _check_length(max_length, 1)
         try:
             self._tokenizer = Tokenizer.from_str(description)
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -137,6 +148,7 @@ class PretrainedTokens:
         self._tokenizer.enable_truncation(max_length)
         self._tokenizer.no_padding()
         self._pad_id, self.max_length = pad_id, max_length
+        self._memo = memo_for(description, self._bag)
         added = self._tokenizer.get_added_tokens_decoder()
         special = {token for token, one in added.items() if one.special} | {pad_id}
         masks = [token for token, one in added.items() if one.content in ("[MASK]", "<mask>")]
@@ -195,10 +207,19 @@ class PretrainedTokens:
 
     def bags(self, texts: Sequence[str]) -> Matrix:
         """Return the tokens of each text without special tokens, int32 ``[n, tokens]``, padded with 0."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = np.zeros((len(encodings), max((len(one.ids) for one in encodings), default=0) or 1), dtype=np.int32)
-        for row, encoding in enumerate(encodings):
-            ids[row, : len(encoding.ids)] = self.placed(np.asarray(encoding.ids, dtype=np.int64))
+        found = [None if self._memo is None else self._memo.tokens(text) for text in texts]
+        whole = [text for text, tokens in zip(texts, found, strict=True) if tokens is None]
+        others = iter(self._tokenizer.encode_batch_fast(whole, add_special_tokens=False))
+        bags = [next(others).ids if tokens is None else tokens[: self.max_length] for tokens in found]
+        lengths = np.array([len(tokens) for tokens in bags], dtype=np.int64)
+        ids = np.zeros((len(bags), int(lengths.max(initial=0)) or 1), dtype=np.int32)
+        flat = np.fromiter(chain.from_iterable(bags), dtype=np.int64, count=int(lengths.sum()))
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = self.placed(flat)
+        return ids
+
+    def _bag(self, word: str) -> list[int]:
+        """Return the ids of a word in the tokenizer."""
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
         return ids
 
     def alone(self, tokens: Rows) -> Fields:
@@ -210,6 +231,11 @@ class PretrainedTokens:
         columns = [np.full_like(tokens, token) for token in before], [np.full_like(tokens, token) for token in after]
         ids = np.stack([*columns[0], tokens, *columns[1]], axis=1)
         return {"input_ids": self.placed(ids)}
+
+
+def _check_length(max_length: int, least: int) -> None:
+    if not least <= max_length <= LONGEST:
+        raise ModelError(f"the maximum number of tokens must be {least} to {LONGEST:,}, not {max_length:,}")
 
 
 def _words(encoding: Encoding) -> list[TokenWord | None]:

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from fed_distill import load_student
+from fed_distill import load_exported, load_student
+from fed_distill.errors import DataError
 from fed_distill.serving.index_files import load_index
 
 
@@ -87,3 +88,17 @@ def test_titles_that_no_search_finds_are_counted(entered, tiny_run, tmp_path, ti
     assert f"which no search finds: {2 + (title == '...')}" in out
     assert out.startswith("3 products")
     assert recall in out
+
+
+def test_a_variant_of_an_export_has_an_index_of_its_own(entered, catalogue, tiny_run, tmp_path):
+    export, options = tmp_path / "export", ["--id-column", "sku", "--title-column", "name"]
+    assert entered("export", tiny_run.result.folder, "--to", export, "--no-quality")[0] == 0
+    options += ["--to", tmp_path / "i"]
+    code, _, err = entered("index", catalogue, "--student", export, "--variant", "int4", *options)
+    assert code == 0, err
+    student = load_exported(export, "int4")
+    assert load_index(tmp_path / "i", student, student.digest).search("bravik 7 toaster", 1)
+    with pytest.raises(DataError, match="of another student"):
+        load_index(tmp_path / "i", student, load_exported(export, "int8").digest)
+    code, _, err = entered("index", catalogue, "--student", tiny_run.result.folder, "--variant", "int4", "--to", export)
+    assert code == 2

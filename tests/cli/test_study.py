@@ -215,3 +215,41 @@ def test_a_study_of_real_runs_ends_in_a_report_and_runs_nothing_twice(command, t
     assert code == 0
     assert "2 cells, 2 of them finished before" in errors
     assert {path: os.stat(path).st_mtime_ns for path in folder.glob("cells/*/summary.json")} == before
+
+
+TUNED = (
+    GRID.replace("seeds = 2", "seeds = 1")
+    + """
+[tuning]
+axis = "method"
+trials = 2
+search = [{ key = "training.merchants.learning_rate", factors = [2.0] }]
+"""
+)
+
+
+def test_a_tuned_study_lists_its_trials_runs_them_first_and_ends_with_their_table(command, sham, tmp_path):
+    sham("run")
+    file, out = tmp_path / "tuned.toml", tmp_path / "out"
+    file.write_text(TUNED, encoding="utf-8")
+    code, listed, _ = command(file, "--dry-run", "--out", out)
+    assert code == 0 and not out.exists()
+    assert "4 trials, 0 of them finished; 2 cells, 2 of them distinct" in " ".join(listed.split())
+    assert listed.count("after the trials") == 2
+    code, shown, errors = command(file, "--markdown", "--out", out)
+    assert code == 0
+    assert errors.index("4 trials; at most") < errors.index("2 cells; at most")
+    assert "| fedavg | 2 | as in the file: learning_rate 0.003 | 0.7000 | 0.7000 |" in shown
+    assert "| fedmd | 2 | learning_rate 0.006 (file: 0.003) | 0.7000 | 0.8000 |" in shown
+    code, again, errors = command(file, "--markdown", "--report-only", "--out", out)
+    assert (code, again) == (0, shown)
+    _, listed, _ = command(file, "--dry-run", "--out", out)
+    assert "4 trials, 4 of them finished" in " ".join(listed.split()) and "after the trials" not in listed
+
+
+def test_a_report_of_a_tuned_study_without_its_trials_is_refused(command, tmp_path):
+    file = tmp_path / "tuned.toml"
+    file.write_text(TUNED, encoding="utf-8")
+    code, _, errors = command(file, "--report-only", "--out", tmp_path / "out")
+    assert code == 2
+    assert "fedavg has 0 of 2 trials, fedmd has 0 of 2 trials" in " ".join(errors.split())

@@ -1,11 +1,13 @@
 """A mistake in a user's file is one line: the file, the key counted as people count, and what is wrong with it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
+from fed_distill.config import Experiment
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
 
@@ -128,3 +130,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         (tmp_path / "bad.toml").write_bytes(content)
         with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML: "):
             read_toml(tmp_path / "bad.toml", "settings")
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"runtime.folder": "a\0b"}, "runtime.folder"),
+        ({"data.options": {"path": "a\0b"}}, "data.options.path"),
+        ({"teacher.options": {"columns": ["x", "y\0"]}}, "teacher.options.columns.2"),
+        ({"teacher.options": {"x\0": 1}}, r"teacher.options.'x\x00'"),
+    ],
+)
+def test_a_null_character_is_said_where_it_is(changes, where):
+    with pytest.raises(ConfigError, match=rf"{re.escape(where)} has the character U\+0000: remove it"):
+        Experiment().with_changes(changes)

@@ -41,7 +41,7 @@ def test_tokens_are_hidden_at_the_rates_of_the_paper():
 
 def test_of_a_short_text_one_token_is_hidden_at_least():
     ids = torch.tensor([[CLS, 9, SEP, 0], [CLS, 8, 7, SEP], [CLS, SEP, 0, 0]] * 20)
-    _, hidden = hidden_tokens(ids, HashedTokens(ROWS, 4), ROWS, seeds.torch_stream(1))
+    _, hidden = hidden_tokens(ids, HashedTokens(ROWS, 8), ROWS, seeds.torch_stream(1))
     assert (hidden.view(20, 3, 4).sum(dim=2)[:, :2] >= 1).all()
     assert not hidden.view(20, 3, 4)[:, 2].any()
 

@@ -50,6 +50,14 @@ def test_soft_labels_are_the_teachers_softmax_at_the_temperature(temperature, te
     torch.testing.assert_close(labels.double(), torch.stack(rows), rtol=1e-5, atol=1e-6)
 
 
+def test_labels_of_lower_precision_are_close(teacher, public, tmp_path):
+    exact = soft_labels(teacher, "t", public, 1.0, tmp_path, quiet)
+    rough = soft_labels(teacher, "rough", public, 1.0, tmp_path, quiet, "bfloat16")
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough.sum(dim=1), torch.ones(len(rough)))  # the softmax is computed in float32
+    assert 0.0 < (rough - exact).abs().max() < 0.02
+
+
 def test_second_time_they_are_read_without_asking_the_teacher(counted, public, tmp_path):
     teacher, asked = counted
     first = soft_labels(teacher, "t", public, 1.0, tmp_path, quiet)

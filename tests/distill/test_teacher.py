@@ -263,6 +263,7 @@ def test_fingerprint_changes_with_everything_that_the_teacher_depends_on(config,
         name(seed=1),
         name(config=config.model_copy(update={"learning_rate": 1e-3})),
         name(config=config.model_copy(update={"options": {**config.options, "layers": 2}})),
+        name(config=config.model_copy(update={"precision": "bfloat16"})),
         name(task=replace(task, classes=("red", "green", "other"))),
         name(public=replace(public, labels=(public.labels + 1) % 3)),
         name(public=replace(public, texts=("other", *public.texts[1:]))),
@@ -275,3 +276,30 @@ def test_fingerprint_changes_with_everything_that_the_teacher_depends_on(config,
     assert name(domain=public) == name()  # which it does not read
     elsewhere = Examples(public.texts, None, public.labels, public.groups + 5, ("other",) * 48)
     assert name(public=elsewhere) == name()
+
+
+def test_lower_precision_is_of_products_alone(config, task, public, valid, monkeypatch):
+    """A step in bfloat16, whose numbers have 8 significant bits, differs a little, and its weights are float32."""
+    config = config.model_copy(
+        update={"epochs": None, "steps": 1, "checks": 1, "optimizer": "sgd", "warmup_share": 0.0}
+    )
+    start = weights_of(fresh(config, task))
+    exact = weights_of(fine_tune(fresh(config, task), public, valid, task, config, 0, silent).model)
+    rough_config = config.model_copy(update={"precision": "bfloat16"})
+    rough = weights_of(fine_tune(fresh(config, task), public, valid, task, rough_config, 0, silent).model)
+    assert {value.dtype for value in rough.values()} == {torch.float32}
+    moved = torch.cat([(exact[name] - start[name]).flatten() for name in start])
+    off = torch.cat([(rough[name] - exact[name]).flatten() for name in start]).norm() / moved.norm()
+    assert 1e-5 < off < 0.05
+
+    seen = []
+    monkeypatch.setattr(module, "_train_step", lambda *_: seen.append(torch.get_float32_matmul_precision()) or 0.0)
+    before = torch.get_float32_matmul_precision()
+    fine_tune(fresh(config, task), public, valid, task, config.model_copy(update={"precision": "tf32"}), 0, silent)
+    assert seen == ["high"]
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_precision_of_a_file_of_labels_is_refused():
+    with pytest.raises(ValueError, match=r"'bfloat16' has no effect on a file of labels"):
+        TeacherConfig(model="labels-file", precision="bfloat16")

@@ -290,6 +290,32 @@ def test_other_groups_are_another_release(make, unit):
     assert (abs(correlation(update_of(first), update_of(second))) < 0.1) == changed
 
 
+def shouted(examples):
+    """Other texts, which a student encodes alike."""
+    texts, pairs = (tuple(text.upper() for text in side) for side in (examples.texts, examples.pairs))
+    assert texts != examples.texts
+    return replace(examples, texts=texts, pairs=pairs)
+
+
+@pytest.mark.parametrize("whose", ["the proxy set", "the merchant"])
+def test_other_texts_of_an_equal_encoding_are_another_release(make, whose):
+    """How close a merchant is to the proxy set (``expert-fd``) is computed from the texts, not from the encoding."""
+    world = make("example", SECRET)
+    first, paid, site = world.ask(), len(world.paid()), world.site()
+    if whose == "the merchant":
+        world.own(shouted)
+        second = world.ask()
+    else:
+        student, before = site.holdings.student(world.request.global_blueprint), site.holdings.proxy
+        encoded = student.encode(before.texts, before.pairs)
+        site.holdings.proxy = shouted(before)
+        again = student.encode(site.holdings.proxy.texts, site.holdings.proxy.pairs)
+        assert all(torch.equal(values, again[name]) for name, values in encoded.items())
+        (second,) = site.train(world.request, world.down, {})
+    assert len(world.paid()) == paid + 1
+    assert abs(correlation(update_of(first), update_of(second))) < 0.1
+
+
 @pytest.mark.parametrize("unit", ["example", "group"])
 def test_who_knows_the_seed_takes_the_noise_off_a_simulation_and_not_off_a_site(make, unit):
     """The attack: all that a request has is known, so is the ledger, and the noise is drawn again from the run's seed.

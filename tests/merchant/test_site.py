@@ -23,6 +23,8 @@ from fed_distill.payloads.soft_labels import SoftLabels
 from fed_distill.payloads.student_update import StudentUpdate
 from fed_distill.payloads.votes import Votes
 from fed_distill.storage.merchant_store import MerchantStore
+from fed_distill.training.cohort import trainer
+from fed_distill.training.cohort.training import Cohort
 from fed_distill.training.submodel import completed
 from fed_distill.transport.coding.codec import Codec
 from fed_distill.transport.messages import Downlink, Uplink
@@ -58,6 +60,21 @@ def test_uplinks_do_not_depend_on_how_merchants_are_spread_over_sites(world, par
         spread |= trained(site, world.request(*site.holdings.merchants, test=True), world.down())
     assert sorted(spread) == world.names
     assert all(same(alone[name], spread[name]) for name in world.names)
+
+
+def test_all_merchants_of_a_request_train_in_one_cohort(world, monkeypatch):
+    """Merchants train together if they share the plan object, see ``CohortTrainer.fit``."""
+    sizes = []
+
+    class Counted(Cohort):
+        def __init__(self, members, *others):
+            sizes.append(len(members))
+            super().__init__(members, *others)
+
+    monkeypatch.setattr(trainer, "Cohort", Counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # in this process
+    assert len(trained(world.site(), world.request(*world.names), world.down())) == len(world.names)
+    assert sizes == [len(world.names)]
 
 
 def test_uplinks_do_not_depend_on_the_order_or_the_company_of_merchants(world, same):

@@ -132,6 +132,31 @@ def test_texts_are_cut_to_the_configured_length(bert_folder, task):
     assert teacher.encode(["red " * 30], ["tea " * 30])["input_ids"].shape == (1, 8)
 
 
+TINY = {
+    "model_type": "bert",
+    "vocab_size": 64,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize("names", [{str(number): "x" for number in range(300_000)}, {"x": "y"}, {}])
+def test_names_of_classes_in_a_configuration_are_not_read(names):
+    """They are the task's; a file may have any number of others, or ones that are no numbers."""
+    model = Transformer(3, True, config={**TINY, "id2label": names, "label2id": names}, max_length=32)
+    assert len(model.network.config.id2label) == 3
+    assert model.settings["config"]["id2label"] == names  # what was saved is what is compared
+
+
+def test_no_text_is_longer_than_the_network_has_positions():
+    assert Transformer(3, True, config=TINY, max_length=32).encode(["word " * 99], None)["input_ids"].shape == (1, 32)
+    with pytest.raises(ConfigError, match="max_length is 33 tokens, and the network has 32 positions"):
+        Transformer(3, True, config=TINY, max_length=33)
+
+
 def test_teacher_that_is_not_here_is_refused_without_asking_the_network(task, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *arguments: pytest.fail("the network was asked"))
     with pytest.raises(ModelError, match=r"some-org/no-such-model.*download = true"):

@@ -46,7 +46,7 @@ def test_a_log_has_a_plain_line_for_each_stage_round_and_message(log):
         progress.on_round(record(number))
     progress.on_message("merchant [b]A[/b] was rejected")
     progress.on_end({})
-    facts = "12 merchants · loss 0.4123 · nDCG@10 0.9500"
+    facts = "12 merchants · loss 0.4123 · validation nDCG@10 0.9500"
     assert lines() == [
         "seed 0 · fedavg-kd",
         *(f"seed 0 · fedavg-kd: round {number} of 3 · {facts}" for number in (1, 2, 3)),

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill import seeds
+from fed_distill import load_student, seeds
 from fed_distill.data.student_description import StudentDescription
 from fed_distill.data.tasks import RECOMMEND, RELEVANCE, SENTIMENT
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import save_student
 from fed_distill.serving.export import export_student
 from fed_distill.serving.student import Student
+from fed_distill.serving.web_export import write_web
 
 KINDS = {
     "two-tower": ("two-tower", {"rows": 512, "width": 8, "head_width": 8, "max_features": 40}, RELEVANCE),
@@ -48,6 +49,21 @@ def exported(tmp_path_factory, wordpiece_teacher):
             export_student(folder / "student", folder / "export", quality=False)
             made[kind] = folder / "student", folder / "export"
         return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def web(exported, tmp_path_factory):
+    """A function: kind and variant -> folder of the web export."""
+    made = {}
+
+    def get(kind="two-tower", variant="float32"):
+        if (kind, variant) not in made:
+            folder, _ = exported(kind)
+            made[kind, variant] = tmp_path_factory.mktemp("web") / "web"
+            write_web(made[kind, variant], load_student(folder), folder, variant)
+        return made[kind, variant]
 
     return get
 

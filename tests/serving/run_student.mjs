@@ -6,6 +6,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Student } from "../../fed_distill/serving/web/student.js";
 import { TextCleaning, UNASSIGNED } from "../../fed_distill/serving/web/texts.js";
+import { WordPieces } from "../../fed_distill/serving/web/wordpiece.js";
 
 const { folder, calls } = JSON.parse(readFileSync(0, "utf8"));
 const weights = readFileSync(join(folder, "weights.bin"));
@@ -25,17 +26,24 @@ const attempt = (call) => {
 };
 
 const student = attempt(() => new Student(description, Uint8Array.from(weights).buffer));
+const cleaning = new TextCleaning({ ...description, text: { max_characters: Infinity } });
+const blocks = (size, after, call) =>
+  Array.from({ length: 0x110000 / size }, (_, block) => {
+    const one = (place) => `a${String.fromCodePoint(block * size + place)}${after}`;
+    const text = Array.from({ length: size }, (_, place) => one(place)).join(" ");
+    return createHash("sha256").update(call(cleaning.clean(text, "text"))).digest("hex");
+  });
 const own = {
   tryEncode: (texts) => texts.map((text) => attempt(() => student.encode(text))),
   // SHA-256 of what is left of all code points, in blocks, each after an "a".
   digests: (size) => {
-    const cleaning = new TextCleaning({ ...description, text: { max_characters: Infinity } });
     const kept = (character) => ![0, UNASSIGNED].includes(cleaning.kinds[character.codePointAt(0)]);
-    return Array.from({ length: 0x110000 / size }, (_, block) => {
-      const text = Array.from({ length: size }, (_, place) => `a${String.fromCodePoint(block * size + place)}`);
-      const normalized = cleaning.normalize(cleaning.clean(text.join(" "), "text"));
-      return createHash("sha256").update([...normalized].filter(kept).join("")).digest("hex");
-    });
+    return blocks(size, "", (text) => [...cleaning.normalize(text)].filter(kept).join(""));
+  },
+  // SHA-256 of the words of all code points, in blocks, each between "a" and "b".
+  wordDigests: (size) => {
+    const pieces = new WordPieces(description.encoding, description.wordpiece);
+    return blocks(size, "b", (text) => pieces.words(text).join(" "));
   },
 };
 const results = calls.map(([method, ...given]) =>

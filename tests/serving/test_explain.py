@@ -16,7 +16,8 @@ from fed_distill.errors import ConfigError, DataError, ModelError
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import StudentDescription
 from fed_distill.models.two_tower import TwoTower
-from fed_distill.serving.explain import Explanation, WordContribution, explain, feature_words
+from fed_distill.models.word_contributions import Explanation, WordContribution, feature_words
+from fed_distill.serving.explain import explain
 from fed_distill.serving.faithfulness import deletion_areas, deletion_scores
 from fed_distill.serving.student import Student
 

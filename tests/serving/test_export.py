@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fed_distill import load_student
+from fed_distill import load_student, seeds
 from fed_distill.data import load
+from fed_distill.data.student_description import StudentDescription
 from fed_distill.errors import ConfigError, DataError, ModelError
 from fed_distill.evaluation.metrics import ranking
-from fed_distill.models import TextModel
+from fed_distill.models import TextModel, build_student
+from fed_distill.models.student_folder import save_student
 from fed_distill.serving import export as exporting
 from fed_distill.serving.export import export_student
 from fed_distill.serving.exported_folder import VARIANTS
@@ -49,8 +51,8 @@ def test_each_variant_is_close_to_the_trained_student(kind, variant, exported):
     assert found.predict([], [] if student.task.pair else None).shape == (0, len(student.classes))
 
 
-def test_an_index_of_the_trained_student_serves_its_exports_but_not_the_pruned_one(exported, tmp_path):
-    """Rounded rows hardly turn a vector; a row that is missing does."""
+def test_an_index_of_the_trained_student_serves_its_exports_but_not_the_coarse_ones(exported, tmp_path):
+    """Rows rounded to eight bits hardly turn a vector; rows of four bits, and a row that is missing, do."""
     folder, export = exported("two-tower")
     student = load_student(folder)
     assert {load_exported(export, name).digest for name in CLOSE} == {student.digest}
@@ -58,9 +60,10 @@ def test_an_index_of_the_trained_student_serves_its_exports_but_not_the_pruned_o
     save_index(index, tmp_path / "index", student.digest)
     found = load_index(tmp_path / "index", load_exported(export), load_exported(export).digest)
     assert [hit.id for hit in found.search(TEXTS[0], 1)] == [hit.id for hit in index.search(TEXTS[0], 1)]
-    pruned = load_exported(export, "pruned")
-    with pytest.raises(DataError, match="of another student"):
-        load_index(tmp_path / "index", pruned, pruned.digest)
+    for name in ("pruned", "int4"):
+        other = load_exported(export, name)
+        with pytest.raises(DataError, match="of another student"):
+            load_index(tmp_path / "index", other, other.digest)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -74,6 +77,44 @@ def test_a_pruned_student_is_the_trained_one_without_its_rows_of_small_norm(kind
         bag.table[1 + torch.tensor(fewest)] = 0.0
     expected = student.predict(TEXTS, pairs_of(student))
     np.testing.assert_allclose(found.predict(TEXTS, pairs_of(student)), expected, atol=CLOSE["int8"])
+
+
+def rounded(values, steps):
+    """The closest products of whole numbers up to ``steps`` and one float16 scale."""
+    scale = float(np.float16(np.abs(values).max() / steps))
+    return np.clip(np.rint(values / scale), -steps, steps) * scale if scale else np.zeros_like(values)
+
+
+@pytest.mark.parametrize(("variant", "steps", "block"), [("int8", 127, 8), ("int4", 7, 1)])
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_quantized_student_is_the_trained_one_with_rounded_rows_and_a_head_of_float16(
+    kind, variant, steps, block, exported
+):
+    folder, export = exported(kind)
+    student = load_student(folder)
+    bag = student.model.bag
+    with torch.no_grad():
+        table = (bag.table * bag.importance.exp()).numpy()
+        table[0] = 0.0
+        for start in range(0, len(table), block):
+            bag.table[start : start + block] = torch.from_numpy(rounded(table[start : start + block], steps))
+        bag.importance.zero_()
+        for weight in student.model.head.parameters():
+            weight.copy_(weight.half())
+    found = load_exported(export, variant)
+    np.testing.assert_allclose(found.embed(TEXTS), student.embed(TEXTS), atol=1e-5)
+    expected = student.predict(TEXTS, pairs_of(student))
+    np.testing.assert_allclose(found.predict(TEXTS, pairs_of(student)), expected, atol=1e-5)
+
+
+def test_four_bits_of_an_odd_width(tmp_path, task):
+    with seeds.scope(0, "odd width"):
+        model = build_student("two-tower", {"rows": 512, "width": 7, "head_width": 8}, task)
+    save_student(tmp_path / "student", model, StudentDescription(task, 300))
+    export_student(tmp_path / "student", tmp_path / "export", ["int4"], quality=False)
+    vectors = load_exported(tmp_path / "export", "int4").embed(TEXTS)
+    assert vectors.shape == (len(TEXTS), 7)
+    np.testing.assert_allclose(vectors, load_student(tmp_path).embed(TEXTS), atol=0.3)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -105,12 +146,14 @@ def test_results_do_not_depend_on_batches(kind, exported, monkeypatch):
 def test_scoring_imports_neither_torch_nor_onnx(kind, exported):
     code = """
 import json, sys
+for name in ("torch", "transformers", "onnx"):
+    sys.modules[name] = None  # an import of it raises ImportError
+from fed_distill import load_exported
 from fed_distill.serving.index import Product, ProductIndex
 from fed_distill.serving.index_files import load_index, save_index
-from fed_distill.serving.runtime import load_exported
 student = load_exported(sys.argv[1], "int8")
 scores = student.rank("red phone", ["blue shoe", "red phone pro"]).scores
-heavy = [name for name in ("torch", "transformers", "flwr", "onnx", "pandas", "sklearn") if name in sys.modules]
+heavy = [name for name in ("torch", "transformers", "flwr", "onnx", "pandas", "sklearn") if sys.modules.get(name)]
 print(json.dumps([scores.tolist(), heavy]))
 """
     done = subprocess.run(

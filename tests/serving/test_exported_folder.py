@@ -189,8 +189,30 @@ def test_an_encoding_that_this_program_does_not_have_is_refused(key, value, prob
         load_exported(export)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("rows", 1, "encoding.rows must be an integer of 4 to"),
+        ("rows", 3, "encoding.rows must be an integer of 4 to"),
+        ("max_length", 7, "encoding.max_length must be an integer of 8 to 65,536"),
+        ("max_length", 65_537, "encoding.max_length must be an integer of 8 to 65,536"),
+        ("max_length", True, "encoding.max_length"),
+        ("max_length", 65, r"classifier\.onnx does not fit"),  # the network has 64 positions
+    ],
+)
+def test_word_pieces_have_bounds(key, value, problem, exported, tmp_path):
+    """The last case would have failed in the first request with a long text."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported("bert-mini")[1], folder)
+    content = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    content["encoding"][key] = value
+    (folder / "student.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match=problem):
+        load_exported(folder)
+
+
 def test_arguments_are_checked(export):
-    with pytest.raises(ConfigError, match="no variant 'float8'; it has: float32, float16, int8, pruned"):
+    with pytest.raises(ConfigError, match="no variant 'float8'; it has: float32, float16, int8, int4, pruned"):
         load_exported(export, "float8")
     with pytest.raises(ConfigError, match="threads"):
         load_exported(export, threads=0)

@@ -106,9 +106,10 @@ def test_a_search_finds_what_the_index_finds_and_products_rank_as_their_titles(i
     assert "either titles or products" in both.json()["detail"]
 
 
-def test_an_explanation_is_that_of_the_trained_student(exported):
+@pytest.mark.parametrize("variant", ["float32", "int4", "pruned"])
+def test_an_explanation_is_that_of_the_trained_student_whatever_variant_is_served(exported, variant):
     trained, export = exported("two-tower")
-    with serving(config_of(export, trained=trained)) as client:
+    with serving(config_of(export, trained=trained, variant=variant)) as client:
         answer = client.post("/explain", json={"query": "usb hub", "title": TITLES[0]}).json()
     expected = explain(load_student(trained), "usb hub", TITLES[0])
     words = [(word["text"], word["contribution"]) for word in answer["title_words"]]
@@ -151,7 +152,7 @@ def test_the_description_has_examples_that_work(exported):
     with serving(config_of(exported("two-tower")[1])) as client:
         described = client.get("/openapi.json").json()
         for path, name in {"/rank": "RankRequest", "/score": "ScoreRequest"}.items():
-            example = described["components"]["schemas"][name]["example"]
+            example = described["components"]["schemas"][name]["examples"][0]
             assert client.post(path, json=example).status_code == 200
         assert {"/score", "/rank", "/recommend", "/search", "/explain"} <= set(described["paths"])
         for page in ("/docs", "/redoc"):

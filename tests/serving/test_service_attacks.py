@@ -1,6 +1,7 @@
 """Hostile requests get the right 4xx in one shape, and nothing that they say reaches a log."""
 
 import asyncio
+import gzip
 import json
 import logging
 import string
@@ -75,6 +76,34 @@ def test_a_wrong_body_is_invalid(client, body):
 def test_what_a_web_page_can_send_without_a_preflight_is_refused(client, kind):
     headers = {"content-type": kind.encode("latin-1")}
     assert_refused(client.post("/rank", content=json.dumps(GOOD), headers=headers), 422, "invalid")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "cp037"])
+def test_a_body_in_another_encoding_is_refused(client, encoding):
+    headers = {"content-type": f"application/json; charset={encoding}"}
+    assert_refused(client.post("/rank", content=json.dumps(GOOD).encode(encoding), headers=headers), 422, "invalid")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity, gzip"])
+def test_a_compressed_body_is_not_expanded(client, coding):
+    """Nothing is allocated for what it would become."""
+    bomb = gzip.compress(json.dumps({"query": "x" * 10_000_000, "titles": ["y"]}).encode())
+    assert len(bomb) < 20_000
+    headers = {**JSON, "content-encoding": coding}
+    assert_refused(client.post("/rank", content=bomb, headers=headers), 422, "invalid")
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1", "0", "1001", "9" * 400, "1.5", "10.0", "true", '"10"', "1e1", "-0"])
+def test_a_count_is_a_whole_number_within_its_bounds(client, number):
+    body = f'{{"query": "usb", "k": {number}}}'
+    assert_refused(client.post("/search", content=body, headers=JSON), 422, "invalid")
+
+
+@pytest.mark.parametrize("id", ["../../p0", "..\\p0", "/etc/passwd", "p0\x00", "%2e%2e/p0", "\u202ep0", "a" * 257, ""])
+def test_an_id_names_a_product_and_never_a_file(client, id):
+    refused = client.post("/rank", json={"query": "usb", "products": [id]})
+    assert_refused(refused, 422, "invalid")
+    assert not id or id not in refused.json()["detail"]
 
 
 def test_of_a_key_that_occurs_twice_the_last_counts(client):

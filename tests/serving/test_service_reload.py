@@ -1,14 +1,18 @@
 """A new student, a canary and new keys come into service while requests are answered."""
 
+import re
 import shutil
 import threading
 
 import pytest
 
 from fed_distill.serving.api_keys import key_hash
+from fed_distill.serving.index import Product, ProductIndex
+from fed_distill.serving.index_files import save_index
 from fed_distill.serving.service import VERSION_HEADER
 from fed_distill.serving.service_config import read_serve_config
 from fed_distill.serving.service_files import add_key, write_serve_file
+from fed_distill.serving.student import load_student
 from tests.serving.services import TITLES, config_of, replace_export, serving, until
 
 BODY = {"query": "usb hub", "titles": TITLES}
@@ -52,7 +56,7 @@ def test_no_request_fails_while_a_new_student_comes(export, exported):
     assert f'student_info{{role="student",variant="float32",version="{first}"}}' not in metrics
 
 
-@pytest.mark.parametrize("damage", ["graph", "conformance", "none"])
+@pytest.mark.parametrize("damage", ["graph", "conformance", "tolerance", "difference", "none"])
 def test_a_bad_student_is_refused_and_the_old_one_goes_on(export, damage, caplog):
     with serving(config_of(export)) as client:
         first = client.post("/rank", json=BODY)
@@ -61,8 +65,16 @@ def test_a_bad_student_is_refused_and_the_old_one_goes_on(export, damage, caplog
         elif damage == "conformance":  # every probability is said to be 0
             path = export / "conformance.json"
             path.write_text(path.read_text().replace('"probabilities": [\n    0.', '"probabilities": [\n    -0.'))
+        elif damage == "tolerance":
+            path = export / "conformance.json"
+            path.write_text(path.read_text().replace('"tolerance": 1e-05', '"tolerance": Infinity'))
+            assert "Infinity" in path.read_text()
+        elif damage == "difference":  # which other variants are allowed
+            path = export / "export.json"
+            path.write_text(re.sub(r'"difference": [\d.e-]+', '"difference": Infinity', path.read_text()))
+            assert "Infinity" in path.read_text()
         else:
-            shutil.rmtree(export)
+            export.rename(export.with_name("elsewhere"))  # at once: half a removal would be refused first
         until(lambda: client.get("/ready").json()["refused"] == ["student"])
         later = client.post("/rank", json=BODY)
         metrics = client.get("/metrics").text
@@ -139,3 +151,37 @@ def test_an_operator_reloads_by_a_request(export, tmp_path, exported):
         shutil.rmtree(export)
         answer = client.post("/admin/reload", headers={"authorization": "Bearer k"}).json()
         assert "export" in answer["problems"]["student"]
+
+
+def test_a_release_of_export_index_and_run_is_switched_by_one_rename(exported, tmp_path):
+    """``current`` links to a folder with all three; a rename of another link to it switches them together."""
+    for name, kind in (("first", "two-tower"), ("second", "static")):
+        trained, export = exported(kind)
+        shutil.copytree(trained, tmp_path / name / "run")
+        shutil.copytree(export, tmp_path / name / "exported")
+        student = load_student(trained)
+        save_index(ProductIndex.build(student, [Product("1", TITLES[0])]), tmp_path / name / "index", student.digest)
+    current = tmp_path / "current"
+    current.symlink_to("first")
+    config = config_of(current / "exported", index=current / "index", trained=current / "run")
+    with serving(config) as client:
+        first = versions(client)["student"]
+        (tmp_path / "next").symlink_to("second")
+        (tmp_path / "next").rename(current)
+        until(lambda: versions(client)["student"] != first)
+        explained = client.post("/explain", json={"query": "usb hub", "title": TITLES[0]})
+        found = client.post("/search", json={"query": "usb hub", "k": 1})
+        assert (explained.status_code, found.status_code) == (200, 200)
+        score = load_student(exported("static")[0]).rank("usb hub", TITLES[:1]).scores[0]
+        assert explained.json()["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_run_that_is_mended_is_noticed(exported, export, tmp_path):
+    """The run of another student is refused; the right one in its place is loaded without anything else changing."""
+    run = shutil.copytree(exported("two-tower")[0], tmp_path / "run")
+    with serving(config_of(export, trained=run)) as client:
+        replace_export(export, exported("static")[1])
+        until(lambda: client.get("/ready").json()["refused"] == ["student"])
+        replace_export(run, exported("static")[0])
+        until(lambda: not client.get("/ready").json()["refused"])
+        assert client.post("/explain", json={"query": "usb hub", "title": TITLES[0]}).status_code == 200

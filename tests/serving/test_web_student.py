@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import subprocess
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fed_distill import load_student, seeds
@@ -20,55 +17,16 @@ from fed_distill.serving.export import export_student
 from fed_distill.serving.exported_folder import CONFORMANCE, WEB, WEB_FILES
 from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.student import Student
-from fed_distill.serving.web_export import check_web, write_web
+from fed_distill.serving.web_export import check_web
 from fed_distill.text.cleaning import collapse, mask
 from fed_distill.text.hashing import code_kinds, normalize
+from tests.serving.browser import drawn, needs_node, run_node
 
-NODE = shutil.which("node")
-SCRIPT = Path(__file__).parent / "run_student.mjs"
 BLOCK = 4096
-
-needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed: JavaScript cannot be run")
-
-
-def run_node(folder, *calls):
-    """Return the result of each call, ``[method, *arguments]``, of the student in ``folder``."""
-    request = json.dumps({"folder": str(folder), "calls": calls})
-    done = subprocess.run([NODE, SCRIPT], input=request, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="session")
-def web(exported, tmp_path_factory):
-    """A function: kind and variant -> folder of the web export."""
-    made = {}
-
-    def get(kind="two-tower", variant="float32"):
-        if (kind, variant) not in made:
-            folder, _ = exported(kind)
-            made[kind, variant] = tmp_path_factory.mktemp("web") / "web"
-            write_web(made[kind, variant], load_student(folder), folder, variant)
-        return made[kind, variant]
-
-    return get
-
-
-def drawn(strategy, count):
-    """Return ``count`` values, the same ones every time."""
-    found = []
-
-    @settings(max_examples=count, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
-    @given(strategy)
-    def collect(value):
-        found.append(value)
-
-    collect()
-    return found
 
 
 @needs_node
-@pytest.mark.parametrize("kind", ["two-tower", "two-tower, one text"])
+@pytest.mark.parametrize("kind", ["two-tower", "two-tower, one text", "static"])
 def test_texts_of_the_conformance_file_have_its_rows_vectors_and_probabilities(kind, exported, web):
     examples = json.loads((exported(kind)[1] / CONFORMANCE).read_text("utf-8"))["examples"]
     texts = [one["text"] for one in examples]
@@ -84,14 +42,17 @@ def test_texts_of_the_conformance_file_have_its_rows_vectors_and_probabilities(k
 
 
 @needs_node
-def test_an_int8_student_equals_the_exported_one_of_that_variant(exported, web):
+@pytest.mark.parametrize("kind", ["two-tower", "static"])
+def test_an_int8_student_equals_the_exported_one_of_that_variant(kind, exported, web):
     texts = ["usb-c hub 7in1", "Kühlschrank A+++ weiß", "手机壳 iphone15", "☕ café ﬁlter", "!!!"] * 2
-    student = load_exported(exported("two-tower")[1], "int8")
-    vectors, ranked = run_node(web(variant="int8"), ["embed", texts], ["rank", texts[0], texts])
+    student = load_exported(exported(kind)[1], "int8")
+    vectors, ranked = run_node(web(kind, "int8"), ["embed", texts], ["rank", texts[0], texts])
     np.testing.assert_allclose(vectors, student.embed(texts), rtol=0, atol=TOLERANCE)
     expected = student.rank(texts[0], texts)
     np.testing.assert_allclose(ranked["scores"], expected.scores, rtol=0, atol=TOLERANCE)
-    assert ranked["order"] == expected.order.tolist()  # of equal titles, the first is first
+    order = ranked["order"]  # words that are unknown make titles whose scores differ by rounding alone
+    assert np.all(np.diff(expected.scores[order]) <= 2 * TOLERANCE)
+    assert all(order.index(place) < order.index(place + 5) for place in range(5))  # of equal titles, the first is first
 
 
 PERSONAL = (
@@ -196,10 +157,10 @@ def test_damaged_files_are_refused(web, tmp_path):
     assert "has format 2" in run_node(newer, ["embed", ["a"]])[0]["error"]
 
 
-def test_only_two_tower_students_and_two_variants_are_written(searching, task):
+def test_only_students_with_towers_and_two_variants_are_written(searching, task):
     with seeds.scope(0, "other student"):
         lstm = Student(build_student("lstm", {"rows": 64, "width": 4}, task), StudentDescription(task, 60))
-    with pytest.raises(ModelError, match="cannot be exported for a browser: only 'two-tower' can"):
+    with pytest.raises(ModelError, match="cannot be exported for a browser: only 'two-tower' and 'static' can"):
         check_web(lstm, "int8")
     with pytest.raises(ConfigError, match="no variant 'float16'; it has: int8, float32"):
         check_web(searching, "float16")

@@ -70,3 +70,13 @@ def test_broken_tokenizer_is_refused():
 def test_encoded_ids_are_integers_that_models_can_index_with():
     encoded = HashedTokens(100, 16).encode(["a b"], ["c"])
     assert encoded["input_ids"].dtype == np.int64
+
+
+@pytest.mark.parametrize(("rows", "length"), [(3, 64), (1, 64), (-1, 64), (100, 7), (100, 65_537), (100, 10**30)])
+def test_hashed_tokens_have_bounds(rows, length):
+    with pytest.raises(ModelError, match=r"at least 4 rows|must be 8 to 65,536"):
+        HashedTokens(rows, length)
+
+
+def test_the_least_table_has_one_row_for_pieces():
+    assert HashedTokens(4, 8).encode(["a b"], None)["input_ids"].tolist() == [[CLS, 3, 3, SEP]]

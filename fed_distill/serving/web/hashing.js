@@ -47,7 +47,7 @@ export class BagHashing {
    */
   constructor(encoding, kinds) {
     if (encoding.algorithm !== "hashed words and n-grams") {
-      throw new Error(`texts are encoded by ${JSON.stringify(encoding.algorithm)}: only two-tower students run here`);
+      throw new Error(`texts are encoded by ${JSON.stringify(encoding.algorithm)}: only two-tower and static students run here`);
     }
     const salt = (value) => halves(BigInt(value) * BigInt(encoding.salt_factor));
     this.#kinds = kinds;

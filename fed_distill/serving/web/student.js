@@ -1,5 +1,5 @@
 /**
- * A two-tower student in a browser or in node, without a dependency: texts stay where they are typed.
+ * A two-tower or static student in a browser or in node, without a dependency: texts stay where they are typed.
  *
  *     import { loadStudent } from "./student.js";
  *     const student = await loadStudent("https://shop.example/web/"); // of fed-distill export --web int8
@@ -10,6 +10,7 @@
 
 import { BagHashing } from "./hashing.js";
 import { TextCleaning, UNASSIGNED } from "./texts.js";
+import { WordPieces } from "./wordpiece.js";
 
 const FORMAT = 1;
 const SMALLEST = 1e-6;
@@ -39,7 +40,7 @@ export async function loadStudent(folder, request) {
 /** A student and its task. */
 export class Student {
   #cleaning;
-  #hashing;
+  #rowsOf;
   #tensors = {};
   #width;
 
@@ -64,8 +65,7 @@ export class Student {
     this.digest = description.student;
     this.#width = description.tensors.table.shape[1];
     this.#cleaning = new TextCleaning(description);
-    const kinds = this.#cleaning.kinds.map((kind) => (kind === UNASSIGNED ? 0 : kind));
-    this.#hashing = new BagHashing(description.encoding, kinds);
+    this.#rowsOf = encoderOf(description, this.#cleaning);
   }
 
   /** Names of the classes, in the order of the columns of `predict`. */
@@ -80,7 +80,7 @@ export class Student {
    */
   encode(text, name = "text") {
     const cleaned = this.#cleaning.clean(text, name);
-    return { cleaned, rows: this.#hashing.encode(this.#cleaning.normalize(cleaned)) };
+    return { cleaned, rows: this.#rowsOf(cleaned) };
   }
 
   /**
@@ -182,6 +182,17 @@ export class Student {
     found[2 * width] = cosine;
     return found;
   }
+}
+
+/** Return what gives the table rows of a cleaned text. */
+function encoderOf({ encoding, wordpiece }, cleaning) {
+  if (encoding.algorithm === "tokenizer.json") {
+    const pieces = new WordPieces(encoding, wordpiece);
+    return (text) => pieces.encode(text);
+  }
+  const kinds = cleaning.kinds.map((kind) => (kind === UNASSIGNED ? 0 : kind));
+  const hashing = new BagHashing(encoding, kinds);
+  return (text) => hashing.encode(cleaning.normalize(text));
 }
 
 /** Return weights [outputs, inputs] times an input, plus a bias [outputs]. */

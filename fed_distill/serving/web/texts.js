@@ -119,7 +119,7 @@ function valueOf(digit) {
 }
 
 /** Return the kind of each code point from runs: count, kind, count, kind, ... */
-function kindsOf(runs) {
+export function kindsOf(runs) {
   const kinds = new Uint8Array(0x110000);
   let start = 0;
   for (let place = 0; place < runs.length; place += 2) {

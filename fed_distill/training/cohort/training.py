@@ -1,7 +1,6 @@
 """The steps of one cohort: a phase at a time, a batch of all its merchants at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from fed_distill import seeds
 from fed_distill.config import TrainerConfig
 from fed_distill.errors import TrainingError
 from fed_distill.models.base import Outputs
+from fed_distill.models.precision import autocast, products
 from fed_distill.training.cohort.batches import Batch, PhaseData
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.optimizers import StackedOptimizer, clipped
@@ -93,7 +93,7 @@ class Cohort:
         summed = torch.zeros(len(batch.sizes), device=self._stack.device)
         gradients: dict[str, Tensor] = {}
         for part in batch.parts(self._together):
-            with products(self._config):
+            with products(self._config.precision):
                 losses = self._losses(data, part)
                 mean = (losses * (part.mask / batch.counted[part.owner])).sum()
                 found = torch.autograd.grad(mean, weights, allow_unused=True)
@@ -112,7 +112,7 @@ class Cohort:
         sums: dict[str, Tensor] = {}
         for part in batch.parts(self._together) if len(batch.index) else ():
             with stack.protected():
-                with products(self._config):
+                with products(self._config.precision):
                     losses = self._losses(data, part)
                     flows = example_flows(stack, losses, part.mask)
                 found = clipped_sums(stack, flows, part.mask, largest)
@@ -131,7 +131,7 @@ class Cohort:
         references = data.taken(batch.index)
 
         def forward() -> Outputs:
-            with self._dropout, autocast(self._config, self._stack.device):
+            with self._dropout, autocast(self._config.precision, self._stack.device):
                 outputs = data.phase.run(self._stack.model, inputs)
             return outputs.to(self._stack.dtype)
 
@@ -190,19 +190,3 @@ def _corrections(stack: Stack, learners: Sequence[Learner]) -> dict[str, Tensor]
         return {}
     none = {name: torch.zeros_like(learners[0].weights[name]) for name in stack.layers}
     return stack.laid([{**none, **learner.correction} for learner in learners])
-
-
-def autocast(config: TrainerConfig, device: torch.device) -> AbstractContextManager[object]:
-    """While entered, a forward pass (and its backward pass later) is computed in the configured precision."""
-    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
-
-
-@contextmanager
-def products(config: TrainerConfig) -> Iterator[None]:
-    """While entered, float32 products may be computed in TF32, if that is the configured precision."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

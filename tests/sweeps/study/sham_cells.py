@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 
-from fed_distill.errors import DataError
+from fed_distill.errors import DataError, TrainingError
 
 STUDENT, SERVER, LOCAL, POOLED = 0.85, 0.90, 0.89, 0.97
 METHODS = {"fedavg": 0.94, "fedavg-kd": 0.95, "fedmd": 0.92}
@@ -28,8 +28,27 @@ def metrics(score):
     return {"accuracy": score - 0.2, "macro_f1": score - 0.3, "auc": score + 0.01, "ndcg@10": score, "mrr@10": score}
 
 
-def row(score):
-    return {**metrics(score), "merchant_accuracy": score - 0.1}
+def row(score, validation=None):
+    return {**metrics(score), "merchant_accuracy": score - 0.1, "validation": validation}
+
+
+def validation(rate, best):
+    """Metrics on validation examples: nDCG@10 is 0.8 at the best learning rate, 0.1 less for each doubling."""
+    return metrics(0.8 - 0.1 * abs(math.log2(rate / best)))
+
+
+BEST_RATES = {"fedavg": 1.5e-3, "fedavg-kd": 3e-3, "fedmd": 6e-3}
+"""Best learning rates of merchants by method, and of controls below."""
+
+
+def validations(experiment):
+    """Metrics on validation examples of the federation (None) and of controls."""
+    training, method = experiment.training, experiment.federation.method
+    return {
+        None: validation(training.merchants.learning_rate, BEST_RATES[method]),
+        "server": validation(training.server.learning_rate, 6e-3),
+        "pooled": validation(training.pooled.learning_rate, 2.5e-3),
+    }
 
 
 def summary(experiment):
@@ -61,13 +80,19 @@ def summary(experiment):
         "rounds": experiment.federation.rounds,
         "seconds": 60.0,
         "federation": experiment.federation.method,
-        "federations": {experiment.federation.method: {"rounds": experiment.federation.rounds, "seconds": 50.0}},
+        "federations": {
+            experiment.federation.method: {
+                "rounds": experiment.federation.rounds,
+                "seconds": 50.0,
+                "validation": validations(experiment)[None],
+            }
+        },
         "student": {
             **row(score),
             "parameters": 1000,
             "worst_merchant": {"merchant": "shop-3", "accuracy": score - 0.4},
         },
-        "controls": {name: row(controls[name]) for name in experiment.controls},
+        "controls": {name: row(controls[name], validations(experiment).get(name)) for name in experiment.controls},
         "retention": score / 0.96,
         "bytes": {
             "downlink_per_merchant_round": 50_000 if soft else 8_000_000,
@@ -129,6 +154,13 @@ def fail_fedmd(experiment, callbacks=()):
         raise DataError("merchant 'shop-3' has no\nlabel")
     else:
         raise ZeroDivisionError("a bug")
+
+
+def diverge_at_6e_3(experiment, callbacks=()):
+    """Training diverges at a merchants' learning rate of 6e-3."""
+    if experiment.training.merchants.learning_rate == 6e-3:
+        raise TrainingError("the loss is not finite")
+    run(experiment, callbacks)
 
 
 def killed_once(experiment, callbacks=()):

@@ -7,8 +7,10 @@ import pytest
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
+from fed_distill.sweeps.axes import COLUMNS, Axis, label_of
 from fed_distill.sweeps.cells import expand
-from fed_distill.sweeps.grid import COLUMNS, Axis, Study, label_of, varied
+from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.variation import varied
 
 FILE = """
 name = "mine"

@@ -3,7 +3,8 @@
 import pytest
 
 from fed_distill.errors import ConfigError
-from fed_distill.sweeps.space import Range, Tuning
+from fed_distill.sweeps.dimensions import Range
+from fed_distill.sweeps.space import Tuning
 
 
 class Recorder:

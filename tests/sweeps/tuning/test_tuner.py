@@ -34,9 +34,8 @@ def test_the_best_trial_becomes_a_complete_experiment(tables, tune):
     assert experiment.training.merchants.learning_rate == pytest.approx(float(best["learning_rate"]))
     assert experiment.controls == tuning.base.controls
     summary = json.loads((places.folder / "summary.json").read_text(encoding="utf-8"))
-    assert summary["base"] == {"validation": pytest.approx(0.8), "test": pytest.approx(0.7)}
+    assert summary["base"] == {"validation": pytest.approx(0.8)}
     assert summary["best"]["validation"] == pytest.approx(float(best["score"]))
-    assert summary["best"]["test"] == pytest.approx(float(best["score"]) - 0.1)
     assert next(iter(found.importance)) == "learning_rate"  # by the formula it is all that matters
     assert sum(found.importance.values()) == pytest.approx(1.0)
     for name in ("history", "settings", "importance"):

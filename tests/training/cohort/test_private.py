@@ -11,13 +11,13 @@ from fed_distill.config import TrainerConfig
 from fed_distill.data.tasks import RELEVANCE
 from fed_distill.distill.losses import hard_labels
 from fed_distill.models import build_student
+from fed_distill.models.precision import autocast
 from fed_distill.privacy.dp_sgd import ExampleDP, grid
 from fed_distill.seeds import Keystream
 from fed_distill.training.cohort.batches import PhaseData
 from fed_distill.training.cohort.layers import CannotStack
 from fed_distill.training.cohort.private import Noise, clipped_sums, example_flows
 from fed_distill.training.cohort.trainer import CohortTrainer
-from fed_distill.training.cohort.training import autocast
 from fed_distill.training.optimization import Pace
 from fed_distill.training.plan import Phase, Plan
 from fed_distill.training.submodel import completed
@@ -106,7 +106,7 @@ def contributions(stack, members, precision, even):
     found = []
     for place in range(max(batch.sizes)):
         with stack.protected():
-            with autocast(TrainerConfig(precision=precision), stack.device):
+            with autocast(precision, stack.device):
                 outputs = stack.model(stack.renumbered(student.collate(data.encoded, batch.index), batch.owner))
             losses = data.phase.objective(outputs.to(stack.dtype), data.taken(batch.index))
             mask = batch.mask * (batch.column == place)
