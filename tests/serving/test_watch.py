@@ -1,6 +1,9 @@
 """Traffic like the training data raises no drift, traffic of another language does, and nothing of it is kept."""
 
+import os
 import re
+import subprocess
+import sys
 from itertools import cycle, product
 
 import numpy as np
@@ -13,6 +16,7 @@ from fed_distill.data.student_description import StudentDescription
 from fed_distill.models import build_student
 from fed_distill.models.student_folder import save_student
 from fed_distill.serving import export as exporting
+from fed_distill.serving.service_metrics import WORKERS_FOLDER
 from fed_distill.serving.watch import Thinning
 from tests.serving.services import config_of, serving, until
 
@@ -170,6 +174,41 @@ def test_no_text_of_a_request_is_in_the_metrics(shop):
         client.post("/rank", json={"query": "zzpersonal", "titles": ["zzsecret title"] * 3})
         until(lambda: parsed(client.get("/metrics").text)["drift_values", "student", "text_length"] == 1)
         assert "zz" not in client.get("/metrics").text
+
+
+WORKER = """
+import sys
+from fed_distill.serving.drift import Drift
+from fed_distill.serving.service_metrics import ServiceMetrics
+metrics = ServiceMetrics()
+metrics.drift.drift("student", {"pair_length": Drift(int(sys.argv[1]), float(sys.argv[2]) if sys.argv[2] else None)})
+metrics.drift.features("student", "pair", 100, 7)
+metrics.drift.reference("student", {"pair": 0.01}, 0.75)
+metrics.shadow.compared("rank", 0.01, 0.5, {"kendall": -0.2})
+sys.stdout.buffer.write(metrics.text())
+"""
+
+
+def test_workers_have_windows_of_their_own_and_counts_together(tmp_path):
+    """Two processes, the first with too few values for an index."""
+    environment = {**os.environ, WORKERS_FOLDER: str(tmp_path)}
+    for values, index in (("3", ""), ("600", "0.5")):
+        command = [sys.executable, "-c", WORKER, values, index]
+        text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    found = {
+        name: sorted(re.findall(rf"^fed_distill_{name}{{.*}} (.*)$", text, re.MULTILINE))
+        for name in ("drift_psi", "drift_values", "unseen_features_total", "reference_unseen_share", "unseen_ceiling")
+    }
+    assert found == {
+        "drift_psi": ["0.5", "NaN"],
+        "drift_values": ["3.0", "600.0"],
+        "unseen_features_total": ["14.0"],
+        "reference_unseen_share": ["0.01"],
+        "unseen_ceiling": ["0.75"],
+    }
+    assert len(set(re.findall(r'^fed_distill_drift_psi.*pid="(\d+)"', text, re.MULTILINE))) == 2
+    assert 'fed_distill_shadow_rank_correlation_bucket{kind="kendall",le="0.0",route="rank"} 2.0' in text
+    assert 'fed_distill_shadow_overlap_sum{route="rank"} 1.0' in text
 
 
 def test_about_the_rate_is_chosen_of_each_second_evenly():
