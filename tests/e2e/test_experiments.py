@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,6 @@ STUDIES = [
         "privacy_marketplace",
         "privacy_audit",
         "methods",
-        "methods_tuned",
-        "quickstart_tuned",
-        "transfer_tuned",
         "carry_over",
         "catalogue",
         "quickstart_seeds",
@@ -33,8 +31,9 @@ STUDIES = [
         "byzantine",
     )
 ]
+TUNED = [ROOT / "experiments" / f"{name}.toml" for name in ("methods_tuned", "quickstart_tuned", "transfer_tuned")]
 TUNINGS = [ROOT / "experiments" / "tune.toml"]
-EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - {*STUDIES, *TUNINGS})
+EXPERIMENTS = sorted(set((ROOT / "experiments").glob("*.toml")) - {*STUDIES, *TUNED, *TUNINGS})
 NEEDS_DOWNLOAD = {"pricerunner.toml", "scarce_labels.toml", "transport.toml", "chain.toml"}
 
 pytestmark = pytest.mark.e2e
@@ -79,6 +78,18 @@ def test_a_study_is_a_grid_of_runs_that_can_be_made(path, tmp_path):
     cells = int(done.stdout.split(" cells")[0].split()[-1])
     assert cells >= 3  # two values of an axis, and their controls
     assert "to run" in done.stdout
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
+def test_a_study_of_tuned_rows_plans_trials_and_cells(path, tmp_path):
+    """None is run: tiny ones are in ``tests/sweeps/study/test_row_tuning.py``."""
+    command = [*command_of("study", path, {"runtime.cache": tmp_path / "cache"}), "--dry-run", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    planned = re.search(r"(\d+) trials, 0 of them finished;\s+(\d+) cells", done.stdout)
+    assert planned, done.stdout
+    trials, cells = (int(count) for count in planned.groups())
+    assert trials >= 2 * (cells - 1)  # a row's cells have two trials or more; controls have a cell of their own
 
 
 @pytest.mark.parametrize("path", TUNINGS, ids=lambda path: path.stem)
