@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import FAB_EXCLUDE_PATTERNS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fed_distill", "server", "clients")
@@ -32,6 +33,13 @@ def test_no_two_public_classes_have_one_name():
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name for name, count in counts.items() if count > 1} == TWICE
+
+
+def test_every_file_is_in_the_bundle_that_flower_sends():
+    """Flower leaves files out of an app's bundle whose names look like those of tests."""
+    patterns = [pattern.removeprefix("**/") for pattern in FAB_EXCLUDE_PATTERNS if pattern.startswith("**/")]
+    assert "*_test.py" in patterns
+    assert [path for path in FILES if any(path.match(pattern) for pattern in patterns)] == []
 
 
 @pytest.mark.parametrize("path", ["server/app.py", "clients/app.py"])

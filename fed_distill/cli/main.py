@@ -18,7 +18,7 @@ from fed_distill.cli.explain import explain
 from fed_distill.cli.export import export
 from fed_distill.cli.index import index
 from fed_distill.cli.ledger import ledger_app
-from fed_distill.cli.load_test import load_test
+from fed_distill.cli.load import load_test
 from fed_distill.cli.serve import serve
 from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study

@@ -9,7 +9,7 @@ from fed_distill.data.examples import FederatedData
 from fed_distill.data.limits import limited
 from fed_distill.data.proxy import proxy_source
 from fed_distill.data.splits import federate
-from fed_distill.data.without_test import without_test
+from fed_distill.data.validation_only import without_test
 
 __all__ = ["DATASETS", "Dataset", "Source", "load"]
 
