@@ -1,8 +1,8 @@
 """Configuration of the data and of its split between server and merchants."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fed_distill.config.tables import LARGEST, ConfigTable, PositiveFloat, PositiveInt, Share
 
@@ -101,3 +101,12 @@ class DataConfig(ConfigTable):
     partitions: PositiveInt = Field(20, description="number of merchants that a partitioner creates")
     concentration: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller is more skewed")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the dataset")
+
+    @model_validator(mode="after")
+    def _scored_without_sites(self) -> Self:
+        if self.scored_on == "validation" and self.clients == "elsewhere":
+            raise ValueError(
+                "scored_on = 'validation' cannot drop the test examples of real sites (clients = 'elsewhere'): tune in "
+                "a simulation, or remove scored_on"
+            )
+        return self

@@ -1,7 +1,8 @@
 """Data without test examples, for runs whose scores select settings.
 
-The validation examples take the place of the test examples before anything else sees the data. No code of a run, at the
-server or at a merchant, can therefore compute a test score, whatever it evaluates.
+The validation examples take the place of the test examples before anything else sees the data. No code of a simulation,
+at the server or at a merchant, can therefore compute a test score, whatever it evaluates. Real sites read their own
+data, so that an experiment with such clients is refused.
 """
 
 from dataclasses import replace

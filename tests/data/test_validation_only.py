@@ -43,3 +43,8 @@ def test_training_is_unchanged(both):
     assert {name: one.train.texts for name, one in whole.merchants.items()} == {
         name: one.train.texts for name, one in scored.merchants.items()
     }
+
+
+def test_real_sites_which_read_their_own_test_examples_are_refused():
+    with pytest.raises(ValueError, match="cannot drop the test examples of real sites"):
+        DataConfig(scored_on="validation", clients="elsewhere")
