@@ -23,7 +23,7 @@ from flwr.common.serde import recorddict_to_proto
 from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from fed_distill import seeds
+from fed_distill import logs, seeds
 from fed_distill.config import Experiment
 from fed_distill.data.examples import Examples, Task
 from fed_distill.experiment.grid import InProcessGrid
@@ -55,6 +55,14 @@ def one_thread():
 def no_home_cache(tmp_path_factory, monkeypatch):
     """Nothing that a test does reaches the user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """What a test, or an app that it calls, installs in this process's logging is removed again."""
+    yield
+    while logs._installed:
+        logs._installed.pop().remove()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 from fed_distill.config import Experiment
 from fed_distill.errors import ConfigError
+from fed_distill.experiment.simulation import check_merchants
 
 
 def trial_of(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
@@ -16,7 +17,9 @@ def trial_of(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
     examples.
 
     :param changes: further changes, such as seeds
+    :raises ConfigError: if the merchants are at real sites
     """
+    check_merchants(experiment)
     return experiment.with_changes(
         {"repeats": 1, "controls": [], "compare": [], **changes, "data.scored_on": "validation"}
     )
