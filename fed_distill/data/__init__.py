@@ -11,7 +11,7 @@ from fed_distill.data.proxy import proxy_source
 from fed_distill.data.splits import federate
 from fed_distill.data.validation_only import without_test
 
-__all__ = ["DATASETS", "Dataset", "Source", "load"]
+__all__ = ["DATASETS", "Dataset", "Reader", "Source", "load"]
 
 
 def load(config: DataConfig) -> FederatedData:
@@ -23,3 +23,18 @@ def load(config: DataConfig) -> FederatedData:
     dataset: Dataset = DATASETS.build(config.dataset, config.options)
     data = limited(federate(dataset.read(config), config, proxy_source(config)), config)
     return data if config.scored_on == "test" else without_test(data)
+
+
+class Reader:
+    """``load`` that keeps the data of its last configuration, for several users in one process."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._data: FederatedData | None = None
+
+    def __call__(self, config: DataConfig) -> FederatedData:
+        """Return the data of ``config``; raises as ``load`` does."""
+        key = config.model_dump_json()
+        if self._data is None or self._key != key:
+            self._key, self._data = key, load(config)
+        return self._data

@@ -4,17 +4,19 @@ Every finished part is stored in the run's ``checkpoint`` folder; a resumed run 
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from flwr.serverapp import Grid
 
 from fed_distill.adversaries.byzantine import byzantine_merchants
-from fed_distill.config import Experiment
+from fed_distill.config import DataConfig, Experiment
 from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.coordinator.sites import Sites
 from fed_distill.coordinator.students import ServerTraining
 from fed_distill.data import load
+from fed_distill.data.examples import FederatedData
 from fed_distill.data.public_part import PublicPart
 from fed_distill.data.student_description import StudentDescription
 from fed_distill.evaluation.metrics import classification_report
@@ -37,17 +39,24 @@ from fed_distill.reporting.store import CLASSES, SUMMARY, RunStore, read_audit
 from fed_distill.reporting.summary import summarize
 
 
-def run_experiment(experiment: Experiment, grid: Grid, callbacks: Callback, secret: str = "") -> Path:
+def run_experiment(
+    experiment: Experiment,
+    grid: Grid,
+    callbacks: Callback,
+    secret: str = "",
+    read: Callable[[DataConfig], FederatedData] = load,
+) -> Path:
     """Run ``experiment`` with the sites of ``grid``, and return the run's folder.
 
     :param secret: seeds the server's noise; empty in a simulation only, which uses the run's seed and gives no
         protection
+    :param read: reads the data: a ``Reader`` that the sites of this process share
     """
     began = time.perf_counter()
     check_settings(experiment)
     if experiment.runtime.threads is not None:
         torch.set_num_threads(experiment.runtime.threads)
-    data = load(experiment.data)
+    data = read(experiment.data)
     check_with_data(experiment, data)
     folder = experiment.runtime.folder / experiment.name
     opened = RunStore.resume if experiment.runtime.resume else RunStore.create

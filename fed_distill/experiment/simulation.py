@@ -22,14 +22,17 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
     """
     check_merchants(experiment)
     with logged(experiment.runtime.logs, run=experiment.name):
-        from fed_distill.experiment.run import run_experiment  # imports torch; errors above are reported before
+        from fed_distill.data import Reader  # imports torch; errors above are reported before
+        from fed_distill.experiment.run import run_experiment
         from fed_distill.merchant.app import build_app
         from fed_distill.reporting.result import Result
 
-        grid = InProcessGrid(build_app(), experiment.to_run_config(), sites=experiment.runtime.sites)
+        reader = Reader()  # server and merchants read the data once
+        app = build_app(reader=reader)
+        grid = InProcessGrid(app, experiment.to_run_config(), sites=experiment.runtime.sites)
         named = CallbackList.of(experiment)
         with CallbackList([named, *callbacks]) as followers:
-            return Result(run_experiment(experiment, grid, followers))
+            return Result(run_experiment(experiment, grid, followers, read=reader))
 
 
 def check_merchants(experiment: Experiment) -> None:

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fed_distill.config import Experiment
-from fed_distill.data import load
+from fed_distill.data import Reader
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.public_part import PublicPart
 from fed_distill.errors import FedDistillError, TrainingError
@@ -59,12 +59,12 @@ class Hosting:
     tallies: counts of each node, by node id.
     """
 
-    def __init__(self, data: FederatedData | None = None, key: str | None = None) -> None:
+    def __init__(self, data: FederatedData | None = None, key: str | None = None, reader: Reader | None = None) -> None:
         self._data = data
         self._key = uuid.uuid4().hex if key is None else key
+        self._reader = Reader() if reader is None else reader
         self.tallies: dict[int, Tally] = defaultdict(Tally)
         self._sites: dict[int, Site] = {}
-        self._read: dict[str, FederatedData] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "Hosting"], tuple[FederatedData | None, str]]:
         return _hosting_here, (self._data, self._key)
@@ -73,17 +73,10 @@ class Hosting:
         """Return the site of a Flower context."""
         if context.node_id not in self._sites:
             real = self._data is not None or "site" in context.node_config
-            site = site_for(context, self._data if real else self._simulated(context))
+            data = self._data if real else self._reader(Experiment.from_run_config(context.run_config).data)
+            site = site_for(context, data)
             self._sites[context.node_id] = replace(site, tally=self.tallies[context.node_id])
         return self._sites[context.node_id]
-
-    def _simulated(self, context: Context) -> FederatedData:
-        """Return all merchants of a simulation, read once for all sites of this process."""
-        config = Experiment.from_run_config(context.run_config).data
-        key = config.model_dump_json()
-        if key not in self._read:
-            self._read = {key: load(config)}
-        return self._read[key]
 
 
 _HERE: dict[str, Hosting] = {}
@@ -96,12 +89,13 @@ def _hosting_here(data: FederatedData | None, key: str) -> Hosting:
     return _HERE[key]
 
 
-def build_app(data: FederatedData | None = None) -> ClientApp:
+def build_app(data: FederatedData | None = None, reader: Reader | None = None) -> ClientApp:
     """Build a ClientApp with its own sites, each opened at its first message.
 
     :param data: data of the merchants, instead of the experiment's
+    :param reader: reads the data of a simulation, for a server in this process too; None for one of its own
     """
-    hosting = Hosting(data)
+    hosting = Hosting(data, reader=reader)
     site_of = hosting.site_of
 
     def watch(message: Message, context: Context, answer: Answering) -> Message:

@@ -36,10 +36,11 @@ class Holdings:
     experiment: Experiment
     merchants: Mapping[str, MerchantData]
     proxy: Examples
-    _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict)
-    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
-    _prepared_proxy: dict[tuple[str, bytes], PreparedExamples] = field(default_factory=dict)
-    _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict)
+    _students: dict[tuple[str, bool], TextModel] = field(default_factory=dict, init=False)
+    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict, init=False)
+    _prepared_proxy: dict[tuple[str, bytes], PreparedExamples] = field(default_factory=dict, init=False)
+    _proxy_bags: dict[bytes, sparse.csr_array] = field(default_factory=dict, init=False)
+    _expertise: dict[tuple[str, bytes], Tensor] = field(default_factory=dict, init=False)
 
     def student(self, blueprint: str, protected: bool = False) -> TextModel:
         """Return the student of a blueprint, with frozen weights; ``protected``: those of private training."""
@@ -106,11 +107,14 @@ class Holdings:
     def expertise(self, merchant: str, request: TrainRequest) -> Tensor:
         """Return a merchant's expertise on the proxy set of a request: the largest lexical cosine of each proxy example
         with one of its training examples, labelled or not, in [0, 1], float32 ``[proxy]``."""
-        own = self.merchants[merchant]
-        among = self.bags_of(merchant)
-        if len(own.unlabeled):
-            among = sparse.vstack([among, bags(own.unlabeled.texts, own.unlabeled.pairs)], format="csr")
-        return torch.from_numpy(largest_cosine(self.bags_of_proxy(request), among))
+        key = (merchant, request.proxy)
+        if key not in self._expertise:
+            own = self.merchants[merchant]
+            among = self.bags_of(merchant)
+            if len(own.unlabeled):
+                among = sparse.vstack([among, bags(own.unlabeled.texts, own.unlabeled.pairs)], format="csr")
+            self._expertise[key] = torch.from_numpy(largest_cosine(self.bags_of_proxy(request), among))
+        return self._expertise[key]
 
     def density_ratio(self, merchant: str, request: TrainRequest) -> Tensor:
         """Return the density of a merchant's labelled examples relative to that of the proxy set of a request, at each

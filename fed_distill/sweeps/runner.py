@@ -161,7 +161,7 @@ class Runner:
         again = self.places.run(name).exists()
         experiment = placed(cell, self.places, self.resources.threads, again)
         simulate = None if self.places.is_finished(name) else self.simulate
-        work = Work(experiment.to_toml(), simulate)
+        work = Work(experiment.to_toml(), self.resources.threads, simulate)
         if cell.attacks is not None:
             work = replace(work, attack=self.attack, shadows=cell.attacks.shadows, canaries=cell.attacks.canaries)
         process = CellProcess.start(work, self.places.log(name), f"cell {name}")

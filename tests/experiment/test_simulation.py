@@ -5,6 +5,8 @@ import multiprocessing
 import torch
 from safetensors.torch import load_file
 
+import fed_distill.data as data_package
+from fed_distill.data import load
 from fed_distill.experiment.simulation import run
 
 CHANGES = {"controls": ["local"], "federation.aggregator": "fedsubavg", "federation.rounds": 2, "runtime.cohort": 2}
@@ -23,3 +25,11 @@ def test_two_cores_give_the_student_of_one(tiny_experiment, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
     assert multiprocessing.active_children() == []
+
+
+def test_the_server_and_all_sites_read_the_data_once(tiny_experiment, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(data_package, "load", lambda config: reads.append(config) or load(config))
+    experiment = tiny_experiment(tmp_path, {"controls": [], "runtime.sites": 2})
+    run(experiment)
+    assert reads == [experiment.data]

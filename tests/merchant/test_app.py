@@ -9,10 +9,10 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from ray import cloudpickle
 
+import fed_distill.data as data_package
 from fed_distill.config.experiment import personal_arm
 from fed_distill.data import load
 from fed_distill.experiment.grid import InProcessGrid, context_of
-from fed_distill.merchant import app
 from fed_distill.merchant.app import build_app, site_for
 from fed_distill.transport.requests import EVALUATE, QUERY_MERCHANTS, TRAIN
 
@@ -101,7 +101,7 @@ def test_a_sites_own_ledger_and_limits_win_over_the_run_config(tiny_experiment, 
 def reads(monkeypatch):
     """What data are read from now on."""
     reads = []
-    monkeypatch.setattr(app, "load", lambda config: reads.append(config) or load(config))
+    monkeypatch.setattr(data_package, "load", lambda config: reads.append(config) or load(config))
     return reads
 
 

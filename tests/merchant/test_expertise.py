@@ -5,11 +5,13 @@ Each check is shown to fail if what it is for is left out.
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from fed_distill.mechanisms import release
 from fed_distill.mechanisms.release import Protection
+from fed_distill.merchant import holdings
 from fed_distill.merchant.allowance import run_exposure
 from fed_distill.merchant.limits import Limit, Limits, Rules
 from fed_distill.merchant.opening import open_site
@@ -18,8 +20,8 @@ from fed_distill.payloads.expert_soft_labels import ExpertSoftLabels
 from fed_distill.privacy.accounting import Spend, epsilon
 from fed_distill.privacy.ledger import exposure
 from fed_distill.privacy.text_sum import text_sum
-from fed_distill.text.similarity import bags
-from fed_distill.transport.requests import Refusal
+from fed_distill.text.similarity import bags, largest_cosine
+from fed_distill.transport.requests import Refusal, packed
 
 ARM = "expert-fd"
 SECRET = "5ec2e7" * 8
@@ -175,6 +177,21 @@ def test_an_equal_request_is_answered_by_the_same_bytes(site_of, ask, charges):
 
 def exact(statistics):
     return statistics.holdings.expertise(statistics.learner.name, statistics.request)
+
+
+def test_exact_expertise_is_computed_once_a_proxy_set(world, monkeypatch):
+    site, calls = world.site(), []
+    monkeypatch.setattr(holdings, "largest_cosine", lambda *of: calls.append(of) or largest_cosine(*of))
+    merchant, request = world.names[0], world.request(world.names[0])
+    first, again = (site.holdings.expertise(merchant, request) for _ in range(2))
+    assert torch.equal(first, again) and len(calls) == 1
+    train, proxy = world.data.merchants[merchant].train, site.holdings.proxy
+    whole = bags(proxy.texts, proxy.pairs) @ bags(train.texts, train.pairs).T
+    torch.testing.assert_close(first, torch.from_numpy(whole.toarray().max(axis=1)).float())
+    chosen = replace(request, proxy=packed(np.arange(len(proxy)) % 2 == 0))
+    torch.testing.assert_close(site.holdings.expertise(merchant, chosen), first[::2])
+    site.holdings.expertise(world.names[1], request)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("planted", [False, True])

@@ -121,9 +121,19 @@ def run(experiment, callbacks=()):
     write(experiment)
 
 
+def run_if_imported(experiment, callbacks=()):
+    """A run that fails unless torch was there before it, with the environment of the process that began the study."""
+    import sys
+
+    missing = [name for name in ("torch", "fed_distill.merchant.app") if name not in sys.modules]
+    if missing or os.environ.get("OF_THE_STUDY") != "now" or os.environ["OMP_NUM_THREADS"] != "1":
+        raise DataError(f"missing {missing}; {sorted(os.environ)}")
+    run(experiment, callbacks)
+
+
 def run_with_students(experiment, callbacks=()):
     """A run that ends well, and keeps what a merchant would have gone on from."""
-    import torch  # more than a second in each process
+    import torch
 
     from fed_distill.storage.merchant_store import STUDENTS, MerchantStore
 

@@ -90,6 +90,13 @@ def test_every_cell_is_run_once_in_a_process_of_its_own_and_says_what_it_does(ru
     assert len({line[0].split()[0] for line in lines} | {str(os.getpid())}) == 3
 
 
+def test_a_cell_begins_with_what_takes_long_to_import_and_the_environment_of_now(run, small, monkeypatch):
+    for environment in ("before", "now"):
+        monkeypatch.setenv("OF_THE_STUDY", environment)
+        failures, _ = run(small, "run_if_imported")
+        assert (failures == {}) == (environment == "now")
+
+
 def test_what_is_finished_is_not_run_again_and_equal_cells_run_once(run, small, tmp_path):
     run(small[:1])
     failures, diary = run([*small, *small])
