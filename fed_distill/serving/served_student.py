@@ -18,7 +18,7 @@ from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
 from fed_distill.errors import DataError, ModelError
 from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, BatchMetrics, Pairs
 from fed_distill.serving.explainer import Explainer
-from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, REFERENCE, read_inside
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, MOST_DIFFERENCE, PRUNED, REFERENCE, read_inside
 from fed_distill.serving.index import Hit, ProductIndex
 from fed_distill.serving.index_files import load_index
 from fed_distill.serving.reference import FeatureCounter, Reference, load_reference
@@ -95,15 +95,18 @@ def _check_conformance(folder: Path, student: ExportedStudent) -> None:
         examples, allowed = content["examples"], float(content["tolerance"])
         texts = [one["text"] for one in examples]
         pairs = [one["pair"] for one in examples] if student.task.pair else None
-        expected = np.array([one["probabilities"] for one in examples], dtype=np.float64)
-        if not 0.0 <= allowed <= 1.0:  # any probabilities would be within it
-            raise ValueError(f"tolerance is {allowed:g}")
+        if student.variant == PRUNED and not all(PRUNED in one for one in examples):
+            raise ValueError(f"it has no probabilities of the variant {PRUNED}, as an earlier version wrote it")
+        own = PRUNED if student.variant == PRUNED else "probabilities"
+        expected = np.array([one[own] for one in examples], dtype=np.float64)
+        if not 0.0 <= allowed <= MOST_DIFFERENCE["float32"]:
+            raise ValueError(f"tolerance is {allowed:g}, and must be at most {MOST_DIFFERENCE['float32']:g}")
         if not texts or expected.shape != (len(texts), len(student.classes)):
             raise ValueError(f"{len(texts)} texts have probabilities of shape {expected.shape}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}; export the student again") from error
     measured = student.description.variants[student.variant].measured
-    if student.variant != "float32" and measured is not None:
+    if student.variant not in ("float32", PRUNED) and measured is not None:
         allowed = measured.difference + _ROUNDING
     try:
         found = student.predict(texts, pairs)
