@@ -162,12 +162,14 @@ class ExplainAnswer(BaseModel):
 
 class ReadyAnswer(BaseModel):
     """ready: whether requests are answered. students: version by role. refused: what could not be reloaded; the log
-    has the reasons."""
+    has the reasons. drift_not_measured: by role, why the drift of its traffic, which is to be watched, is not measured.
+    """
 
     ready: bool
     students: dict[str, str]
     refused: list[str]
 
+    drift_not_measured: dict[str, str]
 
 class HealthAnswer(BaseModel):
     """status: ``ok`` while the process lives."""

@@ -201,7 +201,12 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch:
     async def ready() -> Response:
         """Tell whether requests are answered, and by which students."""
         serving = students.ready and not app.state.draining
-        answer = ReadyAnswer(ready=serving, students=dict(students.versions), refused=sorted(students.problems))
+        answer = ReadyAnswer(
+            ready=serving,
+            students=dict(students.versions),
+            refused=sorted(students.problems),
+            drift_not_measured=watch.unmeasured,
+        )
         return Response(answer.model_dump_json(), status_code=200 if serving else 503, media_type="application/json")
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -90,7 +90,7 @@ def test_a_pruned_variant_without_probabilities_of_its_own_is_refused(export):
     content = json.loads(path.read_text("utf-8"))
     del content["examples"][3]["pruned"]
     path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ModelError, match="no probabilities of the variant pruned, .*; export the student again"):
+    with pytest.raises(ModelError, match=r"no probabilities of the variant pruned, .*; export the student again"):
         load_checked(StudentTable(student=export, variant="pruned"), 1)
     load_checked(StudentTable(student=export, variant="int8"), 1)
 
