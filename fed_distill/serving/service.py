@@ -67,17 +67,20 @@ _RULES: Rules = {
 _CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build_service(config: ServeConfig, folder: Path | None = None, rates: Path | None = None) -> FastAPI:
+def build_service(
+    config: ServeConfig, folder: Path | None = None, rates: Path | None = None, replaces: bool = False
+) -> FastAPI:
     """Return the application; it loads its students when it starts, and is not ready until then.
 
     :param config: content of ``serve.toml``
     :param folder: folder of that file, whose keys are read again when it changes
     :param rates: folder in which the workers of a service share the rates of keys; None: there is one process
+    :param replaces: whether this worker starts after others have served (``shared_buckets``)
     :raises ConfigError: anybody on the network could use the service, or a package is missing
     """
     config.check_access()
     metrics = ServiceMetrics()
-    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates))
+    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates, replaces))
     students = Students(config, folder, keys, metrics)
     watch = Watch(config, students, metrics)
 

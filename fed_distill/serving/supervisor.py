@@ -121,6 +121,7 @@ class _Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._ends: deque[float] = deque()
         self._served = False
+        self._answered = False
         self._stopping = asyncio.Event()
         self._problem: ServiceError | None = None
         # -P: no module of the current folder takes the place of one of the package's.
@@ -204,6 +205,7 @@ class _Supervisor:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
+                *(["--replaces"] if self._answered else []),
                 "--channel",
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -221,7 +223,7 @@ class _Supervisor:
         if told == RELOAD:
             self._tell(RELOAD, but=worker)
         elif told == READY:
-            worker.ready = True
+            worker.ready = self._answered = True
             workers = self._config.service.workers
             if not self._served and sum(one.ready for one in self._workers.values()) == workers:
                 self._served = True

@@ -39,13 +39,14 @@ def main() -> None:
     parser.add_argument("--listener", type=int, required=True, help="file number of the socket that listens")
     parser.add_argument("--channel", type=int, required=True, help="file number of the supervisor's channel")
     parser.add_argument("--rates", type=Path, required=True, help="folder of the keys' token buckets")
+    parser.add_argument("--replaces", action="store_true", help="this worker starts after others have served")
     parser.add_argument("--logs", choices=("text", "json"), required=True)
     parser.add_argument("--folder", type=Path, help="folder of serve.toml, if there is one")
     chosen = parser.parse_args()
     log_service(chosen.logs)
     try:
         config = ServeConfig.model_validate_json(chosen.settings.read_text(encoding="utf-8"))
-        app = build_service(config, chosen.folder, chosen.rates)
+        app = build_service(config, chosen.folder, chosen.rates, chosen.replaces)
         students: Students = app.state.students
         students.load()
     except FedDistillError as error:
