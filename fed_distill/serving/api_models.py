@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from fed_distill.serving.index import CANDIDATES
+from fed_distill.serving.request_ids import REQUEST_ID_PATTERN
 from fed_distill.serving.service_config import MOST_TITLES
 
 _CHARACTERS = 10_000
@@ -168,8 +169,8 @@ class ReadyAnswer(BaseModel):
     ready: bool
     students: dict[str, str]
     refused: list[str]
-
     drift_not_measured: dict[str, str]
+
 
 class HealthAnswer(BaseModel):
     """status: ``ok`` while the process lives."""
@@ -185,9 +186,11 @@ class ReloadAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """error: for programs. detail: one line for a person, without any value of the request."""
+    """error: for programs. detail: one line for a person, without any value of the request. request_id: that of the
+    header ``X-Request-ID`` and of the service's log."""
 
     model_config = ConfigDict(extra="forbid")
 
     error: ErrorCode
     detail: Annotated[str, StringConstraints(max_length=MOST_DETAIL, pattern=r"^[^\r\n]*$")]
+    request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)]

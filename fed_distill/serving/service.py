@@ -230,25 +230,25 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _refusal(Refused(422, "invalid", _problem(error.errors()[0])))
+        return _refusal(request, Refused(422, "invalid", _problem(error.errors()[0])))
 
     @app.exception_handler(DataError)
     async def unfit(request: Request, error: DataError) -> Response:
-        return _refusal(Refused(422, "invalid", str(error)))
+        return _refusal(request, Refused(422, "invalid", str(error)))
 
     @app.exception_handler(Overloaded)
     async def overloaded(request: Request, error: Overloaded) -> Response:
-        return _refusal(Refused(503, "overloaded", "too much is waiting: try again", {"Retry-After": "1"}))
+        return _refusal(request, Refused(503, "overloaded", "too much is waiting: try again", {"Retry-After": "1"}))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return _refusal(error)
+        return _refusal(request, error)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         # FastAPI answers 400 to a body that its parser cannot read, such as one nested too deeply.
         status = 422 if error.status_code == 400 else error.status_code
-        return _refusal(Refused(status, _CODES.get(status, "invalid"), str(error.detail), error.headers))
+        return _refusal(request, Refused(status, _CODES.get(status, "invalid"), str(error.detail), error.headers))
 
 
 def _problem(problem: ErrorDetails) -> str:
@@ -263,8 +263,8 @@ def _problem(problem: ErrorDetails) -> str:
     return described(where, shown)
 
 
-def _refusal(refused: Refused) -> Response:
-    return Response(refused.body(), refused.status, refused.headers, "application/json")
+def _refusal(request: Request, refused: Refused) -> Response:
+    return Response(refused.body(request.state.request_id), refused.status, refused.headers, "application/json")
 
 
 def _answer(content: BaseModel, student: ServedStudent) -> Response:

@@ -80,6 +80,15 @@ def requests(client):
     yield client.post("/rank", content=TEXT, headers={"content-type": f"text/{MAIL}"})
     for name in ("user-agent", "cookie", "referer", "origin", "x-forwarded-for", "x-request-id", "host", "from"):
         yield client.post("/rank", json=good, headers={name: TEXT})
+    for given in (
+        MAIL,
+        PHONE,
+        "1701234567",
+        "4111111111111111" * 2,
+        "41111111-1111-1111-0000-170123456700",
+        "a" * 32 + MAIL,
+    ):
+        yield client.post("/rank", json=good, headers={"x-request-id": given})
     for given in (f"Bearer {MAIL}", f"Basic {CARD}", TEXT):
         yield client.post("/rank", json=good, headers={"authorization": given})
     for path in (f"/{MAIL}", f"/rank/{MAIL}", f"/page/student/{MAIL}", f"/page/{MAIL}", f"/health/{MAIL}{quoted}"):
