@@ -25,7 +25,7 @@ _DESCRIPTIONS = {
     413: "the body is too large",
     422: "a value is wrong, or does not fit the student",
     429: "the key's rate is used up",
-    503: "no student is loaded, or too much is waiting",
+    503: "no student is loaded, too much is waiting, or the index cannot be changed now",
 }
 _RETRY = {
     "description": "seconds after which to try again",

@@ -62,11 +62,16 @@ def load_checked(table: StudentTable, threads: int) -> LoadedStudent:
     version = student_version(folder, table.variant)
     student = load_exported(folder, table.variant, threads)
     _check_conformance(folder, student)
-    index = None if table.index is None else load_index(table.index, student, student.digest)
-    if index is not None:
-        index.vectors(())  # finds the rows of its products now, not in a request
+    index = None if table.index is None else load_products(table.index, student)
     explainer = None if table.trained is None else Explainer.load(table.trained, student)
     return LoadedStudent(student, version, index, explainer, _reference(folder, student))
+
+
+def load_products(folder: Path, student: ExportedStudent) -> ProductIndex:
+    """Load an index of the student; raise DataError if it is damaged, or of another student."""
+    index = load_index(folder, student, student.digest)
+    index.vectors(())  # finds the rows of its products now, not in a request
+    return index
 
 
 def _reference(folder: Path, student: ExportedStudent) -> tuple[Reference, FeatureCounter] | None:
@@ -147,6 +152,10 @@ class ServedStudent:
     def waiting(self) -> int:
         """Rows that wait for a batch."""
         return self._scoring.batcher.waiting
+
+    def use_index(self, index: ProductIndex) -> None:
+        """Search another index from now on; requests in progress go on with the one before."""
+        self._index = index
 
     async def predict(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """Do as ``Scorer.predict``.

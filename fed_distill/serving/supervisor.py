@@ -27,7 +27,7 @@ from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.service_logs import LogStyle
 from fed_distill.serving.service_metrics import WORKERS_FOLDER
 from fed_distill.serving.shared_folder import SharedFolder
-from fed_distill.serving.worker import BEAT_SECONDS, DRAIN, READY, RELOAD
+from fed_distill.serving.worker import BEAT_SECONDS, DRAIN, LOOK, READY, RELOAD
 
 MOST_ENDED = 5
 """Workers that may end by themselves within ``WITHIN_SECONDS``; with one more the service ends."""
@@ -220,8 +220,8 @@ class _Supervisor:
         return _Worker(place, process, *await asyncio.open_unix_connection(sock=ours))
 
     def _hear(self, worker: _Worker, told: bytes) -> None:
-        if told == RELOAD:
-            self._tell(RELOAD, but=worker)
+        if told in (RELOAD, LOOK):
+            self._tell(told, but=worker)
         elif told == READY:
             worker.ready = self._answered = True
             workers = self._config.service.workers

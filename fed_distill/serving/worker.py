@@ -23,9 +23,10 @@ from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.service_logs import log_service
 from fed_distill.serving.students import Students
 
-READY, ALIVE, RELOAD, DRAIN = b"+", b".", b"r", b"d"
+READY, ALIVE, RELOAD, LOOK, DRAIN = b"+", b".", b"r", b"l", b"d"
 """What the channel carries, a byte each. To the supervisor: requests are accepted; the event loop runs; all other
-workers should reload. To the worker: reload; drain, or, the second time, stop now."""
+workers should reload; or look at their files, as the index has changed. To the worker: reload; look; drain, or, the
+second time, stop now."""
 BEAT_SECONDS = 1.0
 """Between two signs of life."""
 
@@ -55,6 +56,7 @@ def main() -> None:
     channel = socket.socket(fileno=chosen.channel)
     server = _Server(app, config, lambda: channel.sendall(READY))
     app.state.reload_others = lambda: channel.send(RELOAD)
+    app.state.index_changed = lambda: channel.send(LOOK)
     with (
         socket.socket(fileno=chosen.listener) as listener,
         channel,
@@ -86,6 +88,8 @@ async def _obey(server: DrainingServer, channel: socket.socket, students: Studen
     while told := await loop.sock_recv(channel, 1):
         if told == RELOAD:
             await students.reload(force=True)
+        elif told == LOOK:
+            await students.reload()
         elif told == DRAIN:
             drain()
             drain = server.drain

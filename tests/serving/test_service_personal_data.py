@@ -46,6 +46,12 @@ BODIES = {
     ],
     "/recommend": [{"history": [TEXT], "titles": [TEXT]}, {"history": TEXT, "titles": [MAIL]}],
     "/search": [{"query": TEXT}, {"query": TEXT, "k": MAIL}, {"query": TEXT, "k": 4111111111111111}, {"query": [MAIL]}],
+    "/products/delete": [
+        {"products": [CARD, "p4"]},
+        {"products": [MAIL] * 2},
+        {"products": MAIL},
+        {"products": [TEXT * 9]},
+    ],
     "/explain": [{"query": TEXT, "title": TEXT}, {"query": MAIL, "title": [PHONE]}, {"query": TEXT * 9, "title": "x"}],
 }
 
@@ -73,6 +79,16 @@ def requests(client):
     for path, bodies in BODIES.items():
         for body in bodies:
             yield client.post(path, json=body)
+    for products in (
+        [{"id": MAIL, "title": TEXT}],
+        [{"id": MAIL, "title": TEXT}] * 2,
+        [{"id": CARD, "title": TEXT * 9}],
+        [{"id": PHONE, "title": " "}],
+        [{"id": TEXT * 9, "title": "x"}],
+        [{"id": MAIL, "title": [PHONE], CARD: 1}],
+        MAIL,
+    ):
+        yield client.put("/products", json={"products": products})
     good = {"query": TEXT, "titles": [TEXT]}
     quoted = f"?mail={MAIL}&phone={PHONE}"
     yield client.post(f"/rank{quoted}", json=good)
