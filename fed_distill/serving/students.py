@@ -102,7 +102,7 @@ class Students:
         if self._file is not None:
             self._keys.replace(read_serve_config(self._file.parent).key)
         for role, table in self._tables().items():
-            self._seen[role], self._seen[_index_of(role)] = _files_signature(table), _index_signature(table)
+            self._seen[role], self._seen[_index_of(role)] = _signatures(table)
             self._put(role, load_checked(table, self._config.service.threads))
 
     async def watch(self) -> None:
@@ -118,7 +118,7 @@ class Students:
         """
         async with self._loading:
             for role, table in self._tables().items():
-                files, index = await asyncio.to_thread(lambda one=table: (_files_signature(one), _index_signature(one)))
+                files, index = await asyncio.to_thread(_signatures, table)
                 same_files, same_index = files == self._seen.get(role), index == self._seen.get(_index_of(role))
                 self._seen[role], self._seen[_index_of(role)] = files, index
                 if force or not same_files or not (same_index or self._serves_newest(role)):
@@ -200,7 +200,7 @@ class Students:
 
 
 def _files_signature(table: StudentTable) -> Signature:
-    """Return what changes when a file of a student does: a copy that is not complete is refused, and tried again."""
+    """Return what changes when an own file of a student does: an incomplete copy is refused, and tried again."""
     paths = [table.student / name for name in (EXPORT, CONFORMANCE, DESCRIPTION, TOKENIZER)]
     paths += sorted((table.student / table.variant).glob("*.onnx"))
     if table.trained is not None:
@@ -208,9 +208,10 @@ def _files_signature(table: StudentTable) -> Signature:
     return _signature(tuple(paths))
 
 
-def _index_signature(table: StudentTable) -> Signature:
-    """Return what changes when the index does."""
-    return () if table.index is None else _signature((table.index / INDEX,))
+def _signatures(table: StudentTable) -> tuple[Signature, Signature]:
+    """Return what changes when a file of a student does, and what does when its index does."""
+    index = () if table.index is None else _signature((table.index / INDEX,))
+    return _files_signature(table), index
 
 
 def _index_of(role: Role) -> str:
