@@ -22,10 +22,13 @@ import numpy as np
 from fed_distill.serving.index import ProductBlock, ProductIndex
 from fed_distill.serving.index_files import save_index
 from fed_distill.serving.runtime import ExportedStudent, load_exported
+from fed_distill.serving.service_config import ServiceTable
+from fed_distill.serving.vector_cache import VectorCache
 
 _TITLE = 60
 """Characters of a title."""
 _SEARCHES = 8
+_CACHED = ServiceTable.model_fields["cached_vectors"].default
 
 
 def main() -> None:
@@ -42,6 +45,8 @@ def main() -> None:
         alone = _measure(chosen, student, variant, 0)
         for products in map(int, chosen.products.split(",")):
             _measure(chosen, student, variant, products, alone)
+    full = _cached(student.embed([]).shape[1], _CACHED)
+    print(f"{_CACHED:,} cached titles: {full / 1e6:.0f} MB of each worker's own")
 
 
 def _measure(
@@ -106,11 +111,21 @@ def _search(address: str, workers: int) -> None:
             answer.read()
 
 
-def _memory(process: int) -> tuple[float, float]:
+def _memory(process: int | str) -> tuple[float, float]:
     """Return the resident bytes of a process: its own, and those of files."""
     text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    rss, own = (1024 * int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1]) for name in ("Rss", "Anonymous"))  # type: ignore[index] # the kernel writes both
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
+    rss, own = (1024.0 * int(found[name]) for name in ("Rss", "Anonymous"))
     return own, rss - own
+
+
+def _cached(width: int, titles: int) -> float:
+    """Return the bytes of a full cache of vectors."""
+    before, vector = _memory("self")[0], np.ones(width, dtype=np.float32)
+    cache = VectorCache(titles, width)
+    for number in range(titles):
+        cache.put([f"title of product {number} ".ljust(_TITLE, "x")], [vector])
+    return _memory("self")[0] - before
 
 
 if __name__ == "__main__":
