@@ -1,8 +1,8 @@
 """Changes of the products in the index while it is served: saved first, then seen by all workers.
 
 The saved index is what all workers have in common. A change reads it, applies itself and replaces it, as a whole and
-under the folder's lock, so that no change of another worker, or of ``fed-distill index``, is lost. Then this worker
-loads the new index and tells the others to. Each change writes the whole index: many products belong into one.
+under the folder's lock, so that no change of another worker is lost. Then this worker tells the others to load the new
+index, and loads it. Each change writes the whole index: many products belong into one.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ def main() -> None:
     channel = socket.socket(fileno=chosen.channel)
     server = _Server(app, config, lambda: channel.sendall(READY))
     app.state.reload_others = lambda: channel.send(RELOAD)
-    app.state.index_changed = lambda: channel.send(LOOK)
+    app.state.index_changed = lambda: _tell(channel, LOOK)
     with (
         socket.socket(fileno=chosen.listener) as listener,
         channel,
@@ -96,13 +96,18 @@ async def _obey(server: DrainingServer, channel: socket.socket, students: Studen
     server.begin_drain()
 
 
+def _tell(channel: socket.socket, what: bytes) -> None:
+    """Tell the supervisor, if it is not gone or paused for minutes: workers look at their files without it too."""
+    with contextlib.suppress(ConnectionError, BlockingIOError):
+        channel.send(what)
+
+
 async def _live(server: DrainingServer, channel: socket.socket) -> None:
     """Give signs of life, and count for ``/metrics`` of all workers what waits in this one."""
     state = server.config.app.state  # type: ignore[union-attr] # the application of build_service
     while True:
         state.metrics.waiting.set(state.students.waiting)
-        with contextlib.suppress(ConnectionError, BlockingIOError):  # the supervisor is gone, or paused for minutes
-            channel.send(ALIVE)
+        _tell(channel, ALIVE)
         await asyncio.sleep(BEAT_SECONDS)
 
 
