@@ -56,10 +56,13 @@ class OwnBucket:
         """Return the bucket of a key that has not been used."""
         return cls(float(table.burst), now)
 
+    def at_time(self, table: KeyTable, now: float) -> float:
+        """Return the tokens at a time not before ``at``."""
+        return min(table.burst, self.tokens + (now - self.at) * table.rate)
+
     def wait(self, table: KeyTable, now: float) -> float:
         """Take a token, as ``TokenBucket`` describes."""
-        self.tokens = min(table.burst, self.tokens + (now - self.at) * table.rate)
-        self.at = now
+        self.tokens, self.at = self.at_time(table, now), now
         if self.tokens >= 1.0:
             self.tokens -= 1.0
             return 0.0

@@ -8,15 +8,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from fed_distill.serving.index import CANDIDATES
+from fed_distill.serving.request_ids import REQUEST_ID_PATTERN
 from fed_distill.serving.service_config import MOST_TITLES
 
 _CHARACTERS = 10_000
 """Characters of a text that no student exceeds; longer ones are refused before they are cleaned."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=_CHARACTERS)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TITLES)]
-ProductIds = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(min_length=1, max_length=MOST_TITLES)
-]
+ProductId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ProductIds = Annotated[list[ProductId], Field(min_length=1, max_length=MOST_TITLES)]
 ErrorCode = Literal[
     "unauthorized",
     "forbidden",
@@ -38,14 +38,18 @@ _QUERY = "usb-c hub 7in1"
 _TITLES: list[JsonValue] = ["Anker 555 USB-C Hub (8-in-1), 100W PD", "HDMI cable 2 m"]
 
 
-class ApiRequest(BaseModel):
-    """What all requests have.
+class StrictRequest(BaseModel):
+    """A body without keys that nobody has asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ApiRequest(StrictRequest):
+    """What all requests that a student answers have.
 
     session: names a shopper's session without naming the shopper; it always gets the same student. Without one, equal
     requests get the same student.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     session: Session | None = Field(None, description="session of a shopper, which keeps its student")
 
@@ -160,13 +164,60 @@ class ExplainAnswer(BaseModel):
     residual: float
 
 
+class NewProduct(StrictRequest):
+    """A product as it should be in the index."""
+
+    id: ProductId
+    title: Text
+
+
+class PutProductsRequest(StrictRequest):
+    """Products that are added, or whose titles are replaced."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"products": [{"id": "new-1", "title": _TITLES[0]}]}]},
+    )
+
+    products: Annotated[list[NewProduct], Field(min_length=1, max_length=MOST_TITLES)] = Field(
+        description="products of distinct ids"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        places: dict[str, int] = {}
+        for place, product in enumerate(self.products):
+            first = places.setdefault(product.id, place)
+            if first != place:  # without the id, which is a value of the request
+                raise ValueError(f"products[{place}] has the id of products[{first}]: send each product once")
+        return self
+
+
+class DeleteProductsRequest(StrictRequest):
+    """Products that are deleted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"products": ["new-1"]}]})
+
+    products: ProductIds = Field(description="ids; those that are not in the index change nothing")
+
+
+class ChangedAnswer(BaseModel):
+    """added, replaced, deleted: numbers of products. products: those in the saved index after the change."""
+
+    added: int
+    replaced: int
+    deleted: int
+    products: int
+
+
 class ReadyAnswer(BaseModel):
     """ready: whether requests are answered. students: version by role. refused: what could not be reloaded; the log
-    has the reasons."""
+    has the reasons. drift_not_measured: by role, why the drift of its traffic, which is to be watched, is not measured.
+    """
 
     ready: bool
     students: dict[str, str]
     refused: list[str]
+    drift_not_measured: dict[str, str]
 
 
 class HealthAnswer(BaseModel):
@@ -183,9 +234,11 @@ class ReloadAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """error: for programs. detail: one line for a person, without any value of the request."""
+    """error: for programs. detail: one line for a person, without any value of the request. request_id: that of the
+    header ``X-Request-ID`` and of the service's log."""
 
     model_config = ConfigDict(extra="forbid")
 
     error: ErrorCode
     detail: Annotated[str, StringConstraints(max_length=MOST_DETAIL, pattern=r"^[^\r\n]*$")]
+    request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)]

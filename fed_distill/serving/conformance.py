@@ -5,10 +5,11 @@ from typing import Any
 
 from fed_distill.data.cleaning import clean_served
 from fed_distill.data.student_description import StudentDescription
+from fed_distill.serving.exported_folder import MOST_DIFFERENCE
 from fed_distill.serving.student import Student
 
 CONFORMANCE_FORMAT = 1
-TOLERANCE = 1e-5
+TOLERANCE = MOST_DIFFERENCE["float32"]
 """Largest absolute difference of a probability or of a vector's entry in float32."""
 
 _TEXTS = (

@@ -32,7 +32,9 @@ from fed_distill.serving.exported_folder import (
     EXPORT,
     EXPORT_FORMAT,
     HEAD,
+    MOST_DIFFERENCE,
     OF_TOWERS,
+    PRUNED,
     REFERENCE,
     VARIANTS,
     VECTORS,
@@ -50,7 +52,7 @@ from fed_distill.serving.exported_folder import (
 from fed_distill.serving.measuring import latencies, percentiles, quality_on_test
 from fed_distill.serving.reference_data import build_reference
 from fed_distill.serving.runtime import load_exported
-from fed_distill.serving.scorer import Scorer
+from fed_distill.serving.scorer import Probabilities, Scorer
 from fed_distill.serving.student import Student, load_student, student_folder
 from fed_distill.serving.web_export import check_web, write_web
 from fed_distill.storage.files import leads_out, make_folder, replace_folder, strict_json
@@ -76,7 +78,8 @@ def export_student(
     :param web: variant of the folder ``web``, which JavaScript reads (``web_export``); None for no such folder
     :raises ConfigError: packages are missing, ``to`` is not empty or in the student's folder, a variant is unknown, or
         the run has no experiment
-    :raises ModelError: the student cannot be loaded or exported, or its float32 variant is not equal to it
+    :raises ModelError: the student cannot be loaded or exported, its float32 variant is not equal to it, or another
+        one is farther from it than its storage explains
     :raises DataError: the run's data cannot be loaded
     """
     _check_packages()
@@ -97,10 +100,12 @@ def export_student(
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
         expected = conformance(student, description)
-        (target / CONFORMANCE).write_text(strict_json(expected, CONFORMANCE, indent=1) + "\n", encoding="utf-8")
         written = _write_variants(target, student, names)
         _write(target, written)
         _check_equal(target, expected)
+        if PRUNED in written.variants:
+            _add_pruned(expected, load_exported(target, PRUNED))
+        (target / CONFORMANCE).write_text(strict_json(expected, CONFORMANCE, indent=1) + "\n", encoding="utf-8")
         if web_variant is not None:
             write_web(target / WEB, student, folder, web_variant)
         weights = (folder / _WEIGHTS).stat().st_size
@@ -108,6 +113,7 @@ def export_student(
         measured = {name: _measured(load_exported(target, name), longest, expected, data) for name in written.variants}
         with _one_thread():
             trained = TrainedStudent(bytes=weights, measured=_measured(student, longest, expected, data))
+        _check_close(measured)
         complete = {
             name: variant.model_copy(update={"measured": measured[name]}) for name, variant in written.variants.items()
         }
@@ -133,8 +139,7 @@ def _chosen(model: TextModel, variants: Sequence[str] | None) -> list[VariantNam
     """Return the variants to write, float32 first; raise ConfigError for one that the student does not have."""
     if not isinstance(model, Towers | LSTM | Transformer):
         raise ModelError(
-            f"a student {model.kind!r} cannot be exported: only two-tower, static, lstm and the "
-            "BERT family can"
+            f"a student {model.kind!r} cannot be exported: only two-tower, static, lstm and the BERT family can"
         )
     known: list[VariantName] = [name for name in VARIANTS if name not in OF_TOWERS or isinstance(model, Towers)]
     unknown = sorted(set(variants or ()) - set(known))
@@ -239,12 +244,23 @@ def _write(target: Path, description: ExportDescription) -> None:
     (target / EXPORT).write_text(text + "\n", encoding="utf-8")
 
 
-def _difference(scorer: Scorer, expected: Mapping[str, Any]) -> float:
-    """Return the largest absolute difference of a probability to those of ``conformance.json``."""
+def _probabilities(scorer: Scorer, expected: Mapping[str, Any]) -> Probabilities:
+    """Return what a student gives for the texts of ``conformance.json``."""
     examples = expected["examples"]
     pairs = [one["pair"] for one in examples] if scorer.task.pair else None
-    found = scorer.predict([one["text"] for one in examples], pairs)
-    return float(np.abs(found - np.array([one["probabilities"] for one in examples])).max())
+    return scorer.predict([one["text"] for one in examples], pairs)
+
+
+def _add_pruned(expected: Mapping[str, Any], scorer: Scorer) -> None:
+    """Add the probabilities of ``pruned`` to the examples, as no bound says how far they are from the student's."""
+    for one, found in zip(expected["examples"], _probabilities(scorer, expected), strict=True):
+        one[PRUNED] = found.tolist()
+
+
+def _difference(scorer: Scorer, expected: Mapping[str, Any]) -> float:
+    """Return the largest absolute difference of a probability to those of ``conformance.json``."""
+    right = np.array([one["probabilities"] for one in expected["examples"]])
+    return float(np.abs(_probabilities(scorer, expected) - right).max())
 
 
 def _check_equal(target: Path, expected: Mapping[str, Any]) -> None:
@@ -259,6 +275,16 @@ def _check_equal(target: Path, expected: Mapping[str, Any]) -> None:
                 f"the exported float32 graph differs from the trained student by {value:.2g} in a {name}, more than "
                 f"{TOLERANCE:g}: nothing was written; install the versions of torch, onnx and onnxruntime that "
                 "fed-distill was tested with"
+            )
+
+
+def _check_close(measured: Mapping[VariantName, Measured]) -> None:
+    """Raise ModelError for a variant that no service would load; see ``MOST_DIFFERENCE``."""
+    for name, one in measured.items():
+        if not one.difference <= MOST_DIFFERENCE[name]:
+            raise ModelError(
+                f"variant {name} differs from the trained student by {one.difference:.2g} in a probability, more than "
+                f"{MOST_DIFFERENCE[name]:g}: nothing was written; leave it out with --variants"
             )
 
 

@@ -5,6 +5,7 @@ A folder names no file to open: the names of graphs are fixed, and a link that l
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -31,9 +32,26 @@ HEAD: GraphName = "head.onnx"
 CLASSIFIER: GraphName = "classifier.onnx"
 VariantName = Literal["float32", "float16", "int8", "int4", "pruned"]
 VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
-OF_TOWERS: tuple[VariantName, ...] = ("int4", "pruned")
+PRUNED: VariantName = "pruned"
+OF_TOWERS: tuple[VariantName, ...] = ("int4", PRUNED)
 """Variants that only students with towers have. Their vectors differ from the trained student's by so much that an
 index of its vectors is not of theirs."""
+MOST_DIFFERENCE: Mapping[VariantName, float] = {
+    "float32": 1e-5,
+    "float16": 0.01,
+    "int8": 0.15,
+    "int4": 0.4,
+    "pruned": 1.0,
+}
+"""Largest difference of a class probability to the trained student's that the storage of a variant explains.
+
+A stored weight is off by at most 2^-11 of itself (float16), 1/254 (int8) or 1/14 (int4) of the largest weight that
+shares its scale. A softmax differs by at most half the largest error of a logit, to which a weight's error adds up over
+rows and layers: no bound below 1 holds for every student, so these are ten times and, for int4, three times what
+trained students show (docs/student.md), and a graph of another student exceeds them. Without a row that ``pruned``
+removes, a text of few features is another text, whose probabilities may be any: that variant is compared with its own
+probabilities, which ``conformance.json`` has.
+"""
 _MOST_JSON = 1 << 26
 """Largest JSON file that is read, bytes; the texts of a tokenizer have a few million."""
 _MOST_GRAPH = (1 << 31) - 1
@@ -138,6 +156,12 @@ class ExportDescription(_Strict):
         for name, files in named.items():
             if files != wanted:
                 raise ModelError(f"{folder / EXPORT}: {name} has {sorted(files)}, and must have {sorted(wanted)}")
+        for name, one in found.variants.items():
+            if one.measured is not None and not 0.0 <= one.measured.difference <= MOST_DIFFERENCE[name]:
+                raise ModelError(
+                    f"{folder / EXPORT}: variants.{name}.measured.difference is {one.measured.difference:g}, and the "
+                    f"storage of {name} explains at most {MOST_DIFFERENCE[name]:g}: export the student again"
+                )
         return found
 
     def graph(self, folder: Path, variant: VariantName, name: GraphName) -> bytes:

@@ -1,7 +1,8 @@
 """What every request passes before its route: who asks, how often, how large, how slowly; and what is told of it.
 
 A key is checked before the body is read. The body is read here, up to its limit, however it is sent, and handed on
-whole. What a request said is never logged: a line has method, route, status, duration and the key's name.
+whole. What a request said is never logged: a line has method, route, status, duration, the key's name and the
+request's id (``request_ids``).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fed_distill.serving import service_config
 from fed_distill.serving.api_keys import ApiKey, KeyRing
 from fed_distill.serving.api_models import MOST_DETAIL, ErrorCode
+from fed_distill.serving.request_ids import REQUEST_ID_HEADER, request_id
 from fed_distill.serving.service_config import LimitsTable
 from fed_distill.serving.service_metrics import ServiceMetrics
 
@@ -42,9 +44,10 @@ class Refused(Exception):
         super().__init__(detail)
         self.status, self.error, self.detail, self.headers = status, error, detail, dict(headers or {})
 
-    def body(self) -> bytes:
+    def body(self, request_id: str) -> bytes:
         """Return the answer's content."""
-        return json.dumps({"error": self.error, "detail": " ".join(self.detail.split())[:MOST_DETAIL]}).encode()
+        detail = " ".join(self.detail.split())[:MOST_DETAIL]
+        return json.dumps({"error": self.error, "detail": detail, "request_id": request_id}).encode()
 
 
 class _Gone(Exception):
@@ -57,6 +60,7 @@ class _Exchange:
 
     scope: Scope
     route: str
+    id: str
     key: ApiKey | None = None
     status: int = 0
     started: bool = False
@@ -87,13 +91,17 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        exchange = _Exchange(scope, scope["path"] if scope["path"] in self._rules else OTHER)
+        route = scope["path"] if scope["path"] in self._rules else OTHER
+        exchange = _Exchange(scope, route, request_id(scope["headers"]))
+        scope.setdefault("state", {})["request_id"] = exchange.id
+        named = (REQUEST_ID_HEADER.lower().encode(), exchange.id.encode())
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status, exchange.started = message["status"], True
+                message["headers"] = [*message["headers"], named]
                 if scope["app"].state.draining:  # so that a client which keeps its connection opens the next elsewhere
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         self._in_flight += 1
@@ -103,13 +111,15 @@ class Gate:
         except _Gone:
             exchange.status = 499  # nobody receives it: nginx's number for a client that has gone
         except Refused as refused:
-            await _send(refused, observed)
+            await _send(refused, exchange.id, observed)
         except Exception as error:
             # The message and values may quote a request; the kind and the lines of code do not.
-            _log.error("unforeseen %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            lines = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("unforeseen %s in request %s\n%s", type(error).__name__, exchange.id, lines)
             if exchange.started:
                 raise ConnectionError("the answer broke off") from None
-            await _send(Refused(500, "internal", "an unforeseen error; the log has its place"), observed)
+            unforeseen = Refused(500, "internal", "an unforeseen error; the log has its place")
+            await _send(unforeseen, exchange.id, observed)
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
@@ -192,12 +202,13 @@ class Gate:
         if self._access_log:
             method = exchange.scope["method"]
             ACCESS.info(
-                "%s %s %d %.1f ms key=%s",
+                "%s %s %d %.1f ms key=%s id=%s",
                 method if method in _METHODS else OTHER,
                 exchange.route,
                 exchange.status,
                 1000 * seconds,
                 exchange.key.name if exchange.key else "-",
+                exchange.id,
             )
 
 
@@ -207,8 +218,8 @@ def _host_name(host: bytes) -> str:
     return name[: name.find("]") + 1] if name.startswith("[") else name.partition(":")[0]
 
 
-async def _send(refused: Refused, send: Send) -> None:
-    body = refused.body()
+async def _send(refused: Refused, request_id: str, send: Send) -> None:
+    body = refused.body(request_id)
     headers: MutableMapping[str, Any] = {
         "content-type": "application/json",
         "content-length": str(len(body)),

@@ -12,11 +12,11 @@ import fcntl
 import os
 import struct
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from fed_distill.storage.files import (
     write_atomic,
 )
 
+Result = TypeVar("Result")
 FORMAT = 1
 """Version of the folder. Increase it with any change by which an earlier program would misread an index."""
 INDEX = "index.json"
@@ -49,6 +50,10 @@ _UNIT = 1e-3
 _ATTEMPTS = 3
 """Attempts to read an index that is replaced meanwhile."""
 _KINDS = {"vectors": "npy", "products": "arrow", "graph": "usearch"}
+
+
+class IndexBusy(DataError):
+    """Another process writes an index into the folder."""
 
 
 class _Description(BaseModel):
@@ -94,8 +99,34 @@ def save_index(index: ProductIndex, folder: Path, digest: str) -> int:
     :raises DataError: the folder has other files, or another process writes an index into it
     :raises CheckpointError: the disk is full
     """
+    index.compact()
+    check_folder(folder)
+    make_folder(folder)
+    with _only_writer(folder):
+        return _replace(folder, index, digest)
+
+
+def change_index(folder: Path, student: VectorStudent, digest: str, change: Callable[[ProductIndex], Result]) -> Result:
+    """Change the index that is saved in ``folder``, atomically, and return what ``change`` returns.
+
+    No other process writes between the reading and the writing. If ``change`` raises, or changes nothing, nothing is
+    written. Parameters and errors are those of ``load_index`` and ``save_index``.
+
+    :raises IndexBusy: another process writes an index into the folder
+    """
+    with _only_writer(folder):
+        index = load_index(folder, student, digest)
+        before = index.snapshot()
+        result = change(index)
+        if index.snapshot() is not before:
+            _replace(folder, index, digest)
+        return result
+
+
+def _replace(folder: Path, index: ProductIndex, digest: str) -> int:
+    """Write the index, remove the files of the former one, and return the size; the folder is locked."""
     base = index.compact()
-    with _only_writer(folder), space_for(folder, "build the index again"):
+    with space_for(folder, "build the index again"):
         number = uuid.uuid4().hex[:8]
         kinds = [kind for kind in _KINDS if kind != "graph" or base.graph is not None]
         files = {kind: f"{kind}-{number}.{_KINDS[kind]}" for kind in kinds}
@@ -299,15 +330,13 @@ def _content(folder: Path) -> list[Path]:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """Create ``folder`` and lock it; raise DataError as ``check_folder``, or if another process has locked it."""
-    check_folder(folder)
-    make_folder(folder)
+    """Lock ``folder``; raise IndexBusy if another process has locked it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"another process writes an index into {folder}: wait for it") from error
+            raise IndexBusy(f"another process writes an index into {folder}: wait for it") from error
         yield
     finally:
         os.close(descriptor)

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from fed_distill.serving.api_models import ErrorAnswer
 from fed_distill.serving.gate import Rules
+from fed_distill.serving.request_ids import REQUEST_ID_HEADER, REQUEST_ID_PATTERN
 from fed_distill.serving.service_config import LimitsTable, Scope
 
 VERSION_HEADER = "X-Student-Version"
@@ -24,7 +25,7 @@ _DESCRIPTIONS = {
     413: "the body is too large",
     422: "a value is wrong, or does not fit the student",
     429: "the key's rate is used up",
-    503: "no student is loaded, or too much is waiting",
+    503: "no student is loaded, too much is waiting, or the index cannot be changed now",
 }
 _RETRY = {
     "description": "seconds after which to try again",
@@ -32,6 +33,11 @@ _RETRY = {
     "schema": {"type": "integer", "minimum": 1},
 }
 _SCHEME_HEADER = {"description": "the scheme", "required": True, "schema": {"type": "string", "const": "Bearer"}}
+_REQUEST_ID = {
+    "description": "id of the request in the service's log: that of the request's own header, if it is of this form",
+    "required": True,
+    "schema": {"type": "string", "pattern": REQUEST_ID_PATTERN},
+}
 _HEADERS: Mapping[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": _SCHEME_HEADER},
     429: {"Retry-After": _RETRY},
@@ -116,6 +122,8 @@ def _add_answers(operation: dict[str, Any], path: str, scope: Scope | None, keye
             described["content"][_JSON]["schema"] = {"anyOf": [own, _reference()]}
         else:
             answers[str(status)] = _refusal(status, local_only)
+    for answer in answers.values():
+        answer["headers"] = {**answer.get("headers", {}), REQUEST_ID_HEADER: _REQUEST_ID}
 
 
 def _refusal(status: int, local_only: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import DataError, ModelError
 from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, BatchMetrics, Pairs
 from fed_distill.serving.explainer import Explainer
-from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, REFERENCE, read_inside
+from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT, MOST_DIFFERENCE, PRUNED, REFERENCE, read_inside
 from fed_distill.serving.index import Hit, ProductIndex
 from fed_distill.serving.index_files import load_index
 from fed_distill.serving.reference import FeatureCounter, Reference, load_reference
@@ -62,11 +62,16 @@ def load_checked(table: StudentTable, threads: int) -> LoadedStudent:
     version = student_version(folder, table.variant)
     student = load_exported(folder, table.variant, threads)
     _check_conformance(folder, student)
-    index = None if table.index is None else load_index(table.index, student, student.digest)
-    if index is not None:
-        index.vectors(())  # finds the rows of its products now, not in a request
+    index = None if table.index is None else load_products(table.index, student)
     explainer = None if table.trained is None else Explainer.load(table.trained, student)
     return LoadedStudent(student, version, index, explainer, _reference(folder, student))
+
+
+def load_products(folder: Path, student: ExportedStudent) -> ProductIndex:
+    """Load an index of the student; raise DataError if it is damaged, or of another student."""
+    index = load_index(folder, student, student.digest)
+    index.vectors(())  # finds the rows of its products now, not in a request
+    return index
 
 
 def _reference(folder: Path, student: ExportedStudent) -> tuple[Reference, FeatureCounter] | None:
@@ -95,15 +100,18 @@ def _check_conformance(folder: Path, student: ExportedStudent) -> None:
         examples, allowed = content["examples"], float(content["tolerance"])
         texts = [one["text"] for one in examples]
         pairs = [one["pair"] for one in examples] if student.task.pair else None
-        expected = np.array([one["probabilities"] for one in examples], dtype=np.float64)
-        if not 0.0 <= allowed <= 1.0:  # any probabilities would be within it
-            raise ValueError(f"tolerance is {allowed:g}")
+        if student.variant == PRUNED and not all(PRUNED in one for one in examples):
+            raise ValueError(f"it has no probabilities of the variant {PRUNED}, as an earlier version wrote it")
+        own = PRUNED if student.variant == PRUNED else "probabilities"
+        expected = np.array([one[own] for one in examples], dtype=np.float64)
+        if not 0.0 <= allowed <= MOST_DIFFERENCE["float32"]:
+            raise ValueError(f"tolerance is {allowed:g}, and must be at most {MOST_DIFFERENCE['float32']:g}")
         if not texts or expected.shape != (len(texts), len(student.classes)):
             raise ValueError(f"{len(texts)} texts have probabilities of shape {expected.shape}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}; export the student again") from error
     measured = student.description.variants[student.variant].measured
-    if student.variant != "float32" and measured is not None:
+    if student.variant not in ("float32", PRUNED) and measured is not None:
         allowed = measured.difference + _ROUNDING
     try:
         found = student.predict(texts, pairs)
@@ -144,6 +152,10 @@ class ServedStudent:
     def waiting(self) -> int:
         """Rows that wait for a batch."""
         return self._scoring.batcher.waiting
+
+    def use_index(self, index: ProductIndex) -> None:
+        """Search another index from now on; requests in progress go on with the one before."""
+        self._index = index
 
     async def predict(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Probabilities:
         """Do as ``Scorer.predict``.

@@ -5,7 +5,7 @@ Routes answer by the student that ``Students`` chooses; ``Gate`` has checked who
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -19,11 +19,14 @@ from fed_distill.errors import DataError
 from fed_distill.serving.api_keys import KeyRing, OwnBucket
 from fed_distill.serving.api_models import (
     ApiRequest,
+    ChangedAnswer,
+    DeleteProductsRequest,
     ErrorCode,
     ExplainAnswer,
     ExplainRequest,
     FoundProduct,
     HealthAnswer,
+    PutProductsRequest,
     RankAnswer,
     RankRequest,
     ReadyAnswer,
@@ -40,6 +43,7 @@ from fed_distill.serving.exported_folder import WEB
 from fed_distill.serving.gate import Gate, Refused, Rules
 from fed_distill.serving.openapi import VERSION_HEADER, describe
 from fed_distill.serving.page import mount_page, page_files, student_paths
+from fed_distill.serving.product_changes import ProductChanges
 from fed_distill.serving.scorer import Ranked
 from fed_distill.serving.served_student import ServedStudent
 from fed_distill.serving.service_config import LimitsTable, ServeConfig
@@ -55,6 +59,8 @@ _RULES: Rules = {
     "/recommend": "recommend",
     "/search": "search",
     "/explain": "explain",
+    "/products": "index",
+    "/products/delete": "index",
     "/metrics": "metrics",
     "/admin/reload": "admin",
     "/health": None,
@@ -67,17 +73,20 @@ _RULES: Rules = {
 _CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build_service(config: ServeConfig, folder: Path | None = None, rates: Path | None = None) -> FastAPI:
+def build_service(
+    config: ServeConfig, folder: Path | None = None, rates: Path | None = None, replaces: bool = False
+) -> FastAPI:
     """Return the application; it loads its students when it starts, and is not ready until then.
 
     :param config: content of ``serve.toml``
     :param folder: folder of that file, whose keys are read again when it changes
     :param rates: folder in which the workers of a service share the rates of keys; None: there is one process
+    :param replaces: whether this worker starts after others have served (``shared_buckets``)
     :raises ConfigError: anybody on the network could use the service, or a package is missing
     """
     config.check_access()
     metrics = ServiceMetrics()
-    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates))
+    keys = KeyRing(config.key, bucket=OwnBucket.full if rates is None else shared_buckets(rates, replaces))
     students = Students(config, folder, keys, metrics)
     watch = Watch(config, students, metrics)
 
@@ -103,6 +112,7 @@ def build_service(config: ServeConfig, folder: Path | None = None, rates: Path |
     app.state.students, app.state.metrics = students, metrics
     app.state.draining = False  # True: a stop has been asked for, and a balancer should send requests elsewhere
     app.state.reload_others = lambda: None  # a worker tells the other workers of its service
+    app.state.index_changed = lambda: None  # likewise
     local_only = config.loopback and not (keys.required or config.service.open)
     app.add_middleware(
         Gate,
@@ -115,6 +125,8 @@ def build_service(config: ServeConfig, folder: Path | None = None, rates: Path |
     )
     _add_errors(app)
     _add_routes(app, students, config.limits, metrics, watch)
+    if keys.required:  # nobody changes an index without a key that may
+        _add_changes(app, ProductChanges(config, students, lambda: app.state.index_changed()), config.limits)
     _add_state(app, students, metrics, watch)
     web = config.service.student / WEB
     mount_page(app, web if web.is_dir() else None)
@@ -133,14 +145,10 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         metrics.answered(student.version)
         return student
 
-    def check_count(name: str, texts: list[str]) -> None:
-        if len(texts) > limits.titles:
-            raise Refused(422, "invalid", f"{name} has {len(texts):,} texts: send at most {limits.titles:,}")
-
     @app.post("/score", response_model=ScoreAnswer)
     async def score(asked: ScoreRequest, request: Request) -> Response:
         """Return class probabilities of texts, or of pairs of texts."""
-        check_count("texts", asked.texts)
+        _check_count(limits, "texts", asked.texts)
         student = await chosen(asked, request)
         found = await student.predict(asked.texts, asked.pairs)
         watch.scored(student, asked, found)
@@ -150,8 +158,8 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
     @app.post("/rank", response_model=RankAnswer)
     async def rank(asked: RankRequest, request: Request) -> Response:
         """Rank titles, or products of the index, for a query by expected gain."""
-        check_count("titles", asked.titles or [])
-        check_count("products", asked.products or [])
+        _check_count(limits, "titles", asked.titles or [])
+        _check_count(limits, "products", asked.products or [])
         student = await chosen(asked, request)
         if asked.products is not None:
             found = await student.rank_products(asked.query, asked.products)
@@ -163,8 +171,8 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
     @app.post("/recommend", response_model=RankAnswer)
     async def recommend(asked: RecommendRequest, request: Request) -> Response:
         """Rank titles for a shopper by the probability that they are recommended."""
-        check_count("history", asked.history)
-        check_count("titles", asked.titles)
+        _check_count(limits, "history", asked.history)
+        _check_count(limits, "titles", asked.titles)
         student = await chosen(asked, request)
         found = await student.recommend(asked.history, asked.titles)
         watch.recommended(student, asked, found)
@@ -191,6 +199,26 @@ def _add_routes(app: FastAPI, students: Students, limits: LimitsTable, metrics: 
         return _answer(ExplainAnswer(**numbers, **words), student)
 
 
+def _add_changes(app: FastAPI, changes: ProductChanges, limits: LimitsTable) -> None:
+    @app.put("/products")
+    async def put_products(asked: PutProductsRequest) -> ChangedAnswer:
+        """Add products to the index, or replace the titles of those that it has; either all or none."""
+        _check_count(limits, "products", asked.products)
+        found = await changes.put([one.id for one in asked.products], [one.title for one in asked.products])
+        return ChangedAnswer(**found._asdict())
+
+    @app.post("/products/delete")
+    async def delete_products(asked: DeleteProductsRequest) -> ChangedAnswer:
+        """Delete products from the index. Their ids are in the body, since proxies log addresses."""
+        _check_count(limits, "products", asked.products)
+        return ChangedAnswer(**(await changes.delete(asked.products))._asdict())
+
+
+def _check_count(limits: LimitsTable, name: str, texts: Sequence[object]) -> None:
+    if len(texts) > limits.titles:
+        raise Refused(422, "invalid", f"{name} has {len(texts):,} entries: send at most {limits.titles:,}")
+
+
 def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch: Watch) -> None:
     @app.get("/health")
     async def health() -> HealthAnswer:
@@ -201,7 +229,12 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch:
     async def ready() -> Response:
         """Tell whether requests are answered, and by which students."""
         serving = students.ready and not app.state.draining
-        answer = ReadyAnswer(ready=serving, students=dict(students.versions), refused=sorted(students.problems))
+        answer = ReadyAnswer(
+            ready=serving,
+            students=dict(students.versions),
+            refused=sorted(students.problems),
+            drift_not_measured=watch.unmeasured,
+        )
         return Response(answer.model_dump_json(), status_code=200 if serving else 503, media_type="application/json")
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -222,25 +255,25 @@ def _add_state(app: FastAPI, students: Students, metrics: ServiceMetrics, watch:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _refusal(Refused(422, "invalid", _problem(error.errors()[0])))
+        return _refusal(request, Refused(422, "invalid", _problem(error.errors()[0])))
 
     @app.exception_handler(DataError)
     async def unfit(request: Request, error: DataError) -> Response:
-        return _refusal(Refused(422, "invalid", str(error)))
+        return _refusal(request, Refused(422, "invalid", str(error)))
 
     @app.exception_handler(Overloaded)
     async def overloaded(request: Request, error: Overloaded) -> Response:
-        return _refusal(Refused(503, "overloaded", "too much is waiting: try again", {"Retry-After": "1"}))
+        return _refusal(request, Refused(503, "overloaded", "too much is waiting: try again", {"Retry-After": "1"}))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return _refusal(error)
+        return _refusal(request, error)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         # FastAPI answers 400 to a body that its parser cannot read, such as one nested too deeply.
         status = 422 if error.status_code == 400 else error.status_code
-        return _refusal(Refused(status, _CODES.get(status, "invalid"), str(error.detail), error.headers))
+        return _refusal(request, Refused(status, _CODES.get(status, "invalid"), str(error.detail), error.headers))
 
 
 def _problem(problem: ErrorDetails) -> str:
@@ -255,8 +288,8 @@ def _problem(problem: ErrorDetails) -> str:
     return described(where, shown)
 
 
-def _refusal(refused: Refused) -> Response:
-    return Response(refused.body(), refused.status, refused.headers, "application/json")
+def _refusal(request: Request, refused: Refused) -> Response:
+    return Response(refused.body(request.state.request_id), refused.status, refused.headers, "application/json")
 
 
 def _answer(content: BaseModel, student: ServedStudent) -> Response:

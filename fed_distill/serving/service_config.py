@@ -19,7 +19,7 @@ SERVE = "serve.toml"
 MOST_TITLES = 10_000
 """Titles or texts of a request that no setting can exceed."""
 
-Scope = Literal["score", "rank", "recommend", "search", "explain", "metrics", "admin"]
+Scope = Literal["score", "rank", "recommend", "search", "explain", "index", "metrics", "admin"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -93,6 +93,9 @@ class LimitsTable(ConfigTable):
     body_bytes: Annotated[int, Field(ge=1024, le=2**26)] = Field(2**20, description="size of a request's body")
     body_seconds: Annotated[float, Field(gt=0.0, le=600.0)] = Field(
         10.0, description="seconds in which the headers, and then the body, must arrive"
+    )
+    products: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        100_000, description="products that the index may have after requests that add to it"
     )
     in_flight: Annotated[int, Field(ge=1, le=65536)] = Field(256, description="requests at once; more are answered 503")
     connections: Annotated[int, Field(ge=1, le=65536)] = Field(

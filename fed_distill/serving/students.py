@@ -17,7 +17,7 @@ from fed_distill.errors import ConfigError
 from fed_distill.serving.api_keys import KeyRing
 from fed_distill.serving.exported_folder import CONFORMANCE, EXPORT
 from fed_distill.serving.index_files import INDEX
-from fed_distill.serving.served_student import LoadedStudent, ServedStudent, load_checked
+from fed_distill.serving.served_student import LoadedStudent, ServedStudent, load_checked, load_products
 from fed_distill.serving.service_config import SERVE, ServeConfig, StudentTable, read_serve_config
 from fed_distill.serving.service_metrics import ServiceMetrics
 from fed_distill.serving.shadow import Unmetered
@@ -102,7 +102,7 @@ class Students:
         if self._file is not None:
             self._keys.replace(read_serve_config(self._file.parent).key)
         for role, table in self._tables().items():
-            self._seen[role] = _files_signature(table)
+            self._seen[role], self._seen[_index_of(role)] = _signatures(table)
             self._put(role, load_checked(table, self._config.service.threads))
 
     async def watch(self) -> None:
@@ -112,13 +112,19 @@ class Students:
             await asyncio.sleep(self._config.service.watch_seconds)
 
     async def reload(self, force: bool = False) -> dict[str, str]:
-        """Load students and keys that have changed, or all with ``force``, and return ``problems``."""
+        """Load students and keys that have changed, or all with ``force``, and return ``problems``.
+
+        Of a student whose index alone has changed, only the index is loaded: its cached vectors stay.
+        """
         async with self._loading:
             for role, table in self._tables().items():
-                signature = await asyncio.to_thread(_files_signature, table)
-                if force or signature != self._seen.get(role):
-                    self._seen[role] = signature
+                files, index = await asyncio.to_thread(_signatures, table)
+                same_files, same_index = files == self._seen.get(role), index == self._seen.get(_index_of(role))
+                self._seen[role], self._seen[_index_of(role)] = files, index
+                if force or not same_files or not (same_index or self._serves_newest(role)):
                     await self._reload_student(role, table)
+                elif not same_index and table.index is not None:
+                    await self._reload_index(role, table.index)
             if self._file is not None:
                 signature = await asyncio.to_thread(_signature, (self._file,))
                 if force or signature != self._seen.get("keys"):
@@ -148,6 +154,20 @@ class Students:
         else:
             self._put(role, loaded)
 
+    def _serves_newest(self, role: Role) -> bool:
+        """Whether the student in service is that of its folder."""
+        return role in self._served and role not in self.problems
+
+    async def _reload_index(self, role: Role, folder: Path) -> None:
+        served, what = self._served[role], _index_of(role)
+        try:
+            index = await asyncio.to_thread(load_products, folder, served.student)
+        except Exception as error:  # whatever is in the folder, the index before it stays
+            self._refused(what, error)
+        else:
+            served.use_index(index)
+            self._loaded(what, f"{len(index)} products")
+
     async def _reload_keys(self, folder: Path) -> None:
         try:
             config = await asyncio.to_thread(read_serve_config, folder)
@@ -164,6 +184,7 @@ class Students:
         self._served[role] = ServedStudent(loaded, executor, self._config.limits, cached, metrics)
         if old is not None:
             self._metrics.student(role, old.version, old.student.variant, serving=False)
+        self.problems.pop(_index_of(role), None)
         self._metrics.student(role, loaded.version, loaded.student.variant, serving=True)
         self._loaded(role, loaded.version)
 
@@ -179,14 +200,23 @@ class Students:
 
 
 def _files_signature(table: StudentTable) -> Signature:
-    """Return what changes when a file of a student does: a copy that is not complete is refused, and tried again."""
+    """Return what changes when an own file of a student does: an incomplete copy is refused, and tried again."""
     paths = [table.student / name for name in (EXPORT, CONFORMANCE, DESCRIPTION, TOKENIZER)]
     paths += sorted((table.student / table.variant).glob("*.onnx"))
-    if table.index is not None:
-        paths.append(table.index / INDEX)
     if table.trained is not None:
         paths += [table.trained / place / DESCRIPTION for place in ("", "student")]
     return _signature(tuple(paths))
+
+
+def _signatures(table: StudentTable) -> tuple[Signature, Signature]:
+    """Return what changes when a file of a student does, and what does when its index does."""
+    index = () if table.index is None else _signature((table.index / INDEX,))
+    return _files_signature(table), index
+
+
+def _index_of(role: Role) -> str:
+    """Return the name of a student's index in problems, metrics and the log."""
+    return "index" if role == "student" else f"{role} index"
 
 
 def _signature(paths: tuple[Path, ...]) -> Signature:

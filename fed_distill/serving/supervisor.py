@@ -27,7 +27,7 @@ from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.service_logs import LogStyle
 from fed_distill.serving.service_metrics import WORKERS_FOLDER
 from fed_distill.serving.shared_folder import SharedFolder
-from fed_distill.serving.worker import BEAT_SECONDS, DRAIN, READY, RELOAD
+from fed_distill.serving.worker import BEAT_SECONDS, DRAIN, LOOK, READY, RELOAD
 
 MOST_ENDED = 5
 """Workers that may end by themselves within ``WITHIN_SECONDS``; with one more the service ends."""
@@ -121,6 +121,7 @@ class _Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._ends: deque[float] = deque()
         self._served = False
+        self._answered = False
         self._stopping = asyncio.Event()
         self._problem: ServiceError | None = None
         # -P: no module of the current folder takes the place of one of the package's.
@@ -204,6 +205,7 @@ class _Supervisor:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
+                *(["--replaces"] if self._answered else []),
                 "--channel",
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -218,10 +220,10 @@ class _Supervisor:
         return _Worker(place, process, *await asyncio.open_unix_connection(sock=ours))
 
     def _hear(self, worker: _Worker, told: bytes) -> None:
-        if told == RELOAD:
-            self._tell(RELOAD, but=worker)
+        if told in (RELOAD, LOOK):
+            self._tell(told, but=worker)
         elif told == READY:
-            worker.ready = True
+            worker.ready = self._answered = True
             workers = self._config.service.workers
             if not self._served and sum(one.ready for one in self._workers.values()) == workers:
                 self._served = True

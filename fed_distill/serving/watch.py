@@ -21,6 +21,7 @@ from fed_distill.data.cleaning import clean_served
 from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.serving.api_models import RankRequest, RecommendRequest, ScoreRequest, SearchRequest
 from fed_distill.serving.drift import Drift, DriftWindow
+from fed_distill.serving.exported_folder import REFERENCE
 from fed_distill.serving.index import Hit
 from fed_distill.serving.reference import FeatureCounter, Reference, histograms
 from fed_distill.serving.scorer import Probabilities, Ranked, Scores
@@ -35,6 +36,7 @@ TEXTS = 8
 _PENDING = 4
 """Requests that wait for the thread that counts; further ones are not watched."""
 _SHOW_SECONDS = 5.0
+NO_REFERENCE = f"its export has no {REFERENCE}: export the student again with the run's data, without --no-quality"
 _log = logging.getLogger(__name__)
 
 
@@ -132,10 +134,20 @@ class Watch:
         """End the thread, after what it counts."""
         self._counting.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """Why the drift of a role is not measured; empty if it is of all, or if none is to be watched."""
+        if not self._config.requests_per_second:
+            return {}
+        missing = [role for role, student in self._students.answering.items() if student.reference is None]
+        return dict.fromkeys(missing, NO_REFERENCE)
+
     def show(self) -> None:
         """Show the drift of each student now."""
         for role, student in self._students.answering.items():
             drift = self._drift_of(role, student)
+            if self._config.requests_per_second:
+                self._metrics.drift.measured(role, drift is not None)
             self._metrics.drift.drift(role, {} if drift is None else drift.drift(self._clock()))
 
     def scored(self, student: ServedStudent, asked: ScoreRequest, probabilities: Probabilities) -> None:

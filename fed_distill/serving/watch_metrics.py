@@ -31,6 +31,13 @@ class DriftMetrics:
         self._values = made(
             gauge, "drift_values", "Values in the window of the index", role, multiprocess_mode="liveall"
         )
+        self._measured = made(
+            gauge,
+            "drift_measured",
+            "Whether there is a reference; 0: none",
+            role[:1],
+            multiprocess_mode="livemin",
+        )
         self._features = made(counter, "watched_features_total", "Features of the texts that were watched", part)
         self._unseen = made(counter, "unseen_features_total", "Of these, features that no text of the server has", part)
         self._reference = made(
@@ -49,6 +56,10 @@ class DriftMetrics:
             one = found.get(name, Drift(0, None))
             self._psi.labels(role, name).set(_NOTHING if one.psi is None else one.psi)
             self._values.labels(role, name).set(one.values)
+
+    def measured(self, role: str, possible: bool) -> None:
+        """Show whether the drift of a role, which is to be watched, can be measured."""
+        self._measured.labels(role).set(int(possible))
 
     def features(self, role: str, part: str, features: int, unseen: int) -> None:
         """Count features of watched texts."""

@@ -23,9 +23,10 @@ from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.service_logs import log_service
 from fed_distill.serving.students import Students
 
-READY, ALIVE, RELOAD, DRAIN = b"+", b".", b"r", b"d"
+READY, ALIVE, RELOAD, LOOK, DRAIN = b"+", b".", b"r", b"l", b"d"
 """What the channel carries, a byte each. To the supervisor: requests are accepted; the event loop runs; all other
-workers should reload. To the worker: reload; drain, or, the second time, stop now."""
+workers should reload; or look at their files, as the index has changed. To the worker: reload; look; drain, or, the
+second time, stop now."""
 BEAT_SECONDS = 1.0
 """Between two signs of life."""
 
@@ -39,13 +40,14 @@ def main() -> None:
     parser.add_argument("--listener", type=int, required=True, help="file number of the socket that listens")
     parser.add_argument("--channel", type=int, required=True, help="file number of the supervisor's channel")
     parser.add_argument("--rates", type=Path, required=True, help="folder of the keys' token buckets")
+    parser.add_argument("--replaces", action="store_true", help="this worker starts after others have served")
     parser.add_argument("--logs", choices=("text", "json"), required=True)
     parser.add_argument("--folder", type=Path, help="folder of serve.toml, if there is one")
     chosen = parser.parse_args()
     log_service(chosen.logs)
     try:
         config = ServeConfig.model_validate_json(chosen.settings.read_text(encoding="utf-8"))
-        app = build_service(config, chosen.folder, chosen.rates)
+        app = build_service(config, chosen.folder, chosen.rates, chosen.replaces)
         students: Students = app.state.students
         students.load()
     except FedDistillError as error:
@@ -54,6 +56,7 @@ def main() -> None:
     channel = socket.socket(fileno=chosen.channel)
     server = _Server(app, config, lambda: channel.sendall(READY))
     app.state.reload_others = lambda: channel.send(RELOAD)
+    app.state.index_changed = lambda: _tell(channel, LOOK)
     with (
         socket.socket(fileno=chosen.listener) as listener,
         channel,
@@ -85,10 +88,18 @@ async def _obey(server: DrainingServer, channel: socket.socket, students: Studen
     while told := await loop.sock_recv(channel, 1):
         if told == RELOAD:
             await students.reload(force=True)
+        elif told == LOOK:
+            await students.reload()
         elif told == DRAIN:
             drain()
             drain = server.drain
     server.begin_drain()
+
+
+def _tell(channel: socket.socket, what: bytes) -> None:
+    """Tell the supervisor, if it is not gone or paused for minutes: workers look at their files without it too."""
+    with contextlib.suppress(ConnectionError, BlockingIOError):
+        channel.send(what)
 
 
 async def _live(server: DrainingServer, channel: socket.socket) -> None:
@@ -96,8 +107,7 @@ async def _live(server: DrainingServer, channel: socket.socket) -> None:
     state = server.config.app.state  # type: ignore[union-attr] # the application of build_service
     while True:
         state.metrics.waiting.set(state.students.waiting)
-        with contextlib.suppress(ConnectionError, BlockingIOError):  # the supervisor is gone, or paused for minutes
-            channel.send(ALIVE)
+        _tell(channel, ALIVE)
         await asyncio.sleep(BEAT_SECONDS)
 
 

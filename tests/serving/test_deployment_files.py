@@ -141,6 +141,22 @@ def test_kubernetes_names_what_the_service_has(settings):
     assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
+def test_the_tag_of_the_image_is_set_in_one_place_for_each_way_to_run_it(settings):
+    kustomization = yaml.safe_load((FILES / "kustomization.yaml").read_text())
+    (image,) = kustomization["images"]
+    (container,) = kubernetes()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert kustomization["resources"] == ["kubernetes.yaml"]
+    assert container["image"] == image["name"]
+    assert image["newTag"] == PROJECT["version"]
+    text = (FILES / "compose.yaml").read_text()
+    replicas = yaml.safe_load(text)["services"]
+    found = {re.sub(r":\?[^}]*", "", replicas[name]["image"]) for name in replicas if name != "proxy"}
+    assert found == {f"${{SERVICE_IMAGE:-{image['name']}}}:${{SERVICE_TAG}}"}
+    assert f"export SERVICE_TAG={PROJECT['version']} " in text
+    everything = "".join(path.read_text() for path in FILES.iterdir() if path.name != "kustomization.yaml")
+    assert not re.findall(r"fed-distill-serve:\d", everything)
+
+
 def test_kubernetes_objects_select_the_pods_and_scale_the_deployment():
     objects = kubernetes()
     deployment = objects["Deployment"]

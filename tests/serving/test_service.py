@@ -127,7 +127,7 @@ def test_what_a_service_does_not_have_is_said(exported):
         }.items():
             answer = client.post(path, json=body)
             assert answer.status_code == 422, path
-            assert set(answer.json()) == {"error", "detail"}
+            assert set(answer.json()) == {"error", "detail", "request_id"}
 
 
 def test_an_index_of_another_student_is_refused_at_the_start(indexed, exported, tmp_path):

@@ -28,7 +28,7 @@ def client(exported):
 def assert_refused(answer, status, error):
     """Assert the status and the shape of an error."""
     assert (answer.status_code, answer.json()["error"]) == (status, error), answer.text
-    assert set(answer.json()) == {"error", "detail"}
+    assert set(answer.json()) == {"error", "detail", "request_id"}
     assert "\n" not in answer.json()["detail"]
     return answer
 
@@ -306,7 +306,7 @@ def test_no_body_is_answered_by_a_server_error(client, path, body):
     answer = client.post(path, content=json.dumps(body), headers=JSON)
     assert answer.status_code in (200, 422), (path, body, answer.text)
     if answer.status_code == 422:
-        assert set(answer.json()) == {"error", "detail"}
+        assert set(answer.json()) == {"error", "detail", "request_id"}
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -46,6 +46,12 @@ BODIES = {
     ],
     "/recommend": [{"history": [TEXT], "titles": [TEXT]}, {"history": TEXT, "titles": [MAIL]}],
     "/search": [{"query": TEXT}, {"query": TEXT, "k": MAIL}, {"query": TEXT, "k": 4111111111111111}, {"query": [MAIL]}],
+    "/products/delete": [
+        {"products": [CARD, "p4"]},
+        {"products": [MAIL] * 2},
+        {"products": MAIL},
+        {"products": [TEXT * 9]},
+    ],
     "/explain": [{"query": TEXT, "title": TEXT}, {"query": MAIL, "title": [PHONE]}, {"query": TEXT * 9, "title": "x"}],
 }
 
@@ -73,6 +79,16 @@ def requests(client):
     for path, bodies in BODIES.items():
         for body in bodies:
             yield client.post(path, json=body)
+    for products in (
+        [{"id": "new", "title": TEXT}],  # a search finds it, masked
+        [{"id": MAIL, "title": TEXT}] * 2,
+        [{"id": CARD, "title": TEXT * 9}],
+        [{"id": PHONE, "title": " "}],
+        [{"id": TEXT * 9, "title": "x"}],
+        [{"id": MAIL, "title": [PHONE], CARD: 1}],
+        MAIL,
+    ):
+        yield client.put("/products", json={"products": products})
     good = {"query": TEXT, "titles": [TEXT]}
     quoted = f"?mail={MAIL}&phone={PHONE}"
     yield client.post(f"/rank{quoted}", json=good)
@@ -80,6 +96,15 @@ def requests(client):
     yield client.post("/rank", content=TEXT, headers={"content-type": f"text/{MAIL}"})
     for name in ("user-agent", "cookie", "referer", "origin", "x-forwarded-for", "x-request-id", "host", "from"):
         yield client.post("/rank", json=good, headers={name: TEXT})
+    for given in (
+        MAIL,
+        PHONE,
+        "1701234567",
+        "4111111111111111" * 2,
+        "41111111-1111-1111-0000-170123456700",
+        "a" * 32 + MAIL,
+    ):
+        yield client.post("/rank", json=good, headers={"x-request-id": given})
     for given in (f"Bearer {MAIL}", f"Basic {CARD}", TEXT):
         yield client.post("/rank", json=good, headers={"authorization": given})
     for path in (f"/{MAIL}", f"/rank/{MAIL}", f"/page/student/{MAIL}", f"/page/{MAIL}", f"/health/{MAIL}{quoted}"):
@@ -97,6 +122,7 @@ def test_nothing_personal_is_logged_counted_or_answered(client, caplog, capfd):
             student._clean = None  # an error that nobody has foreseen, while a text is at hand
             student._explainer.explain = None
         broken = [client.post(path, json=bodies[0]) for path, bodies in BODIES.items()]
+        broken.append(client.put("/products", json={"products": [{"id": MAIL, "title": TEXT}]}))
     metrics = client.get("/metrics").text
     assert {200, 401, 404, 405, 422} == set(before)
     assert 500 in {answer.status_code for answer in broken}

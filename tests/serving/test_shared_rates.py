@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -51,6 +52,50 @@ def test_a_key_has_its_bucket_by_its_hash_and_keeps_it_when_it_is_removed_and_ad
     ring.replace([table(rate=0.001, burst=1)])
     assert ring.find(b"k").wait(50.0) == pytest.approx(1000.0)
     assert [path.name for path in tmp_path.iterdir()] == [key_hash("k")]
+
+
+def granted(bucket, chosen, now):
+    """Requests that are let through at one time."""
+    return sum(bucket.wait(chosen, now) == 0.0 for _ in range(100))
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+@pytest.mark.parametrize("used", [0, 4, 10])
+@pytest.mark.parametrize("removed", ["file", "folder"])
+def test_a_removed_bucket_gives_no_second_rate(tmp_path, first, used, removed):
+    """Two workers run, the file goes, and a third one starts: together they get what one bucket has."""
+    folder, chosen = tmp_path / "rates", table(rate=2.0, burst=10)
+    folder.mkdir()
+    old = [shared_buckets(folder)(chosen, 0.0) for _ in range(2)]
+    assert sum(old[0].wait(chosen, 0.0) == 0.0 for _ in range(used)) == used
+    if removed == "folder":
+        shutil.rmtree(folder)
+        assert old[1].wait(chosen, 0.0) == (0.0 if used < 10 else 0.5)  # there is no other file: all go on with theirs
+        used = min(10, used + 1)
+        folder.mkdir()
+    else:
+        (folder / key_hash("k")).unlink()
+    new = shared_buckets(folder, replaces=True)(chosen, 0.0)
+    order = [new, *old] if first == "new" else [*old, new]
+    assert sum(granted(one, chosen, 0.0) for one in order) <= 10 - used
+    assert len({os.fstat(one._file).st_ino for one in order}) == 1
+    assert sum(granted(one, chosen, 3.0) for one in order) == 6  # the rate goes on: two a second
+
+
+def test_workers_whose_bucket_was_removed_go_on_with_it(tmp_path):
+    """Without a new worker nothing is lost."""
+    chosen = table(rate=1e-6, burst=10)
+    old = [SharedBucket(tmp_path / "bucket") for _ in range(2)]
+    assert sum(old[0].wait(chosen, 5.0) == 0.0 for _ in range(4)) == 4
+    (tmp_path / "bucket").unlink()
+    assert [granted(one, chosen, 5.0) for one in old] == [6, 0]
+
+
+def test_a_worker_that_replaces_another_finds_the_bucket(tmp_path):
+    chosen = table(rate=1e-6, burst=10)
+    old = shared_buckets(tmp_path)(chosen, 0.0)
+    assert old.wait(chosen, 0.0) == 0.0
+    assert granted(shared_buckets(tmp_path, replaces=True)(chosen, 1.0), chosen, 1.0) == 9
 
 
 def take(path, tries, granted):

@@ -128,6 +128,26 @@ def test_few_requests_and_old_exports_show_no_index(shop, exported, caplog):
     assert "has no reference.json: its drift is not measured" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("canary", "rate", "reasons", "shown"),
+    [
+        (False, 10, {}, {"student": 1.0}),
+        (True, 10, {"canary": "its export has no reference.json"}, {"student": 1.0, "canary": 0.0}),
+        (True, 0, {}, {}),
+    ],
+)
+def test_a_student_whose_drift_cannot_be_measured_is_named(shop, exported, canary, rate, reasons, shown):
+    """The canary is an export with --no-quality; without a wish to watch, nothing is amiss."""
+    table = {"student": exported("two-tower")[1], "share": 0.5} if canary else None
+    with serving(config_of(shop[0], canary=table, drift={"requests_per_second": rate})) as client:
+        until(lambda: len(client.get("/ready").json()["students"]) == 1 + canary)
+        told = client.get("/ready").json()["drift_not_measured"]
+        metrics = client.get("/metrics").text
+    assert {role: why.partition(":")[0] for role, why in told.items()} == reasons
+    found = re.findall(r'^fed_distill_drift_measured\{role="(\w+)"\} (.*)$', metrics, re.MULTILINE)
+    assert {role: float(value) for role, value in found} == shown
+
+
 def test_a_student_and_a_canary_have_windows_of_their_own(shop):
     export, data = shop
     with serving(config_of(export, canary={"student": export, "share": 0.5}, drift={"requests_per_second": 1e6})) as (
@@ -182,6 +202,7 @@ from fed_distill.serving.drift import Drift
 from fed_distill.serving.service_metrics import ServiceMetrics
 metrics = ServiceMetrics()
 metrics.drift.drift("student", {"pair_length": Drift(int(sys.argv[1]), float(sys.argv[2]) if sys.argv[2] else None)})
+metrics.drift.measured("student", bool(sys.argv[2]))
 metrics.drift.features("student", "pair", 100, 7)
 metrics.drift.reference("student", {"pair": 0.01}, 0.75)
 metrics.shadow.compared("rank", 0.01, 0.5, {"kendall": -0.2})
@@ -197,11 +218,19 @@ def test_workers_have_windows_of_their_own_and_counts_together(tmp_path):
         text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     found = {
         name: sorted(re.findall(rf"^fed_distill_{name}{{.*}} (.*)$", text, re.MULTILINE))
-        for name in ("drift_psi", "drift_values", "unseen_features_total", "reference_unseen_share", "unseen_ceiling")
+        for name in (
+            "drift_psi",
+            "drift_values",
+            "drift_measured",
+            "unseen_features_total",
+            "reference_unseen_share",
+            "unseen_ceiling",
+        )
     }
     assert found == {
         "drift_psi": ["0.5", "NaN"],
         "drift_values": ["3.0", "600.0"],
+        "drift_measured": ["0.0"],  # one worker that cannot is enough
         "unseen_features_total": ["14.0"],
         "reference_unseen_share": ["0.01"],
         "unseen_ceiling": ["0.75"],

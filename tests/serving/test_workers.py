@@ -18,6 +18,9 @@ import pytest
 from fed_distill.errors import ServiceError
 from fed_distill.serving import supervisor
 from fed_distill.serving.api_keys import key_hash
+from fed_distill.serving.index import Product, ProductIndex
+from fed_distill.serving.index_files import save_index
+from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.service_config import ServeConfig
 from fed_distill.serving.shared_folder import SharedFolder
 from fed_distill.serving.supervisor import MOST_ENDED
@@ -119,6 +122,38 @@ def test_two_workers_are_one_service(export, exported, tmp_path):
     assert not any(map(alive, workers))
 
 
+def test_a_change_of_the_index_by_one_worker_is_seen_by_all_and_by_the_next_one(export, tmp_path):
+    """The workers look at no file by themselves here: the one that changed the index tells the others."""
+    student = load_exported(export)
+    save_index(ProductIndex.build(student, [Product("old", "red kettle")]), tmp_path / "index", student.digest)
+    keys = key("operator", ["search", "index"])
+    with served(
+        write(tmp_path / "service", export, keys=keys, index=str(tmp_path / "index")), "--port", "0"
+    ) as service:
+
+        def ask(method, path, body):
+            headers = {"authorization": "Bearer operator"}
+            return httpx.request(method, service.url + path, json=body, headers=headers, timeout=100)
+
+        def found():
+            return sorted(hit["id"] for hit in ask("POST", "/search", {"query": "usb hub"}).json()["hits"])
+
+        first, second = service.workers
+        with paused(second):
+            new = {"products": [{"id": "new", "title": TITLES[0]}]}
+            assert ask("PUT", "/products", new).json()["products"] == 2
+            assert found() == ["new", "old"]
+        with paused(first):
+            until(lambda: found() == ["new", "old"])
+            assert ask("POST", "/products/delete", {"products": ["old"]}).json()["products"] == 1
+        with paused(second):
+            until(lambda: found() == ["new"])
+        os.kill(first, signal.SIGKILL)
+        until(lambda: "".join(service.lines).count("student loaded") == 3)
+        with paused(second):
+            until(lambda: found() == ["new"])
+
+
 def test_sigterm_drains_all_workers_and_ctrl_c_does_not_wait(export, tmp_path):
     with served(write(tmp_path / "service", export, drain_seconds=500.0), "--port", "0") as service:
         idle = httpx.Client(base_url=service.url, timeout=100)
@@ -216,17 +251,21 @@ def test_sighup_to_all_processes_at_once_reloads_and_ends_no_worker(export, tmp_
 
 
 def test_a_worker_starts_although_the_shared_folder_was_removed(export, tmp_path):
-    """By a program that removes old temporary files."""
-    folder = tmp_path / "tmp"
+    """By a program that removes old temporary files. A key has its rate once all the same."""
+    folder, settings = tmp_path / "tmp", write(tmp_path / "service", export, keys=OPERATOR + SHOP)
     folder.mkdir()
-    with served(write(tmp_path / "service", export), "--port", "0", environment={"TMPDIR": str(folder)}) as service:
+    with served(settings, "--port", "0", environment={"TMPDIR": str(folder)}) as service:
+        client = Client(service.url)
+        assert [client.ask("shop").status_code for _ in range(BURST - 1)] == [200] * (BURST - 1)
         (shared,) = folder.glob("fed-distill-serve-*")
         shutil.rmtree(shared)
         os.kill(service.workers[0], signal.SIGKILL)
         until(lambda: "".join(service.lines).count("student loaded") == 3)
         assert shared.stat().st_mode & 0o777 == 0o700
-        with paused(service.workers[1]):
-            assert httpx.post(f"{service.url}/rank", json=BODY, timeout=100).status_code == 200
+        for other in service.workers[1:]:
+            with paused(other):
+                until(lambda: client.ask().status_code == 200)  # an operator's rate comes back at once
+                assert client.ask("shop").status_code == 429
     assert not shared.exists()
 
 
