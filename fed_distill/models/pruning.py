@@ -126,7 +126,7 @@ def neuron_importance(model: Transformer, encoded: Encoded, classes: Tensor) -> 
     shape = shape_of(model)
     networks = [model.get_submodule(second) for layer in range(shape.layers) for _, second in _matrices(model, layer)]
     total = torch.zeros(len(networks), shape.neurons, dtype=torch.float64)
-    for index in torch.arange(len(classes)).split(_BATCH):
+    for index in torch.split(torch.arange(len(classes)), _BATCH):
         masks = [torch.ones(len(index), shape.neurons, requires_grad=True) for _ in networks]
         with _masked(networks, masks):
             logits = model(model.collate(encoded, index)).logits
@@ -146,7 +146,8 @@ def pruned(model: Transformer, shape: NetworkShape, importance: Importance | Non
     layout, had = _LAYOUTS[model.architecture], shape_of(model)
     config = {**model.settings["config"], layout.layers: shape.layers, layout.neurons: shape.neurons}
     small = cast(Transformer, rebuild(model.kind, {**model.settings, "config": config}))
-    chosen, kept = evenly_spaced(had.layers, shape.layers), {}
+    chosen = evenly_spaced(had.layers, shape.layers)
+    kept: dict[str, tuple[int, Tensor]] = {}
     if shape.neurons < had.neurons:
         if importance is None:
             raise ValueError("pruning neurons requires their importance")
