@@ -26,7 +26,9 @@ class DataConfig(ConfigTable):
     """The dataset and its split between server, merchants, validation and test."""
 
     dataset: str = Field("marketplace", description="name of a dataset, or import path of a custom one")
-    task: str = Field("relevance", description="relevance, recommend, category, matching, sentiment or faq")
+    task: str = Field(
+        "relevance", description="relevance, recommend, next-basket, category, profile, matching, sentiment or faq"
+    )
     seed: Annotated[int, Field(ge=-LARGEST, le=LARGEST)] = Field(
         0, description="seed of the splits; separate from the run's seed, so that all seeds share one test set"
     )

@@ -11,7 +11,7 @@ from fed_distill.data.proxy import proxy_source
 from fed_distill.data.splits import federate
 from fed_distill.data.validation_only import without_test
 
-__all__ = ["DATASETS", "Dataset", "Reader", "Source", "load"]
+__all__ = ["DATASETS", "DataReader", "Dataset", "Source", "load"]
 
 
 def load(config: DataConfig) -> FederatedData:
@@ -25,7 +25,7 @@ def load(config: DataConfig) -> FederatedData:
     return data if config.scored_on == "test" else without_test(data)
 
 
-class Reader:
+class DataReader:
     """``load`` that keeps the data of its last configuration, for several users in one process."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ Use `LabeledRows` if rows are examples already and `Catalogue` to make graded pa
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,12 @@ IntArray = npt.NDArray[np.int64]
 DATASETS = Registry(
     "dataset",
     {
+        "complete-journey": "fed_distill.data.shop.dataset:CompleteJourney",
         "esci": "fed_distill.data.esci:Esci",
         "marketplace": "fed_distill.data.marketplace:Marketplace",
         "pricerunner": "fed_distill.data.pricerunner:PriceRunner",
         "reviews-zh": "fed_distill.data.reviews:ChineseReviews",
+        "shop": "fed_distill.data.shop.dataset:Shop",
         "table": "fed_distill.data.table:Table",
         "wands": "fed_distill.data.wands:Wands",
     },
@@ -104,6 +106,16 @@ class Source(Protocol):
 
     def ranking(self, rows: IntArray, part: str, seed: int) -> Ranking | None:
         """Make queries with graded candidates from all merchants' ``rows`` of one part; None without such a view."""
+        ...
+
+
+@runtime_checkable
+class HasParts(Source, Protocol):
+    """A source that divides its rows itself, such as by time, instead of at random by group."""
+
+    @property
+    def parts(self) -> IntArray:
+        """Part of each row ``[n]``: 0 training, 1 validation, 2 test, -1 none."""
         ...
 
 

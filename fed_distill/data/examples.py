@@ -35,6 +35,11 @@ class Task:
         return "macro_f1" if self.gains is None else "ndcg@10"
 
     @property
+    def of_histories(self) -> bool:
+        """Whether first texts are histories: titles joined by ``HISTORY_SEPARATOR``, which are private."""
+        return self.name in ("recommend", "next-basket")
+
+    @property
     def positive_index(self) -> int:
         """Index of ``positive`` among ``classes``."""
         return self.classes.index(self.positive)

@@ -13,7 +13,7 @@ from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import UNLABELED, Examples, Ranking, Task, most_queries
 from fed_distill.data.partition import assign
 from fed_distill.data.public_texts import PublicTexts, Texts, comparable
-from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import numpy_stream
 
@@ -151,7 +151,7 @@ class LabeledRows:
                 "texts of all merchants, set LabeledRows.build(..., public_texts=True), otherwise use "
                 "proxy_from = 'public'"
             )
-        private_text = self.task == RECOMMEND
+        private_text = self.task.of_histories
         if isinstance(self.published, CatalogueFile):
             other = np.setdiff1d(np.arange(len(self.texts)), rows)
             excluded = self._comparable(other) - self._comparable(rows)
@@ -168,7 +168,7 @@ class LabeledRows:
         """Return all texts of ``rows``, of both columns and of each click in a history, as ``comparable`` texts."""
         columns = [self.texts] if self.pairs is None else [self.texts, self.pairs]
         texts = {column[row] for column in columns for row in rows.tolist()}
-        if self.task == RECOMMEND:
+        if self.task.of_histories:
             texts = {title for text in texts for title in text.split(HISTORY_SEPARATOR)}
         return {comparable(text) for text in texts}
 

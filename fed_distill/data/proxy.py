@@ -18,7 +18,6 @@ from fed_distill.data.dataset import DATASETS, IntArray, Source
 from fed_distill.data.examples import UNLABELED, Examples
 from fed_distill.data.generated import generated
 from fed_distill.data.public_catalogue import catalogue_examples
-from fed_distill.data.tasks import RECOMMEND
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.seeds import numpy_stream
 from fed_distill.text.hashing import bag_rows
@@ -153,7 +152,7 @@ def _projected(texts: tuple[str, ...], seed: int, side: int) -> npt.NDArray[np.f
 
 def _generated(source: Source, rows: IntArray, size: int, seed: int) -> Examples:
     """Generate examples from the texts of ``rows``, with groups that ``source`` does not have."""
-    if source.task == RECOMMEND:
+    if source.task.of_histories:
         raise ConfigError(
             "data.proxy_from = 'generated' makes queries and titles, no histories of clicks: for task "
             f"{source.task.name}, set it to 'catalogue' or 'public'"

@@ -11,7 +11,7 @@ import numpy as np
 
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.examples import Examples, FederatedData
-from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.text.hashing import bag_rows
 
 _WORD_CODES = 2**31 - 1
@@ -27,7 +27,7 @@ def proxy_account(data: FederatedData) -> dict[str, Any]:
         types in their training examples; ``unknown_to_server``: the share of these that are in none of the server's
         labelled examples; ``covered``: the share of those unknown ones that are in the proxy set.
     """
-    histories = data.task == RECOMMEND
+    histories = data.task.of_histories
     proxy, server = _texts([data.proxy], histories), _texts([data.public], histories)
     account: dict[str, Any] = {
         "texts": len(proxy),

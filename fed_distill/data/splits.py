@@ -1,8 +1,8 @@
 """Split a source between the server and the merchants, in the same way for every dataset.
 
 Groups are split across all merchants at once, so that a test product is in nobody's training data, public merchants
-included. The data of public merchants belong to the server: these are a share of the merchants that are large enough,
-and all that are too small. All draws use ``data.seed``.
+included; a source of purchases is split by time instead. The data of public merchants belong to the server: these are a
+share of the merchants that are large enough, and all that are too small. All draws use ``data.seed``.
 
 Rows may have domains. A test domain is for evaluation only (leave-one-domain-out; Blitzer et al. 2007, ACL): the test
 set contains only its rows, training and validation none. Parts are drawn first, so that its test rows are the same as
@@ -20,7 +20,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.config.data import ClicksConfig
 from fed_distill.data.click_labels import labelled_by_clicks
-from fed_distill.data.dataset import IntArray, Source
+from fed_distill.data.dataset import HasParts, IntArray, Source
 from fed_distill.data.examples import (
     UNLABELED,
     ColdMerchants,
@@ -115,7 +115,9 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
 
 def split_rows(source: Source, config: DataConfig) -> Split:
     """Draw parts, roles and public merchants; with remote clients, all local merchants are public."""
-    roles = _leave_out(source, draw_parts(source.groups, config), config)
+    roles = _leave_out(
+        source, _own_parts(source) if isinstance(source, HasParts) else draw_parts(source.groups, config), config
+    )
     if config.clients == "elsewhere":
         for key, unset in (("client_labels", 1.0), ("cold_merchants", 0.0), ("clicks", ClicksConfig())):
             if getattr(config, key) != unset:
@@ -173,6 +175,10 @@ def _count(share: float, whole: int) -> int:
 def _spread(by_size: IntArray, count: int, rng: np.random.Generator) -> list[int]:
     """Draw one merchant from each of ``count`` size classes, to reduce the variance of the drawn merchants' share."""
     return [int(rng.choice(size_class)) for size_class in np.array_split(by_size, max(count, 1))[:count]]
+
+
+def _own_parts(source: HasParts) -> IntArray:
+    return np.where(source.parts < 0, _ROLES.index("unused"), source.parts)
 
 
 def draw_parts(groups: IntArray, config: DataConfig) -> IntArray:

@@ -27,6 +27,10 @@ RECOMMEND = Task(name="recommend", classes=("not_recommend", "recommend"), pair=
 MATCHING = Task(name="matching", classes=("different", "same"), pair=True, positive="same")
 """Whether two titles are of the same product."""
 
+NEXT_BASKET = Task("next-basket", ("bought", "not_bought"), pair=True, positive="bought", gains=(1.0, 0.0))
+"""Whether a customer's next basket has a product: (history, product) pairs; a history is the titles of what the
+customer bought before."""
+
 SENTIMENT = Task(name="sentiment", classes=("negative", "positive"), pair=False, positive="positive")
 """Whether a review is positive."""
 

@@ -50,7 +50,7 @@ def run_experiment(
 
     :param secret: seeds the server's noise; empty in a simulation only, which uses the run's seed and gives no
         protection
-    :param read: reads the data: a ``Reader`` that the sites of this process share
+    :param read: reads the data: a ``DataReader`` that the sites of this process share
     """
     began = time.perf_counter()
     check_settings(experiment)

@@ -22,12 +22,12 @@ def run(experiment: Experiment, callbacks: Iterable[Callback] = ()) -> "Result":
     """
     check_merchants(experiment)
     with logged(experiment.runtime.logs, run=experiment.name):
-        from fed_distill.data import Reader  # imports torch; errors above are reported before
+        from fed_distill.data import DataReader  # imports torch; errors above are reported before
         from fed_distill.experiment.run import run_experiment
         from fed_distill.merchant.app import build_app
         from fed_distill.reporting.result import Result
 
-        reader = Reader()  # server and merchants read the data once
+        reader = DataReader()  # server and merchants read the data once
         app = build_app(reader=reader)
         grid = InProcessGrid(app, experiment.to_run_config(), sites=experiment.runtime.sites)
         named = CallbackList.of(experiment)

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fed_distill.config import Experiment
-from fed_distill.data import Reader
+from fed_distill.data import DataReader
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.public_part import PublicPart
 from fed_distill.errors import FedDistillError, TrainingError
@@ -59,10 +59,12 @@ class Hosting:
     tallies: counts of each node, by node id.
     """
 
-    def __init__(self, data: FederatedData | None = None, key: str | None = None, reader: Reader | None = None) -> None:
+    def __init__(
+        self, data: FederatedData | None = None, key: str | None = None, reader: DataReader | None = None
+    ) -> None:
         self._data = data
         self._key = uuid.uuid4().hex if key is None else key
-        self._reader = Reader() if reader is None else reader
+        self._reader = DataReader() if reader is None else reader
         self.tallies: dict[int, Tally] = defaultdict(Tally)
         self._sites: dict[int, Site] = {}
 
@@ -89,7 +91,7 @@ def _hosting_here(data: FederatedData | None, key: str) -> Hosting:
     return _HERE[key]
 
 
-def build_app(data: FederatedData | None = None, reader: Reader | None = None) -> ClientApp:
+def build_app(data: FederatedData | None = None, reader: DataReader | None = None) -> ClientApp:
     """Build a ClientApp with its own sites, each opened at its first message.
 
     :param data: data of the merchants, instead of the experiment's

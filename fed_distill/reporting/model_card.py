@@ -39,6 +39,8 @@ _HUB_METRICS = {
 _PURPOSES = {
     "relevance": "It grades a product title for a search query, and ranks titles by expected gain.",
     "recommend": "It predicts from the titles of a shopper's last clicks whether to recommend a product.",
+    "next-basket": "It predicts from the titles of a customer's purchases what the next basket has.",
+    "profile": "It predicts a customer's segment from what the customer bought.",
     "matching": "It predicts whether two titles are of the same product.",
     "sentiment": "It predicts whether a review is positive.",
     "category": "It predicts a product's category from its title.",
@@ -208,10 +210,10 @@ def _teacher(parameters: float | None) -> str:
 
 
 def _call(task: Task) -> str:
+    if task.of_histories:
+        return 'order, scores = student.recommend(["a title", "a later title"], ["a candidate", "another candidate"])'
     if task.gains is not None:
         return 'order, scores = student.rank("a query", ["a title", "another title"])'
-    if task.name == "recommend":
-        return 'order, scores = student.recommend(["a clicked title"], ["a candidate", "another candidate"])'
     if task.pair:
         return 'student.predict(["a text"], pairs=["another text"])  # class probabilities'
     return 'student.predict(["a text"])  # class probabilities'

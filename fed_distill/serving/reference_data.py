@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fed_distill.data.examples import Examples, FederatedData
-from fed_distill.data.tasks import RECOMMEND
 from fed_distill.serving.exported_folder import VariantName
 from fed_distill.serving.reference import (
     REFERENCE_FORMAT,
@@ -104,8 +103,7 @@ def _scores(scorer: Scorer, held: Examples, ranked: Examples) -> dict[Route, His
         return Histogram.of(scorer.scores(scorer.predict(examples.texts, examples.pairs)))
 
     found: dict[Route, Histogram] = {"score": of(held)}
-    if scorer.task.gains is not None:
-        found["rank"] = found["score"] if ranked is held else of(ranked)
-    elif scorer.task.name == RECOMMEND.name:
-        found["recommend"] = found["score"] if ranked is held else of(ranked)
+    if scorer.task.of_histories or scorer.task.gains is not None:
+        route: Route = "recommend" if scorer.task.of_histories else "rank"
+        found[route] = found["score"] if ranked is held else of(ranked)
     return found

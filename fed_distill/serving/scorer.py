@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fed_distill.data.cleaning import clean_served, clean_text
 from fed_distill.data.student_description import StudentDescription
-from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import DataError
 
 Probabilities = npt.NDArray[np.float32]
@@ -87,7 +87,7 @@ class Scorer:
     def gains(self) -> Scores:
         """Gain of each class, float64 ``[classes]``; raise DataError if the task has none."""
         if self.task.gains is None:
-            other = "recommend" if self.task.name == RECOMMEND.name else "predict"
+            other = "recommend" if self.task.of_histories else "predict"
             raise DataError(f"task {self.task.name!r} has no gains to rank by: use {other}")
         return np.asarray(self.task.gains, dtype=np.float64)
 
@@ -105,7 +105,7 @@ class Scorer:
             longer than those of the training data
         """
         self.check_fields(texts, pairs)
-        separator = HISTORY_SEPARATOR if self.task.name == RECOMMEND.name else None
+        separator = HISTORY_SEPARATOR if self.task.of_histories else None
         cleaned = self._clean(texts, "texts", separator)
         return self._scoring.probabilities(cleaned, None if pairs is None else self._clean(pairs, "pairs"))
 
@@ -116,14 +116,15 @@ class Scorer:
         :raises DataError: the task has no gains, or a text is unusable (see ``predict``)
         """
         gains = self.gains
+        self.check_query()
         cleaned = clean_text(query, "query", self._max_characters)
         probabilities = self._scoring.probabilities([cleaned] * len(titles), self._clean(titles, "titles"))
         return ranked(probabilities.astype(np.float64) @ gains)
 
     def recommend(self, history: Sequence[str], titles: Sequence[str]) -> Ranked:
-        """Rank ``titles`` for a shopper by the probability of "recommend".
+        """Rank ``titles`` for a shopper by the probability of "recommend" or, for next baskets, of "bought".
 
-        :param history: titles of the last clicks, oldest first
+        :param history: titles of the last clicks or purchases, oldest first
         :param titles: candidates ``[n]``
         :raises DataError: the student is of another task, the history is empty, or a text is unusable (see ``predict``)
         """
@@ -151,7 +152,7 @@ class Scorer:
         :raises DataError: the student has no towers, its task has no score of a pair, or a vector has another width
         """
         width = self._check_towers("score_vectors")
-        if self.task.gains is None and self.task.name != RECOMMEND.name:
+        if self.task.gains is None and not self.task.of_histories:
             raise DataError(f"task {self.task.name!r} has no score of a title for a query: use predict")
         titles = np.asarray(title_vectors, dtype=np.float32)
         query = np.asarray(query_vector, dtype=np.float32)
@@ -173,15 +174,20 @@ class Scorer:
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts have {len(pairs):,} pairs: pass one pair for each text")
 
+    def check_query(self) -> None:
+        """Raise DataError if the first texts of the task are no queries."""
+        if self.task.of_histories:
+            raise DataError(f"task {self.task.name!r} ranks for a history, not for a query: use recommend")
+
     def check_history(self, history: Sequence[str]) -> None:
-        """Raise DataError if the task is not to recommend, or there is no history."""
-        if self.task.name != RECOMMEND.name:
+        """Raise DataError if the task reads no histories, or the history is empty."""
+        if not self.task.of_histories:
             raise DataError(
-                f"recommend requires a student of task {RECOMMEND.name!r}, and this one is of {self.task.name!r}: use "
+                f"recommend requires a student of histories, and this one is of task {self.task.name!r}: use "
                 + ("rank" if self.task.gains else "predict")
             )
         if not len(history):
-            raise DataError("history is empty: pass the titles of the last clicks")
+            raise DataError("history is empty: pass the titles of the last clicks or purchases")
 
     def _check_towers(self, name: str) -> int:
         """Return the width of a text's vector; raise DataError, naming the method, without towers."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from fed_distill.data.cleaning import clean_served, clean_text
 from fed_distill.data.student_description import DESCRIPTION, read_encoding
-from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import DataError, ModelError
 from fed_distill.serving.batched_scoring import BatchedClassifier, BatchedTowers, BatchMetrics, Pairs
 from fed_distill.serving.explainer import Explainer
@@ -152,13 +152,14 @@ class ServedStudent:
         :raises Overloaded: too much is waiting
         """
         self.student.check_fields(texts, pairs)
-        separator = HISTORY_SEPARATOR if self.student.task.name == RECOMMEND.name else None
+        separator = HISTORY_SEPARATOR if self.student.task.of_histories else None
         cleaned = self._clean(texts, "texts", separator)
         return await self._scoring.probabilities(Pairs(cleaned, None if pairs is None else self._clean(pairs, "pairs")))
 
     async def rank(self, query: str, titles: Sequence[str]) -> Ranked:
         """Do as ``Scorer.rank``; errors are those of ``predict``."""
         gains = self.student.gains
+        self.student.check_query()
         cleaned = clean_text(query, "query", self.student.max_characters)
         found = await self._compared(cleaned, titles)
         return ranked(found.astype(np.float64) @ gains)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.data.cleaning import clean_served
-from fed_distill.data.tasks import HISTORY_SEPARATOR, RECOMMEND
+from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.serving.api_models import RankRequest, RecommendRequest, ScoreRequest, SearchRequest
 from fed_distill.serving.drift import Drift, DriftWindow
 from fed_distill.serving.index import Hit
@@ -79,7 +79,7 @@ class StudentDrift:
         self.student, self.features = student, features
         self.shares: dict[str, float] = {part: one.unseen_share for part, one in reference.texts.items()}
         self._window = DriftWindow(histograms(reference, student.student.variant), seconds)
-        self._separator = HISTORY_SEPARATOR if student.student.task.name == RECOMMEND.name else None
+        self._separator = HISTORY_SEPARATOR if student.student.task.of_histories else None
 
     def count(self, watched: Watched, now: float) -> dict[str, tuple[int, int]]:
         """Count texts and scores, and return the features and unseen features of each part. now: of a monotonic clock.

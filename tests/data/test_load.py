@@ -86,7 +86,16 @@ def test_an_own_dataset_is_named_by_import_path(tmp_path: Path, monkeypatch: pyt
 
 
 def test_all_registered_datasets_can_be_imported() -> None:
-    assert sorted(DATASETS) == ["esci", "marketplace", "pricerunner", "reviews-zh", "table", "wands"]
+    assert sorted(DATASETS) == [
+        "complete-journey",
+        "esci",
+        "marketplace",
+        "pricerunner",
+        "reviews-zh",
+        "shop",
+        "table",
+        "wands",
+    ]
     for name in DATASETS:
         assert callable(DATASETS.resolve(name).read)
 

@@ -13,7 +13,7 @@ from fed_distill.coordinator.evaluation import Evaluator
 from fed_distill.data import load
 from fed_distill.data.cleaning import clean
 from fed_distill.data.student_description import DESCRIPTION, StudentDescription
-from fed_distill.data.tasks import RECOMMEND, SENTIMENT
+from fed_distill.data.tasks import NEXT_BASKET, RECOMMEND, SENTIMENT
 from fed_distill.errors import DataError, ModelError
 from fed_distill.models import build_student, load_model
 from fed_distill.models.student_folder import save_student
@@ -38,6 +38,12 @@ def student(task):
 def clicks():
     """A student that recommends."""
     return served(RECOMMEND)
+
+
+@pytest.fixture
+def baskets():
+    """A student that predicts what a customer buys next."""
+    return served(NEXT_BASKET)
 
 
 def direct(student, texts, pairs):
@@ -109,6 +115,14 @@ def test_a_recommendation_is_that_of_the_joined_history(clicks):
     np.testing.assert_allclose(clicks.predict([joined], ["blue shoe"])[0, 1], expected[0], atol=1e-6)
 
 
+def test_what_a_customer_buys_next_is_recommended_by_history_and_not_ranked_by_query(baskets):
+    ranked = baskets.recommend(["red phone", "red case"], ["blue shoe", "green kettle"])
+    expected = direct(baskets, ["red phone ; red case"] * 2, ["blue shoe", "green kettle"])[:, 0]  # gain 1 if bought
+    np.testing.assert_allclose(ranked.scores, expected, atol=1e-6)
+    with pytest.raises(DataError, match="task 'next-basket' ranks for a history, not for a query: use recommend"):
+        baskets.rank("red phone", ["blue shoe"])
+
+
 def test_each_title_of_a_history_may_be_as_long_as_a_text(clicks):
     history = ["a" * 60, "b" * 60]
     clicks.recommend(history, ["c"])
@@ -162,7 +176,7 @@ def test_dropout_is_off_and_a_call_is_repeatable(task):
         (lambda s: s.rank("a" * 61, ["b"]), r"query has 61 characters, and .* at most 60 \(data.max_characters\)"),
         (lambda s: s.rank(["a"], ["b"]), "query must be a string, not list"),
         (lambda s: s.rank("a", "b"), "titles must be a list of strings"),
-        (lambda s: s.recommend(["a"], ["b"]), "recommend requires a student of task 'recommend', .* 'toy': use rank"),
+        (lambda s: s.recommend(["a"], ["b"]), "recommend requires a student of histories, .* 'toy': use rank"),
     ],
 )
 def test_a_call_that_does_not_fit_says_what_to_change(student, call, message):

@@ -1,0 +1,1 @@
+"""Shops with customers: purchases over time, for next baskets and customer profiles."""

@@ -1,0 +1,221 @@
+"""Tables of a shop: purchases, products and customers, from Parquet or CSV files in one folder.
+
+``transactions`` has a line for each product in a basket, ``products`` a line for each product, and ``customers``, which
+is read for profiles only, a line for each customer whose segments are known. Lines may be in any order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from fed_distill.data.dataset import IntArray
+from fed_distill.data.partition import natural
+from fed_distill.data.tasks import label_text
+from fed_distill.errors import DataError
+
+KINDS = (".parquet", ".csv", ".csv.gz")
+Times = npt.NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class ShopColumns:
+    """Names of the columns in the files.
+
+    title: columns of ``products``, whose values are joined by spaces; without the first, a title is unknown. segment:
+    column of ``customers``; "" to not read that file.
+    """
+
+    customer: str = "customer"
+    merchant: str = "merchant"
+    basket: str = "basket"
+    product: str = "product"
+    time: str = "time"
+    title: tuple[str, ...] = ("title",)
+    segment: str = ""
+
+
+@dataclass(frozen=True)
+class ShopFiles:
+    """Names of the files without their endings."""
+
+    transactions: str = "transactions"
+    products: str = "products"
+    customers: str = "customers"
+
+
+@dataclass(frozen=True)
+class ShopTables:
+    """Baskets and what was in them. Baskets are numbered by time; ties are in natural order of their names.
+
+    customers, merchants: int64 ``[baskets]``, positions in ``customer_names`` and ``merchant_names``, which are in
+    natural order. times: datetime64[s] ``[baskets]``, when the first product was sold. baskets, products: int64
+    ``[lines]``, ordered by basket; products are positions in ``titles``. titles: of each product, "" where unknown.
+    segments: of each customer, "" where unknown; empty if none is read. dropped: lines of unknown products.
+    """
+
+    customers: IntArray
+    merchants: IntArray
+    times: Times
+    baskets: IntArray
+    products: IntArray
+    titles: tuple[str, ...]
+    customer_names: tuple[str, ...]
+    merchant_names: tuple[str, ...]
+    segments: tuple[str, ...] = ()
+    dropped: int = 0
+
+
+def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unknown: bool = False) -> ShopTables:
+    """Read the tables of a shop.
+
+    :param folder: folder of the files
+    :param columns: names of their columns
+    :param files: names of the files
+    :param drop_unknown: drop lines of products that are not listed, instead of refusing them
+    :raises DataError: a file, column or value is missing, a time is unreadable, a basket has several customers,
+        merchants or days, or a product or customer is listed twice or, for a product, not at all
+    """
+    roles = (columns.customer, columns.merchant, columns.basket, columns.product)
+    sold_in, sold = _read(folder, files.transactions, (*roles, columns.time))
+    listed_in, listed = _read(folder, files.products, (columns.product, *columns.title))
+    places = _places(_column(listed, columns.product, listed_in), "product", listed_in)
+    of_customer, of_merchant, of_basket, of_product = (_column(sold, role, sold_in) for role in roles)
+    products = np.array([places.get(name, -1) for name in of_product.names], dtype=np.int64)[of_product.numbers]
+    unknown = np.flatnonzero(products < 0)
+    if len(unknown) and not drop_unknown:
+        raise DataError(
+            f"{sold_in}, row {unknown[0] + 1}: product {of_product.at(unknown[0])!r} is not in {listed_in.name} "
+            f"({len(unknown):,} such rows): list it there, or set data.options.unknown_products = 'drop'"
+        )
+    times = _times(sold, columns.time, sold_in)
+    first = _first_lines(sold_in, of_basket, {"customer": of_customer.numbers, "merchant": of_merchant.numbers}, times)
+    order = np.argsort(times[first], kind="stable")
+    baskets = np.argsort(order)[of_basket.numbers]
+    lines = np.argsort(baskets, kind="stable")
+    lines = lines[products[lines] >= 0]
+    return ShopTables(
+        of_customer.numbers[first][order],
+        of_merchant.numbers[first][order],
+        times[first][order],
+        baskets[lines],
+        products[lines],
+        _titles(listed, columns.title),
+        of_customer.names,
+        of_merchant.names,
+        _segments(folder, files.customers, columns, of_customer.names) if columns.segment else (),
+        len(unknown),
+    )
+
+
+def _first_lines(path: Path, baskets: "_Column", same: Mapping[str, IntArray], times: Times) -> IntArray:
+    """Return the earliest line of each basket; all its lines must agree in the columns ``same`` and in the day."""
+    by_time = np.lexsort((times, baskets.numbers))
+    first = by_time[np.unique(baskets.numbers[by_time], return_index=True)[1]]
+    for what, of_line in (*same.items(), ("day", times.astype("datetime64[D]"))):
+        other = np.flatnonzero(of_line != of_line[first][baskets.numbers])
+        if len(other):
+            raise DataError(
+                f"{path}, row {other[0] + 1}: basket {baskets.at(other[0])!r} has another {what} in row "
+                f"{first[baskets.numbers[other[0]]] + 1}: give each purchase of a customer a basket of its own"
+            )
+    return first
+
+
+def _read(folder: Path, name: str, columns: Sequence[str]) -> tuple[Path, pa.Table]:
+    """Return the path of a file and its ``columns``, those of CSV files as strings."""
+    path = next((path for kind in KINDS if (path := folder / f"{name}{kind}").is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} has no {name}{', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    wanted = list(dict.fromkeys(columns))
+    try:
+        if path.suffix == ".parquet":
+            found = parquet.read_schema(path).names
+            table = parquet.read_table(path, columns=[name for name in wanted if name in found])
+        else:
+            with csv.open_csv(path) as opened:
+                found = opened.schema.names
+            convert = csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, pa.string()),
+                include_columns=[name for name in wanted if name in found],
+                strings_can_be_null=True,
+            )
+            table = csv.read_csv(path, convert_options=convert)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DataError(
+            f"{path} has no column {missing[0]!r}; it has: {', '.join(found)}. Name it in data.options.columns"
+        )
+    if not len(table):
+        raise DataError(f"{path} has no rows")
+    return path, table
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of names or numbers. names: distinct, in natural order; numbers: positions in it ``[rows]``."""
+
+    names: tuple[str, ...]
+    numbers: IntArray
+
+    def at(self, row: int) -> str:
+        return self.names[int(self.numbers[row])]
+
+
+def _column(table: pa.Table, column: str, path: Path) -> _Column:
+    """Return a column, in which no value may be missing."""
+    codes, values = pd.factorize(table[column].to_pandas())
+    texts = [label_text(value) for value in values]
+    missing = np.flatnonzero((codes < 0) | np.isin(codes, [at for at, text in enumerate(texts) if not text]))
+    if len(missing):
+        raise DataError(f"{path}, row {missing[0] + 1}: {column!r} is empty")
+    names = tuple(sorted(set(texts), key=natural))
+    places = {name: place for place, name in enumerate(names)}
+    return _Column(names, np.array([places[text] for text in texts], dtype=np.int64)[codes])
+
+
+def _times(table: pa.Table, column: str, path: Path) -> Times:
+    values = table[column]
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        found = values.cast(pa.timestamp("s"), safe=False)
+    else:
+        parsed = pd.to_datetime(values.to_pandas().astype("string"), format="ISO8601", errors="coerce", utc=True)
+        found = pa.array(parsed.dt.tz_localize(None)).cast(pa.timestamp("s"), safe=False)
+    missing = np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))
+    if len(missing):
+        raise DataError(
+            f"{path}, row {missing[0] + 1}: {column!r} is {values[int(missing[0])].as_py()!r}, which is no time: write "
+            "it as 2024-12-31 or 2024-12-31T18:30:00"
+        )
+    times: Times = found.to_numpy(zero_copy_only=False).astype("datetime64[s]")
+    return times
+
+
+def _places(names: _Column, what: str, path: Path) -> dict[str, int]:
+    """Return the row of each name, which must be in one row only."""
+    first = np.unique(names.numbers, return_index=True)[1]
+    again = np.setdiff1d(np.arange(len(names.numbers)), first)
+    if len(again):
+        raise DataError(
+            f"{path}, row {again[0] + 1}: {what} {names.at(again[0])!r} is in an earlier row: keep one of them"
+        )
+    return dict(zip(names.names, first.tolist(), strict=True))
+
+
+def _titles(products: pa.Table, columns: Sequence[str]) -> tuple[str, ...]:
+    parts = [[label_text(value) for value in products[column].to_pylist()] for column in columns]
+    return tuple(" ".join(filter(None, title)) if title[0] else "" for title in zip(*parts, strict=True))
+
+
+def _segments(folder: Path, name: str, columns: ShopColumns, customers: Sequence[str]) -> tuple[str, ...]:
+    path, table = _read(folder, name, (columns.customer, columns.segment))
+    places = _places(_column(table, columns.customer, path), "customer", path)
+    known = [label_text(value) for value in table[columns.segment].to_pylist()]
+    return tuple(known[places[customer]] if customer in places else "" for customer in customers)
