@@ -5,14 +5,13 @@ student, which was released. Of a private run this is post-processing (Dwork & R
 guarantee stays as it is, and nothing is charged. No test example is used, and validation examples decide nothing.
 """
 
+import copy
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fed_distill import seeds
 from fed_distill.config import Experiment
@@ -24,9 +23,8 @@ from fed_distill.data.student_description import StudentDescription
 from fed_distill.data.validation_only import without_test
 from fed_distill.distill.losses import soft_labels
 from fed_distill.errors import ConfigError
-from fed_distill.models.base import TextModel
 from fed_distill.models.pruning import (
-    Importance,
+    NetworkShape,
     drawn_classes,
     neuron_importance,
     prunable,
@@ -78,31 +76,19 @@ def prune_student(
     shape = pruned_shape(whole, layers, neurons)
     private = experiment.protects(experiment.federation.title)
     data = _public_data(experiment, private)
-    evaluator, server = Evaluator(data), ServerTraining(data, experiment.training, experiment.runtime)
-
-    def quality(model: TextModel) -> float:
-        return evaluator.public_score(model) if private else evaluator.validation_score(model)
-
-    importance = None
-    if shape.neurons < shape_of(whole).neurons:
-        callbacks.on_stage("importance of neurons", None)
-        importance = _importance(whole, data, experiment.seed)
-    small = pruned(whole, shape, importance)
-    before = quality(small)
-    callbacks.on_stage("distillation from the student before pruning", None)
-    small.load_state_dict(dict(_distilled(small, whole, server, epochs, experiment.seed, callbacks)))
-    small.eval()
+    cut = _pruned(whole, shape, data, experiment.seed, callbacks)
+    small = _distilled(cut, whole, data, experiment, epochs, callbacks)
+    evaluator = Evaluator(data)
+    score = evaluator.public_score if private else evaluator.validation_score
     found: list[Pruning] = []
 
     def fill(target: Path) -> None:
         save_student(target / STUDENT, small, description)
         shutil.copyfile(run / EXPERIMENT, target / EXPERIMENT)
-        callbacks.on_stage("speed on one core", None)
-        rows = [
-            _row("before pruning", student, folder, description, quality(whole)),
-            _row("pruned and distilled", Student(small, description), target / STUDENT, description, quality(small)),
-        ]
-        rows.insert(1, replace(rows[1], name="pruned", quality=before))
+        callbacks.on_stage("validation, and speed on one core", None)
+        before = _row("before pruning", student, folder, description, score(whole))
+        after = _row("pruned", Student(small, description), target / STUDENT, description, score(cut))
+        distilled = replace(after, name="pruned and distilled", quality=score(small))  # of the same size and speed
         found.append(
             Pruning(
                 name=experiment.name,
@@ -113,7 +99,7 @@ def prune_student(
                 epochs=epochs,
                 metric="macro_f1" if private else student.task.headline,
                 private=private,
-                rows=tuple(rows),
+                rows=(before, after, distilled),
             )
         )
         card = pruned_card((folder / CARD).read_text(encoding="utf-8"), found[0])
@@ -133,26 +119,42 @@ def _public_data(experiment: Experiment, private: bool) -> FederatedData:
     return replace(data, valid=data.public_valid, test=data.public_valid, ranking_valid=None, ranking_test=None)
 
 
-def _importance(model: Transformer, data: FederatedData, seed: int) -> Importance:
-    """Return the importance of the neurons of ``model`` on a random sample of the proxy set."""
+def _pruned(
+    whole: Transformer, shape: NetworkShape, data: FederatedData, seed: int, callbacks: Callback
+) -> Transformer:
+    """Return ``whole`` pruned to ``shape``; neurons are ranked on a random sample of the proxy set."""
+    if shape.neurons == shape_of(whole).neurons:
+        return pruned(whole, shape)
+    callbacks.on_stage("importance of neurons", None)
     order = torch.randperm(len(data.proxy), generator=seeds.torch_stream(seed, "prune", "examples"))
     sample = data.proxy.take(order[:_SAMPLE].numpy())
-    encoded = model.encode(sample.texts, sample.pairs)
-    return neuron_importance(model, encoded, drawn_classes(model, encoded, (seed, "prune", "classes")))
+    encoded = whole.encode(sample.texts, sample.pairs)
+    classes = drawn_classes(whole, encoded, (seed, "prune", "classes"))
+    return pruned(whole, shape, neuron_importance(whole, encoded, classes))
 
 
 def _distilled(
-    small: Transformer, whole: Transformer, server: ServerTraining, epochs: float, seed: int, callbacks: Callback
-) -> Mapping[str, Tensor]:
-    """Return the weights of ``small`` after training on the soft labels of ``whole`` for the proxy set, with the
-    optimizer and the temperature of ``[training.server]``."""
+    cut: Transformer,
+    whole: Transformer,
+    data: FederatedData,
+    experiment: Experiment,
+    epochs: float,
+    callbacks: Callback,
+) -> Transformer:
+    """Return a copy of ``cut`` that was trained on the soft labels of ``whole`` for the proxy set, with the optimizer
+    and the temperature of ``[training.server]``."""
+    callbacks.on_stage("distillation from the student before pruning", None)
+    server, small = ServerTraining(data, experiment.training, experiment.runtime), copy.deepcopy(cut)
     objective = soft_labels(server.config.server.temperature)
     references = {"soft_labels": server.proxy_labels(whole)}
     plan = Plan((Phase(objective, data="proxy", epochs=epochs, references=references),))
-    weights = {name: value.clone() for name, value in small.state_dict().items()}
-    return server.train(
-        small, weights, plan, (seed, "prune"), progress=lambda done, total: callbacks.on_step(done, {"steps": total})
-    )
+    randomness = (experiment.seed, "prune", "distillation")
+
+    def report(done: int, total: int) -> None:
+        callbacks.on_step(done, {"steps": total})
+
+    small.load_state_dict(server.train(small, cut.state_dict(), plan, randomness, progress=report))
+    return small.eval()
 
 
 def _row(name: str, student: Student, folder: Path, description: StudentDescription, quality: float) -> PruningRow:
