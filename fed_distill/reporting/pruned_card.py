@@ -65,7 +65,6 @@ Use, classes, training data and limits are those of the card below. **Its figure
 ---
 
 {card}"""
-_RESULTS = "model-index"
 _PRIVACY = (
     " Pruning used the released student and the server's data, and none of a merchant: the privacy guarantee is that "
     "of the student before pruning."
@@ -79,9 +78,11 @@ def pruned_card(card: str, pruning: Pruning) -> str:
     :param pruning: how the student was pruned
     """
     former = ModelCard(card)
-    metadata = {key: value for key, value in former.data.to_dict().items() if key != _RESULTS}
+    metadata = former.data
+    assert isinstance(metadata, ModelCardData)  # of which a ModelCard has the base class
+    metadata.eval_results = metadata.model_name = None
     return _CARD.format(
-        metadata=ModelCardData(**metadata).to_yaml().strip(),
+        metadata=metadata.to_yaml().strip(),
         name=pruning.name,
         model=pruning.model,
         parameters=wording.count(pruning.rows[-1].parameters),
