@@ -3,13 +3,14 @@
 ``student``: the server's labels, without teacher or merchants. ``server``: with the teacher's soft labels, so that the
 difference is what the teacher adds. ``local``: each merchant alone, from ``server``. ``fedavg``: federation from
 ``student``, without a teacher anywhere. ``pooled``: everybody's data in one place, with the teacher. ``oracle-proxy``:
-``student`` with the true labels of the proxy set, the ceiling of methods on soft labels.
+``student`` with the true labels of the proxy set, the ceiling of methods on soft labels. ``popularity``, ``repeat`` and
+``item-knn``: recommenders without trained weights, of everybody's data (``evaluation/recommenders.py``).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
-Control = Literal["student", "server", "local", "pooled", "fedavg", "oracle-proxy"]
-CONTROLS: tuple[Control, ...] = ("student", "server", "local", "pooled", "fedavg", "oracle-proxy")
+Control = Literal["student", "server", "local", "pooled", "fedavg", "oracle-proxy", "popularity", "repeat", "item-knn"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
 DEFAULT_CONTROLS: tuple[Control, ...] = ("student", "server", "local", "pooled", "fedavg")
-ROWS = ("teacher", "student", "server", "local", "pooled", "oracle-proxy")
+ROWS = ("teacher", *(name for name in CONTROLS if name != "fedavg"))
 """Rows in the tables of results, whose names a federation cannot have."""

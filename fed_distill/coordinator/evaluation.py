@@ -9,6 +9,7 @@ from torch import Tensor
 from fed_distill.data.examples import Examples, FederatedData, Ranking
 from fed_distill.errors import DataError
 from fed_distill.evaluation.metrics import Metrics, classification, headline, ndcg_by_query, ranking
+from fed_distill.evaluation.recommenders import Recommender, as_probabilities
 from fed_distill.models import TextModel
 from fed_distill.models.prediction import PreparedExamples, predict_prepared, prepare
 from fed_distill.transport.requests import blueprint_of
@@ -28,6 +29,17 @@ class Evaluator:
     def test_by_query(self, student: TextModel) -> tuple[Metrics, list[float]]:
         """Return all metrics on the common test set, and nDCG@10 by query; empty without a ranking view."""
         return self._measure(student, "test", self._data.test, self._data.ranking_test)
+
+    def recommender_by_query(self, scores: Recommender) -> tuple[Metrics, list[float]]:
+        """Return AUC and ranking metrics on the common test set, and nDCG@10 by query, of a recommender whose scores
+        are no probabilities: it has no accuracy."""
+        task, test, ranked = self._data.task, self._data.test, self._data.ranking_test
+        measured = dict(classification(as_probabilities(scores(test), task), test.labels, task))
+        measured |= {"accuracy": None, "macro_f1": None}
+        if ranked is None:
+            return measured, []
+        found = as_probabilities(scores(ranked.examples), task)
+        return measured | ranking(found, ranked, task), ndcg_by_query(found, ranked, task)
 
     def validation(self, student: TextModel) -> Metrics:
         """Return all metrics on the common validation set."""

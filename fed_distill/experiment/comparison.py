@@ -26,6 +26,7 @@ from fed_distill.coordinator.students import ServerTraining, labels_phase
 from fed_distill.coordinator.uplink_validator import UplinkValidator
 from fed_distill.errors import BudgetExceeded, CheckpointError
 from fed_distill.evaluation.metrics import Metrics
+from fed_distill.evaluation.recommenders import RECOMMENDERS
 from fed_distill.experiment.adaptation import adapted_to_domain
 from fed_distill.experiment.chain_models import chain_models
 from fed_distill.experiment.identities import Identities
@@ -87,6 +88,7 @@ class Comparison:
             "pooled": self._pooled,
             "fedavg": partial(self._federation, "fedavg", "control"),
             "oracle-proxy": self._oracle,
+            **{name: partial(self._recommender, name) for name in RECOMMENDERS},
         }
         parts = {self._part("control", name): controls[name] for name in controls if name in self.experiment.controls}
         for federation in self.experiment.federations():
@@ -166,6 +168,13 @@ class Comparison:
         self.callbacks.on_stage(f"seed {self.seed} · true labels on the proxy set", None)
         weights = self.factory.on_true_labels(self.experiment.student.model, truth)
         return self._outcome("oracle-proxy", "control", weights, began)
+
+    def _recommender(self, name: str) -> Outcome:
+        """Evaluate a recommender without trained weights, of everybody's examples."""
+        began = time.perf_counter()
+        found = RECOMMENDERS[name](self.server.everybody(), self.server.data.task)
+        metrics, per_query = self.evaluator.recommender_by_query(found)
+        return Outcome(name, "control", self.seed, metrics, per_query=per_query, seconds=time.perf_counter() - began)
 
     def _pooled(self) -> Outcome:
         name = self.experiment.student.model

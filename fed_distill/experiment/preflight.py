@@ -10,7 +10,8 @@ from fed_distill.distill.coverage import check_labels_files
 from fed_distill.distill.masked import check_token_model
 from fed_distill.distill.teacher import check_fine_tuning
 from fed_distill.distill.transfer import check_transfer
-from fed_distill.errors import DataError
+from fed_distill.errors import ConfigError, DataError
+from fed_distill.evaluation.recommenders import RECOMMENDERS
 from fed_distill.experiment.student_factory import known_truth
 from fed_distill.experiment.teaching import server_texts
 from fed_distill.mechanisms.lookup import mechanism_of
@@ -51,6 +52,12 @@ def check_with_data(experiment: Experiment, data: FederatedData) -> None:
     check_labels_files(experiment, check_models(experiment, data), data)
     if "oracle-proxy" in experiment.controls:
         known_truth(data)
+    recommenders = [name for name in RECOMMENDERS if name in experiment.controls]
+    if recommenders and not (data.task.of_histories and data.task.gains):
+        raise ConfigError(
+            f"control {recommenders[0]!r} recommends by purchases, which task {data.task.name!r} does not have: "
+            "remove it from controls"
+        )
     for federation in experiment.federations():
         method = METHODS.build(federation.method, federation.options)
         methods.check_task(experiment, federation, method, len(data.task.classes))

@@ -153,12 +153,15 @@ class TextModel(nn.Module, ABC):
 
 
 def trimmed(values: Tensor) -> Tensor:
-    """Return padded integers ``[n, length]`` without the columns at the end that are padding in all rows; return other
-    values as they are."""
-    if values.dim() != 2 or values.is_floating_point():
+    """Return padded integers ``[n, length, ...]`` without what is padding in all rows at the end of each dimension;
+    return other values as they are."""
+    if values.dim() < 2 or values.is_floating_point():
         return values
-    used = values.ne(0).any(dim=0).nonzero()
-    return values[:, : int(used[-1]) + 1 if len(used) else 1]
+    for dimension in range(1, values.dim()):
+        others = [other for other in range(values.dim()) if other != dimension]
+        used = values.ne(0).sum(dim=others).nonzero()
+        values = values.narrow(dimension, 0, int(used[-1]) + 1 if len(used) else 1)
+    return values
 
 
 def read_model_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

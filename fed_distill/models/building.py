@@ -27,6 +27,7 @@ STUDENTS = Registry(
     {
         "two-tower": "fed_distill.models.two_tower:TwoTower",
         "static": "fed_distill.models.static:static",
+        "history-tower": "fed_distill.models.history_tower:HistoryTower",
         "lstm": "fed_distill.models.lstm:LSTM",
         "bert-mini": "fed_distill.models.bert:bert_mini",
         "distilbert": "fed_distill.models.bert:distilbert",

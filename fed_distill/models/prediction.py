@@ -16,8 +16,8 @@ def lengths(encoded: Encoded) -> Tensor:
     fields = list(encoded.values())
     used = torch.zeros(len(fields[0]), dtype=torch.int64)
     for values in fields:
-        if values.dim() == 2 and not values.is_floating_point():
-            used += values.ne(0).sum(dim=1)
+        if values.dim() > 1 and not values.is_floating_point():
+            used += values.ne(0).flatten(1).sum(dim=1)
     return used
 
 
@@ -59,7 +59,7 @@ def prepare(model: TextModel, encoded: Encoded, batch_size: int = 256) -> Prepar
 
 def _distinct(values: Tensor, order: Tensor, batch_size: int) -> Distinct:
     rows, which = torch.unique(values, dim=0, return_inverse=True)
-    by_length = torch.argsort(rows.ne(0).sum(dim=1), stable=True)
+    by_length = torch.argsort(rows.ne(0).flatten(1).sum(dim=1), stable=True)
     place = torch.empty_like(by_length)
     place[by_length] = torch.arange(len(by_length))
     batches = tuple(trimmed(rows[index]) for index in torch.split(by_length, batch_size))

@@ -20,20 +20,22 @@ SMALLEST = 1e-6
 """Smallest divisor of a text's vector: a text without features keeps the zero vector."""
 
 
-class Towers(TextModel):
+class Comparing(TextModel):
     """A bag of table rows for each text, and a multilayer perceptron over both vectors; a subclass encodes texts as
     ``text_ids`` and, for pairs, ``pair_ids``: row numbers ``[n, features]``, 0 for padding."""
 
     vectors_of = ("text_ids", "pair_ids")
 
-    def __init__(self, classes: int, pair: bool, rows: int, width: int, head_width: int, dropout: float) -> None:
-        """Parameters as of the subclasses."""
+    def __init__(
+        self, classes: int, pair: bool, rows: int, width: int, head_width: int, dropout: float, further: int = 0
+    ) -> None:
+        """Parameters as of the subclasses; further: number of further inputs of the head."""
         super().__init__()
         self.width = width
         fields = ("text_ids", "pair_ids") if pair else ("text_ids",)
         self.tables = {"bag.table": fields, "bag.importance": fields}
         self.bag = WeightedBag(rows, width, SPREAD)
-        compared = 2 * width + 1 if pair else width
+        compared = (2 * width + 1 if pair else width) + further
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = nn.Sequential(nn.Linear(compared, head_width), nn.ReLU(), nn.Linear(head_width, classes))
 
@@ -76,3 +78,9 @@ class Towers(TextModel):
         first, activation, last = self.head
         units = activation(first(read))
         return Outputs(last(units), (torch.cat(vectors, dim=-1).unsqueeze(1), units.unsqueeze(1)))
+
+
+class Towers(Comparing):
+    """A text has the same vector on either side of a pair."""
+
+    towers = True

@@ -18,8 +18,6 @@ NGrams = tuple[Annotated[int, Field(ge=2, le=8)], ...]
 class TwoTower(Towers):
     """Hashed words and character n-grams, averaged to a vector; a multilayer perceptron over both vectors."""
 
-    towers = True
-
     def __init__(
         self,
         classes: int,

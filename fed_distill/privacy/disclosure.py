@@ -9,8 +9,8 @@ from typing import Any
 
 from fed_distill.config import is_protected
 
-UNPROTECTED_CONTROLS = ("local", "pooled", "fedavg")
-"""Controls trained on merchants' examples without privacy; the control ``server`` uses the server's data only."""
+UNPROTECTED_CONTROLS = ("local", "pooled", "fedavg", "popularity", "repeat", "item-knn")
+"""Controls made of merchants' examples without privacy; the control ``server`` uses the server's data only."""
 WHY = (
     "Not covered by ε: a row that was trained on merchants' data without privacy, or a column with exact scores on "
     "merchants' own test examples. A simulation may compute both, because it has all data; a real site rejects them "

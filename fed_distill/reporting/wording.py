@@ -22,6 +22,9 @@ ROW_NAMES = {
     "pooled": "all data pooled",
     "fedavg": "FedAvg, no teacher",
     "oracle-proxy": "true labels on the proxy set",
+    "popularity": "most popular products",
+    "repeat": "bought before, then most popular",
+    "item-knn": "nearest products (item-kNN)",
 }
 """Names of the teacher and the controls; a federation has its title."""
 

@@ -16,6 +16,7 @@ from fed_distill.data.examples import Examples
 from fed_distill.data.shop import dataset
 from fed_distill.data.shop.tables import ShopColumns, ShopFiles, read_tables
 from fed_distill.errors import ConfigError, DataError
+from fed_distill.reporting.store import read_summary
 
 DAYS, STORES, CUSTOMERS = 50, ("north", "south", "east"), 12
 FIRST = datetime(2024, 1, 1, 9)
@@ -314,11 +315,21 @@ def test_the_complete_journey_has_457_stores() -> None:
     assert data.task.classes == ("1", "2", "3", "4", "5+")
 
 
-def test_a_federation_learns_what_customers_buy(folder: Path, tiny_experiment, simulate, tmp_path: Path) -> None:
+def test_a_federation_stands_beside_recommenders_without_weights(
+    folder: Path, tiny_experiment, simulate, tmp_path: Path
+) -> None:
     changes = {f"data.{name}": value for name, value in config(folder).model_dump(exclude_defaults=True).items()}
-    experiment = tiny_experiment(tmp_path, {**changes, "controls": []})
-    result, _ = simulate(experiment)
-    assert (result / "summary.json").exists()
+    names = ["popularity", "repeat", "item-knn"]
+    result, _ = simulate(tiny_experiment(tmp_path, {**changes, "controls": names}))
+    summary = read_summary(result)
+    assert list(summary["controls"]) == names
+    popular = summary["controls"]["popularity"]
+    # Milk is in every basket and far more popular than what is sold on one day. Nobody knows the day's special, so that
+    # an nDCG of two products of which the first is found is the best of rules: 1 / (1 + 1 / log2(3)).
+    assert popular["ndcg@10"] == pytest.approx(1 / (1 + 1 / np.log2(3)), abs=0.05)
+    assert popular["accuracy"] is None and popular["macro_f1"] is None
+    with pytest.raises(ConfigError, match="control 'repeat' recommends by purchases, which task 'relevance'"):
+        simulate(tiny_experiment(tmp_path / "other", {"controls": ["repeat"]}))
 
 
 def test_a_group_is_a_customer_for_privacy(folder: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fed_distill import seeds
+from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.distill.losses import hard_labels, soft_labels
 from fed_distill.methods.fd import regularized
 from fed_distill.methods.fedet import consensus_and_diversity
@@ -29,6 +30,7 @@ from fed_distill.transport.messages import Downlink
 SMALL = {
     "two-tower": {"rows": 512, "width": 8, "head_width": 8},
     "static": {"width": 8, "head_width": 8},
+    "history-tower": {"rows": 512, "width": 8, "head_width": 8, "history": 2, "layers": 2},
     "lstm": {"rows": 256, "width": 8},
     "bert-mini": {"rows": 256, "width": 16, "heads": 2},
     "distilbert": {"rows": 256, "width": 16, "heads": 2},
@@ -57,6 +59,14 @@ def pair(small_student):
         return Pair(shared=shared, own=own)
 
 
+def encoded(student, examples):
+    """Examples of a student, for one of histories with a title for each word."""
+    texts = examples.texts
+    if student.kind == "history-tower":
+        texts = [text.replace(" ", HISTORY_SEPARATOR) for text in texts]
+    return student.encode(texts, examples.pairs)
+
+
 @pytest.fixture
 def merchants(make_examples):
     """A function: learners of uneven sizes that share a student, its start and the proxy set."""
@@ -64,7 +74,7 @@ def merchants(make_examples):
     def make(student, privacy=None, sizes=SIZES):
         start = {name: value.clone() for name, value in student.state_dict().items()}
         proxy = make_examples(40, seed=99)
-        encoded_proxy = student.encode(proxy.texts, proxy.pairs)
+        encoded_proxy = encoded(student, proxy)
         learners = []
         for number, size in enumerate(sizes):
             examples = make_examples(size, seed=number)
@@ -73,7 +83,7 @@ def merchants(make_examples):
                     f"shop {number}",
                     student,
                     start,
-                    private=student.encode(examples.texts, examples.pairs),
+                    private=encoded(student, examples),
                     labels=torch.from_numpy(examples.labels),
                     proxy=encoded_proxy,
                     randomness=(7, "arm", f"shop {number}", 1),

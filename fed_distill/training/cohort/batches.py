@@ -147,12 +147,17 @@ def _packed(owner: Tensor, member: Tensor, together: int) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate row-aligned tensors; integer matrices are padded with 0 to the maximum width."""
+    """Concatenate row-aligned tensors; integers ``[n, ...]`` are padded with 0 to the largest sizes."""
     if len(parts) == 1:
         return parts[0]
-    if parts[0].dim() == 2 and not parts[0].is_floating_point():
-        widest = max(part.shape[1] for part in parts)
-        parts = [pad(part, (0, widest - part.shape[1])) for part in parts]
+    if parts[0].dim() > 1 and not parts[0].is_floating_point():
+        largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        missing = [[most - size for most, size in zip(largest, part.shape[1:], strict=True)] for part in parts]
+        # ``pad`` wants a size before and after each dimension, from the last one back
+        parts = [
+            pad(part, [at for size in reversed(sizes) for at in (0, size)])
+            for part, sizes in zip(parts, missing, strict=True)
+        ]
     return torch.cat(list(parts))
 
 

@@ -20,7 +20,7 @@ from fed_distill.training.sequential import SequentialTrainer
 from fed_distill.training.submodel import completed
 from fed_distill.training.trainer import Learner
 
-STUDENTS = ("two-tower", "static", "lstm", "bert-mini", "distilbert", "mobilebert")
+STUDENTS = ("two-tower", "static", "history-tower", "lstm", "bert-mini", "distilbert", "mobilebert")
 METHODS = ("fedavg", "fedprox", "fedavg_kd", "fedmd", "selective", "fd", "fedet", "fedproto", "fedmkt", "turns")
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},
@@ -31,8 +31,8 @@ OPTIMIZERS = {
 }
 PACE = Pace(1e-2, "linear", 0.1)
 DP = ExampleDP(noise_multiplier=0.7, max_grad_norm=0.5)
-CASES = [(kind, optimizer) for kind in STUDENTS[:3] for optimizer in OPTIMIZERS]
-CASES += [(kind, optimizer) for kind in STUDENTS[3:] for optimizer in ("sgd", "adamw")]
+CASES = [(kind, optimizer) for kind in STUDENTS[:4] for optimizer in OPTIMIZERS]
+CASES += [(kind, optimizer) for kind in STUDENTS[4:] for optimizer in ("sgd", "adamw")]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_every_student_and_optimizer(kind, optimizer, privacy, small_student, me
     float64 there are hardly any."""
     student = small_student(kind)
     learners = merchants(student.double() if optimizer == "adamw" else student, privacy)
-    count = 2 if kind in STUDENTS[:3] else 1  # a round that begins where another ended, with students that are quick
+    count = 2 if kind in STUDENTS[:4] else 1  # a round that begins where another ended, with students that are quick
     assert_equal_training(learners, plans.fedavg_kd, distance, count=count, **OPTIMIZERS[optimizer])
 
 
