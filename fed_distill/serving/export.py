@@ -128,8 +128,7 @@ def _chosen(model: TextModel, variants: Sequence[str] | None) -> list[VariantNam
     """Return the variants to write, float32 first; raise ConfigError for one that the student does not have."""
     if not isinstance(model, Towers | LSTM | Transformer):
         raise ModelError(
-            f"a student {model.kind!r} cannot be exported: only two-tower, static, lstm and the "
-            "BERT family can"
+            f"a student {model.kind!r} cannot be exported: only two-tower, static, lstm and the BERT family can"
         )
     known: list[VariantName] = [name for name in VARIANTS if name not in OF_TOWERS or isinstance(model, Towers)]
     unknown = sorted(set(variants or ()) - set(known))
