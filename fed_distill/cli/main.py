@@ -19,6 +19,7 @@ from fed_distill.cli.export import export
 from fed_distill.cli.index import index
 from fed_distill.cli.ledger import ledger_app
 from fed_distill.cli.load import load_test
+from fed_distill.cli.prune import prune
 from fed_distill.cli.serve import serve
 from fed_distill.cli.sites import sites_app
 from fed_distill.cli.study import study
@@ -44,6 +45,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(sites_app, name="sites")
 app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
 app.command(epilog="Example: fed-distill export runs/quickstart --to exported")(export)
+app.command(epilog="Example: fed-distill prune runs/bert --layers 2 --neurons 256 --to runs/bert-pruned")(prune)
 app.command(epilog="Example: fed-distill serve exported")(serve)
 app.command("load-test", epilog="Example: fed-distill load-test http://localhost:8080 --p99-ms 20")(load_test)
 

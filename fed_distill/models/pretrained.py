@@ -105,7 +105,7 @@ def cut(
     if layers > available:
         raise ConfigError(f"cannot select {layers} layers from a teacher with {available}")
     config["num_hidden_layers"] = layers
-    chosen = np.linspace(0, available - 1, layers).round().astype(int).tolist()
+    chosen = evenly_spaced(available, layers)
     tokenizer, rows = teacher.settings["tokenizer"], torch.arange(int(config["vocab_size"]))
     if vocabulary != "all":
         if tokenizer is None:
@@ -134,6 +134,12 @@ def cut(
             source = f"{prefix}{chosen[int(position)]}.{rest}"
         student.state_dict()[name].copy_(weights[source])
     return student
+
+
+def evenly_spaced(available: int, kept: int) -> list[int]:
+    """Return ``kept`` evenly spaced of ``available`` layers, from the first to the last; one is the first."""
+    chosen: list[int] = np.linspace(0, available - 1, kept).round().astype(int).tolist()
+    return chosen
 
 
 def describe(network: PreTrainedModel) -> dict[str, Any]:

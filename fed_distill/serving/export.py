@@ -7,13 +7,11 @@ import hashlib
 import importlib.util
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fed_distill.config import Experiment
 from fed_distill.data import load
@@ -49,13 +47,13 @@ from fed_distill.serving.exported_folder import (
     Variant,
     VariantName,
 )
-from fed_distill.serving.measuring import latencies, percentiles, quality_on_test
+from fed_distill.serving.measuring import latencies, one_thread, percentiles, quality_on_test
 from fed_distill.serving.reference_data import build_reference
 from fed_distill.serving.runtime import load_exported
 from fed_distill.serving.scorer import Probabilities, Scorer
-from fed_distill.serving.student import Student, load_student, student_folder
+from fed_distill.serving.student import Student, check_new_folder, load_student, student_folder
 from fed_distill.serving.web_export import check_web, write_web
-from fed_distill.storage.files import leads_out, make_folder, replace_folder, strict_json
+from fed_distill.storage.files import make_folder, replace_folder, strict_json
 from fed_distill.storage.versions import versions
 from fed_distill.text.encoders import TOKENIZER, encoder_of, unknown_token
 
@@ -83,11 +81,8 @@ def export_student(
     :raises DataError: the run's data cannot be loaded
     """
     _check_packages()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} exists and is not empty: choose another folder, or delete it")
     folder = student_folder(run)
-    if not leads_out(to, folder):
-        raise ConfigError(f"{to} is inside the student's own folder {folder}: choose a folder outside of it")
+    check_new_folder(to, folder)
     student, description = load_student(folder), StudentDescription.read(folder)
     names = _chosen(student.model, variants)
     web_variant = None if web is None else check_web(student, web)
@@ -111,7 +106,7 @@ def export_student(
         weights = (folder / _WEIGHTS).stat().st_size
         longest = description.max_characters
         measured = {name: _measured(load_exported(target, name), longest, expected, data) for name in written.variants}
-        with _one_thread():
+        with one_thread():
             trained = TrainedStudent(bytes=weights, measured=_measured(student, longest, expected, data))
         _check_close(measured)
         complete = {
@@ -292,13 +287,3 @@ def _measured(scorer: Scorer, longest: int, expected: Mapping[str, Any], data: F
     middle, high = percentiles(latencies(scorer, longest))
     quality = None if data is None else quality_on_test(scorer, data)
     return Measured(p50_ms=middle, p99_ms=high, difference=_difference(scorer, expected), quality=quality)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -1,9 +1,11 @@
 """What a variant of a student costs and gives: latency on one core, and quality on the run's test data."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from fed_distill.data.examples import FederatedData
 from fed_distill.errors import DataError
@@ -47,6 +49,17 @@ def latencies(scorer: Scorer, longest: int) -> list[float]:
         if len(found) > 2 * _WARM_UP and time.perf_counter() - began > _MOST_SECONDS:
             break
     return found[_WARM_UP:]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def percentiles(times: Sequence[float]) -> tuple[float, float]:

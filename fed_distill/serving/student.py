@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fed_distill.data.student_description import DESCRIPTION, StudentDescription
-from fed_distill.errors import ModelError
+from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.base import TextModel
 from fed_distill.models.prediction import by_batches, predict, prepare
 from fed_distill.models.student_folder import MODEL, load_saved_student
@@ -23,6 +23,7 @@ from fed_distill.models.towers import Towers
 from fed_distill.registry import only_imports
 from fed_distill.reporting.store import EXPERIMENT, STUDENT
 from fed_distill.serving.scorer import Probabilities, Scorer, Vectors
+from fed_distill.storage.files import leads_out
 from fed_distill.storage.fingerprint import fingerprint, hash_tensors
 
 _CHUNK = 8192
@@ -128,6 +129,14 @@ def student_folder(path: Path) -> Path:
             f"the run in {path} has no student yet: finish it with fed-distill run {path / EXPERIMENT} --resume"
         )
     raise ModelError(f"{path} is neither the folder of a student ({DESCRIPTION}) nor that of a run ({EXPERIMENT})")
+
+
+def check_new_folder(to: Path, folder: Path) -> None:
+    """Raise ConfigError if ``to`` is not a new or empty folder outside of the student's own ``folder``."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"{to} exists and is not empty: choose another folder, or delete it")
+    if not leads_out(to, folder):
+        raise ConfigError(f"{to} is inside the student's own folder {folder}: choose a folder outside of it")
 
 
 def _by_chunks(count: int, width: int, compute: Callable[[slice], Tensor]) -> npt.NDArray[np.float32]:
