@@ -5,6 +5,7 @@ Only small summaries are stored: the mean state of each layer, and its activatio
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -49,9 +50,10 @@ def features(
 
     :raises TrainingError: they are not finite
     """
+    once = cache(lambda: _read(teacher, proxy, progress))  # the teacher reads the proxy set once for both
     return Features(
-        _stored(teacher, teacher_fingerprint, proxy, cache_dir, progress, "states"),
-        _stored(teacher, teacher_fingerprint, proxy, cache_dir, progress, "maps"),
+        _stored(teacher_fingerprint, proxy, cache_dir, "states", lambda: once().states),
+        _stored(teacher_fingerprint, proxy, cache_dir, "maps", lambda: once().maps),
     )
 
 
@@ -75,25 +77,22 @@ def sentence_embeddings(
     rows = {text: row for row, text in enumerate(dict.fromkeys(text for side in sides for text in side))}
     nothing = np.zeros(len(rows), dtype=np.int64)
     distinct = Examples(tuple(rows), None, nothing, nothing, ("",) * len(rows))
-    found = _stored(teacher, teacher_fingerprint, distinct, cache_dir, progress, "sentences")[:, 0]
+    found = _stored(
+        teacher_fingerprint,
+        distinct,
+        cache_dir,
+        "sentences",
+        lambda: _read(teacher, distinct, progress, last=True).states,
+    )[:, 0]
     return torch.stack([found[[rows[text] for text in side]] for side in sides], dim=1)
 
 
 def _stored(
-    teacher: TextModel,
-    teacher_fingerprint: str,
-    proxy: Examples,
-    cache_dir: Path,
-    progress: Callable[[int, int], None],
-    what: What,
+    teacher_fingerprint: str, proxy: Examples, cache_dir: Path, what: What, compute: Callable[[], Tensor]
 ) -> Tensor:
     key = fingerprint(
         teacher=teacher_fingerprint, proxy=examples_fingerprint(proxy.unlabeled()), what=what, positions=POSITIONS
     )
-
-    def make() -> Tensor:
-        parts = [_computed(teacher, encoded, what) for encoded in encoded_in_chunks(teacher, proxy, progress)]
-        return checked_finite(torch.cat(parts))
 
     def check(stored: Tensor) -> None:
         if stored.dim() != 3 or len(stored) != len(proxy):
@@ -101,25 +100,34 @@ def _stored(
         if not bool(torch.isfinite(stored).all()):
             raise ValueError("it contains non-finite values")
 
-    return stored_array(cache_dir / "features" / f"{key}.npy", f"hidden {what}", make, check)
+    path = cache_dir / "features" / f"{key}.npy"
+    return stored_array(path, f"hidden {what}", lambda: checked_finite(compute()), check)
 
 
-def _computed(teacher: TextModel, encoded: Encoded, what: What) -> Tensor:
-    """Return the means or maps of all layers, or the means of the last one, float32 ``[examples, layers, ...]`` on the
-    CPU."""
+def _read(teacher: TextModel, examples: Examples, progress: Callable[[int, int], None], last: bool = False) -> Features:
+    """Compute the features of ``examples``, float32 on the CPU; ``last``: states of the last layer only."""
+    parts = [_computed(teacher, encoded, last) for encoded in encoded_in_chunks(teacher, examples, progress)]
+    return Features(torch.cat([part.states for part in parts]), torch.cat([part.maps for part in parts]))
+
+
+def _computed(teacher: TextModel, encoded: Encoded, last: bool) -> Features:
     device = next(teacher.parameters()).device
     order = torch.argsort(lengths(encoded), stable=True)
     training = teacher.training
     teacher.eval()
     try:
         with torch.no_grad():
-            parts = []
+            states, maps = [], []
             for index in torch.split(order, _BATCH):
                 batch = {name: values.to(device) for name, values in teacher.collate(encoded, index).items()}
                 found = Layers.of(teacher(batch, hidden=True))
-                means = found.means[-1:] if what == "sentences" else found.means
-                parts.append((found.maps if what == "maps" else torch.stack(means, dim=1)).float().cpu())
+                states.append(torch.stack(found.means[-1:] if last else found.means, dim=1).float().cpu())
+                maps.append(found.maps.float().cpu())
     finally:
         teacher.train(training)
-    ordered = torch.cat(parts)
-    return torch.empty_like(ordered).index_copy_(0, order, ordered)
+    return Features(_in_order(torch.cat(states), order), _in_order(torch.cat(maps), order))
+
+
+def _in_order(sorted_: Tensor, order: Tensor) -> Tensor:
+    """Put rows back to where ``order`` took them from."""
+    return torch.empty_like(sorted_).index_copy_(0, order, sorted_)

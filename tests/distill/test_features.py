@@ -46,6 +46,15 @@ def test_second_time_they_are_read_without_asking_the_teacher(teacher, public, t
     assert torch.equal(first.maps, second.maps)
 
 
+def test_the_teacher_reads_each_example_once_for_states_and_maps(teacher, public, tmp_path, monkeypatch):
+    read, forward = [], teacher.forward
+    monkeypatch.setattr(
+        teacher, "forward", lambda batch, **given: read.append(len(batch["input_ids"])) or forward(batch, **given)
+    )
+    features(teacher, "t", public, tmp_path, quiet)
+    assert sum(read) == len(public)
+
+
 def test_another_teacher_or_proxy_is_computed_anew(teacher, public, tmp_path):
     for name, proxy in (("t", public), ("u", public), ("t", public.take(range(47)))):
         features(teacher, name, proxy, tmp_path, quiet)
