@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.cli.main import app
-from fed_distill.config import CONTROLS, Experiment
+from fed_distill.config import Experiment
 from fed_distill.data import DATASETS
 from fed_distill.methods import METHODS
 from fed_distill.models import STUDENTS, TEACHERS
@@ -337,7 +337,7 @@ def test_a_tiny_run_then_its_report_and_a_second_run_of_that_name(entered, tmp_p
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert "its results are meaningless" in out
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["rounds"], list(summary["controls"])) == (2, list(CONTROLS))
+    assert (summary["rounds"], list(summary["controls"])) == (2, Experiment.read(Path(QUICKSTART)).controls)
 
     (folder / "report.html").unlink()
     code, out, _ = entered("report", str(folder), "--markdown")
