@@ -17,6 +17,7 @@ from fed_distill.data.shop import dataset
 from fed_distill.data.shop.tables import ShopColumns, ShopFiles, read_tables
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.reporting.store import read_summary
+from fed_distill.serving.student import load_student
 
 DAYS, STORES, CUSTOMERS = 50, ("north", "south", "east"), 12
 FIRST = datetime(2024, 1, 1, 9)
@@ -330,6 +331,26 @@ def test_a_federation_stands_beside_recommenders_without_weights(
     assert popular["accuracy"] is None and popular["macro_f1"] is None
     with pytest.raises(ConfigError, match="control 'repeat' recommends by purchases, which task 'relevance'"):
         simulate(tiny_experiment(tmp_path / "other", {"controls": ["repeat"]}))
+
+
+@pytest.mark.parametrize("method", ["fedavg-kd", "expert-fd"])
+def test_histories_are_read_title_by_title_in_a_federation(
+    folder: Path, tiny_experiment, simulate, tmp_path: Path, method: str
+) -> None:
+    changes = {f"data.{name}": value for name, value in config(folder).model_dump(exclude_defaults=True).items()}
+    student = {
+        "student.model": "history-tower",
+        "student.options": {"rows": 512, "width": 8, "history": 4},
+        "federation.method": method,
+        "federation.options": {},
+        "federation.aggregator": "fedsubavg" if method == "fedavg-kd" else "fedavg",
+        "controls": [],
+    }
+    result, _ = simulate(tiny_experiment(tmp_path, {**changes, **student}))
+    trained = load_student(result)
+    ranked = trained.recommend(["special of day 01", "whole milk"], ["whole milk", "special of day 02"])
+    assert sorted(ranked.order) == [0, 1]
+    assert 0.0 < ranked.scores[0] < 1.0
 
 
 def test_a_group_is_a_customer_for_privacy(folder: Path) -> None:
