@@ -8,7 +8,7 @@ Bojanowski et al., "Enriching word vectors with subword information", TACL 2017,
 """
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -62,7 +62,7 @@ def bag_rows(texts: Sequence[str], rows: int, ngrams: Sequence[int] = (3, 4), ma
     :param max_features: maximum number of features per text
     :returns: int32 ``[texts, features]``
     """
-    return _stack([_bag(chunk, rows, ngrams, max_features) for chunk in _chunks(texts)], len(texts))
+    return _each_once(texts, lambda chunk: _bag(chunk, rows, ngrams, max_features))
 
 
 def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
@@ -76,7 +76,7 @@ def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
     :param max_pieces: maximum number of pieces per text
     :returns: int32 ``[texts, pieces]``, padded with 0
     """
-    return _stack([_pieces(chunk, rows, max_pieces) for chunk in _chunks(texts)], len(texts))
+    return _each_once(texts, lambda chunk: _pieces(chunk, rows, max_pieces))
 
 
 def bag_specification(rows: int, ngrams: Sequence[int], max_features: int) -> dict[str, Any]:
@@ -240,6 +240,16 @@ def _matrix(features: Sequence[tuple[Rows, Rows]], texts: int, limit: int) -> Ma
         matrix[owner[fits], position[fits]] = rows[fits]
         before += count
     return matrix
+
+
+def _each_once(texts: Sequence[str], hashed: Callable[[Sequence[str]], Matrix]) -> Matrix:
+    """Hash ``texts`` in chunks; texts that recur, as queries and histories do, are hashed once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(places)
+    matrix = _stack([hashed(chunk) for chunk in _chunks(distinct)], len(distinct))
+    if len(distinct) == len(texts):
+        return matrix
+    return matrix[np.fromiter((places[text] for text in texts), dtype=np.int64, count=len(texts))]
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

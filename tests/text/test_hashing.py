@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_distill.text import hashing
 from fed_distill.text.hashing import bag_rows, normalize, piece_rows
 
 SIXTY_FOUR = 1 << 64
@@ -152,3 +153,17 @@ def test_large_batches_are_hashed_like_small_ones():
 def test_no_texts_and_texts_without_words_are_all_padding():
     assert bag_rows([], 100).shape == (0, 1)
     assert bag_rows(["", " ,;-", "\ud800"], 100).tolist() == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("hashed", [lambda texts: bag_rows(texts, 500), lambda texts: piece_rows(texts, 500, 16)])
+def test_texts_that_recur_are_hashed_once_and_have_the_rows_of_each_alone(hashed, monkeypatch):
+    texts = ["red shoe", "blue", "red shoe", "", "blue", "手机 shoe", ""]
+    together, widest = hashed(texts), max(hashed([text]).shape[1] for text in texts)
+    assert together.shape == (len(texts), widest)
+    for row, text in zip(together, texts, strict=True):
+        alone = hashed([text])[0]
+        assert row[: len(alone)].tolist() == alone.tolist() and not row[len(alone) :].any()
+    seen = []
+    monkeypatch.setattr(hashing, "_chunks", lambda given: seen.extend(given) or [given])
+    hashed(texts)
+    assert seen == ["red shoe", "blue", "", "手机 shoe"]
