@@ -62,7 +62,8 @@ def test_contributions_add_up_to_the_score_above_that_of_no_words(make, name):
     total = sum(word.contribution for word in words_of(found))
     assert total == pytest.approx(found.score - found.baseline, abs=1e-4)
     assert found.residual == pytest.approx(found.score - found.baseline - total, abs=1e-5)
-    assert abs(found.score - found.baseline) > 1e-3
+    # not that of the sum: the signs of a static student's principal components depend on how sums are rounded
+    assert max(abs(word.contribution) for word in words_of(found)) > 1e-3
     assert (found.query, found.title) == (QUERY, TITLE)
     for text, words in ((found.query, found.query_words), (found.title, found.title_words)):
         assert all(text[word.start : word.stop] == word.text for word in words)
