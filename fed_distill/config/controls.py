@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 Control = Literal["student", "server", "local", "pooled", "fedavg", "oracle-proxy", "popularity", "repeat", "item-knn"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
+OF_ALL_DATA: tuple[Control, ...] = ("pooled", "popularity", "repeat", "item-knn")
+"""Controls that need the merchants' data in one place."""
 DEFAULT_CONTROLS: tuple[Control, ...] = ("student", "server", "local", "pooled", "fedavg")
 ROWS = ("teacher", *(name for name in CONTROLS if name != "fedavg"))
 """Rows in the tables of results, whose names a federation cannot have."""

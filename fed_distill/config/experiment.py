@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from fed_distill.config.byzantine import ByzantineConfig
-from fed_distill.config.controls import DEFAULT_CONTROLS, ROWS, Control
+from fed_distill.config.controls import DEFAULT_CONTROLS, OF_ALL_DATA, ROWS, Control
 from fed_distill.config.data import DataConfig
 from fed_distill.config.distillation import DistillConfig, StudentConfig, TeacherConfig
 from fed_distill.config.federation import INTAKE, AdaptationConfig, FederationConfig, TransportConfig
@@ -118,10 +118,11 @@ class Experiment(ConfigTable):
             raise ValueError(f"two federations are called {sorted(twice)[0]!r}: set another `label` for one of them")
         if self.data.valid_share + self.data.test_share >= 1.0:
             raise ValueError("data.valid_share and data.test_share leave no training data: their sum must be below 1")
-        if self.data.clients == "elsewhere" and "pooled" in self.controls:
+        pooling = [name for name in OF_ALL_DATA if name in self.controls]
+        if self.data.clients == "elsewhere" and pooling:
             raise ValueError(
-                "control 'pooled' requires the clients' data, which data.clients = 'elsewhere' excludes: remove "
-                "'pooled' from controls"
+                f"control {pooling[0]!r} requires the clients' data, which data.clients = 'elsewhere' excludes: remove "
+                f"{pooling[0]!r} from controls"
             )
         return self
 

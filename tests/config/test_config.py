@@ -126,6 +126,10 @@ def write(tmp_path, text):
         ("[[compare]]\nlabel = 'a'\n[[compare]]\nruonds = 1", "table 2 of compare: unknown key ruonds"),
         ("[[compare]]\nrounds = 'x'", "table 1 of compare: rounds must be a whole number"),
         ("[[compare]]\nrounds = 3", "two federations are called 'fedavg-kd': set another `label` for one of them"),
+        (
+            "controls = ['item-knn']\n[data]\nclients = 'elsewhere'",
+            "control 'item-knn' requires the clients' data, .* remove 'item-knn' from controls",
+        ),
         ("[federation]\nlabel = 'pooled'", "'pooled', which is another row's name .* `label`"),
         ("[federation]\nmethod = 'local'", "'local', which is another row's name"),
         ("[federation]\nlabel = 'fedavg'", "'fedavg', which is another row's name .* `label`"),
