@@ -4,12 +4,11 @@ from docs.hooks.markdown import code, prose, table
 from fed_distill.adversaries import ATTACKS
 from fed_distill.aggregation import AGGREGATORS
 from fed_distill.cli.listing import option_rows
-from fed_distill.config.controls import CONTROLS
+from fed_distill.config.controls import MEANINGS
 from fed_distill.data import DATASETS
 from fed_distill.methods import METHODS
 from fed_distill.models import STUDENTS, TEACHERS
 from fed_distill.registry import Registry
-from fed_distill.reporting.glossary import MEANINGS
 from fed_distill.transport.coding import SOFT_LABEL_STAGES, UPDATE_STAGES
 
 SECTIONS: tuple[tuple[str, str, Registry], ...] = (
@@ -49,5 +48,5 @@ def _section(title: str, key: str, registry: Registry) -> str:
 
 
 def _controls() -> str:
-    rows = [(code(name), prose(MEANINGS.get(name, ""))) for name in CONTROLS]
+    rows = [(code(name), prose(meaning)) for name, meaning in MEANINGS.items()]
     return f"## Controls\n\nListed in [`controls`](experiment.md#controls).\n\n{table(('name', 'description'), rows)}"
