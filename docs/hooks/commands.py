@@ -1,6 +1,8 @@
 """The page of the command line, from the commands themselves."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
 import typer
@@ -51,18 +53,19 @@ def _example(command: click.Command) -> str:
 
 
 def _row(one: click.Parameter, command: click.Command) -> tuple[str, str, str]:
-    text = prose(getattr(one, "help", None) or "")
+    text = prose(_help(one, command))
     if isinstance(one, click.Argument):
         return code(one.make_metavar(click.Context(command))), "required" if one.required else "", text
     assert isinstance(one, click.Option)
     names = code(", ".join((*one.opts, *one.secondary_opts)))
     value = "" if one.is_flag else f" {code(one.make_metavar(click.Context(command)))}"
-    plain = isinstance(one.default, str | int | float) and not isinstance(one.default, bool)
-    default = "required" if one.required else code(str(one.default)) if plain or _is_path(one.default) else ""
+    plain = isinstance(one.default, str | int | float | Path) and not isinstance(one.default, bool)
+    default = "required" if one.required else code(str(one.default)) if plain else ""
     return names + value, default, text
 
 
-def _is_path(value: object) -> bool:
-    from pathlib import Path
-
-    return isinstance(value, Path)
+def _help(one: click.Parameter, command: click.Command) -> str:
+    """Return a parameter's help as declared: Typer 0.20 loses that of arguments with click 8.5."""
+    declared = get_type_hints(command.callback, include_extras=True).get(one.name or "")
+    infos = (info for info in get_args(declared) if isinstance(info, typer.models.ParameterInfo))
+    return next((info.help or "" for info in infos), "")
