@@ -80,7 +80,8 @@ class BudgetExceeded(FedDistillError):
 class LedgerError(FedDistillError):
     """A merchant's ledger is torn, edited, or another merchant's.
 
-    Remedy: Restore an intact copy of the ledger before this merchant takes part again; ``fed-distill ledger`` checks it.
+    Remedy: Restore an intact copy of the ledger before this merchant takes part again; ``fed-distill ledger verify``
+    checks it.
     """
 
 

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 from docs.hooks.markdown import code, prose, table
 from fed_distill.config import Experiment
 from fed_distill.config.reference import OWN_UNIT, KeyDescription, tables
+from fed_distill.merchant.manifest import Manifest
 from fed_distill.serving.service_config import ServeConfig
 from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.space import Tuning
@@ -22,6 +23,11 @@ _STUDIES = """# Study and tune files
 Keys of the files that `fed-distill study` and `fed-distill tune` read. `base` is the experiment that is varied: a table
 with the keys of an [experiment file](experiment.md).
 """
+_SITE = """# Site settings
+
+Keys of `site.toml`, which a site's staff writes and only the site reads. [Run across sites](../how-to/sites.md) has the
+steps. `[limits.merchants.NAME]` has the keys of `[limits.default]`, for one merchant.
+"""
 _SERVE = """# Service settings
 
 Keys of `serve.toml`, which `fed-distill serve` reads. [Serving a student](../how-to/serving.md) describes the service.
@@ -37,6 +43,11 @@ def studies_page() -> str:
     """Return the page of study and tune files."""
     studies, tuning = _sections(Study, "### ", "study"), _sections(Tuning, "### ", "tune")
     return f"{_STUDIES}\n## Studies\n\n{studies}\n## Tuning\n\n{tuning}"
+
+
+def site_page() -> str:
+    """Return the page of a site's settings."""
+    return f"{_SITE}\n{_sections(Manifest)}"
 
 
 def serve_page() -> str:

@@ -23,6 +23,7 @@ def generated() -> dict[str, str]:
     return {
         "reference/experiment.md": keys.experiment_page(),
         "reference/studies.md": keys.studies_page(),
+        "reference/site.md": keys.site_page(),
         "reference/serve.md": keys.serve_page(),
         "reference/commands.md": commands.page(),
         "reference/parts.md": parts.page(),

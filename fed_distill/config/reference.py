@@ -107,7 +107,8 @@ def _privacy(name: str) -> Iterator[TableDescription]:
     common = _keys(PrivacyConfig, name, header, list(PrivacyConfig.model_fields))
     keys: dict[KeyDescription, tuple[str, ...]] = dict.fromkeys(common, ())
     inner: dict[TableDescription, tuple[str, ...]] = {}
-    for unit, table in {**UNITS, OWN_UNIT: OwnPrivacy}.items():
+    units: Mapping[str, type[PrivacyConfig]] = {**UNITS, OWN_UNIT: OwnPrivacy}
+    for unit, table in units.items():
         excluded = (*PrivacyConfig.model_fields, *(GAUSSIAN if table is LabelPrivacy else ()))
         own = {field: _inner(info.annotation) for field, info in table.model_fields.items() if field not in excluded}
         for key in _keys(table, name, header, [field for field, found in own.items() if not found]):
@@ -116,8 +117,8 @@ def _privacy(name: str) -> Iterator[TableDescription]:
             for described in (one for nested in found for one in _tables(nested, f"{name}.{field}", in_list=False)):
                 inner[described] = (*inner.get(described, ()), unit)
     yield TableDescription(name, header, _summary(PrivacyConfig), _for_units(keys))
-    for described, units in inner.items():
-        yield replace(described, keys=_for_units(dict.fromkeys(described.keys, units)))
+    for described, having in inner.items():
+        yield replace(described, keys=_for_units(dict.fromkeys(described.keys, having)))
 
 
 def _for_units(keys: Mapping[KeyDescription, tuple[str, ...]]) -> tuple[KeyDescription, ...]:
@@ -128,6 +129,8 @@ def _keys(table: type[BaseModel], name: str, header: str, fields: list[str]) -> 
     properties = table.model_json_schema()["properties"]
     for field in fields:
         info = table.model_fields[field]
+        if info.exclude:  # set by the program, not in a file
+            continue
         key = info.alias or field
         schema = properties[key]
         yield KeyDescription(

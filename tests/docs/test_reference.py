@@ -12,6 +12,7 @@ from fed_distill.config import CONTROLS, Experiment
 from fed_distill.config.controls import MEANINGS
 from fed_distill.config.reference import keys as described
 from fed_distill.errors import FedDistillError
+from fed_distill.merchant.manifest import Manifest
 from fed_distill.reporting.store import LOCK
 from fed_distill.serving.service_config import ServeConfig
 from fed_distill.sweeps.grid import Study
@@ -21,6 +22,7 @@ FILES = {
     "reference/experiment.md": (Experiment, ""),
     "reference/studies.md": (Study, "study"),
     "reference/serve.md": (ServeConfig, ""),
+    "reference/site.md": (Manifest, ""),
 }
 
 
@@ -38,13 +40,13 @@ def test_every_key_of_a_tuning_has_its_entry(made):
     assert [key.name for key in described(Tuning) if f'<span id="tune-{key.name}">' not in page] == []
 
 
-@pytest.mark.parametrize("root", [Experiment, Study, Tuning, ServeConfig])
+@pytest.mark.parametrize("root", [Experiment, Study, Tuning, ServeConfig, Manifest])
 def test_no_key_is_without_description(root):
     assert [key.name for key in described(root) if not key.description.strip()] == []
 
 
 def test_an_anchor_is_given_once(made):
-    for page in ("reference/experiment.md", "reference/studies.md", "reference/serve.md"):
+    for page in FILES:
         found = [
             line.partition('<span id="')[2].partition('"')[0] for line in made[page].splitlines() if "<span" in line
         ]
