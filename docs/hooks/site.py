@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.hooks import commands, errors, keys, parts
+from docs.hooks import commands, errors, keys, parts, stored
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "source"
@@ -57,13 +58,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link to the site's copy of a repository's file; a folder, or a page for readers of the repository, is named."""
-    for link, place in outside(markdown, page.file.src_uri):
+    """Check stored tables and say where they come from; link to the site's copies of the repository's files.
+
+    A link to a folder, or to a page for readers of the repository, becomes its text.
+    """
+    uri = page.file.src_uri
+    if uri not in stored.OTHERS:
+        if differences := stored.problems(markdown):
+            raise PluginError(
+                f"{uri}: {differences[0]}: change the page, or store the table again (docs/hooks/stored.py)"
+            )
+        markdown = stored.captioned(markdown)
+    for link, place in outside(markdown, uri):
         copy = f"{SOURCE}/{place.as_posix()}"
         if files.get_file_from_path(copy) is None:
             shown = f"{link['text']} (`{place.as_posix()}`)" if place.as_posix() not in link["text"] else link["text"]
         else:
-            back = posixpath.relpath(copy, posixpath.dirname(page.file.src_uri) or ".")
+            back = posixpath.relpath(copy, posixpath.dirname(uri) or ".")
             shown = f"[{link['text']}]({back}{link['anchor'] or ''})"
         markdown = markdown.replace(link[0], shown)
     return markdown
