@@ -2,10 +2,13 @@
 
 Each title of a history is a bag of hashed words and n-grams, so that a product that nobody has bought yet has a vector,
 and the candidate is in the same table. The transformer reads the titles from the latest back; its output at the latest
-title is the customer's vector. A head compares it with the candidate's vector, and reads the candidate's cosine with
-each title of the history, which tells what was bought before. After Kang and McAuley 2018, "Self-attentive sequential
-recommendation" (ICDM, sections III-A to III-D); a row of data has one next product, so that no causal mask is needed,
-and positions are counted from the latest title.
+title is the customer's vector. After Kang and McAuley 2018, "Self-attentive sequential recommendation" (ICDM, sections
+III-A to III-D); a row of data has one next product, so that no causal mask is needed, and positions are counted from
+the latest title.
+
+A head compares the customer's vector with the candidate's. It also has what decides most baskets (Li et al. 2023, "A
+next basket recommendation reality check", ACM TOIS): which titles of the history are the candidate itself, its cosine
+with each, and its vector alone, which tells how popular it is.
 """
 
 import math
@@ -25,6 +28,10 @@ from fed_distill.models.towers import SMALLEST, Comparing
 from fed_distill.models.two_tower import NGrams, Rows, Size
 from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.hashing import bag_rows, bag_specification
+
+
+SAME = 1.0 - 1e-4
+"""Least cosine of two titles with the same features, whose vectors differ by rounding."""
 
 
 class Block(nn.Module):
@@ -83,7 +90,7 @@ class HistoryTower(Comparing):
             raise ModelError("a history-tower compares a history with a product: choose a task such as next-basket")
         if width % heads:
             raise ModelError(f"heads = {heads} of a history-tower must divide width = {width}")
-        super().__init__(classes, pair, rows, width, head_width, dropout, history)
+        super().__init__(classes, pair, rows, width, head_width, dropout, 2 * history + 1 + width)
         self.rows, self.ngrams, self.max_features, self.history = rows, ngrams, max_features, history
         self.places = nn.Embedding(history + 1, width, padding_idx=0)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
@@ -122,11 +129,14 @@ class HistoryTower(Comparing):
         return torch.cat([customer, F.pad(titles, (0, 0, 0, missing)).flatten(1)], dim=1)
 
     def compared(self, text: Tensor, pair: Tensor) -> Tensor:
-        """Return the head's input, ``[batch, 2 * width + 1 + history]``: as of two texts for the customer's vector, and
-        the candidate's cosine with each title, which tells what was bought before."""
+        """Return the head's input, ``[batch, 3 * width + 2 + 2 * history]``: as of two texts for the customer's vector,
+        the candidate's cosine with each title, whether it is that title, whether it is one of them, and its vector."""
         customer, titles = text[:, : self.width], text[:, self.width :].view(len(text), self.history, self.width)
         cosines = torch.einsum("blw,bw->bl", titles, pair)
-        return torch.cat([super().compared(customer, pair), cosines], dim=-1)
+        same = (cosines.detach() >= SAME).to(cosines.dtype)
+        again = same.amax(dim=-1, keepdim=True)
+        read = super().compared(customer, pair)
+        return torch.cat([read, cosines, same, again, self.width**0.5 * pair], dim=-1)
 
     def _bags(self, texts: Sequence[str]) -> npt.NDArray[np.int16] | npt.NDArray[np.int32]:
         return bag_rows(texts, self.rows, self.ngrams, self.max_features).astype(self._dtype)
