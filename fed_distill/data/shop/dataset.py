@@ -43,13 +43,14 @@ _SENSITIVE = ("age", "income", "home_ownership", "marital_status")
 class _Baskets:
     """Options that both datasets have.
 
-    history: number of products in a history or profile. pairs_per_row: pairs per basket, one of a product in it, the
-    others of products of the merchant. max_pairs: maximum per merchant and part of the split. ranking_queries,
-    ranking_candidates: size of the ranking view; 0 candidates: all products that the merchant sold before the period of
-    validation.
+    history: number of purchases in a history. products: number of products in a profile. pairs_per_row: pairs per
+    basket, one of a product in it, the others of products of the merchant. max_pairs: maximum per merchant and part of
+    the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all products that the
+    merchant sold before the period of validation.
     """
 
-    history: Annotated[int, Field(ge=1)] = 20
+    history: Annotated[int, Field(ge=1)] = 100
+    products: Annotated[int, Field(ge=1)] = 20
     pairs_per_row: Annotated[int, Field(ge=2)] = 4
     max_pairs: Annotated[int, Field(ge=2)] = 2000
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
@@ -60,7 +61,7 @@ class _Baskets:
         if config.partition != "merchant":
             raise ConfigError(f"purchases have merchants: remove data.partition = {config.partition!r}")
         if config.task == PROFILE:
-            return profiles(tables, config, self.history)
+            return profiles(tables, config, self.products)
         options = BasketOptions(
             self.history, self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates
         )
