@@ -2,8 +2,8 @@
 
 ``popularity``: how often a product was bought. ``repeat``: what the customer bought most often comes first, and then
 the popular (personal frequency before global frequency, the strongest simple rule for baskets in Li et al. 2023, "A
-next basket recommendation reality check", ACM TOIS). ``item-knn``: the sum of the cosines of a product with those of the
-history (Deshpande and Karypis 2004, "Item-based top-N recommendation algorithms", section 4.1, cosine).
+next basket recommendation reality check", ACM TOIS). ``item-knn``: the sum of the cosines of a product with those of
+the history (Deshpande and Karypis 2004, "Item-based top-N recommendation algorithms", section 4.1, cosine).
 """
 
 from collections import Counter
