@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from pydantic import ValidationError
 
 from fed_distill.cli.main import app
 from fed_distill.config import Experiment, parse_setting
 from fed_distill.config.keys import has_key
+from fed_distill.errors import ConfigError
 from fed_distill.merchant.manifest import Observing
 from fed_distill.serving.service_config import ServeConfig
 from fed_distill.sweeps.row_tuning import RowTuning
@@ -68,13 +70,26 @@ def test_a_wrong_option_is_found():
         parse(words)
 
 
+def problem(text):
+    """What is wrong with a TOML block; None if its keys exist and have values of their types."""
+    tables = tomllib.loads(text)
+    try:
+        if tables.keys() <= Experiment.model_fields.keys():
+            Experiment.parse(tables)
+        elif "service" in tables:
+            ServeConfig.model_validate(tomllib.loads(text.replace('"..."', f'"{0:064x}"')))
+        else:
+            (name,) = tables
+            {"observing": Observing, "tuning": RowTuning}[name].model_validate(tables[name])
+    except (ConfigError, ValidationError) as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("text", blocks("toml"))
 def test_toml_has_keys_that_exist(text):
-    tables = tomllib.loads(text)
-    if tables.keys() <= Experiment.model_fields.keys():
-        Experiment.parse(tables)
-    elif "service" in tables:
-        ServeConfig.model_validate(tomllib.loads(text.replace('"..."', f'"{0:064x}"')))
-    else:
-        (name,) = tables
-        {"observing": Observing, "tuning": RowTuning}[name].model_validate(tables[name])
+    assert problem(text) is None
+
+
+def test_a_wrong_key_is_found():
+    assert "federation.round" in problem("[federation]\nround = 3\n")
