@@ -16,8 +16,9 @@ from fed_distill.config.keys import has_key
 from fed_distill.errors import ConfigError
 from fed_distill.merchant.manifest import Observing
 from fed_distill.serving.service_config import ServeConfig
+from fed_distill.sweeps.grid import Study
 from fed_distill.sweeps.row_tuning import RowTuning
-from fed_distill.sweeps.space import OF_THE_FILE
+from fed_distill.sweeps.space import OF_THE_FILE, Tuning
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -51,7 +52,7 @@ def parse(words):
 
 
 @pytest.mark.parametrize("text", [block for block in blocks("sh") if commands(block.values[0])])
-def test_commands_have_options_and_keys_that_exist(text):
+def test_commands_have_options_keys_and_files_that_exist(text):
     for words in commands(text):
         output = words.index(">") if ">" in words else len(words)
         name, parameters = parse(words[:output])
@@ -61,7 +62,7 @@ def test_commands_have_options_and_keys_that_exist(text):
             assert has_key(key) or key in beside, f"{name}: {key}"
         for value in parameters.values():
             if isinstance(value, Path) and value.parts[:1] == ("experiments",):
-                assert (ROOT / value).is_file(), value
+                {"study": Study, "tune": Tuning}.get(name, Experiment).read(ROOT / value)
 
 
 def test_a_wrong_option_is_found():
