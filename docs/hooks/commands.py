@@ -58,7 +58,7 @@ def _row(one: click.Parameter, command: click.Command) -> tuple[str, str, str]:
         return code(one.make_metavar(click.Context(command))), "required" if one.required else "", text
     assert isinstance(one, click.Option)
     names = code(", ".join((*one.opts, *one.secondary_opts)))
-    value = "" if one.is_flag else f" {code(one.make_metavar(click.Context(command)))}"
+    value = "" if one.is_flag else f" {code(one.make_metavar(click.Context(command)).removesuffix(' RANGE'))}"
     plain = isinstance(one.default, str | int | float | Path) and not isinstance(one.default, bool)
     default = "required" if one.required else code(str(one.default)) if plain else ""
     return names + value, default, text

@@ -4,6 +4,7 @@ from pydantic import BaseModel
 
 from docs.hooks.markdown import code, prose, table
 from fed_distill.config import Experiment
+from fed_distill.config.privacy import UNITS
 from fed_distill.config.reference import OWN_UNIT, KeyDescription, tables
 from fed_distill.merchant.manifest import Manifest
 from fed_distill.serving.service_config import ServeConfig
@@ -74,7 +75,7 @@ def _sections(root: type[BaseModel], level: str = "## ", prefix: str = "") -> st
             rows.append(_row(key, "" if place in anchored else place))
             anchored.add(place)
         if rows:
-            parts.append(table(("key", "type", "default", "meaning"), rows))
+            parts.append(table(("key", "meaning", "type", "default"), rows))
     return "\n".join(parts)
 
 
@@ -83,9 +84,17 @@ def _row(key: KeyDescription, place: str) -> tuple[str, str, str, str]:
     last = code(key.name.rpartition(".")[2])
     name = f'<span id="{place}">{last}</span>' if place else last
     kind = prose(key.type) + (f"; {_bounds(key.bounds)}" if key.bounds else "")
-    units = " or ".join("a custom one" if unit == OWN_UNIT else code(unit) for unit in key.units)
-    meaning = prose(key.description) + (f". *Only with `privacy.unit`* {units}" if units else "")
-    return name, kind, code(key.default), meaning
+    return name, f"{prose(key.description)}{_units(key.units)}", kind, code(key.default)
+
+
+def _units(units: tuple[str, ...]) -> str:
+    """Return the privacy units that have a key, as an addition to its meaning."""
+    if not units:
+        return ""
+    if len(units) == len(UNITS):  # those but `none`, and a custom one
+        return " (every unit but `none`)"
+    names = ["custom" if unit == OWN_UNIT else code(unit) for unit in units]
+    return f" ({'unit' if len(names) == 1 else 'units'} {', '.join(names)})"
 
 
 def _bounds(bounds: str) -> str:
