@@ -44,9 +44,9 @@ section > p { max-width: 46rem; }
 p { margin: 0 0 1em; }
 .verdict { text-wrap: pretty; font-size: clamp(1.1rem, 2.4vw, 1.3rem); line-height: 1.5; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 1px; margin: 36px 0 0; padding: 0;
-  background: var(--line); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
-.tiles div { background: var(--card); padding: 16px 18px 14px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(196px, 1fr)); gap: 1px; margin: 36px 0 0; padding: 0;
+  background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.tiles div { box-shadow: 0 0 0 1px var(--line); padding: 16px 18px 14px; }
 .tiles dt { color: var(--soft); font-size: .82rem; }
 .tiles dd { margin: 0; }
 .tiles small { display: inline; }
@@ -101,7 +101,7 @@ nav { display: flex; flex-wrap: wrap; gap: 6px 20px; margin-top: 28px; font-size
 footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line); color: var(--soft); font-size: .84rem; }
 @media (max-width: 640px) {
   main { padding: 32px 16px 64px; } section { margin-top: 48px; } figure { padding: 14px 14px 12px; }
-  .tiles { grid-template-columns: 1fr 1fr; } .tiles div { padding: 12px 14px; } .tiles .big { font-size: 1.3rem; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); } .tiles div { padding: 12px 14px; } .tiles .big { font-size: 1.3rem; }
   .facts { grid-template-columns: 1fr; gap: 2px; } .facts dd { margin-bottom: 8px; }
   .wide { display: none; } .narrow { display: block; }
   th:first-child { padding-left: 14px; white-space: normal; min-width: 8.2rem; }
@@ -181,6 +181,7 @@ def _compiled(template: str) -> Template:
     )
     environment.filters |= {
         "number": wording.number,
+        "signed": wording.signed,
         "plus_minus": wording.plus_minus,
         "percent": wording.percent,
         "size": wording.size,

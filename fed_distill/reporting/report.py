@@ -87,7 +87,7 @@ def render(
         metric_names=wording.METRIC_NAMES,
         verdict=wording.verdict(summary),
         headline=headline.headline(summary),
-        adds={headline.ADDED[name]: headline.added(found) for name, found in summary["adds"].items()},
+        adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
         covers=headline.covers(summary),
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},
         compared=headline.compared,

@@ -47,11 +47,11 @@ REPORT_PAGE = """{% extends "page" %}
   <p class="verdict">{{ headline }} {{ verdict }}</p>
   {% if byzantine %}<p>{{ byzantine }}</p>{% endif %}
   <dl class="tiles">
-    {% for title, found in adds.items() %}{{ tile(title, found, "in " ~ metric, "") }}
+    {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric, found.half_width | plus_minus if found else "") }}
     {% endfor %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
-    {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent), "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
+    {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent) if main.gap_closed_auc is not none else "of what pooling adds", "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
     {% if summary.speed %}
     {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ ", not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
     {% endif %}
