@@ -3,6 +3,7 @@
 The network is not used, and nothing is left in that library's cache.
 """
 
+import codecs
 import csv
 import sys
 import tempfile
@@ -40,12 +41,15 @@ from fed_distill.data.tasks import (
     label_reader,
     label_text,
 )
+from fed_distill.data.text_format import as_utf8, delimiter_of
 from fed_distill.errors import ConfigError, DataError
 
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
 """Tasks with one text whose classes are the labels in the file."""
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+"""Formats with a delimiter, and the delimiter that is tried first."""
+_LINES = (".jsonl", ".json")
 _TEXT_ROLES = ["text", "pair"]
 _EXACT = 2.0**53
 """From this value on, float64 cannot represent every integer."""
@@ -78,8 +82,10 @@ class Table:
     """A file of labelled texts or pairs, for every task: ``relevance``, ``recommend`` and ``matching`` of pairs,
     ``sentiment``, ``category`` and ``faq`` of texts, the last two with the file's labels as classes.
 
-    path: a .csv, .tsv, .parquet, .jsonl or .json (one object per line) file. columns: column names by role, see
-    `Columns`. labels: class name of each label in the file. ranking_queries: maximum number of queries in the ranking
+    path: a .csv, .tsv, .txt, .parquet, .jsonl or .json (one object per line) file; all but .parquet may be compressed
+    (.csv.gz), and columns may be separated by comma, semicolon, tab or vertical bar. encoding: of a file that is in
+    neither UTF-8 nor UTF-16, such as windows-1252. columns: column names by role, see `Columns`. labels: class name of
+    each label in the file; rows with other labels are dropped. ranking_queries: maximum number of queries in the ranking
     view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose texts are public
     for all merchants; catalogue: a file of public texts, in one of the formats above, with catalogue_columns as the
     names of its columns by role (``text``, ``pair``), by default those in columns. A cell may be empty, and a query and
@@ -93,8 +99,15 @@ class Table:
     catalogue: Path | None = None
     catalogue_columns: dict[str, str] = field(default_factory=dict)
     public_columns: tuple[Literal["text", "pair"], ...] = ()
+    encoding: str = ""
 
     def __post_init__(self) -> None:
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(
+                f"encoding {self.encoding!r} is unknown: use a name such as windows-1252 or latin-1"
+            ) from error
         for option, roles in (("columns", [role.name for role in fields(Columns)]), ("catalogue_columns", _TEXT_ROLES)):
             unknown = sorted(set(getattr(self, option)) - set(roles))
             if unknown:
@@ -167,7 +180,9 @@ class Table:
         if config.proxy_domains:
             raise ConfigError("data.proxy_domains: a catalogue file has no domains; remove them, or use public_columns")
         named = {role: self.catalogue_columns.get(role, getattr(self.named, role)) for role in required}
-        columns = read_columns(self.catalogue, list(named.values()), "data.options.catalogue_columns")
+        columns = read_columns(
+            self.catalogue, list(named.values()), "data.options.catalogue_columns", self.encoding
+        )
         found: dict[str, tuple[str, ...]] = {}
         for role, name in named.items():
             texts = texts_of(self.catalogue, columns, name)
@@ -181,7 +196,7 @@ class Table:
 
     def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
         """Return the columns with a role, and ``more``, as lists; raise DataError, naming the file and the problem."""
-        return read_columns(self.path, [*asdict(self.named).values(), *more])
+        return read_columns(self.path, [*asdict(self.named).values(), *more], encoding=self.encoding)
 
     def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
         """Return the label column, mapped by ``labels``."""
@@ -209,22 +224,22 @@ def texts_of(path: Path, columns: dict[str, list[Any]], name: str) -> list[str |
     return texts
 
 
-def read_columns(path: Path, names: Sequence[str], option: str = _COLUMNS) -> dict[str, list[Any]]:
+def read_columns(
+    path: Path, names: Sequence[str], option: str = _COLUMNS, encoding: str = ""
+) -> dict[str, list[Any]]:
     """Return the columns ``names`` of a file as lists; empty names are ignored.
 
     :param option: option that names the columns, for the message if one is missing
+    :param encoding: of a text file that is in neither UTF-8 nor UTF-16
     :raises DataError: the file cannot be read, or has no such column or no rows
     """
-    if not path.is_file():
-        raise DataError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
-    if not path.stat().st_size:
-        raise DataError(f"{path} is empty")
+    check_file(path)
     wanted = sorted({name for name in names if name})
     # The library writes an Arrow copy; it is deleted at once.
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with _quiet():
-                table = _open(path, wanted, scratch, option)
+                table = _open(path, wanted, scratch, option, encoding)
         except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
             reason = str(error.__cause__ or error).strip()
             if any(words in reason for words in _NO_ROWS):
@@ -238,6 +253,14 @@ def read_columns(path: Path, names: Sequence[str], option: str = _COLUMNS) -> di
     if not columns[wanted[0]]:
         raise DataError(f"{path} has no rows")
     return columns
+
+
+def check_file(path: Path) -> None:
+    """Raise DataError unless ``path`` is a file with content."""
+    if not path.is_file():
+        raise DataError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty")
 
 
 @contextmanager
@@ -254,41 +277,77 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _open(path: Path, wanted: list[str], scratch: str, option: str) -> Dataset:
-    suffix = path.suffix.lower()
-    if suffix in _SEPARATORS:
-        header = _header(path, _SEPARATORS[suffix])
-        _check_columns(path, wanted, header, option)
-        header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
-        # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
-        table = Dataset.from_csv(
-            str(path),
-            features=Features({name: Value("string") for name in header}),
-            cache_dir=scratch,
-            keep_in_memory=True,
-            sep=_SEPARATORS[suffix],
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-    elif suffix == ".parquet":
+def _open(path: Path, wanted: list[str], scratch: str, option: str, encoding: str) -> Dataset:
+    suffix = format_of(path)
+    if suffix == ".parquet":
         table = Dataset.from_parquet(str(path), cache_dir=scratch, keep_in_memory=True)
-    elif suffix in (".jsonl", ".json"):
-        table = Dataset.from_json(str(path), cache_dir=scratch, keep_in_memory=True)
     else:
-        raise DataError(f"{path}: unknown format; use a .csv, .tsv, .parquet, .jsonl or .json file")
+        text = as_utf8(path, Path(scratch), encoding)
+        if suffix in _LINES:
+            table = Dataset.from_json(str(text), cache_dir=scratch, keep_in_memory=True)
+        else:
+            table = _open_delimited(path, text, wanted, scratch, option)
     if not isinstance(table, Dataset):
         raise DataError(f"{path} contains more than one table")
     return table
 
 
-def _header(path: Path, separator: str) -> list[str]:
-    """Return the column names of a text file whose rows have no more fields; pandas would shift longer ones.
+def format_of(path: Path) -> str:
+    """Return the suffix of a table's file, without that of its compression; raise DataError for an unknown one."""
+    *_, suffix = [one.lower() for one in path.suffixes if one.lower() != ".gz"] or [""]
+    packed = path.suffix.lower() == ".gz"
+    if suffix not in (*_SEPARATORS, *_LINES, ".parquet") or (packed and suffix == ".parquet"):
+        raise DataError(
+            f"{path}: unknown format; use a .csv, .tsv, .txt, .jsonl or .json file, also compressed (.csv.gz), or a "
+            ".parquet file"
+        )
+    return suffix
 
+
+def column_names(path: Path, encoding: str = "") -> list[str]:
+    """Return the names of a file's columns, in its order; parameters and errors are those of ``read_columns``."""
+    check_file(path)
+    suffix = format_of(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        if suffix in _SEPARATORS:
+            text = as_utf8(path, Path(scratch), encoding)
+            return _header(path, text, delimiter_of(text, [], _SEPARATORS[suffix]))
+        try:
+            with _quiet():
+                return list(_open(path, [], scratch, "", encoding).column_names)
+        except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
+            raise DataError(f"cannot read {path}: {str(error.__cause__ or error).strip()}") from error
+
+
+def _open_delimited(path: Path, text: Path, wanted: list[str], scratch: str, option: str) -> Dataset:
+    """Read ``text``, the content of ``path`` in UTF-8."""
+    separator = delimiter_of(text, wanted, _SEPARATORS[format_of(path)])
+    header = _header(path, text, separator)
+    _check_columns(path, wanted, header, option)
+    header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
+    # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
+    table: Dataset = Dataset.from_csv(
+        str(text),
+        features=Features({name: Value("string") for name in header}),
+        cache_dir=scratch,
+        keep_in_memory=True,
+        sep=separator,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+    )
+    return table
+
+
+def _header(path: Path, text: Path, separator: str) -> list[str]:
+    """Return the column names of a file whose rows have no more fields; pandas would shift longer ones.
+
+    :param path: the file, for messages
+    :param text: its content in UTF-8
     :raises DataError: a row has more fields than the header, or a quoted field has no end
     """
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
+        with text.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines, delimiter=separator)
             header = next(reader, [])
             for row, fields_of_row in enumerate(reader, start=1):
