@@ -17,6 +17,7 @@ from fed_distill.cli.audit import audit
 from fed_distill.cli.explain import explain
 from fed_distill.cli.export import export
 from fed_distill.cli.index import index
+from fed_distill.cli.init import init
 from fed_distill.cli.ledger import ledger_app
 from fed_distill.cli.load import load_test
 from fed_distill.cli.prune import prune
@@ -43,6 +44,7 @@ data_app = typer.Typer(help="Look at data before training on it.", no_args_is_he
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(sites_app, name="sites")
+app.command(epilog="Example: fed-distill init reviews.csv")(init)
 app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
 app.command(epilog="Example: fed-distill export runs/quickstart --to exported")(export)
 app.command(epilog="Example: fed-distill prune runs/bert --layers 2 --neurons 256 --to runs/bert-pruned")(prune)

@@ -1,6 +1,7 @@
 """Read TOML files of users, and summarise validation errors in one line."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ def read_toml(path: Path | str, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: line {line} is not in UTF-8: save the file in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def as_name(text: str) -> str:
+    """Return ``text`` as a name of an experiment: other characters than letters, digits, dot, dash and underscore are
+    dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:200] or "experiment"
 
 
 def first_problem(error: ValidationError, table: type[BaseModel] | None = None) -> str:

@@ -33,6 +33,18 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_GUESSED = {
+    "cp1252": "windows-1252",
+    "cp1250": "windows-1250",
+    "cp1251": "windows-1251",
+    "cp1253": "windows-1253",
+    "cp1254": "windows-1254",
+    "gb18030": "gb18030",
+    "big5": "big5",
+    "shift_jis": "shift_jis",
+    "euc_kr": "euc_kr",
+}
+"""Encodings that are guessed between, by charset-normalizer's name, with the usual one."""
 _SAMPLE, _BLOCK = 4096, 1 << 20
 _SNIFFED_ROWS = 200
 _ZERO_SHARE = 0.3
@@ -51,12 +63,11 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
     for magic, remedy in _OTHER_PACKING.items():
         if start.startswith(magic):
             raise DataError(f"{path} is {remedy}")
-    opened = gzip.open(path, "rb") if start.startswith(_GZIP) else path.open("rb")
     try:
-        with opened as file:
+        with gzip.open(path, "rb") if start.startswith(_GZIP) else path.open("rb") as file:
             yield cast(IO[bytes], file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: the gzip file is damaged or not complete ({error}): copy it again") from error
+        raise DataError(f"cannot read {path}: its compression is damaged ({error}): copy the file again") from error
 
 
 def is_compressed(path: Path) -> bool:
@@ -90,8 +101,36 @@ def encoding_of(path: Path, otherwise: str = "") -> str:
         )
     line = _line_not_in(path, otherwise)
     if line is not None:
-        raise DataError(f"{path}, line {line}: the text is not in {otherwise}: name the file's encoding, or save it in UTF-8")
+        raise DataError(f"{path}, line {line}: the text is not in {otherwise}: correct the name of the encoding")
     return otherwise
+
+
+def guessed_encoding(path: Path) -> str:
+    """Guess the encoding of a text file that is in neither UTF-8 nor UTF-16, by the words that it would have.
+
+    :raises DataError: none of the common ones gives words
+    """
+    import charset_normalizer  # serving reads tables too, and has no use for it
+
+    with unpacked(path) as file:
+        sample = file.read(_BLOCK)
+    found = charset_normalizer.from_bytes(sample, cp_isolation=list(_GUESSED)).best()
+    if found is not None and sample.decode("cp1252", "replace") == sample.decode(found.encoding, "replace"):
+        return "windows-1252"  # German, for example, has the same bytes in windows-1250
+    if found is None:
+        raise DataError(
+            f"{path}: the text is in no common encoding: save the file in UTF-8, or name it with --encoding"
+        )
+    return _GUESSED[found.encoding]
+
+
+def format_words(path: Path, encoding: str) -> str:
+    """Describe encoding and compression of a text file in words.
+
+    :param encoding: as returned by ``encoding_of``
+    """
+    name = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with a byte order mark", "utf-16": "UTF-16"}.get(encoding, encoding)
+    return f"{name}, compressed with gzip" if is_compressed(path) else name
 
 
 def _line_not_in(path: Path, encoding: str) -> int | None:
