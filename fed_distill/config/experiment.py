@@ -30,7 +30,7 @@ from fed_distill.config.privacy import (
 from fed_distill.config.renamed import check_renamed
 from fed_distill.config.runtime import RuntimeConfig
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
-from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.config.toml import as_name, check_kind, first_problem, read_toml
 from fed_distill.config.training import TrainerConfig, TrainingConfig
 from fed_distill.errors import ConfigError
 
@@ -42,7 +42,7 @@ class Experiment(ConfigTable):
         "experiment",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=200,
-        description="name of the run and its folder",
+        description="name of the run and its folder; without it, the name of the file",
     )
     seed: Seed = Field(0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="number of seeds; tables show the mean and a 95 % interval")
@@ -254,11 +254,10 @@ class Experiment(ConfigTable):
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file and apply ``overrides`` (dotted keys)."""
+        """Read a TOML file and apply ``overrides`` (dotted keys); without a name it is called as the file."""
         tables = read_toml(path, "experiment")
-        for table, command in (("axis", "study"), ("search", "tune")):
-            if table in tables:
-                raise ConfigError(f"{path} has [[{table}]] and is not an experiment: use `fed-distill {command}`")
+        check_kind(tables, path, "experiment")
+        tables.setdefault("name", as_name(Path(path).stem))
         for key, value in (overrides or {}).items():
             _set(tables, key, value)
         return cls.parse(tables, str(path))

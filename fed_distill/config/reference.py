@@ -155,13 +155,15 @@ def _type(schema: Mapping[str, Any], plural: bool = False) -> str:
         elif one.get("format") == "path":
             names.append("paths" if plural else "path")
         elif one.get("type") == "array":
-            names.append(f"list of {_type(one['items'], plural=True)}")
+            names.append(f"list of {_type(one['items'], plural=True)}" if one.get("items") else "list")
         elif one.get("type") == "object" and isinstance(one.get("additionalProperties"), Mapping):
             names.append(f"table of {_type(one['additionalProperties'], plural=True)}")
         elif one.get("type") == "object":
             names.append("tables" if plural else "table")
-        else:
+        elif "type" in one:
             names.append(_TYPES[one["type"]] + ("s" if plural and one["type"] != "boolean" else ""))
+        else:
+            names.append("values" if plural else "value")
     return " or ".join(names)
 
 
