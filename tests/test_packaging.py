@@ -1,11 +1,16 @@
 """What is in the wheel: the marker of types, and the experiments that ``fed-distill experiments`` copies."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import fed_distill
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = {path.name: path.read_bytes() for path in (ROOT / "experiments").glob("*.toml")}
@@ -42,3 +47,20 @@ print(folder(), len(experiments()))
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env={}
     )
     assert done.stdout.split() == [str(tmp_path / "fed_distill" / "shipped"), str(len(EXPERIMENTS))]
+
+
+def test_the_citation_and_the_changelog_are_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"] == fed_distill.__version__
+    assert (citation["license"], citation["keywords"]) == (project["license"], project["keywords"])
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_the_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`tests/" in line]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+(?:\.py|/))", row)}
+    assert len(rows) == 10
+    known = [ROOT, ROOT / "fed_distill"]
+    assert [name for name in sorted(named) if not any((folder / name).exists() for folder in known)] == []
