@@ -54,8 +54,8 @@ def keys(
 
 def _meant(key: str, known: "Sequence[KeyDescription]") -> str:
     names = list(dict.fromkeys(one.name for one in known))
-    same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, names, n=3) or same[:3]
+    last = difflib.get_close_matches(key.rpartition(".")[2], {name.rpartition(".")[2] for name in names}, n=1)
+    near = difflib.get_close_matches(key, names, n=3) or [name for name in names if name.rpartition(".")[2] in last][:3]
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 

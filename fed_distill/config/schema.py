@@ -3,7 +3,7 @@
 from typing import Any
 
 from fed_distill.config.experiment import Experiment
-from fed_distill.config.privacy import UNITS, UNPROTECTED, OwnPrivacy
+from fed_distill.config.privacy import GAUSSIAN, UNITS, UNPROTECTED, LabelPrivacy, OwnPrivacy
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -12,6 +12,8 @@ def experiment_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of an experiment. It accepts every valid file, and finds unknown keys,
     wrong types and single values out of bounds; what several keys must have in common only the program checks."""
     schema = Experiment.model_json_schema(mode="validation")
+    for key in GAUSSIAN:  # inherited, and not of labels
+        schema["$defs"][LabelPrivacy.__name__]["properties"].pop(key)
     schema["properties"]["privacy"] = {**_privacy(), "title": "Privacy"}
     return {"$schema": DRAFT, **schema, "title": "fed-distill experiment"}
 

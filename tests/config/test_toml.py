@@ -68,6 +68,9 @@ class Long(Short):
     flag: bool = False
 
 
+WIDTH = "whole number, at least 1; default: none"
+
+
 class Choices(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -178,18 +181,14 @@ def test_a_key_of_an_experiment_is_corrected_by_its_whole_name(changes, message)
 
 
 def test_a_key_that_several_tables_have_names_some_of_them():
-    with pytest.raises(
-        ConfigError, match=r"unknown key epochs; did you mean \S+\.epochs, \S+\.epochs or \S+\.epochs\?$"
-    ):
+    with pytest.raises(ConfigError, match=r"did you mean \S+\.epochs, \S+\.epochs or \S+\.epochs\?$"):
         Experiment().with_changes({"epochs": 3})
 
 
 @pytest.mark.parametrize("read", [Study.read, Tuning.read])
 def test_what_several_keys_of_studies_and_tunings_may_be_is_said_too(read, tmp_path):
     kind = "methods" if read == Study.read else "tune"
-    with pytest.raises(
-        ConfigError, match=r"must be a whole number, not 'x' \(whole number, at least 1.*; default: \d+\)"
-    ):
+    with pytest.raises(ConfigError, match=r"not 'x' \(whole number, at least 1.*; default: \d+\)"):
         read(EXPERIMENTS / f"{kind}.toml", {"seeds": "x"})
 
 
