@@ -81,8 +81,8 @@ def study(
     changes = dict(parse_setting(text) for text in settings or ())
     kept = leaf_keys(changes)
     given = Study.read(file, changes)
-    _check_names(expand(given))
     cells = expand(given, tiny, kept)
+    _check_names(expand(given) if tiny else cells)
     _check(cells)
     if only:
         cells = chosen(given, cells, only)

@@ -13,7 +13,7 @@ from fed_distill.errors import ConfigError
 from fed_distill.validation import EXPECTED, described
 
 _SUGGESTED = 3
-"""Maximum number of keys that are suggested for an unknown one."""
+"""Number of keys of one name up to which they are suggested; more would say nothing."""
 
 
 def read_toml(path: Path | str, what: str) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def _first_leaf(given: Any) -> tuple[str, ...]:
 
 
 def _suggested(table: type[BaseModel], loc: tuple[int | str, ...], rest: tuple[str, ...]) -> list[str]:
-    """Return the keys that an unknown one may stand for: the nearest one beside it, or keys of this name elsewhere.
+    """Return the keys that an unknown one may stand for: the nearest one beside it, or keys of this name elsewhere, if they
+    are few.
 
     :param loc: place of the unknown key
     :param rest: names of keys in it, if it is a table
@@ -126,7 +127,8 @@ def _suggested(table: type[BaseModel], loc: tuple[int | str, ...], rest: tuple[s
             ]
         return [_dotted((*loc[:-1], *beside))]
     last = rest[-1] if rest else str(loc[-1])
-    return [name for name in _all_keys(table) if name.rpartition(".")[2] == last][:_SUGGESTED]
+    elsewhere = [name for name in _all_keys(table) if name.rpartition(".")[2] == last]
+    return elsewhere if len(elsewhere) <= _SUGGESTED else []
 
 
 def _all_keys(table: type[BaseModel]) -> list[str]:

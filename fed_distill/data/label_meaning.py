@@ -38,6 +38,7 @@ _NEGATIVE = (
     "negative neg bad unhappy negativ schlecht negatif mauvais negativo malo cattivo ruim negatywny zly отрицательный "
     "плохо 负面 差评 消极 悪い ネガティブ 부정"
 )
+_NEGATIONS = frozenset("not no nicht kein keine non pas ne sin senza nie niet nao не inte ikke".split())
 _WORDS = {name: frozenset(text.split()) for name, text in _GRADES.items()}
 BY_NAME = "by their names"
 _MOST_WORDS = len(RELEVANCE.classes)
@@ -137,9 +138,14 @@ def _joined(label: str) -> str:
 
 
 def _grade(label: str) -> str | None:
-    """Return the grade that a label's words name, the longest one first: "not relevant" is not "relevant"."""
+    """Return the grade that a label names: as a whole, or by the words in it that name one, unless one negates it."""
     joined = _joined(label)
-    return next((grade for grade, words in _WORDS.items() if joined in words), None)
+    whole = next((grade for grade, words in _WORDS.items() if joined in words), None)
+    parts = [part for part in parts_of(label) if len(part) > 1]
+    if whole is not None or _NEGATIONS & set(parts):
+        return whole
+    named = {grade for grade, words in _WORDS.items() for part in parts if part in words}
+    return named.pop() if len(named) == 1 else None
 
 
 def _graded(place: float) -> str:

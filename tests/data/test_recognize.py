@@ -58,6 +58,19 @@ def test_pairs_with_columns_and_labels_in_any_language(
     assert found.sizes == {f"shop {at}": 20 * len(labels) for at in range(6)}
 
 
+def test_labels_of_several_words_are_named_by_those_that_are_known() -> None:
+    labels = {
+        "passt genau": "exact",
+        "Alternative": "substitute",
+        "als Zubehör": "complement",
+        "unpassend": "irrelevant",
+    }
+    found = grades(dict.fromkeys(labels, 5), {})
+    assert found is not None and found.sure and found.labels == labels
+    negated = grades({"relevant": 5, "gar nicht relevant": 5}, {"relevant": 0.9, "gar nicht relevant": 0.1})
+    assert negated is not None and negated.labels["gar nicht relevant"] == "irrelevant"
+
+
 def test_labels_in_unknown_words_are_ordered_by_shared_words_and_doubted(tmp_path: Path) -> None:
     found = recognize(pairs(["query", "title", "label", "shop"], ["zig", "zag", "zug"], tmp_path / "pairs.csv"), {})
     assert found.labels == {"zig": "exact", "zag": "substitute", "zug": "irrelevant"}
