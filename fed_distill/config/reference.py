@@ -20,7 +20,14 @@ from fed_distill.config.tables import LARGEST
 
 OWN_UNIT = "custom"
 """Stands for the import path of a custom privacy unit in ``KeyDescription.units``."""
-_TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "string"}
+_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "string",
+    "": "value",
+}
+"""Words for JSON types; a schema without a type allows any value."""
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "greater than",
@@ -78,17 +85,20 @@ def tables(root: type[BaseModel] = Experiment) -> list[TableDescription]:
     return list(_tables(root, "", in_list=False))
 
 
-def _tables(table: type[BaseModel], name: str, in_list: bool) -> Iterator[TableDescription]:
+def _tables(table: type[BaseModel], name: str, in_list: bool, note: str = "") -> Iterator[TableDescription]:
+    """Yield ``table`` and those in it; ``note``: description of the field that has it."""
     header = "" if not name else f"[[{name}]]" if in_list else f"[{name}]"
     inner = {field: _inner(info.annotation) for field, info in table.model_fields.items()}
     own = tuple(_keys(table, name, header, [field for field, found in inner.items() if not found]))
-    yield TableDescription(name, header, _summary(table), own)
+    yield TableDescription(name, header, f"{_summary(table)}{note and f' {note[0].upper()}{note[1:]}.'}", own)
     for field, found in inner.items():
-        dotted = f"{name}.{field}" if name else field
+        info = table.model_fields[field]
+        dotted = f"{name}.{info.alias or field}" if name else info.alias or field
         if PrivacyConfig in (base for one in found for base in one.__mro__):
             yield from _privacy(dotted)
-        elif found:
-            yield from _tables(found[0], dotted, get_origin(table.model_fields[field].annotation) is list)
+            continue
+        for one in found:
+            yield from _tables(one, dotted, get_origin(info.annotation) is list, info.description or "")
 
 
 def _privacy(name: str) -> Iterator[TableDescription]:
@@ -97,7 +107,8 @@ def _privacy(name: str) -> Iterator[TableDescription]:
     common = _keys(PrivacyConfig, name, header, list(PrivacyConfig.model_fields))
     keys: dict[KeyDescription, tuple[str, ...]] = dict.fromkeys(common, ())
     inner: dict[TableDescription, tuple[str, ...]] = {}
-    for unit, table in {**UNITS, OWN_UNIT: OwnPrivacy}.items():
+    units: Mapping[str, type[PrivacyConfig]] = {**UNITS, OWN_UNIT: OwnPrivacy}
+    for unit, table in units.items():
         excluded = (*PrivacyConfig.model_fields, *(GAUSSIAN if table is LabelPrivacy else ()))
         own = {field: _inner(info.annotation) for field, info in table.model_fields.items() if field not in excluded}
         for key in _keys(table, name, header, [field for field, found in own.items() if not found]):
@@ -106,8 +117,8 @@ def _privacy(name: str) -> Iterator[TableDescription]:
             for described in (one for nested in found for one in _tables(nested, f"{name}.{field}", in_list=False)):
                 inner[described] = (*inner.get(described, ()), unit)
     yield TableDescription(name, header, _summary(PrivacyConfig), _for_units(keys))
-    for described, units in inner.items():
-        yield replace(described, keys=_for_units(dict.fromkeys(described.keys, units)))
+    for described, having in inner.items():
+        yield replace(described, keys=_for_units(dict.fromkeys(described.keys, having)))
 
 
 def _for_units(keys: Mapping[KeyDescription, tuple[str, ...]]) -> tuple[KeyDescription, ...]:
@@ -117,9 +128,13 @@ def _for_units(keys: Mapping[KeyDescription, tuple[str, ...]]) -> tuple[KeyDescr
 def _keys(table: type[BaseModel], name: str, header: str, fields: list[str]) -> Iterator[KeyDescription]:
     properties = table.model_json_schema()["properties"]
     for field in fields:
-        info, schema = table.model_fields[field], properties[field]
+        info = table.model_fields[field]
+        if info.exclude:  # set by the program, not in a file
+            continue
+        key = info.alias or field
+        schema = properties[key]
         yield KeyDescription(
-            name=f"{name}.{field}" if name else field,
+            name=f"{name}.{key}" if name else key,
             table=header,
             type=_type(schema),
             default=_default(info),
@@ -129,7 +144,10 @@ def _keys(table: type[BaseModel], name: str, header: str, fields: list[str]) -> 
 
 
 def _inner(annotation: Any) -> list[type[BaseModel]]:
-    """Return the tables in an annotation: those of a choice, of a list, or the annotation itself."""
+    """Return the tables in an annotation: those of a choice, of a list, or the annotation itself. None of a table with
+    names of the user's choice, and none of an experiment within another file, whose keys are described once."""
+    if annotation is Experiment or get_origin(annotation) in (dict, Mapping):
+        return []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [table for part in get_args(annotation) for table in _inner(part)]
@@ -141,7 +159,7 @@ def _summary(table: type[BaseModel]) -> str:
 
 def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the alternatives of a JSON schema, without null: an absent key is its default."""
-    found: list[Mapping[str, Any]] = schema.get("anyOf", [schema])
+    found: list[Mapping[str, Any]] = schema.get("anyOf") or schema.get("oneOf") or [schema]
     return [one for one in found if one.get("type") != "null"]
 
 
@@ -149,22 +167,26 @@ def _type(schema: Mapping[str, Any], plural: bool = False) -> str:
     """Describe the values of a JSON schema."""
     names = []
     for one in _choices(schema):
-        if "enum" in one or "const" in one:
+        if "$ref" in one:
+            names.append("tables" if plural else "table")
+        elif "enum" in one or "const" in one:
             given = ", ".join(_toml(value) for value in one.get("enum", [one.get("const")]))
             names.append(f"names: {given}" if plural else f"one of {given}")
         elif one.get("format") == "path":
             names.append("paths" if plural else "path")
         elif one.get("type") == "array":
-            names.append(f"list of {_type(one['items'], plural=True)}" if one.get("items") else "list")
+            parts = dict.fromkeys(_type(part, plural=True) for part in one.get("prefixItems") or [one["items"]])
+            names.append(f"list{'s' * plural} of {' and '.join(parts)}")
         elif one.get("type") == "object" and isinstance(one.get("additionalProperties"), Mapping):
             names.append(f"table of {_type(one['additionalProperties'], plural=True)}")
         elif one.get("type") == "object":
             names.append("tables" if plural else "table")
-        elif "type" in one:
-            names.append(_TYPES[one["type"]] + ("s" if plural and one["type"] != "boolean" else ""))
         else:
-            names.append("values" if plural else "value")
-    return " or ".join(names)
+            names.append(_TYPES[one.get("type", "")] + ("s" if plural and one.get("type") != "boolean" else ""))
+    for some, all_ in (("whole number", "number"), ("whole numbers", "numbers")):
+        if some in names and all_ in names:
+            names.remove(some)
+    return " or ".join(dict.fromkeys(names))
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:

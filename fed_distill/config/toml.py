@@ -25,7 +25,7 @@ def read_toml(path: Path | str, what: str) -> dict[str, Any]:
     try:
         content = Path(path).read_bytes()
     except IsADirectoryError as error:
-        raise ConfigError(f"cannot read {what} {path}: {_of_folder(Path(path), error.strerror)}") from error
+        raise ConfigError(f"cannot read {what} {path}: {_of_folder(Path(path)) or error.strerror}") from error
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
     try:
@@ -37,13 +37,13 @@ def read_toml(path: Path | str, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def _of_folder(folder: Path, otherwise: str) -> str:
-    """Say what a folder is that was given in the place of a file."""
+def _of_folder(folder: Path) -> str:
+    """Say what a folder is that was given in the place of a file; empty if it is no run and no study."""
     for name, command in (("study.toml", "study"), ("experiment.toml", "run")):
         if (folder / name).is_file():
             kind = "a study" if command == "study" else "a run"
             return f"it is the folder of {kind}: use its file, `fed-distill {command} {folder / name}`"
-    return otherwise
+    return ""
 
 
 def check_kind(tables: Mapping[str, Any], path: Path | str, kind: str) -> None:
@@ -107,7 +107,7 @@ def _first_leaf(given: Any) -> tuple[str, ...]:
 
 
 def _suggested(table: type[BaseModel], loc: tuple[int | str, ...], rest: tuple[str, ...]) -> list[str]:
-    """Return the keys that an unknown one may stand for: the nearest one beside it, or keys of this name elsewhere, if they
+    """Return what an unknown key may stand for: the nearest one beside it, or the keys of this name elsewhere, if they
     are few.
 
     :param loc: place of the unknown key

@@ -38,7 +38,8 @@ _NEGATIVE = (
     "negative neg bad unhappy negativ schlecht negatif mauvais negativo malo cattivo ruim negatywny zly отрицательный "
     "плохо 负面 差评 消极 悪い ネガティブ 부정"
 )
-_NEGATIONS = frozenset("not no nicht kein keine non pas ne sin senza nie niet nao не inte ikke".split())
+_NOT = "not no nicht kein keine non pas ne sin senza nie niet nao не inte ikke"
+_NEGATIONS = frozenset(_NOT.split())
 _WORDS = {name: frozenset(text.split()) for name, text in _GRADES.items()}
 BY_NAME = "by their names"
 _MOST_WORDS = len(RELEVANCE.classes)
@@ -79,7 +80,7 @@ def grades(labels: Mapping[str, int], overlap: Mapping[str, float]) -> Meaning |
     words = {label: _grade(label) for label in present}
     if all(words.values()) and len(set(words.values())) > 1:
         return Meaning({label: grade for label, grade in words.items() if grade}, BY_NAME, True)
-    two = two_sides(labels, *(frozenset(one.split()) for one in (_YES, _NO)))
+    two = two_sides(labels, _YES, _NO)
     if two is not None:
         return Meaning({two[0]: "exact", two[1]: "irrelevant"}, "yes is exact, no is irrelevant", True)
     scale = scale_of(labels)
@@ -101,7 +102,7 @@ def grades(labels: Mapping[str, int], overlap: Mapping[str, float]) -> Meaning |
 
 def sides(labels: Mapping[str, int], no: str, yes: str) -> Meaning | None:
     """Return which of two classes each label of a decision about a pair means; None if nothing tells it."""
-    two = two_sides(labels, *(frozenset(one.split()) for one in (_YES, _NO)))
+    two = two_sides(labels, _YES, _NO)
     if two is not None:
         return Meaning({two[0]: yes, two[1]: no}, BY_NAME, True)
     scale = scale_of(labels)
@@ -112,7 +113,7 @@ def sides(labels: Mapping[str, int], no: str, yes: str) -> Meaning | None:
 
 def sentiments(labels: Mapping[str, int]) -> Meaning | None:
     """Return positive and negative labels of reviews; None if the labels are neither words for these nor a scale."""
-    two = two_sides(labels, *(frozenset(one.split()) for one in (_POSITIVE, _NEGATIVE)), others=1)
+    two = two_sides(labels, _POSITIVE, _NEGATIVE, others=1)
     negative, positive = SENTIMENT.classes
     if two is not None:
         return Meaning({two[0]: positive, two[1]: negative}, BY_NAME, True)
@@ -124,12 +125,10 @@ def sentiments(labels: Mapping[str, int]) -> Meaning | None:
     return Meaning(found, why, len(scale) == 2) if len(set(found.values())) == 2 else None
 
 
-def two_sides(
-    labels: Mapping[str, int], yes: frozenset[str], no: frozenset[str], others: int = 0
-) -> tuple[str, str] | None:
+def two_sides(labels: Mapping[str, int], yes: str, no: str, others: int = 0) -> tuple[str, str] | None:
     """Return the label among ``yes`` and that among ``no``; None without both, or with more than ``others`` more."""
     present = [label for label in labels if label]
-    first, second = ([label for label in present if _joined(label) in words] for words in (yes, no))
+    first, second = ([label for label in present if _joined(label) in words.split()] for words in (yes, no))
     return (first[0], second[0]) if len(first) == len(second) == 1 and len(present) <= 2 + others else None
 
 

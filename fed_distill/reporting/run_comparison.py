@@ -131,9 +131,9 @@ def _scores(
     rows = ours["federations"][mains[0]], theirs["federations"][mains[1]]
     title = mains[0] if mains[0] == mains[1] else " / ".join(mains)
     for metric in (*(score for score in SCORES if score != headline), *_MORE):
-        values = [_number(row.get(metric)) for row in rows]
-        if values != [None, None]:
-            yield ComparedScore(title, metric, *values)
+        own, other = (_number(row.get(metric)) for row in rows)
+        if own is not None or other is not None:
+            yield ComparedScore(title, metric, own, other)
 
 
 def _number(value: Any) -> float | None:
