@@ -51,5 +51,5 @@ def fits(name: str, role: str) -> int:
         return 0
     if "".join(parts) in words:
         return 2
-    long = [word for word in words if len(word) >= 4 or not word.isascii()]
-    return int(any(part in words or part.endswith(tuple(long)) for part in parts))
+    heads = () if role == "identifier" else tuple(word for word in words if len(word) >= 4 or not word.isascii())
+    return int(any(part in words or part.endswith(heads) for part in parts))

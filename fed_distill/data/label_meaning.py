@@ -61,13 +61,15 @@ class Meaning:
 
 
 def scale_of(labels: Mapping[str, int]) -> dict[str, float] | None:
-    """Return the position of each label on a scale of numbers, from 0 to 1; None if they are not on a scale."""
+    """Return the position of each label on a scale of numbers, from 0 to 1, in this order; None if they are not on a
+    scale."""
     numbers = {label: _number(label) for label in labels if label}
     values = sorted({value for value in numbers.values() if value is not None})
     if not 2 <= len(values) <= MOST_NUMBERS or None in numbers.values():
         return None
     low, high = values[0], values[-1]
-    return {label: (value - low) / (high - low) for label, value in numbers.items() if value is not None}
+    known = sorted(((label, value) for label, value in numbers.items() if value is not None), key=lambda one: one[1])
+    return {label: (value - low) / (high - low) for label, value in known}
 
 
 def grades(labels: Mapping[str, int], overlap: Mapping[str, float]) -> Meaning | None:

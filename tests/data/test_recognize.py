@@ -158,6 +158,13 @@ def test_names_are_split_into_words_without_accents(name: str, parts: tuple[str,
     assert parts_of(name) == parts
 
 
+def test_a_history_and_a_candidate_are_a_recommendation(tmp_path: Path) -> None:
+    rows = [[f"seen {at} ; seen {at + 1}", f"offer {at} of a shop", at % 2, f"s{at % 5}"] for at in range(90)]
+    found = recognize(write(tmp_path / "rows.csv", ["history", "candidate", "clicked", "store"], rows), {})
+    assert (found.task, found.columns["pair"]) == ("recommend", "candidate")
+    assert found.labels == {"0": "not_recommend", "1": "recommend"}
+
+
 def test_a_compound_fits_less_than_the_whole_name() -> None:
     assert [fits(name, "title") for name in ("Titel", "Produkttitel", "price")] == [2, 1, 0]
     assert fits("merchant_id", "merchant") == 1
