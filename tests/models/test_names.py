@@ -25,7 +25,7 @@ def no_network(monkeypatch):
     [
         ("minilmm", "unknown teacher 'minilmm': .*did you mean minilm?"),
         ("bert-smal", "did you mean bert-small?"),
-        ("nobody/nothing", "built in: minilm, bert-small, labels-file"),
+        ("nobody/nothing", "built in: minilm, bert-small, "),
         ("/no/such/folder", "neither built in nor a folder"),
     ],
 )

@@ -5,7 +5,7 @@ is read for profiles only, a line for each customer whose segments are known. Li
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +110,31 @@ def read_tables(folder: Path, columns: ShopColumns, files: ShopFiles, drop_unkno
         of_merchant.names,
         _segments(folder, files.customers, columns, of_customer.names) if columns.segment else (),
         len(unknown),
+    )
+
+
+def at_home(tables: ShopTables, share: float) -> ShopTables:
+    """Keep of each customer the baskets at one merchant: where most of the customer's are among the first ``share`` of
+    all baskets, so that later ones decide nothing, and of several such the one visited first; without any of those,
+    where the first is."""
+    early = np.arange(len(tables.times)) < share * len(tables.times)
+    visits = np.stack([tables.customers, tables.merchants])[:, early]
+    keys, since, counts = np.unique(visits, axis=1, return_index=True, return_counts=True)
+    best = np.lexsort((since, -counts, keys[0]))
+    home = np.zeros(len(tables.customer_names), dtype=np.int64)
+    first = np.unique(tables.customers, return_index=True)
+    home[first[0]] = tables.merchants[first[1]]
+    places = best[np.unique(keys[0][best], return_index=True)[1]]
+    home[keys[0][places]] = keys[1][places]
+    kept = tables.merchants == home[tables.customers]
+    lines = kept[tables.baskets]
+    return replace(
+        tables,
+        customers=tables.customers[kept],
+        merchants=tables.merchants[kept],
+        times=tables.times[kept],
+        baskets=(np.cumsum(kept) - 1)[tables.baskets[lines]],
+        products=tables.products[lines],
     )
 
 
