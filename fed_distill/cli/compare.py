@@ -36,7 +36,7 @@ def compare(first: Run, second: Run) -> None:
     scores = Table(title="scores", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for title in ("", "metric"):
         scores.add_column(title, overflow="fold")
-    for title in (*names, "difference"):
+    for title in (*names, "second − first"):
         scores.add_column(title, justify="right", overflow="fold")
     for one in found.scores:
         scores.add_row(*map(escape, _cells(one)))
