@@ -14,7 +14,7 @@ from fed_distill import Experiment, Result, run
 from fed_distill.errors import CheckpointError
 from fed_distill.models import load_model
 
-GUIDE = Path(__file__).parent.parent / "docs" / "extending.md"
+GUIDE = Path(__file__).parent.parent / "docs" / "how-to" / "extending.md"
 
 
 def test_run_returns_a_result_with_data_frames(tiny_experiment, tmp_path):
