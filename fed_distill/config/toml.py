@@ -52,17 +52,24 @@ def check_kind(tables: Mapping[str, Any], path: Path | str, kind: str) -> None:
     :param tables: content of the file
     :param kind: ``experiment``, ``study`` or ``tuning``
     """
-    for header, found, command in (("axis", "study", "study"), ("search", "tuning", "tune")):
-        if header in tables and kind != found:
+    for key, header, found, command in _MARKS:
+        if key in tables and kind not in found:
             raise ConfigError(
-                f"{path} has [[{header}]] and is not {_ARTICLE[kind]} {kind}: use `fed-distill {command} {path}`"
+                f"{path} has {header} and is not {_ARTICLE[kind]} {kind}: use `fed-distill {command} {path}`"
             )
-    if kind != "experiment" and not {"base", "axis", "search"} & tables.keys():
+    if kind != "experiment" and not {key for key, *_ in _MARKS} & tables.keys():
         raise ConfigError(
             f"{path} has no [base] and is not a {kind}: if it is an experiment, use `fed-distill run {path}`"
         )
 
 
+_MARKS = (
+    ("axis", "[[axis]]", ("study",), "study"),
+    ("search", "[[search]]", ("tuning",), "tune"),
+    ("extends", "extends", ("study",), "study"),
+    ("base", "[base]", ("study", "tuning"), "study"),
+)
+"""Keys that only some kinds of files have: the key, as it is written, these kinds, and the command of the first."""
 _ARTICLE = {"experiment": "an", "study": "a", "tuning": "a"}
 
 

@@ -13,7 +13,8 @@ from fed_distill.config.toml import read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.storage.files import write_atomic
 
-_COMMANDS = {"axis": "study", "search": "tune"}
+_COMMANDS = {"search": "tune", "axis": "study", "extends": "study", "base": "study"}
+"""Command by the first of these keys that a file has; ``run`` without any."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,6 @@ def copy(found: Shipped, target: Path, force: bool = False) -> list[Path]:
 def _described(path: Path) -> Shipped:
     tables = read_toml(path, "experiment")
     command = next((command for header, command in _COMMANDS.items() if header in tables), "run")
-    if command == "run" and "extends" in tables:
-        command = "study"
     return Shipped(path, command, str(tables.get("title") or _first_sentence(path)))
 
 

@@ -202,8 +202,7 @@ class Study(SweepTable):
         its own.
         """
         tables, folder = dict(read_toml(path, "study")), Path(path).parent
-        if "extends" not in tables:
-            check_kind(tables, path, "study")
+        check_kind(tables, path, "study")
         extended = tables.pop("extends", None)
         if extended is not None:
             if not isinstance(extended, str) or Path(extended).name != extended:

@@ -11,7 +11,7 @@ from fed_distill.config import Experiment
 from fed_distill.config.schema import experiment_schema
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
-SINGLE = [path for path in FILES if not {"axis", "search", "extends"} & tomllib.loads(path.read_text()).keys()]
+SINGLE = [path for path in FILES if not {"axis", "search", "extends", "base"} & tomllib.loads(path.read_text()).keys()]
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,7 @@ def test_a_file_without_a_name_is_called_as_the_file(tmp_path):
     [
         (Experiment.read, "methods", "has [[axis]] and is not an experiment: use `fed-distill study {path}`"),
         (Experiment.read, "tune", "has [[search]] and is not an experiment: use `fed-distill tune {path}`"),
+        (Experiment.read, "methods_tuned", "has extends and is not an experiment: use `fed-distill study {path}`"),
         (Study.read, "tune", "has [[search]] and is not a study: use `fed-distill tune {path}`"),
         (Study.read, "quickstart", "is not a study: if it is an experiment, use `fed-distill run {path}`"),
         (Tuning.read, "methods", "has [[axis]] and is not a tuning: use `fed-distill study {path}`"),
