@@ -1,6 +1,6 @@
 """Describe the keys of a configuration file: name, type, default, bounds and meaning, read from its classes.
 
-The reference of the documentation and ``fed-distill explain`` share these descriptions.
+The reference of the documentation and ``fed-distill keys`` share these descriptions.
 """
 
 import inspect
