@@ -7,8 +7,8 @@ III-A to III-D); a row of data has one next product, so that no causal mask is n
 the latest title.
 
 A head compares the customer's vector with the candidate's. It also has what decides most baskets (Li et al. 2023, "A
-next basket recommendation reality check", ACM TOIS): how often the candidate is in the history, and its vector alone,
-which tells how popular it is; and its cosine with each title.
+next basket recommendation reality check", ACM TOIS): how often and how lately the candidate was bought, and its vector
+alone, which tells how popular it is; and its cosine with each title.
 """
 
 import itertools
@@ -32,10 +32,8 @@ from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.hashing import bag_rows, bag_specification
 
 _Integers = npt.NDArray[np.int16] | npt.NDArray[np.int32]
-SAME = 1.0 - 1e-4
-"""Least cosine of two titles with the same features, whose vectors differ by rounding."""
 _MOST = 1000
-"""Maximum number of times that a title counts."""
+"""Maximum number of purchases that are counted."""
 
 
 class Block(nn.Module):
@@ -95,7 +93,7 @@ class HistoryTower(Comparing):
             raise ModelError("a history-tower compares a history with a product: choose a task such as next-basket")
         if width % heads:
             raise ModelError(f"heads = {heads} of a history-tower must divide width = {width}")
-        super().__init__(classes, pair, rows, width, head_width, dropout, 2 * history + 2 + width)
+        super().__init__(classes, pair, rows, width, head_width, dropout, history + 3 + width)
         self.rows, self.ngrams, self.max_features, self.history = rows, ngrams, max_features, history
         self.places = nn.Embedding(history + 1, width, padding_idx=0)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
@@ -104,17 +102,32 @@ class HistoryTower(Comparing):
     def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
         titles = bag_specification(self.rows, self.ngrams, self.max_features)
-        order = "distinct, latest first, and how often each is in the whole history"
-        history = {"history": self.history, "separator": HISTORY_SEPARATOR, "order": order, "most": _MOST}
+        history = {
+            "history": self.history,
+            "separator": HISTORY_SEPARATOR,
+            "order": "distinct, latest first",
+            "pair_bought": "times in the whole history, and place of the last from the end",
+            "most": _MOST,
+        }
         return {**titles, **history}
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
-        """``text_ids`` ``[n, history, features]``, distinct titles, the latest first; ``text_counts`` ``[n, history]``,
-        how often each is in the history; and ``pair_ids`` ``[n, features]``: int16 or int32, 0 for padding."""
+        """``text_ids`` ``[n, history, features]``, distinct titles, the latest first, and ``pair_ids`` ``[n,
+        features]``: int16 or int32, 0 for padding. ``pair_bought`` ``[n, 2]``: how often the candidate is in the
+        history, and its last place from the end, 1 for the latest purchase and 0 without any: int16."""
         if pairs is None:
             raise ModelError("a history-tower needs a candidate for each history: pass pairs")
-        ids, counts = self._histories(texts)
-        return as_tensors({"text_ids": ids, "text_counts": counts, "pair_ids": self._bags(pairs)})
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # a history has several candidates
+        bought = [_bought(text) for text in rows]
+        asked = [rows[text] for text in texts]
+        seen = [bought[row].get(pair, (0, 0)) for row, pair in zip(asked, pairs, strict=True)]
+        return as_tensors(
+            {
+                "text_ids": self._histories(bought)[asked],
+                "pair_ids": self._bags(pairs),
+                "pair_bought": np.array(seen, dtype=np.int16).reshape(-1, 2),
+            }
+        )
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Return vectors of titles, of length 1, ``[batch, width]``, for ``ids`` ``[batch, features]``.
@@ -137,37 +150,40 @@ class HistoryTower(Comparing):
         return torch.cat([customer, F.pad(titles, (0, 0, 0, missing)).flatten(1)], dim=1)
 
     def read(self, vectors: Sequence[Tensor], batch: Encoded) -> Tensor:
-        """Return the head's input, ``[batch, 3 * width + 3 + 2 * history]``: as of two texts for the customer's vector,
-        the candidate's cosine with each title and whether it is that title, the logarithm of how often it is in the
-        history and whether it is, and its vector."""
+        """Return the head's input, ``[batch, 3 * width + 4 + history]``: as of two texts for the customer's vector, the
+        candidate's cosine with each title, the logarithms of how often and how lately it was bought, whether it was,
+        and its vector."""
         text, pair = vectors
         customer, titles = text[:, : self.width], text[:, self.width :].view(len(text), self.history, self.width)
         cosines = torch.einsum("blw,bw->bl", titles, pair)
-        same = (cosines.detach() >= SAME).to(cosines.dtype)
-        counts = batch["text_counts"]
-        counts = F.pad(counts, (0, self.history - counts.shape[1])).to(cosines.dtype)
-        often = (same * counts).sum(dim=-1, keepdim=True)
-        parts = [self.compared(customer, pair), cosines, same, often.log1p(), often.clamp(max=1.0)]
+        bought = batch["pair_bought"]
+        bought = F.pad(bought, (0, 2 - bought.shape[1])).to(cosines.dtype)
+        parts = [self.compared(customer, pair), cosines, bought.log1p(), bought[:, :1].clamp(max=1.0)]
         return torch.cat([*parts, self.width**0.5 * pair], dim=-1)
 
     def _bags(self, texts: Sequence[str]) -> _Integers:
         return bag_rows(texts, self.rows, self.ngrams, self.max_features).astype(self._dtype)
 
-    def _histories(self, texts: Sequence[str]) -> tuple[_Integers, npt.NDArray[np.int16]]:
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # a history has several candidates
-        counted = [Counter(reversed(text.split(HISTORY_SEPARATOR))) for text in rows]
-        latest = [list(titles)[: self.history] for titles in counted]
+    def _histories(self, bought: Sequence[Mapping[str, tuple[int, int]]]) -> _Integers:
+        latest = [list(titles)[: self.history] for titles in bought]
         places = {title: at for at, title in enumerate(dict.fromkeys(itertools.chain.from_iterable(latest)), 1)}
         bags = self._bags(list(places))
-        longest = max(map(len, latest), default=1)
-        numbers, counts = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.int16)
+        numbers = np.zeros((len(latest), max(map(len, latest), default=1)), np.int64)
         for row, titles in enumerate(latest):
             numbers[row, : len(titles)] = [places[title] for title in titles]
-            counts[row, : len(titles)] = [min(counted[row][title], _MOST) for title in titles]
-        asked = [rows[text] for text in texts]
-        return np.concatenate([np.zeros_like(bags[:1]), bags])[numbers[asked]], counts[asked]
+        return np.concatenate([np.zeros_like(bags[:1]), bags])[numbers]
 
     @property
     def _dtype(self) -> type[np.signedinteger[Any]]:
         """Histories are large: half the memory, where the numbers of rows fit."""
         return np.int16 if self.rows <= np.iinfo(np.int16).max + 1 else np.int32
+
+
+def _bought(history: str) -> dict[str, tuple[int, int]]:
+    """Return of each title of a history, the latest first, how often it is there and its last place from the end."""
+    latest = history.split(HISTORY_SEPARATOR)[::-1]
+    counts = Counter(latest)
+    places: dict[str, int] = {}
+    for place, title in enumerate(latest, 1):
+        places.setdefault(title, place)
+    return {title: (min(counts[title], _MOST), min(place, _MOST)) for title, place in places.items()}
