@@ -21,7 +21,8 @@ Metrics = dict[str, float | None]
 """Values by metric name; None if the metric is undefined (no example, one class only)."""
 
 CUT = 10
-SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10")
+RECALL_CUT = 20
+SCORES = ("accuracy", "macro_f1", "auc", "ndcg@10", "mrr@10", "recall@20")
 """The metrics used in comparisons; other entries of ``Metrics`` are counts."""
 
 
@@ -55,11 +56,13 @@ def classification(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[
 
 def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Task) -> Metrics:
     """Compute mean nDCG@10 and MRR@10 over queries; candidates are ranked by expected gain, ``sum_c p_c * gain_c``.
+    Tasks of histories have recall@20 too.
 
     nDCG@10 has the gains of the true grades, the discount 1/log2(rank + 1) and the ideal order over all candidates of a
     query; queries with no gain are skipped and counted in ``skipped_queries``. For MRR@10, candidates of the positive
-    class are relevant, ranks beyond 10 give 0, and queries without a relevant candidate are skipped. Ties are ranked in
-    order of increasing gain, so that constant predictions do not profit from the stored order.
+    class are relevant, ranks beyond 10 give 0, and queries without a relevant candidate are skipped. recall@20 is the
+    share of a query's relevant candidates, or of 20 where there are more, that are among the first 20. Ties are ranked
+    in order of increasing gain, so that constant predictions do not profit from the stored order.
 
     :param probabilities: class probabilities ``[n, classes]``, aligned with ``ranking.examples``
     :param ranking: queries and candidates
@@ -69,6 +72,7 @@ def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Tas
     """
     ndcg: list[float] = []
     reciprocal: list[float] = []
+    recall: list[float] = []
     skipped = 0
     for order, gains, exact in _ranked(probabilities, ranking, task):
         found = _ndcg(order, gains)
@@ -79,9 +83,11 @@ def ranking(probabilities: npt.NDArray[np.floating], ranking: Ranking, task: Tas
         at = np.flatnonzero(exact[order])
         if len(at):
             reciprocal.append(1.0 / (at[0] + 1) if at[0] < CUT else 0.0)
+            recall.append(float((at < RECALL_CUT).sum()) / min(len(at), RECALL_CUT))
     return {
         "ndcg@10": _mean(ndcg),
         "mrr@10": _mean(reciprocal),
+        **({"recall@20": _mean(recall)} if task.of_histories else {}),
         "queries": len(ndcg),
         "skipped_queries": skipped,
     }

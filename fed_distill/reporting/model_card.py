@@ -35,6 +35,7 @@ _HUB_METRICS = {
     "auc": "roc_auc",
     "ndcg@10": "ndcg_at_10",
     "mrr@10": "mrr_at_10",
+    "recall@20": "recall_at_20",
 }
 _PURPOSES = {
     "relevance": "It grades a product title for a search query, and ranks titles by expected gain.",

@@ -10,6 +10,7 @@ from fed_distill.privacy.disclosure import is_private
 METRIC_NAMES = {
     "ndcg@10": "nDCG@10",
     "mrr@10": "MRR@10",
+    "recall@20": "recall@20",
     "auc": "AUC",
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",

@@ -173,7 +173,8 @@ def _measured(summary: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     return {
         "run.headline": headline,
         "score": score,
-        **{name: student[name] for name in (*SCORES, "merchant_accuracy")},
+        **{name: student.get(name) for name in SCORES},
+        "merchant_accuracy": student["merchant_accuracy"],
         "worst_merchant": worst.get("merchant"),
         "worst_merchant_accuracy": worst.get("accuracy"),
         "worst_tenth": student.get("worst_tenth"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, ndcg_score, roc_auc_score
 
 from fed_distill.data.examples import Examples, Ranking, Task
+from fed_distill.data.tasks import NEXT_BASKET
 from fed_distill.errors import DataError, TrainingError
 from fed_distill.evaluation.metrics import (
     classification,
@@ -135,6 +136,16 @@ def test_the_reciprocal_rank_is_zero_beyond_the_tenth_place():
     result = ranking(certain([3] * 10 + [0]), candidates(labels, [0] * 11), GRADES)
     assert result["mrr@10"] == 0.0
     assert result["ndcg@10"] == 0.0
+
+
+def test_recall_of_the_next_basket_by_hand():
+    labels = np.full(30, 1)
+    labels[[0, 19, 20, 29]] = 0  # bought: the first, the twentieth, the twenty-first and the last of the model's order
+    order = np.linspace(0.9, 0.1, 30)
+    found = ranking(np.stack([order, 1 - order], axis=1), candidates(labels, [0] * 30), NEXT_BASKET)
+    assert found["recall@20"] == pytest.approx(2 / 4)
+    every = ranking(np.stack([order, 1 - order], axis=1), candidates(np.zeros(30, int), [0] * 30), NEXT_BASKET)
+    assert every["recall@20"] == 1.0  # of thirty that were bought, twenty can be among the first twenty
 
 
 @pytest.mark.parametrize("labels", [[3, 0, 0, 0], [0, 0, 0, 3], [0, 3, 0, 0]])
