@@ -64,7 +64,8 @@ class TeacherConfig(OptimizerConfig):
     """The server's model, fine-tuned once on the public examples."""
 
     model: str = Field(
-        "bert-small", description="minilm, bert-small, labels-file, a folder, a hub id, or an import path"
+        "bert-small",
+        description="minilm, bert-small, labels-file, meta-learner (of campaigns), a folder, a hub id, or an import path",
     )
     epochs: Count | None = Field(
         None,

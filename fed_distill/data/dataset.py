@@ -119,6 +119,17 @@ class HasParts(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class HasEffects(Source, Protocol):
+    """A source of generated campaigns, whose true effects are known."""
+
+    @property
+    def effects(self) -> npt.NDArray[np.float64]:
+        """True effect of the campaign on the customer of each row ``[n]``, for evaluation only. A group is a customer
+        of one campaign."""
+        ...
+
+
 class Dataset(Protocol):
     """Reads rows from one place; its dataclass fields are its options."""
 

@@ -37,6 +37,7 @@ STUDENTS = Registry(
         "fed_distill.models.transformer:Transformer",
         "fed_distill.models.static:Static",
         "fed_distill.models.pair:Pair",
+        "fed_distill.models.meta_learner:MetaLearner",
     ),
 )
 TEACHERS = Registry(
@@ -45,6 +46,7 @@ TEACHERS = Registry(
         "minilm": "fed_distill.models.pretrained:minilm",
         "bert-small": "fed_distill.models.bert:bert_small",
         "labels-file": "fed_distill.models.labels_file:LabelsFile",
+        "meta-learner": "fed_distill.models.meta_learner:meta_learner",
     },
 )
 _ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
@@ -89,6 +91,12 @@ def is_zero_shot(config: TeacherConfig) -> bool:
 def is_trainable(config: TeacherConfig) -> bool:
     """Whether the teacher of ``config`` can be fine-tuned; see ``TextModel.trainable``."""
     return bool(getattr(_type_of(config), "trainable", True))
+
+
+def fits_itself(config: TeacherConfig) -> bool:
+    """Whether the teacher of ``config`` is fitted by a procedure of its own; see ``FitsItself``."""
+    kind = _type_of(config)
+    return inspect.isclass(kind) and hasattr(kind, "fit")
 
 
 def _factory_of(config: TeacherConfig) -> str:

@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 from scipy.special import expit, logit
 
-from fed_distill.models.meta_learners import cross_fitted_propensity, fit, logistic, ridge
+from fed_distill.models.uplift_learners import cross_fitted_propensity, fit, logistic, ridge
 
 
 def generated(count=6000, features=6, treated_share=None, seed=0):
@@ -30,7 +30,7 @@ def test_both_learners_find_the_effects_where_the_treatment_is_confounded():
     x, arm, bought, propensity, without, treated = generated()
     true = treated - without
     naive = bought[arm].mean() - bought[~arm].mean()
-    parts = fit(x, arm, bought)
+    parts = fit(x, arm, bought, 0.05)
     for found in estimates(parts, x):
         assert abs(found.mean() - true.mean()) < 0.03 < abs(naive - true.mean())
         assert np.corrcoef(found, true)[0, 1] > 0.9
@@ -43,7 +43,7 @@ def test_the_x_learner_is_better_where_few_were_treated():
     errors = []
     for seed in range(4):
         x, arm, bought, _, without, treated = generated(1500, features=30, treated_share=0.06, seed=seed)
-        errors.append([np.mean((found - (treated - without)) ** 2) for found in estimates(fit(x, arm, bought), x)])
+        errors.append([np.mean((found - (treated - without)) ** 2) for found in estimates(fit(x, arm, bought, 0.05), x)])
     two_models, x_learner = np.mean(errors, axis=0)
     assert x_learner < two_models
 
@@ -55,7 +55,7 @@ def test_imputed_effects_of_two_groups_by_hand():
     bought = np.zeros(2000, dtype=bool)
     bought[1000:1400] = True  # of the second group: the first 200 treated and 200 others of 500 each
     bought[1400:1600:2] = True  # and 100 treated customers more
-    parts = fit(x, arm, bought)
+    parts = fit(x, arm, bought, 0.05)
     both = sparse.csr_array([[0.0], [1.0]])
     np.testing.assert_allclose(parts[3](both), [0.0, 0.6 - 0.4], atol=0.01)
     np.testing.assert_allclose(parts[4](both), [0.0, 0.6 - 0.4], atol=0.01)

@@ -11,6 +11,10 @@ PNAS 116(10), in whose notation W is the treatment, Y the outcome and x the feat
 
 All parts are linear: logistic regressions of Y and W, ridge regressions of the imputed effects, each with the
 regularization that predicts best in cross-validation. They are scikit-learn's; what is kept of them is coefficients.
+
+A regularized model errs towards the mean of what it is fitted to. An arm's mean is not everybody's if treatment is
+confounded, and the difference of two such models has the confounding in it (Hahn, Murray and Carvalho 2020, section 4).
+The customers of each arm therefore have the inverse of their arm's propensity as weights, as if everybody were in it.
 """
 
 import warnings
@@ -46,9 +50,9 @@ class Linear:
         return np.asarray(features @ self.coefficients + self.intercept, dtype=np.float64)
 
 
-def logistic(features: sparse.csr_array, labels: Flags) -> Linear:
+def logistic(features: sparse.csr_array, labels: Flags, weights: Floats | None = None) -> Linear:
     """Fit the logit of P(label | x) by logistic regression; with fewer than two of either label, the constant
-    (k + 1/2) / (n + 1) (Krichevsky and Trofimov 1981)."""
+    (k + 1/2) / (n + 1) (Krichevsky and Trofimov 1981). weights: of the rows ``[n]``."""
     folds = min(_FOLDS, int(labels.sum()), int((~labels).sum()))
     if folds < 2:
         share = (float(labels.sum()) + 0.5) / (len(labels) + 1)
@@ -59,11 +63,11 @@ def logistic(features: sparse.csr_array, labels: Flags) -> Linear:
         scoring="neg_log_loss",
         cv=StratifiedKFold(folds, shuffle=True, random_state=0),
     )
-    return _fitted(search, features, labels)
+    return _fitted(search, features, labels, weights)
 
 
-def ridge(features: sparse.csr_array, values: Floats) -> Linear:
-    """Fit E[value | x] by ridge regression; of fewer than four values, their mean."""
+def ridge(features: sparse.csr_array, values: Floats, weights: Floats | None = None) -> Linear:
+    """Fit E[value | x] by ridge regression; of fewer than four values, their mean. weights: of the rows ``[n]``."""
     if len(values) < 2 * 2:
         return Linear(np.zeros(features.shape[1]), float(values.mean()) if len(values) else 0.0)
     search = GridSearchCV(
@@ -72,25 +76,28 @@ def ridge(features: sparse.csr_array, values: Floats) -> Linear:
         scoring="neg_mean_squared_error",
         cv=KFold(min(_FOLDS, len(values)), shuffle=True, random_state=0),
     )
-    return _fitted(search, features, values)
+    return _fitted(search, features, values, weights)
 
 
-def fit(features: sparse.csr_array, treated: Flags, bought: Flags) -> tuple[Linear, ...]:
+def fit(features: sparse.csr_array, treated: Flags, bought: Flags, clip: float) -> tuple[Linear, ...]:
     """Fit all parts of both learners, in the order of ``PARTS``.
 
     :param features: ``[n, features]``
     :param treated: W ``[n]``
     :param bought: Y ``[n]``
+    :param clip: smallest propensity that a weight is the inverse of
     """
-    without, with_it = (logistic(features[arm], bought[arm]) for arm in (~treated, treated))
+    propensity = cross_fitted_propensity(features, treated, clip)
+    weights = 1.0 / np.where(treated, propensity, 1.0 - propensity)
+    without, with_it = (logistic(features[arm], bought[arm], weights[arm]) for arm in (~treated, treated))
     imputed_treated = bought[treated] - expit(without(features[treated]))
     imputed_control = expit(with_it(features[~treated])) - bought[~treated]
     return (
         logistic(features, treated),
         without,
         with_it,
-        ridge(features[~treated], imputed_control),
-        ridge(features[treated], imputed_treated),
+        ridge(features[~treated], imputed_control, weights[~treated]),
+        ridge(features[treated], imputed_treated, weights[treated]),
     )
 
 
@@ -107,12 +114,12 @@ def cross_fitted_propensity(features: sparse.csr_array, treated: Flags, clip: fl
     return found.clip(clip, 1.0 - clip)
 
 
-def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any]) -> Linear:
+def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any], weights: Floats | None) -> Linear:
     """Fit on the features that occur, which are few of a hashed table."""
     used = np.unique(features.indices)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)  # a fold without a rare feature
-        search.fit(features[:, used], values)
+        search.fit(features[:, used], values, sample_weight=weights)
     coefficients = np.zeros(features.shape[1])
     coefficients[used] = np.ravel(search.best_estimator_.coef_)
     return Linear(coefficients, float(np.ravel(search.best_estimator_.intercept_)[0]))
