@@ -28,6 +28,7 @@ from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
 from fed_distill.models.student_folder import save_student
 from fed_distill.reporting.callbacks import Callback
+from fed_distill.reporting.campaign_effect import EFFECTS, EFFECTS_TABLE, as_json, as_table, campaign_effect
 from fed_distill.reporting.disagreements import DISAGREEMENTS, disagreements
 from fed_distill.reporting.disagreements import written as texts_written
 from fed_distill.reporting.model_card import CARD, model_card
@@ -85,6 +86,12 @@ def run_experiment(
         student.load_state_dict(dict(first.final_weights(experiment.federation.title)))
         probabilities = evaluator.test_probabilities(student).numpy()
         store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
+        if data.task.of_campaigns:
+            covers, ensemble = teaching.ensemble.covered(data.test).all(), teaching.ensemble
+            teacher = ensemble.labels("the test set", data.test).numpy() if covers else None
+            found = campaign_effect(data.test, probabilities, teacher, data.true_effects, experiment.data.seed)
+            store.write(EFFECTS, as_json(found))
+            store.write(EFFECTS_TABLE, as_table(found))
         # a file of labels has no speed
         measure_speed = experiment.runtime.measure_speed and not isinstance(teaching.teacher, LabelsFile)
         summary = summarize(

@@ -35,7 +35,7 @@ Learner = Literal["x", "t"]
 PARTS = ("propensity", "without", "treated", "effect_of_control", "effect_of_treated")
 """Columns of the coefficients: logits of e, μ_0 and μ_1, and the effects τ_0 and τ_1."""
 _FOLDS = 5
-_INVERSE_PENALTIES = (0.03, 0.3, 3.0, 30.0)
+_INVERSE_PENALTIES = (0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
