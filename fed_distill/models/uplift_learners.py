@@ -115,11 +115,12 @@ def cross_fitted_propensity(features: sparse.csr_array, treated: Flags, clip: fl
 
 
 def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any], weights: Floats | None) -> Linear:
-    """Fit on the features that occur, which are few of a hashed table."""
+    """Fit on the features that occur, which are few of a hashed table. Weights are scaled to a mean of 1, or they would
+    change the penalty."""
     used = np.unique(features.indices)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)  # a fold without a rare feature
-        search.fit(features[:, used], values, sample_weight=weights)
+        search.fit(features[:, used], values, sample_weight=None if weights is None else weights / weights.mean())
     coefficients = np.zeros(features.shape[1])
     coefficients[used] = np.ravel(search.best_estimator_.coef_)
     return Linear(coefficients, float(np.ravel(search.best_estimator_.intercept_)[0]))
