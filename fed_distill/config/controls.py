@@ -11,7 +11,9 @@ from typing import Literal, get_args
 
 Control = Literal["student", "server", "local", "pooled", "fedavg", "oracle-proxy", "popularity", "repeat", "item-knn"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
-OF_ALL_DATA: tuple[Control, ...] = ("pooled", "popularity", "repeat", "item-knn")
+OF_PURCHASES: tuple[Control, ...] = ("popularity", "repeat", "item-knn")
+"""Controls of the task next-basket alone."""
+OF_ALL_DATA: tuple[Control, ...] = ("pooled", *OF_PURCHASES)
 """Controls that need the merchants' data in one place."""
 DEFAULT_CONTROLS: tuple[Control, ...] = ("student", "server", "local", "pooled", "fedavg")
 ROWS = ("teacher", *(name for name in CONTROLS if name != "fedavg"))

@@ -45,6 +45,7 @@ TEACHERS = Registry(
     {
         "minilm": "fed_distill.models.pretrained:minilm",
         "bert-small": "fed_distill.models.bert:bert_small",
+        "history-tower": "fed_distill.models.history_tower:HistoryTower",
         "labels-file": "fed_distill.models.labels_file:LabelsFile",
         "meta-learner": "fed_distill.models.meta_learner:meta_learner",
     },

@@ -2,13 +2,18 @@
 
 Each title of a history is a bag of hashed words and n-grams, so that a product that nobody has bought yet has a vector,
 and the candidate is in the same table. The transformer reads the titles from the latest back; its output at the latest
-title is the customer's vector. A head compares it with the candidate's vector, and reads the candidate's cosine with
-each title of the history, which tells what was bought before. After Kang and McAuley 2018, "Self-attentive sequential
-recommendation" (ICDM, sections III-A to III-D); a row of data has one next product, so that no causal mask is needed,
-and positions are counted from the latest title.
+title is the customer's vector. After Kang and McAuley 2018, "Self-attentive sequential recommendation" (ICDM, sections
+III-A to III-D); a row of data has one next product, so that no causal mask is needed, and positions are counted from
+the latest title.
+
+A head compares the customer's vector with the candidate's. It also has what decides most baskets (Li et al. 2023, "A
+next basket recommendation reality check", ACM TOIS): how often the candidate is in the history, and its vector alone,
+which tells how popular it is; and its cosine with each title.
 """
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +30,12 @@ from fed_distill.models.towers import SMALLEST, Comparing
 from fed_distill.models.two_tower import NGrams, Rows, Size
 from fed_distill.text.encoded import Encoded, as_tensors
 from fed_distill.text.hashing import bag_rows, bag_specification
+
+_Integers = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+SAME = 1.0 - 1e-4
+"""Least cosine of two titles with the same features, whose vectors differ by rounding."""
+_MOST = 1000
+"""Maximum number of times that a title counts."""
 
 
 class Block(nn.Module):
@@ -70,20 +81,21 @@ class HistoryTower(Comparing):
         head_width: Size = 64,
         ngrams: NGrams = (4,),
         max_features: Size = 32,
-        history: Size = 20,
+        history: Size = 40,
         layers: Size = 1,
         heads: Size = 2,
         dropout: Share = 0.0,
     ) -> None:
         """rows: number of rows of the table, row 0 for padding. width: width of a title's vector. head_width: number of
         hidden units of the head. ngrams: lengths of the character n-grams. max_features: maximum number of features of
-        a title. history: number of titles that are read, the latest ones. layers: number of transformer layers. heads:
-        number of attention heads, which divides width. dropout: rate within the transformer and of the head's input."""
+        a title. history: number of distinct titles that are read, the latest ones. layers: number of transformer
+        layers. heads: number of attention heads, which divides width. dropout: rate within the transformer and of the
+        head's input."""
         if not pair:
             raise ModelError("a history-tower compares a history with a product: choose a task such as next-basket")
         if width % heads:
             raise ModelError(f"heads = {heads} of a history-tower must divide width = {width}")
-        super().__init__(classes, pair, rows, width, head_width, dropout, history)
+        super().__init__(classes, pair, rows, width, head_width, dropout, 2 * history + 2 + width)
         self.rows, self.ngrams, self.max_features, self.history = rows, ngrams, max_features, history
         self.places = nn.Embedding(history + 1, width, padding_idx=0)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
@@ -92,14 +104,17 @@ class HistoryTower(Comparing):
     def text_encoding(self) -> Mapping[str, Any]:
         """See ``TextModel``."""
         titles = bag_specification(self.rows, self.ngrams, self.max_features)
-        return {**titles, "history": self.history, "separator": HISTORY_SEPARATOR, "order": "latest first"}
+        order = "distinct, latest first, and how often each is in the whole history"
+        history = {"history": self.history, "separator": HISTORY_SEPARATOR, "order": order, "most": _MOST}
+        return {**titles, **history}
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
-        """``text_ids`` ``[n, history, features]``, the latest title first, and ``pair_ids`` ``[n, features]``: int32, 0
-        for padding."""
+        """``text_ids`` ``[n, history, features]``, distinct titles, the latest first; ``text_counts`` ``[n, history]``,
+        how often each is in the history; and ``pair_ids`` ``[n, features]``: int16 or int32, 0 for padding."""
         if pairs is None:
             raise ModelError("a history-tower needs a candidate for each history: pass pairs")
-        return as_tensors({"text_ids": self._histories(texts), "pair_ids": self._bags(pairs)})
+        ids, counts = self._histories(texts)
+        return as_tensors({"text_ids": ids, "text_counts": counts, "pair_ids": self._bags(pairs)})
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Return vectors of titles, of length 1, ``[batch, width]``, for ``ids`` ``[batch, features]``.
@@ -121,24 +136,36 @@ class HistoryTower(Comparing):
         missing = self.history - titles.shape[1]
         return torch.cat([customer, F.pad(titles, (0, 0, 0, missing)).flatten(1)], dim=1)
 
-    def compared(self, text: Tensor, pair: Tensor) -> Tensor:
-        """Return the head's input, ``[batch, 2 * width + 1 + history]``: as of two texts for the customer's vector, and
-        the candidate's cosine with each title, which tells what was bought before."""
+    def read(self, vectors: Sequence[Tensor], batch: Encoded) -> Tensor:
+        """Return the head's input, ``[batch, 3 * width + 3 + 2 * history]``: as of two texts for the customer's vector,
+        the candidate's cosine with each title and whether it is that title, the logarithm of how often it is in the
+        history and whether it is, and its vector."""
+        text, pair = vectors
         customer, titles = text[:, : self.width], text[:, self.width :].view(len(text), self.history, self.width)
         cosines = torch.einsum("blw,bw->bl", titles, pair)
-        return torch.cat([super().compared(customer, pair), cosines], dim=-1)
+        same = (cosines.detach() >= SAME).to(cosines.dtype)
+        counts = batch["text_counts"]
+        counts = F.pad(counts, (0, self.history - counts.shape[1])).to(cosines.dtype)
+        often = (same * counts).sum(dim=-1, keepdim=True)
+        parts = [self.compared(customer, pair), cosines, same, often.log1p(), often.clamp(max=1.0)]
+        return torch.cat([*parts, self.width**0.5 * pair], dim=-1)
 
-    def _bags(self, texts: Sequence[str]) -> npt.NDArray[np.int16] | npt.NDArray[np.int32]:
+    def _bags(self, texts: Sequence[str]) -> _Integers:
         return bag_rows(texts, self.rows, self.ngrams, self.max_features).astype(self._dtype)
 
-    def _histories(self, texts: Sequence[str]) -> npt.NDArray[np.int16] | npt.NDArray[np.int32]:
-        split = [text.split(HISTORY_SEPARATOR)[: -self.history - 1 : -1] for text in texts]
-        places = {title: place for place, title in enumerate(dict.fromkeys(title for one in split for title in one), 1)}
+    def _histories(self, texts: Sequence[str]) -> tuple[_Integers, npt.NDArray[np.int16]]:
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # a history has several candidates
+        counted = [Counter(reversed(text.split(HISTORY_SEPARATOR))) for text in rows]
+        latest = [list(titles)[: self.history] for titles in counted]
+        places = {title: at for at, title in enumerate(dict.fromkeys(itertools.chain.from_iterable(latest)), 1)}
         bags = self._bags(list(places))
-        numbers = np.zeros((len(texts), max(map(len, split), default=1)), dtype=np.int64)
-        for row, titles in enumerate(split):
+        longest = max(map(len, latest), default=1)
+        numbers, counts = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.int16)
+        for row, titles in enumerate(latest):
             numbers[row, : len(titles)] = [places[title] for title in titles]
-        return np.concatenate([np.zeros_like(bags[:1]), bags])[numbers]
+            counts[row, : len(titles)] = [min(counted[row][title], _MOST) for title in titles]
+        asked = [rows[text] for text in texts]
+        return np.concatenate([np.zeros_like(bags[:1]), bags])[numbers[asked]], counts[asked]
 
     @property
     def _dtype(self) -> type[np.signedinteger[Any]]:

@@ -5,6 +5,8 @@ head combines both. Almost all weights are table rows, of which one merchant's d
 ``narrowed`` reduces the model considerably.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,13 +68,16 @@ class Comparing(TextModel):
         ]
         return torch.cat(parts, dim=-1)
 
+    def read(self, vectors: Sequence[Tensor], batch: Encoded) -> Tensor:
+        """Return the head's input for the vectors of one text or two, of a batch that may have further fields."""
+        return self.compared(*vectors) if len(vectors) == 2 else self.width**0.5 * vectors[0]
+
     def forward(self, batch: Encoded, hidden: bool = False) -> Outputs:
         """Classify a batch; hidden states are the texts' vectors side by side and the head's hidden units, each
         ``[batch, 1, ...]``."""
         fields = [batch[name] for name in self.vectors_of if name in batch]
         vectors = [field if field.is_floating_point() else self.vectors(field) for field in fields]
-        read = self.compared(*vectors) if len(vectors) == 2 else self.width**0.5 * vectors[0]
-        read = self.dropout(read)
+        read = self.dropout(self.read(vectors, batch))
         if not hidden:
             return Outputs(self.head(read))
         first, activation, last = self.head

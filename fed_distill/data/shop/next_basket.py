@@ -35,7 +35,7 @@ _ROUNDS = 20
 class BasketOptions:
     """Options for making examples of baskets.
 
-    history: number of products in a history. pairs_per_row: pairs per basket: one product in it, then products of the
+    history: number of purchases in a history. pairs_per_row: pairs per basket: one product in it, then products of the
     merchant that are not. max_pairs: maximum per merchant and part of the split. ranking_queries: size of the ranking
     view. ranking_candidates: candidates of a query; 0: all products of the merchant.
     """
@@ -51,9 +51,10 @@ class BasketOptions:
 class NextBasket:
     """Baskets of customers who had bought at the same merchant before; implements ``Source``. Create it with `build`.
 
-    owners, groups: merchant and customer of each basket ``[n]``. parts: see ``HasParts``. histories, baskets: positions
-    in ``items``, oldest first; ``items`` are distinct titles. assortments: of each merchant, what it sold before the
-    period of validation.
+    owners, groups: merchant and customer of each basket ``[n]``. parts: see ``HasParts``. histories: the customer's
+    last purchases at the merchant, positions in ``items``, oldest first; a product that was bought twice is in it
+    twice. baskets: products of the basket, positions in ``items``. items: distinct titles. assortments: of each
+    merchant, what it sold before the period of validation.
     """
 
     names: tuple[str, ...]
@@ -80,16 +81,14 @@ class NextBasket:
         edges = np.searchsorted(tables.baskets[known], np.arange(len(tables.times) + 1))
         sold = item_of[tables.products[known]].tolist()
         contents = [tuple(dict.fromkeys(sold[start:stop])) for start, stop in itertools.pairwise(edges.tolist())]
-        before: dict[tuple[int, int], dict[int, None]] = defaultdict(dict)
+        before: dict[tuple[int, int], list[int]] = defaultdict(list)
         rows, histories = [], []
         for basket, key in enumerate(zip(tables.merchants.tolist(), tables.customers.tolist(), strict=True)):
             earlier = before[key]
             if earlier and contents[basket]:
                 rows.append(basket)
-                histories.append(tuple(earlier)[-options.history :])
-            for item in contents[basket]:
-                earlier.pop(item, None)  # the latest purchase of a product counts
-                earlier[item] = None
+                histories.append(tuple(earlier[-options.history :]))
+            earlier.extend(contents[basket])
         if not rows:
             raise DataError("no customer has two baskets at one merchant: next-basket needs purchases over time")
         owners, customers = tables.merchants[rows], tables.customers[rows]

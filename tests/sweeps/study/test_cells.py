@@ -95,6 +95,14 @@ def test_merchants_momentum_needs_no_controls_of_its_own_where_the_server_trains
     assert cells[2].experiment.training.server.optimizer == "sgd"
 
 
+def test_recommenders_by_purchases_are_controls_of_the_next_basket_alone(tables):
+    base = {**tables["base"], "controls": ["server", "repeat"], "data": {"dataset": "shop"}}
+    axis = [{"key": "data.task", "values": ["next-basket", "profile"]}]
+    cells = expand(Study.parse({**tables, "base": base, "axis": axis, "exclude": [], "seeds": 1}))
+    wanted = [cell.experiment.controls for cell in cells if cell.role == "controls"]
+    assert wanted == [["server", "repeat"], ["server"]]
+
+
 def test_the_fedavg_control_has_the_bases_patience(tables):
     base = {**tables["base"], "federation": {"rounds": 5, "patience": 2}}
     controls = expand(Study.parse({**tables, "base": base, "seeds": 1}))[0].experiment
