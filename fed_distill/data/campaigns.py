@@ -101,6 +101,7 @@ def generated_campaigns(
         pairs=campaigns,
         merchants=owners,
         groups=range(len(texts)),
+        titles=PURCHASES,
     )
     kept = np.array(rows.group_names, dtype=np.int64)[rows.groups]
     return replace(rows, effects=np.concatenate(effects)[kept])
