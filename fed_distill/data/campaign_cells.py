@@ -1,10 +1,10 @@
 """The four cells of a campaign: was the customer treated, and did the customer buy. The form of uplift as a task.
 
-A model of the cells predicts P(W = w, Y = y | x), for a treatment W and an outcome Y of a customer with history x. Their
-ratios are what a campaign is planned by: the propensity e(x) = P(W = 1 | x), the responses μ_w(x) = P(Y = 1 | W = w, x)
-and, if nothing but x decides on both treatment and outcome (unconfoundedness; Rubin 1974, Rosenbaum and Rubin 1983),
-the effect of the treatment, the uplift τ(x) = μ_1(x) - μ_0(x). A cell is observed for every customer, which an effect
-never is, so that the cells are ordinary classes: every student, method, privacy mechanism and export works on them.
+A model of the cells predicts P(W = w, Y = y | x), for a treatment W and an outcome Y of a customer with history x.
+By their ratios a campaign is planned: the propensity e(x) = P(W = 1 | x), the responses μ_w(x) = P(Y = 1 | W = w, x)
+and, if nothing but x decides on both treatment and outcome (unconfoundedness; Rosenbaum and Rubin 1983), the effect of
+the treatment, the uplift τ(x) = μ_1(x) - μ_0(x). A cell is observed for every customer, which an effect never is, so
+that the cells are ordinary classes: every student, method, privacy mechanism and export works on them.
 """
 
 import numpy as np

@@ -34,8 +34,8 @@ CLIP = 0.05
 class Trial:
     """What happened to ``n`` customers.
 
-    treated, bought: bool ``[n]``. propensity: probability of the treatment ``[n]``, strictly between 0 and 1. customers:
-    int64 ``[n]``; rows of one customer are drawn together by the bootstrap.
+    treated, bought: bool ``[n]``. propensity: probability of the treatment ``[n]``, strictly between 0 and 1.
+    customers: int64 ``[n]``; rows of one customer are drawn together by the bootstrap.
     """
 
     treated: Flags

@@ -156,7 +156,7 @@ class TextModel(nn.Module, ABC):
 
 @runtime_checkable
 class FitsItself(Protocol):
-    """A teacher that is fitted by a procedure of its own instead of gradient steps; ``TextModel.trainable`` is False."""
+    """A teacher that is fitted by a procedure of its own instead of gradient steps; it is not ``trainable``."""
 
     def fit(self, texts: Sequence[str], pairs: Sequence[str] | None, labels: npt.NDArray[np.int64]) -> None:
         """Fit the model to ``n`` labelled examples, whose ``labels`` are class indices ``[n]``."""

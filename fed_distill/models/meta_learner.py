@@ -83,8 +83,8 @@ class MetaLearner(TextModel):
         super().__init__()
         if task is not None and task.classes != MARKETING_EFFECT.classes:
             raise ConfigError(
-                f"teacher meta-learner estimates the effect of campaigns, and task {task.name!r} has none: set data.task "
-                "= 'marketing-effect', or choose another teacher"
+                f"teacher meta-learner estimates the effect of campaigns, and task {task.name!r} has none: set "
+                "data.task = 'marketing-effect', or choose another teacher"
             )
         self.learner, self.rows, self.clip = learner, rows, clip
         self.weights = nn.Parameter(torch.zeros(3 * rows, len(PARTS)), requires_grad=False)

@@ -1,7 +1,7 @@
 """Estimates of uplift from sparse features: two models, or the X-learner, with a model of the propensity.
 
-Künzel, Sekhon, Bickel and Yu 2019, "Metalearners for estimating heterogeneous treatment effects using machine learning",
-PNAS 116(10), in whose notation W is the treatment, Y the outcome and x the features:
+Künzel, Sekhon, Bickel and Yu 2019, "Metalearners for estimating heterogeneous treatment effects using machine
+learning", PNAS 116(10), in whose notation W is the treatment, Y the outcome and x the features:
 
 - *T-learner*: μ_0(x) = E[Y(0) | x] is trained on the control arm and μ_1(x) = E[Y(1) | x] on the treated one, and
   τ_T(x) = μ_1(x) - μ_0(x).

@@ -6,6 +6,7 @@ effects are beside them.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,8 @@ def as_table(account: Mapping[str, Any]) -> str:
         f"{'propensity':>12}{'treated':>10}{'others':>10}",
         *(
             f"{low:>7.1f}-{high:.1f}{first:>11,}{second:>10,}"
-            for low, high, first, second in zip(
-                overlap["edges"], overlap["edges"][1:], overlap["treated"], overlap["control"], strict=False
+            for (low, high), first, second in zip(
+                pairwise(overlap["edges"]), overlap["treated"], overlap["control"], strict=True
             )
         ),
         f"Clipped propensities: {percent(overlap['clipped'], 1)} of the customers. Effective numbers of customers: "
@@ -181,9 +182,7 @@ def _targeting(trial: Trial, scores: Mapping[str, Floats], seed: int) -> dict[st
             name: {metric: vars(one) for metric, one in zip(_METRICS, own, strict=True)}
             for name, own in zip(scores, of_name, strict=True)
         },
-        "qini_above": {
-            name: vars(one) for name, one in zip(("response", "random"), found[-2:], strict=True)
-        },
+        "qini_above": {name: vars(one) for name, one in zip(("response", "random"), found[-2:], strict=True)},
     }
 
 

@@ -127,7 +127,9 @@ def test_outcomes_are_purchases_of_the_campaigns_products_in_its_days(folder: Pa
 
 def test_a_customer_is_at_the_merchant_of_most_baskets_before(folder: Path) -> None:
     found = rows_of(folder)
-    owners = {(found.group_names[group], found.names[owner]) for group, owner in zip(found.groups, found.owners, strict=True)}
+    owners = {
+        (found.group_names[group], found.names[owner]) for group, owner in zip(found.groups, found.owners, strict=True)
+    }
     # customers are numbered in natural order of their names: c0, c1, ... c29
     assert owners == {(customer, STORES[customer % 3]) for customer in range(CUSTOMERS)}
 
@@ -170,13 +172,22 @@ def everybody(old: str, new: str) -> dict[str, list[str]]:
 
 
 WRONG = {
-    "an unknown customer": (changed("campaigns", 3, "c3,", "c99,"), r"row 4: customer 'c99' has no purchase in transac"),
+    "an unknown customer": (
+        changed("campaigns", 3, "c3,", "c99,"),
+        r"row 4: customer 'c99' has no purchase in transac",
+    ),
     "a time that is none": (
         changed("campaigns", 2, "2024-01-26", "26.1."),
         r"campaigns.csv, row 3: 'start' is '26.1.', which is no time: write it as 2024-12-31",
     ),
-    "a treatment that is neither": (changed("campaigns", 1, ",no", ",maybe"), r"row 2: 'treated' is 'maybe': write yes"),
-    "a customer twice": (changed("campaigns", 1, "c1,", "c0,"), r"row 2: customer 'c0' is in an earlier row of campaign"),
+    "a treatment that is neither": (
+        changed("campaigns", 1, ",no", ",maybe"),
+        r"row 2: 'treated' is 'maybe': write yes",
+    ),
+    "a customer twice": (
+        changed("campaigns", 1, "c1,", "c0,"),
+        r"row 2: customer 'c0' is in an earlier row of campaign",
+    ),
     "two beginnings": (
         changed("campaigns", 5, "2024-01-26", "2024-01-25"),
         r"row 6: campaign 'spring coffee' has another first day than in row 1",
@@ -190,8 +201,14 @@ WRONG = {
         r"campaign 'tea week' ends on 2024-05-01, and the last purchase is of 2024-02-29: who bought is not known",
     ),
     "one arm only": (everybody(",no", ",yes"), r"all customers of campaign 'spring coffee' have treated = yes"),
-    "an unknown campaign": (changed("campaign_products", 1, "tea week", "june"), r"row 2: campaign 'june' is not in camp"),
-    "an unknown product": (changed("campaign_products", 1, ",tea", ",mate"), r"row 2: product 'mate' is not in products"),
+    "an unknown campaign": (
+        changed("campaign_products", 1, "tea week", "june"),
+        r"row 2: campaign 'june' is not in camp",
+    ),
+    "an unknown product": (
+        changed("campaign_products", 1, ",tea", ",mate"),
+        r"row 2: product 'mate' is not in products",
+    ),
     "a campaign without products": (
         {**lines(), "campaign_products": ["tea week,tea"]},
         r"campaign_products.csv has no product of campaign 'spring coffee'",
@@ -245,9 +262,10 @@ def test_campaigns_of_the_complete_journey_are_whole_and_of_known_coupons() -> N
     described = pd.read_parquet(folder / "campaign_descriptions.parquet")
     inside = described[(described.start_date > "2017-01-01") & (described.end_date <= "2017-12-31")]
     assert len(found.texts) == (inside.campaign_type != "Type A").sum() == 15
-    assert all(text.startswith(("Type B, ", "Type C, ")) and len(products) for text, products in zip(
-        found.texts, found.products, strict=True
-    ))
+    assert all(
+        text.startswith(("Type B, ", "Type C, ")) and len(products)
+        for text, products in zip(found.texts, found.products, strict=True)
+    )
     ninth = list(inside[inside.campaign_type != "Type A"].campaign_id).index(9)
     assert found.treated[found.campaigns == ninth].sum() == 176
     assert len(found.treated) == 15 * len(households)

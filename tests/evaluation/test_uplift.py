@@ -1,5 +1,7 @@
 """Metrics of uplift against counts by hand, a slow twin that loops over customers, and generated truths."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,7 +61,7 @@ def slow_qini(scores, of):
         sold = {arm: sum(bool(of.bought[at]) for at in rows) for arm, rows in arms.items()}
         scaled = sold[False] * len(arms[True]) / len(arms[False]) if arms[False] else 0.0
         heights.append((sold[True] - scaled) / int(of.treated.sum()))
-    area = sum((first + second) / 2 for first, second in zip(heights, heights[1:], strict=False)) / len(order)
+    area = sum((first + second) / 2 for first, second in pairwise(heights)) / len(order)
     return area - heights[-1] / 2
 
 

@@ -43,7 +43,9 @@ def test_the_x_learner_is_better_where_few_were_treated():
     errors = []
     for seed in range(4):
         x, arm, bought, _, without, treated = generated(1500, features=30, treated_share=0.06, seed=seed)
-        errors.append([np.mean((found - (treated - without)) ** 2) for found in estimates(fit(x, arm, bought, 0.05), x)])
+        errors.append(
+            [np.mean((found - (treated - without)) ** 2) for found in estimates(fit(x, arm, bought, 0.05), x)]
+        )
     two_models, x_learner = np.mean(errors, axis=0)
     assert x_learner < two_models
 

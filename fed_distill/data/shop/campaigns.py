@@ -1,15 +1,15 @@
 """What a campaign changed: customers who had bought before it began, who were treated or not, and bought or not.
 
 An example is a customer of a campaign at one merchant: the one where most of the customer's baskets before the campaign
-are. The history is what the customer bought there before the first day of the campaign, and the outcome is whether one of
-the campaign's products was in a basket there from its first day to its last. Nothing else of these days or later is in an
-example. Customers are not split between training and test, whatever their number of campaigns.
+are. The history is what the customer bought there before the first day of the campaign, and the outcome is whether one
+of the campaign's products was in a basket there from its first day to its last. Nothing else of these days or later is
+in an example. A customer of several campaigns is on one side of the split.
 
 Two *placebos* have no effect to be found. ``before`` moves the days of every campaign before its beginning by its own
-length: a campaign cannot have changed what was bought before it, so that an effect that is found is a difference between
-the customers who were treated and the others which the histories do not explain, and an effect found of the campaign
-itself has as much of it. ``permuted`` permutes the treatment among the customers of each campaign: an effect that is
-found is the estimator's own.
+length: a campaign cannot have changed what was bought before it, so that an effect that is found is a difference
+between the customers who were treated and the others which the histories do not explain, and an effect found of the
+campaign itself has as much of it. ``permuted`` permutes the treatment among the customers of each campaign: an effect
+that is found is the estimator's own.
 """
 
 from collections import defaultdict
@@ -25,7 +25,15 @@ from fed_distill.data.campaign_cells import MARKETING_EFFECT, cell_of
 from fed_distill.data.dataset import IntArray
 from fed_distill.data.labeled import LabeledRows
 from fed_distill.data.shop.next_basket import items_of
-from fed_distill.data.shop.tables import ShopColumns, ShopFiles, ShopTables, column_of, find_file, read_columns, times_of
+from fed_distill.data.shop.tables import (
+    ShopColumns,
+    ShopFiles,
+    ShopTables,
+    column_of,
+    find_file,
+    read_columns,
+    times_of,
+)
 from fed_distill.data.tasks import HISTORY_SEPARATOR
 from fed_distill.errors import DataError
 from fed_distill.seeds import numpy_stream
@@ -74,9 +82,9 @@ def read_campaigns(folder: Path, columns: ShopColumns, tables: ShopTables, drop_
     :param columns: names of their columns
     :param tables: the shop's purchases
     :param drop_unknown: drop campaigns' products that are not listed, instead of refusing them
-    :raises DataError: a file, column or value is missing, a time is unreadable, a customer has no purchase or is twice in
-        a campaign, a campaign has several first or last days, ends before it begins or after the last purchase, or has
-        no customer in one arm, or a product or campaign is not listed
+    :raises DataError: a file, column or value is missing, a time is unreadable, a customer has no purchase or is twice
+        in a campaign, a campaign has several first or last days, ends before it begins or after the last purchase, or
+        has no customer in one arm, or a product or campaign is not listed
     """
     files = ShopFiles()
     path, table = read_columns(
@@ -113,8 +121,8 @@ def read_campaigns(folder: Path, columns: ShopColumns, tables: ShopTables, drop_
             raise DataError(f"{path}: campaign {name!r} ends on {stops}, before it begins on {begins}")
         if stops > last:
             raise DataError(
-                f"{path}: campaign {name!r} ends on {stops}, and the last purchase is of {last}: who bought is not known "
-                "yet, leave it out"
+                f"{path}: campaign {name!r} ends on {stops}, and the last purchase is of {last}: who bought is not "
+                "known yet, leave it out"
             )
         arms = treated[of_campaign.numbers == place]
         if arms.all() or not arms.any():

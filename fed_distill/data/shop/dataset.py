@@ -47,12 +47,12 @@ _SENSITIVE = ("age", "income", "home_ownership", "marital_status")
 class _Baskets:
     """Options that both datasets have.
 
-    history: number of purchases in a history. products: number of products in a profile or before a campaign. pairs_per_row: pairs per
-    basket, one of a product in it, the others of products of the merchant. max_pairs: maximum per merchant and part of
-    the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all products that the
-    merchant sold before the period of validation. home_only: keep a customer's baskets at one merchant only, so that a
-    privacy unit of groups hides all that a customer bought. placebo: of campaigns,
-    none, or one that must find no effect: before (their days are moved before their beginning) or permuted (treatment).
+    history: number of purchases in a history. products: number of products in a profile or before a campaign.
+    pairs_per_row: pairs per basket, one of a product in it, the others of products of the merchant. max_pairs: maximum
+    per merchant and part of the split. ranking_queries, ranking_candidates: size of the ranking view; 0 candidates: all
+    products that the merchant sold before the period of validation. home_only: keep a customer's baskets at one
+    merchant only, so that a privacy unit of groups hides all that a customer bought. placebo: of campaigns, none, or
+    one that must find no effect: before (their days are moved before their beginning) or permuted (treatment).
     """
 
     history: Annotated[int, Field(ge=1)] = 100
@@ -65,7 +65,10 @@ class _Baskets:
     placebo: Literal["none", "before", "permuted"] = "none"
 
     def source(self, tables: ShopTables, config: DataConfig, campaigns: Campaigns | None = None) -> Source:
-        """Return the source for the task, of which campaigns are one; raise ConfigError if a partitioner is to assign merchants."""
+        """Return the source for the task; raise ConfigError if a partitioner is to assign merchants.
+
+        :param campaigns: for marketing-effect
+        """
         if config.partition != "merchant":
             raise ConfigError(f"purchases have merchants: remove data.partition = {config.partition!r}")
         if self.home_only:
@@ -90,10 +93,11 @@ class Shop(_Baskets):
     ``marketing-effect`` (whom a campaign makes buy).
 
     path: folder with ``transactions``, ``products`` and, for profile, ``customers`` and, for marketing-effect,
-    ``campaigns`` and perhaps ``campaign_products``, each a .parquet, .csv or .csv.gz file. columns: names of their columns by role: ``customer``, ``merchant``, ``basket``, ``product`` and ``time`` of
-    transactions, ``product`` and ``title`` (one column, or a list of columns to join) of products, ``customer`` and
-    ``segment`` of customers, and ``customer``, ``campaign``, ``start``, ``end`` and ``treated`` of campaigns; by default the names of the roles. unknown_products: what to do with purchases of products
-    that are not listed. Further options are those of baskets.
+    ``campaigns`` and perhaps ``campaign_products``, each a .parquet, .csv or .csv.gz file. columns: names of their
+    columns by role: ``customer``, ``merchant``, ``basket``, ``product`` and ``time`` of transactions, ``product`` and
+    ``title`` (one column, or a list of columns to join) of products, ``customer`` and ``segment`` of customers, and
+    ``customer``, ``campaign``, ``start``, ``end`` and ``treated`` of campaigns; by default the names of the roles.
+    unknown_products: what to do with purchases of products that are not listed. Further options are those of baskets.
     """
 
     path: Path = field(kw_only=True)

@@ -63,7 +63,8 @@ class ShopTables:
     customers, merchants: int64 ``[baskets]``, positions in ``customer_names`` and ``merchant_names``, which are in
     natural order. times: datetime64[s] ``[baskets]``, when the first product was sold. baskets, products: int64
     ``[lines]``, ordered by basket; products are positions in ``titles``. titles: of each product, "" where unknown.
-    segments: of each customer, "" where unknown; empty if none is read. dropped: lines of unknown products. product_names: of each product.
+    segments: of each customer, "" where unknown; empty if none is read. dropped: lines of unknown products.
+    product_names: of each product.
     """
 
     customers: IntArray
