@@ -37,7 +37,8 @@ def treated_of(labels: Labels) -> Flags:
 
 def bought_of(labels: Labels) -> Flags:
     """Return which customers bought, bool ``[n]``."""
-    return labels % 2 == 0
+    bought: Flags = labels % 2 == 0
+    return bought
 
 
 def cells(propensity: Floats, without: Floats, treated: Floats) -> Floats:
@@ -55,7 +56,8 @@ def cells(propensity: Floats, without: Floats, treated: Floats) -> Floats:
 
 def propensities(probabilities: npt.NDArray[np.floating]) -> Floats:
     """Return e(x) ``[n]`` of probabilities of the cells ``[n, 4]``."""
-    return probabilities[:, :2].sum(axis=1, dtype=np.float64)
+    found: Floats = probabilities[:, :2].sum(axis=1, dtype=np.float64)
+    return found
 
 
 def responses(probabilities: npt.NDArray[np.floating]) -> tuple[Floats, Floats]:
@@ -75,4 +77,5 @@ def effects(probabilities: npt.NDArray[np.floating]) -> Floats:
 
 def _ratio(bought: Floats, not_bought: Floats) -> Floats:
     both = bought + not_bought
-    return np.divide(bought, both, out=np.full(len(both), 0.5), where=both > 0)
+    ratio: Floats = np.divide(bought, both, out=np.full(len(both), 0.5), where=both > 0)
+    return ratio

@@ -120,7 +120,8 @@ class Totals:
 def qini_curve(totals: Totals) -> Floats:
     """Return Radcliffe's incremental purchases, per treated customer ``[points]``; of an empty arm nothing is taken."""
     scale = np.divide(totals.treated, totals.control, out=np.zeros(len(totals.share)), where=totals.control > 0)
-    return (totals.treated_bought - totals.control_bought * scale) / totals.treated[-1]
+    curve: Floats = (totals.treated_bought - totals.control_bought * scale) / totals.treated[-1]
+    return curve
 
 
 def uplift_curve(totals: Totals) -> Floats:
