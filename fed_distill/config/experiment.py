@@ -34,6 +34,9 @@ from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.config.training import TrainerConfig, TrainingConfig
 from fed_distill.errors import ConfigError
 
+TINY = "-tiny"
+"""How the name of an experiment's tiny version ends."""
+
 
 class Experiment(ConfigTable):
     """The complete configuration of a run. ``Experiment.read(path)`` reads a TOML file."""
@@ -313,7 +316,7 @@ class Experiment(ConfigTable):
         for pair in ({"teacher.model", "teacher.options"}, {"teacher.epochs", "teacher.steps"}):
             stays |= pair if stays & pair else set()
         changes = {key: value for key, value in quick.items() if key not in stays}
-        return self.with_changes({"name": f"{self.name}-tiny", **changes})
+        return self.with_changes({"name": f"{self.name}{TINY}", **changes})
 
     def to_toml(self) -> str:
         """Return the complete experiment as TOML, with defaults."""

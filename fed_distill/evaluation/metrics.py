@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 from sklearn.metrics import classification_report as sklearn_report
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from fed_distill.data.examples import Ranking, Task
 from fed_distill.errors import DataError, TrainingError
@@ -121,6 +121,15 @@ def classification_report(probabilities: npt.NDArray[np.floating], labels: npt.N
         zero_division=0.0,
     )
     return text
+
+
+def confusion(
+    probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], task: Task
+) -> npt.NDArray[np.int64]:
+    """Count examples by true class (rows) and predicted class (columns), int64 ``[classes, classes]``."""
+    values = _checked(probabilities, len(labels), task)
+    counts: npt.NDArray[np.int64] = confusion_matrix(labels, values.argmax(axis=1), labels=range(len(task.classes)))
+    return counts
 
 
 def headline(metrics: Mapping[str, float | None], task: Task) -> float | None:

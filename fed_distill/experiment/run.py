@@ -19,7 +19,7 @@ from fed_distill.data import load
 from fed_distill.data.examples import FederatedData
 from fed_distill.data.public_part import PublicPart
 from fed_distill.data.student_description import StudentDescription
-from fed_distill.evaluation.metrics import classification_report
+from fed_distill.evaluation.metrics import classification_report, confusion
 from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.preflight import check_settings, check_with_data
@@ -106,6 +106,7 @@ def run_experiment(
             account=data.account,
             records=store.records(),
             byzantine=byzantine,
+            confusion=confusion(probabilities, data.test.labels, data.task).tolist(),
             chance=chance_scores(data.test.labels.tolist(), data.ranking_test, data.task),
         )
         store.write(QUERY_SCORES, written(outcomes))

@@ -8,7 +8,8 @@ or dark theme. Imports are slow: import this module where a chart is drawn.
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ THEME = {
     INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", NEUTRAL: "var(--neutral)", PAPER: "var(--card)",
 }  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
-WIDTH, HEIGHT, DPI = 9.6, 4.6, 160
+WIDTH, NARROW_WIDTH, HEIGHT, DPI = 9.6, 4.9, 4.6, 160
+"""Inches, and dots an inch. The narrow width is for pages on telephones, see ``responsive``."""
+_width = ContextVar("width", default=WIDTH)
+LEFT = 0.72
+"""Inches beside the axes for their numbers."""
 LEGEND_COLUMNS, LEGEND_LINE = 3, 0.21
 DOTTED = (0, (2, 3))
 """Line style of levels."""
@@ -40,8 +45,8 @@ MARK = 6.5**2
 """Area of a marker in square points."""
 NUMBERED_WIDTH = 12.5
 """Width in points of a numbered marker."""
-LONGEST, LETTER = 36, 5.8
-"""Maximum length of a displayed name, the rest being in the tooltip; width of a letter in points."""
+LONGEST, NARROW_LONGEST, LETTER = 36, 25, 5.8
+"""Maximum lengths of a displayed name, the rest being in the tooltip; width of a letter in points."""
 ROUNDS_APART = 500
 """Maximum number of iterations of moving markers apart."""
 ENOUGH = 1e-3
@@ -87,9 +92,14 @@ class Look:
         return self.place - (self.count - 1) / 2
 
 
+def width() -> float:
+    """Return the width of figures in inches."""
+    return _width.get()
+
+
 def new_figure(height: float, **options: Any) -> Figure:
     """Create a figure with the common width and ``height`` in inches."""
-    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, **options)
+    figure = Figure(figsize=(width(), height), facecolor=PAPER, **options)
     FigureCanvasAgg(figure)
     return figure
 
@@ -114,10 +124,12 @@ def empty_figure(
 ) -> tuple[Figure, Axes]:
     """Create a figure with room for labels at the right, and below for a ``legend`` (name by series) in ``columns``."""
     numbered = are_numbered(legend or {})
+    columns = max(1, int(columns * width() / WIDTH))
     below = LEGEND_LINE * math.ceil(len(legend or ()) / columns) + (0.2 if legend else 0.0)
     height = HEIGHT + below
     figure = new_figure(height)
-    axes = clean(figure.add_axes((0.075, (0.6 + below) / height, 0.72, 3.6 / height)), grid="y")
+    left = LEFT / width()
+    axes = clean(figure.add_axes((left, (0.6 + below) / height, 0.795 - left, 3.6 / height)), grid="y")
     axes.set_title(y_axis, loc="left", color=SOFT, fontsize=10)
     for number, name in (legend or {}).items():
         look = Look(number, numbered=numbered)
@@ -148,13 +160,14 @@ def tipped(artist: Artist, text: str) -> None:
 
 
 def shortened(name: str) -> str:
-    """Truncate a name to ``LONGEST`` characters."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    """Truncate a name to ``LONGEST`` characters, or ``NARROW_LONGEST`` where the figure is narrow."""
+    most = LONGEST if width() == WIDTH else NARROW_LONGEST
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def room(names: Sequence[str]) -> float:
     """Return the width of names beside the axes, relative to the figure."""
-    return (LETTER * max(len(shortened(name)) for name in names) + 24) / (72 * WIDTH)
+    return (LETTER * max(len(shortened(name)) for name in names) + 24) / (72 * width())
 
 
 def draw_levels(axes: Axes, levels: Mapping[str, float]) -> list[tuple[float, str, str]]:
@@ -240,8 +253,8 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     The axes are narrowed to make room."""
     if not labels:
         return
-    left, bottom, width, height = axes.get_position().bounds
-    axes.set_position((left, bottom, min(width, 1.0 - left - room([text for _, text, _ in labels])), height))
+    left, bottom, wide, height = axes.get_position().bounds
+    axes.set_position((left, bottom, min(wide, 1.0 - left - room([text for _, text, _ in labels])), height))
     axes.get_ylim()  # fixes the limits
     to_axes = axes.get_yaxis_transform() - axes.transAxes
     wanted = sorted((max(0.0, float(to_axes.transform((1.0, value))[1])), text, color) for value, text, color in labels)
@@ -276,6 +289,18 @@ def write_figure(figure: Figure, folder: Path, name: str, title: str) -> Markup:
 def inline(figure: Figure, name: str, title: str) -> Markup:
     """Return the figure as an SVG element with the accessible name ``title``; ``name`` must be unique in the page."""
     return _themed(_svg(figure, name), name, title)
+
+
+def responsive(draw: Callable[[], Figure], name: str, title: str) -> Markup:
+    """Return a figure twice, as by ``inline``: ``draw`` is called for wide pages and, with another ``width``, for
+    narrow ones. The page's style shows the one that fits."""
+    wide = inline(draw(), name, title)
+    token = _width.set(NARROW_WIDTH)
+    try:
+        narrow = inline(draw(), f"{name}-narrow", title)
+    finally:
+        _width.reset(token)
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -5,6 +5,7 @@ Templates are Python modules, because a Flower app cannot contain other template
 
 # ruff: noqa: E501 -- a web page
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -43,9 +44,9 @@ section > p { max-width: 46rem; }
 p { margin: 0 0 1em; }
 .verdict { text-wrap: pretty; font-size: clamp(1.1rem, 2.4vw, 1.3rem); line-height: 1.5; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 1px; margin: 36px 0 0; padding: 0;
-  background: var(--line); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
-.tiles div { background: var(--card); padding: 16px 18px 14px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(196px, 1fr)); gap: 1px; margin: 36px 0 0; padding: 0;
+  background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.tiles div { box-shadow: 0 0 0 1px var(--line); padding: 16px 18px 14px; }
 .tiles dt { color: var(--soft); font-size: .82rem; }
 .tiles dd { margin: 0; }
 .tiles small { display: inline; }
@@ -70,6 +71,7 @@ figcaption { margin-top: 10px; max-width: 46rem; }
 svg { display: block; width: 100%; min-width: 640px; max-width: 1000px; height: auto; margin: 0 auto; overflow: visible;
   font-size: 13px; }
 svg text { font-family: inherit; }
+.wide svg, .narrow svg { min-width: 0; } .narrow { display: none; }
 ul.notes { margin: .6em 0 0; padding-left: 1.2em; }
 ul.notes li { margin: .2em 0; }
 pre { margin: 0; padding: 14px 18px; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
@@ -95,11 +97,13 @@ dl { margin: 0; }
 tr.control th, tr.control td { color: var(--soft); }
 td.label { text-align: left; }
 a { color: var(--c0); }
+nav { display: flex; flex-wrap: wrap; gap: 6px 20px; margin-top: 28px; font-size: .9rem; } nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 footer { margin-top: 72px; padding-top: 18px; border-top: 1px solid var(--line); color: var(--soft); font-size: .84rem; }
 @media (max-width: 640px) {
   main { padding: 32px 16px 64px; } section { margin-top: 48px; } figure { padding: 14px 14px 12px; }
-  .tiles { grid-template-columns: 1fr 1fr; } .tiles div { padding: 12px 14px; } .tiles .big { font-size: 1.3rem; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); } .tiles div { padding: 12px 14px; } .tiles .big { font-size: 1.3rem; }
   .facts { grid-template-columns: 1fr; gap: 2px; } .facts dd { margin-bottom: 8px; }
+  .wide { display: none; } .narrow { display: block; }
   th:first-child { padding-left: 14px; white-space: normal; min-width: 8.2rem; }
 }
 @media print { body { background: #fff; } figure, .scroll, section > pre { break-inside: avoid; } }
@@ -120,6 +124,7 @@ PAGE = """<!doctype html>
   <p class="eyebrow">fed-distill · {{ kind }} <strong>{{ name }}</strong></p>
   {% block header %}{% endblock %}
 </header>
+<!-- contents -->
 
 {% block findings %}{% endblock %}
 
@@ -145,6 +150,9 @@ PAGE = """<!doctype html>
 </html>
 """
 
+SECTIONS = re.compile(r'<section id="([a-z-]+)">\s*<h2>([^<]+)</h2>')
+"""Id and title of each section of a page."""
+
 PARTS = """{% macro figure(chart, caption) -%}
 <figure><div class="chart">{{ chart }}</div><figcaption>{{ caption }}</figcaption></figure>
 {%- endmacro %}
@@ -159,7 +167,9 @@ def render_page(template: str, source: str, glossary: Mapping[str, str], **value
     :param glossary: meanings by word
     :param values: ``kind``, ``name``, ``command`` and ``toml`` of the page, and values for the template
     """
-    return _compiled(template).render(style=Markup(STYLE), source=source, glossary=glossary, **values)
+    page = _compiled(template).render(style=Markup(STYLE), source=source, glossary=glossary, **values)
+    links = "".join(f'<a href="#{place}">{title}</a>' for place, title in SECTIONS.findall(page))
+    return page.replace("<!-- contents -->", f'<nav aria-label="Contents">{links}</nav>', 1)
 
 
 @cache
@@ -171,6 +181,7 @@ def _compiled(template: str) -> Template:
     )
     environment.filters |= {
         "number": wording.number,
+        "signed": wording.signed,
         "plus_minus": wording.plus_minus,
         "percent": wording.percent,
         "size": wording.size,

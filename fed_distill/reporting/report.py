@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fed_distill.config.experiment import TINY
 from fed_distill.errors import CheckpointError
 from fed_distill.privacy.disclosure import WHY, is_private
 from fed_distill.reporting import headline, wording
@@ -16,11 +19,28 @@ from fed_distill.reporting.differences import REFERENCES
 from fed_distill.reporting.disagreements import Disagreements, read_disagreements
 from fed_distill.reporting.glossary import GLOSSARY
 from fed_distill.reporting.page import render_page
-from fed_distill.reporting.store import EXPERIMENT, REPORT, read_records, read_summary
+from fed_distill.reporting.store import (
+    CLASSES,
+    EXPERIMENT,
+    METRICS,
+    REPORT,
+    STUDENT,
+    SUMMARY,
+    read_records,
+    read_summary,
+)
 from fed_distill.reporting.template import REPORT_PAGE
 from fed_distill.storage.files import write_atomic
 
 Record = Mapping[str, Any]
+FILES = {
+    SUMMARY: "all numbers of this page",
+    METRICS: "a line for each round",
+    EXPERIMENT: "settings, defaults included",
+    CLASSES: "precision and recall of each class",
+    STUDENT: "the student and its model card",
+}
+"""What else is in the folder of a run, for readers of its report."""
 
 
 def write_report(folder: Path, summary: Record | None = None) -> Path:
@@ -67,7 +87,7 @@ def render(
         metric_names=wording.METRIC_NAMES,
         verdict=wording.verdict(summary),
         headline=headline.headline(summary),
-        adds={headline.ADDED[name]: headline.added(found) for name, found in summary["adds"].items()},
+        adds={headline.ADDED[name]: found for name, found in summary["adds"].items()},
         covers=headline.covers(summary),
         references={name: wording.ROW_NAMES[name] for name in REFERENCES},
         compared=headline.compared,
@@ -81,9 +101,45 @@ def render(
         curves=run_charts.learning(summary, records, metric, series),
         spread=run_charts.merchants(summary, series),
         winners=_winners(summary),
+        is_tiny=summary["name"].endswith(TINY),
+        weak_teacher=wording.weak_teacher(summary),
+        classes=_classes(summary),
+        files=FILES,
         disagreeing=disagreeing,
         traffic=run_charts.traffic(summary, {row.name: row.values for row in rows if row.federated}, metric, series),
     )
+
+
+@dataclass(frozen=True)
+class _Class:
+    """How one class is predicted: its name, number of test examples, precision, recall and F1 (None where it has no
+    prediction or example), and the number of examples by predicted class."""
+
+    name: str
+    examples: int
+    precision: float | None
+    recall: float | None
+    f1: float
+    predicted: Sequence[int]
+
+
+def _classes(summary: Record) -> list[_Class]:
+    """Return the classes of the task with what the student predicts; empty for a run of an earlier version."""
+    counts = np.array(summary.get("confusion") or [], dtype=np.int64)
+    if not counts.size:
+        return []
+    right, examples, predictions = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return [
+        _Class(
+            name,
+            int(examples[at]),
+            right[at] / predictions[at] if predictions[at] else None,
+            right[at] / examples[at] if examples[at] else None,
+            2 * right[at] / max(examples[at] + predictions[at], 1),
+            counts[at].tolist(),
+        )
+        for at, name in enumerate(summary["classes"])
+    ]
 
 
 @dataclass(frozen=True)
@@ -121,9 +177,9 @@ def _rows(summary: Record) -> list[_Row]:
 
 
 def _table_metrics(summary: Record) -> list[str]:
-    ordered = dict.fromkeys([summary["headline"], "ndcg@10", "auc", "macro_f1", "accuracy"])
+    ordered = dict.fromkeys([summary["headline"], "ndcg@10", "recall@20", "auc", "macro_f1", "accuracy"])
     rows = [summary["teacher"], *summary["controls"].values(), *summary["federations"].values()]
-    return [name for name in ordered if any(row[name] is not None for row in rows)]
+    return [name for name in ordered if any(row.get(name) is not None for row in rows)]
 
 
 def _series(summary: Record) -> dict[str, int]:

@@ -5,6 +5,7 @@ Imports are slow: import this module where a report is written.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from fed_distill.reporting.wording import ROW_NAMES
 Record = Mapping[str, Any]
 ROW = 0.32
 """Height of a row in inches."""
-BINS, TALLEST = 84, 8
-"""Number of bins for stacked dots in a row, and maximum height of a stack."""
+BINS, ROW_WIDTH, TALLEST = 84, 7.6, 8
+"""Number of bins for stacked dots in a row of so many inches, and maximum height of a stack."""
 DOT, APART = 0.068, 6
 """Diameter of a dot in inches, and distance of two rows of stacks in dots."""
 RIGHT = 0.98
@@ -59,8 +60,8 @@ def overview(scores: Sequence[tuple[str, float, float | None, int | None]], metr
     """Draw the score of each model (fields of ``Value``); empty without scores."""
     if not scores:
         return Markup("")
-    figure = values_figure([Value(*one) for one in scores], f"{metric} on the test set")
-    return charts.inline(figure, "overview", f"{metric} of the teacher and of every student")
+    draw = partial(values_figure, [Value(*one) for one in scores], f"{metric} on the test set")
+    return charts.responsive(draw, "overview", f"{metric} of the teacher and of every student")
 
 
 def learning(summary: Record, records: Sequence[Record], metric: str, series: Mapping[str, int]) -> Markup:
@@ -90,8 +91,8 @@ def learning(summary: Record, records: Sequence[Record], metric: str, series: Ma
     ]
     if not curves:
         return Markup("")
-    figure = learning_figure(curves, levels, f"{metric} on validation")
-    return charts.inline(figure, "learning", f"{metric} on validation by round")
+    draw = partial(learning_figure, curves, levels, f"{metric} on validation")
+    return charts.responsive(draw, "learning", f"{metric} on validation by round")
 
 
 def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
@@ -101,8 +102,8 @@ def merchants(summary: Record, series: Mapping[str, int]) -> Markup:
     spreads += [Spread(title, values, series[title]) for title, values in stored["federations"].items() if values]
     if not spreads:
         return Markup("")
-    figure = spread_figure(spreads, "accuracy on the merchant's own test set")
-    return charts.inline(figure, "merchants", "Accuracy by merchant under each student")
+    draw = partial(spread_figure, spreads, "accuracy on the merchant's own test set")
+    return charts.responsive(draw, "merchants", "Accuracy by merchant under each student")
 
 
 def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Mapping[str, int]) -> Markup:
@@ -120,9 +121,8 @@ def traffic(summary: Record, rows: Mapping[str, Record], metric: str, series: Ma
     }
     if not points:
         return Markup("")
-    return charts.inline(
-        traffic_figure(points, levels, f"{metric} on the test set"), "traffic", f"Bytes against {metric}"
-    )
+    draw = partial(traffic_figure, points, levels, f"{metric} on the test set")
+    return charts.responsive(draw, "traffic", f"Bytes against {metric}")
 
 
 @charts.styled
@@ -199,14 +199,15 @@ def spread_figure(spreads: Sequence[Spread], axis: str) -> Figure:
 
     With many merchants a dot represents several; the axis label gives their number.
     """
-    edges = _edges([value for spread in spreads for value in spread.values.values()])
+    left = charts.room([spread.name for spread in spreads])
+    bins = round(BINS * charts.width() * (RIGHT - left) / ROW_WIDTH)
+    edges = _edges([value for spread in spreads for value in spread.values.values()], bins)
     counts = [np.histogram(list(spread.values.values()), edges)[0] for spread in spreads]
     most = max(int(count.max()) for count in counts)
     each = -(-most // TALLEST)
     row = max(3, -(-most // each)) + APART
     inches = DOT * row * len(spreads)
     figure = charts.new_figure(inches + 0.6)
-    left = charts.room([spread.name for spread in spreads])
     axes = charts.clean(figure.add_axes((left, 0.5 / (inches + 0.6), RIGHT - left, inches / (inches + 0.6))), grid="x")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, row * len(spreads))
@@ -239,11 +240,11 @@ def spread_figure(spreads: Sequence[Spread], axis: str) -> Figure:
     return figure
 
 
-def _edges(values: Sequence[float]) -> Any:
-    """Return ``BINS`` equal bins around the values, with a margin."""
+def _edges(values: Sequence[float], bins: int) -> Any:
+    """Return the edges of equal bins around the values, with a margin."""
     low, high = min(values), max(values)
     margin = 0.02 * (high - low) or 0.05 * abs(high) or 0.5
-    return np.linspace(low - margin, high + margin, BINS + 1)
+    return np.linspace(low - margin, high + margin, bins + 1)
 
 
 def _color(series: int | None) -> str:

@@ -40,6 +40,7 @@ def summarize(
     records: Sequence[Mapping[str, Any]] = (),
     byzantine: Mapping[int, Sequence[str]] | None = None,
     chance: Mapping[str, float | None] | None = None,
+    confusion: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a finished run, JSON-serializable.
 
@@ -54,6 +55,7 @@ def summarize(
     :param experiment: the experiment
     :param task: the task
     :param teacher: the teacher's metrics on the common test set, and its ``parameters``
+    :param confusion: counts of the test examples by true and predicted class, of the first seed's student
     :param chance: scores of a model that has learned nothing, on the common test set (``shares.chance_scores``)
     :param student_parameters: number of weights of the student
     :param outcomes: of all controls and federations with all seeds; the main federation's become ``student``
@@ -128,6 +130,8 @@ def summarize(
         "interval_covers": student["interval_covers"],
         "adds": added(controls, federations[main], experiment.federation.start, task.headline),
         "adaptation": student["adaptation"],
+        "classes": list(task.classes),
+        "confusion": confusion,
         "levels": {name: measure.level(units) for name, units in _by_name(outcomes, "level").items()},
         "speed": dict(speed) if speed is not None else None,
         "data": without_sizes(data) if private else data,

@@ -42,14 +42,16 @@ REPORT_PAGE = """{% extends "page" %}
 {% block title %}{{ summary.name }} · fed-distill report{% endblock %}
 {% block header %}
   <h1>{{ summary.task | capitalize }} on {{ summary.dataset }}, learned across {{ summary.merchants | count }} merchants</h1>
+  {% if is_tiny %}<p class="warning"><strong>A tiny run.</strong> It shows that the file works: with few merchants, a small teacher and two rounds its numbers mean nothing.</p>{% endif %}
+  {% if weak_teacher %}<p class="warning">{{ weak_teacher }}</p>{% endif %}
   <p class="verdict">{{ headline }} {{ verdict }}</p>
   {% if byzantine %}<p>{{ byzantine }}</p>{% endif %}
   <dl class="tiles">
-    {% for title, found in adds.items() %}{{ tile(title, found, "in " ~ metric, "") }}
+    {% for title, found in adds.items() %}{{ tile(title, found.value | signed if found else "–", "in " ~ metric, found.half_width | plus_minus if found else "") }}
     {% endfor %}
     {{ tile("Student's " ~ metric, main[summary.headline] | number, "teacher " ~ (summary.teacher[summary.headline] | number), main.interval[summary.headline] | plus_minus) }}
     {{ tile("Quality kept", summary.retention | percent(1), "of the teacher's", "") }}
-    {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent), "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
+    {{ tile("Gap closed", summary.gap_closed | percent, "in AUC " ~ (main.gap_closed_auc | percent) if main.gap_closed_auc is not none else "of what pooling adds", "± " ~ (main.interval.gap_closed | percent) if main.interval.gap_closed is not none else "") }}
     {% if summary.speed %}
     {{ tile("Faster by", (summary.speed.ratio | count) ~ "×", (summary.speed.student_seconds_per_pair | duration) ~ ", not " ~ (summary.speed.teacher_seconds_per_pair | duration), "") }}
     {% endif %}
@@ -132,6 +134,23 @@ REPORT_PAGE = """{% extends "page" %}
   <h2>Who gains: the spread over merchants</h2>
   <p>A mean can hide a merchant with low accuracy. Each dot is a merchant, the bar is the mean, and the lowest is named. {{ winners }}</p>
   {{ figure(spread, ("Not protected *. " if unprotected else "") ~ "Accuracy on each merchant's own test examples, averaged over the seeds. The accuracy of a merchant with few test examples is noisy; the worst merchant in the table above is that among merchants with at least 20.") }}
+</section>
+{% endif %}
+
+{% if classes %}
+<section id="classes">
+  <h2>Which classes it knows</h2>
+  <p>The student of this run's method{% if summary.seeds | length > 1 %}, of seed {{ summary.seed }},{% endif %} on the test set. Precision: of the examples predicted as the class, the share that is. Recall: of the examples of the class, the share predicted as it.</p>
+  <div class="scroll" tabindex="0" role="region" aria-label="Precision and recall of each class">
+  <table>
+    <thead><tr><th scope="col">True class</th><th scope="col">Examples</th><th scope="col">Precision</th><th scope="col">Recall</th><th scope="col">F1</th>{% if classes | length <= 12 %}{% for one in classes %}<th scope="col">predicted<br>{{ one.name | truncate(18) }}</th>{% endfor %}{% endif %}</tr></thead>
+    <tbody>
+    {% for one in classes %}
+    <tr><th scope="row">{{ one.name }}</th><td>{{ one.examples | count }}</td><td>{{ one.precision | percent(1) }}</td><td>{{ one.recall | percent(1) }}</td><td>{{ one.f1 | percent(1) }}</td>{% if classes | length <= 12 %}{% set row = loop.index0 %}{% for many in one.predicted %}<td{% if loop.index0 == row %} class="head"{% endif %}>{{ many | count }}</td>{% endfor %}{% endif %}</tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  </div>
 </section>
 {% endif %}
 
@@ -246,9 +265,13 @@ REPORT_PAGE = """{% extends "page" %}
 <section id="data">
   <h2>The data</h2>
   <p>{% if unprotected %}The server's own tables; sizes and classes of merchants' tables are omitted because this run is private.{% else %}Rows read and dropped, with reasons, and the split of the rest.{% endif %} No product or query of the test set occurs in training.</p>
-  <div class="data">{{ account(summary.data) }}</div>
+  <details><summary>All counts</summary><div class="data">{{ account(summary.data) }}</div></details>
 </section>
 {% endif %}
+{% endblock %}
+{% block files %}
+  <p>The other files of the run, beside this page:</p>
+  <dl class="facts">{% for name, content in files.items() %}<dt><a href="{{ name }}">{{ name }}</a></dt><dd>{{ content }}</dd>{% endfor %}</dl>
 {% endblock %}
 {% block again %}The run's folder holds the complete experiment. This repeats it under another name:{% endblock %}
 {% block footer %}{{ summary.rounds }} rounds · {{ summary.seeds | length }} seed{{ "s" if summary.seeds | length > 1 }} ({{ summary.seeds | join(", ") }}) · {{ summary.seconds | duration }} in all · positive class “{{ summary.positive }}”

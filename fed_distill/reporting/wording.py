@@ -200,6 +200,28 @@ def audit_bound(summary: Mapping[str, Any]) -> str:
     return " ".join(found)
 
 
+def weak_teacher(summary: Mapping[str, Any]) -> str:
+    """Return a warning if the teacher is worse than the student without it, or, without that control, than the
+    student that it taught; else an empty string.
+
+    A student may well be better than its teacher where it learned from labels too, so that only a difference beyond
+    the control's interval counts.
+    """
+    name = "student" if "student" in summary["controls"] else "server"
+    teacher = summary["teacher"].get(summary["headline"])
+    if teacher is None or name not in summary["controls"]:
+        return ""
+    score = summary["controls"][name][summary["headline"]]
+    half = summary["intervals"]["controls"][name].get(summary["headline"]) or 0.0
+    if score is None or teacher >= score - half:
+        return ""
+    return (
+        f"The teacher ({number(teacher)}) is worse than {ROW_NAMES[name]} ({number(score)}): its soft labels can only "
+        "harm, and what is kept of its quality says nothing. Give it more steps or labels, or choose another "
+        "(teacher.steps, data.public_labels, teacher.model)."
+    )
+
+
 def verdict(summary: Mapping[str, Any]) -> str:
     """Return the main finding of the run in one or two sentences for non-experts."""
     main = summary["federations"][summary["federation"]]
@@ -207,7 +229,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     subject = f"Trained across {summary['merchants']:,} merchants without moving their data, the small student"
     kept = (
         f"keeps {percent(main['retention'], 1)} of the teacher's {metric}"
-        if main["retention"] is not None
+        if main["retention"] is not None and not weak_teacher(summary)
         else f"reaches {number(main[summary['headline']])} {metric}"
     )
     gap, half = main["gap_closed"], main["interval"]["gap_closed"]

@@ -1,13 +1,14 @@
 """The report stands alone, is made from the run's folder, and says what the summary says."""
 
 import re
+from copy import deepcopy
 from html.parser import HTMLParser
 
 import pytest
 
 from fed_distill.errors import CheckpointError
 from fed_distill.reporting.glossary import GLOSSARY
-from fed_distill.reporting.report import render, write_report
+from fed_distill.reporting.report import FILES, render, write_report
 from fed_distill.reporting.store import EXPERIMENT, read_records, read_summary
 
 MAIN = "fedavg-kd+fedsubavg"
@@ -54,7 +55,8 @@ def test_the_report_loads_nothing_from_elsewhere(run_folder, page):
         for _, name, value in page.attributes
         if name in ("src", "href", "xlink:href", "data", "action", "srcset") and not value.startswith("#")
     ]
-    assert outside == ["https://creativecommons.org/licenses/by/4.0/"]  # the license of the data, as a link
+    links = ["https://creativecommons.org/licenses/by/4.0/"]  # the license of the data
+    assert outside == [*links, *FILES]
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert "<script" not in html
     ids = [value for _, name, value in page.attributes if name == "id"]
@@ -97,10 +99,10 @@ def test_everything_compared_is_in_the_table(page):
 def test_the_charts_show_every_federation(run_folder):
     html = write_report(run_folder).read_text()
     charts = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(charts) == 4
+    assert len(charts) == 8, "each for wide and for narrow pages"
     for chart in charts:
         assert all(f">{name}<" in chart for name in (MAIN, "fedavg-kd", "fedmd", "FedAvg, no teacher"))
-    curves = charts[1]
+    curves = charts[2]
     for name in (MAIN, "fedavg-kd", "fedmd", "FedAvg, no teacher"):
         assert curves.count(f"<title>{name}, round") == 10
     assert all(f">{name}<" in curves for name in ("server alone", "all data pooled"))
@@ -185,3 +187,42 @@ def test_a_run_without_its_experiment_is_named(run_folder):
     (run_folder / EXPERIMENT).unlink()
     with pytest.raises(CheckpointError, match=r"cannot read .*experiment\.toml"):
         write_report(run_folder)
+
+
+def test_the_contents_link_every_section(page):
+    sections = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href") and value.startswith("#")]
+    assert links == [f"#{name}" for name in sections] and len(links) > 6
+
+
+def test_a_tiny_run_says_that_its_numbers_mean_nothing(summary):
+    assert "numbers mean nothing" not in render(summary, [], "", "runs/x")
+    tiny = render({**summary, "name": f"{summary['name']}-tiny"}, [], "", "runs/x")
+    assert tiny.index("numbers mean nothing") < tiny.index("<h2>")
+
+
+def test_each_class_has_its_precision_recall_and_confusions(summary):
+    counted = {**summary, "classes": ["exact", "other", "never"], "confusion": [[6, 2, 0], [1, 11, 0], [0, 0, 0]]}
+    rows = {row[0]: [cell.replace("\u202f", " ") for cell in row] for row in Page(render(counted, [], "", "x")).rows}
+    assert rows["exact"][1:] == ["8", "85.7 %", "75.0 %", "80.0 %", "6", "2", "0"]  # 6/7, 6/8, 2*6/(7+8)
+    assert rows["other"][1:] == ["12", "84.6 %", "91.7 %", "88.0 %", "1", "11", "0"]  # 11/13, 11/12, 22/25
+    assert rows["never"][1:5] == ["0", "–", "–", "0.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "half", "warned"),
+    [(0.763, 0.865, 0.01, True), (0.860, 0.865, 0.01, False), (0.90, 0.865, 0.01, False), (0.763, 0.865, None, True)],
+)
+def test_a_teacher_below_the_student_without_it_is_named_and_nothing_is_kept_of_it(
+    summary, teacher, student, half, warned
+):
+    metric = summary["headline"]
+    changed = deepcopy(summary)
+    changed["teacher"][metric] = teacher
+    name = "student" if "student" in changed["controls"] else "server"
+    changed["controls"][name][metric] = student
+    changed["intervals"]["controls"][name][metric] = half
+    page = render(changed, [], "", "runs/x")
+    assert ("its soft labels can only harm" in page) is warned
+    verdict = re.search(r'class="verdict">(.*?)</p>', page, re.DOTALL)[1]
+    assert ("of the teacher's" in verdict.replace("&#39;", "'")) is not warned

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from fed_distill.reporting.charts import LONGEST, inline
+from fed_distill.reporting.charts import LONGEST, NARROW_WIDTH, WIDTH, inline, responsive
 from fed_distill.reporting.run_charts import (
     LearningCurve,
     Spread,
@@ -106,3 +106,34 @@ def test_a_dot_stands_for_several_merchants_where_there_are_many():
 def test_merchants_that_are_all_equal_can_be_drawn():
     (found,) = dots(spread_figure([Spread("a", {"x": 0.5, "y": 0.5})], "accuracy"))
     assert found[:, 0] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+LONG = [Spread("x" * LONGEST, {"m1": 0.1, "m2": 0.5}), Spread("labels only, no teacher", {"m1": 0.2, "m2": 0.9})]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: values_figure([Value("x" * LONGEST, 0.5, 0.1), Value("server alone", 0.6)], "quality"),
+        lambda: learning_figure([LearningCurve("x" * LONGEST, [(1, 0.1, None), (2, 0.3, None)])], {"a": 0.2}, "y"),
+        lambda: traffic_figure({"x" * LONGEST: (3.0, 0.5, 0), "b": (9.0, 0.6, 1)}, {"all data pooled": 0.4}, "y"),
+        lambda: spread_figure(LONG, "accuracy"),
+    ],
+    ids=["values", "learning", "traffic", "spread"],
+)
+def test_on_a_telephone_every_chart_is_drawn_narrower_and_nothing_is_outside(draw):
+    figures = []
+
+    def kept():
+        figures.append(draw())
+        return figures[-1]
+
+    page = responsive(kept, "chart", "title")
+    assert page.count("<svg") == 2 and page.count('class="narrow"') == 1
+    assert [figure.get_figwidth() for figure in figures] == [WIDTH, NARROW_WIDTH]
+    for figure in figures:
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+        assert box.x0 > -0.02 and box.x1 < figure.get_figwidth() + 0.02
+        assert figure.axes[0].get_position().width > 0.2
+    assert draw().get_figwidth() == WIDTH, "the width is set back"
