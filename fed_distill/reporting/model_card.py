@@ -213,6 +213,8 @@ def _teacher(parameters: float | None) -> str:
 
 
 def _call(task: Task) -> str:
+    if task.of_campaigns:
+        return 'order, effects = student.recommend(["a title", "a later title"], ["a campaign", "another campaign"])'
     if task.of_histories:
         return 'order, scores = student.recommend(["a title", "a later title"], ["a candidate", "another candidate"])'
     if task.gains is not None:

@@ -124,7 +124,6 @@ def test_what_a_customer_buys_next_is_recommended_by_history_and_not_ranked_by_q
         baskets.rank("red phone", ["blue shoe"])
 
 
-
 def test_campaigns_are_ranked_for_a_customer_by_their_effect():
     student = served(MARKETING_EFFECT)
     campaigns = ("tea week", "soap week", "phones at half price")
@@ -134,6 +133,7 @@ def test_campaigns_are_ranked_for_a_customer_by_their_effect():
     effect = treated_bought / (treated_bought + treated_not) - control_bought / (control_bought + control_not)
     np.testing.assert_allclose(found.scores, effect, atol=1e-6)
     assert found.order.tolist() == np.argsort(-effect).tolist()
+
 
 def test_each_title_of_a_history_may_be_as_long_as_a_text(clicks):
     history = ["a" * 60, "b" * 60]
