@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.serverapp import Grid
 
@@ -23,7 +25,7 @@ from fed_distill.evaluation.metrics import classification_report, confusion
 from fed_distill.evaluation.shares import chance_scores
 from fed_distill.experiment.comparison import Comparison
 from fed_distill.experiment.preflight import check_settings, check_with_data
-from fed_distill.experiment.teaching import prepare_teacher
+from fed_distill.experiment.teaching import Teaching, prepare_teacher
 from fed_distill.logs import observed
 from fed_distill.models.labels_file import LabelsFile
 from fed_distill.models.student_folder import save_student
@@ -87,11 +89,7 @@ def run_experiment(
         probabilities = evaluator.test_probabilities(student).numpy()
         store.write(CLASSES, classification_report(probabilities, data.test.labels, data.task))
         if data.task.of_campaigns:
-            covers, ensemble = teaching.ensemble.covered(data.test).all(), teaching.ensemble
-            teacher = ensemble.labels("the test set", data.test).numpy() if covers else None
-            found = campaign_effect(data.test, probabilities, teacher, data.true_effects, experiment.data.seed)
-            store.write(EFFECTS, as_json(found))
-            store.write(EFFECTS_TABLE, as_table(found))
+            _write_effect(store, teaching, probabilities, experiment.data.seed)
         # a file of labels has no speed
         measure_speed = experiment.runtime.measure_speed and not isinstance(teaching.teacher, LabelsFile)
         summary = summarize(
@@ -130,3 +128,13 @@ def run_experiment(
         store.write_summary(summary)  # last: a run with a summary is finished
         callbacks.on_end(summary)
     return folder
+
+
+def _write_effect(store: RunStore, teaching: Teaching, probabilities: npt.NDArray[np.float32], seed: int) -> None:
+    """Write what a campaign did to the test customers, of whom the student predicts ``probabilities``."""
+    data, ensemble = teaching.data, teaching.ensemble
+    covered = bool(ensemble.covered(data.test).all())
+    teacher = ensemble.labels("the test set", data.test).numpy() if covered else None
+    account = campaign_effect(data.test, probabilities, teacher, data.true_effects, seed)
+    store.write(EFFECTS, as_json(account))
+    store.write(EFFECTS_TABLE, as_table(account))
