@@ -130,6 +130,13 @@ class HasEffects(Source, Protocol):
         ...
 
 
+def true_effects(source: Source, rows: IntArray) -> dict[int, float] | None:
+    """Return the true effects on the customers of ``rows``, by group; None if nobody knows them."""
+    if not isinstance(source, HasEffects):
+        return None
+    return dict(zip(source.groups[rows].tolist(), source.effects[rows].tolist(), strict=True))
+
+
 class Dataset(Protocol):
     """Reads rows from one place; its dataclass fields are its options."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from fed_distill.config import DataConfig
 from fed_distill.config.data import ClicksConfig
 from fed_distill.data.click_labels import labelled_by_clicks
-from fed_distill.data.dataset import HasEffects, HasParts, IntArray, Source
+from fed_distill.data.dataset import HasParts, IntArray, Source, true_effects
 from fed_distill.data.examples import (
     UNLABELED,
     ColdMerchants,
@@ -109,14 +109,9 @@ def federate(source: Source, config: DataConfig, proxy_source: Source | None = N
         ranking_test=source.ranking(joined["test"], "test", config.seed),
         account={},
         cold=_cold(source, row_blocks, split, config),
-        true_effects=_effects(source, held_out["test"]) if isinstance(source, HasEffects) else None,
+        true_effects=true_effects(source, held_out["test"]),
     )
     return _with_account(data, source, split, row_blocks, config)
-
-
-def _effects(source: HasEffects, rows: IntArray) -> dict[int, float]:
-    """Return the true effects of the test customers, by group."""
-    return dict(zip(source.groups[rows].tolist(), source.effects[rows].tolist(), strict=True))
 
 
 def split_rows(source: Source, config: DataConfig) -> Split:

@@ -39,7 +39,7 @@ _INVERSE_PENALTIES = (0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearFit:
     """A linear function of features: coefficients ``[features]`` and an intercept."""
 
     coefficients: Floats
@@ -50,13 +50,13 @@ class Linear:
         return np.asarray(features @ self.coefficients + self.intercept, dtype=np.float64)
 
 
-def logistic(features: sparse.csr_array, labels: Flags, weights: Floats | None = None) -> Linear:
+def logistic(features: sparse.csr_array, labels: Flags, weights: Floats | None = None) -> LinearFit:
     """Fit the logit of P(label | x) by logistic regression; with fewer than two of either label, the constant
     (k + 1/2) / (n + 1) (Krichevsky and Trofimov 1981). weights: of the rows ``[n]``."""
     folds = min(_FOLDS, int(labels.sum()), int((~labels).sum()))
     if folds < 2:
         share = (float(labels.sum()) + 0.5) / (len(labels) + 1)
-        return Linear(np.zeros(features.shape[1]), float(np.log(share / (1.0 - share))))
+        return LinearFit(np.zeros(features.shape[1]), float(np.log(share / (1.0 - share))))
     search = GridSearchCV(
         LogisticRegression(max_iter=1000),
         {"C": list(_INVERSE_PENALTIES)},
@@ -66,10 +66,10 @@ def logistic(features: sparse.csr_array, labels: Flags, weights: Floats | None =
     return _fitted(search, features, labels, weights)
 
 
-def ridge(features: sparse.csr_array, values: Floats, weights: Floats | None = None) -> Linear:
+def ridge(features: sparse.csr_array, values: Floats, weights: Floats | None = None) -> LinearFit:
     """Fit E[value | x] by ridge regression; of fewer than four values, their mean. weights: of the rows ``[n]``."""
     if len(values) < 2 * 2:
-        return Linear(np.zeros(features.shape[1]), float(values.mean()) if len(values) else 0.0)
+        return LinearFit(np.zeros(features.shape[1]), float(values.mean()) if len(values) else 0.0)
     search = GridSearchCV(
         Ridge(solver="sparse_cg"),
         {"alpha": [1.0 / weight for weight in _INVERSE_PENALTIES]},
@@ -79,7 +79,7 @@ def ridge(features: sparse.csr_array, values: Floats, weights: Floats | None = N
     return _fitted(search, features, values, weights)
 
 
-def fit(features: sparse.csr_array, treated: Flags, bought: Flags, clip: float) -> tuple[Linear, ...]:
+def fit(features: sparse.csr_array, treated: Flags, bought: Flags, clip: float) -> tuple[LinearFit, ...]:
     """Fit all parts of both learners, in the order of ``PARTS``.
 
     :param features: ``[n, features]``
@@ -114,7 +114,7 @@ def cross_fitted_propensity(features: sparse.csr_array, treated: Flags, clip: fl
     return found.clip(clip, 1.0 - clip)
 
 
-def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any], weights: Floats | None) -> Linear:
+def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any], weights: Floats | None) -> LinearFit:
     """Fit on the features that occur, which are few of a hashed table. Weights are scaled to a mean of 1, or they would
     change the penalty."""
     used = np.unique(features.indices)
@@ -123,4 +123,4 @@ def _fitted(search: Any, features: sparse.csr_array, values: npt.NDArray[Any], w
         search.fit(features[:, used], values, sample_weight=None if weights is None else weights / weights.mean())
     coefficients = np.zeros(features.shape[1])
     coefficients[used] = np.ravel(search.best_estimator_.coef_)
-    return Linear(coefficients, float(np.ravel(search.best_estimator_.intercept_)[0]))
+    return LinearFit(coefficients, float(np.ravel(search.best_estimator_.intercept_)[0]))
