@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run study test test-e2e bench clean
+.PHONY: help install run study test test-e2e bench docs clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +31,12 @@ bench: $(VENV)/.installed  ## Time a round beside other simulators (see experime
 	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python experiments/benchmarks/run.py $(ARGS)
 
+docs: $(VENV)/.installed  ## Build the documentation site into site/, offline
+	@$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 clean:  ## Remove .venv and caches; runs are kept
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV): 2 GB, some minutes"

@@ -2,7 +2,7 @@
 
 from pydantic_core import ErrorDetails
 
-_EXPECTED = {
+EXPECTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
@@ -33,10 +33,10 @@ def described(where: str, problem: ErrorDetails) -> str:
     kind = problem["type"]
     if kind == "missing":
         return f"{where} is missing"
-    if kind not in _EXPECTED:
+    if kind not in EXPECTED:
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
     given = problem["input"]
     shown = str(given).lower() if isinstance(given, bool) else f"{given!r:.80}"
     found = f", not {shown}" if isinstance(given, str | int | float) else ""
-    return f"{where or 'the value'} must be {_EXPECTED[kind].format(**problem.get('ctx', {}))}{found}"
+    return f"{where or 'the value'} must be {EXPECTED[kind].format(**problem.get('ctx', {}))}{found}"

@@ -1,16 +1,20 @@
 """What a notebook uses: ``Experiment``, ``run``, data frames, and own parts as the documentation shows them."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
 import fed_distill
 from fed_distill import Experiment, Result, run
+from fed_distill.errors import CheckpointError
 from fed_distill.models import load_model
 
-GUIDE = Path(__file__).parent.parent / "docs" / "extending.md"
+GUIDE = Path(__file__).parent.parent / "docs" / "how-to" / "extending.md"
 
 
 def test_run_returns_a_result_with_data_frames(tiny_experiment, tmp_path):
@@ -39,6 +43,23 @@ def test_the_package_offers_what_it_lists_and_nothing_else():
     assert all(getattr(fed_distill, name) is not None for name in fed_distill.__all__)
     with pytest.raises(AttributeError, match="module 'fed_distill' has no attribute 'train'"):
         _ = fed_distill.train
+
+
+def test_public_names_are_listed_before_they_are_imported():
+    code = "import sys, fed_distill; print(sorted(dir(fed_distill)), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("False")
+    assert all(repr(name) in done.stdout for name in fed_distill.__all__)
+
+
+def test_a_finished_run_is_opened_by_its_folder_and_shown_as_a_table(tiny_experiment, tmp_path):
+    folder = run(tiny_experiment(tmp_path, {"controls": ["server"], "federation.rounds": 1})).folder
+    result = Result(str(folder))
+    assert repr(result) == f"Result({str(folder)!r})"
+    shown = ElementTree.fromstring(result._repr_html_())
+    assert [row[0].text for row in shown.iterfind("tbody/tr")] == list(result.comparison["name"])
+    with pytest.raises(CheckpointError, match="it is not the folder of a run"):
+        Result(tmp_path / "nothing")
 
 
 def block(language):

@@ -1,4 +1,4 @@
-"""How much of a promise the white-box audit can show where nothing is wrong: the table in docs/privacy.md.
+"""How much of a promise the white-box audit can show where nothing is wrong: the table in docs/concepts/privacy.md.
 
     python experiments/benchmarks/audit_power.py
 

@@ -1,4 +1,4 @@
-"""What noise leaves of expertise: the table in docs/privacy.md.
+"""What noise leaves of expertise: the table in docs/concepts/privacy.md.
 
     python experiments/benchmarks/expertise_noise.py
 

@@ -1,4 +1,4 @@
-"""Measure what a merchant costs, try many, and write the tables of ``docs/scaling.md`` from what was measured.
+"""Measure what a merchant costs, try many, and write the tables of ``docs/how-to/scaling.md`` from what was measured.
 
 ``python experiments/benchmarks/scaling.py constants``, ``... scaling.py run 10000`` and ``... scaling.py write`` share
 one file of measurements, in which each replaces what it measured before.
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     grow.add_argument("merchants", type=int, help="how many are generated")
     page = commands.add_parser("write", help="write the tables")
     page.add_argument(
-        "--page", type=Path, default=HERE.parents[1] / "docs" / "scaling.md", help="where the markers are"
+        "--page", type=Path, default=HERE.parents[1] / "docs" / "how-to" / "scaling.md", help="where the markers are"
     )
     return parser
 

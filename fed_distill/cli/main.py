@@ -14,9 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from fed_distill.cli.audit import audit
+from fed_distill.cli.compare import compare
+from fed_distill.cli.experiments import experiments_app
 from fed_distill.cli.explain import explain
 from fed_distill.cli.export import export
 from fed_distill.cli.index import index
+from fed_distill.cli.init import init
+from fed_distill.cli.keys import keys
 from fed_distill.cli.ledger import ledger_app
 from fed_distill.cli.load import load_test
 from fed_distill.cli.prune import prune
@@ -34,20 +38,42 @@ STOPPED = 130
 """Exit code of an interrupted run."""
 app = typer.Typer(
     name="fed-distill",
-    help="Federated distillation for e-commerce search and recommendation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(experiments_app, name="experiments")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(sites_app, name="sites")
+app.command(epilog="Example: fed-distill compare runs/quickstart runs/short")(compare)
+app.command(epilog="Example: fed-distill keys federation.rounds")(keys)
+app.command(epilog="Example: fed-distill init reviews.csv")(init)
 app.command(epilog="Example: fed-distill audit runs/quickstart")(audit)
 app.command(epilog="Example: fed-distill export runs/quickstart --to exported")(export)
 app.command(epilog="Example: fed-distill prune runs/bert --layers 2 --neurons 256 --to runs/bert-pruned")(prune)
 app.command(epilog="Example: fed-distill serve exported")(serve)
 app.command("load-test", epilog="Example: fed-distill load-test http://localhost:8080 --p99-ms 20")(load_test)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from fed_distill import __version__
+
+        sys.stdout.write(f"fed-distill {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit"),
+    ] = False,
+) -> None:
+    """Federated distillation for e-commerce search and recommendation."""
+
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="experiment, a TOML file", show_default=False)]
 Settings = Annotated[

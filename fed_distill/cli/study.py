@@ -82,6 +82,7 @@ def study(
     kept = leaf_keys(changes)
     given = Study.read(file, changes)
     cells = expand(given, tiny, kept)
+    _check_names(expand(given) if tiny else cells)
     _check(cells)
     if only:
         cells = chosen(given, cells, only)
@@ -113,6 +114,19 @@ def study(
     Console(stderr=markdown).print(f"report: {escape(str(found.report))}", soft_wrap=True)
     if not found.complete:
         raise typer.Exit(INCOMPLETE)
+
+
+def _check_names(cells: Sequence["Cell"]) -> None:
+    """Check the names of all parts as they are in the file: a tiny version has another teacher."""
+    from fed_distill.errors import ConfigError
+    from fed_distill.experiment.names import check_names
+    from fed_distill.sweeps.cells import distinct
+
+    for cell in distinct(cells).values():
+        try:
+            check_names(cell.experiment)
+        except ConfigError as error:
+            raise ConfigError(f"cell {cell.title}: {error}") from error
 
 
 def _check(cells: Sequence["Cell"]) -> None:

@@ -56,6 +56,7 @@ def tune(
 
     changes = dict(parse_setting(text) for text in settings or ())
     given = Tuning.read(file, changes)
+    _check_names(given, file)
     given = given.tiny(leaf_keys(changes)) if tiny else given
     _check(given, file)
     places = Places(out or given.base.runtime.folder / "tunings" / f"{given.name}{'-tiny' if tiny else ''}")
@@ -66,6 +67,17 @@ def tune(
     _conclude(found, places)
     if found.best is None:
         raise typer.Exit(NOTHING)
+
+
+def _check_names(given: "Tuning", file: Path) -> None:
+    """Check the names of all parts as they are in the file: a tiny version has another teacher."""
+    from fed_distill.experiment.names import check_names
+
+    for title, experiment in given.probes():
+        try:
+            check_names(experiment)
+        except ConfigError as error:
+            raise ConfigError(f"{file}, {title}: {error}") from error
 
 
 def _check(given: "Tuning", file: Path) -> None:

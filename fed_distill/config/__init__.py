@@ -12,7 +12,7 @@ from fed_distill.config.distillation import (
     TeacherConfig,
     Transfer,
 )
-from fed_distill.config.experiment import Experiment, parse_setting
+from fed_distill.config.experiment import Experiment
 from fed_distill.config.federation import AdaptationConfig, FederationConfig, TransportConfig
 from fed_distill.config.optimizer import OptimizerChanges, OptimizerConfig
 from fed_distill.config.privacy import (
@@ -29,6 +29,7 @@ from fed_distill.config.privacy import (
     is_protected,
 )
 from fed_distill.config.runtime import RuntimeConfig
+from fed_distill.config.settings import parse_setting
 from fed_distill.config.tables import PositiveFloat, PositiveInt, Share
 from fed_distill.config.training import (
     AdversarialConfig,

@@ -1,15 +1,21 @@
-"""The controls of an experiment, each of which isolates one source of gain.
+"""The controls of an experiment, each of which isolates one source of gain."""
 
-``student``: the server's labels, without teacher or merchants. ``server``: with the teacher's soft labels, so that the
-difference is what the teacher adds. ``local``: each merchant alone, from ``server``. ``fedavg``: federation from
-``student``, without a teacher anywhere. ``pooled``: everybody's data in one place, with the teacher. ``oracle-proxy``:
-``student`` with the true labels of the proxy set, the ceiling of methods on soft labels. ``popularity``, ``repeat`` and
-``item-knn``: recommenders without trained weights, of everybody's data (``evaluation/recommenders.py``).
-"""
-
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 Control = Literal["student", "server", "local", "pooled", "fedavg", "oracle-proxy", "popularity", "repeat", "item-knn"]
+MEANINGS: Mapping[Control, str] = {
+    "student": "the student trained on the server's labels, without teacher or merchants: what labels alone give",
+    "server": "student, with the teacher's soft labels on the proxy set too: what the teacher adds",
+    "local": "server, trained further by each merchant alone: what a merchant gains without others",
+    "pooled": "server, trained further on everybody's data in one place: what moving the data would give",
+    "fedavg": "federated averaging from student, without a teacher anywhere: what federation adds",
+    "oracle-proxy": "student, with the true labels of the proxy set too: the ceiling of methods on soft labels",
+    "popularity": "recommends what is bought most, without training, from everybody's data",
+    "repeat": "recommends what the customer bought before, then by popularity, from everybody's data",
+    "item-knn": "recommends what is bought with what the customer bought, without training, from everybody's data",
+}
+"""What each control is, and what it isolates."""
 CONTROLS: tuple[Control, ...] = get_args(Control)
 OF_PURCHASES: tuple[Control, ...] = ("popularity", "repeat", "item-knn")
 """Controls of the task next-basket alone."""

@@ -6,7 +6,6 @@ student, method ...) have their own options in an ``options`` table, which is va
 
 import tomllib
 from collections.abc import Collection, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,8 +28,9 @@ from fed_distill.config.privacy import (
 )
 from fed_distill.config.renamed import check_renamed
 from fed_distill.config.runtime import RuntimeConfig
+from fed_distill.config.settings import set_key
 from fed_distill.config.tables import ConfigTable, PositiveInt, Seed
-from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.config.toml import as_name, check_kind, first_problem, read_toml
 from fed_distill.config.training import TrainerConfig, TrainingConfig
 from fed_distill.errors import ConfigError
 
@@ -45,7 +45,7 @@ class Experiment(ConfigTable):
         "experiment",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=200,
-        description="name of the run and its folder",
+        description="name of the run and its folder; without it, the name of the file",
     )
     seed: Seed = Field(0, description="seed of the first repeat; repeat k uses seed + k")
     repeats: PositiveInt = Field(1, description="number of seeds; tables show the mean and a 95 % interval")
@@ -257,13 +257,12 @@ class Experiment(ConfigTable):
 
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file and apply ``overrides`` (dotted keys)."""
+        """Read a TOML file and apply ``overrides`` (dotted keys); without a name it is called as the file."""
         tables = read_toml(path, "experiment")
-        for table, command in (("axis", "study"), ("search", "tune")):
-            if table in tables:
-                raise ConfigError(f"{path} has [[{table}]] and is not an experiment: use `fed-distill {command}`")
+        check_kind(tables, path, "experiment")
+        tables.setdefault("name", as_name(Path(path).stem))
         for key, value in (overrides or {}).items():
-            _set(tables, key, value)
+            set_key(tables, key, value)
         return cls.parse(tables, str(path))
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
@@ -275,7 +274,7 @@ class Experiment(ConfigTable):
             known = table_of_unit(unit).model_fields.keys() - {"options"}
             tables["privacy"] = {key: value for key, value in tables["privacy"].items() if key in known}
         for key, value in changes.items():
-            _set(tables, key, value)
+            set_key(tables, key, value)
         return type(self).parse(tables)
 
     def tiny(self, kept: Collection[str] = ()) -> Self:
@@ -375,26 +374,6 @@ def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def personal_arm(title: str) -> str:
     """Return the arm in which merchants adapt a federation's student. Titles have no slash, so it is not a title."""
     return f"{title}/personal"
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Read ``key=value`` as on the command line; the value is TOML, or a plain string."""
-    key, separator, value = text.partition("=")
-    if not separator or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"--set requires key=value, for example federation.rounds=3, not {text!r}")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
-
-
-def _set(tables: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        tables = tables.setdefault(parent, {})
-        if not isinstance(tables, dict):
-            raise ConfigError(f"{dotted}: {parent} is a value, not a table")
-    tables[last] = deepcopy(value)  # later keys may write into it
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -11,6 +11,8 @@ from fed_distill.config.tables import BatchSize, ClippingNorm, ConfigTable, Nois
 
 UNPROTECTED = "none"
 """The unit without privacy. Every other unit names a mechanism of ``mechanisms.MECHANISMS``."""
+GAUSSIAN = ("noise_multiplier", "delta")
+"""Keys of units that add Gaussian noise, which unit ``label`` does not have."""
 
 
 def is_protected(unit: str) -> bool:
@@ -241,7 +243,7 @@ class LabelPrivacy(LabelsConfig, ProtectedConfig):
 
     @model_validator(mode="after")
     def _pure(self) -> Self:
-        for name in ("noise_multiplier", "delta"):
+        for name in GAUSSIAN:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is for Gaussian noise, which unit 'label' does not add: set epsilon only")
         return self

@@ -46,7 +46,11 @@ def render(account: Mapping[str, Any]) -> str:
     elsewhere = not merchants["clients"]
     lines = [f"{account['dataset']}, task {account['task']}", "", "Cleaning"]
     lines.append(_row("rows read", cleaning["rows_read"]))
-    lines.extend(_row(f"dropped: {reason}", count) for reason, count in cleaning["dropped"].items())
+    labels = ", ".join(f"{label or 'empty'}: {count:,}" for label, count in cleaning.get("unknown_labels", {}).items())
+    notes = {"unknown label": labels}
+    lines.extend(
+        _row(f"dropped: {reason}", count, notes.get(reason, "")) for reason, count in cleaning["dropped"].items()
+    )
     lines.append(_row("rows kept", cleaning["rows_kept"]))
     lines.extend(_row(f"masked: {kind}", count) for kind, count in cleaning["masked"].items())
     if cleaning["unlabeled_merchants"]:

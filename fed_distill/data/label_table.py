@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fed_distill.data.examples import UNLABELED, Examples, Task
-from fed_distill.data.table import read_columns
+from fed_distill.data.table_file import read_columns
 from fed_distill.data.tasks import label_reader, label_text
 from fed_distill.errors import ConfigError, DataError
 from fed_distill.storage.files import write_atomic

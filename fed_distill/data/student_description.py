@@ -1,7 +1,7 @@
 """``student.json``: the task of a trained student, and the cleaning and encoding of its texts.
 
-Reading it requires no network, so that a student that was exported is served without torch. ``docs/student.md`` has the
-format.
+Reading it requires no network, so that a student that was exported is served without torch.
+``docs/how-to/student.md`` has the format.
 """
 
 from dataclasses import dataclass

@@ -1,28 +1,13 @@
-"""A user's table: CSV, TSV, Parquet or JSON lines, read with the Hugging Face ``datasets`` library.
+"""A user's table, as a dataset for every task."""
 
-The network is not used, and nothing is left in that library's cache.
-"""
-
-import csv
-import sys
-import tempfile
+import codecs
+import logging
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from datasets import (
-    Dataset,
-    Features,
-    Value,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
-from datasets.exceptions import DatasetGenerationError
-from datasets.utils import logging as library_log
 from pydantic import Field
 
 from fed_distill.config import DataConfig
@@ -30,6 +15,7 @@ from fed_distill.data.cleaning import clean
 from fed_distill.data.dataset import Source
 from fed_distill.data.examples import UNLABELED, Task
 from fed_distill.data.labeled import CatalogueFile, LabeledRows
+from fed_distill.data.table_file import read_columns, texts_of
 from fed_distill.data.tasks import (
     MATCHING,
     RECOMMEND,
@@ -42,16 +28,14 @@ from fed_distill.data.tasks import (
 )
 from fed_distill.errors import ConfigError, DataError
 
+LOG = logging.getLogger("fed_distill.data")
+
 _FIXED = {task.name: task for task in (RELEVANCE, RECOMMEND, MATCHING, SENTIMENT)}
 _OF_LABELS = ("category", "faq")
 """Tasks with one text whose classes are the labels in the file."""
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _TEXT_ROLES = ["text", "pair"]
-_EXACT = 2.0**53
-"""From this value on, float64 cannot represent every integer."""
-_COLUMNS = "data.options.columns, a site under [data.columns]"
-_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
-"""Messages of the library for a table without rows: text files, Parquet files."""
+SHOWN_LABELS = 8
+"""Number of unknown labels that are named, the most frequent."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +62,14 @@ class Table:
     """A file of labelled texts or pairs, for every task: ``relevance``, ``recommend`` and ``matching`` of pairs,
     ``sentiment``, ``category`` and ``faq`` of texts, the last two with the file's labels as classes.
 
-    path: a .csv, .tsv, .parquet, .jsonl or .json (one object per line) file. columns: column names by role, see
-    `Columns`. labels: class name of each label in the file. ranking_queries: maximum number of queries in the ranking
-    view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose texts are public
-    for all merchants; catalogue: a file of public texts, in one of the formats above, with catalogue_columns as the
-    names of its columns by role (``text``, ``pair``), by default those in columns. A cell may be empty, and a query and
-    a title in one row need not belong together. For recommend, only ``pair`` is public.
+    path: a .csv, .tsv, .txt, .parquet, .jsonl or .json (one object per line) file; all but .parquet may be compressed
+    (.csv.gz), and columns may be separated by comma, semicolon, tab or vertical bar. encoding: of a file that is in
+    neither UTF-8 nor UTF-16, such as windows-1252. columns: column names by role, see `Columns`. labels: class name of
+    each label in the file; rows with other labels are dropped. ranking_queries: maximum number of queries in the
+    ranking view. For data.proxy_from = "catalogue", one of: public_columns: roles (``text``, ``pair``) whose texts are
+    public for all merchants; catalogue: a file of public texts, in one of the formats above, with catalogue_columns as
+    the names of its columns by role (``text``, ``pair``), by default those in columns. A cell may be empty, and a query
+    and a title in one row need not belong together. For recommend, only ``pair`` is public.
     """
 
     path: Path
@@ -93,8 +79,15 @@ class Table:
     catalogue: Path | None = None
     catalogue_columns: dict[str, str] = field(default_factory=dict)
     public_columns: tuple[Literal["text", "pair"], ...] = ()
+    encoding: str = ""
 
     def __post_init__(self) -> None:
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(
+                f"encoding {self.encoding!r} is unknown: use a name such as windows-1252 or latin-1"
+            ) from error
         for option, roles in (("columns", [role.name for role in fields(Columns)]), ("catalogue_columns", _TEXT_ROLES)):
             unknown = sorted(set(getattr(self, option)) - set(roles))
             if unknown:
@@ -135,7 +128,7 @@ class Table:
         if self.named.group:
             # A row without a group key forms its own group.
             groups = [label_text(value) or row for row, value in enumerate(columns[self.named.group])]
-        return LabeledRows.build(
+        rows = LabeledRows.build(
             task,
             texts=self.texts_of(columns, self.named.text),
             labels=labels,
@@ -147,6 +140,25 @@ class Table:
             domains=[label_text(value) for value in columns[self.named.domain]] if self.named.domain else None,
             public_texts=self._public(task, config) if config.proxy_from == "catalogue" else False,
         )
+        return self._with_unknown_labels(rows, raw)
+
+    def _with_unknown_labels(self, rows: LabeledRows, raw: Sequence[Any]) -> LabeledRows:
+        """Name the labels that are no class, whose rows were dropped, in the log and in the account of ``rows``."""
+        read_label = label_reader(rows.task)
+        unknown = Counter(label_text(value) for value in raw if read_label(value) == UNLABELED)
+        if not unknown:
+            return rows
+        shown = dict(unknown.most_common(SHOWN_LABELS))
+        more = f" and {len(unknown) - len(shown):,} more" if len(unknown) > len(shown) else ""
+        LOG.warning(
+            "%s: rows of these labels, which are no class of %s, are dropped: %s%s; to keep them, map the labels with "
+            "data.options.labels",
+            self.path,
+            rows.task.name,
+            ", ".join(f"{label!r} ({count:,})" if label else f"empty ({count:,})" for label, count in shown.items()),
+            more,
+        )
+        return replace(rows, account={**rows.account, "unknown_labels": shown})
 
     def _public(self, task: Task, config: DataConfig) -> CatalogueFile | bool:
         """Read the catalogue file, or return True if the public columns suffice for ``task``.
@@ -167,7 +179,7 @@ class Table:
         if config.proxy_domains:
             raise ConfigError("data.proxy_domains: a catalogue file has no domains; remove them, or use public_columns")
         named = {role: self.catalogue_columns.get(role, getattr(self.named, role)) for role in required}
-        columns = read_columns(self.catalogue, list(named.values()), "data.options.catalogue_columns")
+        columns = read_columns(self.catalogue, list(named.values()), "data.options.catalogue_columns", self.encoding)
         found: dict[str, tuple[str, ...]] = {}
         for role, name in named.items():
             texts = texts_of(self.catalogue, columns, name)
@@ -181,7 +193,7 @@ class Table:
 
     def columns_of_file(self, *more: str) -> dict[str, list[Any]]:
         """Return the columns with a role, and ``more``, as lists; raise DataError, naming the file and the problem."""
-        return read_columns(self.path, [*asdict(self.named).values(), *more])
+        return read_columns(self.path, [*asdict(self.named).values(), *more], encoding=self.encoding)
 
     def labels_of(self, columns: dict[str, list[Any]]) -> list[Any]:
         """Return the label column, mapped by ``labels``."""
@@ -197,133 +209,6 @@ class Table:
     def texts_of(self, columns: dict[str, list[Any]], name: str) -> list[str | None]:
         """Return one of ``columns`` as texts; raise DataError, naming the row, for a value of another type."""
         return texts_of(self.path, columns, name)
-
-
-def texts_of(path: Path, columns: dict[str, list[Any]], name: str) -> list[str | None]:
-    """Return one of ``columns`` of ``path`` as texts; raise DataError, naming the row, for a value of another type."""
-    texts: list[str | None] = []
-    for row, value in enumerate(columns[name], start=1):
-        if value is not None and not isinstance(value, (str, int, float)):
-            raise DataError(f"{path}, row {row}: column {name!r} holds a {type(value).__name__}, not text")
-        texts.append(label_text(value))
-    return texts
-
-
-def read_columns(path: Path, names: Sequence[str], option: str = _COLUMNS) -> dict[str, list[Any]]:
-    """Return the columns ``names`` of a file as lists; empty names are ignored.
-
-    :param option: option that names the columns, for the message if one is missing
-    :raises DataError: the file cannot be read, or has no such column or no rows
-    """
-    if not path.is_file():
-        raise DataError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
-    if not path.stat().st_size:
-        raise DataError(f"{path} is empty")
-    wanted = sorted({name for name in names if name})
-    # The library writes an Arrow copy; it is deleted at once.
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            with _quiet():
-                table = _open(path, wanted, scratch, option)
-        except (DatasetGenerationError, ValueError, TypeError, OSError) as error:
-            reason = str(error.__cause__ or error).strip()
-            if any(words in reason for words in _NO_ROWS):
-                raise DataError(f"{path} has no rows") from error
-            raise DataError(f"cannot read {path}: {reason}") from error
-        _check_columns(path, wanted, table.column_names, option)
-        columns = {name: list(table[name]) for name in wanted}
-        del table
-    for name, values in columns.items():
-        _check_whole(path, name, values)
-    if not columns[wanted[0]]:
-        raise DataError(f"{path} has no rows")
-    return columns
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress progress bars and log of the library, whose exceptions contain all that is needed."""
-    disabled, verbosity = are_progress_bars_disabled(), library_log.get_verbosity()
-    disable_progress_bars()
-    library_log.set_verbosity(library_log.CRITICAL)
-    try:
-        yield
-    finally:
-        library_log.set_verbosity(verbosity)
-        if not disabled:
-            enable_progress_bars()
-
-
-def _open(path: Path, wanted: list[str], scratch: str, option: str) -> Dataset:
-    suffix = path.suffix.lower()
-    if suffix in _SEPARATORS:
-        header = _header(path, _SEPARATORS[suffix])
-        _check_columns(path, wanted, header, option)
-        header = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # names as in pandas
-        # Read all columns as text: a merchant named 007 keeps its name, and a product named NA is not missing.
-        table = Dataset.from_csv(
-            str(path),
-            features=Features({name: Value("string") for name in header}),
-            cache_dir=scratch,
-            keep_in_memory=True,
-            sep=_SEPARATORS[suffix],
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-    elif suffix == ".parquet":
-        table = Dataset.from_parquet(str(path), cache_dir=scratch, keep_in_memory=True)
-    elif suffix in (".jsonl", ".json"):
-        table = Dataset.from_json(str(path), cache_dir=scratch, keep_in_memory=True)
-    else:
-        raise DataError(f"{path}: unknown format; use a .csv, .tsv, .parquet, .jsonl or .json file")
-    if not isinstance(table, Dataset):
-        raise DataError(f"{path} contains more than one table")
-    return table
-
-
-def _header(path: Path, separator: str) -> list[str]:
-    """Return the column names of a text file whose rows have no more fields; pandas would shift longer ones.
-
-    :raises DataError: a row has more fields than the header, or a quoted field has no end
-    """
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.reader(lines, delimiter=separator)
-            header = next(reader, [])
-            for row, fields_of_row in enumerate(reader, start=1):
-                if len(fields_of_row) > len(header):
-                    raise DataError(
-                        f"{path}, row {row} (line {reader.line_num}): {len(fields_of_row)} fields, and the header has "
-                        f"{len(header)}: quote texts that contain {separator!r}, or name all columns"
-                    )
-    except csv.Error as error:
-        raise DataError(f"cannot read {path}, line {reader.line_num}: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-    return header
-
-
-def _check_columns(path: Path, wanted: list[str], there: list[str], option: str) -> None:
-    double = [name for name in wanted if there.count(name) > 1]
-    if double:
-        raise DataError(f"{path} has {there.count(double[0])} columns {double[0]!r}: rename all but one")
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise DataError(
-            f"{path} has no column {missing[0]!r}; it has: {', '.join(there) or 'none'}. "
-            f"Name the columns under {option}"
-        )
-
-
-def _check_whole(path: Path, name: str, values: list[Any]) -> None:
-    """Raise DataError if a number is too large to be exact, since two merchants or products would become one."""
-    for row, value in enumerate(values, start=1):
-        if isinstance(value, float) and abs(value) >= _EXACT:
-            raise DataError(
-                f"{path}, row {row}: column {name!r} has a number near {value:g} whose last digits are lost: "
-                "write the column as text"
-            )
 
 
 def _task(name: str, labels: list[Any], path: Path) -> Task:

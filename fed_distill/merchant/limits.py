@@ -36,20 +36,24 @@ MAX_EPSILON = 8.0
 
 
 class Limit(BaseModel):
-    """Limits of one merchant.
-
-    max_epsilon: maximum epsilon of one example over all releases of all privacy units; None, in a simulation: no limit.
-    max_delta: maximum delta of a guarantee; None, in a simulation: any below one over the number of members of the
-    unit. min_noise: minimum noise multiplier of a private step. units: allowed units; ``none`` (training without
-    privacy) and units with noise at the server must be listed; None, in a simulation: all.
-    """
+    """Limits of one merchant. ``None`` is for simulations only: no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_epsilon: PositiveFloat | None = MAX_EPSILON
-    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = DELTA
-    min_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    units: tuple[Unit, ...] | None = PROTECTED
+    max_epsilon: PositiveFloat | None = Field(
+        MAX_EPSILON, description="maximum epsilon of one example over all releases of all privacy units"
+    )
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        DELTA, description="maximum delta of a guarantee; none: any below one over the number of members of the unit"
+    )
+    min_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        0.0, description="minimum noise multiplier of a private step"
+    )
+    units: tuple[Unit, ...] | None = Field(
+        PROTECTED,
+        description="allowed privacy units; `none` (training without privacy) and units with noise at the server must "
+        "be listed",
+    )
 
     def allows(self, unit: str) -> bool:
         """Whether the merchant participates in federations of privacy ``unit``."""
@@ -79,30 +83,38 @@ class Limit(BaseModel):
 
 
 class Rules(BaseModel):
-    """Rules of a site, and bounds on the cost of a request. None: no bound, as in a simulation.
-
-    methods: allowed names as in ``federation.method``; None: any. max_rounds: rounds of one federation, as planned and
-    counted by the server; it does not protect against a server that misreports them: for that, set ``max_epsilon`` and
-    ``units`` without ``none``. max_update_mib: size of one merchant's serialized uplink. max_model_mib: size of the
-    weights of one student. max_steps: optimizer steps of one merchant in one round. max_seconds: time for one message.
-    max_memory_gib: memory of the process that handles it. imports: import paths, ``package.module:Name``, that a
-    request may use beside the built-in parts. hours: hours of the day in which it participates, in the site's local
-    time, such as ``"22:00-06:00"``; None: always. scores: whether the server gets the number of a merchant's correct
-    test examples, which has no noise.
-    """
+    """Rules of a site, and bounds on the cost of a request. ``None`` is no bound."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    methods: tuple[str, ...] | None = None
-    max_rounds: PositiveInt | None = None
-    max_update_mib: PositiveFloat | None = None
-    max_model_mib: PositiveFloat | None = 256.0
-    max_steps: PositiveInt | None = 100_000
-    max_seconds: PositiveFloat | None = 3600.0
-    max_memory_gib: PositiveFloat | None = 16.0
-    imports: tuple[Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")], ...] = ()
-    hours: str | None = None
-    scores: bool = False
+    methods: tuple[str, ...] | None = Field(
+        None, description="allowed methods, named as in `federation.method`; none: any"
+    )
+    max_rounds: PositiveInt | None = Field(
+        None,
+        description="maximum number of rounds of one federation, as planned and counted by the server; against a "
+        "server that misreports them, set `max_epsilon` and `units` without `none`",
+    )
+    max_update_mib: PositiveFloat | None = Field(None, description="maximum MiB of one merchant's serialized uplink")
+    max_model_mib: PositiveFloat | None = Field(256.0, description="maximum MiB of the weights of one student")
+    max_steps: PositiveInt | None = Field(
+        100_000, description="maximum number of optimizer steps of one merchant in one round"
+    )
+    max_seconds: PositiveFloat | None = Field(3600.0, description="maximum seconds for one message")
+    max_memory_gib: PositiveFloat | None = Field(
+        16.0, description="maximum GiB of memory of the process that handles a message"
+    )
+    imports: tuple[Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")], ...] = Field(
+        (), description="import paths, `package.module:Name`, that a request may use beside the built-in parts"
+    )
+    hours: str | None = Field(
+        None,
+        description="hours of the day in which the site participates, in its local time, such as `22:00-06:00`; none: "
+        "always",
+    )
+    scores: bool = Field(
+        False, description="the server gets the number of a merchant's correct test examples, which has no noise"
+    )
 
     @field_validator("hours")
     @classmethod
@@ -163,7 +175,9 @@ class Limits(BaseModel):
 
     rules: Rules = Rules()
     default: Limit = Limit()
-    merchants: Mapping[str, Limit] = {}
+    merchants: Mapping[str, Limit] = Field(
+        {}, description="limits of single merchants, by name; keys that are not set are as in `default`"
+    )
 
     def of(self, merchant: str) -> Limit:
         """Return one merchant's limit: keys of its own table, otherwise of ``[default]``."""

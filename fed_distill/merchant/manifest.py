@@ -37,34 +37,37 @@ class _Table(BaseModel):
 class OwnData(_Table):
     """A site's table of labelled examples.
 
-    path: a .csv, .tsv, .parquet or .jsonl file. columns: names of the columns, by the roles of
-    ``fed_distill.data.table.Columns``; without a ``merchant`` column all rows belong to one merchant with the site's
-    name. labels: class names by label in the file. merchants: merchants of the file that participate; empty: all with
-    training examples. valid_share, test_share: expected shares of the groups that are held out. Each group is assigned
-    by a hash of its name, so that an added row moves no other row (except a duplicate that it replaces). seed: seed of
-    this split, chosen by the site: a server that chose it could have every row held out once, and scored. part: column
-    with ``train``, ``valid`` or ``test``, for rows that are already cleaned and split.
+    Each group of rows is assigned to training, validation or test by a hash of its name, so that an added row moves no
+    other row (except a duplicate that it replaces).
     """
 
-    path: Path
-    columns: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    merchants: tuple[str, ...] = ()
-    valid_share: Share = 0.1
-    test_share: Share = 0.2
-    seed: int = 0
-    part: str = ""
+    path: Path = Field(description="a .csv, .tsv, .parquet or .jsonl file")
+    columns: dict[str, str] = Field(
+        {},
+        description="names of the columns by role (text, label, pair, merchant, group, domain); without a merchant "
+        "column all rows belong to one merchant with the site's name",
+    )
+    labels: dict[str, str] = Field({}, description="class of each label in the file")
+    merchants: tuple[str, ...] = Field(
+        (), description="merchants of the file that participate; empty: all with training examples"
+    )
+    valid_share: Share = Field(0.1, description="expected share of the groups that are held out for validation")
+    test_share: Share = Field(0.2, description="expected share of the groups that are held out for the test")
+    seed: int = Field(
+        0,
+        description="seed of this split, chosen by the site: a server that chose it could have every row held out "
+        "once, and scored",
+    )
+    part: str = Field("", description="column with train, valid or test, for rows that are already cleaned and split")
 
 
 class Observing(_Table):
-    """Logs and metrics of a site, for its staff.
+    """Logs and metrics of a site, for its staff."""
 
-    logs: ``text``, or ``json`` with one object per line, without any data. metrics: whether counts and budgets are
-    written for Prometheus to ``metrics/`` of the state folder.
-    """
-
-    logs: Style = "text"
-    metrics: bool = False
+    logs: Style = Field("text", description="text, or json with one object per line, without any data")
+    metrics: bool = Field(
+        False, description="write counts and budgets for Prometheus to `metrics/` of the state folder"
+    )
 
     @field_validator("metrics")
     @classmethod
@@ -75,22 +78,22 @@ class Observing(_Table):
 
 
 class Manifest(_Table):
-    """A site.
+    """A site. Paths are relative to the file's folder."""
 
-    state: folder of its state. proxy: file with the task and the proxy set. secret: file with random bytes that seed
-    its noise. rehearsal: whether its data are synthetic, so that it needs no secret; its noise is then drawn from the
-    run's seed, which the server has, and the run is reproducible. trainer: as ``runtime.trainer``, and overrides it.
-    folder: folder of the file.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] = Field(description="name of the site")
     server: Server
     data: OwnData
-    state: Path = Path("state")
-    proxy: Path = Path("proxy.json")
-    secret: Path | None = None
-    rehearsal: bool = False
-    trainer: Literal["cohort", "sequential"] | None = None
+    state: Path = Field(Path("state"), description="folder of the site's state")
+    proxy: Path = Field(Path("proxy.json"), description="file with the task and the proxy set")
+    secret: Path | None = Field(None, description="file with random bytes that seed the site's noise")
+    rehearsal: bool = Field(
+        False,
+        description="the data are synthetic, so that no secret is needed: noise is drawn from the run's seed, which "
+        "the server has, and the run is reproducible",
+    )
+    trainer: Literal["cohort", "sequential"] | None = Field(
+        None, description="as `runtime.trainer`, which it overrides; none: as there"
+    )
     limits: Limits = Limits()
     observing: Observing = Observing()
     folder: Annotated[Path, Field(exclude=True)] = Path(".")

@@ -12,17 +12,16 @@ from fed_distill.merchant.limits import Limits
 
 
 class Server(BaseModel):
-    """Address of the server, HOST:PORT, and its versions by package.
-
-    app: SHA-256 of the app bundle that the site accepts (``fed_distill.deploy.bundle``); None for that of the installed
-    package.
-    """
+    """The server that the site connects to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    address: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
-    app: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    versions: Mapping[str, str] = {}
+    address: Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] = Field(description="address of the server, HOST:PORT")
+    app: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="SHA-256 of the app bundle that the site accepts; none: that of the installed package",
+    )
+    versions: Mapping[str, str] = Field({}, description="the server's versions, by package")
 
 
 class Service(BaseModel):

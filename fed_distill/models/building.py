@@ -17,39 +17,12 @@ from fed_distill.config import TeacherConfig
 from fed_distill.data.examples import Task
 from fed_distill.errors import ConfigError, ModelError
 from fed_distill.models.base import TextModel, read_model_files
+from fed_distill.models.names import STUDENTS, TEACHERS
 from fed_distill.models.weights import Weights
 from fed_distill.registry import Registry
 from fed_distill.seeds import Randomness
 from fed_distill.validation import described
 
-STUDENTS = Registry(
-    "student",
-    {
-        "two-tower": "fed_distill.models.two_tower:TwoTower",
-        "static": "fed_distill.models.static:static",
-        "history-tower": "fed_distill.models.history_tower:HistoryTower",
-        "lstm": "fed_distill.models.lstm:LSTM",
-        "bert-mini": "fed_distill.models.bert:bert_mini",
-        "distilbert": "fed_distill.models.bert:distilbert",
-        "mobilebert": "fed_distill.models.bert:mobilebert",
-    },
-    built_in=(
-        "fed_distill.models.transformer:Transformer",
-        "fed_distill.models.static:Static",
-        "fed_distill.models.pair:Pair",
-        "fed_distill.models.meta_learner:MetaLearner",
-    ),
-)
-TEACHERS = Registry(
-    "teacher",
-    {
-        "minilm": "fed_distill.models.pretrained:minilm",
-        "bert-small": "fed_distill.models.bert:bert_small",
-        "history-tower": "fed_distill.models.history_tower:HistoryTower",
-        "labels-file": "fed_distill.models.labels_file:LabelsFile",
-        "meta-learner": "fed_distill.models.meta_learner:meta_learner",
-    },
-)
 _ANY_PRETRAINED = "fed_distill.models.pretrained:pretrained"
 _CAUSAL = "fed_distill.models.causal:causal"
 

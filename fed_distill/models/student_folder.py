@@ -2,8 +2,8 @@
 
 ``student.json`` has the task, the cleaning and encoding of texts, examples with expected values, and versions;
 ``model.json``, ``model.safetensors`` and the files named in it are those of ``TextModel.save``. A student that is a
-Hugging Face classifier also has the files by which transformers loads it (``huggingface``). ``docs/student.md`` has the
-format.
+Hugging Face classifier also has the files by which transformers loads it (``huggingface``). ``docs/how-to/student.md``
+has the format.
 """
 
 from dataclasses import asdict

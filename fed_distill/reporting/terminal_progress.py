@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from fed_distill.config import Experiment
 from fed_distill.reporting.callbacks import Callback
@@ -45,10 +46,10 @@ class ProgressBars(Callback):
         if self._console.is_terminal:
             self._bars = Bars(
                 SpinnerColumn(finished_text="✓"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=whole()),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.fields[facts]}", table_column=whole()),
                 TimeRemainingColumn(compact=True, elapsed_when_finished=True),
                 console=self._console,
             )
@@ -113,6 +114,12 @@ class ProgressBars(Callback):
     def _print(self, text: str) -> None:
         self._said = self._now()
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def whole() -> Column:
+    """Return a column of live lines whose text goes on in the next line of a narrow terminal, instead of being cut:
+    two labels that begin alike stay apart."""
+    return Column(overflow="fold", no_wrap=False)
 
 
 def round_facts(record: Mapping[str, Any]) -> str:

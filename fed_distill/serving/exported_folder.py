@@ -1,4 +1,4 @@
-"""``export.json`` and the files of an exported student, read with distrust. ``docs/student.md`` has the format.
+"""``export.json`` and the files of an exported student, read with distrust. ``docs/how-to/student.md`` has the format.
 
 A folder names no file to open: the names of graphs are fixed, and a link that leads out of the folder is refused.
 """
@@ -48,9 +48,9 @@ MOST_DIFFERENCE: Mapping[VariantName, float] = {
 A stored weight is off by at most 2^-11 of itself (float16), 1/254 (int8) or 1/14 (int4) of the largest weight that
 shares its scale. A softmax differs by at most half the largest error of a logit, to which a weight's error adds up over
 rows and layers: no bound below 1 holds for every student, so these are ten times and, for int4, three times what
-trained students show (docs/student.md), and a graph of another student exceeds them. Without a row that ``pruned``
-removes, a text of few features is another text, whose probabilities may be any: that variant is compared with its own
-probabilities, which ``conformance.json`` has.
+trained students show (docs/how-to/student.md), and a graph of another student exceeds them. Without a row that
+``pruned`` removes, a text of few features is another text, whose probabilities may be any: that variant is compared
+with its own probabilities, which ``conformance.json`` has.
 """
 _MOST_JSON = 1 << 26
 """Largest JSON file that is read, bytes; the texts of a tokenizer have a few million."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fed_distill.data.cleaning import clean_text
-from fed_distill.data.table import read_columns, texts_of
+from fed_distill.data.table_file import read_columns, texts_of
 from fed_distill.errors import DataError
 from fed_distill.serving.index import Product
 

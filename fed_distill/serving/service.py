@@ -1,4 +1,4 @@
-"""The HTTP service of a student: ``build_service`` makes the application. ``docs/serving.md`` describes its use.
+"""The HTTP service of a student: ``build_service`` makes the application. ``docs/how-to/serving.md`` describes its use.
 
 Routes answer by the student that ``Students`` chooses; ``Gate`` has checked who asks before a route is called.
 """

@@ -34,7 +34,7 @@ def write_serve_file(folder: Path, student: Path) -> str:
     make_folder(folder)
     place = os.path.relpath(os.path.abspath(student), folder.resolve())  # a link stays one: it may be switched
     text = (
-        "# Settings of fed-distill serve; docs/serving.md has them all. Keys are read again when this file changes.\n"
+        "# Settings of fed-distill serve; docs/how-to/serving.md has them all. Keys are read again when this changes.\n"
         f'[service]\nstudent = {json.dumps(place)}\nvariant = "float32"\nhost = "127.0.0.1"\nport = 8080\n'
     )
     text, key = _with_key(path, text, "operator", SCOPES, None, RATE)

@@ -24,7 +24,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 PRUNED_SHARE = 0.25
 """Share of the rows that ``pruned`` removes: a text has dozens of features, so that those of the smallest norm hardly
-turn its vector. Twice this share costs 1.5 points of nDCG@10 on PriceRunner (docs/student.md)."""
+turn its vector. Twice this share costs 1.5 points of nDCG@10 on PriceRunner (docs/how-to/student.md)."""
 BLOCK = 8
 """Consecutive rows that share a scale in ``int8``. With a scale a row, a table of width 64 would be more than a quarter
 of its float32 size; with a scale a column, one row of large norm would make all others coarse."""

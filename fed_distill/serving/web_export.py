@@ -1,5 +1,5 @@
 """Write a two-tower or static student for JavaScript: ``web/student.json`` and ``web/weights.bin``, which
-``web/student.js`` of this package reads in a browser or in node. ``docs/student.md`` has the format.
+``web/student.js`` of this package reads in a browser or in node. ``docs/how-to/student.md`` has the format.
 """
 
 from pathlib import Path

@@ -27,8 +27,8 @@ class Range(SweepTable):
 
     key: str = Field(description="key of the experiment, as training.merchants.learning_rate")
     name: str = Field("", description="name in tables and figures; default: the key's last part")
-    low: Number
-    high: Number
+    low: Number = Field(description="smallest number")
+    high: Number = Field(description="largest number")
     log: bool = Field(False, description="draw the logarithm evenly, for what spans orders of magnitude")
     step: Number | None = Field(None, description="distance of the numbers drawn, from `low` on; none for any number")
 

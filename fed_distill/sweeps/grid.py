@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fed_distill.config import Experiment
 from fed_distill.config.tables import LARGEST
-from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.config.toml import check_kind, first_problem, read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.sweeps.axes import Axis, SweepTable, dotted_keys, label_of
 from fed_distill.sweeps.row_tuning import TUNED_CONTROLS, RowTuning
@@ -202,6 +202,7 @@ class Study(SweepTable):
         its own.
         """
         tables, folder = dict(read_toml(path, "study")), Path(path).parent
+        check_kind(tables, path, "study")
         extended = tables.pop("extends", None)
         if extended is not None:
             if not isinstance(extended, str) or Path(extended).name != extended:

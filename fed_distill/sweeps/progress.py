@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from fed_distill.reporting.terminal_progress import whole
 from fed_distill.reporting.wording import duration, size
 from fed_distill.sweeps.cells import Cell
 
@@ -38,10 +39,10 @@ class SweepProgress:
         self.say(f"{total:,} {self._noun}s{there}; at most {processes} at a time")
         if self._console.is_terminal and finished < total:
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=whole()),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.fields[facts]}", table_column=whole()),
                 console=self._console,
             )
             self._whole = self._bars.add_task("study", total=total, completed=finished, facts="")

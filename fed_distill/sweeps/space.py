@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from fed_distill.config import Experiment, PositiveInt
-from fed_distill.config.toml import first_problem, read_toml
+from fed_distill.config.toml import check_kind, first_problem, read_toml
 from fed_distill.errors import ConfigError
 from fed_distill.storage.fingerprint import fingerprint
 from fed_distill.sweeps.axes import Choice, SweepTable
@@ -134,7 +134,9 @@ class Tuning(SweepTable):
     @classmethod
     def read(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a TOML file and apply ``overrides``, see ``parse``."""
-        return cls.parse(read_toml(path, "tuning"), str(path), Path(path).parent, overrides)
+        tables = read_toml(path, "tuning")
+        check_kind(tables, path, "tuning")
+        return cls.parse(tables, str(path), Path(path).parent, overrides)
 
     def to_toml(self) -> str:
         """Return the complete file as self-contained TOML, with the base experiment and its defaults."""

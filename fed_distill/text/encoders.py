@@ -1,4 +1,4 @@
-"""Encode texts as the specification in a student's folder says (``docs/student.md``), without its network."""
+"""Encode texts as the specification in a student's folder says (``docs/how-to/student.md``), without its network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

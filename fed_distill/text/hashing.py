@@ -80,7 +80,7 @@ def piece_rows(texts: Sequence[str], rows: int, max_pieces: int) -> Matrix:
 
 
 def bag_specification(rows: int, ngrams: Sequence[int], max_features: int) -> dict[str, Any]:
-    """Return the parameters and constants of ``bag_rows``, JSON-ready; ``docs/student.md`` has the algorithm."""
+    """Return the parameters and constants of ``bag_rows``, JSON-ready; ``docs/how-to/student.md`` has the algorithm."""
     return {
         "algorithm": "hashed words and n-grams",
         **_specification(rows, {"word": _WORD, "ideograph": _UNIGRAM, "ideographs": _BIGRAM}),

@@ -29,7 +29,9 @@ _COMBINING = ("\U0001d165", "\u302e")
 
 
 def wordpiece_tables(description: str) -> dict[str, Any]:
-    """Return how ``web/wordpiece.js`` of ``fed_distill.serving`` splits a text, JSON-ready (``docs/student.md``).
+    """Return how ``web/wordpiece.js`` of ``fed_distill.serving`` splits a text, JSON-ready.
+
+    ``docs/how-to/student.md`` has the algorithm.
 
     :param description: text of a ``tokenizer.json``
     :raises ModelError: it is not a WordPiece with BERT's normalizer and pre-tokenizer

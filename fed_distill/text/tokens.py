@@ -49,7 +49,7 @@ class Tokens(Protocol):
 
     @property
     def specification(self) -> Mapping[str, Any]:
-        """The algorithm and its parameters, JSON-ready (``docs/student.md``)."""
+        """The algorithm and its parameters, JSON-ready (``docs/how-to/student.md``)."""
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Fields:
         """Encode ``n`` texts or pairs, truncated to the maximum length of this tokenizer."""

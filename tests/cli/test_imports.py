@@ -31,9 +31,9 @@ def shown_in_turn(*commands):
 
 
 def test_help_imports_nothing_heavy_and_names_every_group_of_commands():
-    groups = ("data", "ledger", "sites")
+    groups = ("data", "experiments", "ledger", "sites")
     helps = shown_in_turn(["--help"], *([group, "--help"] for group in groups))
-    assert [(code, imported) for code, _, imported in helps] == [(0, [])] * 4
+    assert [(code, imported) for code, _, imported in helps] == [(0, [])] * 5
     assert all(group in helps[0][1] for group in groups)
 
 
@@ -51,6 +51,8 @@ def test_looking_at_experiments_and_datasets_and_verifying_ledgers_imports_nothi
         ["config", "experiments/quickstart.toml"],
         ["data", "list"],
         ["ledger", "verify", ledger],
+        ["experiments", "ls"],
+        ["keys", "federation.rounds"],
     ]
     for command, (code, shown, imported) in zip(commands, shown_in_turn(*commands), strict=True):
         assert code == 0, shown

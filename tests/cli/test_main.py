@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ COMMANDS = [
     ["data", "describe"],
     ["data", "proxy"],
     ["data", "list"],
+    ["init"],
+    ["keys"],
+    ["compare"],
+    ["experiments", "ls"],
+    ["experiments", "cp"],
 ]
 
 
@@ -70,10 +76,30 @@ def mistake(answer):
         ("byzantine.attack=sing-flip", "unknown attack 'sing-flip'; did you mean sign-flip"),
         ("data.dataset=marketplaec", "unknown dataset 'marketplaec'; did you mean marketplace"),
         ('runtime.callbacks=["progres"]', "unknown callback 'progres'; did you mean progress"),
+        ("student.model=two-towr", "unknown student 'two-towr'; did you mean two-tower"),
+        ("teacher.model=minilmm", "did you mean minilm?"),
     ],
 )
 def test_an_unknown_name_is_found_before_anything_is_imported(entered, command, setting, problem):
     assert problem in mistake(entered(command, QUICKSTART, "--set", setting))
+
+
+@pytest.mark.parametrize("words", [["run"], ["config"], ["run", "--tiny"], ["config", "--tiny"]], ids=" ".join)
+def test_a_mistyped_teacher_is_found_although_a_tiny_version_has_another(entered, words):
+    problem = mistake(entered(*words, QUICKSTART, "--set", "teacher.model=bert-smal"))
+    assert problem.startswith("error: unknown teacher 'bert-smal'")
+
+
+@pytest.mark.parametrize(("command", "file"), [("study", "features"), ("tune", "tune")])
+def test_a_mistyped_teacher_of_a_sweep_is_found_in_its_tiny_version_too(entered, command, file, tmp_path):
+    path = ROOT / "experiments" / f"{file}.toml"
+    words = [command, str(path), "--tiny", "--out", str(tmp_path / "out"), "--set", "teacher.model=bert-smal"]
+    assert "unknown teacher 'bert-smal'" in mistake(entered(*words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_version_is_printed(entered):
+    assert entered("--version") == (0, f"fed-distill {version('fed-distill')}\n", "")
 
 
 def test_a_custom_part_is_not_imported_to_print_an_experiment(entered):
@@ -130,7 +156,7 @@ def test_a_missing_file_is_named(entered, tmp_path):
         (None, "cannot read experiment {path}: Is a directory"),
         (b"name = 'sp\xe4t'", "{path} is not valid TOML: line 1 is not in UTF-8: save the file in UTF-8"),
         (b"name = ", "{path} is not valid TOML: Invalid value (at end of document)"),
-        (b"[[search]]", "{path} has [[search]] and is not an experiment: use `fed-distill tune`"),
+        (b"[[search]]", "{path} has [[search]] and is not an experiment: use `fed-distill tune {path}`"),
     ],
 )
 @pytest.mark.parametrize("words", [["run"], ["config"], ["config", "--flower"], ["data", "describe"]], ids=" ".join)

@@ -111,8 +111,14 @@ def write(tmp_path, text):
         ("seed = 99999999999999999999", "seed must be at most 4611686018427387904"),
         ("repeats = 99999999999999999999", "repeats must be at most"),
         ("[runtime]\nfolder = 3", r"runtime\.folder must be a path"),
-        ("[base]\n[[axis]]\nkey = 'seed'", r"has \[\[axis\]\] and is not an experiment: use `fed-distill study`"),
-        ("[base]\n[[search]]\nkey = 'seed'", r"has \[\[search\]\] and is not an experiment: use `fed-distill tune`"),
+        (
+            "[base]\n[[axis]]\nkey = 'seed'",
+            r"has \[\[axis\]\] and is not an experiment: use `fed-distill study .*mine.toml`",
+        ),
+        (
+            "[base]\n[[search]]\nkey = 'seed'",
+            r"has \[\[search\]\] and is not an experiment: use `fed-distill tune .*mine.toml`",
+        ),
         ("name = 'two words'", "name must be text that matches"),
         (
             "controls = ['server', 'oracle']",

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from fed_distill.config import Experiment
 from fed_distill.config.toml import first_problem, read_toml
 from fed_distill.errors import ConfigError
+from fed_distill.sweeps.grid import Study
+from fed_distill.sweeps.space import Tuning
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 class Inner(BaseModel):
@@ -64,6 +68,9 @@ class Long(Short):
     flag: bool = False
 
 
+WIDTH = "whole number, at least 1; default: none"
+
+
 class Choices(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -83,13 +90,19 @@ class Choices(BaseModel):
         ({"one": {"lenght": "long"}}, "unknown key one.lenght; did you mean one.length?"),
         ({"one": {"lenght": 1}}, "unknown key one.lenght"),
         ({"nothing_like_it": 1}, "unknown key nothing_like_it"),
-        ({"each": [{"width": "two"}]}, "each.1.width must be a whole number, not 'two'"),
-        ({"each": [{"width": 2.5}]}, "each.1.width must be a whole number, not 2.5"),
-        ({"each": [{"width": 0}]}, "each.1.width must be at least 1, not 0"),
-        ({"each": [{"size": "long"}]}, "each.1.size must be 'small', not 'long'"),
+        (
+            {"each": [{"width": "two"}]},
+            "each.1.width must be a whole number, not 'two' (whole number, at least 1; default: none)",
+        ),
+        (
+            {"each": [{"width": 2.5}]},
+            "each.1.width must be a whole number, not 2.5 (whole number, at least 1; default: none)",
+        ),
+        ({"each": [{"width": 0}]}, "each.1.width must be at least 1, not 0 (whole number, at least 1; default: none)"),
+        ({"each": [{"size": "long"}]}, "each.1.size must be 'small', not 'long' (default: \"small\")"),
         ({"each": {}}, "each must be a list"),
-        ({"one": {"length": "long"}}, "one.length must be a number, not 'long'"),
-        ({"one": {"flag": "long"}}, "one.flag must be true or false, not 'long'"),
+        ({"one": {"length": "long"}}, "one.length must be a number, not 'long' (number, greater than 0; default: 1.0)"),
+        ({"one": {"flag": "long"}}, "one.flag must be true or false, not 'long' (true or false; default: false)"),
     ],
 )
 def test_a_problem_is_said_in_the_words_of_the_file_and_the_nearest_key_is_suggested(tables, problem):
@@ -144,3 +157,74 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_a_null_character_is_said_where_it_is(changes, where):
     with pytest.raises(ConfigError, match=rf"{re.escape(where)} has the character U\+0000: remove it"):
         Experiment().with_changes(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainig.server.epochs": 3}, "unknown key trainig.server.epochs; did you mean training.server.epochs?"),
+        ({"training.sever.epoch": 3}, "unknown key training.sever.epoch; did you mean training.server.epochs?"),
+        ({"rounds": 3}, "unknown key rounds; did you mean federation.rounds?"),
+        ({"privacy": {"unit": "example", "epsilno": 3}}, "unknown key privacy.epsilno; did you mean privacy.epsilon?"),
+        ({"federation.nothing_like_it": 3}, "unknown key federation.nothing_like_it"),
+        (
+            {"federation.rounds": 0},
+            "federation.rounds must be at least 1, not 0 (whole number, at least 1; default: 10)",
+        ),
+        ({"runtime.folder": 3}, 'runtime.folder must be a path, not 3 (path; default: "runs")'),
+    ],
+)
+def test_a_key_of_an_experiment_is_corrected_by_its_whole_name(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        Experiment().with_changes(changes)
+    assert str(caught.value) == f"experiment: {message}"
+
+
+def test_a_key_that_many_tables_have_is_not_guessed():
+    with pytest.raises(ConfigError, match=r"unknown key epochs$"):
+        Experiment().with_changes({"epochs": 3})
+    with pytest.raises(
+        ConfigError, match=r"unknown key patience; did you mean teacher\.patience or federation\.patience\?$"
+    ):
+        Experiment().with_changes({"patience": 3})
+
+
+@pytest.mark.parametrize("read", [Study.read, Tuning.read])
+def test_what_several_keys_of_studies_and_tunings_may_be_is_said_too(read, tmp_path):
+    kind = "methods" if read == Study.read else "tune"
+    with pytest.raises(ConfigError, match=r"not 'x' \(whole number, at least 1.*; default: \d+\)"):
+        read(EXPERIMENTS / f"{kind}.toml", {"seeds": "x"})
+
+
+def test_a_file_without_a_name_is_called_as_the_file(tmp_path):
+    for file, name in (("short.toml", "short"), ("My töpfe (2).toml", "My-t-pfe-2"), ("ü.toml", "experiment")):
+        (tmp_path / file).write_text("seed = 1\n", encoding="utf-8")
+        assert Experiment.read(tmp_path / file).name == name
+    assert Experiment.read(tmp_path / "short.toml", {"name": "other"}).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("read", "file", "message"),
+    [
+        (Experiment.read, "methods", "has [[axis]] and is not an experiment: use `fed-distill study {path}`"),
+        (Experiment.read, "tune", "has [[search]] and is not an experiment: use `fed-distill tune {path}`"),
+        (Experiment.read, "methods_tuned", "has extends and is not an experiment: use `fed-distill study {path}`"),
+        (Study.read, "tune", "has [[search]] and is not a study: use `fed-distill tune {path}`"),
+        (Study.read, "quickstart", "is not a study: if it is an experiment, use `fed-distill run {path}`"),
+        (Tuning.read, "methods", "has [[axis]] and is not a tuning: use `fed-distill study {path}`"),
+        (Tuning.read, "quickstart", "is not a tuning: if it is an experiment, use `fed-distill run {path}`"),
+    ],
+)
+def test_a_file_of_another_kind_names_the_right_command(read, file, message):
+    path = EXPERIMENTS / f"{file}.toml"
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).endswith(message.format(path=path))
+
+
+@pytest.mark.parametrize(("name", "command"), [("experiment", "run"), ("study", "study")])
+def test_the_folder_of_a_run_or_study_in_the_place_of_its_file_is_named(tmp_path, name, command):
+    (tmp_path / f"{name}.toml").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"it is the folder of .*`fed-distill {command} .*{name}\.toml`$"):
+        Experiment.read(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from fed_distill.config import DataConfig
 from fed_distill.data import load
+from fed_distill.data.describe import render
 from fed_distill.errors import ConfigError, DataError
 
 GRADES = ("exact", "substitute", "complement", "irrelevant")
@@ -75,6 +76,9 @@ def test_unknown_labels_are_dropped_and_counted(tmp_path: Path, caplog: pytest.L
     data = load(config(write(rows, tmp_path / "rows.csv")))
     assert data.account["cleaning"]["dropped"]["unknown label"] == 2
     assert "2 of 720 rows" in caplog.text
+    assert "are dropped: 'great' (1), empty (1); to keep them, map the labels with data.options.labels" in caplog.text
+    assert data.account["cleaning"]["unknown_labels"] == {"great": 1, "": 1}
+    assert re.search(r"dropped: unknown label +2 +great: 1, empty: 1", render(data.account))
 
 
 def test_numbers_have_the_meaning_that_they_are_given(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recipe of docs/scaling.md: `flwr run .` on a Ray cluster of two nodes, here both on this machine.
+"""The recipe of docs/how-to/scaling.md: `flwr run .` on a Ray cluster of two nodes, here both on this machine.
 
 Each merchant's training notes the Ray node that it ran on; the student is that of the in-process run.
 """

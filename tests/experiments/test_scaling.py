@@ -13,7 +13,7 @@ from fed_distill.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "experiments" / "benchmarks" / "scaling.json"
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "how-to" / "scaling.md"
 
 
 @pytest.mark.parametrize(("asked", "chunk", "sites"), [(1, 16, 1), (100, 16, 1), (100, 16, 7), (95, 16, 40), (5, 9, 9)])

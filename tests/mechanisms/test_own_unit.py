@@ -24,7 +24,7 @@ from tests.privacy.recomputed import assert_charged_rightly
 
 QUIET = {"controls": [], "adaptation.enabled": False, "data.max_merchants": 3, "federation.rounds": 2}
 
-GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extending.md"
 (BY_LABEL,) = re.findall(r"```python\n((?:(?!```).)*class ByLabel.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
 WITHOUT_SAMPLING = '''
 from dataclasses import dataclass, field

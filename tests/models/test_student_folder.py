@@ -57,7 +57,7 @@ def test_encodings_have_the_parameters_of_their_models(student):
 
 
 def test_a_hash_of_the_specification_is_that_of_the_encoding(student):
-    """One word of three letters, by the algorithm of ``docs/student.md`` in plain integers."""
+    """One word of three letters, by the algorithm of ``docs/how-to/student.md`` in plain integers."""
     model = student("two-tower", SENTIMENT, **OPTIONS["two-tower"])
     spec, wrap = model.text_encoding, (1 << 64) - 1
     base, factor = int(spec["base"], 16), int(spec["salt_factor"], 16)

@@ -16,7 +16,7 @@ from fed_distill.payloads.base import Context
 from fed_distill.transport.messages import Uplink
 from fed_distill.transport.records import encode_uplink, serialized_bytes
 
-GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extending.md"
 COVERED = re.compile(r"    covered: ClassVar.*\n")
 QUICK = {
     "federation.options": {},

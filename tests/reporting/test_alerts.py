@@ -50,5 +50,5 @@ def test_every_alert_that_was_asked_for_is_there():
 
 
 def test_the_guide_names_every_metric_and_no_other(exported):
-    guide = (DOCS / "observability.md").read_text(encoding="utf-8")
+    guide = (DOCS / "how-to" / "observability.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(fed_distill_[a-z_]+)`", guide)) == exported

@@ -1,6 +1,8 @@
 """ProgressBars is readable in a terminal and in a log."""
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -128,3 +130,18 @@ def test_a_round_tells_of_rejected_merchants_and_of_the_metric_that_there_is():
     assert round_facts(record(1, rejected=2)).startswith("12 merchants · 2 rejected · loss")
     assert round_facts(record(1, valid={"macro_f1": 0.5, "ndcg@10": None})).endswith("macro-F1 0.5000")
     assert round_facts(record(1, valid={}, train_loss=None)) == "12 merchants"
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_labels_that_begin_alike_are_whole_in_a_narrow_terminal(width):
+    file = io.StringIO()
+    progress = ProgressBars(Console(file=file, force_terminal=True, width=width, color_system=None))
+    titles = [f"seed 0 · the server's student of the second assistant, distilled with {end}" for end in ("A1", "B2")]
+    progress.on_start(EXPERIMENT, Path("runs") / "trial")
+    for title in titles:
+        progress.on_stage(title, 3)
+        progress.on_round(record(1))
+    progress.on_end({})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "…" not in shown
+    assert all(end in shown for end in ("A1", "B2"))

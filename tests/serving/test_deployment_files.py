@@ -213,7 +213,7 @@ def test_compose_and_its_proxy_name_what_the_service_has(settings):
 
 
 def test_links_of_the_page_lead_somewhere():
-    page = ROOT / "docs" / "serving.md"
+    page = ROOT / "docs" / "how-to" / "serving.md"
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
-    assert {f"serving/{path.name}" for path in FILES.iterdir()} <= set(links)
+    assert {f"../serving/{path.name}" for path in FILES.iterdir()} <= set(links)
     assert [link for link in links if not (page.parent / link).exists()] == []

@@ -1,6 +1,6 @@
 /**
  * Hash texts to rows of an embedding table: the words and n-grams of `fed_distill.text.hashing.bag_rows`, of which
- * docs/student.md has the specification.
+ * docs/how-to/student.md has the specification.
  *
  * Hashes are unsigned integers of 64 bits. They are computed as two halves of 32 bits: BigInt takes ten times as long.
  */

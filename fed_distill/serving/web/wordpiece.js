@@ -1,7 +1,7 @@
 /**
  * Split texts into the tokens of a WordPiece tokenizer, as `tokenizers` of Hugging Face does with BERT's normalizer and
  * pre-tokenizer. The kinds of code points and their lower case come with the student (`fed_distill.text.
- * javascript_wordpiece`), of which docs/student.md has the specification.
+ * javascript_wordpiece`), of which docs/how-to/student.md has the specification.
  */
 
 import { kindsOf } from "./texts.js";

